@@ -1,0 +1,1 @@
+"""The attention operator: one reference, one entry point, and the kernels behind it."""

@@ -1,0 +1,1 @@
+"""The autoregressive loop: prompts in, a stream of frames out."""

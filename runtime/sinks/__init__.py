@@ -1,0 +1,1 @@
+"""Where frames go: a video file, a folder of pictures, or nowhere."""

@@ -1,0 +1,1 @@
+"""Checkpoint folders in the layout that diffusers users know."""

@@ -1,0 +1,1 @@
+"""`sprites`: endless captioned videos by formula, and a grader that knows the truth."""

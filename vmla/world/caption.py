@@ -1,0 +1,83 @@
+"""The grammar of captions: scenes to words, and words to what they ask for."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+import numpy as np
+
+from vmla.world.scene import BACKGROUNDS, COLOURS, MOTIONS, RADII, ROUND, SHAPES, Scene
+
+FILLERS = frozenset({"a", "an", "one", "is", "and", "on", "over", "background", "the"})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """One object that a prompt asks for; what the prompt leaves open is None."""
+
+    shape: str
+    colour: str
+    motion: str
+    size: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reading:
+    """What a prompt says in the language of the sprite world."""
+
+    requests: tuple[Request, ...]
+    background: str | None
+    unknown: tuple[str, ...]
+    """Words that the world has no meaning for, in their order."""
+
+    @property
+    def understood(self) -> bool:
+        """Whether the prompt is wholly within the grammar."""
+        return bool(self.requests) and self.background is not None and not self.unknown
+
+
+def describe(scene: Scene, rng: np.random.Generator | None = None) -> str:
+    """The caption of `scene`; `rng` varies the wording, without it the plainest form is given."""
+    parts = []
+    for sprite in scene.sprites:
+        size = f"{sprite.size} " if rng is None or rng.random() < 0.6 else ""
+        copula = "is " if rng is not None and rng.random() < 0.25 else ""
+        parts.append(f"a {size}{sprite.colour} {sprite.shape} {copula}{sprite.motion}")
+    preposition = "over" if rng is not None and rng.random() < 0.25 else "on"
+    return f"{' and '.join(parts)} {preposition} a {scene.background} background"
+
+
+def read(prompt: str) -> Reading:
+    """Read `prompt`; an object counts once its colour, shape and motion are all named."""
+    requests: list[Request] = []
+    found: dict[str, str] = {}
+    background: str | None = None
+    unknown: list[str] = []
+    kinds = {"shape": SHAPES, "colour": tuple(COLOURS), "motion": MOTIONS, "size": tuple(RADII)}
+    for word in re.findall(r"[^\s,.;]+", prompt.lower()):
+        kind = next((k for k, values in kinds.items() if word in values), None)
+        if kind is not None:
+            found[kind] = word
+        elif word in BACKGROUNDS:
+            background = word
+        elif word not in FILLERS:
+            unknown.append(word)
+        if {"shape", "colour", "motion"} <= found.keys():
+            requests.append(Request(**found))
+            found = {}
+    return Reading(requests=tuple(requests), background=background, unknown=tuple(unknown))
+
+
+def warning_for(prompt: str) -> str | None:
+    """One sentence for a prompt that a sprite model cannot follow, or None if it can."""
+    reading = read(prompt)
+    spun = any(r.motion == "spinning" and r.shape in ROUND for r in reading.requests)
+    if reading.understood and len(reading.requests) <= 2 and not spun:
+        return None
+    what = f"does not know {', '.join(map(repr, reading.unknown))}" if reading.unknown else "is small"
+    return (
+        f"this model {what}; it knows one or two objects such as 'a red star bouncing on a navy "
+        f"background': colours {', '.join(COLOURS)}; shapes {', '.join(SHAPES)}; motions "
+        f"{', '.join(MOTIONS)}; backgrounds {', '.join(BACKGROUNDS)}; sizes {', '.join(RADII)}"
+    )
