@@ -1,0 +1,78 @@
+"""How a stage's parameters move: AdamW, with Muon for the matrices where a schedule asks for it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+AVERAGED_BETAS = (0.9, 0.98)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Schedule:
+    """Length and rates of a stage: a linear rise, a plateau, and a linear fall to zero."""
+
+    steps: int
+    learning_rate: float
+    """Of AdamW."""
+    matrix_rate: float | None = None
+    """Of Muon, for the two-dimensional parameters of the model's `blocks`; None leaves them to AdamW."""
+    warmup: int = 50
+    decay: int
+    """Steps of the fall at the end."""
+    average: float = 0.998
+    """Decay of the exponential moving average of the weights; the average is what is shipped."""
+    clip: float = 1.0
+    """Largest norm of the whole gradient."""
+    save_every: int = 100
+
+
+class Optimizers:
+    """The optimizers of one model under one schedule, stepped together."""
+
+    def __init__(self, model: nn.Module, schedule: Schedule) -> None:
+        self._schedule = schedule
+        self._parameters = list(model.parameters())
+        matrices, others = [], []
+        for name, parameter in model.named_parameters():
+            is_matrix = schedule.matrix_rate is not None and "blocks." in name and parameter.ndim == 2
+            (matrices if is_matrix else others).append(parameter)
+        self._all: list[torch.optim.Optimizer] = [
+            torch.optim.AdamW(others, lr=schedule.learning_rate, betas=AVERAGED_BETAS, weight_decay=0.0)
+        ]
+        if schedule.matrix_rate is not None:
+            # "match_rms_adamw" scales an update by its shape (arXiv 2502.16982, section 2.2).
+            self._all.append(
+                torch.optim.Muon(
+                    matrices, lr=schedule.matrix_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
+                )
+            )
+        self._rates = [group["lr"] for optimizer in self._all for group in optimizer.param_groups]
+
+    def factor(self, step: int) -> float:
+        """What the learning rates are multiplied by at `step`, counted from 0."""
+        rise = (step + 1) / max(self._schedule.warmup, 1)
+        fall = (self._schedule.steps - step) / max(self._schedule.decay, 1)
+        return min(1.0, rise, fall)
+
+    def step(self, step: int) -> None:
+        """Move the parameters by their gradients, which are then cleared."""
+        nn.utils.clip_grad_norm_(self._parameters, self._schedule.clip)
+        groups = [group for optimizer in self._all for group in optimizer.param_groups]
+        for group, rate in zip(groups, self._rates, strict=True):
+            group["lr"] = rate * self.factor(step)
+        for optimizer in self._all:
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """The state of each optimizer."""
+        return [optimizer.state_dict() for optimizer in self._all]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """Continue from `states`."""
+        for optimizer, state in zip(self._all, states, strict=True):
+            optimizer.load_state_dict(state)

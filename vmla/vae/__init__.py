@@ -1,0 +1,42 @@
+"""Pixels to latents and back: one codec protocol, two codecs, both decoded as a stream."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+from torch import Tensor
+
+Memory = Any
+"""What a codec remembers between two calls of `decode`; opaque to everyone else."""
+
+
+class Codec(Protocol):
+    """A causal video autoencoder that decodes latent frames as they come.
+
+    `decode` called once on all latents and called chunk by chunk give the same frames.
+    """
+
+    @property
+    def latent_channels(self) -> int:
+        """Channels of a latent frame."""
+
+    @property
+    def spatial_ratio(self) -> int:
+        """Pixels to one latent cell, in each direction."""
+
+    @property
+    def temporal_ratio(self) -> int:
+        """Pixel frames to one latent frame."""
+
+    @property
+    def first_frames(self) -> int:
+        """Pixel frames of the very first latent frame."""
+
+    def encode(self, video: Tensor) -> Tensor:
+        """[B, frames, 3, H, W] in [0, 1] to normalised latents [B, z, F, h, w]."""
+
+    def decode(self, latents: Tensor, memory: Memory | None = None) -> tuple[Tensor, Memory]:
+        """Normalised latents [B, z, F, h, w] to frames [B, frames, 3, H, W] in [0, 1].
+
+        `memory` is what the previous call returned; None starts a new video.
+        """
