@@ -1,0 +1,64 @@
+"""3D rotary positions: frequencies sliced from Wan's own tables, angles from window-relative indices.
+
+Wan splits a head of width d into channels for time, height and width (44 | 42 | 42 of 128), two
+neighbouring channels to a rotating pair; pair i of an axis of width a turns by 10000^(-2i/a) per
+position. VideoMLA's shared rotary key keeps the fastest pairs of each axis (arXiv 2605.30351, 3.2).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+THETA = 10000.0
+"""Base of Wan's frequencies."""
+
+
+class Rotary3D(nn.Module):
+    """Cosines and sines for tokens of given latent frames; holds frequencies, never positions."""
+
+    frequencies_time: Tensor
+    frequencies_height: Tensor
+    frequencies_width: Tensor
+
+    def __init__(self, *, head_width: int, rotary_width: int, grid: tuple[int, int]) -> None:
+        """Keep the fastest `rotary_width / 2` pairs of a Wan head of width `head_width`."""
+        super().__init__()
+        self.grid = grid
+        spatial = 2 * (head_width // 6)
+        axes = (head_width - 2 * spatial, spatial, spatial)
+        pairs = split_pairs(rotary_width // 2) if rotary_width < head_width else tuple(a // 2 for a in axes)
+        for name, axis, kept in zip(("time", "height", "width"), axes, pairs, strict=True):
+            table = THETA ** (-torch.arange(0, axis, 2, dtype=torch.float64) / axis)
+            self.register_buffer(f"frequencies_{name}", table[:kept].float(), persistent=False)
+
+    def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the tokens of `frames` [n] (int): each [n * P, pairs] float32."""
+        down, across = self.grid
+        rows = torch.arange(down, device=frames.device)
+        columns = torch.arange(across, device=frames.device)
+        shape = (len(frames), down, across, -1)
+        angles = torch.cat(
+            [
+                (frames[:, None] * self.frequencies_time)[:, None, None].expand(shape),
+                (rows[:, None] * self.frequencies_height)[None, :, None].expand(shape),
+                (columns[:, None] * self.frequencies_width)[None, None].expand(shape),
+            ],
+            dim=-1,
+        ).flatten(0, 2)
+        return angles.cos(), angles.sin()
+
+
+def split_pairs(pairs: int) -> tuple[int, int, int]:
+    """Pairs for time, height and width, by Wan's rule: 16 gives the paper's (6, 5, 5)."""
+    return pairs - 2 * (pairs // 3), pairs // 3, pairs // 3
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn neighbouring channels of x [..., tokens, 2 * pairs] by the angles of cos, sin [tokens, pairs].
+
+    Computed in the wider of both types, returned in that of x.
+    """
+    even, odd = x[..., 0::2], x[..., 1::2]
+    turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
+    return turned.flatten(-2).to(x.dtype)
