@@ -19,7 +19,7 @@ class Schedule:
     learning_rate: float
     """Of AdamW."""
     matrix_rate: float | None = None
-    """Of Muon, for the two-dimensional parameters of the model's `blocks`; None leaves them to AdamW."""
+    """Of Muon, for inner matrices and convolutions; None leaves them to AdamW."""
     warmup: int = 50
     decay: int
     """Steps of the fall at the end."""
@@ -36,10 +36,11 @@ class Optimizers:
     def __init__(self, model: nn.Module, schedule: Schedule) -> None:
         self._schedule = schedule
         self._parameters = list(model.parameters())
-        matrices, others = [], []
-        for name, parameter in model.named_parameters():
-            is_matrix = schedule.matrix_rate is not None and "blocks." in name and parameter.ndim == 2
-            (matrices if is_matrix else others).append(parameter)
+        inner = [p for n, p in model.named_parameters() if schedule.matrix_rate is not None and _is_inner(n, p)]
+        chosen = {id(p) for p in inner}
+        others = [p for p in self._parameters if id(p) not in chosen]
+        # Muon knows matrices only: a convolution joins as a view, one row for each output channel.
+        self._views = [(p, nn.Parameter(p.detach().flatten(1))) for p in inner]
         self._all: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(others, lr=schedule.learning_rate, betas=AVERAGED_BETAS, weight_decay=0.0)
         ]
@@ -47,7 +48,7 @@ class Optimizers:
             # "match_rms_adamw" scales an update by its shape (arXiv 2502.16982, section 2.2).
             self._all.append(
                 torch.optim.Muon(
-                    matrices, lr=schedule.matrix_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
+                    [view for _, view in self._views], lr=schedule.matrix_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
                 )
             )
         self._rates = [group["lr"] for optimizer in self._all for group in optimizer.param_groups]
@@ -64,9 +65,12 @@ class Optimizers:
         groups = [group for optimizer in self._all for group in optimizer.param_groups]
         for group, rate in zip(groups, self._rates, strict=True):
             group["lr"] = rate * self.factor(step)
+        for parameter, view in self._views:
+            view.grad = None if parameter.grad is None else parameter.grad.flatten(1)
         for optimizer in self._all:
             optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
+        for parameter in self._parameters:
+            parameter.grad = None
 
     def state_dict(self) -> list[dict[str, Any]]:
         """The state of each optimizer."""
@@ -76,3 +80,8 @@ class Optimizers:
         """Continue from `states`."""
         for optimizer, state in zip(self._all, states, strict=True):
             optimizer.load_state_dict(state)
+
+
+def _is_inner(name: str, parameter: nn.Parameter) -> bool:
+    """Whether Muon suits it: a matrix or a convolution of the blocks, not a first or last layer."""
+    return parameter.ndim in (2, 4) and any(part in name for part in ("blocks.", ".mix.", ".inner.", ".out."))

@@ -139,7 +139,6 @@ class TinyCodec(nn.Module):
         channels = config.latent_channels
         self.register_buffer("mean", _per_channel(config.latents_mean or (0.0,) * channels), persistent=False)
         self.register_buffer("std", _per_channel(config.latents_std or (1.0,) * channels), persistent=False)
-        self.to(memory_format=torch.channels_last)
 
     @property
     def latent_channels(self) -> int:

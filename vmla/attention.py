@@ -1,0 +1,166 @@
+"""Self-attention over the window, in two layouts: VideoMLA's shared latent and Wan's own per head.
+
+Both offer the same face: `forward(x, cached, window)` gives the output and the chunk's entries,
+which are cached unrotated and rotated on read by their window-relative positions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from plugins import expand, mla_attention, mla_attention_absorbed
+from vmla.config import ModelConfig
+from vmla.rope import rotate
+
+
+class Window(NamedTuple):
+    """What every layer of a pass needs to know about the window: T cached tokens, S of the chunk."""
+
+    valid: Tensor
+    """[T + S] bool."""
+    cos: Tensor
+    sin: Tensor
+    """[T + S, pairs]: rotations of cached and own tokens; the last S are those of the queries."""
+
+    def own(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the chunk's own `tokens`."""
+        return self.cos[-tokens:], self.sin[-tokens:]
+
+
+class LatentAttention(nn.Module):
+    """Multi-head latent attention with a decoupled rotary key (arXiv 2605.30351, section 3.1)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width, heads, nope = config.width, config.heads, config.nope_width
+        content, rotary, latent = config.content_width, config.rotary_width, config.query_width
+        self.heads, self.content_width = heads, content
+        self.down_kv = nn.Linear(width, content, bias=False)
+        self.norm_kv = nn.RMSNorm(content, eps=config.eps)
+        self.up_k = nn.Linear(content, heads * nope, bias=False)
+        self.up_v = nn.Linear(content, width, bias=False)
+        self.rotary_k = nn.Linear(width, rotary, bias=False)
+        self.down_q = nn.Linear(width, latent, bias=False)
+        self.norm_q = nn.RMSNorm(latent, eps=config.eps)
+        self.up_q = nn.Linear(latent, heads * nope, bias=False)
+        self.rotary_q = nn.Linear(latent, heads * rotary, bias=False)
+        self.to_out = nn.Linear(width, width)
+
+    def entries(self, x: Tensor) -> Tensor:
+        """What x [B, S, D] leaves in the cache: [B, S, E] = (norm(W_dKV x), W_rK x)."""
+        return torch.cat([self.norm_kv(self.down_kv(x)), self.rotary_k(x)], dim=-1)
+
+    def queries(self, x: Tensor, window: Window) -> tuple[Tensor, Tensor]:
+        """q_nope [B, N, S, dn] and rotated q_R [B, N, S, R] from the normalised query latent."""
+        latent = self.norm_q(self.down_q(x))
+        nope = self.up_q(latent).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        rotary = self.rotary_q(latent).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        return nope, rotate(rotary, *window.own(x.shape[1]))
+
+    def forward(
+        self, x: Tensor, cached: Tensor, window: Window, *, absorbed: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """x [B, S, D] attends to cached [B, T, E] and to itself.
+
+        Returns:
+            The output [B, S, D] and the chunk's entries [B, S, E].
+        """
+        own = self.entries(x)
+        entries = torch.cat([cached, own], dim=1)
+        attend = self._absorbed if absorbed else self._expanded
+        out = attend(x, entries, window)
+        return self.to_out(out.transpose(1, 2).flatten(2)), own
+
+    def _expanded(self, x: Tensor, entries: Tensor, window: Window) -> Tensor:
+        """Keys and values of each head are made for this layer only, then attended to: [B, N, S, dv]."""
+        keys, values = expand(
+            entries, self.up_k.weight, self.up_v.weight, window.cos, window.sin, self.heads
+        )
+        query = torch.cat(self.queries(x, window), dim=-1)
+        return mla_attention(query, keys, values, window.valid)
+
+    def _absorbed(self, x: Tensor, entries: Tensor, window: Window) -> Tensor:
+        """Queries go down to the latent instead, and the sums of latents up to values: [B, N, S, dv]."""
+        nope, rotary = self.queries(x, window)
+        content, positional = entries.tensor_split([self.content_width], dim=-1)
+        turned = torch.cat([content, rotate(positional, window.cos, window.sin)], dim=-1)
+        up_k = self.up_k.weight.unflatten(0, (self.heads, -1))  # [N, dn, C]
+        up_v = self.up_v.weight.unflatten(0, (self.heads, -1))  # [N, dv, C]
+        sums = mla_attention_absorbed(
+            torch.cat([nope @ up_k, rotary], dim=-1),
+            turned,
+            window.valid,
+            content_width=self.content_width,
+            scale=(nope.shape[-1] + rotary.shape[-1]) ** -0.5,
+        )
+        return sums @ up_v.transpose(1, 2)
+
+
+class HeadAttention(nn.Module):
+    """Wan's own self-attention: a key and a value for each head, normalised over the full width."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(width, width)
+        self.to_v = nn.Linear(width, width)
+        self.norm_q = nn.RMSNorm(width, eps=config.eps)
+        self.norm_k = nn.RMSNorm(width, eps=config.eps)
+        self.to_out = nn.Linear(width, width)
+
+    def entries(self, x: Tensor) -> Tensor:
+        """What x [B, S, D] leaves in the cache: [B, S, 2 D] = (norm(W_K x), W_V x)."""
+        return torch.cat([self.norm_k(self.to_k(x)), self.to_v(x)], dim=-1)
+
+    def forward(
+        self, x: Tensor, cached: Tensor, window: Window, *, absorbed: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """As `LatentAttention.forward`, with E = 2 D.
+
+        Raises:
+            ValueError: if the absorbed form is asked for, which per-head keys do not have.
+        """
+        if absorbed:
+            raise ValueError("the mha layout has no absorbed form")
+        own = self.entries(x)
+        keys, values = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in torch.cat([cached, own], dim=1).chunk(2, dim=-1)
+        )
+        query = self.norm_q(self.to_q(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
+        query = rotate(query, *window.own(x.shape[1]))
+        out = mla_attention(query, rotate(keys, window.cos, window.sin), values, window.valid)
+        return self.to_out(out.transpose(1, 2).flatten(2)), own
+
+
+class TextAttention(nn.Module):
+    """Wan's cross-attention: no positions, padding attended as Wan does, keys made once per prompt."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.heads = config.heads
+        self.to_q = nn.Linear(width, width)
+        self.to_k = nn.Linear(width, width)
+        self.to_v = nn.Linear(width, width)
+        self.norm_q = nn.RMSNorm(width, eps=config.eps)
+        self.norm_k = nn.RMSNorm(width, eps=config.eps)
+        self.to_out = nn.Linear(width, width)
+
+    def keys_values(self, text: Tensor) -> Tensor:
+        """text [B, tokens, D] to keys and values [2, B, tokens, D]."""
+        return torch.stack([self.norm_k(self.to_k(text)), self.to_v(text)])
+
+    def forward(self, x: Tensor, text_kv: Tensor) -> Tensor:
+        """x [B, S, D] attends to text_kv [2, B, tokens, D]: [B, S, D]."""
+        query, keys, values = (
+            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
+            for part in (self.norm_q(self.to_q(x)), text_kv[0], text_kv[1])
+        )
+        out = nn.functional.scaled_dot_product_attention(query, keys, values)
+        return self.to_out(out.transpose(1, 2).flatten(2))

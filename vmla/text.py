@@ -1,0 +1,82 @@
+"""Prompts to embeddings, through transformers' UMT5 encoder and a tokenizer, as Wan does it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vmla.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class SmallTextConfig:
+    """Sizes of the small model's UMT5 encoder, which reads bytes."""
+
+    width: int = 128
+    head_width: int = 32
+    heads: int = 4
+    ffn_width: int = 256
+    layers: int = 2
+
+    def build(self) -> tuple[nn.Module, Any]:
+        """A fresh encoder and the byte tokenizer: transformers' own classes."""
+        # Direct module paths: the package's front door takes a second longer.
+        from transformers.models.byt5.tokenization_byt5 import ByT5Tokenizer
+        from transformers.models.umt5.configuration_umt5 import UMT5Config
+        from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
+
+        tokenizer = ByT5Tokenizer()
+        config = UMT5Config(
+            vocab_size=len(tokenizer),
+            d_model=self.width,
+            d_kv=self.head_width,
+            num_heads=self.heads,
+            d_ff=self.ffn_width,
+            num_layers=self.layers,
+            dropout_rate=0.0,
+        )
+        return UMT5EncoderModel(config), tokenizer
+
+
+class TextEncoder:
+    """A UMT5 encoder with its tokenizer, giving embeddings of a fixed number of tokens."""
+
+    def __init__(self, encoder: nn.Module, tokenizer: Any, *, tokens: int) -> None:
+        self.encoder = encoder
+        self.tokenizer = tokenizer
+        self.tokens = tokens
+
+    def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token numbers and mask, each [B, tokens] int64; whitespace is cleaned as in Wan.
+
+        Raises:
+            UserError: for an empty prompt.
+        """
+        cleaned = [" ".join(prompt.split()) for prompt in prompts]
+        if not all(cleaned):
+            raise UserError("the prompt is empty; describe what the video shows")
+        batch = self.tokenizer(
+            cleaned, padding="max_length", truncation=True, max_length=self.tokens, return_tensors="pt"
+        )
+        return batch["input_ids"], batch["attention_mask"]
+
+    def fits(self, prompt: str) -> bool:
+        """Whether nothing of `prompt` is cut off."""
+        return len(self.tokenizer(" ".join(prompt.split()))["input_ids"]) <= self.tokens
+
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
+        """[B, tokens, text width] in the encoder's type; what lies behind a prompt's end is zero."""
+        numbers, mask = self.tokenize(prompts)
+        device = next(self.encoder.parameters()).device
+        with torch.no_grad():
+            return embed(self.encoder, numbers.to(device), mask.to(device))
+
+
+def embed(encoder: nn.Module, numbers: Tensor, mask: Tensor) -> Tensor:
+    """The encoder's output [B, tokens, width] with zeros where `mask` is 0 (Wan attends to them)."""
+    hidden: Tensor = encoder(input_ids=numbers, attention_mask=mask).last_hidden_state
+    return hidden * mask[..., None].to(hidden.dtype)

@@ -1,0 +1,89 @@
+"""Stage `denoiser`: teacher forcing over stored latents."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vmla.config import ModelConfig
+from vmla.train.forcing import Forcing, forcing_loss
+from vmla.train.latents import LatentSet
+from vmla.train.optimizers import Schedule
+from vmla.transformer import VideoMLA
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserTraining:
+    """Settings of the stage."""
+
+    schedule: Schedule
+    forcing: Forcing
+    clips: int = 16
+    """Clips of a batch."""
+    chunks: int = 7
+    """Chunks of a training rollout."""
+    jumps: float = 0.5
+    """Share of batches whose rollout leaves out part of the clip after its first chunk."""
+    bfloat16: bool = True
+    seed: int = 0
+
+
+class DenoiserStage:
+    """The loss of `vmla.train.forcing` on batches drawn by (seed, step)."""
+
+    name = "denoiser"
+
+    def __init__(
+        self, config: ModelConfig, training: DenoiserTraining, data: LatentSet, provenance: dict[str, Any]
+    ) -> None:
+        """`provenance` are the settings of what made `data`; another data set is another run."""
+        torch.manual_seed(training.seed)
+        self.model = initialised(VideoMLA(config))
+        self.training, self.schedule, self.data = training, training.schedule, data
+        self.provenance = provenance
+
+    def settings(self) -> dict[str, Any]:
+        """All that determines the result."""
+        return {
+            "model": asdict(self.model.config),
+            "training": asdict(self.training),
+            "data": self.provenance,
+        }
+
+    def loss(self, step: int) -> Tensor:
+        """Velocity error of one teacher-forced rollout over a batch of clips."""
+        latents, text, numbers = self.draw(step)
+        generator = torch.Generator().manual_seed(self.training.seed * 1_000_003 + step)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.training.bfloat16):
+            text_kv = self.model.encode_text(text)
+            return forcing_loss(self.model, latents, text_kv, numbers, self.training.forcing, generator)
+
+    def draw(self, step: int) -> tuple[Tensor, Tensor, list[int]]:
+        """The batch of `step`: latents of the chosen chunks, text embeddings, chunk numbers."""
+        rng = np.random.default_rng([self.training.seed, step, 3])
+        clips = torch.from_numpy(rng.choice(len(self.data.latents), self.training.clips, replace=False))
+        size, count = self.model.config.chunk, self.training.chunks
+        last = self.data.latents.shape[2] // size - (count - 1)
+        start = int(rng.integers(2, last + 1)) if last > 1 and rng.random() < self.training.jumps else 1
+        numbers = [0, *range(start, start + count - 1)]
+        frames = torch.tensor([number * size + offset for number in numbers for offset in range(size)])
+        return self.data.latents[clips][:, :, frames].float(), self.data.text[clips].float(), numbers
+
+
+def initialised(model: VideoMLA) -> VideoMLA:
+    """Start as a residual identity: gates and head at zero, matrices orthogonal in spirit (Xavier)."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                torch.nn.init.zeros_(module.bias)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("time_proj.weight", "proj_out.weight")):
+            torch.nn.init.zeros_(parameter)
+        elif name.endswith("scale_shift_table"):
+            torch.nn.init.normal_(parameter, std=0.02)
+    return model

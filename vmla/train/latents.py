@@ -1,0 +1,77 @@
+"""Stage `latents`: render, encode once, and keep; the denoiser then reads nothing but these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from vmla.text import TextEncoder
+from vmla.train.state import load_state, save_state
+from vmla.vae.tiny import TinyCodec
+from vmla.world.caption import describe
+from vmla.world.render import render
+from vmla.world.scene import draw_scene
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentSettings:
+    """How much is rendered, and how it is kept."""
+
+    clips: int = 3072
+    frames: int = 36
+    """Latent frames of a clip."""
+    shard: int = 128
+    """Clips to a file; what is interrupted loses at most one."""
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class LatentSet:
+    """Every clip of a training set."""
+
+    latents: Tensor
+    """[clips, z, frames, h, w] float16, normalised."""
+    text: Tensor
+    """[clips, text tokens, text width] float16."""
+
+
+def make_latents(
+    settings: LatentSettings,
+    codec: TinyCodec,
+    text: TextEncoder,
+    folder: Path,
+    report: Callable[[str], None],
+) -> LatentSet:
+    """Encode what is not yet in `folder`, and load all of it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = []
+    known = {"latents": asdict(settings), "codec": asdict(codec.config)}
+    for first in range(0, settings.clips, settings.shard):
+        path = folder / f"latents-{first:06d}.pt"
+        shard = load_state(path, known)
+        if shard is None:
+            report(f"latents: clip {first} of {settings.clips}")
+            shard = {"settings": known, **_encode(settings, range(first, first + settings.shard), codec, text)}
+            save_state(path, shard)
+        shards.append(shard)
+    return LatentSet(*(torch.cat([shard[key] for shard in shards]) for key in ("latents", "text")))
+
+
+@torch.inference_mode()
+def _encode(
+    settings: LatentSettings, clips: range, codec: TinyCodec, text: TextEncoder
+) -> dict[str, Any]:
+    latents, captions = [], []
+    for clip in clips:
+        rng = np.random.default_rng([settings.seed, clip, 2])
+        scene = draw_scene(rng)
+        video = render(scene, settings.frames * codec.temporal_ratio, start=int(rng.integers(4096)))
+        latents.append(codec.encode(video[None])[0].half())
+        captions.append(describe(scene, rng))
+    return {"latents": torch.stack(latents), "text": text(captions).half()}

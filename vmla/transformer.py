@@ -1,0 +1,192 @@
+"""The denoiser: Wan2.1's causal transformer with its self-attention read from a cache.
+
+`VideoMLA.forward` is the step that everything else exports, compiles, tests and times: a pure
+function of tensors with static shapes. Parameter names are those of diffusers' Wan transformer
+wherever the parameter is Wan's.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from vmla.attention import HeadAttention, LatentAttention, TextAttention, Window
+from vmla.config import ModelConfig
+from vmla.rope import Rotary3D
+
+
+def sinusoids(timestep: Tensor, width: int) -> Tensor:
+    """Timesteps [...] in 0 .. 1000 to [..., width] float32: cosines, then sines, base 10000 (Wan)."""
+    half = width // 2
+    rates = torch.exp(-math.log(10000) / half * torch.arange(half, device=timestep.device))
+    angles = timestep.float()[..., None] * rates
+    return torch.cat([angles.cos(), angles.sin()], dim=-1)
+
+
+class TwoLayers(nn.Module):
+    """Linear, activation, Linear."""
+
+    def __init__(self, inputs: int, hidden: int, outputs: int, activation: nn.Module) -> None:
+        super().__init__()
+        self.linear_1 = nn.Linear(inputs, hidden)
+        self.activation = activation
+        self.linear_2 = nn.Linear(hidden, outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., inputs] to [..., outputs]."""
+        return self.linear_2(self.activation(self.linear_1(x)))
+
+
+class Conditioning(nn.Module):
+    """Timestep and text to the widths that the blocks read."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.frequency_width = config.frequency_width
+        self.time_embedder = TwoLayers(config.frequency_width, width, width, nn.SiLU())
+        self.time_proj = nn.Linear(width, 6 * width)
+        self.text_embedder = TwoLayers(config.text_width, width, width, nn.GELU(approximate="tanh"))
+
+    def forward(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
+        """timestep [B, F] to the head's embedding [B, F, D] and the blocks' modulation [B, F, 6, D]."""
+        waves = sinusoids(timestep, self.frequency_width).to(self.time_proj.weight.dtype)
+        embedding = self.time_embedder(waves)
+        modulation = self.time_proj(nn.functional.silu(embedding))
+        return embedding, modulation.unflatten(-1, (6, -1))
+
+
+class FeedForward(nn.Module):
+    """Linear, GELU (tanh), Linear."""
+
+    def __init__(self, width: int, hidden: int) -> None:
+        super().__init__()
+        self.up = nn.Linear(width, hidden)
+        self.down = nn.Linear(hidden, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., D] to [..., D]."""
+        return self.down(nn.functional.gelu(self.up(x), approximate="tanh"))
+
+
+class Block(nn.Module):
+    """One layer: x += m2 SA(LN(x)(1 + m1) + m0); x += CA(LN(x)); x += m5 FFN(LN(x)(1 + m4) + m3)."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        width = config.width
+        self.norm1 = nn.LayerNorm(width, eps=config.eps, elementwise_affine=False)
+        self.attn1 = LatentAttention(config) if config.layout == "mla" else HeadAttention(config)
+        self.norm2 = nn.LayerNorm(width, eps=config.eps)
+        self.attn2 = TextAttention(config)
+        self.norm3 = nn.LayerNorm(width, eps=config.eps, elementwise_affine=False)
+        self.ffn = FeedForward(width, config.ffn_width)
+        self.scale_shift_table = nn.Parameter(torch.randn(1, 6, width) / width**0.5)
+
+    def forward(
+        self, x: Tensor, modulation: Tensor, text_kv: Tensor, cached: Tensor, window: Window, absorbed: bool
+    ) -> tuple[Tensor, Tensor]:
+        """x [B, S, D], modulation [B, F, 6, D], text_kv [2, B, tokens, D], cached [B, T, E].
+
+        Returns:
+            The new x and the chunk's entries [B, S, E].
+        """
+        m = (modulation + self.scale_shift_table).unbind(dim=2)
+        attended, entries = self.attn1(
+            modulate(self.norm1(x), m[0], m[1]), cached, window, absorbed=absorbed
+        )
+        x = x + per_token(m[2], x) * attended
+        x = x + self.attn2(self.norm2(x), text_kv)
+        x = x + per_token(m[5], x) * self.ffn(modulate(self.norm3(x), m[3], m[4]))
+        return x, entries
+
+
+class VideoMLA(nn.Module):
+    """The causal video denoiser, in either layout."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        width, cells = config.width, config.latent_channels * config.patch**2
+        self.patch_embedding = nn.Linear(cells, width)
+        self.condition_embedder = Conditioning(config)
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.norm_out = nn.LayerNorm(width, eps=config.eps, elementwise_affine=False)
+        self.proj_out = nn.Linear(width, cells)
+        self.scale_shift_table = nn.Parameter(torch.randn(1, 2, width) / width**0.5)
+        rotary = config.rotary_width if config.layout == "mla" else config.head_width
+        self.rope = Rotary3D(head_width=config.head_width, rotary_width=rotary, grid=config.grid)
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        """Text embeddings [B, tokens, text width] to cross-attention keys and values [L, 2, B, tokens, D]."""
+        embedded = self.condition_embedder.text_embedder(text)
+        return torch.stack([block.attn2.keys_values(embedded) for block in self.blocks])
+
+    def forward(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        text_kv: Tensor,
+        cache: Tensor,
+        slot_index: Tensor,
+        chunk_index: Tensor,
+        *,
+        absorbed: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """One pass over one chunk.
+
+        Args:
+            latents: [B, z, F, h, w], the noisy chunk.
+            timestep: [B, F] float32, 1000 sigma; 0 on the clean pass.
+            text_kv: [L, 2, B, text tokens, D] from `encode_text`.
+            cache: [L, B, T, E], in the order of its slots.
+            slot_index: [T / P] int32, window-relative frame of each slot, -1 where it is empty.
+            chunk_index: [F] int32, window-relative frames of the chunk itself.
+            absorbed: attend in latent space instead of expanding keys and values.
+
+        Returns:
+            Velocity eps - x0 [B, z, F, h, w] and the chunk's entries [L, B, S, E].
+        """
+        window = self._window(slot_index, chunk_index)
+        cached = torch.where(window.valid[: cache.shape[2], None], cache, 0)
+        x = self.patch_embedding(patchify(latents, self.config.patch))
+        embedding, modulation = self.condition_embedder(timestep)
+        entries = []
+        for layer, block in enumerate(self.blocks):
+            x, own = block(x, modulation, text_kv[layer], cached[layer], window, absorbed)
+            entries.append(own)
+        shift, scale = (embedding[:, :, None] + self.scale_shift_table).unbind(dim=2)
+        x = self.proj_out(modulate(self.norm_out(x), shift, scale))
+        return unpatchify(x, self.config.patch, latents.shape), torch.stack(entries)
+
+    def _window(self, slot_index: Tensor, chunk_index: Tensor) -> Window:
+        """Validity and rotations of every token of the window, cached ones first."""
+        frames = torch.cat([slot_index, chunk_index])
+        cos, sin = self.rope(frames.clamp(min=0))
+        return Window((frames >= 0).repeat_interleave(self.config.tokens_per_frame), cos, sin)
+
+
+def per_token(frames: Tensor, x: Tensor) -> Tensor:
+    """A value for each frame [B, F, D] to one for each of the tokens of x [B, F * P, D]."""
+    return frames.repeat_interleave(x.shape[1] // frames.shape[1], dim=1)
+
+
+def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    """x (1 + scale) + shift, with shift and scale given for each frame."""
+    return x * (1 + per_token(scale, x)) + per_token(shift, x)
+
+
+def patchify(latents: Tensor, patch: int) -> Tensor:
+    """[B, z, F, h, w] to tokens [B, F * P, z * patch^2], channel-major as a convolution reads them."""
+    batch, channels, frames, height, width = latents.shape
+    cells = latents.reshape(batch, channels, frames, height // patch, patch, width // patch, patch)
+    return cells.permute(0, 2, 3, 5, 1, 4, 6).reshape(batch, -1, channels * patch**2)
+
+
+def unpatchify(tokens: Tensor, patch: int, shape: torch.Size) -> Tensor:
+    """Tokens [B, F * P, patch^2 * z] to `shape` [B, z, F, h, w], channels last within a patch as in Wan."""
+    batch, channels, frames, height, width = shape
+    cells = tokens.reshape(batch, frames, height // patch, width // patch, patch, patch, channels)
+    return cells.permute(0, 6, 1, 2, 4, 3, 5).reshape(shape)
