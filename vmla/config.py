@@ -105,7 +105,7 @@ RECIPES: dict[str, ModelConfig] = {
     ),
     # The paper's proportions (C = D / 8, R = a quarter of a head, half of D for queries) at D = 256.
     "sprites": ModelConfig(
-        width=256, heads=4, layers=6, ffn_width=1024, latent_channels=8, text_width=128,
+        width=256, heads=4, layers=6, ffn_width=1024, text_width=128,
         text_tokens=112, content_width=32, rotary_width=16, query_width=128, height=8, image_width=8,
     ),
     "wan-1.3b": ModelConfig(width=1536, heads=12, layers=30, ffn_width=8960),

@@ -12,7 +12,7 @@ from torch import Tensor
 from vmla.train.optimizers import Schedule
 from vmla.vae.tiny import TinyCodec, TinyCodecConfig
 from vmla.world.render import render
-from vmla.world.scene import draw_scene
+from vmla.world.scene import SIZE, draw_scene, trace_path
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +20,11 @@ class CodecTraining:
     """Settings of the stage."""
 
     schedule: Schedule
-    clips: int = 6
+    clips: int = 16
     frames: int = 12
     """Pixel frames of a clip."""
+    crop: int = 32
+    """Side in pixels of the part of each clip that is trained on, about one of its objects."""
     noise: float = 0.2
     """Largest deviation of the noise on the (unit) latents: a denoiser's latents are never exact."""
     bfloat16: bool = True
@@ -46,7 +48,10 @@ class CodecStage:
 
     def loss(self, step: int) -> Tensor:
         """Mean absolute and squared error; latents are whitened by their batch's own statistics."""
-        video = draw_clips(self.training.seed, step, clips=self.training.clips, frames=self.training.frames)
+        settings = self.training
+        video = draw_clips(
+            settings.seed, step, clips=settings.clips, frames=settings.frames, crop=settings.crop
+        )
         generator = torch.Generator().manual_seed(step)
         with torch.autocast("cpu", torch.bfloat16, enabled=self.training.bfloat16):
             raw = self.model.encode_raw(video).float()
@@ -60,11 +65,21 @@ class CodecStage:
         return error.abs().mean() + 10 * error.square().mean() + 0.01 * scale
 
 
-def draw_clips(seed: int, step: int, *, clips: int, frames: int) -> Tensor:
-    """The rendered batch of `step`: [clips, frames, 3, 64, 64] in [0, 1]."""
+def draw_clips(seed: int, step: int, *, clips: int, frames: int, crop: int = SIZE) -> Tensor:
+    """The rendered batch of `step`: [clips, frames, 3, crop, crop] in [0, 1].
+
+    Most of a picture is background, which is learned at once: a crop shows part of an object.
+    """
     rng = np.random.default_rng([seed, step])
-    starts = rng.integers(4096, size=clips)
-    return torch.stack([render(draw_scene(rng), frames, int(start)) for start in starts])
+    return torch.stack([_draw_clip(rng, frames, crop) for _ in range(clips)])
+
+
+def _draw_clip(rng: np.random.Generator, frames: int, crop: int) -> Tensor:
+    scene, start = draw_scene(rng), int(rng.integers(4096))
+    path = trace_path(scene.sprites[int(rng.integers(len(scene.sprites)))], 1, start + frames // 2)
+    centres = (float(path.y[0]), float(path.x[0]))
+    top, left = (int(np.clip(c + rng.normal(0, 8) - crop / 2, 0, SIZE - crop)) for c in centres)
+    return render(scene, frames, start)[:, :, top : top + crop, left : left + crop]
 
 
 @torch.inference_mode()

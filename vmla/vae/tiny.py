@@ -18,7 +18,7 @@ from torch import Tensor, nn
 class TinyCodecConfig:
     """Sizes of a `TinyCodec`."""
 
-    latent_channels: int = 8
+    latent_channels: int = 16
     widths: tuple[int, int, int] = (96, 64, 32)
     """Channels at 1/8, 1/4 and 1/2 of the picture's size."""
     encoder_blocks: tuple[int, int, int] = (1, 1, 1)
@@ -128,6 +128,8 @@ def _decoder(config: TinyCodecConfig) -> _Stream:
 class TinyCodec(nn.Module):
     """The small model's autoencoder, and a fast decoder for larger ones: a `vmla.vae.Codec`."""
 
+    mean: Tensor
+    std: Tensor
     spatial_ratio = 8
     temporal_ratio = 4
 
