@@ -1,0 +1,39 @@
+"""Comparison of tensors that says how far apart they are, and where."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+
+def assert_close(actual: Tensor, expected: Tensor, *, rtol: float, atol: float) -> None:
+    """Fail unless |actual - expected| <= atol + rtol |expected| everywhere, in float64.
+
+    Shapes must be equal; dtypes and devices need not be. NaN equals nothing; an infinity equals itself.
+
+    Raises:
+        AssertionError: with the largest absolute and relative error, each with its place and values.
+    """
+    __tracebackhide__ = True
+    assert actual.shape == expected.shape, f"shapes differ: {list(actual.shape)}, not {list(expected.shape)}"
+    got, want = (tensor.detach().to("cpu", torch.float64) for tensor in (actual, expected))
+    error = torch.where(got == want, 0.0, (got - want).abs()).nan_to_num(nan=math.inf, posinf=math.inf)
+    # Where both sides are infinite and opposite, so is the allowance; such a pair is wrong all the same.
+    wrong = (error > atol + rtol * want.abs()) | (error == math.inf)
+    if wrong.any():
+        raise AssertionError(_report(got, want, error, wrong, f"rtol {rtol:g}, atol {atol:g}"))
+
+
+def _report(got: Tensor, want: Tensor, error: Tensor, wrong: Tensor, limits: str) -> str:
+    share = f"{int(wrong.sum())} of {wrong.numel()} elements differ ({limits})"
+    relative = torch.where(error == 0, 0.0, error / want.abs()).nan_to_num(nan=math.inf, posinf=math.inf)
+    worst = [_worst("absolute", error, got, want), _worst("relative", relative, got, want)]
+    return "\n  ".join([share, *worst])
+
+
+def _worst(name: str, error: Tensor, got: Tensor, want: Tensor) -> str:
+    place = tuple(int(i) for i in torch.unravel_index(error.argmax(), error.shape))
+    values = f"{got[place]:.6g}, not {want[place]:.6g}"
+    return f"largest {name} error {error[place]:.3g} at {list(place)}: {values}"
