@@ -101,7 +101,7 @@ RECIPES: dict[str, ModelConfig] = {
     "debug": ModelConfig(
         width=64, heads=2, layers=2, ffn_width=128, latent_channels=4, frequency_width=32,
         text_width=32, text_tokens=96, content_width=16, rotary_width=8, query_width=32,
-        history=3, height=4, image_width=4,
+        history=3, height=8, image_width=8,
     ),
     # The paper's proportions (C = D / 8, R = a quarter of a head, half of D for queries) at D = 256.
     "sprites": ModelConfig(

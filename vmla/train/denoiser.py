@@ -37,21 +37,17 @@ class DenoiserStage:
 
     name = "denoiser"
 
-    def __init__(
-        self, config: ModelConfig, training: DenoiserTraining, data: LatentSet, provenance: dict[str, Any]
-    ) -> None:
-        """`provenance` are the settings of what made `data`; another data set is another run."""
+    def __init__(self, config: ModelConfig, training: DenoiserTraining, data: LatentSet) -> None:
         torch.manual_seed(training.seed)
         self.model = initialised(VideoMLA(config))
         self.training, self.schedule, self.data = training, training.schedule, data
-        self.provenance = provenance
 
     def settings(self) -> dict[str, Any]:
         """All that determines the result."""
         return {
             "model": asdict(self.model.config),
             "training": asdict(self.training),
-            "data": self.provenance,
+            "data": self.data.settings,
         }
 
     def loss(self, step: int) -> Tensor:

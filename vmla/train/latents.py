@@ -39,6 +39,8 @@ class LatentSet:
     """[clips, z, frames, h, w] float16, normalised."""
     text: Tensor
     """[clips, text tokens, text width] float16."""
+    settings: dict[str, Any]
+    """What determined it."""
 
 
 def make_latents(
@@ -60,7 +62,8 @@ def make_latents(
             shard = {"settings": known, **_encode(settings, range(first, first + settings.shard), codec, text)}
             save_state(path, shard)
         shards.append(shard)
-    return LatentSet(*(torch.cat([shard[key] for shard in shards]) for key in ("latents", "text")))
+    latents, captions = (torch.cat([shard[key] for shard in shards]) for key in ("latents", "text"))
+    return LatentSet(latents, captions, known)
 
 
 @torch.inference_mode()

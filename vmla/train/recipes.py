@@ -1,0 +1,96 @@
+"""Named training recipes: everything that determines a small model's weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from vmla.config import RECIPES, ModelConfig
+from vmla.errors import UserError
+from vmla.sampler import Sampler
+from vmla.text import SmallTextConfig
+from vmla.train.codec import CodecTraining
+from vmla.train.denoiser import DenoiserTraining
+from vmla.train.forcing import Forcing
+from vmla.train.latents import LatentSettings
+from vmla.train.optimizers import Schedule
+from vmla.train.text import TextTraining
+from vmla.vae.tiny import TinyCodecConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The stages of one model, in order: codec, text, latents, denoiser."""
+
+    name: str
+    model: ModelConfig
+    codec: TinyCodecConfig
+    text: SmallTextConfig
+    codec_training: CodecTraining
+    text_training: TextTraining
+    latents: LatentSettings
+    denoiser_training: DenoiserTraining
+    sampler: Sampler
+    """How the finished model is sampled unless told otherwise."""
+
+
+# About 70 minutes on two CPU cores: 10 for the codec, 2 for the text, 5 to encode, the rest to denoise.
+SPRITES = Recipe(
+    name="sprites",
+    model=RECIPES["sprites"],
+    codec=TinyCodecConfig(),
+    text=SmallTextConfig(),
+    codec_training=CodecTraining(
+        schedule=Schedule(
+            steps=2600, learning_rate=1e-3, matrix_rate=2e-3, decay=1300, average=0.995, save_every=200
+        )
+    ),
+    text_training=TextTraining(
+        schedule=Schedule(steps=400, learning_rate=2e-3, decay=200, average=0.98, save_every=200)
+    ),
+    latents=LatentSettings(),
+    denoiser_training=DenoiserTraining(
+        schedule=Schedule(
+            steps=2000, learning_rate=1e-3, matrix_rate=3e-3, warmup=100, decay=700, average=0.997
+        ),
+        forcing=Forcing(),
+    ),
+    sampler=Sampler(kind="euler", steps=8, shift=2.0),
+)
+
+# Every stage in seconds, to see that it all runs; it learns nothing.
+DEBUG = Recipe(
+    name="debug",
+    model=RECIPES["debug"],
+    codec=TinyCodecConfig(latent_channels=4, widths=(8, 8, 8), decoder_blocks=(1, 1, 1)),
+    text=SmallTextConfig(width=32, head_width=16, heads=2, ffn_width=32, layers=1),
+    codec_training=CodecTraining(
+        schedule=Schedule(steps=4, learning_rate=1e-3, matrix_rate=1e-3, decay=2, save_every=2),
+        clips=2,
+        bfloat16=False,
+    ),
+    text_training=TextTraining(
+        schedule=Schedule(steps=4, learning_rate=1e-3, decay=2, save_every=2), captions=4, bfloat16=False
+    ),
+    latents=LatentSettings(clips=4, frames=12, shard=2),
+    denoiser_training=DenoiserTraining(
+        schedule=Schedule(steps=4, learning_rate=1e-3, matrix_rate=1e-3, decay=2, save_every=2),
+        forcing=Forcing(),
+        clips=2,
+        chunks=3,
+        bfloat16=False,
+    ),
+    sampler=Sampler(kind="euler", steps=2, shift=2.0),
+)
+
+TRAINING_RECIPES = {recipe.name: recipe for recipe in (DEBUG, SPRITES)}
+
+
+def training_recipe(name: str) -> Recipe:
+    """The named recipe.
+
+    Raises:
+        UserError: for a name that does not exist.
+    """
+    if name not in TRAINING_RECIPES:
+        raise UserError(f"no such training recipe: {name}; there are {', '.join(TRAINING_RECIPES)}")
+    return TRAINING_RECIPES[name]

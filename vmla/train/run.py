@@ -1,0 +1,80 @@
+"""A whole training run, stage after stage, in one folder; run again, it goes on where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from vmla.text import TextEncoder
+from vmla.train.codec import CodecStage, with_statistics
+from vmla.train.denoiser import DenoiserStage
+from vmla.train.latents import LatentSet, make_latents
+from vmla.train.loop import train
+from vmla.train.recipes import Recipe
+from vmla.train.text import TextStage
+from vmla.transformer import VideoMLA
+from vmla.vae.tiny import TinyCodec
+
+Report = Callable[[str], None]
+
+STAGES = ("codec", "text", "latents", "denoiser")
+
+
+@dataclass(frozen=True)
+class Trained:
+    """The parts of a finished run, with averaged weights."""
+
+    codec: TinyCodec
+    text: TextEncoder
+    transformer: VideoMLA
+
+
+class Run:
+    """One recipe in one folder. Each part trains when it is first asked for."""
+
+    def __init__(self, recipe: Recipe, folder: Path, report: Report, *, stop_after: int | None = None) -> None:
+        self.recipe, self.folder, self.report = recipe, folder, report
+        self.stop_after = stop_after
+
+    def until(self, stage: str) -> None:
+        """Train up to and including `stage`, one of `STAGES`."""
+        {"codec": self.codec, "text": self.text, "latents": self.latents, "denoiser": self.denoiser}[stage]()
+
+    def codec(self) -> TinyCodec:
+        """The trained autoencoder, with the statistics of its latents."""
+        recipe = self.recipe
+        stage = CodecStage(recipe.codec, recipe.codec_training)
+        _train(stage.model, stage, self)
+        config = with_statistics(stage.model, seed=recipe.codec_training.seed)
+        codec = TinyCodec(config)
+        codec.load_state_dict(stage.model.state_dict())
+        return codec.eval()
+
+    def text(self) -> TextEncoder:
+        """The trained text encoder."""
+        recipe = self.recipe
+        stage = TextStage(recipe.text, recipe.model.text_tokens, recipe.text_training)
+        _train(stage.model, stage, self)
+        return stage.encoder
+
+    def latents(self) -> LatentSet:
+        """The encoded training set."""
+        return make_latents(
+            self.recipe.latents, self.codec(), self.text(), self.folder / "latents", self.report
+        )
+
+    def denoiser(self) -> VideoMLA:
+        """The trained transformer."""
+        recipe = self.recipe
+        stage = DenoiserStage(recipe.model, recipe.denoiser_training, self.latents())
+        _train(stage.model, stage, self)
+        return stage.model
+
+
+def _train(model: nn.Module, stage: CodecStage | TextStage | DenoiserStage, run: Run) -> None:
+    average = train(stage, run.folder, report=run.report, stop_after=run.stop_after)
+    model.load_state_dict({**model.state_dict(), **average})
+    model.eval()
