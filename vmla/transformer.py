@@ -116,8 +116,13 @@ class VideoMLA(nn.Module):
         self.norm_out = nn.LayerNorm(width, eps=config.eps, elementwise_affine=False)
         self.proj_out = nn.Linear(width, cells)
         self.scale_shift_table = nn.Parameter(torch.randn(1, 2, width) / width**0.5)
+        self.rope = self.rotary(config)
+
+    @staticmethod
+    def rotary(config: ModelConfig) -> Rotary3D:
+        """The positions of a model: the shared rotary key's, or those of Wan's whole heads."""
         rotary = config.rotary_width if config.layout == "mla" else config.head_width
-        self.rope = Rotary3D(head_width=config.head_width, rotary_width=rotary, grid=config.grid)
+        return Rotary3D(head_width=config.head_width, rotary_width=rotary, grid=config.grid)
 
     def encode_text(self, text: Tensor) -> Tensor:
         """Text embeddings [B, tokens, text width] to cross-attention keys and values [L, 2, B, tokens, D]."""

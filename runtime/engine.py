@@ -1,0 +1,102 @@
+"""Engines: the denoiser behind one face, whether it runs eagerly or was compiled ahead of time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from vmla.cache import CacheLayout
+from vmla.config import ModelConfig
+from vmla.text import TextEncoder
+from vmla.transformer import VideoMLA
+
+
+class Engine(Protocol):
+    """The step of `vmla.transformer.VideoMLA.forward` and the text function that goes with it."""
+
+    config: ModelConfig
+    layout: CacheLayout
+    dtype: torch.dtype
+    device: torch.device
+
+    def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
+        """Cross-attention keys and values [L, 2, B, tokens, D] of one prompt for each video."""
+
+    def step(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        text_kv: Tensor,
+        cache: Tensor,
+        slot_index: Tensor,
+        chunk_index: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Velocity and entries: see `VideoMLA.forward`."""
+
+    def close(self) -> None:
+        """Give back what the engine holds."""
+
+
+class EagerEngine:
+    """The PyTorch model itself."""
+
+    def __init__(
+        self,
+        model: VideoMLA,
+        text: TextEncoder,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        absorbed: bool = False,
+    ) -> None:
+        self.config = model.config
+        self.layout = CacheLayout.of(model.config)
+        self.device, self.dtype, self.absorbed = device, dtype, absorbed
+        self._model = model.to(device=device, dtype=dtype)
+        self._model.rope.float()  # angles are never taken in less than float32
+        self._text = text
+        text.encoder.to(device)
+
+    @torch.inference_mode()
+    def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
+        """Cross-attention keys and values [L, 2, B, tokens, D] of one prompt for each video."""
+        return self._model.encode_text(self._text(prompts).to(self.dtype))
+
+    @torch.inference_mode()
+    def step(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        text_kv: Tensor,
+        cache: Tensor,
+        slot_index: Tensor,
+        chunk_index: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Velocity and entries: see `VideoMLA.forward`."""
+        velocity, entries = self._model(
+            latents.to(self.dtype),
+            timestep,
+            text_kv,
+            cache,
+            slot_index,
+            chunk_index,
+            absorbed=self.absorbed,
+        )
+        return velocity, entries
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def __enter__(self) -> EagerEngine:
+        """The engine itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()

@@ -1,0 +1,86 @@
+"""Reading and writing the files of a checkpoint folder, with errors that name what to mend."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vmla.errors import UserError
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        UserError: if it is missing or is not a JSON object.
+    """
+    try:
+        value = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing; is this a checkpoint folder?") from error
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not valid JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} does not hold a JSON object")
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Write `value`, aside first and then renamed."""
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+    aside.replace(path)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or of the shards that its index beside it names.
+
+    Raises:
+        UserError: if it is missing or cut short.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    index = path.with_name(path.name + ".index.json")
+    shards = sorted(set(read_json(index)["weight_map"].values())) if index.exists() else [path.name]
+    tensors: dict[str, Tensor] = {}
+    for shard in (path.with_name(name) for name in shards):
+        try:
+            tensors |= load_file(shard)
+        except FileNotFoundError as error:
+            raise UserError(f"{shard} is missing; copy the whole checkpoint folder") from error
+        except SafetensorError as error:
+            raise UserError(f"{shard} is damaged ({error}); copy it again") from error
+    return tensors
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file, aside first and then renamed."""
+    from safetensors.torch import save_file
+
+    aside = path.with_name(path.name + ".tmp")
+    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside, dict(metadata))
+    aside.replace(path)
+
+
+def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:
+    """Load `tensors` into `module`; names and shapes must match one for one.
+
+    Raises:
+        UserError: naming the first tensor that is missing, unknown or misshapen.
+    """
+    expected = module.state_dict()
+    for name, tensor in expected.items():
+        if name not in tensors:
+            raise UserError(f"{path} lacks the tensor {name}; it does not fit its config.json")
+        if tensors[name].shape != tensor.shape:
+            found, wanted = list(tensors[name].shape), list(tensor.shape)
+            raise UserError(f"{path}: tensor {name} has shape {found}, config.json asks for {wanted}")
+    if extra := sorted(tensors.keys() - expected.keys()):
+        raise UserError(f"{path} has an unknown tensor {extra[0]}; it does not fit its config.json")
+    module.load_state_dict({name: tensor.to(torch.float32) for name, tensor in tensors.items()})

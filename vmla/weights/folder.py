@@ -1,0 +1,177 @@
+"""One loading path for every checkpoint: a folder in the layout that diffusers users know.
+
+    model_index.json   transformer/   vae/   text_encoder/   tokenizer/   scheduler/
+
+A published Wan2.1 folder loads its text encoder and autoencoder through the same functions.
+"""
+
+from __future__ import annotations
+
+import importlib.resources
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from vmla.config import ModelConfig
+from vmla.errors import UserError
+from vmla.sampler import Sampler
+from vmla.text import TextEncoder
+from vmla.transformer import VideoMLA
+from vmla.vae import Codec
+from vmla.vae.tiny import TinyCodec, TinyCodecConfig
+from vmla.weights.files import load_exactly, read_json, read_tensors, write_json, write_tensors
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+"""diffusers' file name for the weights of a transformer or an autoencoder."""
+SHIPPED = "sprites"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder whose parts load when asked for."""
+
+    folder: Path
+    index: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.folder.resolve().name
+
+    def model_config(self) -> ModelConfig:
+        """The sizes of the transformer, before any weight is read."""
+        values = read_json(self.folder / "transformer" / "config.json")
+        kind = values.pop("_class_name", None)
+        if kind != "VideoMLA":
+            raise UserError(f"{self.folder / 'transformer'} holds a {kind}, not a VideoMLA transformer")
+        return ModelConfig.from_dict(values)
+
+    def transformer(self) -> VideoMLA:
+        """The denoiser in float32, ready to run."""
+        config, path = self.model_config(), self.folder / "transformer" / WEIGHTS
+        tensors = read_tensors(path)
+        with torch.device("meta"):
+            model = VideoMLA(config)
+        model = model.to_empty(device="cpu")
+        model.rope = VideoMLA.rotary(config)
+        load_exactly(model, tensors, path)
+        return model.eval().requires_grad_(False)
+
+    def codec(self) -> Codec:
+        """The autoencoder: `TinyCodec`, or diffusers' `AutoencoderKLWan`."""
+        folder = self.folder / "vae"
+        values = read_json(folder / "config.json")
+        kind = values.pop("_class_name", None)
+        if kind == "AutoencoderKLWan":
+            from vmla.vae.wan import WanCodec
+
+            return WanCodec.from_pretrained(folder)
+        if kind != "TinyCodec":
+            raise UserError(f"{folder} holds a {kind}; known are TinyCodec and AutoencoderKLWan")
+        codec = TinyCodec(_tiny_config(values, folder))
+        load_exactly(codec, read_tensors(folder / WEIGHTS), folder / WEIGHTS)
+        return codec.eval().requires_grad_(False)
+
+    def text(self) -> TextEncoder:
+        """The text encoder with its tokenizer, in float32."""
+        tokens = self.model_config().text_tokens if (self.folder / "transformer").exists() else 512
+        return TextEncoder(self._text_model(), self._tokenizer(), tokens=tokens)
+
+    def _text_model(self) -> nn.Module:
+        from transformers.models.umt5.configuration_umt5 import UMT5Config
+        from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
+
+        folder = self.folder / "text_encoder"
+        path = folder / "model.safetensors"
+        tensors = read_tensors(path)
+        model = UMT5EncoderModel(UMT5Config.from_dict(read_json(folder / "config.json")))
+        # One matrix under two names: files hold either or both.
+        embedding = tensors.pop("encoder.embed_tokens.weight", None)
+        if embedding is not None:
+            tensors.setdefault("shared.weight", embedding)
+        if "shared.weight" in tensors and "encoder.embed_tokens.weight" in model.state_dict():
+            tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"]
+        load_exactly(model, tensors, path)
+        return model.eval().requires_grad_(False)
+
+    def _tokenizer(self) -> Any:
+        folder = self.folder / "tokenizer"
+        kind = read_json(folder / "tokenizer_config.json").get("tokenizer_class")
+        if kind == "ByT5Tokenizer":
+            from transformers.models.byt5.tokenization_byt5 import ByT5Tokenizer
+
+            return ByT5Tokenizer.from_pretrained(folder)
+        from transformers import AutoTokenizer
+
+        return AutoTokenizer.from_pretrained(folder)
+
+    def sampler(self) -> Sampler:
+        """How the model is sampled unless told otherwise."""
+        values = read_json(self.folder / "scheduler" / "scheduler_config.json")
+        known = {field.name for field in fields(Sampler)}
+        return Sampler(**{key: value for key, value in values.items() if key in known})
+
+
+def open_checkpoint(name: str | Path = SHIPPED) -> Checkpoint:
+    """A checkpoint folder by path, or the shipped one by its name, `sprites`.
+
+    Raises:
+        UserError: if there is none.
+    """
+    folder = Path(str(importlib.resources.files("vmla"))) / "checkpoints" / str(name)
+    if not folder.is_dir() or str(name) in ("", ".", ".."):
+        folder = Path(name)
+    if not str(name) or not folder.is_dir():
+        raise UserError(f"no checkpoint {str(name)!r}; give a folder, or {SHIPPED} for the shipped model")
+    return Checkpoint(folder, read_json(folder / "model_index.json"))
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    transformer: VideoMLA,
+    codec: TinyCodec,
+    text: TextEncoder,
+    sampler: Sampler,
+    dtype: torch.dtype = torch.float16,
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Write a whole checkpoint folder; `model_index.json` comes last, so that a part is no whole."""
+    notes = metadata or {}
+    _save_part(folder / "transformer", transformer, asdict(transformer.config), dtype, notes)
+    _save_part(folder / "vae", codec, asdict(codec.config), dtype, notes)
+    text.encoder.to(dtype).save_pretrained(folder / "text_encoder")  # type: ignore[operator]
+    text.encoder.to(torch.float32)
+    text.tokenizer.save_pretrained(folder / "tokenizer")
+    (folder / "scheduler").mkdir(parents=True, exist_ok=True)
+    scheduler = {"_class_name": "Sampler", **asdict(sampler)}
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    write_json(folder / "model_index.json", {
+        "_class_name": "VideoMLAPipeline",
+        "transformer": ["vmla", "VideoMLA"],
+        "vae": ["vmla", "TinyCodec"],
+        "text_encoder": ["transformers", "UMT5EncoderModel"],
+        "tokenizer": ["transformers", "ByT5Tokenizer"],
+        "scheduler": ["vmla", "Sampler"],
+    })  # fmt: skip
+
+
+def _save_part(
+    folder: Path, module: nn.Module, config: dict[str, Any], dtype: torch.dtype, notes: dict[str, str]
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.to(dtype) for name, tensor in module.state_dict().items()}
+    write_tensors(folder / WEIGHTS, tensors, {"format": "pt", **notes})
+    write_json(folder / "config.json", {"_class_name": type(module).__name__, **config})
+
+
+def _tiny_config(values: dict[str, Any], folder: Path) -> TinyCodecConfig:
+    """JSON lists become the tuples of a configuration."""
+    frozen = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    try:
+        return TinyCodecConfig(**frozen)
+    except TypeError as error:
+        raise UserError(f"{folder / 'config.json'}: {error}") from error
