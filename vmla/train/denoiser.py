@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.func import functional_call
 
+from vmla.cache import CacheLayout
 from vmla.config import ModelConfig
 from vmla.train.forcing import Forcing, forcing_loss
 from vmla.train.latents import LatentSet
@@ -40,6 +43,7 @@ class DenoiserStage:
     def __init__(self, config: ModelConfig, training: DenoiserTraining, data: LatentSet) -> None:
         torch.manual_seed(training.seed)
         self.model = initialised(VideoMLA(config))
+        self.layout = CacheLayout.of(config)
         self.training, self.schedule, self.data = training, training.schedule, data
 
     def settings(self) -> dict[str, Any]:
@@ -54,9 +58,10 @@ class DenoiserStage:
         """Velocity error of one teacher-forced rollout over a batch of clips."""
         latents, text, numbers = self.draw(step)
         generator = torch.Generator().manual_seed(self.training.seed * 1_000_003 + step)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.training.bfloat16):
-            text_kv = self.model.encode_text(text)
-            return forcing_loss(self.model, latents, text_kv, numbers, self.training.forcing, generator)
+        step, encode_text = narrowed(self.model, torch.bfloat16 if self.training.bfloat16 else torch.float32)
+        return forcing_loss(
+            step, self.layout, latents, encode_text(text), numbers, self.training.forcing, generator
+        )
 
     def draw(self, step: int) -> tuple[Tensor, Tensor, list[int]]:
         """The batch of `step`: latents of the chosen chunks, text embeddings, chunk numbers."""
@@ -68,6 +73,36 @@ class DenoiserStage:
         numbers = [0, *range(start, start + count - 1)]
         frames = torch.tensor([number * size + offset for number in numbers for offset in range(size)])
         return self.data.latents[clips][:, :, frames].float(), self.data.text[clips].float(), numbers
+
+
+def narrowed(
+    model: VideoMLA, dtype: torch.dtype
+) -> tuple[Callable[..., tuple[Tensor, Tensor]], Callable[[Tensor], Tensor]]:
+    """The model's `forward` and `encode_text`, computed in `dtype` from its own float32 weights.
+
+    One cast of each weight for all passes of a rollout; gradients arrive at the float32 weights.
+    """
+    weights = {name: parameter.to(dtype) for name, parameter in model.named_parameters()}
+
+    def step(latents: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+        return functional_call(model, weights, (latents.to(dtype), *others))
+
+    def encode_text(text: Tensor) -> Tensor:
+        return functional_call(_TextOf(model), {f"model.{k}": v for k, v in weights.items()}, (text.to(dtype),))
+
+    return step, encode_text
+
+
+class _TextOf(torch.nn.Module):
+    """`encode_text` as a forward."""
+
+    def __init__(self, model: VideoMLA) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, text: Tensor) -> Tensor:
+        """See `VideoMLA.encode_text`."""
+        return self.model.encode_text(text)
 
 
 def initialised(model: VideoMLA) -> VideoMLA:
