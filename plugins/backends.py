@@ -1,0 +1,91 @@
+"""The one place where a backend is chosen: plain PyTorch, SDPA or Triton.
+
+`auto` takes the library wherever one has the kernel: SDPA for expanded attention, whose 128-wide
+keys and values every SDPA backend takes. On a GPU Triton does what no library offers: attention in
+latent space (keys wider than values) and float8 inputs. Its kernels have no backward, so whatever
+needs a gradient takes SDPA. Where `auto` cannot have its first choice it says why, once.
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from importlib.util import find_spec
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor
+
+from plugins.checks import FLOAT8
+
+Backend = Literal["auto", "reference", "sdpa", "triton"]
+Chosen = Literal["reference", "sdpa", "triton"]
+
+KERNEL_TYPES = {
+    "expand": (torch.bfloat16, torch.float16),
+    "mla_attention": (torch.bfloat16, torch.float16, FLOAT8),
+    "mla_attention_absorbed": (torch.bfloat16, torch.float16, FLOAT8),
+}
+"""What the Triton kernels compute in."""
+
+log = logging.getLogger(__name__)
+
+
+def choose(operator: str, wanted: str, inputs: tuple[Tensor, ...]) -> Chosen:
+    """The backend for `inputs`, the first of which decides about type and device.
+
+    Raises:
+        ValueError: for a backend that does not exist, or one that is demanded and cannot take the inputs.
+    """
+    if wanted == "reference" or wanted == "sdpa":
+        return wanted
+    first = inputs[0]
+    if wanted == "auto":
+        if not _needs_kernel(operator, first):
+            return "sdpa"
+        reason = unfit(operator, inputs)
+        if reason is None:
+            return "triton"
+        _say_once(f"vmla::{operator} takes sdpa instead of triton: {reason}")
+        return "sdpa"
+    if wanted != "triton":
+        known = ", ".join(get_args(Backend))
+        raise ValueError(f"vmla::{operator}: no such backend: {wanted}; there are {known}")
+    reason = unfit(operator, inputs)
+    if reason is not None:
+        raise ValueError(f"vmla::{operator}: triton cannot take this: {reason}")
+    return "triton"
+
+
+def unfit(operator: str, inputs: tuple[Tensor, ...]) -> str | None:
+    """Why Triton cannot compute this, or None if it can."""
+    first = inputs[0]
+    if find_spec("triton") is None:
+        return 'triton is not installed; install it with: pip install "videomla[gpu]"'
+    if first.device.type != "cuda" and not _interpreted():
+        return f"its kernels run on a GPU, or on a CPU under TRITON_INTERPRET=1, and not on {first.device}"
+    if first.dtype not in KERNEL_TYPES[operator]:
+        known = ", ".join(str(dtype).removeprefix("torch.") for dtype in KERNEL_TYPES[operator])
+        return f"its kernels compute in {known}, and not in {str(first.dtype).removeprefix('torch.')}"
+    if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
+        return "its kernels have no backward, and a gradient is needed"
+    if not all(x.is_contiguous() for x in inputs):
+        return "its kernels read contiguous memory only"
+    return None
+
+
+def _needs_kernel(operator: str, first: Tensor) -> bool:
+    """Whether no library does it well: float8, and keys wider than values, on a GPU."""
+    return first.device.type == "cuda" and (operator == "mla_attention_absorbed" or first.dtype == FLOAT8)
+
+
+def _interpreted() -> bool:
+    """Whether Triton was asked to interpret its kernels on the CPU."""
+    from triton import knobs
+
+    return bool(knobs.runtime.interpret)
+
+
+@cache
+def _say_once(message: str) -> None:
+    log.warning(message)
