@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from plugins.checks import FLOAT8
+from plugins.kernels.tiles import halves
 
 Backend = Literal["auto", "reference", "sdpa", "triton"]
 Chosen = Literal["reference", "sdpa", "triton"]
@@ -71,6 +72,21 @@ def unfit(operator: str, inputs: tuple[Tensor, ...]) -> str | None:
         return "its kernels have no backward, and a gradient is needed"
     if not all(x.is_contiguous() for x in inputs):
         return "its kernels read contiguous memory only"
+    return _unfit_widths(operator, inputs)
+
+
+def _unfit_widths(operator: str, inputs: tuple[Tensor, ...]) -> str | None:
+    """Why the widths do not fit the tiles of a kernel, or None if they do."""
+    if operator == "mla_attention":
+        widths = inputs[0].shape[-1], inputs[2].shape[-1]
+        if any(halves(width) != (width, 0) for width in widths):
+            return f"heads must be a power of two of at least 16 wide, not {widths[0]} and {widths[1]}"
+    else:
+        content = inputs[2].shape[1] if operator == "expand" else inputs[1].shape[-1] - 2 * inputs[3].shape[1]
+        if operator == "expand" and content % 16:
+            return f"the content width must be a multiple of 16, not {content}"
+        if operator != "expand" and halves(content) is None:
+            return f"the content width must be one or two powers of two of at least 16, not {content}"
     return None
 
 

@@ -1,0 +1,90 @@
+"""How much one program of a kernel does, by operator, type and architecture; pure values, no Triton.
+
+`fast` is meant for speed, `compact` stays within the 48 KiB of shared memory that a launch gets
+without asking the driver for more. None of these sizes has been tuned on a GPU yet: they follow the
+budgets of registers and shared memory that `python -m plugins.aot` reports.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Size = Literal["fast", "compact"]
+Operator = Literal["expand", "mla_attention", "mla_attention_absorbed"]
+
+LOG2_E = 1.4426950408889634
+
+MERGE_COST = 5.0
+"""What writing and reading one more share of a query tile costs, in key blocks. From traffic: 57 MB
+twice at 4.8 TB/s, against 1.55 us for a block of 128 keys on all of an H200 (derived, not measured)."""
+
+MOST_SPLITS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tile:
+    """Rows and columns of one program, its warps, and the stages of its loads."""
+
+    rows: int
+    columns: int = 0
+    """Keys per step; 0 where a kernel has no loop over keys."""
+    warps: int
+    stages: int
+
+
+COMPACT: dict[Operator, Tile] = {
+    "expand": Tile(rows=64, warps=8, stages=1),
+    "mla_attention": Tile(rows=64, columns=32, warps=4, stages=1),
+    "mla_attention_absorbed": Tile(rows=32, columns=32, warps=4, stages=1),
+}
+FAST: dict[Operator, Tile] = {
+    "expand": Tile(rows=128, warps=8, stages=3),
+    "mla_attention": Tile(rows=128, columns=128, warps=8, stages=2),
+    "mla_attention_absorbed": Tile(rows=128, columns=64, warps=8, stages=2),
+}
+# Consumer Blackwell has 99 KiB of shared memory to a program, not 227.
+FAST_SM120: dict[Operator, Tile] = {
+    "expand": Tile(rows=64, warps=4, stages=2),
+    "mla_attention": Tile(rows=128, columns=64, warps=8, stages=2),
+    "mla_attention_absorbed": Tile(rows=64, columns=32, warps=8, stages=2),
+}
+
+
+def tile(operator: Operator, *, capability: int, size: Size = "fast") -> Tile:
+    """The tile of an operator for a compute capability such as 90."""
+    if size == "compact":
+        return COMPACT[operator]
+    return FAST_SM120[operator] if capability >= 120 else FAST[operator]
+
+
+def splits(tiles: int, key_blocks: int, processors: int) -> int:
+    """How many shares to cut the keys of each tile into, so that the last wave is not mostly idle.
+
+    Weighs waves of programs against the traffic of merging their shares.
+    """
+
+    def cost(shares: int) -> float:
+        waves = -(-tiles * shares // processors) / shares
+        merging = shares * tiles / processors * MERGE_COST / key_blocks if shares > 1 else 0.0
+        return waves + merging
+
+    return min(range(1, min(MOST_SPLITS, key_blocks) + 1), key=cost)
+
+
+def power_of_two(width: int, *, least: int = 16) -> int:
+    """The smallest power of two that is at least `width` and `least`."""
+    return max(1 << (width - 1).bit_length(), least)
+
+
+def divisor(width: int) -> int:
+    """The largest power of two up to 64 that divides `width`: how much of C the expansion reads at once."""
+    return min(width & -width, 64)
+
+
+def halves(width: int) -> tuple[int, int] | None:
+    """A width as two powers of two of at least 16, or one and 0: 192 is (128, 64); None if it has none."""
+    first = 1 << (width.bit_length() - 1)
+    rest = width - first
+    good = first >= 16 and (rest == 0 or (rest >= 16 and rest & (rest - 1) == 0))
+    return (first, rest) if good else None
