@@ -8,8 +8,8 @@ rotate in float32 and are rounded back for the product.
 Layout: query [B, N S, E], cached [B, T, E], own [B, S', E], out [B, N S, C], contiguous, content
 before the rotary part; cos, sin [T + S', R / 2] float32; valid [T + S'], one byte each; scales
 [2, N] float32. Grid: row tiles, B, splits; `out`, `lse` and splits as in `plugins.kernels.attention`.
-The rotary part is split into even and odd channels, turned as it is read, and padded to HALF
-columns; a latent tile is read once, as key and as value. Cached and own tokens are two loops over
+The rotary part of a key is turned as it is read, in HALF pairs of channels, of which R / 2 count; a
+latent tile is read once, as key and as value. Cached and own tokens are two loops over
 one body: nothing is concatenated. Empty slots are never read.
 Origin: the absorption of DeepSeek-V2 (arXiv 2405.04434, section 2.1.3) for VideoMLA's widths; one
 tile as key and value as in FlashMLA; the online softmax of FlashAttention-2 (arXiv 2307.08691).
@@ -32,13 +32,11 @@ def absorbed(
     split = tl.program_id(2)
     rows = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     columns = tl.arange(0, BLOCK_K)
-    first, pairs = tl.arange(0, C0), tl.arange(0, HALF)
+    first, pairs, channels = tl.arange(0, C0), tl.arange(0, HALF), tl.arange(0, 2 * HALF)
     inside = rows < n_rows
     line = query + batch.to(tl.int64) * n_rows * E + rows[:, None] * E
-    turning = inside[:, None] & (pairs[None, :] < R // 2)
     q0 = tl.load(line + first[None, :], mask=inside[:, None], other=0.0)
-    q_even = tl.load(line + C + 2 * pairs[None, :], mask=turning, other=0.0)
-    q_odd = tl.load(line + C + 1 + 2 * pairs[None, :], mask=turning, other=0.0)
+    q_r = tl.load(line + C + channels[None, :], mask=inside[:, None] & (channels[None, :] < R), other=0.0)
     if C1 > 0:
         second = C0 + tl.arange(0, C1)
         q1 = tl.load(line + second[None, :], mask=inside[:, None], other=0.0)
@@ -71,8 +69,8 @@ def absorbed(
             odd = tl.load(here + C + 1 + 2 * pairs[None, :], mask=turned, other=0.0).to(tl.float32)
             k0 = tl.load(here + first[None, :], mask=filled[:, None], other=0.0)
             scores = tl.dot(q0, tl.trans(k0))
-            scores = tl.dot(q_even, tl.trans((even * c - odd * s).to(k0.dtype)), scores)
-            scores = tl.dot(q_odd, tl.trans((even * s + odd * c).to(k0.dtype)), scores)
+            k_r = tl.interleave(even * c - odd * s, even * s + odd * c).to(k0.dtype)
+            scores = tl.dot(q_r, tl.trans(k_r), scores)
             if C1 > 0:
                 k1 = tl.load(here + second[None, :], mask=filled[:, None], other=0.0)
                 scores = tl.dot(q1, tl.trans(k1), scores)

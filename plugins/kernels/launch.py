@@ -14,7 +14,17 @@ from plugins.kernels.absorbed import absorbed as absorbed_kernel
 from plugins.kernels.attention import attention as attention_kernel
 from plugins.kernels.attention import merge as merge_kernel
 from plugins.kernels.expand import expand as expand_kernel
-from plugins.kernels.tiles import LOG2_E, Operator, Tile, divisor, halves, power_of_two, splits, tile
+from plugins.kernels.tiles import (
+    LOG2_E,
+    Operator,
+    Tile,
+    divisor,
+    halves,
+    power_of_two,
+    rotary_pairs,
+    splits,
+    tile,
+)
 
 MERGE_ROWS = 16
 
@@ -35,7 +45,12 @@ def expand(
 
 
 def attention(
-    query: Tensor, keys: Tensor, values: Tensor, valid: Tensor, scales: Tensor | None, shares: int | None = None
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    valid: Tensor,
+    scales: Tensor | None,
+    shares: int | None = None,
 ) -> Tensor:
     """See `plugins.mla_attention`; `shares` overrides how many parts the keys are cut into."""
     batch, heads, rows, _ = query.shape
@@ -127,8 +142,8 @@ def _absorbed(
     wrap_triton(absorbed_kernel)[(-(-heads * rows // size.rows), batch, shares)](
         query, cached, own, cos, sin, valid, scales, heads * rows, rows, cached.shape[1], own.shape[1],
         parts, sums, SCALE=scale * LOG2_E, C0=parts_of_content[0], C1=parts_of_content[1], R=rotary,
-        HALF=power_of_two(rotary // 2), BLOCK_Q=size.rows, BLOCK_K=size.columns, SPLITS=shares,
-        num_warps=size.warps, num_stages=size.stages,
+        HALF=rotary_pairs(rotary, query.element_size()), BLOCK_Q=size.rows, BLOCK_K=size.columns,
+        SPLITS=shares, num_warps=size.warps, num_stages=size.stages,
     )  # fmt: skip
     return _merged(out, parts, sums, shares)
 
@@ -148,8 +163,9 @@ def _merged(out: Tensor, parts: Tensor, sums: Tensor | None, shares: int) -> Ten
         deep = out.shape[-1]
         rows = out.numel() // deep
         wrap_triton(merge_kernel)[(-(-rows // MERGE_ROWS),)](
-            parts, sums, rows, out, WIDTH=deep, DEEP=power_of_two(deep), BLOCK=MERGE_ROWS, SPLITS=shares
-        )
+            parts, sums, rows, out,
+            WIDTH=deep, DEEP=power_of_two(deep), BLOCK=MERGE_ROWS, SPLITS=shares,
+        )  # fmt: skip
     return out
 
 

@@ -1,8 +1,8 @@
 """How much one program of a kernel does, by operator, type and architecture; pure values, no Triton.
 
 `fast` is meant for speed, `compact` stays within the 48 KiB of shared memory that a launch gets
-without asking the driver for more. None of these sizes has been tuned on a GPU yet: they follow the
-budgets of registers and shared memory that `python -m plugins.aot` reports.
+without asking the driver for more. None of these sizes has been tuned on a GPU yet: they are the
+largest that spill no register, as `python -m plugins.aot` reports.
 """
 
 from __future__ import annotations
@@ -12,6 +12,12 @@ from typing import Literal
 
 Size = Literal["fast", "compact"]
 Operator = Literal["expand", "mla_attention", "mla_attention_absorbed"]
+Family = Literal[90, 100, 120]
+FAMILIES: tuple[Family, ...] = (90, 100, 120)
+SHARED_MEMORY: dict[Family, int] = {90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
+"""Bytes of shared memory that one program can have (CUDA programming guide, compute capabilities)."""
+COMPACT_MEMORY = 48 << 10
+"""What it gets without an attribute set on the function."""
 
 LOG2_E = 1.4426950408889634
 
@@ -33,29 +39,42 @@ class Tile:
     stages: int
 
 
-COMPACT: dict[Operator, Tile] = {
-    "expand": Tile(rows=64, warps=8, stages=1),
-    "mla_attention": Tile(rows=64, columns=32, warps=4, stages=1),
-    "mla_attention_absorbed": Tile(rows=32, columns=32, warps=4, stages=1),
+FAST: dict[Operator, dict[Family, Tile]] = {
+    "expand": {
+        90: Tile(rows=128, warps=8, stages=1),
+        100: Tile(rows=128, warps=8, stages=1),
+        120: Tile(rows=64, warps=8, stages=1),
+    },
+    "mla_attention": {
+        90: Tile(rows=128, columns=64, warps=8, stages=3),
+        100: Tile(rows=128, columns=128, warps=8, stages=2),
+        120: Tile(rows=128, columns=32, warps=8, stages=2),
+    },
+    "mla_attention_absorbed": {
+        90: Tile(rows=128, columns=32, warps=8, stages=2),
+        100: Tile(rows=128, columns=64, warps=8, stages=2),
+        120: Tile(rows=32, columns=32, warps=4, stages=2),
+    },
 }
-FAST: dict[Operator, Tile] = {
-    "expand": Tile(rows=128, warps=8, stages=3),
-    "mla_attention": Tile(rows=128, columns=128, warps=8, stages=2),
-    "mla_attention_absorbed": Tile(rows=128, columns=64, warps=8, stages=2),
+COMPACT: dict[Operator, dict[Family, Tile]] = {
+    "expand": dict.fromkeys(FAMILIES, Tile(rows=64, warps=8, stages=1)),
+    "mla_attention": dict.fromkeys(FAMILIES, Tile(rows=64, columns=32, warps=4, stages=1)),
+    "mla_attention_absorbed": {
+        90: Tile(rows=64, columns=32, warps=4, stages=1),
+        100: Tile(rows=64, columns=32, warps=4, stages=1),
+        120: Tile(rows=32, columns=32, warps=4, stages=1),
+    },
 }
-# Consumer Blackwell has 99 KiB of shared memory to a program, not 227.
-FAST_SM120: dict[Operator, Tile] = {
-    "expand": Tile(rows=64, warps=4, stages=2),
-    "mla_attention": Tile(rows=128, columns=64, warps=8, stages=2),
-    "mla_attention_absorbed": Tile(rows=64, columns=32, warps=8, stages=2),
-}
+
+
+def family(capability: int) -> Family:
+    """The nearest architecture that there are tiles for: Hopper, data-centre or consumer Blackwell."""
+    return 120 if capability >= 120 else 100 if capability >= 100 else 90
 
 
 def tile(operator: Operator, *, capability: int, size: Size = "fast") -> Tile:
     """The tile of an operator for a compute capability such as 90."""
-    if size == "compact":
-        return COMPACT[operator]
-    return FAST_SM120[operator] if capability >= 120 else FAST[operator]
+    return (FAST if size == "fast" else COMPACT)[operator][family(capability)]
 
 
 def splits(tiles: int, key_blocks: int, processors: int) -> int:
@@ -75,6 +94,11 @@ def splits(tiles: int, key_blocks: int, processors: int) -> int:
 def power_of_two(width: int, *, least: int = 16) -> int:
     """The smallest power of two that is at least `width` and `least`."""
     return max(1 << (width - 1).bit_length(), least)
+
+
+def rotary_pairs(width: int, element_size: int) -> int:
+    """Pairs of a rotary key, padded to the 16 channels that a product needs, or 32 of one byte each."""
+    return power_of_two(width // 2, least=16 // element_size)
 
 
 def divisor(width: int) -> int:
