@@ -67,7 +67,8 @@ def fingerprint() -> str:
     """A hash of all that decides what the kernels compile to, but for the version of Triton."""
     here = Path(__file__).parent
     kernels = [here / "kernels" / f"{name}.py" for name in ("attention", "absorbed", "expand", "tiles")]
-    return hashlib.sha256(b"".join(path.read_bytes() for path in [*kernels, here / "variants.py"])).hexdigest()
+    sources = [path.read_bytes() for path in [*kernels, here / "variants.py"]]
+    return hashlib.sha256(b"".join(sources)).hexdigest()
 
 
 def _triton(variant: Variant, how: Plan) -> Any:
