@@ -138,8 +138,10 @@ def expansion(inputs: Inputs, backend: Backend) -> Arm:
     """`plugins.expand`."""
 
     def run(turn: int, chosen: Backend) -> tuple[Tensor, Tensor]:
-        entries, weights = (inputs.cached[turn], inputs.own[turn]), (each[turn] for each in inputs.weights)
-        return expand(*entries, *weights, *inputs.tables, inputs.shape.heads, backend=chosen)
+        cached, own, (cos, sin, valid) = inputs.cached[turn], inputs.own[turn], inputs.tables
+        up_key, up_value = (weight[turn] for weight in inputs.weights)
+        heads = inputs.shape.heads
+        return expand(cached, own, up_key, up_value, cos, sin, valid, heads, backend=chosen)
 
     def error() -> float:
         pairs = zip(run(0, backend), run(0, "reference"), strict=True)

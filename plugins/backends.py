@@ -38,8 +38,10 @@ def choose(operator: str, wanted: str, inputs: tuple[Tensor, ...]) -> Chosen:
     Raises:
         ValueError: for a backend that does not exist, or one that is demanded and cannot take the inputs.
     """
-    if wanted == "reference" or wanted == "sdpa":
-        return wanted
+    if wanted == "reference":
+        return "reference"
+    if wanted == "sdpa":
+        return "sdpa"
     first = inputs[0]
     if wanted == "auto":
         if not _needs_kernel(operator, first):
@@ -61,7 +63,7 @@ def choose(operator: str, wanted: str, inputs: tuple[Tensor, ...]) -> Chosen:
 def unfit(operator: str, inputs: tuple[Tensor, ...]) -> str | None:
     """Why Triton cannot compute this, or None if it can."""
     first = inputs[0]
-    if find_spec("triton") is None:
+    if not _installed():
         return 'triton is not installed; install it with: pip install "videomla[gpu]"'
     if first.device.type != "cuda" and not _interpreted():
         return f"its kernels run on a GPU, or on a CPU under TRITON_INTERPRET=1, and not on {first.device}"
@@ -93,6 +95,11 @@ def _unfit_widths(operator: str, inputs: tuple[Tensor, ...]) -> str | None:
 def _needs_kernel(operator: str, first: Tensor) -> bool:
     """Whether no library does it well: float8, and keys wider than values, on a GPU."""
     return first.device.type == "cuda" and (operator == "mla_attention_absorbed" or first.dtype == FLOAT8)
+
+
+@cache
+def _installed() -> bool:
+    return find_spec("triton") is not None
 
 
 def _interpreted() -> bool:

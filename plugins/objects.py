@@ -18,7 +18,7 @@ from typing import Any
 from plugins.kernels.tiles import COMPACT_MEMORY, SHARED_MEMORY, Family, Operator, Size
 from vmla.errors import UserError
 
-Expression = int | str | Sequence[Any]
+Expression = int | str | list[Any]
 RECORD = "objects.json"
 LARGEST_GRID = 65535
 """Of the second and third dimension (CUDA programming guide)."""

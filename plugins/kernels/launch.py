@@ -14,6 +14,7 @@ from plugins.kernels.absorbed import absorbed as absorbed_kernel
 from plugins.kernels.attention import attention as attention_kernel
 from plugins.kernels.attention import merge as merge_kernel
 from plugins.kernels.expand import expand as expand_kernel
+from plugins.kernels.shares import shares as best_shares
 from plugins.kernels.tiles import (
     LOG2_E,
     Operator,
@@ -22,7 +23,6 @@ from plugins.kernels.tiles import (
     halves,
     power_of_two,
     rotary_pairs,
-    splits,
     tile,
 )
 
@@ -181,4 +181,4 @@ def _shares(operator: Operator, like: Tensor, rows: int, batch: int, tokens: int
         return 1
     size = _tile(operator, like)
     processors = torch.cuda.get_device_properties(like.device).multi_processor_count
-    return splits(-(-rows // size.rows) * batch, -(-tokens // size.columns), processors)
+    return best_shares(-(-rows // size.rows) * batch, tokens, processors)

@@ -21,12 +21,6 @@ COMPACT_MEMORY = 48 << 10
 
 LOG2_E = 1.4426950408889634
 
-MERGE_COST = 5.0
-"""What writing and reading one more share of a query tile costs, in key blocks. From traffic: 57 MB
-twice at 4.8 TB/s, against 1.55 us for a block of 128 keys on all of an H200 (derived, not measured)."""
-
-MOST_SPLITS = 8
-
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
@@ -75,20 +69,6 @@ def family(capability: int) -> Family:
 def tile(operator: Operator, *, capability: int, size: Size = "fast") -> Tile:
     """The tile of an operator for a compute capability such as 90."""
     return (FAST if size == "fast" else COMPACT)[operator][family(capability)]
-
-
-def splits(tiles: int, key_blocks: int, processors: int) -> int:
-    """How many shares to cut the keys of each tile into, so that the last wave is not mostly idle.
-
-    Weighs waves of programs against the traffic of merging their shares.
-    """
-
-    def cost(shares: int) -> float:
-        waves = -(-tiles * shares // processors) / shares
-        merging = shares * tiles / processors * MERGE_COST / key_blocks if shares > 1 else 0.0
-        return waves + merging
-
-    return min(range(1, min(MOST_SPLITS, key_blocks) + 1), key=cost)
 
 
 def power_of_two(width: int, *, least: int = 16) -> int:

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from plugins.kernels.tiles import divisor, halves, power_of_two, splits
+from plugins.kernels.shares import shares
+from plugins.kernels.tiles import divisor, halves, power_of_two
 
 pytestmark = pytest.mark.cpu
 
@@ -33,11 +34,12 @@ def test_interpreted(check, outcomes):
 
 
 def test_keys_are_split_where_the_last_wave_would_be_mostly_idle():
-    assert splits(tiles=4, key_blocks=64, processors=132) == 8
-    assert splits(tiles=133, key_blocks=1000, processors=132) > 1
-    assert splits(tiles=132, key_blocks=64, processors=132) == 1
-    assert splits(tiles=1000, key_blocks=2, processors=132) == 1
-    assert splits(tiles=1, key_blocks=3, processors=132) <= 3
+    assert shares(tiles=4, keys=9360, processors=132) == 8
+    assert shares(tiles=133, keys=32760, processors=132) > 1
+    assert shares(tiles=132, keys=9360, processors=132) == 1
+    assert shares(tiles=444, keys=9360, processors=148) == 1
+    assert shares(tiles=1, keys=100, processors=132) == 1
+    assert shares(tiles=1, keys=400, processors=132) <= 3
 
 
 def test_widths_are_taken_apart():
