@@ -10,6 +10,9 @@ from vmla.errors import UserError
 
 Layout = Literal["mla", "mha"]
 
+FRAMES_PER_SECOND = 16
+"""Of every video, as in Wan2.1."""
+
 WINDOWS = {"total-6": (1, 2), "sink-1-local-6": (1, 3), "sink-1-history-6": (1, 6)}
 """Sink and history frames under the three readings of the paper's "la6 sink1": six frames in all,
 one sink and six with the current chunk among them, or one sink and six before the chunk."""

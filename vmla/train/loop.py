@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from vmla.train.state import load_state, save_state
 from vmla.train.optimizers import Optimizers, Schedule
+from vmla.train.state import load_state, save_state
 
 Report = Callable[[str], None]
 """Takes one line about how far the training is."""
@@ -122,6 +122,13 @@ def _save(stage: Stage, progress: Progress, folder: Path) -> None:
         "optimizers": progress.optimizers.state_dict(),
     }
     save_state(folder / f"{stage.name}.pt", state)
+
+
+def last_record(log: Path) -> dict[str, Any] | None:
+    """The latest line of a stage's log, None if nothing was logged yet."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    record: dict[str, Any] | None = json.loads(lines[-1]) if lines else None
+    return record
 
 
 def _forget_after(log: Path, step: int) -> None:

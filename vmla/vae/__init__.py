@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
+import torch
 from torch import Tensor
 
 Memory = Any
@@ -31,6 +32,9 @@ class Codec(Protocol):
     @property
     def first_frames(self) -> int:
         """Pixel frames of the very first latent frame."""
+
+    def to(self, device: torch.device) -> Self:
+        """Move the weights; returns itself."""
 
     def encode(self, video: Tensor) -> Tensor:
         """[B, frames, 3, H, W] in [0, 1] to normalised latents [B, z, F, h, w]."""

@@ -73,6 +73,22 @@ class WanCodec:
                 raise _unreadable(folder, f"{kind.replace('_', ' ')}: {found[kind][0]} and perhaps others")
         return cls(vae)
 
+    @classmethod
+    def from_config(cls, folder: str | Path) -> WanCodec:
+        """The codec without its weights, on the meta device.
+
+        Raises:
+            UserError: if diffusers is missing, or the folder does not describe such a codec.
+        """
+        try:
+            from diffusers import AutoencoderKLWan
+        except ImportError as error:
+            raise missing_extra("diffusers", "wan") from error
+        _check_class(AutoencoderKLWan, Path(folder))
+        with torch.device("meta"):
+            vae = AutoencoderKLWan.from_config(AutoencoderKLWan.load_config(folder, local_files_only=True))
+        return cls(vae)
+
     @property
     def latent_channels(self) -> int:
         """Channels of a latent frame."""

@@ -22,7 +22,7 @@ from vmla.text import TextEncoder
 from vmla.transformer import VideoMLA
 from vmla.vae import Codec
 from vmla.vae.tiny import TinyCodec, TinyCodecConfig
-from vmla.weights.files import load_exactly, read_json, read_tensors, write_json, write_tensors
+from vmla.weights.files import count_elements, load_exactly, read_json, read_tensors, write_json, write_tensors
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 """diffusers' file name for the weights of a transformer or an autoencoder."""
@@ -60,20 +60,37 @@ class Checkpoint:
         load_exactly(model, tensors, path)
         return model.eval().requires_grad_(False)
 
-    def codec(self) -> Codec:
-        """The autoencoder: `TinyCodec`, or diffusers' `AutoencoderKLWan`."""
+    def codec(self, *, weights: bool = True) -> Codec:
+        """The autoencoder: `TinyCodec`, or diffusers' `AutoencoderKLWan`.
+
+        Without `weights` it lies on the meta device: sizes, and nothing else.
+        """
         folder = self.folder / "vae"
         values = read_json(folder / "config.json")
         kind = values.pop("_class_name", None)
         if kind == "AutoencoderKLWan":
             from vmla.vae.wan import WanCodec
 
-            return WanCodec.from_pretrained(folder)
+            return WanCodec.from_pretrained(folder) if weights else WanCodec.from_config(folder)
         if kind != "TinyCodec":
             raise UserError(f"{folder} holds a {kind}; known are TinyCodec and AutoencoderKLWan")
         codec = TinyCodec(_tiny_config(values, folder))
+        if not weights:
+            return codec.to("meta")
         load_exactly(codec, read_tensors(folder / WEIGHTS), folder / WEIGHTS)
         return codec.eval().requires_grad_(False)
+
+    def elements(self, part: str) -> int:
+        """How many numbers the weights of `part` (a folder's name) hold; only headers are read."""
+        name = "model.safetensors" if part == "text_encoder" else WEIGHTS
+        return count_elements(self.folder / part / name)
+
+    def decoder_memory_bytes(self) -> int:
+        """Bytes that the codec remembers between two chunks of one video."""
+        config, codec = self.model_config(), self.codec(weights=False)
+        cells = (1, codec.latent_channels, config.chunk, config.height, config.image_width)
+        _, memory = codec.decode(torch.empty(cells, device="meta"))
+        return sum(item.nbytes for item in memory if isinstance(item, torch.Tensor))
 
     def text(self) -> TextEncoder:
         """The text encoder with its tokenizer, in float32."""
