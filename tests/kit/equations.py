@@ -8,7 +8,11 @@ import torch
 
 
 def window_of(config, number):
-    """Absolute frames that chunk `number` attends to before itself, each with its local position."""
+    """Absolute frames that chunk `number` attends to before itself, each with its local position.
+
+    And the positions of its own frames. Absolute until the window is full, then closed up behind
+    the sink (arXiv 2605.30351, D.5).
+    """
     made, slots = number * config.chunk, config.sink + config.history
     gone = max(0, made - slots)
     sink = [(frame, frame) for frame in range(min(config.sink, made))]
@@ -16,14 +20,25 @@ def window_of(config, number):
     return dict(sink + recent), [made + offset - gone for offset in range(config.chunk)]
 
 
+def remembered_of(config, number, numbers):
+    """`window_of` where only the chunks in `numbers` were ever made, and a jump forgets all but the sink."""
+    before, own = window_of(config, number)
+    first = number
+    while first - 1 in numbers:
+        first -= 1
+    made = {chunk * config.chunk + offset for chunk in numbers for offset in range(config.chunk)}
+    kept = (f for f in before if f in made and (f < config.sink or f >= first * config.chunk))
+    return {frame: before[frame] for frame in kept}, own
+
+
 class Equations:
     """One model's forward in float64."""
 
     def __init__(self, model):
         self.config = model.config
-        self.weights = {name: tensor.double() for name, tensor in model.state_dict().items()}
+        self.weights = {name: tensor.detach().double() for name, tensor in model.state_dict().items()}
 
-    def run(self, clean, noisy, noisy_timestep, text):
+    def run(self, clean, noisy, noisy_timestep, text, numbers=None):
         """All chunks of a teacher-forced video in one masked pass over [clean | noisy] tokens.
 
         Args:
@@ -31,6 +46,7 @@ class Equations:
                 frames of their window; noisy ones to the same and to the noisy ones of their chunk.
             noisy_timestep: [B, frames].
             text: [B, tokens, text width].
+            numbers: the chunks that the frames belong to, 0, 1, 2 and so on if not given.
 
         Returns:
             Velocities of both halves [B, z, 2 * frames, h, w], and what the clean tokens leave in
@@ -39,6 +55,7 @@ class Equations:
         latents = torch.cat([clean, noisy], dim=2).double()
         timestep = torch.cat([torch.zeros_like(noisy_timestep), noisy_timestep], dim=1).double()
         frames = clean.shape[2]
+        self.numbers = list(numbers or range(frames // self.config.chunk))
         embedding = self.embed_time(timestep)  # [B, 2 frames, D]
         modulation = self.linear("condition_embedder.time_proj", silu(embedding)).unflatten(-1, (6, -1))
         text = self.mlp("condition_embedder.text_embedder.linear_{}", text.double())
@@ -85,20 +102,21 @@ class Equations:
 
     def attention(self, contents, keys, turning, turned, values, frames):
         """Chunk by chunk, for each its own mask and positions. All [B, 2 frames, P, N, width]."""
-        out = torch.zeros_like(values)
+        out, size = [], self.config.chunk
         width = contents.shape[-1] + turning.shape[-1]
+        place = {number * size + i: at * size + i for at, number in enumerate(self.numbers) for i in range(size)}
         for half in range(2):
-            for number in range(frames // self.config.chunk):
-                before, own = window_of(self.config, number)
-                absolute = [half * frames + number * self.config.chunk + i for i in range(self.config.chunk)]
-                seen = [*before, *absolute]
-                at_query = self.turn(turning[:, absolute], own)
-                at_key = self.turn(turned[:, seen], [*before.values(), *own])
-                scores = torch.einsum("bqpnd,bkrnd->bnqpkr", contents[:, absolute], keys[:, seen])
+            for number in self.numbers:
+                before, positions = remembered_of(self.config, number, self.numbers)
+                own = [half * frames + place[number * size + i] for i in range(size)]
+                seen = [place[frame] for frame in before] + own
+                at_query = self.turn(turning[:, own], positions)
+                at_key = self.turn(turned[:, seen], [*before.values(), *positions])
+                scores = torch.einsum("bqpnd,bkrnd->bnqpkr", contents[:, own], keys[:, seen])
                 scores = scores + torch.einsum("bqpnd,bkrnd->bnqpkr", at_query, at_key)
                 weights = (scores * width**-0.5).flatten(4).softmax(-1).unflatten(-1, scores.shape[4:])
-                out[:, absolute] = torch.einsum("bnqpkr,bkrnd->bqpnd", weights, values[:, seen])
-        return out.flatten(-2)
+                out.append(torch.einsum("bnqpkr,bkrnd->bqpnd", weights, values[:, seen]))
+        return torch.cat(out, dim=1).flatten(-2)
 
     def turn(self, x, positions):
         """Rotate x [B, frames, P, N, width] as complex numbers; frame i lies at positions[i]."""

@@ -82,7 +82,9 @@ def remembered(layout: CacheLayout, number: int, numbers: Sequence[int]) -> Tens
     Only the sink survives a jump, as it is all that survives in a rollout of that length.
     """
     start = max(n for n in numbers if n <= number and n - 1 not in numbers) * layout.chunk
-    kept = [frame >= start or frame < layout.sink for frame in layout.frame_in_slot(number)]
+    frames = layout.frame_in_slot(number)
+    sink = [frame < layout.sink and frame // layout.chunk in numbers for frame in frames]
+    kept = [frame >= start or old for frame, old in zip(frames, sink, strict=True)]
     return torch.where(torch.tensor(kept), layout.slot_index(number), -1)
 
 
