@@ -7,6 +7,8 @@ position. VideoMLA's shared rotary key keeps the fastest pairs of each axis (arX
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
 
@@ -31,6 +33,12 @@ class Rotary3D(nn.Module):
         for name, axis, kept in zip(("time", "height", "width"), axes, pairs, strict=True):
             table = THETA ** (-torch.arange(0, axis, 2, dtype=torch.float64) / axis)
             self.register_buffer(f"frequencies_{name}", table[:kept].float(), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rotary3D:
+        """Move with the model, but keep the frequencies float32 when the model is cast."""
+        # torch ships this method without type annotations
+        super()._apply(lambda table: fn(table) if table.is_meta else table.to(fn(table).device), recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the tokens of `frames` [n] (int): each [n * P, pairs] float32."""

@@ -69,7 +69,7 @@ class Equations:
         return self.pictures(self.linear("proj_out", x)), torch.stack(left)
 
     def block(self, name, x, modulation, text, frames):
-        m = [(modulation[:, :, i] + self.weights[name + "scale_shift_table"][0, i])[:, :, None] for i in range(6)]
+        m = (modulation + self.weights[name + "scale_shift_table"])[:, :, :, None].unbind(2)
         eps = self.config.eps
         attend = self.latent_attention if self.config.layout == "mla" else self.head_attention
         out, entries = attend(name + "attn1.", normalised(x, eps) * (1 + m[1]) + m[0], frames)
@@ -104,7 +104,8 @@ class Equations:
         """Chunk by chunk, for each its own mask and positions. All [B, 2 frames, P, N, width]."""
         out, size = [], self.config.chunk
         width = contents.shape[-1] + turning.shape[-1]
-        place = {number * size + i: at * size + i for at, number in enumerate(self.numbers) for i in range(size)}
+        made = [number * size + i for number in self.numbers for i in range(size)]
+        place = {frame: at for at, frame in enumerate(made)}
         for half in range(2):
             for number in self.numbers:
                 before, positions = remembered_of(self.config, number, self.numbers)
@@ -135,7 +136,8 @@ class Equations:
         """Radians per position for time, height and width: the fastest of Wan's own tables."""
         head = self.config.width // self.config.heads
         spatial = head // 6 * 2
-        tables = [10000.0 ** (-torch.arange(0, a, 2).double() / a) for a in (head - 2 * spatial, spatial, spatial)]
+        axes = (head - 2 * spatial, spatial, spatial)
+        tables = [10000.0 ** (-torch.arange(0, axis, 2).double() / axis) for axis in axes]
         pairs = width // 2
         kept = (pairs - 2 * (pairs // 3), pairs // 3, pairs // 3)
         return [table[:n] for table, n in zip(tables, kept, strict=True)] if width < head else tables
@@ -168,7 +170,8 @@ class Equations:
         """[B, F, P, patch^2 z] to [B, z, F, h, w], cell by cell."""
         patch, z = self.config.patch, self.config.latent_channels
         down, across = self.config.height // patch, self.config.image_width // patch
-        picture = tokens.new_zeros(tokens.shape[0], z, tokens.shape[1], self.config.height, self.config.image_width)
+        batch, frames = tokens.shape[:2]
+        picture = tokens.new_zeros(batch, z, frames, down * patch, across * patch)
         for row in range(down):
             for column in range(across):
                 for cell in range(patch**2):
@@ -184,7 +187,8 @@ class Equations:
         return self.linear(name.format(2), gelu(self.linear(name.format(1), x)))
 
     def rms(self, name, x):
-        return x / (x.square().mean(-1, keepdim=True) + self.config.eps).sqrt() * self.weights[name + ".weight"]
+        size = (x.square().mean(-1, keepdim=True) + self.config.eps).sqrt()
+        return x / size * self.weights[name + ".weight"]
 
     def heads(self, x):
         return x.unflatten(-1, (self.config.heads, -1))

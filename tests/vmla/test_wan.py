@@ -8,7 +8,6 @@ from kit.models import draw, randomise, tiny_config
 from kit.wan import from_diffusers, wan_transformer
 
 from vmla.cache import CacheLayout
-from vmla.config import recipe
 from vmla.transformer import VideoMLA
 
 pytestmark = pytest.mark.cpu

@@ -62,7 +62,7 @@ def forcing_loss(
     cache = layout.allocate(latents.shape[0], dtype=text_kv.dtype, device=latents.device)
     text_copies = torch.cat([text_kv] * forcing.copies, dim=2)
     losses = []
-    for clean, number, before in zip(latents.split(layout.chunk, 2), numbers, [-1, *numbers], strict=False):
+    for clean, number, before in zip(latents.chunk(len(numbers), 2), numbers, [-1, *numbers], strict=False):
         slots = remembered(layout, number, numbers)
         positions = (slots, layout.chunk_index(number))
         estimate, trusted = clean, torch.zeros(len(clean), dtype=torch.bool)
