@@ -53,4 +53,5 @@ def mla_attention_absorbed(
         return reference.attention_absorbed(query, entries, valid, content_width, scale)
     shared = entries[:, None].expand(-1, query.shape[1], -1, -1)
     mask = valid[None, None, None]
-    return F.scaled_dot_product_attention(query, shared, shared[..., :content_width], attn_mask=mask, scale=scale)
+    values = shared[..., :content_width]
+    return F.scaled_dot_product_attention(query, shared, values, attn_mask=mask, scale=scale)

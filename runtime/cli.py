@@ -16,16 +16,20 @@ from vmla.command import OneLineCommand
 @click.option("--minutes", type=float, help="Length of the video.")
 @click.option("--seconds", type=float, help="Length of the video; 10 if no length is given.")
 @click.option("--chunks", type=click.IntRange(min=1), help="Length of the video in chunks.")
-@click.option("-o", "--output", type=click.Path(path_type=Path), help="An .mp4 file, a folder for pictures, or null.")
+@click.option("-o", "--output", type=click.Path(path_type=Path),
+              help="An .mp4 file, a folder for pictures, or null.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same video.")
-@click.option("--checkpoint", default="sprites", show_default=True, help="A checkpoint folder, or a shipped model.")
+@click.option("--checkpoint", default="sprites", show_default=True,
+              help="A checkpoint folder, or a shipped model.")  # fmt: skip
 @click.option("--layout", type=click.Choice(["mla", "mha"]), help="Refuse a checkpoint of the other layout.")
 @click.option("--steps", type=int, help="Denoising steps; the checkpoint's own number if not given.")
 @click.option("--device", default="cpu", show_default=True, help="A torch device.")
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
               show_default=True, help="What the model computes in.")  # fmt: skip
-@click.option("--scale", type=click.IntRange(1, 16), help="Enlarge frames; to at least 256 pixels if not given.")
-@click.option("--events", type=click.Path(dir_okay=False, path_type=Path), help="Write a JSON line per chunk.")
+@click.option("--scale", type=click.IntRange(1, 16),
+              help="Enlarge frames; to at least 256 pixels if not given.")  # fmt: skip
+@click.option("--events", type=click.Path(dir_okay=False, path_type=Path),
+              help="Write a JSON line per chunk.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 def main(

@@ -82,7 +82,7 @@ def prepare(
     opened = open_checkpoint(checkpoint)
     config, codec = opened.model_config(), opened.codec(weights=False)
     if layout not in (None, config.layout):
-        raise UserError(f"checkpoint {checkpoint} has layout {config.layout}, not {layout}; name one that has")
+        raise UserError(f"checkpoint {checkpoint} has layout {config.layout}; name one with {layout}")
     wanted = 60 * minutes if minutes is not None else 10.0 if seconds is None else seconds
     count = chunks or chunks_for(wanted, config.chunk, codec)
     whole = frames_in(count, config.chunk, codec)

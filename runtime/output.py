@@ -26,7 +26,7 @@ def check_output(path: Path, *, overwrite: bool) -> None:
     if path == NOWHERE:
         return
     if path.suffix not in (".mp4", ""):
-        raise UserError(f"cannot write {path.suffix} files; use a name ending in .mp4, a folder for pictures, or null")
+        raise UserError(f"cannot write {path.suffix} files; use an .mp4 file, a folder for pictures, or null")
     if path.exists() and not overwrite:
         raise UserError(f"{path} exists already; choose another name or add --overwrite")
     if path.is_dir() and path.suffix == ".mp4":

@@ -95,4 +95,4 @@ def check_length(seconds: float) -> None:
         UserError: unless it is more than nothing and at most a day.
     """
     if not 0 < seconds <= LONGEST_SECONDS:
-        raise UserError(f"a video of {seconds:g} seconds; ask for more than 0 and at most {LONGEST_SECONDS:g}")
+        raise UserError(f"no video lasts {seconds:g} s; ask for more than 0 and at most {LONGEST_SECONDS:g}")

@@ -13,7 +13,6 @@ import torch
 from runtime.job import Job
 from vmla.config import FRAMES_PER_SECOND
 from vmla.weights.files import hash_file, write_json
-from vmla.weights.folder import WEIGHTS
 
 
 def sidecar_path(output: Path) -> Path:
@@ -33,8 +32,8 @@ def describe_job(job: Job, *, frames: int, scale: int) -> dict[str, Any]:
         "scale": scale,
         "checkpoint": str(job.checkpoint.folder),
         "weights": {
-            part: hash_file(job.checkpoint.folder / part / name)
-            for part, name in (("transformer", WEIGHTS), ("vae", WEIGHTS), ("text_encoder", "model.safetensors"))
+            part: hash_file(job.checkpoint.weights_path(part))
+            for part in ("transformer", "vae", "text_encoder")
         },
         "layout": config.layout,
         "window": {"sink": config.sink, "history": config.history, "chunk": config.chunk},
@@ -43,7 +42,11 @@ def describe_job(job: Job, *, frames: int, scale: int) -> dict[str, Any]:
         "device": str(job.device),
         "dtype": str(job.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
-        "versions": {"videomla": version("videomla"), "torch": torch.__version__, "python": platform.python_version()},
+        "versions": {
+            "videomla": version("videomla"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
     }
 
 

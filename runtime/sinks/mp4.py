@@ -38,7 +38,8 @@ class Mp4Sink:
             self._open(*frames.shape[1:3])
         for pixels in frames:
             frame = VideoFrame.from_ndarray(pixels, format="rgb24")
-            frame = frame.reformat(self._stream.width, self._stream.height, "yuv420p", interpolation="BICUBIC")
+            size = self._stream.width, self._stream.height
+            frame = frame.reformat(*size, "yuv420p", interpolation="BICUBIC")
             frame.pts, self._count = self._count, self._count + 1
             self._container.mux(self._stream.encode(frame))
 

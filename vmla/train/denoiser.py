@@ -94,7 +94,8 @@ def narrowed(
         return functional_call(model, weights, (latents.to(dtype), *others))
 
     def encode_text(text: Tensor) -> Tensor:
-        return functional_call(_TextOf(model), {f"model.{k}": v for k, v in weights.items()}, (text.to(dtype),))
+        prefixed = {f"model.{name}": weight for name, weight in weights.items()}
+        return functional_call(_TextOf(model), prefixed, (text.to(dtype),))
 
     return step, encode_text
 

@@ -57,7 +57,8 @@ def train(stage: Stage, folder: Path, *, report: Report, stop_after: int | None 
         UserError: if `folder` holds this stage with other settings.
     """
     progress = _resume(stage, folder)
-    end = stage.schedule.steps if stop_after is None else min(stage.schedule.steps, progress.step + stop_after)
+    whole = stage.schedule.steps
+    end = whole if stop_after is None else min(whole, progress.step + stop_after)
     began, before = time.monotonic(), progress.seconds
     with (folder / f"{stage.name}.jsonl").open("a") as log:
         while progress.step < end:
@@ -89,7 +90,12 @@ def _record(
     stage: Stage, progress: Progress, loss: float, write: Callable[[str], Any], report: Report
 ) -> None:
     rate = progress.optimizers.factor(progress.step - 1)
-    line = {"step": progress.step, "loss": round(loss, 6), "rate": round(rate, 4), "seconds": round(progress.seconds, 1)}
+    line = {
+        "step": progress.step,
+        "loss": round(loss, 6),
+        "rate": round(rate, 4),
+        "seconds": round(progress.seconds, 1),
+    }
     write(json.dumps(line) + "\n")
     report(
         f"{stage.name}: step {progress.step} of {stage.schedule.steps}, loss {loss:.4f}, "

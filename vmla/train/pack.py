@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
 from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
@@ -13,6 +10,7 @@ from typing import Any
 import torch
 
 from vmla.errors import UserError
+from vmla.machine import commit, hardware
 from vmla.train.loop import last_record
 from vmla.train.recipes import Recipe
 from vmla.train.run import Run
@@ -44,7 +42,7 @@ def pack_run(recipe: Recipe, folder: Path, output: Path, report: Callable[[str],
     )
     write_json(aside / TRAINING, {
         "recipe": recipe.name,
-        "commit": _commit(),
+        "commit": commit(),
         "seed": recipe.denoiser_training.seed,
         "stages": stages,
         "hours": round(sum(stage["seconds"] for stage in stages.values()) / 3600, 2),
@@ -63,17 +61,3 @@ def _finished(folder: Path, name: str, steps: int) -> dict[str, Any]:
         raise UserError(f"stage {name} in {folder} has made {done} of {steps} steps; run it to its end first")
     return {"steps": steps, "seconds": last["seconds"], "loss": last["loss"]}
 
-
-def _commit() -> str:
-    """The commit of the code that trains, or `unknown` outside a checkout."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
-    found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return found.stdout.strip() if found.returncode == 0 else "unknown"
-
-
-def hardware() -> str:
-    """Processor and number of cores of this machine."""
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.exists() else []
-    names = [line.split(":")[1].strip() for line in lines if line.startswith("model name")]
-    return f"{names[0] if names else platform.processor() or platform.machine()}, {os.cpu_count()} cores"

@@ -22,7 +22,14 @@ from vmla.text import TextEncoder
 from vmla.transformer import VideoMLA
 from vmla.vae import Codec
 from vmla.vae.tiny import TinyCodec, TinyCodecConfig
-from vmla.weights.files import count_elements, load_exactly, read_json, read_tensors, write_json, write_tensors
+from vmla.weights.files import (
+    count_elements,
+    load_exactly,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 """diffusers' file name for the weights of a transformer or an autoencoder."""
@@ -82,8 +89,11 @@ class Checkpoint:
 
     def elements(self, part: str) -> int:
         """How many numbers the weights of `part` (a folder's name) hold; only headers are read."""
-        name = "model.safetensors" if part == "text_encoder" else WEIGHTS
-        return count_elements(self.folder / part / name)
+        return count_elements(self.weights_path(part))
+
+    def weights_path(self, part: str) -> Path:
+        """The weights file of `part`, under the name that diffusers and transformers give it."""
+        return self.folder / part / ("model.safetensors" if part == "text_encoder" else WEIGHTS)
 
     def decoder_memory_bytes(self) -> int:
         """Bytes that the codec remembers between two chunks of one video."""
