@@ -12,12 +12,12 @@ import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import click
 import numpy as np
 import torch
 from torch import Tensor
+from vmla.world.grade import QUESTIONS, Grade, grade, look
 
 from bench.document import write_document
 from runtime.decoding import CodecDecoder
@@ -27,10 +27,9 @@ from runtime.rollout import rollout
 from vmla.command import OneLineCommand
 from vmla.config import FRAMES_PER_SECOND
 from vmla.progress import ProgressLine
-from vmla.world.caption import describe, read
-from vmla.world.grade import QUESTIONS, Grade, grade, look
-from vmla.world.scene import draw_scene
 from vmla.weights.folder import Checkpoint, open_checkpoint
+from vmla.world.caption import describe, read
+from vmla.world.scene import draw_scene
 
 WINDOW = 64
 """Frames that are graded before each mark."""

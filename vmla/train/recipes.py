@@ -41,7 +41,7 @@ class Recipe:
         }
 
 
-# About two hours on two CPU cores: 15 minutes for the codec, 1 for the text, 4 to encode, the rest to denoise.
+# About two hours on two CPU cores: 15 minutes for the codec, 5 for text and latents, the rest to denoise.
 SPRITES = Recipe(
     name="sprites",
     model=RECIPES["sprites"],
