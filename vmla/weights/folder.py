@@ -163,6 +163,7 @@ def save_checkpoint(
     codec: TinyCodec,
     text: TextEncoder,
     sampler: Sampler,
+    trained_on: str | None = None,
     dtype: torch.dtype = torch.float16,
     metadata: dict[str, str] | None = None,
 ) -> None:
@@ -170,8 +171,7 @@ def save_checkpoint(
     notes = metadata or {}
     _save_part(folder / "transformer", transformer, asdict(transformer.config), dtype, notes)
     _save_part(folder / "vae", codec, asdict(codec.config), dtype, notes)
-    text.encoder.to(dtype).save_pretrained(folder / "text_encoder")  # type: ignore[operator]
-    text.encoder.to(torch.float32)
+    _save_text(folder / "text_encoder", text.encoder, dtype, notes)
     text.tokenizer.save_pretrained(folder / "tokenizer")
     (folder / "scheduler").mkdir(parents=True, exist_ok=True)
     scheduler = {"_class_name": "Sampler", **asdict(sampler)}
@@ -183,6 +183,7 @@ def save_checkpoint(
         "text_encoder": ["transformers", "UMT5EncoderModel"],
         "tokenizer": ["transformers", "ByT5Tokenizer"],
         "scheduler": ["vmla", "Sampler"],
+        **({} if trained_on is None else {"trained_on": trained_on}),
     })  # fmt: skip
 
 
@@ -193,6 +194,15 @@ def _save_part(
     tensors = {name: tensor.to(dtype) for name, tensor in module.state_dict().items()}
     write_tensors(folder / WEIGHTS, tensors, {"format": "pt", **notes})
     write_json(folder / "config.json", {"_class_name": type(module).__name__, **config})
+
+
+def _save_text(folder: Path, encoder: Any, dtype: torch.dtype, notes: dict[str, str]) -> None:
+    """As transformers writes it, without its progress bar; the embedding has two names and is kept once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder.config.save_pretrained(folder)
+    tensors = {name: tensor.to(dtype) for name, tensor in encoder.state_dict().items()}
+    tensors.pop("encoder.embed_tokens.weight", None)
+    write_tensors(folder / "model.safetensors", tensors, {"format": "pt", **notes})
 
 
 def _tiny_config(values: dict[str, Any], folder: Path) -> TinyCodecConfig:
