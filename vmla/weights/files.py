@@ -73,8 +73,13 @@ def count_elements(path: Path) -> int:
 
 def _shards(path: Path) -> list[Path]:
     index = path.with_name(path.name + ".index.json")
-    names = sorted(set(read_json(index)["weight_map"].values())) if index.exists() else [path.name]
-    return [path.with_name(name) for name in names]
+    if not index.exists():
+        return [path]
+    try:
+        names = sorted(set(read_json(index)["weight_map"].values()))
+        return [path.with_name(name) for name in names]
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{index} names no shards; copy the whole checkpoint folder") from error
 
 
 @contextmanager

@@ -34,6 +34,7 @@ from vmla.weights.files import (
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 """diffusers' file name for the weights of a transformer or an autoencoder."""
 SHIPPED = "sprites"
+WAN_TEXT_TOKENS = 512
 
 
 @dataclass(frozen=True)
@@ -104,8 +105,13 @@ class Checkpoint:
 
     def text(self) -> TextEncoder:
         """The text encoder with its tokenizer, in float32."""
-        tokens = self.model_config().text_tokens if (self.folder / "transformer").exists() else 512
-        return TextEncoder(self._text_model(), self._tokenizer(), tokens=tokens)
+        return TextEncoder(self._text_model(), self._tokenizer(), tokens=self._text_tokens())
+
+    def _text_tokens(self) -> int:
+        """Those that the denoiser reads; a Wan pipeline always fills 512 and says so nowhere."""
+        path = self.folder / "transformer" / "config.json"
+        wan = not path.exists() or read_json(path).get("_class_name") == "WanTransformer3DModel"
+        return WAN_TEXT_TOKENS if wan else self.model_config().text_tokens
 
     def _text_model(self) -> nn.Module:
         from transformers.models.umt5.configuration_umt5 import UMT5Config
@@ -133,13 +139,24 @@ class Checkpoint:
             return ByT5Tokenizer.from_pretrained(folder)
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(folder)
+        try:
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"cannot load the tokenizer in {folder}; copy it again") from error
 
     def sampler(self) -> Sampler:
         """How the model is sampled unless told otherwise."""
-        values = read_json(self.folder / "scheduler" / "scheduler_config.json")
-        known = {field.name for field in fields(Sampler)}
-        return Sampler(**{key: value for key, value in values.items() if key in known})
+        path = self.folder / "scheduler" / "scheduler_config.json"
+        values = read_json(path)
+        kind = values.pop("_class_name", None)
+        if kind != "Sampler":
+            raise UserError(f"{path} holds a {kind}, not a Sampler")
+        if extra := sorted(values.keys() - {field.name for field in fields(Sampler)}):
+            raise UserError(f"{path} has an unknown setting {extra[0]}")
+        try:
+            return Sampler(**values)
+        except TypeError as error:
+            raise UserError(f"{path}: {error}") from error
 
 
 def open_checkpoint(name: str | Path = SHIPPED) -> Checkpoint:
@@ -210,5 +227,5 @@ def _tiny_config(values: dict[str, Any], folder: Path) -> TinyCodecConfig:
     frozen = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
     try:
         return TinyCodecConfig(**frozen)
-    except TypeError as error:
+    except (TypeError, UserError) as error:
         raise UserError(f"{folder / 'config.json'}: {error}") from error
