@@ -7,18 +7,25 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import max_pool2d
+from torch.nn.functional import avg_pool2d, max_pool2d
 
 from vmla.world.fit import Pose, best_name, best_pose, make_bank, misfit
 from vmla.world.motion import Track
-from vmla.world.scene import BACKGROUNDS, COLOURS, RADII, SIZE
+from vmla.world.scene import BACKGROUNDS, COLOURS
 
 NEAR = 0.17
 """Distance in RGB (each 0 to 1) within which a background has its name: the closest two of the world,
 navy and forest, are 0.24 apart, and codecs shift colours by a few hundredths."""
 
-CORE = 12
-"""Pixels with all eight neighbours of the same colour that make an object rather than an edge."""
+MIXED = 0.15
+"""Distance in RGB from the line between two colours within which a pixel may be a blend of them. Orange,
+the colour closest to such a line (from black to yellow), is 0.25 away from it."""
+
+TRACE = 20
+"""Pixels of one colour that make an object: a tenth of the smallest one, a small star."""
+
+OFTEN = 1 / 7
+"""Share of the frames that must show a colour for it to be one of the video's."""
 
 SHAPE_FRAMES = 12
 """Frames that vote on the shape."""
@@ -27,10 +34,10 @@ STEADY = 0.8
 """Share of the frames for which a background must hold."""
 
 MOST = 3
-"""Objects of one colour that are looked for: enough to see that there are too many."""
+"""Colours, and objects of one colour, that are looked for: enough to see that there are too many."""
 
-HIDDEN = 0.4
-"""Less than this part of an object in sight, and its place is not measured."""
+HIDDEN = 0.1
+"""Less than this part of an object in sight, clear of blended edges, and its place is not measured."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,12 +71,8 @@ def find_background(frames: Tensor) -> tuple[str | None, Tensor]:
 def find_objects(frames: Tensor, background: Tensor) -> list[Found]:
     """Every object in `frames` [F, 3, 64, 64] before a `background` of colour [3]."""
     labels = label_pixels(frames, background)
-    present = [k for k in range(len(COLOURS)) if _has_core(labels == k)]
-    found: list[Found] = []
-    for k, (cover, valid) in zip(present, _layers(frames, background, labels, present), strict=True):
-        colour = list(COLOURS)[k]
-        found += _peel(colour, cover, valid, labels == k)
-    return found
+    colours = find_colours(frames, background, labels)
+    return [found for layer in _layers(frames, background, labels, colours) for found in _peel(layer)]
 
 
 def label_pixels(frames: Tensor, background: Tensor) -> Tensor:
@@ -80,57 +83,101 @@ def label_pixels(frames: Tensor, background: Tensor) -> Tensor:
     return scores.argmin(1)
 
 
-def _layers(
-    frames: Tensor, background: Tensor, labels: Tensor, present: list[int]
-) -> list[tuple[Tensor, Tensor]]:
-    """For each colour its coverage and where that counts, given who hides whom."""
-    behind = [_layer(frames, background, labels, k, present, front=False) for k in present]
-    if len(present) != 2:
+def find_colours(frames: Tensor, background: Tensor, labels: Tensor) -> list[int]:
+    """The colours of the video's objects, as labels; edges, which blend two colours, are none.
+
+    Greedy: the colour of most pixels first, then again without all blends of those found so far.
+    """
+    ends, colours = [background], []
+    unexplained = labels < len(COLOURS)
+    while len(colours) < MOST:
+        traces = torch.stack([_solid(unexplained & (labels == k)) for k in range(len(COLOURS))])
+        traces = traces.where(((traces >= TRACE).float().mean(1) > OFTEN)[:, None], 0).sum(1)
+        if not traces.any():
+            break
+        best = int(traces.argmax())
+        colour = _palette(COLOURS)[best]
+        for end in ends:
+            unexplained &= _distance_to_line(frames, end, colour) > MIXED
+        unexplained &= labels != best
+        ends.append(colour)
+        colours.append(best)
+    return colours
+
+
+def _distance_to_line(frames: Tensor, start: Tensor, end: Tensor) -> Tensor:
+    """How far each pixel is from the straight line between two colours: [F, 64, 64]."""
+    axis, from_start = end - start, frames - start[:, None, None]
+    along = torch.einsum("fchw,c->fhw", from_start, axis / axis.square().sum()).clamp(0, 1)
+    return (from_start - along[:, None] * axis[:, None, None]).square().sum(1).sqrt()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Layer:
+    """One colour's coverage, where that counts, and the shape that explains it best."""
+
+    colour: int
+    mine: Tensor
+    """Where the colour is the nearest one: bool [F, 64, 64]."""
+    cover: Tensor
+    valid: Tensor
+    name: tuple[str, str]
+    error: float
+
+
+def _layers(frames: Tensor, background: Tensor, labels: Tensor, colours: list[int]) -> list[_Layer]:
+    """A layer for each colour, given who hides whom."""
+    behind = [_layer(frames, background, labels, k, colours, front=False) for k in colours]
+    if len(colours) != 2 or not _touch(labels == colours[0], labels == colours[1]):
         return behind
-    before = [_layer(frames, background, labels, k, present, front=True) for k in present]
+    before = [_layer(frames, background, labels, k, colours, front=True) for k in colours]
     # Taken for the one in front, a hidden object seems bitten and fits no shape; the other way round,
     # whatever lies beside the front one does not count. So the right order has the least error.
-    first_in_front = _shape_error(*before[0]) + _shape_error(*behind[1])
-    second_in_front = _shape_error(*behind[0]) + _shape_error(*before[1])
-    return [before[0], behind[1]] if first_in_front < second_in_front else [behind[0], before[1]]
+    orders = [before[0], behind[1]], [behind[0], before[1]]
+    return min(orders, key=lambda layers: sum(layer.error for layer in layers))
 
 
 def _layer(
-    frames: Tensor, background: Tensor, labels: Tensor, k: int, present: list[int], *, front: bool
-) -> tuple[Tensor, Tensor]:
-    """Coverage by colour `k` and where it counts, both [F, 64, 64].
+    frames: Tensor, background: Tensor, labels: Tensor, k: int, colours: list[int], *, front: bool
+) -> _Layer:
+    """Coverage by colour `k`, taken for `front` or for behind everything else.
 
     A pixel's coverage is its place on the line from the background's colour to the object's. Where
-    another object is, it is 0 for an object in `front` and unknown for one behind.
+    another object is, it is 0 for an object in front and unknown for one behind.
     """
     axis = _palette(COLOURS)[k] - background
     cover = torch.einsum("fchw,c->fhw", frames - background[:, None, None], axis / axis.square().sum())
-    others = torch.isin(labels, torch.tensor([i for i in present if i != k], dtype=labels.dtype))
+    others = torch.isin(labels, torch.tensor([i for i in colours if i != k], dtype=labels.dtype))
     rim = _grow(others) & ~others
-    unknown = rim if front else rim | others
-    return cover.clamp(0, 1) * ~others, (~unknown).float()
+    cover = cover.clamp(0, 1) * ~others
+    valid = (~(rim if front else rim | others)).float()
+    name, error = _vote(cover, valid, labels == k)
+    return _Layer(colour=k, mine=labels == k, cover=cover, valid=valid, name=name, error=error)
 
 
-def _shape_error(cover: Tensor, valid: Tensor) -> float:
-    some = _spaced(len(cover))
-    bank = make_bank()
-    return best_name(misfit(cover[some], valid[some], bank), bank)[1]
+def _vote(cover: Tensor, valid: Tensor, mine: Tensor) -> tuple[tuple[str, str], float]:
+    """The (shape, size) that explains a few of the frames with the colour best, and its error."""
+    usable = (mine.sum((1, 2)) >= TRACE).nonzero()[:, 0]
+    picks = torch.linspace(0, len(usable) - 1, min(SHAPE_FRAMES, len(usable))).round().long()
+    some, every = usable[picks], make_bank()
+    return best_name(misfit(cover[some], valid[some], every), every)
 
 
-def _peel(colour: str, cover: Tensor, valid: Tensor, mine: Tensor) -> list[Found]:
+def _peel(layer: _Layer) -> list[Found]:
     """The objects of one colour: the best one, then what is left after taking it away."""
     found: list[Found] = []
-    every = make_bank()
-    while _has_core(mine) and len(found) < MOST:
-        some = _spaced(len(cover), _core(mine) >= CORE)
-        (shape, size), _ = best_name(misfit(cover[some], valid[some], every), every)
-        pose = best_pose(cover, valid, make_bank(shape, size))
+    (shape, size), valid, mine = layer.name, layer.valid, layer.mine
+    while len(found) < MOST:
+        pose = best_pose(layer.cover, valid, make_bank(shape, size))
         seen = (pose.visible > HIDDEN) & (pose.strength > 0.5)
         if not seen.any():
             break
-        found.append(_judge(colour, shape, size, pose, seen, valid))
+        found.append(_judge(list(COLOURS)[layer.colour], shape, size, pose, seen, valid))
         taken = _grow(pose.template > 0, 3) & seen[:, None, None]
         valid, mine = valid * ~taken, mine & ~taken
+        if (_solid(mine) >= TRACE).float().mean() <= OFTEN:
+            break
+        (shape, size), _ = _vote(layer.cover, valid, mine)
     return found
 
 
@@ -139,7 +186,7 @@ def _judge(colour: str, shape: str, size: str, pose: Pose, seen: Tensor, valid: 
     frame = seen.nonzero()[:, 0]
     x, y, angle = (v[frame].double().numpy() for v in (pose.x, pose.y, pose.angle))
     track = Track(shape=shape, size=size, frame=frame.numpy(), x=x, y=y, angle=angle)
-    missing = sum(not _is_hidden(track, int(f), valid[f]) for f in (~seen).nonzero()[:, 0])
+    missing = sum(not _is_hidden(track, pose, int(f), valid[f]) for f in (~seen).nonzero()[:, 0])
     return Found(
         colour=colour,
         track=track,
@@ -148,34 +195,28 @@ def _judge(colour: str, shape: str, size: str, pose: Pose, seen: Tensor, valid: 
     )
 
 
-def _is_hidden(track: Track, frame: int, valid: Tensor) -> bool:
+def _is_hidden(track: Track, pose: Pose, frame: int, valid: Tensor) -> bool:
     """Whether an object not seen in `frame` may be behind another, where its track leads."""
     x, y = track.guess_place(frame)
-    span = torch.arange(SIZE) + 0.5
-    disc = torch.hypot(span[None] - x, span[:, None] - y) < RADII[track.size]
-    return bool(valid[disc].mean() < 2 * HIDDEN)
+    near = int(track.frame[abs(track.frame - frame).argmin()])
+    moved = (round(y - float(pose.y[near])), round(x - float(pose.x[near])))
+    template = pose.template[near].roll(moved, (0, 1))
+    return bool((valid * template).sum() < 3 * HIDDEN * template.sum())
 
 
-def _has_core(mask: Tensor) -> bool:
-    """Whether a mask [F, 64, 64] has a solid part in at least one frame in seven."""
-    return bool((_core(mask) >= CORE).float().mean() > 1 / 7)
+def _solid(mask: Tensor) -> Tensor:
+    """How many pixels of each frame have most of their neighbourhood in the mask as well: [F]."""
+    return (mask & (avg_pool2d(mask.float()[:, None], 3, 1, 1)[:, 0] > 0.5)).sum((1, 2))
 
 
-def _core(mask: Tensor) -> Tensor:
-    """Pixels of each frame whose eight neighbours are in the mask as well: [F]."""
-    return (~_grow(~mask)).sum((1, 2))
+def _touch(one: Tensor, other: Tensor) -> bool:
+    """Whether two masks ever come closer than their blended edges are wide."""
+    return bool((_grow(one, 2) & _grow(other)).any())
 
 
 def _grow(mask: Tensor, pixels: int = 1) -> Tensor:
     """A mask [F, 64, 64] with all its neighbours up to `pixels` away."""
     return max_pool2d(mask.float()[:, None], 2 * pixels + 1, 1, pixels)[:, 0] > 0
-
-
-def _spaced(count: int, usable: Tensor | None = None) -> list[int]:
-    """At most `SHAPE_FRAMES` of the `usable` frames, evenly spaced."""
-    usable = torch.arange(count) if usable is None else usable.nonzero()[:, 0]
-    picks = torch.linspace(0, len(usable) - 1, min(SHAPE_FRAMES, len(usable))).round().long()
-    return [int(i) for i in usable[picks]]
 
 
 def _palette(colours: dict[str, tuple[int, int, int]]) -> Tensor:
