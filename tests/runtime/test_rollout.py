@@ -24,11 +24,15 @@ def engine(checkpoint):
     return EagerEngine(opened.transformer(), opened.text(), device=CPU, dtype=torch.float32)
 
 
-def latents_of(engine, *, seeds, chunks=5, prompts=None, sampler=None):
-    """[B, F, z, h, w] of a whole rollout."""
+def stream(engine, decoder, *, seeds, chunks, prompts=None, sampler=None):
     prompts = prompts or [PROMPT] * len(seeds)
     sampler = sampler or Sampler(kind="euler", steps=2)
-    made = rollout(engine, NoDecoder(), FixedPrompts(*prompts), sampler, seeds=seeds, chunks=chunks)
+    return rollout(engine, decoder, FixedPrompts(*prompts), sampler, seeds=seeds, chunks=chunks)
+
+
+def latents_of(engine, *, seeds, chunks=5, **more):
+    """[B, F, z, h, w] of a whole rollout."""
+    made = stream(engine, NoDecoder(), seeds=seeds, chunks=chunks, **more)
     return torch.cat([chunk.frames for chunk in made], dim=1)
 
 
@@ -41,7 +45,8 @@ def test_a_seed_means_one_video_alone_or_in_a_batch(engine):
 
 
 def test_a_longer_video_begins_as_the_shorter_one(engine):
-    assert torch.equal(latents_of(engine, seeds=[1], chunks=6)[:, :12], latents_of(engine, seeds=[1], chunks=4))
+    longer, shorter = (latents_of(engine, seeds=[1], chunks=chunks) for chunks in (6, 4))
+    assert torch.equal(longer[:, :12], shorter)
 
 
 def test_the_prompt_and_the_few_step_sampler_matter(engine):
@@ -102,10 +107,7 @@ def test_no_tensor_grows_with_the_video(engine):
     sizes = []
     for chunks in (3, 12):
         with CountAllocations() as seen:
-            latents_of_last = rollout(
-                engine, NoDecoder(), FixedPrompts(PROMPT), Sampler(kind="euler", steps=1), seeds=[0], chunks=chunks
-            )
-            for _ in latents_of_last:
+            for _ in stream(engine, NoDecoder(), seeds=[0], chunks=chunks):
                 pass
         sizes.append(seen.largest)
     assert sizes[0] == sizes[1]
@@ -117,17 +119,14 @@ def test_a_pass_reads_no_value_back(engine):
     latents = torch.randn(1, 4, layout.chunk, 8, 8)
     cache = torch.randn(layout.shape(1))
     with CountAllocations() as seen:
-        engine.step(
-            latents, torch.full((1, layout.chunk), 500.0), text, cache, layout.slot_index(3), layout.chunk_index(3)
-        )
+        timestep = torch.full((1, layout.chunk), 500.0)
+        engine.step(latents, timestep, text, cache, layout.slot_index(3), layout.chunk_index(3))
     assert seen.reads == 0
 
 
 def test_decoding_chunk_by_chunk_equals_decoding_the_whole(engine, checkpoint):
     codec = open_checkpoint(checkpoint).codec()
-    stream = rollout(
-        engine, CodecDecoder(codec, CPU), FixedPrompts(PROMPT), Sampler(kind="euler", steps=2), seeds=[2], chunks=4
-    )
-    frames = torch.cat([chunk.frames for chunk in stream], dim=1)
+    made = stream(engine, CodecDecoder(codec, CPU), seeds=[2], chunks=4)
+    frames = torch.cat([chunk.frames for chunk in made], dim=1)
     whole, _ = codec.decode(latents_of(engine, seeds=[2], chunks=4).transpose(1, 2))
     assert_close(frames, whole, rtol=0, atol=1e-5)

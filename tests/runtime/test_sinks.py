@@ -45,7 +45,8 @@ def test_an_mp4_gives_back_its_frames(tmp_path):
     assert error(again[5], frames[5]) < error(again[5], frames[15])
     with av.open(str(path)) as file:
         stream = file.streams.video[0]
-        assert (stream.codec_context.name, stream.pix_fmt, int(stream.average_rate)) == ("h264", "yuv420p", 16)
+        assert stream.codec_context.name == "h264"
+        assert (stream.pix_fmt, stream.average_rate) == ("yuv420p", 16)
 
 
 def test_an_mp4_plays_before_it_is_closed(tmp_path):

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from vmla.config import ModelConfig
 from vmla.errors import UserError
@@ -35,6 +36,22 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 """diffusers' file name for the weights of a transformer or an autoencoder."""
 SHIPPED = "sprites"
 WAN_TEXT_TOKENS = 512
+
+
+class Uninitialised(TorchFunctionMode):
+    """While it is active, new layers keep whatever their memory held: a checkpoint follows at once.
+
+    The meta device would do as well, but starting it loads a compiler, which takes seconds.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Leave out `torch.nn.init`, do everything else."""
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -61,10 +78,8 @@ class Checkpoint:
         """The denoiser in float32, ready to run."""
         config, path = self.model_config(), self.folder / "transformer" / WEIGHTS
         tensors = read_tensors(path)
-        with torch.device("meta"):
+        with Uninitialised():
             model = VideoMLA(config)
-        model = model.to_empty(device="cpu")
-        model.rope = VideoMLA.rotary(config)
         load_exactly(model, tensors, path)
         return model.eval().requires_grad_(False)
 
@@ -98,10 +113,8 @@ class Checkpoint:
 
     def decoder_memory_bytes(self) -> int:
         """Bytes that the codec remembers between two chunks of one video."""
-        config, codec = self.model_config(), self.codec(weights=False)
-        cells = (1, codec.latent_channels, config.chunk, config.height, config.image_width)
-        _, memory = codec.decode(torch.empty(cells, device="meta"))
-        return sum(item.nbytes for item in memory if isinstance(item, torch.Tensor))
+        config = self.model_config()
+        return self.codec(weights=False).stream_bytes(config.height, config.image_width)
 
     def text(self) -> TextEncoder:
         """The text encoder with its tokenizer, in float32."""
