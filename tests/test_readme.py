@@ -45,8 +45,9 @@ def test_every_command_is_one_that_its_program_takes(line):
     command, arguments = entry(shlex.split(line))
     context = command.make_context(line.split()[0], list(arguments))
     if isinstance(command, click.Group):
-        name, sub, rest = command.resolve_command(context, [*context._protected_args, *context.args])
-        sub.make_context(name, list(rest))
+        name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        context = command.make_context(name, list(rest))
+    assert context.command is command
 
 
 def test_the_first_command_makes_a_three_minute_video(tmp_path, monkeypatch):

@@ -30,7 +30,7 @@ def load_state(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
         made_with = state["settings"]
-    except (RuntimeError, EOFError, UnpicklingError, KeyError, TypeError) as error:
+    except (OSError, RuntimeError, EOFError, UnpicklingError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged; remove it to train this part again") from error
     theirs, ours = _flat(made_with), _flat(settings)
     differing = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
