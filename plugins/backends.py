@@ -1,9 +1,9 @@
-"""The one place where a backend is chosen: plain PyTorch, SDPA or Triton.
+"""The one place where a backend is chosen: plain PyTorch, SDPA, matrix products or Triton.
 
 `auto` takes the library wherever one has the kernel: SDPA for expanded attention, whose 128-wide
 keys and values every SDPA backend takes. On a GPU Triton does what no library offers: attention in
 latent space (keys wider than values) and float8 inputs. Its kernels have no backward, so whatever
-needs a gradient takes SDPA. Where `auto` cannot have its first choice it says why, once.
+needs a gradient takes SDPA; bfloat16 on a CPU takes matrix products (`plugins.matmul`). Where `auto` cannot have its first choice it says why, once.
 """
 
 from __future__ import annotations
@@ -16,11 +16,12 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from plugins import matmul
 from plugins.checks import FLOAT8
 from plugins.kernels.tiles import halves
 
-Backend = Literal["auto", "reference", "sdpa", "triton"]
-Chosen = Literal["reference", "sdpa", "triton"]
+Backend = Literal["auto", "reference", "sdpa", "matmul", "triton"]
+Chosen = Literal["reference", "sdpa", "matmul", "triton"]
 
 KERNEL_TYPES = {
     "expand": (torch.bfloat16, torch.float16),
@@ -43,6 +44,8 @@ def choose(operator: str, wanted: str, inputs: tuple[Tensor, ...]) -> Chosen:
     if wanted == "sdpa":
         return "sdpa"
     first = inputs[0]
+    if operator == "mla_attention" and (wanted == "matmul" or (wanted == "auto" and matmul.suits(first))):
+        return "matmul"
     if wanted == "auto":
         if not _needs_kernel(operator, first):
             return "sdpa"

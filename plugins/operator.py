@@ -21,7 +21,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from plugins import reference, sdpa
+from plugins import matmul, reference, sdpa
 from plugins.backends import Backend, choose
 from plugins.checks import check_absorbed, check_attention, check_expand
 
@@ -140,7 +140,7 @@ def _attention(
         from plugins.kernels import launch
 
         return launch.attention(query, keys, values, valid, scales)
-    attend = (reference if chosen == "reference" else sdpa).attention
+    attend = {"reference": reference, "matmul": matmul}.get(chosen, sdpa).attention
     if scales is None:
         return attend(query, keys, values, valid)
     wide = _width_of(chosen)

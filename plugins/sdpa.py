@@ -42,7 +42,7 @@ def expand(
 
 def attention(query: Tensor, keys: Tensor, values: Tensor, valid: Tensor) -> Tensor:
     """See `plugins.reference.attention`."""
-    keys, values, mask = _masked(keys, values, valid)
+    keys, values, mask = without_empty(keys, values, valid)
     with _preferred(query):
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
 
@@ -56,7 +56,7 @@ def attention_absorbed(
     rotary part of their sum is dropped: only equal widths take a fused kernel.
     """
     keys = turned(_entries(cached, own, valid), cos, sin)[:, None]
-    keys, _, mask = _masked(keys, keys, valid)
+    keys, _, mask = without_empty(keys, keys, valid)
     rows = query.flatten(1, 2)[:, None]
     with _preferred(query):
         sums = F.scaled_dot_product_attention(rows, keys, keys, attn_mask=mask, scale=scale)
@@ -82,7 +82,7 @@ def _entries(cached: Tensor, own: Tensor, valid: Tensor) -> Tensor:
     return window_entries(cached, own, valid)
 
 
-def _masked(keys: Tensor, values: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+def without_empty(keys: Tensor, values: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
     """Keys and values without what lies in empty slots, and the mask that is still needed."""
     if not readable(valid):
         clean = torch.where(valid[:, None], keys, 0)

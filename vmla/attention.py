@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from plugins import expand, mla_attention, mla_attention_absorbed
+from plugins import dense_attention, expand, mla_attention, mla_attention_absorbed
 from vmla.config import ModelConfig
 from vmla.rope import rotate
 
@@ -152,5 +152,5 @@ class TextAttention(nn.Module):
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in (self.norm_q(self.to_q(x)), text_kv[0], text_kv[1])
         )
-        out = nn.functional.scaled_dot_product_attention(query, keys, values)
+        out = dense_attention(query, keys, values)
         return self.to_out(out.transpose(1, 2).flatten(2))

@@ -22,7 +22,7 @@ def main() -> None:
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder of the run; run again to resume.")
 @click.option("--until", type=click.Choice(["codec", "text", "latents", "denoiser"]), default="denoiser",
               help="The last stage to train.")  # fmt: skip
-@click.option("--stop-after", type=click.IntRange(min=1), help="Stop each stage after this many more steps.")
+@click.option("--stop-after", type=click.IntRange(min=1), help="Stop after this many more steps of a stage.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all cores if not given.")
 def run(recipe: str, output: Path, until: str, stop_after: int | None, threads: int | None) -> None:
     """Train RECIPE (debug or sprites), stage after stage; Ctrl-C stops it, the same command resumes."""
@@ -59,3 +59,16 @@ def pack(recipe: str, folder: Path, output: Path) -> None:
     from vmla.train.recipes import training_recipe
 
     pack_run(training_recipe(recipe), folder, output, click.echo)
+
+
+@main.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--grades", type=click.Path(path_type=Path), default=Path("bench/results/grades-sprites.json"),
+              show_default=True, help="What bench.grades wrote.")  # fmt: skip
+@click.option("--grader", type=click.Path(path_type=Path), default=Path("bench/results/grader.json"),
+              show_default=True, help="What bench.grader wrote.")  # fmt: skip
+def card(folder: Path, grades: Path, grader: Path) -> None:
+    """Write the model card of the packed checkpoint in FOLDER from measured results."""
+    from vmla.train.card import write_card
+
+    write_card(folder, grades, grader)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from types import MethodType
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from vmla.config import ModelConfig
 from vmla.train.forcing import Forcing, forcing_loss
 from vmla.train.latents import LatentSet
 from vmla.train.optimizers import Schedule
-from vmla.transformer import VideoMLA
+from vmla.transformer import Block, VideoMLA
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +33,8 @@ class DenoiserTraining:
     jumps: float = 0.5
     """Share of batches whose rollout leaves out part of the clip after its first chunk."""
     bfloat16: bool = True
+    compiled: bool = False
+    """Compile the blocks first: a minute at the start, then 1.6 times as many steps on two CPU cores."""
     seed: int = 0
 
 
@@ -43,6 +46,8 @@ class DenoiserStage:
     def __init__(self, config: ModelConfig, training: DenoiserTraining, data: LatentSet) -> None:
         torch.manual_seed(training.seed)
         self.model = initialised(VideoMLA(config))
+        if training.compiled:
+            compile_blocks(self.model)
         self.layout = CacheLayout.of(config)
         self.training, self.schedule, self.data = training, training.schedule, data
 
@@ -58,9 +63,10 @@ class DenoiserStage:
         """Velocity error of one teacher-forced rollout over a batch of clips."""
         latents, text, numbers = self.draw(step)
         generator = torch.Generator().manual_seed(self.training.seed * 1_000_003 + step)
-        step, encode_text = narrowed(self.model, torch.bfloat16 if self.training.bfloat16 else torch.float32)
+        dtype = torch.bfloat16 if self.training.bfloat16 else torch.float32
+        forward, encode_text = narrowed(self.model, dtype)
         return forcing_loss(
-            step, self.layout, latents, encode_text(text), numbers, self.training.forcing, generator
+            forward, self.layout, latents, encode_text(text), numbers, self.training.forcing, generator
         )
 
     def draw(self, step: int) -> tuple[Tensor, Tensor, list[int]]:
@@ -88,7 +94,8 @@ def narrowed(
         return functional_call(model, weights, (latents.to(dtype), *others))
 
     def encode_text(text: Tensor) -> Tensor:
-        return functional_call(_TextOf(model), {f"model.{k}": v for k, v in weights.items()}, (text.to(dtype),))
+        prefixed = {f"model.{name}": weight for name, weight in weights.items()}
+        return functional_call(_TextOf(model), prefixed, (text.to(dtype),))
 
     return step, encode_text
 
@@ -103,6 +110,13 @@ class _TextOf(torch.nn.Module):
     def forward(self, text: Tensor) -> Tensor:
         """See `VideoMLA.encode_text`."""
         return self.model.encode_text(text)
+
+
+def compile_blocks(model: VideoMLA) -> None:
+    """Compile the block once for all layers; needs a C++ compiler on a CPU."""
+    forward = torch.compile(Block.forward, dynamic=False)
+    for block in model.blocks:
+        block.forward = MethodType(forward, block)  # type: ignore[method-assign]
 
 
 def initialised(model: VideoMLA) -> VideoMLA:

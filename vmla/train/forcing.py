@@ -62,7 +62,7 @@ def forcing_loss(
     cache = layout.allocate(latents.shape[0], dtype=text_kv.dtype, device=latents.device)
     text_copies = torch.cat([text_kv] * forcing.copies, dim=2)
     losses = []
-    for clean, number, before in zip(latents.split(layout.chunk, 2), numbers, [-1, *numbers], strict=False):
+    for clean, number, before in zip(latents.chunk(len(numbers), 2), numbers, [-1, *numbers], strict=False):
         slots = remembered(layout, number, numbers)
         positions = (slots, layout.chunk_index(number))
         estimate, trusted = clean, torch.zeros(len(clean), dtype=torch.bool)
@@ -82,7 +82,9 @@ def remembered(layout: CacheLayout, number: int, numbers: Sequence[int]) -> Tens
     Only the sink survives a jump, as it is all that survives in a rollout of that length.
     """
     start = max(n for n in numbers if n <= number and n - 1 not in numbers) * layout.chunk
-    kept = [frame >= start or frame < layout.sink for frame in layout.frame_in_slot(number)]
+    frames = layout.frame_in_slot(number)
+    sink = [frame < layout.sink and frame // layout.chunk in numbers for frame in frames]
+    kept = [frame >= start or old for frame, old in zip(frames, sink, strict=True)]
     return torch.where(torch.tensor(kept), layout.slot_index(number), -1)
 
 

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from vmla.train.state import load_state, save_state
 from vmla.train.optimizers import Optimizers, Schedule
+from vmla.train.state import load_state, save_state
 
 Report = Callable[[str], None]
 """Takes one line about how far the training is."""
@@ -47,17 +47,20 @@ class Progress:
     seconds: float = 0.0
 
 
-def train(stage: Stage, folder: Path, *, report: Report, stop_after: int | None = None) -> dict[str, Tensor]:
+def train(
+    stage: Stage, folder: Path, *, report: Report, stop_after: int | None = None
+) -> dict[str, Tensor] | None:
     """Train `stage` in `folder` to its last step, or for `stop_after` steps; resumes what is there.
 
     Returns:
-        The averaged weights, by parameter name.
+        The averaged weights, by parameter name; None if it stopped before its last step.
 
     Raises:
-        UserError: if `folder` holds this stage with other settings.
+        UserError: if `folder` holds this stage with other settings, or its state is damaged.
     """
     progress = _resume(stage, folder)
-    end = stage.schedule.steps if stop_after is None else min(stage.schedule.steps, progress.step + stop_after)
+    whole = stage.schedule.steps
+    end = whole if stop_after is None else min(whole, progress.step + stop_after)
     began, before = time.monotonic(), progress.seconds
     with (folder / f"{stage.name}.jsonl").open("a") as log:
         while progress.step < end:
@@ -67,7 +70,7 @@ def train(stage: Stage, folder: Path, *, report: Report, stop_after: int | None 
             if progress.step % stage.schedule.save_every == 0 or progress.step == end:
                 log.flush()
                 _save(stage, progress, folder)
-    return progress.average
+    return progress.average if progress.step == whole else None
 
 
 def _advance(stage: Stage, progress: Progress) -> float:
@@ -89,7 +92,12 @@ def _record(
     stage: Stage, progress: Progress, loss: float, write: Callable[[str], Any], report: Report
 ) -> None:
     rate = progress.optimizers.factor(progress.step - 1)
-    line = {"step": progress.step, "loss": round(loss, 6), "rate": round(rate, 4), "seconds": round(progress.seconds, 1)}
+    line = {
+        "step": progress.step,
+        "loss": round(loss, 6),
+        "rate": round(rate, 4),
+        "seconds": round(progress.seconds, 1),
+    }
     write(json.dumps(line) + "\n")
     report(
         f"{stage.name}: step {progress.step} of {stage.schedule.steps}, loss {loss:.4f}, "
@@ -124,8 +132,21 @@ def _save(stage: Stage, progress: Progress, folder: Path) -> None:
     save_state(folder / f"{stage.name}.pt", state)
 
 
+def last_record(log: Path) -> dict[str, Any] | None:
+    """The latest line of a stage's log, None if nothing was logged yet."""
+    records = _records(log)
+    return records[-1] if records else None
+
+
+def _records(log: Path) -> list[dict[str, Any]]:
+    """The whole lines of a log: what was killed while writing leaves a part of one at the end."""
+    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
 def _forget_after(log: Path, step: int) -> None:
     """Drop the lines of steps that are about to be made again."""
-    if log.exists():
-        lines = log.read_text().splitlines(keepends=True)
-        log.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+    kept = [json.dumps(record) + "\n" for record in _records(log) if record["step"] <= step]
+    aside = log.with_suffix(".tmp.jsonl")
+    aside.write_text("".join(kept))
+    aside.replace(log)

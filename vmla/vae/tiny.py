@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vmla.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class TinyCodecConfig:
@@ -29,6 +31,14 @@ class TinyCodecConfig:
     latents_mean: tuple[float, ...] = ()
     latents_std: tuple[float, ...] = ()
     """Per channel, of the encoder's raw output; empty means 0 and 1."""
+
+    def __post_init__(self) -> None:
+        per_channel = (0, self.latent_channels)
+        lengths = {"widths": (3,), "encoder_blocks": (3,), "decoder_blocks": (3,)}
+        for name, allowed in {**lengths, "latents_mean": per_channel, "latents_std": per_channel}.items():
+            value = getattr(self, name)
+            if not isinstance(value, tuple) or len(value) not in allowed:
+                raise UserError(f"{name} is {value!r}; it is {' or '.join(map(str, allowed))} numbers")
 
 
 class MemoryBlock(nn.Module):
@@ -173,18 +183,28 @@ class TinyCodec(nn.Module):
 
     def decode(self, latents: Tensor, memory: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         """Normalised latents [B, z, F, h, w] to frames [B, frames, 3, H, W] in [0, 1]."""
-        video, left = self.decode_raw(latents, memory)
+        video, left = self.decode_raw(latents.float() * self.std + self.mean, memory)
         return video.float().clamp(0, 1), left
 
     def decode_raw(self, latents: Tensor, memory: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
-        """As `decode`, before the result is clamped: what training needs."""
+        """As `decode`, of latents as `encode_raw` gives them, before the result is clamped: for training."""
         batch = latents.shape[0]
-        # Bounds what a denoiser may hand over, smoothly: past three deviations nothing was trained.
+        # Bounds what a denoiser may hand over, smoothly: raw latents are trained to have deviation 1.
         bounded = torch.tanh(latents.float() / 3) * 3
         x, left = self.decoder.run(_fold(bounded.transpose(1, 2)).to(self._dtype), batch, memory)
         video = x.reshape(batch, -1, *x.shape[1:]) / 2 + 0.5
         missing = self.temporal_ratio - self.first_frames if memory is None else 0
         return video[:, missing:], left
+
+    def stream_bytes(self, height: int, width: int) -> int:
+        """Bytes that one video's memory holds for latent frames of `height` x `width` cells."""
+        cells, remembered = height * width, 0
+        for layer in self.decoder:
+            if isinstance(layer, nn.PixelShuffle):
+                cells *= layer.upscale_factor**2
+            if isinstance(layer, MemoryBlock):
+                remembered += layer.out.out_channels * cells
+        return remembered * self._dtype.itemsize
 
     @property
     def _dtype(self) -> torch.dtype:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from vmla.config import ModelConfig
 from vmla.errors import UserError
@@ -22,11 +23,35 @@ from vmla.text import TextEncoder
 from vmla.transformer import VideoMLA
 from vmla.vae import Codec
 from vmla.vae.tiny import TinyCodec, TinyCodecConfig
-from vmla.weights.files import load_exactly, read_json, read_tensors, write_json, write_tensors
+from vmla.weights.files import (
+    count_elements,
+    load_exactly,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 """diffusers' file name for the weights of a transformer or an autoencoder."""
 SHIPPED = "sprites"
+WAN_TEXT_TOKENS = 512
+
+
+class Uninitialised(TorchFunctionMode):
+    """While it is active, new layers keep whatever their memory held: a checkpoint follows at once.
+
+    The meta device would do as well, but starting it loads a compiler, which takes seconds.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Leave out `torch.nn.init`, do everything else."""
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -53,32 +78,53 @@ class Checkpoint:
         """The denoiser in float32, ready to run."""
         config, path = self.model_config(), self.folder / "transformer" / WEIGHTS
         tensors = read_tensors(path)
-        with torch.device("meta"):
+        with Uninitialised():
             model = VideoMLA(config)
-        model = model.to_empty(device="cpu")
-        model.rope = VideoMLA.rotary(config)
         load_exactly(model, tensors, path)
         return model.eval().requires_grad_(False)
 
-    def codec(self) -> Codec:
-        """The autoencoder: `TinyCodec`, or diffusers' `AutoencoderKLWan`."""
+    def codec(self, *, weights: bool = True) -> Codec:
+        """The autoencoder: `TinyCodec`, or diffusers' `AutoencoderKLWan`.
+
+        Without `weights` it lies on the meta device: sizes, and nothing else.
+        """
         folder = self.folder / "vae"
         values = read_json(folder / "config.json")
         kind = values.pop("_class_name", None)
         if kind == "AutoencoderKLWan":
             from vmla.vae.wan import WanCodec
 
-            return WanCodec.from_pretrained(folder)
+            return WanCodec.from_pretrained(folder) if weights else WanCodec.from_config(folder)
         if kind != "TinyCodec":
             raise UserError(f"{folder} holds a {kind}; known are TinyCodec and AutoencoderKLWan")
         codec = TinyCodec(_tiny_config(values, folder))
+        if not weights:
+            return codec.to("meta")
         load_exactly(codec, read_tensors(folder / WEIGHTS), folder / WEIGHTS)
         return codec.eval().requires_grad_(False)
 
+    def elements(self, part: str) -> int:
+        """How many numbers the weights of `part` (a folder's name) hold; only headers are read."""
+        return count_elements(self.weights_path(part))
+
+    def weights_path(self, part: str) -> Path:
+        """The weights file of `part`, under the name that diffusers and transformers give it."""
+        return self.folder / part / ("model.safetensors" if part == "text_encoder" else WEIGHTS)
+
+    def decoder_memory_bytes(self) -> int:
+        """Bytes that the codec remembers between two chunks of one video."""
+        config = self.model_config()
+        return self.codec(weights=False).stream_bytes(config.height, config.image_width)
+
     def text(self) -> TextEncoder:
         """The text encoder with its tokenizer, in float32."""
-        tokens = self.model_config().text_tokens if (self.folder / "transformer").exists() else 512
-        return TextEncoder(self._text_model(), self._tokenizer(), tokens=tokens)
+        return TextEncoder(self._text_model(), self._tokenizer(), tokens=self._text_tokens())
+
+    def _text_tokens(self) -> int:
+        """Those that the denoiser reads; a Wan pipeline always fills 512 and says so nowhere."""
+        path = self.folder / "transformer" / "config.json"
+        wan = not path.exists() or read_json(path).get("_class_name") == "WanTransformer3DModel"
+        return WAN_TEXT_TOKENS if wan else self.model_config().text_tokens
 
     def _text_model(self) -> nn.Module:
         from transformers.models.umt5.configuration_umt5 import UMT5Config
@@ -106,13 +152,24 @@ class Checkpoint:
             return ByT5Tokenizer.from_pretrained(folder)
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(folder)
+        try:
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"cannot load the tokenizer in {folder}; copy it again") from error
 
     def sampler(self) -> Sampler:
         """How the model is sampled unless told otherwise."""
-        values = read_json(self.folder / "scheduler" / "scheduler_config.json")
-        known = {field.name for field in fields(Sampler)}
-        return Sampler(**{key: value for key, value in values.items() if key in known})
+        path = self.folder / "scheduler" / "scheduler_config.json"
+        values = read_json(path)
+        kind = values.pop("_class_name", None)
+        if kind != "Sampler":
+            raise UserError(f"{path} holds a {kind}, not a Sampler")
+        if extra := sorted(values.keys() - {field.name for field in fields(Sampler)}):
+            raise UserError(f"{path} has an unknown setting {extra[0]}")
+        try:
+            return Sampler(**values)
+        except TypeError as error:
+            raise UserError(f"{path}: {error}") from error
 
 
 def open_checkpoint(name: str | Path = SHIPPED) -> Checkpoint:
@@ -136,6 +193,7 @@ def save_checkpoint(
     codec: TinyCodec,
     text: TextEncoder,
     sampler: Sampler,
+    trained_on: str | None = None,
     dtype: torch.dtype = torch.float16,
     metadata: dict[str, str] | None = None,
 ) -> None:
@@ -143,8 +201,7 @@ def save_checkpoint(
     notes = metadata or {}
     _save_part(folder / "transformer", transformer, asdict(transformer.config), dtype, notes)
     _save_part(folder / "vae", codec, asdict(codec.config), dtype, notes)
-    text.encoder.to(dtype).save_pretrained(folder / "text_encoder")  # type: ignore[operator]
-    text.encoder.to(torch.float32)
+    _save_text(folder / "text_encoder", text.encoder, dtype, notes)
     text.tokenizer.save_pretrained(folder / "tokenizer")
     (folder / "scheduler").mkdir(parents=True, exist_ok=True)
     scheduler = {"_class_name": "Sampler", **asdict(sampler)}
@@ -156,6 +213,7 @@ def save_checkpoint(
         "text_encoder": ["transformers", "UMT5EncoderModel"],
         "tokenizer": ["transformers", "ByT5Tokenizer"],
         "scheduler": ["vmla", "Sampler"],
+        **({} if trained_on is None else {"trained_on": trained_on}),
     })  # fmt: skip
 
 
@@ -168,10 +226,19 @@ def _save_part(
     write_json(folder / "config.json", {"_class_name": type(module).__name__, **config})
 
 
+def _save_text(folder: Path, encoder: Any, dtype: torch.dtype, notes: dict[str, str]) -> None:
+    """As transformers writes it, without its progress bar; the embedding has two names and is kept once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder.config.save_pretrained(folder)
+    tensors = {name: tensor.to(dtype) for name, tensor in encoder.state_dict().items()}
+    tensors.pop("encoder.embed_tokens.weight", None)
+    write_tensors(folder / "model.safetensors", tensors, {"format": "pt", **notes})
+
+
 def _tiny_config(values: dict[str, Any], folder: Path) -> TinyCodecConfig:
     """JSON lists become the tuples of a configuration."""
     frozen = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
     try:
         return TinyCodecConfig(**frozen)
-    except TypeError as error:
+    except (TypeError, UserError) as error:
         raise UserError(f"{folder / 'config.json'}: {error}") from error
