@@ -3,7 +3,8 @@
 `auto` takes the library wherever one has the kernel: SDPA for expanded attention, whose 128-wide
 keys and values every SDPA backend takes. On a GPU Triton does what no library offers: attention in
 latent space (keys wider than values) and float8 inputs. Its kernels have no backward, so whatever
-needs a gradient takes SDPA; bfloat16 on a CPU takes matrix products (`plugins.matmul`). Where `auto` cannot have its first choice it says why, once.
+needs a gradient takes SDPA; bfloat16 on a CPU takes matrix products (`plugins.matmul`). Where `auto`
+cannot have its first choice it says why, once.
 """
 
 from __future__ import annotations
