@@ -8,6 +8,7 @@ its values, d = dn + R. Scores and sums are taken in float32 or wider, whatever 
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -57,8 +58,8 @@ def up_project(
 ) -> tuple[Tensor, Tensor]:
     """`expand` of entries [B, K, E] that are already side by side."""
     content, rotary = entries.tensor_split([up_key.shape[1]], dim=-1)
-    nope = (content @ up_key.T).unflatten(-1, (heads, -1)).transpose(1, 2)
-    values = (content @ up_value.T).unflatten(-1, (heads, -1)).transpose(1, 2)
+    nope = F.linear(content, up_key).unflatten(-1, (heads, -1)).transpose(1, 2)
+    values = F.linear(content, up_value).unflatten(-1, (heads, -1)).transpose(1, 2)
     shared = rotate_pairs(rotary, cos, sin)[:, None].expand(-1, heads, -1, -1)
     return torch.cat([nope, shared], dim=-1), values
 

@@ -176,13 +176,14 @@ class VideoMLA(nn.Module):
 
 def gate(x: Tensor, gates: Tensor) -> Tensor:
     """x [B, F * P, D] times the gates [B, F, D] of its frames."""
-    return (x.unflatten(1, (gates.shape[1], -1)) * gates[:, :, None]).flatten(1, 2)
+    framed = x.view(x.shape[0], gates.shape[1], -1, x.shape[2])
+    return (framed * gates[:, :, None]).view(x.shape)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """x (1 + scale) + shift for x [B, F * P, D], with shift and scale [B, F, D] given for each frame."""
-    framed = x.unflatten(1, (shift.shape[1], -1))
-    return (framed * (1 + scale[:, :, None]) + shift[:, :, None]).flatten(1, 2)
+    framed = x.view(x.shape[0], shift.shape[1], -1, x.shape[2])
+    return (framed * (1 + scale[:, :, None]) + shift[:, :, None]).view(x.shape)
 
 
 def patchify(latents: Tensor, patch: int) -> Tensor:
