@@ -169,7 +169,8 @@ def _line_errors(
 
     def sums(values: np.ndarray) -> np.ndarray:
         running = np.concatenate([[0.0], np.cumsum(values)])
-        return running[None, 1:] - running[:-1, None]
+        between: np.ndarray = running[None, 1:] - running[:-1, None]
+        return between
 
     count = np.arange(1, n + 1)[None] - np.arange(n)[:, None]
     few = count < shortest
