@@ -40,21 +40,21 @@ def expand(
     return torch.cat([nope, turned], dim=-1), values
 
 
-def attention(query: Tensor, keys: Tensor, values: Tensor, valid: Tensor) -> Tensor:
+def attention(query: Tensor, keys: Tensor, values: Tensor, valid: Tensor | None) -> Tensor:
     """softmax(q k^T / sqrt(d)) v over the valid keys, in float32 where the inputs are narrower.
 
     Args:
         query: [B, N, S, d], already rotated.
         keys, values: [B, N, K, d] and [B, N, K, dv].
-        valid: [K] bool; what lies where it is False contributes nothing.
+        valid: [K] bool; what lies where it is False contributes nothing. None: all are valid.
 
     Returns:
         [B, N, S, dv] in the type of `query`.
     """
     wide = torch.promote_types(query.dtype, torch.float32)
     scores = query.to(wide) @ keys.to(wide).transpose(-1, -2) * query.shape[-1] ** -0.5
-    weights = scores.masked_fill(~valid, float("-inf")).softmax(-1)
-    return (weights @ values.to(wide)).to(query.dtype)
+    masked = scores if valid is None else scores.masked_fill(~valid, float("-inf"))
+    return (masked.softmax(-1) @ values.to(wide)).to(query.dtype)
 
 
 def attention_absorbed(

@@ -20,8 +20,8 @@ class Decoder(Protocol):
 class CodecDecoder:
     """A codec and what it remembers of the video so far."""
 
-    def __init__(self, codec: Codec) -> None:
-        self._codec = codec
+    def __init__(self, codec: Codec, device: torch.device) -> None:
+        self._codec = codec.to(device)
         self._memory: Memory | None = None
 
     @torch.inference_mode()

@@ -7,7 +7,7 @@ chunk's frames handed on. The cache and every tensor keep their size for ever.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 
@@ -38,20 +38,21 @@ def rollout(
     prompts: PromptSource,
     sampler: Sampler,
     *,
-    seed: int,
+    seeds: Sequence[int],
     chunks: int,
 ) -> Iterator[Chunk]:
-    """Make `chunks` chunks of one video for each prompt, and yield each as soon as it is decoded."""
+    """Make `chunks` chunks of one video for each seed, and yield each as soon as it is decoded."""
     layout, config, device = engine.layout, engine.config, engine.device
     text = TextCache(engine)
-    batch = len(prompts.at(0))
+    batch = len(seeds)
     cache = layout.allocate(batch, dtype=engine.dtype, device=device)
     shape = (config.latent_channels, layout.chunk, config.height, config.image_width)
     timesteps = [torch.full((batch, layout.chunk), t, device=device) for t in sampler.timesteps().tolist()]
     clean = torch.zeros(batch, layout.chunk, device=device)
 
     def noise(chunk: int, step: int) -> Tensor:
-        return keyed_noise(shape, seed=seed, chunk=chunk, step=step).to(device).expand(batch, *shape)
+        drawn = [keyed_noise(shape, seed=seed, chunk=chunk, step=step) for seed in seeds]
+        return torch.stack(drawn).to(device)
 
     for number in range(chunks):
         began = perf_counter()

@@ -162,5 +162,5 @@ class TextAttention(nn.Module):
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in (self.norm_q(self.to_q(x)), text_kv[0], text_kv[1])
         )
-        out = nn.functional.scaled_dot_product_attention(query, keys, values)
+        out = mla_attention(query, keys, values, None)
         return self.to_out(out.transpose(1, 2).flatten(2))

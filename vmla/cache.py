@@ -103,8 +103,9 @@ class CacheLayout:
         """`commits` in tokens: rows of the entries, and rows of the cache that they replace."""
         kept, slots = self.commits(chunk)
         within = torch.arange(self.tokens_per_frame)
-        source = (torch.tensor(kept)[:, None] * self.tokens_per_frame + within).flatten()
-        target = (torch.tensor(slots)[:, None] * self.tokens_per_frame + within).flatten()
+        # Named, because without a history most commits keep nothing, and an empty list has no type.
+        of_frames = (torch.tensor(frames, dtype=torch.int64)[:, None] for frames in (kept, slots))
+        source, target = ((frames * self.tokens_per_frame + within).flatten() for frames in of_frames)
         return source, target
 
     def commit(self, cache: Tensor, entries: Tensor, chunk: int) -> Tensor:

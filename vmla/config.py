@@ -10,6 +10,9 @@ from vmla.errors import UserError
 
 Layout = Literal["mla", "mha"]
 
+FRAMES_PER_SECOND = 16
+"""Of every video, as in Wan2.1."""
+
 WINDOWS = {"total-6": (1, 2), "sink-1-local-6": (1, 3), "sink-1-history-6": (1, 6)}
 """Sink and history frames under the three readings of the paper's "la6 sink1": six frames in all,
 one sink and six with the current chunk among them, or one sink and six before the chunk."""
@@ -51,10 +54,18 @@ class ModelConfig:
     def __post_init__(self) -> None:
         if self.layout not in get_args(Layout):
             raise UserError(f"no such layout: {self.layout}; use mla or mha")
+        for field in fields(self):
+            value, least = getattr(self, field.name), 0 if field.name in ("sink", "history") else 1
+            if field.type == "int" and (type(value) is not int or value < least):
+                raise UserError(f"{field.name} is {value!r}; it is a whole number, {least} or more")
         if self.width % self.heads or self.head_width <= self.rotary_width:
-            raise UserError(f"width {self.width} and {self.heads} heads leave no room for rotary width {self.rotary_width}")
+            raise UserError(
+                f"width {self.width} and {self.heads} heads leave no room "
+                f"for rotary width {self.rotary_width}"
+            )
         if self.height % self.patch or self.image_width % self.patch:
-            raise UserError(f"a latent frame of {self.height} x {self.image_width} does not divide into patches of {self.patch}")
+            cells = f"{self.height} x {self.image_width}"
+            raise UserError(f"a latent frame of {cells} does not divide into patches of {self.patch}")
 
     @property
     def head_width(self) -> int:

@@ -7,8 +7,12 @@ position. VideoMLA's shared rotary key keeps the fastest pairs of each axis (arX
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor, nn
+
+from vmla.errors import UserError
 
 THETA = 10000.0
 """Base of Wan's frequencies."""
@@ -22,15 +26,30 @@ class Rotary3D(nn.Module):
     frequencies_width: Tensor
 
     def __init__(self, *, head_width: int, rotary_width: int, grid: tuple[int, int]) -> None:
-        """Keep the fastest `rotary_width / 2` pairs of a Wan head of width `head_width`."""
+        """Keep the fastest `rotary_width / 2` pairs of a Wan head of width `head_width`.
+
+        Raises:
+            UserError: if the head has not as many pairs for each axis.
+        """
         super().__init__()
         self.grid = grid
         spatial = 2 * (head_width // 6)
         axes = (head_width - 2 * spatial, spatial, spatial)
         pairs = split_pairs(rotary_width // 2) if rotary_width < head_width else tuple(a // 2 for a in axes)
+        fits = all(2 * kept <= axis for kept, axis in zip(pairs, axes, strict=True))
+        if head_width % 2 or rotary_width % 2 or not fits:
+            raise UserError(
+                f"rotary width {rotary_width} is no sum of pairs of the axes of a head of {head_width}"
+            )
         for name, axis, kept in zip(("time", "height", "width"), axes, pairs, strict=True):
             table = THETA ** (-torch.arange(0, axis, 2, dtype=torch.float64) / axis)
             self.register_buffer(f"frequencies_{name}", table[:kept].float(), persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rotary3D:
+        """Move with the model, but keep the frequencies float32 when the model is cast."""
+        # torch ships this method without type annotations
+        super()._apply(lambda table: fn(table) if table.is_meta else table.to(fn(table).device), recurse)  # type: ignore[no-untyped-call]
+        return self
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the tokens of `frames` [n] (int): each [n * P, pairs] float32."""

@@ -6,6 +6,7 @@ x_t = (1 - sigma) x0 + sigma eps, the model gives v = eps - x0, and its timestep
 from __future__ import annotations
 
 import hashlib
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -56,6 +57,8 @@ class Sampler:
             raise UserError(f"no such sampler: {self.kind}; use euler or renoise")
         if not 1 <= self.steps <= TIMESTEPS:
             raise UserError(f"{self.steps} denoising steps; use 1 to {TIMESTEPS}")
+        if not 0 < self.shift < math.inf:
+            raise UserError(f"the shift is {self.shift}; use a positive number, 1 for an even schedule")
 
     def sigmas(self) -> Tensor:
         """[steps + 1] float32 from 1 down to 0: linspace without its end, shifted, then 0."""
@@ -76,7 +79,7 @@ class Sampler:
         if self.kind == "euler":
             return latents + (below - sigma) * velocity
         clean = latents - sigma * velocity
-        return clean if noise is None else (1 - below) * clean + below * noise
+        return clean if noise is None else (1 - below) * clean + below * noise.float()
 
     def needs_noise(self, step: int) -> bool:
         """Whether step number `step` ends with fresh noise."""

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from vmla.train.optimizers import Schedule
 from vmla.vae.tiny import TinyCodec, TinyCodecConfig
-from vmla.world.render import render
+from vmla.world.render import coverage, render
 from vmla.world.scene import SIZE, draw_scene, trace_path
 
 
@@ -20,13 +21,20 @@ class CodecTraining:
     """Settings of the stage."""
 
     schedule: Schedule
-    clips: int = 16
     frames: int = 12
     """Pixel frames of a clip."""
     crop: int = 32
-    """Side in pixels of the part of each clip that is trained on, about one of its objects."""
+    """Side in pixels of the part of each clip that the first steps see, about one of its objects."""
+    crops: int = 16
+    """Clips of a batch of crops."""
+    crop_steps: int
+    """Steps on crops. The others see whole frames: far from every border, a crop teaches nothing."""
+    wholes: int = 6
+    """Clips of a batch of whole frames."""
     noise: float = 0.2
     """Largest deviation of the noise on the (unit) latents: a denoiser's latents are never exact."""
+    emphasis: float = 3.0
+    """How much more the pixels about an object weigh than those of plain background."""
     bfloat16: bool = True
     seed: int = 0
 
@@ -47,45 +55,54 @@ class CodecStage:
         return {"codec": asdict(self.model.config), "training": asdict(self.training)}
 
     def loss(self, step: int) -> Tensor:
-        """Mean absolute and squared error; latents are whitened by their batch's own statistics."""
+        """Mean absolute and squared error, and a pull of the raw latents towards mean 0, deviation 1."""
         settings = self.training
-        video = draw_clips(
-            settings.seed, step, clips=settings.clips, frames=settings.frames, crop=settings.crop
-        )
+        crops = step < settings.crop_steps
+        clips, size = (settings.crops, settings.crop) if crops else (settings.wholes, SIZE)
+        video, near = draw_clips(settings.seed, step, clips=clips, frames=settings.frames, crop=size)
         generator = torch.Generator().manual_seed(step)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.training.bfloat16):
-            raw = self.model.encode_raw(video).float()
-            mean, std = (f((0, 2, 3, 4), keepdim=True) for f in (raw.mean, raw.std))
-            latents = (raw - mean) / std
-            strength = torch.rand(len(video), 1, 1, 1, 1, generator=generator) * self.training.noise
-            latents = latents + strength * torch.randn(latents.shape, generator=generator)
-            error = self.model.decode_raw(latents)[0].float() - video
-        # Whitening makes the raw scale free: without a pull towards 1 it grows until nothing learns.
-        scale = mean.square().mean() + std.log().square().mean()
-        return error.abs().mean() + 10 * error.square().mean() + 0.01 * scale
+        with torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16):
+            latents = self.model.encode_raw(video).float()
+            strength = torch.rand(len(video), 1, 1, 1, 1, generator=generator) * settings.noise
+            noisy = latents + strength * torch.randn(latents.shape, generator=generator)
+            error = self.model.decode_raw(noisy)[0].float() - video
+        weight = 1 + settings.emphasis * near
+        weighted = weight / weight.mean() * (error.abs() + 10 * error.square())
+        # Without a pull towards 1 the latents grow, which drowns the noise.
+        mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
+        return weighted.mean() + 0.01 * (mean.square().mean() + std.log().square().mean())
 
 
-def draw_clips(seed: int, step: int, *, clips: int, frames: int, crop: int = SIZE) -> Tensor:
-    """The rendered batch of `step`: [clips, frames, 3, crop, crop] in [0, 1].
+def draw_clips(
+    seed: int, step: int, *, clips: int, frames: int, crop: int = SIZE
+) -> tuple[Tensor, Tensor]:
+    """The rendered batch of `step`: video [clips, frames, 3, crop, crop] in [0, 1], and where objects are.
 
     Most of a picture is background, which is learned at once: a crop shows part of an object.
+
+    Returns:
+        The video, and [clips, frames, 1, crop, crop]: 1 on and about an object, 0 elsewhere.
     """
     rng = np.random.default_rng([seed, step])
-    return torch.stack([_draw_clip(rng, frames, crop) for _ in range(clips)])
+    pairs = [_draw_clip(rng, frames, crop) for _ in range(clips)]
+    return torch.stack([video for video, _ in pairs]), torch.stack([near for _, near in pairs])
 
 
-def _draw_clip(rng: np.random.Generator, frames: int, crop: int) -> Tensor:
+def _draw_clip(rng: np.random.Generator, frames: int, crop: int) -> tuple[Tensor, Tensor]:
     scene, start = draw_scene(rng), int(rng.integers(4096))
     path = trace_path(scene.sprites[int(rng.integers(len(scene.sprites)))], 1, start + frames // 2)
     centres = (float(path.y[0]), float(path.x[0]))
     top, left = (int(np.clip(c + rng.normal(0, 8) - crop / 2, 0, SIZE - crop)) for c in centres)
-    return render(scene, frames, start)[:, :, top : top + crop, left : left + crop]
+    part = slice(top, top + crop), slice(left, left + crop)
+    covered = torch.stack([coverage(sprite, frames, start) for sprite in scene.sprites]).amax(0, keepdim=True)
+    near = (F.max_pool2d(covered, 5, stride=1, padding=2) > 0).float().transpose(0, 1)
+    return render(scene, frames, start)[..., part[0], part[1]], near[..., part[0], part[1]]
 
 
 @torch.inference_mode()
 def with_statistics(codec: TinyCodec, *, seed: int, clips: int = 256, frames: int = 24) -> TinyCodecConfig:
     """The configuration of `codec` with mean and deviation of its latents measured on fresh clips."""
-    batches = [draw_clips(seed + 1, i, clips=16, frames=frames) for i in range(clips // 16)]
+    batches = [draw_clips(seed + 1, i, clips=16, frames=frames)[0] for i in range(clips // 16)]
     raw = torch.cat([codec.encode_raw(batch).float() for batch in batches])
     mean, std = raw.mean((0, 2, 3, 4)), raw.std((0, 2, 3, 4))
     return replace(codec.config, latents_mean=tuple(mean.tolist()), latents_std=tuple(std.tolist()))

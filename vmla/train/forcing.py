@@ -8,7 +8,7 @@ noise, and in part of the batch it is the model's own estimate instead of the tr
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +16,9 @@ from torch import Tensor
 
 from vmla.cache import CacheLayout
 from vmla.sampler import TIMESTEPS, add_noise, shifted
-from vmla.transformer import VideoMLA
+
+Step = Callable[..., tuple[Tensor, Tensor]]
+"""`VideoMLA.forward`, in whatever precision."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +38,8 @@ class Forcing:
 
 
 def forcing_loss(
-    model: VideoMLA,
+    step: Step,
+    layout: CacheLayout,
     latents: Tensor,
     text_kv: Tensor,
     numbers: Sequence[int],
@@ -46,7 +49,8 @@ def forcing_loss(
     """Mean squared error of the velocity over all predicted chunks of a teacher-forced rollout.
 
     Args:
-        model: the denoiser.
+        step: the denoiser's forward.
+        layout: of its cache.
         latents: [B, z, F * len(numbers), h, w], the true chunks one after the other.
         text_kv: [L, 2, B, tokens, D].
         numbers: the chunk numbers that they stand for. They start at 0 and may jump once, which
@@ -55,21 +59,20 @@ def forcing_loss(
         forcing: how noise is drawn.
         generator: where noise is drawn from.
     """
-    layout = CacheLayout.of(model.config)
-    cache = layout.allocate(latents.shape[0], dtype=latents.dtype, device=latents.device)
+    cache = layout.allocate(latents.shape[0], dtype=text_kv.dtype, device=latents.device)
     text_copies = torch.cat([text_kv] * forcing.copies, dim=2)
     losses = []
-    for clean, number, before in zip(latents.split(layout.chunk, 2), numbers, [-1, *numbers], strict=False):
+    for clean, number, before in zip(latents.chunk(len(numbers), 2), numbers, [-1, *numbers], strict=False):
         slots = remembered(layout, number, numbers)
         positions = (slots, layout.chunk_index(number))
         estimate, trusted = clean, torch.zeros(len(clean), dtype=torch.bool)
         if number == before + 1:
-            loss, estimate, trusted = _predict(model, clean, text_copies, cache, positions, forcing, generator)
+            loss, estimate, trusted = _predict(step, clean, text_copies, cache, positions, forcing, generator)
             losses.append(loss)
         context = _context(clean, estimate, trusted, forcing, generator)
         quiet = torch.zeros(clean.shape[0], clean.shape[2], device=clean.device)
-        _, entries = model(context, quiet, text_kv, cache, *positions)
-        cache = layout.commit(cache, entries.to(cache.dtype), number)
+        _, entries = step(context, quiet, text_kv, cache, *positions)
+        cache = layout.commit(cache, entries, number)
     return torch.stack(losses).mean()
 
 
@@ -79,12 +82,14 @@ def remembered(layout: CacheLayout, number: int, numbers: Sequence[int]) -> Tens
     Only the sink survives a jump, as it is all that survives in a rollout of that length.
     """
     start = max(n for n in numbers if n <= number and n - 1 not in numbers) * layout.chunk
-    kept = [frame >= start or frame < layout.sink for frame in layout.frame_in_slot(number)]
+    frames = layout.frame_in_slot(number)
+    sink = [frame < layout.sink and frame // layout.chunk in numbers for frame in frames]
+    kept = [frame >= start or old for frame, old in zip(frames, sink, strict=True)]
     return torch.where(torch.tensor(kept), layout.slot_index(number), -1)
 
 
 def _predict(
-    model: VideoMLA,
+    step: Step,
     clean: Tensor,
     text_kv: Tensor,
     cache: Tensor,
@@ -103,7 +108,7 @@ def _predict(
     level = sigma[:, None, None, None, None]
     noisy = add_noise(target, noise, level)
     timestep = (sigma * TIMESTEPS)[:, None].expand(-1, clean.shape[2])
-    velocity, _ = model(noisy, timestep, text_kv, torch.cat([cache] * copies, dim=1), *positions)
+    velocity, _ = step(noisy, timestep, text_kv, torch.cat([cache] * copies, dim=1), *positions)
     error = velocity.float() - (noise - target)
     estimate = (noisy - level * velocity.float()).detach()
     return error.square().mean(), estimate[:batch], sigma[:batch] < forcing.own_sigma

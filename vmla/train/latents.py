@@ -59,7 +59,8 @@ def make_latents(
         shard = load_state(path, known)
         if shard is None:
             report(f"latents: clip {first} of {settings.clips}")
-            shard = {"settings": known, **_encode(settings, range(first, first + settings.shard), codec, text)}
+            clips = range(first, first + settings.shard)
+            shard = {"settings": known, **_encode(settings, clips, codec, text)}
             save_state(path, shard)
         shards.append(shard)
     latents, captions = (torch.cat([shard[key] for shard in shards]) for key in ("latents", "text"))

@@ -16,8 +16,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from vmla.train.state import load_state, save_state
 from vmla.train.optimizers import Optimizers, Schedule
+from vmla.train.state import load_state, save_state
 
 Report = Callable[[str], None]
 """Takes one line about how far the training is."""
@@ -57,7 +57,8 @@ def train(stage: Stage, folder: Path, *, report: Report, stop_after: int | None 
         UserError: if `folder` holds this stage with other settings.
     """
     progress = _resume(stage, folder)
-    end = stage.schedule.steps if stop_after is None else min(stage.schedule.steps, progress.step + stop_after)
+    whole = stage.schedule.steps
+    end = whole if stop_after is None else min(whole, progress.step + stop_after)
     began, before = time.monotonic(), progress.seconds
     with (folder / f"{stage.name}.jsonl").open("a") as log:
         while progress.step < end:
@@ -89,7 +90,12 @@ def _record(
     stage: Stage, progress: Progress, loss: float, write: Callable[[str], Any], report: Report
 ) -> None:
     rate = progress.optimizers.factor(progress.step - 1)
-    line = {"step": progress.step, "loss": round(loss, 6), "rate": round(rate, 4), "seconds": round(progress.seconds, 1)}
+    line = {
+        "step": progress.step,
+        "loss": round(loss, 6),
+        "rate": round(rate, 4),
+        "seconds": round(progress.seconds, 1),
+    }
     write(json.dumps(line) + "\n")
     report(
         f"{stage.name}: step {progress.step} of {stage.schedule.steps}, loss {loss:.4f}, "
@@ -122,6 +128,13 @@ def _save(stage: Stage, progress: Progress, folder: Path) -> None:
         "optimizers": progress.optimizers.state_dict(),
     }
     save_state(folder / f"{stage.name}.pt", state)
+
+
+def last_record(log: Path) -> dict[str, Any] | None:
+    """The latest line of a stage's log, None if nothing was logged yet."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    record: dict[str, Any] | None = json.loads(lines[-1]) if lines else None
+    return record
 
 
 def _forget_after(log: Path, step: int) -> None:

@@ -36,7 +36,8 @@ class Optimizers:
     def __init__(self, model: nn.Module, schedule: Schedule) -> None:
         self._schedule = schedule
         self._parameters = list(model.parameters())
-        inner = [p for n, p in model.named_parameters() if schedule.matrix_rate is not None and _is_inner(n, p)]
+        named = [] if schedule.matrix_rate is None else model.named_parameters()
+        inner = [p for n, p in named if _is_inner(n, p)]
         chosen = {id(p) for p in inner}
         others = [p for p in self._parameters if id(p) not in chosen]
         # Muon knows matrices only: a convolution joins as a view, one row for each output channel.
@@ -48,7 +49,10 @@ class Optimizers:
             # "match_rms_adamw" scales an update by its shape (arXiv 2502.16982, section 2.2).
             self._all.append(
                 torch.optim.Muon(
-                    [view for _, view in self._views], lr=schedule.matrix_rate, weight_decay=0.0, adjust_lr_fn="match_rms_adamw"
+                    [view for _, view in self._views],
+                    lr=schedule.matrix_rate,
+                    weight_decay=0.0,
+                    adjust_lr_fn="match_rms_adamw",
                 )
             )
         self._rates = [group["lr"] for optimizer in self._all for group in optimizer.param_groups]

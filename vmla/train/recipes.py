@@ -32,8 +32,16 @@ class Recipe:
     sampler: Sampler
     """How the finished model is sampled unless told otherwise."""
 
+    def steps(self) -> dict[str, int]:
+        """Optimizer steps of each stage that has some."""
+        return {
+            "codec": self.codec_training.schedule.steps,
+            "text": self.text_training.schedule.steps,
+            "denoiser": self.denoiser_training.schedule.steps,
+        }
 
-# About 70 minutes on two CPU cores: 10 for the codec, 2 for the text, 5 to encode, the rest to denoise.
+
+# About two hours on two CPU cores: 15 minutes for the codec, 5 for text and latents, the rest to denoise.
 SPRITES = Recipe(
     name="sprites",
     model=RECIPES["sprites"],
@@ -41,8 +49,9 @@ SPRITES = Recipe(
     text=SmallTextConfig(),
     codec_training=CodecTraining(
         schedule=Schedule(
-            steps=2600, learning_rate=1e-3, matrix_rate=2e-3, decay=1300, average=0.995, save_every=200
-        )
+            steps=4200, learning_rate=1e-3, matrix_rate=2e-3, decay=2000, average=0.995, save_every=200
+        ),
+        crop_steps=2600,
     ),
     text_training=TextTraining(
         schedule=Schedule(steps=400, learning_rate=2e-3, decay=200, average=0.98, save_every=200)
@@ -50,9 +59,10 @@ SPRITES = Recipe(
     latents=LatentSettings(),
     denoiser_training=DenoiserTraining(
         schedule=Schedule(
-            steps=2000, learning_rate=1e-3, matrix_rate=3e-3, warmup=100, decay=700, average=0.997
+            steps=2300, learning_rate=1e-3, matrix_rate=2e-3, warmup=100, decay=900, average=0.997
         ),
         forcing=Forcing(),
+        compiled=True,
     ),
     sampler=Sampler(kind="euler", steps=8, shift=2.0),
 )
@@ -65,7 +75,9 @@ DEBUG = Recipe(
     text=SmallTextConfig(width=32, head_width=16, heads=2, ffn_width=32, layers=1),
     codec_training=CodecTraining(
         schedule=Schedule(steps=4, learning_rate=1e-3, matrix_rate=1e-3, decay=2, save_every=2),
-        clips=2,
+        crop_steps=2,
+        crops=2,
+        wholes=2,
         bfloat16=False,
     ),
     text_training=TextTraining(

@@ -35,7 +35,9 @@ class Trained:
 class Run:
     """One recipe in one folder. Each part trains when it is first asked for."""
 
-    def __init__(self, recipe: Recipe, folder: Path, report: Report, *, stop_after: int | None = None) -> None:
+    def __init__(
+        self, recipe: Recipe, folder: Path, report: Report, *, stop_after: int | None = None
+    ) -> None:
         self.recipe, self.folder, self.report = recipe, folder, report
         self.stop_after = stop_after
 

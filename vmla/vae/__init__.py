@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any, Protocol, Self
 
+import torch
 from torch import Tensor
 
 Memory = Any
@@ -32,6 +33,9 @@ class Codec(Protocol):
     def first_frames(self) -> int:
         """Pixel frames of the very first latent frame."""
 
+    def to(self, device: torch.device) -> Self:
+        """Move the weights; returns itself."""
+
     def encode(self, video: Tensor) -> Tensor:
         """[B, frames, 3, H, W] in [0, 1] to normalised latents [B, z, F, h, w]."""
 
@@ -40,3 +44,6 @@ class Codec(Protocol):
 
         `memory` is what the previous call returned; None starts a new video.
         """
+
+    def stream_bytes(self, height: int, width: int) -> int:
+        """Bytes that one video's memory holds for latent frames of `height` x `width` cells."""

@@ -173,18 +173,28 @@ class TinyCodec(nn.Module):
 
     def decode(self, latents: Tensor, memory: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         """Normalised latents [B, z, F, h, w] to frames [B, frames, 3, H, W] in [0, 1]."""
-        video, left = self.decode_raw(latents, memory)
+        video, left = self.decode_raw(latents.float() * self.std + self.mean, memory)
         return video.float().clamp(0, 1), left
 
     def decode_raw(self, latents: Tensor, memory: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
-        """As `decode`, before the result is clamped: what training needs."""
+        """As `decode`, of latents as `encode_raw` gives them, before the result is clamped: for training."""
         batch = latents.shape[0]
-        # Bounds what a denoiser may hand over, smoothly: past three deviations nothing was trained.
+        # Bounds what a denoiser may hand over, smoothly: raw latents are trained to have deviation 1.
         bounded = torch.tanh(latents.float() / 3) * 3
         x, left = self.decoder.run(_fold(bounded.transpose(1, 2)).to(self._dtype), batch, memory)
         video = x.reshape(batch, -1, *x.shape[1:]) / 2 + 0.5
         missing = self.temporal_ratio - self.first_frames if memory is None else 0
         return video[:, missing:], left
+
+    def stream_bytes(self, height: int, width: int) -> int:
+        """Bytes that one video's memory holds for latent frames of `height` x `width` cells."""
+        cells, remembered = height * width, 0
+        for layer in self.decoder:
+            if isinstance(layer, nn.PixelShuffle):
+                cells *= layer.upscale_factor**2
+            if isinstance(layer, MemoryBlock):
+                remembered += layer.out.out_channels * cells
+        return remembered * self._dtype.itemsize
 
     @property
     def _dtype(self) -> torch.dtype:

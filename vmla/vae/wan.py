@@ -73,6 +73,22 @@ class WanCodec:
                 raise _unreadable(folder, f"{kind.replace('_', ' ')}: {found[kind][0]} and perhaps others")
         return cls(vae)
 
+    @classmethod
+    def from_config(cls, folder: str | Path) -> WanCodec:
+        """The codec without its weights, on the meta device.
+
+        Raises:
+            UserError: if diffusers is missing, or the folder does not describe such a codec.
+        """
+        try:
+            from diffusers import AutoencoderKLWan
+        except ImportError as error:
+            raise missing_extra("diffusers", "wan") from error
+        _check_class(AutoencoderKLWan, Path(folder))
+        with torch.device("meta"):
+            vae = AutoencoderKLWan.from_config(AutoencoderKLWan.load_config(folder, local_files_only=True))
+        return cls(vae)
+
     @property
     def latent_channels(self) -> int:
         """Channels of a latent frame."""
@@ -124,6 +140,17 @@ class WanCodec:
             raise ValueError("there is no latent frame to decode")
         video = torch.cat(pieces, dim=2).transpose(1, 2)
         return (video.float() / 2 + 0.5).clamp(0, 1), memory
+
+    def stream_bytes(self, height: int, width: int) -> int:
+        """Bytes that one video's memory holds for latent frames of `height` x `width` cells.
+
+        Measured on the meta device, where nothing is computed; two frames fill every feature.
+        """
+        config, kind = self.vae.config, type(self.vae)
+        with torch.device("meta"):
+            empty = WanCodec(kind.from_config(config)).to(dtype=self.vae.dtype)
+            _, memory = empty.decode(torch.empty(1, self.latent_channels, 2, height, width))
+        return memory_bytes(memory)
 
     def _decode_frame(self, z: Tensor, memory: Features | None) -> tuple[Tensor, Features]:
         """z [B, z, 1, h, w], not normalised, to pixels [B, 3, n, H, W] in about [-1, 1]."""

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,20 +46,48 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     Raises:
         UserError: if it is missing or cut short.
     """
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
-    index = path.with_name(path.name + ".index.json")
-    shards = sorted(set(read_json(index)["weight_map"].values())) if index.exists() else [path.name]
     tensors: dict[str, Tensor] = {}
-    for shard in (path.with_name(name) for name in shards):
-        try:
+    for shard in _shards(path):
+        with _readable(shard):
             tensors |= load_file(shard)
-        except FileNotFoundError as error:
-            raise UserError(f"{shard} is missing; copy the whole checkpoint folder") from error
-        except SafetensorError as error:
-            raise UserError(f"{shard} is damaged ({error}); copy it again") from error
     return tensors
+
+
+def count_elements(path: Path) -> int:
+    """How many numbers the tensors of `path` (or its shards) hold; only headers are read.
+
+    Raises:
+        UserError: as `read_tensors`.
+    """
+    from safetensors import safe_open
+
+    count = 0
+    for shard in _shards(path):
+        with _readable(shard), safe_open(shard, framework="pt") as file:
+            # torch-free shapes: a slice of a safetensors file knows its own without being read
+            count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
+    return count
+
+
+def _shards(path: Path) -> list[Path]:
+    index = path.with_name(path.name + ".index.json")
+    names = sorted(set(read_json(index)["weight_map"].values())) if index.exists() else [path.name]
+    return [path.with_name(name) for name in names]
+
+
+@contextmanager
+def _readable(shard: Path) -> Iterator[None]:
+    """What can be wrong with a safetensors file, in one line."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except FileNotFoundError as error:
+        raise UserError(f"{shard} is missing; copy the whole checkpoint folder") from error
+    except SafetensorError as error:
+        raise UserError(f"{shard} is damaged ({error}); copy it again") from error
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
@@ -83,4 +114,10 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -
             raise UserError(f"{path}: tensor {name} has shape {found}, config.json asks for {wanted}")
     if extra := sorted(tensors.keys() - expected.keys()):
         raise UserError(f"{path} has an unknown tensor {extra[0]}; it does not fit its config.json")
-    module.load_state_dict({name: tensor.to(torch.float32) for name, tensor in tensors.items()})
+    module.load_state_dict({name: tensor.to(torch.float32) for name, tensor in tensors.items()}, assign=True)
+
+
+def hash_file(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from vmla.config import ModelConfig
 from vmla.errors import UserError
@@ -22,11 +23,34 @@ from vmla.text import TextEncoder
 from vmla.transformer import VideoMLA
 from vmla.vae import Codec
 from vmla.vae.tiny import TinyCodec, TinyCodecConfig
-from vmla.weights.files import load_exactly, read_json, read_tensors, write_json, write_tensors
+from vmla.weights.files import (
+    count_elements,
+    load_exactly,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 """diffusers' file name for the weights of a transformer or an autoencoder."""
 SHIPPED = "sprites"
+
+
+class Uninitialised(TorchFunctionMode):
+    """While it is active, new layers keep whatever their memory held: a checkpoint follows at once.
+
+    The meta device would do as well, but starting it loads a compiler, which takes seconds.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Leave out `torch.nn.init`, do everything else."""
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -53,27 +77,43 @@ class Checkpoint:
         """The denoiser in float32, ready to run."""
         config, path = self.model_config(), self.folder / "transformer" / WEIGHTS
         tensors = read_tensors(path)
-        with torch.device("meta"):
+        with Uninitialised():
             model = VideoMLA(config)
-        model = model.to_empty(device="cpu")
-        model.rope = VideoMLA.rotary(config)
         load_exactly(model, tensors, path)
         return model.eval().requires_grad_(False)
 
-    def codec(self) -> Codec:
-        """The autoencoder: `TinyCodec`, or diffusers' `AutoencoderKLWan`."""
+    def codec(self, *, weights: bool = True) -> Codec:
+        """The autoencoder: `TinyCodec`, or diffusers' `AutoencoderKLWan`.
+
+        Without `weights` it lies on the meta device: sizes, and nothing else.
+        """
         folder = self.folder / "vae"
         values = read_json(folder / "config.json")
         kind = values.pop("_class_name", None)
         if kind == "AutoencoderKLWan":
             from vmla.vae.wan import WanCodec
 
-            return WanCodec.from_pretrained(folder)
+            return WanCodec.from_pretrained(folder) if weights else WanCodec.from_config(folder)
         if kind != "TinyCodec":
             raise UserError(f"{folder} holds a {kind}; known are TinyCodec and AutoencoderKLWan")
         codec = TinyCodec(_tiny_config(values, folder))
+        if not weights:
+            return codec.to("meta")
         load_exactly(codec, read_tensors(folder / WEIGHTS), folder / WEIGHTS)
         return codec.eval().requires_grad_(False)
+
+    def elements(self, part: str) -> int:
+        """How many numbers the weights of `part` (a folder's name) hold; only headers are read."""
+        return count_elements(self.weights_path(part))
+
+    def weights_path(self, part: str) -> Path:
+        """The weights file of `part`, under the name that diffusers and transformers give it."""
+        return self.folder / part / ("model.safetensors" if part == "text_encoder" else WEIGHTS)
+
+    def decoder_memory_bytes(self) -> int:
+        """Bytes that the codec remembers between two chunks of one video."""
+        config = self.model_config()
+        return self.codec(weights=False).stream_bytes(config.height, config.image_width)
 
     def text(self) -> TextEncoder:
         """The text encoder with its tokenizer, in float32."""
@@ -136,6 +176,7 @@ def save_checkpoint(
     codec: TinyCodec,
     text: TextEncoder,
     sampler: Sampler,
+    trained_on: str | None = None,
     dtype: torch.dtype = torch.float16,
     metadata: dict[str, str] | None = None,
 ) -> None:
@@ -143,8 +184,7 @@ def save_checkpoint(
     notes = metadata or {}
     _save_part(folder / "transformer", transformer, asdict(transformer.config), dtype, notes)
     _save_part(folder / "vae", codec, asdict(codec.config), dtype, notes)
-    text.encoder.to(dtype).save_pretrained(folder / "text_encoder")  # type: ignore[operator]
-    text.encoder.to(torch.float32)
+    _save_text(folder / "text_encoder", text.encoder, dtype, notes)
     text.tokenizer.save_pretrained(folder / "tokenizer")
     (folder / "scheduler").mkdir(parents=True, exist_ok=True)
     scheduler = {"_class_name": "Sampler", **asdict(sampler)}
@@ -156,6 +196,7 @@ def save_checkpoint(
         "text_encoder": ["transformers", "UMT5EncoderModel"],
         "tokenizer": ["transformers", "ByT5Tokenizer"],
         "scheduler": ["vmla", "Sampler"],
+        **({} if trained_on is None else {"trained_on": trained_on}),
     })  # fmt: skip
 
 
@@ -166,6 +207,15 @@ def _save_part(
     tensors = {name: tensor.to(dtype) for name, tensor in module.state_dict().items()}
     write_tensors(folder / WEIGHTS, tensors, {"format": "pt", **notes})
     write_json(folder / "config.json", {"_class_name": type(module).__name__, **config})
+
+
+def _save_text(folder: Path, encoder: Any, dtype: torch.dtype, notes: dict[str, str]) -> None:
+    """As transformers writes it, without its progress bar; the embedding has two names and is kept once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder.config.save_pretrained(folder)
+    tensors = {name: tensor.to(dtype) for name, tensor in encoder.state_dict().items()}
+    tensors.pop("encoder.embed_tokens.weight", None)
+    write_tensors(folder / "model.safetensors", tensors, {"format": "pt", **notes})
 
 
 def _tiny_config(values: dict[str, Any], folder: Path) -> TinyCodecConfig:

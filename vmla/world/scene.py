@@ -8,7 +8,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-FRAMES_PER_SECOND = 16
+from vmla.config import FRAMES_PER_SECOND
+
 SIZE = 64
 """Width and height of a frame, pixels."""
 

@@ -1,0 +1,138 @@
+"""Grades of a sprite model over time: is it still what the prompt asked for after three minutes?
+
+    python -m bench.grades --checkpoint sprites -o grades.json
+
+Held-out prompts are rolled out in batches; at each mark a window of four seconds is graded by formula
+(`vmla.world.grade`). Prints a table and one JSON line.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+from vmla.world.grade import QUESTIONS, Grade, grade, look
+
+from bench.document import write_document
+from runtime.decoding import CodecDecoder
+from runtime.engine import EagerEngine
+from runtime.prompts import FixedPrompts
+from runtime.rollout import rollout
+from vmla.command import OneLineCommand
+from vmla.config import FRAMES_PER_SECOND
+from vmla.progress import ProgressLine
+from vmla.weights.folder import Checkpoint, open_checkpoint
+from vmla.world.caption import describe, read
+from vmla.world.scene import draw_scene
+
+WINDOW = 64
+"""Frames that are graded before each mark."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graded:
+    """One prompt at one mark."""
+
+    prompt: str
+    second: int
+    grade: Grade
+
+
+def held_out_prompts(count: int, *, seed: int) -> list[str]:
+    """Captions of combinations that training never rendered, three in ten with two objects."""
+    rng = np.random.default_rng([seed, 7])
+    return [describe(draw_scene(rng, held_out=True)) for _ in range(count)]
+
+
+class Windows:
+    """Keeps of a stream of frames only the last `WINDOW` before each mark."""
+
+    def __init__(self, seconds: tuple[int, ...]) -> None:
+        self._ends = {second: second * FRAMES_PER_SECOND for second in seconds}
+        self._parts: dict[int, list[Tensor]] = {second: [] for second in seconds}
+        self._seen = 0
+
+    def add(self, frames: Tensor) -> None:
+        """Frames [B, n, 3, H, W] in [0, 1]."""
+        for second, end in self._ends.items():
+            first, last = (min(max(edge - self._seen, 0), frames.shape[1]) for edge in (end - WINDOW, end))
+            self._parts[second].append((frames[:, first:last] * 255).round().to(torch.uint8))
+        self._seen += frames.shape[1]
+
+    def of(self, second: int) -> Tensor:
+        """[B, WINDOW, 3, H, W] uint8."""
+        return torch.cat(self._parts[second], dim=1)
+
+
+def grade_rollouts(
+    checkpoint: Checkpoint, prompts: list[str], seconds: tuple[int, ...], *, seed: int, line: ProgressLine
+) -> list[Graded]:
+    """Roll out all `prompts` at once, the video of number i with seed `seed` + i, and grade them."""
+    device = torch.device("cpu")
+    engine = EagerEngine(checkpoint.transformer(), checkpoint.text(), device=device, dtype=torch.float32)
+    decoder = CodecDecoder(checkpoint.codec(), device)
+    chunks = -(-max(seconds) * FRAMES_PER_SECOND // (engine.layout.chunk * 4))
+    seeds = [seed + number for number in range(len(prompts))]
+    windows = Windows(seconds)
+    stream = rollout(
+        engine, decoder, FixedPrompts(*prompts), checkpoint.sampler(), seeds=seeds, chunks=chunks
+    )
+    for chunk in stream:
+        windows.add(chunk.frames)
+        line.show(f"grades: chunk {chunk.number + 1} of {chunks}, {len(prompts)} videos")
+    return [
+        Graded(prompt=prompt, second=second, grade=grade(look(frames), read(prompt)))
+        for second in seconds
+        for prompt, frames in zip(prompts, windows.of(second), strict=True)
+    ]
+
+
+def shares(graded: list[Graded]) -> dict[str, dict[str, float]]:
+    """Per mark, the share of prompts that pass each question and that pass all."""
+    table: dict[str, dict[str, float]] = {}
+    for second in sorted({one.second for one in graded}):
+        at = [one.grade for one in graded if one.second == second]
+        passed = {name: sum(getattr(one, name) for one in at) / len(at) for name in (*QUESTIONS, "all")}
+        table[str(second)] = {name: round(share, 4) for name, share in passed.items()}
+    return table
+
+
+@click.command(cls=OneLineCommand)
+@click.option("--checkpoint", default="sprites", show_default=True, help="A checkpoint folder.")
+@click.option("--prompts", "count", default=48, show_default=True, help="Held-out prompts.")
+@click.option("--seconds", default="5,60,180", show_default=True, help="When to grade.")
+@click.option("--seed", default=1000, show_default=True, help="Of the first video.")
+@click.option("--batch", default=24, show_default=True, help="Videos rolled out at once.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the JSON here.")
+def main(checkpoint: str, count: int, seconds: str, seed: int, batch: int, output: Path | None) -> None:
+    """Grade a sprite model over time on held-out prompts."""
+    opened, marks = open_checkpoint(checkpoint), tuple(int(mark) for mark in seconds.split(","))
+    prompts = held_out_prompts(count, seed=seed)
+    graded: list[Graded] = []
+    with ProgressLine(sys.stderr) as line:
+        for first in range(0, count, batch):
+            part = prompts[first : first + batch]
+            graded += grade_rollouts(opened, part, marks, seed=seed + first, line=line)
+    table = shares(graded)
+    click.echo("seconds  " + "  ".join(f"{name:>10}" for name in (*QUESTIONS, "all")))
+    for mark, row in table.items():
+        click.echo(f"{mark:>7}  " + "  ".join(f"{share:>10.1%}" for share in row.values()))
+    failures = Counter((one.prompt, one.second) for one in graded if not one.grade.all)
+    write_document("grades", {
+        "checkpoint": opened.name,
+        "prompts": count,
+        "seed": seed,
+        "sampler": vars(opened.sampler()),
+        "grades": table,
+        "failed": [list(key) for key in failures],
+    }, output)  # fmt: skip
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""What is asked of a rollout, what it will take, and the parts that carry it out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from runtime.decoding import CodecDecoder, Decoder
+from runtime.engine import EagerEngine, Engine
+from runtime.plan import Plan, check_length, chunks_for, frames_in
+from runtime.prompts import FixedPrompts
+from runtime.rollout import Chunk, rollout
+from runtime.sinks import Frames
+from vmla.config import FRAMES_PER_SECOND
+from vmla.errors import UserError
+from vmla.sampler import Sampler
+from vmla.weights.folder import Checkpoint, open_checkpoint
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One video to make."""
+
+    prompt: str
+    checkpoint: Checkpoint
+    chunks: int
+    seed: int = 0
+    sampler: Sampler
+    device: torch.device
+    dtype: torch.dtype
+
+    def plan(self) -> Plan:
+        """What it will take; reads no weights."""
+        return Plan.of(self.checkpoint, chunks=self.chunks, dtype=self.dtype)
+
+    def engine(self) -> Engine:
+        """The denoiser, loaded."""
+        return EagerEngine(
+            self.checkpoint.transformer(), self.checkpoint.text(), device=self.device, dtype=self.dtype
+        )
+
+    def decoder(self) -> Decoder:
+        """The decoder, loaded, at the start of a video."""
+        return CodecDecoder(self.checkpoint.codec(), self.device)
+
+    def run(self, engine: Engine, decoder: Decoder) -> Iterator[Chunk]:
+        """Make the video's chunks."""
+        prompts = FixedPrompts(self.prompt)
+        return rollout(engine, decoder, prompts, self.sampler, seeds=[self.seed], chunks=self.chunks)
+
+
+def prepare(
+    prompt: str,
+    checkpoint: str | Path,
+    *,
+    layout: str | None = None,
+    minutes: float | None = None,
+    seconds: float | None = None,
+    chunks: int | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    device: str = "cpu",
+    dtype: str = "auto",
+) -> tuple[Job, int]:
+    """A job and the number of its frames, with everything checked that can be checked without weights.
+
+    Exactly one length counts; ten seconds if none is given.
+
+    Raises:
+        UserError: for whatever cannot be.
+    """
+    if not prompt.strip():
+        raise UserError("the prompt is empty; describe what the video shows")
+    if sum(length is not None for length in (minutes, seconds, chunks)) > 1:
+        raise UserError("more than one length; give one of --minutes, --seconds, --chunks")
+    opened = open_checkpoint(checkpoint)
+    config, codec = opened.model_config(), opened.codec(weights=False)
+    if layout not in (None, config.layout):
+        raise UserError(f"checkpoint {checkpoint} has layout {config.layout}; name one with {layout}")
+    wanted = 60 * minutes if minutes is not None else 10.0 if seconds is None else seconds
+    count = chunks or chunks_for(wanted, config.chunk, codec)
+    whole = frames_in(count, config.chunk, codec)
+    check_length(whole / FRAMES_PER_SECOND)
+    sampler = opened.sampler()
+    where = choose_device(device)
+    job = Job(
+        prompt=prompt,
+        checkpoint=opened,
+        chunks=count,
+        seed=seed,
+        sampler=sampler if steps is None else replace(sampler, steps=steps),
+        device=where,
+        dtype=choose_dtype(dtype, where),
+    )
+    return job, whole if chunks else round(wanted * FRAMES_PER_SECOND)
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `name`.
+
+    Raises:
+        UserError: if it is not there.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"no device {name!r} here; use cpu, or a device that torch sees") from error
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The type called `name`; `auto` is float32 on a CPU and bfloat16 elsewhere."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return DTYPES[name]
+
+
+def to_pixels(frames: Tensor) -> Frames:
+    """One video's frames [n, 3, H, W] in [0, 1] to [n, H, W, 3] uint8 in main memory."""
+    scaled = (frames * 255).round().to(torch.uint8)
+    pixels: Frames = scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return pixels

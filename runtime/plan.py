@@ -1,0 +1,98 @@
+"""How long, how large and how heavy a rollout will be, known before any of it is allocated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from vmla.cache import CacheLayout
+from vmla.config import FRAMES_PER_SECOND
+from vmla.errors import UserError
+from vmla.vae import Codec
+from vmla.weights.folder import Checkpoint
+
+LONGEST_SECONDS = 24 * 3600.0
+"""A day: nothing in the rollout ends there, but a longer wish is a slip of the finger."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The plan of one video."""
+
+    chunks: int
+    frames: int
+    """Pixel frames of all chunks."""
+    height: int
+    width: int
+    """Of a frame, pixels."""
+    positions: int
+    """Window-relative positions that are ever used."""
+    cache_bytes_per_token_and_layer: int
+    bytes: dict[str, int]
+    """Lasting memory by part."""
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, *, chunks: int, dtype: torch.dtype) -> Plan:
+        """Plan `chunks` chunks of one video with the model computing in `dtype`."""
+        config, codec = checkpoint.model_config(), checkpoint.codec(weights=False)
+        layout, size = CacheLayout.of(config), dtype.itemsize
+        single = torch.float32.itemsize
+        return cls(
+            chunks=chunks,
+            frames=frames_in(chunks, layout.chunk, codec),
+            height=config.height * codec.spatial_ratio,
+            width=config.image_width * codec.spatial_ratio,
+            positions=layout.positions,
+            cache_bytes_per_token_and_layer=layout.entry_width * size,
+            bytes={
+                "transformer": checkpoint.elements("transformer") * size,
+                "text encoder": checkpoint.elements("text_encoder") * single,
+                "codec": checkpoint.elements("vae") * single,
+                "latent cache" if config.layout == "mla" else "cache": layout.bytes(element_size=size),
+                "text keys and values": 2 * config.layers * config.text_tokens * config.width * size,
+                "decoder memory": checkpoint.decoder_memory_bytes(),
+            },
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Length of the video when played."""
+        return self.frames / FRAMES_PER_SECOND
+
+    def lines(self) -> list[str]:
+        """The plan for a person to read."""
+        total = sum(self.bytes.values())
+        return [
+            f"{self.chunks} chunks, {self.frames} frames of {self.width}x{self.height}, {self.seconds:g} s",
+            f"positions 0 to {self.positions - 1}, whatever the length",
+            f"cache per token and layer: {self.cache_bytes_per_token_and_layer:,} bytes",
+            *(f"{part}: {count:,} bytes" for part, count in self.bytes.items()),
+            f"in all: {total:,} bytes",
+        ]
+
+
+def frames_in(chunks: int, chunk: int, codec: Codec) -> int:
+    """Pixel frames that `chunks` chunks of `chunk` latent frames decode to."""
+    return codec.first_frames + (chunks * chunk - 1) * codec.temporal_ratio
+
+
+def chunks_for(seconds: float, chunk: int, codec: Codec) -> int:
+    """The fewest chunks of `chunk` latent frames that last `seconds`.
+
+    Raises:
+        UserError: for a length that is not one.
+    """
+    check_length(seconds)
+    latent = 1 + -(-(round(seconds * FRAMES_PER_SECOND) - codec.first_frames) // codec.temporal_ratio)
+    return max(1, -(-latent // chunk))
+
+
+def check_length(seconds: float) -> None:
+    """Refuse a length that is not one.
+
+    Raises:
+        UserError: unless it is more than nothing and at most a day.
+    """
+    if not 0 < seconds <= LONGEST_SECONDS:
+        raise UserError(f"no video lasts {seconds:g} s; ask for more than 0 and at most {LONGEST_SECONDS:g}")

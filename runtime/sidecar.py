@@ -1,0 +1,55 @@
+"""The JSON file beside a video: everything that made it."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from runtime.job import Job
+from vmla.config import FRAMES_PER_SECOND
+from vmla.weights.files import hash_file, write_json
+
+
+def sidecar_path(output: Path) -> Path:
+    """Where the sidecar of `output` lies."""
+    return output.with_name(output.name + ".json")
+
+
+def describe_job(job: Job, *, frames: int, scale: int) -> dict[str, Any]:
+    """What determines the video's frames, as JSON values."""
+    config = job.checkpoint.model_config()
+    return {
+        "prompt": job.prompt,
+        "seed": job.seed,
+        "frames": frames,
+        "frames_per_second": FRAMES_PER_SECOND,
+        "chunks": job.chunks,
+        "scale": scale,
+        "checkpoint": str(job.checkpoint.folder),
+        "weights": {
+            part: hash_file(job.checkpoint.weights_path(part))
+            for part in ("transformer", "vae", "text_encoder")
+        },
+        "layout": config.layout,
+        "window": {"sink": config.sink, "history": config.history, "chunk": config.chunk},
+        "sampler": asdict(job.sampler),
+        "engine": "eager",
+        "device": str(job.device),
+        "dtype": str(job.dtype).removeprefix("torch."),
+        "threads": torch.get_num_threads(),
+        "versions": {
+            "videomla": version("videomla"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+    }
+
+
+def write_sidecar(output: Path, job: dict[str, Any], outcome: dict[str, Any]) -> None:
+    """Write or replace the sidecar of `output`."""
+    write_json(sidecar_path(output), {**job, **outcome})

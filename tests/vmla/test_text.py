@@ -1,0 +1,76 @@
+"""Prompts become a fixed number of embeddings, zero behind their end."""
+
+import pytest
+import torch
+from kit.measure import assert_close
+
+from vmla.errors import UserError
+from vmla.text import SmallTextConfig, TextEncoder
+
+pytestmark = pytest.mark.cpu
+
+TOKENS, WIDTH = 24, 16
+PROMPTS = ["a red star", "two blue rings"]
+
+
+@pytest.fixture(scope="module")
+def text():
+    torch.manual_seed(0)
+    sizes = SmallTextConfig(width=WIDTH, head_width=8, heads=2, ffn_width=16, layers=2)
+    encoder, tokenizer = sizes.build()
+    return TextEncoder(encoder.eval(), tokenizer, tokens=TOKENS)
+
+
+def test_every_prompt_has_the_same_number_of_tokens(text):
+    for prompts in (["a"], PROMPTS, ["a very long prompt " * 20]):
+        assert text(prompts).shape == (len(prompts), TOKENS, WIDTH)
+
+
+def test_what_lies_behind_the_end_is_zero_and_nothing_else_is(text):
+    embedded = text(PROMPTS)
+    for prompt, rows in zip(PROMPTS, embedded, strict=True):
+        end = len(prompt.encode()) + 1  # the byte tokenizer adds one for the end
+        assert (rows[end:] == 0).all()
+        assert (rows[:end].abs().sum(dim=1) > 0).all()
+
+
+def test_padding_does_not_reach_the_prompt(text):
+    longer = TextEncoder(text.encoder, text.tokenizer, tokens=2 * TOKENS)
+    assert_close(longer(PROMPTS)[:, :TOKENS], text(PROMPTS), rtol=1e-4, atol=1e-5)
+
+
+def test_each_prompt_of_a_batch_is_encoded_alone(text):
+    assert_close(text(PROMPTS[1:]), text(PROMPTS)[1:], rtol=1e-4, atol=1e-5)
+    assert (text(PROMPTS)[0] - text(PROMPTS)[1]).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("untidy", [" a red star", "a  red\tstar\n", "a\u3000red\u00a0star"])
+def test_whitespace_is_cleaned(text, untidy):
+    assert torch.equal(text([untidy]), text(["a red star"]))
+    assert torch.equal(text.tokenize([untidy])[0], text.tokenize(["a red star"])[0])
+
+
+def test_what_does_not_fit_is_cut_off_at_the_end(text):
+    fitting, cut = "x" * (TOKENS - 1), "x" * (TOKENS + 5)
+    assert text.fits(fitting)
+    assert text.fits(f"  {fitting}  ")
+    assert not text.fits(fitting + "x")
+    numbers, mask = text.tokenize([cut])
+    assert mask.all()
+    assert numbers[0, -1] == text.tokenizer.eos_token_id
+    assert torch.equal(numbers, text.tokenize([fitting])[0])
+
+
+@pytest.mark.parametrize("prompts", [[""], ["a red star", " \n\t"]], ids=repr)
+def test_an_empty_prompt_is_refused(text, prompts):
+    with pytest.raises(UserError, match="the prompt is empty; describe what the video shows"):
+        text(prompts)
+
+
+def test_no_graph_is_kept(text):
+    assert all(parameter.requires_grad for parameter in text.encoder.parameters())
+    assert not text(PROMPTS).requires_grad
+
+
+def test_other_scripts_are_read(text):
+    assert (text(["紅い星"])[0, :10].abs().sum(dim=1) > 0).all()
