@@ -8,6 +8,7 @@ wherever the parameter is Wan's.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -127,7 +128,7 @@ class VideoMLA(nn.Module):
     def encode_text(self, text: Tensor) -> Tensor:
         """Text embeddings [B, tokens, text width] to cross-attention keys and values [L, 2, B, tokens, D]."""
         embedded = self.condition_embedder.text_embedder(text)
-        return torch.stack([block.attn2.keys_values(embedded) for block in self.blocks])
+        return torch.stack([cast(Block, block).attn2.keys_values(embedded) for block in self.blocks])
 
     def forward(
         self,

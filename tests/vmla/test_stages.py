@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -176,7 +177,15 @@ def test_statistics_make_the_latents_standard():
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def few_clips():
+    """Statistics of the codec's latents from 16 clips: those of 256 take longer than all the rest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vmla.train.run.with_statistics", partial(with_statistics, clips=16, frames=4))
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, few_clips):
     """The debug recipe, trained by its command in three calls, each stopped a little later."""
     folder = tmp_path_factory.mktemp("run")
     arguments = ["run", "debug", "-o", str(folder / "run"), "--threads", str(torch.get_num_threads())]

@@ -88,7 +88,8 @@ def find_colours(frames: Tensor, background: Tensor, labels: Tensor) -> list[int
 
     Greedy: the colour of most pixels first, then again without all blends of those found so far.
     """
-    ends, colours = [background], []
+    ends = [background]
+    colours: list[int] = []
     unexplained = labels < len(COLOURS)
     while len(colours) < MOST:
         traces = torch.stack([_solid(unexplained & (labels == k)) for k in range(len(COLOURS))])
