@@ -12,7 +12,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from plugins.reference import rotate_pairs as rotate
 from vmla.errors import UserError
+
+__all__ = ["Rotary3D", "rotate", "split_pairs"]
 
 THETA = 10000.0
 """Base of Wan's frequencies."""
@@ -70,13 +73,3 @@ class Rotary3D(nn.Module):
 def split_pairs(pairs: int) -> tuple[int, int, int]:
     """Pairs for time, height and width, by Wan's rule: 16 gives the paper's (6, 5, 5)."""
     return pairs - 2 * (pairs // 3), pairs // 3, pairs // 3
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn neighbouring channels of x [..., tokens, 2 * pairs] by the angles of cos, sin [tokens, pairs].
-
-    Computed in the wider of both types, returned in that of x.
-    """
-    even, odd = x[..., 0::2], x[..., 1::2]
-    turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
-    return turned.flatten(-2).to(x.dtype)

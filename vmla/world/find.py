@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, max_pool2d
+from torch.nn.functional import max_pool2d, pad
 
 from vmla.world.fit import Pose, best_name, best_pose, make_bank, misfit
 from vmla.world.motion import Track
@@ -27,7 +27,7 @@ TRACE = 20
 OFTEN = 1 / 7
 """Share of the frames that must show a colour for it to be one of the video's."""
 
-SHAPE_FRAMES = 12
+SHAPE_FRAMES = 8
 """Frames that vote on the shape."""
 
 STEADY = 0.8
@@ -88,22 +88,27 @@ def find_colours(frames: Tensor, background: Tensor, labels: Tensor) -> list[int
 
     Greedy: the colour of most pixels first, then again without all blends of those found so far.
     """
-    ends = [background]
-    colours: list[int] = []
+    ends, colours = [background], list[int]()
     unexplained = labels < len(COLOURS)
     while len(colours) < MOST:
-        traces = torch.stack([_solid(unexplained & (labels == k)) for k in range(len(COLOURS))])
-        traces = traces.where(((traces >= TRACE).float().mean(1) > OFTEN)[:, None], 0).sum(1)
-        if not traces.any():
+        traces = {k: _trace(unexplained & (labels == k)) for k in range(len(COLOURS)) if k not in colours}
+        best = max(traces, key=lambda k: traces[k])
+        if traces[best] == 0:
             break
-        best = int(traces.argmax())
         colour = _palette(COLOURS)[best]
         for end in ends:
             unexplained &= _distance_to_line(frames, end, colour) > MIXED
-        unexplained &= labels != best
         ends.append(colour)
         colours.append(best)
     return colours
+
+
+def _trace(mask: Tensor) -> int:
+    """How much of a colour a video shows: the solid pixels of its mask, 0 if they are too few too often."""
+    if not _is_often(mask.sum((1, 2))):
+        return 0
+    pixels = _solid(mask)
+    return int(pixels.sum()) if _is_often(pixels) else 0
 
 
 def _distance_to_line(frames: Tensor, start: Tensor, end: Tensor) -> Tensor:
@@ -176,7 +181,7 @@ def _peel(layer: _Layer) -> list[Found]:
         found.append(_judge(list(COLOURS)[layer.colour], shape, size, pose, seen, valid))
         taken = _grow(pose.template > 0, 3) & seen[:, None, None]
         valid, mine = valid * ~taken, mine & ~taken
-        if (_solid(mine) >= TRACE).float().mean() <= OFTEN:
+        if _trace(mine) == 0:
             break
         (shape, size), _ = _vote(layer.cover, valid, mine)
     return found
@@ -207,7 +212,15 @@ def _is_hidden(track: Track, pose: Pose, frame: int, valid: Tensor) -> bool:
 
 def _solid(mask: Tensor) -> Tensor:
     """How many pixels of each frame have most of their neighbourhood in the mask as well: [F]."""
-    return (mask & (avg_pool2d(mask.float()[:, None], 3, 1, 1)[:, 0] > 0.5)).sum((1, 2))
+    rows = pad(mask.to(torch.uint8), (1, 1, 1, 1))
+    rows = rows[:, :-2] + rows[:, 1:-1] + rows[:, 2:]
+    neighbours = rows[..., :-2] + rows[..., 1:-1] + rows[..., 2:]
+    return (mask & (neighbours >= 5)).sum((1, 2))
+
+
+def _is_often(pixels: Tensor) -> bool:
+    """Whether enough frames have enough `pixels` [F] of something."""
+    return bool((pixels >= TRACE).float().mean() > OFTEN)
 
 
 def _touch(one: Tensor, other: Tensor) -> bool:

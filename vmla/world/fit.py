@@ -62,7 +62,9 @@ def misfit(cover: Tensor, valid: Tensor, bank: Bank) -> Tensor:
     image, square = bank.spectra
     seen, counted = torch.fft.rfft2(valid * cover), torch.fft.rfft2(valid)
     cross = counted[:, None] * square - 2 * seen[:, None] * image
-    return (valid * cover.square()).sum((1, 2))[:, None, None, None] + torch.fft.irfft2(cross, (SIZE, SIZE))
+    alone: Tensor = (valid * cover.square()).sum((1, 2))
+    shared: Tensor = torch.fft.irfft2(cross, (SIZE, SIZE))
+    return alone[:, None, None, None] + shared
 
 
 def best_name(errors: Tensor, bank: Bank) -> tuple[tuple[str, str], float]:
@@ -71,7 +73,7 @@ def best_name(errors: Tensor, bank: Bank) -> tuple[tuple[str, str], float]:
     `errors` is [F, M, 64, 64] from `misfit`; the error is summed over the frames.
     """
     least = errors.flatten(2).amin(2)
-    totals = [run.amin(1).sum() for run in least.split(list(bank.turns), dim=1)]
+    totals = [run.amin(1).sum() for run in torch.split(least, list(bank.turns), dim=1)]
     best = int(torch.stack(totals).argmin())
     return bank.names[best], float(totals[best])
 

@@ -26,6 +26,15 @@ LARGEST_STEP = 6.0
 """Pixels between neighbouring frames: the fastest bouncer's 2.25 and as much again for error in each of
 the two places, less a little; beyond it is a jump."""
 
+UNSTEADY = 0.4
+"""Largest `unsteadiness` of a path between walls. Rendered ones, with up to 0.6 px of noise in the centre,
+stay below 0.3; objects that jump by a few pixels at random come to 0.6 and more."""
+
+SPARE_LEGS = 4
+LEGS_PER_SECOND = {"drifting": 0.5, "bouncing": 2.0}
+"""Upper bounds on straight legs. A large object has 31 px between walls: at most 1.6 reflections a second
+at a bouncer's 36 px/s, 0.4 at a drifter's 9."""
+
 FEWEST = 12
 """Frames in which an object must be seen before its motion has a name: three quarters of a second."""
 
@@ -111,25 +120,35 @@ def orbits(track: Track) -> bool:
 
 
 def _name_travel(track: Track) -> str | None:
+    """Straight legs of one speed, reflected now and then: the speed says which motion it is."""
     legs = split_legs(track)
-    weight = np.array([leg.frames for leg in legs], dtype=float)
-    speed = np.array([leg.speed for leg in legs])
     seconds = (track.frame[-1] - track.frame[0] + 1) / FRAMES_PER_SECOND
-    if len(legs) > 3 + 2.5 * seconds:
+    weight = np.array([leg.frames for leg in legs], dtype=float)
+    speed = np.array([math.hypot(*leg.velocity) for leg in legs])
+    if unsteadiness(legs) > UNSTEADY:
         return None
     ranges = {"drifting": (SLOWEST_DRIFT, DRIFT_OR_BOUNCE), "bouncing": (DRIFT_OR_BOUNCE, FASTEST_BOUNCE)}
     for motion, (low, high) in ranges.items():
         if weight[(low < speed) & (speed < high)].sum() > 0.75 * weight.sum():
-            return motion
+            return motion if len(legs) <= SPARE_LEGS + LEGS_PER_SECOND[motion] * seconds else None
     return None
 
 
 @dataclass(frozen=True)
 class Leg:
-    """A straight piece of a path: its number of frames and its speed in px/s."""
+    """A straight piece of a path: its number of frames and its velocity along x and y in px/s."""
 
     frames: int
-    speed: float
+    velocity: tuple[float, float]
+
+
+def unsteadiness(legs: list[Leg]) -> float:
+    """How much the velocity varies, its signs aside, for a wall only turns a sign: RMS over mean speed."""
+    weight = np.array([leg.frames for leg in legs], dtype=float)
+    velocity = np.abs([leg.velocity for leg in legs])
+    mean = np.average(velocity, axis=0, weights=weight)
+    variance = np.average(((velocity - mean) ** 2).sum(axis=1), weights=weight)
+    return math.sqrt(variance) / max(float(np.average(np.hypot(*velocity.T), weights=weight)), 1e-9)
 
 
 def split_legs(track: Track, shortest: int = 3) -> list[Leg]:
@@ -149,7 +168,8 @@ def split_legs(track: Track, shortest: int = 3) -> list[Leg]:
         total[end] = choices.min() + price
     legs, end = [], n
     while end > 0:
-        legs.append(Leg(int(end - start[end]), float(np.hypot(*slopes[:, start[end], end - 1]))))
+        vx, vy = slopes[:, start[end], end - 1]
+        legs.append(Leg(int(end - start[end]), (float(vx), float(vy))))
         end = start[end]
     return legs[::-1]
 
@@ -169,7 +189,8 @@ def _line_errors(
 
     def sums(values: np.ndarray) -> np.ndarray:
         running = np.concatenate([[0.0], np.cumsum(values)])
-        return running[None, 1:] - running[:-1, None]
+        between: np.ndarray = running[None, 1:] - running[:-1, None]
+        return between
 
     count = np.arange(1, n + 1)[None] - np.arange(n)[:, None]
     few = count < shortest
