@@ -38,13 +38,13 @@ MOST_OVERHEAD = 1.05
 """What the operator may take of bare SDPA's time on a CPU."""
 
 
-@click.command()
+@click.command("kernels")
 @click.option(
     "--output", type=click.Path(path_type=Path), default=Path("build/kernels.json"), show_default=True
 )
 @click.option("--rounds", type=click.IntRange(1), default=25, show_default=True, help="Of four calls each.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-def kernels(output: Path, rounds: int, device: str) -> None:
+def main(output: Path, rounds: int, device: str) -> None:
     """Time the attention kernels and write every sample to a JSON file."""
     where = _device(device)
     clock: Clock = DeviceClock() if where.type == "cuda" else WallClock()
@@ -183,6 +183,6 @@ def _summary(rows: list[dict[str, Any]], device: torch.device) -> dict[str, Any]
 
 if __name__ == "__main__":
     try:
-        kernels(standalone_mode=False)
+        main(standalone_mode=False)
     except UserError as error:
         raise SystemExit(f"error: {error}") from None

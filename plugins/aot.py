@@ -12,11 +12,11 @@ from typing import Any
 
 import click
 
+from plugins.errors import UserError, missing_extra
 from plugins.kernels.tiles import FAMILIES, Family
 from plugins.objects import Compiled, faults, save, save_record
 from plugins.ptx import UnfitKernelError, assemble, keep_parameters, rename, version
 from plugins.variants import Plan, Variant, options, plan, variants
-from vmla.errors import UserError, missing_extra
 
 
 def compile_variant(variant: Variant) -> tuple[Compiled, str, bytes]:
@@ -63,10 +63,13 @@ def compile_variant(variant: Variant) -> tuple[Compiled, str, bytes]:
     return record, ptx, assembly.cubin
 
 
+NAMES = ("attention", "absorbed", "expand", "softmax", "tiles")
+
+
 def fingerprint() -> str:
     """A hash of all that decides what the kernels compile to, but for the version of Triton."""
     here = Path(__file__).parent
-    kernels = [here / "kernels" / f"{name}.py" for name in ("attention", "absorbed", "expand", "tiles")]
+    kernels = [here / "kernels" / f"{name}.py" for name in NAMES]
     sources = [path.read_bytes() for path in [*kernels, here / "variants.py"]]
     return hashlib.sha256(b"".join(sources)).hexdigest()
 

@@ -9,12 +9,13 @@ through a share of the keys (grid: query tiles, B N, splits). Without splits the
 at once. With splits `out` is float32 [splits, B, N, S, dv] and `lse` [splits, B, N, S], and `merge`
 adds the shares up: this fills a machine that the query tiles alone leave idle.
 Keys and values of empty slots are never read, so what lies there cannot matter.
-Origin: the online softmax of FlashAttention-2 (arXiv 2307.08691, algorithm 1); base-2 exponentials
-with the scale folded in; the split of FlashDecoding.
+Origin: FlashAttention-2 (arXiv 2307.08691), with the scale folded in; the split of FlashDecoding.
 """
 
 import triton
 import triton.language as tl
+
+from plugins.kernels.softmax import online_softmax
 
 
 @triton.jit
@@ -45,19 +46,12 @@ def attention(
         tokens = start + columns
         filled = tl.load(valid + tokens, mask=tokens < n_keys, other=0) != 0
         k = tl.load(keys + tokens[None, :] * D + wide[:, None], mask=filled[None, :], other=0.0)
-        scores = tl.where(filled[None, :], tl.dot(q, k) * factor, float("-inf"))
-        higher = tl.maximum(top, tl.max(scores, 1))
-        # A row that has met no valid key yet keeps -inf; the difference of two would be NaN.
-        base = tl.where(higher == float("-inf"), 0.0, higher)
-        weights = tl.exp2(scores - base[:, None])
-        shrink = tl.exp2(top - base)
-        total = total * shrink + tl.sum(weights, 1)
+        weights, shrink, top, total = online_softmax(tl.dot(q, k) * factor, filled, top, total)
         v = tl.load(values + tokens[:, None] * DV + deep[None, :], mask=filled[:, None], other=0.0)
         if scales is not None:
             # e4m3 reaches 448: weights of at most 1 are spread over its range.
             weights *= 256.0
         sums = tl.dot(weights.to(v.dtype), v, sums * shrink[:, None])
-        top = higher
 
     scale_out = 1.0
     if scales is not None:

@@ -8,7 +8,7 @@ import torch
 from click.testing import CliRunner
 
 from bench.attention_arms import Inputs, bare_sdpa, expanded
-from bench.kernels import MOST_OVERHEAD, PUBLISHED, SMALL, kernels
+from bench.kernels import MOST_OVERHEAD, PUBLISHED, SMALL, main
 from bench.paired import Pair, paired
 
 pytestmark = pytest.mark.cpu
@@ -36,7 +36,7 @@ class CountingClock:
 def test_the_command_reports_every_arm(tmp_path):
     path = tmp_path / "kernels.json"
     done = CliRunner().invoke(
-        kernels, ["--device", "cpu", "--rounds", "1", "--output", str(path)], catch_exceptions=False
+        main, ["--device", "cpu", "--rounds", "1", "--output", str(path)], catch_exceptions=False
     )
     last = json.loads(done.output.splitlines()[-1])
     report = json.loads(path.read_text())

@@ -54,7 +54,7 @@ REFUSED = [
      "mla_attention: float8 inputs need scales [3, N] = [3, 2]"),
     (attention, {"scales": torch.rand(3, 2)}, "mla_attention: scales come with float8 inputs only"),
     (attention, {"backend": "cuda"},
-     "mla_attention: no such backend: cuda; there are auto, reference, sdpa, triton"),
+     "mla_attention: no such backend: cuda; there are auto, reference, sdpa, matmul, triton"),
     (attention, {"backend": "triton"}, "mla_attention: triton cannot take this: its kernels run on a GPU"),
     (absorbed, {"query": torch.rand(2, 2, 4, 16)},
      "mla_attention_absorbed: query must be [B, N, S, E] = [2, N, S, 24]"),
