@@ -50,8 +50,7 @@ class Rotary3D(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rotary3D:
         """Move with the model, but keep the frequencies float32 when the model is cast."""
-        # torch ships this method without type annotations
-        super()._apply(lambda table: fn(table) if table.is_meta else table.to(fn(table).device), recurse)  # type: ignore[no-untyped-call]
+        super()._apply(lambda table: fn(table) if table.is_meta else table.to(fn(table).device), recurse)
         return self
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:

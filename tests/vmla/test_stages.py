@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -102,7 +103,7 @@ def test_narrowing_changes_the_type_of_the_computation_alone(layout, dtype, allo
     model.zero_grad(set_to_none=True)
     expected, _ = model(latents, timestep, model.encode_text(text), cache, *window)
     expected.square().mean().backward()
-    assert_close(velocity, expected, rtol=0, atol=allowed * float(expected.abs().max()))
+    assert_close(velocity, expected, rtol=0, atol=allowed * float(expected.detach().abs().max()))
     for name, parameter in model.named_parameters():
         assert narrow[name].dtype == parameter.dtype == torch.float32
         near = torch.cosine_similarity(narrow[name].flatten(), parameter.grad.flatten(), dim=0)
@@ -176,7 +177,15 @@ def test_statistics_make_the_latents_standard():
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory):
+def few_clips():
+    """Statistics of the codec's latents from 16 clips: those of 256 take longer than all the rest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("vmla.train.run.with_statistics", partial(with_statistics, clips=16, frames=4))
+        yield
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, few_clips):
     """The debug recipe, trained by its command in three calls, each stopped a little later."""
     folder = tmp_path_factory.mktemp("run")
     arguments = ["run", "debug", "-o", str(folder / "run"), "--threads", str(torch.get_num_threads())]

@@ -28,7 +28,10 @@ class Stage(Protocol):
 
     name: str
     schedule: Schedule
-    model: nn.Module
+
+    @property
+    def model(self) -> nn.Module:
+        """What is trained."""
 
     def settings(self) -> dict[str, Any]:
         """All that determines the result, as JSON values; a run with other settings is refused."""
@@ -76,8 +79,7 @@ def train(
 def _advance(stage: Stage, progress: Progress) -> float:
     """One optimizer step; the averages follow."""
     loss = stage.loss(progress.step)
-    # torch ships this method without type annotations
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     progress.optimizers.step(progress.step)
     progress.step += 1
     # The horizon grows with the run, so that the first, untrained weights are soon forgotten.

@@ -237,7 +237,7 @@ def _save_text(folder: Path, encoder: Any, dtype: torch.dtype, notes: dict[str, 
 
 def _tiny_config(values: dict[str, Any], folder: Path) -> TinyCodecConfig:
     """JSON lists become the tuples of a configuration."""
-    frozen = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    frozen: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
     try:
         return TinyCodecConfig(**frozen)
     except (TypeError, UserError) as error:
