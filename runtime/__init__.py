@@ -13,7 +13,7 @@ __all__ = ["generate"]
 def __getattr__(name: str) -> Any:
     """`generate` on first use, so that a command's help does not wait for torch."""
     if name == "generate":
-        from runtime.generate import generate
+        from runtime.api import generate
 
         return generate
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -71,7 +71,7 @@ def main(
     check_output(output, overwrite=overwrite)
     factor = choose_scale(plan.height, scale)
     sink = open_sink(output, scale=factor)
-    if job.checkpoint.name == "sprites" and (warning := warning_for(prompt)):
+    if job.checkpoint.index.get("trained_on") == "sprites" and (warning := warning_for(prompt)):
         click.echo(f"warning: {warning}", err=True)
     with ExitStack() as stack:
         stop = stack.enter_context(stopping_on_interrupt())

@@ -83,7 +83,7 @@ class Block(nn.Module):
         self.attn2 = TextAttention(config)
         self.norm3 = nn.LayerNorm(width, eps=config.eps, elementwise_affine=False)
         self.ffn = FeedForward(width, config.ffn_width)
-        self.scale_shift_table = nn.Parameter(torch.randn(1, 6, width) / width**0.5)
+        self.scale_shift_table = nn.Parameter(nn.init.normal_(torch.empty(1, 6, width), std=width**-0.5))
 
     def forward(
         self, x: Tensor, modulation: Tensor, text_kv: Tensor, cached: Tensor, window: Window, absorbed: bool
@@ -115,7 +115,7 @@ class VideoMLA(nn.Module):
         self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
         self.norm_out = nn.LayerNorm(width, eps=config.eps, elementwise_affine=False)
         self.proj_out = nn.Linear(width, cells)
-        self.scale_shift_table = nn.Parameter(torch.randn(1, 2, width) / width**0.5)
+        self.scale_shift_table = nn.Parameter(nn.init.normal_(torch.empty(1, 2, width), std=width**-0.5))
         self.rope = self.rotary(config)
 
     @staticmethod

@@ -144,6 +144,11 @@ def test_memory_does_not_grow(codec):
     assert len(set(sizes)) == 1
 
 
+def test_the_size_of_the_memory_is_known_before(codec):
+    _, memory = codec.decode(draw_latents(frames=5))
+    assert BATCH * codec.stream_bytes(*CELLS) == memory_bytes(memory)
+
+
 def test_encoding_is_causal(codec):
     video = draw_video(codec)
     changed = video.clone()

@@ -59,3 +59,16 @@ def pack(recipe: str, folder: Path, output: Path) -> None:
     from vmla.train.recipes import training_recipe
 
     pack_run(training_recipe(recipe), folder, output, click.echo)
+
+
+@main.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--grades", type=click.Path(path_type=Path), default=Path("bench/results/grades-sprites.json"),
+              show_default=True, help="What bench.grades wrote.")  # fmt: skip
+@click.option("--grader", type=click.Path(path_type=Path), default=Path("bench/results/grader.json"),
+              show_default=True, help="What bench.grader wrote.")  # fmt: skip
+def card(folder: Path, grades: Path, grader: Path) -> None:
+    """Write the model card of the packed checkpoint in FOLDER from measured results."""
+    from vmla.train.card import write_card
+
+    write_card(folder, grades, grader)

@@ -38,6 +38,7 @@ def pack_run(recipe: Recipe, folder: Path, output: Path, report: Callable[[str],
         codec=run.codec(),
         text=run.text(),
         sampler=recipe.sampler,
+        trained_on="sprites",
         metadata={"recipe": recipe.name},
     )
     write_json(aside / TRAINING, {

@@ -44,3 +44,6 @@ class Codec(Protocol):
 
         `memory` is what the previous call returned; None starts a new video.
         """
+
+    def stream_bytes(self, height: int, width: int) -> int:
+        """Bytes that one video's memory holds for latent frames of `height` x `width` cells."""

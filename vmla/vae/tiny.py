@@ -186,6 +186,16 @@ class TinyCodec(nn.Module):
         missing = self.temporal_ratio - self.first_frames if memory is None else 0
         return video[:, missing:], left
 
+    def stream_bytes(self, height: int, width: int) -> int:
+        """Bytes that one video's memory holds for latent frames of `height` x `width` cells."""
+        cells, remembered = height * width, 0
+        for layer in self.decoder:
+            if isinstance(layer, nn.PixelShuffle):
+                cells *= layer.upscale_factor**2
+            if isinstance(layer, MemoryBlock):
+                remembered += layer.out.out_channels * cells
+        return remembered * self._dtype.itemsize
+
     @property
     def _dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype

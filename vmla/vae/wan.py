@@ -141,6 +141,17 @@ class WanCodec:
         video = torch.cat(pieces, dim=2).transpose(1, 2)
         return (video.float() / 2 + 0.5).clamp(0, 1), memory
 
+    def stream_bytes(self, height: int, width: int) -> int:
+        """Bytes that one video's memory holds for latent frames of `height` x `width` cells.
+
+        Measured on the meta device, where nothing is computed; two frames fill every feature.
+        """
+        config, kind = self.vae.config, type(self.vae)
+        with torch.device("meta"):
+            empty = WanCodec(kind.from_config(config)).to(dtype=self.vae.dtype)
+            _, memory = empty.decode(torch.empty(1, self.latent_channels, 2, height, width))
+        return memory_bytes(memory)
+
     def _decode_frame(self, z: Tensor, memory: Features | None) -> tuple[Tensor, Features]:
         """z [B, z, 1, h, w], not normalised, to pixels [B, 3, n, H, W] in about [-1, 1]."""
         features: list[Any] = [None] * _convolutions(self.vae.decoder) if memory is None else list(memory)

@@ -114,7 +114,7 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -
             raise UserError(f"{path}: tensor {name} has shape {found}, config.json asks for {wanted}")
     if extra := sorted(tensors.keys() - expected.keys()):
         raise UserError(f"{path} has an unknown tensor {extra[0]}; it does not fit its config.json")
-    module.load_state_dict({name: tensor.to(torch.float32) for name, tensor in tensors.items()})
+    module.load_state_dict({name: tensor.to(torch.float32) for name, tensor in tensors.items()}, assign=True)
 
 
 def hash_file(path: Path) -> str:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from vmla.config import ModelConfig
 from vmla.errors import UserError
@@ -34,6 +35,22 @@ from vmla.weights.files import (
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 """diffusers' file name for the weights of a transformer or an autoencoder."""
 SHIPPED = "sprites"
+
+
+class Uninitialised(TorchFunctionMode):
+    """While it is active, new layers keep whatever their memory held: a checkpoint follows at once.
+
+    The meta device would do as well, but starting it loads a compiler, which takes seconds.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Leave out `torch.nn.init`, do everything else."""
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
 
 
 @dataclass(frozen=True)
@@ -60,10 +77,8 @@ class Checkpoint:
         """The denoiser in float32, ready to run."""
         config, path = self.model_config(), self.folder / "transformer" / WEIGHTS
         tensors = read_tensors(path)
-        with torch.device("meta"):
+        with Uninitialised():
             model = VideoMLA(config)
-        model = model.to_empty(device="cpu")
-        model.rope = VideoMLA.rotary(config)
         load_exactly(model, tensors, path)
         return model.eval().requires_grad_(False)
 
@@ -97,10 +112,8 @@ class Checkpoint:
 
     def decoder_memory_bytes(self) -> int:
         """Bytes that the codec remembers between two chunks of one video."""
-        config, codec = self.model_config(), self.codec(weights=False)
-        cells = (1, codec.latent_channels, config.chunk, config.height, config.image_width)
-        _, memory = codec.decode(torch.empty(cells, device="meta"))
-        return sum(item.nbytes for item in memory if isinstance(item, torch.Tensor))
+        config = self.model_config()
+        return self.codec(weights=False).stream_bytes(config.height, config.image_width)
 
     def text(self) -> TextEncoder:
         """The text encoder with its tokenizer, in float32."""
@@ -163,6 +176,7 @@ def save_checkpoint(
     codec: TinyCodec,
     text: TextEncoder,
     sampler: Sampler,
+    trained_on: str | None = None,
     dtype: torch.dtype = torch.float16,
     metadata: dict[str, str] | None = None,
 ) -> None:
@@ -170,8 +184,7 @@ def save_checkpoint(
     notes = metadata or {}
     _save_part(folder / "transformer", transformer, asdict(transformer.config), dtype, notes)
     _save_part(folder / "vae", codec, asdict(codec.config), dtype, notes)
-    text.encoder.to(dtype).save_pretrained(folder / "text_encoder")  # type: ignore[operator]
-    text.encoder.to(torch.float32)
+    _save_text(folder / "text_encoder", text.encoder, dtype, notes)
     text.tokenizer.save_pretrained(folder / "tokenizer")
     (folder / "scheduler").mkdir(parents=True, exist_ok=True)
     scheduler = {"_class_name": "Sampler", **asdict(sampler)}
@@ -183,6 +196,7 @@ def save_checkpoint(
         "text_encoder": ["transformers", "UMT5EncoderModel"],
         "tokenizer": ["transformers", "ByT5Tokenizer"],
         "scheduler": ["vmla", "Sampler"],
+        **({} if trained_on is None else {"trained_on": trained_on}),
     })  # fmt: skip
 
 
@@ -193,6 +207,15 @@ def _save_part(
     tensors = {name: tensor.to(dtype) for name, tensor in module.state_dict().items()}
     write_tensors(folder / WEIGHTS, tensors, {"format": "pt", **notes})
     write_json(folder / "config.json", {"_class_name": type(module).__name__, **config})
+
+
+def _save_text(folder: Path, encoder: Any, dtype: torch.dtype, notes: dict[str, str]) -> None:
+    """As transformers writes it, without its progress bar; the embedding has two names and is kept once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder.config.save_pretrained(folder)
+    tensors = {name: tensor.to(dtype) for name, tensor in encoder.state_dict().items()}
+    tensors.pop("encoder.embed_tokens.weight", None)
+    write_tensors(folder / "model.safetensors", tensors, {"format": "pt", **notes})
 
 
 def _tiny_config(values: dict[str, Any], folder: Path) -> TinyCodecConfig:

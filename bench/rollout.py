@@ -1,0 +1,106 @@
+"""A whole video on this machine, from typing the command to the finished file.
+
+    python -m bench.rollout
+
+Runs `vmla-run` as a process of its own and watches its file and its events. Prints a table and one
+JSON line: wall time, first frame, frames per second, times real time, and whether memory stays flat.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bench.document import write_document
+from vmla.command import OneLineCommand
+from vmla.config import FRAMES_PER_SECOND
+from vmla.errors import UserError
+
+PROMPT = "a red star bouncing on a navy background"
+COMMAND = [sys.executable, "-c", "from runtime.cli import main; main()"]
+
+
+def first_frame_is_in(path: Path) -> bool:
+    """Whether a player would show a picture by now."""
+    import av
+
+    try:
+        with av.open(str(path)) as file:
+            return next(file.decode(video=0), None) is not None
+    except (OSError, IndexError):  # not there yet, or nothing but a header
+        return False
+
+
+def run_and_watch(arguments: list[str], output: Path) -> tuple[float, float]:
+    """Seconds until the first frame of `output` can be seen and until the command is done.
+
+    Raises:
+        UserError: if the command fails.
+    """
+    began = time.perf_counter()
+    first = 0.0
+    command = [*COMMAND, *arguments]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        while process.poll() is None:
+            if not first and first_frame_is_in(output):
+                first = time.perf_counter() - began
+            time.sleep(0.02)
+        said = process.stderr.read().decode() if process.stderr else ""
+    if process.returncode:
+        raise UserError(said.strip().splitlines()[-1])
+    return first or time.perf_counter() - began, time.perf_counter() - began
+
+
+def memory_growth(events: list[dict[str, Any]]) -> dict[str, float]:
+    """Resident bytes after the first minute of video and at its end, and their ratio."""
+    early = next((e for e in events if e["frames"] >= 60 * FRAMES_PER_SECOND), events[len(events) // 3])
+    then, now = early["resident_bytes"], events[-1]["resident_bytes"]
+    return {"at_minute_1": then, "at_end": now, "growth": round(now / then - 1, 4)}
+
+
+@click.command(cls=OneLineCommand)
+@click.option("--checkpoint", default="sprites", show_default=True, help="A checkpoint folder.")
+@click.option("--minutes", default=3.0, show_default=True, help="Length of the video.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the JSON here.")
+def main(checkpoint: str, minutes: float, output: Path | None) -> None:
+    """Time a whole video, from typing the command to the finished file."""
+    with tempfile.TemporaryDirectory() as folder:
+        video, log = Path(folder) / "video.mp4", Path(folder) / "events.jsonl"
+        first, wall = run_and_watch(
+            ["--prompt", PROMPT, "--minutes", str(minutes), "--checkpoint", checkpoint,
+             "-o", str(video), "--events", str(log)],
+            video,
+        )  # fmt: skip
+        events = [json.loads(line) for line in log.read_text().splitlines()]
+        told = json.loads(video.with_name("video.mp4.json").read_text())
+        size = video.stat().st_size
+    frames = told["frames_written"]
+    figures = {
+        "frames": frames,
+        "wall_seconds": round(wall, 2),
+        "first_frame_seconds": round(first, 2),
+        "load_seconds": told["load_seconds"],
+        "rollout_seconds": told["seconds"],
+        "frames_per_second": round(frames / wall, 1),
+        "times_real_time": round(frames / wall / FRAMES_PER_SECOND, 2),
+        "denoise_share": round(sum(e["denoise_seconds"] for e in events) / told["seconds"], 3),
+        "decode_share": round(sum(e["decode_seconds"] for e in events) / told["seconds"], 3),
+        "stalled_seconds": round(events[-1]["stalled_seconds"], 3),
+        "resident_bytes": memory_growth(events),
+        "peak_bytes": told["peak_bytes"],
+        "file_bytes": size,
+    }
+    for name, value in figures.items():
+        click.echo(f"{name:>20}  {value}")
+    write_document("rollout", {"checkpoint": checkpoint, "sampler": told["sampler"], **figures}, output)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,109 @@
+"""The model card of a packed sprite model, written from its records and from measured results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from vmla.errors import UserError
+from vmla.train.pack import TRAINING
+from vmla.weights.files import read_json
+
+HEADER = """---
+license: apache-2.0
+pipeline_tag: text-to-video
+library_name: videomla
+---
+
+# {name}
+
+A VideoMLA model of {parameters:.1f} million parameters that makes 64x64 videos of moving shapes, as long
+as you like: trained from nothing on the endless captioned world of `vmla.world`, to show the whole system
+at work on two CPU cores. It knows nothing else. {entry} numbers are cached per token and layer, where
+keys and values for each head would be {dense}.
+
+```
+vmla-run --prompt "a red star bouncing on a navy background" --minutes 3 -o star.mp4
+```
+
+## What it can be asked for
+
+One or two objects. Colours: {colours}. Shapes: {shapes}. Motions: {motions}. Backgrounds: {backgrounds}.
+Sizes, which may be left out: {sizes}.
+
+## How it was made
+
+`vmla-train run {recipe} -o runs/{recipe}`, at commit `{commit}`, seed {seed}: {hours} hours on {hardware}
+with torch {torch}, shared with other work.
+
+| stage | steps | minutes | last loss |
+|---|---|---|---|
+{stages}
+
+The codec learns to draw rendered clips; the text encoder (UMT5, reading bytes) to say what a caption asks
+for; the denoiser by chunk-causal teacher forcing with noise on its context. One (shape, colour, background)
+in eight is never rendered in training.
+
+## Grades
+
+{prompts} prompts of held-out combinations, fixed seeds, {steps} {kind} steps for each chunk: the share of
+videos that a grader by formula passes, in the four seconds before each mark. `python -m bench.grades`
+repeats it. The grader itself is right on at least {grader} of rendered scenes (`python -m bench.grader`).
+
+| after | {questions} |
+|---|{rule}
+{grades}
+"""
+
+
+def write_card(folder: Path, grades: Path, grader: Path) -> None:
+    """Write `README.md` into the checkpoint `folder` from its record and two results files.
+
+    Raises:
+        UserError: if a file is missing, or the grades are those of another checkpoint.
+    """
+    from vmla.weights.folder import open_checkpoint
+
+    checkpoint = open_checkpoint(folder)
+    config, training, graded = checkpoint.model_config(), read_json(folder / TRAINING), read_json(grades)
+    if graded["checkpoint"] != checkpoint.name:
+        raise UserError(f"{grades} holds the grades of {graded['checkpoint']}, not of {checkpoint.name}")
+    text = HEADER.format(
+        name=checkpoint.name,
+        parameters=checkpoint.elements("transformer") / 1e6,
+        entry=config.entry_width,
+        dense=2 * config.width,
+        **_words(),
+        **{key: training[key] for key in ("recipe", "commit", "seed", "hours", "hardware", "torch")},
+        stages="\n".join(_stage(name, values) for name, values in training["stages"].items()),
+        prompts=graded["prompts"],
+        steps=graded["sampler"]["steps"],
+        kind=graded["sampler"]["kind"],
+        grader=f"{min(read_json(grader)['accuracy'].values()):.1%}",
+        **_grades(graded["grades"]),
+    )
+    aside = folder / "README.md.tmp"
+    aside.write_text(text)
+    aside.replace(folder / "README.md")
+
+
+def _words() -> dict[str, str]:
+    from vmla.world.scene import BACKGROUNDS, COLOURS, MOTIONS, RADII, SHAPES
+
+    kinds: dict[str, Any] = {
+        "colours": COLOURS, "shapes": SHAPES, "motions": MOTIONS, "backgrounds": BACKGROUNDS, "sizes": RADII,
+    }  # fmt: skip
+    return {kind: ", ".join(words) for kind, words in kinds.items()}
+
+
+def _stage(name: str, values: dict[str, Any]) -> str:
+    return f"| {name} | {values['steps']:,} | {values['seconds'] / 60:.0f} | {values['loss']:.4f} |"
+
+
+def _grades(table: dict[str, dict[str, float]]) -> dict[str, str]:
+    questions = list(next(iter(table.values())))
+    rows = [
+        f"| {second} s | " + " | ".join(f"{row[question]:.1%}" for question in questions) + " |"
+        for second, row in table.items()
+    ]
+    return {"questions": " | ".join(questions), "rule": "---|" * len(questions), "grades": "\n".join(rows)}
