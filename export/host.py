@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -28,22 +29,17 @@ class Host:
     """Of the packages that engines depend on, where they are installed."""
 
     @classmethod
-    def here(cls, device: str) -> Host:
-        """This machine; a GPU is asked only if `device` is one."""
+    def here(cls, device: str, packages: Iterable[str]) -> Host:
+        """This machine with the versions of `packages`; a GPU is asked only if `device` is one."""
+        versions = {name: version for name in packages if (version := _version(name)) is not None}
         if device == "cuda":
-            return cls(device=device, architecture=_gpu_architecture(), versions=installed_versions())
+            return cls(device=device, architecture=_gpu_architecture(), versions=versions)
         return cls(
             device=device,
             architecture=platform.machine(),
             features=_instruction_sets(),
-            versions=installed_versions(),
+            versions=versions,
         )
-
-
-def installed_versions() -> dict[str, str]:
-    """Versions by name of package, without importing any."""
-    names = ("videomla", "torch", "onnx", "onnxruntime", "tensorrt_rtx")
-    return {name: version for name in names if (version := _version(name)) is not None}
 
 
 def _version(name: str) -> str | None:

@@ -5,16 +5,17 @@ Free of torch, so that engines are listed and refused at once.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from export.host import Host
 from vmla.errors import UserError
+
+if TYPE_CHECKING:
+    from vmla.weights.folder import Checkpoint
 
 NAME = "manifest.json"
 SCHEMA = 1
@@ -24,6 +25,8 @@ SCHEMA = 1
 class Binding:
     """What an engine of a backend shares with the machine that runs it."""
 
+    tools: tuple[str, ...]
+    """Packages whose versions are recorded."""
     packages: tuple[str, ...]
     """Those that must have the very version that built it."""
     architecture: bool
@@ -31,9 +34,13 @@ class Binding:
 
 
 BACKENDS = {
-    "aoti": Binding(packages=("torch",), architecture=True),
-    "onnx": Binding(packages=(), architecture=False),
-    "tensorrt-rtx": Binding(packages=("tensorrt_rtx",), architecture=True),
+    "aoti": Binding(tools=("videomla", "torch"), packages=("torch",), architecture=True),
+    "onnx": Binding(tools=("videomla", "torch", "onnx", "onnxscript"), packages=(), architecture=False),
+    "tensorrt-rtx": Binding(
+        tools=("videomla", "torch", "onnx", "onnxscript", "tensorrt_rtx"),
+        packages=("tensorrt_rtx",),
+        architecture=True,
+    ),
 }
 
 
@@ -67,6 +74,8 @@ class Manifest:
     """SHA-256 of the transformer's configuration and weights."""
     checkpoint: str
     """Where the checkpoint was: a shipped name or a path. The text encoder and codec stay there."""
+    code: str
+    """SHA-256 of the sources that made the programs."""
     model: dict[str, Any]
     """The fields of `vmla.config.ModelConfig`."""
     cache: dict[str, Any]
@@ -108,63 +117,69 @@ class Manifest:
         ours, theirs = asdict(self), asdict(other)
         return all(ours[name] == theirs[name] for name in ours if name not in ("files", "checkpoint"))
 
-    def build_command(self, folder: Path) -> str:
-        """The command that builds this engine anew."""
-        settings = f"--backend {self.backend} --precision {self.precision} --batch {self.batch}"
-        device = "" if self.backend != "aoti" or self.host.device == "cpu" else f" --device {self.host.device}"
-        target = f" --target {self.host.architecture}" if self.backend == "tensorrt-rtx" else ""
-        where = f"--checkpoint {shlex.quote(self.checkpoint)} -o {shlex.quote(str(folder))}"
-        return f"vmla-export build {where} {settings}{device}{target}"
+    def build_command(self, folder: Path, **changes: str | int) -> str:
+        """The command that builds this engine anew, with other settings if given."""
+        options: dict[str, str | int] = {
+            "checkpoint": self.checkpoint,
+            "backend": self.backend,
+            "precision": self.precision,
+            "batch": self.batch,
+        }
+        if self.backend == "aoti" and self.host.device != "cpu":
+            options["device"] = self.host.device
+        if self.backend == "tensorrt-rtx":
+            options["target"] = self.host.architecture
+        words = [word for name, value in (options | changes).items() for word in (f"--{name}", str(value))]
+        return shlex.join(["vmla-export", "build", *words, "-o", str(folder)])
 
-    def check_host(self, here: Host, folder: Path) -> None:
-        """Refuse a machine that the engine was not built for.
+    def check(
+        self, folder: Path, checkpoint: Checkpoint, *, batch: int = 1, here: Host | None = None
+    ) -> None:
+        """Refuse the engine in `folder` unless it can make `batch` videos of `checkpoint` on the host `here`.
 
         Raises:
-            UserError: naming the field that differs and the command that builds for this machine.
+            UserError: naming the field that does not fit and the command that mends it.
+        """
+        self.check_host(folder, here)
+        self.check_model(folder, checkpoint)
+        if batch != self.batch:
+            mend = self.build_command(folder, batch=batch)
+            raise _refusal(folder, "batch", f"built for {self.batch} videos at once, not {batch}", mend)
+
+    def check_host(self, folder: Path, here: Host | None = None) -> None:
+        """Refuse a machine that the engine was not built for; `here` is this one unless given.
+
+        Raises:
+            UserError: as `check`.
         """
         binding, built, mend = BACKENDS[self.backend], self.host, self.build_command(folder)
+        here = here or Host.here(built.device, binding.packages)
         for package in binding.packages:
             theirs, ours = built.versions.get(package), here.versions.get(package)
             if theirs != ours:
                 found = f"{package} {ours}" if ours else f"no {package}"
-                raise UserError(f"{folder}: versions: built with {package} {theirs}, here is {found}; run: {mend}")
+                raise _refusal(folder, "versions", f"built with {package} {theirs}, here is {found}", mend)
         if not binding.architecture:
             return
         if built.architecture != here.architecture:
-            raise UserError(
-                f"{folder}: architecture: built for {built.architecture}, here is {here.architecture}; run: {mend}"
-            )
+            reason = f"built for {built.architecture}, here is {here.architecture}"
+            raise _refusal(folder, "architecture", reason, mend)
         if missing := sorted(set(built.features) - set(here.features)):
-            raise UserError(
-                f"{folder}: features: it uses {missing[0]}, which this processor lacks; run: {mend}"
-            )
+            raise _refusal(folder, "features", f"it uses {missing[0]}, which this processor lacks", mend)
 
-    def check_model(self, model: Mapping[str, Any], model_hash: str, checkpoint: str, folder: Path) -> None:
+    def check_model(self, folder: Path, checkpoint: Checkpoint) -> None:
         """Refuse a checkpoint that the engine was not built from.
 
         Raises:
-            UserError: naming the first setting of the model that differs, or `model_hash`.
+            UserError: as `check`, with the first setting of the model that differs, or `model_hash`.
         """
-        mend = shlex.join(["vmla-export", "build", "--checkpoint", checkpoint, "-o", str(folder)])
-        for name, value in self.model.items():
-            if model.get(name) != value:
-                raise UserError(
-                    f"{folder}: {name}: built for {value}, checkpoint {checkpoint} has {model.get(name)}; run: {mend}"
-                )
-        if model_hash != self.model_hash:
-            raise UserError(
-                f"{folder}: model_hash: built from other weights than those of {checkpoint}; run: {mend}"
-            )
-
-    def check_batch(self, batch: int, folder: Path) -> None:
-        """Refuse a number of videos that the engine was not built for.
-
-        Raises:
-            UserError: naming both.
-        """
-        if batch != self.batch:
-            mend = shlex.join(["vmla-export", "build", "--checkpoint", self.checkpoint, "--batch", str(batch)])
-            raise UserError(f"{folder}: batch: built for {self.batch} videos at once, not {batch}; run: {mend}")
+        name, sizes = str(checkpoint.folder), asdict(checkpoint.model_config())
+        mend = self.build_command(folder, checkpoint=name)
+        for setting, value in self.model.items():
+            if sizes.get(setting) != value:
+                raise _refusal(folder, setting, f"built for {value}, {name} has {sizes.get(setting)}", mend)
+        if checkpoint.model_hash() != self.model_hash:
+            raise _refusal(folder, "model_hash", f"built from other weights than those of {name}", mend)
 
     def check_files(self, folder: Path) -> None:
         """Read every file and compare its hash.
@@ -172,20 +187,19 @@ class Manifest:
         Raises:
             UserError: naming the file that is missing or damaged.
         """
+        from vmla.weights.files import hash_file
+
         for name, expected in self.files.items():
             path = folder / name
             if not path.is_file():
-                raise UserError(f"{path} is missing; run: {self.build_command(folder)}")
+                raise _refusal(folder, name, "the file is missing", self.build_command(folder))
             if hash_file(path) != expected:
-                raise UserError(
-                    f"{path} is damaged: its SHA-256 is not that of the manifest; run: {self.build_command(folder)}"
-                )
+                reason = "the file is damaged, its SHA-256 is not that of the manifest"
+                raise _refusal(folder, name, reason, self.build_command(folder))
 
 
-def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _refusal(folder: Path, field: str, reason: str, mend: str) -> UserError:
+    return UserError(f"{folder}: {field}: {reason}; run: {mend}")
 
 
 def _from_json(values: dict[str, Any], path: Path) -> Manifest:
@@ -202,7 +216,8 @@ def _from_json(values: dict[str, Any], path: Path) -> Manifest:
         programs = {name: _signature(value) for name, value in values["programs"].items()}
         host = Host(**{**values["host"], "features": tuple(values["host"]["features"])})
     except (TypeError, KeyError, AttributeError) as error:
-        raise UserError(f"{path}: programs or host are incomplete ({error}); build the engine again") from error
+        reason = f"programs or host are incomplete ({error})"
+        raise UserError(f"{path}: {reason}; build the engine again") from error
     return Manifest(**{**values, "programs": programs, "host": host})
 
 

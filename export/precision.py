@@ -36,24 +36,26 @@ MISSING = {
     "nvfp4": "precision nvfp4 needs scales calibrated over a rollout, which cannot be made yet; use bf16",
 }
 
-_ATEN = torch.ops.aten
-
-PRODUCTS: dict[Any, int] = {
-    _ATEN.linear.default: 3,
-    _ATEN.matmul.default: 2,
-    _ATEN.scaled_dot_product_attention.default: 3,
+PRODUCTS = {
+    "aten.linear.default": 3,
+    "aten.matmul.default": 2,
+    "aten.scaled_dot_product_attention.default": 3,
+    "vmla.expand.default": 4,
+    "vmla.mla_attention.default": 3,
 }
 """Operations that run narrow, and how many of their first arguments are narrowed."""
+
+_TO = torch.ops.aten.to.dtype
 
 KEPT_WIDE = ("patch_embedding.", "condition_embedder.time_", "proj_out.")
 """Weights whose products stay float32, by the beginning of their names."""
 
 MOVES = {
-    _ATEN.cat.default, _ATEN.expand.default, _ATEN.flatten.using_ints, _ATEN.numpy_T.default,
-    _ATEN.permute.default, _ATEN.reshape.default, _ATEN.select.int, _ATEN.slice.Tensor,
-    _ATEN.split_with_sizes.default, _ATEN.stack.default, _ATEN.transpose.int, _ATEN.unbind.int,
-    _ATEN.unflatten.int, _ATEN.unsqueeze.default, _ATEN.view.default, _ATEN.where.ScalarOther,
-    operator.getitem,
+    "aten.cat.default", "aten.expand.default", "aten.flatten.using_ints", "aten.numpy_T.default",
+    "aten.permute.default", "aten.reshape.default", "aten.select.int", "aten.slice.Tensor",
+    "aten.split_with_sizes.default", "aten.stack.default", "aten.transpose.int", "aten.unbind.int",
+    "aten.unflatten.int", "aten.unsqueeze.default", "aten.view.default", "aten.where.ScalarOther",
+    str(operator.getitem),
 }  # fmt: skip
 """Operations that move or pick numbers and compute none: they commute with a change of type."""
 
@@ -87,7 +89,7 @@ def in_precision(program: ExportedProgram, precision: Precision, held: Sequence[
     pass_ = _Narrowing(program, DTYPES[precision])
     pass_.narrow_inputs(held)
     for node in list(program.graph.nodes):
-        if node.target in PRODUCTS and not pass_.kept_wide(node):
+        if str(node.target) in PRODUCTS and not pass_.kept_wide(node):
             pass_.narrow_product(node)
     pass_.narrow_outputs(held)
     program.graph.eliminate_dead_code()
@@ -129,12 +131,17 @@ class _Narrowing:
 
     def narrow_product(self, node: Node) -> None:
         """Narrow what `node` reads and widen what it gives."""
-        count = PRODUCTS[node.target]
+        count = PRODUCTS[str(node.target)]
         with self.graph.inserting_before(node):
             read = tuple(self.narrowed(a) if isinstance(a, Node) else a for a in node.args[:count])
         node.args = (*read, *node.args[count:])
         node.meta["val"] = _value(node)
-        self._widen(node, after=node)
+        if isinstance(node.meta["val"], Tensor):
+            return self._widen(node, after=node)
+        for part in list(node.users):  # several results: each is picked by a `getitem`
+            part.meta["val"] = _value(part)
+            self._widen(part, after=part)
+        return None
 
     def narrow_outputs(self, names: Sequence[str]) -> None:
         """Hand out the outputs called `names` narrow."""
@@ -154,11 +161,11 @@ class _Narrowing:
             return self.narrow_of[node]
         if node in self.weights:
             return self._store_narrow(node)
-        if node.target in MOVES:
+        if str(node.target) in MOVES:
             moved = map_arg(node.args, lambda a: self.narrowed(a) if _is_wide(a) else a)
             narrow = self._call(node.target, moved, node.kwargs)
         else:
-            narrow = self._call(_ATEN.to.dtype, (node, self.dtype), {})
+            narrow = self._call(_TO, (node, self.dtype), {})
         self.narrow_of[node] = narrow
         return narrow
 
@@ -172,7 +179,7 @@ class _Narrowing:
     def _widen(self, node: Node, *, after: Node) -> None:
         """Put float32 in the place of the narrow `node`, for all its users."""
         with self.graph.inserting_after(after):
-            wide = self._call(_ATEN.to.dtype, (node, torch.float32), {})
+            wide = self._call(_TO, (node, torch.float32), {})
         node.replace_all_uses_with(wide, delete_user_cb=lambda user: user is not wide)
         self.narrow_of[wide] = node
 

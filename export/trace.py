@@ -63,10 +63,7 @@ def _trace(module: VideoMLA, name: str, model: VideoMLA, batch: int) -> Exported
     with _mode(model), torch.no_grad():
         example = zeros(signature.inputs, model.patch_embedding.weight.device)
         program = torch.export.export(module, example, strict=False)
-    for node in list(program.graph.nodes):
-        # `.to(x.dtype)` leaves an assertion of the type that was traced; a narrowed program has others.
-        if node.target is torch.ops.aten._assert_tensor_metadata.default:
-            program.graph.erase_node(node)
+    _drop_type_checks(program)
     _name_outputs(program, [spec.name for spec in signature.outputs])
     return without_unused_weights(program)
 
@@ -75,6 +72,16 @@ def _mode(model: VideoMLA) -> AbstractContextManager[object]:
     """The fake mode that `model` was made in, or nothing for a real model."""
     weight = next(model.parameters())
     return weight.fake_mode if isinstance(weight, FakeTensor) else nullcontext()
+
+
+def _drop_type_checks(program: ExportedProgram) -> None:
+    """Take out what `.to(x.dtype)` leaves: the assertion of the traced type, and a cast to that type."""
+    for node in list(program.graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            program.graph.erase_node(node)
+        elif node.target is torch.ops.aten.to.dtype and node.args[0].meta["val"].dtype is node.args[1]:
+            node.replace_all_uses_with(node.args[0])
+            program.graph.erase_node(node)
 
 
 def _name_outputs(program: ExportedProgram, names: list[str]) -> None:
