@@ -26,7 +26,7 @@ def rollout_table(result: dict[str, Any]) -> list[str]:
     """Speed and memory of one whole video."""
     memory = result["resident_bytes"]
     rows = [
-        ("three minutes of video, from typing the command to the finished file", f"{result['wall_seconds']:.0f} s"),
+        ("three minutes of video, from the command to the whole file", f"{result['wall_seconds']:.0f} s"),
         ("first frame in the file", f"{result['first_frame_seconds']:.1f} s"),
         ("times real time", f"{result['times_real_time']:.1f}"),
         ("most memory the process ever held", f"{result['peak_bytes'] / 2**20:.0f} MiB"),

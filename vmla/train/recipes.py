@@ -59,7 +59,7 @@ SPRITES = Recipe(
     latents=LatentSettings(),
     denoiser_training=DenoiserTraining(
         schedule=Schedule(
-            steps=3000, learning_rate=1e-3, matrix_rate=2e-3, warmup=100, decay=1000, average=0.997
+            steps=2300, learning_rate=1e-3, matrix_rate=2e-3, warmup=100, decay=900, average=0.997
         ),
         forcing=Forcing(),
         compiled=True,

@@ -1,0 +1,54 @@
+"""The benchmark of grades: its prompts, its windows, its shares."""
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from bench.cli import VERBS
+from bench.cli import main as vmla_bench
+from bench.grades import WINDOW, Graded, Windows, held_out_prompts, shares
+from vmla.world.caption import read
+from vmla.world.grade import Grade
+from vmla.world.scene import is_held_out
+
+pytestmark = pytest.mark.cpu
+
+
+def test_every_prompt_is_understood_and_held_out():
+    prompts = held_out_prompts(60, seed=3)
+    assert prompts == held_out_prompts(60, seed=3)
+    assert len(set(prompts)) > 50
+    for prompt in prompts:
+        reading = read(prompt)
+        assert reading.understood
+        assert all(is_held_out(r.shape, r.colour, reading.background) for r in reading.requests)
+
+
+def test_windows_are_the_frames_before_each_mark():
+    frames = torch.linspace(0, 1, 20 * 16)[None, :, None, None, None].expand(2, -1, 3, 4, 4)
+    windows = Windows((5, 20))
+    for part in frames.split(12, dim=1):
+        windows.add(part)
+    for second in (5, 20):
+        expected = (frames[:, second * 16 - WINDOW : second * 16] * 255).round().to(torch.uint8)
+        assert torch.equal(windows.of(second), expected)
+
+
+def test_shares_count_what_passed():
+    def graded(second, **wrong):
+        answers = dict.fromkeys(("background", "colour", "shape", "motion", "count"), True)
+        return Graded(prompt="p", second=second, grade=Grade(**(answers | wrong)))
+
+    table = shares([graded(5), graded(5, colour=False), graded(60, shape=False, motion=False), graded(60)])
+    assert table["5"] == {
+        "background": 1, "colour": 0.5, "shape": 1, "motion": 1, "count": 1, "all": 0.5
+    }  # fmt: skip
+    assert table["60"]["shape"] == table["60"]["motion"] == table["60"]["all"] == 0.5
+
+
+def test_the_command_lists_its_verbs():
+    result = CliRunner().invoke(vmla_bench, ["--help"])
+    assert result.exit_code == 0
+    for verb in VERBS:
+        assert verb in result.output
+    assert CliRunner().invoke(vmla_bench, ["nothing"]).exit_code == 2

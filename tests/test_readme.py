@@ -1,0 +1,82 @@
+"""What the documents say is true: commands run, links lead somewhere, tables are those of the results."""
+
+import importlib
+import re
+import shlex
+import tomllib
+from pathlib import Path
+
+import av
+import click
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from bench.readme import render
+
+pytestmark = pytest.mark.cpu
+
+ROOT = Path(__file__).parent.parent
+DOCUMENTS = ["README.md", "ARCHITECTURE.md", "LOG.md", "vmla/checkpoints/sprites/README.md"]
+SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
+
+
+def commands():
+    """Every command in a fenced block of a document, and every `python -m` in its prose."""
+    found = []
+    for document in DOCUMENTS:
+        text = (ROOT / document).read_text()
+        for block in re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+            found += [part for line in block.splitlines() for part in line.split(" && ")]
+        found += re.findall(r"`((?:python -m|vmla-)[^`]+)`", text)
+    return sorted({line for line in found if line.startswith(("vmla-", "python -m bench"))})
+
+
+def entry(words):
+    """The click command behind `words`, and its arguments."""
+    if words[0] in SCRIPTS:
+        module, name = SCRIPTS[words[0]].split(":")
+        return getattr(importlib.import_module(module), name), words[1:]
+    return importlib.import_module(words[2]).main, words[3:]
+
+
+@pytest.mark.parametrize("line", commands())
+def test_every_command_is_one_that_its_program_takes(line):
+    command, arguments = entry(shlex.split(line))
+    context = command.make_context(line.split()[0], list(arguments))
+    if isinstance(command, click.Group):
+        name, sub, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        sub.make_context(name, list(rest))
+
+
+def test_the_first_command_makes_a_three_minute_video(tmp_path, monkeypatch):
+    line = next(line for line in commands() if "--minutes 3 " in line)
+    monkeypatch.chdir(tmp_path)
+    command, arguments = entry(shlex.split(line))
+    result = CliRunner().invoke(command, arguments)
+    assert result.exit_code == 0, result.output
+    with av.open(str(tmp_path / "star.mp4")) as file:
+        frames = sum(1 for _ in file.decode(video=0))
+    assert frames == 3 * 60 * 16
+
+
+def test_the_python_example_runs(capsys):
+    (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
+    exec(compile(code, "README.md", "exec"), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines == [str((64, 64, 3))] * 80
+    assert np.prod((64, 64, 3)) == 12288
+
+
+@pytest.mark.parametrize("document", DOCUMENTS)
+def test_every_link_leads_somewhere(document):
+    place = ROOT / document
+    for target in re.findall(r"\]\(([^)]+)\)", place.read_text()):
+        if not target.startswith("https://"):
+            assert (place.parent / target).exists(), target
+
+
+def test_the_tables_are_those_of_the_results():
+    text = (ROOT / "README.md").read_text()
+    assert "<!-- results: rollout -->" in text
+    assert render(text) == text
