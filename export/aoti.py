@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import warnings
 from pathlib import Path
 
 import torch
@@ -32,5 +33,6 @@ def package(program: ExportedProgram, path: Path) -> None:
     """Compile `program` for the device and processor where its weights lie, into the file `path`."""
     from torch._inductor import aoti_compile_and_package
 
-    with torch.no_grad():
+    with torch.no_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # of deprecations inside torch itself
         aoti_compile_and_package(program, package_path=str(path))

@@ -11,13 +11,13 @@ import hashlib
 import importlib.resources
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from time import perf_counter
 
 from torch.export import ExportedProgram
 
-from export import aoti
+from export import aoti, onnx, tensorrt_rtx
 from export.aside import aside_of
 from export.contract import contract
 from export.host import Host
@@ -32,14 +32,16 @@ from vmla.weights.files import hash_file
 from vmla.weights.folder import Checkpoint
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class Stage:
-    """A part of a build that is done."""
+    """A part of a build."""
 
     name: str
-    seconds: float
-    peak_bytes: int
+    seconds: float = 0.0
+    peak_bytes: int = 0
     """The most that this process or a compiler that it started ever held."""
+    warnings: list[str] = field(default_factory=list)
+    """Of a parser or compiler."""
 
 
 Report = Callable[[Stage], None]
@@ -62,8 +64,8 @@ def build(checkpoint: Checkpoint, settings: Settings, folder: Path, report: Repo
     with aside_of(folder) as aside:
         programs = _programs(checkpoint, settings, wanted, report)
         for name, program in programs.items():
-            with _stage(f"compile {name}", report):
-                _compile(name, program, wanted.programs[name], settings, aside)
+            with _stage(f"compile {name}", report) as stage:
+                stage.warnings = _compile(name, program, wanted.programs[name], settings, aside)
         with _stage("hash", report):
             files = {path.name: hash_file(path) for path in sorted(aside.iterdir())}
         manifest = replace(wanted, files=files)
@@ -129,9 +131,19 @@ def lower(program: ExportedProgram, signature: Signature, settings: Settings) ->
 
 def _compile(
     name: str, program: ExportedProgram, signature: Signature, settings: Settings, folder: Path
-) -> None:
+) -> list[str]:
+    """Write the program's file or files into `folder`; returns what the compiler warned of."""
     if settings.backend == "aoti":
         aoti.package(program, folder / f"{name}.pt2")
+        return []
+    graph = folder / f"{name}.onnx"
+    onnx.save(program, signature, graph)
+    if settings.target is None:
+        return []
+    warned = tensorrt_rtx.build(graph, folder / f"{name}.engine", settings.target)
+    for part in folder.glob(f"{graph.name}*"):
+        part.unlink()
+    return warned
 
 
 def _reusable(folder: Path, wanted: Manifest) -> Manifest | None:
@@ -153,7 +165,8 @@ def _reusable(folder: Path, wanted: Manifest) -> Manifest | None:
 
 
 @contextmanager
-def _stage(name: str, report: Report) -> Iterator[None]:
-    began = perf_counter()
-    yield
-    report(Stage(name=name, seconds=perf_counter() - began, peak_bytes=peak_resident_bytes(children=True)))
+def _stage(name: str, report: Report) -> Iterator[Stage]:
+    stage, began = Stage(name=name), perf_counter()
+    yield stage
+    stage.seconds, stage.peak_bytes = perf_counter() - began, peak_resident_bytes(children=True)
+    report(stage)

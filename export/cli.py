@@ -81,6 +81,8 @@ def _build(checkpoint: str, settings: Any, output: Path | None) -> None:
 
     def show(stage: Stage) -> None:
         click.echo(f"{stage.name}: {stage.seconds:.1f} s, peak {stage.peak_bytes / 2**20:,.0f} MiB")
+        for warning in stage.warnings:
+            click.echo(f"warning: {warning}", err=True)
 
     # As Ctrl-C does: leave through every `finally`, so that nothing half-built stays.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

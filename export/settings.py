@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from export.aoti import check_compiler, find_compiler
 from export.manifest import BACKENDS
 from export.precision import Precision, check_precision
+from export.tensorrt_rtx import check_target
 from vmla.errors import UserError, missing_extra
 
 MISSING = {
@@ -42,6 +43,8 @@ class Settings:
             raise UserError(f"backend {self.backend} takes no device; leave --device out")
         if (self.target is not None) != (self.backend == "tensorrt-rtx"):
             raise UserError("a target goes with backend tensorrt-rtx, and only with it: --target sm_89")
+        if self.target is not None:
+            check_target(self.target)
 
     @property
     def name(self) -> str:

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 
 import torch
 from torch import Tensor
 
-from export.manifest import Manifest, Signature
+from export.manifest import Manifest
+from runtime.programs import Program, check_inputs, load_program
 from vmla.cache import CacheLayout
 from vmla.config import ModelConfig
 from vmla.errors import UserError
 from vmla.text import TextEncoder
 from vmla.weights.folder import Checkpoint, open_checkpoint
-
-Program = Callable[..., Sequence[Tensor]]
-"""A compiled function of tensors."""
 
 
 class CompiledEngine:
@@ -88,8 +86,7 @@ def open_engine(folder: Path, checkpoint: Checkpoint, *, batch: int = 1) -> Comp
     manifest = Manifest.read(folder)
     manifest.check(folder, checkpoint, batch=batch)
     manifest.check_files(folder)
-    load = {"aoti": _load_aoti}[manifest.backend]
-    programs = {name: load(folder, name, manifest) for name in manifest.programs}
+    programs = {name: load_program(folder, name, manifest) for name in manifest.programs}
     return CompiledEngine(manifest, programs, checkpoint.text())
 
 
@@ -115,29 +112,3 @@ def fit(
     if dtype not in (built[1], "auto"):
         raise UserError(f"{folder} was built for dtype {built[1]}, not {dtype}; leave --dtype out")
     return checkpoint, *built
-
-
-def check_inputs(signature: Signature, tensors: Sequence[Tensor]) -> None:
-    """Refuse tensors of another shape or type than the program was compiled for; it would not notice.
-
-    Raises:
-        ValueError: naming the tensor.
-    """
-    for spec, tensor in zip(signature.inputs, tensors, strict=True):
-        dtype = str(tensor.dtype).removeprefix("torch.")
-        if tuple(tensor.shape) != spec.shape or dtype != spec.dtype:
-            wanted = f"{spec.dtype} {list(spec.shape)}"
-            raise ValueError(f"{spec.name} is {dtype} {list(tensor.shape)}; the engine takes {wanted}")
-
-
-def _load_aoti(folder: Path, name: str, manifest: Manifest) -> Program:
-    from torch._inductor import aoti_load_package
-
-    try:
-        program: Program = aoti_load_package(str(folder / f"{name}.pt2"))
-    except RuntimeError as error:
-        raise UserError(
-            f"{folder}: {name}.pt2 does not load ({str(error).splitlines()[0]}); "
-            f"run: {manifest.build_command(folder)}"
-        ) from error
-    return program
