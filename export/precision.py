@@ -163,7 +163,8 @@ class _Narrowing:
             return self._store_narrow(node)
         if str(node.target) in MOVES:
             moved = map_arg(node.args, lambda a: self.narrowed(a) if _is_wide(a) else a)
-            narrow = self._call(node.target, moved, node.kwargs)
+            target: Any = node.target
+            narrow = self._call(target, moved, node.kwargs)
         else:
             narrow = self._call(_TO, (node, self.dtype), {})
         self.narrow_of[node] = narrow

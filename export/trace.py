@@ -6,7 +6,9 @@ checkpoint, the names of inputs and outputs those of `export.contract`.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,7 +117,7 @@ def rebuilt(
     *,
     signature: ExportGraphSignature,
     state_dict: dict[str, Tensor],
-    constants: dict[str, Tensor],
+    constants: Mapping[str, Any],
 ) -> ExportedProgram:
     """`program` after its graph was edited, checked anew by torch."""
     program.graph.lint()
@@ -128,5 +130,5 @@ def rebuilt(
         range_constraints=program.range_constraints,
         module_call_graph=program.module_call_graph,
         example_inputs=program.example_inputs,
-        constants=constants,
+        constants=dict(constants),
     )
