@@ -150,6 +150,7 @@ class Checkpoint:
         if "shared.weight" in tensors and "encoder.embed_tokens.weight" in model.state_dict():
             tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"]
         load_exactly(model, tensors, path)
+        model.encoder.embed_tokens.weight = model.shared.weight
         return model.eval().requires_grad_(False)
 
     def _tokenizer(self) -> Any:
