@@ -7,6 +7,7 @@ checkpoint, the names of inputs and outputs those of `export.contract`.
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -115,7 +116,7 @@ def rebuilt(
     *,
     signature: ExportGraphSignature,
     state_dict: dict[str, Tensor],
-    constants: dict[str, Tensor],
+    constants: dict[str, Any],
 ) -> ExportedProgram:
     """`program` after its graph was edited, checked anew by torch."""
     program.graph.lint()
