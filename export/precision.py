@@ -52,7 +52,8 @@ KEPT_WIDE = ("patch_embedding.", "condition_embedder.time_", "proj_out.")
 
 MOVES = {
     "aten.cat.default", "aten.chunk.default", "aten.expand.default", "aten.flatten.using_ints",
-    "aten.numpy_T.default", "aten.permute.default", "aten.reshape.default", "aten.select.int", "aten.slice.Tensor",
+    "aten.numpy_T.default", "aten.permute.default", "aten.reshape.default", "aten.select.int",
+    "aten.slice.Tensor",
     "aten.split_with_sizes.default", "aten.stack.default", "aten.transpose.int", "aten.unbind.int",
     "aten.unflatten.int", "aten.unsqueeze.default", "aten.view.default", "aten.where.ScalarOther",
 }  # fmt: skip
