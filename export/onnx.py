@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.export import ExportedProgram
@@ -43,6 +44,7 @@ def save(program: ExportedProgram, signature: Signature, path: Path) -> None:
             verbose=False,
         )
     assert made is not None
+    _forget_sources(made.model)
     made.save(path, external_data=weight_bytes(program) > LARGEST)
     try:
         onnx.checker.check_model(str(path), full_check=True)
@@ -53,6 +55,14 @@ def save(program: ExportedProgram, signature: Signature, path: Path) -> None:
 def weight_bytes(program: ExportedProgram) -> int:
     """Bytes of all parameters."""
     return sum(value.nbytes for value in program.state_dict.values())
+
+
+def _forget_sources(model: Any) -> None:
+    """Take out the stack trace of every node: most of the file's bytes, and paths of the machine."""
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
 
 
 @contextmanager

@@ -20,7 +20,8 @@ _ATEN = torch.ops.aten
 
 def plain(program: ExportedProgram) -> ExportedProgram:
     """The same program with the operations of `REPLACED` written out for its static shapes."""
-    return program.run_decompositions(REPLACED)
+    made: ExportedProgram = program.run_decompositions(REPLACED)
+    return made
 
 
 def _unbind(x: Tensor, dim: int = 0) -> list[Tensor]:
@@ -51,7 +52,7 @@ def _repeat_interleave(x: Tensor, repeats: int, dim: int | None = None, **_: Any
     return _flatten(x.unsqueeze(dim + 1).expand(shape), dim, dim + 1)
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *rest: Any) -> Tensor:
+def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *rest: Any) -> Any:
     """A mask over keys alone is written out for each query: ONNX Runtime takes no other (1.32)."""
     if mask is None or mask.shape[-2] == query.shape[-2]:
         return NotImplemented
@@ -61,7 +62,7 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = 
 
 def _layer_norm(
     x: Tensor, shape: list[int], weight: Tensor | None = None, bias: Tensor | None = None, *rest: Any
-) -> Tensor:
+) -> Any:
     """ONNX has none without a gain."""
     if weight is not None:
         return NotImplemented

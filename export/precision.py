@@ -14,7 +14,7 @@ so that a value which was narrow before is not widened and narrowed again on its
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -51,11 +51,11 @@ KEPT_WIDE = ("patch_embedding.", "condition_embedder.time_", "proj_out.")
 """Weights whose products stay float32, by the beginning of their names."""
 
 MOVES = {
-    "aten.cat.default", "aten.expand.default", "aten.flatten.using_ints", "aten.numpy_T.default",
-    "aten.permute.default", "aten.reshape.default", "aten.select.int", "aten.slice.Tensor",
+    "aten.cat.default", "aten.chunk.default", "aten.expand.default", "aten.flatten.using_ints",
+    "aten.numpy_T.default", "aten.permute.default", "aten.reshape.default", "aten.select.int",
+    "aten.slice.Tensor",
     "aten.split_with_sizes.default", "aten.stack.default", "aten.transpose.int", "aten.unbind.int",
     "aten.unflatten.int", "aten.unsqueeze.default", "aten.view.default", "aten.where.ScalarOther",
-    str(operator.getitem),
 }  # fmt: skip
 """Operations that move or pick numbers and compute none: they commute with a change of type."""
 
@@ -161,7 +161,7 @@ class _Narrowing:
             return self.narrow_of[node]
         if node in self.weights:
             return self._store_narrow(node)
-        if str(node.target) in MOVES:
+        if _moves(node):
             moved = map_arg(node.args, lambda a: self.narrowed(a) if _is_wide(a) else a)
             target: Any = node.target
             narrow = self._call(target, moved, node.kwargs)
@@ -184,10 +184,16 @@ class _Narrowing:
         node.replace_all_uses_with(wide, delete_user_cb=lambda user: user is not wide)
         self.narrow_of[wide] = node
 
-    def _call(self, target: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Node:
-        node = self.graph.call_function(target, args, kwargs)
+    def _call(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:
+        node: Node = self.graph.call_function(target, args, kwargs)
         node.meta["val"] = _value(node)
         return node
+
+
+def _moves(node: Node) -> bool:
+    """Whether `node` only moves numbers; picking one of several results does if what gave them does."""
+    source = node.args[0] if node.target is operator.getitem else node
+    return isinstance(source, Node) and str(source.target) in MOVES
 
 
 def _is_wide(node: Node) -> bool:

@@ -1,5 +1,7 @@
 """ONNX graphs: their names, what they are made of, and weights beside them."""
 
+from pathlib import Path
+
 import numpy as np
 import onnx
 import pytest
@@ -53,6 +55,7 @@ def test_it_is_made_of_operations_that_tensorrt_knows(graph):
     kinds = {node.op_type for node in graph.node}
     assert not kinds & SEQUENCES
     assert "Shape" not in kinds
+    assert str(Path(__file__).parents[2]) not in str(graph)  # the exporter notes where each node comes from
     assert {node.domain for node in graph.node} <= {"", "ai.onnx"}
     assert [node.op_type for node in graph.node].count("Attention") == 4  # two layers, self and text
 
@@ -88,7 +91,8 @@ def test_large_weights_lie_beside_the_graph(tmp_path, monkeypatch):
     graphs.save(trace(model, batch=1)["step"], signature, tmp_path / "step.onnx")
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"step.onnx", "step.onnx.data"}
-    assert (tmp_path / "step.onnx.data").stat().st_size > (tmp_path / "step.onnx").stat().st_size / 2
+    matrices = sum(weight.nbytes for weight in model.blocks.parameters() if weight.nbytes > 2000)
+    assert (tmp_path / "step.onnx.data").stat().st_size > 0.6 * matrices
     whole = onnx.load(tmp_path / "step.onnx")
     weights = {t.name: onnx.numpy_helper.to_array(t) for t in whole.graph.initializer}
     assert np.array_equal(weights["blocks.0.ffn.up.weight"], model.blocks[0].ffn.up.weight.numpy())
