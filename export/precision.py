@@ -1,10 +1,10 @@
 """What a program computes in which type, as one pass over its graph; the model knows nothing of it.
 
 The policy: matrix products and attention run in the precision asked for, everything else in float32,
-which means the residual stream, norms, modulation, rotation, activations and softmax statistics. The
-products at the edges (`KEPT_WIDE`) stay float32 as in Wan: what they read or make is the latents
-themselves, or the modulation of every layer, at a thousandth of the cost. Cache and text keys and
-values are held narrow, latents and velocity in float32.
+which means the residual stream, norms, modulation, rotation and activations; what attention does
+inside is its operator's affair. The products at the edges (`KEPT_WIDE`) stay float32 as in Wan: what
+they read or make is the latents themselves, or the modulation of every layer, at a thousandth of the
+cost. Cache and text keys and values are held narrow, latents and velocity in float32.
 
 The pass is exact about where rounding happens: each product reads narrowed arguments and its result
 is widened at once. `_Narrowing.narrowed` then looks back through operations that only move numbers,

@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from export.precision import DTYPES, KEPT_WIDE, MOVES, PRODUCTS, check_precision, in_precision
 from export.trace import trace
+from vmla import attention
 from vmla.errors import UserError
 
 pytestmark = pytest.mark.cpu
@@ -25,7 +26,7 @@ BOUNDS = {"bf16": 2e-2, "fp16": 3e-3}
 class Policy(TorchFunctionMode):
     """Products in `dtype` between float32 on both sides, unless their weight is one of `wide`."""
 
-    FUNCTIONS = {F.linear: 3, F.scaled_dot_product_attention: 3, torch.matmul: 2, Tensor.matmul: 2}
+    FUNCTIONS = {F.linear: 3, F.scaled_dot_product_attention: 3}
 
     def __init__(self, dtype, wide):
         super().__init__()
@@ -37,6 +38,17 @@ class Policy(TorchFunctionMode):
             return func(*args, **(kwargs or {}))
         narrow = [arg.to(self.dtype) if isinstance(arg, Tensor) else arg for arg in args[:count]]
         return func(*narrow, *args[count:], **(kwargs or {})).float()
+
+
+def narrowed_operator(operator, count, dtype):
+    """`operator` on its first `count` arguments in `dtype`, its results in float32."""
+
+    def call(*args):
+        with torch._C.DisableTorchFunction():  # what it does inside is its own affair
+            made = operator(*(arg.to(dtype) for arg in args[:count]), *args[count:])
+        return made.float() if isinstance(made, Tensor) else tuple(part.float() for part in made)
+
+    return call
 
 
 def held(inputs, dtype):
@@ -55,11 +67,16 @@ def narrowed(request):
 
 
 @pytest.mark.parametrize("number", [0, 1, 6])
-def test_it_rounds_where_the_policy_says_and_nowhere_else(narrowed, number):
+def test_it_rounds_where_the_policy_says_and_nowhere_else(narrowed, number, monkeypatch):
     model, programs, precision = narrowed
     dtype = DTYPES[precision]
     inputs = held(pass_inputs(model.config, number, seed=number), dtype)
     wide = [weight for name, weight in model.named_parameters() if name.startswith(KEPT_WIDE)]
+    # As in a traced graph: the operators are calls, and validity is data.
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    for name, count in {"expand": 4, "mla_attention": 3}.items():
+        patched = narrowed_operator(getattr(attention, name), count, dtype)
+        monkeypatch.setattr(attention, name, patched)
     with Policy(dtype, wide):
         velocity, entries = model(**{k: v.float() if k in HELD else v for k, v in inputs.items()})
     got = programs["step"].module()(*inputs.values())
@@ -106,7 +123,8 @@ def test_products_read_narrow_and_nothing_else_computes_narrow(narrowed):
             product = str(node.target) in PRODUCTS and not kept
             if node.target is not torch.ops.aten.to.dtype:
                 expected = DTYPES[precision] if product else torch.float32
-                read = {arg.meta["val"].dtype for arg in node.all_input_nodes}
+                args = node.args[: PRODUCTS[str(node.target)]] if product else node.all_input_nodes
+                read = {arg.meta["val"].dtype for arg in args if isinstance(arg, torch.fx.Node)}
                 assert {dtype for dtype in read if dtype.is_floating_point} <= {expected}, node
 
 
