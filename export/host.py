@@ -11,6 +11,9 @@ from pathlib import Path
 
 CPU_INFO = Path("/proc/cpuinfo")
 
+NO_GPU = "no GPU"
+"""The architecture of one that is not there."""
+
 _EMITTED = re.compile(r"^(s?sse|avx|amx|fma|f16c|bmi|abm|adx|movbe|popcnt|sve|asimd|bf16|i8mm)")
 """Instruction sets that a C++ compiler uses on its own under `-march=native`."""
 
@@ -59,6 +62,6 @@ def _gpu_architecture() -> str:
     import torch
 
     if not torch.cuda.is_available():
-        return "none"
+        return NO_GPU
     major, minor = torch.cuda.get_device_capability()
     return f"sm_{major}{minor}"

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from export.host import Host
+from export.host import NO_GPU, Host
 from vmla.errors import UserError
 
 if TYPE_CHECKING:
@@ -42,6 +42,10 @@ BACKENDS = {
         architecture=True,
     ),
 }
+
+
+ON_CPU = {"backend": "aoti", "device": "cpu"}
+"""What runs where there is no GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -124,12 +128,15 @@ class Manifest:
             "backend": self.backend,
             "precision": self.precision,
             "batch": self.batch,
+            "device": self.host.device,
+            "target": self.host.architecture,
+            **changes,
         }
-        if self.backend == "aoti" and self.host.device != "cpu":
-            options["device"] = self.host.device
-        if self.backend == "tensorrt-rtx":
-            options["target"] = self.host.architecture
-        words = [word for name, value in (options | changes).items() for word in (f"--{name}", str(value))]
+        if options["backend"] != "aoti" or options["device"] == "cpu":
+            del options["device"]
+        if options["backend"] != "tensorrt-rtx":
+            del options["target"]
+        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         return shlex.join(["vmla-export", "build", *words, "-o", str(folder)])
 
     def check(
@@ -163,7 +170,8 @@ class Manifest:
             return
         if built.architecture != here.architecture:
             reason = f"built for {built.architecture}, here is {here.architecture}"
-            raise _refusal(folder, "architecture", reason, mend)
+            fits: dict[str, str] = {"target": here.architecture} if here.architecture != NO_GPU else ON_CPU
+            raise _refusal(folder, "architecture", reason, self.build_command(folder, **fits))
         if missing := sorted(set(built.features) - set(here.features)):
             raise _refusal(folder, "features", f"it uses {missing[0]}, which this processor lacks", mend)
 

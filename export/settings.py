@@ -12,8 +12,7 @@ from export.tensorrt_rtx import check_target
 from vmla.errors import UserError, missing_extra
 
 MISSING = {
-    "tensorrt": "backend tensorrt cannot build engines yet (its extra will be trt); "
-    "use tensorrt-rtx, onnx or aoti"
+    "tensorrt": "backend tensorrt (extra trt) cannot build engines yet; use tensorrt-rtx, onnx or aoti"
 }
 
 

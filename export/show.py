@@ -43,10 +43,13 @@ def table(folder: Path) -> Iterator[str]:
 def _summary(place: Path) -> str:
     try:
         manifest = Manifest.read(place)
-        what = f"{manifest.backend} {manifest.precision}, batch {manifest.batch}, {manifest.checkpoint}"
+    except UserError as refusal:
+        return f"no engine that can be read: {refusal}"
+    what = f"{manifest.backend} {manifest.precision}, batch {manifest.batch}, {manifest.checkpoint}"
+    try:
         manifest.check_host(place)
     except UserError as refusal:
-        return f"does not run here: {refusal}"
+        return f"{what}; does not run here: {refusal}"
     return what
 
 

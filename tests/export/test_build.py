@@ -129,7 +129,7 @@ def test_a_folder_that_is_no_engine_is_left_alone(checkpoint, tmp_path, compiled
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--backend", "tensorrt"], "backend tensorrt cannot build engines yet"),
+        (["--backend", "tensorrt"], "backend tensorrt (extra trt) cannot build engines yet"),
         (["--backend", "abacus"], "no such backend: abacus; there are aoti, onnx, tensorrt-rtx"),
         (["--precision", "fp8"], "precision fp8 needs scales"),
         (["--precision", "int3"], "no such precision: int3"),

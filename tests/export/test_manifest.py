@@ -102,6 +102,22 @@ def test_another_gpu_is_refused(manifest, folder):
     here = replace(HERE, device="cuda", architecture="sm_120", features=())
     line = assert_refused("architecture: built for sm_90, here is sm_120", built.check_host, folder, here)
     assert mending(line)["device"] == "cuda"
+    line = assert_refused("here is no GPU", built.check_host, folder, replace(here, architecture="no GPU"))
+    assert mending(line)["device"] == "cpu"
+
+
+def test_an_engine_for_another_target_is_mended_by_one_for_this_gpu(manifest, folder):
+    made = replace(
+        manifest,
+        backend="tensorrt-rtx",
+        host=Host(device="cuda", architecture="sm_89", versions={"tensorrt_rtx": "1.7"}),
+    )
+    here = replace(made.host, architecture="sm_120")
+    options = mending(assert_refused("built for sm_89, here is sm_120", made.check_host, folder, here))
+    assert (options["backend"], options["target"]) == ("tensorrt-rtx", "sm_120")
+    alone = replace(made.host, architecture="no GPU")
+    options = mending(assert_refused("here is no GPU", made.check_host, folder, alone))
+    assert (options["backend"], options["target"]) == ("aoti", None)
 
 
 def test_a_graph_runs_on_any_machine(manifest, folder):

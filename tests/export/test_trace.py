@@ -89,6 +89,7 @@ def test_the_prompt_step_equals_the_model(traced):
 
 FULL_SIZE = """
 import json
+from export.precision import in_precision
 from export.trace import fake_model, trace
 from vmla.config import recipe
 from vmla.machine import peak_resident_bytes
@@ -99,7 +100,10 @@ step = programs["step"]
 shapes = {node.name: list(node.meta["val"].shape) for node in step.graph.nodes
           if node.name in step.graph_signature.user_inputs + step.graph_signature.user_outputs}
 weights = sum(value.numel() for program in programs.values() for value in program.state_dict.values())
-print(json.dumps({"shapes": shapes, "weights": weights, "grown": peak_resident_bytes() - before}))
+narrow = in_precision(step, "bf16", ("text_kv", "cache", "entries"))
+size = sum(value.nbytes for value in narrow.state_dict.values())
+grown = peak_resident_bytes() - before
+print(json.dumps({"shapes": shapes, "weights": weights, "bf16 bytes": size, "grown": grown}))
 """
 
 
@@ -119,4 +123,5 @@ def test_the_full_model_is_traced_without_its_weights():
     with torch.device("meta"):
         count = sum(weight.numel() for weight in VideoMLA(recipe("wan-1.3b")).parameters())
     assert told["weights"] == count > 1.2e9
+    assert 2.2e9 < told["bf16 bytes"] < 2.5e9
     assert told["grown"] < 1e9 < 4 * count  # bytes; the weights alone would take four for each number
