@@ -1,18 +1,20 @@
 """How often the grader of the sprite world is right, on rendered videos whose truth is known.
 
 Each scene is held against its own prompt, where every answer should be yes, and, for each question,
-against a prompt with one wrong word, where that answer should be no. A question is answered rightly if
+against a prompt with one thing changed, where that answer should be no. A question is answered rightly if
 both are.
+
+    python -m bench.grader -o grader.json
 """
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import click
 import numpy as np
@@ -20,6 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
+from bench.document import write_document
 from vmla.command import OneLineCommand
 from vmla.progress import ProgressLine
 from vmla.world.caption import Reading, Request, describe, read
@@ -147,8 +150,9 @@ def measure(count: int, seed: int, *, degraded: bool, progress: ProgressLine | N
 @click.command(cls=OneLineCommand)
 @click.option("--scenes", type=click.IntRange(1), default=300, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-def main(scenes: int, seed: int) -> None:
-    """Measure the grader of the sprite world; the last line is JSON."""
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Results, as JSON.")
+def main(scenes: int, seed: int, output: Path | None) -> None:
+    """Measure the grader of the sprite world on rendered scenes, as they are and degraded."""
     torch.set_num_threads(1)
     with ProgressLine(sys.stderr) as progress:
         tallies = {
@@ -161,22 +165,21 @@ def main(scenes: int, seed: int) -> None:
         for q in QUESTIONS:
             shares = (tally.accuracy(q), tally.accepted[q] / scenes, tally.rejected[q] / scenes)
             click.echo(f"  {q:<12}{shares[0]:>8.3f}{shares[1]:>18.3f}{shares[2]:>18.3f}")
-    click.echo(json.dumps(_summary(tallies, scenes)))
+    write_document("grader", {"scenes": scenes, "seed": seed, **_figures(tallies)}, output)
 
 
-def _summary(tallies: dict[str, Tally], scenes: int) -> dict[str, object]:
+def _figures(tallies: dict[str, Tally]) -> dict[str, object]:
     name, question = min(
         ((n, q) for n in tallies for q in QUESTIONS), key=lambda pair: tallies[pair[0]].accuracy(pair[1])
     )
+    clean, degraded = ({q: tallies[n].accuracy(q) for q in QUESTIONS} for n in ("clean", "degraded"))
+    counts = sorted(tallies[name].confusion[question].items())
     return {
-        "scenes": scenes,
-        "accuracy": {n: {q: t.accuracy(q) for q in QUESTIONS} for n, t in tallies.items()},
-        "seconds_per_window": {n: round(t.seconds / scenes, 3) for n, t in tallies.items()},
-        "worst": {
-            "videos": name,
-            "question": question,
-            "truth_seen_count": [[*p, n] for p, n in sorted(tallies[name].confusion[question].items())],
-        },
+        "accuracy": clean,
+        "accuracy_degraded": degraded,
+        "degradation": {"blur_px": BLUR, "noise": NOISE, "shift": SHIFT},
+        "seconds_per_window": {n: round(t.seconds / t.scenes, 3) for n, t in tallies.items()},
+        "worst": {"videos": name, "question": question, "truth_seen_count": [[*p, n] for p, n in counts]},
     }
 
 

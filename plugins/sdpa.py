@@ -43,6 +43,8 @@ def expand(
 def attention(query: Tensor, keys: Tensor, values: Tensor, valid: Tensor) -> Tensor:
     """See `plugins.reference.attention`."""
     keys, values, mask = without_empty(keys, values, valid)
+    if mask is not None:  # a row for each query: ONNX Runtime takes no other
+        mask = mask.expand(1, 1, query.shape[2], -1)
     with _preferred(query):
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
 

@@ -50,9 +50,11 @@ class Rotary3D(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rotary3D:
         """Move with the model, but keep the frequencies float32 when the model is cast."""
-        super()._apply(  # type: ignore[no-untyped-call]
-            lambda table: fn(table) if table.is_meta else table.to(fn(table).device), recurse
-        )
+
+        def move(table: Tensor) -> Tensor:
+            return fn(table) if table.is_meta else table.to(fn(table).device)
+
+        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:

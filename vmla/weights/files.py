@@ -122,6 +122,19 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -
     module.load_state_dict({name: tensor.to(torch.float32) for name, tensor in tensors.items()}, assign=True)
 
 
+def hash_weights(path: Path) -> str:
+    """SHA-256 over the SHA-256 of the safetensors file `path`, or of each of its shards.
+
+    Raises:
+        UserError: if one is missing.
+    """
+    digest = hashlib.sha256()
+    for shard in _shards(path):
+        with _readable(shard):
+            digest.update(bytes.fromhex(hash_file(shard)))
+    return digest.hexdigest()
+
+
 def hash_file(path: Path) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with path.open("rb") as file:

@@ -7,7 +7,9 @@ A published Wan2.1 folder loads its text encoder and autoencoder through the sam
 
 from __future__ import annotations
 
+import hashlib
 import importlib.resources
+import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from vmla.vae import Codec
 from vmla.vae.tiny import TinyCodec, TinyCodecConfig
 from vmla.weights.files import (
     count_elements,
+    hash_weights,
     load_exactly,
     read_json,
     read_tensors,
@@ -110,6 +113,12 @@ class Checkpoint:
     def weights_path(self, part: str) -> Path:
         """The weights file of `part`, under the name that diffusers and transformers give it."""
         return self.folder / part / ("model.safetensors" if part == "text_encoder" else WEIGHTS)
+
+    def model_hash(self) -> str:
+        """SHA-256 of the transformer's sizes and weights: what a compiled engine is bound to."""
+        sizes = json.dumps(asdict(self.model_config()), sort_keys=True)
+        weights = hash_weights(self.weights_path("transformer"))
+        return hashlib.sha256(f"{sizes} {weights}".encode()).hexdigest()
 
     def decoder_memory_bytes(self) -> int:
         """Bytes that the codec remembers between two chunks of one video."""

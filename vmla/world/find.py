@@ -18,8 +18,10 @@ NEAR = 0.17
 navy and forest, are 0.24 apart, and codecs shift colours by a few hundredths."""
 
 MIXED = 0.15
-"""Distance in RGB from the line between two colours within which a pixel may be a blend of them. Orange,
-the colour closest to such a line (from black to yellow), is 0.25 away from it."""
+"""Distance in RGB from the line between two colours within which a pixel may be a blend of them. No other
+colour is closer than 0.21 to a line from a background to a colour (orange, between maroon and yellow),
+or than 0.26 to one between two colours, save orange: it lies between red and yellow, so that beside an
+object of each a third one in orange goes unseen."""
 
 TRACE = 20
 """Pixels of one colour that make an object: a tenth of the smallest one, a small star."""
@@ -39,6 +41,10 @@ MOST = 3
 HIDDEN = 0.1
 """Less than this part of an object in sight, clear of blended edges, and its place is not measured."""
 
+CLEAR = 0.4
+"""More than this part in sight, and its place is beyond doubt even where a codec smears colours into each
+other. If most frames have no such clear sight of it, the others count as well."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
@@ -46,6 +52,7 @@ class Found:
 
     colour: str
     track: Track
+    """Where it is, in the frames that show it clearly."""
     presence: float
     """Share of the frames, of those in which nothing hides it, that show it."""
     error: float
@@ -189,16 +196,22 @@ def _peel(layer: _Layer) -> list[Found]:
 
 def _judge(colour: str, shape: str, size: str, pose: Pose, seen: Tensor, valid: Tensor) -> Found:
     """What the frames that show an object say of it, and how many do."""
-    frame = seen.nonzero()[:, 0]
-    x, y, angle = (v[frame].double().numpy() for v in (pose.x, pose.y, pose.angle))
-    track = Track(shape=shape, size=size, frame=frame.numpy(), x=x, y=y, angle=angle)
+    track = _track(shape, size, pose, seen)
     missing = sum(not _is_hidden(track, pose, int(f), valid[f]) for f in (~seen).nonzero()[:, 0])
+    clear = seen & (pose.visible > CLEAR)
     return Found(
         colour=colour,
-        track=track,
-        presence=len(frame) / (len(frame) + missing),
-        error=float(pose.error[frame].mean()),
+        track=_track(shape, size, pose, clear) if 2 * clear.sum() > seen.sum() else track,
+        presence=len(track.frame) / (len(track.frame) + missing),
+        error=float(pose.error[seen].mean()),
     )
+
+
+def _track(shape: str, size: str, pose: Pose, chosen: Tensor) -> Track:
+    """The `chosen` frames (bool [F]) of a pose."""
+    x, y, angle = (v[chosen].double().numpy() for v in (pose.x, pose.y, pose.angle))
+    frame = chosen.nonzero()[:, 0].numpy()
+    return Track(shape=shape, size=size, frame=frame, x=x, y=y, angle=angle)
 
 
 def _is_hidden(track: Track, pose: Pose, frame: int, valid: Tensor) -> bool:
