@@ -12,11 +12,11 @@ from typing import Any
 
 import click
 
-from plugins.errors import UserError, missing_extra
 from plugins.kernels.tiles import FAMILIES, Family
 from plugins.objects import Compiled, faults, save, save_record
 from plugins.ptx import UnfitKernelError, assemble, keep_parameters, rename, version
 from plugins.variants import Plan, Variant, options, plan, variants
+from vmla.errors import UserError, missing_extra
 
 
 def compile_variant(variant: Variant) -> tuple[Compiled, str, bytes]:

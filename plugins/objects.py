@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from plugins.errors import UserError
 from plugins.kernels.tiles import COMPACT_MEMORY, SHARED_MEMORY, Family, Operator, Size
+from vmla.errors import UserError
 
 Expression = int | str | list[Any]
 RECORD = "objects.json"

@@ -18,9 +18,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from plugins.errors import UserError, missing_extra
 from plugins.kernels.tiles import Family, Operator
 from plugins.objects import Compiled, evaluate, load, ptx_of
+from vmla.errors import UserError, missing_extra
 
 NAMESPACE = "vmla"
 COMPACT, FAST = 1, 2

@@ -10,7 +10,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, get_args
 
-from plugins.errors import UserError
 from plugins.kernels.tiles import (
     LOG2_E,
     Family,
@@ -24,6 +23,7 @@ from plugins.kernels.tiles import (
     tile,
 )
 from plugins.objects import Expression
+from vmla.errors import UserError
 
 PTX_ISA = 87
 """8.7, the oldest that knows all three targets (CUDA 12.8); a driver older than the ISA cannot load it."""

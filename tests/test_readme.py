@@ -28,7 +28,7 @@ def commands():
         text = (ROOT / document).read_text()
         for block in re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
             found += [part for line in block.splitlines() for part in line.split(" && ")]
-        found += re.findall(r"`((?:python -m|vmla-)[^`]+)`", text)
+        found += re.findall(r"`((?:python -m|vmla-\w+) [^`]+)`", text)
     return sorted({line for line in found if line.startswith(("vmla-", "python -m bench"))})
 
 

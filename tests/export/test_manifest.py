@@ -42,7 +42,7 @@ def edit(folder, **changes):
     path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
 
 
-def refused(said, call, *arguments, **options):
+def assert_refused(said, call, *arguments, **options):
     """Check that `call` is refused in one line that contains `said`; returns the line."""
     with pytest.raises(UserError, match=re.escape(said)) as refusal:
         call(*arguments, **options)
@@ -92,7 +92,7 @@ def test_the_same_machine_and_checkpoint_are_accepted(manifest, folder, checkpoi
     ],
 )
 def test_another_machine_is_refused(manifest, folder, here, said):
-    options = mending(refused(said, manifest.check_host, folder, here))
+    options = mending(assert_refused(said, manifest.check_host, folder, here))
     assert (options["backend"], options["precision"], options["batch"]) == ("aoti", "bf16", 1)
     assert options["output"] == folder
 
@@ -100,7 +100,7 @@ def test_another_machine_is_refused(manifest, folder, here, said):
 def test_another_gpu_is_refused(manifest, folder):
     built = replace(manifest, host=replace(HERE, device="cuda", architecture="sm_90", features=()))
     here = replace(HERE, device="cuda", architecture="sm_120", features=())
-    line = refused("architecture: built for sm_90, here is sm_120", built.check_host, folder, here)
+    line = assert_refused("architecture: built for sm_90, here is sm_120", built.check_host, folder, here)
     assert mending(line)["device"] == "cuda"
 
 
@@ -111,31 +111,31 @@ def test_a_graph_runs_on_any_machine(manifest, folder):
 
 def test_other_weights_are_refused(manifest, folder, tmp_path_factory):
     other = debug_checkpoint(tmp_path_factory.mktemp("other") / "other", seed=1)
-    line = refused("model_hash", manifest.check, folder, open_checkpoint(other), here=HERE)
+    line = assert_refused("model_hash", manifest.check, folder, open_checkpoint(other), here=HERE)
     assert mending(line)["checkpoint"] == str(other)
 
 
 def test_another_layout_is_refused(manifest, folder, tmp_path_factory):
     other = debug_checkpoint(tmp_path_factory.mktemp("heads") / "heads", layout="mha")
     said = "layout: built for mla"
-    refused(said, manifest.check, folder, open_checkpoint(other), here=HERE)
+    assert_refused(said, manifest.check, folder, open_checkpoint(other), here=HERE)
 
 
 def test_another_shape_is_refused(manifest, folder, checkpoint):
     wide = replace(manifest, model={**manifest.model, "image_width": 104})
-    refused("image_width: built for 104", wide.check, folder, open_checkpoint(checkpoint), here=HERE)
+    assert_refused("image_width: built for 104", wide.check, folder, open_checkpoint(checkpoint), here=HERE)
 
 
 def test_another_batch_is_refused(manifest, folder, checkpoint):
     opened = open_checkpoint(checkpoint)
-    line = refused("batch: built for 1", manifest.check, folder, opened, batch=4, here=HERE)
+    line = assert_refused("batch: built for 1", manifest.check, folder, opened, batch=4, here=HERE)
     assert mending(line)["batch"] == 4
 
 
 def test_missing_and_damaged_files_are_refused(manifest, folder):
-    refused("step.pt2: the file is missing", manifest.check_files, folder)
+    assert_refused("step.pt2: the file is missing", manifest.check_files, folder)
     (folder / "step.pt2").write_bytes(b"something else")
-    refused("step.pt2: the file is damaged", manifest.check_files, folder)
+    assert_refused("step.pt2: the file is damaged", manifest.check_files, folder)
 
 
 @pytest.mark.parametrize(
@@ -151,17 +151,17 @@ def test_missing_and_damaged_files_are_refused(manifest, folder):
 )
 def test_a_manifest_that_cannot_be_understood_is_refused(folder, changes, said):
     edit(folder, **changes)
-    refused(said, Manifest.read, folder)
+    assert_refused(said, Manifest.read, folder)
 
 
 def test_what_is_no_engine_is_refused(folder, tmp_path_factory):
-    refused("is no engine", Manifest.read, folder / "nowhere")
-    refused("is no engine", Manifest.read, tmp_path_factory.mktemp("empty"))
+    assert_refused("is no engine", Manifest.read, folder / "nowhere")
+    assert_refused("is no engine", Manifest.read, tmp_path_factory.mktemp("empty"))
     (folder / NAME).write_text("{")
-    refused("is not valid JSON", Manifest.read, folder)
+    assert_refused("is not valid JSON", Manifest.read, folder)
     values = {"schema": 1}
     (folder / NAME).write_text(json.dumps(values))
-    refused("is missing", Manifest.read, folder)
+    assert_refused("is missing", Manifest.read, folder)
 
 
 def test_reading_a_manifest_loads_no_torch(folder):
