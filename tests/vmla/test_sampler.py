@@ -117,6 +117,12 @@ def test_the_same_key_gives_the_same_noise_and_another_key_another(one, other):
     assert torch.equal(drawn[0], drawn[1]) == (one == other)
 
 
+def test_keys_of_the_same_digits_are_other_keys():
+    keys = [(1, 11, 1), (11, 1, 1), (1, 1, 11), (111, 1, 0), (1, 111, 0), (-1, 11, 1)]
+    drawn = [keyed_noise((8,), seed=s, chunk=c, step=t) for s, c, t in keys]
+    assert len({tuple(noise.tolist()) for noise in drawn}) == len(keys)
+
+
 def test_noise_minds_no_other_generator():
     torch.manual_seed(1)
     once = keyed_noise(SHAPE, seed=3, chunk=2, step=1)
