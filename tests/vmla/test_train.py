@@ -295,18 +295,25 @@ def encode_captions(captions):
     return torch.stack([torch.full((2, 3), float(len(caption))) for caption in captions])
 
 
+TEXT = {"steps": 3}
+"""What determined `encode_captions`, as far as the latents know."""
+
+
 def test_latents_are_made_once_and_the_rest_of_them_later(tmp_path):
     settings, reports = LatentSettings(clips=5, frames=3, shard=2), []
-    made = make_latents(settings, FakeCodec(), encode_captions, tmp_path, reports.append)
+    made = make_latents(settings, FakeCodec(), encode_captions, TEXT, tmp_path, reports.append)
     assert made.latents.shape == (5, 3, 3, 1, 1)
     assert made.text.shape == (5, 2, 3)
     assert made.latents.dtype == made.text.dtype == torch.float16
     assert len(made.latents.unique()) > 20
     assert reports == [f"latents: clip {first} of 5" for first in (0, 2, 4)]
     (tmp_path / "latents-000002.pt").unlink()
-    again = make_latents(settings, FakeCodec(), encode_captions, tmp_path, reports.append)
+    again = make_latents(settings, FakeCodec(), encode_captions, TEXT, tmp_path, reports.append)
     assert reports[3:] == ["latents: clip 2 of 5"]
     assert torch.equal(again.latents, made.latents)
     assert torch.equal(again.text, made.text)
     with pytest.raises(UserError, match="was made with latents.frames = 3, this recipe has 4"):
-        make_latents(dataclasses.replace(settings, frames=4), FakeCodec(), encode_captions, tmp_path, silent)
+        other = dataclasses.replace(settings, frames=4)
+        make_latents(other, FakeCodec(), encode_captions, TEXT, tmp_path, silent)
+    with pytest.raises(UserError, match="was made with text.steps = 3, this recipe has 4"):
+        make_latents(settings, FakeCodec(), encode_captions, {"steps": 4}, tmp_path, silent)

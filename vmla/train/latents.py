@@ -47,13 +47,17 @@ def make_latents(
     settings: LatentSettings,
     codec: TinyCodec,
     text: TextEncoder,
+    text_settings: dict[str, Any],
     folder: Path,
     report: Callable[[str], None],
 ) -> LatentSet:
-    """Encode what is not yet in `folder`, and load all of it."""
+    """Encode what is not yet in `folder`, and load all of it.
+
+    `text_settings` is what determined `text`: embeddings of another encoder are refused, not reused.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     shards = []
-    known = {"latents": asdict(settings), "codec": asdict(codec.config)}
+    known = {"latents": asdict(settings), "codec": asdict(codec.config), "text": text_settings}
     for first in range(0, settings.clips, settings.shard):
         path = folder / f"latents-{first:06d}.pt"
         shard = load_state(path, known)

@@ -54,16 +54,19 @@ class Run:
 
     def text(self) -> TextEncoder:
         """The trained text encoder."""
-        recipe = self.recipe
-        stage = TextStage(recipe.text, recipe.model.text_tokens, recipe.text_training)
+        stage = self._text_stage()
         _train(stage.model, stage, self)
         return stage.encoder
 
+    def _text_stage(self) -> TextStage:
+        recipe = self.recipe
+        return TextStage(recipe.text, recipe.model.text_tokens, recipe.text_training)
+
     def latents(self) -> LatentSet:
         """The encoded training set."""
-        return make_latents(
-            self.recipe.latents, self.codec(), self.text(), self.folder / "latents", self.report
-        )
+        known = self._text_stage().settings()
+        folder = self.folder / "latents"
+        return make_latents(self.recipe.latents, self.codec(), self.text(), known, folder, self.report)
 
     def denoiser(self) -> VideoMLA:
         """The trained transformer."""
