@@ -45,7 +45,9 @@ def choose(operator: str, wanted: str, inputs: tuple[Tensor, ...]) -> Chosen:
     if wanted == "sdpa":
         return "sdpa"
     first = inputs[0]
-    if operator == "mla_attention" and (wanted == "matmul" or (wanted == "auto" and matmul.suits(first))):
+    if wanted == "matmul" and operator != "mla_attention":
+        raise ValueError(f"vmla::{operator}: matmul is a backend of vmla::mla_attention alone")
+    if wanted == "matmul" or (wanted == "auto" and operator == "mla_attention" and matmul.suits(first)):
         return "matmul"
     if wanted == "auto":
         if not _needs_kernel(operator, first):

@@ -18,7 +18,10 @@ def suits(query: Tensor) -> bool:
 
 
 def attention(query: Tensor, keys: Tensor, values: Tensor, valid: Tensor) -> Tensor:
-    """See `plugins.reference.attention`; at least one key must be valid."""
+    """See `plugins.reference.attention`."""
     keys, values, mask = without_empty(keys, values, valid)
     scores = query @ keys.transpose(-1, -2) * query.shape[-1] ** -0.5
-    return (scores if mask is None else scores.masked_fill(~mask, float("-inf"))).softmax(-1) @ values
+    if mask is None:
+        return scores.softmax(-1) @ values
+    # The second fill makes the weights of a window without a single valid key zero instead of NaN.
+    return scores.masked_fill(~mask, float("-inf")).softmax(-1).masked_fill(~mask, 0) @ values
