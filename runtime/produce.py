@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
@@ -51,7 +51,7 @@ def produce(
     done, first = 0, 0.0
     writer = FrameWriter(sink)
     try:
-        with writer:
+        with closing(engine), writer:
             for chunk in job.run(engine, decoder):
                 pixels = to_pixels(chunk.frames[0])[: frames - done]
                 writer.write(pixels)

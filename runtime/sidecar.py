@@ -13,7 +13,7 @@ import torch
 from export.manifest import Manifest
 from runtime.job import Job
 from vmla.config import FRAMES_PER_SECOND
-from vmla.weights.files import hash_file, write_json
+from vmla.weights.files import hash_weights, write_json
 
 
 def sidecar_path(output: Path) -> Path:
@@ -33,7 +33,7 @@ def describe_job(job: Job, *, frames: int, scale: int) -> dict[str, Any]:
         "scale": scale,
         "checkpoint": str(job.checkpoint.folder),
         "weights": {
-            part: hash_file(job.checkpoint.weights_path(part))
+            part: hash_weights(job.checkpoint.weights_path(part))
             for part in ("transformer", "vae", "text_encoder")
         },
         "layout": config.layout,
