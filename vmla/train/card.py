@@ -33,8 +33,9 @@ Sizes, which may be left out: {sizes}.
 
 ## How it was made
 
-`vmla-train run {recipe} -o runs/{recipe}`, at commit `{commit}`, seed {seed}: {hours} hours on {hardware}
-with torch {torch}, shared with other work.
+`vmla-train run {recipe} -o runs/{recipe}`, seed {seed}: {hours} hours on {hardware}, shared with other work,
+with torch {torch}; packed at commit `{commit}`. `{record}` beside this card holds every setting: the
+recipe of that name may have moved on since.
 
 | stage | steps | minutes | last loss |
 |---|---|---|---|
@@ -48,7 +49,8 @@ in eight is never rendered in training.
 
 {prompts} prompts of held-out combinations, fixed seeds, {steps} {kind} steps for each chunk: the share of
 videos that a grader by formula passes, in the four seconds before each mark. `python -m bench.grades`
-repeats it. The grader itself is right on at least {grader} of rendered scenes (`python -m bench.grader`).
+repeats it. The grader itself is right on {grader} of rendered scenes for its worst question
+(`python -m bench.grader`).
 
 {grades}
 """
@@ -68,6 +70,7 @@ def write_card(folder: Path, grades: Path, grader: Path) -> None:
         raise UserError(f"{grades} holds the grades of {graded['checkpoint']}, not of {checkpoint.name}")
     text = HEADER.format(
         name=checkpoint.name,
+        record=TRAINING,
         parameters=checkpoint.elements("transformer") / 1e6,
         entry=config.entry_width,
         dense=2 * config.width,
