@@ -17,7 +17,6 @@ import click
 import numpy as np
 import torch
 from torch import Tensor
-from vmla.world.grade import QUESTIONS, Grade, grade, look
 
 from bench.document import write_document
 from runtime.decoding import CodecDecoder
@@ -29,6 +28,7 @@ from vmla.config import FRAMES_PER_SECOND
 from vmla.progress import ProgressLine
 from vmla.weights.folder import Checkpoint, open_checkpoint
 from vmla.world.caption import describe, read
+from vmla.world.grade import QUESTIONS, Grade, grade, look
 from vmla.world.scene import draw_scene
 
 WINDOW = 64

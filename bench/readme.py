@@ -15,6 +15,7 @@ import click
 
 from vmla.command import OneLineCommand
 from vmla.errors import UserError
+from vmla.train.card import grade_rows
 from vmla.weights.files import read_json
 
 ROOT = Path(__file__).parent.parent
@@ -37,14 +38,7 @@ def rollout_table(result: dict[str, Any]) -> list[str]:
 
 def grades_table(result: dict[str, Any]) -> list[str]:
     """Shares of held-out prompts that pass each question, over time."""
-    table = result["grades"]
-    questions = list(next(iter(table.values())))
-    rows = [
-        f"| {second} s | " + " | ".join(f"{row[question]:.1%}" for question in questions) + " |"
-        for second, row in table.items()
-    ]
-    head = ["| after | " + " | ".join(questions) + " |", "|---|" + "---|" * len(questions)]
-    return [*head, *rows, "", f"{result['prompts']} held-out prompts. {_where(result)}"]
+    return [*grade_rows(result["grades"]), "", f"{result['prompts']} held-out prompts. {_where(result)}"]
 
 
 def _where(result: dict[str, Any]) -> str:

@@ -1,57 +1,191 @@
-"""The one entry point to self-attention over the latent window; the backend is chosen here.
+"""Self-attention over the latent window as three operators of PyTorch, in the namespace `vmla`.
 
-Same signatures as `plugins.reference`, which documents the shapes.
+Each is registered as a composition (CompositeImplicitAutograd) that checks its arguments, chooses a
+backend and calls it. That one registration serves all users:
+
+- `torch.export` keeps the operator as a single node, so an ONNX or TensorRT export may translate it;
+- `run_decompositions`, `torch.compile` and AOTInductor replace it by the matrix products and the
+  attention call it is made of, fuse across it, and leave nothing in a package that the loading
+  process would have to register;
+- autograd and fake tensors go through the composition, so there is no second formula to keep equal.
+
+The functions of this module call the operator where a graph is traced, and its composition directly
+where none is: the same code, without the dispatcher's share (6 us of about 100 for a small layer).
+
+An operator with kernels of its own registered from Python would be opaque to Inductor and would have
+to be registered wherever a package is loaded. The Triton kernels are leaves below (`plugins.kernels`).
 """
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from plugins import reference
+from plugins import matmul, reference, sdpa
+from plugins.backends import Backend, choose
+from plugins.checks import check_absorbed, check_attention, check_expand
 
-Backend = Literal["reference", "sdpa", "matmul"]
+_LIBRARY = torch.library.Library("vmla", "DEF")
+_LIBRARY.define(
+    "expand(Tensor cached, Tensor own, Tensor up_key, Tensor up_value, Tensor cos, Tensor sin,"
+    " Tensor valid, int heads, *, str backend='auto') -> (Tensor keys, Tensor values)"
+)
+_LIBRARY.define(
+    "mla_attention(Tensor query, Tensor keys, Tensor values, Tensor valid, *,"
+    " Tensor? scales=None, str backend='auto') -> Tensor"
+)
+_LIBRARY.define(
+    "mla_attention_absorbed(Tensor query, Tensor cached, Tensor own, Tensor cos, Tensor sin,"
+    " Tensor valid, float scale, *, Tensor? scales=None, str backend='auto') -> Tensor"
+)
 
-expand = reference.expand
+_EXPAND = torch.ops.vmla.expand.default
+_ATTENTION = torch.ops.vmla.mla_attention.default
+_ABSORBED = torch.ops.vmla.mla_attention_absorbed.default
 
 
-def choose_backend(query: Tensor) -> Backend:
-    """The fastest backend for queries like `query`."""
-    # PyTorch's fused CPU kernel is several times slower in bfloat16 than two matrix products.
-    return "matmul" if query.device.type == "cpu" and query.dtype == torch.bfloat16 else "sdpa"
+def expand(
+    cached: Tensor,
+    own: Tensor,
+    up_key: Tensor,
+    up_value: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    valid: Tensor,
+    heads: int,
+    *,
+    backend: Backend = "auto",
+) -> tuple[Tensor, Tensor]:
+    """Entries of the window to rotated per-head keys and values: see `plugins.reference.expand`."""
+    run = _EXPAND if torch.compiler.is_compiling() else _expand
+    keys, values = run(cached, own, up_key, up_value, cos, sin, valid, heads, backend=backend)
+    return keys, values
 
 
 def mla_attention(
-    query: Tensor, keys: Tensor, values: Tensor, valid: Tensor | None, *, backend: Backend | None = None
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    valid: Tensor,
+    *,
+    scales: Tensor | None = None,
+    backend: Backend = "auto",
 ) -> Tensor:
-    """Rotated queries against expanded keys and values: see `plugins.reference.attention`."""
-    backend = backend or choose_backend(query)
-    if backend == "reference":
-        return reference.attention(query, keys, values, valid)
-    if backend == "matmul":
-        scores = query @ keys.transpose(-1, -2) * query.shape[-1] ** -0.5
-        masked = scores if valid is None else scores.masked_fill(~valid, float("-inf"))
-        return masked.softmax(-1) @ values
-    mask = None if valid is None else valid[None, None, None]
-    return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+    """Rotated queries against expanded keys and values: see `plugins.reference.attention`.
+
+    With float8_e4m3fn inputs, `scales` [3, N] float32 is what a unit stands for in the queries, keys
+    and values of each head, and the result is bfloat16.
+    """
+    run = _ATTENTION if torch.compiler.is_compiling() else _attention
+    out: Tensor = run(query, keys, values, valid, scales=scales, backend=backend)
+    return out
 
 
 def mla_attention_absorbed(
     query: Tensor,
-    entries: Tensor,
+    cached: Tensor,
+    own: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    valid: Tensor,
+    scale: float,
+    *,
+    scales: Tensor | None = None,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Queries in latent space against the ring itself: see `plugins.reference.attention_absorbed`.
+
+    With float8_e4m3fn inputs, `scales` [2, N] float32 is what a unit stands for in the queries of
+    each head and in the entries as that head reads them, and the result is bfloat16.
+    """
+    run = _ABSORBED if torch.compiler.is_compiling() else _absorbed
+    out: Tensor = run(query, cached, own, cos, sin, valid, scale, scales=scales, backend=backend)
+    return out
+
+
+def _expand(
+    cached: Tensor,
+    own: Tensor,
+    up_key: Tensor,
+    up_value: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    valid: Tensor,
+    heads: int,
+    *,
+    backend: str = "auto",
+) -> tuple[Tensor, Tensor]:
+    check_expand(cached, own, up_key, up_value, cos, sin, valid, heads)
+    inputs = (cached, own, up_key, up_value, cos, sin, valid)
+    chosen = choose("expand", backend, inputs)
+    if chosen == "triton":
+        from plugins.kernels import launch
+
+        return launch.expand(*inputs, heads)
+    return (reference if chosen == "reference" else sdpa).expand(*inputs, heads)
+
+
+def _attention(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
     valid: Tensor,
     *,
-    content_width: int,
-    scale: float,
-    backend: Backend = "sdpa",
+    scales: Tensor | None = None,
+    backend: str = "auto",
 ) -> Tensor:
-    """Queries in latent space against the entries: see `plugins.reference.attention_absorbed`."""
-    if backend == "reference":
-        return reference.attention_absorbed(query, entries, valid, content_width, scale)
-    shared = entries[:, None].expand(-1, query.shape[1], -1, -1)
-    mask = valid[None, None, None]
-    values = shared[..., :content_width]
-    return F.scaled_dot_product_attention(query, shared, values, attn_mask=mask, scale=scale)
+    check_attention(query, keys, values, valid, scales)
+    chosen = choose("mla_attention", backend, (query, keys, values, valid))
+    if chosen == "triton":
+        from plugins.kernels import launch
+
+        return launch.attention(query, keys, values, valid, scales)
+    attend = {"reference": reference, "matmul": matmul}.get(chosen, sdpa).attention
+    if scales is None:
+        return attend(query, keys, values, valid)
+    wide = _width_of(chosen)
+    parts = (reference.dequantized(x, s, wide) for x, s in zip((query, keys, values), scales, strict=True))
+    return attend(*parts, valid).to(torch.bfloat16)
+
+
+def _absorbed(
+    query: Tensor,
+    cached: Tensor,
+    own: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    valid: Tensor,
+    scale: float,
+    *,
+    scales: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    check_absorbed(query, cached, own, cos, sin, valid, scale, scales)
+    window = (cached, own, cos, sin, valid)
+    chosen = choose("mla_attention_absorbed", backend, (query, *window))
+    if chosen == "triton":
+        from plugins.kernels import launch
+
+        return launch.absorbed(query, *window, scale, scales)
+    attend = (reference if chosen == "reference" else sdpa).attention_absorbed
+    if scales is None:
+        return attend(query, *window, scale)
+    wide = _width_of(chosen)
+    # What a head reads of the shared entries is scaled by its own factor: on the way in with the
+    # queries, on the way out with the sums.
+    scaled = reference.dequantized(query, scales[0] * scales[1], wide)
+    sums = attend(scaled, cached.to(wide), own.to(wide), cos, sin, valid, scale)
+    return (sums * scales[1][:, None, None]).to(torch.bfloat16)
+
+
+def _width_of(backend: str) -> torch.dtype:
+    """What float8 inputs are computed in where no kernel takes them as they are."""
+    return torch.float32 if backend == "reference" else torch.bfloat16
+
+
+for _name, _composition in (
+    ("expand", _expand),
+    ("mla_attention", _attention),
+    ("mla_attention_absorbed", _absorbed),
+):
+    _LIBRARY.impl(_name, _composition, "CompositeImplicitAutograd")

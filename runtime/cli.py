@@ -19,8 +19,9 @@ from vmla.command import OneLineCommand
 @click.option("-o", "--output", type=click.Path(path_type=Path),
               help="An .mp4 file, a folder for pictures, or null.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same video.")
-@click.option("--checkpoint", default="sprites", show_default=True,
-              help="A checkpoint folder, or a shipped model.")  # fmt: skip
+@click.option("--checkpoint",
+              help="A checkpoint folder, or a shipped model; the engine's own, or else sprites.")  # fmt: skip
+@click.option("--engine", type=click.Path(path_type=Path), help="An engine folder made by vmla-export.")
 @click.option("--layout", type=click.Choice(["mla", "mha"]), help="Refuse a checkpoint of the other layout.")
 @click.option("--steps", type=int, help="Denoising steps; the checkpoint's own number if not given.")
 @click.option("--device", default="cpu", show_default=True, help="A torch device.")
@@ -39,7 +40,8 @@ def main(
     chunks: int | None,
     output: Path | None,
     seed: int,
-    checkpoint: str,
+    checkpoint: str | None,
+    engine: Path | None,
     layout: str | None,
     steps: int | None,
     device: str,
@@ -60,7 +62,7 @@ def main(
 
     job, frames = prepare(
         prompt, checkpoint, layout=layout, minutes=minutes, seconds=seconds, chunks=chunks, seed=seed,
-        steps=steps, device=device, dtype=dtype,
+        steps=steps, device=device, dtype=dtype, engine=engine,
     )  # fmt: skip
     plan = job.plan()
     if dry_run:

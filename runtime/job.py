@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from runtime.compiled import fit, open_engine
 from runtime.decoding import CodecDecoder, Decoder
 from runtime.engine import EagerEngine, Engine
 from runtime.plan import Plan, check_length, chunks_for, frames_in
@@ -18,7 +19,7 @@ from runtime.sinks import Frames
 from vmla.config import FRAMES_PER_SECOND
 from vmla.errors import UserError
 from vmla.sampler import Sampler
-from vmla.weights.folder import Checkpoint, open_checkpoint
+from vmla.weights.folder import SHIPPED, Checkpoint, open_checkpoint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -34,6 +35,8 @@ class Job:
     sampler: Sampler
     device: torch.device
     dtype: torch.dtype
+    engine_folder: Path | None = None
+    """A compiled engine; without one, the eager model runs."""
 
     def plan(self) -> Plan:
         """What it will take; reads no weights."""
@@ -41,6 +44,8 @@ class Job:
 
     def engine(self) -> Engine:
         """The denoiser, loaded."""
+        if self.engine_folder is not None:
+            return open_engine(self.engine_folder, self.checkpoint)
         return EagerEngine(
             self.checkpoint.transformer(), self.checkpoint.text(), device=self.device, dtype=self.dtype
         )
@@ -57,7 +62,7 @@ class Job:
 
 def prepare(
     prompt: str,
-    checkpoint: str | Path,
+    checkpoint: str | Path | None,
     *,
     layout: str | None = None,
     minutes: float | None = None,
@@ -67,6 +72,7 @@ def prepare(
     steps: int | None = None,
     device: str = "cpu",
     dtype: str = "auto",
+    engine: Path | None = None,
 ) -> tuple[Job, int]:
     """A job and the number of its frames, with everything checked that can be checked without weights.
 
@@ -79,10 +85,13 @@ def prepare(
         raise UserError("the prompt is empty; describe what the video shows")
     if sum(length is not None for length in (minutes, seconds, chunks)) > 1:
         raise UserError("more than one length; give one of --minutes, --seconds, --chunks")
-    opened = open_checkpoint(checkpoint)
+    if engine is None:
+        opened = open_checkpoint(SHIPPED if checkpoint is None else checkpoint)
+    else:
+        opened, device, dtype = fit(engine, checkpoint, device=device, dtype=dtype)
     config, codec = opened.model_config(), opened.codec(weights=False)
     if layout not in (None, config.layout):
-        raise UserError(f"checkpoint {checkpoint} has layout {config.layout}; name one with {layout}")
+        raise UserError(f"checkpoint {opened.folder} has layout {config.layout}; name one with {layout}")
     wanted = 60 * minutes if minutes is not None else 10.0 if seconds is None else seconds
     count = chunks or chunks_for(wanted, config.chunk, codec)
     whole = frames_in(count, config.chunk, codec)
@@ -97,6 +106,7 @@ def prepare(
         sampler=sampler if steps is None else replace(sampler, steps=steps),
         device=where,
         dtype=choose_dtype(dtype, where),
+        engine_folder=engine,
     )
     return job, whole if chunks else round(wanted * FRAMES_PER_SECOND)
 

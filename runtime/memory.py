@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import resource
-import sys
 from pathlib import Path
+
+from vmla.machine import peak_resident_bytes
 
 _STATM = Path("/proc/self/statm")
 
@@ -14,9 +15,3 @@ def resident_bytes() -> int:
     if _STATM.exists():
         return int(_STATM.read_text().split()[1]) * resource.getpagesize()
     return peak_resident_bytes()
-
-
-def peak_resident_bytes() -> int:
-    """The most bytes of this process that were ever in memory."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes, but for macOS

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from export.manifest import Manifest
 from runtime.job import Job
 from vmla.config import FRAMES_PER_SECOND
 from vmla.weights.files import hash_file, write_json
@@ -38,7 +39,7 @@ def describe_job(job: Job, *, frames: int, scale: int) -> dict[str, Any]:
         "layout": config.layout,
         "window": {"sink": config.sink, "history": config.history, "chunk": config.chunk},
         "sampler": asdict(job.sampler),
-        "engine": "eager",
+        "engine": "eager" if job.engine_folder is None else Manifest.read(job.engine_folder).backend,
         "device": str(job.device),
         "dtype": str(job.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),

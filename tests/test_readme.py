@@ -28,7 +28,7 @@ def commands():
         text = (ROOT / document).read_text()
         for block in re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
             found += [part for line in block.splitlines() for part in line.split(" && ")]
-        found += re.findall(r"`((?:python -m|vmla-)[^`]+)`", text)
+        found += re.findall(r"`((?:python -m|vmla-\w+) [^`]+)`", text)
     return sorted({line for line in found if line.startswith(("vmla-", "python -m bench"))})
 
 
@@ -45,8 +45,9 @@ def test_every_command_is_one_that_its_program_takes(line):
     command, arguments = entry(shlex.split(line))
     context = command.make_context(line.split()[0], list(arguments))
     if isinstance(command, click.Group):
-        name, sub, rest = command.resolve_command(context, [*context._protected_args, *context.args])
-        sub.make_context(name, list(rest))
+        name, command, rest = command.resolve_command(context, [*context._protected_args, *context.args])
+        context = command.make_context(name, list(rest))
+    assert context.command is command
 
 
 def test_the_first_command_makes_a_three_minute_video(tmp_path, monkeypatch):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from plugins import expand, mla_attention, mla_attention_absorbed
+from plugins import dense_attention, expand, mla_attention, mla_attention_absorbed
 from vmla.config import ModelConfig
 from vmla.rope import rotate
 
@@ -37,7 +37,7 @@ class LatentAttention(nn.Module):
         super().__init__()
         width, heads, nope = config.width, config.heads, config.nope_width
         content, rotary, latent = config.content_width, config.rotary_width, config.query_width
-        self.heads, self.content_width = heads, content
+        self.heads = heads
         self.down_kv = nn.Linear(width, content, bias=False)
         self.norm_kv = nn.RMSNorm(content, eps=config.eps)
         self.up_k = nn.Linear(content, heads * nope, bias=False)
@@ -69,33 +69,23 @@ class LatentAttention(nn.Module):
             The output [B, S, D] and the chunk's entries [B, S, E].
         """
         own = self.entries(x)
-        entries = torch.cat([cached, own], dim=1)
         attend = self._absorbed if absorbed else self._expanded
-        out = attend(x, entries, window)
+        out = attend(*self.queries(x, window), cached, own, window)
         return self.to_out(out.transpose(1, 2).flatten(2)), own
 
-    def _expanded(self, x: Tensor, entries: Tensor, window: Window) -> Tensor:
+    def _expanded(self, nope: Tensor, rotary: Tensor, cached: Tensor, own: Tensor, window: Window) -> Tensor:
         """Keys and values of each head are made for this layer only, then attended to: [B, N, S, dv]."""
-        keys, values = expand(
-            entries, self.up_k.weight, self.up_v.weight, window.cos, window.sin, self.heads
-        )
-        query = torch.cat(self.queries(x, window), dim=-1)
-        return mla_attention(query, keys, values, window.valid)
+        up_k, up_v = self.up_k.weight, self.up_v.weight
+        keys, values = expand(cached, own, up_k, up_v, window.cos, window.sin, window.valid, self.heads)
+        return mla_attention(torch.cat([nope, rotary], dim=-1), keys, values, window.valid)
 
-    def _absorbed(self, x: Tensor, entries: Tensor, window: Window) -> Tensor:
+    def _absorbed(self, nope: Tensor, rotary: Tensor, cached: Tensor, own: Tensor, window: Window) -> Tensor:
         """Queries go down to the latent instead, and the sums of latents up to values: [B, N, S, dv]."""
-        nope, rotary = self.queries(x, window)
-        content, positional = entries.tensor_split([self.content_width], dim=-1)
-        turned = torch.cat([content, rotate(positional, window.cos, window.sin)], dim=-1)
         up_k = self.up_k.weight.unflatten(0, (self.heads, -1))  # [N, dn, C]
         up_v = self.up_v.weight.unflatten(0, (self.heads, -1))  # [N, dv, C]
-        sums = mla_attention_absorbed(
-            torch.cat([nope @ up_k, rotary], dim=-1),
-            turned,
-            window.valid,
-            content_width=self.content_width,
-            scale=(nope.shape[-1] + rotary.shape[-1]) ** -0.5,
-        )
+        query = torch.cat([nope @ up_k, rotary], dim=-1)
+        scale = (nope.shape[-1] + rotary.shape[-1]) ** -0.5
+        sums = mla_attention_absorbed(query, cached, own, window.cos, window.sin, window.valid, scale)
         return sums @ up_v.transpose(1, 2)
 
 
@@ -162,5 +152,5 @@ class TextAttention(nn.Module):
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in (self.norm_q(self.to_q(x)), text_kv[0], text_kv[1])
         )
-        out = mla_attention(query, keys, values, None)
+        out = dense_attention(query, keys, values)
         return self.to_out(out.transpose(1, 2).flatten(2))

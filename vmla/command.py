@@ -27,6 +27,12 @@ class OneLineCommand(click.Command):
             return super().invoke(ctx)
 
 
+class Refusal(click.ClickException):
+    """What click shows as one line."""
+
+    exit_code = 2
+
+
 class one_line_errors:  # noqa: N801 - reads as a statement
     """Turns a `UserError` raised inside into click's own exit with one line."""
 
@@ -36,6 +42,4 @@ class one_line_errors:  # noqa: N801 - reads as a statement
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """Replace the error of a user."""
         if isinstance(error, UserError):
-            refusal = click.ClickException(str(error))
-            refusal.exit_code = 2
-            raise refusal from error
+            raise Refusal(str(error)) from error

@@ -12,7 +12,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from plugins.reference import rotate_pairs as rotate
 from vmla.errors import UserError
+
+__all__ = ["Rotary3D", "rotate", "split_pairs"]
 
 THETA = 10000.0
 """Base of Wan's frequencies."""
@@ -47,8 +50,11 @@ class Rotary3D(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rotary3D:
         """Move with the model, but keep the frequencies float32 when the model is cast."""
-        # torch ships this method without type annotations
-        super()._apply(lambda table: fn(table) if table.is_meta else table.to(fn(table).device), recurse)  # type: ignore[no-untyped-call]
+
+        def move(table: Tensor) -> Tensor:
+            return fn(table) if table.is_meta else table.to(fn(table).device)
+
+        super()._apply(move, recurse)  # type: ignore[no-untyped-call]
         return self
 
     def forward(self, frames: Tensor) -> tuple[Tensor, Tensor]:
@@ -71,13 +77,3 @@ class Rotary3D(nn.Module):
 def split_pairs(pairs: int) -> tuple[int, int, int]:
     """Pairs for time, height and width, by Wan's rule: 16 gives the paper's (6, 5, 5)."""
     return pairs - 2 * (pairs // 3), pairs // 3, pairs // 3
-
-
-def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn neighbouring channels of x [..., tokens, 2 * pairs] by the angles of cos, sin [tokens, pairs].
-
-    Computed in the wider of both types, returned in that of x.
-    """
-    even, odd = x[..., 0::2], x[..., 1::2]
-    turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
-    return turned.flatten(-2).to(x.dtype)

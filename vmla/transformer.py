@@ -8,6 +8,7 @@ wherever the parameter is Wan's.
 from __future__ import annotations
 
 import math
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -97,9 +98,9 @@ class Block(nn.Module):
         attended, entries = self.attn1(
             modulate(self.norm1(x), m[0], m[1]), cached, window, absorbed=absorbed
         )
-        x = x + per_token(m[2], x) * attended
+        x = x + gate(attended, m[2])
         x = x + self.attn2(self.norm2(x), text_kv)
-        x = x + per_token(m[5], x) * self.ffn(modulate(self.norm3(x), m[3], m[4]))
+        x = x + gate(self.ffn(modulate(self.norm3(x), m[3], m[4])), m[5])
         return x, entries
 
 
@@ -127,7 +128,8 @@ class VideoMLA(nn.Module):
     def encode_text(self, text: Tensor) -> Tensor:
         """Text embeddings [B, tokens, text width] to cross-attention keys and values [L, 2, B, tokens, D]."""
         embedded = self.condition_embedder.text_embedder(text)
-        return torch.stack([block.attn2.keys_values(embedded) for block in self.blocks])
+        attentions = (cast(Block, block).attn2 for block in self.blocks)
+        return torch.stack([attention.keys_values(embedded) for attention in attentions])
 
     def forward(
         self,
@@ -155,12 +157,11 @@ class VideoMLA(nn.Module):
             Velocity eps - x0 [B, z, F, h, w] and the chunk's entries [L, B, S, E].
         """
         window = self._window(slot_index, chunk_index)
-        cached = torch.where(window.valid[: cache.shape[2], None], cache, 0)
         x = self.patch_embedding(patchify(latents, self.config.patch))
         embedding, modulation = self.condition_embedder(timestep)
         entries = []
         for layer, block in enumerate(self.blocks):
-            x, own = block(x, modulation, text_kv[layer], cached[layer], window, absorbed)
+            x, own = block(x, modulation, text_kv[layer], cache[layer], window, absorbed)
             entries.append(own)
         shift, scale = (embedding[:, :, None] + self.scale_shift_table).unbind(dim=2)
         x = self.proj_out(modulate(self.norm_out(x), shift, scale))
@@ -173,14 +174,16 @@ class VideoMLA(nn.Module):
         return Window((frames >= 0).repeat_interleave(self.config.tokens_per_frame), cos, sin)
 
 
-def per_token(frames: Tensor, x: Tensor) -> Tensor:
-    """A value for each frame [B, F, D] to one for each of the tokens of x [B, F * P, D]."""
-    return frames.repeat_interleave(x.shape[1] // frames.shape[1], dim=1)
+def gate(x: Tensor, gates: Tensor) -> Tensor:
+    """x [B, F * P, D] times the gates [B, F, D] of its frames."""
+    framed = x.view(x.shape[0], gates.shape[1], -1, x.shape[2])
+    return (framed * gates[:, :, None]).view(x.shape)
 
 
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    """x (1 + scale) + shift, with shift and scale given for each frame."""
-    return x * (1 + per_token(scale, x)) + per_token(shift, x)
+    """x (1 + scale) + shift for x [B, F * P, D], with shift and scale [B, F, D] given for each frame."""
+    framed = x.view(x.shape[0], shift.shape[1], -1, x.shape[2])
+    return (framed * (1 + scale[:, :, None]) + shift[:, :, None]).view(x.shape)
 
 
 def patchify(latents: Tensor, patch: int) -> Tensor:

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 import torch
+from kit.models import randomise
 
 from vmla.config import Layout, recipe
 from vmla.sampler import Sampler
@@ -17,7 +18,7 @@ def debug_checkpoint(folder: Path, *, layout: Layout = "mla", seed: int = 0) -> 
     torch.manual_seed(seed)
     config = recipe("debug", layout=layout)
     text, tokenizer = SmallTextConfig(width=32, head_width=16, heads=2, ffn_width=32, layers=1).build()
-    model = VideoMLA(config)
+    model = randomise(VideoMLA(config), seed)
     codec = TinyCodec(
         TinyCodecConfig(latent_channels=config.latent_channels, widths=(8, 8, 8), decoder_blocks=(1, 1, 1))
     )

@@ -37,3 +37,28 @@ def _worst(name: str, error: Tensor, got: Tensor, want: Tensor) -> str:
     place = tuple(int(i) for i in torch.unravel_index(error.argmax(), error.shape))
     values = f"{got[place]:.6g}, not {want[place]:.6g}"
     return f"largest {name} error {error[place]:.3g} at {list(place)}: {values}"
+
+
+def assert_relative(actual: Tensor, expected: Tensor, limit: float) -> None:
+    """Fail unless the largest |actual - expected| is at most `limit` times the largest |expected|.
+
+    For results of narrow arithmetic, whose small elements carry the error of the large ones.
+
+    Raises:
+        AssertionError: first the places that are not finite on one side only, then the worst place,
+            then the cosine of the whole.
+    """
+    __tracebackhide__ = True
+    assert actual.shape == expected.shape, f"shapes differ: {list(actual.shape)}, not {list(expected.shape)}"
+    got, want = (tensor.detach().to("cpu", torch.float64) for tensor in (actual, expected))
+    strange = (got.isfinite() != want.isfinite()).nonzero()
+    if len(strange):
+        first = ", ".join(str(place) for place in strange[:4].tolist())
+        raise AssertionError(f"{len(strange)} of {got.numel()} elements are not finite, the first at {first}")
+    error = (got - want).abs().nan_to_num(nan=0.0)
+    share = float(error.max() / want.abs().nan_to_num(nan=0.0, posinf=0.0).max())
+    if not share <= limit:
+        cosine = torch.nn.functional.cosine_similarity(got.flatten(), want.flatten(), dim=0)
+        worst = _worst("absolute", error, got, want)
+        parts = [f"relative error {share:.3g} exceeds {limit:g}", worst, f"cosine {cosine:.6f}"]
+        raise AssertionError("\n  ".join(parts))

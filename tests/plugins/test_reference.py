@@ -1,141 +1,171 @@
-"""The reference of the attention operator is the paper's equations, and all else equals it."""
+"""Every backend equals formulas in float64 that share nothing with the operator's code."""
 
+import numpy as np
 import pytest
 import torch
-from kit.measure import assert_close
-from kit.models import draw
+from kit.measure import assert_close, assert_relative
+from kit.windows import Case, draw, head_window, latent_query, latent_window, projections
 
-from plugins import expand, mla_attention, mla_attention_absorbed, reference
+from plugins import expand, mla_attention, mla_attention_absorbed
+from vmla.config import recipe
 
 pytestmark = pytest.mark.cpu
 
-B, N, S, K, C, R, DN, DV = 2, 3, 4, 7, 6, 4, 5, 8
-VALID = torch.tensor([True, False, True, True, False, True, True])
+CASE = Case()
+LIMITS = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 1e-2}
+BACKENDS = ["reference", "sdpa"]
 
 
-def inputs(dtype=torch.float32):
-    """Queries, entries, both up-projections, and cosines and sines of random angles."""
-    angles = 9 * draw(K, R // 2, seed=6)
-    shapes = [(B, N, S, DN), (B, N, S, R), (B, K, C + R), (N * DN, C), (N * DV, C)]
-    drawn = [draw(*shape, seed=seed).to(dtype) for seed, shape in enumerate(shapes)]
-    return [*drawn, angles.to(dtype).cos(), angles.to(dtype).sin()]
+def softmax_sum(query, keys, values, valid, scale):
+    """One query after the other over the valid keys only."""
+    out = np.zeros((*query.shape[:-1], values.shape[-1]))
+    kept = np.flatnonzero(valid)
+    for place in np.ndindex(*query.shape[:-1]):
+        batch, head = place[:2]
+        scores = keys[batch, head][kept] @ query[place] * scale
+        weights = np.exp(scores - scores.max())
+        out[place] = weights / weights.sum() @ values[batch, head][kept]
+    return torch.from_numpy(out)
 
 
-def by_formula(q_nope, q_rotary, entries, up_key, up_value, cos, sin, valid=VALID):
-    """o[h, i] = sum_j softmax_j((q_nope . W_uK[h] c_j + q_R . RoPE(k_j)) / sqrt(dn + R)) W_uV[h] c_j.
-
-    In float64, one query at a time, over the valid keys alone.
-    """
-    q_nope, q_rotary, entries, up_key, up_value = (
-        x.double() for x in (q_nope, q_rotary, entries, up_key, up_value)
-    )
-    turns = torch.complex(cos.double(), sin.double())
-    out = torch.zeros(B, N, S, DV).double()
-    for b, h, i in torch.cartesian_prod(torch.arange(B), torch.arange(N), torch.arange(S)):
-        w_k, w_v = up_key[h * DN : (h + 1) * DN], up_value[h * DV : (h + 1) * DV]
-        scores, values = [], []
-        for j in range(K):
-            content, rotary = entries[b, j, :C], entries[b, j, C:]
-            pairs = torch.view_as_complex(rotary.reshape(-1, 2)) * turns[j]
-            turned = torch.view_as_real(pairs).flatten()
-            score = q_nope[b, h, i] @ (w_k @ content) + q_rotary[b, h, i] @ turned
-            scores.append(score / (DN + R) ** 0.5)
-            values.append(w_v @ content)
-        weights = torch.stack(scores)[valid].softmax(0)
-        out[b, h, i] = weights @ torch.stack(values)[valid]
-    return out
+def turned(x, cos, sin):
+    """Pairs of channels as complex numbers."""
+    pairs = (x[..., 0::2] + 1j * x[..., 1::2]) * (cos + 1j * sin)
+    return np.stack([pairs.real, pairs.imag], -1).reshape(x.shape)
 
 
-def expanded(attention, q_nope, q_rotary, entries, up_key, up_value, cos, sin, valid=VALID):
-    keys, values = expand(entries, up_key, up_value, cos, sin, N)
-    return attention(torch.cat([q_nope, q_rotary], dim=-1), keys, values, valid)
+def doubles(*tensors):
+    return [tensor.double().numpy() if tensor.is_floating_point() else tensor.numpy() for tensor in tensors]
 
 
-def absorbed(attention, q_nope, q_rotary, entries, up_key, up_value, cos, sin, valid=VALID):
-    """With W_uK[h] folded into the queries, and W_uV[h] into what comes out."""
-    query = torch.cat([q_nope @ up_key.unflatten(0, (N, DN)), q_rotary], dim=-1)
-    turned = reference.rotate_pairs(entries[..., C:], cos, sin)
-    shared = torch.cat([entries[..., :C], turned], dim=-1)
-    sums = attention(query, shared, valid, content_width=C, scale=(DN + R) ** -0.5)
-    return sums @ up_value.unflatten(0, (N, DV)).transpose(1, 2)
+@pytest.mark.parametrize("dtype", LIMITS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_attention(backend, dtype):
+    inputs = head_window(CASE, seed=1, dtype=dtype)
+    expected = softmax_sum(*doubles(*inputs), 64**-0.5)
+    assert_relative(mla_attention(*inputs, backend=backend), expected, LIMITS[dtype])
 
 
-FORMS = {
-    "reference": lambda *given: expanded(reference.attention, *given),
-    "reference, absorbed": lambda *given: absorbed(reference.attention_absorbed, *given),
-    "operator": lambda *given: expanded(mla_attention, *given),
-    "operator, absorbed": lambda *given: absorbed(mla_attention_absorbed, *given),
-}
+@pytest.mark.parametrize("dtype", LIMITS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_attention_absorbed(backend, dtype):
+    query, window = latent_query(CASE, seed=2, dtype=dtype), latent_window(CASE, seed=3, dtype=dtype)
+    cached, own, cos, sin, valid = doubles(*window)
+    entries = np.concatenate([cached, own], 1)
+    content, rotary = entries[..., : CASE.content], turned(entries[..., CASE.content :], cos, sin)
+    keys = np.repeat(np.concatenate([content, rotary], -1)[:, None], CASE.heads, 1)
+    values = np.repeat(content[:, None], CASE.heads, 1)
+    expected = softmax_sum(*doubles(query), keys, values, valid, 0.125)
+    out = mla_attention_absorbed(query, *window, 0.125, backend=backend)
+    assert_relative(out, expected, LIMITS[dtype])
 
 
-@pytest.fixture(params=FORMS, ids=str)
-def form(request):
-    return FORMS[request.param]
+@pytest.mark.parametrize("dtype", LIMITS)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_expand(backend, dtype):
+    cached, own, cos, sin, valid = latent_window(CASE, seed=4, dtype=dtype)
+    up_key, up_value = projections(CASE, seed=5, dtype=dtype)
+    keys, values = expand(cached, own, up_key, up_value, cos, sin, valid, CASE.heads, backend=backend)
+    entries = np.nan_to_num(np.concatenate(doubles(cached, own), 1))
+    content, rotary = entries[..., : CASE.content], turned(entries[..., CASE.content :], *doubles(cos, sin))
+    for head in range(CASE.heads):
+        key_rows, value_rows = (
+            weight.unflatten(0, (CASE.heads, -1))[head].double().numpy() for weight in (up_key, up_value)
+        )
+        expected = np.concatenate([content @ key_rows.T, rotary], -1)
+        assert_relative(keys[:, head], torch.from_numpy(expected), LIMITS[dtype])
+        assert_relative(values[:, head], torch.from_numpy(content @ value_rows.T), LIMITS[dtype])
 
 
-def test_each_form_equals_the_formula(form):
-    given = inputs()
-    assert_close(form(*given), by_formula(*given), rtol=1e-4, atol=1e-5)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_absorbed_equals_expanded(backend):
+    cached, own, cos, sin, valid = latent_window(CASE, seed=6)
+    up_key, up_value = projections(CASE, seed=7)
+    query = draw(CASE.batch, CASE.heads, CASE.own, CASE.nope + CASE.rotary, seed=8)
+    window = (cos, sin, valid)
+    keys, values = expand(cached, own, up_key, up_value, *window, CASE.heads, backend=backend)
+    expected = mla_attention(query, keys, values, valid, backend=backend)
+    nope, rotary = query.split([CASE.nope, CASE.rotary], -1)
+    inner = torch.cat([nope @ up_key.unflatten(0, (CASE.heads, -1)), rotary], -1)
+    scale = query.shape[-1] ** -0.5
+    sums = mla_attention_absorbed(inner, cached, own, *window, scale, backend=backend)
+    assert_relative(sums @ up_value.unflatten(0, (CASE.heads, -1)).transpose(1, 2), expected, 1e-5)
 
 
-def test_each_form_is_exact_in_float64(form):
-    given = inputs(torch.float64)
-    assert_close(form(*given), by_formula(*given), rtol=1e-10, atol=1e-12)
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("poison", [float("nan"), float("inf"), 1e30])
+def test_what_lies_in_empty_slots_does_not_matter(backend, poison):
+    zero, poisoned = ({"seed": 9, "poison": value} for value in (0.0, poison))
+    clean = mla_attention(*head_window(CASE, **zero), backend=backend)
+    assert_close(mla_attention(*head_window(CASE, **poisoned), backend=backend), clean, rtol=0, atol=0)
+    query = latent_query(CASE, seed=10)
+    clean = mla_attention_absorbed(query, *latent_window(CASE, **zero), 0.1, backend=backend)
+    out = mla_attention_absorbed(query, *latent_window(CASE, **poisoned), 0.1, backend=backend)
+    assert_close(out, clean, rtol=0, atol=0)
 
 
-def test_each_form_narrows_its_result_alone(form):
-    """In bfloat16 the result is off by the rounding of inputs and output, not more."""
-    given = inputs(torch.bfloat16)
-    out = form(*given)
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_one_valid_slot_gives_its_value_and_none_gives_zero(backend):
+    query, keys, values, valid = head_window(CASE, seed=11)
+    valid[:] = False
+    nothing = mla_attention(query, keys, values, valid, backend=backend)
+    assert_close(nothing, torch.zeros(query.shape), rtol=0, atol=0)
+    valid[20] = True
+    expected = values[:, :, 20:21].expand_as(query)
+    assert_close(mla_attention(query, keys, values, valid, backend=backend), expected, rtol=1e-6, atol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_order_of_slots_does_not_matter(backend):
+    cached, own, cos, sin, valid = latent_window(CASE, seed=12)
+    query = latent_query(CASE, seed=13)
+    expected = mla_attention_absorbed(query, cached, own, cos, sin, valid, 0.1, backend=backend)
+    order = torch.cat([torch.randperm(CASE.cached), torch.arange(CASE.cached, CASE.keys)])
+    window = (cached[:, order[: CASE.cached]], own, cos[order], sin[order], valid[order])
+    assert_relative(mla_attention_absorbed(query, *window, 0.1, backend=backend), expected, 1e-5)
+
+
+@pytest.mark.parametrize("backend", ["reference", "sdpa"])
+def test_float8_stays_within_its_own_rounding(backend):
+    """The inputs are rounded once; what remains is the rounding of the result to bfloat16."""
+    case = Case(empty=())
+    *tensors, valid = head_window(case, seed=14)
+    scales = torch.rand(3, case.heads) * 0.05 + 0.01
+    narrow = [
+        (x / s[:, None, None]).to(torch.float8_e4m3fn) for x, s in zip(tensors, scales, strict=True)
+    ]
+    wide = [x.double() * s.double()[:, None, None] for x, s in zip(narrow, scales, strict=True)]
+    expected = softmax_sum(*doubles(*wide, valid), 64**-0.5)
+    out = mla_attention(*narrow, valid, scales=scales, backend=backend)
     assert out.dtype == torch.bfloat16
-    assert_close(out, by_formula(*given), rtol=0, atol=0.03 * float(by_formula(*given).abs().max()))
+    assert_relative(out, expected, 1e-2)
 
 
-def test_an_invalid_key_contributes_nothing(form):
-    given = inputs()
-    once = form(*given)
-    given[2][:, ~VALID] += 100
-    assert torch.equal(form(*given), once)
-    given[2][:, 0] += 1
-    assert (form(*given) - once).abs().max() > 1e-2
+@pytest.mark.parametrize("backend", ["reference", "sdpa"])
+def test_float8_absorbed(backend):
+    case = Case(empty=(2, 3))
+    scales = torch.rand(2, case.heads) * 0.05 + 0.01
+    query = (latent_query(case, seed=15) / scales[0][:, None, None]).to(torch.float8_e4m3fn)
+    cached, own, cos, sin, valid = latent_window(case, seed=16)
+    cached, own = ((x / 0.02).to(torch.float8_e4m3fn) for x in (cached, own))
+    out = mla_attention_absorbed(query, cached, own, cos, sin, valid, 0.1, scales=scales, backend=backend)
+    head = 1
+    factor = scales[:, head].double()
+    expected = mla_attention_absorbed(
+        query[:, head : head + 1].double() * factor[0],
+        cached.double() * factor[1],
+        own.double() * factor[1],
+        cos.double(),
+        sin.double(),
+        valid,
+        0.1,
+        backend="reference",
+    )
+    assert_relative(out[:, head : head + 1], expected, 1e-2)
 
 
-def test_a_lone_valid_key_is_copied(form):
-    given, alone = inputs(), torch.arange(K) == 3
-    value = (given[2][:, 3, :C] @ given[4].T).unflatten(-1, (N, DV))[:, :, None].expand(-1, -1, S, -1)
-    assert_close(form(*given, alone), value, rtol=1e-4, atol=1e-5)
-
-
-def test_expansion_is_written_out():
-    _, _, entries, up_key, up_value, cos, sin = inputs()
-    keys, values = expand(entries, up_key, up_value, cos, sin, N)
-    assert keys.shape == (B, N, K, DN + R)
-    assert values.shape == (B, N, K, DV)
-    content = entries[..., :C]
-    for head in range(N):
-        own_key, own_value = up_key[head * DN : (head + 1) * DN], up_value[head * DV : (head + 1) * DV]
-        assert_close(keys[:, head, :, :DN], content @ own_key.T, rtol=1e-5, atol=1e-5)
-        assert_close(values[:, head], content @ own_value.T, rtol=1e-5, atol=1e-5)
-        assert torch.equal(keys[:, head, :, DN:], keys[:, 0, :, DN:])
-
-
-def test_turning_pairs_is_complex_multiplication():
-    x, angles = draw(2, 3, K, R), 5 * draw(K, R // 2, seed=1)
-    turns = torch.polar(torch.ones(()), angles)
-    expected = torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (-1, 2))) * turns).flatten(-2)
-    assert_close(reference.rotate_pairs(x, angles.cos(), angles.sin()), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_gradients_are_those_of_finite_differences(form):
-    given = [tensor.requires_grad_(True) for tensor in inputs(torch.float64)[:5]]
-    angles = inputs(torch.float64)[5:]
-    assert torch.autograd.gradcheck(lambda *xs: form(*xs, *angles), given, fast_mode=True)
-
-
-@pytest.mark.parametrize("name", ["reference", "sdpa"])
-def test_a_backend_can_be_named(name):
-    given = inputs()
-    one = expanded(lambda *xs: mla_attention(*xs, backend=name), *given)
-    other = absorbed(lambda *xs, **ws: mla_attention_absorbed(*xs, **ws, backend=name), *given)
-    assert_close(one, by_formula(*given), rtol=1e-4, atol=1e-5)
-    assert_close(other, by_formula(*given), rtol=1e-4, atol=1e-5)
+def test_the_published_widths_are_those_of_the_large_recipe():
+    """The kernels' shapes follow from the model: 12 heads, 96 + 32 and 128 wide, latent 192."""
+    config = recipe("wan-1.3b")
+    widths = (config.heads, config.nope_width, config.rotary_width, config.head_width, config.content_width)
+    assert widths == (12, 96, 32, 128, 192)

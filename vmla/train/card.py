@@ -50,8 +50,6 @@ in eight is never rendered in training.
 videos that a grader by formula passes, in the four seconds before each mark. `python -m bench.grades`
 repeats it. The grader itself is right on at least {grader} of rendered scenes (`python -m bench.grader`).
 
-| after | {questions} |
-|---|{rule}
 {grades}
 """
 
@@ -80,7 +78,7 @@ def write_card(folder: Path, grades: Path, grader: Path) -> None:
         steps=graded["sampler"]["steps"],
         kind=graded["sampler"]["kind"],
         grader=f"{min(read_json(grader)['accuracy'].values()):.1%}",
-        **_grades(graded["grades"]),
+        grades="\n".join(grade_rows(graded["grades"])),
     )
     aside = folder / "README.md.tmp"
     aside.write_text(text)
@@ -100,10 +98,13 @@ def _stage(name: str, values: dict[str, Any]) -> str:
     return f"| {name} | {values['steps']:,} | {values['seconds'] / 60:.0f} | {values['loss']:.4f} |"
 
 
-def _grades(table: dict[str, dict[str, float]]) -> dict[str, str]:
-    questions = list(next(iter(table.values())))
+def grade_rows(table: dict[str, dict[str, float]]) -> list[str]:
+    """Grades by second and question, as `bench.grades` records them, as the lines of a Markdown table."""
+    from vmla.world.grade import QUESTIONS
+
+    questions = [*QUESTIONS, "all"]
     rows = [
-        f"| {second} s | " + " | ".join(f"{row[question]:.1%}" for question in questions) + " |"
-        for second, row in table.items()
+        f"| {second} s | " + " | ".join(f"{table[second][question]:.1%}" for question in questions) + " |"
+        for second in sorted(table, key=int)
     ]
-    return {"questions": " | ".join(questions), "rule": "---|" * len(questions), "grades": "\n".join(rows)}
+    return ["| after | " + " | ".join(questions) + " |", "|---|" + "---|" * len(questions), *rows]

@@ -22,7 +22,7 @@ def main() -> None:
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder of the run; run again to resume.")
 @click.option("--until", type=click.Choice(["codec", "text", "latents", "denoiser"]), default="denoiser",
               help="The last stage to train.")  # fmt: skip
-@click.option("--stop-after", type=click.IntRange(min=1), help="Stop each stage after this many more steps.")
+@click.option("--stop-after", type=click.IntRange(min=1), help="Stop after this many more steps of a stage.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all cores if not given.")
 def run(recipe: str, output: Path, until: str, stop_after: int | None, threads: int | None) -> None:
     """Train RECIPE (debug or sprites), stage after stage; Ctrl-C stops it, the same command resumes."""

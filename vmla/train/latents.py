@@ -59,7 +59,7 @@ def make_latents(
         shard = load_state(path, known)
         if shard is None:
             report(f"latents: clip {first} of {settings.clips}")
-            clips = range(first, first + settings.shard)
+            clips = range(first, min(first + settings.shard, settings.clips))
             shard = {"settings": known, **_encode(settings, clips, codec, text)}
             save_state(path, shard)
         shards.append(shard)

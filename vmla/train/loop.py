@@ -28,7 +28,10 @@ class Stage(Protocol):
 
     name: str
     schedule: Schedule
-    model: nn.Module
+
+    @property
+    def model(self) -> nn.Module:
+        """What is trained."""
 
     def settings(self) -> dict[str, Any]:
         """All that determines the result, as JSON values; a run with other settings is refused."""
@@ -47,14 +50,16 @@ class Progress:
     seconds: float = 0.0
 
 
-def train(stage: Stage, folder: Path, *, report: Report, stop_after: int | None = None) -> dict[str, Tensor]:
+def train(
+    stage: Stage, folder: Path, *, report: Report, stop_after: int | None = None
+) -> dict[str, Tensor] | None:
     """Train `stage` in `folder` to its last step, or for `stop_after` steps; resumes what is there.
 
     Returns:
-        The averaged weights, by parameter name.
+        The averaged weights, by parameter name; None if it stopped before its last step.
 
     Raises:
-        UserError: if `folder` holds this stage with other settings.
+        UserError: if `folder` holds this stage with other settings, or its state is damaged.
     """
     progress = _resume(stage, folder)
     whole = stage.schedule.steps
@@ -68,14 +73,13 @@ def train(stage: Stage, folder: Path, *, report: Report, stop_after: int | None 
             if progress.step % stage.schedule.save_every == 0 or progress.step == end:
                 log.flush()
                 _save(stage, progress, folder)
-    return progress.average
+    return progress.average if progress.step == whole else None
 
 
 def _advance(stage: Stage, progress: Progress) -> float:
     """One optimizer step; the averages follow."""
     loss = stage.loss(progress.step)
-    # torch ships this method without type annotations
-    loss.backward()  # type: ignore[no-untyped-call]
+    loss.backward()
     progress.optimizers.step(progress.step)
     progress.step += 1
     # The horizon grows with the run, so that the first, untrained weights are soon forgotten.
@@ -132,13 +136,19 @@ def _save(stage: Stage, progress: Progress, folder: Path) -> None:
 
 def last_record(log: Path) -> dict[str, Any] | None:
     """The latest line of a stage's log, None if nothing was logged yet."""
-    lines = log.read_text().splitlines() if log.exists() else []
-    record: dict[str, Any] | None = json.loads(lines[-1]) if lines else None
-    return record
+    records = _records(log)
+    return records[-1] if records else None
+
+
+def _records(log: Path) -> list[dict[str, Any]]:
+    """The whole lines of a log: what was killed while writing leaves a part of one at the end."""
+    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
 def _forget_after(log: Path, step: int) -> None:
     """Drop the lines of steps that are about to be made again."""
-    if log.exists():
-        lines = log.read_text().splitlines(keepends=True)
-        log.write_text("".join(line for line in lines if json.loads(line)["step"] <= step))
+    kept = [json.dumps(record) + "\n" for record in _records(log) if record["step"] <= step]
+    aside = log.with_suffix(".tmp.jsonl")
+    aside.write_text("".join(kept))
+    aside.replace(log)

@@ -54,7 +54,7 @@ SPRITES = Recipe(
         crop_steps=2600,
     ),
     text_training=TextTraining(
-        schedule=Schedule(steps=400, learning_rate=2e-3, decay=200, average=0.98, save_every=200)
+        schedule=Schedule(steps=2400, learning_rate=2e-3, decay=1600, average=0.98, save_every=200)
     ),
     latents=LatentSettings(),
     denoiser_training=DenoiserTraining(

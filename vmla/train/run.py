@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 
 from torch import nn
@@ -23,13 +23,8 @@ Report = Callable[[str], None]
 STAGES = ("codec", "text", "latents", "denoiser")
 
 
-@dataclass(frozen=True)
-class Trained:
-    """The parts of a finished run, with averaged weights."""
-
-    codec: TinyCodec
-    text: TextEncoder
-    transformer: VideoMLA
+class Stopped(Exception):  # noqa: N818 - no error
+    """A stage made as many steps as were asked for and is not finished: nothing may build on it."""
 
 
 class Run:
@@ -42,8 +37,10 @@ class Run:
         self.stop_after = stop_after
 
     def until(self, stage: str) -> None:
-        """Train up to and including `stage`, one of `STAGES`."""
-        {"codec": self.codec, "text": self.text, "latents": self.latents, "denoiser": self.denoiser}[stage]()
+        """Train up to and including `stage`, one of `STAGES`, or for `stop_after` steps of one of them."""
+        make = {"codec": self.codec, "text": self.text, "latents": self.latents, "denoiser": self.denoiser}
+        with suppress(Stopped):
+            make[stage]()
 
     def codec(self) -> TinyCodec:
         """The trained autoencoder, with the statistics of its latents."""
@@ -78,5 +75,7 @@ class Run:
 
 def _train(model: nn.Module, stage: CodecStage | TextStage | DenoiserStage, run: Run) -> None:
     average = train(stage, run.folder, report=run.report, stop_after=run.stop_after)
+    if average is None:
+        raise Stopped(stage.name)
     model.load_state_dict({**model.state_dict(), **average})
     model.eval()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -22,12 +23,16 @@ def load_state(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     """The state at `path`, None if there is none yet.
 
     Raises:
-        UserError: if it was made with other settings.
+        UserError: if it is damaged, or was made with other settings.
     """
     if not path.exists():
         return None
-    state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    theirs, ours = _flat(state["settings"]), _flat(settings)
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        made_with = state["settings"]
+    except (OSError, RuntimeError, EOFError, UnpicklingError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged; remove it to train this part again") from error
+    theirs, ours = _flat(made_with), _flat(settings)
     differing = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
     if differing:
         key = differing[0]

@@ -13,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vmla.errors import UserError
+
 
 @dataclass(frozen=True, kw_only=True)
 class TinyCodecConfig:
@@ -29,6 +31,14 @@ class TinyCodecConfig:
     latents_mean: tuple[float, ...] = ()
     latents_std: tuple[float, ...] = ()
     """Per channel, of the encoder's raw output; empty means 0 and 1."""
+
+    def __post_init__(self) -> None:
+        per_channel = (0, self.latent_channels)
+        lengths = {"widths": (3,), "encoder_blocks": (3,), "decoder_blocks": (3,)}
+        for name, allowed in {**lengths, "latents_mean": per_channel, "latents_std": per_channel}.items():
+            value = getattr(self, name)
+            if not isinstance(value, tuple) or len(value) not in allowed:
+                raise UserError(f"{name} is {value!r}; it is {' or '.join(map(str, allowed))} numbers")
 
 
 class MemoryBlock(nn.Module):

@@ -73,8 +73,13 @@ def count_elements(path: Path) -> int:
 
 def _shards(path: Path) -> list[Path]:
     index = path.with_name(path.name + ".index.json")
-    names = sorted(set(read_json(index)["weight_map"].values())) if index.exists() else [path.name]
-    return [path.with_name(name) for name in names]
+    if not index.exists():
+        return [path]
+    try:
+        names = sorted(set(read_json(index)["weight_map"].values()))
+        return [path.with_name(name) for name in names]
+    except (KeyError, AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{index} names no shards; copy the whole checkpoint folder") from error
 
 
 @contextmanager
@@ -115,6 +120,19 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -
     if extra := sorted(tensors.keys() - expected.keys()):
         raise UserError(f"{path} has an unknown tensor {extra[0]}; it does not fit its config.json")
     module.load_state_dict({name: tensor.to(torch.float32) for name, tensor in tensors.items()}, assign=True)
+
+
+def hash_weights(path: Path) -> str:
+    """SHA-256 over the SHA-256 of the safetensors file `path`, or of each of its shards.
+
+    Raises:
+        UserError: if one is missing.
+    """
+    digest = hashlib.sha256()
+    for shard in _shards(path):
+        with _readable(shard):
+            digest.update(bytes.fromhex(hash_file(shard)))
+    return digest.hexdigest()
 
 
 def hash_file(path: Path) -> str:

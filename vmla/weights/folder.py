@@ -7,7 +7,9 @@ A published Wan2.1 folder loads its text encoder and autoencoder through the sam
 
 from __future__ import annotations
 
+import hashlib
 import importlib.resources
+import json
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -25,6 +27,7 @@ from vmla.vae import Codec
 from vmla.vae.tiny import TinyCodec, TinyCodecConfig
 from vmla.weights.files import (
     count_elements,
+    hash_weights,
     load_exactly,
     read_json,
     read_tensors,
@@ -35,6 +38,7 @@ from vmla.weights.files import (
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 """diffusers' file name for the weights of a transformer or an autoencoder."""
 SHIPPED = "sprites"
+WAN_TEXT_TOKENS = 512
 
 
 class Uninitialised(TorchFunctionMode):
@@ -110,6 +114,12 @@ class Checkpoint:
         """The weights file of `part`, under the name that diffusers and transformers give it."""
         return self.folder / part / ("model.safetensors" if part == "text_encoder" else WEIGHTS)
 
+    def model_hash(self) -> str:
+        """SHA-256 of the transformer's sizes and weights: what a compiled engine is bound to."""
+        sizes = json.dumps(asdict(self.model_config()), sort_keys=True)
+        weights = hash_weights(self.weights_path("transformer"))
+        return hashlib.sha256(f"{sizes} {weights}".encode()).hexdigest()
+
     def decoder_memory_bytes(self) -> int:
         """Bytes that the codec remembers between two chunks of one video."""
         config = self.model_config()
@@ -117,8 +127,13 @@ class Checkpoint:
 
     def text(self) -> TextEncoder:
         """The text encoder with its tokenizer, in float32."""
-        tokens = self.model_config().text_tokens if (self.folder / "transformer").exists() else 512
-        return TextEncoder(self._text_model(), self._tokenizer(), tokens=tokens)
+        return TextEncoder(self._text_model(), self._tokenizer(), tokens=self._text_tokens())
+
+    def _text_tokens(self) -> int:
+        """Those that the denoiser reads; a Wan pipeline always fills 512 and says so nowhere."""
+        path = self.folder / "transformer" / "config.json"
+        wan = not path.exists() or read_json(path).get("_class_name") == "WanTransformer3DModel"
+        return WAN_TEXT_TOKENS if wan else self.model_config().text_tokens
 
     def _text_model(self) -> nn.Module:
         from transformers.models.umt5.configuration_umt5 import UMT5Config
@@ -135,6 +150,7 @@ class Checkpoint:
         if "shared.weight" in tensors and "encoder.embed_tokens.weight" in model.state_dict():
             tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"]
         load_exactly(model, tensors, path)
+        model.encoder.embed_tokens.weight = model.shared.weight
         return model.eval().requires_grad_(False)
 
     def _tokenizer(self) -> Any:
@@ -146,13 +162,24 @@ class Checkpoint:
             return ByT5Tokenizer.from_pretrained(folder)
         from transformers import AutoTokenizer
 
-        return AutoTokenizer.from_pretrained(folder)
+        try:
+            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (OSError, ValueError, RuntimeError) as error:
+            raise UserError(f"cannot load the tokenizer in {folder}; copy it again") from error
 
     def sampler(self) -> Sampler:
         """How the model is sampled unless told otherwise."""
-        values = read_json(self.folder / "scheduler" / "scheduler_config.json")
-        known = {field.name for field in fields(Sampler)}
-        return Sampler(**{key: value for key, value in values.items() if key in known})
+        path = self.folder / "scheduler" / "scheduler_config.json"
+        values = read_json(path)
+        kind = values.pop("_class_name", None)
+        if kind != "Sampler":
+            raise UserError(f"{path} holds a {kind}, not a Sampler")
+        if extra := sorted(values.keys() - {field.name for field in fields(Sampler)}):
+            raise UserError(f"{path} has an unknown setting {extra[0]}")
+        try:
+            return Sampler(**values)
+        except TypeError as error:
+            raise UserError(f"{path}: {error}") from error
 
 
 def open_checkpoint(name: str | Path = SHIPPED) -> Checkpoint:
@@ -220,8 +247,8 @@ def _save_text(folder: Path, encoder: Any, dtype: torch.dtype, notes: dict[str, 
 
 def _tiny_config(values: dict[str, Any], folder: Path) -> TinyCodecConfig:
     """JSON lists become the tuples of a configuration."""
-    frozen = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    frozen: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
     try:
         return TinyCodecConfig(**frozen)
-    except TypeError as error:
+    except (TypeError, UserError) as error:
         raise UserError(f"{folder / 'config.json'}: {error}") from error

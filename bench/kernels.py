@@ -1,0 +1,188 @@
+"""The attention kernels against PyTorch's own attention: `python -m bench.kernels`.
+
+On a GPU: the published shape, bfloat16 and float8; TFLOP/s, the share of this machine's own measured
+matrix peak, and the ratio to bare SDPA in the same run. On a CPU: a small shape, and what the
+operator costs over bare SDPA. The error against the reference stands beside every figure.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import statistics
+from collections.abc import Iterator
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from bench.attention_arms import Arm, Inputs, Shape, absorbed, bare_sdpa, expanded, expansion
+from bench.paired import Clock, DeviceClock, WallClock, paired
+from plugins import sdpa
+from plugins.checks import FLOAT8
+from vmla.errors import UserError
+
+PUBLISHED = Shape(
+    batch=1, heads=12, queries=4680, keys=9360, nope=96, rotary=32, value=128, content=192
+)
+WINDOWS = (9360, 10920, 32760)
+"""Three readings of the paper's window, in keys (two to twenty-one latent frames of 1,560 tokens)."""
+SMALL = Shape(batch=1, heads=4, queries=192, keys=1344, nope=48, rotary=16, value=64, content=32)
+PEAK_SIZE = 8192
+MOST_OVERHEAD = 1.05
+"""What the operator may take of bare SDPA's time on a CPU."""
+
+
+@click.command("kernels")
+@click.option(
+    "--output", type=click.Path(path_type=Path), default=Path("build/kernels.json"), show_default=True
+)
+@click.option("--rounds", type=click.IntRange(1), default=25, show_default=True, help="Of four calls each.")
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+def main(output: Path, rounds: int, device: str) -> None:
+    """Time the attention kernels and write every sample to a JSON file."""
+    where = _device(device)
+    clock: Clock = DeviceClock() if where.type == "cuda" else WallClock()
+    with torch.inference_mode():
+        peaks = _peaks(where, clock, rounds)
+        rows = [row for group in _groups(where) for row in _measured(group, clock, rounds, peaks)]
+    report = {"machine": _machine(where), "peaks_tflops": peaks, "rows": rows}
+    output.parent.mkdir(parents=True, exist_ok=True)
+    aside = output.with_suffix(".new")
+    aside.write_text(json.dumps(report, indent=1) + "\n")
+    aside.replace(output)
+    Console(width=140).print(_table(rows))
+    click.echo(json.dumps({"benchmark": "kernels", "output": str(output), **_summary(rows, where)}))
+
+
+def _device(wanted: str) -> torch.device:
+    if wanted == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device here; use --device cpu")
+    chosen = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(chosen if wanted == "auto" else wanted)
+
+
+def _groups(device: torch.device) -> Iterator[tuple[Inputs, list[Arm], Arm]]:
+    """Inputs of each shape and type, the arms to be timed on them, and their baseline."""
+    if device.type == "cpu":
+        inputs = Inputs(SMALL, dtype=torch.float32, device=device)
+        arms = [expanded(inputs, "auto"), absorbed(inputs, "auto"), expansion(inputs, "auto")]
+        yield inputs, arms, bare_sdpa(inputs)
+        return
+    for batch in (1, 2):
+        for keys in WINDOWS:
+            shape = replace(PUBLISHED, batch=batch, keys=keys)
+            wide = Inputs(shape, dtype=torch.bfloat16, device=device)
+            baseline = bare_sdpa(wide)
+            arms = [expanded(wide, "sdpa"), expanded(wide, "triton")]
+            arms += [absorbed(wide, "triton"), expansion(wide, "sdpa"), expansion(wide, "triton")]
+            yield wide, arms, baseline
+            narrow = Inputs(shape, dtype=FLOAT8, device=device)
+            yield narrow, [expanded(narrow, "triton"), absorbed(narrow, "triton")], baseline
+
+
+def _measured(
+    group: tuple[Inputs, list[Arm], Arm], clock: Clock, rounds: int, peaks: dict[str, float]
+) -> Iterator[dict[str, Any]]:
+    """One row for each arm, the baseline's samples beside its own."""
+    inputs, arms, baseline = group
+    dtype = str(inputs.dtype).removeprefix("torch.")
+    for arm in arms:
+        pair = paired(baseline.call, arm.call, clock, rounds=rounds)
+        rate = arm.flops / statistics.median(pair.other) / 1e9
+        yield {
+            "arm": arm.name,
+            "dtype": dtype,
+            "shape": asdict(inputs.shape),
+            "sdpa_backend": sdpa.taken(inputs.query[0], inputs.keys[0], inputs.values[0])
+            if inputs.dtype != FLOAT8
+            else None,
+            "median_ms": statistics.median(pair.other),
+            "baseline_median_ms": statistics.median(pair.baseline),
+            "tflops": rate,
+            "share_of_peak": rate / peaks[dtype] if dtype in peaks else None,
+            "time_over_sdpa": pair.ratio,
+            "best_time_over_sdpa": pair.best_ratio,
+            "error": arm.error(),
+            "samples_ms": pair.other,
+            "baseline_samples_ms": pair.baseline,
+        }
+
+
+def _peaks(device: torch.device, clock: Clock, rounds: int) -> dict[str, float]:
+    """Rates of large matrix products on this machine, in TFLOP/s by type."""
+    size = PEAK_SIZE if device.type == "cuda" else 1024
+    wide = torch.bfloat16 if device.type == "cuda" else torch.float32
+    a, b = (torch.randn(size, size, device=device).to(wide) for _ in range(2))
+    peaks = {str(wide).removeprefix("torch."): _rate(clock, lambda: a @ b, size, rounds)}
+    if device.type == "cuda":
+        x, y = a.to(FLOAT8), b.to(FLOAT8).t()
+        one = torch.ones((), device=device)
+        product = lambda: torch._scaled_mm(x, y, one, one, out_dtype=torch.bfloat16)  # noqa: E731
+        peaks["float8_e4m3fn"] = _rate(clock, product, size, rounds)
+    return peaks
+
+
+def _rate(clock: Clock, product: Any, size: int, rounds: int) -> float:
+    for _ in range(3):
+        product()
+    return 2 * size**3 / statistics.median(clock.time(product) for _ in range(rounds)) / 1e9
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    found: dict[str, Any] = {"python": platform.python_version(), "torch": version("torch")}
+    if device.type == "cuda":
+        found |= {
+            "device": torch.cuda.get_device_name(device),
+            "capability": list(torch.cuda.get_device_capability(device)),
+            "cuda": torch.version.cuda,
+            "cudnn": torch.backends.cudnn.version(),
+            "triton": version("triton"),
+        }
+    else:
+        found |= {"device": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
+    return found
+
+
+def _table(rows: list[dict[str, Any]]) -> Table:
+    table = Table(title="attention of one layer; time over bare SDPA in the same run")
+    for heading in ("arm", "type", "batch", "keys", "ms", "TFLOP/s", "of peak", "time / SDPA", "error"):
+        table.add_column(heading, justify="left" if heading in ("arm", "type") else "right")
+    for row in rows:
+        share = "" if row["share_of_peak"] is None else f"{row['share_of_peak']:.0%}"
+        table.add_row(
+            row["arm"], row["dtype"], str(row["shape"]["batch"]), str(row["shape"]["keys"]),
+            f"{row['median_ms']:.3f}", f"{row['tflops']:.3g}", share, f"{row['time_over_sdpa']:.3f}",
+            f"{row['error']:.1e}",
+        )  # fmt: skip
+    return table
+
+
+def _summary(rows: list[dict[str, Any]], device: torch.device) -> dict[str, Any]:
+    """The figures that are claimed."""
+    largest = max(row["error"] for row in rows)
+    if device.type == "cpu":
+        overhead = next(row for row in rows if row["arm"] == "expanded, auto")
+        return {
+            "operator_over_sdpa": round(overhead["time_over_sdpa"], 4),
+            "operator_over_sdpa_best": round(overhead["best_time_over_sdpa"], 4),
+            "limit": MOST_OVERHEAD,
+            "largest_error": largest,
+        }
+    best = {}
+    for row in rows:
+        name = f"{row['arm']} {row['dtype']} b{row['shape']['batch']} k{row['shape']['keys']}"
+        best[name] = round(row["tflops"], 1)
+    return {"tflops": best, "largest_error": largest}
+
+
+if __name__ == "__main__":
+    try:
+        main(standalone_mode=False)
+    except UserError as error:
+        raise SystemExit(f"error: {error}") from None

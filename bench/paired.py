@@ -1,0 +1,86 @@
+"""Two things timed against each other in one process: ABBA order, cold caches, raw samples kept."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+Call = Callable[[int], object]
+"""Something to be timed; the number says which of the rotating sets of inputs it takes."""
+
+SETS = 3
+"""Sets of inputs that take turns, so that no call finds its own inputs in a cache."""
+FLUSH_BYTES = 512 << 20
+"""More than the second-level cache of any GPU."""
+
+
+class Clock(Protocol):
+    """Times one call, in milliseconds."""
+
+    def time(self, call: Callable[[], object]) -> float:
+        """How long `call` takes."""
+
+
+class WallClock:
+    """For a CPU."""
+
+    def time(self, call: Callable[[], object]) -> float:
+        """How long `call` takes."""
+        began = time.perf_counter()
+        call()
+        return 1e3 * (time.perf_counter() - began)
+
+
+class DeviceClock:
+    """For a GPU: events around the call, after its second-level cache was overwritten."""
+
+    def __init__(self) -> None:
+        self._flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
+
+    def time(self, call: Callable[[], object]) -> float:
+        """How long `call` takes."""
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        self._flush.zero_()
+        begin.record()
+        call()
+        end.record()
+        end.synchronize()
+        return float(begin.elapsed_time(end))
+
+
+@dataclass(frozen=True)
+class Pair:
+    """Milliseconds of a baseline and of what is compared with it, sample by sample."""
+
+    baseline: list[float]
+    other: list[float]
+
+    @property
+    def ratio(self) -> float:
+        """Median time of the other over that of the baseline."""
+        return statistics.median(self.other) / statistics.median(self.baseline)
+
+    @property
+    def best_ratio(self) -> float:
+        """The same of the shortest times, which a busy machine disturbs least."""
+        return min(self.other) / min(self.baseline)
+
+
+def paired(baseline: Call, other: Call, clock: Clock, *, rounds: int, warm_up: int = 3) -> Pair:
+    """Time both in the order A B B A, `rounds` times."""
+    for turn in range(warm_up):
+        baseline(turn % SETS)
+        other(turn % SETS)
+    first: list[float] = []
+    second: list[float] = []
+    turn = 0
+    for _ in range(rounds):
+        for call, samples in ((baseline, first), (other, second), (other, second), (baseline, first)):
+            samples.append(clock.time(lambda c=call, t=turn: c(t % SETS)))  # type: ignore[misc]
+            turn += 1
+    return Pair(first, second)

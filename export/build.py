@@ -1,0 +1,172 @@
+"""From a checkpoint folder to an engine folder: built aside, renamed when whole, reused when unchanged.
+
+The folder holds `manifest.json` and the two programs. Text encoder, tokenizer, codec and sampler stay in
+the checkpoint, which the manifest names and knows by hash: they are not compiled, Wan's text encoder
+alone is four times the size of the denoiser, and a rollout opens the checkpoint for its codec anyway.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from time import perf_counter
+
+from torch.export import ExportedProgram
+
+from export import aoti, onnx, tensorrt_rtx
+from export.aside import aside_of
+from export.contract import contract
+from export.host import Host
+from export.manifest import BACKENDS, NAME, Manifest, Signature
+from export.precision import DTYPES, in_precision
+from export.settings import Settings
+from export.trace import trace
+from vmla.cache import CacheLayout
+from vmla.errors import UserError
+from vmla.machine import peak_resident_bytes
+from vmla.weights.files import hash_file
+from vmla.weights.folder import Checkpoint
+
+
+@dataclass(kw_only=True)
+class Stage:
+    """A part of a build."""
+
+    name: str
+    seconds: float = 0.0
+    peak_bytes: int = 0
+    """The most that this process or a compiler that it started ever held."""
+    warnings: list[str] = field(default_factory=list)
+    """Of a parser or compiler."""
+
+
+Report = Callable[[Stage], None]
+
+
+def build(checkpoint: Checkpoint, settings: Settings, folder: Path, report: Report) -> tuple[Manifest, bool]:
+    """Build the engine of `checkpoint` in `folder`.
+
+    Returns:
+        Its manifest, and whether anything had to be built.
+
+    Raises:
+        UserError: if tools are missing, or `folder` holds something else than an engine.
+    """
+    with _stage("read the checkpoint", report):
+        wanted = describe(checkpoint, settings)
+    if (existing := _reusable(folder, wanted)) is not None:
+        return existing, False
+    settings.check_tools()
+    with aside_of(folder) as aside:
+        programs = _programs(checkpoint, settings, wanted, report)
+        for name, program in programs.items():
+            with _stage(f"compile {name}", report) as stage:
+                stage.warnings = _compile(name, program, wanted.programs[name], settings, aside)
+        with _stage("hash", report):
+            files = {path.name: hash_file(path) for path in sorted(aside.iterdir())}
+        manifest = replace(wanted, files=files)
+        manifest.write(aside)
+    return manifest, True
+
+
+def describe(checkpoint: Checkpoint, settings: Settings) -> Manifest:
+    """The manifest that a build will have, but for its files; reads no weights but to hash them."""
+    config = checkpoint.model_config()
+    narrow = str(DTYPES[settings.precision]).removeprefix("torch.")
+    host = Host.here(settings.device, BACKENDS[settings.backend].tools)
+    if settings.target is not None:
+        host = replace(host, device="cuda", architecture=settings.target, features=())
+    return Manifest(
+        backend=settings.backend,
+        precision=settings.precision,
+        batch=settings.batch,
+        model_hash=checkpoint.model_hash(),
+        checkpoint=_reference(checkpoint),
+        code=_code_hash(),
+        model=asdict(config),
+        cache={**asdict(CacheLayout.of(config)), "dtype": narrow},
+        programs=contract(config, batch=settings.batch, narrow=narrow),
+        host=host,
+    )
+
+
+def _reference(checkpoint: Checkpoint) -> str:
+    """How to find the checkpoint again: the name of a shipped one, the path of any other."""
+    shipped = Path(str(importlib.resources.files("vmla"))) / "checkpoints"
+    folder = checkpoint.folder.resolve()
+    return folder.name if folder.parent == shipped.resolve() else str(folder)
+
+
+def _code_hash() -> str:
+    """SHA-256 of the sources that determine a program, so that no edit of them reuses an old engine."""
+    digest = hashlib.sha256()
+    for package in ("plugins", "vmla", "export"):
+        for path in sorted(Path(str(importlib.resources.files(package))).glob("*.py")):
+            digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _programs(
+    checkpoint: Checkpoint, settings: Settings, wanted: Manifest, report: Report
+) -> dict[str, ExportedProgram]:
+    """The programs in the precision asked for, on the device asked for."""
+    with _stage("load", report):
+        model = checkpoint.transformer().to(settings.device)
+    with _stage("trace", report):
+        programs = trace(model, batch=settings.batch)
+    with _stage(f"lower to {settings.precision}", report):
+        return {name: lower(program, wanted.programs[name], settings) for name, program in programs.items()}
+
+
+def lower(program: ExportedProgram, signature: Signature, settings: Settings) -> ExportedProgram:
+    """A traced program in the precision of `settings`, its tensors held as `signature` says."""
+    narrow = str(DTYPES[settings.precision]).removeprefix("torch.")
+    held = [spec.name for spec in (*signature.inputs, *signature.outputs) if spec.dtype == narrow]
+    return in_precision(program, settings.precision, held)
+
+
+def _compile(
+    name: str, program: ExportedProgram, signature: Signature, settings: Settings, folder: Path
+) -> list[str]:
+    """Write the program's file or files into `folder`; returns what the compiler warned of."""
+    if settings.backend == "aoti":
+        aoti.package(program, folder / f"{name}.pt2")
+        return []
+    graph = folder / f"{name}.onnx"
+    onnx.save(program, signature, graph)
+    if settings.target is None:
+        return []
+    warned = tensorrt_rtx.build(graph, folder / f"{name}.engine", settings.target)
+    for part in folder.glob(f"{graph.name}*"):
+        part.unlink()
+    return warned
+
+
+def _reusable(folder: Path, wanted: Manifest) -> Manifest | None:
+    """The manifest of a sound engine in `folder` that is what a build would give.
+
+    Raises:
+        UserError: if `folder` holds something else than an engine.
+    """
+    if not folder.exists():
+        return None
+    if not (folder / NAME).is_file():
+        raise UserError(f"{folder} exists and is no engine; name another folder with -o")
+    try:
+        existing = Manifest.read(folder)
+        existing.check_files(folder)
+    except UserError:
+        return None  # damaged, or of another version: built anew
+    return existing if existing.same_build(wanted) else None
+
+
+@contextmanager
+def _stage(name: str, report: Report) -> Iterator[Stage]:
+    stage, began = Stage(name=name), perf_counter()
+    yield stage
+    stage.seconds, stage.peak_bytes = perf_counter() - began, peak_resident_bytes(children=True)
+    report(stage)

@@ -1,0 +1,112 @@
+"""`vmla-export`: engines from a checkpoint."""
+
+from __future__ import annotations
+
+import importlib
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vmla.command import OneLineErrors
+
+ENGINES = Path("engines")
+"""Where engines go unless told otherwise."""
+
+ELSEWHERE = {"verify": "runtime.verify"}
+"""A verb that runs engines, found by name: this package knows nothing of the runtime above it."""
+
+
+class Verbs(OneLineErrors):
+    """The verbs below, and those found elsewhere."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """All their names."""
+        return sorted([*super().list_commands(ctx), *ELSEWHERE])
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """A verb by its name."""
+        if cmd_name not in ELSEWHERE:
+            return super().get_command(ctx, cmd_name)
+        command: Any = importlib.import_module(ELSEWHERE[cmd_name]).main
+        return command if isinstance(command, click.Command) else None
+
+
+@click.group(cls=Verbs)
+def main() -> None:
+    """Compile a checkpoint's denoiser into an engine folder that vmla-run --engine loads."""
+
+
+@main.command()
+@click.option("--checkpoint", default="sprites", show_default=True,
+              help="A checkpoint folder, or a shipped model.")  # fmt: skip
+@click.option("--backend", help="aoti, onnx or tensorrt-rtx; chosen by what is installed if not given.")
+@click.option("--precision", default="fp32", show_default=True,
+              help="Of matrix products: fp32, bf16 or fp16; all else is float32.")  # fmt: skip
+@click.option("--batch", type=int, default=1, show_default=True, help="Videos made at once.")
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda, for aoti.")
+@click.option("--target", help="GPU architecture for tensorrt-rtx, as sm_89.")
+@click.option("-o", "--output", type=click.Path(path_type=Path),
+              help="The engine folder; one in ./engines named after its settings if not given.")  # fmt: skip
+def build(
+    checkpoint: str,
+    backend: str | None,
+    precision: str,
+    batch: int,
+    device: str,
+    target: str | None,
+    output: Path | None,
+) -> None:
+    """Build an engine, or say that it is there already."""
+    from export.precision import check_precision
+    from export.settings import Settings, choose_backend
+
+    if backend is None:
+        backend, reason = choose_backend()
+        click.echo(f"backend: {backend} ({reason})")
+    settings = Settings(
+        backend=backend, precision=check_precision(precision), batch=batch, device=device, target=target
+    )
+    _build(checkpoint, settings, output)
+
+
+def _build(checkpoint: str, settings: Any, output: Path | None) -> None:
+    from export.build import Stage, build
+    from vmla.weights.folder import open_checkpoint
+
+    opened = open_checkpoint(checkpoint)
+    folder = output or ENGINES / f"{opened.name}-{settings.name}"
+
+    def show(stage: Stage) -> None:
+        click.echo(f"{stage.name}: {stage.seconds:.1f} s, peak {stage.peak_bytes / 2**20:,.0f} MiB")
+        for warning in stage.warnings:
+            click.echo(f"warning: {warning}", err=True)
+
+    # As Ctrl-C does: leave through every `finally`, so that nothing half-built stays.
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    manifest, built = build(opened, settings, folder, show)
+    size = sum((folder / name).stat().st_size for name in manifest.files)
+    click.echo(f"{folder}: {'built' if built else 'unchanged'}, {size:,} bytes")
+
+
+@main.command()
+@click.argument("engine", type=click.Path(path_type=Path))
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest itself.")
+def inspect(engine: Path, as_json: bool) -> None:
+    """Print what ENGINE is, what it takes and gives, and where it runs."""
+    from export.manifest import NAME, Manifest
+    from export.show import describe
+
+    manifest = Manifest.read(engine)
+    click.echo((engine / NAME).read_text().rstrip() if as_json else "\n".join(describe(manifest)))
+
+
+@main.command(name="list")
+@click.argument("folder", type=click.Path(path_type=Path), default=ENGINES)
+def list_engines(folder: Path) -> None:
+    """List the engines in FOLDER (./engines if not given), and whether they run on this machine."""
+    from export.show import table
+
+    click.echo("\n".join(table(folder)))

@@ -1,0 +1,64 @@
+"""The machine that an engine was built for, or that would run it: what decides whether it can."""
+
+from __future__ import annotations
+
+import platform
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+
+CPU_INFO = Path("/proc/cpuinfo")
+
+_EMITTED = re.compile(r"^(s?sse|avx|amx|fma|f16c|bmi|abm|adx|movbe|popcnt|sve|asimd|bf16|i8mm)")
+"""Instruction sets that a C++ compiler uses on its own under `-march=native`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """A processor or GPU, and the libraries beside it."""
+
+    device: str
+    """Type of a torch device: `cpu` or `cuda`."""
+    architecture: str
+    """`x86_64`, `aarch64`; `sm_90` and the like for a GPU."""
+    features: tuple[str, ...] = ()
+    """Instruction sets of a processor."""
+    versions: dict[str, str]
+    """Of the packages that engines depend on, where they are installed."""
+
+    @classmethod
+    def here(cls, device: str, packages: Iterable[str]) -> Host:
+        """This machine with the versions of `packages`; a GPU is asked only if `device` is one."""
+        versions = {name: version for name in packages if (version := _version(name)) is not None}
+        if device == "cuda":
+            return cls(device=device, architecture=_gpu_architecture(), versions=versions)
+        return cls(
+            device=device,
+            architecture=platform.machine(),
+            features=_instruction_sets(),
+            versions=versions,
+        )
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _instruction_sets() -> tuple[str, ...]:
+    lines = CPU_INFO.read_text().splitlines() if CPU_INFO.exists() else []
+    listed = [line.split(":")[1].split() for line in lines if line.startswith(("flags", "Features"))]
+    return tuple(sorted(flag for flag in listed[0] if _EMITTED.match(flag))) if listed else ()
+
+
+def _gpu_architecture() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "none"
+    major, minor = torch.cuda.get_device_capability()
+    return f"sm_{major}{minor}"

@@ -1,0 +1,228 @@
+"""`manifest.json` of an engine folder: what the engine is, and where it may run.
+
+Free of torch, so that engines are listed and refused at once.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from export.host import Host
+from vmla.errors import UserError
+
+if TYPE_CHECKING:
+    from vmla.weights.folder import Checkpoint
+
+NAME = "manifest.json"
+SCHEMA = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Binding:
+    """What an engine of a backend shares with the machine that runs it."""
+
+    tools: tuple[str, ...]
+    """Packages whose versions are recorded."""
+    packages: tuple[str, ...]
+    """Those that must have the very version that built it."""
+    architecture: bool
+    """Whether it was compiled for one processor or GPU."""
+
+
+BACKENDS = {
+    "aoti": Binding(tools=("videomla", "torch"), packages=("torch",), architecture=True),
+    "onnx": Binding(tools=("videomla", "torch", "onnx", "onnxscript"), packages=(), architecture=False),
+    "tensorrt-rtx": Binding(
+        tools=("videomla", "torch", "onnx", "onnxscript", "tensorrt_rtx"),
+        packages=("tensorrt_rtx",),
+        architecture=True,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorSpec:
+    """A tensor that goes in or comes out."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
+    """As torch calls it: `float32`, `bfloat16`, `int32`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Signature:
+    """What a program takes and gives, in order."""
+
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """An engine's description of itself."""
+
+    schema: int = SCHEMA
+    backend: str
+    precision: str
+    batch: int
+    model_hash: str
+    """SHA-256 of the transformer's configuration and weights."""
+    checkpoint: str
+    """Where the checkpoint was: a shipped name or a path. The text encoder and codec stay there."""
+    code: str
+    """SHA-256 of the sources that made the programs."""
+    model: dict[str, Any]
+    """The fields of `vmla.config.ModelConfig`."""
+    cache: dict[str, Any]
+    """The fields of `vmla.cache.CacheLayout`, and `dtype`."""
+    programs: dict[str, Signature]
+    host: Host
+    """The machine that it was built for."""
+    files: dict[str, str] = field(default_factory=dict)
+    """SHA-256 by name."""
+
+    @classmethod
+    def read(cls, folder: Path) -> Manifest:
+        """The manifest of the engine in `folder`.
+
+        Raises:
+            UserError: if there is none, or none that this version understands.
+        """
+        path = folder / NAME
+        try:
+            values = json.loads(path.read_text())
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise UserError(f"{folder} is no engine: {path} is missing; build one with: vmla-export build") \
+                from error  # fmt: skip
+        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            raise UserError(f"{path} is not valid JSON ({error}); build the engine again") from error
+        if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+            found = values.get("schema") if isinstance(values, dict) else None
+            raise UserError(f"{path}: schema is {found}, this version reads {SCHEMA}; build the engine again")
+        return _from_json(values, path)
+
+    def write(self, folder: Path) -> None:
+        """Write it into `folder`, aside first and then renamed."""
+        aside = folder / f"{NAME}.tmp"
+        aside.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        aside.replace(folder / NAME)
+
+    def same_build(self, other: Manifest) -> bool:
+        """Whether both describe the same build, whatever their files."""
+        ours, theirs = asdict(self), asdict(other)
+        return all(ours[name] == theirs[name] for name in ours if name not in ("files", "checkpoint"))
+
+    def build_command(self, folder: Path, **changes: str | int) -> str:
+        """The command that builds this engine anew, with other settings if given."""
+        options: dict[str, str | int] = {
+            "checkpoint": self.checkpoint,
+            "backend": self.backend,
+            "precision": self.precision,
+            "batch": self.batch,
+        }
+        if self.backend == "aoti" and self.host.device != "cpu":
+            options["device"] = self.host.device
+        if self.backend == "tensorrt-rtx":
+            options["target"] = self.host.architecture
+        words = [word for name, value in (options | changes).items() for word in (f"--{name}", str(value))]
+        return shlex.join(["vmla-export", "build", *words, "-o", str(folder)])
+
+    def check(
+        self, folder: Path, checkpoint: Checkpoint, *, batch: int = 1, here: Host | None = None
+    ) -> None:
+        """Refuse the engine in `folder` unless it can make `batch` videos of `checkpoint` on the host `here`.
+
+        Raises:
+            UserError: naming the field that does not fit and the command that mends it.
+        """
+        self.check_host(folder, here)
+        self.check_model(folder, checkpoint)
+        if batch != self.batch:
+            mend = self.build_command(folder, batch=batch)
+            raise _refusal(folder, "batch", f"built for {self.batch} videos at once, not {batch}", mend)
+
+    def check_host(self, folder: Path, here: Host | None = None) -> None:
+        """Refuse a machine that the engine was not built for; `here` is this one unless given.
+
+        Raises:
+            UserError: as `check`.
+        """
+        binding, built, mend = BACKENDS[self.backend], self.host, self.build_command(folder)
+        here = here or Host.here(built.device, binding.packages)
+        for package in binding.packages:
+            theirs, ours = built.versions.get(package), here.versions.get(package)
+            if theirs != ours:
+                found = f"{package} {ours}" if ours else f"no {package}"
+                raise _refusal(folder, "versions", f"built with {package} {theirs}, here is {found}", mend)
+        if not binding.architecture:
+            return
+        if built.architecture != here.architecture:
+            reason = f"built for {built.architecture}, here is {here.architecture}"
+            raise _refusal(folder, "architecture", reason, mend)
+        if missing := sorted(set(built.features) - set(here.features)):
+            raise _refusal(folder, "features", f"it uses {missing[0]}, which this processor lacks", mend)
+
+    def check_model(self, folder: Path, checkpoint: Checkpoint) -> None:
+        """Refuse a checkpoint that the engine was not built from.
+
+        Raises:
+            UserError: as `check`, with the first setting of the model that differs, or `model_hash`.
+        """
+        name, sizes = str(checkpoint.folder), asdict(checkpoint.model_config())
+        mend = self.build_command(folder, checkpoint=name)
+        for setting, value in self.model.items():
+            if sizes.get(setting) != value:
+                raise _refusal(folder, setting, f"built for {value}, {name} has {sizes.get(setting)}", mend)
+        if checkpoint.model_hash() != self.model_hash:
+            raise _refusal(folder, "model_hash", f"built from other weights than those of {name}", mend)
+
+    def check_files(self, folder: Path) -> None:
+        """Read every file and compare its hash.
+
+        Raises:
+            UserError: naming the file that is missing or damaged.
+        """
+        from vmla.weights.files import hash_file
+
+        for name, expected in self.files.items():
+            path = folder / name
+            if not path.is_file():
+                raise _refusal(folder, name, "the file is missing", self.build_command(folder))
+            if hash_file(path) != expected:
+                reason = "the file is damaged, its SHA-256 is not that of the manifest"
+                raise _refusal(folder, name, reason, self.build_command(folder))
+
+
+def _refusal(folder: Path, field: str, reason: str, mend: str) -> UserError:
+    return UserError(f"{folder}: {field}: {reason}; run: {mend}")
+
+
+def _from_json(values: dict[str, Any], path: Path) -> Manifest:
+    """A manifest from JSON values: lists become tuples, objects become what they describe."""
+    known = {field.name for field in fields(Manifest)}
+    if wrong := sorted(values.keys() ^ known):
+        state = "missing" if wrong[0] in known else "unknown"
+        raise UserError(f"{path}: field {wrong[0]} is {state}; build the engine again")
+    if values["backend"] not in BACKENDS:
+        raise UserError(f"{path}: backend {values['backend']} is unknown; known are {', '.join(BACKENDS)}")
+    if any(Path(name).name != name for name in values["files"]):
+        raise UserError(f"{path}: files: a name leads out of the folder; build the engine again")
+    try:
+        programs = {name: _signature(value) for name, value in values["programs"].items()}
+        host = Host(**{**values["host"], "features": tuple(values["host"]["features"])})
+    except (TypeError, KeyError, AttributeError) as error:
+        reason = f"programs or host are incomplete ({error})"
+        raise UserError(f"{path}: {reason}; build the engine again") from error
+    return Manifest(**{**values, "programs": programs, "host": host})
+
+
+def _signature(value: dict[str, Any]) -> Signature:
+    def specs(key: str) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in value[key])
+
+    return Signature(inputs=specs("inputs"), outputs=specs("outputs"))

@@ -1,0 +1,81 @@
+"""Programs in fewer and plainer operations, before an ONNX graph is made of them.
+
+The exporter translates each operation by itself and for any shape: a split becomes a sequence, which
+TensorRT does not know, and a reshape computes at run time what is known here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.export import ExportedProgram
+
+_ATEN = torch.ops.aten
+
+
+def plain(program: ExportedProgram) -> ExportedProgram:
+    """The same program with the operations of `REPLACED` written out for its static shapes."""
+    made: ExportedProgram = program.run_decompositions(REPLACED)
+    return made
+
+
+def _unbind(x: Tensor, dim: int = 0) -> list[Tensor]:
+    return [x.select(dim, index) for index in range(x.shape[dim])]
+
+
+def _split_with_sizes(x: Tensor, sizes: Sequence[int], dim: int = 0) -> list[Tensor]:
+    ends = [sum(sizes[: place + 1]) for place in range(len(sizes))]
+    return [_ATEN.slice.Tensor(x, dim, end - size, end) for size, end in zip(sizes, ends, strict=True)]
+
+
+def _unflatten(x: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
+    dim %= x.ndim
+    known = math.prod(size for size in sizes if size != -1)
+    whole = [x.shape[dim] // known if size == -1 else size for size in sizes]
+    return x.reshape([*x.shape[:dim], *whole, *x.shape[dim + 1 :]])
+
+
+def _flatten(x: Tensor, start: int = 0, end: int = -1) -> Tensor:
+    start, end = start % x.ndim, end % x.ndim
+    return x.reshape([*x.shape[:start], math.prod(x.shape[start : end + 1]), *x.shape[end + 1 :]])
+
+
+def _repeat_interleave(x: Tensor, repeats: int, dim: int | None = None, **_: Any) -> Tensor:
+    if dim is None:
+        x, dim = x.reshape([x.numel()]), 0
+    shape = [*x.shape[: dim + 1], repeats, *x.shape[dim + 1 :]]
+    return _flatten(x.unsqueeze(dim + 1).expand(shape), dim, dim + 1)
+
+
+def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *rest: Any) -> Any:
+    """A mask over keys alone is written out for each query: ONNX Runtime takes no other (1.32)."""
+    if mask is None or mask.shape[-2] == query.shape[-2]:
+        return NotImplemented
+    rows = mask.expand(*mask.shape[:-2], query.shape[-2], mask.shape[-1])
+    return F.scaled_dot_product_attention(query, key, value, rows, *rest)
+
+
+def _layer_norm(
+    x: Tensor, shape: list[int], weight: Tensor | None = None, bias: Tensor | None = None, *rest: Any
+) -> Any:
+    """ONNX has none without a gain."""
+    if weight is not None:
+        return NotImplemented
+    return F.layer_norm(x, shape, torch.ones(shape, dtype=x.dtype, device=x.device), bias, rest[0])
+
+
+REPLACED: dict[Any, Callable[..., Any]] = {
+    _ATEN.unbind.int: _unbind,
+    _ATEN.split_with_sizes.default: _split_with_sizes,
+    _ATEN.unflatten.int: _unflatten,
+    _ATEN.flatten.using_ints: _flatten,
+    _ATEN.numpy_T.default: lambda x: x.transpose(0, 1),
+    _ATEN.repeat_interleave.self_int: _repeat_interleave,
+    _ATEN.layer_norm.default: _layer_norm,
+    _ATEN.scaled_dot_product_attention.default: _attention,
+}

@@ -1,0 +1,1 @@
+"""Triton kernels of the attention operator; importing a module of this package loads Triton."""

@@ -1,0 +1,102 @@
+"""The operator through `torch.nn.functional.scaled_dot_product_attention`.
+
+On a GPU of the Hopper generation or later cuDNN is asked for first, then Flash, then the
+memory-efficient kernel; `taken` tells which one a call gets. On a CPU that runs eagerly the mask is
+read: empty slots are left out instead of masked, which is faster and safe from what lies in them.
+Everywhere else, traced graphs included, validity stays data.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from plugins.reference import turned, up_project, window_entries
+
+ORDER = [
+    SDPBackend.CUDNN_ATTENTION,
+    SDPBackend.FLASH_ATTENTION,
+    SDPBackend.EFFICIENT_ATTENTION,
+    SDPBackend.MATH,
+]
+HOPPER = (9, 0)
+
+
+def expand(
+    cached: Tensor,
+    own: Tensor,
+    up_key: Tensor,
+    up_value: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    valid: Tensor,
+    heads: int,
+) -> tuple[Tensor, Tensor]:
+    """See `plugins.reference.expand`."""
+    return up_project(_entries(cached, own, valid), up_key, up_value, cos, sin, heads)
+
+
+def attention(query: Tensor, keys: Tensor, values: Tensor, valid: Tensor) -> Tensor:
+    """See `plugins.reference.attention`."""
+    keys, values, mask = without_empty(keys, values, valid)
+    if mask is not None:  # a row for each query: ONNX Runtime takes no other
+        mask = mask.expand(1, 1, query.shape[2], -1)
+    with _preferred(query):
+        return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+
+
+def attention_absorbed(
+    query: Tensor, cached: Tensor, own: Tensor, cos: Tensor, sin: Tensor, valid: Tensor, scale: float
+) -> Tensor:
+    """See `plugins.reference.attention_absorbed`.
+
+    The heads share their keys, so they are rows of one head. The keys serve as values too, and the
+    rotary part of their sum is dropped: only equal widths take a fused kernel.
+    """
+    keys = turned(_entries(cached, own, valid), cos, sin)[:, None]
+    keys, _, mask = without_empty(keys, keys, valid)
+    rows = query.flatten(1, 2)[:, None]
+    with _preferred(query):
+        sums = F.scaled_dot_product_attention(rows, keys, keys, attn_mask=mask, scale=scale)
+    return sums[:, 0, :, : -2 * cos.shape[-1]].unflatten(1, query.shape[1:3])
+
+
+def readable(valid: Tensor) -> bool:
+    """Whether its values can be looked at for nothing: on a CPU, and not while a graph is traced."""
+    return type(valid) is Tensor and valid.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
+def taken(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> str:
+    """The backend that PyTorch takes for such a call: `cudnn`, `flash`, `efficient` or `math`."""
+    with _preferred(query):
+        choice = SDPBackend(torch._fused_sdp_choice(query, keys, values, attn_mask=mask))
+    return choice.name.removesuffix("_ATTENTION").lower()
+
+
+def _entries(cached: Tensor, own: Tensor, valid: Tensor) -> Tensor:
+    """See `plugins.reference.window_entries`."""
+    if readable(valid) and valid.all():
+        return torch.cat([cached, own], dim=1)
+    return window_entries(cached, own, valid)
+
+
+def without_empty(keys: Tensor, values: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Keys and values without what lies in empty slots, and the mask that is still needed."""
+    if not readable(valid):
+        clean = torch.where(valid[:, None], keys, 0)
+        return clean, torch.where(valid[:, None], values, 0), valid[None, None, None]
+    if valid.all():
+        return keys, values, None
+    kept = valid.nonzero().flatten()
+    return keys.index_select(2, kept), values.index_select(2, kept), None
+
+
+def _preferred(query: Tensor) -> AbstractContextManager[None]:
+    """Ask for cuDNN first where it is the fastest."""
+    if query.device.type == "cuda" and torch.cuda.get_device_capability(query.device) >= HOPPER:
+        return sdpa_kernel(ORDER, set_priority=True)
+    return nullcontext()

@@ -1,0 +1,114 @@
+"""Engines from an engine folder: loaded through their manifest, without tracing or compiling."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from export.manifest import Manifest
+from runtime.programs import Program, check_inputs, load_program
+from vmla.cache import CacheLayout
+from vmla.config import ModelConfig
+from vmla.errors import UserError
+from vmla.text import TextEncoder
+from vmla.weights.folder import Checkpoint, open_checkpoint
+
+
+class CompiledEngine:
+    """The step and the prompt step of an engine folder behind the face of `runtime.engine.Engine`."""
+
+    def __init__(self, manifest: Manifest, programs: dict[str, Program], text: TextEncoder) -> None:
+        self.manifest = manifest
+        self.config = ModelConfig.from_dict(manifest.model)
+        self.layout = CacheLayout.of(self.config)
+        self.dtype: torch.dtype = getattr(torch, manifest.cache["dtype"])
+        self.device = torch.device(manifest.host.device)
+        self._programs = programs
+        self._text = text
+        text.encoder.to(self.device)
+
+    @torch.inference_mode()
+    def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
+        """Cross-attention keys and values [L, 2, B, tokens, D] of one prompt for each video."""
+        (text_kv,) = self._run("prompt", self._text(prompts).float())
+        return text_kv
+
+    @torch.inference_mode()
+    def step(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        text_kv: Tensor,
+        cache: Tensor,
+        slot_index: Tensor,
+        chunk_index: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        """Velocity and entries: see `VideoMLA.forward`.
+
+        Raises:
+            ValueError: naming a tensor that has not the shape or type of the manifest.
+        """
+        velocity, entries = self._run(
+            "step", latents.float(), timestep, text_kv, cache, slot_index, chunk_index
+        )
+        return velocity, entries
+
+    def _run(self, name: str, *tensors: Tensor) -> Sequence[Tensor]:
+        check_inputs(self.manifest.programs[name], tensors)
+        # Compiled code was made for dense tensors and does not look at strides.
+        return self._programs[name](*(tensor.contiguous() for tensor in tensors))
+
+    def close(self) -> None:
+        """Let go of the programs and their weights."""
+        self._programs = {}
+
+    def __enter__(self) -> CompiledEngine:
+        """The engine itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+
+def open_engine(folder: Path, checkpoint: Checkpoint, *, batch: int = 1) -> CompiledEngine:
+    """The engine in `folder`, with the text encoder of the `checkpoint` that it was built from.
+
+    Raises:
+        UserError: if it does not fit this machine, the checkpoint or `batch`, or is damaged.
+    """
+    manifest = Manifest.read(folder)
+    manifest.check(folder, checkpoint, batch=batch)
+    manifest.check_files(folder)
+    programs = {name: load_program(folder, name, manifest) for name in manifest.programs}
+    return CompiledEngine(manifest, programs, checkpoint.text())
+
+
+def fit(
+    folder: Path, name: str | Path | None, *, device: str, dtype: str
+) -> tuple[Checkpoint, str, str]:
+    """The checkpoint, device and type that the engine in `folder` needs; reads no weights but to hash them.
+
+    Args:
+        folder: of the engine.
+        name: the checkpoint asked for, None for the engine's own.
+        device, dtype: those asked for; `cpu` and `auto` ask for nothing.
+
+    Raises:
+        UserError: if the engine cannot run here, or what is asked for is not what it was built for.
+    """
+    manifest = Manifest.read(folder)
+    checkpoint = open_checkpoint(manifest.checkpoint if name is None else name)
+    manifest.check(folder, checkpoint)
+    built = manifest.host.device, manifest.cache["dtype"]
+    if device not in (built[0], "cpu"):
+        raise UserError(f"{folder} was built for device {built[0]}, not {device}; leave --device out")
+    if dtype not in (built[1], "auto"):
+        raise UserError(f"{folder} was built for dtype {built[1]}, not {dtype}; leave --dtype out")
+    return checkpoint, *built

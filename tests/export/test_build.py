@@ -1,0 +1,188 @@
+"""Building: whole or not at all, reused when nothing changed. The compiler is replaced by a quick one."""
+
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+from click.testing import CliRunner
+
+from export import aoti
+from export.cli import main
+from export.manifest import Manifest
+from export.settings import Settings, choose_backend
+from vmla.errors import UserError
+
+pytestmark = pytest.mark.cpu
+
+
+@pytest.fixture
+def compiled(monkeypatch):
+    """The names of the programs that were compiled, by a compiler that writes its input's graph."""
+    names = []
+
+    def package(program, path):
+        names.append(path.stem)
+        path.write_text(str(program.graph))
+
+    monkeypatch.setattr(aoti, "package", package)
+    return names
+
+
+def build(checkpoint, output, *more):
+    arguments = ["build", "--checkpoint", checkpoint, "--backend", "aoti", "-o", output, *more]
+    return CliRunner().invoke(main, [str(argument) for argument in arguments])
+
+
+def test_a_build_says_each_stage_and_is_reused(checkpoint, tmp_path, compiled):
+    first = build(checkpoint, tmp_path / "engine")
+    assert first.exit_code == 0, first.output
+    for stage in ("load", "trace", "lower to fp32", "compile step", "compile prompt", "hash"):
+        assert f"{stage}: " in first.output
+    assert "MiB" in first.output
+    assert sorted(path.name for path in (tmp_path / "engine").iterdir()) == [
+        "manifest.json", "prompt.pt2", "step.pt2"
+    ]  # fmt: skip
+    again = build(checkpoint, tmp_path / "engine")
+    assert "unchanged" in again.output
+    assert compiled == ["step", "prompt"]
+
+
+@pytest.mark.parametrize("change", ["precision", "damage", "version"])
+def test_it_is_built_anew_when_anything_changed(checkpoint, tmp_path, compiled, change, monkeypatch):
+    folder = tmp_path / "engine"
+    assert build(checkpoint, folder).exit_code == 0
+    if change == "damage":
+        (folder / "step.pt2").write_text("x")
+    if change == "version":
+        monkeypatch.setattr("export.host._version", lambda name: "99")
+    more = ["--precision", "bf16"] if change == "precision" else []
+    assert "built" in build(checkpoint, folder, *more).output
+    assert compiled == ["step", "prompt"] * 2
+    manifest = Manifest.read(folder)
+    assert manifest.precision == ("bf16" if change == "precision" else "fp32")
+    manifest.check_files(folder)
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_an_interrupted_build_leaves_nothing_and_keeps_what_was(checkpoint, tmp_path, monkeypatch, error):
+    def stop(program, path):
+        path.write_text("half")
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(aoti, "package", stop)
+        assert build(checkpoint, tmp_path / "engine").exit_code != 0
+        assert list(tmp_path.iterdir()) == []
+        patch.setattr(aoti, "package", lambda program, path: path.write_text("whole"))
+        assert build(checkpoint, tmp_path / "engine").exit_code == 0
+        patch.setattr(aoti, "package", stop)
+        assert build(checkpoint, tmp_path / "engine", "--batch", 2).exit_code != 0
+    assert [path.name for path in tmp_path.iterdir()] == ["engine"]
+    kept = Manifest.read(tmp_path / "engine")
+    kept.check_files(tmp_path / "engine")
+    assert kept.batch == 1
+
+
+STUCK = """
+import sys, time
+from export import aoti
+from export.cli import main
+def package(program, path):
+    path.write_text("half")
+    print("stuck", flush=True)
+    time.sleep(600)
+aoti.package = package
+main()
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_build_leaves_nothing_for_long(checkpoint, tmp_path, compiled, number):
+    folder = tmp_path / "engine"
+    options = ["--checkpoint", str(checkpoint), "--backend", "aoti", "-o", str(folder)]
+    command = [sys.executable, "-c", STUCK, "build", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        while "stuck" not in (line := process.stdout.readline()):
+            assert line, "the build ended by itself"
+        os.kill(process.pid, number)
+        process.wait(60)
+    assert not folder.exists()
+    if number == signal.SIGTERM:
+        assert list(tmp_path.iterdir()) == []
+    assert build(checkpoint, folder).exit_code == 0
+    assert list(tmp_path.iterdir()) == [folder]
+
+
+def test_a_folder_that_is_no_engine_is_left_alone(checkpoint, tmp_path, compiled):
+    (tmp_path / "letters").mkdir()
+    (tmp_path / "letters" / "dear.txt").write_text("reader")
+    result = build(checkpoint, tmp_path / "letters")
+    assert result.exit_code == 2
+    assert "is no engine" in result.output
+    assert (tmp_path / "letters" / "dear.txt").read_text() == "reader"
+    assert compiled == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--backend", "tensorrt"], "backend tensorrt cannot build engines yet"),
+        (["--backend", "abacus"], "no such backend: abacus; there are aoti, onnx, tensorrt-rtx"),
+        (["--precision", "fp8"], "precision fp8 needs scales"),
+        (["--precision", "int3"], "no such precision: int3"),
+        (["--batch", "0"], "batch is 0"),
+        (["--device", "tpu"], "no such device: tpu"),
+        (["--backend", "onnx", "--device", "cuda"], "leave --device out"),
+        (["--backend", "tensorrt-rtx"], "a target goes with backend tensorrt-rtx"),
+        (["--backend", "tensorrt-rtx", "--target", "sm_90"], "builds no engines for sm_90"),
+        (["--backend", "aoti", "--target", "sm_89"], "a target goes with backend tensorrt-rtx"),
+        (["--checkpoint", "nowhere"], "no checkpoint 'nowhere'"),
+    ],
+)
+def test_what_cannot_be_built_is_refused_in_one_line(tmp_path, arguments, said):
+    result = CliRunner().invoke(main, ["build", *arguments, "-o", str(tmp_path / "engine")])
+    assert result.exit_code == 2
+    line = result.output.splitlines()[-1]
+    assert said in line
+    assert line.startswith("Error: ")
+    assert not (tmp_path / "engine").exists()
+
+
+def test_a_missing_tool_is_named_with_what_installs_it(monkeypatch):
+    monkeypatch.setattr("export.aoti.shutil.which", lambda name: None)
+    with pytest.raises(UserError, match="install g"):
+        Settings(backend="aoti", precision="fp32").check_tools()
+    assert choose_backend()[0] == "onnx"
+    monkeypatch.setattr("export.settings.find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"videomla\[onnx\]"):
+        Settings(backend="onnx", precision="fp32").check_tools()
+    with pytest.raises(UserError, match=r"videomla\[onnx\]|videomla\[trt-rtx\]"):
+        Settings(backend="tensorrt-rtx", precision="fp32", target="sm_89").check_tools()
+
+
+def test_the_default_backend_comes_with_its_reason(checkpoint, tmp_path, compiled):
+    arguments = ["build", "--checkpoint", checkpoint, "-o", tmp_path / "engine"]
+    result = CliRunner().invoke(main, [str(argument) for argument in arguments])
+    assert result.output.splitlines()[0].startswith("backend: aoti (")
+
+
+def test_engines_are_listed_and_inspected(checkpoint, tmp_path, compiled, monkeypatch):
+    build(checkpoint, tmp_path / "one")
+    build(checkpoint, tmp_path / "two", "--batch", 2, "--precision", "fp16")
+    monkeypatch.setattr("export.host._version", lambda name: "99")
+    build(checkpoint, tmp_path / "one-99")
+    monkeypatch.undo()
+    listed = CliRunner().invoke(main, ["list", str(tmp_path)]).output.splitlines()
+    assert [line.partition(": ")[0].rpartition("/")[2] for line in listed] == ["one", "one-99", "two"]
+    assert "aoti fp16, batch 2" in listed[2]
+    assert "does not run here" in listed[1]
+    shown = CliRunner().invoke(main, ["inspect", str(tmp_path / "two")]).output
+    assert "  in  cache float16 [2, 2, 64, 24]" in shown.splitlines()
+    told = CliRunner().invoke(main, ["inspect", "--json", str(tmp_path / "two")]).output
+    assert told.strip() == (tmp_path / "two" / "manifest.json").read_text().strip()
+    empty = CliRunner().invoke(main, ["list", str(tmp_path / "nowhere")])
+    assert empty.exit_code == 2
+    assert "no engines in" in empty.output

@@ -1,0 +1,173 @@
+"""The manifest: what is written is read; what does not fit is refused by name, with a way to mend it."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+from kit.checkpoints import debug_checkpoint
+
+from export.build import describe
+from export.cli import main
+from export.host import Host
+from export.manifest import NAME, Manifest
+from export.settings import Settings
+from vmla.errors import UserError
+from vmla.weights.folder import open_checkpoint
+
+pytestmark = pytest.mark.cpu
+
+HERE = Host(device="cpu", architecture="x86_64", features=("avx2", "fma"), versions={"torch": "2.13.0"})
+
+
+@pytest.fixture(scope="module")
+def manifest(checkpoint):
+    """Of an engine that was never built."""
+    settings = Settings(backend="aoti", precision="bf16")
+    return replace(describe(open_checkpoint(checkpoint), settings), host=HERE, files={"step.pt2": "0" * 64})
+
+
+@pytest.fixture
+def folder(manifest, tmp_path):
+    """An engine folder with nothing but a manifest."""
+    manifest.write(tmp_path)
+    return tmp_path
+
+
+def edit(folder, **changes):
+    path = folder / NAME
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+def assert_refused(said, call, *arguments, **options):
+    """Check that `call` is refused in one line that contains `said`; returns the line."""
+    with pytest.raises(UserError, match=re.escape(said)) as refusal:
+        call(*arguments, **options)
+    line = str(refusal.value)
+    assert "\n" not in line
+    return line
+
+
+def mending(line):
+    """The options of the command that a refusal ends with, as the command itself understands them."""
+    command = shlex.split(line.partition("; run: ")[2])
+    assert command[:2] == ["vmla-export", "build"]
+    build = main.commands["build"]
+    return build.make_context("build", command[2:]).params
+
+
+def test_what_is_written_is_read(manifest, folder):
+    assert Manifest.read(folder) == manifest
+    assert [path.name for path in folder.iterdir()] == [NAME]
+
+
+def test_its_tables_say_what_goes_in_and_out(manifest):
+    step, prompt = manifest.programs["step"], manifest.programs["prompt"]
+    names = ["latents", "timestep", "text_kv", "cache", "slot_index", "chunk_index"]
+    types = ["float32", "float32", "bfloat16", "bfloat16", "int32", "int32"]
+    assert [(spec.name, spec.dtype) for spec in step.inputs] == list(zip(names, types, strict=True))
+    outputs = [(spec.name, spec.dtype) for spec in step.outputs]
+    assert outputs == [("velocity", "float32"), ("entries", "bfloat16")]
+    assert prompt.outputs == (step.inputs[2],)
+    assert manifest.cache["dtype"] == "bfloat16"
+    assert manifest.cache["history"] == 3
+
+
+def test_the_same_machine_and_checkpoint_are_accepted(manifest, folder, checkpoint):
+    manifest.check(folder, open_checkpoint(checkpoint), here=HERE)
+    more = replace(HERE, features=("amx_tile", *HERE.features))
+    manifest.check_host(folder, more)
+
+
+@pytest.mark.parametrize(
+    ("here", "said"),
+    [
+        (replace(HERE, versions={"torch": "2.14.0"}), "versions: built with torch 2.13.0, here is torch 2"),
+        (replace(HERE, versions={}), "versions: built with torch 2.13.0, here is no torch"),
+        (replace(HERE, architecture="aarch64"), "architecture: built for x86_64, here is aarch64"),
+        (replace(HERE, features=("avx2",)), "features: it uses fma"),
+    ],
+)
+def test_another_machine_is_refused(manifest, folder, here, said):
+    options = mending(assert_refused(said, manifest.check_host, folder, here))
+    assert (options["backend"], options["precision"], options["batch"]) == ("aoti", "bf16", 1)
+    assert options["output"] == folder
+
+
+def test_another_gpu_is_refused(manifest, folder):
+    built = replace(manifest, host=replace(HERE, device="cuda", architecture="sm_90", features=()))
+    here = replace(HERE, device="cuda", architecture="sm_120", features=())
+    line = assert_refused("architecture: built for sm_90, here is sm_120", built.check_host, folder, here)
+    assert mending(line)["device"] == "cuda"
+
+
+def test_a_graph_runs_on_any_machine(manifest, folder):
+    replace(manifest, backend="onnx").check_host(folder, replace(HERE, architecture="riscv64", versions={}))
+
+
+def test_other_weights_are_refused(manifest, folder, tmp_path_factory):
+    other = debug_checkpoint(tmp_path_factory.mktemp("other") / "other", seed=1)
+    line = assert_refused("model_hash", manifest.check, folder, open_checkpoint(other), here=HERE)
+    assert mending(line)["checkpoint"] == str(other)
+
+
+def test_another_layout_is_refused(manifest, folder, tmp_path_factory):
+    other = debug_checkpoint(tmp_path_factory.mktemp("heads") / "heads", layout="mha")
+    said = "layout: built for mla"
+    assert_refused(said, manifest.check, folder, open_checkpoint(other), here=HERE)
+
+
+def test_another_shape_is_refused(manifest, folder, checkpoint):
+    wide = replace(manifest, model={**manifest.model, "image_width": 104})
+    assert_refused("image_width: built for 104", wide.check, folder, open_checkpoint(checkpoint), here=HERE)
+
+
+def test_another_batch_is_refused(manifest, folder, checkpoint):
+    opened = open_checkpoint(checkpoint)
+    line = assert_refused("batch: built for 1", manifest.check, folder, opened, batch=4, here=HERE)
+    assert mending(line)["batch"] == 4
+
+
+def test_missing_and_damaged_files_are_refused(manifest, folder):
+    assert_refused("step.pt2: the file is missing", manifest.check_files, folder)
+    (folder / "step.pt2").write_bytes(b"something else")
+    assert_refused("step.pt2: the file is damaged", manifest.check_files, folder)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"schema": 99}, "schema is 99"),
+        ({"color": "red"}, "field color is unknown"),
+        ({"backend": "abacus"}, "backend abacus is unknown"),
+        ({"files": {"../step.pt2": "0"}}, "leads out of the folder"),
+        ({"programs": {"step": {"inputs": []}}}, "programs or host are incomplete"),
+        ({"host": {"device": "cpu"}}, "programs or host are incomplete"),
+    ],
+)
+def test_a_manifest_that_cannot_be_understood_is_refused(folder, changes, said):
+    edit(folder, **changes)
+    assert_refused(said, Manifest.read, folder)
+
+
+def test_what_is_no_engine_is_refused(folder, tmp_path_factory):
+    assert_refused("is no engine", Manifest.read, folder / "nowhere")
+    assert_refused("is no engine", Manifest.read, tmp_path_factory.mktemp("empty"))
+    (folder / NAME).write_text("{")
+    assert_refused("is not valid JSON", Manifest.read, folder)
+    values = {"schema": 1}
+    (folder / NAME).write_text(json.dumps(values))
+    assert_refused("is missing", Manifest.read, folder)
+
+
+def test_reading_a_manifest_loads_no_torch(folder):
+    code = (
+        "import sys; from pathlib import Path; from export.manifest import Manifest; import export.cli;"
+        "Manifest.read(Path(sys.argv[1])); print('torch' in sys.modules)"
+    )
+    command = [sys.executable, "-c", code, str(folder)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"

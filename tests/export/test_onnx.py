@@ -1,0 +1,109 @@
+"""ONNX graphs: their names, what they are made of, and weights beside them."""
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from kit.models import tiny_model
+from kit.passes import pass_inputs
+
+from export import onnx as graphs
+from export.build import lower
+from export.contract import contract
+from export.manifest import Manifest
+from export.plain import plain
+from export.settings import Settings
+from export.trace import trace
+from vmla.errors import UserError
+from vmla.weights.folder import open_checkpoint
+
+pytestmark = pytest.mark.cpu
+
+SEQUENCES = {"SplitToSequence", "SequenceAt", "SequenceEmpty", "ConcatFromSequence"}
+"""What TensorRT does not know."""
+
+
+@pytest.fixture(scope="module")
+def graph(onnx_engine):
+    """The step of the debug model."""
+    return onnx.load(onnx_engine / "step.onnx").graph
+
+
+def test_the_graph_has_the_signature_of_the_manifest(graph, onnx_engine):
+    step = Manifest.read(onnx_engine).programs["step"]
+    for values, specs in ((graph.input, step.inputs), (graph.output, step.outputs)):
+        found = [
+            (v.name, tuple(d.dim_value for d in v.type.tensor_type.shape.dim), v.type.tensor_type.elem_type)
+            for v in values
+        ]
+        types = {s.dtype: onnx.helper.np_dtype_to_tensor_dtype(np.dtype(s.dtype)) for s in specs}
+        assert found == [(s.name, s.shape, types[s.dtype]) for s in specs]
+
+
+def test_weights_keep_their_names(graph, checkpoint):
+    weights = open_checkpoint(checkpoint).transformer().state_dict()
+    named = {tensor.name: tensor for tensor in graph.initializer if tensor.name in weights}
+    assert "blocks.1.ffn.up.weight" in named
+    assert {name for name in weights if ".attn2.to_k" not in name and ".attn1." in name} <= named.keys()
+    for name, tensor in named.items():
+        assert np.array_equal(onnx.numpy_helper.to_array(tensor), weights[name].numpy()), name
+
+
+def test_it_is_made_of_operations_that_tensorrt_knows(graph):
+    kinds = {node.op_type for node in graph.node}
+    assert not kinds & SEQUENCES
+    assert "Shape" not in kinds
+    assert str(Path(__file__).parents[2]) not in str(graph)  # the exporter notes where each node comes from
+    assert {node.domain for node in graph.node} <= {"", "ai.onnx"}
+    assert [node.op_type for node in graph.node].count("Attention") == 4  # two layers, self and text
+
+
+@pytest.mark.parametrize("layout", ["mla", "mha"])
+def test_plain_operations_compute_the_same(layout):
+    model = tiny_model(layout=layout)
+    program = plain(trace(model, batch=1)["step"])
+    inputs = pass_inputs(model.config, 1, seed=3)
+    for got, want in zip(program.module()(*inputs.values()), model(**inputs), strict=True):
+        assert torch.allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+def test_narrow_graphs_pass_the_checker(tmp_path, precision):
+    settings = Settings(backend="onnx", precision=precision)
+    model = tiny_model()
+    narrow = {"bf16": "bfloat16", "fp16": "float16"}[precision]
+    signature = contract(model.config, batch=1, narrow=narrow)["step"]
+    program = lower(trace(model, batch=1)["step"], signature, settings)
+    graphs.save(program, signature, tmp_path / "step.onnx")
+    made = onnx.load(tmp_path / "step.onnx").graph
+    code = {"bf16": onnx.TensorProto.BFLOAT16, "fp16": onnx.TensorProto.FLOAT16}[precision]
+    stored = {tensor.name: tensor.data_type for tensor in made.initializer}
+    assert stored["blocks.0.attn1.up_k.weight"] == code
+    assert stored["blocks.0.attn1.norm_kv.weight"] == onnx.TensorProto.FLOAT
+
+
+def test_large_weights_lie_beside_the_graph(tmp_path, monkeypatch):
+    monkeypatch.setattr(graphs, "LARGEST", 1000)
+    model = tiny_model()
+    signature = contract(model.config, batch=1)["step"]
+    graphs.save(trace(model, batch=1)["step"], signature, tmp_path / "step.onnx")
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"step.onnx", "step.onnx.data"}
+    matrices = sum(weight.nbytes for weight in model.blocks.parameters() if weight.nbytes > 2000)
+    assert (tmp_path / "step.onnx.data").stat().st_size > 0.6 * matrices
+    whole = onnx.load(tmp_path / "step.onnx")
+    weights = {t.name: onnx.numpy_helper.to_array(t) for t in whole.graph.initializer}
+    assert np.array_equal(weights["blocks.0.ffn.up.weight"], model.blocks[0].ffn.up.weight.numpy())
+
+
+def test_a_graph_that_the_checker_refuses_is_no_engine(tmp_path, monkeypatch):
+    def refuse(path, full_check):
+        raise onnx.checker.ValidationError("no such operator\nand more")
+
+    monkeypatch.setattr(onnx.checker, "check_model", refuse)
+    model = tiny_model()
+    signature = contract(model.config, batch=1)["prompt"]
+    with pytest.raises(UserError, match=r"^the ONNX checker refuses prompt.onnx: no such operator$"):
+        graphs.save(trace(model, batch=1)["prompt"], signature, tmp_path / "prompt.onnx")

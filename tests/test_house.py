@@ -1,0 +1,153 @@
+"""The rules of the house, read off the source: sizes, docstrings, arrows, tiers, lean imports."""
+
+import ast
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+pytestmark = pytest.mark.cpu
+
+ROOT = Path(__file__).parents[1]
+ROOMS = ("plugins", "vmla", "export", "runtime", "bench")
+"""Arrows run one way: each may import itself and those before it."""
+TIERS = ("cpu", "gpu", "trt", "slow")
+HEAVY = ("tensorrt", "tensorrt_rtx", "triton", "diffusers", "transformers", "av", "onnx", "PIL")
+LONGEST_FILE, LONGEST_FUNCTION = 400, 60
+KERNELS = {"plugins/kernels/absorbed.py": 80}
+"""A kernel whose one loop carries a dozen tiles, which no function could take over without all of them."""
+FOR_ALL = "vmla.errors"
+"""The one module that every room may import: it imports nothing."""
+
+
+def sources(*folders):
+    """Every Python file of `folders`, sorted."""
+    files = [path for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    return sorted(path for path in files if "__pycache__" not in path.parts)
+
+
+@cache
+def parsed(path):
+    return ast.parse(path.read_text(), str(path))
+
+
+def named(path):
+    return str(path.relative_to(ROOT))
+
+
+LIBRARY, ALL = sources(*ROOMS), sources(*ROOMS, "tests")
+each_file = pytest.mark.parametrize("path", ALL, ids=named)
+each_module = pytest.mark.parametrize("path", LIBRARY, ids=named)
+each_test = pytest.mark.parametrize("path", [p for p in ALL if p.name.startswith("test_")], ids=named)
+
+
+def imported(tree):
+    """Every module that is imported anywhere in `tree`, with the names that are taken from it."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, ()) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"line {node.lineno}: a relative import"
+            yield node.module, tuple(alias.name for alias in node.names)
+
+
+def test_the_walk_finds_the_house():
+    found = {path.relative_to(ROOT).parts[0] for path in ALL}
+    assert found == {*ROOMS, "tests"}
+    assert ROOT / "vmla" / "transformer.py" in LIBRARY
+
+
+@each_file
+def test_files_and_functions_are_short(path):
+    lines = len(path.read_text().splitlines())
+    assert lines <= LONGEST_FILE, f"{lines} lines"
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            length = node.end_lineno - node.lineno + 1
+            allowed = KERNELS.get(named(path), LONGEST_FUNCTION)
+            assert length <= allowed, f"{node.name}: {length} lines"
+
+
+@each_file
+def test_every_module_says_what_it_is(path):
+    assert ast.get_docstring(parsed(path))
+
+
+@each_module
+def test_arrows_run_one_way(path):
+    room = ROOMS.index(path.relative_to(ROOT).parts[0])
+    above = ROOMS[room + 1 :]
+    for module, _ in imported(parsed(path)):
+        top = module.split(".")[0]
+        assert module == FOR_ALL or top not in above, f"{ROOMS[room]} imports {module}"
+        assert top != "tests"
+
+
+def test_what_all_may_import_imports_nothing():
+    path = ROOT / FOR_ALL.replace(".", "/")
+    assert [module for module, _ in imported(parsed(path.with_suffix(".py")))] == ["__future__"]
+
+
+@pytest.mark.parametrize("path", sources("runtime"), ids=named)
+def test_the_runtime_knows_of_export_the_manifest_alone(path):
+    for module, names in imported(parsed(path)):
+        if module.split(".")[0] == "export":
+            assert module == "export.manifest" or (module, names) == ("export", ("manifest",))
+
+
+@each_module
+def test_the_library_prints_nothing(path):
+    calls = (node for node in ast.walk(parsed(path)) if isinstance(node, ast.Call))
+    assert not any(isinstance(call.func, ast.Name) and call.func.id == "print" for call in calls)
+
+
+@each_test
+def test_every_test_file_names_its_tier(path):
+    marks = [
+        ast.unparse(node.value)
+        for node in parsed(path).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark"
+    ]
+    assert len(marks) == 1
+    assert any(f"pytest.mark.{tier}" in marks[0] for tier in TIERS)
+
+
+@each_test
+def test_no_test_is_without_an_assertion(path):
+    """Its own, or that of a function that it calls: `assert_...`, `check_...`, `pytest.raises`."""
+    for node in ast.walk(parsed(path)):
+        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
+            asserts = any(isinstance(inner, ast.Assert) for inner in ast.walk(node))
+            text = ast.unparse(node)
+            assert asserts or any(word in text for word in ("assert_", "check_", "pytest.raises")), node.name
+
+
+def test_file_names_differ_so_that_pytest_can_import_them():
+    names = [path.name for path in ALL if path.name.startswith("test_")]
+    assert len(names) == len(set(names))
+
+
+def loaded_by(statement):
+    """What `statement` leaves loaded of the heavy packages, and whether it started CUDA."""
+    script = (
+        f"{statement}; import sys; print([m for m in {HEAVY} if m in sys.modules]);"
+        "t = sys.modules.get('torch'); print(bool(t and t.cuda.is_initialized()))"
+    )
+    command = [sys.executable, "-c", script]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    return done.stdout.split("\n")[:2]
+
+
+def test_importing_vmla_loads_not_even_torch():
+    statement = "import vmla, sys; assert 'torch' not in sys.modules"
+    assert loaded_by(statement) == ["[]", "False"]
+
+
+def test_model_training_and_rollout_load_no_optional_package_and_start_no_cuda():
+    modules = (
+        "plugins, vmla.transformer, vmla.cache, vmla.sampler, vmla.text, vmla.vae.tiny, vmla.vae.wan, "
+        "vmla.weights.folder, vmla.train.run, vmla.train.recipes, vmla.world.render, runtime.rollout"
+    )
+    assert loaded_by(f"import {modules}") == ["[]", "False"]
