@@ -7,7 +7,7 @@ import pytest
 import torch
 from kit.measure import assert_close
 
-from bench.grader import draw_cases, measure
+from bench.grader import degrade, draw_cases, measure
 from vmla.world.caption import Reading, Request, read
 from vmla.world.fit import best_pose, make_bank
 from vmla.world.grade import QUESTIONS, Grade, Seen, SeenObject, grade, look
@@ -68,6 +68,16 @@ def test_own_prompt(motion):
 def test_one_wrong_thing(frames, question):
     answers = judge(frames)
     assert {q for q in QUESTIONS if not getattr(answers, q)} == {question}
+
+
+def test_edges_are_not_another_object():
+    """Orange fading into navy passes close to red, and a red object is there: see `assign_pixels`."""
+    red = Sprite(shape="square", colour="red", size="large", motion="drifting", seed=1)
+    orange = Sprite(shape="star", colour="orange", size="large", motion="orbiting", seed=2)
+    prompt = "a red square drifting and a orange star orbiting on a navy background"
+    seen = look(degrade(film(red, orange), torch.Generator().manual_seed(0)))
+    assert grade(seen, read(prompt)).all
+    assert [o.size for o in seen.objects] == ["large", "large"]
 
 
 def test_missing_object():
@@ -153,6 +163,17 @@ def test_blob_has_no_shape():
     frames = (navy + mask * (star - navy)).expand(FRAMES, 3, 64, 64)
     assert not judge(frames, "a red star resting on a navy background").all
     assert all(o.shape is None for o in look(frames).objects)
+
+
+@pytest.mark.parametrize("cells", [1, 4, 16, 64])
+@pytest.mark.parametrize("frames", [1, 24])
+def test_nonsense_is_graded_too(cells, frames):
+    """Random colours, in patches of any size, pass no prompt and break nothing."""
+    for seed in range(2):
+        noise = torch.rand(frames, 3, cells, cells, generator=torch.Generator().manual_seed(seed))
+        assert not judge(torch.nn.functional.interpolate(noise, size=64)).all
+        smooth = torch.nn.functional.interpolate(noise, size=64, mode="bilinear")
+        assert not judge(smooth).all
 
 
 def test_wrong_frames_are_refused():

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from vmla.world.caption import Reading, Request
-from vmla.world.find import Found, find_background, find_objects
+from vmla.world.colours import find_background
+from vmla.world.find import Found, find_objects
 from vmla.world.motion import name_motion
 from vmla.world.scene import ROUND, SIZE
 
