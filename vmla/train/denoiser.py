@@ -32,6 +32,12 @@ class DenoiserTraining:
     """Chunks of a training rollout."""
     jumps: float = 0.5
     """Share of batches whose rollout leaves out part of the clip after its first chunk."""
+    opening_steps: int = 0
+    """Steps at the start that only learn to make a first chunk from text, as image pretraining does."""
+    openings: float = 0.0
+    """Share of the later batches that do so."""
+    opening_clips: int = 192
+    """Clips of a batch of first chunks."""
     bfloat16: bool = True
     compiled: bool = False
     """Compile the blocks first: a minute at the start, then 1.6 times as many steps on two CPU cores."""
@@ -72,6 +78,8 @@ class DenoiserStage:
     def draw(self, step: int) -> tuple[Tensor, Tensor, list[int]]:
         """The batch of `step`: latents of the chosen chunks, text embeddings, chunk numbers."""
         rng = np.random.default_rng([self.training.seed, step, 3])
+        if step < self.training.opening_steps or rng.random() < self.training.openings:
+            return *self._draw_openings(rng), [0]
         clips = torch.from_numpy(rng.choice(len(self.data.latents), self.training.clips, replace=False))
         size, count = self.model.config.chunk, self.training.chunks
         last = self.data.latents.shape[2] // size - (count - 1)
@@ -79,6 +87,15 @@ class DenoiserStage:
         numbers = [0, *range(start, start + count - 1)]
         frames = torch.tensor([number * size + offset for number in numbers for offset in range(size)])
         return self.data.latents[clips][:, :, frames].float(), self.data.text[clips].float(), numbers
+
+    def _draw_openings(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
+        """Any chunk of any clip, as if a video began there."""
+        size, count = self.model.config.chunk, self.training.opening_clips
+        clips = torch.from_numpy(rng.integers(len(self.data.latents), size=count))
+        starts = torch.from_numpy(rng.integers(self.data.latents.shape[2] // size, size=count)) * size
+        frames = starts[:, None] + torch.arange(size)
+        latents = self.data.latents[clips[:, None], :, frames].transpose(1, 2)
+        return latents.float(), self.data.text[clips].float()
 
 
 def narrowed(

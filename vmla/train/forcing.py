@@ -69,6 +69,8 @@ def forcing_loss(
         if number == before + 1:
             loss, estimate, trusted = _predict(step, clean, text_copies, cache, positions, forcing, generator)
             losses.append(loss)
+        if number == numbers[-1]:
+            break  # nothing will look at it
         context = _context(clean, estimate, trusted, forcing, generator)
         quiet = torch.zeros(clean.shape[0], clean.shape[2], device=clean.device)
         _, entries = step(context, quiet, text_kv, cache, *positions)
