@@ -41,7 +41,8 @@ class Recipe:
         }
 
 
-# About two hours on two CPU cores: 15 minutes for the codec, 5 for text and latents, the rest to denoise.
+# About two and a half hours on two CPU cores: 15 minutes for the codec, 8 for text and latents, the rest
+# to denoise.
 SPRITES = Recipe(
     name="sprites",
     model=RECIPES["sprites"],
@@ -59,9 +60,13 @@ SPRITES = Recipe(
     latents=LatentSettings(),
     denoiser_training=DenoiserTraining(
         schedule=Schedule(
-            steps=2300, learning_rate=1e-3, matrix_rate=2e-3, warmup=100, decay=900, average=0.997
+            steps=6000, learning_rate=1.5e-3, matrix_rate=5e-3, warmup=50, decay=2000, average=0.998
         ),
         forcing=Forcing(),
+        clips=12,
+        opening_steps=1500,
+        openings=0.25,
+        opening_clips=64,
         compiled=True,
     ),
     sampler=Sampler(kind="euler", steps=8, shift=2.0),
