@@ -80,6 +80,22 @@ def test_without_jumps_and_in_short_clips_chunks_follow_each_other():
     assert all(short.draw(step)[2] == [0, 1, 2, 3] for step in range(20))
 
 
+def test_openings_are_any_chunk_of_any_clip_as_if_a_video_began_there():
+    stage, first_frames, kinds = numbered_stage(opening_steps=4, openings=0.5, opening_clips=9), set(), []
+    for step in range(40):
+        latents, text, numbers = stage.draw(step)
+        kinds.append(numbers == [0])
+        if kinds[-1]:
+            assert latents.shape[:3] == (9, DEBUG.model.latent_channels, 3)
+            shown = latents[:, 1, :, 2, 3] - text[:, 0, :1]
+            assert torch.equal(shown - shown[:, :1], torch.arange(3.0).expand(9, 3))
+            first_frames |= set(shown[:, 0].tolist())
+    assert all(kinds[:4])
+    assert 8 < sum(kinds[4:]) < 28
+    assert first_frames == set(range(0, FRAMES, 3))
+    assert stage.loss(0).isfinite()
+
+
 def step_inputs(model, seed=0):
     config, layout = model.config, CacheLayout.of(model.config)
     latents = draw(2, config.latent_channels, config.chunk, config.height, config.image_width, seed=seed)
