@@ -60,11 +60,11 @@ SPRITES = Recipe(
     latents=LatentSettings(),
     denoiser_training=DenoiserTraining(
         schedule=Schedule(
-            steps=6000, learning_rate=1.5e-3, matrix_rate=5e-3, warmup=50, decay=2000, average=0.998
+            steps=5100, learning_rate=1.5e-3, matrix_rate=5e-3, warmup=50, decay=1800, average=0.998
         ),
         forcing=Forcing(),
         clips=12,
-        opening_steps=1500,
+        opening_steps=1800,
         openings=0.25,
         opening_clips=64,
         compiled=True,
