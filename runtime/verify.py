@@ -20,10 +20,10 @@ from runtime.rollout import rollout
 from vmla.sampler import TIMESTEPS, Sampler
 from vmla.weights.folder import Checkpoint, open_checkpoint
 
-SINGLE = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 3e-3}
+SINGLE = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 3e-3, "fp8": 6e-2, "nvfp4": 2e-1}
 """Bounds on the relative error of one pass: a few units of rounding (bf16: 2^-8, fp16: 2^-11)."""
 
-ROLLOUT = {"fp32": 1e-3, "bf16": 1e-1, "fp16": 2e-2}
+ROLLOUT = {"fp32": 1e-3, "bf16": 1e-1, "fp16": 2e-2, "fp8": 8e-1, "nvfp4": 1.0}
 """Bounds on the relative error of a chunk, to whose noise every step and chunk before it has added."""
 
 WORDS = ("star", "ring", "square", "cross")
