@@ -27,7 +27,7 @@ from export.host import Host
 from export.layers import by_precision, products
 from export.manifest import BACKENDS, NAME, Manifest, Quantization, Signature
 from export.precision import DTYPES, in_precision
-from export.quantize import quantized
+from export.quantized_layers import quantized
 from export.scaled import scaled
 from export.settings import Settings
 from export.trace import trace
@@ -199,7 +199,7 @@ def lower(
         largest: of the inputs of each layer that is quantised, by its name.
     """
     if largest:
-        program = quantized(program, largest)
+        program = quantized(program, largest, settings.precision)
         if settings.device == "cuda":
             program = scaled(program)
     narrow = str(DTYPES[settings.base]).removeprefix("torch.")

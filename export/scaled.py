@@ -7,11 +7,9 @@ from torch import Tensor
 from torch.export import ExportedProgram
 from torch.fx import Node
 
-from export.quantize import DEQUANTIZE, LINEAR
+from export.quantize import DEQUANTIZE
+from export.quantized_layers import LINEAR
 from export.trace import rebuilt
-
-FIRST = (8, 9)
-"""The compute capability from which GPUs multiply fp8."""
 
 
 def scaled_linear(
