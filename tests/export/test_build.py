@@ -17,6 +17,9 @@ from vmla.errors import UserError
 pytestmark = pytest.mark.cpu
 
 
+RTX = ("--backend", "tensorrt-rtx", "--target")
+
+
 @pytest.fixture
 def compiled(monkeypatch):
     """The names of the programs that were compiled, by a compiler that writes its input's graph."""
@@ -131,14 +134,18 @@ def test_a_folder_that_is_no_engine_is_left_alone(checkpoint, tmp_path, compiled
     [
         (["--backend", "tensorrt"], "backend tensorrt (extra trt) cannot build engines yet"),
         (["--backend", "abacus"], "no such backend: abacus; there are aoti, onnx, tensorrt-rtx"),
-        (["--precision", "fp8"], "precision fp8 needs scales"),
         (["--precision", "int3"], "no such precision: int3"),
+        (["--precision", "nvfp4", "--backend", "aoti"], "nvfp4 is for TensorRT engines of Blackwell GPUs"),
+        (["--precision", "bf16", "--calibration", "x.json"], "precision bf16 takes no calibration"),
+        (["--precision", "fp8", "--calibration", "x.json"], "x.json is no calibration (FileNotFoundError)"),
         (["--batch", "0"], "batch is 0"),
         (["--device", "tpu"], "no such device: tpu"),
         (["--backend", "onnx", "--device", "cuda"], "leave --device out"),
         (["--backend", "tensorrt-rtx"], "a target goes with backend tensorrt-rtx"),
         (["--backend", "tensorrt-rtx", "--target", "sm_90"], "builds no engines for sm_90"),
         (["--backend", "aoti", "--target", "sm_89"], "a target goes with backend tensorrt-rtx"),
+        ([*RTX, "sm_86", "--precision", "fp8"], "sm_86 multiplies no fp8, sm_89 and newer do; use bf16"),
+        ([*RTX, "sm_89", "--precision", "nvfp4"], "sm_89 multiplies no nvfp4, sm_100 and newer do"),
         (["--checkpoint", "nowhere"], "no checkpoint 'nowhere'"),
     ],
 )
