@@ -64,7 +64,8 @@ class Drive(Protocol):
 
     def __call__(
         self, model: VideoMLA, checkpoint: Checkpoint, prompts: Sequence[str], *, seed: int, chunks: int
-    ) -> None: ...
+    ) -> None:
+        """Prompt number i is rolled out with seed `seed` + i, for `chunks` chunks."""
 
 
 @dataclass(frozen=True, kw_only=True)

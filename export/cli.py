@@ -119,9 +119,13 @@ def _drive() -> Any:
               help="The JSON file, for: vmla-export build --calibration.")  # fmt: skip
 def calibrate(checkpoint: str, prompts: int, chunks: int, seed: int, device: str, output: Path) -> None:
     """Measure how large the inputs of every linear layer become on rollouts."""
+    import torch
+
     from export.calibrate import Rollouts, calibrate
     from vmla.weights.folder import open_checkpoint
 
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device here; leave --device out")
     opened = open_checkpoint(checkpoint)
     rollouts = Rollouts.of(opened, prompts=prompts, chunks=chunks, seed=seed)
     model = opened.transformer().to(device)

@@ -24,7 +24,8 @@ def translation() -> dict[Any, Callable[..., Any]]:
         return op.Constant(value=onnx_ir.tensor(value, dtype=dtype))
 
     def quantize(x: Any, scale: float) -> Any:
-        return op.QuantizeLinear(x, constant(scale, types.FLOAT), constant(0.0, types.FLOAT8E4M3FN))
+        codes = constant(0.0, types.FLOAT8E4M3FN)
+        return op.QuantizeLinear(x, constant(scale, types.FLOAT), codes, saturate=1)
 
     def dequantize(codes: Any, scale: float, dtype: Any) -> Any:
         return op.DequantizeLinear(codes, constant(scale, dtype))

@@ -46,13 +46,14 @@ class Settings:
         if self.target is not None:
             check_target(self.target)
             check_hardware(self.precision, self.target)
-        if self.precision == "nvfp4" and self.target is None:
+        if self.precision == "nvfp4" and not self.backend.startswith("tensorrt"):
             raise UserError("precision nvfp4 is for TensorRT engines of Blackwell GPUs alone; use fp8")
 
     @property
     def base(self) -> Precision:
         """The precision of what is not quantised."""
-        return base_of(self.precision, gpu=self.device == "cuda" or self.target is not None)
+        gpu = self.device == "cuda" or self.backend.startswith("tensorrt")
+        return base_of(self.precision, gpu=gpu)
 
     @property
     def quantized(self) -> bool:

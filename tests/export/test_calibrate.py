@@ -6,14 +6,15 @@ from dataclasses import replace
 import pytest
 import torch
 from click.testing import CliRunner
-from kit.models import tiny_model
+from kit.models import tiny_config, tiny_model
 from kit.passes import pass_inputs
 from torch import nn
 
 from export.calibrate import Calibration, Rollouts, calibrate, observed
 from export.cli import main
 from export.exclude import EXCLUDED, ends, reason_to_exclude
-from export.layers import layers_of
+from export.layers import by_precision, layers_of
+from export.settings import Settings
 from runtime.drive import drive
 from vmla.config import recipe
 from vmla.errors import UserError
@@ -121,6 +122,20 @@ def test_the_command_writes_and_reports_it(checkpoint, calibration, tmp_path):
     assert "calibrated on 2 prompts, 2 chunks, 6 passes, seed 0; largest inputs:" in result.output
     assert f"sha256 {calibration.digest}" in result.output
     assert "ffn.down: " in result.output
+
+
+def test_a_gpu_that_is_not_here_is_refused(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    options = ["--checkpoint", str(checkpoint), "--device", "cuda", "-o", str(tmp_path / "x.json")]
+    result = CliRunner().invoke(main, ["calibrate", *options])
+    assert result.exit_code == 2
+    assert "no CUDA device here" in result.output
+
+
+def test_a_model_of_which_no_layer_can_be_quantised_is_refused():
+    with pytest.raises(UserError, match="no linear layer of this model can be in fp8; use fp32"):
+        by_precision(tiny_config(width=40), Settings(backend="onnx", precision="fp8"))
+    assert by_precision(tiny_config(width=40), Settings(backend="onnx", precision="fp32")).keys() == {"fp32"}
 
 
 def test_a_calibration_of_another_model_builds_nothing(checkpoint, calibration, tmp_path):

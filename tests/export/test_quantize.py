@@ -15,7 +15,7 @@ from export.precision import in_precision
 from export.quantize import dequantize_rows, input_scale, quantize, row_scales
 from export.quantized_layers import HEADROOM, linear_layers, quantized
 from export.scaled import SCALED, scaled, scaled_linear
-from export.trace import trace_step
+from export.trace import fake_model, trace_step
 from vmla.config import recipe
 from vmla.transformer import VideoMLA
 
@@ -203,6 +203,13 @@ def test_a_program_for_gpus_multiplies_codes(model, chosen):
     held = {name: value.bfloat16() if name in HELD else value for name, value in inputs.items()}
     for got, want in zip(made.module()(*held.values()), model(**inputs), strict=True):
         assert (got.float() - want).norm() < 0.1 * want.norm()
+
+
+def test_a_model_without_numbers_is_quantised_too(chosen, program):
+    made = quantized(trace_step(fake_model(recipe("debug")), batch=1), chosen, "fp8")
+    assert str(made.graph) == str(program.graph)
+    kinds = {name: (value.shape, value.dtype) for name, value in made.state_dict.items()}
+    assert kinds == {name: (value.shape, value.dtype) for name, value in program.state_dict.items()}
 
 
 class FeedForward(torch.nn.Module):
