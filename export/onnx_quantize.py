@@ -34,15 +34,15 @@ def translation() -> dict[Any, Callable[..., Any]]:
         return op.DequantizeLinear(codes, scales, axis=0)
 
     def of_blocks(codes: Any, scales: Any, scale: Any) -> Any:
-        wide = op.DequantizeLinear(scales, scale)
+        wide: Any = op.DequantizeLinear(scales, scale)
         return op.DequantizeLinear(codes, wide, axis=-1, block_size=nvfp4.BLOCK)
 
     def nvfp4_round(x: Any, scale: float) -> Any:
         of_all = constant(scale, types.FLOAT)
-        made = _dynamic_quantize()(
+        codes, scales = _dynamic_quantize()(
             x, of_all, axis=-1, block_size=nvfp4.BLOCK, scale_type=int(types.FLOAT8E4M3FN)
         )
-        return of_blocks(*made, of_all)
+        return of_blocks(codes, scales, of_all)
 
     def nvfp4_dequantize(codes: Any, scales: Any, scale: float) -> Any:
         return of_blocks(codes, scales, constant(scale, types.FLOAT))

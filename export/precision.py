@@ -75,15 +75,17 @@ def check_precision(name: str) -> Precision:
     raise UserError(f"no such precision: {name}; there are {', '.join(get_args(Precision))}")
 
 
-def check_hardware(precision: Precision, architecture: str) -> None:
-    """Refuse a GPU, as `sm_90`, whose tensor cores know nothing of `precision`.
+def check_hardware(precision: Precision, architectures: str) -> None:
+    """Refuse GPUs, as `sm_90` or `sm_89,sm_120`, whose tensor cores know nothing of `precision`.
 
     Raises:
         UserError: naming the first that do.
     """
-    first, number = QUANTIZED.get(precision, 0), re.fullmatch(r"sm_(\d+)", architecture)
-    if number is not None and int(number[1]) < first:
-        raise UserError(f"{architecture} multiplies no {precision}, sm_{first} and newer do; use bf16")
+    first = QUANTIZED.get(precision, 0)
+    for name in architectures.split(","):
+        number = re.fullmatch(r"sm_(\d+)", name)
+        if number is not None and int(number[1]) < first:
+            raise UserError(f"{name} multiplies no {precision}, sm_{first} and newer do; use bf16")
 
 
 def base_of(precision: Precision, *, gpu: bool) -> Precision:

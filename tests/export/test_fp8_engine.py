@@ -7,7 +7,6 @@ from kit.measure import assert_close
 from kit.passes import pass_inputs
 
 from export import onnx as graphs
-from export import tensorrt_rtx
 from export.build import describe, lower
 from export.calibrate import Calibration
 from export.cli import main
@@ -104,8 +103,8 @@ def test_verify_knows_its_bounds(folder):
     assert "they hold" in result.output
 
 
-@pytest.mark.parametrize(("precision", "target"), [("fp8", "sm_89"), ("fp8", "sm_120"), ("nvfp4", "sm_120")])
-def test_tensorrt_rtx_builds_it_without_a_word(program, tmp_path, precision, target):
+@pytest.mark.parametrize(("precision", "target"), [("fp8", "sm_89"), ("nvfp4", "sm_120")])
+def test_graphs_for_gpus_hold_codes_and_bfloat16(program, tmp_path, precision, target):
     made, signature = program(backend="tensorrt-rtx", precision=precision, target=target)
     path = tmp_path / "step.onnx"
     graphs.save(made, signature, path)
@@ -118,5 +117,18 @@ def test_tensorrt_rtx_builds_it_without_a_word(program, tmp_path, precision, tar
         assert {known[name] for name in made_wide} == {onnx.TensorProto.BFLOAT16}
     else:  # made as it runs, by a node that nobody else knows
         assert [node.op_type for node in graph.node if node.domain == "trt"] == [DYNAMIC] * 14
-    assert tensorrt_rtx.build(path, tmp_path / "step.engine", target) == []
-    assert (tmp_path / "step.engine").stat().st_size > 100_000
+
+
+@pytest.mark.parametrize(("precision", "target"), [("fp8", "sm_89"), ("nvfp4", "sm_120")])
+def test_tensorrt_rtx_builds_it_without_a_word(
+    checkpoint, calibration_file, tmp_path, precision, target
+):
+    options = ["--backend", "tensorrt-rtx", "--target", target, "--precision", precision]
+    files = ["--checkpoint", checkpoint, "--calibration", calibration_file, "-o", tmp_path / "engine"]
+    result = CliRunner().invoke(main, ["build", *options, *map(str, files)])
+    assert result.exit_code == 0, result.output
+    assert "warning" not in result.output
+    manifest = Manifest.read(tmp_path / "engine")
+    assert sorted(manifest.files) == ["calibration.json", "prompt.engine", "step.engine"]
+    assert (manifest.precision, manifest.quantization.base) == (precision, "bf16")
+    assert (tmp_path / "engine" / "step.engine").stat().st_size > 100_000

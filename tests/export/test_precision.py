@@ -173,6 +173,9 @@ def test_gpus_that_cannot_multiply_codes_are_refused(precision, refused, taken):
             check_hardware(precision, architecture)
     assert [check_hardware(precision, architecture) for architecture in taken] == [None] * len(taken)
     assert check_hardware("bf16", "sm_80") is None
+    assert check_hardware(precision, "no GPU") is None
+    with pytest.raises(UserError, match="^sm_86 multiplies no "):
+        check_hardware(precision, "sm_120,sm_86")
 
 
 def test_all_else_is_narrow_on_a_gpu_alone():
