@@ -1,8 +1,10 @@
 """Grades of a sprite model over time: is it still what the prompt asked for after three minutes?
 
     python -m bench.grades --checkpoint sprites -o grades.json
+    python -m bench.grades --engine engines/sprites-onnx-fp8 -o grades-fp8.json
 
-Held-out prompts are rolled out in batches; at each mark a window of four seconds is graded by formula
+Held-out prompts are rolled out in batches, by the eager model in float32 or by a compiled engine in its own
+precision, from the same noise; at each mark a window of four seconds is graded by formula
 (`vmla.world.grade`). Prints a table and one JSON line.
 """
 
@@ -10,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,14 +22,16 @@ import torch
 from torch import Tensor
 
 from bench.document import write_document
+from export.manifest import Manifest
+from runtime.compiled import CompiledEngine, open_engine
 from runtime.decoding import CodecDecoder
-from runtime.engine import EagerEngine
+from runtime.engine import EagerEngine, Engine
 from runtime.prompts import FixedPrompts
 from runtime.rollout import rollout
 from vmla.command import OneLineCommand
 from vmla.config import FRAMES_PER_SECOND
 from vmla.progress import ProgressLine
-from vmla.weights.folder import Checkpoint, open_checkpoint
+from vmla.weights.folder import SHIPPED, Checkpoint, open_checkpoint
 from vmla.world.caption import describe, read
 from vmla.world.grade import QUESTIONS, Grade, grade, look
 from vmla.world.scene import draw_scene
@@ -71,26 +76,49 @@ class Windows:
 
 
 def grade_rollouts(
-    checkpoint: Checkpoint, prompts: list[str], seconds: tuple[int, ...], *, seed: int, line: ProgressLine
+    engine: Engine,
+    checkpoint: Checkpoint,
+    prompts: list[str],
+    seconds: tuple[int, ...],
+    *,
+    batch: int,
+    seed: int,
+    line: ProgressLine,
 ) -> list[Graded]:
-    """Roll out all `prompts` at once, the video of number i with seed `seed` + i, and grade them."""
-    device = torch.device("cpu")
-    engine = EagerEngine(checkpoint.transformer(), checkpoint.text(), device=device, dtype=torch.float32)
-    decoder = CodecDecoder(checkpoint.codec(), device)
+    """Roll out all `prompts` at once, the video of number i with seed `seed` + i, and grade them.
+
+    `batch` videos are made, as many as an engine was built for; those past the prompts are not graded.
+    """
+    decoder = CodecDecoder(checkpoint.codec(), engine.device)
     chunks = -(-max(seconds) * FRAMES_PER_SECOND // (engine.layout.chunk * 4))
-    seeds = [seed + number for number in range(len(prompts))]
+    seeds = [seed + number for number in range(batch)]
+    asked = FixedPrompts(*prompts, *prompts[-1:] * (batch - len(prompts)))
     windows = Windows(seconds)
-    stream = rollout(
-        engine, decoder, FixedPrompts(*prompts), checkpoint.sampler(), seeds=seeds, chunks=chunks
-    )
+    stream = rollout(engine, decoder, asked, checkpoint.sampler(), seeds=seeds, chunks=chunks)
     for chunk in stream:
         windows.add(chunk.frames)
         line.show(f"grades: chunk {chunk.number + 1} of {chunks}, {len(prompts)} videos")
     return [
         Graded(prompt=prompt, second=second, grade=grade(look(frames), read(prompt)))
         for second in seconds
-        for prompt, frames in zip(prompts, windows.of(second), strict=True)
+        for prompt, frames in zip(prompts, windows.of(second), strict=False)
     ]
+
+
+def open_denoiser(checkpoint: Checkpoint, folder: Path | None) -> tuple[Engine, int | None]:
+    """The engine in `folder` and its batch, or the eager model in float32, which takes any."""
+    if folder is None:
+        device = torch.device("cpu")
+        text, model = checkpoint.text(), checkpoint.transformer()
+        return EagerEngine(model, text, device=device, dtype=torch.float32), None
+    batch = Manifest.read(folder).batch
+    return open_engine(folder, checkpoint, batch=batch), batch
+
+
+def what_is(engine: Engine) -> str:
+    """Backend and precision."""
+    made = engine.manifest if isinstance(engine, CompiledEngine) else None
+    return "eager fp32" if made is None else f"{made.backend} {made.precision}"
 
 
 def shares(graded: list[Graded]) -> dict[str, dict[str, float]]:
@@ -104,21 +132,35 @@ def shares(graded: list[Graded]) -> dict[str, dict[str, float]]:
 
 
 @click.command(cls=OneLineCommand)
-@click.option("--checkpoint", default="sprites", show_default=True, help="A checkpoint folder.")
+@click.option("--checkpoint", help="A checkpoint folder; the engine's own, or else sprites.")
+@click.option("--engine", "folder", type=click.Path(path_type=Path), help="An engine folder; else eager.")
 @click.option("--prompts", "count", default=48, show_default=True, help="Held-out prompts.")
 @click.option("--seconds", default="5,60,180", show_default=True, help="When to grade.")
 @click.option("--seed", default=1000, show_default=True, help="Of the first video.")
-@click.option("--batch", default=24, show_default=True, help="Videos rolled out at once.")
+@click.option("--batch", default=24, show_default=True,
+              help="Videos rolled out at once; an engine makes those that it was built for.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the JSON here.")
-def main(checkpoint: str, count: int, seconds: str, seed: int, batch: int, output: Path | None) -> None:
+def main(
+    checkpoint: str | None,
+    folder: Path | None,
+    count: int,
+    seconds: str,
+    seed: int,
+    batch: int,
+    output: Path | None,
+) -> None:
     """Grade a sprite model over time on held-out prompts."""
-    opened, marks = open_checkpoint(checkpoint), tuple(int(mark) for mark in seconds.split(","))
+    named = Manifest.read(folder).checkpoint if folder is not None and checkpoint is None else checkpoint
+    opened, marks = open_checkpoint(named or SHIPPED), tuple(int(mark) for mark in seconds.split(","))
     prompts = held_out_prompts(count, seed=seed)
     graded: list[Graded] = []
-    with ProgressLine(sys.stderr) as line:
-        for first in range(0, count, batch):
-            part = prompts[first : first + batch]
-            graded += grade_rollouts(opened, part, marks, seed=seed + first, line=line)
+    engine, fixed = open_denoiser(opened, folder)
+    with closing(engine), ProgressLine(sys.stderr) as line:
+        for first in range(0, count, fixed or batch):
+            part = prompts[first : first + (fixed or batch)]
+            graded += grade_rollouts(
+                engine, opened, part, marks, batch=fixed or len(part), seed=seed + first, line=line
+            )
     table = shares(graded)
     click.echo("seconds  " + "  ".join(f"{name:>10}" for name in (*QUESTIONS, "all")))
     for mark, row in table.items():
@@ -126,6 +168,7 @@ def main(checkpoint: str, count: int, seconds: str, seed: int, batch: int, outpu
     failures = Counter((one.prompt, one.second) for one in graded if not one.grade.all)
     write_document("grades", {
         "checkpoint": opened.name,
+        "engine": what_is(engine),
         "prompts": count,
         "seed": seed,
         "sampler": vars(opened.sampler()),

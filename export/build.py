@@ -1,15 +1,16 @@
 """From a checkpoint folder to an engine folder: built aside, renamed when whole, reused when unchanged.
 
-The folder holds `manifest.json` and the two programs. Text encoder, tokenizer, codec and sampler stay in
-the checkpoint, which the manifest names and knows by hash: they are not compiled, Wan's text encoder
-alone is four times the size of the denoiser, and a rollout opens the checkpoint for its codec anyway.
+The folder holds `manifest.json`, the two programs, and the calibration of an fp8 engine. Text encoder,
+tokenizer, codec and sampler stay in the checkpoint, which the manifest names and knows by hash: they are
+not compiled, Wan's text encoder alone is four times the size of the denoiser, and a rollout opens the
+checkpoint for its codec anyway.
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.resources
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -19,15 +20,21 @@ from torch.export import ExportedProgram
 
 from export import aoti, onnx, tensorrt_rtx
 from export.aside import aside_of
+from export.calibrate import NAME as CALIBRATION
+from export.calibrate import Calibration, Drive, Rollouts, calibrate
 from export.contract import contract
 from export.host import Host
-from export.manifest import BACKENDS, NAME, Manifest, Signature
+from export.layers import by_precision, products
+from export.manifest import BACKENDS, NAME, Manifest, Quantization, Signature
 from export.precision import DTYPES, in_precision
+from export.quantized_layers import quantized
+from export.scaled import scaled
 from export.settings import Settings
 from export.trace import trace
 from vmla.cache import CacheLayout
 from vmla.errors import UserError
 from vmla.machine import peak_resident_bytes
+from vmla.transformer import VideoMLA
 from vmla.weights.files import hash_file
 from vmla.weights.folder import Checkpoint
 
@@ -42,27 +49,53 @@ class Stage:
     """The most that this process or a compiler that it started ever held."""
     warnings: list[str] = field(default_factory=list)
     """Of a parser or compiler."""
+    notes: list[str] = field(default_factory=list)
+    """What it found."""
 
 
 Report = Callable[[Stage], None]
 
 
-def build(checkpoint: Checkpoint, settings: Settings, folder: Path, report: Report) -> tuple[Manifest, bool]:
+def build(
+    checkpoint: Checkpoint,
+    settings: Settings,
+    folder: Path,
+    report: Report,
+    *,
+    calibration: Calibration | None = None,
+    drive: Drive | None = None,
+) -> tuple[Manifest, bool]:
     """Build the engine of `checkpoint` in `folder`.
+
+    Args:
+        checkpoint, settings, folder: what to build of what, and where.
+        report: is told of each stage when it has ended.
+        calibration: of an fp8 or nvfp4 engine; made anew if not given.
+        drive: rolls out the model to that end.
 
     Returns:
         Its manifest, and whether anything had to be built.
 
     Raises:
-        UserError: if tools are missing, or `folder` holds something else than an engine.
+        UserError: if tools or a calibration are missing, or `folder` holds something else than an engine.
     """
     with _stage("read the checkpoint", report):
-        wanted = describe(checkpoint, settings)
-    if (existing := _reusable(folder, wanted)) is not None:
+        wanted = describe(checkpoint, settings, calibration)
+    if (existing := _reusable(folder, wanted, calibration)) is not None:
         return existing, False
     settings.check_tools()
     with aside_of(folder) as aside:
-        programs = _programs(checkpoint, settings, wanted, report)
+        with _stage("load", report):
+            model = checkpoint.transformer().to(settings.device)
+        largest = None
+        if settings.quantized:
+            with _stage("calibrate", report) as stage:
+                calibration = calibration or _calibrate(model, checkpoint, wanted, drive)
+                layers = wanted.layers[settings.precision]
+                largest = calibration.of_layers(layers, wanted.model_hash)
+                stage.notes = list(calibration.lines(layers))
+            calibration.write(aside / CALIBRATION)
+        programs = _programs(model, settings, wanted, largest, report)
         for name, program in programs.items():
             with _stage(f"compile {name}", report) as stage:
                 stage.warnings = _compile(name, program, wanted.programs[name], settings, aside)
@@ -73,10 +106,12 @@ def build(checkpoint: Checkpoint, settings: Settings, folder: Path, report: Repo
     return manifest, True
 
 
-def describe(checkpoint: Checkpoint, settings: Settings) -> Manifest:
+def describe(
+    checkpoint: Checkpoint, settings: Settings, calibration: Calibration | None = None
+) -> Manifest:
     """The manifest that a build will have, but for its files; reads no weights but to hash them."""
     config = checkpoint.model_config()
-    narrow = str(DTYPES[settings.precision]).removeprefix("torch.")
+    narrow = str(DTYPES[settings.base]).removeprefix("torch.")
     host = Host.here(settings.device, BACKENDS[settings.backend].tools)
     if settings.target is not None:
         host = replace(host, device="cuda", architecture=settings.target, features=())
@@ -90,8 +125,19 @@ def describe(checkpoint: Checkpoint, settings: Settings) -> Manifest:
         model=asdict(config),
         cache={**asdict(CacheLayout.of(config)), "dtype": narrow},
         programs=contract(config, batch=settings.batch, narrow=narrow),
+        layers=by_precision(config, settings),
+        quantization=_quantization(checkpoint, settings, calibration),
         host=host,
     )
+
+
+def _quantization(
+    checkpoint: Checkpoint, settings: Settings, calibration: Calibration | None
+) -> Quantization | None:
+    if not settings.quantized:
+        return None
+    watched = calibration.rollouts if calibration else Rollouts.of(checkpoint)
+    return Quantization(base=settings.base, products=products(settings), calibration=asdict(watched))
 
 
 def _reference(checkpoint: Checkpoint) -> str:
@@ -110,23 +156,55 @@ def _code_hash() -> str:
     return digest.hexdigest()
 
 
+def _calibrate(
+    model: VideoMLA, checkpoint: Checkpoint, wanted: Manifest, drive: Drive | None
+) -> Calibration:
+    """The calibration that `wanted` asks for, made on the device of `model`."""
+    if drive is None or wanted.quantization is None:
+        mend = "make one with: vmla-export calibrate"
+        raise UserError(f"precision {wanted.precision} needs a calibration; {mend}")
+    rollouts = Rollouts(**wanted.quantization.calibration)
+    return calibrate(model, checkpoint, rollouts, drive)
+
+
 def _programs(
-    checkpoint: Checkpoint, settings: Settings, wanted: Manifest, report: Report
+    model: VideoMLA,
+    settings: Settings,
+    wanted: Manifest,
+    largest: Mapping[str, float] | None,
+    report: Report,
 ) -> dict[str, ExportedProgram]:
     """The programs in the precision asked for, on the device asked for."""
-    with _stage("load", report):
-        model = checkpoint.transformer().to(settings.device)
     with _stage("trace", report):
         programs = trace(model, batch=settings.batch)
     with _stage(f"lower to {settings.precision}", report):
-        return {name: lower(program, wanted.programs[name], settings) for name, program in programs.items()}
+        return {
+            name: lower(program, wanted.programs[name], settings, largest)
+            for name, program in programs.items()
+        }
 
 
-def lower(program: ExportedProgram, signature: Signature, settings: Settings) -> ExportedProgram:
-    """A traced program in the precision of `settings`, its tensors held as `signature` says."""
-    narrow = str(DTYPES[settings.precision]).removeprefix("torch.")
+def lower(
+    program: ExportedProgram,
+    signature: Signature,
+    settings: Settings,
+    largest: Mapping[str, float] | None = None,
+) -> ExportedProgram:
+    """A traced program in the precision of `settings`, its tensors held as `signature` says.
+
+    Args:
+        program: is used up.
+        signature: of it.
+        settings: of the build.
+        largest: of the inputs of each layer that is quantised, by its name.
+    """
+    if largest:
+        program = quantized(program, largest, settings.precision)
+        if settings.device == "cuda":
+            program = scaled(program)
+    narrow = str(DTYPES[settings.base]).removeprefix("torch.")
     held = [spec.name for spec in (*signature.inputs, *signature.outputs) if spec.dtype == narrow]
-    return in_precision(program, settings.precision, held)
+    return in_precision(program, settings.base, held)
 
 
 def _compile(
@@ -146,7 +224,7 @@ def _compile(
     return warned
 
 
-def _reusable(folder: Path, wanted: Manifest) -> Manifest | None:
+def _reusable(folder: Path, wanted: Manifest, calibration: Calibration | None) -> Manifest | None:
     """The manifest of a sound engine in `folder` that is what a build would give.
 
     Raises:
@@ -161,7 +239,8 @@ def _reusable(folder: Path, wanted: Manifest) -> Manifest | None:
         existing.check_files(folder)
     except UserError:
         return None  # damaged, or of another version: built anew
-    return existing if existing.same_build(wanted) else None
+    given = calibration is None or existing.files.get(CALIBRATION) == calibration.digest
+    return existing if given and existing.same_build(wanted) else None
 
 
 @contextmanager

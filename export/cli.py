@@ -11,12 +11,16 @@ from typing import Any
 import click
 
 from vmla.command import OneLineErrors
+from vmla.errors import UserError
 
 ENGINES = Path("engines")
 """Where engines go unless told otherwise."""
 
 ELSEWHERE = {"verify": "runtime.verify"}
 """A verb that runs engines, found by name: this package knows nothing of the runtime above it."""
+
+DRIVE = "runtime.drive"
+"""Where `drive` is found, which rolls out a model that is calibrated."""
 
 
 class Verbs(OneLineErrors):
@@ -44,10 +48,12 @@ def main() -> None:
               help="A checkpoint folder, or a shipped model.")  # fmt: skip
 @click.option("--backend", help="aoti, onnx or tensorrt-rtx; chosen by what is installed if not given.")
 @click.option("--precision", default="fp32", show_default=True,
-              help="Of matrix products: fp32, bf16 or fp16; all else is float32.")  # fmt: skip
+              help="Of matrix products: fp32, bf16, fp16, fp8 or nvfp4; all else is float32.")  # fmt: skip
 @click.option("--batch", type=int, default=1, show_default=True, help="Videos made at once.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda, for aoti.")
 @click.option("--target", help="GPU architecture for tensorrt-rtx, as sm_89.")
+@click.option("--calibration", type=click.Path(path_type=Path),
+              help="Of fp8 or nvfp4, by vmla-export calibrate; made anew if not given.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path),
               help="The engine folder; one in ./engines named after its settings if not given.")  # fmt: skip
 def build(
@@ -57,6 +63,7 @@ def build(
     batch: int,
     device: str,
     target: str | None,
+    calibration: Path | None,
     output: Path | None,
 ) -> None:
     """Build an engine, or say that it is there already."""
@@ -69,11 +76,14 @@ def build(
     settings = Settings(
         backend=backend, precision=check_precision(precision), batch=batch, device=device, target=target
     )
-    _build(checkpoint, settings, output)
+    if calibration is not None and not settings.quantized:
+        raise UserError(f"precision {precision} takes no calibration; leave --calibration out")
+    _build(checkpoint, settings, calibration, output)
 
 
-def _build(checkpoint: str, settings: Any, output: Path | None) -> None:
+def _build(checkpoint: str, settings: Any, calibration: Path | None, output: Path | None) -> None:
     from export.build import Stage, build
+    from export.calibrate import Calibration
     from vmla.weights.folder import open_checkpoint
 
     opened = open_checkpoint(checkpoint)
@@ -81,14 +91,48 @@ def _build(checkpoint: str, settings: Any, output: Path | None) -> None:
 
     def show(stage: Stage) -> None:
         click.echo(f"{stage.name}: {stage.seconds:.1f} s, peak {stage.peak_bytes / 2**20:,.0f} MiB")
+        for note in stage.notes:
+            click.echo(f"  {note}")
         for warning in stage.warnings:
             click.echo(f"warning: {warning}", err=True)
 
     # As Ctrl-C does: leave through every `finally`, so that nothing half-built stays.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    manifest, built = build(opened, settings, folder, show)
+    given = None if calibration is None else Calibration.read(calibration)
+    manifest, built = build(opened, settings, folder, show, calibration=given, drive=_drive())
     size = sum((folder / name).stat().st_size for name in manifest.files)
     click.echo(f"{folder}: {'built' if built else 'unchanged'}, {size:,} bytes")
+
+
+def _drive() -> Any:
+    return importlib.import_module(DRIVE).drive
+
+
+@main.command()
+@click.option("--checkpoint", default="sprites", show_default=True,
+              help="A checkpoint folder, or a shipped model.")  # fmt: skip
+@click.option("--prompts", type=click.IntRange(1), default=4, show_default=True, help="Videos made at once.")
+@click.option("--chunks", type=click.IntRange(1), default=6, show_default=True, help="Of each video.")
+@click.option("--seed", default=0, show_default=True, help="Of prompts and noise.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True,
+              help="The JSON file, for: vmla-export build --calibration.")  # fmt: skip
+def calibrate(checkpoint: str, prompts: int, chunks: int, seed: int, device: str, output: Path) -> None:
+    """Measure how large the inputs of every linear layer become on rollouts."""
+    import torch
+
+    from export.calibrate import Rollouts, calibrate
+    from vmla.weights.folder import open_checkpoint
+
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device here; leave --device out")
+    opened = open_checkpoint(checkpoint)
+    rollouts = Rollouts.of(opened, prompts=prompts, chunks=chunks, seed=seed)
+    model = opened.transformer().to(device)
+    made = calibrate(model, opened, rollouts, _drive())
+    made.write(output)
+    click.echo("\n".join(made.lines()))
+    click.echo(f"{output}: sha256 {made.digest}")
 
 
 @main.command()

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vmla.weights.folder import Checkpoint
 
 NAME = "manifest.json"
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,6 +67,18 @@ class Signature:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """What is said of an engine whose products are of codes with scales."""
+
+    base: str
+    """The precision of all other products."""
+    products: str
+    """How it multiplies the codes, or that it does not."""
+    calibration: dict[str, Any]
+    """The rollouts that the scales come from: `export.calibrate.Rollouts`."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Manifest:
     """An engine's description of itself."""
 
@@ -85,6 +97,10 @@ class Manifest:
     cache: dict[str, Any]
     """The fields of `vmla.cache.CacheLayout`, and `dtype`."""
     programs: dict[str, Signature]
+    layers: dict[str, tuple[str, ...]]
+    """Linear layers, all of them, by the precision of their products."""
+    quantization: Quantization | None = None
+    """None unless the precision is fp8 or nvfp4."""
     host: Host
     """The machine that it was built for."""
     files: dict[str, str] = field(default_factory=dict)
@@ -223,10 +239,18 @@ def _from_json(values: dict[str, Any], path: Path) -> Manifest:
     try:
         programs = {name: _signature(value) for name, value in values["programs"].items()}
         host = Host(**{**values["host"], "features": tuple(values["host"]["features"])})
+        layers = {name: tuple(value) for name, value in values["layers"].items()}
+        said = values["quantization"] and _quantization(values["quantization"])
     except (TypeError, KeyError, AttributeError) as error:
-        reason = f"programs or host are incomplete ({error})"
+        reason = f"programs, layers or host are incomplete ({error})"
         raise UserError(f"{path}: {reason}; build the engine again") from error
-    return Manifest(**{**values, "programs": programs, "host": host})
+    made = {"programs": programs, "host": host, "layers": layers, "quantization": said}
+    return Manifest(**{**values, **made})
+
+
+def _quantization(value: dict[str, Any]) -> Quantization:
+    watched = {**value["calibration"], "prompts": tuple(value["calibration"]["prompts"])}
+    return Quantization(**{**value, "calibration": watched})
 
 
 def _signature(value: dict[str, Any]) -> Signature:

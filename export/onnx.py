@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
+from export import onnx_quantize
 from export.manifest import Signature
 from export.plain import plain
 from vmla.errors import UserError
@@ -39,6 +40,7 @@ def save(program: ExportedProgram, signature: Signature, path: Path) -> None:
             input_names=[spec.name for spec in signature.inputs],
             output_names=[spec.name for spec in signature.outputs],
             opset_version=OPSET,
+            custom_translation_table=onnx_quantize.translation(),
             dynamo=True,
             optimize=False,
             verbose=False,

@@ -6,6 +6,9 @@ inside is its operator's affair. The products at the edges (`KEPT_WIDE`) stay fl
 they read or make is the latents themselves, or the modulation of every layer, at a thousandth of the
 cost. Cache and text keys and values are held narrow, latents and velocity in float32.
 
+fp8 and nvfp4 are for linear layers alone (`export.quantize`), and not for all of them
+(`export.exclude`); whatever else there is runs in a base precision (`base_of`).
+
 The pass is exact about where rounding happens: each product reads narrowed arguments and its result
 is widened at once. `_Narrowing.narrowed` then looks back through operations that only move numbers,
 so that a value which was narrow before is not widened and narrowed again on its way.
@@ -14,6 +17,7 @@ so that a value which was narrow before is not widened and narrowed again on its
 from __future__ import annotations
 
 import operator
+import re
 from collections.abc import Sequence
 from typing import Any, Literal, get_args
 
@@ -24,17 +28,16 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 from torch.fx.node import map_arg
 
+from export.quantize import DEQUANTIZE, DEQUANTIZE_ROWS
 from export.trace import rebuilt
 from vmla.errors import UserError
 
-Precision = Literal["fp32", "bf16", "fp16"]
+Precision = Literal["fp32", "bf16", "fp16", "fp8", "nvfp4"]
 
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
-MISSING = {
-    "fp8": "precision fp8 needs scales calibrated over a rollout, which cannot be made yet; use bf16",
-    "nvfp4": "precision nvfp4 needs scales calibrated over a rollout, which cannot be made yet; use bf16",
-}
+QUANTIZED = {"fp8": 89, "nvfp4": 100}
+"""Precisions of codes with scales, and the first GPU architecture whose tensor cores multiply them."""
 
 PRODUCTS = {
     "aten.linear.default": 3,
@@ -61,17 +64,35 @@ MOVES = {
 
 
 def check_precision(name: str) -> Precision:
-    """`name`, if programs can be made in it.
+    """`name`, if there is such a precision.
 
     Raises:
-        UserError: if not, with what is missing.
+        UserError: if not, with those that there are.
     """
-    if name in MISSING:
-        raise UserError(MISSING[name])
     for known in get_args(Precision):
         if name == known:
             return known  # type: ignore[no-any-return]
-    raise UserError(f"no such precision: {name}; there are {', '.join(DTYPES)}")
+    raise UserError(f"no such precision: {name}; there are {', '.join(get_args(Precision))}")
+
+
+def check_hardware(precision: Precision, architectures: str) -> None:
+    """Refuse GPUs, as `sm_90` or `sm_89,sm_120`, whose tensor cores know nothing of `precision`.
+
+    Raises:
+        UserError: naming the first that do.
+    """
+    first = QUANTIZED.get(precision, 0)
+    for name in architectures.split(","):
+        number = re.fullmatch(r"sm_(\d+)", name)
+        if number is not None and int(number[1]) < first:
+            raise UserError(f"{name} multiplies no {precision}, sm_{first} and newer do; use bf16")
+
+
+def base_of(precision: Precision, *, gpu: bool) -> Precision:
+    """The precision of all that is not quantised: on a CPU single, for ONNX Runtime has no bfloat16."""
+    if precision not in QUANTIZED:
+        return precision
+    return "bf16" if gpu else "fp32"
 
 
 def in_precision(program: ExportedProgram, precision: Precision, held: Sequence[str]) -> ExportedProgram:
@@ -161,7 +182,11 @@ class _Narrowing:
             return self.narrow_of[node]
         if node in self.weights:
             return self._store_narrow(node)
-        if _moves(node):
+        if node.target is DEQUANTIZE:
+            narrow = self._call(DEQUANTIZE, (*node.args[:2], self.dtype), {})  # exact: see export.quantize
+        elif node.target is DEQUANTIZE_ROWS:
+            narrow = self._call(DEQUANTIZE_ROWS, (node.args[0], self.narrowed(node.args[1])), {})  # type: ignore[arg-type]
+        elif _moves(node):
             moved = map_arg(node.args, lambda a: self.narrowed(a) if _is_wide(a) else a)
             target: Any = node.target
             narrow = self._call(target, moved, node.kwargs)

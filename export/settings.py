@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 
 from export.aoti import check_compiler, find_compiler
+from export.host import Host
 from export.manifest import BACKENDS
-from export.precision import Precision, check_precision
+from export.precision import QUANTIZED, Precision, base_of, check_hardware, check_precision
 from export.tensorrt_rtx import check_target
 from vmla.errors import UserError, missing_extra
 
@@ -44,6 +45,20 @@ class Settings:
             raise UserError("a target goes with backend tensorrt-rtx, and only with it: --target sm_89")
         if self.target is not None:
             check_target(self.target)
+            check_hardware(self.precision, self.target)
+        if self.precision == "nvfp4" and not self.backend.startswith("tensorrt"):
+            raise UserError("precision nvfp4 is for TensorRT engines of Blackwell GPUs alone; use fp8")
+
+    @property
+    def base(self) -> Precision:
+        """The precision of what is not quantised."""
+        gpu = self.device == "cuda" or self.backend.startswith("tensorrt")
+        return base_of(self.precision, gpu=gpu)
+
+    @property
+    def quantized(self) -> bool:
+        """Whether scales are needed."""
+        return self.precision in QUANTIZED
 
     @property
     def name(self) -> str:
@@ -61,6 +76,8 @@ class Settings:
         """
         if self.backend == "aoti":
             check_compiler(self.device)
+            if self.device == "cuda":
+                check_hardware(self.precision, Host.here("cuda", ()).architecture)
         elif find_spec("onnxscript") is None or find_spec("onnx") is None:
             raise missing_extra("onnx or onnxscript", "onnx")
         if self.backend == "tensorrt-rtx" and find_spec("tensorrt_rtx") is None:

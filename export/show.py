@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+from export.exclude import UNEVEN, reason_to_exclude
 from export.manifest import NAME, Manifest, TensorSpec
 from vmla.errors import UserError
 
@@ -22,9 +25,34 @@ def describe(manifest: Manifest) -> Iterator[str]:
         yield f"{name}:"
         yield from (f"  in  {_tensor(spec)}" for spec in signature.inputs)
         yield from (f"  out {_tensor(spec)}" for spec in signature.outputs)
+    yield from _layers(manifest)
     versions = ", ".join(f"{name} {version}" for name, version in host.versions.items())
     yield f"built for: {host.device}, {host.architecture}, with {versions}"
     yield from (f"{name}: sha256 {digest}" for name, digest in manifest.files.items())
+
+
+def _layers(manifest: Manifest) -> Iterator[str]:
+    """Linear layers by precision and kind; of those that could be quantised and are not, why."""
+    yield "linear layers:"
+    for precision, names in manifest.layers.items():
+        yield f"  {precision}: {len(names)}"
+        kinds = Counter(
+            re.sub(r"^blocks\.\d+\.", "", name) + _reason(manifest, precision, name) for name in names
+        )
+        yield from (f"    {count} {kind}" for kind, count in kinds.items())
+    if (made := manifest.quantization) is not None:
+        watched = made.calibration
+        yield f"products of codes: {made.products}"
+        yield (
+            f"calibrated on {len(watched['prompts'])} prompts, {watched['chunks']} chunks, "
+            f"seed {watched['seed']}"
+        )
+
+
+def _reason(manifest: Manifest, precision: str, layer: str) -> str:
+    if manifest.quantization is None or precision == manifest.precision:
+        return ""
+    return f": {reason_to_exclude(layer, (), manifest.model['layers']) or UNEVEN}"
 
 
 def table(folder: Path) -> Iterator[str]:

@@ -1,12 +1,25 @@
 """The benchmark of grades: its prompts, its windows, its shares."""
 
+import io
+
 import pytest
 import torch
 from click.testing import CliRunner
 
 from bench.cli import VERBS
 from bench.cli import main as vmla_bench
-from bench.grades import WINDOW, Graded, Windows, held_out_prompts, shares
+from bench.grades import (
+    WINDOW,
+    Graded,
+    Windows,
+    grade_rollouts,
+    held_out_prompts,
+    open_denoiser,
+    shares,
+    what_is,
+)
+from vmla.progress import ProgressLine
+from vmla.weights.folder import open_checkpoint
 from vmla.world.caption import read
 from vmla.world.grade import Grade
 from vmla.world.scene import is_held_out
@@ -44,6 +57,24 @@ def test_shares_count_what_passed():
         "background": 1, "colour": 0.5, "shape": 1, "motion": 1, "count": 1, "all": 0.5
     }  # fmt: skip
     assert table["60"]["shape"] == table["60"]["motion"] == table["60"]["all"] == 0.5
+
+
+def test_an_engine_makes_as_many_videos_as_it_was_built_for(checkpoint, monkeypatch):
+    opened, prompt = open_checkpoint(checkpoint), "a red star bouncing on a navy background"
+    engine, fixed = open_denoiser(opened, None)
+    assert (fixed, what_is(engine)) == (None, "eager fp32")
+    asked, encode = [], engine.encode_prompt
+    monkeypatch.setattr(engine, "encode_prompt", lambda prompts: asked.append(prompts) or encode(prompts))
+    line = ProgressLine(io.StringIO())
+    graded = grade_rollouts(engine, opened, [prompt], (4,), batch=3, seed=0, line=line)
+    assert [(one.prompt, one.second) for one in graded] == [(prompt, 4)]
+    assert list(map(list, asked)) == [[prompt] * 3]
+
+
+def test_what_is_no_engine_is_refused_in_one_line(tmp_path):
+    result = CliRunner().invoke(vmla_bench, ["grades", "--engine", str(tmp_path)])
+    assert result.exit_code == 2
+    assert "is no engine" in result.output.splitlines()[-1]
 
 
 def test_the_command_lists_its_verbs():

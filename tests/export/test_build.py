@@ -4,17 +4,24 @@ import os
 import signal
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 from click.testing import CliRunner
 
 from export import aoti
+from export.build import build as build_in
+from export.calibrate import Calibration
 from export.cli import main
 from export.manifest import Manifest
 from export.settings import Settings, choose_backend
 from vmla.errors import UserError
+from vmla.weights.folder import open_checkpoint
 
 pytestmark = pytest.mark.cpu
+
+
+RTX = ("--backend", "tensorrt-rtx", "--target")
 
 
 @pytest.fixture
@@ -66,6 +73,29 @@ def test_it_is_built_anew_when_anything_changed(checkpoint, tmp_path, compiled, 
     assert list(tmp_path.iterdir()) == [folder]
 
 
+def test_an_fp8_build_is_calibrated_and_reused(checkpoint, tmp_path, compiled):
+    folder, fp8 = tmp_path / "engine", ("--precision", "fp8")
+    first = build(checkpoint, folder, *fp8)
+    assert first.exit_code == 0, first.output
+    assert "calibrated on 4 prompts, 6 chunks, 18 passes, seed 0" in first.output
+    assert "vmla.dequantize_rows" in (folder / "step.pt2").read_text()
+    assert "unchanged" in build(checkpoint, folder, *fp8).output
+    calibration = Calibration.read(folder / "calibration.json")
+    calibration.write(tmp_path / "same.json")
+    assert "unchanged" in build(checkpoint, folder, *fp8, "--calibration", tmp_path / "same.json").output
+    doubled = {name: 2 * value for name, value in calibration.largest.items()}
+    replace(calibration, largest=doubled).write(tmp_path / "other.json")
+    assert "built" in build(checkpoint, folder, *fp8, "--calibration", tmp_path / "other.json").output
+    assert compiled == ["step", "prompt"] * 2
+
+
+def test_without_a_calibration_or_a_way_to_make_one_nothing_is_built(checkpoint, tmp_path, compiled):
+    settings = Settings(backend="aoti", precision="fp8")
+    with pytest.raises(UserError, match="needs a calibration; make one with: vmla-export calibrate"):
+        build_in(open_checkpoint(checkpoint), settings, tmp_path / "engine", lambda stage: None)
+    assert list(tmp_path.iterdir()) == compiled == []
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_an_interrupted_build_leaves_nothing_and_keeps_what_was(checkpoint, tmp_path, monkeypatch, error):
     def stop(program, path):
@@ -89,6 +119,8 @@ def test_an_interrupted_build_leaves_nothing_and_keeps_what_was(checkpoint, tmp_
 STUCK = """
 import sys, time
 from export import aoti
+from export.build import build as build_in
+from export.calibrate import Calibration
 from export.cli import main
 def package(program, path):
     path.write_text("half")
@@ -131,14 +163,18 @@ def test_a_folder_that_is_no_engine_is_left_alone(checkpoint, tmp_path, compiled
     [
         (["--backend", "tensorrt"], "backend tensorrt (extra trt) cannot build engines yet"),
         (["--backend", "abacus"], "no such backend: abacus; there are aoti, onnx, tensorrt-rtx"),
-        (["--precision", "fp8"], "precision fp8 needs scales"),
         (["--precision", "int3"], "no such precision: int3"),
+        (["--precision", "nvfp4", "--backend", "aoti"], "nvfp4 is for TensorRT engines of Blackwell GPUs"),
+        (["--precision", "bf16", "--calibration", "x.json"], "precision bf16 takes no calibration"),
+        (["--precision", "fp8", "--calibration", "x.json"], "x.json is no calibration (FileNotFoundError)"),
         (["--batch", "0"], "batch is 0"),
         (["--device", "tpu"], "no such device: tpu"),
         (["--backend", "onnx", "--device", "cuda"], "leave --device out"),
         (["--backend", "tensorrt-rtx"], "a target goes with backend tensorrt-rtx"),
         (["--backend", "tensorrt-rtx", "--target", "sm_90"], "builds no engines for sm_90"),
         (["--backend", "aoti", "--target", "sm_89"], "a target goes with backend tensorrt-rtx"),
+        ([*RTX, "sm_86", "--precision", "fp8"], "sm_86 multiplies no fp8, sm_89 and newer do; use bf16"),
+        ([*RTX, "sm_89", "--precision", "nvfp4"], "sm_89 multiplies no nvfp4, sm_100 and newer do"),
         (["--checkpoint", "nowhere"], "no checkpoint 'nowhere'"),
     ],
 )

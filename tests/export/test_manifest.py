@@ -13,7 +13,7 @@ from kit.checkpoints import debug_checkpoint
 from export.build import describe
 from export.cli import main
 from export.host import Host
-from export.manifest import NAME, Manifest
+from export.manifest import NAME, SCHEMA, Manifest
 from export.settings import Settings
 from vmla.errors import UserError
 from vmla.weights.folder import open_checkpoint
@@ -74,6 +74,19 @@ def test_its_tables_say_what_goes_in_and_out(manifest):
     assert prompt.outputs == (step.inputs[2],)
     assert manifest.cache["dtype"] == "bfloat16"
     assert manifest.cache["history"] == 3
+
+
+def test_it_names_every_linear_layer_by_precision(manifest, checkpoint, tmp_path):
+    assert set(manifest.layers) == {"bf16", "fp32"}
+    assert "proj_out" in manifest.layers["fp32"]
+    assert "blocks.1.ffn.up" in manifest.layers["bf16"]
+    assert manifest.quantization is None
+    fp8 = describe(open_checkpoint(checkpoint), Settings(backend="onnx", precision="fp8"))
+    assert set(fp8.layers) == {"fp8", "fp32"}
+    assert sum(map(len, fp8.layers.values())) == sum(map(len, manifest.layers.values())) == 35
+    assert fp8.cache["dtype"] == fp8.programs["step"].inputs[2].dtype == "float32"
+    fp8.write(tmp_path)
+    assert Manifest.read(tmp_path) == fp8
 
 
 def test_the_same_machine_and_checkpoint_are_accepted(manifest, folder, checkpoint):
@@ -164,8 +177,10 @@ def test_missing_and_damaged_files_are_refused(manifest, folder):
         ({"color": "red"}, "field color is unknown"),
         ({"backend": "abacus"}, "backend abacus is unknown"),
         ({"files": {"../step.pt2": "0"}}, "leads out of the folder"),
-        ({"programs": {"step": {"inputs": []}}}, "programs or host are incomplete"),
-        ({"host": {"device": "cpu"}}, "programs or host are incomplete"),
+        ({"programs": {"step": {"inputs": []}}}, "programs, layers or host are incomplete"),
+        ({"layers": {"fp32": 3}}, "programs, layers or host are incomplete"),
+        ({"quantization": {"base": "fp32"}}, "programs, layers or host are incomplete"),
+        ({"host": {"device": "cpu"}}, "programs, layers or host are incomplete"),
     ],
 )
 def test_a_manifest_that_cannot_be_understood_is_refused(folder, changes, said):
@@ -178,7 +193,7 @@ def test_what_is_no_engine_is_refused(folder, tmp_path_factory):
     assert_refused("is no engine", Manifest.read, tmp_path_factory.mktemp("empty"))
     (folder / NAME).write_text("{")
     assert_refused("is not valid JSON", Manifest.read, folder)
-    values = {"schema": 1}
+    values = {"schema": SCHEMA}
     (folder / NAME).write_text(json.dumps(values))
     assert_refused("is missing", Manifest.read, folder)
 

@@ -11,7 +11,16 @@ from kit.passes import pass_inputs
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from export.precision import DTYPES, KEPT_WIDE, MOVES, PRODUCTS, check_precision, in_precision
+from export.precision import (
+    DTYPES,
+    KEPT_WIDE,
+    MOVES,
+    PRODUCTS,
+    base_of,
+    check_hardware,
+    check_precision,
+    in_precision,
+)
 from export.trace import trace
 from vmla import attention
 from vmla.errors import UserError
@@ -146,8 +155,29 @@ def test_single_precision_changes_nothing():
     assert str(in_precision(program, "fp32", HELD).graph) == before
 
 
-@pytest.mark.parametrize(("name", "said"), [("fp8", "calibrated"), ("nvfp4", "calibrated"), ("int3", "bf16")])
-def test_what_cannot_be_made_is_refused_in_one_line(name, said):
-    with pytest.raises(UserError, match=said) as refusal:
-        check_precision(name)
+def test_an_unknown_precision_is_refused_in_one_line():
+    known = "no such precision: int3; there are fp32, bf16, fp16, fp8, nvfp4"
+    with pytest.raises(UserError, match=known) as refusal:
+        check_precision("int3")
     assert "\n" not in str(refusal.value)
+    assert check_precision("fp8") == "fp8"
+
+
+@pytest.mark.parametrize(
+    ("precision", "refused", "taken"),
+    [("fp8", ["sm_80", "sm_86"], ["sm_89", "sm_90", "sm_120"]), ("nvfp4", ["sm_90"], ["sm_100", "sm_121"])],
+)
+def test_gpus_that_cannot_multiply_codes_are_refused(precision, refused, taken):
+    for architecture in refused:
+        with pytest.raises(UserError, match=f"^{architecture} multiplies no {precision}, "):
+            check_hardware(precision, architecture)
+    assert [check_hardware(precision, architecture) for architecture in taken] == [None] * len(taken)
+    assert check_hardware("bf16", "sm_80") is None
+    assert check_hardware(precision, "no GPU") is None
+    with pytest.raises(UserError, match="^sm_86 multiplies no "):
+        check_hardware(precision, "sm_120,sm_86")
+
+
+def test_all_else_is_narrow_on_a_gpu_alone():
+    assert [base_of("fp8", gpu=gpu) for gpu in (False, True)] == ["fp32", "bf16"]
+    assert base_of("fp16", gpu=True) == "fp16"

@@ -1,0 +1,45 @@
+"""The linear layers of a model, by the precision in which an engine multiplies them."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from export.exclude import reason_to_exclude
+from export.precision import KEPT_WIDE
+from export.settings import Settings
+from export.trace import fake_model
+from vmla.config import ModelConfig
+from vmla.errors import UserError
+
+
+def layers_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    """Outputs and inputs of every linear layer, by its name in the model."""
+    modules = fake_model(config).named_modules()
+    return {name: tuple(part.weight.shape) for name, part in modules if isinstance(part, nn.Linear)}
+
+
+def by_precision(config: ModelConfig, settings: Settings) -> dict[str, tuple[str, ...]]:
+    """The names of all linear layers by precision, narrowest first.
+
+    Raises:
+        UserError: if no layer can be quantised that should be.
+    """
+    layers: dict[str, list[str]] = {settings.precision: [], settings.base: [], "fp32": []}
+    for name, shape in layers_of(config).items():
+        kept = f"{name}.".startswith(KEPT_WIDE)
+        quantized = settings.quantized and reason_to_exclude(name, shape, config.layers) is None
+        layers["fp32" if kept else settings.precision if quantized else settings.base].append(name)
+    if not layers[settings.precision]:
+        raise UserError(f"no linear layer of this model can be in {settings.precision}; use {settings.base}")
+    return {precision: tuple(names) for precision, names in layers.items()}
+
+
+def products(settings: Settings) -> str:
+    """How an engine of these settings multiplies codes, in words."""
+    if settings.backend == "aoti" and settings.device == "cuda":
+        return "torch._scaled_mm multiplies the codes"
+    if settings.backend == "aoti":
+        return "simulated: what the codes stand for is multiplied in float32"
+    if settings.backend == "onnx":
+        return "left to what runs the graph; ONNX Runtime multiplies what the codes stand for in float32"
+    return "left to TensorRT, which multiplies codes where it fuses quantising into a product"
