@@ -10,10 +10,8 @@ from typing import Any
 
 import click
 
+from export.manifest import ENGINES
 from vmla.command import OneLineErrors
-
-ENGINES = Path("engines")
-"""Where engines go unless told otherwise."""
 
 ELSEWHERE = {"verify": "runtime.verify"}
 """A verb that runs engines, found by name: this package knows nothing of the runtime above it."""
@@ -42,12 +40,14 @@ def main() -> None:
 @main.command()
 @click.option("--checkpoint", default="sprites", show_default=True,
               help="A checkpoint folder, or a shipped model.")  # fmt: skip
-@click.option("--backend", help="aoti, onnx or tensorrt-rtx; chosen by what is installed if not given.")
+@click.option("--backend", help="aoti, onnx, tensorrt or tensorrt-rtx; chosen by what is here if not given.")
 @click.option("--precision", default="fp32", show_default=True,
               help="Of matrix products: fp32, bf16 or fp16; all else is float32.")  # fmt: skip
 @click.option("--batch", type=int, default=1, show_default=True, help="Videos made at once.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda, for aoti.")
 @click.option("--target", help="GPU architecture for tensorrt-rtx, as sm_89.")
+@click.option("--attention",
+              help="plugin: a node that our TensorRT plugin takes; native: TensorRT's own.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path),
               help="The engine folder; one in ./engines named after its settings if not given.")  # fmt: skip
 def build(
@@ -57,6 +57,7 @@ def build(
     batch: int,
     device: str,
     target: str | None,
+    attention: Any,
     output: Path | None,
 ) -> None:
     """Build an engine, or say that it is there already."""
@@ -64,11 +65,18 @@ def build(
     from export.settings import Settings, choose_backend
 
     if backend is None:
-        backend, reason = choose_backend()
+        backend, target, reason = choose_backend(target)
         click.echo(f"backend: {backend} ({reason})")
     settings = Settings(
-        backend=backend, precision=check_precision(precision), batch=batch, device=device, target=target
+        backend=backend,
+        precision=check_precision(precision),
+        batch=batch,
+        device=device,
+        target=target,
+        attention=attention,
     )
+    if backend == "tensorrt" and attention is None:
+        click.echo(f"attention: {settings.attention_form} (the plugin computes in bf16 and fp16)")
     _build(checkpoint, settings, output)
 
 
