@@ -8,7 +8,11 @@ from pathlib import Path
 
 import click
 
+from export.manifest import ENGINES
 from vmla.command import OneLineCommand
+
+EAGER = Path("eager")
+"""Asked for as an engine: the model itself."""
 
 
 @click.command(cls=OneLineCommand)
@@ -21,7 +25,8 @@ from vmla.command import OneLineCommand
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same video.")
 @click.option("--checkpoint",
               help="A checkpoint folder, or a shipped model; the engine's own, or else sprites.")  # fmt: skip
-@click.option("--engine", type=click.Path(path_type=Path), help="An engine folder made by vmla-export.")
+@click.option("--engine", type=click.Path(path_type=Path),
+              help="A folder of vmla-export, or eager; what fits in ./engines if not given.")  # fmt: skip
 @click.option("--layout", type=click.Choice(["mla", "mha"]), help="Refuse a checkpoint of the other layout.")
 @click.option("--steps", type=int, help="Denoising steps; the checkpoint's own number if not given.")
 @click.option("--device", default="cpu", show_default=True, help="A torch device.")
@@ -62,11 +67,12 @@ def main(
 
     job, frames = prepare(
         prompt, checkpoint, layout=layout, minutes=minutes, seconds=seconds, chunks=chunks, seed=seed,
-        steps=steps, device=device, dtype=dtype, engine=engine,
+        steps=steps, device=device, dtype=dtype, engine=None if engine == EAGER else engine,
+        engines=ENGINES if engine is None else None,
     )  # fmt: skip
     plan = job.plan()
     if dry_run:
-        click.echo("\n".join(plan.lines()))
+        click.echo("\n".join([job.engine_line(), *plan.lines()]))
         return
     if output is None:
         raise click.UsageError("give -o, for example: -o video.mp4")
@@ -75,6 +81,7 @@ def main(
     sink = open_sink(output, scale=factor)
     if job.checkpoint.index.get("trained_on") == "sprites" and (warning := warning_for(prompt)):
         click.echo(f"warning: {warning}", err=True)
+    click.echo(job.engine_line(), err=True)
     with ExitStack() as stack:
         stop = stack.enter_context(stopping_on_interrupt())
         line = stack.enter_context(ProgressLine(sys.stderr))
