@@ -33,6 +33,7 @@ def main(request: Request) -> int:
         return 1
     if not _has_plugins(trt, network, request.attention_nodes):
         return 1
+    _take_apart_wide_attention(trt, network)
     config = configure(trt, builder, request)
     plan = builder.build_serialized_network(network, config)
     if plan is None:  # what a failed build gives; a plugin's exception goes to stderr
@@ -74,11 +75,22 @@ def _register(request: Request) -> None:
 
 def _has_plugins(trt: Any, network: Any, expected: int) -> bool:
     """Whether all attention nodes became plugin layers: without the plugin the parser takes the function."""
-    layers = (network.get_layer(number) for number in range(network.num_layers))
+    layers = map(network.get_layer, range(network.num_layers))
     found = sum(layer.type == trt.LayerType.PLUGIN_V3 for layer in layers)
     if found != expected:
         _say("error", f"{found} of {expected} attention nodes became layers of the plugin")
     return found == expected
+
+
+def _take_apart_wide_attention(trt: Any, network: Any) -> None:
+    """Allow matrix products in the place of attention in float32, which has no fused kernel.
+
+    In any other type a build fails where there is none, instead of being slow.
+    """
+    for layer in map(network.get_layer, range(network.num_layers)):
+        if layer.type == trt.LayerType.ATTENTION_INPUT and layer.get_input(0).dtype == trt.float32:
+            layer.__class__ = trt.IAttentionInputLayer  # the network hands out every layer as a plain one
+            layer.attention.decomposable = True
 
 
 def _record_layers(trt: Any, logger: Any, plan: bytes, request: Request) -> bool:

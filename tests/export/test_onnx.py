@@ -1,5 +1,8 @@
 """ONNX graphs: their names, what they are made of, and weights beside them."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -40,16 +43,6 @@ def model(onnx_engine):
 def graph(model):
     """Its graph."""
     return model.graph
-
-
-@pytest.fixture(scope="module")
-def native(checkpoint, tmp_path_factory):
-    """The file of the same step with attention written out."""
-    opened = open_checkpoint(checkpoint)
-    signature = contract(opened.model_config(), batch=1)["step"]
-    path = tmp_path_factory.mktemp("native") / "step.onnx"
-    graphs.save(trace_step(opened.transformer(), batch=1), signature, path, attention_nodes=False)
-    return path
 
 
 def inputs_of(checkpoint, number):
@@ -97,12 +90,12 @@ def test_attention_is_a_node_that_fits_the_plugin(graph):
         assert found == {"plugin_namespace": b"vmla", "plugin_version": b"1", "aot": 1} | face.attributes
 
 
-def test_the_function_beside_it_is_what_a_native_graph_holds(model, native):
+def test_the_function_beside_it_is_what_a_native_graph_holds(model, native_graph):
     [function] = model.functions
     assert (function.domain, function.name) == (NAMESPACE, "mla_attention")
     assert [opset.version for opset in function.opset_import] == [graphs.OPSET]
     assert {opset.domain: opset.version for opset in model.opset_import} == {"": graphs.OPSET, NAMESPACE: 1}
-    written_out = onnx.load(native)
+    written_out = onnx.load(native_graph)
     assert not written_out.functions
     kinds = [node.op_type for node in written_out.graph.node]
     assert kinds.count("Attention") == 4
@@ -118,11 +111,11 @@ def test_it_runs_node_for_node_in_the_reference_evaluator(model, checkpoint, num
         assert_close(torch.from_numpy(got), wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_node_and_native_graph_give_the_same(onnx_engine, native, checkpoint):
+def test_node_and_native_graph_give_the_same(onnx_engine, native_graph, checkpoint):
     inputs = inputs_of(checkpoint, 2)
     results = [
         onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, inputs)
-        for path in (onnx_engine / "step.onnx", native)
+        for path in (onnx_engine / "step.onnx", native_graph)
     ]
     for got, want in zip(*results, strict=True):
         assert_close(torch.from_numpy(got), torch.from_numpy(want), rtol=1e-5, atol=1e-5)
@@ -183,3 +176,13 @@ def test_a_graph_that_the_checker_refuses_is_no_engine(tmp_path, monkeypatch):
     signature = contract(model.config, batch=1)["prompt"]
     with pytest.raises(UserError, match=r"^the ONNX checker refuses prompt.onnx: no such operator$"):
         graphs.save(trace(model, batch=1)["prompt"], signature, tmp_path / "prompt.onnx")
+
+
+def test_polygraphy_finds_no_fault(onnx_engine, tmp_path):
+    command = [sys.executable, "-c", "import sys; from polygraphy.tools import main; sys.exit(main())"]
+    command += ["check", "lint", str(onnx_engine / "step.onnx"), "-o", str(tmp_path / "lint.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    report = json.loads((tmp_path / "lint.json").read_text())
+    assert [entry for entry in report["lint_entries"] if entry["level"] != "info"] == []
+    assert report["summary"]["failing"] == []

@@ -80,6 +80,13 @@ def test_times_of_another_version_are_told_of(contract):
     assert ["warning", "a.cache does not fit and is made anew"] in contract["said"]
 
 
+def test_attention_is_taken_apart_in_single_precision_alone(contract):
+    taken_apart = ["IAttention.decomposable=", [True]]
+    assert contract["wide attention"]["status"] == contract["narrow attention"]["status"] == 0
+    assert contract["wide attention"]["calls"].count(taken_apart) == 3
+    assert taken_apart not in contract["narrow attention"]["calls"]
+
+
 def test_a_plan_runs_in_static_buffers(contract):
     assert contract["run"] == {"bound": ["x", "n", "y"], "streams": [7], "results": [[2]]}
 

@@ -27,6 +27,8 @@ SCRIPT = {
     "OnnxParser.get_error": "no such operator",
     "INetworkDefinition.num_layers": 3,
     "ILayer.type": trt.LayerType.PLUGIN_V3,
+    "ITensor.dtype": trt.float32,
+    "IAttentionInputLayer.attention": trt.IAttention,
     "IBuilderConfig.set_timing_cache": True,
     "IBuilderConfig.clear_flag": None,
 }
@@ -111,6 +113,8 @@ def run(**script):
 
 def main(folder):
     folder = Path(folder)
+    attention = {"ILayer.type": trt.LayerType.ATTENTION_INPUT, "nodes": 0}
+    attention |= {"EngineInspector.get_engine_information": layers_of(0)}
     results = {
         "version": trt.__version__,
         "whole": built(folder / "whole"),
@@ -121,6 +125,8 @@ def main(folder):
         ),
         "not built": built(folder / "not", **{"Builder.build_serialized_network": None}),
         "stale times": built(folder / "stale", **{"IBuilderConfig.set_timing_cache": False}),
+        "wide attention": built(folder / "wide", **attention),
+        "narrow attention": built(folder / "narrow", **attention | {"ITensor.dtype": trt.bfloat16}),
         "run": run(),
         "no plan": run(**{"Runtime.deserialize_cuda_engine": None}),
         "another table": run(**{"ICudaEngine.get_tensor_shape": lambda name: (9,)}),

@@ -61,8 +61,8 @@ class StandIn:
 
     A call must fit a signature in the docstring of the real method, and gives what `script` has under
     `Class.method` (called with the arguments if it can be), or else a stand-in of the class that the
-    signature promises. Only properties that can be set may be set; what was set and called is kept in
-    `journal`.
+    signature promises; a class in the script stands for an object of it. Only properties that can be set
+    may be set; what was set and called is kept in `journal`.
     """
 
     def __init__(self, trt, kind, script, journal):
@@ -72,7 +72,8 @@ class StandIn:
         member, key = getattr(self._kind, name), f"{self._kind.__name__}.{name}"
         if isinstance(member, property):
             assert key in self._script, f"{key} is read, and the script does not say what it is"
-            return self._script[key]
+            said = self._script[key]
+            return StandIn(self._trt, said, self._script, self._journal) if isinstance(said, type) else said
 
         def call(*arguments):
             returned = fit(member, name, len(arguments))
@@ -85,6 +86,10 @@ class StandIn:
         return call
 
     def __setattr__(self, name, value):
+        if name == "__class__":
+            assert issubclass(value, self._kind)
+            self.__dict__["_kind"] = value
+            return
         member = getattr(self._kind, name)
         assert isinstance(member, property) and member.fset, f"{self._kind.__name__}.{name} cannot be set"
         self._journal.append([f"{self._kind.__name__}.{name}=", (value,)])
