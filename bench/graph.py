@@ -129,7 +129,7 @@ def main(
 ) -> None:
     """Export a model of a named shape without its weights, and build engines of random ones."""
     for each in target:
-        tensorrt.check_target(each)
+        tensorrt.check_targets(each)
     config, kind = recipe(shape), check_precision(precision)
     if layers is not None:
         config = replace(config, layers=layers)

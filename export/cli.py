@@ -45,7 +45,7 @@ def main() -> None:
               help="Of matrix products: fp32, bf16 or fp16; all else is float32.")  # fmt: skip
 @click.option("--batch", type=int, default=1, show_default=True, help="Videos made at once.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda, for aoti.")
-@click.option("--target", help="GPU architecture for tensorrt-rtx, as sm_89.")
+@click.option("--target", help="GPU architectures for tensorrt-rtx, as sm89,sm120.")
 @click.option("--attention",
               help="plugin: a node that our TensorRT plugin takes; native: TensorRT's own.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path),
@@ -63,7 +63,9 @@ def build(
     """Build an engine, or say that it is there already."""
     from export.precision import check_precision
     from export.settings import Settings, choose_backend
+    from export.tensorrt import check_targets
 
+    target = None if target is None else check_targets(target)
     if backend is None:
         backend, target, reason = choose_backend(target)
         click.echo(f"backend: {backend} ({reason})")
@@ -105,10 +107,11 @@ def _build(checkpoint: str, settings: Any, output: Path | None) -> None:
 def inspect(engine: Path, as_json: bool) -> None:
     """Print what ENGINE is, what it takes and gives, and where it runs."""
     from export.manifest import NAME, Manifest
-    from export.show import describe
+    from export.show import describe, layers
 
     manifest = Manifest.read(engine)
-    click.echo((engine / NAME).read_text().rstrip() if as_json else "\n".join(describe(manifest)))
+    told = [*describe(manifest), *layers(engine, manifest)]
+    click.echo((engine / NAME).read_text().rstrip() if as_json else "\n".join(told))
 
 
 @main.command(name="list")

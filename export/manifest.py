@@ -186,7 +186,7 @@ class Manifest:
                 raise _refusal(folder, "versions", f"built with {package} {theirs}, here is {found}", mend)
         if not binding.architecture:
             return
-        if built.architecture != here.architecture:
+        if here.architecture not in built.architecture.split(","):  # TensorRT-RTX builds for several
             reason = f"built for {built.architecture}, here is {here.architecture}"
             fits: dict[str, str] = {"target": here.architecture} if here.architecture != NO_GPU else ON_CPU
             raise _refusal(folder, "architecture", reason, self.build_command(folder, **fits))

@@ -10,7 +10,7 @@ from export.aoti import check_compiler, find_compiler
 from export.host import NO_GPU, Host
 from export.manifest import BACKENDS, WITH_PLUGIN, Attention
 from export.precision import Precision, check_precision
-from export.tensorrt import TARGETS, check_target
+from export.tensorrt import TARGETS, check_targets
 from vmla.errors import UserError, missing_extra
 
 
@@ -24,7 +24,7 @@ class Settings:
     device: str = "cpu"
     """Where an `aoti` engine runs."""
     target: str | None = None
-    """The architecture that a `tensorrt-rtx` engine is for, as `sm_89`."""
+    """The architecture that a `tensorrt-rtx` engine is for, as `sm_89`, or several, as `sm_89,sm_120`."""
     attention: Attention | None = None
     """What was asked for; `attention_form` is what it comes to."""
 
@@ -41,7 +41,7 @@ class Settings:
         if (self.target is not None) != (self.backend == "tensorrt-rtx"):
             raise UserError("a target goes with backend tensorrt-rtx, and only with it: --target sm_89")
         if self.target is not None:
-            check_target(self.target)
+            check_targets(self.target)
         self._check_attention()
 
     def _check_attention(self) -> None:

@@ -37,7 +37,7 @@ class Request:
     engine: str
     """Where it goes."""
     target: str
-    """The GPU architecture, as `sm_90`."""
+    """The GPU architecture, as `sm_90`; for TensorRT-RTX also several, as `sm_89,sm_120`."""
     attention_nodes: int = 0
     """So many nodes of the graph must become layers of our plugin."""
     kernels: str | None = None
@@ -49,14 +49,18 @@ class Request:
     level: int = LEVEL
 
 
-def check_target(target: str) -> None:
-    """Refuse a GPU that TensorRT-RTX has no engines for.
+def check_targets(targets: str) -> str:
+    """GPUs such as `sm_89` or `sm89,sm120`, as a manifest spells them: `sm_89,sm_120`.
 
     Raises:
-        UserError: naming those that it has.
+        UserError: for one that TensorRT-RTX has no engines for, naming those that it has.
     """
-    if target not in TARGETS:
-        raise UserError(f"TensorRT-RTX builds no engines for {target}; its targets are {', '.join(TARGETS)}")
+    spelled = [re.sub(r"^sm_?", "sm_", target.strip()) for target in targets.split(",")]
+    for target in spelled:
+        if target not in TARGETS:
+            known = ", ".join(TARGETS)
+            raise UserError(f"TensorRT-RTX builds no engines for {target}; its targets are {known}")
+    return ",".join(dict.fromkeys(spelled))
 
 
 def kernel_family(architecture: str) -> Family:

@@ -50,9 +50,11 @@ def configure(trt: Any, builder: Any, request: Request) -> Any:
     """The builder's configuration."""
     config = builder.create_builder_config()
     if request.library == "tensorrt_rtx":
-        config.num_compute_capabilities = 1
-        capability = request.target.replace("_", "").upper()
-        config.set_compute_capability(getattr(trt.ComputeCapability, capability), 0)
+        targets = request.target.replace("_", "").upper().split(",")
+        config.num_compute_capabilities = len(targets)
+        for place, target in enumerate(targets):
+            if not config.set_compute_capability(getattr(trt.ComputeCapability, target), place):
+                raise UserError(f"it takes no target {target}")
         return config
     config.builder_optimization_level = request.level
     config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # without it the inspector knows names alone

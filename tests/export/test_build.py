@@ -130,7 +130,7 @@ def test_a_folder_that_is_no_engine_is_left_alone(checkpoint, tmp_path, compiled
     ("arguments", "said"),
     [
         (["--backend", "tensorrt", "--precision", "bf16"], "videomla[trt]"),
-        (["--backend", "tensorrt", "--attention", "plugin"], "plugin computes in bf16 and fp16; use --precision bf16"),
+        (["--backend", "tensorrt", "--attention", "plugin"], "computes in bf16 and fp16"),
         (["--backend", "onnx", "--attention", "loud"], "no such attention: loud"),
         (["--backend", "aoti", "--attention", "plugin"], "backend aoti takes no plugin"),
         (["--backend", "abacus"], "no such backend: abacus; there are aoti, onnx, tensorrt, tensorrt-rtx"),

@@ -15,6 +15,7 @@ from export import tensorrt
 from export.host import Host
 from export.manifest import Manifest
 from export.settings import Settings
+from export.show import layers
 from plugins.objects import load
 from vmla.errors import UserError
 from vmla.weights.folder import open_checkpoint
@@ -118,6 +119,22 @@ def test_a_request_names_everything_that_the_process_needs(checkpoint, tmp_path,
     [kernel] = load(tmp_path / "scratch")
     assert (kernel.dtype, kernel.arch, kernel.widths) == ("bf16", 90, {"D": 32, "DV": 32})
     assert kernel.compact
+
+
+def test_layers_are_counted_by_kind_and_type(checkpoint, tmp_path):
+    wide, narrow = ([{"Format/Datatype": f"Row major linear {kind}"}] for kind in ("FP32", "BFloat16"))
+    told = [
+        {"Name": "a", "LayerType": "PluginV3", "Outputs": narrow},
+        {"Name": "b", "LayerType": "gemm", "Outputs": narrow},
+        {"Name": "c", "LayerType": "gemm", "Outputs": narrow},
+        {"Name": "d", "LayerType": "gemm", "Outputs": wide},
+        {"Name": "e", "LayerType": "NoOp"},
+    ]
+    (tmp_path / "step.layers.json").write_text(json.dumps({"Layers": told}))
+    manifest = builds.describe(open_checkpoint(checkpoint), Settings(backend="onnx", precision="fp32"))
+    assert list(layers(tmp_path, manifest)) == [
+        "layers of step:", "  1 NoOp", "  1 PluginV3 BFloat16", "  2 gemm BFloat16", "  1 gemm FP32"
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(

@@ -24,13 +24,13 @@ TYPES = ("FLOAT", "FLOAT16", "BFLOAT16", "INT32", "INT64", "BOOL")
 
 @pytest.fixture(scope="module")
 def engine(build_engine):
-    """The debug model in bfloat16 for an Ada GPU."""
-    return build_engine("--backend", "tensorrt-rtx", "--target", "sm_89", "--precision", "bf16")
+    """The debug model in bfloat16 for GPUs of the Ada and the Blackwell generation."""
+    return build_engine("--backend", "tensorrt-rtx", "--target", "sm89,sm120", "--precision", "bf16")
 
 
-def test_the_engine_is_built_for_its_target(engine):
+def test_the_engine_is_built_for_its_targets(engine):
     manifest = Manifest.read(engine)
-    assert (manifest.host.device, manifest.host.architecture) == ("cuda", "sm_89")
+    assert (manifest.host.device, manifest.host.architecture) == ("cuda", "sm_89,sm_120")
     assert sorted(manifest.files) == ["prompt.engine", "step.engine"]
     manifest.check_files(engine)
     assert (engine / "step.engine").stat().st_size > 100_000
