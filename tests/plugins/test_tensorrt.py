@@ -11,7 +11,7 @@ from kit.tensorrt_bindings import OLDEST, run_with_bindings
 
 import plugins
 from plugins.objects import Compiled, save
-from plugins.tensorrt_plugin import register
+from plugins.tensorrt_plugin import FACES, NAMESPACE, register
 from vmla.errors import UserError
 
 pytestmark = pytest.mark.cpu
@@ -81,6 +81,15 @@ def test_outputs_are_described(contract):
         "absorbed": ([1, 12, 4680, 192], "BF16"),
         "absorbed fp8": ([1, 12, 4680, 192], "BF16"),
     }
+
+
+def test_what_a_node_must_bring_is_what_tensorrt_reads_off_the_plugins(contract):
+    found = contract["plugins"]
+    assert list(found) == [f"{NAMESPACE}::{face.name}" for face in FACES]
+    for face, told in zip(FACES, found.values(), strict=True):
+        assert told["names"] == [face.name, NAMESPACE, "1"]
+        assert told["inputs"] == list(face.inputs)
+        assert told["fields"] == dict.fromkeys(face.attributes, "FLOAT64")
 
 
 def test_types_are_offered(contract):
