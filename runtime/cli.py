@@ -81,7 +81,6 @@ def main(
     sink = open_sink(output, scale=factor)
     if job.checkpoint.index.get("trained_on") == "sprites" and (warning := warning_for(prompt)):
         click.echo(f"warning: {warning}", err=True)
-    click.echo(job.engine_line(), err=True)
     with ExitStack() as stack:
         stop = stack.enter_context(stopping_on_interrupt())
         line = stack.enter_context(ProgressLine(sys.stderr))
@@ -92,6 +91,7 @@ def main(
         outcome = produce(job, sink, Several(listeners), frames=frames, stop=stop)
     if output != NOWHERE:
         record(output, describe_job(job, frames=frames, scale=factor), outcome)
+    click.echo(job.engine_line())
     rate = outcome.frames / outcome.seconds
     click.echo(f"{output}: {outcome.frames} frames in {outcome.seconds:.1f} s, {rate:.0f} per second")
     if not outcome.complete:

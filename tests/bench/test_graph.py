@@ -71,7 +71,7 @@ def test_the_whole_published_model():
     told = json.loads(done.stdout.splitlines()[-1])["graph"]
     assert_published(Graph(**{name: told[name] for name in Graph.__dataclass_fields__}), 30)
     assert told["weights"] > 1.1e9
-    assert told["peak_bytes"] < 2.5e9  # the weights alone are 2.4e9 bytes
+    assert told["peak_bytes"] < 1e9 < told["weight_bytes"] / 2
 
 
 def test_a_gpu_that_rtx_does_not_build_for_is_refused():
