@@ -14,6 +14,7 @@ VERBS = {
     "grades": "bench.grades",
     "grader": "bench.grader",
     "kernels": "bench.kernels",
+    "graph": "bench.graph",
 }
 """Each verb's module, loaded when the verb is used."""
 

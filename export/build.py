@@ -14,11 +14,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from time import perf_counter
+from typing import Any
 
+import torch
 from torch.export import ExportedProgram
 
-from export import aoti, onnx, tensorrt_rtx
+from export import aoti, onnx, tensorrt
 from export.aside import aside_of
 from export.calibrate import NAME as CALIBRATION
 from export.calibrate import Calibration, Drive, Rollouts, calibrate
@@ -26,6 +29,7 @@ from export.contract import contract
 from export.host import Host
 from export.layers import by_precision, products
 from export.manifest import BACKENDS, NAME, Manifest, Quantization, Signature
+from export.onnx_attention import attention_nodes
 from export.precision import DTYPES, in_precision
 from export.quantized_layers import quantized
 from export.scaled import scaled
@@ -98,7 +102,7 @@ def build(
         programs = _programs(model, settings, wanted, largest, report)
         for name, program in programs.items():
             with _stage(f"compile {name}", report) as stage:
-                stage.warnings = _compile(name, program, wanted.programs[name], settings, aside)
+                stage.warnings = _compile(name, program, wanted, settings, aside)
         with _stage("hash", report):
             files = {path.name: hash_file(path) for path in sorted(aside.iterdir())}
         manifest = replace(wanted, files=files)
@@ -112,12 +116,14 @@ def describe(
     """The manifest that a build will have, but for its files; reads no weights but to hash them."""
     config = checkpoint.model_config()
     narrow = str(DTYPES[settings.base]).removeprefix("torch.")
-    host = Host.here(settings.device, BACKENDS[settings.backend].tools)
+    device = "cuda" if settings.backend == "tensorrt" else settings.device
+    host = Host.here(device, BACKENDS[settings.backend].tools)
     if settings.target is not None:
         host = replace(host, device="cuda", architecture=settings.target, features=())
     return Manifest(
         backend=settings.backend,
         precision=settings.precision,
+        attention=settings.attention_form,
         batch=settings.batch,
         model_hash=checkpoint.model_hash(),
         checkpoint=_reference(checkpoint),
@@ -208,20 +214,50 @@ def lower(
 
 
 def _compile(
-    name: str, program: ExportedProgram, signature: Signature, settings: Settings, folder: Path
+    name: str, program: ExportedProgram, wanted: Manifest, settings: Settings, folder: Path
 ) -> list[str]:
     """Write the program's file or files into `folder`; returns what the compiler warned of."""
     if settings.backend == "aoti":
         aoti.package(program, folder / f"{name}.pt2")
         return []
     graph = folder / f"{name}.onnx"
-    onnx.save(program, signature, graph)
-    if settings.target is None:
+    nodes = settings.attention_form == "plugin"
+    onnx.save(program, wanted.programs[name], graph, attention_nodes=nodes)
+    if settings.backend == "onnx":
         return []
-    warned = tensorrt_rtx.build(graph, folder / f"{name}.engine", settings.target)
+    with TemporaryDirectory(dir=folder) as scratch:
+        request = _request(name, graph, wanted, Path(scratch))
+        warned = tensorrt.build(request)
     for part in folder.glob(f"{graph.name}*"):
         part.unlink()
     return warned
+
+
+def _request(name: str, graph: Path, wanted: Manifest, scratch: Path) -> tensorrt.Request:
+    """What the TensorRT of the backend is asked for; its plugin's kernels are compiled into `scratch`."""
+    folder, target, version = graph.parent, wanted.host.architecture, wanted.host.versions
+    request = tensorrt.Request(
+        library="tensorrt_rtx", graph=str(graph), engine=str(folder / f"{name}.engine"), target=target
+    )
+    if wanted.backend == "tensorrt-rtx":
+        return request
+    kernels, nodes = None, attention_nodes(graph)
+    if nodes:
+        head = wanted.model["width"] // wanted.model["heads"]
+        dtype: Any = "fp16" if wanted.precision == "fp16" else "bf16"
+        tensorrt.compile_kernels(scratch, architecture=target, dtype=dtype, head=head)
+        kernels = str(scratch)
+    times = tensorrt.timing_cache_name(
+        version=version["tensorrt"], gpu=torch.cuda.get_device_name(), level=request.level
+    )
+    return replace(
+        request,
+        library="tensorrt",
+        attention_nodes=nodes,
+        kernels=kernels,
+        layers=str(folder / f"{name}.layers.json"),
+        timing_cache=str(folder.parent / ".timing" / times),
+    )
 
 
 def _reusable(folder: Path, wanted: Manifest, calibration: Calibration | None) -> Manifest | None:

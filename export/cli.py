@@ -10,11 +10,9 @@ from typing import Any
 
 import click
 
+from export.manifest import ENGINES
 from vmla.command import OneLineErrors
 from vmla.errors import UserError
-
-ENGINES = Path("engines")
-"""Where engines go unless told otherwise."""
 
 ELSEWHERE = {"verify": "runtime.verify"}
 """A verb that runs engines, found by name: this package knows nothing of the runtime above it."""
@@ -46,14 +44,16 @@ def main() -> None:
 @main.command()
 @click.option("--checkpoint", default="sprites", show_default=True,
               help="A checkpoint folder, or a shipped model.")  # fmt: skip
-@click.option("--backend", help="aoti, onnx or tensorrt-rtx; chosen by what is installed if not given.")
+@click.option("--backend", help="aoti, onnx, tensorrt or tensorrt-rtx; chosen by what is here if not given.")
 @click.option("--precision", default="fp32", show_default=True,
               help="Of matrix products: fp32, bf16, fp16, fp8 or nvfp4; all else is float32.")  # fmt: skip
 @click.option("--batch", type=int, default=1, show_default=True, help="Videos made at once.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda, for aoti.")
-@click.option("--target", help="GPU architecture for tensorrt-rtx, as sm_89.")
+@click.option("--target", help="GPU architectures for tensorrt-rtx, as sm89,sm120.")
 @click.option("--calibration", type=click.Path(path_type=Path),
               help="Of fp8 or nvfp4, by vmla-export calibrate; made anew if not given.")  # fmt: skip
+@click.option("--attention",
+              help="plugin: a node that our TensorRT plugin takes; native: TensorRT's own.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path),
               help="The engine folder; one in ./engines named after its settings if not given.")  # fmt: skip
 def build(
@@ -64,20 +64,30 @@ def build(
     device: str,
     target: str | None,
     calibration: Path | None,
+    attention: Any,
     output: Path | None,
 ) -> None:
     """Build an engine, or say that it is there already."""
     from export.precision import check_precision
     from export.settings import Settings, choose_backend
+    from export.tensorrt import check_targets
 
+    target = None if target is None else check_targets(target)
     if backend is None:
-        backend, reason = choose_backend()
+        backend, target, reason = choose_backend(target)
         click.echo(f"backend: {backend} ({reason})")
     settings = Settings(
-        backend=backend, precision=check_precision(precision), batch=batch, device=device, target=target
+        backend=backend,
+        precision=check_precision(precision),
+        batch=batch,
+        device=device,
+        target=target,
+        attention=attention,
     )
     if calibration is not None and not settings.quantized:
         raise UserError(f"precision {precision} takes no calibration; leave --calibration out")
+    if backend == "tensorrt" and attention is None:
+        click.echo(f"attention: {settings.attention_form} (the plugin computes in bf16 and fp16)")
     _build(checkpoint, settings, calibration, output)
 
 
@@ -141,10 +151,11 @@ def calibrate(checkpoint: str, prompts: int, chunks: int, seed: int, device: str
 def inspect(engine: Path, as_json: bool) -> None:
     """Print what ENGINE is, what it takes and gives, and where it runs."""
     from export.manifest import NAME, Manifest
-    from export.show import describe
+    from export.show import describe, layers
 
     manifest = Manifest.read(engine)
-    click.echo((engine / NAME).read_text().rstrip() if as_json else "\n".join(describe(manifest)))
+    told = [*describe(manifest), *layers(engine, manifest)]
+    click.echo((engine / NAME).read_text().rstrip() if as_json else "\n".join(told))
 
 
 @main.command(name="list")

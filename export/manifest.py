@@ -9,7 +9,7 @@ import json
 import shlex
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from export.host import NO_GPU, Host
 from vmla.errors import UserError
@@ -36,12 +36,26 @@ class Binding:
 BACKENDS = {
     "aoti": Binding(tools=("videomla", "torch"), packages=("torch",), architecture=True),
     "onnx": Binding(tools=("videomla", "torch", "onnx", "onnxscript"), packages=(), architecture=False),
+    "tensorrt": Binding(
+        tools=("videomla", "torch", "onnx", "onnxscript", "tensorrt", "triton"),
+        packages=("tensorrt",),
+        architecture=True,
+    ),
     "tensorrt-rtx": Binding(
         tools=("videomla", "torch", "onnx", "onnxscript", "tensorrt_rtx"),
         packages=("tensorrt_rtx",),
         architecture=True,
     ),
 }
+
+ENGINES = Path("engines")
+"""Where engines go, and are looked for, unless told otherwise."""
+
+Attention = Literal["plugin", "native"]
+"""Self-attention as a node that our TensorRT plugin takes, or in operations that every backend knows."""
+
+WITH_PLUGIN = ("onnx", "tensorrt")
+"""Backends that take either."""
 
 
 ON_CPU = {"backend": "aoti", "device": "cpu"}
@@ -85,6 +99,7 @@ class Manifest:
     schema: int = SCHEMA
     backend: str
     precision: str
+    attention: Attention
     batch: int
     model_hash: str
     """SHA-256 of the transformer's configuration and weights."""
@@ -143,6 +158,7 @@ class Manifest:
             "checkpoint": self.checkpoint,
             "backend": self.backend,
             "precision": self.precision,
+            "attention": self.attention,
             "batch": self.batch,
             "device": self.host.device,
             "target": self.host.architecture,
@@ -152,6 +168,8 @@ class Manifest:
             del options["device"]
         if options["backend"] != "tensorrt-rtx":
             del options["target"]
+        if options["backend"] not in WITH_PLUGIN:
+            del options["attention"]
         words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
         return shlex.join(["vmla-export", "build", *words, "-o", str(folder)])
 
@@ -184,7 +202,7 @@ class Manifest:
                 raise _refusal(folder, "versions", f"built with {package} {theirs}, here is {found}", mend)
         if not binding.architecture:
             return
-        if built.architecture != here.architecture:
+        if here.architecture not in built.architecture.split(","):  # TensorRT-RTX builds for several
             reason = f"built for {built.architecture}, here is {here.architecture}"
             fits: dict[str, str] = {"target": here.architecture} if here.architecture != NO_GPU else ON_CPU
             raise _refusal(folder, "architecture", reason, self.build_command(folder, **fits))

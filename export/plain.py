@@ -15,12 +15,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.export import ExportedProgram
 
+from plugins import sdpa
+
 _ATEN = torch.ops.aten
 
 
 def plain(program: ExportedProgram) -> ExportedProgram:
     """The same program with the operations of `REPLACED` written out for its static shapes."""
     made: ExportedProgram = program.run_decompositions(REPLACED)
+    return made
+
+
+def composed(program: ExportedProgram) -> ExportedProgram:
+    """`plain`, with attention over the window written out as well."""
+    made: ExportedProgram = program.run_decompositions({**REPLACED, **WINDOW_ATTENTION})
     return made
 
 
@@ -52,12 +60,32 @@ def _repeat_interleave(x: Tensor, repeats: int, dim: int | None = None, **_: Any
     return _flatten(x.unsqueeze(dim + 1).expand(shape), dim, dim + 1)
 
 
-def _attention(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None, *rest: Any) -> Any:
-    """A mask over keys alone is written out for each query: ONNX Runtime takes no other (1.32)."""
-    if mask is None or mask.shape[-2] == query.shape[-2]:
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    dropout: float = 0.0,
+    causal: bool = False,
+    *,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> Any:
+    """Queries are scaled beforehand and in float32, and a mask over keys is written out for each query.
+
+    TensorRT would multiply queries and keys by the root of the scale, rounded to their type: an error of
+    every score in the same direction. ONNX Runtime (1.32) takes no mask without a row for each query.
+    """
+    if scale == 1 and (mask is None or mask.shape[-2] == query.shape[-2]):
         return NotImplemented
-    rows = mask.expand(*mask.shape[:-2], query.shape[-2], mask.shape[-1])
-    return F.scaled_dot_product_attention(query, key, value, rows, *rest)
+    factor = query.shape[-1] ** -0.5 if scale is None else scale
+    scaled = (query.float() * factor).to(query.dtype)
+    rows = None if mask is None else mask.expand(*mask.shape[:-2], query.shape[-2], mask.shape[-1])
+    return F.scaled_dot_product_attention(scaled, key, value, rows, scale=1.0)
+
+
+def _window_attention(query: Tensor, keys: Tensor, values: Tensor, valid: Tensor, **_: Any) -> Tensor:
+    return sdpa.attention(query, keys, values, valid)
 
 
 def _layer_norm(
@@ -79,3 +107,6 @@ REPLACED: dict[Any, Callable[..., Any]] = {
     _ATEN.layer_norm.default: _layer_norm,
     _ATEN.scaled_dot_product_attention.default: _attention,
 }
+
+WINDOW_ATTENTION: dict[Any, Callable[..., Any]] = {torch.ops.vmla.mla_attention.default: _window_attention}
+"""Whatever the type, the composition that ONNX has an operation for."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from export.exclude import UNEVEN, reason_to_exclude
 from export.manifest import NAME, Manifest, TensorSpec
@@ -53,6 +55,25 @@ def _reason(manifest: Manifest, precision: str, layer: str) -> str:
     if manifest.quantization is None or precision == manifest.precision:
         return ""
     return f": {reason_to_exclude(layer, (), manifest.model['layers']) or UNEVEN}"
+
+
+def layers(folder: Path, manifest: Manifest) -> Iterator[str]:
+    """What TensorRT made of each program: its layers by kind and precision, plugins among them."""
+    for name in manifest.programs:
+        path = folder / f"{name}.layers.json"
+        if path.is_file():
+            yield f"layers of {name}:"
+            counted = Counter(map(_kind, json.loads(path.read_text())["Layers"]))
+            yield from (f"  {count} {kind}" for kind, count in sorted(counted.items()))
+
+
+def _kind(layer: dict[str, Any]) -> str:
+    """A layer's kind and the type of its first output, the last word of `Row major linear FP16 format`."""
+    kind = str(layer.get("LayerType", "unknown"))
+    outputs = layer.get("Outputs") or [{}]
+    written = str(outputs[0].get("Format/Datatype"))
+    types = re.findall(r"\b(?:FP|BF|Float|Half|Int|INT|Bool|BOOL|E4M3)\w*", written)
+    return f"{kind} {types[-1]}" if types else kind
 
 
 def table(folder: Path) -> Iterator[str]:

@@ -13,7 +13,7 @@ TensorRT 10.16 and later. The registry belongs to the process: register one arch
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -80,7 +80,14 @@ FACES = (
 )
 
 
-def register(folder: Path, arch: Family, *, large: bool = False, lazy: bool = False) -> list[str]:
+def register(
+    folder: Path,
+    arch: Family,
+    *,
+    large: bool = False,
+    lazy: bool = False,
+    only: Collection[str] | None = None,
+) -> list[str]:
     """Make the plugins known to TensorRT for one architecture, from the kernels compiled in `folder`.
 
     Args:
@@ -88,6 +95,7 @@ def register(folder: Path, arch: Family, *, large: bool = False, lazy: bool = Fa
         arch: 90, 100 or 120, as the GPU that the engine is built for.
         large: also offer the kernels that take more than 48 KiB of shared memory.
         lazy: only when a plugin is first used; without it TensorRT's libraries must be loaded.
+        only: names of faces; all of them if not given.
 
     Returns:
         The names that were registered.
@@ -100,7 +108,8 @@ def register(folder: Path, arch: Family, *, large: bool = False, lazy: bool = Fa
     except ImportError as error:
         raise missing_extra("tensorrt", "trt") from error
     kernels = [kernel for kernel in load(folder) if kernel.arch == arch and (large or kernel.compact)]
-    for face in FACES:
+    faces = [face for face in FACES if only is None or face.name in only]
+    for face in faces:
         identity = f"{NAMESPACE}::{face.name}"
         mine = {
             (kernel.dtype, FAST if kernel.size == "fast" else COMPACT): (kernel, ptx_of(folder, kernel))
@@ -115,7 +124,7 @@ def register(folder: Path, arch: Family, *, large: bool = False, lazy: bool = Fa
             raise UserError(f"{identity} is registered already; one architecture to a process") from error
         trtp.autotune(identity)(_autotune(trtp, face, mine))
         trtp.aot_impl(identity)(_implement(trtp, face, mine))
-    return [f"{NAMESPACE}::{face.name}" for face in FACES]
+    return [f"{NAMESPACE}::{face.name}" for face in faces]
 
 
 Kernels = dict[tuple[str, int], tuple[Compiled, bytes]]

@@ -8,7 +8,11 @@ from pathlib import Path
 
 import click
 
+from export.manifest import ENGINES
 from vmla.command import OneLineCommand
+
+EAGER = Path("eager")
+"""Asked for as an engine: the model itself."""
 
 
 @click.command(cls=OneLineCommand)
@@ -21,7 +25,8 @@ from vmla.command import OneLineCommand
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same video.")
 @click.option("--checkpoint",
               help="A checkpoint folder, or a shipped model; the engine's own, or else sprites.")  # fmt: skip
-@click.option("--engine", type=click.Path(path_type=Path), help="An engine folder made by vmla-export.")
+@click.option("--engine", type=click.Path(path_type=Path),
+              help="A folder of vmla-export, or eager; what fits in ./engines if not given.")  # fmt: skip
 @click.option("--layout", type=click.Choice(["mla", "mha"]), help="Refuse a checkpoint of the other layout.")
 @click.option("--steps", type=int, help="Denoising steps; the checkpoint's own number if not given.")
 @click.option("--device", default="cpu", show_default=True, help="A torch device.")
@@ -62,11 +67,12 @@ def main(
 
     job, frames = prepare(
         prompt, checkpoint, layout=layout, minutes=minutes, seconds=seconds, chunks=chunks, seed=seed,
-        steps=steps, device=device, dtype=dtype, engine=engine,
+        steps=steps, device=device, dtype=dtype, engine=None if engine == EAGER else engine,
+        engines=ENGINES if engine is None else None,
     )  # fmt: skip
     plan = job.plan()
     if dry_run:
-        click.echo("\n".join(plan.lines()))
+        click.echo("\n".join([job.engine_line(), *plan.lines()]))
         return
     if output is None:
         raise click.UsageError("give -o, for example: -o video.mp4")
@@ -85,6 +91,7 @@ def main(
         outcome = produce(job, sink, Several(listeners), frames=frames, stop=stop)
     if output != NOWHERE:
         record(output, describe_job(job, frames=frames, scale=factor), outcome)
+    click.echo(job.engine_line())
     rate = outcome.frames / outcome.seconds
     click.echo(f"{output}: {outcome.frames} frames in {outcome.seconds:.1f} s, {rate:.0f} per second")
     if not outcome.complete:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -9,13 +10,21 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
-from export.manifest import Manifest
+from export.manifest import NAME, Manifest
 from runtime.programs import Program, check_inputs, load_program
 from vmla.cache import CacheLayout
 from vmla.config import ModelConfig
 from vmla.errors import UserError
 from vmla.text import TextEncoder
 from vmla.weights.folder import Checkpoint, open_checkpoint
+
+PREFERRED = ("tensorrt", "tensorrt-rtx", "aoti", "onnx")
+"""Backends, the fastest first."""
+
+PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+"""Of matrix products, by the type that the model would compute in."""
+
+log = logging.getLogger(__name__)
 
 
 class CompiledEngine:
@@ -88,6 +97,27 @@ def open_engine(folder: Path, checkpoint: Checkpoint, *, batch: int = 1) -> Comp
     manifest.check_files(folder)
     programs = {name: load_program(folder, name, manifest) for name in manifest.programs}
     return CompiledEngine(manifest, programs, checkpoint.text())
+
+
+def find_engine(checkpoint: Checkpoint, *, device: str, dtype: str, engines: Path) -> Path | None:
+    """The engine in the folder `engines` that its manifest says runs `checkpoint` here as the model would.
+
+    That is on `device`, a type of device, and with matrix products in `dtype`: never in a narrower one. Of
+    several the one whose backend comes first in `PREFERRED`, then the first by name. What was refused is
+    logged.
+    """
+    found = []
+    for path in sorted(engines.glob(f"[!.]*/{NAME}")):
+        try:
+            manifest = Manifest.read(path.parent)
+            if (manifest.host.device, manifest.precision) != (device, PRECISIONS[dtype]):
+                continue
+            manifest.check(path.parent, checkpoint)
+        except UserError as refusal:
+            log.info("%s", refusal)
+            continue
+        found.append((PREFERRED.index(manifest.backend), path.parent))
+    return min(found)[1] if found else None
 
 
 def fit(

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from runtime.compiled import fit, open_engine
+from runtime.compiled import find_engine, fit, open_engine
 from runtime.decoding import CodecDecoder, Decoder
 from runtime.engine import EagerEngine, Engine
 from runtime.plan import Plan, check_length, chunks_for, frames_in
@@ -37,6 +37,11 @@ class Job:
     dtype: torch.dtype
     engine_folder: Path | None = None
     """A compiled engine; without one, the eager model runs."""
+    engine_reason: str = "as asked for"
+
+    def engine_line(self) -> str:
+        """What will run, and why, for a person to read."""
+        return f"engine: {self.engine_folder or 'eager'} ({self.engine_reason})"
 
     def plan(self) -> Plan:
         """What it will take; reads no weights."""
@@ -73,10 +78,12 @@ def prepare(
     device: str = "cpu",
     dtype: str = "auto",
     engine: Path | None = None,
+    engines: Path | None = None,
 ) -> tuple[Job, int]:
     """A job and the number of its frames, with everything checked that can be checked without weights.
 
-    Exactly one length counts; ten seconds if none is given.
+    Exactly one length counts; ten seconds if none is given. Where no engine is given, one in the folder
+    `engines` that fits is taken.
 
     Raises:
         UserError: for whatever cannot be.
@@ -98,6 +105,11 @@ def prepare(
     check_length(whole / FRAMES_PER_SECOND)
     sampler = opened.sampler()
     where = choose_device(device)
+    compute = choose_dtype(dtype, where)
+    if engine is None and engines is not None:
+        engine, reason = look_up(opened, where, compute, engines)
+    else:
+        reason = "as asked for"
     job = Job(
         prompt=prompt,
         checkpoint=opened,
@@ -105,10 +117,20 @@ def prepare(
         seed=seed,
         sampler=sampler if steps is None else replace(sampler, steps=steps),
         device=where,
-        dtype=choose_dtype(dtype, where),
+        dtype=compute,
         engine_folder=engine,
+        engine_reason=reason,
     )
     return job, whole if chunks else round(wanted * FRAMES_PER_SECOND)
+
+
+def look_up(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, engines: Path
+) -> tuple[Path | None, str]:
+    """The engine in the folder `engines` that runs in place of the model, if one fits, and why it does."""
+    name = str(dtype).removeprefix("torch.")
+    found = find_engine(checkpoint, device=device.type, dtype=name, engines=engines)
+    return found, f"found in {engines}" if found else f"nothing in {engines} fits"
 
 
 def choose_device(name: str) -> torch.device:

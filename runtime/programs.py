@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from export.manifest import Manifest, Signature
+from runtime.tensorrt import load_plan
 from vmla.errors import UserError, missing_extra
 
 Program = Callable[..., Sequence[Tensor]]
@@ -21,12 +22,13 @@ def load_program(folder: Path, name: str, manifest: Manifest) -> Program:
     Raises:
         UserError: if its file does not load here.
     """
-    loaders = {"aoti": _load_aoti, "onnx": _load_onnx}
-    if manifest.backend not in loaders:
-        mend = "build one with --backend aoti"
-        raise UserError(f"engines of backend {manifest.backend} cannot be run yet; {mend}")
+    signature = manifest.programs[name]
     try:
-        return loaders[manifest.backend](folder, name, manifest.programs[name])
+        if manifest.backend == "aoti":
+            return _load_aoti(folder, name, signature)
+        if manifest.backend == "onnx":
+            return _load_onnx(folder, name, signature)
+        return load_plan(folder, name, manifest.backend, signature)
     except RuntimeError as error:
         said = str(error).strip().splitlines()[0]
         mend = manifest.build_command(folder)

@@ -40,6 +40,7 @@ def describe_job(job: Job, *, frames: int, scale: int) -> dict[str, Any]:
         "window": {"sink": config.sink, "history": config.history, "chunk": config.chunk},
         "sampler": asdict(job.sampler),
         "engine": "eager" if job.engine_folder is None else Manifest.read(job.engine_folder).backend,
+        "engine_reason": job.engine_reason,
         "device": str(job.device),
         "dtype": str(job.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),

@@ -3,7 +3,11 @@
 import pytest
 from click.testing import CliRunner
 
+from export import onnx
 from export.cli import main
+from export.contract import contract
+from export.trace import trace_step
+from vmla.weights.folder import open_checkpoint
 
 
 @pytest.fixture(scope="session")
@@ -30,6 +34,16 @@ def aoti_engine(build_engine):
 def onnx_engine(build_engine):
     """A graph for ONNX Runtime."""
     return build_engine("--backend", "onnx")
+
+
+@pytest.fixture(scope="session")
+def native_graph(checkpoint, tmp_path_factory):
+    """The file of the debug model's step with attention written out."""
+    opened = open_checkpoint(checkpoint)
+    signature = contract(opened.model_config(), batch=1)["step"]
+    path = tmp_path_factory.mktemp("native") / "step.onnx"
+    onnx.save(trace_step(opened.transformer(), batch=1), signature, path, attention_nodes=False)
+    return path
 
 
 @pytest.fixture(scope="session", params=["aoti", "onnx"])

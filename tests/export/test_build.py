@@ -161,8 +161,11 @@ def test_a_folder_that_is_no_engine_is_left_alone(checkpoint, tmp_path, compiled
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--backend", "tensorrt"], "backend tensorrt (extra trt) cannot build engines yet"),
-        (["--backend", "abacus"], "no such backend: abacus; there are aoti, onnx, tensorrt-rtx"),
+        (["--backend", "tensorrt", "--precision", "bf16"], "videomla[trt]"),
+        (["--backend", "tensorrt", "--attention", "plugin"], "computes in bf16 and fp16"),
+        (["--backend", "onnx", "--attention", "loud"], "no such attention: loud"),
+        (["--backend", "aoti", "--attention", "plugin"], "backend aoti takes no plugin"),
+        (["--backend", "abacus"], "no such backend: abacus; there are aoti, onnx, tensorrt, tensorrt-rtx"),
         (["--precision", "int3"], "no such precision: int3"),
         (["--precision", "nvfp4", "--backend", "aoti"], "nvfp4 is for TensorRT engines of Blackwell GPUs"),
         (["--precision", "bf16", "--calibration", "x.json"], "precision bf16 takes no calibration"),
@@ -197,6 +200,34 @@ def test_a_missing_tool_is_named_with_what_installs_it(monkeypatch):
         Settings(backend="onnx", precision="fp32").check_tools()
     with pytest.raises(UserError, match=r"videomla\[onnx\]|videomla\[trt-rtx\]"):
         Settings(backend="tensorrt-rtx", precision="fp32", target="sm_89").check_tools()
+
+
+@pytest.mark.parametrize(
+    ("gpu", "installed", "chosen"),
+    [
+        ("sm_90", {"tensorrt", "tensorrt_rtx"}, ("tensorrt", None)),
+        ("sm_89", {"tensorrt", "tensorrt_rtx"}, ("tensorrt", None)),
+        ("sm_89", {"tensorrt_rtx"}, ("tensorrt-rtx", "sm_89")),
+        ("sm_90", {"tensorrt_rtx"}, ("aoti", None)),
+        ("no GPU", {"tensorrt", "tensorrt_rtx"}, ("aoti", None)),
+        ("sm_120", set(), ("aoti", None)),
+    ],
+)
+def test_the_default_backend_is_what_gpu_and_packages_allow(monkeypatch, gpu, installed, chosen):
+    monkeypatch.setattr("export.settings.architecture", lambda: gpu)
+    monkeypatch.setattr("export.settings.find_spec", lambda name: name if name in installed else None)
+    backend, target, reason = choose_backend()
+    assert (backend, target) == chosen
+    assert gpu in reason
+    assert choose_backend("sm_86")[:2] == ("tensorrt-rtx", "sm_86")
+
+
+def test_in_single_precision_tensorrt_attends_by_itself():
+    assert Settings(backend="tensorrt", precision="fp32").attention_form == "native"
+    assert Settings(backend="tensorrt", precision="bf16").attention_form == "plugin"
+    assert Settings(backend="onnx", precision="fp32").attention_form == "plugin"
+    native = Settings(backend="onnx", precision="fp32", attention="native")
+    assert (native.attention_form, native.name) == ("native", "onnx-fp32-native")
 
 
 def test_the_default_backend_comes_with_its_reason(checkpoint, tmp_path, compiled):

@@ -125,7 +125,10 @@ def test_an_engine_for_another_target_is_mended_by_one_for_this_gpu(manifest, fo
         backend="tensorrt-rtx",
         host=Host(device="cuda", architecture="sm_89", versions={"tensorrt_rtx": "1.7"}),
     )
+    both = replace(made, host=replace(made.host, architecture="sm_89,sm_120"))
     here = replace(made.host, architecture="sm_120")
+    assert both.check_host(folder, here) is None
+    assert_refused("here is sm_86", both.check_host, folder, replace(here, architecture="sm_86"))
     options = mending(assert_refused("built for sm_89, here is sm_120", made.check_host, folder, here))
     assert (options["backend"], options["target"]) == ("tensorrt-rtx", "sm_120")
     alone = replace(made.host, architecture="no GPU")

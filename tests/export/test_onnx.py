@@ -1,21 +1,29 @@
 """ONNX graphs: their names, what they are made of, and weights beside them."""
 
+import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 import torch
+from kit.measure import assert_close
 from kit.models import tiny_model
 from kit.passes import pass_inputs
+from onnx.reference import ReferenceEvaluator
 
 from export import onnx as graphs
+from export import onnx_attention
 from export.build import lower
 from export.contract import contract
 from export.manifest import Manifest
 from export.plain import plain
 from export.settings import Settings
-from export.trace import trace
+from export.trace import trace, trace_step
+from plugins.tensorrt_plugin import FACES, NAMESPACE
 from vmla.errors import UserError
 from vmla.weights.folder import open_checkpoint
 
@@ -26,9 +34,20 @@ SEQUENCES = {"SplitToSequence", "SequenceAt", "SequenceEmpty", "ConcatFromSequen
 
 
 @pytest.fixture(scope="module")
-def graph(onnx_engine):
+def model(onnx_engine):
     """The step of the debug model."""
-    return onnx.load(onnx_engine / "step.onnx").graph
+    return onnx.load(onnx_engine / "step.onnx")
+
+
+@pytest.fixture
+def graph(model):
+    """Its graph."""
+    return model.graph
+
+
+def inputs_of(checkpoint, number):
+    config = open_checkpoint(checkpoint).model_config()
+    return {name: x.numpy() for name, x in pass_inputs(config, number, seed=number).items()}
 
 
 def test_the_graph_has_the_signature_of_the_manifest(graph, onnx_engine):
@@ -56,8 +75,58 @@ def test_it_is_made_of_operations_that_tensorrt_knows(graph):
     assert not kinds & SEQUENCES
     assert "Shape" not in kinds
     assert str(Path(__file__).parents[2]) not in str(graph)  # the exporter notes where each node comes from
-    assert {node.domain for node in graph.node} <= {"", "ai.onnx"}
-    assert [node.op_type for node in graph.node].count("Attention") == 4  # two layers, self and text
+
+
+def test_attention_is_a_node_that_fits_the_plugin(graph):
+    ours = [node for node in graph.node if node.domain == NAMESPACE]
+    assert {node.domain for node in graph.node} == {"", NAMESPACE}
+    assert [node.op_type for node in graph.node].count("Attention") == 2  # to the text, of two layers
+    [face] = [face for face in FACES if face.name == "mla_attention"]
+    assert len(ours) == 2
+    for node in ours:
+        assert node.op_type == face.name
+        assert len(node.input) == len(face.inputs)
+        found = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
+        assert found == {"plugin_namespace": b"vmla", "plugin_version": b"1", "aot": 1} | face.attributes
+
+
+def test_the_function_beside_it_is_what_a_native_graph_holds(model, native_graph):
+    [function] = model.functions
+    assert (function.domain, function.name) == (NAMESPACE, "mla_attention")
+    assert [opset.version for opset in function.opset_import] == [graphs.OPSET]
+    assert {opset.domain: opset.version for opset in model.opset_import} == {"": graphs.OPSET, NAMESPACE: 1}
+    written_out = onnx.load(native_graph)
+    assert not written_out.functions
+    kinds = [node.op_type for node in written_out.graph.node]
+    assert kinds.count("Attention") == 4
+    assert kinds.count("Where") == 2 * sum(node.op_type == "Where" for node in function.node) + 2  # entries
+
+
+@pytest.mark.parametrize("number", [0, 2])
+def test_it_runs_node_for_node_in_the_reference_evaluator(model, checkpoint, number):
+    inputs = inputs_of(checkpoint, number)
+    want = open_checkpoint(checkpoint).transformer()(**{k: torch.from_numpy(x) for k, x in inputs.items()})
+    for got, wanted in zip(ReferenceEvaluator(model).run(None, inputs), want, strict=True):
+        assert wanted.abs().max() > 0.1
+        assert_close(torch.from_numpy(got), wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_node_and_native_graph_give_the_same(onnx_engine, native_graph, checkpoint):
+    inputs = inputs_of(checkpoint, 2)
+    results = [
+        onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, inputs)
+        for path in (onnx_engine / "step.onnx", native_graph)
+    ]
+    for got, want in zip(*results, strict=True):
+        assert_close(torch.from_numpy(got), torch.from_numpy(want), rtol=1e-5, atol=1e-5)
+
+
+def test_one_function_serves_calls_of_one_shape_only():
+    program = trace_step(tiny_model(), batch=1)
+    last = [node for node in program.graph.nodes if node.target is onnx_attention.OPERATOR][-1]
+    last.args[0].meta["val"] = last.args[0].meta["val"][:, :, 1:]
+    with pytest.raises(ValueError, match="too many values"):
+        onnx_attention.example(program)
 
 
 @pytest.mark.parametrize("layout", ["mla", "mha"])
@@ -107,3 +176,13 @@ def test_a_graph_that_the_checker_refuses_is_no_engine(tmp_path, monkeypatch):
     signature = contract(model.config, batch=1)["prompt"]
     with pytest.raises(UserError, match=r"^the ONNX checker refuses prompt.onnx: no such operator$"):
         graphs.save(trace(model, batch=1)["prompt"], signature, tmp_path / "prompt.onnx")
+
+
+def test_polygraphy_finds_no_fault(onnx_engine, tmp_path):
+    command = [sys.executable, "-c", "import sys; from polygraphy.tools import main; sys.exit(main())"]
+    command += ["check", "lint", str(onnx_engine / "step.onnx"), "-o", str(tmp_path / "lint.json")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+    report = json.loads((tmp_path / "lint.json").read_text())
+    assert [entry for entry in report["lint_entries"] if entry["level"] != "info"] == []
+    assert report["summary"]["failing"] == []

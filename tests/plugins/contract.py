@@ -133,6 +133,19 @@ def launched(layer, tactic, tensors, sizes, symbols):
     }
 
 
+def interface(identity):
+    """What TensorRT's own creator of a plugin says that a node must bring: its inputs and its fields."""
+    definition = _lib.QDP_REGISTRY[identity]
+    namespace, _, name = identity.partition("::")
+    attributes = {key: (True, kind) for key, kind in definition.input_attrs.items()}  # all of built-in types
+    creator = _lib._TemplatePluginCreator(name, namespace, attributes)
+    return {
+        "names": [creator.name, creator.plugin_namespace, creator.plugin_version],
+        "inputs": list(definition.input_tensor_names),
+        "fields": {field.name: str(field.type).rpartition(".")[2] for field in creator.field_names},
+    }
+
+
 def refusal(call):
     try:
         call()
@@ -145,6 +158,7 @@ def main(folder, shapes):
     names = tensorrt_plugin.register(Path(folder), 90, large=True, lazy=True)
     kinds = {"bf16": trt.bfloat16, "fp16": trt.float16, "fp8": trt.fp8, "fp32": trt.float32, "bool": trt.bool}
     results = {"version": trt.__version__, "names": names, "layers": {}, "refusals": {}}
+    results["plugins"] = {name: interface(name) for name in names}
     for label, request in shapes.items():
         inputs = {key: (tuple(shape), kinds[dtype]) for key, (shape, dtype) in request["inputs"].items()}
         call = partial(build, request["name"], inputs, request["attributes"])

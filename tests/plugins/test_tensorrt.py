@@ -1,32 +1,22 @@
-"""The plugins speak the interface of TensorRT's real Python bindings; no engine is built here.
-
-The bindings come as a package of their own, without NVIDIA's libraries, for which empty ones stand
-in (`null_tensorrt.cpp`). The newest version belongs to the development extra; the oldest supported
-one is fetched into pytest's cache.
-"""
+"""The plugins speak the interface of TensorRT's real Python bindings; no engine is built here."""
 
 import hashlib
 import json
-import os
-import shutil
-import subprocess
 import sys
 from dataclasses import replace
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from kit.tensorrt_bindings import OLDEST, run_with_bindings
 
 import plugins
 from plugins.objects import Compiled, save
-from plugins.tensorrt_plugin import register
+from plugins.tensorrt_plugin import FACES, NAMESPACE, register
 from vmla.errors import UserError
 
 pytestmark = pytest.mark.cpu
 
 HERE = Path(__file__).parent
-OLDEST = "10.16.1.11"
-LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser")
 
 
 def heads(dtype, *, scales=False, **changes):
@@ -58,27 +48,6 @@ REQUESTS = {
 }
 
 
-def bindings(version, cache):
-    """The folder of the bindings of a version, or of the installed ones."""
-    if version is None:
-        return Path(find_spec("tensorrt_bindings").origin).parent
-    folder = Path(cache.mkdir(f"tensorrt-bindings-{version}"))
-    if not (folder / "tensorrt_bindings").is_dir():
-        package = f"tensorrt-cu13-bindings=={version}"
-        command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder)]
-        if subprocess.run([*command, package], capture_output=True, timeout=120).returncode:
-            pytest.skip(f"{package} cannot be fetched here")
-    return folder / "tensorrt_bindings"
-
-
-def null_libraries(folder):
-    for major in ("10", "11"):
-        for library in LIBRARIES:
-            name = f"lib{library}.so.{major}"
-            command = ["g++", "-shared", "-fPIC", f"-Wl,-soname,{name}", "-o", str(folder / name)]
-            subprocess.run([*command, str(HERE / "null_tensorrt.cpp")], check=True, timeout=60)
-
-
 @pytest.fixture(scope="module")
 def kernels(tmp_path_factory):
     """The recorded kernels' launches; in place of their code, the names of their entries."""
@@ -96,15 +65,11 @@ def kernels(tmp_path_factory):
 @pytest.fixture(scope="module", params=[None, OLDEST], ids=["newest", OLDEST])
 def contract(request, kernels, tmp_path_factory):
     """What TensorRT's own code makes of every plugin."""
-    root = tmp_path_factory.mktemp("tensorrt")
-    shutil.copytree(bindings(request.param, request.config.cache), root / "tensorrt")
-    null_libraries(root)
-    path = os.pathsep.join([str(root), str(HERE.parents[1])])
-    environment = os.environ | {"LD_LIBRARY_PATH": str(root), "PYTHONPATH": path}
-    command = [sys.executable, str(HERE / "contract.py"), str(kernels), json.dumps(REQUESTS)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])  # TensorRT logs to the same stream
+    told = run_with_bindings(
+        request.param, tmp_path_factory.mktemp("tensorrt"), request.config.cache,
+        HERE / "contract.py", kernels, json.dumps(REQUESTS),
+    )  # fmt: skip
+    return json.loads(told.splitlines()[-1])  # TensorRT logs to the same stream
 
 
 def test_outputs_are_described(contract):
@@ -116,6 +81,15 @@ def test_outputs_are_described(contract):
         "absorbed": ([1, 12, 4680, 192], "BF16"),
         "absorbed fp8": ([1, 12, 4680, 192], "BF16"),
     }
+
+
+def test_what_a_node_must_bring_is_what_tensorrt_reads_off_the_plugins(contract):
+    found = contract["plugins"]
+    assert list(found) == [f"{NAMESPACE}::{face.name}" for face in FACES]
+    for face, told in zip(FACES, found.values(), strict=True):
+        assert told["names"] == [face.name, NAMESPACE, "1"]
+        assert told["inputs"] == list(face.inputs)
+        assert told["fields"] == dict.fromkeys(face.attributes, "FLOAT64")
 
 
 def test_types_are_offered(contract):

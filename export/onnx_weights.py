@@ -1,0 +1,39 @@
+"""Weights beside an ONNX graph, written one at a time: no model is ever whole in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+Source = Callable[[str, Tensor], Tensor | None]
+"""The numbers of a weight, by its name and a tensor of its shape and type; None for zeros."""
+
+ALIGNMENT = 4096
+"""Bytes; a page, so that each weight can be mapped into memory."""
+
+
+def put_beside(model: Any, path: Path, source: Source) -> None:
+    """Write the weights of `model` to a file beside `path`, and let the model refer to it.
+
+    A weight of zeros is a hole in the file: it takes no room on the disk.
+    """
+    import onnx_ir as ir
+
+    data = path.with_name(f"{path.name}.data")
+    with data.open("wb") as file:
+        for name, value in model.graph.initializers.items():
+            tensor, beside = value.const_value, {"name": name, "base_dir": path.parent}
+            start = -(-file.tell() // ALIGNMENT) * ALIGNMENT
+            file.seek(start)
+            numbers = source(name, tensor.raw)
+            if numbers is not None:
+                file.write(numbers.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+            file.truncate(start + tensor.nbytes)
+            file.seek(start + tensor.nbytes)
+            value.const_value = ir.ExternalTensor(
+                data.name, start, tensor.nbytes, tensor.dtype, shape=tensor.shape, **beside
+            )
