@@ -56,6 +56,16 @@ def test_single_precision_with_attention_written_out_builds_without_a_warning(na
     assert warned == []
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_shipped_model_builds_without_a_warning(tmp_path, precision):
+    command = ["build", "--checkpoint", "sprites", "--target", "sm_89", "--precision", precision]
+    result = CliRunner().invoke(export_main, [*command, "-o", str(tmp_path / "engine")])
+    assert result.exit_code == 0, result.output
+    assert result.output.startswith("backend: tensorrt-rtx (which builds for a named GPU)")
+    assert "warning" not in result.output
+    Manifest.read(tmp_path / "engine").check_files(tmp_path / "engine")
+
+
 def test_nodes_without_their_plugin_are_refused_where_the_plugin_is_wanted(onnx_engine, tmp_path):
     wanted = request(onnx_engine / "step.onnx", tmp_path / "step.engine", "sm_89", attention_nodes=2)
     with pytest.raises(UserError, match="0 of 2 attention nodes became layers of the plugin"):
