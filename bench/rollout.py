@@ -37,7 +37,7 @@ def first_frame_is_in(path: Path) -> bool:
     try:
         with av.open(str(path)) as file:
             return next(file.decode(video=0), None) is not None
-    except (OSError, IndexError):  # not there yet, or nothing but a header
+    except (av.error.FFmpegError, OSError, IndexError):  # not there yet, or nothing but a header
         return False
 
 

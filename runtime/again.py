@@ -55,11 +55,7 @@ def repeat(sidecar: Path, given: Mapping[str, Any]) -> Order:
     Raises:
         UserError: if it describes none, or what it names is not as it was.
     """
-    try:
-        recorded = json.loads(sidecar.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"cannot read the sidecar {sidecar}: {error}") from error
-    return _as_recorded(recorded, given, sidecar)
+    return _as_recorded(_read(sidecar), given, sidecar)
 
 
 def resume(output: Path, given: Mapping[str, Any]) -> Order:
@@ -69,22 +65,31 @@ def resume(output: Path, given: Mapping[str, Any]) -> Order:
         UserError: if there is no state to go on from, it is torn, or what it names is not as it was.
     """
     sidecar = sidecar_path(output)
-    mend = "make it anew" + (f" with: vmla-run --repeat {sidecar} -o {output} --overwrite" * sidecar.exists())
-    if sidecar.exists() and not state_path(output).exists() and json.loads(sidecar.read_text())["complete"]:
-        raise UserError(f"{output} is complete: there is nothing to go on with")
+    mend = "make it anew"
+    if sidecar.exists():
+        mend += f" with: vmla-run --repeat {sidecar} -o {output} --overwrite"
+        if not state_path(output).exists() and _read(sidecar).get("complete"):
+            raise UserError(f"{output} is complete: there is nothing to go on with")
     state, recorded = load_state(state_path(output), mend=mend)
     return replace(_as_recorded(recorded, given, output), state=state)
 
 
-def _as_recorded(recorded: Any, given: Mapping[str, Any], path: Path) -> Order:
+def _read(sidecar: Path) -> dict[str, Any]:
+    try:
+        recorded = json.loads(sidecar.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"cannot read the sidecar {sidecar}: {error}") from error
+    return recorded if isinstance(recorded, dict) else {}
+
+
+def _as_recorded(recorded: Mapping[str, Any], given: Mapping[str, Any], path: Path) -> Order:
     """The order that `recorded` describes; options `given` on top must say the same.
 
     Raises:
         UserError: naming the first thing that is not as it was.
     """
-    if not isinstance(recorded, dict) or (missing := [k for k in DETERMINING if k not in recorded]):
-        lacks = f"it lacks {missing[0]}" if isinstance(recorded, dict) else "it holds no JSON object"
-        raise UserError(f"{path} does not describe a video that can be made again: {lacks}")
+    if missing := [name for name in DETERMINING if name not in recorded]:
+        raise UserError(f"{path} does not describe a video that can be made again: it lacks {missing[0]}")
     length = {"minutes", "seconds", "chunks"} & given.keys()
     options: dict[str, Any] = {
         "checkpoint": recorded["checkpoint"],

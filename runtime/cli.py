@@ -116,9 +116,8 @@ def _make(order: Order, output: Path, options: dict[str, Any]) -> None:
         record(output, keeper.video or order.describe(), outcome)
         if outcome.complete:
             state_path(output).unlink(missing_ok=True)
-    rate = outcome.made / outcome.seconds
-    click.echo(f"{output}: {outcome.frames} frames, {outcome.made} of them in {outcome.seconds:.1f} s, "
-               f"{rate:.0f} per second")  # fmt: skip
+    rate, now = outcome.made / outcome.seconds, "" if order.state is None else f", {outcome.made} of them"
+    click.echo(f"{output}: {outcome.frames} frames{now} in {outcome.seconds:.1f} s, {rate:.0f} per second")
     if not outcome.complete:
         if keeper is not None:
             click.echo(f"stopped; go on with: {resume_command(output)}", err=True)

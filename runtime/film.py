@@ -35,9 +35,9 @@ class Film:
 
     def __init__(
         self, job: Job, rollout: Rollout, decoder: Decoder, writer: FrameWriter, telemetry: Telemetry,
-        *, frames: int, earlier: int = 0,
+        *, frames: int, earlier: int = 0, now: float | None = None,
     ) -> None:  # fmt: skip
-        """Make `frames` frames, of which `earlier` are there already."""
+        """Make `frames` frames, of which `earlier` are there already, for one who watches from `now` on."""
         self._job, self._rollout, self._decoder = job, rollout, decoder
         self._writer, self._telemetry = writer, telemetry
         self._frames, self._earlier = frames, earlier
@@ -48,7 +48,7 @@ class Film:
         self.made = self._first = rollout.number
         """Chunks denoised."""
         self.first_frame_seconds = 0.0
-        self._began = 0.0
+        self._began, self._watched = 0.0, perf_counter() if now is None else now
         self._clean: tuple[Stamp, Stamp] | None = None
         job.prompts.listen(telemetry.prompt)
 
@@ -59,10 +59,9 @@ class Film:
 
     @property
     def deadline(self) -> float:
-        """The `perf_counter` when someone who watches from the first step on has seen all that is made."""
-        began = self._began or perf_counter()
+        """When someone who watches from the beginning on has seen all that is made."""
         chunk_seconds = self._frames / self._job.chunks / FRAMES_PER_SECOND
-        return began + (self.made - self._first) * chunk_seconds
+        return self._watched + (self.made - self._first) * chunk_seconds
 
     def run(self, stop: threading.Event, keeper: Keeper | None) -> None:
         """Make the chunks that are missing; `stop` ends it after the one under way."""

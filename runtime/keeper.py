@@ -12,6 +12,7 @@ from runtime.lane import Lane
 from runtime.sidecar import write_sidecar
 from runtime.state import State, save_state, state_path
 
+
 def resume_command(output: Path) -> str:
     """The command that goes on with a stopped video."""
     return shlex.join(["vmla-run", "--resume", str(output)])

@@ -109,7 +109,7 @@ def _from_yaml(text: str, path: Path) -> list[Any]:
         raise UserError(f"{path} is not valid YAML: {reason}") from error
     finally:
         loader.dispose()
-    if not isinstance(value, list | None):
+    if value is not None and not isinstance(value, list):
         raise UserError(f"{path} holds no list of prompts; write one a line, for example: 0: a red star")
     return value or []
 

@@ -18,6 +18,7 @@ from runtime.job import Job
 from runtime.prompts import Change
 from vmla.config import FRAMES_PER_SECOND
 from vmla.weights.files import hash_weights, write_json
+from vmla.weights.folder import SHIPPED, open_checkpoint
 
 
 def sidecar_path(output: Path) -> Path:
@@ -37,7 +38,7 @@ def describe_job(job: Job, *, frames: int, scale: int) -> dict[str, Any]:
         "frames_per_second": FRAMES_PER_SECOND,
         "chunks": job.chunks,
         "scale": scale,
-        "checkpoint": str(job.checkpoint.folder.resolve()),
+        "checkpoint": reference(job.checkpoint.folder.resolve()),
         "weights": {
             part: hash_weights(job.checkpoint.weights_path(part))
             for part in ("transformer", "vae", "text_encoder")
@@ -57,6 +58,11 @@ def describe_job(job: Job, *, frames: int, scale: int) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
+
+
+def reference(folder: Path) -> str:
+    """How to find a checkpoint again: the name of the shipped one, the path of any other."""
+    return SHIPPED if folder == open_checkpoint(SHIPPED).folder.resolve() else str(folder)
 
 
 def describe_prompts(changes: Sequence[Change]) -> list[dict[str, Any]]:

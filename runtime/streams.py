@@ -6,7 +6,9 @@ streams are let in as the memory plan says will fit. One that fails ends alone.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
+from time import perf_counter
 from types import TracebackType
 
 from runtime.decoding import CodecDecoder
@@ -71,8 +73,9 @@ class _Alone:
 class Streams:
     """A context manager that holds the engine and all videos that are being made with it."""
 
-    def __init__(self, job: Job, *, memory: int) -> None:
+    def __init__(self, job: Job, *, memory: int, clock: Callable[[], float] = perf_counter) -> None:
         """Load the engine of `job`; `memory` bytes are for weights and streams together."""
+        self._clock = clock
         self._job, self._memory, self.plan = job, memory, job.plan()
         self.capacity = self.plan.streams_in(memory)
         self._engine, self._codec = job.engine(), job.checkpoint.codec()
@@ -103,7 +106,8 @@ class Streams:
             )
         rollout = Rollout(self._engine, job.prompts, job.sampler, seeds=[job.seed])
         writer, decoder = FrameWriter(sink), CodecDecoder(self._codec, job.device)
-        film = Film(job, rollout, decoder, writer, telemetry or NoTelemetry(), frames=frames)
+        told = telemetry or NoTelemetry()
+        film = Film(job, rollout, decoder, writer, told, frames=frames, now=self._clock())
         stream = Stream(self._admitted, film, writer)
         self._admitted += 1
         self._open.append(stream)

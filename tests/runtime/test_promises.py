@@ -6,6 +6,7 @@ import time
 import psutil
 import pytest
 import torch
+from kit.engines import tiny_engine
 from kit.measure import assert_close
 from kit.models import tiny_model
 from kit.passes import pass_inputs
@@ -13,7 +14,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from runtime.cuda import captured
 from runtime.decoding import NoDecoder
-from runtime.engine import EagerEngine
 from runtime.job import prepare
 from runtime.packed import PackedLinear, packed
 from runtime.produce import produce
@@ -29,23 +29,6 @@ pytestmark = pytest.mark.cpu
 RED, BLUE = "a red star bouncing on a navy background", "a blue ring resting on a gray background"
 EULER, RENOISE = Sampler(kind="euler", steps=2), Sampler(kind="renoise", steps=3)
 CPU = torch.device("cpu")
-
-
-class Words:
-    """Stands for a text encoder: every prompt is some noise of its own."""
-
-    encoder = torch.nn.Identity()
-
-    def __init__(self, config):
-        self._shape = (config.text_tokens, config.text_width)
-
-    def __call__(self, prompts):
-        return torch.stack([keyed_noise(self._shape, seed=len(p), chunk=0, step=0) for p in prompts])
-
-
-def tiny_engine(**changes):
-    model = tiny_model(**changes)
-    return EagerEngine(model, Words(model.config), device=CPU, dtype=torch.float32)
 
 
 def plain(engine, prompts, sampler, *, seeds, chunks):
@@ -130,8 +113,9 @@ class Operators(TorchDispatchMode):
         return function(*args, **(kwargs or {}))
 
 
-def test_every_chunk_is_the_same_computation_on_the_same_memory_and_reads_nothing_back():
+def test_every_chunk_is_the_same_computation_on_the_same_memory_and_reads_nothing_back(monkeypatch):
     """Filling, full, at a change of prompt: so one CUDA graph stands for all."""
+    monkeypatch.setattr("plugins.sdpa.readable", lambda valid: False)  # as on a GPU
     engine = tiny_engine()
     prompts = Schedule([Change(chunk=0, prompts=(RED,)), Change(chunk=5, prompts=(BLUE,), policy="reset")])
     videos = Rollout(engine, prompts, RENOISE, seeds=[1])
@@ -145,8 +129,7 @@ def test_every_chunk_is_the_same_computation_on_the_same_memory_and_reads_nothin
         seen.append(chunk.names)
         tensors = (item for item in vars(videos.buffers).values() if isinstance(item, torch.Tensor))
         places.append([tensor.data_ptr() for tensor in tensors])
-    graphs = [[name for name in names if "aten.tensor" not in name] for names in seen]
-    assert all(len(names) == len(graphs[1]) for names in graphs[1:])
+    assert all(names == seen[1] for names in seen[2:])  # the first chunk works out the sampler's levels
     assert all(place == places[0] for place in places)
 
 
