@@ -44,7 +44,8 @@ class Rollout:
         self.buffers, self.past = Buffers(engine, sampler, batch=len(seeds)), Past(engine.layout)
         self.number, self.position = 0, Position()
         self.change: Change | None = None
-        self._descend, self._keep = (captured(f, engine.device) for f in (self._steps, self._clean_pass))
+        self._descend = captured(self._steps, engine.device)
+        self._pass = captured(self._clean_pass, engine.device)
 
     @torch.inference_mode()
     def denoise(self) -> Tensor:
@@ -58,10 +59,13 @@ class Rollout:
     @torch.inference_mode()
     def commit(self) -> None:
         """Leave the chunk just denoised in the cache."""
-        if self.buffers.keeps:
-            self._keep()
+        self._keep()
         self.past.add(self.number, self.buffers.latents.clone())
         self.number, self.position = self.number + 1, self.position.next()
+
+    def _keep(self) -> None:
+        if self.buffers.keeps:
+            self._pass()
 
     @torch.inference_mode()
     def _steps(self) -> None:

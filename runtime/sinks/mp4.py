@@ -73,7 +73,7 @@ class Mp4Sink:
 
     def _append(self, fragments: bytearray) -> None:
         assert self._file is not None
-        if not os.path.samestat(self.path.stat(), os.fstat(self._file.fileno())):
+        if not os.fstat(self._file.fileno()).st_nlink:
             raise FileNotFoundError(errno.ENOENT, "the file was removed or replaced")
         for start, piece in ((HEAD, fragments[HEAD:]), (0, fragments[:HEAD])):
             self._file.seek(self._bytes + start)

@@ -82,11 +82,10 @@ def test_a_blocked_sink_slows_the_rollout_down_and_is_counted(order):
     thread = threading.Thread(target=film, args=(order, sink), kwargs={"telemetry": told})
     thread.start()
     assert sink.waiting.wait(600)
-    before = -1
-    while before != len(told.reports):  # until nothing moves any more
-        before = len(told.reports)
-        time.sleep(0.5)
-    assert before <= 3  # one in the sink, two in its queue
+    while len(told.reports) < 3:
+        time.sleep(0.05)
+    time.sleep(3)
+    assert len(told.reports) == 3  # one in the sink, two in its queue
     sink.gate.set()
     thread.join()
     assert sink.mark()["frames"] == 96
@@ -137,7 +136,7 @@ def test_a_decoder_that_raises_is_named_and_the_video_goes_on(order, whole, tmp_
     output, decoder = tmp_path / "a.mp4", Job.decoder
     with monkeypatch.context() as patch:
         patch.setattr(Job, "decoder", lambda job: Failing(decoder(job)))
-        with pytest.raises(UserError, match="decoding chunk 2 failed: out of memory; 24 frames were kept; go on"):
+        with pytest.raises(UserError, match="chunk 2 failed: out of memory; 24 frames were kept; go on"):
             film(order, open_sink(output, scale=1), output)
     assert frames_in(output) == 24
     run("--resume", output)
@@ -151,10 +150,8 @@ class Remove(NoTelemetry):
         self._path = path
 
     def chunk(self, report):
-        if report.chunk == 2:
-            for picture in self._path.glob("*"):
-                picture.unlink()
-            self._path.rmdir() if self._path.is_dir() else self._path.unlink()
+        if report.chunk == 5:
+            self._path.unlink()
 
 
 def test_a_file_that_is_removed_is_noticed(order, tmp_path):

@@ -1,4 +1,4 @@
-"""The rollout on a GPU: replayed graphs give what single launches give. python -m pytest tests/runtime -m gpu"""
+"""The rollout on a GPU. One command: python -m pytest tests/runtime -m gpu"""
 
 import warnings
 
