@@ -104,7 +104,8 @@ def _make(order: Order, output: Path, options: dict[str, Any]) -> None:
     mark = None if order.state is None else order.state.mark
     sink = open_sink(output, scale=order.scale, after=mark)
     _warn(order)
-    keeper = None if output == NOWHERE else Keeper(output, order.describe, every=options["save_every"])
+    going_on, every = order.state is not None, options["save_every"]
+    keeper = None if output == NOWHERE else Keeper(output, order.describe, every=every, kept=going_on)
     with ExitStack() as stack:
         stop = stack.enter_context(stopping_on_interrupt())
         listeners = _listeners(stack, options)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from runtime.packed import packable, packed
+from runtime.tables import tabled
 from vmla.cache import CacheLayout
 from vmla.config import ModelConfig
 from vmla.text import TextEncoder
@@ -73,6 +74,7 @@ class EagerEngine:
         if packable(device, dtype):
             rows = model.config.chunk * model.config.tokens_per_frame
             self._model = cast(VideoMLA, packed(self._model, rows))
+        self._model = tabled(self._model)
         self._text = text
         text.encoder.to(device)
 

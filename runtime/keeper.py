@@ -19,21 +19,24 @@ def resume_command(output: Path) -> str:
 
 
 class Keeper(Lane):
-    """A context manager; the first state is due at once, so that hardly any video is without one."""
+    """A context manager; a video's first state is due at once, so that hardly any is without one."""
 
-    def __init__(self, output: Path, describe: Callable[[], dict[str, Any]], *, every: float = 5.0) -> None:
+    def __init__(
+        self, output: Path, describe: Callable[[], dict[str, Any]], *, every: float = 5.0, kept: bool = False
+    ) -> None:
         """Keep the state of `output`.
 
         Args:
             output: the video.
             describe: says what determines its frames, and may take its time.
             every: seconds between two states: the work that a crash may cost, at most.
+            kept: whether there is a state already, which then is the first.
         """
         super().__init__("state-keeper", capacity=1)
         self._output, self._describe, self._every = output, describe, every
-        self._next = 0.0
+        self._next = time.monotonic() + every if kept else 0.0
         self._under_way = False
-        self.kept = False
+        self.kept = kept
         """Whether there is a state on disk."""
         self.video: dict[str, Any] | None = None
         """What `describe` said, once it was asked."""

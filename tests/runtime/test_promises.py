@@ -21,6 +21,7 @@ from runtime.prompts import Change, FixedPrompts, Schedule
 from runtime.rollout import Rollout, rollout
 from runtime.sinks import NullSink
 from runtime.summary import Summary, percentile, prometheus
+from runtime.tables import tabled
 from runtime.telemetry import NoTelemetry
 from vmla.sampler import Sampler, keyed_noise
 
@@ -95,6 +96,22 @@ def test_packed_layers_are_those_that_they_were_made_from(layout):
     layer = torch.nn.Linear(6, 5)
     x = torch.randn(2, 3, 6)
     assert_close(PackedLinear(layer, rows=1)(x), layer(x), rtol=1e-5, atol=1e-6)
+
+
+def test_what_a_timestep_alone_decides_is_worked_out_once():
+    model = tiny_model()
+    table, asked = tabled(model), []
+    model.condition_embedder.register_forward_hook(lambda *_: asked.append(1))
+    inputs, wanted = pass_inputs(model.config, 3), model(**pass_inputs(model.config, 3))
+    for _ in range(3):
+        made = table(**inputs)
+    assert len(asked) == 2  # one of them by the model itself
+    assert all(torch.equal(a, b) for a, b in zip(made, wanted, strict=True))
+    inputs["timestep"].mul_(0.5)  # no longer what it was
+    assert (table(**inputs)[0] - wanted[0]).abs().max() > 1e-4
+    assert torch.equal(table(**inputs)[0], model(**inputs)[0])
+    same = pass_inputs(model.config, 3)
+    assert all(torch.equal(a, b) for a, b in zip(table(**same), wanted, strict=True))
 
 
 class Operators(TorchDispatchMode):
