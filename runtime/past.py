@@ -52,7 +52,8 @@ class Past:
 
     def _replay(self) -> tuple[Position, list[tuple[Position, Tensor]]]:
         """The kept chunks in order, placed as if nothing had ever been between them."""
-        position, again, whole = Position(), [], not self.forgotten
+        again: list[tuple[Position, Tensor]] = []
+        position, whole = Position(), not self.forgotten
         for number in sorted(self.chunks):
             if not whole and number >= self.forgotten:
                 position, whole = self._sink_only(position), True

@@ -94,14 +94,9 @@ class Rollout:
 
 
 def rollout(
-    engine: Engine,
-    decoder: Decoder,
-    prompts: PromptSource,
-    sampler: Sampler,
-    *,
-    seeds: Sequence[int],
-    chunks: int,
-) -> Iterator[Chunk]:
+    engine: Engine, decoder: Decoder, prompts: PromptSource, sampler: Sampler,
+    *, seeds: Sequence[int], chunks: int,
+) -> Iterator[Chunk]:  # fmt: skip
     """Make `chunks` chunks of one video for each seed, and yield each as soon as it is decoded."""
     videos = Rollout(engine, prompts, sampler, seeds=seeds)
     for number in range(chunks):

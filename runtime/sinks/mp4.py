@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import zlib
 from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
@@ -27,19 +28,26 @@ class Mp4Sink:
     def __init__(
         self, path: Path, *, frames_per_second: int, scale: int = 1, after: Mark | None = None
     ) -> None:
-        """Write to `path`, each frame enlarged `scale` times; go on `after` the mark of another sink."""
+        """Write to `path`, each frame enlarged `scale` times; go on `after` the mark of another sink.
+
+        Raises:
+            UserError: if the file is not the one that the mark was made of.
+        """
         self.path = path
         self._rate, self._scale = frames_per_second, scale
         self._file: BinaryIO | None = None
-        start = after or {"frames": 0, "bytes": 0, "fragments": 0}
+        start = after or dict.fromkeys(("frames", "bytes", "fragments", "header", "header_crc32"), 0)
         self._frames, self._bytes, self._fragments = start["frames"], start["bytes"], start["fragments"]
+        self._header, self._header_crc32 = start["header"], start["header_crc32"]
+        if self._bytes:
+            self._check()
 
     def write(self, frames: Frames) -> None:
         """Encode [n, H, W, 3] frames and append them.
 
         Raises:
             OSError: if the file cannot be written.
-            UserError: if the file is not the one that the mark was made of.
+            UserError: if the encoder is not the one that wrote the file so far.
         """
         if not len(frames):
             return
@@ -52,22 +60,36 @@ class Mp4Sink:
         self._frames += len(frames)
 
     def mark(self) -> Mark:
-        """Frames, bytes and fragments in the file."""
-        return {"frames": self._frames, "bytes": self._bytes, "fragments": self._fragments}
+        """Frames, bytes and fragments in the file; length and checksum of its header."""
+        return {
+            "frames": self._frames,
+            "bytes": self._bytes,
+            "fragments": self._fragments,
+            "header": self._header,
+            "header_crc32": self._header_crc32,
+        }
+
+    def _check(self) -> None:
+        """Refuse a file that is not what the mark says."""
+        try:
+            with self.path.open("rb") as file:
+                header, size = file.read(self._header), os.fstat(file.fileno()).st_size
+        except OSError as error:
+            raise UserError(f"cannot go on with {self.path}: {error.strerror}") from error
+        if size < self._bytes or zlib.crc32(header) != self._header_crc32:
+            raise UserError(f"{self.path} was cut or changed; make it anew with --overwrite")
 
     def _open(self, header: bytes) -> BinaryIO:
-        """The file with nothing but `header`, or cut behind the mark if it begins with this header."""
+        """The file with nothing but `header`, or cut behind the mark."""
         if not self._bytes:
             file = self.path.open("wb", buffering=0)
             file.write(header)
-            self._bytes = len(header)
+            self._bytes = self._header = len(header)
+            self._header_crc32 = zlib.crc32(header)
             return file
+        if zlib.crc32(header) != self._header_crc32:
+            raise UserError(f"another encoder wrote {self.path}; make it anew with --overwrite")
         file = self.path.open("r+b", buffering=0)
-        if self.path.stat().st_size < self._bytes or file.read(len(header)) != header:
-            file.close()
-            raise UserError(
-                f"{self.path} was cut or changed, or another encoder wrote it; make it anew with --overwrite"
-            )
         file.truncate(self._bytes)
         return file
 
