@@ -3,12 +3,15 @@
     python -m bench.rollout
 
 Runs `vmla-run` as a process of its own and watches its file and its events. Prints a table and one
-JSON line: wall time, first frame, frames per second, times real time, and whether memory stays flat.
+JSON line: wall time, first frame, frames per second, times real time, chunk times, how much of the time
+the engine, the decoder, the encoder and the states on disk take, and whether memory stays flat. Then the
+video is made again, stopped half way and gone on with: what that adds.
 """
 
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import tempfile
@@ -34,7 +37,7 @@ def first_frame_is_in(path: Path) -> bool:
     try:
         with av.open(str(path)) as file:
             return next(file.decode(video=0), None) is not None
-    except (OSError, IndexError):  # not there yet, or nothing but a header
+    except (av.error.FFmpegError, OSError, IndexError):  # not there yet, or nothing but a header
         return False
 
 
@@ -65,22 +68,56 @@ def memory_growth(events: list[dict[str, Any]]) -> dict[str, float]:
     return {"at_minute_1": then, "at_end": now, "growth": round(now / then - 1, 4)}
 
 
+def shares(events: list[dict[str, Any]], told: dict[str, Any]) -> dict[str, float]:
+    """Parts of the time between the first and the last chunk; decoder, encoder and states run beside it."""
+    whole = events[-1]["seconds"] - events[0]["seconds"]
+    engine = sum(e["denoise_seconds"] + e["clean_seconds"] for e in events[1:])
+    stalled = events[-1]["stalled_seconds"] - events[0]["stalled_seconds"]
+    parts = {
+        "engine": engine,
+        "stalled": stalled,
+        "other": whole - engine - stalled,
+        "decode": sum(e["decode_seconds"] for e in events[1:]),
+        "encode": events[-1]["encode_seconds"] - events[0]["encode_seconds"],
+        "state": told["state_seconds"],
+    }
+    return {f"{name}_share": round(seconds / whole, 4) for name, seconds in parts.items()}
+
+
+def stop_and_go_on(arguments: list[str], output: Path, frames: int) -> dict[str, float]:
+    """Seconds that both halves of a stopped video took outside of their rollouts, and the frames in all."""
+    sidecar, log = output.with_name(output.name + ".json"), output.with_name("half.jsonl")
+    command = [*COMMAND, *arguments, "-o", str(output), "--events", str(log)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        while process.poll() is None and frames_told(log) < frames / 2:
+            time.sleep(0.05)
+        process.send_signal(signal.SIGINT)
+    began = time.perf_counter()
+    subprocess.run([*COMMAND, "--resume", str(output)], check=True, capture_output=True)
+    wall, told = time.perf_counter() - began, json.loads(sidecar.read_text())
+    return {"start_seconds": round(wall - told["seconds"], 2), "frames": told["frames_written"]}
+
+
+def frames_told(log: Path) -> int:
+    """The frames that the last whole line of a log of chunks speaks of."""
+    lines = log.read_text().splitlines() if log.exists() else []
+    return json.loads(lines[-1])["frames"] if lines else 0
+
+
 @click.command(cls=OneLineCommand)
 @click.option("--checkpoint", default="sprites", show_default=True, help="A checkpoint folder.")
 @click.option("--minutes", default=3.0, show_default=True, help="Length of the video.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the JSON here.")
 def main(checkpoint: str, minutes: float, output: Path | None) -> None:
     """Time a whole video, from typing the command to the finished file."""
+    asked = ["--prompt", PROMPT, "--minutes", str(minutes), "--checkpoint", checkpoint]
     with tempfile.TemporaryDirectory() as folder:
         video, log = Path(folder) / "video.mp4", Path(folder) / "events.jsonl"
-        first, wall = run_and_watch(
-            ["--prompt", PROMPT, "--minutes", str(minutes), "--checkpoint", checkpoint,
-             "-o", str(video), "--events", str(log)],
-            video,
-        )  # fmt: skip
+        first, wall = run_and_watch([*asked, "-o", str(video), "--events", str(log)], video)
         events = [json.loads(line) for line in log.read_text().splitlines()]
         told = json.loads(video.with_name("video.mp4.json").read_text())
         size = video.stat().st_size
+        resumed = stop_and_go_on(asked, Path(folder) / "halves.mp4", told["frames_written"])
     frames = told["frames_written"]
     figures = {
         "frames": frames,
@@ -90,8 +127,12 @@ def main(checkpoint: str, minutes: float, output: Path | None) -> None:
         "rollout_seconds": told["seconds"],
         "frames_per_second": round(frames / wall, 1),
         "times_real_time": round(frames / wall / FRAMES_PER_SECOND, 2),
-        "denoise_share": round(sum(e["denoise_seconds"] for e in events) / told["seconds"], 3),
-        "decode_share": round(sum(e["decode_seconds"] for e in events) / told["seconds"], 3),
+        **shares(events, told),
+        "steady_frames_per_second": round(told["timing"]["frames_per_second"], 1),
+        "chunk_p50": told["timing"]["chunk_p50"],
+        "chunk_p99_over_p50": round(told["timing"]["chunk_p99"] / told["timing"]["chunk_p50"], 3),
+        "start_seconds": round(wall - told["seconds"], 2),
+        "resumed": resumed,
         "stalled_seconds": round(events[-1]["stalled_seconds"], 3),
         "resident_bytes": memory_growth(events),
         "peak_bytes": told["peak_bytes"],

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from runtime.job import prepare, to_pixels
+from runtime.prompts import LivePrompts
 from vmla.weights.folder import SHIPPED
 
 
 def generate(
-    prompt: str,
+    prompt: str | LivePrompts,
     *,
     seconds: float = 10.0,
     seed: int = 0,
@@ -25,7 +26,7 @@ def generate(
     """Yield the frames of a video, each as soon as its chunk of twelve is decoded.
 
     Args:
-        prompt: what the video shows.
+        prompt: what the video shows; `LivePrompts` may change it on the way, at the edges of chunks.
         seconds: its length when played, at 16 frames per second.
         seed: the same seed gives the same video.
         checkpoint: a checkpoint folder, or `sprites` for the shipped model.

@@ -5,23 +5,37 @@ from __future__ import annotations
 import sys
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from export.manifest import ENGINES
 from vmla.command import OneLineCommand
 
 EAGER = Path("eager")
 """Asked for as an engine: the model itself."""
+if TYPE_CHECKING:
+    from runtime.again import Order
+    from runtime.telemetry import Telemetry
+
+AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layout", "steps", "device",
+          "dtype", "scale")  # fmt: skip
+"""Options that say what is made; with --resume and --repeat they may only say what was said before."""
 
 
 @click.command(cls=OneLineCommand)
-@click.option("--prompt", required=True, help="What the video shows.")
+@click.option("--prompt", help="What the video shows.")
+@click.option("--prompts", type=click.Path(dir_okay=False, path_type=Path),
+              help="A file of prompts over time, `SECONDS: PROMPT` on each line.")  # fmt: skip
 @click.option("--minutes", type=float, help="Length of the video.")
 @click.option("--seconds", type=float, help="Length of the video; 10 if no length is given.")
 @click.option("--chunks", type=click.IntRange(min=1), help="Length of the video in chunks.")
 @click.option("-o", "--output", type=click.Path(path_type=Path),
               help="An .mp4 file, a folder for pictures, or null.")  # fmt: skip
+@click.option("--resume", type=click.Path(path_type=Path), help="Go on with a video that was stopped.")
+@click.option("--repeat", type=click.Path(dir_okay=False, path_type=Path),
+              help="Make the video again that a sidecar (.json) describes.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="The same seed gives the same video.")
 @click.option("--checkpoint",
               help="A checkpoint folder, or a shipped model; the engine's own, or else sprites.")  # fmt: skip
@@ -35,64 +49,112 @@ EAGER = Path("eager")
 @click.option("--scale", type=click.IntRange(1, 16),
               help="Enlarge frames; to at least 256 pixels if not given.")  # fmt: skip
 @click.option("--events", type=click.Path(dir_okay=False, path_type=Path),
-              help="Write a JSON line per chunk.")  # fmt: skip
+              help="Write a JSON line per chunk and change of prompt.")  # fmt: skip
+@click.option("--metrics", type=click.Path(dir_okay=False, path_type=Path),
+              help="Keep the latest figures here as Prometheus text.")  # fmt: skip
+@click.option("--save-every", type=click.FloatRange(min=0), default=5.0, show_default=True,
+              help="Seconds between two states on disk.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
-def main(
-    prompt: str,
-    minutes: float | None,
-    seconds: float | None,
-    chunks: int | None,
-    output: Path | None,
-    seed: int,
-    checkpoint: str | None,
-    engine: Path | None,
-    layout: str | None,
-    steps: int | None,
-    device: str,
-    dtype: str,
-    scale: int | None,
-    events: Path | None,
-    dry_run: bool,
-    overwrite: bool,
-) -> None:
-    """Make a video of what PROMPT says, of any length, written while it is made."""
-    from runtime.job import prepare
-    from runtime.output import NOWHERE, check_output, choose_scale, clear_output, open_sink
-    from runtime.produce import produce, record, stopping_on_interrupt
-    from runtime.sidecar import describe_job
-    from runtime.telemetry import JsonLines, LineTelemetry, Several, Telemetry
-    from vmla.progress import ProgressLine
-    from vmla.world.caption import warning_for
-
-    job, frames = prepare(
-        prompt, checkpoint, layout=layout, minutes=minutes, seconds=seconds, chunks=chunks, seed=seed,
-        steps=steps, device=device, dtype=dtype, engine=None if engine == EAGER else engine,
-        engines=ENGINES if engine is None else None,
-    )  # fmt: skip
-    plan = job.plan()
-    if dry_run:
-        click.echo("\n".join([job.engine_line(), *plan.lines()]))
+@click.pass_context
+def main(context: click.Context, **options: Any) -> None:
+    """Make a video of what a prompt says, of any length, written while it is made."""
+    order = _order(context, options)
+    if options["dry_run"]:
+        click.echo("\n".join([order.job.engine_line(), *order.job.plan().lines()]))
         return
+    output = options["resume"] or options["output"]
     if output is None:
         raise click.UsageError("give -o, for example: -o video.mp4")
-    check_output(output, overwrite=overwrite)
-    factor = choose_scale(plan.height, scale)
-    sink = open_sink(output, scale=factor)
-    if job.checkpoint.index.get("trained_on") == "sprites" and (warning := warning_for(prompt)):
-        click.echo(f"warning: {warning}", err=True)
+    _make(order, output, options)
+
+
+def _order(context: click.Context, options: dict[str, Any]) -> Order:
+    """What is to be made: something new, something again, or the rest of something."""
+    from runtime.again import new, repeat, resume
+    from runtime.schedule import Entry, read_schedule
+
+    look_up = options["engine"] is None
+    if options["engine"] == EAGER:
+        options = {**options, "engine": None}
+    ways = [name for name in ("resume", "repeat") if options[name] is not None]
+    if len(ways) == 2 or ("resume" in ways and options["output"] is not None):
+        raise click.UsageError("--resume names the file that it goes on with; leave out -o and --repeat")
+    said: dict[str, Any] = {}
+    entries = [] if options["prompts"] is None else read_schedule(options["prompts"])
+    if entries and options["prompt"] is not None:
+        entries = [Entry(at=0.0, prompt=options["prompt"]), *entries]
+    if entries or options["prompt"] is not None:
+        said["prompts"] = entries or options["prompt"]
+    explicit = ParameterSource.COMMANDLINE
+    given = said | {name: options[name] for name in AFRESH if context.get_parameter_source(name) is explicit}
+    if options["resume"] is not None:
+        return resume(options["resume"], given)
+    if options["repeat"] is not None:
+        return repeat(options["repeat"], given)
+    if not said:
+        raise click.UsageError('give --prompts FILE or --prompt, for example: --prompt "a red star bouncing"')
+    rest = {name: options[name] for name in AFRESH if name not in ("checkpoint", "scale")}
+    engines = ENGINES if look_up else None
+    return new(said["prompts"], options["checkpoint"], scale=options["scale"], engines=engines, **rest)
+
+
+def _make(order: Order, output: Path, options: dict[str, Any]) -> None:
+    """Make what is ordered, say how it went, and leave what is needed to go on if it was stopped."""
+    from runtime.keeper import Keeper, resume_command
+    from runtime.output import NOWHERE, check_output, clear_output, open_sink
+    from runtime.produce import produce, record, stopping_on_interrupt
+    from runtime.state import state_path
+    from runtime.telemetry import Several
+
+    if order.state is None:
+        check_output(output, overwrite=options["overwrite"])
+    mark = None if order.state is None else order.state.mark
+    sink = open_sink(output, scale=order.scale, after=mark)
+    _warn(order)
+    going_on, every = order.state is not None, options["save_every"]
+    keeper = None if output == NOWHERE else Keeper(output, order.describe, every=every, kept=going_on)
     with ExitStack() as stack:
         stop = stack.enter_context(stopping_on_interrupt())
-        line = stack.enter_context(ProgressLine(sys.stderr))
-        listeners: list[Telemetry] = [LineTelemetry(line, prompt)]
-        if events is not None:
-            listeners.append(stack.enter_context(JsonLines(events)))
-        clear_output(output)
-        outcome = produce(job, sink, Several(listeners), frames=frames, stop=stop)
-    if output != NOWHERE:
-        record(output, describe_job(job, frames=frames, scale=factor), outcome)
-    click.echo(job.engine_line())
-    rate = outcome.frames / outcome.seconds
-    click.echo(f"{output}: {outcome.frames} frames in {outcome.seconds:.1f} s, {rate:.0f} per second")
+        listeners = _listeners(stack, options)
+        if order.state is None:
+            clear_output(output)
+        outcome = produce(order.job, sink, Several(listeners), frames=order.frames, stop=stop, keeper=keeper,
+                          state=order.state)  # fmt: skip
+    if keeper is not None:
+        record(output, keeper.video or order.describe(), outcome)
+        if outcome.complete:
+            state_path(output).unlink(missing_ok=True)
+    click.echo(order.job.engine_line())
+    rate, now = outcome.made / outcome.seconds, "" if order.state is None else f", {outcome.made} of them"
+    click.echo(f"{output}: {outcome.frames} frames{now} in {outcome.seconds:.1f} s, {rate:.0f} per second")
     if not outcome.complete:
+        if keeper is not None:
+            click.echo(f"stopped; go on with: {resume_command(output)}", err=True)
         sys.exit(130)
+
+
+def _warn(order: Order) -> None:
+    """What may disappoint, said beforehand."""
+    from vmla.world.caption import warning_for
+
+    if order.job.checkpoint.index.get("trained_on") == "sprites":
+        for change in order.job.prompts.changes:
+            if warning := warning_for(change.prompts[0]):
+                click.echo(f"warning: {warning}", err=True)
+    if order.changed:
+        click.echo(f"warning: frames may differ from before: {', '.join(order.changed)}", err=True)
+
+
+def _listeners(stack: ExitStack, options: dict[str, Any]) -> list[Telemetry]:
+    """Who is told how it goes."""
+    from runtime.summary import PrometheusFile
+    from runtime.telemetry import JsonLines, LineTelemetry
+    from vmla.progress import ProgressLine
+
+    listeners: list[Telemetry] = [LineTelemetry(stack.enter_context(ProgressLine(sys.stderr)))]
+    if options["events"] is not None:
+        listeners.append(stack.enter_context(JsonLines(options["events"])))
+    if options["metrics"] is not None:
+        listeners.append(PrometheusFile(options["metrics"]))
+    return listeners

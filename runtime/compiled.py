@@ -66,6 +66,18 @@ class CompiledEngine:
         )
         return velocity, entries
 
+    def entries(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        text_kv: Tensor,
+        cache: Tensor,
+        slot_index: Tensor,
+        chunk_index: Tensor,
+    ) -> Tensor:
+        """The entries of `step`: a compiled step is one whole, its velocity is made and dropped."""
+        return self.step(latents, timestep, text_kv, cache, slot_index, chunk_index)[1]
+
     def _run(self, name: str, *tensors: Tensor) -> Sequence[Tensor]:
         check_inputs(self.manifest.programs[name], tensors)
         # Compiled code was made for dense tensors and does not look at strides.

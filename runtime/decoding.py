@@ -13,6 +13,9 @@ from vmla.vae import Codec, Memory
 class Decoder(Protocol):
     """Turns the chunks of one batch of videos into frames, in order."""
 
+    memory: Memory | None
+    """What it remembers of the video so far: all that a later decoder needs to go on."""
+
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, z, F, h, w] of the next chunk to frames [B, frames, 3, H, W] in [0, 1]."""
 
@@ -22,17 +25,19 @@ class CodecDecoder:
 
     def __init__(self, codec: Codec, device: torch.device) -> None:
         self._codec = codec.to(device)
-        self._memory: Memory | None = None
+        self.memory: Memory | None = None
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, z, F, h, w] of the next chunk to frames [B, frames, 3, H, W] in [0, 1]."""
-        frames, self._memory = self._codec.decode(latents, self._memory)
+        frames, self.memory = self._codec.decode(latents, self.memory)
         return frames
 
 
 class NoDecoder:
     """Hands the latents on as they are, for measuring and for decoding elsewhere."""
+
+    memory: Memory | None = None
 
     def decode(self, latents: Tensor) -> Tensor:
         """The latents [B, z, F, h, w] with time first: [B, F, z, h, w]."""

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Protocol
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor
 
+from runtime.packed import packable, packed
+from runtime.tables import tabled
 from vmla.cache import CacheLayout
 from vmla.config import ModelConfig
 from vmla.text import TextEncoder
@@ -37,6 +39,17 @@ class Engine(Protocol):
     ) -> tuple[Tensor, Tensor]:
         """Velocity and entries: see `VideoMLA.forward`."""
 
+    def entries(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        text_kv: Tensor,
+        cache: Tensor,
+        slot_index: Tensor,
+        chunk_index: Tensor,
+    ) -> Tensor:
+        """The entries that `step` would give, without what only the velocity needs where that is possible."""
+
     def close(self) -> None:
         """Give back what the engine holds."""
 
@@ -58,6 +71,10 @@ class EagerEngine:
         self.device, self.dtype, self.absorbed = device, dtype, absorbed
         self._model = model.to(device=device, dtype=dtype)
         self._model.rope.float()  # angles are never taken in less than float32
+        if packable(device, dtype):
+            rows = model.config.chunk * model.config.tokens_per_frame
+            self._model = cast(VideoMLA, packed(self._model, rows))
+        self._model = tabled(self._model)
         self._text = text
         text.encoder.to(device)
 
@@ -87,6 +104,27 @@ class EagerEngine:
             absorbed=self.absorbed,
         )
         return velocity, entries
+
+    @torch.inference_mode()
+    def entries(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        text_kv: Tensor,
+        cache: Tensor,
+        slot_index: Tensor,
+        chunk_index: Tensor,
+    ) -> Tensor:
+        """The entries alone: see `VideoMLA.entries`."""
+        return self._model.entries(
+            latents.to(self.dtype),
+            timestep,
+            text_kv,
+            cache,
+            slot_index,
+            chunk_index,
+            absorbed=self.absorbed,
+        )
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 from runtime.compiled import find_engine, fit, open_engine
+from runtime.cuda import to_host
 from runtime.decoding import CodecDecoder, Decoder
 from runtime.engine import EagerEngine, Engine
 from runtime.plan import Plan, check_length, chunks_for, frames_in
-from runtime.prompts import FixedPrompts
+from runtime.prompts import FixedPrompts, PromptSource
 from runtime.rollout import Chunk, rollout
+from runtime.schedule import Entry, to_schedule
 from runtime.sinks import Frames
 from vmla.config import FRAMES_PER_SECOND
 from vmla.errors import UserError
@@ -28,7 +30,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 class Job:
     """One video to make."""
 
-    prompt: str
+    prompts: PromptSource
     checkpoint: Checkpoint
     chunks: int
     seed: int = 0
@@ -45,7 +47,7 @@ class Job:
 
     def plan(self) -> Plan:
         """What it will take; reads no weights."""
-        return Plan.of(self.checkpoint, chunks=self.chunks, dtype=self.dtype)
+        return Plan.of(self.checkpoint, chunks=self.chunks, dtype=self.dtype, sampler=self.sampler)
 
     def engine(self) -> Engine:
         """The denoiser, loaded."""
@@ -61,12 +63,11 @@ class Job:
 
     def run(self, engine: Engine, decoder: Decoder) -> Iterator[Chunk]:
         """Make the video's chunks."""
-        prompts = FixedPrompts(self.prompt)
-        return rollout(engine, decoder, prompts, self.sampler, seeds=[self.seed], chunks=self.chunks)
+        return rollout(engine, decoder, self.prompts, self.sampler, seeds=[self.seed], chunks=self.chunks)
 
 
 def prepare(
-    prompt: str,
+    prompts: str | PromptSource | Sequence[Entry],
     checkpoint: str | Path | None,
     *,
     layout: str | None = None,
@@ -82,14 +83,21 @@ def prepare(
 ) -> tuple[Job, int]:
     """A job and the number of its frames, with everything checked that can be checked without weights.
 
-    Exactly one length counts; ten seconds if none is given. Where no engine is given, one in the folder
-    `engines` that fits is taken.
+    Args:
+        prompts: one for the whole video, those of a schedule in seconds, or a source of them.
+        checkpoint: its folder or the name of a shipped one; the engine's own, or `sprites`, if None.
+        layout: what the checkpoint must have.
+        minutes, seconds, chunks: the length; at most one of them, ten seconds if none is given.
+        seed, steps: of the sampling; None takes the checkpoint's own number of steps.
+        device, dtype: by name.
+        engine: a folder made by `vmla-export`.
+        engines: a folder of such folders; where none is given, one of these that fits is taken.
 
     Raises:
         UserError: for whatever cannot be.
     """
-    if not prompt.strip():
-        raise UserError("the prompt is empty; describe what the video shows")
+    if isinstance(prompts, str):
+        prompts = FixedPrompts(prompts)
     if sum(length is not None for length in (minutes, seconds, chunks)) > 1:
         raise UserError("more than one length; give one of --minutes, --seconds, --chunks")
     if engine is None:
@@ -103,6 +111,8 @@ def prepare(
     count = chunks or chunks_for(wanted, config.chunk, codec)
     whole = frames_in(count, config.chunk, codec)
     check_length(whole / FRAMES_PER_SECOND)
+    if isinstance(prompts, Sequence):
+        prompts = to_schedule(prompts, chunks=count, chunk=config.chunk, codec=codec)
     sampler = opened.sampler()
     where = choose_device(device)
     compute = choose_dtype(dtype, where)
@@ -111,7 +121,7 @@ def prepare(
     else:
         reason = "as asked for"
     job = Job(
-        prompt=prompt,
+        prompts=prompts,
         checkpoint=opened,
         chunks=count,
         seed=seed,
@@ -157,5 +167,5 @@ def choose_dtype(name: str, device: torch.device) -> torch.dtype:
 def to_pixels(frames: Tensor) -> Frames:
     """One video's frames [n, 3, H, W] in [0, 1] to [n, H, W, 3] uint8 in main memory."""
     scaled = (frames * 255).round().to(torch.uint8)
-    pixels: Frames = scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    pixels: Frames = to_host(scaled.permute(0, 2, 3, 1).contiguous()).numpy()
     return pixels

@@ -5,10 +5,12 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from runtime.keeper import resume_command
 from runtime.sidecar import sidecar_path
-from runtime.sinks import FrameSink, NullSink
+from runtime.sinks import FrameSink, Mark, NullSink
 from runtime.sinks.mp4 import Mp4Sink
 from runtime.sinks.png import PngSink
+from runtime.state import state_path
 from vmla.config import FRAMES_PER_SECOND
 from vmla.errors import UserError
 
@@ -28,7 +30,8 @@ def check_output(path: Path, *, overwrite: bool) -> None:
     if path.suffix not in (".mp4", ""):
         raise UserError(f"cannot write {path.suffix} files; use an .mp4 file, a folder for pictures, or null")
     if path.exists() and not overwrite:
-        raise UserError(f"{path} exists already; choose another name or add --overwrite")
+        more = f", or go on with it: {resume_command(path)}" if state_path(path).exists() else ""
+        raise UserError(f"{path} exists already; choose another name or add --overwrite{more}")
     if path.is_dir() and path.suffix == ".mp4":
         raise UserError(f"{path} is a folder; choose another name")
     if not path.absolute().parent.is_dir():
@@ -41,16 +44,17 @@ def clear_output(path: Path) -> None:
         shutil.rmtree(path)
     elif path.is_file():
         path.unlink()
-    sidecar_path(path).unlink(missing_ok=True)
+    for beside in (sidecar_path(path), state_path(path)):
+        beside.unlink(missing_ok=True)
 
 
-def open_sink(path: Path, *, scale: int) -> FrameSink:
-    """The sink that `path` names."""
+def open_sink(path: Path, *, scale: int, after: Mark | None = None) -> FrameSink:
+    """The sink that `path` names, at its start or where another one left its mark."""
     if path == NOWHERE:
         return NullSink()
     if path.suffix == ".mp4":
-        return Mp4Sink(path, frames_per_second=FRAMES_PER_SECOND, scale=scale)
-    return PngSink(path, scale=scale)
+        return Mp4Sink(path, frames_per_second=FRAMES_PER_SECOND, scale=scale, after=after)
+    return PngSink(path, scale=scale, after=after)
 
 
 def choose_scale(height: int, wish: int | None) -> int:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 
+from runtime.buffers import draws, picture_shape
+from runtime.past import Past
 from vmla.cache import CacheLayout
 from vmla.config import FRAMES_PER_SECOND
 from vmla.errors import UserError
+from vmla.sampler import Sampler
 from vmla.vae import Codec
 from vmla.weights.folder import Checkpoint
 
@@ -29,15 +33,18 @@ class Plan:
     positions: int
     """Window-relative positions that are ever used."""
     cache_bytes_per_token_and_layer: int
-    bytes: dict[str, int]
-    """Lasting memory by part."""
+    shared: dict[str, int]
+    """Lasting memory by part in bytes: what all streams on a device have in common."""
+    own: dict[str, int]
+    """The same, of each stream."""
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, *, chunks: int, dtype: torch.dtype) -> Plan:
+    def of(cls, checkpoint: Checkpoint, *, chunks: int, dtype: torch.dtype, sampler: Sampler) -> Plan:
         """Plan `chunks` chunks of one video with the model computing in `dtype`."""
         config, codec = checkpoint.model_config(), checkpoint.codec(weights=False)
         layout, size = CacheLayout.of(config), dtype.itemsize
         single = torch.float32.itemsize
+        picture = math.prod(picture_shape(config)) * single
         return cls(
             chunks=chunks,
             frames=frames_in(chunks, layout.chunk, codec),
@@ -45,12 +52,16 @@ class Plan:
             width=config.image_width * codec.spatial_ratio,
             positions=layout.positions,
             cache_bytes_per_token_and_layer=layout.entry_width * size,
-            bytes={
+            shared={
                 "transformer": checkpoint.elements("transformer") * size,
                 "text encoder": checkpoint.elements("text_encoder") * single,
                 "codec": checkpoint.elements("vae") * single,
+            },
+            own={
                 "latent cache" if config.layout == "mla" else "cache": layout.bytes(element_size=size),
                 "text keys and values": 2 * config.layers * config.text_tokens * config.width * size,
+                "noise and latents of a chunk": (draws(sampler) + 1) * picture,
+                "latents of the window": Past.capacity(layout) * picture,
                 "decoder memory": checkpoint.decoder_memory_bytes(),
             },
         )
@@ -60,15 +71,24 @@ class Plan:
         """Length of the video when played."""
         return self.frames / FRAMES_PER_SECOND
 
+    @property
+    def stream_bytes(self) -> int:
+        """What one stream takes beside what all have in common."""
+        return sum(self.own.values())
+
+    def streams_in(self, memory: int) -> int:
+        """How many such streams `memory` bytes hold."""
+        return max(0, memory - sum(self.shared.values())) // self.stream_bytes
+
     def lines(self) -> list[str]:
         """The plan for a person to read."""
-        total = sum(self.bytes.values())
+        parts = self.shared | self.own
         return [
             f"{self.chunks} chunks, {self.frames} frames of {self.width}x{self.height}, {self.seconds:g} s",
             f"positions 0 to {self.positions - 1}, whatever the length",
             f"cache per token and layer: {self.cache_bytes_per_token_and_layer:,} bytes",
-            *(f"{part}: {count:,} bytes" for part, count in self.bytes.items()),
-            f"in all: {total:,} bytes",
+            *(f"{part}: {count:,} bytes" for part, count in parts.items()),
+            f"in all: {sum(parts.values()):,} bytes, {self.stream_bytes:,} more for each further stream",
         ]
 
 

@@ -5,19 +5,23 @@ from __future__ import annotations
 import signal
 import threading
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-from runtime.job import Job, to_pixels
-from runtime.memory import peak_resident_bytes, resident_bytes
-from runtime.sidecar import write_sidecar
+from runtime.film import DecodeError, Film
+from runtime.job import Job
+from runtime.keeper import Keeper
+from runtime.memory import peak_resident_bytes
+from runtime.rollout import Rollout
+from runtime.sidecar import describe_prompts, write_sidecar
 from runtime.sinks import FrameSink
-from runtime.telemetry import ChunkReport, Telemetry
+from runtime.state import State
+from runtime.summary import Figures, Summary
+from runtime.telemetry import Several, Telemetry
 from runtime.writer import FrameWriter
-from vmla.config import FRAMES_PER_SECOND
 from vmla.errors import UserError
 
 
@@ -28,75 +32,104 @@ class Outcome:
     complete: bool
     """False if it was interrupted."""
     frames: int
+    """In the sink, those of earlier runs included."""
+    made: int
+    """By this run."""
     load_seconds: float
     first_frame_seconds: float
     """From the start of the rollout to the first frame in the sink's queue."""
     seconds: float
     """Of the rollout and the writing, without loading."""
     peak_bytes: int
+    state_seconds: float
+    """Spent on states on disk, on a thread of its own."""
+    applied: list[dict[str, Any]]
+    """The prompts that chunks were made under, each with its first chunk."""
+    figures: Figures | None
 
 
 def produce(
-    job: Job, sink: FrameSink, telemetry: Telemetry, *, frames: int, stop: threading.Event | None = None
+    job: Job,
+    sink: FrameSink,
+    telemetry: Telemetry,
+    *,
+    frames: int,
+    stop: threading.Event | None = None,
+    keeper: Keeper | None = None,
+    state: State | None = None,
 ) -> Outcome:
     """Make `frames` frames and write them to `sink`; `stop` ends it after the chunk under way.
 
+    Args:
+        job: the video.
+        sink: standing where the `state` left it, if there is one.
+        telemetry: is told of every chunk.
+        frames: of the whole video.
+        stop: ends it early.
+        keeper: keeps the state on disk on the way, and at an early end.
+        state: to go on from.
+
     Raises:
-        UserError: if the sink fails; what it took before stays.
+        UserError: if the sink or the decoder fails; what the sink took before stays.
     """
-    stop = stop or threading.Event()
     began = perf_counter()
-    engine, decoder = job.engine(), job.decoder()
+    engine, decoder, summary = job.engine(), job.decoder(), Summary()
+    rollout = Rollout(engine, job.prompts, job.sampler, seeds=[job.seed])
+    earlier = 0
+    if state is not None:
+        state.snapshot.restore(rollout)
+        decoder.memory, earlier = state.memory_on(job.device), state.mark["frames"]
     loaded = perf_counter()
-    done, first = 0, 0.0
     writer = FrameWriter(sink)
-    try:
-        with closing(engine), writer:
-            for chunk in job.run(engine, decoder):
-                pixels = to_pixels(chunk.frames[0])[: frames - done]
-                writer.write(pixels)
-                done += len(pixels)
-                first = first or perf_counter() - loaded
-                telemetry.chunk(
-                    ChunkReport(
-                        chunk=chunk.number,
-                        chunks=job.chunks,
-                        frames=done,
-                        seconds=perf_counter() - loaded,
-                        denoise_seconds=chunk.denoise_seconds,
-                        decode_seconds=chunk.decode_seconds,
-                        queue_depth=writer.depth,
-                        stalled_seconds=writer.stalled_seconds,
-                        resident_bytes=resident_bytes(),
-                        frames_per_second=FRAMES_PER_SECOND,
-                    )
-                )
-                if stop.is_set():
-                    break
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise UserError(f"cannot write the video: {reason}; {writer.written} frames were kept") from error
+    listeners = Several([summary, telemetry])
+    film = Film(job, rollout, decoder, writer, listeners, frames=frames, earlier=earlier)
+    with _one_line_for(writer, earlier, keeper), ExitStack() as stack:
+        stack.enter_context(closing(engine))
+        for lane in (keeper, writer, film.decoding):
+            if lane is not None:
+                stack.enter_context(lane)
+        film.run(stop or threading.Event(), keeper)
+    made = [change for change in job.prompts.changes if change.chunk < film.made]
     return Outcome(
-        complete=done >= frames,
-        frames=writer.written,
+        complete=film.done >= frames,
+        frames=earlier + writer.written,
+        made=writer.written,
         load_seconds=loaded - began,
-        first_frame_seconds=first,
+        first_frame_seconds=film.first_frame_seconds,
         seconds=perf_counter() - loaded,
         peak_bytes=peak_resident_bytes(),
+        state_seconds=0.0 if keeper is None else keeper.busy_seconds,
+        applied=describe_prompts(made),
+        figures=summary.figures(),
     )
 
 
-def record(output: Path, job: dict[str, Any], outcome: Outcome) -> None:
+@contextmanager
+def _one_line_for(writer: FrameWriter, earlier: int, keeper: Keeper | None) -> Iterator[None]:
+    """What ends a video early, in one line that says how much of it there is and how it goes on."""
+    try:
+        yield
+    except (OSError, DecodeError) as error:
+        what = f"cannot write the video: {error.strerror or error}" if isinstance(error, OSError) else error
+        mend = f"; go on with: {keeper.command}" if keeper is not None and keeper.kept else ""
+        raise UserError(f"{what}; {earlier + writer.written} frames were kept{mend}") from error
+
+
+def record(output: Path, video: dict[str, Any], outcome: Outcome) -> None:
     """Write the sidecar of a video that has ended."""
+    figures = {} if outcome.figures is None else outcome.figures._asdict()
     write_sidecar(
         output,
-        job,
+        video,
         {
             "complete": outcome.complete,
             "frames_written": outcome.frames,
+            "applied": outcome.applied,
             "load_seconds": round(outcome.load_seconds, 3),
             "seconds": round(outcome.seconds, 3),
+            "state_seconds": round(outcome.state_seconds, 3),
             "peak_bytes": outcome.peak_bytes,
+            "timing": {name: round(value, 4) for name, value in figures.items()},
         },
     )
 

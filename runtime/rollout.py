@@ -1,8 +1,8 @@
 """The rollout: how VideoMLA makes a video of any length, one chunk after the other.
 
-For each chunk: noise that depends only on (seed, chunk, step), a few denoising steps that attend to
-the window in the cache, one clean pass at t = 0 whose entries are committed to the cache, and the
-chunk's frames handed on. The cache and every tensor keep their size for ever.
+For each chunk: the prompt in force, noise that depends only on (seed, chunk, step), a few denoising
+steps that attend to the window in the cache, the frames handed on, and one clean pass at t = 0 whose
+entries are committed to the cache. The cache and every other tensor keep their size and place for ever.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from time import perf_counter
 import torch
 from torch import Tensor
 
+from runtime.buffers import Buffers, Position
+from runtime.cuda import captured
 from runtime.decoding import Decoder
 from runtime.engine import Engine
-from runtime.prompts import PromptSource
-from runtime.text_cache import TextCache
-from vmla.sampler import Sampler, keyed_noise
+from runtime.past import Past
+from runtime.prompts import Change, PromptSource
+from vmla.sampler import Sampler
 
 
 @dataclass(frozen=True)
@@ -32,39 +34,75 @@ class Chunk:
     decode_seconds: float
 
 
+class Rollout:
+    """One batch of videos in the making: `denoise` and `commit` in turn make chunk after chunk."""
+
+    def __init__(
+        self, engine: Engine, prompts: PromptSource, sampler: Sampler, *, seeds: Sequence[int]
+    ) -> None:
+        self._engine, self._prompts, self._sampler, self._seeds = engine, prompts, sampler, seeds
+        self.buffers, self.past = Buffers(engine, sampler, batch=len(seeds)), Past(engine.layout)
+        self.number, self.position = 0, Position()
+        self.change: Change | None = None
+        self._descend = captured(self._steps, engine.device)
+        self._pass = captured(self._clean_pass, engine.device)
+
+    @torch.inference_mode()
+    def denoise(self) -> Tensor:
+        """The clean latents [B, z, F, h, w] of the next chunk."""
+        self._turn_to(self._prompts.at(self.number))
+        self.buffers.draw(self._seeds, self.number)
+        self.buffers.aim(self.position)
+        self._descend()
+        return self.buffers.latents.clone()
+
+    @torch.inference_mode()
+    def commit(self) -> None:
+        """Leave the chunk just denoised in the cache."""
+        self._keep()
+        self.past.add(self.number, self.buffers.latents.clone())
+        self.number, self.position = self.number + 1, self.position.next()
+
+    def _keep(self) -> None:
+        if self.buffers.keeps:
+            self._pass()
+
+    @torch.inference_mode()
+    def _steps(self) -> None:
+        latents = self.buffers.noise[0]
+        for step, timestep in enumerate(self.buffers.timesteps):
+            velocity, _ = self._engine.step(latents, timestep, *self.buffers.context)
+            latents = self._sampler.advance(latents, velocity, step, self.buffers.fresh(step))
+        self.buffers.latents.copy_(latents)
+
+    @torch.inference_mode()
+    def _clean_pass(self) -> None:
+        latents, clean = self.buffers.latents, self.buffers.clean
+        self.buffers.commit(self._engine.entries(latents, clean, *self.buffers.context))
+
+    def _turn_to(self, change: Change) -> None:
+        """Take the prompt; where it is new, its policy says what becomes of the cache."""
+        if self.change is None or self.change.prompts != change.prompts:
+            self.buffers.text_kv.copy_(self._engine.encode_prompt(change.prompts))
+        self.change = change
+        if change.chunk == self.number > 0:
+            self.position, again = self.past.turn(change.policy, self.number, self.position)
+            for position, latents in again:
+                self.buffers.aim(position)
+                self.buffers.latents.copy_(latents)
+                self._keep()
+
+
 def rollout(
-    engine: Engine,
-    decoder: Decoder,
-    prompts: PromptSource,
-    sampler: Sampler,
-    *,
-    seeds: Sequence[int],
-    chunks: int,
-) -> Iterator[Chunk]:
+    engine: Engine, decoder: Decoder, prompts: PromptSource, sampler: Sampler,
+    *, seeds: Sequence[int], chunks: int,
+) -> Iterator[Chunk]:  # fmt: skip
     """Make `chunks` chunks of one video for each seed, and yield each as soon as it is decoded."""
-    layout, config, device = engine.layout, engine.config, engine.device
-    text = TextCache(engine)
-    batch = len(seeds)
-    cache = layout.allocate(batch, dtype=engine.dtype, device=device)
-    shape = (config.latent_channels, layout.chunk, config.height, config.image_width)
-    timesteps = [torch.full((batch, layout.chunk), t, device=device) for t in sampler.timesteps().tolist()]
-    clean = torch.zeros(batch, layout.chunk, device=device)
-
-    def noise(chunk: int, step: int) -> Tensor:
-        drawn = [keyed_noise(shape, seed=seed, chunk=chunk, step=step) for seed in seeds]
-        return torch.stack(drawn).to(device)
-
+    videos = Rollout(engine, prompts, sampler, seeds=seeds)
     for number in range(chunks):
         began = perf_counter()
-        text_kv = text.of(prompts.at(number))
-        window = layout.slot_index(number).to(device), layout.chunk_index(number).to(device)
-        latents = noise(number, 0)
-        for step, timestep in enumerate(timesteps):
-            velocity, _ = engine.step(latents, timestep, text_kv, cache, *window)
-            fresh = noise(number, step + 1) if sampler.needs_noise(step) else None
-            latents = sampler.advance(latents, velocity, step, fresh)
-        _, entries = engine.step(latents, clean, text_kv, cache, *window)
-        layout.commit_(cache, entries, number)
+        if number:
+            videos.commit()
+        latents = videos.denoise()
         denoised = perf_counter()
-        frames = decoder.decode(latents)
-        yield Chunk(number, frames, denoised - began, perf_counter() - denoised)
+        yield Chunk(number, decoder.decode(latents), denoised - began, perf_counter() - denoised)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import platform
+from collections.abc import Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
@@ -12,8 +15,10 @@ import torch
 
 from export.manifest import Manifest
 from runtime.job import Job
+from runtime.prompts import Change
 from vmla.config import FRAMES_PER_SECOND
 from vmla.weights.files import hash_weights, write_json
+from vmla.weights.folder import SHIPPED, open_checkpoint
 
 
 def sidecar_path(output: Path) -> Path:
@@ -24,14 +29,16 @@ def sidecar_path(output: Path) -> Path:
 def describe_job(job: Job, *, frames: int, scale: int) -> dict[str, Any]:
     """What determines the video's frames, as JSON values."""
     config = job.checkpoint.model_config()
+    manifest = None if job.engine_folder is None else Manifest.read(job.engine_folder)
     return {
-        "prompt": job.prompt,
+        "prompt": job.prompts.changes[0].prompts[0],
+        "prompts": describe_prompts(job.prompts.changes),
         "seed": job.seed,
         "frames": frames,
         "frames_per_second": FRAMES_PER_SECOND,
         "chunks": job.chunks,
         "scale": scale,
-        "checkpoint": str(job.checkpoint.folder),
+        "checkpoint": reference(job.checkpoint.folder.resolve()),
         "weights": {
             part: hash_weights(job.checkpoint.weights_path(part))
             for part in ("transformer", "vae", "text_encoder")
@@ -39,8 +46,10 @@ def describe_job(job: Job, *, frames: int, scale: int) -> dict[str, Any]:
         "layout": config.layout,
         "window": {"sink": config.sink, "history": config.history, "chunk": config.chunk},
         "sampler": asdict(job.sampler),
-        "engine": "eager" if job.engine_folder is None else Manifest.read(job.engine_folder).backend,
+        "engine": "eager" if manifest is None else manifest.backend,
         "engine_reason": job.engine_reason,
+        "engine_folder": None if job.engine_folder is None else str(job.engine_folder.resolve()),
+        "engine_hash": None if manifest is None else hash_json(manifest.files),
         "device": str(job.device),
         "dtype": str(job.dtype).removeprefix("torch."),
         "threads": torch.get_num_threads(),
@@ -50,6 +59,23 @@ def describe_job(job: Job, *, frames: int, scale: int) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
+
+
+def reference(folder: Path) -> str:
+    """How to find a checkpoint again: the name of the shipped one, the path of any other."""
+    return SHIPPED if folder == open_checkpoint(SHIPPED).folder.resolve() else str(folder)
+
+
+def describe_prompts(changes: Sequence[Change]) -> list[dict[str, Any]]:
+    """The prompts of one video, each with the chunk where it begins."""
+    return [
+        {"chunk": change.chunk, "prompt": change.prompts[0], "policy": change.policy} for change in changes
+    ]
+
+
+def hash_json(value: Any) -> str:
+    """SHA-256 of a JSON value."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def write_sidecar(output: Path, job: dict[str, Any], outcome: dict[str, Any]) -> None:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Protocol
+from typing import Any, Protocol
 
+from runtime.prompts import Receipt
 from vmla.progress import ProgressLine
 
 
@@ -23,25 +25,42 @@ class ChunkReport:
     seconds: float
     """Since the rollout began."""
     denoise_seconds: float
+    clean_seconds: float
+    """Of the clean pass before this chunk."""
     decode_seconds: float
+    encode_seconds: float
+    """Of all encoding so far."""
     queue_depth: int
+    """Chunks that wait for the sink."""
+    decode_queue_depth: int
+    """Chunks that wait for the decoder."""
     stalled_seconds: float
-    """Waited for the sink so far."""
+    """Waited for a full queue so far: the rollout for the decoder, the decoder for the sink."""
+    stalls: int
+    """How often."""
     resident_bytes: int
+    device_bytes: int
+    """Allocated on the GPU, if there is one."""
     frames_per_second: float
     """Of the video, when played."""
+    prompt: str
+    earlier: int = 0
+    """Frames that an interrupted run had made before this one began."""
 
     @property
     def speed(self) -> float:
         """Frames made per second."""
-        return self.frames / max(self.seconds, 1e-9)
+        return (self.frames - self.earlier) / max(self.seconds, 1e-9)
 
 
 class Telemetry(Protocol):
-    """Is told of every chunk."""
+    """Is told of every chunk and of every request for another prompt; from several threads."""
 
     def chunk(self, report: ChunkReport) -> None:
         """A chunk was made."""
+
+    def prompt(self, state: str, receipt: Receipt) -> None:
+        """A request was `accepted`, `applied` (at `receipt.chunk`) or `superseded`."""
 
 
 class NoTelemetry:
@@ -50,27 +69,30 @@ class NoTelemetry:
     def chunk(self, report: ChunkReport) -> None:
         """Nothing."""
 
+    def prompt(self, state: str, receipt: Receipt) -> None:
+        """Nothing."""
 
-class LineTelemetry:
-    """Chunk, speed, times real time and memory in one line."""
 
-    def __init__(self, line: ProgressLine, prompt: str) -> None:
-        self._line, self._prompt = line, prompt
+class LineTelemetry(NoTelemetry):
+    """Chunk, speed, times real time, memory and the prompt in one line."""
+
+    def __init__(self, line: ProgressLine) -> None:
+        self._line = line
 
     def chunk(self, report: ChunkReport) -> None:
         """Show it."""
         self._line.show(
             f"chunk {report.chunk + 1}/{report.chunks}  {report.speed:.0f} frames/s  "
             f"{report.speed / report.frames_per_second:.1f}x real time  "
-            f"{report.resident_bytes / 2**20:.0f} MiB  {self._prompt}"
+            f"{report.resident_bytes / 2**20:.0f} MiB  {report.prompt}"
         )
 
 
 class JsonLines:
-    """One JSON object per chunk, appended to a file that always ends in a whole line."""
+    """One JSON object per chunk and request, in a file that always ends in a whole line."""
 
     def __init__(self, path: Path) -> None:
-        self._path = path
+        self._path, self._lock = path, threading.Lock()
 
     def __enter__(self) -> JsonLines:
         """Open the file."""
@@ -79,7 +101,18 @@ class JsonLines:
 
     def chunk(self, report: ChunkReport) -> None:
         """Write it."""
-        self._file.write(json.dumps({"event": "chunk", **asdict(report)}) + "\n")
+        self._write({"event": "chunk", **asdict(report)})
+
+    def prompt(self, state: str, receipt: Receipt) -> None:
+        """Write it."""
+        self._write({
+            "event": "prompt", "state": state, "request": receipt.number, "chunk": receipt.chunk,
+            "prompt": receipt.prompt, "policy": receipt.policy,
+        })  # fmt: skip
+
+    def _write(self, event: dict[str, Any]) -> None:
+        with self._lock:
+            self._file.write(json.dumps(event) + "\n")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
@@ -98,3 +131,8 @@ class Several:
         """Pass it on."""
         for listener in self._listeners:
             listener.chunk(report)
+
+    def prompt(self, state: str, receipt: Receipt) -> None:
+        """Pass it on."""
+        for listener in self._listeners:
+            listener.prompt(state, receipt)

@@ -25,7 +25,8 @@ def commands():
     found = []
     for document in DOCUMENTS:
         text = (ROOT / document).read_text()
-        for block in re.findall(r"^```\n(.*?)^```", text, re.DOTALL | re.MULTILINE):
+        blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
+        for block in (block for language, block in blocks if not language):
             found += [part for line in block.splitlines() for part in line.split(" && ")]
         found += re.findall(r"`((?:python -m|vmla-\w+) [^`]+)`", text)
     return sorted({line for line in found if line.startswith(("vmla-", "python -m bench"))})

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import torch
@@ -65,6 +66,11 @@ class Sampler:
         even = torch.linspace(1, 0, self.steps + 1, dtype=torch.float64)
         return shifted(even, self.shift).float()
 
+    @cached_property
+    def _levels(self) -> tuple[float, ...]:
+        """`sigmas` as numbers of the host, worked out once."""
+        return tuple(self.sigmas().tolist())
+
     def timesteps(self) -> Tensor:
         """[steps] float32: what the model is told at each step."""
         return self.sigmas()[:-1] * TIMESTEPS
@@ -74,7 +80,7 @@ class Sampler:
 
         `noise` is what `needs_noise` asks for: fresh for each step that re-noises.
         """
-        sigma, below = self.sigmas()[step : step + 2].tolist()
+        sigma, below = self._levels[step : step + 2]
         latents, velocity = latents.float(), velocity.float()
         if self.kind == "euler":
             return latents + (below - sigma) * velocity

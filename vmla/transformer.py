@@ -8,6 +8,7 @@ wherever the parameter is Wan's.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from typing import cast
 
 import torch
@@ -103,6 +104,11 @@ class Block(nn.Module):
         x = x + gate(self.ffn(modulate(self.norm3(x), m[3], m[4])), m[5])
         return x, entries
 
+    def entries(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """The entries [B, S, E] that `forward` would give for x [B, S, D], and nothing else."""
+        m = (modulation + self.scale_shift_table).unbind(dim=2)
+        return self.attn1.entries(modulate(self.norm1(x), m[0], m[1]))
+
 
 class VideoMLA(nn.Module):
     """The causal video denoiser, in either layout."""
@@ -157,15 +163,41 @@ class VideoMLA(nn.Module):
             Velocity eps - x0 [B, z, F, h, w] and the chunk's entries [L, B, S, E].
         """
         window = self._window(slot_index, chunk_index)
-        x = self.patch_embedding(patchify(latents, self.config.patch))
         embedding, modulation = self.condition_embedder(timestep)
-        entries = []
-        for layer, block in enumerate(self.blocks):
-            x, own = block(x, modulation, text_kv[layer], cache[layer], window, absorbed)
-            entries.append(own)
+        x, entries = self._through(self.blocks, latents, modulation, text_kv, cache, window, absorbed)
         shift, scale = (embedding[:, :, None] + self.scale_shift_table).unbind(dim=2)
         x = self.proj_out(modulate(self.norm_out(x), shift, scale))
         return unpatchify(x, self.config.patch, latents.shape), torch.stack(entries)
+
+    def entries(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        text_kv: Tensor,
+        cache: Tensor,
+        slot_index: Tensor,
+        chunk_index: Tensor,
+        *,
+        absorbed: bool = False,
+    ) -> Tensor:
+        """The second result of `forward` alone: stops where the last layer's entries are known."""
+        window = self._window(slot_index, chunk_index)
+        _, modulation = self.condition_embedder(timestep)
+        *blocks, last = self.blocks
+        x, entries = self._through(blocks, latents, modulation, text_kv, cache, window, absorbed)
+        return torch.stack([*entries, cast(Block, last).entries(x, modulation)])
+
+    def _through(
+        self, blocks: Iterable[nn.Module], latents: Tensor, modulation: Tensor, text_kv: Tensor,
+        cache: Tensor, window: Window, absorbed: bool,
+    ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
+        """Tokens [B, S, D] after the first `blocks`, and the entries [B, S, E] of each of these."""
+        x = self.patch_embedding(patchify(latents, self.config.patch))
+        entries = []
+        for layer, block in enumerate(blocks):
+            x, own = block(x, modulation, text_kv[layer], cache[layer], window, absorbed)
+            entries.append(own)
+        return x, entries
 
     def _window(self, slot_index: Tensor, chunk_index: Tensor) -> Window:
         """Validity and rotations of every token of the window, cached ones first."""

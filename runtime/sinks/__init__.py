@@ -10,16 +10,22 @@ from numpy.typing import NDArray
 Frames = NDArray[np.uint8]
 """[n, H, W, 3], red green blue, 0 .. 255."""
 
+Mark = dict[str, int]
+"""How far a sink has come, as numbers that its own class understands; `frames` is always one."""
+
 
 class FrameSink(Protocol):
     """Takes the frames of one video in order."""
 
     def write(self, frames: Frames) -> None:
-        """Take [n, H, W, 3] frames.
+        """Take [n, H, W, 3] frames; afterwards they outlive this process, however it ends.
 
         Raises:
             OSError: if they cannot be stored; what was stored before stays whole.
         """
+
+    def mark(self) -> Mark:
+        """Where a later sink of the same place must go on to continue after the frames so far."""
 
     def close(self) -> None:
         """Finish: afterwards all that was written can be read."""
@@ -28,8 +34,16 @@ class FrameSink(Protocol):
 class NullSink:
     """Forgets every frame."""
 
+    def __init__(self) -> None:
+        self._frames = 0
+
     def write(self, frames: Frames) -> None:
-        """Nothing."""
+        """Count them."""
+        self._frames += len(frames)
+
+    def mark(self) -> Mark:
+        """The frames so far."""
+        return {"frames": self._frames}
 
     def close(self) -> None:
         """Nothing."""

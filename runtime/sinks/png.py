@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from runtime.sinks import Frames
+from runtime.sinks import Frames, Mark
 from vmla.errors import missing_extra
 
 
 class PngSink:
     """Writes 000000.png, 000001.png, ... into a folder."""
 
-    def __init__(self, folder: Path, *, scale: int = 1) -> None:
-        """Write into `folder`, each frame enlarged `scale` times.
+    def __init__(self, folder: Path, *, scale: int = 1, after: Mark | None = None) -> None:
+        """Write into `folder`, each frame enlarged `scale` times; go on `after` the mark of another sink.
 
         Raises:
             UserError: if Pillow is missing.
@@ -22,11 +22,12 @@ class PngSink:
         except ImportError as error:
             raise missing_extra("pillow", "png") from error
         self._image = Image
-        self.path, self._scale, self._count = folder, scale, 0
+        self.path, self._scale, self._count = folder, scale, after["frames"] if after else 0
 
     def write(self, frames: Frames) -> None:
         """Store [n, H, W, 3] frames, each aside first and then renamed."""
-        self.path.mkdir(exist_ok=True)
+        if not self._count:
+            self.path.mkdir(exist_ok=True)
         for pixels in frames:
             picture = self._image.fromarray(pixels)
             size = (picture.width * self._scale, picture.height * self._scale)
@@ -34,6 +35,10 @@ class PngSink:
             picture.resize(size, self._image.Resampling.BICUBIC).save(aside, format="png")
             aside.replace(self.path / f"{self._count:06d}.png")
             self._count += 1
+
+    def mark(self) -> Mark:
+        """The number of the next picture."""
+        return {"frames": self._count}
 
     def close(self) -> None:
         """Nothing is open."""

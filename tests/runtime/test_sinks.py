@@ -1,6 +1,7 @@
 """Frames come back from every sink as they went in, also while it is still being written."""
 
 import threading
+from fractions import Fraction
 
 import av
 import numpy as np
@@ -83,6 +84,45 @@ def test_pictures_are_exact(tmp_path):
     assert sorted(p.name for p in (tmp_path / "p").iterdir()) == names
     again = np.stack([np.array(Image.open(tmp_path / "p" / name)) for name in names])
     assert np.array_equal(again, frames)
+
+
+def test_an_mp4_that_is_cut_while_a_piece_is_appended_plays_up_to_it(tmp_path):
+    """A piece's first eight bytes are written last: whatever of the rest is there is passed over."""
+    sink = Mp4Sink(tmp_path / "a.mp4", frames_per_second=16)
+    sink.write(draw(12))
+    before = sink.mark()["bytes"]
+    sink.write(draw(12, seed=1))
+    sink.close()
+    whole = (tmp_path / "a.mp4").read_bytes()
+    for share in (0.0, 0.1, 0.5, 0.99, 1.0):
+        rest = whole[before + 8 :]
+        (tmp_path / "cut.mp4").write_bytes(whole[:before] + bytes(8) + rest[: int(share * len(rest))])
+        assert len(read(tmp_path / "cut.mp4")) == 12
+    assert len(read(tmp_path / "a.mp4")) == 24
+
+
+def test_an_mp4_goes_on_to_the_same_bytes(tmp_path):
+    frames, marks = draw(41), []
+    sink = Mp4Sink(tmp_path / "a.mp4", frames_per_second=16)
+    for first in range(0, 41, 12):
+        marks.append(sink.mark())
+        sink.write(frames[first : first + 12])
+    sink.close()
+    whole = (tmp_path / "a.mp4").read_bytes()
+    for mark in marks:
+        (tmp_path / "b.mp4").write_bytes(whole[: mark["bytes"] + 999])
+        sink = Mp4Sink(tmp_path / "b.mp4", frames_per_second=16, after=mark)
+        for first in range(mark["frames"], 41, 12):
+            sink.write(frames[first : first + 12])
+        sink.close()
+        assert (tmp_path / "b.mp4").read_bytes() == whole
+    times = [frame.pts * frame.time_base for frame in frames_with_times(tmp_path / "b.mp4")]
+    assert times == [Fraction(n, 16) for n in range(41)]
+
+
+def frames_with_times(path):
+    with av.open(str(path)) as file:
+        yield from file.decode(video=0)
 
 
 class Broken:

@@ -91,7 +91,7 @@ class _Stream(nn.Sequential):
                 frames = x.reshape(batch, -1, *x.shape[1:])
                 first = torch.zeros_like(frames[:, :1]) if memory is None else memory[len(left)]
                 before = torch.cat([first, frames[:, :-1]], dim=1)
-                left.append(frames[:, -1:])
+                left.append(frames[:, -1:].clone())  # a view would keep all frames in memory
                 x = layer(x, before.reshape(x.shape))
             else:
                 x = layer(x)

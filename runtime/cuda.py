@@ -1,0 +1,104 @@
+"""What is different on a GPU, with the same face on a CPU: graphs, a second stream, clocks."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+WARM_UPS = 2
+"""Calls before a capture: libraries choose and allocate on the first ones."""
+
+Stamp = float | torch.cuda.Event
+"""A moment: of this process on a CPU, in the current stream on a GPU."""
+
+
+def captured(function: Callable[[], None], device: torch.device) -> Callable[[], None]:
+    """`function` itself on a CPU; on CUDA its graph, or with a warning itself where it cannot be captured.
+
+    It may take no arguments and read and write only tensors that outlive the result. It is called a
+    few times on the way: what these tensors hold afterwards means nothing.
+    """
+    if device.type != "cuda":
+        return function
+    try:
+        graph = torch.cuda.CUDAGraph()
+        aside = torch.cuda.Stream(device)
+        aside.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(aside):
+            for _ in range(WARM_UPS):
+                function()
+        torch.cuda.current_stream(device).wait_stream(aside)
+        # Other threads decode meanwhile; what they allocate is no part of the graph.
+        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            function()
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        warnings.warn(f"no CUDA graph of the chunk, it runs launch by launch: {reason}", stacklevel=2)
+        return function
+    return graph.replay
+
+
+class SideStream:
+    """Work on results of the rollout while the rollout goes on; on a CPU, threads alone do that."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    @contextmanager
+    def after(self, ready: Stamp, *tensors: Tensor) -> Iterator[None]:
+        """Inside, work waits on the device for the moment `ready`, when `tensors` are complete."""
+        if self._stream is None or not isinstance(ready, torch.cuda.Event):
+            yield
+            return
+        with torch.cuda.stream(self._stream):
+            self._stream.wait_event(ready)
+            for tensor in tensors:
+                tensor.record_stream(self._stream)
+            yield
+
+
+def host_copy(tensor: Tensor) -> Tensor:
+    """A copy of `tensor` in main memory; from a GPU it is complete once the current stream comes so far."""
+    if tensor.device.type != "cuda":
+        return tensor.clone()
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
+
+
+def to_host(tensor: Tensor) -> Tensor:
+    """`tensor` in main memory, through pinned memory; waits for the current stream alone."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu()
+    host = host_copy(tensor)
+    torch.cuda.current_stream(tensor.device).synchronize()
+    return host
+
+
+def wait_for(moment: Stamp) -> None:
+    """Wait until the device has come to `moment`."""
+    if isinstance(moment, torch.cuda.Event):
+        moment.synchronize()
+
+
+def stamp(device: torch.device) -> Stamp:
+    """Now."""
+    if device.type != "cuda":
+        return perf_counter()
+    event = torch.cuda.Event(enable_timing=True)
+    event.record(torch.cuda.current_stream(device))
+    return event
+
+
+def between(first: Stamp, last: Stamp) -> float:
+    """Seconds from one moment to another that has passed on the device."""
+    if isinstance(first, torch.cuda.Event) and isinstance(last, torch.cuda.Event):
+        last.synchronize()
+        return first.elapsed_time(last) / 1000
+    assert isinstance(first, float)
+    assert isinstance(last, float)
+    return last - first

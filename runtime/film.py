@@ -1,0 +1,140 @@
+"""One video from its latents to its sink: denoising, decoding and encoding at the same time.
+
+The rollout runs on the thread that calls, the decoder and the sink on one each, with short queues
+between them: who is faster waits for who is slower only when a queue is full, and that is counted.
+"""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from runtime.cuda import SideStream, Stamp, between, stamp
+from runtime.decoding import Decoder
+from runtime.job import Job, to_pixels
+from runtime.keeper import Keeper
+from runtime.lane import Lane
+from runtime.memory import resident_bytes
+from runtime.rollout import Rollout
+from runtime.state import Snapshot, State
+from runtime.telemetry import ChunkReport, Telemetry
+from runtime.writer import FrameWriter
+from vmla.config import FRAMES_PER_SECOND
+
+
+class DecodeError(Exception):
+    """The decoder gave up; says at which chunk, and why."""
+
+
+class Film:
+    """A video in the making."""
+
+    def __init__(
+        self, job: Job, rollout: Rollout, decoder: Decoder, writer: FrameWriter, telemetry: Telemetry,
+        *, frames: int, earlier: int = 0, now: float | None = None,
+    ) -> None:  # fmt: skip
+        """Make `frames` frames, of which `earlier` are there already, for one who watches from `now` on."""
+        self._job, self._rollout, self._decoder = job, rollout, decoder
+        self._writer, self._telemetry = writer, telemetry
+        self._frames, self._earlier = frames, earlier
+        self._side = SideStream(job.device)
+        self.decoding = Lane("decoder")
+        self.done = earlier
+        """Frames handed to the writer."""
+        self.made = self._first = rollout.number
+        """Chunks denoised."""
+        self.first_frame_seconds = 0.0
+        self._began, self._watched = 0.0, perf_counter() if now is None else now
+        self._clean: tuple[Stamp, Stamp] | None = None
+        job.prompts.listen(telemetry.prompt)
+
+    @property
+    def finished(self) -> bool:
+        """Whether all chunks are denoised."""
+        return self.made >= self._job.chunks
+
+    @property
+    def deadline(self) -> float:
+        """When someone who watches from the beginning on has seen all that is made."""
+        chunk_seconds = self._frames / self._job.chunks / FRAMES_PER_SECOND
+        return self._watched + (self.made - self._first) * chunk_seconds
+
+    def run(self, stop: threading.Event, keeper: Keeper | None) -> None:
+        """Make the chunks that are missing; `stop` ends it after the one under way."""
+        while not self.finished and not stop.is_set():
+            if keeper is not None and keeper.due():
+                self._save(keeper)
+            self.step()
+        if keeper is not None and not self.finished:
+            self._save(keeper)
+
+    def step(self) -> None:
+        """Make one chunk and hand it on, then its clean pass, if another follows."""
+        rollout, device = self._rollout, self._job.device
+        self._began = self._began or perf_counter()
+        began = stamp(device)
+        latents = rollout.denoise()
+        ready = stamp(device)
+        assert rollout.change is not None
+        prompt = rollout.change.prompts[0]
+        self.decoding.put(partial(self._show, self.made, latents, prompt, (began, ready), self._clean))
+        self.made += 1
+        if not self.finished:
+            before = stamp(device)
+            rollout.commit()
+            self._clean = before, stamp(device)
+
+    def _show(
+        self, number: int, latents: Tensor, prompt: str, denoise: tuple[Stamp, Stamp],
+        clean: tuple[Stamp, Stamp] | None,
+    ) -> None:  # fmt: skip
+        """Decode a chunk and hand it to the writer."""
+        began = perf_counter()
+        try:
+            with self._side.after(denoise[1], latents):
+                pixels = to_pixels(self._decoder.decode(latents)[0])[: self._frames - self.done]
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise DecodeError(f"decoding chunk {number} failed: {reason}") from error
+        decoded = perf_counter()
+        self._writer.write(pixels)
+        self.done += len(pixels)
+        seconds = perf_counter() - self._began
+        self.first_frame_seconds = self.first_frame_seconds or seconds
+        self._telemetry.chunk(
+            ChunkReport(
+                chunk=number,
+                chunks=self._job.chunks,
+                frames=self.done,
+                seconds=seconds,
+                denoise_seconds=between(*denoise),
+                clean_seconds=between(*clean) if clean else 0.0,
+                decode_seconds=decoded - began,
+                encode_seconds=self._writer.busy_seconds,
+                queue_depth=self._writer.depth,
+                decode_queue_depth=self.decoding.depth,
+                stalled_seconds=self._writer.stalled_seconds + self.decoding.stalled_seconds,
+                stalls=self._writer.stalls + self.decoding.stalls,
+                resident_bytes=resident_bytes(),
+                device_bytes=torch.cuda.memory_allocated() if self._job.device.type == "cuda" else 0,
+                frames_per_second=FRAMES_PER_SECOND,
+                prompt=prompt,
+                earlier=self._earlier,
+            )
+        )
+
+    def _save(self, keeper: Keeper) -> None:
+        """Send the rollout's state after the frames on their way; it is kept once these are in the sink."""
+        snapshot = Snapshot.of(self._rollout)
+
+        def at_decoder() -> None:
+            memory = self._decoder.memory
+            self._writer.mark(
+                lambda mark: keeper.keep(State(snapshot=snapshot, memory=memory, mark=mark))
+            )
+
+        self.decoding.put(at_decoder)

@@ -1,0 +1,27 @@
+"""Engines of tiny models, without a text encoder."""
+
+import torch
+from kit.models import tiny_model
+
+from runtime.engine import EagerEngine
+from vmla.sampler import keyed_noise
+
+
+class Words:
+    """Stands for a text encoder: every prompt is some noise of its own."""
+
+    encoder = torch.nn.Identity()
+
+    def __init__(self, config, device="cpu"):
+        self._shape, self._device = (config.text_tokens, config.text_width), device
+
+    def __call__(self, prompts):
+        drawn = [keyed_noise(self._shape, seed=len(prompt), chunk=0, step=0) for prompt in prompts]
+        return torch.stack(drawn).to(self._device)
+
+
+def tiny_engine(device="cpu", dtype=torch.float32, **changes):
+    """An eager engine of `kit.models.tiny_model`."""
+    model = tiny_model(**changes)
+    words = Words(model.config, device)
+    return EagerEngine(model, words, device=torch.device(device), dtype=dtype)
