@@ -33,7 +33,7 @@ class Operations(TorchDispatchMode):
     """Counts operations that compute, each a launch on a GPU, and those that read a value back."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.launches = self.reads = 0
 
     def __torch_dispatch__(

@@ -44,13 +44,14 @@ def _cells(row: dict[str, Any]) -> list[str]:
     return [
         row["engine"], row["precision"], f"{row['frames_per_second']:.1f}", ratio(row),
         *(f"{times[p]:.1f}" for p in ("p50", "p95", "p99")),
-        _or_dash(row.get("first_frame_seconds"), "{:.2f}"),
-        _or_dash(None if peak is None else peak / 2**20, "{:.0f}"),
-        f"{row['flops_per_second'] / 1e9:.3g}", _or_dash(share, "{:.0%}"),
-        _or_dash(row.get("error_velocity"), "{:.1e}"),
-        _or_dash(row.get("launches_per_chunk"), "{}"), _or_dash(row.get("host_reads_per_chunk"), "{}"),
+        or_dash(row.get("first_frame_seconds"), "{:.2f}"),
+        or_dash(None if peak is None else peak / 2**20, "{:.0f}"),
+        f"{row['flops_per_second'] / 1e9:.3g}", or_dash(share, "{:.0%}"),
+        or_dash(row.get("error_velocity"), "{:.1e}"),
+        or_dash(row.get("launches_per_chunk"), "{}"), or_dash(row.get("host_reads_per_chunk"), "{}"),
     ]  # fmt: skip
 
 
-def _or_dash(value: float | None, form: str) -> str:
+def or_dash(value: float | None, form: str) -> str:
+    """`value` in the format `form`, or a dash for what is not known."""
     return "-" if value is None else form.format(value)

@@ -240,7 +240,7 @@ def graphs(context: Context) -> dict[str, Any]:
 
 def memory(context: Context) -> dict[str, Any]:
     """The cache of both layouts, measured, and streams that fit: by arithmetic, and by allocating them."""
-    caches = {
+    caches: dict[str, dict[str, Any]] = {
         layout: measured_cache(replace(context.config, layout=layout), torch.bfloat16, context.device)
         for layout in LAYOUTS
     }
@@ -256,10 +256,11 @@ def memory(context: Context) -> dict[str, Any]:
 
 def _caches(context: Context, layout: Layout) -> Iterator[Tensor]:
     """Caches of one video each, until the device's memory is full."""
-    shape, kept = CacheLayout.of(replace(context.config, layout=layout)), []
+    kept: list[Tensor] = []
+    shape = CacheLayout.of(replace(context.config, layout=layout))
     while len(kept) < context.most_streams:
         try:
-            kept.append(shape.allocate(dtype=torch.bfloat16, device=context.device))
+            kept.append(shape.allocate(1, dtype=torch.bfloat16, device=context.device))
         except torch.OutOfMemoryError:
             return
         yield kept[-1]

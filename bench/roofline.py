@@ -119,7 +119,9 @@ def gaps(
     if document["kind"] != "engines" or document.get("subject") != subject:
         what = f"{document['kind']} of {document.get('subject')}"
         raise UserError(f"the results file holds {what}; give one of: vmla-bench engines, of {subject}")
-    by_variant = {(f.counted.config.layout, f.counted.form, f.precision): f for f in found}
+    by_variant: dict[tuple[str, str, str], Floor] = {
+        (f.counted.config.layout, f.counted.form, f.precision): f for f in found
+    }
     for row in document["rows"]:
         form = "absorbed" if row["engine"] == "absorbed" else "expanded"
         floor = by_variant.get((row["layout"], form, row["precision"]))
