@@ -15,12 +15,15 @@ from runtime.compiled import open_engine
 from runtime.engine import EagerEngine, Engine
 from vmla.config import Layout
 from vmla.errors import UserError
+from vmla.transformer import VideoMLA
 from vmla.weights.folder import Checkpoint
 
 ENGINES = ("eager-mla", "eager-mha", "aoti", "onnx", "compile", "absorbed", "tensorrt-rtx", "tensorrt")
 """In the order in which they are measured."""
 BY_NAME = (*ENGINES, "compile-mha")
 """All that can be named; the last takes long and says little."""
+PASSES = ("forward", "entries")
+"""Of a model: the step, and the clean pass where it is one of its own."""
 PRECISIONS = ("fp32", "bf16", "fp16", "fp8")
 
 
@@ -62,7 +65,7 @@ class EngineArm:
             raise UserError(f"eager PyTorch has no precision {self.precision}; it has {', '.join(TYPES)}")
         model = subject.transformer()
         if self.engine.startswith("compile"):
-            model.compile(fullgraph=True, dynamic=False)
+            compile_passes(model)
         return EagerEngine(
             model, subject.text(), device=device, dtype=TYPES[self.precision],
             absorbed=self.engine == "absorbed",
@@ -86,6 +89,13 @@ class EngineArm:
         place = folder / f"{subject.name}-{settings.name}"
         build(subject, settings, place, lambda stage: None)
         return open_engine(place, subject, batch=batch)
+
+
+def compile_passes(model: VideoMLA) -> None:
+    """Let `torch.compile` have every kind of pass that the model has."""
+    for name in PASSES:
+        if (run := getattr(model, name, None)) is not None:
+            setattr(model, name, torch.compile(run, fullgraph=True, dynamic=False))
 
 
 def _architecture(device: torch.device) -> str:

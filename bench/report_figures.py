@@ -27,7 +27,7 @@ def _engines(document: dict[str, Any]) -> Iterator[tuple[str, Figure]]:
     for row in document["rows"]:
         if "refused" in row:
             continue
-        name, spread = f"{row['engine']} {row['precision']}", row["spread"]
+        name, spread = f"{row['engine']} {row['precision']}", row["spread"] / row["time_over_baseline"]
         yield f"{name}, frames/s", Figure(value=row["frames_per_second"], spread=spread)
         yield f"{name}, time over baseline", Figure(
             value=row["time_over_baseline"], more_is_better=False, spread=spread

@@ -58,7 +58,7 @@ def engines_section(document: dict[str, Any]) -> Section:
         (
             f"{row['engine']} {row['precision']}",
             row["frames_per_second"],
-            row["frames_per_second"] * row["spread"],
+            row["frames_per_second"] * row["spread"] / row["time_over_baseline"],
         )
         for row in measured
     ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
@@ -100,8 +100,8 @@ class Plot:
 
 
 def lines(
-    title: str, series: dict[str, Points], x: str, y: str, *, log: bool = False, zero: bool = False,
-    dots: dict[str, Points] | None = None,
+    title: str, series: Mapping[str, Points], x: str, y: str, *, log: bool = False, zero: bool = False,
+    dots: Mapping[str, Points] | None = None,
 ) -> str:  # fmt: skip
     """A plot of series as lines, and of `dots` as points.
 

@@ -32,8 +32,8 @@ def engine_row(engine="eager-mla", speed=10.0, **changes):
     return {
         "engine": engine, "precision": "fp32", "layout": "mla", "frames_per_second": speed, "spread": 0.01,
         "chunk_ms": {"p50": 1.0, "p95": 2.0, "p99": 3.0}, "time_over_baseline": 1.0, "differs": False,
-        "share_of_matrix_peak": 0.5, "error_velocity": 1e-6, "first_frame_seconds": 2.0, "peak_bytes": 9,
-        **changes,
+        "share_of_matrix_peak": 0.5, "launches_per_chunk": 5, "error_velocity": 1e-6, "first_frame_seconds": 2.0,
+        "peak_bytes": 9, **changes,
     }  # fmt: skip
 
 
@@ -62,13 +62,15 @@ def documents(folder, speed=10.0):
         "rollout": {
             "checkpoint": "sprites", "wall_seconds": 3.0, "first_frame_seconds": 1.0, "peak_bytes": 5,
             "frames_per_second": 90.0, "times_real_time": 6.0, "drift": {"luma": 0.01},
+            "resident_bytes": {"growth": 0.0},
             "picture": [{"second": 4.0 * n, "saturation": 1.0, "luma": 0.5, "sharpness": 0.1, "motion": 0.0,
                          "grades": {"all": True}} for n in (1, 2)],
             "chunks": [{"second": 1.0, "chunk_seconds": 0.1, "resident_bytes": 1 << 20}] * 2,
         },
         "grades": {"prompts": 2, "grades": {"5": {"all": 0.5}, "60": {"all": 0.25}}},
         "gpu": {"chunk": {"rows": [engine_row()]}, "aoti": {"refused": "no compiler"},
-                "graphs": {"rows": [{"layout": "mla", "frames_per_second": 60.0, "spread": 0.01}]}},
+                "graphs": {"rows": [{"layout": "mla", "frames_per_second": 60.0, "spread": 0.01,
+                                     "launches": 1}]}},
         "quality": {"scores": dict.fromkeys(DIMENSIONS, 0.5), "summary": {"six_metric_mean": 0.5}},
     }  # fmt: skip
     paths = []
