@@ -268,12 +268,12 @@ STAGES = (
     Stage(name="peaks", seconds=20, run=peaks),
     Stage(name="checks", seconds=20, run=gpu_checks.checks),
     Stage(name="memory", seconds=15, run=memory),
-    Stage(name="chunk", seconds=60, run=chunk),
+    Stage(name="chunk", seconds=90, run=chunk),
     Stage(name="graphs", seconds=40, run=graphs),
-    Stage(name="kernels", seconds=40, run=attention_kernels),
+    Stage(name="kernels", seconds=30, run=attention_kernels),
     Stage(name="block", seconds=15, run=block),
     Stage(name="fp8", seconds=15, run=fp8),
     Stage(name="compile", seconds=120, run=compiled),
-    Stage(name="aoti", seconds=180, run=packaged),
+    Stage(name="aoti", seconds=170, run=packaged),
 )
 """In their order of value; memory while nothing else is held, the compilers, which take minutes, last."""

@@ -32,8 +32,8 @@ def engine_row(engine="eager-mla", speed=10.0, **changes):
     return {
         "engine": engine, "precision": "fp32", "layout": "mla", "frames_per_second": speed, "spread": 0.01,
         "chunk_ms": {"p50": 1.0, "p95": 2.0, "p99": 3.0}, "time_over_baseline": 1.0, "differs": False,
-        "share_of_matrix_peak": 0.5, "launches_per_chunk": 5, "error_velocity": 1e-6, "first_frame_seconds": 2.0,
-        "peak_bytes": 9, **changes,
+        "share_of_matrix_peak": 0.5, "launches_per_chunk": 5, "error_velocity": 1e-6,
+        "first_frame_seconds": 2.0, "peak_bytes": 9, **changes,
     }  # fmt: skip
 
 
