@@ -41,8 +41,8 @@ def test_a_run_gives_rows_errors_and_one_line(tmp_path):
     assert json.loads(line)["refused"] == ["tensorrt fp32"]
     document = read_document(path)
     assert document["complete"]
-    named = f"--engines eager-mha,tensorrt --folder {tmp_path}"
-    assert document["command"] == f"vmla-bench engines --shape debug {named} --precisions fp32 --rounds 2"
+    named = f"--shape debug --engines eager-mha,tensorrt --precisions fp32 --rounds 2 --folder {tmp_path}"
+    assert document["command"] == f"vmla-bench engines {named}"
     itself, heads, tensorrt = document["rows"]
     assert itself["engine"] == "A against A" and len(itself["samples_ms"]) == 4
     assert heads["error_velocity"] < 1e-6 and heads["launches_per_chunk"] > 0

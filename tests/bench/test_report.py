@@ -24,6 +24,7 @@ from bench.report_figures import Figure, figures
 from bench.rollout import chunk_curve
 from bench.spectrum import effective_rank, energy_kept, singular_of_product
 from vmla.weights.folder import open_checkpoint
+from vmla.world.grade import QUESTIONS
 
 pytestmark = pytest.mark.cpu
 
@@ -67,7 +68,8 @@ def documents(folder, speed=10.0):
                          "grades": {"all": True}} for n in (1, 2)],
             "chunks": [{"second": 1.0, "chunk_seconds": 0.1, "resident_bytes": 1 << 20}] * 2,
         },
-        "grades": {"prompts": 2, "grades": {"5": {"all": 0.5}, "60": {"all": 0.25}}},
+        "grades": {"prompts": 2, "grades": {mark: dict.fromkeys((*QUESTIONS, "all"), share)
+                                            for mark, share in (("5", 0.5), ("60", 0.25))}},
         "gpu": {"chunk": {"rows": [engine_row()]}, "aoti": {"refused": "no compiler"},
                 "graphs": {"rows": [{"layout": "mla", "frames_per_second": 60.0, "spread": 0.01,
                                      "launches": 1}]}},
