@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,10 +16,13 @@ from bench.attention_arms import Inputs, Shape, absorbed, expanded, expansion, r
 from bench.peaks import scaled_product
 from plugins import Backend, mla_attention, sdpa
 from plugins.checks import FLOAT8 as FLOAT8_TYPE
+from vmla.errors import UserError
 
 if TYPE_CHECKING:
     from bench.gpu_stages import Context
 
+ROOT = Path(__file__).parent.parent
+TEST_SECONDS = 300.0
 CHECKED = Shape(batch=2, heads=3, queries=150, keys=483, nope=96, rotary=32, value=128, content=192)
 """The published widths, with odd numbers of tokens: the last tile of every kernel is a part."""
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 2e-3, FLOAT8_TYPE: 4e-2}
@@ -99,6 +106,23 @@ def _masked(inputs: Inputs, backend: Backend) -> float:
         for chosen in (backend, "reference")
     )
     return relative(out, wanted)
+
+
+def tests(context: Context) -> dict[str, Any]:
+    """The GPU tests of the kernels, where pytest and a checkout are at hand.
+
+    Raises:
+        UserError: if one of them is not.
+    """
+    if find_spec("pytest") is None:
+        raise UserError("pytest is not installed; install it with: pip install pytest")
+    if not (ROOT / "tests" / "plugins").is_dir():
+        raise UserError("no tests here; run this from a checkout")
+    command = [sys.executable, "-m", "pytest", "tests/plugins", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
+    done = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=TEST_SECONDS
+    )
+    return {"passed": done.returncode == 0, "said": done.stdout.splitlines()[-20:]}
 
 
 def fp8_error(context: Context) -> float:

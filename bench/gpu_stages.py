@@ -19,7 +19,8 @@ from bench.attention_arms import Shape
 from bench.chunk_graph import StaticChunk, captured
 from bench.engines import Bench, open_bench
 from bench.flops import Counted
-from bench.memory import LAYOUTS, compared, measured_cache, streams
+from bench.measure import Peak
+from bench.memory import BATCHES, LAYOUTS, compared, measured_cache, streams
 from bench.paired import WaitingClock, paired, percentile
 from bench.peaks import FLOAT8, clock_for, machine_peaks, product
 from bench.subject import RandomCheckpoint, random_model
@@ -248,7 +249,17 @@ def memory(context: Context) -> dict[str, Any]:
         "compared": compared(caches),
         "streams": streams(caches, context.config, total, torch.bfloat16.itemsize),
         "allocated": {layout: sum(1 for _ in _caches(context, layout)) for layout in LAYOUTS},
+        "passes": [row for layout in LAYOUTS for row in _chunk_peaks(context, layout)],
     }
+
+
+def _chunk_peaks(context: Context, layout: Layout) -> Iterator[dict[str, Any]]:
+    """The most that a chunk of a growing batch holds beyond weights: buffers, cache, activations."""
+    model = context.model(layout)
+    for batch in BATCHES:
+        peak = Peak(context.device)
+        StaticChunk(model, Sampler(), batch=batch)()
+        yield {"layout": layout, "batch": batch, "peak_bytes": peak.bytes()}
 
 
 def _caches(context: Context, layout: Layout) -> Iterator[Tensor]:
@@ -267,13 +278,14 @@ STAGES = (
     Stage(name="environment", seconds=5, run=gpu_checks.environment),
     Stage(name="peaks", seconds=20, run=peaks),
     Stage(name="checks", seconds=20, run=gpu_checks.checks),
-    Stage(name="memory", seconds=15, run=memory),
+    Stage(name="memory", seconds=25, run=memory),
     Stage(name="chunk", seconds=90, run=chunk),
     Stage(name="graphs", seconds=40, run=graphs),
     Stage(name="kernels", seconds=30, run=attention_kernels),
     Stage(name="block", seconds=15, run=block),
     Stage(name="fp8", seconds=15, run=fp8),
-    Stage(name="compile", seconds=120, run=compiled),
+    Stage(name="compile", seconds=110, run=compiled),
     Stage(name="aoti", seconds=170, run=packaged),
+    Stage(name="tests", seconds=100, run=gpu_checks.tests),
 )
-"""In their order of value; memory while nothing else is held, the compilers, which take minutes, last."""
+"""In their order of value; memory while nothing else is held, and late what takes minutes."""
