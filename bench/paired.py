@@ -104,11 +104,8 @@ class Pair:
 
     @property
     def spread(self) -> float:
-        """Half the distance between the quartiles of the rounds' ratios; 0 for a single round."""
-        ratios = self.by_round
-        if len(ratios) < 2:
-            return 0.0
-        low, _, high = statistics.quantiles(ratios, n=4, method="inclusive")
+        """Half the distance between the first and the last tenth of the rounds' ratios."""
+        low, high = (percentile(self.by_round, percent) for percent in (10, 90))
         return (high - low) / 2
 
     def differs(self, noise: float) -> bool:

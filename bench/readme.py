@@ -41,7 +41,8 @@ class Block:
             return [f"{MISSING}: `{self.command} -o bench/results/{self.file}`"]
         result = read_json(path)
         whole = "" if result.get("complete", True) else " Interrupted: not all was measured."
-        return [*self.table(result), "", f"{_where(result)}{whole} `{self.command}` repeats this."]
+        command = result.get("command", self.command)
+        return [*self.table(result), "", f"{_where(result)}{whole} `{command}` repeats this."]
 
 
 def rollout_table(result: dict[str, Any]) -> list[str]:

@@ -11,7 +11,7 @@ from bench.arms import ENGINES, choose_arms
 from bench.budget import Budget
 from bench.cli import main as vmla_bench
 from bench.document import read_document
-from bench.paired import Pair, percentile
+from bench.paired import Pair, paired, percentile
 from bench.subject import endless, filling, open_subject, random_model
 from runtime.engine import EagerEngine
 from vmla.config import recipe
@@ -95,6 +95,20 @@ def test_a_slow_machine_does_not_become_a_ratio():
     assert pair.by_round == [2, 2, 2] and pair.typical == 2 and pair.spread == 0
     assert pair.differs(0.3) and not pair.differs(0.4)
     assert percentile([4, 1, 3, 2], 50) == 2.5 and percentile([1, 2], 100) == 2
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_against_a_is_one_within_its_own_spread(seed):
+    generator = torch.Generator().manual_seed(seed)
+
+    class NoisyClock:
+        def time(self, call):
+            call()
+            return float(torch.rand((), generator=generator)) ** 2 + 10  # now and then late
+
+    itself = paired(lambda turn: turn, lambda turn: turn, NoisyClock(), rounds=12)
+    assert abs(itself.typical - 1) <= itself.spread
+    assert not itself.differs(itself.spread)
 
 
 def test_a_budget_leaves_out_what_would_not_end():
