@@ -137,7 +137,8 @@ def bars(title: str, values: Sequence[tuple[str, float, float | None]], unit: st
         if spread:
             low, high = (left + room * (value + sign * spread) / most for sign in (-1, 1))
             marks.append(f'<path d="M{low:.1f} {y + 7.5}H{high:.1f}" stroke="#222" stroke-width="1.4"/>')
-        marks.append(f'<text x="{left + length + 8:.1f}" y="{y + 12}">{value:.4g} {escape(unit)}</text>')
+        end = left + room * (value + (spread or 0)) / most + 8
+        marks.append(f'<text x="{end:.1f}" y="{y + 12}">{value:.4g} {escape(unit)}</text>')
     return _svg(height, title, marks)
 
 
