@@ -1,7 +1,7 @@
-"""How a video changes as it grows longer: curves of what is seen, window by window.
+"""How a video and its making change as it grows longer: curves of what is seen, of chunk times, of memory.
 
-Measured on the finished file, as its viewers get it. A window is four seconds; nothing depends on a model
-but the grades, which the world of sprites gives by formula.
+What is seen is measured on the finished file, as its viewers get it, in windows of four seconds; nothing
+depends on a model but the grades, which the world of sprites gives by formula.
 """
 
 from __future__ import annotations
@@ -97,3 +97,22 @@ def drift_of(path: Path, scale: int, *, prompt: str | None) -> list[dict[str, An
     """The curve of a video file; graded where `prompt` is one that the world of sprites understands."""
     reading = None if prompt is None else read(prompt)
     return curve(frames_of(path, scale), reading)
+
+
+def chunk_curve(events: list[dict[str, Any]]) -> list[dict[str, float]]:
+    """Chunk time and memory against the second of the video that each chunk reaches.
+
+    Args:
+        events: those that `vmla-run --events` writes for each chunk.
+    """
+    ends = [0.0, *(event["seconds"] for event in events)]
+    return [
+        {
+            "second": event["frames"] / FRAMES_PER_SECOND,
+            "chunk_seconds": round(end - begin, 5),
+            "denoise_seconds": round(event["denoise_seconds"], 5),
+            "decode_seconds": round(event["decode_seconds"], 5),
+            "resident_bytes": event["resident_bytes"],
+        }
+        for event, begin, end in zip(events, ends, ends[1:], strict=False)
+    ]

@@ -1,11 +1,9 @@
 """A whole video on this machine, from typing the command to the finished file.
 
     python -m bench.rollout
-    vmla-bench rollout --minutes 10 -o rollout.json
 
 Runs `vmla-run` as a process of its own and watches its file and its events. Prints a table and one
-JSON line: wall time, first frame, frames per second, times real time, whether memory stays flat, and how
-far the picture drifts. The file holds the curves: chunk times, memory, and the picture, window by window.
+JSON line: wall time, first frame, frames per second, times real time, and whether memory stays flat.
 """
 
 from __future__ import annotations
@@ -21,7 +19,7 @@ from typing import Any
 import click
 
 from bench.document import write_document
-from bench.drift import drift, drift_of
+from bench.drift import chunk_curve, drift, drift_of
 from vmla.command import OneLineCommand
 from vmla.config import FRAMES_PER_SECOND
 from vmla.errors import UserError
@@ -69,21 +67,6 @@ def memory_growth(events: list[dict[str, Any]]) -> dict[str, float]:
     return {"at_minute_1": then, "at_end": now, "growth": round(now / then - 1, 4)}
 
 
-def chunk_curve(events: list[dict[str, Any]]) -> list[dict[str, float]]:
-    """Chunk time and memory against the second of the video that each chunk reaches."""
-    ends = [0.0, *(event["seconds"] for event in events)]
-    return [
-        {
-            "second": event["frames"] / FRAMES_PER_SECOND,
-            "chunk_seconds": round(end - begin, 5),
-            "denoise_seconds": round(event["denoise_seconds"], 5),
-            "decode_seconds": round(event["decode_seconds"], 5),
-            "resident_bytes": event["resident_bytes"],
-        }
-        for event, begin, end in zip(events, ends, ends[1:], strict=False)
-    ]
-
-
 @click.command(cls=OneLineCommand)
 @click.option("--checkpoint", default="sprites", show_default=True, help="A checkpoint folder.")
 @click.option("--minutes", default=3.0, show_default=True, help="Length of the video.")
@@ -97,13 +80,11 @@ def main(checkpoint: str, minutes: float, output: Path | None) -> None:
              "-o", str(video), "--events", str(log)],
             video,
         )  # fmt: skip
-        lines = (json.loads(line) for line in log.read_text().splitlines())
-        events = [line for line in lines if line["event"] == "chunk"]
+        events = [json.loads(line) for line in log.read_text().splitlines()]
         told = json.loads(video.with_name("video.mp4.json").read_text())
-        size = video.stat().st_size
-        click.echo("the picture, window by window", err=True)
         sprites = open_checkpoint(checkpoint).index.get("trained_on") == "sprites"
         points = drift_of(video, told["scale"], prompt=PROMPT if sprites else None)
+        size = video.stat().st_size
     frames = told["frames_written"]
     figures = {
         "frames": frames,

@@ -16,12 +16,11 @@ from kit.checkpoints import debug_checkpoint
 from bench import svg
 from bench.cli import main as vmla_bench
 from bench.document import read_document, write_document
-from bench.drift import WINDOW, curve, drift, drift_of, frames_of, measures
+from bench.drift import WINDOW, chunk_curve, curve, drift, drift_of, frames_of, measures
 from bench.quality import DIMENSIONS, link_as_vbench_expects
 from bench.readme import TABLES, render
 from bench.report import Change
 from bench.report_figures import Figure, figures
-from bench.rollout import chunk_curve
 from bench.spectrum import effective_rank, energy_kept, singular_of_product
 from vmla.weights.folder import open_checkpoint
 from vmla.world.grade import QUESTIONS
