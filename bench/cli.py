@@ -10,6 +10,13 @@ import click
 from vmla.command import OneLineErrors
 
 VERBS = {
+    "engines": "bench.engines",
+    "roofline": "bench.roofline",
+    "memory": "bench.memory",
+    "gpu": "bench.gpu",
+    "spectrum": "bench.spectrum",
+    "quality": "bench.quality",
+    "report": "bench.report",
     "rollout": "bench.rollout",
     "grades": "bench.grades",
     "grader": "bench.grader",

@@ -7,12 +7,9 @@ operator costs over bare SDPA. The error against the reference stands beside eve
 
 from __future__ import annotations
 
-import json
-import platform
 import statistics
 from collections.abc import Iterator
 from dataclasses import asdict, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +19,12 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.attention_arms import Arm, Inputs, Shape, absorbed, bare_sdpa, expanded, expansion
-from bench.paired import Clock, DeviceClock, WallClock, paired
+from bench.document import Record
+from bench.paired import Clock, paired
+from bench.peaks import clock_for
 from plugins import sdpa
 from plugins.checks import FLOAT8
+from vmla.command import OneLineCommand
 from vmla.errors import UserError
 
 PUBLISHED = Shape(
@@ -38,26 +38,23 @@ MOST_OVERHEAD = 1.05
 """What the operator may take of bare SDPA's time on a CPU."""
 
 
-@click.command("kernels")
-@click.option(
-    "--output", type=click.Path(path_type=Path), default=Path("build/kernels.json"), show_default=True
-)
+@click.command("kernels", cls=OneLineCommand)
+@click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False),
+              help="The document; build/kernels.json if not given.")  # fmt: skip
 @click.option("--rounds", type=click.IntRange(1), default=25, show_default=True, help="Of four calls each.")
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
-def main(output: Path, rounds: int, device: str) -> None:
+def main(output: Path | None, rounds: int, device: str) -> None:
     """Time the attention kernels and write every sample to a JSON file."""
     where = _device(device)
-    clock: Clock = DeviceClock() if where.type == "cuda" else WallClock()
+    clock, record = clock_for(where), Record("kernels", output, device=where)
+    rows: list[dict[str, Any]] = []
     with torch.inference_mode():
         peaks = _peaks(where, clock, rounds)
-        rows = [row for group in _groups(where) for row in _measured(group, clock, rounds, peaks)]
-    report = {"machine": _machine(where), "peaks_tflops": peaks, "rows": rows}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    aside = output.with_suffix(".new")
-    aside.write_text(json.dumps(report, indent=1) + "\n")
-    aside.replace(output)
+        for group in groups(where, _shapes(where)):
+            rows += measured(group, clock, rounds, peaks)
+            record.save(peaks_tflops=peaks, rows=rows)
     Console(width=140).print(_table(rows))
-    click.echo(json.dumps({"benchmark": "kernels", "output": str(output), **_summary(rows, where)}))
+    record.finish(**_summary(rows, where))
 
 
 def _device(wanted: str) -> torch.device:
@@ -67,26 +64,30 @@ def _device(wanted: str) -> torch.device:
     return torch.device(chosen if wanted == "auto" else wanted)
 
 
-def _groups(device: torch.device) -> Iterator[tuple[Inputs, list[Arm], Arm]]:
-    """Inputs of each shape and type, the arms to be timed on them, and their baseline."""
+def _shapes(device: torch.device) -> list[Shape]:
     if device.type == "cpu":
-        inputs = Inputs(SMALL, dtype=torch.float32, device=device)
-        arms = [expanded(inputs, "auto"), absorbed(inputs, "auto"), expansion(inputs, "auto")]
-        yield inputs, arms, bare_sdpa(inputs)
-        return
-    for batch in (1, 2):
-        for keys in WINDOWS:
-            shape = replace(PUBLISHED, batch=batch, keys=keys)
-            wide = Inputs(shape, dtype=torch.bfloat16, device=device)
-            baseline = bare_sdpa(wide)
-            arms = [expanded(wide, "sdpa"), expanded(wide, "triton")]
-            arms += [absorbed(wide, "triton"), expansion(wide, "sdpa"), expansion(wide, "triton")]
-            yield wide, arms, baseline
-            narrow = Inputs(shape, dtype=FLOAT8, device=device)
-            yield narrow, [expanded(narrow, "triton"), absorbed(narrow, "triton")], baseline
+        return [SMALL]
+    return [replace(PUBLISHED, batch=batch, keys=keys) for batch in (1, 2) for keys in WINDOWS]
 
 
-def _measured(
+def groups(device: torch.device, shapes: list[Shape]) -> Iterator[tuple[Inputs, list[Arm], Arm]]:
+    """Inputs of each shape and type, the arms to be timed on them, and their baseline."""
+    for shape in shapes:
+        if device.type == "cpu":
+            inputs = Inputs(shape, dtype=torch.float32, device=device)
+            arms = [expanded(inputs, "auto"), absorbed(inputs, "auto"), expansion(inputs, "auto")]
+            yield inputs, arms, bare_sdpa(inputs)
+            continue
+        wide = Inputs(shape, dtype=torch.bfloat16, device=device)
+        baseline = bare_sdpa(wide)
+        arms = [expanded(wide, "sdpa"), expanded(wide, "triton")]
+        arms += [absorbed(wide, "triton"), expansion(wide, "sdpa"), expansion(wide, "triton")]
+        yield wide, arms, baseline
+        narrow = Inputs(shape, dtype=FLOAT8, device=device)
+        yield narrow, [expanded(narrow, "triton"), absorbed(narrow, "triton")], baseline
+
+
+def measured(
     group: tuple[Inputs, list[Arm], Arm], clock: Clock, rounds: int, peaks: dict[str, float]
 ) -> Iterator[dict[str, Any]]:
     """One row for each arm, the baseline's samples beside its own."""
@@ -134,21 +135,6 @@ def _rate(clock: Clock, product: Any, size: int, rounds: int) -> float:
     return 2 * size**3 / statistics.median(clock.time(product) for _ in range(rounds)) / 1e9
 
 
-def _machine(device: torch.device) -> dict[str, Any]:
-    found: dict[str, Any] = {"python": platform.python_version(), "torch": version("torch")}
-    if device.type == "cuda":
-        found |= {
-            "device": torch.cuda.get_device_name(device),
-            "capability": list(torch.cuda.get_device_capability(device)),
-            "cuda": torch.version.cuda,
-            "cudnn": torch.backends.cudnn.version(),
-            "triton": version("triton"),
-        }
-    else:
-        found |= {"device": platform.processor() or platform.machine(), "threads": torch.get_num_threads()}
-    return found
-
-
 def _table(rows: list[dict[str, Any]]) -> Table:
     table = Table(title="attention of one layer; time over bare SDPA in the same run")
     for heading in ("arm", "type", "batch", "keys", "ms", "TFLOP/s", "of peak", "time / SDPA", "error"):
@@ -182,7 +168,4 @@ def _summary(rows: list[dict[str, Any]], device: torch.device) -> dict[str, Any]
 
 
 if __name__ == "__main__":
-    try:
-        main(standalone_mode=False)
-    except UserError as error:
-        raise SystemExit(f"error: {error}") from None
+    main()

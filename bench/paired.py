@@ -15,6 +15,8 @@ Call = Callable[[int], object]
 
 SETS = 3
 """Sets of inputs that take turns, so that no call finds its own inputs in a cache."""
+CLAIM = 3.0
+"""Spreads of A against A by which a ratio must differ from 1 before anything is claimed."""
 FLUSH_BYTES = 512 << 20
 """More than the second-level cache of any GPU."""
 
@@ -34,6 +36,25 @@ class WallClock:
         began = time.perf_counter()
         call()
         return 1e3 * (time.perf_counter() - began)
+
+
+class WaitingClock:
+    """For what runs longer than a launch takes: the wall, until the device has finished."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+
+    def time(self, call: Callable[[], object]) -> float:
+        """How long `call` takes."""
+        self._wait()
+        began = time.perf_counter()
+        call()
+        self._wait()
+        return 1e3 * (time.perf_counter() - began)
+
+    def _wait(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
 
 
 class DeviceClock:
@@ -69,6 +90,41 @@ class Pair:
     def best_ratio(self) -> float:
         """The same of the shortest times, which a busy machine disturbs least."""
         return min(self.other) / min(self.baseline)
+
+    @property
+    def by_round(self) -> list[float]:
+        """The ratio of each round A B B A: what drifts slowly falls out of it."""
+        pairs = zip(_in_twos(self.baseline), _in_twos(self.other), strict=True)
+        return [other / baseline for baseline, other in pairs]
+
+    @property
+    def typical(self) -> float:
+        """The median of the rounds' ratios."""
+        return statistics.median(self.by_round)
+
+    @property
+    def spread(self) -> float:
+        """Half the distance between the first and the last tenth of the rounds' ratios."""
+        low, high = (percentile(self.by_round, percent) for percent in (10, 90))
+        return (high - low) / 2
+
+    def differs(self, noise: float) -> bool:
+        """Whether the two differ by more than `CLAIM` times `noise`, the spread of A against A."""
+        return abs(self.typical - 1) > CLAIM * noise
+
+
+def _in_twos(samples: list[float]) -> list[float]:
+    """Sums of neighbours."""
+    return [a + b for a, b in zip(samples[::2], samples[1::2], strict=True)]
+
+
+def percentile(samples: list[float], percent: float) -> float:
+    """Of the samples, between neighbours in proportion."""
+    ordered = sorted(samples)
+    place = percent / 100 * (len(ordered) - 1)
+    below = int(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
 
 
 def paired(baseline: Call, other: Call, clock: Clock, *, rounds: int, warm_up: int = 3) -> Pair:

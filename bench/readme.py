@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import click
 
+from bench.document import machine_name
+from bench.engines_table import or_dash, ratio
 from vmla.command import OneLineCommand
 from vmla.errors import UserError
 from vmla.train.card import grade_rows
@@ -21,6 +24,25 @@ from vmla.weights.files import read_json
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 MISSING = "not measured yet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A table of the README: its results file, how that becomes lines, and the command that measures it."""
+
+    file: str
+    table: Callable[[dict[str, Any]], list[str]]
+    command: str
+
+    def lines(self) -> list[str]:
+        """The table with where it was measured and by which command; or that it was not, and by which."""
+        path = RESULTS / self.file
+        if not path.exists():
+            return [f"{MISSING}: `{self.command} -o bench/results/{self.file}`"]
+        result = read_json(path)
+        whole = "" if result.get("complete", True) else " Interrupted: not all was measured."
+        command = result.get("command", self.command)
+        return [*self.table(result), "", f"{_where(result)}{whole} `{command}` repeats this."]
 
 
 def rollout_table(result: dict[str, Any]) -> list[str]:
@@ -33,23 +55,83 @@ def rollout_table(result: dict[str, Any]) -> list[str]:
         ("most memory the process ever held", f"{result['peak_bytes'] / 2**20:.0f} MiB"),
         ("growth of memory from minute 1 to minute 3", f"{memory['growth']:.1%}"),
     ]
-    return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows), "", _where(result)]
+    return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
 
 
 def grades_table(result: dict[str, Any]) -> list[str]:
     """Shares of held-out prompts that pass each question, over time."""
-    return [*grade_rows(result["grades"]), "", f"{result['prompts']} held-out prompts. {_where(result)}"]
+    return [*grade_rows(result["grades"]), "", f"{result['prompts']} held-out prompts."]
+
+
+def engines_table(result: dict[str, Any]) -> list[str]:
+    """Speeds with their spread, and the error beside each; a ratio in brackets is within the noise."""
+    return [
+        f"| engine | frames/s | times {result['baseline']} | p99 / p50 | of matrix peak | error |",
+        "|---|---|---|---|---|---|",
+        *(_engine_row(row) for row in result["rows"] if "refused" not in row),
+    ]
+
+
+def _engine_row(row: dict[str, Any]) -> str:
+    jitter = row["chunk_ms"]["p99"] / row["chunk_ms"]["p50"]
+    cells = [
+        f"{row['engine']} {row['precision']}", f"{row['frames_per_second']:.1f}", ratio(row),
+        f"{jitter:.2f}", or_dash(row["share_of_matrix_peak"], "{:.0%}"),
+        or_dash(row.get("error_velocity"), "{:.1e}"),
+    ]  # fmt: skip
+    return "| " + " | ".join(cells) + " |"
+
+
+def memory_table(result: dict[str, Any]) -> list[str]:
+    """The cache of both layouts as the machine holds it."""
+    fits = {row["layout"]: row["streams"] for row in result["streams"]}
+    claim = result["compared"]
+    gib = result["streams"][0]["memory_bytes"] / 2**30
+    return [
+        f"| cache of {result['subject']}, bfloat16 | bytes per token and layer | MB per video "
+        f"| streams in {gib:.0f} GiB |",
+        "|---|---|---|---|",
+        *(
+            f"| {name} | {cache['bytes_per_token_and_layer']:.1f} | {cache['bytes_per_video'] / 1e6:.1f} "
+            f"| {fits[name]} |"
+            for name, cache in result["caches"].items()
+        ),
+        "",
+        f"{claim['less']:.1%} less: {claim['times_smaller']:.1f} times smaller.",
+    ]
+
+
+def gpu_table(result: dict[str, Any]) -> list[str]:
+    """Whole chunks of Wan's size on a GPU."""
+    stages = [result[name]["rows"] for name in ("chunk", "compile", "aoti") if "rows" in result.get(name, {})]
+    rows = [row for stage in stages for row in stage if "refused" not in row]
+    graphs = result.get("graphs", {}).get("rows", [])
+    return [
+        "| engine | frames/s | launches per chunk |",
+        "|---|---|---|",
+        *(
+            f"| {row['engine']} {row['precision']} | {row['frames_per_second']:.1f} "
+            f"| {row['launches_per_chunk']} |"
+            for row in rows
+        ),
+        *(f"| graph, {g['layout']} | {g['frames_per_second']:.1f} | {g['launches']} |" for g in graphs),
+    ]
 
 
 def _where(result: dict[str, Any]) -> str:
-    return f"{result['machine']['hardware']}, torch {result['versions']['torch']}, {result['date']}."
+    return f"{machine_name(result)}, torch {result['versions']['torch']}, {result['date']}."
 
 
-TABLES: dict[str, tuple[str, Callable[[dict[str, Any]], list[str]]]] = {
-    "rollout": ("rollout-sprites.json", rollout_table),
-    "grades": ("grades-sprites.json", grades_table),
+TABLES = {
+    "rollout": Block(
+        file="rollout-sprites.json", table=rollout_table, command="python -m bench.rollout"
+    ),
+    "grades": Block(file="grades-sprites.json", table=grades_table, command="python -m bench.grades"),
+    "engines": Block(file="engines-sprites.json", table=engines_table, command="vmla-bench engines"),
+    "memory": Block(file="memory-wan.json", table=memory_table, command="vmla-bench memory"),
+    "gpu": Block(file="gpu-wan.json", table=gpu_table, command="vmla-bench gpu"),
 }
-"""For each marked block of the README, its results file and how it becomes a table."""
+"""For each marked block of the README, how it is made."""
 
 
 def render(text: str) -> str:
@@ -63,10 +145,7 @@ def render(text: str) -> str:
         name = found[1]
         if name not in TABLES:
             raise UserError(f"README.md has a block {name!r}; known are {', '.join(TABLES)}")
-        file, table = TABLES[name]
-        path = RESULTS / file
-        lines = table(read_json(path)) if path.exists() else [MISSING]
-        return "\n".join([f"<!-- results: {name} -->", *lines, "<!-- end -->"])
+        return "\n".join([f"<!-- results: {name} -->", *TABLES[name].lines(), "<!-- end -->"])
 
     return re.sub(r"<!-- results: (\w+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)
 

@@ -22,9 +22,11 @@ from typing import Any
 import click
 
 from bench.document import write_document
+from bench.drift import chunk_curve, drift, drift_of
 from vmla.command import OneLineCommand
 from vmla.config import FRAMES_PER_SECOND
 from vmla.errors import UserError
+from vmla.weights.folder import open_checkpoint
 
 PROMPT = "a red star bouncing on a navy background"
 COMMAND = [sys.executable, "-c", "from runtime.cli import main; main()"]
@@ -116,6 +118,8 @@ def main(checkpoint: str, minutes: float, output: Path | None) -> None:
         first, wall = run_and_watch([*asked, "-o", str(video), "--events", str(log)], video)
         events = [json.loads(line) for line in log.read_text().splitlines()]
         told = json.loads(video.with_name("video.mp4.json").read_text())
+        sprites = open_checkpoint(checkpoint).index.get("trained_on") == "sprites"
+        points = drift_of(video, told["scale"], prompt=PROMPT if sprites else None)
         size = video.stat().st_size
         resumed = stop_and_go_on(asked, Path(folder) / "halves.mp4", told["frames_written"])
     frames = told["frames_written"]
@@ -137,10 +141,14 @@ def main(checkpoint: str, minutes: float, output: Path | None) -> None:
         "resident_bytes": memory_growth(events),
         "peak_bytes": told["peak_bytes"],
         "file_bytes": size,
+        "drift": drift(points),
     }
     for name, value in figures.items():
         click.echo(f"{name:>20}  {value}")
-    write_document("rollout", {"checkpoint": checkpoint, "sampler": told["sampler"], **figures}, output)
+    write_document(
+        "rollout", {"checkpoint": checkpoint, "sampler": told["sampler"], **figures}, output,
+        samples={"chunks": chunk_curve(events), "picture": points},
+    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -19,7 +20,9 @@ def hardware() -> str:
 
 
 def commit() -> str:
-    """The commit of this code, or `unknown` outside a checkout."""
+    """The commit of this code, or `unknown` outside a checkout or without git."""
+    if shutil.which("git") is None:
+        return "unknown"
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     return found.stdout.strip() if found.returncode == 0 else "unknown"

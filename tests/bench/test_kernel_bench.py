@@ -40,10 +40,10 @@ def test_the_command_reports_every_arm(tmp_path):
     )
     last = json.loads(done.output.splitlines()[-1])
     report = json.loads(path.read_text())
-    assert last["benchmark"] == "kernels" and last["operator_over_sdpa"] > 0
+    assert last["kind"] == "kernels" and last["operator_over_sdpa"] > 0
     assert [row["arm"] for row in report["rows"]] == ["expanded, auto", "absorbed, auto", "expand, auto"]
     assert all(row["error"] < 1e-5 and len(row["samples_ms"]) == 2 for row in report["rows"])
-    assert report["machine"]["torch"] == torch.__version__
+    assert report["versions"]["torch"] == torch.__version__
 
 
 def test_the_operator_costs_at_most_a_twentieth_over_sdpa():

@@ -1,0 +1,107 @@
+"""Counts by dispatch: what a pass asks of a device, seen operation by operation, whatever formulas say."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.profiler import ProfilerActivity, profile
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils.flop_counter import FlopCounterMode
+
+from vmla.cache import CacheLayout
+from vmla.config import ModelConfig
+from vmla.transformer import VideoMLA
+
+READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal"}
+"""Operations that make the host wait for a value of the device."""
+IDLE = {
+    "aten::empty", "aten::empty_strided", "aten::empty_like", "aten::new_empty", "aten::_unsafe_view",
+    "prim::device",
+}  # fmt: skip
+"""Operations that compute nothing."""
+LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch", "cudaMemcpyAsync", "cudaMemsetAsync")
+"""Calls by which the host gives a GPU work, by the beginning of their names."""
+
+
+class Operations(TorchDispatchMode):
+    """Counts operations that compute, each a launch on a GPU, and those that read a value back."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.launches = self.reads = 0
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Count and go on."""
+        name = func._schema.name
+        looks = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
+        self.reads += name in READS
+        self.launches += not looks and name not in READS | IDLE
+        return func(*args, **(kwargs or {}))
+
+
+def pass_inputs(config: ModelConfig, batch: int = 1, chunk: int | None = None) -> tuple[Tensor, ...]:
+    """Random inputs of `VideoMLA.forward` before chunk number `chunk`; with a full window if not given."""
+    layout = CacheLayout.of(config)
+    number = layout.slots if chunk is None else chunk
+    picture = (batch, config.latent_channels, config.chunk, config.height, config.image_width)
+    return (
+        torch.randn(picture),
+        torch.full((batch, config.chunk), 500.0),
+        torch.randn(config.layers, 2, batch, config.text_tokens, config.width),
+        torch.randn(layout.shape(batch)),
+        layout.slot_index(number),
+        layout.chunk_index(number),
+    )
+
+
+def flops_by_dispatch(model: VideoMLA, *, batch: int = 1, absorbed: bool = False) -> int:
+    """Operations of the matrix products of one pass, as PyTorch's own counter sees them run."""
+    inputs = pass_inputs(model.config, batch)
+    # PyTorch has no formula for the fused attention of a CPU: as plain products, it counts.
+    with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model(*inputs, absorbed=absorbed)
+    return counter.get_total_flops()
+
+
+def operations(config: ModelConfig, *, absorbed: bool = False) -> Operations:
+    """What one eager pass dispatches on tensors whose values cannot be read, as on a GPU."""
+    with FakeTensorMode(), torch.no_grad(), Operations() as counter:
+        model = VideoMLA(config).eval()
+        inputs = pass_inputs(config)
+        counter.launches = counter.reads = 0
+        model(*inputs, absorbed=absorbed)
+    return counter
+
+
+def launches(call: Callable[[], object], device: torch.device) -> int | None:
+    """Times that `call` gives a GPU work; None elsewhere."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize(device)
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
+        call()
+        torch.cuda.synchronize(device)
+    return sum(event.count for event in seen.key_averages() if event.key.startswith(LAUNCHES))
+
+
+def host_reads(call: Callable[[], object], device: torch.device) -> int | None:
+    """Times that `call` makes the host wait for a GPU; None elsewhere."""
+    if device.type != "cuda":
+        return None
+    before = torch.cuda.get_sync_debug_mode()
+    torch.cuda.set_sync_debug_mode("warn")
+    try:
+        with warnings.catch_warnings(record=True) as said:
+            warnings.simplefilter("always")
+            call()
+    finally:
+        torch.cuda.set_sync_debug_mode(before)
+    return sum("synchronizing" in str(warning.message) for warning in said)

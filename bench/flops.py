@@ -1,0 +1,151 @@
+"""Operations and bytes of one pass by part, from the model's own shapes; nothing is run.
+
+Two operations for each multiplication of a matrix product. Bytes are the least that any engine moves: each
+product reads its weights and its inputs once and writes its result once, everything element-wise is fused.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+from vmla.cache import CacheLayout
+from vmla.config import ModelConfig
+
+Form = Literal["expanded", "absorbed", "once"]
+"""How `mla` attends: keys and values made in every pass, attention in latent space, or the cached tokens
+expanded once for all passes of a chunk. `mha` has one form, and ignores it."""
+FORMS = get_args(Form)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """One part of a pass, all layers together."""
+
+    name: str
+    flops: float
+    numbers: float
+    """Read and written: times the size of a number, the bytes."""
+
+    def bytes(self, size: int) -> float:
+        """Of numbers of `size` bytes."""
+        return self.numbers * size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counted:
+    """One pass of `config` over `batch` videos with a window of `keys` tokens, its own among them."""
+
+    config: ModelConfig
+    form: Form = "expanded"
+    batch: int = 1
+    passes: int = 5
+    """Of a chunk: what `once` spreads the expansion over."""
+    keys: int | None = None
+    """The model's own full window if not given."""
+
+    @property
+    def queries(self) -> int:
+        """S, the chunk's tokens."""
+        return self.config.chunk * self.config.tokens_per_frame
+
+    @property
+    def window(self) -> int:
+        """Tokens that a pass attends to."""
+        if self.keys is not None:
+            return self.keys
+        return CacheLayout.of(self.config).positions * self.config.tokens_per_frame
+
+    def parts(self) -> list[Part]:
+        """Every part, the layers' first."""
+        layers = (self._projections(), *self._expansion(), self._attention(), *self._text(), self._ffn())
+        scale = self.config.layers
+        repeated = [Part(name=p.name, flops=scale * p.flops, numbers=scale * p.numbers) for p in layers]
+        return [*repeated, self._edges()]
+
+    def layer_flops(self) -> float:
+        """Of all parts of one layer: what tables of attention forms compare."""
+        return sum(part.flops for part in self.parts()[:-1]) / self.config.layers
+
+    @property
+    def flops(self) -> float:
+        """Of the pass."""
+        return sum(part.flops for part in self.parts())
+
+    def bytes(self, size: int) -> float:
+        """Of the pass, with numbers of `size` bytes."""
+        return sum(part.bytes(size) for part in self.parts())
+
+    def _product(self, name: str, rows: int, *shapes: tuple[int, int]) -> Part:
+        """Products of `rows` rows for each video with matrices of `shapes` (inputs, outputs)."""
+        n = self.batch * rows
+        flops = sum(2 * n * i * o for i, o in shapes)
+        return Part(name=name, flops=flops, numbers=sum(i * o + n * (i + o) for i, o in shapes))
+
+    def _projections(self) -> Part:
+        """Queries, entries and output of self-attention."""
+        c, width = self.config, self.config.width
+        if c.layout == "mha":
+            return self._product("projections", self.queries, *[(width, width)] * 4)
+        down = (width, c.query_width), (width, c.content_width + c.rotary_width)
+        up = (c.query_width, c.heads * c.head_width)
+        part = self._product("projections", self.queries, *down, up, (width, width))
+        if self.form != "absorbed":
+            return part
+        heads = [self._product("", self.queries, shape) for shape in self._head_products()] * c.heads
+        flops, numbers = (sum(getattr(one, what) for one in heads) for what in ("flops", "numbers"))
+        return Part(name=part.name, flops=part.flops + flops, numbers=part.numbers + numbers)
+
+    def _head_products(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """A head's queries down to the latent, and its sums of latents up to values."""
+        return (self.config.nope_width, self.config.content_width), \
+            (self.config.content_width, self.config.head_width)  # fmt: skip
+
+    def _expansion(self) -> Iterator[Part]:
+        """The window's latents to keys and values of each head."""
+        c = self.config
+        if c.layout == "mha" or self.form == "absorbed":
+            return
+        whole = self._product(
+            "expansion", self.window, (c.content_width, c.heads * (c.nope_width + c.head_width))
+        )
+        own = self.queries / self.window
+        share = own + (1 - own) / self.passes if self.form == "once" else 1.0
+        yield Part(name=whole.name, flops=share * whole.flops, numbers=share * whole.numbers)
+
+    def _attention(self) -> Part:
+        """Scores and sums: for each query, key and head, two operations per channel of key and of value."""
+        c, pairs = self.config, self.batch * self.queries * self.window
+        if c.layout == "mla" and self.form == "absorbed":
+            key, value, kept = c.entry_width, c.content_width, c.entry_width
+        else:
+            key, value, kept = c.head_width, c.head_width, 2 * c.width
+        read = self.batch * (self.queries * c.heads * (key + value) + self.window * kept)
+        return Part(name="attention", flops=2 * c.heads * pairs * (key + value), numbers=read)
+
+    def _text(self) -> Iterator[Part]:
+        """Cross-attention; its keys and values are made once per prompt and only read here."""
+        c = self.config
+        yield self._product("text projections", self.queries, *[(c.width, c.width)] * 2)
+        flops = 4 * self.batch * self.queries * c.text_tokens * c.width
+        yield Part(
+            name="text attention",
+            flops=flops,
+            numbers=self.batch * 2 * c.width * (self.queries + c.text_tokens),
+        )
+
+    def _ffn(self) -> Part:
+        c = self.config
+        return self._product("feed-forward", self.queries, (c.width, c.ffn_width), (c.ffn_width, c.width))
+
+    def _edges(self) -> Part:
+        """Patches in and out, and the timestep of each latent frame to the modulation of every layer."""
+        c = self.config
+        cells = c.latent_channels * c.patch**2
+        patches = self._product("", self.queries, (cells, c.width), (c.width, cells))
+        time = self._product(
+            "", c.chunk, (c.frequency_width, c.width), (c.width, c.width), (c.width, 6 * c.width)
+        )
+        flops, numbers = patches.flops + time.flops, patches.numbers + time.numbers
+        return Part(name="patches and time", flops=flops, numbers=numbers)
