@@ -96,8 +96,7 @@ def prepare(
     Raises:
         UserError: for whatever cannot be.
     """
-    if isinstance(prompts, str):
-        prompts = FixedPrompts(prompts)
+    source = FixedPrompts(prompts) if isinstance(prompts, str) else prompts
     if sum(length is not None for length in (minutes, seconds, chunks)) > 1:
         raise UserError("more than one length; give one of --minutes, --seconds, --chunks")
     if engine is None:
@@ -111,8 +110,8 @@ def prepare(
     count = chunks or chunks_for(wanted, config.chunk, codec)
     whole = frames_in(count, config.chunk, codec)
     check_length(whole / FRAMES_PER_SECOND)
-    if isinstance(prompts, Sequence):
-        prompts = to_schedule(prompts, chunks=count, chunk=config.chunk, codec=codec)
+    if isinstance(source, Sequence):
+        source = to_schedule(source, chunks=count, chunk=config.chunk, codec=codec)
     sampler = opened.sampler()
     where = choose_device(device)
     compute = choose_dtype(dtype, where)
@@ -121,7 +120,7 @@ def prepare(
     else:
         reason = "as asked for"
     job = Job(
-        prompts=prompts,
+        prompts=source,
         checkpoint=opened,
         chunks=count,
         seed=seed,

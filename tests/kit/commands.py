@@ -48,13 +48,14 @@ class Commands:
 
     def __exit__(self, *_):
         self._server.stdin.close()
-        self._server.wait(60)
+        self._server.wait(600)
         self._server.stdout.close()
 
     def start(self, *arguments):
         """A run of `vmla-run` with these arguments."""
         self._count += 1
         said = self._folder / f"said-{self._count}.txt"
+        said.touch()  # one that is killed at once says nothing
         order = {"run": [str(a) for a in arguments], "said": str(said)}
         return Run(self, self.ask(order), said)
 

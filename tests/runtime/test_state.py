@@ -73,8 +73,9 @@ def test_killed_at_random_moments_it_plays_and_goes_on_to_the_identical_file(che
         afresh = (*asked(whole, checkpoint), "-o", output, "--overwrite")
         arguments = afresh
         for moment in moments:
+            size = output.stat().st_size if output.exists() else 0
             started = commands.start(*arguments)
-            wait_for_size(output, moment * len(wanted), started)
+            wait_for_size(output, max(moment * len(wanted), size + 1), started)
             started.send()
             status, said = started.wait()
             killed += status == -signal.SIGKILL
