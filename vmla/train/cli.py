@@ -1,9 +1,10 @@
-"""`vmla-train`: run a recipe, pack its result into a checkpoint folder."""
+"""`vmla-train`: run a recipe, pack its result into a checkpoint folder; convert published weights."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,7 +15,7 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 
 @click.group(cls=OneLineErrors)
 def main() -> None:
-    """Train small VideoMLA models on endless captioned videos rendered by formula."""
+    """Convert Wan models to VideoMLA and train them; train small ones from nothing."""
 
 
 @main.command()
@@ -72,3 +73,37 @@ def card(folder: Path, grades: Path, grader: Path) -> None:
     from vmla.train.card import write_card
 
     write_card(folder, grades, grader)
+
+
+@main.command()
+@click.option("--from", "source", required=True, help="A folder, a file, a hub id, or wan-1.3b or wan-14b "
+              "for a dry run without weights.")  # fmt: skip
+@click.option("--layout", type=click.Choice(["mla", "mha"]), default="mla", show_default=True)
+@click.option("--init", type=click.Choice(["spectral", "random"]), default="spectral", show_default=True)
+@click.option("-o", "--output", type=FOLDER, help="The checkpoint folder to write.")
+@click.option("--recipe", default="wan-1.3b", show_default=True, help="Of picture and window.")
+@click.option("--content-width", type=click.IntRange(min=1), help="Of the shared latent; the recipe's.")
+@click.option("--rotary-width", type=click.IntRange(min=2), help="Of the shared rotary key; the recipe's.")
+@click.option("--query-width", type=click.IntRange(min=1), help="Of the query latent; half the width.")
+@click.option("--whiten/--no-whiten", default=True, show_default=True, help="Weigh by inputs.")
+@click.option("--balance", default=0.0, show_default=True, help="Share of singular values that goes down.")
+@click.option("--key-weight", type=float, default=1.0, show_default=True, help="Of keys against values.")
+@click.option("--rotary", type=click.Choice(["singular", "mean"]), default="singular", show_default=True)
+@click.option("--biases", type=click.Choice(["absorb", "drop"]), default="absorb", show_default=True)
+@click.option("--calibration", type=FOLDER, help="Encoded clips; pure noise if not given.")
+@click.option("--clips", type=click.IntRange(min=1), default=4, show_default=True, help="Of calibration.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--part", type=click.Choice(["generator_ema", "generator", "model", "critic"]),
+              help="Of a .pt file.")  # fmt: skip
+@click.option("--names", type=click.Path(path_type=Path), help="JSON: what a file calls latent projections.")
+@click.option("--revision", help="Of a hub repository.")
+@click.option("--offline", is_flag=True, help="Use what was downloaded before.")
+@click.option("--dry-run", is_flag=True, help="Print sizes and memory; write nothing.")
+def convert(**options: Any) -> None:
+    """Make a VideoMLA checkpoint of Wan weights, layer by layer."""
+    from vmla.progress import ProgressLine
+    from vmla.train.conversion import run_conversion
+
+    with ProgressLine(sys.stderr) as line:
+        run_conversion(options, line.show, click.echo)
