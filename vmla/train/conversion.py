@@ -64,7 +64,7 @@ def calibration_of(source: Source, options: Mapping[str, Any]) -> Calibration:
     from vmla.train.clips import open_clips
 
     clips = open_clips(folder, source.config)
-    chosen = torch.arange(min(count, len(clips)))
+    chosen = torch.arange(min(count, len(clips.latents)))
     latents, text = clips.latents[chosen][:, :, : source.config.chunk], clips.text[chosen]
     return Calibration.noised(latents.float(), text.float(), shift=5.0, seed=seed)
 
