@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from kit.models import randomise
+from kit.videos import write_video
 from kit.wan import wan_transformer
 
 import runtime.cli
@@ -49,8 +50,6 @@ def small(line):
 @pytest.fixture
 def here(tmp_path, monkeypatch, checkpoint):
     """A folder with a small Wan pipeline, videos and prompts, in which commands run."""
-    from test_encode import write_video
-
     config = recipe("debug", layout="mha")
     shutil.copytree(checkpoint, tmp_path / "wan", ignore=shutil.ignore_patterns("transformer", "scheduler"))
     randomise(wan_transformer(config)).save_pretrained(tmp_path / "wan" / "transformer")

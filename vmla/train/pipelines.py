@@ -107,7 +107,9 @@ _DEBUG_MATCHING = _matching(
 DEBUG = Pipeline(
     name="debug",
     model=RECIPES["debug"],
-    forcing=DenoiserTraining(schedule=_TINY, forcing=PLAIN, clips=2, chunks=3, bfloat16=False),
+    forcing=DenoiserTraining(
+        schedule=_TINY, forcing=PLAIN, clips=2, chunks=3, jumps=0.0, bfloat16=False
+    ),
     consistency=ConsistencyTraining(
         schedule=_TINY, consistency=Consistency(grid=6, guidance=1.0), clips=2, chunks=3, bfloat16=False
     ),

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from vmla.errors import UserError
 from vmla.sampler import Sampler
 from vmla.train.clips import open_clips
 from vmla.train.denoiser import DenoiserStage, narrowed
@@ -75,6 +76,9 @@ class Job:
 
         student, teacher = network(self.start, learns=True), self.teacher or self.start
         if self.name == "forcing":
+            if parallel.sharded and (settings.jumps or settings.openings or settings.opening_steps):
+                # Each batch draws them by itself, and processes that share weights must run the same passes.
+                raise UserError(f"{self.pipeline.name} draws jumps or openings; run it without torchrun")
             stage = DenoiserStage(student.config, settings, data, model=student, calls=calls)
             stage.name = self.name
             return stage

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -27,19 +30,34 @@ def read_video(path: Path, *, frames: int, height: int, width: int) -> Tensor:
     """
     import av
 
-    pictures: list[Tensor] = []
+    shown: list[Tensor] = []
     try:
-        with av.open(str(path)) as file:
-            for picture in file.decode(video=0):
-                due = int(float(picture.time or 0.0) * FRAMES_PER_SECOND + 1e-6) + 1 - len(pictures)
-                if due > 0:
-                    image = fitted(torch.from_numpy(picture.to_ndarray(format="rgb24")), height, width)
-                    pictures += [image] * due
-                if len(pictures) >= frames:
-                    return torch.stack(pictures[:frames])
+        for picture, until in _pictures(path):
+            due = math.ceil(until * FRAMES_PER_SECOND - 1e-6) - len(shown)
+            if due > 0:
+                image = fitted(torch.from_numpy(picture.to_ndarray(format="rgb24")), height, width)
+                shown += [image] * due
+            if len(shown) >= frames:
+                return torch.stack(shown[:frames])
     except (av.error.FFmpegError, IndexError, ValueError) as error:
         raise Unusable(f"cannot be decoded ({error})") from error
-    raise Unusable(f"has {len(pictures)} frames at {FRAMES_PER_SECOND} a second, {frames} are needed")
+    raise Unusable(f"has {len(shown)} frames at {FRAMES_PER_SECOND} a second, {frames} are needed")
+
+
+def _pictures(path: Path) -> Iterator[tuple[Any, float]]:
+    """Pictures of a video in order, each with the second at which the next one is shown."""
+    import av
+
+    with av.open(str(path)) as file:
+        rate = float(file.streams.video[0].average_rate or FRAMES_PER_SECOND)
+        last, start = None, 0.0
+        for picture in file.decode(video=0):
+            start = float(picture.time or 0.0)
+            if last is not None:
+                yield last, start
+            last = picture
+        if last is not None:
+            yield last, start + 1 / rate
 
 
 def fitted(image: Tensor, height: int, width: int) -> Tensor:
