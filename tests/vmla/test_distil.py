@@ -264,7 +264,7 @@ def consistency_stage():
 
 
 def distribution_stage(training=DEBUG.distribution, data=None, **how):
-    networks = debug_model(), debug_model(1), debug_model(1)
+    networks = debug_model(), debug_model(1), debug_model(2)
     return DistributionStage(*networks, training, data or debug_data(), **how)
 
 
