@@ -196,7 +196,7 @@ def test_what_is_no_state_is_refused(tmp_path):
 
 
 def test_a_recipe_that_does_not_exist_is_refused():
-    with pytest.raises(UserError, match="no such training recipe: large; there are debug, sprites"):
+    with pytest.raises(UserError, match="no such training recipe: large; there are debug, mini, sprites"):
         training_recipe("large")
 
 

@@ -142,8 +142,8 @@ def test_tensors_must_match_one_for_one(copy, part):
     name = sorted(whole)[-1]
     shape = list(whole[name].shape)
     spoilt = {
-        f"lacks the tensor {name}; it does not fit its config.json": without(whole, name),
-        "has an unknown tensor zzz; it does not fit": {**whole, "zzz": torch.ones(1)},
+        f"lacks the tensor {name} {shape}": without(whole, name),
+        "has an unknown tensor zzz [1]; it does not fit": {**whole, "zzz": torch.ones(1)},
         f"tensor {name} has shape [7], config.json asks for {shape}": {**whole, name: torch.ones(7)},
     }
     for complaint, tensors in spoilt.items():

@@ -1,9 +1,10 @@
-"""`vmla-train`: run a recipe, pack its result into a checkpoint folder."""
+"""`vmla-train`: run a recipe, pack its result into a checkpoint folder; convert published weights."""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -14,18 +15,33 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 
 @click.group(cls=OneLineErrors)
 def main() -> None:
-    """Train small VideoMLA models on endless captioned videos rendered by formula."""
+    """Convert Wan models to VideoMLA and train them; train small ones from nothing."""
+
+
+def varied(command: Any) -> Any:
+    """Options that change a recipe, for studies."""
+    for option in (
+        click.option("--layout", type=click.Choice(["mla", "mha"]), help="The recipe's, if not given."),
+        click.option("--content-width", type=click.IntRange(min=1), help="Of the shared latent."),
+        click.option("--rotary-width", type=click.IntRange(min=2), help="Of the shared rotary key."),
+        click.option("--seed", type=int, help="Of the denoiser."),
+    ):
+        command = option(command)
+    return command
 
 
 @main.command()
 @click.argument("recipe")
+@varied
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder of the run; run again to resume.")
 @click.option("--until", type=click.Choice(["codec", "text", "latents", "denoiser"]), default="denoiser",
               help="The last stage to train.")  # fmt: skip
 @click.option("--stop-after", type=click.IntRange(min=1), help="Stop after this many more steps of a stage.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all cores if not given.")
-def run(recipe: str, output: Path, until: str, stop_after: int | None, threads: int | None) -> None:
-    """Train RECIPE (debug or sprites), stage after stage; Ctrl-C stops it, the same command resumes."""
+def run(
+    recipe: str, output: Path, until: str, stop_after: int | None, threads: int | None, **changes: Any
+) -> None:
+    """Train RECIPE (debug, mini or sprites), stage after stage; Ctrl-C stops it, the same command resumes."""
     import torch
 
     from vmla.progress import ProgressLine
@@ -35,7 +51,7 @@ def run(recipe: str, output: Path, until: str, stop_after: int | None, threads: 
     if threads is not None:
         torch.set_num_threads(threads)
     with ProgressLine(sys.stderr) as line:
-        Run(training_recipe(recipe), output, line.show, stop_after=stop_after).until(until)
+        Run(training_recipe(recipe, **changes), output, line.show, stop_after=stop_after).until(until)
 
 
 @main.command()
@@ -52,13 +68,14 @@ def recipes() -> None:
 @main.command()
 @click.argument("recipe")
 @click.argument("folder", type=FOLDER)
+@varied
 @click.option("-o", "--output", type=FOLDER, required=True, help="The checkpoint folder to write.")
-def pack(recipe: str, folder: Path, output: Path) -> None:
+def pack(recipe: str, folder: Path, output: Path, **changes: Any) -> None:
     """Write the finished run of RECIPE in FOLDER as a checkpoint folder."""
     from vmla.train.pack import pack_run
     from vmla.train.recipes import training_recipe
 
-    pack_run(training_recipe(recipe), folder, output, click.echo)
+    pack_run(training_recipe(recipe, **changes), folder, output, click.echo)
 
 
 @main.command()
@@ -72,3 +89,75 @@ def card(folder: Path, grades: Path, grader: Path) -> None:
     from vmla.train.card import write_card
 
     write_card(folder, grades, grader)
+
+
+@main.command()
+@click.argument("name", type=click.Choice(["forcing", "consistency", "distribution", "long"]))
+@click.option("--recipe", required=True, help="debug, mini, sprites or wan-1.3b.")
+@click.option("--from", "start", help="The checkpoint folder that is trained.")
+@click.option("--data", type=FOLDER, help="What vmla-train encode wrote, or the latents of a run.")
+@click.option("-o", "--output", type=FOLDER, help="Folder of the stage; run again to resume.")
+@click.option("--teacher", help="Checkpoint folder; the one that is trained, if not given.")
+@click.option("--critic", help="Checkpoint folder that the critic starts from; the teacher, if not given.")
+@click.option("--accumulate", type=click.IntRange(min=1), default=1, help="Micro-batches of each process.")
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option("--stop-after", type=click.IntRange(min=1), help="Stop after this many more steps.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all cores if not given.")
+@click.option("--dry-run", is_flag=True, help="Print memory by part for --gpus; train nothing.")
+@click.option("--gpus", type=click.IntRange(min=1), default=8, show_default=True, help="For --dry-run.")
+def stage(**options: Any) -> None:
+    """Train stage NAME from a checkpoint to a checkpoint, alone or under torchrun."""
+    from vmla.progress import ProgressLine
+    from vmla.train.start import start_stage
+
+    with ProgressLine(sys.stderr) as line:
+        start_stage(options, line.show, click.echo)
+
+
+@main.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=FOLDER, required=True, help="Folder of the shards; run again to resume.")
+@click.option("--with", "checkpoint", required=True, help="Checkpoint folder with codec and text encoder.")
+@click.option("--frames", type=click.IntRange(min=1), default=21, show_default=True, help="Latent frames.")
+@click.option("--negative", help="What guidance steers away from.")
+@click.option("--shard", type=click.IntRange(min=1), default=64, show_default=True, help="Clips of a file.")
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+def encode(source: Path, output: Path, checkpoint: str, **options: Any) -> None:
+    """Encode SOURCE once: a folder of videos with .txt captions, or a file with a prompt on each line."""
+    from vmla.train.encode import encode as encode_all
+
+    encode_all(source, checkpoint, output, lambda line: click.echo(line, err=True), **options)
+
+
+@main.command()
+@click.option("--from", "source", required=True, help="A folder, a file, a hub id, or wan-1.3b or wan-14b "
+              "for a dry run without weights.")  # fmt: skip
+@click.option("--layout", type=click.Choice(["mla", "mha"]), default="mla", show_default=True)
+@click.option("--init", type=click.Choice(["spectral", "random"]), default="spectral", show_default=True)
+@click.option("-o", "--output", type=FOLDER, help="The checkpoint folder to write.")
+@click.option("--recipe", default="wan-1.3b", show_default=True, help="Of picture and window.")
+@click.option("--content-width", type=click.IntRange(min=1), help="Of the shared latent; the recipe's.")
+@click.option("--rotary-width", type=click.IntRange(min=2), help="Of the shared rotary key; the recipe's.")
+@click.option("--query-width", type=click.IntRange(min=1), help="Of the query latent; half the width.")
+@click.option("--whiten/--no-whiten", default=True, show_default=True, help="Weigh by inputs.")
+@click.option("--balance", default=0.0, show_default=True, help="Share of singular values that goes down.")
+@click.option("--key-weight", type=float, default=1.0, show_default=True, help="Of keys against values.")
+@click.option("--rotary", type=click.Choice(["singular", "mean"]), default="singular", show_default=True)
+@click.option("--biases", type=click.Choice(["absorb", "drop"]), default="absorb", show_default=True)
+@click.option("--calibration", type=FOLDER, help="Encoded clips; pure noise if not given.")
+@click.option("--clips", type=click.IntRange(min=1), default=4, show_default=True, help="Of calibration.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--part", type=click.Choice(["generator_ema", "generator", "model", "critic"]),
+              help="Of a .pt file.")  # fmt: skip
+@click.option("--names", type=click.Path(path_type=Path), help="JSON: what a file calls latent projections.")
+@click.option("--revision", help="Of a hub repository.")
+@click.option("--offline", is_flag=True, help="Use what was downloaded before.")
+@click.option("--dry-run", is_flag=True, help="Print sizes and memory; write nothing.")
+def convert(**options: Any) -> None:
+    """Make a VideoMLA checkpoint of Wan weights, layer by layer."""
+    from vmla.progress import ProgressLine
+    from vmla.train.conversion import run_conversion
+
+    with ProgressLine(sys.stderr) as line:
+        run_conversion(options, line.show, click.echo)

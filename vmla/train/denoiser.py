@@ -17,6 +17,7 @@ from vmla.config import ModelConfig
 from vmla.train.forcing import Forcing, forcing_loss
 from vmla.train.latents import LatentSet
 from vmla.train.optimizers import Schedule
+from vmla.train.parallel import Calls
 from vmla.transformer import Block, VideoMLA
 
 
@@ -49,9 +50,19 @@ class DenoiserStage:
 
     name = "denoiser"
 
-    def __init__(self, config: ModelConfig, training: DenoiserTraining, data: LatentSet) -> None:
+    def __init__(
+        self,
+        config: ModelConfig,
+        training: DenoiserTraining,
+        data: LatentSet,
+        *,
+        model: VideoMLA | None = None,
+        calls: Calls | None = None,
+    ) -> None:
+        """Train `model`, or a fresh one; `calls` computes its passes, `narrowed` if not given."""
         torch.manual_seed(training.seed)
-        self.model = initialised(VideoMLA(config))
+        self.model = initialised(VideoMLA(config)) if model is None else model
+        self.calls = narrowed if calls is None else calls
         if training.compiled:
             compile_blocks(self.model)
         self.layout = CacheLayout.of(config)
@@ -70,9 +81,16 @@ class DenoiserStage:
         latents, text, numbers = self.draw(step)
         generator = torch.Generator().manual_seed(self.training.seed * 1_000_003 + step)
         dtype = torch.bfloat16 if self.training.bfloat16 else torch.float32
-        forward, encode_text = narrowed(self.model, dtype)
+        device = next(self.model.parameters()).device
+        forward, encode_text = self.calls(self.model, dtype)
         return forcing_loss(
-            forward, self.layout, latents, encode_text(text), numbers, self.training.forcing, generator
+            forward,
+            self.layout,
+            latents.to(device),
+            encode_text(text.to(device)),
+            numbers,
+            self.training.forcing,
+            generator,
         )
 
     def draw(self, step: int) -> tuple[Tensor, Tensor, list[int]]:

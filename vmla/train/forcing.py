@@ -64,8 +64,8 @@ def forcing_loss(
     losses = []
     for clean, number, before in zip(latents.chunk(len(numbers), 2), numbers, [-1, *numbers], strict=False):
         slots = remembered(layout, number, numbers)
-        positions = (slots, layout.chunk_index(number))
-        estimate, trusted = clean, torch.zeros(len(clean), dtype=torch.bool)
+        positions = (slots.to(latents.device), layout.chunk_index(number).to(latents.device))
+        estimate, trusted = clean, torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
         if number == before + 1:
             loss, estimate, trusted = _predict(step, clean, text_copies, cache, positions, forcing, generator)
             losses.append(loss)
@@ -105,8 +105,8 @@ def _predict(
     # Stratified: the copies of one clip lie in different parts of the schedule.
     offsets = torch.arange(copies).repeat_interleave(batch)
     uniform = (torch.rand(batch, generator=generator).repeat(copies) + offsets / copies) % 1
-    sigma = shifted(uniform, forcing.shift)
-    noise = torch.randn(target.shape, generator=generator)
+    sigma = shifted(uniform, forcing.shift).to(clean.device)
+    noise = torch.randn(target.shape, generator=generator).to(clean.device)
     level = sigma[:, None, None, None, None]
     noisy = add_noise(target, noise, level)
     timestep = (sigma * TIMESTEPS)[:, None].expand(-1, clean.shape[2])
@@ -121,7 +121,7 @@ def _context(
 ) -> Tensor:
     """What is committed: the truth under a little noise, or for some clips the model's estimate."""
     sigma = forcing.context_noise * torch.rand(len(clean), generator=generator)
-    noise = torch.randn(clean.shape, generator=generator)
-    noisy = add_noise(clean, noise, sigma[:, None, None, None, None])
-    own = trusted & (torch.rand(len(clean), generator=generator) < forcing.own_share)
+    noise = torch.randn(clean.shape, generator=generator).to(clean.device)
+    noisy = add_noise(clean, noise, sigma[:, None, None, None, None].to(clean.device))
+    own = trusted & (torch.rand(len(clean), generator=generator) < forcing.own_share).to(clean.device)
     return torch.where(own[:, None, None, None, None], estimate, noisy)

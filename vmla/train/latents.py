@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from vmla.text import TextEncoder
+from vmla.train.column import Column
 from vmla.train.state import load_state, save_state
 from vmla.vae.tiny import TinyCodec
 from vmla.world.caption import describe
@@ -35,12 +36,14 @@ class LatentSettings:
 class LatentSet:
     """Every clip of a training set."""
 
-    latents: Tensor
+    latents: Tensor | Column
     """[clips, z, frames, h, w] float16, normalised."""
-    text: Tensor
+    text: Tensor | Column
     """[clips, text tokens, text width] float16."""
     settings: dict[str, Any]
     """What determined it."""
+    negative: Tensor | None = None
+    """[text tokens, text width]: what guidance steers away from, where there is one."""
 
 
 def make_latents(

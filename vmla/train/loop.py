@@ -10,13 +10,16 @@ import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from io import StringIO
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
+from vmla.train.distributed_state import load_shards, save_shards
 from vmla.train.optimizers import Optimizers, Schedule
+from vmla.train.parallel import ALONE, Parallel
 from vmla.train.state import load_state, save_state
 
 Report = Callable[[str], None]
@@ -27,7 +30,10 @@ class Stage(Protocol):
     """One part of a training run: a model, how to optimise it, and its loss."""
 
     name: str
-    schedule: Schedule
+
+    @property
+    def schedule(self) -> Schedule:
+        """How it is optimised."""
 
     @property
     def model(self) -> nn.Module:
@@ -37,7 +43,26 @@ class Stage(Protocol):
         """All that determines the result, as JSON values; a run with other settings is refused."""
 
     def loss(self, step: int) -> Tensor:
-        """The scalar loss on the batch that belongs to `step`."""
+        """The scalar loss on the batch that belongs to `step`; of several processes, on one of its parts."""
+
+
+@runtime_checkable
+class Averaging(Protocol):
+    """A stage that uses the average of its weights while it trains."""
+
+    target: nn.Module
+    """A second network of the same shape, whose parameters are the average."""
+
+
+@runtime_checkable
+class Accompanied(Protocol):
+    """A stage with a second network that learns between the steps of the first."""
+
+    companion: nn.Module
+    companion_optimizers: Optimizers
+
+    def accompany(self, step: int, parallel: Parallel) -> None:
+        """Train the companion before `step`."""
 
 
 @dataclass
@@ -51,9 +76,21 @@ class Progress:
 
 
 def train(
-    stage: Stage, folder: Path, *, report: Report, stop_after: int | None = None
+    stage: Stage,
+    folder: Path,
+    *,
+    report: Report,
+    stop_after: int | None = None,
+    parallel: Parallel = ALONE,
 ) -> dict[str, Tensor] | None:
     """Train `stage` in `folder` to its last step, or for `stop_after` steps; resumes what is there.
+
+    Args:
+        stage: what is trained.
+        folder: where its state and its log are kept.
+        report: takes a line after each step.
+        stop_after: a number of steps; all of them if not given.
+        parallel: this process among others, which all call this.
 
     Returns:
         The averaged weights, by parameter name; None if it stopped before its last step.
@@ -61,25 +98,26 @@ def train(
     Raises:
         UserError: if `folder` holds this stage with other settings, or its state is damaged.
     """
-    progress = _resume(stage, folder)
+    progress = _resume(stage, folder, parallel)
     whole = stage.schedule.steps
     end = whole if stop_after is None else min(whole, progress.step + stop_after)
     began, before = time.monotonic(), progress.seconds
-    with (folder / f"{stage.name}.jsonl").open("a") as log:
+    with (folder / f"{stage.name}.jsonl").open("a") if parallel.rank == 0 else StringIO() as log:
         while progress.step < end:
-            loss = _advance(stage, progress)
+            loss = _advance(stage, progress, parallel)
             progress.seconds = before + time.monotonic() - began
             _record(stage, progress, loss, log.write, report)
             if progress.step % stage.schedule.save_every == 0 or progress.step == end:
                 log.flush()
-                _save(stage, progress, folder)
+                _save(stage, progress, folder, parallel)
     return progress.average if progress.step == whole else None
 
 
-def _advance(stage: Stage, progress: Progress) -> float:
+def _advance(stage: Stage, progress: Progress, parallel: Parallel) -> float:
     """One optimizer step; the averages follow."""
-    loss = stage.loss(progress.step)
-    loss.backward()
+    if isinstance(stage, Accompanied):
+        stage.accompany(progress.step, parallel)
+    loss = parallel.backward(stage.loss, progress.step)
     progress.optimizers.step(progress.step)
     progress.step += 1
     # The horizon grows with the run, so that the first, untrained weights are soon forgotten.
@@ -87,7 +125,7 @@ def _advance(stage: Stage, progress: Progress) -> float:
     with torch.no_grad():
         for name, parameter in stage.model.named_parameters():
             progress.average[name].lerp_(parameter.float(), 1 - decay)
-    return float(loss.detach())
+    return loss
 
 
 def _record(
@@ -107,30 +145,67 @@ def _record(
     )
 
 
-def _resume(stage: Stage, folder: Path) -> Progress:
+def _resume(stage: Stage, folder: Path, parallel: Parallel) -> Progress:
     folder.mkdir(parents=True, exist_ok=True)
     optimizers = Optimizers(stage.model, stage.schedule)
-    average = {name: p.detach().float().clone() for name, p in stage.model.named_parameters()}
-    progress = Progress(step=0, average=average, optimizers=optimizers)
-    state = load_state(folder / f"{stage.name}.pt", stage.settings())
+    progress = Progress(step=0, average=_average(stage), optimizers=optimizers)
+    parts, movers = _parts(stage, progress)
+    if parallel.sharded:
+        state = load_shards(folder, stage.name, parts, movers, _settings(stage, parallel))
+    else:
+        state = load_state(folder / f"{stage.name}.pt", _settings(stage, parallel))
+        if state is not None:
+            _fill(parts, movers, state)
     if state is not None:
-        stage.model.load_state_dict(state["model"])
-        optimizers.load_state_dict(state["optimizers"])
         progress.step, progress.seconds = state["step"], state["seconds"]
-        progress.average = state["average"]
-    _forget_after(folder / f"{stage.name}.jsonl", progress.step)
+    if parallel.rank == 0:
+        _forget_after(folder / f"{stage.name}.jsonl", progress.step)
     return progress
 
 
-def _save(stage: Stage, progress: Progress, folder: Path) -> None:
-    state = {
-        "settings": stage.settings(),
+def _average(stage: Stage) -> dict[str, Tensor]:
+    """Where the average is kept: in the stage's target network if it has one."""
+    if isinstance(stage, Averaging):
+        return {name: p.detach() for name, p in stage.target.named_parameters()}
+    return {name: p.detach().float().clone() for name, p in stage.model.named_parameters()}
+
+
+def _parts(stage: Stage, progress: Progress) -> tuple[dict[str, dict[str, Tensor]], dict[str, Optimizers]]:
+    """All tensors of the state, by name, and the optimizers; both are written to when a run resumes."""
+    parts, movers = {"model": stage.model.state_dict(), "average": progress.average}, {}
+    movers["optimizers"] = progress.optimizers
+    if isinstance(stage, Accompanied):
+        parts["companion"] = stage.companion.state_dict()
+        movers["companion_optimizers"] = stage.companion_optimizers
+    return parts, movers
+
+
+@torch.no_grad()
+def _fill(parts: dict[str, dict[str, Tensor]], movers: dict[str, Optimizers], state: dict[str, Any]) -> None:
+    """Copy a state that was read into where it is used."""
+    for key, tensors in parts.items():
+        for name, tensor in tensors.items():
+            tensor.copy_(state[key][name])
+    for key, each in movers.items():
+        each.load_state_dict(state[key])
+
+
+def _settings(stage: Stage, parallel: Parallel) -> dict[str, Any]:
+    """What a run may not change between two of its parts; how many processes share a group, it may."""
+    return stage.settings() | ({} if parallel.group == 1 else {"group": parallel.group})
+
+
+def _save(stage: Stage, progress: Progress, folder: Path, parallel: Parallel) -> None:
+    parts, movers = _parts(stage, progress)
+    record = {
+        "settings": _settings(stage, parallel),
         "step": progress.step,
         "seconds": progress.seconds,
-        "model": stage.model.state_dict(),
-        "average": progress.average,
-        "optimizers": progress.optimizers.state_dict(),
     }
+    if parallel.sharded:
+        save_shards(folder, stage.name, parts, movers, record)
+        return
+    state = {**record, **parts, **{key: each.state_dict() for key, each in movers.items()}}
     save_state(folder / f"{stage.name}.pt", state)
 
 

@@ -29,6 +29,28 @@ class Schedule:
     """Largest norm of the whole gradient."""
     save_every: int = 100
 
+    @property
+    def betas(self) -> tuple[float, float]:
+        """Of AdamW."""
+        return AVERAGED_BETAS
+
+    @property
+    def weight_decay(self) -> float:
+        """Of AdamW."""
+        return 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class DistilSchedule(Schedule):
+    """Of the stages that start from trained weights: AdamW without momentum, as Self-Forcing has it."""
+
+    betas: tuple[float, float] = (0.0, 0.999)  # type: ignore[misc]
+    weight_decay: float = 0.01  # type: ignore[misc]
+    average: float = 0.99
+    clip: float = 10.0
+    warmup: int = 0
+    decay: int = 0
+
 
 class Optimizers:
     """The optimizers of one model under one schedule, stepped together."""
@@ -43,7 +65,12 @@ class Optimizers:
         # Muon knows matrices only: a convolution joins as a view, one row for each output channel.
         self._views = [(p, nn.Parameter(p.detach().flatten(1))) for p in inner]
         self._all: list[torch.optim.Optimizer] = [
-            torch.optim.AdamW(others, lr=schedule.learning_rate, betas=AVERAGED_BETAS, weight_decay=0.0)
+            torch.optim.AdamW(
+                others,
+                lr=schedule.learning_rate,
+                betas=schedule.betas,
+                weight_decay=schedule.weight_decay,
+            )
         ]
         if schedule.matrix_rate is not None:
             # "match_rms_adamw" scales an update by its shape (arXiv 2502.16982, section 2.2).
@@ -79,6 +106,22 @@ class Optimizers:
     def state_dict(self) -> list[dict[str, Any]]:
         """The state of each optimizer."""
         return [optimizer.state_dict() for optimizer in self._all]
+
+    def sharded_state(self) -> dict[str, Any]:
+        """What each parameter's optimizer remembers, by the parameter's place; made now if it is not yet."""
+        (optimizer,) = self._all
+        for parameter in self._parameters:
+            if not optimizer.state[parameter]:
+                moments = ("exp_avg", "exp_avg_sq")
+                optimizer.state[parameter] = {key: torch.zeros_like(parameter) for key in moments}
+                optimizer.state[parameter]["step"] = torch.zeros(())
+        return {str(i): dict(optimizer.state[p]) for i, p in enumerate(self._parameters)}
+
+    def load_sharded(self, state: dict[str, Any]) -> None:
+        """Continue from what `sharded_state` gave."""
+        (optimizer,) = self._all
+        for i, parameter in enumerate(self._parameters):
+            optimizer.state[parameter] = state[str(i)]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
         """Continue from `states`."""

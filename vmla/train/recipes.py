@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 from vmla.config import RECIPES, ModelConfig
 from vmla.errors import UserError
@@ -99,15 +100,47 @@ DEBUG = Recipe(
     sampler=Sampler(kind="euler", steps=2, shift=2.0),
 )
 
-TRAINING_RECIPES = {recipe.name: recipe for recipe in (DEBUG, SPRITES)}
+# A smaller model of the same world, so that studies with seeds are affordable.
+MINI_MODEL = replace(
+    RECIPES["sprites"], width=128, heads=2, layers=3, ffn_width=512, text_width=64,
+    content_width=16, rotary_width=16, query_width=64,
+)  # fmt: skip
+MINI = Recipe(
+    name="mini",
+    model=MINI_MODEL,
+    codec=TinyCodecConfig(widths=(48, 32, 16), decoder_blocks=(1, 1, 1)),
+    text=SmallTextConfig(width=64, head_width=32, heads=2, ffn_width=128, layers=1),
+    codec_training=CodecTraining(
+        schedule=Schedule(
+            steps=600, learning_rate=1e-3, matrix_rate=2e-3, decay=300, average=0.99, save_every=100
+        ),
+        crop_steps=400,
+    ),
+    text_training=TextTraining(
+        schedule=Schedule(steps=600, learning_rate=2e-3, decay=300, average=0.98, save_every=100)
+    ),
+    latents=LatentSettings(clips=512),
+    denoiser_training=DenoiserTraining(
+        schedule=Schedule(steps=800, learning_rate=1e-3, matrix_rate=2e-3, decay=300, average=0.99),
+        forcing=Forcing(),
+        chunks=4,
+    ),
+    sampler=Sampler(kind="euler", steps=8, shift=2.0),
+)
+
+TRAINING_RECIPES = {recipe.name: recipe for recipe in (DEBUG, MINI, SPRITES)}
 
 
-def training_recipe(name: str) -> Recipe:
-    """The named recipe.
+def training_recipe(name: str, *, seed: int | None = None, **sizes: Any) -> Recipe:
+    """The named recipe, with another seed of its denoiser or other sizes (of `ModelConfig`) if given.
 
     Raises:
-        UserError: for a name that does not exist.
+        UserError: for a name that does not exist, or sizes that do not fit together.
     """
     if name not in TRAINING_RECIPES:
         raise UserError(f"no such training recipe: {name}; there are {', '.join(TRAINING_RECIPES)}")
-    return TRAINING_RECIPES[name]
+    recipe = TRAINING_RECIPES[name]
+    given = {key: value for key, value in sizes.items() if value is not None}
+    if seed is not None:
+        recipe = replace(recipe, denoiser_training=replace(recipe.denoiser_training, seed=seed))
+    return replace(recipe, model=replace(recipe.model, **given))

@@ -32,6 +32,16 @@ def load_state(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
         made_with = state["settings"]
     except (OSError, RuntimeError, EOFError, UnpicklingError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged; remove it to train this part again") from error
+    refuse_other_settings(made_with, settings, path)
+    return state
+
+
+def refuse_other_settings(made_with: dict[str, Any], settings: dict[str, Any], path: Path) -> None:
+    """Compare the settings that a state was made with to those of this run.
+
+    Raises:
+        UserError: naming the first that differs.
+    """
     theirs, ours = _flat(made_with), _flat(settings)
     differing = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
     if differing:
@@ -40,7 +50,6 @@ def load_state(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
             f"{path} was made with {key} = {theirs.get(key)}, this recipe has {ours.get(key)}; "
             f"use another output folder or remove that file"
         )
-    return state
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:

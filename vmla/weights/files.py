@@ -15,6 +15,10 @@ from torch import Tensor, nn
 
 from vmla.errors import UserError
 
+Shape = tuple[int, ...]
+LISTED = 10
+"""Tensors named in a complaint."""
+
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file.
@@ -49,8 +53,8 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
     from safetensors.torch import load_file
 
     tensors: dict[str, Tensor] = {}
-    for shard in _shards(path):
-        with _readable(shard):
+    for shard in shards_of(path):
+        with readable(shard):
             tensors |= load_file(shard)
     return tensors
 
@@ -64,14 +68,19 @@ def count_elements(path: Path) -> int:
     from safetensors import safe_open
 
     count = 0
-    for shard in _shards(path):
-        with _readable(shard), safe_open(shard, framework="pt") as file:
+    for shard in shards_of(path):
+        with readable(shard), safe_open(shard, framework="pt") as file:
             # torch-free shapes: a slice of a safetensors file knows its own without being read
             count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
     return count
 
 
-def _shards(path: Path) -> list[Path]:
+def shards_of(path: Path) -> list[Path]:
+    """`path` itself, or the shards that an index beside it names.
+
+    Raises:
+        UserError: if the index names none.
+    """
     index = path.with_name(path.name + ".index.json")
     if not index.exists():
         return [path]
@@ -83,7 +92,7 @@ def _shards(path: Path) -> list[Path]:
 
 
 @contextmanager
-def _readable(shard: Path) -> Iterator[None]:
+def readable(shard: Path) -> Iterator[None]:
     """What can be wrong with a safetensors file, in one line."""
     from safetensors import SafetensorError
 
@@ -108,18 +117,33 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -
     """Load `tensors` into `module`; names and shapes must match one for one.
 
     Raises:
-        UserError: naming the first tensor that is missing, unknown or misshapen.
+        UserError: naming what is missing, unknown or misshapen.
     """
-    expected = module.state_dict()
-    for name, tensor in expected.items():
-        if name not in tensors:
-            raise UserError(f"{path} lacks the tensor {name}; it does not fit its config.json")
-        if tensors[name].shape != tensor.shape:
-            found, wanted = list(tensors[name].shape), list(tensor.shape)
-            raise UserError(f"{path}: tensor {name} has shape {found}, config.json asks for {wanted}")
-    if extra := sorted(tensors.keys() - expected.keys()):
-        raise UserError(f"{path} has an unknown tensor {extra[0]}; it does not fit its config.json")
+    expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
+    check_shapes(expected, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, path)
     module.load_state_dict({name: tensor.to(torch.float32) for name, tensor in tensors.items()}, assign=True)
+
+
+def check_shapes(
+    expected: Mapping[str, Shape], found: Mapping[str, Shape], path: Path, against: str = "config.json"
+) -> None:
+    """Compare the tensors that a model has with those of its file; `against` is what gave its sizes.
+
+    Raises:
+        UserError: one line that lists at most ten that are missing, misshapen or unknown, with shapes.
+    """
+    faults = [f"lacks the tensor {name} {list(s)}" for name, s in expected.items() if name not in found]
+    faults += [
+        f"tensor {name} has shape {list(found[name])}, {against} asks for {list(shape)}"
+        for name, shape in expected.items()
+        if name in found and tuple(found[name]) != tuple(shape)
+    ]
+    unknown = sorted(found.keys() - expected)
+    faults += [f"has an unknown tensor {name} {list(found[name])}" for name in unknown]
+    if faults:
+        more = f", and {len(faults) - LISTED} others" if len(faults) > LISTED else ""
+        listed = ", ".join(faults[:LISTED])
+        raise UserError(f"{path}: {listed}{more}; it does not fit its {against}")
 
 
 def hash_weights(path: Path) -> str:
@@ -129,8 +153,8 @@ def hash_weights(path: Path) -> str:
         UserError: if one is missing.
     """
     digest = hashlib.sha256()
-    for shard in _shards(path):
-        with _readable(shard):
+    for shard in shards_of(path):
+        with readable(shard):
             digest.update(bytes.fromhex(hash_file(shard)))
     return digest.hexdigest()
 

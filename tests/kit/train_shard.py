@@ -1,0 +1,49 @@
+"""One process of a sharded run of the debug model, started by `torchrun`; writes its losses."""
+
+import sys
+from pathlib import Path
+
+import torch
+from kit.models import draw, randomise
+
+from vmla.config import recipe
+from vmla.train.denoiser import DenoiserStage
+from vmla.train.latents import LatentSet
+from vmla.train.loop import train
+from vmla.train.parallel import checkpoint_blocks, direct, processes, shard, whole
+from vmla.train.pipelines import PIPELINES
+from vmla.transformer import VideoMLA
+
+STEPS = 10
+
+
+def forcing_stage(*, sharded):
+    """Teacher forcing of a random debug model, ten steps; the same in every process."""
+    import dataclasses
+
+    training = PIPELINES["debug"].forcing
+    schedule = dataclasses.replace(training.schedule, steps=STEPS, save_every=3)
+    config = recipe("debug")
+    latents = draw(4, config.latent_channels, 12, config.height, config.image_width).half()
+    text = draw(4, config.text_tokens, config.text_width, seed=1).half()
+    model = randomise(VideoMLA(config)).requires_grad_(True)
+    if sharded:
+        model = shard(checkpoint_blocks(model), torch.float32)
+    return DenoiserStage(
+        config, dataclasses.replace(training, schedule=schedule), LatentSet(latents, text, {"made": "here"}),
+        model=model, calls=direct,
+    )  # fmt: skip
+
+
+def main(folder, accumulate, stop_after):
+    torch.set_num_threads(1)
+    with processes(accumulate, "cpu") as parallel:
+        stage = forcing_stage(sharded=parallel.sharded)
+        average = train(stage, folder, report=lambda line: None, stop_after=stop_after, parallel=parallel)
+        tensors = None if average is None else whole(average)
+        if parallel.rank == 0 and tensors is not None:
+            torch.save(tensors, folder / "average.pt")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]) or None)

@@ -1,0 +1,118 @@
+"""Two processes train as one does, and go on where they were stopped, or killed."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from click.testing import CliRunner
+from kit import train_shard
+from kit.measure import assert_close
+
+from vmla.errors import UserError
+from vmla.train.cli import main
+from vmla.train.distributed_state import load_shards
+from vmla.train.loop import train
+from vmla.train.parallel import ALONE, Parallel, processes
+
+pytestmark = pytest.mark.cpu
+
+ROOT = Path(__file__).parents[2]
+
+
+def run(folder, *, count=2, accumulate=1, stop_after=0):
+    """Train in `count` processes, as `torchrun` starts them."""
+    folder.mkdir(exist_ok=True)
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count),
+        str(ROOT / "tests" / "kit" / "train_shard.py"), str(folder), str(accumulate), str(stop_after),
+    ]  # fmt: skip
+    paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env={**os.environ, **paths}, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return folder
+
+
+def losses(folder):
+    lines = (folder / "denoiser.jsonl").read_text().splitlines()
+    return torch.tensor([json.loads(line)["loss"] for line in lines], dtype=torch.float64)
+
+
+@pytest.fixture(scope="module")
+def two(tmp_path_factory):
+    """Ten steps in two processes, interrupted after six.
+
+    With what a kill leaves: half a state that the pointer does not name, and lines of unsaved steps.
+    """
+    folder = run(tmp_path_factory.mktemp("two"), stop_after=6)
+    assert len(losses(folder)) == 6
+    half = folder / "denoiser-0000009"
+    half.mkdir()
+    (half / "__0_0.distcp").write_bytes(b"half")
+    with (folder / "denoiser.jsonl").open("a") as log:
+        log.write('{"step": 7, "loss": 99.0, "rate": 1.0, "seconds": 1.0}\n{"step": 8, "lo')
+    return run(folder)
+
+
+def test_two_processes_interrupted_lose_what_one_does_that_is_not(two, tmp_path):
+    average = train(
+        train_shard.forcing_stage(sharded=False), tmp_path, report=lambda line: None,
+        parallel=Parallel(accumulate=2),
+    )  # fmt: skip
+    alone = losses(tmp_path)
+    assert len(alone) == len(losses(two)) == train_shard.STEPS
+    assert alone.std() > 1e-3
+    assert_close(losses(two), alone, rtol=0, atol=1e-5)
+    together = torch.load(two / "average.pt", weights_only=True)
+    assert together.keys() == average.keys()
+    for name, tensor in average.items():
+        # AdamW divides by the size of a gradient: where that is rounding alone, so is the step.
+        assert_close(together[name], tensor, rtol=1e-2, atol=3e-3)
+    assert [path.name for path in two.iterdir() if path.is_dir()] == ["denoiser-0000010"]
+
+
+def test_a_group_of_micro_batches_is_the_same_however_it_is_split():
+    def drawn(parallel, step):
+        numbers = []
+        parallel.backward(lambda n: numbers.append(n) or torch.zeros((), requires_grad=True), step)
+        return numbers
+
+    assert drawn(ALONE, 5) == [5]
+    assert drawn(Parallel(accumulate=4), 2) == [8, 9, 10, 11]
+
+
+def test_each_process_takes_its_own_share(monkeypatch):
+    monkeypatch.setattr(torch.distributed, "all_reduce", lambda total: total.mul_(2))
+    taken = []
+    for rank in range(2):
+        parallel = Parallel(rank=rank, world=2, accumulate=2)
+        loss = parallel.backward(lambda n: taken.append(n) or torch.tensor(float(n), requires_grad=True), 3)
+        assert loss == (12 + rank + 14 + rank) / 2
+    assert sorted(taken) == [12, 13, 14, 15]
+
+
+def test_without_torchrun_a_process_is_alone():
+    with processes(3, "cpu") as parallel:
+        assert (parallel.rank, parallel.world, parallel.group, parallel.sharded) == (0, 1, 3, False)
+
+
+def test_a_sharded_state_of_other_settings_is_refused(tmp_path):
+    assert load_shards(tmp_path, "forcing", {}, {}, {}) is None
+    (tmp_path / "forcing.json").write_text('{"settings": {"seed": 1}, "folder": "x", "step": 1}')
+    with pytest.raises(UserError, match="made with seed = 1, this recipe has 2"):
+        load_shards(tmp_path, "forcing", {}, {}, {"seed": 2})
+
+
+@pytest.mark.parametrize("name", ["forcing", "distribution"])
+def test_a_dry_run_counts_memory_by_part(name):
+    sizes = {}
+    for gpus in (1, 8):
+        arguments = ["stage", name, "--recipe", "debug", "--dry-run", "--gpus", str(gpus)]
+        result = CliRunner().invoke(main, arguments)
+        assert result.exit_code == 0, result.output
+        sizes[gpus] = [line.rsplit(": ", 1)[0] for line in result.output.splitlines()]
+    assert sizes[1] == sizes[8]
+    assert {"weights, sharded", "AdamW's moments, sharded", "inputs of blocks", "all"} <= set(sizes[1])

@@ -1,0 +1,109 @@
+"""`vmla-train stage`: one stage from a checkpoint to a checkpoint, alone or under `torchrun`."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from vmla.errors import UserError
+from vmla.sampler import Sampler
+from vmla.train.clips import open_clips
+from vmla.train.denoiser import DenoiserStage, narrowed
+from vmla.train.distil import ConsistencyStage, DistributionStage
+from vmla.train.latents import LatentSet
+from vmla.train.loop import Stage, train
+from vmla.train.parallel import Parallel, checkpoint_blocks, direct, shard, whole
+from vmla.train.pipelines import Pipeline
+from vmla.transformer import VideoMLA
+from vmla.weights.convert import finish_folder
+from vmla.weights.files import write_json, write_tensors
+from vmla.weights.folder import WEIGHTS, Checkpoint, open_checkpoint
+
+RESULT = "checkpoint"
+"""The folder of a finished stage that the next one starts from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One stage to be run."""
+
+    name: str
+    """One of `vmla.train.pipelines.STAGES`."""
+    pipeline: Pipeline
+    start: str
+    """The checkpoint that is trained."""
+    data: Path
+    output: Path
+    teacher: str | None = None
+    """Of a distillation; the start itself if not given."""
+    critic: str | None = None
+    """What the critic starts from; the teacher if not given."""
+
+    def run(
+        self, parallel: Parallel, report: Callable[[str], None], *, stop_after: int | None = None
+    ) -> None:
+        """Train, or go on, and write the averaged weights as a checkpoint when it is finished.
+
+        Raises:
+            UserError: for data or checkpoints that do not fit, or a folder of another run.
+        """
+        checkpoint = open_checkpoint(self.start)
+        config = checkpoint.model_config()
+        video = self.name in ("forcing", "consistency")
+        stage = self._stage(open_clips(self.data, config, video=video), parallel)
+        average = train(stage, self.output, report=report, stop_after=stop_after, parallel=parallel)
+        if average is None or (self.output / RESULT).exists():
+            return
+        tensors = whole(average)
+        if parallel.rank == 0:
+            _write(self.output / RESULT, checkpoint, tensors, self._sampler(checkpoint))
+            report(f"wrote {self.output / RESULT}")
+
+    def _stage(self, data: LatentSet, parallel: Parallel) -> Stage:
+        settings = getattr(self.pipeline, self.name)
+        dtype = torch.bfloat16 if settings.bfloat16 else torch.float32
+        calls = direct if parallel.sharded else narrowed
+
+        def network(folder: str, *, learns: bool) -> VideoMLA:
+            model = open_checkpoint(folder).transformer().requires_grad_(learns).to(parallel.device)
+            if not parallel.sharded:
+                return model
+            return shard(checkpoint_blocks(model) if learns else model, dtype)
+
+        student, teacher = network(self.start, learns=True), self.teacher or self.start
+        if self.name == "forcing":
+            if parallel.sharded and (settings.jumps or settings.openings or settings.opening_steps):
+                # Each batch draws them by itself, and processes that share weights must run the same passes.
+                raise UserError(f"{self.pipeline.name} draws jumps or openings; run it without torchrun")
+            stage = DenoiserStage(student.config, settings, data, model=student, calls=calls)
+            stage.name = self.name
+            return stage
+        if self.name == "consistency":
+            target, guide = (network(folder, learns=False) for folder in (self.start, teacher))
+            return ConsistencyStage(student, target, guide, settings, data, calls=calls)
+        critic = network(self.critic or teacher, learns=True)
+        judge = network(teacher, learns=False)
+        return DistributionStage(
+            student, critic, judge, settings, data, calls=calls, group=parallel.group, name=self.name
+        )
+
+    def _sampler(self, checkpoint: Checkpoint) -> Sampler:
+        """How the result is sampled: as before, or in the student's few steps."""
+        return checkpoint.sampler() if self.name == "forcing" else self.pipeline.distribution.sampler
+
+
+def _write(folder: Path, start: Checkpoint, tensors: dict[str, torch.Tensor], sampler: Sampler) -> None:
+    """The checkpoint that training started from, with other weights and another schedule."""
+    aside = folder.with_name(folder.name + ".tmp")
+    shutil.rmtree(aside, ignore_errors=True)
+    (aside / "transformer").mkdir(parents=True)
+    write_tensors(aside / "transformer" / WEIGHTS, tensors, {"format": "pt"})
+    values = (start.folder / "transformer" / "config.json").read_text()
+    (aside / "transformer" / "config.json").write_text(values)
+    finish_folder(aside, start.folder, sampler)
+    write_json(aside / "model_index.json", start.index)
+    aside.rename(folder)

@@ -1,0 +1,182 @@
+"""A Wan transformer to a VideoMLA checkpoint, layer by layer, with a report of what was lost."""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vmla.attention import LatentAttention
+from vmla.config import ModelConfig
+from vmla.errors import UserError
+from vmla.sampler import Sampler
+from vmla.transformer import VideoMLA
+from vmla.weights.calibrate import Calibration, Seen, all_frames, layers_of
+from vmla.weights.files import write_json, write_tensors
+from vmla.weights.folder import WEIGHTS
+from vmla.weights.source import Source, shapes_of
+from vmla.weights.spectral import Choices, Inputs, convert_attention
+
+REPORT = "conversion.json"
+PARTS = ("vae", "text_encoder", "tokenizer")
+"""Of a pipeline folder: carried over as they are."""
+SAMPLER = Sampler(kind="euler", steps=50, shift=5.0)
+"""Of a model that is not distilled yet."""
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What to make of a source."""
+
+    source: Source
+    config: ModelConfig
+    """Of the result; its layout may be the source's own."""
+    choices: Choices
+    calibration: Calibration
+    dtype: torch.dtype = torch.float32
+
+    def write(self, folder: Path, report: Callable[[str], None], *, pipeline: Path | None = None) -> None:
+        """Write the checkpoint to `folder`; a pipeline folder's other parts join it.
+
+        Raises:
+            UserError: if `folder` exists, or the layouts do not lead from one to the other.
+        """
+        if folder.exists():
+            raise UserError(f"{folder} exists already; remove it or choose another folder")
+        if (self.source.config.layout, self.config.layout) == ("mla", "mha"):
+            raise UserError("latent attention cannot be turned back into heads; use --layout mla")
+        aside = folder.with_name(folder.name + ".tmp")
+        shutil.rmtree(aside, ignore_errors=True)
+        (aside / "transformer").mkdir(parents=True)
+        records: list[dict[str, Any]] = []
+        _write_shards(aside / "transformer", self._shards(records, report), self.config.layers + 1)
+        write_json(aside / "transformer" / "config.json", {"_class_name": "VideoMLA", **asdict(self.config)})
+        write_json(aside / REPORT, self._record(records))
+        finish_folder(aside, pipeline, SAMPLER)
+        aside.rename(folder)
+        report(f"wrote {folder}")
+
+    def _record(self, layers: list[dict[str, Any]]) -> dict[str, Any]:
+        kept = {"source": str(self.source.path), "choices": asdict(self.choices), "layers": layers}
+        return {**kept, "tokens": self.calibration.latents[:, 0].numel() // self.config.patch**2}
+
+    def _shards(
+        self, records: list[dict[str, Any]], report: Callable[[str], None]
+    ) -> Iterator[dict[str, Tensor]]:
+        """Tensors of the result: those of no block, then block by block."""
+        yield self._cast(self.source.outer())
+        if self.source.config.layout == self.config.layout:
+            for layer in range(self.config.layers):
+                yield self._cast(self.source.part(f"blocks.{layer}."), layer)
+            return
+        for seen in layers_of(self.source, self.calibration):
+            attention, record = self.attention(seen)
+            records.append(record)
+            report(_line(record, self.config.layers))
+            others = {name: t for name, t in seen.weights.items() if not name.startswith("attn1.")}
+            new = {f"attn1.{name}": tensor for name, tensor in attention.items()}
+            yield self._cast({**others, **new}, seen.layer)
+
+    def attention(self, seen: Seen) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """One layer's latent attention, and how far both initialisations are from what it replaces."""
+        wan = {n.removeprefix("attn1."): t for n, t in seen.weights.items() if n.startswith("attn1.")}
+        inputs = Inputs.of(seen.inputs.flatten(0, 1), whiten=self.choices.whiten)
+        made, errors = {}, {}
+        energy: dict[str, float] = {}
+        for init in ("spectral", "random"):
+            choices = replace(self.choices, init=init, seed=self.choices.seed * 1_000_003 + seen.layer)
+            made[init], kept = convert_attention(wan, self.config, inputs, choices)
+            errors[init] = self._error(made[init], seen)
+            energy |= kept
+        return made[self.choices.init], {"layer": seen.layer, "energy": energy, "output error": errors}
+
+    def _error(self, weights: dict[str, Tensor], seen: Seen) -> float:
+        """Distance of the attention's outputs from those of the source, as a share of their size."""
+        attention = LatentAttention(self.config)
+        attention.load_state_dict(weights)
+        frames = self.calibration.latents.shape[2]
+        window = all_frames(VideoMLA.rotary(self.config), frames)
+        lost = size = 0.0
+        with torch.no_grad():
+            for x, expected in zip(seen.inputs, seen.outputs, strict=True):
+                out, _ = attention(x[None], x.new_empty(1, 0, self.config.entry_width), window)
+                lost += float((out[0] - expected).square().sum())
+                size += float(expected.square().sum())
+        return float((lost / size) ** 0.5)
+
+    def _cast(self, tensors: dict[str, Tensor], layer: int | None = None) -> dict[str, Tensor]:
+        prefix = "" if layer is None else f"blocks.{layer}."
+        return {prefix + name: tensor.to(self.dtype) for name, tensor in tensors.items()}
+
+
+def _line(record: dict[str, Any], layers: int) -> str:
+    errors, kept = record["output error"], record["energy"]["keys and values"]
+    return (
+        f"layer {record['layer'] + 1} of {layers}: {kept:.1%} of keys and values kept, output error "
+        f"{errors['spectral']:.3f} spectral, {errors['random']:.3f} random"
+    )
+
+
+def _write_shards(folder: Path, shards: Iterator[dict[str, Tensor]], count: int) -> None:
+    """One file for each part, and the index that joins them."""
+    stem, end = WEIGHTS.split(".")
+    weight_map: dict[str, str] = {}
+    size = 0
+    for number, tensors in enumerate(shards, start=1):
+        name = f"{stem}-{number:05d}-of-{count:05d}.{end}"
+        write_tensors(folder / name, tensors, {"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, name)
+        size += sum(tensor.nbytes for tensor in tensors.values())
+    write_json(
+        folder / f"{WEIGHTS}.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map}
+    )
+
+
+def finish_folder(folder: Path, pipeline: Path | None, sampler: Sampler) -> None:
+    """Add the schedule, the other parts of `pipeline` (linked where the disk allows) and the index."""
+    (folder / "scheduler").mkdir(exist_ok=True)
+    schedule = {"_class_name": "Sampler", **asdict(sampler)}
+    write_json(folder / "scheduler" / "scheduler_config.json", schedule)
+    for part in PARTS:
+        if pipeline is not None and (pipeline / part).is_dir():
+            shutil.copytree(pipeline / part, folder / part, copy_function=_link)
+    index = {"_class_name": "VideoMLAPipeline", "transformer": ["vmla", "VideoMLA"]}
+    write_json(folder / "model_index.json", index)
+
+
+def _link(source: str, target: str) -> None:
+    """A second name for the same file; a copy where the disk has none."""
+    try:
+        os.link(Path(source).resolve(), target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def plan(source: ModelConfig, config: ModelConfig, *, tokens: int, dtype: torch.dtype) -> dict[str, int]:
+    """What a conversion takes, from sizes alone: parameters, and bytes on disk and in memory."""
+    before, outer = _parameters(source)
+    after, _ = _parameters(config)
+    block, width = (before - outer) // source.layers, source.width
+    stack = source.heads * config.nope_width + width
+    # Float64: the stack, its whitened form and its three factors; four square matrices of the inputs.
+    algebra = 8 * (5 * stack * width + 4 * width**2 + 3 * tokens * width)
+    states = 4 * tokens * (3 * width + source.ffn_width)
+    return {
+        "parameters of the source": before,
+        "parameters of the result": after,
+        "bytes on disk": after * dtype.itemsize,
+        "bytes in memory": 4 * (outer + 2 * block) + algebra + states,
+    }
+
+
+def _parameters(config: ModelConfig) -> tuple[int, int]:
+    """Of the whole model, and of what belongs to no block."""
+    counts = {name: math.prod(shape) for name, shape in shapes_of(config).items()}
+    return sum(counts.values()), sum(n for name, n in counts.items() if not name.startswith("blocks."))

@@ -1,0 +1,212 @@
+"""A Wan or VideoMLA transformer in whatever form it was published, under our names, tensor by tensor."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vmla.config import RECIPES, Layout, ModelConfig
+from vmla.errors import UserError
+from vmla.transformer import VideoMLA
+from vmla.weights.files import Shape, check_shapes, load_exactly, read_json
+from vmla.weights.folder import WEIGHTS, Uninitialised
+from vmla.weights.lazy import LazyTensors, open_pickle, shape_of
+from vmla.weights.names import LATENT, read_mapping, stripped, to_diffusers, to_wan
+
+WAN_HEAD = 128
+"""Width of a head in every Wan model."""
+OTHERS = {
+    "image-to-video": ("img_emb.", "condition_embedder.image_embedder.", "k_img.", "add_k_proj."),
+    "VACE": ("vace_",),
+}
+"""Relatives of Wan's text-to-video model, by parts of names that only they have."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """Tensors under our names, read when asked for."""
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    names: Mapping[str, str]
+    """Our names to those in the file."""
+    config: ModelConfig
+
+    def tensor(self, name: str) -> Tensor:
+        """One tensor in float32, in our shape."""
+        # A patch embedding is a convolution in a Wan file.
+        tensor = self.tensors[self.names[name]].to(torch.float32)
+        return tensor.flatten(1) if name == "patch_embedding.weight" else tensor
+
+    def part(self, prefix: str) -> dict[str, Tensor]:
+        """The tensors whose names begin with `prefix`, without it."""
+        return {
+            name.removeprefix(prefix): self.tensor(name) for name in self.names if name.startswith(prefix)
+        }
+
+    def outer(self) -> dict[str, Tensor]:
+        """The tensors that belong to no block."""
+        return {name: self.tensor(name) for name in self.names if not name.startswith("blocks.")}
+
+    def model(self) -> VideoMLA:
+        """The whole transformer in float32, ready to run."""
+        with Uninitialised():
+            model = VideoMLA(self.config)
+        load_exactly(model, {name: self.tensor(name) for name in self.names}, self.path)
+        return model.eval().requires_grad_(False)
+
+
+def open_source(
+    path: Path,
+    *,
+    like: ModelConfig = RECIPES["wan-1.3b"],
+    part: str | None = None,
+    mapping: Path | None = None,
+) -> Source:
+    """Open a transformer's weights.
+
+    Args:
+        path: a checkpoint of ours, a diffusers pipeline or `WanTransformer3DModel` folder, a folder of
+            Wan's release, a safetensors file, or a `.pt` of the Self-Forcing family.
+        like: what weights do not say: picture, text tokens, chunk and window.
+        part: of a `.pt`, one of `vmla.weights.lazy.PARTS`.
+        mapping: a JSON file that names the latent projections of a VideoMLA file.
+
+    Raises:
+        UserError: for a file of another model, or tensors that do not fit; at most ten are listed.
+    """
+    weights, values = _find(path)
+    if values.get("_class_name") == "VideoMLA":
+        return _open_ours(weights, values)
+    tensors = open_pickle(weights, part) if weights.suffix in (".pt", ".pth") else LazyTensors(weights)
+    bare = stripped(tensors)
+    _refuse_others(bare, weights)
+    latent = LATENT if mapping is None else read_mapping(mapping)
+    translate = _naming(bare, weights, latent)
+    shapes = {name: shape_of(tensors, original) for name, original in bare.items()}
+    config = _sizes(shapes, values, like, translate)
+    expected = _file_shapes(config)
+    check_shapes({translate(name): shape for name, shape in expected.items()}, shapes, weights, "model")
+    return Source(weights, tensors, {name: bare[translate(name)] for name in expected}, config)
+
+
+def _find(path: Path) -> tuple[Path, dict[str, Any]]:
+    """The weights file (or where its index is) and the values of the configuration beside it."""
+    if path.is_file():
+        beside = path.with_name("config.json")
+        return path, read_json(beside) if beside.exists() else {}
+    folder = path / "transformer" if (path / "transformer").is_dir() else path
+    if not (folder / "config.json").is_file():
+        raise UserError(f"{path} has no transformer: neither transformer/config.json nor config.json")
+    return folder / WEIGHTS, read_json(folder / "config.json")
+
+
+def _open_ours(weights: Path, values: dict[str, Any]) -> Source:
+    config = ModelConfig.from_dict({key: value for key, value in values.items() if key != "_class_name"})
+    tensors, expected = LazyTensors(weights), shapes_of(config)
+    check_shapes(expected, {name: tensors.shape(name) for name in tensors}, weights)
+    return Source(weights, tensors, {name: name for name in expected}, config)
+
+
+def _refuse_others(names: Mapping[str, str], path: Path) -> None:
+    for kind, signs in OTHERS.items():
+        for name in names:
+            if any(sign in name for sign in signs):
+                raise UserError(f"{path} is of another family, {kind} (it has {name}); give text-to-video")
+
+
+class _Naming:
+    """Our names in a file's convention."""
+
+    def __init__(self, layout: Layout, wan: bool, latent: Mapping[str, str]) -> None:
+        self.layout, self._wan, self._latent = layout, wan, latent
+
+    def __call__(self, name: str) -> str:
+        """One name."""
+        latent = self._latent if self.layout == "mla" else None
+        return to_wan(name, latent) if self._wan else to_diffusers(name)
+
+
+def _naming(names: Mapping[str, str], path: Path, latent: Mapping[str, str]) -> _Naming:
+    """Wan's own convention or diffusers', with latent attention or without."""
+    if "condition_embedder.time_proj.weight" in names:
+        return _Naming("mha", False, latent)
+    if "time_projection.1.weight" in names:
+        mla = f"blocks.0.self_attn.{latent['down_kv']}.weight" in names
+        return _Naming("mla" if mla else "mha", True, latent)
+    known = next(iter(names), "nothing")
+    raise UserError(f"{path} holds no Wan transformer (its first tensor is {known}); give a Wan2.1 model")
+
+
+def _sizes(
+    shapes: Mapping[str, Shape], values: Mapping[str, Any], like: ModelConfig, translate: _Naming
+) -> ModelConfig:
+    """Sizes read off the tensors' shapes; what they do not say, from its config.json or from `like`."""
+
+    def shape(name: str) -> Shape:
+        found = shapes.get(translate(name))
+        if found is None:
+            raise UserError(f"the source lacks the tensor {translate(name)}: no size can be read off it")
+        return found
+
+    patch, down = shape("patch_embedding.weight"), "blocks.0.attn1.{}.weight"
+    if len(patch) != 5 or patch[2] != 1 or patch[3] != patch[4]:
+        raise UserError(f"the source embeds patches of shape {list(patch[2:])}; Wan's are flat and square")
+    given = values.get("num_attention_heads", values.get("num_heads"))
+    heads = given or (like.heads if patch[0] == like.width else patch[0] // WAN_HEAD)
+    latent = {} if translate.layout == "mha" else {
+        "content_width": shape(down.format("down_kv"))[0],
+        "rotary_width": shape(down.format("rotary_k"))[0],
+        "query_width": shape(down.format("down_q"))[0],
+    }  # fmt: skip
+    return replace(
+        like,
+        layout=translate.layout,
+        width=patch[0],
+        heads=heads,
+        layers=1 + max(int(name.split(".")[1]) for name in shapes if re.match(r"blocks\.\d+\.", name)),
+        ffn_width=shape("blocks.0.ffn.up.weight")[0],
+        latent_channels=patch[1],
+        patch=patch[3],
+        frequency_width=shape("condition_embedder.time_embedder.linear_1.weight")[1],
+        text_width=shape("condition_embedder.text_embedder.linear_1.weight")[1],
+        eps=values.get("eps", like.eps),
+        **latent,
+    )
+
+
+def shapes_of(config: ModelConfig) -> dict[str, Shape]:
+    """Every tensor of a model and its shape; nothing is allocated."""
+    with torch.device("meta"):
+        model = VideoMLA(config)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def _file_shapes(config: ModelConfig) -> dict[str, Shape]:
+    """As `shapes_of`, with the patch embedding as the convolution that it is in a Wan file."""
+    convolution = (config.width, config.latent_channels, 1, config.patch, config.patch)
+    return {**shapes_of(config), "patch_embedding.weight": convolution}
+
+
+def published(model: VideoMLA, *, wan: bool, latent: Mapping[str, str] = LATENT) -> dict[str, Tensor]:
+    """The weights of `model` under Wan's own names, or diffusers': what `open_source` reads back.
+
+    Raises:
+        UserError: for latent attention under diffusers' names, which has none.
+    """
+    config = model.config
+    if config.layout == "mla" and not wan:
+        raise UserError("diffusers' Wan transformer has no latent attention; use Wan's own names")
+    return dict(_published(model, _Naming(config.layout, wan, latent)))
+
+
+def _published(model: VideoMLA, translate: _Naming) -> Iterator[tuple[str, Tensor]]:
+    shapes = _file_shapes(model.config)
+    for name, tensor in model.state_dict().items():
+        yield translate(name), tensor.reshape(shapes[name])
