@@ -1,4 +1,4 @@
-"""The stages of distillation resume exactly, train what they should, and lead from checkpoint to checkpoint."""
+"""Stages of distillation resume exactly, train what they should, and lead to few-step checkpoints."""
 
 import dataclasses
 import json
