@@ -1,4 +1,4 @@
-"""One process of a sharded run of the debug model, started by `torchrun`; writes its losses."""
+"""One process of sharded runs of the debug model, started by `torchrun`."""
 
 import sys
 from pathlib import Path
@@ -8,6 +8,7 @@ from kit.models import draw, randomise
 
 from vmla.config import recipe
 from vmla.train.denoiser import DenoiserStage
+from vmla.train.distil import ConsistencyStage
 from vmla.train.latents import LatentSet
 from vmla.train.loop import train
 from vmla.train.parallel import checkpoint_blocks, direct, processes, shard, whole
@@ -35,14 +36,28 @@ def forcing_stage(*, sharded):
     )  # fmt: skip
 
 
+def consistency_stage(*, sharded):
+    """Consistency distillation, whose target is a moving average that never sees a backward pass."""
+    config = recipe("debug")
+    latents = draw(4, config.latent_channels, 12, config.height, config.image_width).half()
+    text = draw(4, config.text_tokens, config.text_width, seed=1).half()
+    models = [randomise(VideoMLA(config), seed) for seed in (0, 0, 1)]
+    models[0].requires_grad_(True)
+    if sharded:
+        models = [shard(model, torch.float32) for model in models]
+    data = LatentSet(latents, text, {"made": "here"})
+    return ConsistencyStage(*models, PIPELINES["debug"].consistency, data, calls=direct)
+
+
 def main(folder, accumulate, stop_after):
     torch.set_num_threads(1)
     with processes(accumulate, "cpu") as parallel:
-        stage = forcing_stage(sharded=parallel.sharded)
-        average = train(stage, folder, report=lambda line: None, stop_after=stop_after, parallel=parallel)
-        tensors = None if average is None else whole(average)
-        if parallel.rank == 0 and tensors is not None:
-            torch.save(tensors, folder / "average.pt")
+        for make in (consistency_stage, forcing_stage):
+            stage = make(sharded=parallel.sharded)
+            average = train(stage, folder, report=lambda line: None, stop_after=stop_after, parallel=parallel)
+            tensors = None if average is None else whole(average)
+            if parallel.rank == 0 and tensors is not None:
+                torch.save(tensors, folder / f"{stage.name}-average.pt")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The objectives of distillation are their formulas, on the windows and with the steps of a rollout."""
+"""Stages of distillation resume exactly, train what they should, and lead to few-step checkpoints."""
 
 import dataclasses
 import json
@@ -6,244 +6,24 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
-from kit.equations import Equations
-from kit.measure import assert_close
 from kit.models import draw, randomise, tiny_config, tiny_model
 
-from runtime.decoding import NoDecoder
-from runtime.prompts import FixedPrompts
-from runtime.rollout import rollout
 from vmla.cache import CacheLayout
 from vmla.errors import UserError
-from vmla.sampler import Sampler
 from vmla.train.cli import main
-from vmla.train.consistency import Consistency, Networks, consistency_loss, teacher_velocity
 from vmla.train.denoiser import narrowed
 from vmla.train.distil import ConsistencyStage, DistributionStage
-from vmla.train.distribution import critic_loss, generator_loss, matching_gradient, score_sigma
-from vmla.train.guidance import guided, guided_beyond
 from vmla.train.latents import LatentSet
 from vmla.train.loop import train
-from vmla.train.memory import Memory, clip_velocity, predicted
-from vmla.train.parallel import checkpoint_blocks, direct
+from vmla.train.memory import Memory
+from vmla.train.parallel import direct
 from vmla.train.pipelines import PIPELINES
-from vmla.train.selfroll import self_rollout
+from vmla.transformer import VideoMLA
 from vmla.weights.folder import open_checkpoint
 
 pytestmark = pytest.mark.cpu
 
-BATCH, STUDENT = 2, Sampler(kind="renoise", steps=3, shift=3.0)
 DEBUG = PIPELINES["debug"]
-
-
-def memory_of(model, text=None, numbers=None):
-    text = draw(BATCH, 5, 10, seed=3) if text is None else text
-    return Memory(model, CacheLayout.of(model.config), model.encode_text(text), numbers)
-
-
-def clip(config, chunks, seed=1):
-    return draw(
-        BATCH, config.latent_channels, chunks * config.chunk, config.height, config.image_width, seed=seed
-    )
-
-
-# Guidance
-
-
-def test_the_two_conventions_differ_by_one():
-    c, u = draw(4, seed=1), draw(4, seed=2)
-    assert_close(guided_beyond(c, u, 3.0), guided(c, u, 4.0), rtol=1e-5, atol=1e-6)
-    assert_close(guided(c, u, 3.0), u + 3 * (c - u), rtol=1e-6, atol=1e-6)
-    assert torch.equal(guided(c, u, 0.0), u)
-    assert torch.equal(guided_beyond(c, u, 0.0), c)
-    assert_close(guided(c, u, 1.0), c, rtol=1e-6, atol=1e-6)
-
-
-def test_consistency_guides_by_the_first_convention_and_matching_by_the_second():
-    model, text = tiny_model(), [draw(BATCH, 5, 10, seed=s) for s in (3, 4)]
-    memories = [memory_of(model, each) for each in text]
-    x, sigma = clip(model.config, 1), torch.tensor([0.9, 0.4])
-    c, u = (memory.velocity(x, sigma, 0) for memory in memories)
-    networks = Networks(memories[0], memories[0], memories[0], memories[1])
-    assert_close(teacher_velocity(networks, x, sigma, 0, 3.0), u + 3 * (c - u), rtol=1e-5, atol=1e-5)
-    # On estimates x0 = x - sigma v, weight 3 of the second is weight 4 of the first on velocities.
-    level = sigma[:, None, None, None, None]
-    real = guided_beyond(x - level * c, x - level * u, 3.0)
-    assert_close(real, x - level * (u + 4 * (c - u)), rtol=1e-4, atol=1e-4)
-
-
-# Rollouts
-
-
-@pytest.mark.parametrize("layout", ["mla", "mha"])
-def test_a_self_rollout_is_a_rollout(layout):
-    model = tiny_model(layout=layout)
-    text, chunks = draw(1, 5, 10), 4
-
-    class Engine:
-        config, layout = model.config, CacheLayout.of(model.config)
-        device, dtype = torch.device("cpu"), torch.float32
-
-        def step(self, *inputs):
-            return model(*inputs)
-
-        def encode_prompt(self, prompts):
-            return model.encode_text(text)
-
-    made = rollout(Engine(), NoDecoder(), FixedPrompts("x"), STUDENT, seeds=[11], chunks=chunks)
-    expected = torch.cat([chunk.frames for chunk in made], dim=1).transpose(1, 2)
-    config = model.config
-    shape = (config.latent_channels, config.chunk, config.height, config.image_width)
-    latents = self_rollout(memory_of(model, text), STUDENT, shape, chunks=chunks, exit_step=2, seeds=[11])
-    assert_close(latents, expected, rtol=1e-5, atol=1e-5)
-
-
-def rolled(model, step, **how):
-    config = model.config
-    shape = (config.latent_channels, config.chunk, config.height, config.image_width)
-    text_kv = model.encode_text(draw(BATCH, 5, 10, seed=3))
-    memory = Memory(step, CacheLayout.of(config), text_kv)
-    return self_rollout(memory, STUDENT, shape, seeds=[1, 2], **how)
-
-
-def test_only_the_exit_step_of_the_learned_chunks_carries_gradients():
-    model = tiny_model().requires_grad_(True)
-    learns = []
-
-    def step(*inputs):
-        learns.append(torch.is_grad_enabled())
-        return model(*inputs)
-
-    rolled(model, step, chunks=3, exit_step=1, learned=2)
-    # Two steps and a clean pass for each chunk.
-    assert learns == [False, False, False, False, True, False, False, True, False]
-    latents = rolled(model, model, chunks=3, exit_step=1, learned=1)
-    size = model.config.chunk
-    frozen, bias = latents[:, :, : 2 * size].sum(), [model.proj_out.bias]
-    (gradient,) = torch.autograd.grad(frozen, bias, allow_unused=True)
-    assert gradient is None or not gradient.any()
-
-
-@pytest.mark.parametrize("layout", ["mla", "mha"])
-def test_checkpointing_changes_no_gradient_once_frames_are_evicted(layout):
-    """The blocks of a rollout's first chunks run again after the cache has moved on."""
-    gradients = []
-    for prepare in (lambda model: model, checkpoint_blocks):
-        model = prepare(tiny_model(layout=layout).requires_grad_(True))
-        layout_of = CacheLayout.of(model.config)
-        latents = rolled(model, model, chunks=5, exit_step=1)
-        assert latents.shape[2] > layout_of.slots + layout_of.chunk
-        (latents * clip(model.config, 5, seed=9)).sum().backward()
-        gradients.append([parameter.grad for parameter in model.parameters()])
-    for plain, kept in zip(*gradients, strict=True):
-        assert_close(kept, plain, rtol=1e-5, atol=1e-5)
-
-
-# Objectives
-
-
-@pytest.mark.parametrize("guidance", [1.0, 3.0])
-def test_the_consistency_loss_is_its_formula(guidance):
-    """By one masked forward in float64 for each network, no cache."""
-    config, chunks = tiny_config(), 4
-    models = [tiny_model(seed) for seed in range(3)]
-    text, negative, latents = draw(BATCH, 5, 10, seed=3), draw(BATCH, 5, 10, seed=4), clip(config, chunks)
-    free = None if guidance == 1.0 else memory_of(models[2], negative)
-    networks = Networks(*(memory_of(model, text) for model in models), free)
-    settings = Consistency(grid=5, shift=2.0, guidance=guidance)
-    loss = consistency_loss(networks, latents, settings, torch.Generator().manual_seed(7))
-
-    generator = torch.Generator().manual_seed(7)
-    drawn = torch.randint(4, (BATCH,), generator=generator)
-    noise = torch.cat(
-        [torch.randn(latents[:, :, :2].shape, generator=generator) for _ in range(chunks)], dim=2
-    ).double()
-    even = 1 - torch.arange(6).double() / 5
-    sigmas = 2 * even / (1 + even)
-    high, low = (sigmas[drawn + i][:, None, None, None, None] for i in range(2))
-
-    def velocity(model, noisy, sigma, of_text):
-        timestep = (1000 * sigma[:, 0, 0, 0]).expand(-1, latents.shape[2])
-        return Equations(model).run(latents, noisy, timestep, of_text)[0][:, :, latents.shape[2] :]
-
-    x = (1 - high) * latents.double() + high * noise
-    v = velocity(models[2], x, high, text)
-    if guidance != 1.0:
-        u = velocity(models[2], x, high, negative)
-        v = u + guidance * (v - u)
-    below = x + (low - high) * v
-    target = below - low * velocity(models[1], below, low, text)
-    student = x - high * velocity(models[0], x, high, text)
-    assert_close(loss, (student - target).square().mean(), rtol=1e-4, atol=0)
-
-
-def test_only_the_student_learns():
-    models = [tiny_model(seed).requires_grad_(True) for seed in range(3)]
-    networks = Networks(*(memory_of(model) for model in models), None)
-    latents = clip(models[0].config, 3)
-    consistency_loss(networks, latents, Consistency(guidance=1.0), torch.Generator()).backward()
-    assert all(parameter.grad is not None for parameter in models[0].parameters())
-    # Of the others text embeddings alone are made outside; nothing reaches them.
-    assert all(parameter.grad is None for model in models[1:] for parameter in model.parameters())
-
-
-@pytest.mark.parametrize("whole", [False, True], ids=["causal", "whole clip"])
-def test_scores_of_a_clip_are_those_of_one_masked_forward(whole):
-    chunks = 3
-    config = tiny_config(chunk=6, sink=0, history=0) if whole else tiny_config()
-    model = randomise(type(tiny_model())(config))
-    noisy, clean = (draw(BATCH, 3, 2 * chunks, 4, 6, seed=s) for s in (1, 2))
-    text, sigma = draw(BATCH, 5, 10, seed=3), torch.tensor([0.3, 0.8])
-    velocity = clip_velocity(memory_of(model, text), noisy, clean, sigma)
-    timestep = (1000 * sigma)[:, None].expand(-1, 2 * chunks)
-    expected = Equations(model).run(clean, noisy, timestep, text)[0][:, :, 2 * chunks :]
-    assert_close(velocity, expected, rtol=1e-4, atol=1e-4)
-
-
-def test_scores_after_a_jump_see_the_sink_as_a_long_rollout_does():
-    model, numbers = tiny_model(), [0, 6, 7, 8]
-    noisy, clean = (clip(model.config, 4, seed=s) for s in (1, 2))
-    text, sigma = draw(BATCH, 5, 10, seed=3), torch.tensor([0.3, 0.8])
-    velocity = clip_velocity(memory_of(model, text, numbers), noisy, clean, sigma)
-    timestep = (1000 * sigma)[:, None].expand(-1, 8)
-    expected = Equations(model).run(clean, noisy, timestep, text, numbers)[0][:, :, 8:]
-    assert predicted(numbers) == [0, 7, 8]
-    assert_close(velocity, torch.cat([expected[:, :, :2], expected[:, :, 4:]], 2), rtol=1e-4, atol=1e-4)
-
-
-def test_the_generators_gradient_is_the_matching_gradient():
-    x, fake, real = (draw(3, 4, 5, seed=s).requires_grad_(s == 1) for s in (1, 2, 3))
-    gradient = matching_gradient(x.detach(), fake, real)
-    for i in range(3):
-        expected = (fake[i] - real[i]) / (x[i] - real[i]).abs().mean()
-        assert_close(gradient[i], expected, rtol=1e-5, atol=1e-6)
-    generator_loss(x, gradient).backward()
-    assert_close(x.grad, gradient / x.numel(), rtol=1e-5, atol=1e-7)
-    assert not matching_gradient(real, real, real).isnan().any()
-
-
-def test_a_mask_leaves_frames_out():
-    x, gradient = draw(2, 3, 4, 1, 1, seed=1).requires_grad_(True), draw(2, 3, 4, 1, 1, seed=2)
-    generator_loss(x, gradient, torch.tensor([False, True, True, True])).backward()
-    assert not x.grad[:, :, 0].any()
-    assert_close(x.grad[:, :, 1:], gradient[:, :, 1:] / 18, rtol=1e-5, atol=1e-7)
-
-
-def test_noise_levels_of_scores_are_shifted_and_kept_from_the_ends():
-    sigma = score_sigma(torch.tensor([0.0, 0.25, 0.5, 0.999]), 5.0)
-    assert_close(sigma, torch.tensor([0.02, 0.625, 5 / 6, 0.98]), rtol=1e-6, atol=1e-6)
-
-
-def test_the_critics_loss_is_that_of_x0_over_sigma():
-    """v = (x_t - x0) / sigma, as Self-Forcing writes it."""
-    x, noise, velocity = (draw(2, 3, 4, 4, 4, seed=s) for s in (1, 2, 3))
-    noisy = 0.3 * x + 0.7 * noise
-    estimate = noisy - 0.7 * velocity
-    expected = ((noisy - estimate) / 0.7 - (noise - x)).square().mean()
-    assert_close(critic_loss(velocity, x, noise), expected, rtol=1e-4, atol=0)
-
-
-# Stages
 
 
 def debug_data(negative=False):
@@ -254,7 +34,7 @@ def debug_data(negative=False):
 
 
 def debug_model(seed=0):
-    return randomise(type(tiny_model())(DEBUG.model), seed).requires_grad_(True)
+    return randomise(VideoMLA(DEBUG.model), seed).requires_grad_(True)
 
 
 def consistency_stage():
@@ -358,7 +138,7 @@ def test_guidance_needs_a_negative_prompt():
 
 def test_a_per_head_teacher_judges_whole_clips():
     """As Wan does: one pass over all frames, in both directions."""
-    wan = randomise(type(tiny_model())(dataclasses.replace(DEBUG.model, layout="mha")), 1)
+    wan = randomise(VideoMLA(dataclasses.replace(DEBUG.model, layout="mha")), 1)
     training = dataclasses.replace(DEBUG.distribution, whole_scores=True)
     stage = DistributionStage(debug_model(), wan.requires_grad_(True), wan, training, debug_data())
     memory = stage._score(wan, stage.batches.text(0, 5)[1])([0, 1])
@@ -369,7 +149,7 @@ def test_a_per_head_teacher_judges_whole_clips():
 
 
 def test_direct_and_narrowed_passes_agree_in_float32():
-    text, inputs = draw(BATCH, 5, 10, seed=3), clip(tiny_config(), 1)
+    text, inputs = draw(2, 5, 10, seed=3), draw(2, 3, 2, 4, 6, seed=1)
     velocities = []
     for calls in (direct, narrowed):
         step, encode_text = calls(tiny_model(), torch.float32)

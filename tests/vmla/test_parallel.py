@@ -36,8 +36,8 @@ def run(folder, *, count=2, accumulate=1, stop_after=0):
     return folder
 
 
-def losses(folder):
-    lines = (folder / "denoiser.jsonl").read_text().splitlines()
+def losses(folder, name="denoiser"):
+    lines = (folder / f"{name}.jsonl").read_text().splitlines()
     return torch.tensor([json.loads(line)["loss"] for line in lines], dtype=torch.float64)
 
 
@@ -66,12 +66,23 @@ def test_two_processes_interrupted_lose_what_one_does_that_is_not(two, tmp_path)
     assert len(alone) == len(losses(two)) == train_shard.STEPS
     assert alone.std() > 1e-3
     assert_close(losses(two), alone, rtol=0, atol=1e-5)
-    together = torch.load(two / "average.pt", weights_only=True)
+    together = torch.load(two / "denoiser-average.pt", weights_only=True)
     assert together.keys() == average.keys()
     for name, tensor in average.items():
         # AdamW divides by the size of a gradient: where that is rounding alone, so is the step.
         assert_close(together[name], tensor, rtol=1e-2, atol=3e-3)
-    assert [path.name for path in two.iterdir() if path.is_dir()] == ["denoiser-0000010"]
+    states = sorted(path.name for path in two.iterdir() if path.is_dir())
+    assert states == ["consistency-0000004", "denoiser-0000010"]
+
+
+def test_a_target_without_a_backward_pass_follows_the_student_in_two_processes(two, tmp_path):
+    stage, parallel = train_shard.consistency_stage(sharded=False), Parallel(accumulate=2)
+    average = train(stage, tmp_path, report=lambda line: None, parallel=parallel)
+    alone = losses(tmp_path, "consistency")
+    assert_close(losses(two, "consistency"), alone, rtol=0, atol=1e-5)
+    together = torch.load(two / "consistency-average.pt", weights_only=True)
+    for name, tensor in average.items():
+        assert_close(together[name], tensor, rtol=1e-2, atol=3e-3)
 
 
 def test_a_group_of_micro_batches_is_the_same_however_it_is_split():

@@ -90,7 +90,9 @@ def shard(model: VideoMLA, dtype: torch.dtype) -> VideoMLA:
         fully_shard(block.attn2, mp_policy=policy)  # type: ignore[arg-type]
         register_fsdp_forward_method(block.attn2, "keys_values")  # type: ignore[arg-type]
         fully_shard(block, mp_policy=policy)
-    fully_shard(model, mp_policy=policy)
+    # Else the outermost weights would stay gathered until a backward pass: a network that has none, the
+    # moving average, would for ever be what it was at its first pass.
+    fully_shard(model, mp_policy=policy, reshard_after_forward=True)
     register_fsdp_forward_method(model, "encode_text")
     return model
 
