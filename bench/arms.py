@@ -12,6 +12,7 @@ import torch
 from bench.peaks import TYPES
 from bench.subject import in_layout
 from runtime.compiled import open_engine
+from runtime.drive import drive
 from runtime.engine import EagerEngine, Engine
 from vmla.config import Layout
 from vmla.errors import UserError
@@ -87,7 +88,7 @@ class EngineArm:
             target=_architecture(device) if self.engine == "tensorrt-rtx" else None,
         )  # fmt: skip
         place = folder / f"{subject.name}-{settings.name}"
-        build(subject, settings, place, lambda stage: None)
+        build(subject, settings, place, lambda stage: None, drive=drive)
         return open_engine(place, subject, batch=batch)
 
 

@@ -19,7 +19,7 @@ def drive(
 ) -> None:
     """Roll out `prompts` at once with `model` in float32 where it lies, number i with seed `seed` + i."""
     device = next(model.parameters()).device
-    engine = EagerEngine(model, checkpoint.text(), device=device, dtype=torch.float32)
+    engine = EagerEngine(model, checkpoint.text(), device=device, dtype=torch.float32, as_it_is=True)
     seeds = [seed + number for number in range(len(prompts))]
     sampler = checkpoint.sampler()
     for _ in rollout(

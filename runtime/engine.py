@@ -65,18 +65,26 @@ class EagerEngine:
         device: torch.device,
         dtype: torch.dtype,
         absorbed: bool = False,
+        as_it_is: bool = False,
     ) -> None:
+        """`as_it_is` runs the modules of `model` themselves, for whoever watches them: slower on a CPU."""
         self.config = model.config
         self.layout = CacheLayout.of(model.config)
         self.device, self.dtype, self.absorbed = device, dtype, absorbed
         self._model = model.to(device=device, dtype=dtype)
         self._model.rope.float()  # angles are never taken in less than float32
-        if packable(device, dtype):
-            rows = model.config.chunk * model.config.tokens_per_frame
-            self._model = cast(VideoMLA, packed(self._model, rows))
-        self._model = tabled(self._model)
+        if not as_it_is:
+            self._model = self._hastened()
         self._text = text
         text.encoder.to(device)
+
+    def _hastened(self) -> VideoMLA:
+        """The model with its weights laid out for this machine, and what timesteps alone decide kept."""
+        model = self._model
+        if packable(self.device, self.dtype):
+            rows = self.config.chunk * self.config.tokens_per_frame
+            model = cast(VideoMLA, packed(model, rows))
+        return tabled(model)
 
     @torch.inference_mode()
     def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
