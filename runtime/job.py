@@ -96,22 +96,14 @@ def prepare(
     Raises:
         UserError: for whatever cannot be.
     """
-    source = FixedPrompts(prompts) if isinstance(prompts, str) else prompts
-    if sum(length is not None for length in (minutes, seconds, chunks)) > 1:
-        raise UserError("more than one length; give one of --minutes, --seconds, --chunks")
     if engine is None:
         opened = open_checkpoint(SHIPPED if checkpoint is None else checkpoint)
     else:
         opened, device, dtype = fit(engine, checkpoint, device=device, dtype=dtype)
-    config, codec = opened.model_config(), opened.codec(weights=False)
+    config = opened.model_config()
     if layout not in (None, config.layout):
         raise UserError(f"checkpoint {opened.folder} has layout {config.layout}; name one with {layout}")
-    wanted = 60 * minutes if minutes is not None else 10.0 if seconds is None else seconds
-    count = chunks or chunks_for(wanted, config.chunk, codec)
-    whole = frames_in(count, config.chunk, codec)
-    check_length(whole / FRAMES_PER_SECOND)
-    if isinstance(source, Sequence):
-        source = to_schedule(source, chunks=count, chunk=config.chunk, codec=codec)
+    count, frames = length_of(opened, minutes=minutes, seconds=seconds, chunks=chunks)
     sampler = opened.sampler()
     where = choose_device(device)
     compute = choose_dtype(dtype, where)
@@ -120,7 +112,7 @@ def prepare(
     else:
         reason = "as asked for"
     job = Job(
-        prompts=source,
+        prompts=as_source(prompts, opened, count),
         checkpoint=opened,
         chunks=count,
         seed=seed,
@@ -130,7 +122,37 @@ def prepare(
         engine_folder=engine,
         engine_reason=reason,
     )
-    return job, whole if chunks else round(wanted * FRAMES_PER_SECOND)
+    return job, frames
+
+
+def as_source(
+    prompts: str | PromptSource | Sequence[Entry], checkpoint: Checkpoint, chunks: int
+) -> PromptSource:
+    """What `prepare` takes for prompts, chunk by chunk."""
+    if isinstance(prompts, str):
+        return FixedPrompts(prompts)
+    if isinstance(prompts, Sequence):
+        chunk, codec = checkpoint.model_config().chunk, checkpoint.codec(weights=False)
+        return to_schedule(prompts, chunks=chunks, chunk=chunk, codec=codec)
+    return prompts
+
+
+def length_of(
+    checkpoint: Checkpoint, *, minutes: float | None, seconds: float | None, chunks: int | None
+) -> tuple[int, int]:
+    """How many chunks to make and how many frames of them to keep: ten seconds if nothing is given.
+
+    Raises:
+        UserError: for more than one length, or one that cannot be.
+    """
+    if sum(length is not None for length in (minutes, seconds, chunks)) > 1:
+        raise UserError("more than one length; give one of --minutes, --seconds, --chunks")
+    chunk, codec = checkpoint.model_config().chunk, checkpoint.codec(weights=False)
+    wanted = 60 * minutes if minutes is not None else 10.0 if seconds is None else seconds
+    count = chunks or chunks_for(wanted, chunk, codec)
+    whole = frames_in(count, chunk, codec)
+    check_length(whole / FRAMES_PER_SECOND)
+    return count, whole if chunks else round(wanted * FRAMES_PER_SECOND)
 
 
 def look_up(

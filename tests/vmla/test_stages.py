@@ -231,7 +231,7 @@ def test_a_finished_run_is_packed_into_a_checkpoint(finished, tmp_path):
     result = CliRunner().invoke(main, ["pack", "debug", str(folder), "-o", str(tmp_path / "packed")])
     assert result.exit_code == 0, result.output
     opened, reports = open_checkpoint(tmp_path / "packed"), []
-    trained = Run(DEBUG, folder, reports.append).denoiser().state_dict()
+    trained = Run(DEBUG, folder, reports.append).refine().state_dict()
     for name, tensor in opened.transformer().state_dict().items():
         assert torch.equal(tensor, trained[name].half().float())
     assert reports == []

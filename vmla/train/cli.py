@@ -10,6 +10,9 @@ import click
 
 from vmla.command import OneLineErrors
 
+STAGES = ("codec", "text", "latents", "denoiser", "refine")
+"""Of `vmla.train.run.Run`, which needs torch."""
+
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
@@ -34,8 +37,7 @@ def varied(command: Any) -> Any:
 @click.argument("recipe")
 @varied
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder of the run; run again to resume.")
-@click.option("--until", type=click.Choice(["codec", "text", "latents", "denoiser"]), default="denoiser",
-              help="The last stage to train.")  # fmt: skip
+@click.option("--until", type=click.Choice(STAGES), default=STAGES[-1], help="The last stage to train.")
 @click.option("--stop-after", type=click.IntRange(min=1), help="Stop after this many more steps of a stage.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all cores if not given.")
 def run(
@@ -61,8 +63,9 @@ def recipes() -> None:
 
     for recipe in TRAINING_RECIPES.values():
         model = recipe.model
-        steps = recipe.denoiser_training.schedule.steps
-        click.echo(f"{recipe.name}: width {model.width}, {model.layers} layers, {steps} denoiser steps")
+        steps = recipe.steps()
+        learned = steps["denoiser"] + steps.get("refine", 0)
+        click.echo(f"{recipe.name}: width {model.width}, {model.layers} layers, {learned} denoiser steps")
 
 
 @main.command()

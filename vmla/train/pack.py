@@ -34,7 +34,7 @@ def pack_run(recipe: Recipe, folder: Path, output: Path, report: Callable[[str],
     aside = output.with_name(output.name + ".tmp")
     save_checkpoint(
         aside,
-        transformer=run.denoiser(),
+        transformer=run.refine(),
         codec=run.codec(),
         text=run.text(),
         sampler=recipe.sampler,

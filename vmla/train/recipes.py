@@ -20,7 +20,7 @@ from vmla.vae.tiny import TinyCodecConfig
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The stages of one model, in order: codec, text, latents, denoiser."""
+    """The stages of one model, in order: codec, text, latents, denoiser, refine."""
 
     name: str
     model: ModelConfig
@@ -30,16 +30,19 @@ class Recipe:
     text_training: TextTraining
     latents: LatentSettings
     denoiser_training: DenoiserTraining
+    refinement: DenoiserTraining | None = None
+    """How the denoiser's average is trained on; None leaves it as it is."""
     sampler: Sampler
     """How the finished model is sampled unless told otherwise."""
 
     def steps(self) -> dict[str, int]:
         """Optimizer steps of each stage that has some."""
-        return {
+        steps = {
             "codec": self.codec_training.schedule.steps,
             "text": self.text_training.schedule.steps,
             "denoiser": self.denoiser_training.schedule.steps,
         }
+        return steps if self.refinement is None else {**steps, "refine": self.refinement.schedule.steps}
 
 
 # About two and a half hours on two CPU cores: 15 minutes for the codec, 8 for text and latents, the rest
@@ -70,6 +73,19 @@ SPRITES = Recipe(
         opening_clips=64,
         compiled=True,
     ),
+    # The first pass leaves motion uncertain: half of the past that it learned from was its own coarse guess.
+    # Here the past is nearly that of a rollout.
+    refinement=DenoiserTraining(
+        schedule=Schedule(
+            steps=3200, learning_rate=1e-3, matrix_rate=3.5e-3, warmup=100, decay=1700, average=0.998
+        ),
+        forcing=Forcing(context_noise=0.1, own_sigma=0.5),
+        clips=12,
+        openings=0.2,
+        opening_clips=64,
+        compiled=True,
+        seed=1,
+    ),
     sampler=Sampler(kind="euler", steps=8, shift=2.0),
 )
 
@@ -93,6 +109,13 @@ DEBUG = Recipe(
     denoiser_training=DenoiserTraining(
         schedule=Schedule(steps=4, learning_rate=1e-3, matrix_rate=1e-3, decay=2, save_every=2),
         forcing=Forcing(),
+        clips=2,
+        chunks=3,
+        bfloat16=False,
+    ),
+    refinement=DenoiserTraining(
+        schedule=Schedule(steps=2, learning_rate=1e-3, matrix_rate=1e-3, decay=1, save_every=1),
+        forcing=Forcing(context_noise=0.1),
         clips=2,
         chunks=3,
         bfloat16=False,

@@ -20,8 +20,6 @@ from vmla.vae.tiny import TinyCodec
 
 Report = Callable[[str], None]
 
-STAGES = ("codec", "text", "latents", "denoiser")
-
 
 class Stopped(Exception):  # noqa: N818 - no error
     """A stage made as many steps as were asked for and is not finished: nothing may build on it."""
@@ -37,10 +35,9 @@ class Run:
         self.stop_after = stop_after
 
     def until(self, stage: str) -> None:
-        """Train up to and including `stage`, one of `STAGES`, or for `stop_after` steps of one of them."""
-        make = {"codec": self.codec, "text": self.text, "latents": self.latents, "denoiser": self.denoiser}
+        """Train up to and including `stage`, one of `vmla.train.cli.STAGES`, or for `stop_after` steps of one of them."""
         with suppress(Stopped):
-            make[stage]()
+            getattr(self, stage)()
 
     def codec(self) -> TinyCodec:
         """The trained autoencoder, with the statistics of its latents."""
@@ -69,9 +66,19 @@ class Run:
         return make_latents(self.recipe.latents, self.codec(), self.text(), known, folder, self.report)
 
     def denoiser(self) -> VideoMLA:
-        """The trained transformer."""
+        """The trained transformer, before its refinement."""
         recipe = self.recipe
         stage = DenoiserStage(recipe.model, recipe.denoiser_training, self.latents())
+        _train(stage.model, stage, self)
+        return stage.model
+
+    def refine(self) -> VideoMLA:
+        """The finished transformer: `denoiser` trained on, where the recipe asks for it."""
+        recipe, model = self.recipe, self.denoiser()
+        if recipe.refinement is None:
+            return model
+        stage = DenoiserStage(recipe.model, recipe.refinement, self.latents(), model=model)
+        stage.name = "refine"
         _train(stage.model, stage, self)
         return stage.model
 
