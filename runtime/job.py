@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -133,7 +134,7 @@ def as_source(
         return FixedPrompts(prompts)
     if isinstance(prompts, Sequence):
         chunk, codec = checkpoint.model_config().chunk, checkpoint.codec(weights=False)
-        return to_schedule(prompts, chunks=chunks, chunk=chunk, codec=codec)
+        return to_schedule(cast(Sequence[Entry], prompts), chunks=chunks, chunk=chunk, codec=codec)
     return prompts
 
 

@@ -35,7 +35,7 @@ class Run:
         self.stop_after = stop_after
 
     def until(self, stage: str) -> None:
-        """Train up to and including `stage`, one of `vmla.train.cli.STAGES`, or for `stop_after` steps of one of them."""
+        """Train up to and including `stage`, or for `stop_after` steps of one of its stages."""
         with suppress(Stopped):
             getattr(self, stage)()
 
