@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import conv2d, pad
 
-from bench.document import write_document
+from bench.document import Record
 from vmla.command import OneLineCommand
 from vmla.progress import ProgressLine
 from vmla.world.caption import Reading, Request, describe, read
@@ -32,6 +32,8 @@ from vmla.world.scene import BACKGROUNDS, COLOURS, MOTIONS, ROUND, SHAPES, Scene
 
 WINDOWS = (64, 80)
 LATEST_START = 4096
+ACCURACIES = {"clean": "accuracy", "degraded": "accuracy_degraded"}
+"""What a document calls the shares of right answers."""
 BLUR, NOISE, SHIFT = 0.7, 0.03, 0.02
 """Degradation: sigma of the blur in pixels and of the noise, and the change of each colour channel."""
 
@@ -154,29 +156,28 @@ def measure(count: int, seed: int, *, degraded: bool, progress: ProgressLine | N
 def main(scenes: int, seed: int, output: Path | None) -> None:
     """Measure the grader of the sprite world on rendered scenes, as they are and degraded."""
     torch.set_num_threads(1)
+    record, tallies = Record("grader", output), dict[str, Tally]()
     with ProgressLine(sys.stderr) as progress:
-        tallies = {
-            name: measure(scenes, seed, degraded=name == "degraded", progress=progress)
-            for name in ("clean", "degraded")
-        }
+        for name in ("clean", "degraded"):
+            tallies[name] = measure(scenes, seed, degraded=name == "degraded", progress=progress)
+            record.save(scenes=scenes, seed=seed, **_figures(tallies))
     for name, tally in tallies.items():
         click.echo(f"{name}: {tally.scenes} scenes, {tally.seconds / scenes:.2f} s of one core per window")
         click.echo(f"  {'question':<12}{'right':>8}{'own prompt: yes':>18}{'wrong prompt: no':>18}")
         for q in QUESTIONS:
             shares = (tally.accuracy(q), tally.accepted[q] / scenes, tally.rejected[q] / scenes)
             click.echo(f"  {q:<12}{shares[0]:>8.3f}{shares[1]:>18.3f}{shares[2]:>18.3f}")
-    write_document("grader", {"scenes": scenes, "seed": seed, **_figures(tallies)}, output)
+    record.finish(**{name: record.document[name] for name in ACCURACIES.values()})
 
 
 def _figures(tallies: dict[str, Tally]) -> dict[str, object]:
     name, question = min(
         ((n, q) for n in tallies for q in QUESTIONS), key=lambda pair: tallies[pair[0]].accuracy(pair[1])
     )
-    clean, degraded = ({q: tallies[n].accuracy(q) for q in QUESTIONS} for n in ("clean", "degraded"))
+    accuracies = {ACCURACIES[n]: {q: t.accuracy(q) for q in QUESTIONS} for n, t in tallies.items()}
     counts = sorted(tallies[name].confusion[question].items())
     return {
-        "accuracy": clean,
-        "accuracy_degraded": degraded,
+        **accuracies,
         "degradation": {"blur_px": BLUR, "noise": NOISE, "shift": SHIFT},
         "seconds_per_window": {n: round(t.seconds / t.scenes, 3) for n, t in tallies.items()},
         "worst": {"videos": name, "question": question, "truth_seen_count": [[*p, n] for p, n in counts]},

@@ -5,13 +5,14 @@
 
 Held-out prompts are rolled out in batches, by the eager model in float32 or by a compiled engine in its own
 precision, from the same noise; at each mark a window of four seconds is graded by formula
-(`vmla.world.grade`). Prints a table and one JSON line.
+(`vmla.world.grade`). Prints a table and one JSON line; what was graded is kept when it is interrupted.
 """
 
 from __future__ import annotations
 
 import sys
 from collections import Counter
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from bench.document import write_document
+from bench.document import Record
 from export.manifest import Manifest
 from runtime.compiled import CompiledEngine, open_engine
 from runtime.decoding import CodecDecoder
@@ -65,14 +66,16 @@ class Windows:
 
     def add(self, frames: Tensor) -> None:
         """Frames [B, n, 3, H, W] in [0, 1]."""
-        for second, end in self._ends.items():
-            first, last = (min(max(edge - self._seen, 0), frames.shape[1]) for edge in (end - WINDOW, end))
-            self._parts[second].append((frames[:, first:last] * 255).round().to(torch.uint8))
+        for second, parts in self._parts.items():
+            edges = self._ends[second] - WINDOW, self._ends[second]
+            first, last = (min(max(edge - self._seen, 0), frames.shape[1]) for edge in edges)
+            parts.append((frames[:, first:last] * 255).round().to(torch.uint8))
         self._seen += frames.shape[1]
 
-    def of(self, second: int) -> Tensor:
-        """[B, WINDOW, 3, H, W] uint8."""
-        return torch.cat(self._parts[second], dim=1)
+    def pop(self) -> Iterator[tuple[int, Tensor]]:
+        """Each mark that was passed since the last call, and its window [B, WINDOW, 3, H, W] uint8."""
+        for second in sorted(second for second in self._parts if self._ends[second] <= self._seen):
+            yield second, torch.cat(self._parts.pop(second), dim=1)
 
 
 def grade_rollouts(
@@ -84,8 +87,8 @@ def grade_rollouts(
     batch: int,
     seed: int,
     line: ProgressLine,
-) -> list[Graded]:
-    """Roll out all `prompts` at once, the video of number i with seed `seed` + i, and grade them.
+) -> Iterator[list[Graded]]:
+    """Roll out all `prompts` at once, the video of number i with seed `seed` + i; grade them at each mark.
 
     `batch` videos are made, as many as an engine was built for; those past the prompts are not graded.
     """
@@ -98,11 +101,11 @@ def grade_rollouts(
     for chunk in stream:
         windows.add(chunk.frames)
         line.show(f"grades: chunk {chunk.number + 1} of {chunks}, {len(prompts)} videos")
-    return [
-        Graded(prompt=prompt, second=second, grade=grade(look(frames), read(prompt)))
-        for second in seconds
-        for prompt, frames in zip(prompts, windows.of(second), strict=False)
-    ]
+        for second, frames in windows.pop():
+            yield [
+                Graded(prompt=prompt, second=second, grade=grade(look(video), read(prompt)))
+                for prompt, video in zip(prompts, frames, strict=False)
+            ]
 
 
 def open_denoiser(checkpoint: Checkpoint, folder: Path | None) -> tuple[Engine, int | None]:
@@ -131,6 +134,20 @@ def shares(graded: list[Graded]) -> dict[str, dict[str, float]]:
     return table
 
 
+def figures(graded: list[Graded]) -> dict[str, object]:
+    """What the document holds of the prompts graded so far."""
+    failures = Counter((one.prompt, one.second) for one in graded if not one.grade.all)
+    counts = Counter(str(one.second) for one in graded)
+    return {"grades": shares(graded), "graded": dict(counts), "failed": [list(key) for key in failures]}
+
+
+def show(table: dict[str, dict[str, float]]) -> None:
+    """For a person to read."""
+    click.echo("seconds  " + "  ".join(f"{name:>10}" for name in (*QUESTIONS, "all")))
+    for mark, row in table.items():
+        click.echo(f"{mark:>7}  " + "  ".join(f"{share:>10.1%}" for share in row.values()))
+
+
 @click.command(cls=OneLineCommand)
 @click.option("--checkpoint", help="A checkpoint folder; the engine's own, or else sprites.")
 @click.option("--engine", "folder", type=click.Path(path_type=Path), help="An engine folder; else eager.")
@@ -152,29 +169,22 @@ def main(
     """Grade a sprite model over time on held-out prompts."""
     named = Manifest.read(folder).checkpoint if folder is not None and checkpoint is None else checkpoint
     opened, marks = open_checkpoint(named or SHIPPED), tuple(int(mark) for mark in seconds.split(","))
-    prompts = held_out_prompts(count, seed=seed)
-    graded: list[Graded] = []
+    prompts, graded, record = held_out_prompts(count, seed=seed), list[Graded](), Record("grades", output)
     engine, fixed = open_denoiser(opened, folder)
+    record.save(
+        checkpoint=opened.name, engine=what_is(engine), prompts=count, seed=seed,
+        sampler=vars(opened.sampler()),
+    )  # fmt: skip
     with closing(engine), ProgressLine(sys.stderr) as line:
         for first in range(0, count, fixed or batch):
             part = prompts[first : first + (fixed or batch)]
-            graded += grade_rollouts(
+            for marked in grade_rollouts(
                 engine, opened, part, marks, batch=fixed or len(part), seed=seed + first, line=line
-            )
-    table = shares(graded)
-    click.echo("seconds  " + "  ".join(f"{name:>10}" for name in (*QUESTIONS, "all")))
-    for mark, row in table.items():
-        click.echo(f"{mark:>7}  " + "  ".join(f"{share:>10.1%}" for share in row.values()))
-    failures = Counter((one.prompt, one.second) for one in graded if not one.grade.all)
-    write_document("grades", {
-        "checkpoint": opened.name,
-        "engine": what_is(engine),
-        "prompts": count,
-        "seed": seed,
-        "sampler": vars(opened.sampler()),
-        "grades": table,
-        "failed": [list(key) for key in failures],
-    }, output)  # fmt: skip
+            ):
+                graded += marked
+                record.save(**figures(graded))
+    show(shares(graded))
+    record.finish(**record.document["grades"])
 
 
 if __name__ == "__main__":

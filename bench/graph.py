@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
@@ -21,13 +22,15 @@ import click
 import torch
 from torch import Tensor
 
-from bench.document import write_document
+from bench.document import Record
 from export import onnx, tensorrt
 from export.build import lower
 from export.contract import STEP, contract
+from export.layers import by_precision
 from export.onnx_attention import attention_nodes as count_attention_nodes
 from export.onnx_weights import Source
 from export.precision import DTYPES, Precision, check_precision
+from export.quantize import input_scale, quantize
 from export.settings import Settings
 from export.trace import fake_model, trace_step
 from vmla.command import OneLineCommand
@@ -35,6 +38,12 @@ from vmla.config import RECIPES, ModelConfig, recipe
 from vmla.errors import UserError
 from vmla.machine import peak_resident_bytes
 from vmla.transformer import VideoMLA
+
+CODES = torch.float8_e4m3fn
+LARGEST_INPUT = 8.0
+"""Of every quantised layer, as a calibration would find it: its inputs have been normalised."""
+LARGEST_DRAWN = 5.0
+"""Standard deviations that the codes of random weights reach."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,10 +82,13 @@ def export_graph(
     config: ModelConfig, precision: Precision, path: Path, *, attention_nodes: bool, weights: Source
 ) -> Graph:
     """Write the step of a model of `config` to `path`; no weights are ever held."""
-    settings = Settings(backend="onnx", precision=precision)
-    narrow = str(DTYPES[precision]).removeprefix("torch.")
+    # Of what a GPU runs: the base of a quantised graph is then bfloat16.
+    settings = Settings(backend="tensorrt", precision=precision)
+    narrow = str(DTYPES[settings.base]).removeprefix("torch.")
     signature = contract(config, batch=1, narrow=narrow)[STEP]
-    program = lower(trace_step(fake_model(config), batch=1), signature, settings)
+    layers = by_precision(config, settings)[precision] if settings.quantized else ()
+    largest = dict.fromkeys(layers, LARGEST_INPUT)
+    program = lower(trace_step(fake_model(config), batch=1), signature, settings, largest)
     onnx.save(program, signature, path, attention_nodes=attention_nodes, weights=weights)
     return Graph.read(path)
 
@@ -88,7 +100,10 @@ def holes(config: ModelConfig) -> Source:
 
 
 def random_weights(config: ModelConfig) -> Source:
-    """Numbers scaled like real ones: matrices by the root of their width, gains of 1, biases of 0."""
+    """Numbers scaled like real ones: matrices by the root of their width, gains of 1, biases of 0.
+
+    Of an fp8 graph, codes of such matrices and the scale that goes with them.
+    """
     generator, frequencies = torch.Generator().manual_seed(0), _frequencies(config)
     with torch.device("meta"):
         parameters = dict(VideoMLA(config).named_parameters())
@@ -96,14 +111,22 @@ def random_weights(config: ModelConfig) -> Source:
     def draw(name: str, like: Tensor) -> Tensor:
         if name in frequencies:
             return frequencies[name]
-        if name not in parameters:
+        matrix = parameters.get(name.removesuffix("_scale"))
+        if matrix is None:
             raise ValueError(f"{name} is no weight of the model")
+        if name not in parameters:
+            return torch.full(like.shape, _scale(matrix), dtype=like.dtype)
         if like.ndim < 2:
             return torch.full(like.shape, float(name.endswith("weight")), dtype=like.dtype)
         drawn = torch.randn(like.shape, generator=generator) / like.shape[-1] ** 0.5
-        return drawn.to(like.dtype)
+        return quantize(drawn, _scale(matrix)) if like.dtype == CODES else drawn.to(like.dtype)
 
     return draw
+
+
+def _scale(matrix: Tensor) -> float:
+    """Of the codes of a random matrix [out, in]."""
+    return input_scale(LARGEST_DRAWN / matrix.shape[-1] ** 0.5)
 
 
 def _frequencies(config: ModelConfig) -> dict[str, Tensor]:
@@ -133,18 +156,20 @@ def main(
     config, kind = recipe(shape), check_precision(precision)
     if layers is not None:
         config = replace(config, layers=layers)
+    record = Record("graph", output)
+    record.save(shape=shape, layers=config.layers, precision=precision)
     with tempfile.TemporaryDirectory() as scratch:
         place = folder or Path(scratch)
         place.mkdir(parents=True, exist_ok=True)
-        figures = measure(config, kind, target, place)
-    asked = {"shape": shape, "layers": config.layers, "precision": precision}
-    write_document("graph", asked | figures, output)
+        for stage in measure(config, kind, target, place):
+            record.save(**stage)
+    record.finish(**{name: record.document[name] for name in ("graph", "engines")})
 
 
 def measure(
     config: ModelConfig, precision: Precision, targets: tuple[str, ...], place: Path
-) -> dict[str, Any]:
-    """Time and memory of the graph and of an engine for each target, all in the folder `place`."""
+) -> Iterator[dict[str, Any]]:
+    """Time and memory of the graph, then of an engine for each target, all in the folder `place`."""
     began = perf_counter()
     source = random_weights(config) if targets else holes(config)
     path = place / "step.onnx"
@@ -162,8 +187,11 @@ def measure(
         }
     }
     click.echo(f"graph: {figures['graph']['seconds']} s, peak {peak_resident_bytes() / 2**20:,.0f} MiB")
-    figures["engines"] = [_engine(path, target) for target in targets]
-    return figures
+    engines: list[dict[str, Any]] = []
+    yield figures | {"engines": engines}
+    for target in targets:
+        engines.append(_engine(path, target))
+        yield {"engines": engines}
 
 
 def _engine(graph: Path, target: str) -> dict[str, Any]:

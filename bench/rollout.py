@@ -5,7 +5,8 @@
 Runs `vmla-run` as a process of its own and watches its file and its events. Prints a table and one
 JSON line: wall time, first frame, frames per second, times real time, chunk times, how much of the time
 the engine, the decoder, the encoder and the states on disk take, and whether memory stays flat. Then the
-video is made again, stopped half way and gone on with: what that adds.
+video is made again, stopped half way and gone on with: what that adds. What was measured is kept when it
+is interrupted.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 import click
 
-from bench.document import write_document
+from bench.document import Record
 from bench.drift import chunk_curve, drift, drift_of
 from vmla.command import OneLineCommand
 from vmla.config import FRAMES_PER_SECOND
@@ -113,17 +114,31 @@ def frames_told(log: Path) -> int:
 def main(checkpoint: str, minutes: float, output: Path | None) -> None:
     """Time a whole video, from typing the command to the finished file."""
     asked = ["--prompt", PROMPT, "--minutes", str(minutes), "--checkpoint", checkpoint]
+    record = Record("rollout", output)
     with tempfile.TemporaryDirectory() as folder:
         video, log = Path(folder) / "video.mp4", Path(folder) / "events.jsonl"
         first, wall = run_and_watch([*asked, "-o", str(video), "--events", str(log)], video)
         events = [json.loads(line) for line in log.read_text().splitlines()]
         told = json.loads(video.with_name("video.mp4.json").read_text())
+        figures = timed(first, wall, told, events) | {"file_bytes": video.stat().st_size}
+        record.save(checkpoint=checkpoint, sampler=told["sampler"], **figures, chunks=chunk_curve(events))
         sprites = open_checkpoint(checkpoint).index.get("trained_on") == "sprites"
         points = drift_of(video, told["scale"], prompt=PROMPT if sprites else None)
-        size = video.stat().st_size
-        resumed = stop_and_go_on(asked, Path(folder) / "halves.mp4", told["frames_written"])
-    frames = told["frames_written"]
-    figures = {
+        figures["drift"] = drift(points)
+        record.save(drift=figures["drift"], picture=points)
+        figures["resumed"] = stop_and_go_on(asked, Path(folder) / "halves.mp4", told["frames_written"])
+    record.save(resumed=figures["resumed"])
+    for name, value in figures.items():
+        click.echo(f"{name:>24}  {value}")
+    record.finish(**figures)
+
+
+def timed(
+    first: float, wall: float, told: dict[str, Any], events: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """Figures of one video, from the clock, its sidecar and its events."""
+    frames, timing = told["frames_written"], told["timing"]
+    return {
         "frames": frames,
         "wall_seconds": round(wall, 2),
         "first_frame_seconds": round(first, 2),
@@ -132,23 +147,14 @@ def main(checkpoint: str, minutes: float, output: Path | None) -> None:
         "frames_per_second": round(frames / wall, 1),
         "times_real_time": round(frames / wall / FRAMES_PER_SECOND, 2),
         **shares(events, told),
-        "steady_frames_per_second": round(told["timing"]["frames_per_second"], 1),
-        "chunk_p50": told["timing"]["chunk_p50"],
-        "chunk_p99_over_p50": round(told["timing"]["chunk_p99"] / told["timing"]["chunk_p50"], 3),
+        "steady_frames_per_second": round(timing["frames_per_second"], 1),
+        "chunk_p50": timing["chunk_p50"],
+        "chunk_p99_over_p50": round(timing["chunk_p99"] / timing["chunk_p50"], 3),
         "start_seconds": round(wall - told["seconds"], 2),
-        "resumed": resumed,
         "stalled_seconds": round(events[-1]["stalled_seconds"], 3),
         "resident_bytes": memory_growth(events),
         "peak_bytes": told["peak_bytes"],
-        "file_bytes": size,
-        "drift": drift(points),
     }
-    for name, value in figures.items():
-        click.echo(f"{name:>20}  {value}")
-    write_document(
-        "rollout", {"checkpoint": checkpoint, "sampler": told["sampler"], **figures}, output,
-        samples={"chunks": chunk_curve(events), "picture": points},
-    )  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """The benchmark of grades: its prompts, its windows, its shares."""
 
 import io
+import json
 
 import pytest
 import torch
 from click.testing import CliRunner
 
+import bench.grades
 from bench.cli import VERBS
 from bench.cli import main as vmla_bench
 from bench.grades import (
@@ -21,7 +23,7 @@ from bench.grades import (
 from vmla.progress import ProgressLine
 from vmla.weights.folder import open_checkpoint
 from vmla.world.caption import read
-from vmla.world.grade import Grade
+from vmla.world.grade import QUESTIONS, Grade, look
 from vmla.world.scene import is_held_out
 
 pytestmark = pytest.mark.cpu
@@ -40,11 +42,14 @@ def test_every_prompt_is_understood_and_held_out():
 def test_windows_are_the_frames_before_each_mark():
     frames = torch.linspace(0, 1, 20 * 16)[None, :, None, None, None].expand(2, -1, 3, 4, 4)
     windows = Windows((5, 20))
+    found = []
     for part in frames.split(12, dim=1):
         windows.add(part)
-    for second in (5, 20):
+        found += windows.pop()
+    assert [second for second, _ in found] == [5, 20]
+    for second, window in found:
         expected = (frames[:, second * 16 - WINDOW : second * 16] * 255).round().to(torch.uint8)
-        assert torch.equal(windows.of(second), expected)
+        assert torch.equal(window, expected)
 
 
 def test_shares_count_what_passed():
@@ -66,9 +71,30 @@ def test_an_engine_makes_as_many_videos_as_it_was_built_for(checkpoint, monkeypa
     asked, encode = [], engine.encode_prompt
     monkeypatch.setattr(engine, "encode_prompt", lambda prompts: asked.append(prompts) or encode(prompts))
     line = ProgressLine(io.StringIO())
-    graded = grade_rollouts(engine, opened, [prompt], (4,), batch=3, seed=0, line=line)
+    [graded] = grade_rollouts(engine, opened, [prompt], (4,), batch=3, seed=0, line=line)
     assert [(one.prompt, one.second) for one in graded] == [(prompt, 4)]
     assert list(map(list, asked)) == [[prompt] * 3]
+
+
+def test_an_interrupted_run_keeps_what_was_graded(checkpoint, monkeypatch, tmp_path):
+    looked = []
+
+    def look_twice(frames):
+        looked.append(frames)
+        if len(looked) == 3:
+            raise KeyboardInterrupt
+        return look(frames)
+
+    monkeypatch.setattr(bench.grades, "look", look_twice)
+    path = tmp_path / "grades.json"
+    sizes = ["--prompts", "2", "--seconds", "4,6", "--batch", "1"]
+    result = CliRunner().invoke(
+        vmla_bench, ["grades", "--checkpoint", str(checkpoint), *sizes, "-o", str(path)]
+    )
+    assert result.exit_code != 0
+    kept = json.loads(path.read_text())
+    assert (kept["complete"], kept["graded"]) == (False, {"4": 1, "6": 1})
+    assert all(kept["grades"]["6"][question] in (0.0, 1.0) for question in QUESTIONS)
 
 
 def test_what_is_no_engine_is_refused_in_one_line(tmp_path):

@@ -65,6 +65,21 @@ def test_random_weights_are_those_of_the_model_and_no_others(tmp_path):
         random_weights(config)("abacus", torch.empty(1))
 
 
+def test_an_fp8_graph_holds_codes_and_scales_of_random_weights(tmp_path):
+    config, path = replace(recipe("debug"), layers=3), tmp_path / "step.onnx"
+    graph = export_graph(config, "fp8", path, attention_nodes=False, weights=random_weights(config))
+    assert graph.operations["QuantizeLinear"] > 3
+    assert "FLOAT8E4M3FN" in graph.types
+    source = random_weights(config)
+    name = "blocks.1.ffn.up.weight"
+    width = config.width
+    scale = source(f"{name}_scale", torch.empty(4))
+    codes = source(name, torch.empty(512, width, dtype=torch.float8_e4m3fn))
+    values = codes.float() * scale[0]
+    assert values.std() == pytest.approx(width**-0.5, rel=0.05)
+    assert (codes.float().abs() == 448).float().mean() < 1e-3
+
+
 @pytest.mark.slow
 def test_the_whole_published_model():
     done = subprocess.run([*COMMAND, "--shape", "wan-1.3b"], capture_output=True, text=True, check=True)
