@@ -28,7 +28,7 @@ pytestmark = pytest.mark.cpu
 
 RED, BLUE = "a red star bouncing on a navy background", "a blue ring resting on a gray background"
 PROMPTS = f"0: {RED}\n12: {{prompt: {BLUE}, policy: recache}}\n24: {{prompt: {RED}, policy: reset}}\n"
-CHUNKS, KILLS = 48, 4
+CHUNKS, KILLS = 48, 10
 HEADER = 1000
 """Bytes that a file with any frame in it has at least."""
 

@@ -76,6 +76,9 @@ def test_a_self_rollout_is_a_rollout(layout):
         def step(self, *inputs):
             return model(*inputs)
 
+        def entries(self, *inputs):
+            return model.entries(*inputs)
+
         def encode_prompt(self, prompts):
             return model.encode_text(text)
 
