@@ -9,13 +9,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from vmla.errors import UserError
+
 
 @contextmanager
 def aside_of(folder: Path) -> Iterator[Path]:
     """A new folder beside `folder` that takes its place at the end; whatever goes wrong, it is removed.
 
     What an earlier process left that was killed on the way is removed first.
+
+    Raises:
+        UserError: for what the system refuses on the way: a full disk, a folder that is not to be written.
     """
+    try:
+        with _renamed_at_the_end(folder) as aside:
+            yield aside
+    except OSError as error:
+        what = error.strerror or str(error).partition("\n")[0]
+        mend = "nothing of it is left; mend that, or name another with -o"
+        raise UserError(f"cannot make {folder}: {what}; {mend}") from error
+
+
+@contextmanager
+def _renamed_at_the_end(folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     _sweep(folder)
     aside, old = (folder.parent / f".{folder.name}.{os.getpid()}.{end}" for end in ("building", "old"))

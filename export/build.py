@@ -133,6 +133,7 @@ def describe(
         programs=contract(config, batch=settings.batch, narrow=narrow),
         layers=by_precision(config, settings),
         quantization=_quantization(checkpoint, settings, calibration),
+        compiler=aoti.OPTIONS[settings.device] if settings.backend == "aoti" else {},
         host=host,
     )
 
@@ -156,7 +157,7 @@ def _reference(checkpoint: Checkpoint) -> str:
 def _code_hash() -> str:
     """SHA-256 of the sources that determine a program, so that no edit of them reuses an old engine."""
     digest = hashlib.sha256()
-    for package in ("plugins", "vmla", "export"):
+    for package in ("plugins", "plugins.kernels", "vmla", "export"):
         for path in sorted(Path(str(importlib.resources.files(package))).glob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()
@@ -218,7 +219,7 @@ def _compile(
 ) -> list[str]:
     """Write the program's file or files into `folder`; returns what the compiler warned of."""
     if settings.backend == "aoti":
-        aoti.package(program, folder / f"{name}.pt2")
+        aoti.package(program, folder / f"{name}.pt2", wanted.compiler)
         return []
     graph = folder / f"{name}.onnx"
     nodes = settings.attention_form == "plugin"

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from vmla.weights.folder import Checkpoint
 
 NAME = "manifest.json"
-SCHEMA = 2
+SCHEMA = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +106,13 @@ class Manifest:
     checkpoint: str
     """Where the checkpoint was: a shipped name or a path. The text encoder and codec stay there."""
     code: str
-    """SHA-256 of the sources that made the programs."""
+    """SHA-256 of the sources that made the programs.
+
+    `runtime` is not among them. It calls programs and is in none; what it adds to a video, noise, sampler
+    steps and commits, is the same for every engine and is not compiled. Its rollouts also measure the scales
+    of fp8, but these are a file of the engine with a hash of its own, and no less true of the model after an
+    edit of what measured them.
+    """
     model: dict[str, Any]
     """The fields of `vmla.config.ModelConfig`."""
     cache: dict[str, Any]
@@ -116,6 +122,8 @@ class Manifest:
     """Linear layers, all of them, by the precision of their products."""
     quantization: Quantization | None = None
     """None unless the precision is fp8 or nvfp4."""
+    compiler: dict[str, Any] = field(default_factory=dict)
+    """What the compiler of the backend was told beyond its defaults."""
     host: Host
     """The machine that it was built for."""
     files: dict[str, str] = field(default_factory=dict)

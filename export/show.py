@@ -29,6 +29,8 @@ def describe(manifest: Manifest) -> Iterator[str]:
         yield from (f"  out {_tensor(spec)}" for spec in signature.outputs)
     yield from _layers(manifest)
     versions = ", ".join(f"{name} {version}" for name, version in host.versions.items())
+    if manifest.compiler:
+        yield "compiler: " + ", ".join(f"{name} {value}" for name, value in manifest.compiler.items())
     yield f"built for: {host.device}, {host.architecture}, with {versions}"
     yield from (f"{name}: sha256 {digest}" for name, digest in manifest.files.items())
 

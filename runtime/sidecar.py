@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from export.manifest import Manifest
+from runtime.compiled import PRECISIONS
 from runtime.job import Job
 from runtime.prompts import Change
 from vmla.config import FRAMES_PER_SECOND
@@ -30,6 +31,7 @@ def describe_job(job: Job, *, frames: int, scale: int) -> dict[str, Any]:
     """What determines the video's frames, as JSON values."""
     config = job.checkpoint.model_config()
     manifest = None if job.engine_folder is None else Manifest.read(job.engine_folder)
+    dtype = str(job.dtype).removeprefix("torch.")
     return {
         "prompt": job.prompts.changes[0].prompts[0],
         "prompts": describe_prompts(job.prompts.changes),
@@ -47,11 +49,12 @@ def describe_job(job: Job, *, frames: int, scale: int) -> dict[str, Any]:
         "window": {"sink": config.sink, "history": config.history, "chunk": config.chunk},
         "sampler": asdict(job.sampler),
         "engine": "eager" if manifest is None else manifest.backend,
+        "precision": PRECISIONS[dtype] if manifest is None else manifest.precision,
         "engine_reason": job.engine_reason,
         "engine_folder": None if job.engine_folder is None else str(job.engine_folder.resolve()),
         "engine_hash": None if manifest is None else hash_json(manifest.files),
         "device": str(job.device),
-        "dtype": str(job.dtype).removeprefix("torch."),
+        "dtype": dtype,
         "threads": torch.get_num_threads(),
         "versions": {
             "videomla": version("videomla"),

@@ -1,5 +1,6 @@
 """Building: whole or not at all, reused when nothing changed. The compiler is replaced by a quick one."""
 
+import errno
 import os
 import signal
 import subprocess
@@ -29,7 +30,7 @@ def compiled(monkeypatch):
     """The names of the programs that were compiled, by a compiler that writes its input's graph."""
     names = []
 
-    def package(program, path):
+    def package(program, path, options):
         names.append(path.stem)
         path.write_text(str(program.graph))
 
@@ -98,7 +99,7 @@ def test_without_a_calibration_or_a_way_to_make_one_nothing_is_built(checkpoint,
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 def test_an_interrupted_build_leaves_nothing_and_keeps_what_was(checkpoint, tmp_path, monkeypatch, error):
-    def stop(program, path):
+    def stop(program, path, options):
         path.write_text("half")
         raise error
 
@@ -106,7 +107,7 @@ def test_an_interrupted_build_leaves_nothing_and_keeps_what_was(checkpoint, tmp_
         patch.setattr(aoti, "package", stop)
         assert build(checkpoint, tmp_path / "engine").exit_code != 0
         assert list(tmp_path.iterdir()) == []
-        patch.setattr(aoti, "package", lambda program, path: path.write_text("whole"))
+        patch.setattr(aoti, "package", lambda program, path, options: path.write_text("whole"))
         assert build(checkpoint, tmp_path / "engine").exit_code == 0
         patch.setattr(aoti, "package", stop)
         assert build(checkpoint, tmp_path / "engine", "--batch", 2).exit_code != 0
@@ -116,13 +117,26 @@ def test_an_interrupted_build_leaves_nothing_and_keeps_what_was(checkpoint, tmp_
     assert kept.batch == 1
 
 
+def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(checkpoint, tmp_path, monkeypatch):
+    def fill(program, path, options):
+        path.write_text("half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(aoti, "package", fill)
+    result = build(checkpoint, tmp_path / "engine")
+    assert result.exit_code == 2
+    line = result.output.splitlines()[-1]
+    assert line.startswith(f"Error: cannot make {tmp_path / 'engine'}: No space left on device; nothing of")
+    assert list(tmp_path.iterdir()) == []
+
+
 STUCK = """
 import sys, time
 from export import aoti
 from export.build import build as build_in
 from export.calibrate import Calibration
 from export.cli import main
-def package(program, path):
+def package(program, path, options):
     path.write_text("half")
     print("stuck", flush=True)
     time.sleep(600)

@@ -113,7 +113,8 @@ def test_a_video_is_made_of_it(engine_folder, tmp_path):
     assert result.exit_code == 0, result.output
     told = json.loads((tmp_path / "star.mp4.json").read_text())
     assert told["complete"] is True
-    assert told["engine"] == Manifest.read(engine_folder).backend
+    manifest = Manifest.read(engine_folder)
+    assert (told["engine"], told["precision"]) == (manifest.backend, "fp32")
     assert told["dtype"] == "float32"
 
 

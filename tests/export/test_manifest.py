@@ -74,6 +74,7 @@ def test_its_tables_say_what_goes_in_and_out(manifest):
     assert prompt.outputs == (step.inputs[2],)
     assert manifest.cache["dtype"] == "bfloat16"
     assert manifest.cache["history"] == 3
+    assert manifest.compiler == {"freezing": True}
 
 
 def test_it_names_every_linear_layer_by_precision(manifest, checkpoint, tmp_path):
@@ -85,6 +86,7 @@ def test_it_names_every_linear_layer_by_precision(manifest, checkpoint, tmp_path
     assert set(fp8.layers) == {"fp8", "fp32"}
     assert sum(map(len, fp8.layers.values())) == sum(map(len, manifest.layers.values())) == 35
     assert fp8.cache["dtype"] == fp8.programs["step"].inputs[2].dtype == "float32"
+    assert fp8.compiler == {}
     fp8.write(tmp_path)
     assert Manifest.read(tmp_path) == fp8
 
