@@ -18,6 +18,7 @@ VERBS = {
     "quality": "bench.quality",
     "report": "bench.report",
     "rollout": "bench.rollout",
+    "runtime": "bench.runtime",
     "grades": "bench.grades",
     "grader": "bench.grader",
     "kernels": "bench.kernels",

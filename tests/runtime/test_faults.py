@@ -8,6 +8,7 @@ from pathlib import Path
 import av
 import pytest
 from click.testing import CliRunner
+from PIL import Image
 
 from runtime.again import new
 from runtime.cli import main
@@ -18,6 +19,7 @@ from runtime.output import open_sink
 from runtime.produce import produce
 from runtime.sinks import NullSink
 from runtime.sinks.mp4 import Mp4Sink
+from runtime.sinks.png import PngSink
 from runtime.state import state_path
 from runtime.telemetry import NoTelemetry
 from vmla.errors import UserError
@@ -158,6 +160,30 @@ def test_a_file_that_is_removed_is_noticed(order, tmp_path):
     output = tmp_path / "a.mp4"
     with pytest.raises(UserError, match="the file was removed or replaced; [0-9]+ frames were kept"):
         film(order, Mp4Sink(output, frames_per_second=16), telemetry=Remove(output))
+
+
+class Move(NoTelemetry):
+    """Takes away the folder that is being written to, in one step."""
+
+    def __init__(self, folder, elsewhere):
+        self._folder, self._elsewhere = folder, elsewhere
+
+    def chunk(self, report):
+        if report.chunk == 5:
+            self._folder.rename(self._elsewhere)
+
+
+def test_a_folder_that_is_taken_away_is_noticed_and_its_pictures_are_whole(order, tmp_path):
+    output, elsewhere = tmp_path / "a", tmp_path / "b"
+    with pytest.raises(UserError, match="No such file or directory; [0-9]+ frames were kept"):
+        film(order, PngSink(output), telemetry=Move(output, elsewhere))
+    pictures = sorted(elsewhere.glob("*.png"))
+    assert len(pictures) >= 24
+    for number, path in enumerate(pictures):
+        assert path.name == f"{number:06d}.png"
+        with Image.open(path) as picture:
+            picture.load()
+    assert not output.exists()
 
 
 def test_a_keeper_that_cannot_write_stops_the_video(order, tmp_path):

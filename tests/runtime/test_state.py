@@ -29,6 +29,8 @@ pytestmark = pytest.mark.cpu
 RED, BLUE = "a red star bouncing on a navy background", "a blue ring resting on a gray background"
 PROMPTS = f"0: {RED}\n12: {{prompt: {BLUE}, policy: recache}}\n24: {{prompt: {RED}, policy: reset}}\n"
 CHUNKS, KILLS = 48, 10
+ATTEMPTS = 3 * KILLS
+"""On a busy machine, a run may be over before its moment has come."""
 HEADER = 1000
 """Bytes that a file with any frame in it has at least."""
 
@@ -64,32 +66,48 @@ def wait_for_size(path, size, started):
         time.sleep(0.001)
 
 
-def test_killed_at_random_moments_it_plays_and_goes_on_to_the_identical_file(checkpoint, whole, tmp_path):
+def wait_for_moment(luck, output, size, started):
+    """Until the video has grown to `size`, or no longer than loading takes; and a little more."""
+    if luck.random() < 0.7:
+        wait_for_size(output, size, started)
+        time.sleep(luck.uniform(0, 0.02))  # into the next fragment, or the state of this one
+    else:
+        time.sleep(luck.uniform(0, 0.3))
+
+
+def assert_plays(output, seed):
+    """Whole chunks are in the video, and all that its state speaks of."""
+    frames = frames_in(output) if output.exists() else 0
+    assert frames % 12 == 0, f"seed {seed}"
+    if state_path(output).exists():
+        state, _ = load_state(state_path(output), mend="")
+        assert frames >= state.mark["frames"] == 12 * state.snapshot.number, f"seed {seed}"
+
+
+def test_killed_at_ten_random_moments_it_plays_and_goes_on_to_the_identical_file(checkpoint, whole, tmp_path):
     seed = time.time_ns()
-    moments = sorted(random.Random(seed).uniform(0, 0.95) for _ in range(KILLS))
+    luck = random.Random(seed)
     wanted, output = (whole / "a.mp4").read_bytes(), tmp_path / "a.mp4"
     killed = 0
     with Commands(tmp_path) as commands:
         afresh = (*asked(whole, checkpoint), "-o", output, "--overwrite")
         arguments = afresh
-        for moment in moments:
-            size = output.stat().st_size if output.exists() else 0
+        for _ in range(ATTEMPTS):
+            moment = 0.9 * (killed + luck.random()) / KILLS  # of the whole file
+            size = output.stat().st_size if state_path(output).exists() and output.exists() else 0
             started = commands.start(*arguments)
-            wait_for_size(output, max(moment * len(wanted), size + 1), started)
+            wait_for_moment(luck, output, max(moment * len(wanted), size + 1), started)
             started.send()
             status, said = started.wait()
             killed += status == -signal.SIGKILL
             assert status in (0, -signal.SIGKILL), said
             arguments = ("--resume", output, "--save-every", 0.05) if state_path(output).exists() else afresh
-            if output.exists():
-                assert frames_in(output) % 12 == 0, f"seed {seed}"
-            if state_path(output).exists():
-                state, _ = load_state(state_path(output), mend="")
-                assert frames_in(output) >= state.mark["frames"] == 12 * state.snapshot.number
-        if arguments[0] == "--resume":
-            status, said = commands.start(*arguments).wait()
-            assert status == 0, said
-    assert killed >= KILLS - 1
+            assert_plays(output, seed)
+            if killed == KILLS:
+                break
+        status, said = commands.start(*arguments).wait()
+        assert status == 0, said
+    assert killed == KILLS
     assert output.read_bytes() == wanted, f"seed {seed}"
     assert not state_path(output).exists()
     one, other = (json.loads((f / "a.mp4.json").read_text()) for f in (whole, tmp_path))
