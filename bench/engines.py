@@ -25,7 +25,7 @@ from bench.arms import PRECISIONS, EngineArm, choose_arms, failing
 from bench.budget import Budget
 from bench.document import Record
 from bench.engines_table import engines_table
-from bench.flops import Counted
+from vmla.flops import Counted
 from bench.measure import Peak
 from bench.paired import WaitingClock, paired, percentile
 from bench.peaks import machine_peaks

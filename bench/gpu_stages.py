@@ -18,7 +18,7 @@ from bench.arms import EngineArm
 from bench.attention_arms import Shape
 from bench.chunk_graph import StaticChunk, captured
 from bench.engines import Bench, open_bench
-from bench.flops import Counted
+from vmla.flops import Counted
 from bench.measure import Peak
 from bench.memory import BATCHES, LAYOUTS, compared, measured_cache, streams
 from bench.paired import WaitingClock, paired, percentile

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.document import Record, machine_name, read_document
-from bench.flops import FORMS, Counted
+from vmla.flops import FORMS, Counted
 from bench.peaks import TYPES, machine_peaks
 from bench.subject import open_subject
 from runtime.job import choose_device

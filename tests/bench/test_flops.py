@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from bench.counting import flops_by_dispatch, operations
-from bench.flops import Counted
+from vmla.flops import Counted
 from bench.subject import random_model
 from vmla.cache import CacheLayout
 from vmla.config import recipe
