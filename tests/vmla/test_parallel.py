@@ -144,6 +144,26 @@ def test_a_sharded_state_of_other_settings_is_refused(tmp_path):
         load_shards(tmp_path, "forcing", {}, {}, {"seed": 2})
 
 
+@pytest.mark.parametrize("left", [None, 0, -1])
+def test_a_damaged_sharded_state_is_refused_in_one_line(tmp_path, left):
+    import torch.distributed.checkpoint as dcp
+
+    numbers = torch.arange(1000.0)
+    dcp.save({"parts": {"model": {"x": numbers}}, "optimizers": {}}, checkpoint_id=tmp_path / "forcing-1")
+    (tmp_path / "forcing.json").write_text('{"settings": {}, "folder": "forcing-1", "step": 1}')
+    parts = {"model": {"x": torch.zeros(1000)}}
+    assert load_shards(tmp_path, "forcing", parts, {}, {})["step"] == 1
+    assert torch.equal(parts["model"]["x"], numbers)
+    for path in (tmp_path / "forcing-1").iterdir():
+        if left is None:
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(UserError, match="forcing-1 is damaged; remove .*forcing.json to start") as caught:
+        load_shards(tmp_path, "forcing", parts, {}, {})
+    assert "\n" not in str(caught.value)
+
+
 @pytest.mark.parametrize("name", ["forcing", "distribution"])
 def test_a_dry_run_counts_memory_by_part(name):
     sizes = {}
