@@ -240,11 +240,11 @@ def study_section(document: dict[str, Any]) -> Section:
     ]
     watched = [one for one in found if one["along"]]
     rows = [
-        [one["arm"], step, *(_with_deviation(grade, "{:.1%}") for grade in grades.values())]
+        [one["arm"], step, *_grades_over_time(one["along"][step])]
         for one in watched
-        for step, grades in one["along"].items()
+        for step in sorted(one["along"], key=int)
     ]
-    marks = list(next(iter(watched[0]["along"].values()))) if watched else []
+    marks = sorted(watched[0]["along"]["0"], key=int) if watched else []
     headings = ["arm", "step", *(f"all right after {mark} s" for mark in marks)]
     along = Table(title="along training", headings=headings, rows=rows)
     return Section(tables=[*tables, along][: len(tables) + bool(watched)], plots=[])
@@ -252,19 +252,24 @@ def study_section(document: dict[str, Any]) -> Section:
 
 def study_table(question: str, arms: list[dict[str, Any]]) -> Table:
     """One comparison: a row for each arm and stage."""
-    marks = list(next(iter(arms[0]["grades"].values())))
+    marks = sorted(arms[0]["grades"]["denoiser"], key=int)
     rows = [
         [
             one["arm"], stage, str(one["entry_width"]),
             _with_deviation(one["loss"], "{:.4f}") if stage == "denoiser" else "-",
-            *(_with_deviation(grade, "{:.1%}") for grade in grades.values()), str(one["seeds"]),
+            *_grades_over_time(one["grades"][stage]), str(one["seeds"]),
         ]
         for one in arms
-        for stage, grades in one["grades"].items()
+        for stage in ("denoiser", "consistency", "distribution")
+        if stage in one["grades"]
     ]  # fmt: skip
     passed = (f"all right after {mark} s" for mark in marks)
     headings = ["arm", "stage", "cached numbers", "loss", *passed, "seeds"]
     return Table(title=question, headings=headings, rows=rows)
+
+
+def _grades_over_time(grades: dict[str, dict[str, float]]) -> list[str]:
+    return [_with_deviation(grades[mark], "{:.1%}") for mark in sorted(grades, key=int)]
 
 
 def _with_deviation(value: dict[str, float], form: str) -> str:

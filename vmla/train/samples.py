@@ -15,8 +15,9 @@ from vmla.config import ModelConfig
 from vmla.sampler import Sampler
 from vmla.text import TextEncoder
 from vmla.train.denoiser import narrowed
+from vmla.train.loop import Watcher
 from vmla.train.memory import Memory
-from vmla.train.parallel import ALONE, Parallel, whole
+from vmla.train.parallel import whole
 from vmla.train.selfroll import self_rollout
 from vmla.train.strip import write_strip
 from vmla.transformer import VideoMLA
@@ -40,21 +41,18 @@ class Samples:
     """[prompts, text tokens, text width]"""
     sampler: Sampler
     dtype: torch.dtype
-    parallel: Parallel = ALONE
+    device: torch.device = torch.device("cpu")
 
     def __call__(self, name: str, line: dict[str, Any], average: dict[str, Tensor]) -> None:
-        """All processes bring their part of the average; the first makes the clips."""
-        if line["step"] % self.every:
-            return
-        tensors = whole(average)
-        if self.parallel.rank == 0:
-            frames = self.codec.decode(self.latents(tensors).cpu())[0]
+        """The first process makes the clips; the others are `joining` it."""
+        if line["step"] % self.every == 0:
+            frames = self.codec.decode(self.latents(whole(average)).cpu())[0]
             write_strip(frames, self.folder / "samples" / f"{name}-{line['step']:07d}.png")
 
     @torch.no_grad()
     def latents(self, tensors: dict[str, Tensor]) -> Tensor:
         """What a model with these weights makes: [prompts, z, frames, h, w]."""
-        config, layout, device = self.config, CacheLayout.of(self.config), self.parallel.device
+        config, layout, device = self.config, CacheLayout.of(self.config), self.device
         with torch.random.fork_rng(devices=[]):  # a model draws weights when it is made
             model = VideoMLA(config)
         model.load_state_dict({**model.state_dict(), **tensors})
@@ -64,6 +62,16 @@ class Samples:
             Memory(step, layout, encode_text(self.text.to(device))), self.sampler, shape, chunks=CHUNKS,
             exit_step=self.sampler.steps - 1, seeds=range(len(self.text)),
         )  # fmt: skip
+
+
+def joining(every: int) -> Watcher:
+    """What other processes do while the first one makes samples: bring their part of the average."""
+
+    def watch(name: str, line: dict[str, Any], average: dict[str, Tensor]) -> None:
+        if line["step"] % every == 0:
+            whole(average)
+
+    return watch
 
 
 @torch.no_grad()

@@ -18,7 +18,7 @@ from vmla.train.latents import LatentSet
 from vmla.train.loop import Stage, Watcher, train
 from vmla.train.parallel import Parallel, checkpoint_blocks, direct, shard, whole
 from vmla.train.pipelines import Pipeline
-from vmla.train.samples import Samples, embedded
+from vmla.train.samples import Samples, embedded, joining
 from vmla.transformer import VideoMLA
 from vmla.weights.convert import finish_folder
 from vmla.weights.files import write_json, write_tensors
@@ -106,10 +106,12 @@ class Job:
         """What shows clips of the student while it learns."""
         if self.samples is None:
             return []
+        if parallel.rank:
+            return [joining(self.samples)]
         return [Samples(
             folder=self.output, every=self.samples, config=checkpoint.model_config(),
             codec=checkpoint.codec(), text=embedded(checkpoint.text()), sampler=self._sampler(checkpoint),
-            dtype=stage.meter.dtype, parallel=parallel,
+            dtype=stage.meter.dtype, device=parallel.device,
         )]  # fmt: skip
 
     def _sampler(self, checkpoint: Checkpoint) -> Sampler:
