@@ -69,7 +69,7 @@ STUDIES = {
     ),
     "mini": Study(
         recipe="mini", widths=(4, 8, 16, 32), splits=((24, 8), (16, 16), (8, 24)),
-        seeds=3, prompts=48, seconds=(5, 60, 180),
+        seeds=3, prompts=32, seconds=(5, 60, 180),
     ),
 }  # fmt: skip
 

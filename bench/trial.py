@@ -120,7 +120,8 @@ class Trial:
         finished = {"denoiser": self.denoiser()}
         if self.arm.distilled:
             finished |= self._distilled(finished["denoiser"])
-        made = self._described() | {"grades": {name: self._grades(at) for name, at in finished.items()}}
+        grades = {name: self._grades(at, self.seconds) for name, at in finished.items()}
+        made = self._described() | {"grades": grades}
         write_json(path, made)
         return made
 
@@ -191,13 +192,13 @@ class Trial:
         return watch
 
     def _look(self, folder: Path, model: VideoMLA, step: int) -> None:
-        """Keep and grade what the weights are at `step`."""
+        """Keep what the weights are at `step`, and grade the first seconds of what they make."""
         kept = folder / f"step-{step:06d}"
         folder.mkdir(parents=True, exist_ok=True)
         self.world.save(model, kept)
-        self._grades(kept)
+        self._grades(kept, self.seconds[:1])
 
-    def _grades(self, checkpoint: Path) -> dict[str, Any]:
+    def _grades(self, checkpoint: Path, seconds: tuple[int, ...]) -> dict[str, Any]:
         """Shares of held-out prompts that pass, by second and question; made once and kept beside it."""
         path = checkpoint.with_name(checkpoint.name + "-grades.json")
         if path.exists():
@@ -205,7 +206,7 @@ class Trial:
         opened, prompts = open_checkpoint(checkpoint), held_out_prompts(self.prompts, seed=1000)
         engine, _ = open_denoiser(opened, None)
         graded = grade_rollouts(
-            engine, opened, prompts, self.seconds, batch=len(prompts), seed=1000, line=self.line
+            engine, opened, prompts, seconds, batch=len(prompts), seed=1000, line=self.line
         )
         write_json(path, shares(graded))
         return shares(graded)
