@@ -11,7 +11,7 @@ from kit.models import draw
 
 from vmla.train.cli import main
 from vmla.train.recipes import TRAINING_RECIPES
-from vmla.train.samples import CHUNKS, PROMPTS, Samples, embedded
+from vmla.train.samples import CHUNKS, PROMPTS, Samples, embedded, joining
 from vmla.train.strip import COLUMNS, strip, write_strip
 from vmla.weights.folder import open_checkpoint
 
@@ -135,6 +135,15 @@ def test_a_clip_is_what_a_rollout_of_the_weights_makes(checkpoint, tmp_path):
         made = list(generate(prompt, seconds=3, seed=seed, checkpoint=checkpoint))
         expected = torch.from_numpy(made[40]).permute(2, 0, 1) / 255
         assert_close(frames[seed, 40], expected, rtol=0, atol=1e-2)
+
+
+def test_other_processes_bring_their_part_of_the_average_when_the_first_makes_clips(monkeypatch):
+    brought = []
+    monkeypatch.setattr("vmla.train.samples.whole", brought.append)
+    watch = joining(2)
+    for step in range(1, 6):
+        watch("forcing", {"step": step}, {"weights": step})
+    assert brought == [{"weights": 2}, {"weights": 4}]
 
 
 def test_a_strip_is_a_row_of_pictures_for_each_clip(tmp_path):
