@@ -47,7 +47,7 @@ class EngineArm:
 
     @property
     def form(self) -> str:
-        """How it attends, as `bench.flops` names it."""
+        """How it attends, as `vmla.flops` names it."""
         return "absorbed" if self.engine == "absorbed" else "expanded"
 
     def open(self, subject: Checkpoint, device: torch.device, *, batch: int, folder: Path) -> Engine:

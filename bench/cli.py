@@ -23,6 +23,7 @@ VERBS = {
     "grader": "bench.grader",
     "kernels": "bench.kernels",
     "graph": "bench.graph",
+    "study": "bench.study",
 }
 """Each verb's module, loaded when the verb is used."""
 

@@ -25,7 +25,6 @@ from bench.arms import PRECISIONS, EngineArm, choose_arms, failing
 from bench.budget import Budget
 from bench.document import Record
 from bench.engines_table import engines_table
-from bench.flops import Counted
 from bench.measure import Peak
 from bench.paired import WaitingClock, paired, percentile
 from bench.peaks import machine_peaks
@@ -37,6 +36,7 @@ from runtime.rollout import Chunk
 from runtime.verify import single_pass
 from vmla.command import OneLineCommand
 from vmla.config import FRAMES_PER_SECOND
+from vmla.flops import Counted
 from vmla.progress import ProgressLine
 from vmla.weights.folder import Checkpoint
 

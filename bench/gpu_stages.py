@@ -18,7 +18,6 @@ from bench.arms import EngineArm
 from bench.attention_arms import Shape
 from bench.chunk_graph import StaticChunk, captured
 from bench.engines import Bench, open_bench
-from bench.flops import Counted
 from bench.measure import Peak
 from bench.memory import BATCHES, LAYOUTS, compared, measured_cache, streams
 from bench.paired import WaitingClock, paired, percentile
@@ -26,6 +25,7 @@ from bench.peaks import FLOAT8, clock_for, machine_peaks, product
 from bench.subject import RandomCheckpoint, random_model
 from vmla.cache import CacheLayout
 from vmla.config import Layout, ModelConfig
+from vmla.flops import Counted
 from vmla.sampler import Sampler
 from vmla.transformer import VideoMLA
 

@@ -14,6 +14,7 @@ from typing import Any
 
 import click
 
+from bench import report_sections
 from bench.document import machine_name
 from bench.engines_table import or_dash, ratio
 from vmla.command import OneLineCommand
@@ -118,6 +119,12 @@ def gpu_table(result: dict[str, Any]) -> list[str]:
     ]
 
 
+def study_table(result: dict[str, Any]) -> list[str]:
+    """The comparisons on the small model, with the deviation over seeds."""
+    tables = report_sections.study_section(result).tables
+    return [line for table in tables for line in (f"**{table.title}**", "", *table.markdown(), "")][:-1]
+
+
 def _where(result: dict[str, Any]) -> str:
     return f"{machine_name(result)}, torch {result['versions']['torch']}, {result['date']}."
 
@@ -129,6 +136,7 @@ TABLES = {
     "grades": Block(file="grades-sprites.json", table=grades_table, command="python -m bench.grades"),
     "engines": Block(file="engines-sprites.json", table=engines_table, command="vmla-bench engines"),
     "memory": Block(file="memory-wan.json", table=memory_table, command="vmla-bench memory"),
+    "study": Block(file="study-mini.json", table=study_table, command="vmla-bench study mini"),
     "gpu": Block(file="gpu-wan.json", table=gpu_table, command="vmla-bench gpu"),
 }
 """For each marked block of the README, how it is made."""

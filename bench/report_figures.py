@@ -90,6 +90,14 @@ def _quality(document: dict[str, Any]) -> Iterator[tuple[str, Figure]]:
         yield dimension.replace("_", " "), Figure(value=score)
 
 
+def _study(document: dict[str, Any]) -> Iterator[tuple[str, Figure]]:
+    for one in document["compared"]:
+        loss = one["loss"]
+        spread = loss["deviation"] / max(loss["mean"], 1e-9)
+        name = f"{one['arm']}, loss"
+        yield name, Figure(value=loss["mean"], more_is_better=False, spread=spread)
+
+
 _KINDS: dict[str, Callable[[dict[str, Any]], Iterator[tuple[str, Figure]]]] = {
     "engines": _engines,
     "memory": _memory,
@@ -99,4 +107,5 @@ _KINDS: dict[str, Callable[[dict[str, Any]], Iterator[tuple[str, Figure]]]] = {
     "gpu": _gpu,
     "roofline": _roofline,
     "quality": _quality,
+    "study": _study,
 }

@@ -231,6 +231,51 @@ def kernels_section(document: dict[str, Any]) -> Section:
     return Section(tables=[Table(title="attention of one layer", headings=headings, rows=rows)], plots=[])
 
 
+def study_section(document: dict[str, Any]) -> Section:
+    """A table for each question: every arm with mean and deviation over its seeds."""
+    found = document["compared"]
+    tables = [
+        study_table(question, [one for one in found if question in one["questions"]])
+        for question in dict.fromkeys(question for one in found for question in one["questions"])
+    ]
+    watched = [one for one in found if one["along"]]
+    rows = [
+        [one["arm"], step, *_grades_over_time(one["along"][step])]
+        for one in watched
+        for step in sorted(one["along"], key=int)
+    ]
+    marks = sorted(watched[0]["along"]["0"], key=int) if watched else []
+    headings = ["arm", "step", *(f"all right after {mark} s" for mark in marks)]
+    along = Table(title="along training", headings=headings, rows=rows)
+    return Section(tables=[*tables, along][: len(tables) + bool(watched)], plots=[])
+
+
+def study_table(question: str, arms: list[dict[str, Any]]) -> Table:
+    """One comparison: a row for each arm and stage."""
+    marks = sorted(arms[0]["grades"]["denoiser"], key=int)
+    rows = [
+        [
+            one["arm"], stage, str(one["entry_width"]),
+            _with_deviation(one["loss"], "{:.4f}") if stage == "denoiser" else "-",
+            *_grades_over_time(one["grades"][stage]), str(one["seeds"]),
+        ]
+        for one in arms
+        for stage in ("denoiser", "consistency", "distribution")
+        if stage in one["grades"]
+    ]  # fmt: skip
+    passed = (f"all right after {mark} s" for mark in marks)
+    headings = ["arm", "stage", "cached numbers", "loss", *passed, "seeds"]
+    return Table(title=question, headings=headings, rows=rows)
+
+
+def _grades_over_time(grades: dict[str, dict[str, float]]) -> list[str]:
+    return [_with_deviation(grades[mark], "{:.1%}") for mark in sorted(grades, key=int)]
+
+
+def _with_deviation(value: dict[str, float], form: str) -> str:
+    return f"{form.format(value['mean'])} ± {form.format(value['deviation'])}"
+
+
 SECTIONS: dict[str, Callable[[dict[str, Any]], Section]] = {
     "engines": engines_section,
     "roofline": roofline_section,
@@ -241,4 +286,5 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], Section]] = {
     "gpu": gpu_section,
     "quality": quality_section,
     "kernels": kernels_section,
+    "study": study_section,
 }

@@ -20,13 +20,13 @@ from rich.console import Console
 from rich.table import Table
 
 from bench.document import Record, machine_name, read_document
-from bench.flops import FORMS, Counted
 from bench.peaks import TYPES, machine_peaks
 from bench.subject import open_subject
 from runtime.job import choose_device
 from vmla.command import OneLineCommand
 from vmla.config import WINDOWS, ModelConfig
 from vmla.errors import UserError
+from vmla.flops import FORMS, Counted
 from vmla.progress import ProgressLine
 from vmla.weights.folder import Checkpoint
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from bench.counting import flops_by_dispatch, operations
-from bench.flops import Counted
 from bench.subject import random_model
 from vmla.cache import CacheLayout
 from vmla.config import recipe
+from vmla.flops import Counted
 
 pytestmark = pytest.mark.cpu
 

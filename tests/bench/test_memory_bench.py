@@ -10,11 +10,11 @@ from click.testing import CliRunner
 from bench import peaks, roofline
 from bench.cli import main as vmla_bench
 from bench.document import read_document, write_document
-from bench.flops import Counted
 from bench.measure import Peak
 from bench.memory import compared, count_parameters, measured_cache, streams
 from bench.roofline import Floor
 from vmla.config import recipe
+from vmla.flops import Counted
 from vmla.transformer import VideoMLA
 
 pytestmark = pytest.mark.cpu

@@ -1,6 +1,8 @@
 """One process of sharded runs of the debug model, started by `torchrun`."""
 
+import os
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -49,16 +51,32 @@ def consistency_stage(*, sharded):
     return ConsistencyStage(*models, PIPELINES["debug"].consistency, data, calls=direct)
 
 
-def main(folder, accumulate, stop_after):
+def hanging(folder, step, rank):
+    """A watcher that never returns from `step` of teacher forcing, and says so in a file with its number."""
+
+    def watch(name, line, average):
+        if name == "denoiser" and line["step"] == step:
+            aside = folder / f"hanging-{rank}.tmp"
+            aside.write_text(str(os.getpid()))
+            aside.rename(folder / f"hanging-{rank}")
+            time.sleep(3600)
+
+    return watch
+
+
+def main(folder, accumulate, stop_after, hang):
     torch.set_num_threads(1)
     with processes(accumulate, "cpu") as parallel:
         for make in (consistency_stage, forcing_stage):
             stage = make(sharded=parallel.sharded)
-            average = train(stage, folder, report=lambda line: None, stop_after=stop_after, parallel=parallel)
+            average = train(
+                stage, folder, report=lambda line: None, stop_after=stop_after, parallel=parallel,
+                watchers=[hanging(folder, hang, parallel.rank)],
+            )  # fmt: skip
             tensors = None if average is None else whole(average)
             if parallel.rank == 0 and tensors is not None:
                 torch.save(tensors, folder / f"{stage.name}-average.pt")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]) or None)
+    main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]) or None, int(sys.argv[4]))

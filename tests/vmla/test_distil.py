@@ -216,3 +216,14 @@ def test_another_recipe_does_not_go_on(checkpoint, data, tmp_path):
     result = command("forcing", "--recipe", "mini", *arguments)
     assert result.exit_code == 2
     assert "forcing.pt was made with" in result.output
+
+
+@pytest.mark.parametrize("left", [0, 300, -1])
+def test_a_truncated_shard_of_a_run_is_refused_in_one_line(checkpoint, data, tmp_path, left):
+    shard = tmp_path / "latents-000000.pt"
+    shard.write_bytes((data / shard.name).read_bytes()[:left])
+    arguments = ["--recipe", "debug", "--from", checkpoint, "--data", tmp_path, "-o", tmp_path / "out"]
+    result = command("forcing", *arguments)
+    assert result.exit_code == 2
+    assert f"{shard} is damaged" in result.output
+    assert len(result.output.splitlines()) == 1

@@ -1,5 +1,6 @@
 """The objectives of distillation are their formulas, on the windows and with the steps of a rollout."""
 
+import dataclasses
 
 import pytest
 import torch
@@ -64,8 +65,10 @@ def test_consistency_guides_by_the_first_convention_and_matching_by_the_second()
 # Rollouts
 
 
+@pytest.mark.parametrize("kind", ["renoise", "euler"])
 @pytest.mark.parametrize("layout", ["mla", "mha"])
-def test_a_self_rollout_is_a_rollout(layout):
+def test_a_self_rollout_is_a_rollout(layout, kind):
+    sampler = dataclasses.replace(STUDENT, kind=kind)
     model = tiny_model(layout=layout)
     text, chunks = draw(1, 5, 10), 4
 
@@ -82,12 +85,20 @@ def test_a_self_rollout_is_a_rollout(layout):
         def encode_prompt(self, prompts):
             return model.encode_text(text)
 
-    made = rollout(Engine(), NoDecoder(), FixedPrompts("x"), STUDENT, seeds=[11], chunks=chunks)
+    made = rollout(Engine(), NoDecoder(), FixedPrompts("x"), sampler, seeds=[11], chunks=chunks)
     expected = torch.cat([chunk.frames for chunk in made], dim=1).transpose(1, 2)
     config = model.config
     shape = (config.latent_channels, config.chunk, config.height, config.image_width)
-    latents = self_rollout(memory_of(model, text), STUDENT, shape, chunks=chunks, exit_step=2, seeds=[11])
+    latents = self_rollout(memory_of(model, text), sampler, shape, chunks=chunks, exit_step=2, seeds=[11])
     assert_close(latents, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_what_descends_step_by_step_does_not_exit_on_the_way():
+    model = tiny_model()
+    sampler = dataclasses.replace(STUDENT, kind="euler")
+    memory = memory_of(model, draw(1, 5, 10))
+    with pytest.raises(ValueError, match="one of its steps 2 to 2"):
+        self_rollout(memory, sampler, (2, 3, 4, 6), chunks=1, exit_step=1, seeds=[1])
 
 
 def rolled(model, step, **how):

@@ -2,8 +2,10 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -23,17 +25,42 @@ pytestmark = pytest.mark.cpu
 ROOT = Path(__file__).parents[2]
 
 
-def run(folder, *, count=2, accumulate=1, stop_after=0):
-    """Train in `count` processes, as `torchrun` starts them."""
+def launch(folder, *, count=2, accumulate=1, stop_after=0, hang=0):
+    """Begin training in `count` processes, as `torchrun` starts them; `hang` is a step that never ends."""
     folder.mkdir(exist_ok=True)
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count),
         str(ROOT / "tests" / "kit" / "train_shard.py"), str(folder), str(accumulate), str(stop_after),
+        str(hang),
     ]  # fmt: skip
     paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, env={**os.environ, **paths}, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
+    return subprocess.Popen(
+        command, env={**os.environ, **paths}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
+
+
+def run(folder, **how):
+    """Train until the processes end by themselves."""
+    launched = launch(folder, **how)
+    errors = launched.communicate()[1]
+    assert launched.returncode == 0, errors[-2000:]
     return folder
+
+
+def kill_at(folder, step):
+    """SIGKILL the launcher and both of its processes while they are past the saved `step`."""
+    launched = launch(folder, hang=step + 1)
+    until = time.monotonic() + 240
+    while not all((folder / f"hanging-{rank}").exists() for rank in range(2)):
+        assert launched.poll() is None, launched.stderr.read()[-2000:]
+        assert time.monotonic() < until, "the processes never got there"
+        time.sleep(0.05)
+    os.kill(launched.pid, signal.SIGKILL)
+    for rank in range(2):
+        os.kill(int((folder / f"hanging-{rank}").read_text()), signal.SIGKILL)
+    launched.communicate()
+    assert launched.returncode == -signal.SIGKILL
+    assert json.loads((folder / "denoiser.json").read_text())["step"] == step
 
 
 def losses(folder, name="denoiser"):
@@ -43,12 +70,12 @@ def losses(folder, name="denoiser"):
 
 @pytest.fixture(scope="module")
 def two(tmp_path_factory):
-    """Ten steps in two processes, interrupted after six.
+    """Ten steps in two processes, killed in the seventh, which no state holds yet; then run again.
 
-    With what a kill leaves: half a state that the pointer does not name, and lines of unsaved steps.
+    A kill may also come while a state is written or a line: what that leaves is added by hand.
     """
-    folder = run(tmp_path_factory.mktemp("two"), stop_after=6)
-    assert len(losses(folder)) == 6
+    folder = tmp_path_factory.mktemp("two")
+    kill_at(folder, 6)
     half = folder / "denoiser-0000009"
     half.mkdir()
     (half / "__0_0.distcp").write_bytes(b"half")
@@ -57,7 +84,7 @@ def two(tmp_path_factory):
     return run(folder)
 
 
-def test_two_processes_interrupted_lose_what_one_does_that_is_not(two, tmp_path):
+def test_two_processes_killed_and_resumed_lose_what_one_does_that_never_stopped(two, tmp_path):
     average = train(
         train_shard.forcing_stage(sharded=False), tmp_path, report=lambda line: None,
         parallel=Parallel(accumulate=2),
@@ -115,6 +142,26 @@ def test_a_sharded_state_of_other_settings_is_refused(tmp_path):
     (tmp_path / "forcing.json").write_text('{"settings": {"seed": 1}, "folder": "x", "step": 1}')
     with pytest.raises(UserError, match="made with seed = 1, this recipe has 2"):
         load_shards(tmp_path, "forcing", {}, {}, {"seed": 2})
+
+
+@pytest.mark.parametrize("left", [None, 0, -1])
+def test_a_damaged_sharded_state_is_refused_in_one_line(tmp_path, left):
+    import torch.distributed.checkpoint as dcp
+
+    numbers = torch.arange(1000.0)
+    dcp.save({"parts": {"model": {"x": numbers}}, "optimizers": {}}, checkpoint_id=tmp_path / "forcing-1")
+    (tmp_path / "forcing.json").write_text('{"settings": {}, "folder": "forcing-1", "step": 1}')
+    parts = {"model": {"x": torch.zeros(1000)}}
+    assert load_shards(tmp_path, "forcing", parts, {}, {})["step"] == 1
+    assert torch.equal(parts["model"]["x"], numbers)
+    for path in (tmp_path / "forcing-1").iterdir():
+        if left is None:
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[:left])
+    with pytest.raises(UserError, match="forcing-1 is damaged; remove .*forcing.json to start") as caught:
+        load_shards(tmp_path, "forcing", parts, {}, {})
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["forcing", "distribution"])

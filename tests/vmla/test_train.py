@@ -12,7 +12,8 @@ from vmla.errors import UserError
 from vmla.train.codec import CodecStage
 from vmla.train.denoiser import DenoiserStage
 from vmla.train.latents import LatentSet, LatentSettings, make_latents
-from vmla.train.loop import last_record, train
+from vmla.train.log import last_record
+from vmla.train.loop import train
 from vmla.train.optimizers import Optimizers, Schedule
 from vmla.train.recipes import TRAINING_RECIPES, training_recipe
 from vmla.train.state import load_state, save_state

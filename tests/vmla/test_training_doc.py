@@ -12,6 +12,7 @@ from kit.models import randomise
 from kit.videos import write_video
 from kit.wan import wan_transformer
 
+import bench.cli
 import runtime.cli
 import vmla.train.cli
 from vmla.config import recipe
@@ -21,12 +22,13 @@ from vmla.weights.folder import open_checkpoint
 pytestmark = pytest.mark.cpu
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "training.md"
-PROGRAMS = {"vmla-train": vmla.train.cli.main, "vmla-run": runtime.cli.main}
+PROGRAMS = {"vmla-train": vmla.train.cli.main, "vmla-run": runtime.cli.main, "vmla-bench": bench.cli.main}
 LAUNCHED = "torchrun --nproc-per-node 8 --no-python "
 SMALL = {
     "Wan-AI/Wan2.1-T2V-1.3B-Diffusers": "wan", "--recipe wan-1.3b": "--recipe debug", "--device cuda": "",
     "--minutes 1": "--seconds 1", "--accumulate 16": "--accumulate 2", "--recipe mini": "--recipe debug",
     "run mini ": "run debug ", "pack mini ": "pack debug ", "--gpus 8": "--gpus 2",
+    "--samples 200": "--samples 2", "study mini ": "study debug --seeds 1 --only inits ",
 }  # fmt: skip
 """What is written otherwise for the small model. `torchrun` is left out: `test_parallel` has it."""
 
@@ -60,6 +62,7 @@ def here(tmp_path, monkeypatch, checkpoint):
     (tmp_path / "prompts.txt").write_text("a red star\na blue ring\n")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("vmla.train.run.with_statistics", partial(with_statistics, clips=16, frames=4))
+    monkeypatch.setattr("bench.trial.PARTS", 1)
     return tmp_path
 
 
@@ -72,6 +75,8 @@ def test_the_document_says_what_can_be_done(here):
         result = CliRunner().invoke(PROGRAMS[program], arguments)
         assert result.exit_code == 0, (line, result.output[-500:], result.exception)
     assert (here / "minute.mp4").stat().st_size > 0
+    assert (here / "runs" / "mini" / "samples" / "denoiser-0000004.png").stat().st_size > 0
+    assert "inits" in (here / "report" / "report.md").read_text()
     for folder in ("wan/distribution", "wan/long", "mini-distribution", "mini-long"):
         assert open_checkpoint(here / "runs" / folder / "checkpoint").sampler().steps == 4
 

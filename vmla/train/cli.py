@@ -33,27 +33,51 @@ def varied(command: Any) -> Any:
     return command
 
 
+def watched(command: Any) -> Any:
+    """Options that show how training goes, and change nothing of it."""
+    for option in (
+        click.option("--samples", type=click.IntRange(min=1), metavar="EVERY",
+                     help="Show clips of the averaged weights each EVERY steps, in the folder's samples/."),
+        click.option("--log", type=click.Choice(["tensorboard", "wandb"]),
+                     help="Send all numbers there too, beside the JSON lines."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
 @main.command()
 @click.argument("recipe")
 @varied
+@watched
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder of the run; run again to resume.")
 @click.option("--until", type=click.Choice(STAGES), default=STAGES[-1], help="The last stage to train.")
 @click.option("--stop-after", type=click.IntRange(min=1), help="Stop after this many more steps of a stage.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all cores if not given.")
 def run(
-    recipe: str, output: Path, until: str, stop_after: int | None, threads: int | None, **changes: Any
+    recipe: str,
+    output: Path,
+    until: str,
+    stop_after: int | None,
+    threads: int | None,
+    samples: int | None,
+    log: str | None,
+    **changes: Any,
 ) -> None:
     """Train RECIPE (debug, mini or sprites), stage after stage; Ctrl-C stops it, the same command resumes."""
     import torch
 
     from vmla.progress import ProgressLine
+    from vmla.train.dashboard import dashboard
     from vmla.train.recipes import training_recipe
     from vmla.train.run import Run
 
     if threads is not None:
         torch.set_num_threads(threads)
-    with ProgressLine(sys.stderr) as line:
-        Run(training_recipe(recipe, **changes), output, line.show, stop_after=stop_after).until(until)
+    chosen = training_recipe(recipe, **changes)
+    with dashboard(log, output) as watchers, ProgressLine(sys.stderr) as line:
+        Run(
+            chosen, output, line.show, stop_after=stop_after, watchers=watchers, samples=samples
+        ).until(until)
 
 
 @main.command()
@@ -102,6 +126,7 @@ def card(folder: Path, grades: Path, grader: Path) -> None:
 @click.option("-o", "--output", type=FOLDER, help="Folder of the stage; run again to resume.")
 @click.option("--teacher", help="Checkpoint folder; the one that is trained, if not given.")
 @click.option("--critic", help="Checkpoint folder that the critic starts from; the teacher, if not given.")
+@watched
 @click.option("--accumulate", type=click.IntRange(min=1), default=1, help="Micro-batches of each process.")
 @click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
 @click.option("--stop-after", type=click.IntRange(min=1), help="Stop after this many more steps.")

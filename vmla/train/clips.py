@@ -11,6 +11,7 @@ from vmla.config import ModelConfig
 from vmla.errors import UserError
 from vmla.train.column import Column
 from vmla.train.latents import LatentSet
+from vmla.train.state import read_state
 from vmla.weights.files import read_json, read_tensors
 
 INDEX = "clips.json"
@@ -64,6 +65,6 @@ def _rendered(folder: Path) -> LatentSet:
     paths = sorted(folder.glob("latents-*.pt"))
     if not paths:
         raise UserError(f"{folder} holds no clips; make some with vmla-train encode, or vmla-train run")
-    shards = [torch.load(path, map_location="cpu", weights_only=True) for path in paths]
+    shards = [read_state(path) for path in paths]
     latents, text = (torch.cat([shard[key] for shard in shards]) for key in ("latents", "text"))
     return LatentSet(latents, text, shards[0]["settings"])

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vmla.train.optimizers import Schedule
+from vmla.train.speed import Meter
 from vmla.vae.tiny import TinyCodec, TinyCodecConfig
 from vmla.world.render import coverage, render
 from vmla.world.scene import SIZE, draw_scene, trace_path
@@ -49,6 +50,7 @@ class CodecStage:
         self.model = TinyCodec(codec)
         self.training = training
         self.schedule = training.schedule
+        self.meter = Meter(bfloat16=training.bfloat16)
 
     def settings(self) -> dict[str, Any]:
         """All that determines the result."""
@@ -59,9 +61,11 @@ class CodecStage:
         settings = self.training
         crops = step < settings.crop_steps
         clips, size = (settings.crops, settings.crop) if crops else (settings.wholes, SIZE)
-        video, near = draw_clips(settings.seed, step, clips=clips, frames=settings.frames, crop=size)
+        with self.meter.waiting():
+            video, near = draw_clips(settings.seed, step, clips=clips, frames=settings.frames, crop=size)
         generator = torch.Generator().manual_seed(step)
-        with torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16):
+        narrow = torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16)
+        with self.meter.counting(video.shape), narrow:
             latents = self.model.encode_raw(video).float()
             strength = torch.rand(len(video), 1, 1, 1, 1, generator=generator) * settings.noise
             noisy = latents + strength * torch.randn(latents.shape, generator=generator)

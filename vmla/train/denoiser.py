@@ -18,6 +18,7 @@ from vmla.train.forcing import Forcing, forcing_loss
 from vmla.train.latents import LatentSet
 from vmla.train.optimizers import Schedule
 from vmla.train.parallel import Calls
+from vmla.train.speed import Meter
 from vmla.transformer import Block, VideoMLA
 
 
@@ -62,7 +63,8 @@ class DenoiserStage:
         """Train `model`, or a fresh one; `calls` computes its passes, `narrowed` if not given."""
         torch.manual_seed(training.seed)
         self.model = initialised(VideoMLA(config)) if model is None else model
-        self.calls = narrowed if calls is None else calls
+        self.meter = Meter(bfloat16=training.bfloat16)
+        self.calls = self.meter.passes(narrowed if calls is None else calls)
         if training.compiled:
             compile_blocks(self.model)
         self.layout = CacheLayout.of(config)
@@ -78,7 +80,8 @@ class DenoiserStage:
 
     def loss(self, step: int) -> Tensor:
         """Velocity error of one teacher-forced rollout over a batch of clips."""
-        latents, text, numbers = self.draw(step)
+        with self.meter.waiting():
+            latents, text, numbers = self.draw(step)
         generator = torch.Generator().manual_seed(self.training.seed * 1_000_003 + step)
         dtype = torch.bfloat16 if self.training.bfloat16 else torch.float32
         device = next(self.model.parameters()).device

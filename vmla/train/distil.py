@@ -21,6 +21,7 @@ from vmla.train.memory import Memory, clip_velocity, level, predicted
 from vmla.train.optimizers import DistilSchedule, Optimizers
 from vmla.train.parallel import Calls, Parallel
 from vmla.train.selfroll import self_rollout
+from vmla.train.speed import Meter
 from vmla.transformer import VideoMLA
 
 
@@ -110,7 +111,9 @@ class ConsistencyStage:
         *,
         calls: Calls = narrowed,
     ) -> None:
-        self.model, self.target, self.teacher, self.calls = student, target, teacher, calls
+        self.meter = Meter(bfloat16=training.bfloat16)
+        self.model, self.target, self.teacher = student, target, teacher
+        self.calls = self.meter.passes(calls)
         self.training, self.schedule = training, training.schedule
         device = next(student.parameters()).device
         self.batches, self.layout = _batches(training, data, device), CacheLayout.of(student.config)
@@ -124,7 +127,8 @@ class ConsistencyStage:
     def loss(self, step: int) -> Tensor:
         """The loss on the micro-batch of number `step`."""
         frames = self.training.chunks * self.layout.chunk
-        latents, text = self.batches.video(step, 4, frames)
+        with self.meter.waiting():
+            latents, text = self.batches.video(step, 4, frames)
         generator = torch.Generator().manual_seed(self.training.seed * 1_000_003 + step)
         with torch.no_grad():
             target, teacher = self._memory(self.target, text), self._memory(self.teacher, text)
@@ -154,7 +158,9 @@ class DistributionStage:
     ) -> None:
         """`group` is how many micro-batches a step has, which all take the same exit."""
         self.name = name
-        self.model, self.companion, self.teacher, self.calls = generator, critic, teacher, calls
+        self.meter = Meter(bfloat16=training.bfloat16)
+        self.model, self.companion, self.teacher = generator, critic, teacher
+        self.calls = self.meter.passes(calls)
         self.training, self.schedule, self.group = training, training.schedule, group
         self.companion_optimizers = Optimizers(critic, training.critic)
         device = next(generator.parameters()).device
@@ -175,7 +181,8 @@ class DistributionStage:
 
     def loss(self, step: int) -> Tensor:
         """The generator's loss on the micro-batch of number `step`."""
-        _, text = self.batches.text(step, 5)
+        with self.meter.waiting():
+            _, text = self.batches.text(step, 5)
         x, numbers = self._make(text, step, 5)
         sigma, noise = self._noise(x, step, 5)
         with torch.no_grad():
@@ -193,7 +200,8 @@ class DistributionStage:
 
     def critic_loss(self, number: int) -> Tensor:
         """The critic's loss on the micro-batch of its own `number`."""
-        _, text = self.batches.text(number, 6)
+        with self.meter.waiting():
+            _, text = self.batches.text(number, 6)
         with torch.no_grad():
             x, numbers = self._make(text, number, 6)
         sigma, noise = self._noise(x, number, 6)

@@ -52,6 +52,7 @@ def load_shards(
         UserError: if it was made with other settings, or is damaged.
     """
     import torch.distributed.checkpoint as dcp
+    from torch.distributed.checkpoint.api import CheckpointException
 
     pointer = folder / f"{name}.json"
     if not pointer.exists():
@@ -61,7 +62,7 @@ def load_shards(
     state = _state(parts, optimizers)
     try:
         dcp.load(state, checkpoint_id=folder / record["folder"])
-    except (OSError, RuntimeError, KeyError, ValueError) as error:
+    except (OSError, RuntimeError, KeyError, ValueError, CheckpointException) as error:
         raise UserError(f"{folder / record['folder']} is damaged; remove {pointer} to start again") from error
     for key, each in optimizers.items():
         each.load_sharded(state["optimizers"][key])

@@ -15,7 +15,7 @@ from vmla.errors import UserError
 from vmla.text import TextEncoder
 from vmla.train.clips import INDEX, NEGATIVE
 from vmla.train.state import refuse_other_settings
-from vmla.train.video import Unusable, captioned, read_video
+from vmla.train.video import Unusable, captioned, read_video, text_of
 from vmla.vae import Codec
 from vmla.weights.files import read_json, readable, write_json, write_tensors
 from vmla.weights.folder import open_checkpoint
@@ -100,7 +100,7 @@ def _items(source: Path) -> list[Item]:
         return [(str(path.relative_to(source)), path, caption) for path, caption in captioned(source)]
     if not source.is_file():
         raise UserError(f"no {source}; give a folder of videos, or a text file with a prompt on each line")
-    lines = [" ".join(line.split()) for line in source.read_text().splitlines()]
+    lines = [" ".join(line.split()) for line in text_of(source).splitlines()]
     items: list[Item] = [(f"line {n}", None, line) for n, line in enumerate(lines, start=1) if line]
     if not items:
         raise UserError(f"{source} holds no prompts; write one on each line")

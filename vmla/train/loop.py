@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -18,18 +18,22 @@ import torch
 from torch import Tensor, nn
 
 from vmla.train.distributed_state import load_shards, save_shards
+from vmla.train.log import Report, Speedometer, forget_after, record
 from vmla.train.optimizers import Optimizers, Schedule
 from vmla.train.parallel import ALONE, Parallel
+from vmla.train.speed import Meter, matrix_peak
 from vmla.train.state import load_state, save_state
 
-Report = Callable[[str], None]
-"""Takes one line about how far the training is."""
+Watcher = Callable[[str, dict[str, Any], dict[str, Tensor]], None]
+"""Sees the stage's name, the logged line and the averaged weights after every step, in every process."""
 
 
 class Stage(Protocol):
     """One part of a training run: a model, how to optimise it, and its loss."""
 
     name: str
+    meter: Meter
+    """Counts what it does."""
 
     @property
     def schedule(self) -> Schedule:
@@ -82,6 +86,7 @@ def train(
     report: Report,
     stop_after: int | None = None,
     parallel: Parallel = ALONE,
+    watchers: Sequence[Watcher] = (),
 ) -> dict[str, Tensor] | None:
     """Train `stage` in `folder` to its last step, or for `stop_after` steps; resumes what is there.
 
@@ -91,6 +96,7 @@ def train(
         report: takes a line after each step.
         stop_after: a number of steps; all of them if not given.
         parallel: this process among others, which all call this.
+        watchers: are called after each step; nothing they do may change what is computed.
 
     Returns:
         The averaged weights, by parameter name; None if it stopped before its last step.
@@ -102,14 +108,23 @@ def train(
     whole = stage.schedule.steps
     end = whole if stop_after is None else min(whole, progress.step + stop_after)
     began, before = time.monotonic(), progress.seconds
+    if progress.step < end:
+        speeds = Speedometer(matrix_peak(stage.meter.dtype, parallel.device), parallel.world)
     with (folder / f"{stage.name}.jsonl").open("a") if parallel.rank == 0 else StringIO() as log:
         while progress.step < end:
+            started = time.monotonic()
             loss = _advance(stage, progress, parallel)
+            speed = speeds.add(stage.meter.take(time.monotonic() - started))
             progress.seconds = before + time.monotonic() - began
-            _record(stage, progress, loss, log.write, report)
+            rate = progress.optimizers.factor(progress.step - 1)
+            line = record(progress.step, loss, rate, progress.seconds, speed)
+            log.write(json.dumps(line) + "\n")
+            report(_shown(stage, progress, loss, speeds))
             if progress.step % stage.schedule.save_every == 0 or progress.step == end:
                 log.flush()
                 _save(stage, progress, folder, parallel)
+            for watch in watchers:
+                watch(stage.name, line, progress.average)
     return progress.average if progress.step == whole else None
 
 
@@ -128,20 +143,13 @@ def _advance(stage: Stage, progress: Progress, parallel: Parallel) -> float:
     return loss
 
 
-def _record(
-    stage: Stage, progress: Progress, loss: float, write: Callable[[str], Any], report: Report
-) -> None:
-    rate = progress.optimizers.factor(progress.step - 1)
-    line = {
-        "step": progress.step,
-        "loss": round(loss, 6),
-        "rate": round(rate, 4),
-        "seconds": round(progress.seconds, 1),
-    }
-    write(json.dumps(line) + "\n")
-    report(
-        f"{stage.name}: step {progress.step} of {stage.schedule.steps}, loss {loss:.4f}, "
-        f"{progress.seconds / progress.step:.2f} s per step"
+def _shown(stage: Stage, progress: Progress, loss: float, speeds: Speedometer) -> str:
+    """How far it is, with the speed of the latest steps; after the last, that of all."""
+    whole = stage.schedule.steps
+    speed = speeds.whole if progress.step == whole else speeds.recent
+    return (
+        f"{stage.name}: step {progress.step} of {whole}, loss {loss:.4f}, "
+        f"{progress.seconds / progress.step:.2f} s per step, {speed}"
     )
 
 
@@ -159,7 +167,7 @@ def _resume(stage: Stage, folder: Path, parallel: Parallel) -> Progress:
     if state is not None:
         progress.step, progress.seconds = state["step"], state["seconds"]
     if parallel.rank == 0:
-        _forget_after(folder / f"{stage.name}.jsonl", progress.step)
+        forget_after(folder / f"{stage.name}.jsonl", progress.step)
     return progress
 
 
@@ -207,23 +215,3 @@ def _save(stage: Stage, progress: Progress, folder: Path, parallel: Parallel) ->
         return
     state = {**record, **parts, **{key: each.state_dict() for key, each in movers.items()}}
     save_state(folder / f"{stage.name}.pt", state)
-
-
-def last_record(log: Path) -> dict[str, Any] | None:
-    """The latest line of a stage's log, None if nothing was logged yet."""
-    records = _records(log)
-    return records[-1] if records else None
-
-
-def _records(log: Path) -> list[dict[str, Any]]:
-    """The whole lines of a log: what was killed while writing leaves a part of one at the end."""
-    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
-
-
-def _forget_after(log: Path, step: int) -> None:
-    """Drop the lines of steps that are about to be made again."""
-    kept = [json.dumps(record) + "\n" for record in _records(log) if record["step"] <= step]
-    aside = log.with_suffix(".tmp.jsonl")
-    aside.write_text("".join(kept))
-    aside.replace(log)

@@ -11,7 +11,7 @@ import torch
 
 from vmla.errors import UserError
 from vmla.machine import commit, hardware
-from vmla.train.loop import last_record
+from vmla.train.log import last_record, mean_speed
 from vmla.train.recipes import Recipe
 from vmla.train.run import Run
 from vmla.weights.files import write_json
@@ -56,9 +56,10 @@ def pack_run(recipe: Recipe, folder: Path, output: Path, report: Callable[[str],
 
 
 def _finished(folder: Path, name: str, steps: int) -> dict[str, Any]:
-    last = last_record(folder / f"{name}.jsonl")
+    log = folder / f"{name}.jsonl"
+    last = last_record(log)
     if last is None or last["step"] < steps:
         done = 0 if last is None else last["step"]
         raise UserError(f"stage {name} in {folder} has made {done} of {steps} steps; run it to its end first")
-    return {"steps": steps, "seconds": last["seconds"], "loss": last["loss"]}
+    return {"steps": steps, "seconds": last["seconds"], "loss": last["loss"], **mean_speed(log)}
 

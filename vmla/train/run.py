@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,8 +12,9 @@ from vmla.text import TextEncoder
 from vmla.train.codec import CodecStage, with_statistics
 from vmla.train.denoiser import DenoiserStage
 from vmla.train.latents import LatentSet, make_latents
-from vmla.train.loop import train
+from vmla.train.loop import Watcher, train
 from vmla.train.recipes import Recipe
+from vmla.train.samples import Samples, embedded
 from vmla.train.text import TextStage
 from vmla.transformer import VideoMLA
 from vmla.vae.tiny import TinyCodec
@@ -29,10 +30,18 @@ class Run:
     """One recipe in one folder. Each part trains when it is first asked for."""
 
     def __init__(
-        self, recipe: Recipe, folder: Path, report: Report, *, stop_after: int | None = None
+        self,
+        recipe: Recipe,
+        folder: Path,
+        report: Report,
+        *,
+        stop_after: int | None = None,
+        watchers: Sequence[Watcher] = (),
+        samples: int | None = None,
     ) -> None:
+        """`samples`: every how many steps the denoiser shows some clips; never if not given."""
         self.recipe, self.folder, self.report = recipe, folder, report
-        self.stop_after = stop_after
+        self.stop_after, self.watchers, self.samples = stop_after, watchers, samples
 
     def until(self, stage: str) -> None:
         """Train up to and including `stage`, or for `stop_after` steps of one of its stages."""
@@ -69,7 +78,7 @@ class Run:
         """The trained transformer, before its refinement."""
         recipe = self.recipe
         stage = DenoiserStage(recipe.model, recipe.denoiser_training, self.latents())
-        _train(stage.model, stage, self)
+        _train(stage.model, stage, self, self._clips(stage))
         return stage.model
 
     def refine(self) -> VideoMLA:
@@ -79,12 +88,26 @@ class Run:
             return model
         stage = DenoiserStage(recipe.model, recipe.refinement, self.latents(), model=model)
         stage.name = "refine"
-        _train(stage.model, stage, self)
+        _train(stage.model, stage, self, self._clips(stage))
         return stage.model
 
+    def _clips(self, stage: DenoiserStage) -> list[Watcher]:
+        """What shows clips of the denoiser while it learns."""
+        if self.samples is None:
+            return []
+        model, sampler, text = self.recipe.model, self.recipe.sampler, embedded(self.text())
+        return [Samples(folder=self.folder, every=self.samples, config=model, codec=self.codec(), text=text,
+                        sampler=sampler, dtype=stage.meter.dtype)]  # fmt: skip
 
-def _train(model: nn.Module, stage: CodecStage | TextStage | DenoiserStage, run: Run) -> None:
-    average = train(stage, run.folder, report=run.report, stop_after=run.stop_after)
+
+def _train(
+    model: nn.Module,
+    stage: CodecStage | TextStage | DenoiserStage,
+    run: Run,
+    watchers: Sequence[Watcher] = (),
+) -> None:
+    seen_by = [*run.watchers, *watchers]
+    average = train(stage, run.folder, report=run.report, stop_after=run.stop_after, watchers=seen_by)
     if average is None:
         raise Stopped(stage.name)
     model.load_state_dict({**model.state_dict(), **average})

@@ -29,7 +29,7 @@ def self_rollout(
 
     Args:
         memory: of the student.
-        sampler: a `renoise` sampler; each chunk takes `exit_step` + 1 of its steps.
+        sampler: each chunk takes `exit_step` + 1 of its steps; all of them unless it is a `renoise` sampler.
         shape: [z, F, h, w] of a chunk.
         chunks: how many.
         exit_step: the step whose x0 is kept; the same for all chunks.
@@ -37,8 +37,9 @@ def self_rollout(
         learned: how many of the last chunks carry gradients; all if not given.
     """
     last = len(sampler.timesteps()) - 1
-    if sampler.kind != "renoise" or not 0 <= exit_step <= last:
-        raise ValueError(f"a renoise sampler exits after one of its steps 0 to {last}")
+    first = 0 if sampler.kind == "renoise" else last
+    if not first <= exit_step <= last:
+        raise ValueError(f"this sampler exits after one of its steps {first} to {last}")
     made, device = [], memory.text_kv.device
 
     def noise(number: int, step: int) -> Tensor:

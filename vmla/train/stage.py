@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,9 +15,10 @@ from vmla.train.clips import open_clips
 from vmla.train.denoiser import DenoiserStage, narrowed
 from vmla.train.distil import ConsistencyStage, DistributionStage
 from vmla.train.latents import LatentSet
-from vmla.train.loop import Stage, train
+from vmla.train.loop import Stage, Watcher, train
 from vmla.train.parallel import Parallel, checkpoint_blocks, direct, shard, whole
 from vmla.train.pipelines import Pipeline
+from vmla.train.samples import Samples, embedded, joining
 from vmla.transformer import VideoMLA
 from vmla.weights.convert import finish_folder
 from vmla.weights.files import write_json, write_tensors
@@ -42,9 +43,16 @@ class Job:
     """Of a distillation; the start itself if not given."""
     critic: str | None = None
     """What the critic starts from; the teacher if not given."""
+    samples: int | None = None
+    """Every how many steps some clips are shown; never if not given."""
 
     def run(
-        self, parallel: Parallel, report: Callable[[str], None], *, stop_after: int | None = None
+        self,
+        parallel: Parallel,
+        report: Callable[[str], None],
+        *,
+        stop_after: int | None = None,
+        watchers: Sequence[Watcher] = (),
     ) -> None:
         """Train, or go on, and write the averaged weights as a checkpoint when it is finished.
 
@@ -55,7 +63,10 @@ class Job:
         config = checkpoint.model_config()
         video = self.name in ("forcing", "consistency")
         stage = self._stage(open_clips(self.data, config, video=video), parallel)
-        average = train(stage, self.output, report=report, stop_after=stop_after, parallel=parallel)
+        seen_by = [*watchers, *self._clips(checkpoint, stage, parallel)]
+        average = train(
+            stage, self.output, report=report, stop_after=stop_after, parallel=parallel, watchers=seen_by
+        )
         if average is None or (self.output / RESULT).exists():
             return
         tensors = whole(average)
@@ -90,6 +101,18 @@ class Job:
         return DistributionStage(
             student, critic, judge, settings, data, calls=calls, group=parallel.group, name=self.name
         )
+
+    def _clips(self, checkpoint: Checkpoint, stage: Stage, parallel: Parallel) -> list[Watcher]:
+        """What shows clips of the student while it learns."""
+        if self.samples is None:
+            return []
+        if parallel.rank:
+            return [joining(self.samples)]
+        return [Samples(
+            folder=self.output, every=self.samples, config=checkpoint.model_config(),
+            codec=checkpoint.codec(), text=embedded(checkpoint.text()), sampler=self._sampler(checkpoint),
+            dtype=stage.meter.dtype, device=parallel.device,
+        )]  # fmt: skip
 
     def _sampler(self, checkpoint: Checkpoint) -> Sampler:
         """How the result is sampled: as before, or in the student's few steps."""

@@ -9,12 +9,13 @@ import torch
 
 from vmla.errors import UserError
 from vmla.train.budget import memory_by_part
+from vmla.train.dashboard import dashboard
 from vmla.train.parallel import processes
 from vmla.train.pipelines import pipeline
 from vmla.train.stage import Job
 
 Say = Callable[[str], None]
-GIVEN = ("name", "start", "data", "output", "teacher", "critic")
+GIVEN = ("name", "start", "data", "output", "teacher", "critic", "samples")
 NEEDED = {"start": "--from", "data": "--data", "output": "-o"}
 
 
@@ -35,8 +36,12 @@ def start_stage(options: Mapping[str, Any], report: Say, say: Say) -> None:
     if options["threads"] is not None:
         torch.set_num_threads(options["threads"])
     job = Job(pipeline=chosen, **{key: options[key] for key in GIVEN})
-    with processes(options["accumulate"], options["device"]) as parallel:
-        job.run(parallel, report if parallel.rank == 0 else _silent, stop_after=options["stop_after"])
+    with (
+        processes(options["accumulate"], options["device"]) as parallel,
+        dashboard(options["log"], job.output, parallel) as watchers,
+    ):
+        said = report if parallel.rank == 0 else _silent
+        job.run(parallel, said, stop_after=options["stop_after"], watchers=watchers)
 
 
 def _silent(line: str) -> None:

@@ -27,12 +27,22 @@ def load_state(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     """
     if not path.exists():
         return None
+    state = read_state(path)
+    refuse_other_settings(state["settings"], settings, path)
+    return state
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The state at `path`, whatever its settings.
+
+    Raises:
+        UserError: if it is damaged.
+    """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        made_with = state["settings"]
+        state["settings"]
     except (OSError, RuntimeError, EOFError, UnpicklingError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged; remove it to train this part again") from error
-    refuse_other_settings(made_with, settings, path)
     return state
 
 

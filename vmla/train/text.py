@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vmla.text import SmallTextConfig, TextEncoder, embed
 from vmla.train.optimizers import Schedule
+from vmla.train.speed import Meter
 from vmla.world.caption import describe, read
 from vmla.world.scene import BACKGROUNDS, COLOURS, MOTIONS, RADII, SHAPES, draw_scene
 
@@ -60,6 +61,7 @@ class TextStage:
         torch.manual_seed(training.seed)
         encoder, tokenizer = text.build()
         self.text, self.training, self.schedule = text, training, training.schedule
+        self.meter = Meter(bfloat16=training.bfloat16)
         self.encoder = TextEncoder(encoder, tokenizer, tokens=tokens)
         self.model = nn.ModuleDict({"encoder": encoder, "probe": Probe(text.width)})
 
@@ -69,7 +71,8 @@ class TextStage:
 
     def loss(self, step: int) -> Tensor:
         """Mean cross-entropy over all questions."""
-        captions = draw_captions(self.training.seed, step, self.training.captions)
+        with self.meter.waiting():
+            captions = draw_captions(self.training.seed, step, self.training.captions)
         logits, targets = self.answer(captions)
         losses = [F.cross_entropy(x.float(), y) for x, y in zip(logits, targets, strict=True)]
         return torch.stack(losses).mean()
@@ -77,7 +80,8 @@ class TextStage:
     def answer(self, captions: list[str]) -> tuple[list[Tensor], list[Tensor]]:
         """Logits and true classes [B] of each question."""
         numbers, mask = self.encoder.tokenize(captions)
-        with torch.autocast("cpu", torch.bfloat16, enabled=self.training.bfloat16):
+        narrow = torch.autocast("cpu", torch.bfloat16, enabled=self.training.bfloat16)
+        with self.meter.counting(numbers.shape, tokens=numbers.numel()), narrow:
             text = embed(self.model["encoder"], numbers, mask)
             logits = self.model["probe"](text, mask)
         targets = torch.tensor([truth(caption) for caption in captions])

@@ -90,7 +90,19 @@ def captioned(folder: Path) -> list[tuple[Path, str]]:
 
 
 def _caption(path: Path | None) -> str:
-    return "" if path is None else " ".join(path.read_text().split())
+    return "" if path is None else " ".join(text_of(path).split())
+
+
+def text_of(path: Path) -> str:
+    """What a text file says.
+
+    Raises:
+        UserError: if it is no text.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no text in UTF-8; write it anew") from error
 
 
 SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi")

@@ -149,3 +149,9 @@ class Counted:
         )
         flops, numbers = patches.flops + time.flops, patches.numbers + time.numbers
         return Part(name="patches and time", flops=flops, numbers=numbers)
+
+
+def text_flops(config: ModelConfig, batch: int) -> float:
+    """Of `VideoMLA.encode_text`, once per prompt: the embedder, and every layer's keys and values."""
+    outputs = config.text_width + config.width * (1 + 2 * config.layers)
+    return 2.0 * batch * config.text_tokens * config.width * outputs
