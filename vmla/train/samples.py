@@ -23,7 +23,7 @@ from vmla.train.strip import write_strip
 from vmla.transformer import VideoMLA
 from vmla.vae import Codec
 
-PROMPTS = ("a red star bouncing on a navy background", "a yellow ring circling on a teal background")
+PROMPTS = ("a red star bouncing on a navy background", "a yellow ring orbiting on a black background")
 CHUNKS = 4
 """Of a clip."""
 
