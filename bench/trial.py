@@ -205,9 +205,10 @@ class Trial:
             return dict(read_json(path))
         opened, prompts = open_checkpoint(checkpoint), held_out_prompts(self.prompts, seed=1000)
         engine, _ = open_denoiser(opened, None)
-        graded = grade_rollouts(
+        marked = grade_rollouts(
             engine, opened, prompts, seconds, batch=len(prompts), seed=1000, line=self.line
         )
+        graded = [one for graded in marked for one in graded]
         write_json(path, shares(graded))
         return shares(graded)
 
