@@ -45,8 +45,8 @@ class Recipe:
         return steps if self.refinement is None else {**steps, "refine": self.refinement.schedule.steps}
 
 
-# About four hours on two CPU cores: 15 minutes for the codec, 8 for text and latents, two hours for the denoiser
-# and one and a half to refine it.
+# About four hours on two CPU cores: 15 minutes for the codec, 8 for text and latents, two hours to denoise
+# and one and a half to refine that.
 SPRITES = Recipe(
     name="sprites",
     model=RECIPES["sprites"],
