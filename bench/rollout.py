@@ -87,14 +87,19 @@ def shares(events: list[dict[str, Any]], told: dict[str, Any]) -> dict[str, floa
     return {f"{name}_share": round(seconds / whole, 4) for name, seconds in parts.items()}
 
 
-def stop_and_go_on(arguments: list[str], output: Path, frames: int) -> dict[str, float]:
-    """Seconds that both halves of a stopped video took outside of their rollouts, and the frames in all."""
+def stop_and_go_on(arguments: list[str], output: Path, frames: int) -> dict[str, float] | None:
+    """Seconds that the second half of a stopped video took outside of its rollout, and the frames in all.
+
+    None for a short video that was whole before it could be stopped.
+    """
     sidecar, log = output.with_name(output.name + ".json"), output.with_name("half.jsonl")
     command = [*COMMAND, *arguments, "-o", str(output), "--events", str(log)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         while process.poll() is None and frames_told(log) < frames / 2:
             time.sleep(0.05)
         process.send_signal(signal.SIGINT)
+    if process.returncode == 0:
+        return None
     began = time.perf_counter()
     subprocess.run([*COMMAND, "--resume", str(output)], check=True, capture_output=True)
     wall, told = time.perf_counter() - began, json.loads(sidecar.read_text())

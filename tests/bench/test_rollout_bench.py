@@ -22,7 +22,8 @@ def test_a_whole_video_is_timed_and_told_of(checkpoint, tmp_path):
     assert result.exit_code == 0, result.output
     told = json.loads(path.read_text())
     assert told["complete"]
-    assert (told["frames"], told["resumed"]["frames"]) == (96, 96)
+    assert told["frames"] == 96
+    assert told["resumed"] is None or told["resumed"]["frames"] == 96
     assert 0 < told["first_frame_seconds"] <= told["wall_seconds"]
     assert told["frames_per_second"] == pytest.approx(96 / told["wall_seconds"], rel=0.02)
     assert {"luma", "sharpness"} <= told["picture"][0].keys()
