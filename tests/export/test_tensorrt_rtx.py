@@ -56,9 +56,13 @@ def test_single_precision_with_attention_written_out_builds_without_a_warning(na
     assert warned == []
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp8"])
 def test_the_shipped_model_builds_without_a_warning(tmp_path, precision):
     command = ["build", "--checkpoint", "sprites", "--target", "sm_89", "--precision", precision]
+    if precision == "fp8":  # on as little as gives scales at all
+        scales = ["--prompts", "1", "--chunks", "1", "-o", str(tmp_path / "scales.json")]
+        assert CliRunner().invoke(export_main, ["calibrate", *scales]).exit_code == 0
+        command += ["--calibration", str(tmp_path / "scales.json")]
     result = CliRunner().invoke(export_main, [*command, "-o", str(tmp_path / "engine")])
     assert result.exit_code == 0, result.output
     assert result.output.startswith("backend: tensorrt-rtx (which builds for a named GPU)")
