@@ -42,8 +42,8 @@ recipe of that name may have moved on since.
 {stages}
 
 The codec learns to draw rendered clips; the text encoder (UMT5, reading bytes) to say what a caption asks
-for; the denoiser by chunk-causal teacher forcing with noise on its context, `refine` with less of it. One (shape,
-colour, background) in eight is never rendered in training.
+for; the denoiser by chunk-causal teacher forcing with noise on its context, `refine` with less of it.
+One (shape, colour, background) in eight is never rendered in training.
 
 ## Grades
 
