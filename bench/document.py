@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import platform
 import shlex
-from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -50,20 +49,6 @@ class Record:
         self.save(summary=figures, complete=True)
         click.echo(str(self.path))
         click.echo(json.dumps({"kind": self.document["kind"], "output": str(self.path), **figures}))
-
-
-def write_document(
-    kind: str, figures: dict[str, Any], path: Path | None, samples: Mapping[str, object] | None = None
-) -> None:
-    """Complete `figures` with machine, versions and commit, write them, and print them as one line.
-
-    `samples` go into the file only.
-    """
-    document = {**_heading(kind, None), **figures}
-    if path is not None:
-        write_json(path, {**document, **_called(kind), **(samples or {})})
-        click.echo(str(path))
-    click.echo(json.dumps(document))
 
 
 def read_document(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 import torch
@@ -25,6 +25,7 @@ from bench.trial import MHA, Arm, Trial, World
 from vmla.command import OneLineCommand
 from vmla.progress import ProgressLine
 from vmla.train.recipes import training_recipe
+from vmla.weights.spectral import Init
 
 QUESTIONS = ("layouts", "widths", "splits", "inits")
 
@@ -58,7 +59,7 @@ class Study:
             if (content, rotary) != own:
                 sizes = {"content_width": content, "rotary_width": rotary}
                 found.append(Arm(name=f"split-{content}-{rotary}", questions=("splits",), sizes=sizes))
-        inits = ("spectral", "random")
+        inits = get_args(Init)
         return found + [Arm(name=name, questions=("inits",), init=name, closely=True) for name in inits]
 
 

@@ -33,7 +33,7 @@ from vmla.weights.convert import Conversion
 from vmla.weights.files import read_json, write_json
 from vmla.weights.folder import open_checkpoint, save_checkpoint
 from vmla.weights.source import open_source
-from vmla.weights.spectral import Choices
+from vmla.weights.spectral import Choices, Init
 
 PARTS = 4
 """Of a training, after each of which a closely watched arm is graded."""
@@ -78,7 +78,7 @@ class Arm:
     """Studies that it belongs to."""
     sizes: dict[str, Any] = field(default_factory=dict)
     """Of the model, where they are not the recipe's."""
-    init: str | None = None
+    init: Init | None = None
     """How it starts from the per-head model; None trains from nothing."""
     distilled: bool = False
     closely: bool = False
@@ -141,12 +141,12 @@ class Trial:
 
     def _stage(self) -> DenoiserStage:
         recipe = training_recipe(self.world.recipe.name, seed=self.seed, **self.arm.sizes)
-        if self.arm.init is None:
+        if (init := self.arm.init) is None:
             return DenoiserStage(recipe.model, recipe.denoiser_training, self.world.data)
-        model = open_checkpoint(self._converted()).transformer().requires_grad_(True)
+        model = open_checkpoint(self._converted(init)).transformer().requires_grad_(True)
         return DenoiserStage(model.config, self._pipeline().forcing, self.world.data, model=model)
 
-    def _converted(self) -> Path:
+    def _converted(self, init: Init) -> Path:
         """The per-head model of the same seed with latent attention, before it trains."""
         folder = self.folder / "converted"
         if folder.exists():
@@ -154,7 +154,7 @@ class Trial:
         start = replace(self, arm=MHA).denoiser()
         source = open_source(start)
         clips = {"clips": CALIBRATION_CLIPS, "seed": self.seed, "calibration": self.world.folder / "latents"}
-        choices = Choices(init=self.arm.init, seed=self.seed)  # type: ignore[arg-type]
+        choices = Choices(init=init, seed=self.seed)
         folder.parent.mkdir(parents=True, exist_ok=True)
         job = Conversion(source, self.world.recipe.model, choices, calibration_of(source, clips))
         job.write(folder, self._say, pipeline=start)

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 
 from bench import peaks, roofline
 from bench.cli import main as vmla_bench
-from bench.document import read_document, write_document
+from bench.document import Record, read_document
 from bench.measure import Peak
 from bench.memory import compared, count_parameters, measured_cache, streams
 from bench.roofline import Floor
@@ -85,7 +85,7 @@ def test_each_part_of_the_floor_is_bound_by_one_of_two_peaks():
 def engines_file(path, hardware=None, subject="random-debug-mla"):
     row = {"engine": "eager-mla", "precision": "fp32", "layout": "mla", "frames_per_second": 10.0}
     refused = {"engine": "onnx", "precision": "bf16", "layout": "mla", "refused": "no"}
-    write_document("engines", {"subject": subject, "rows": [row, refused]}, path)
+    Record("engines", path).save(subject=subject, rows=[row, refused], complete=True)
     if hardware is not None:
         document = json.loads(path.read_text())
         document["machine"]["hardware"] = hardware

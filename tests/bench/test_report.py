@@ -15,7 +15,7 @@ from kit.checkpoints import debug_checkpoint
 
 from bench import svg
 from bench.cli import main as vmla_bench
-from bench.document import read_document, write_document
+from bench.document import Record, read_document
 from bench.drift import WINDOW, chunk_curve, curve, drift, drift_of, frames_of, measures
 from bench.quality import DIMENSIONS, link_as_vbench_expects
 from bench.readme import TABLES, render
@@ -77,7 +77,7 @@ def documents(folder, speed=10.0):
     paths = []
     for kind, found in figures_of.items():
         paths.append(folder / f"{kind}.json")
-        write_document(kind, found, paths[-1])
+        Record(kind, paths[-1]).save(**found, complete=True)
     return paths
 
 

@@ -4,39 +4,16 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kit.frames import FrameList, layouts
 
 from runtime.buffers import Position
 from runtime.past import Past
-from vmla.cache import CacheLayout
 
 pytestmark = pytest.mark.cpu
 
-LAYOUTS = st.builds(
-    CacheLayout,
-    sink=st.integers(0, 7),
-    history=st.integers(0, 9),
-    chunk=st.integers(1, 5),
-    tokens_per_frame=st.integers(1, 3),
-    entry_width=st.just(1),
-    layers=st.just(1),
-)
+LAYOUTS = layouts(entry_width=1, layers=1)
 TURNS = st.lists(st.sampled_from([None, None, "keep", "recache", "reset"]), min_size=1, max_size=20)
 """For each chunk, whether its prompt is new, and under which policy."""
-
-
-class Window:
-    """What a chunk attends to, by definition: the first frames for ever, of the others the newest."""
-
-    def __init__(self, layout):
-        self.layout, self.sink, self.recent = layout, [], []
-
-    def add(self, number):
-        for frame in range(number * self.layout.chunk, (number + 1) * self.layout.chunk):
-            (self.sink if len(self.sink) < self.layout.sink else self.recent).append(frame)
-        self.recent = self.recent[max(len(self.recent) - self.layout.history, 0) :]
-
-    def frames(self):
-        return self.sink + self.recent
 
 
 class Slots:
@@ -71,7 +48,7 @@ class Slots:
 @settings(deadline=None, max_examples=200)
 @given(LAYOUTS, TURNS)
 def test_whatever_prompts_do_a_chunk_attends_to_the_sink_and_the_newest_frames(layout, turns):
-    window, slots, past, position = Window(layout), Slots(layout), Past(layout), Position()
+    window, slots, past, position = FrameList(layout), Slots(layout), Past(layout), Position()
     for number, policy in enumerate(turns):
         if number and policy:
             position, again = past.turn(policy, number, position)

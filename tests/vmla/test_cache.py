@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kit.frames import FrameList, layouts
 from kit.measure import assert_close
 from kit.models import draw
 
@@ -12,32 +13,8 @@ from vmla.config import recipe
 
 pytestmark = pytest.mark.cpu
 
-LAYOUTS = st.builds(
-    CacheLayout,
-    sink=st.integers(0, 7),
-    history=st.integers(0, 9),
-    chunk=st.integers(1, 5),
-    tokens_per_frame=st.integers(1, 3),
-    entry_width=st.just(2),
-    layers=st.just(2),
-)
-"""Rings shorter than a chunk, no ring at all, sinks longer than a chunk and no multiple of it."""
+LAYOUTS = layouts(entry_width=2, layers=2)
 NUMBERS = st.integers(0, 40)
-
-
-class FrameList:
-    """The window by its definition: the first frames for ever, of the others the newest."""
-
-    def __init__(self, layout):
-        self.layout, self.sink, self.recent = layout, [], []
-
-    def add(self, number):
-        for frame in range(number * self.layout.chunk, (number + 1) * self.layout.chunk):
-            (self.sink if len(self.sink) < self.layout.sink else self.recent).append(frame)
-        self.recent = self.recent[len(self.recent) - min(len(self.recent), self.layout.history) :]
-
-    def frames(self):
-        return self.sink + self.recent
 
 
 def of_entries(layout, number, batch=1):

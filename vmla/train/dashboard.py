@@ -39,7 +39,7 @@ class TensorBoard:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise missing_extra("tensorboard", "tensorboard") from error
-        self._writer: Any = SummaryWriter(str(folder / "tensorboard"))  # type: ignore[no-untyped-call]
+        self._writer: Any = SummaryWriter(str(folder / "tensorboard"))
         self.close = self._writer.close
 
     def __call__(self, name: str, line: dict[str, Any], average: dict[str, Tensor]) -> None:

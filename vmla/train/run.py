@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -12,14 +12,13 @@ from vmla.text import TextEncoder
 from vmla.train.codec import CodecStage, with_statistics
 from vmla.train.denoiser import DenoiserStage
 from vmla.train.latents import LatentSet, make_latents
+from vmla.train.log import Report
 from vmla.train.loop import Watcher, train
 from vmla.train.recipes import Recipe
 from vmla.train.samples import Samples, embedded
 from vmla.train.text import TextStage
 from vmla.transformer import VideoMLA
 from vmla.vae.tiny import TinyCodec
-
-Report = Callable[[str], None]
 
 
 class Stopped(Exception):  # noqa: N818 - no error

@@ -40,7 +40,7 @@ def read_state(path: Path) -> dict[str, Any]:
     """
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        state["settings"]
+        state["settings"]  # a file without them is no state
     except (OSError, RuntimeError, EOFError, UnpicklingError, KeyError, TypeError) as error:
         raise UserError(f"{path} is damaged; remove it to train this part again") from error
     return state

@@ -29,11 +29,15 @@ RIDGE = 1e-3
 """Added to the second moment, as a share of its mean eigenvalue: inputs that calibration never saw."""
 
 
+Init = Literal["spectral", "random"]
+"""Where the projections come from."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Choices:
     """What the paper leaves open about the initialisation."""
 
-    init: Literal["spectral", "random"] = "spectral"
+    init: Init = "spectral"
     whiten: bool = True
     """Weigh directions of the input by how much calibration tokens use them."""
     balance: float = 0.0
