@@ -27,8 +27,8 @@ codes some four times what the shipped model's velocity shows (fp8 in ONNX Runti
 
 ROLLOUT = {"fp32": 1e-4, "bf16": 3e-1, "fp16": 2e-2, "fp8": 5e-1, "nvfp4": 8e-1}
 """Bounds on the relative error of a chunk, to whose noise every step and chunk before it has added. After 20
-chunks the shipped model shows 1e-5 in fp32, 0.013 in fp16, 0.14 in bf16 and 0.29 in fp8, where an object's motion
-has taken another turn; videos that have nothing in common would show 1 and more."""
+chunks the shipped model shows 1e-5 in fp32, 0.013 in fp16, 0.14 in bf16 and 0.29 in fp8, where an object's
+motion has taken another turn; videos that have nothing in common would show 1 and more."""
 
 WORDS = ("star", "ring", "square", "cross")
 
