@@ -2,14 +2,21 @@
 
     vmla-bench graph --shape wan-1.3b
     vmla-bench graph --shape wan-1.3b --target sm_89 --target sm_120 --output bench/results/graph-wan.json
+    vmla-bench graph --shape wan-1.3b --precision fp8 --lint
 
 The model is traced without weights. Without a target they are holes in a file: the graph is checked and
 takes no room. With targets they are drawn at random, scaled like real ones and written to disk one at a
-time, and an engine is built for each target. Ends with one line of JSON: time, memory, sizes, warnings.
+time, and an engine is built for each target. With `--lint` the graph is that for ONNX Runtime, with float32
+in the place of bfloat16, and Polygraphy looks it over, which runs it once: in fp8 even at full size, since
+its weights are then less than the 2 GB that Polygraphy can hold. Ends with one line of JSON: time, memory,
+sizes, warnings.
 """
 
 from __future__ import annotations
 
+import json
+import subprocess
+import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -79,11 +86,19 @@ class Graph:
 
 
 def export_graph(
-    config: ModelConfig, precision: Precision, path: Path, *, attention_nodes: bool, weights: Source
+    config: ModelConfig,
+    precision: Precision,
+    path: Path,
+    *,
+    attention_nodes: bool,
+    weights: Source,
+    backend: str = "tensorrt",
 ) -> Graph:
-    """Write the step of a model of `config` to `path`; no weights are ever held."""
-    # Of what a GPU runs: the base of a quantised graph is then bfloat16.
-    settings = Settings(backend="tensorrt", precision=precision)
+    """Write the step of a model of `config` to `path`; no weights are ever held.
+
+    The base of a quantised graph is bfloat16, and float32 for the backend `onnx`.
+    """
+    settings = Settings(backend=backend, precision=precision)
     narrow = str(DTYPES[settings.base]).removeprefix("torch.")
     signature = contract(config, batch=1, narrow=narrow)[STEP]
     layers = by_precision(config, settings)[precision] if settings.quantized else ()
@@ -134,11 +149,40 @@ def _frequencies(config: ModelConfig) -> dict[str, Tensor]:
     return {f"rope.{name}": table for name, table in VideoMLA.rotary(config).named_buffers()}
 
 
+POLYGRAPHY = "import sys; from polygraphy.tools import main; sys.exit(main())"
+
+
+def faults(path: Path) -> dict[str, Any]:
+    """What Polygraphy's lint has to say of the graph in `path`, notes left out.
+
+    Raises:
+        UserError: if Polygraphy ends without a report.
+    """
+    began, report = perf_counter(), path.with_name("lint.json")
+    command = [sys.executable, "-c", POLYGRAPHY, "check", "lint", str(path), "-o", str(report)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if not report.is_file():
+        last = (done.stderr or done.stdout).strip().rpartition("\n")[2]
+        raise UserError(f"Polygraphy made no report ({last}); is the extra dev installed?")
+    found = json.loads(report.read_text())
+    entries = [entry for entry in found["lint_entries"] if entry["level"] != "info"]
+    passing, failing = (sorted(found["summary"][name]) for name in ("passing", "failing"))
+    click.echo(f"lint: {len(passing)} nodes pass, {len(failing)} fail, {len(entries)} entries")
+    return {
+        "entries": entries,
+        "passing": len(passing),
+        "failing": failing,
+        "seconds": round(perf_counter() - began, 1),
+        "peak_bytes": peak_resident_bytes(children=True),
+    }
+
+
 @click.command(cls=OneLineCommand)
 @click.option("--shape", default="wan-1.3b", show_default=True, help=f"One of {', '.join(RECIPES)}.")
 @click.option("--layers", type=click.IntRange(min=1), help="Of the model; the recipe's own if not given.")
 @click.option("--precision", default="bf16", show_default=True, help="Of matrix products.")
 @click.option("--target", multiple=True, help="Build a TensorRT-RTX engine for this GPU, as sm_89.")
+@click.option("--lint", is_flag=True, help="Have Polygraphy look for faults; needs the extra dev.")
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False),
               help="Keep graph and engines here; they are removed if not given.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the JSON here.")
@@ -147,6 +191,7 @@ def main(
     layers: int | None,
     precision: str,
     target: tuple[str, ...],
+    lint: bool,
     folder: Path | None,
     output: Path | None,
 ) -> None:
@@ -161,19 +206,24 @@ def main(
     with tempfile.TemporaryDirectory() as scratch:
         place = folder or Path(scratch)
         place.mkdir(parents=True, exist_ok=True)
-        for stage in measure(config, kind, target, place):
+        for stage in measure(config, kind, target, place, "onnx" if lint else "tensorrt"):
             record.save(**stage)
-    record.finish(**{name: record.document[name] for name in ("graph", "engines")})
+        if lint:
+            record.save(lint=faults(place / "step.onnx"))
+    told = ("graph", "engines", "lint")
+    record.finish(**{name: record.document[name] for name in told if name in record.document})
 
 
 def measure(
-    config: ModelConfig, precision: Precision, targets: tuple[str, ...], place: Path
+    config: ModelConfig, precision: Precision, targets: tuple[str, ...], place: Path, backend: str
 ) -> Iterator[dict[str, Any]]:
     """Time and memory of the graph, then of an engine for each target, all in the folder `place`."""
     began = perf_counter()
     source = random_weights(config) if targets else holes(config)
     path = place / "step.onnx"
-    graph = export_graph(config, precision, path, attention_nodes=not targets, weights=source)
+    graph = export_graph(
+        config, precision, path, attention_nodes=not targets, weights=source, backend=backend
+    )
     expected = 0 if targets else config.layers
     if graph.attention_nodes != expected:
         raise UserError(f"the graph has {graph.attention_nodes} attention nodes, not {expected}")

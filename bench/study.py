@@ -26,8 +26,9 @@ from vmla.command import OneLineCommand
 from vmla.progress import ProgressLine
 from vmla.train.recipes import training_recipe
 from vmla.weights.spectral import Init
+from vmla.world.grade import QUESTIONS
 
-QUESTIONS = ("layouts", "widths", "splits", "inits")
+STUDIED = ("layouts", "widths", "splits", "inits")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,19 +116,25 @@ def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-def _spreads(trees: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, float]]]:
-    """Of `all` questions, by stage (or step) and second."""
+def _spreads(trees: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
+    """Of each question, and of their mean, by stage (or step) and second."""
     return {
-        key: {second: spread([tree[key][second]["all"] for tree in trees]) for second in trees[0][key]}
+        key: {second: _spread_of([tree[key][second] for tree in trees]) for second in trees[0][key]}
         for key in trees[0]
     }
+
+
+def _spread_of(shares: list[dict[str, float]]) -> dict[str, dict[str, float]]:
+    """`mean` is that over the questions, without `all`: a small model rarely has everything right."""
+    found = {name: spread([one[name] for one in shares]) for name in shares[0]}
+    return {**found, "mean": spread([statistics.mean(one[name] for name in QUESTIONS) for one in shares])}
 
 
 @click.command("study", cls=OneLineCommand)
 @click.argument("name", type=click.Choice(list(STUDIES)))
 @click.option("--runs", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/study"),
               show_default=True, help="Where all is trained and kept; run again to resume.")  # fmt: skip
-@click.option("--only", type=click.Choice(QUESTIONS), multiple=True, help="Give it again for more; else all.")
+@click.option("--only", type=click.Choice(STUDIED), multiple=True, help="Give it again for more; else all.")
 @click.option("--seeds", type=click.IntRange(min=1), help="How many; the study's own, if not given.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all cores if not given.")
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False),

@@ -1,12 +1,15 @@
 """One arm of a study with one seed: trained, distilled if it is asked for, graded; each part once.
 
 All arms share one world: codec, text encoder and clips are trained and made once. What a trial has
-finished it finds again, so that a study that was stopped goes on where it was.
+finished it finds again, so that a study that was stopped goes on where it was, and several processes may
+share one: each trial is made by the first that comes to it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import fcntl
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -85,6 +88,15 @@ class Arm:
     """Whether it is graded along training, too."""
 
 
+@contextmanager
+def claimed(folder: Path) -> Iterator[None]:
+    """One process at a time works on `folder`; another one waits, and then finds what was made."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with folder.with_name(folder.name + ".lock").open("w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
 MHA = Arm(name="mha", questions=("layouts",), sizes={"layout": "mha"}, distilled=True, closely=True)
 
 
@@ -112,6 +124,10 @@ class Trial:
         Raises:
             UserError: if the folder holds a trial with other settings.
         """
+        with claimed(self.folder):
+            return self._result()
+
+    def _result(self) -> dict[str, Any]:
         path = self.folder / "result.json"
         if path.exists():
             found: dict[str, Any] = read_json(path)
@@ -120,13 +136,19 @@ class Trial:
         finished = {"denoiser": self.denoiser()}
         if self.arm.distilled:
             finished |= self._distilled(finished["denoiser"])
-        grades = {name: self._grades(at, self.seconds) for name, at in finished.items()}
+        # To the last mark only what goes through all stages: half of a study's time would go there.
+        marks = self.seconds if self.arm.distilled else self.seconds[: max(len(self.seconds) - 1, 1)]
+        grades = {name: self._grades(at, marks) for name, at in finished.items()}
         made = self._described() | {"grades": grades}
         write_json(path, made)
         return made
 
     def denoiser(self) -> Path:
         """The checkpoint after teacher forcing."""
+        with claimed(self.folder / "denoiser"):
+            return self._denoiser()
+
+    def _denoiser(self) -> Path:
         folder = self.folder / "denoiser"
         if (folder / RESULT).exists():
             return folder / RESULT

@@ -17,6 +17,7 @@ from vmla.train.codec import with_statistics
 from vmla.train.recipes import training_recipe
 from vmla.transformer import VideoMLA
 from vmla.weights.folder import open_checkpoint
+from vmla.world.grade import QUESTIONS
 
 pytestmark = pytest.mark.cpu
 
@@ -49,9 +50,9 @@ def test_the_real_study_has_three_seeds():
 
 
 def row(seed, loss, share, arm="mla"):
-    grades = {"denoiser": {"5": {"all": share}}}
+    passed = dict.fromkeys(QUESTIONS, 0.5) | {"colour": share, "all": share}
     return {"arm": arm, "questions": ["layouts"], "seed": seed, "entry_width": 24, "loss": loss,
-            "grades": grades, "along": {"0": {"5": {"all": 0.0}}}}  # fmt: skip
+            "grades": {"denoiser": {"5": passed}}, "along": {"0": {"5": passed}}}  # fmt: skip
 
 
 def test_the_spread_is_that_over_seeds():
@@ -60,7 +61,9 @@ def test_the_spread_is_that_over_seeds():
     mla, mha = compared([row(0, 1.0, 0.5), row(0, 9.0, 0.1, "mha"), row(1, 2.0, 0.7)])
     assert (mla["arm"], mla["seeds"], mha["seeds"]) == ("mla", 2, 1)
     assert mla["loss"]["mean"] == 1.5
-    assert mla["grades"]["denoiser"]["5"] == {"mean": 0.6, "deviation": 0.1414}
+    after = mla["grades"]["denoiser"]["5"]
+    assert after["all"] == after["colour"] == {"mean": 0.6, "deviation": 0.1414}
+    assert after["mean"] == {"mean": 0.52, "deviation": 0.0283}
 
 
 @pytest.fixture

@@ -144,9 +144,14 @@ MINI = Recipe(
     ),
     latents=LatentSettings(clips=512),
     denoiser_training=DenoiserTraining(
-        schedule=Schedule(steps=800, learning_rate=1e-3, matrix_rate=2e-3, decay=300, average=0.99),
+        schedule=Schedule(steps=1200, learning_rate=1.5e-3, matrix_rate=5e-3, decay=500, average=0.99),
         forcing=Forcing(),
+        clips=12,
         chunks=4,
+        opening_steps=500,
+        openings=0.2,
+        opening_clips=64,
+        compiled=True,
     ),
     sampler=Sampler(kind="euler", steps=8, shift=2.0),
 )
