@@ -1,14 +1,16 @@
 """What the runtime is worth, on this machine and in one run: its speed, its evenness, what it costs.
 
-    python -m bench.runtime
+    vmla-bench runtime
+    vmla-bench runtime --engine engines/sprites
 
-Three arms make the same video from one checkpoint, in the order A B C C B A:
+Some arms make the same video from one checkpoint, in the order A B C C B A:
 
     plain    the first runtime, rebuilt from today's parts: the model's own modules with nothing laid out
              or tabulated, a whole step for the clean pass, decoding on the rollout's thread, no states.
              The fixed buffers and the file format are today's; neither was slower before.
     now      what `vmla-run` does, states on disk included
     unsaved  the same without states
+    compiled what `vmla-run --engine` does, if an engine is given
 
 Then a video is stopped and gone on with, and the operations of one chunk are counted.
 """
@@ -46,8 +48,7 @@ from vmla.command import OneLineCommand
 from vmla.progress import ProgressLine
 
 ARMS = ("plain", "now", "unsaved")
-TURNS = (*ARMS, *reversed(ARMS))
-"""What drifts evenly meets all arms alike."""
+COMPILED = "compiled"
 SAVE_EVERY = 5.0
 """Seconds between two states, as `vmla-run` has it if not told otherwise."""
 STOPPED = 24
@@ -180,35 +181,51 @@ def operations_per_chunk(order: Order, engine: Engine) -> int:
 def figures_of(takes: dict[str, list[Take]]) -> dict[str, Any]:
     """What is claimed, from all takes of each arm."""
     speed = {arm: statistics.mean(take.frames_per_second for take in takes[arm]) for arm in takes}
-    halves = zip(takes["now"], takes["plain"], strict=True)
-    gaps = sorted(gap for take in takes["now"] for gap in take.gaps)
-    p50, p95, p99 = (percentile(gaps, share) for share in (0.5, 0.95, 0.99))
     mean = {
         name: round(statistics.mean(take.shares[name] for take in takes["now"]), 4)
         for name in takes["now"][0].shares
     }
-    return {
+    figures = {
         "frames_per_second": {arm: round(value, 2) for arm, value in speed.items()},
-        "times_plain": round(speed["now"] / speed["plain"], 3),
-        "times_plain_by_half": [round(a.frames_per_second / b.frames_per_second, 3) for a, b in halves],
+        **_against_plain(takes, speed, "now"),
         "outside_share": mean.pop("other_share"),
         **mean,
+        "saving_costs": round(1 - speed["now"] / speed["unsaved"], 4),
+    }
+    return figures if COMPILED not in takes else {**figures, COMPILED: _against_plain(takes, speed, COMPILED)}
+
+
+def _against_plain(takes: dict[str, list[Take]], speed: dict[str, float], arm: str) -> dict[str, Any]:
+    """Speed in terms of the plain arm's, and how even the chunks are."""
+    halves = zip(takes[arm], takes["plain"], strict=True)
+    gaps = sorted(gap for take in takes[arm] for gap in take.gaps)
+    p50, p95, p99 = (percentile(gaps, share) for share in (0.5, 0.95, 0.99))
+    return {
+        "times_plain": round(speed[arm] / speed["plain"], 3),
+        "times_plain_by_half": [round(a.frames_per_second / b.frames_per_second, 3) for a, b in halves],
         "chunk_p50": round(p50, 5),
         "chunk_p95": round(p95, 5),
         "chunk_p99": round(p99, 5),
         "chunk_p99_over_p50": round(p99 / p50, 3),
-        "saving_costs": round(1 - speed["now"] / speed["unsaved"], 4),
     }
 
 
-def measure(order_of: Callable[[int], Order], chunks: int, told: Callable[[str], None]) -> dict[str, Any]:
+def measure(
+    order_of: Callable[[int], Order],
+    chunks: int,
+    told: Callable[[str], None],
+    compiled: Callable[[int], Order] | None = None,
+) -> dict[str, Any]:
     """All arms, the stopped video and the counts; samples beside the figures."""
-    takes: dict[str, list[Take]] = {arm: [] for arm in ARMS}
+    arms = ARMS if compiled is None else (*ARMS, COMPILED)
+    turns = (*arms, *reversed(arms))  # what drifts evenly meets all arms alike
+    takes: dict[str, list[Take]] = {arm: [] for arm in arms}
     with tempfile.TemporaryDirectory() as folder:
-        for turn, arm in enumerate(TURNS):
-            told(f"runtime: {arm}, {turn + 1} of {len(TURNS)}")
-            order, output = order_of(chunks), Path(folder) / f"{turn}.mp4"
-            made = plain(order, output) if arm == "plain" else now(order, output, saved=arm == "now")
+        for turn, arm in enumerate(turns):
+            told(f"runtime: {arm}, {turn + 1} of {len(turns)}")
+            order = compiled(chunks) if compiled and arm == COMPILED else order_of(chunks)
+            output = Path(folder) / f"{turn}.mp4"
+            made = plain(order, output) if arm == "plain" else now(order, output, saved=arm != "unsaved")
             takes[arm].append(made)
         told("runtime: stopped and gone on with")
         resumed = going_on(order_of, Path(folder) / "halves.mp4")
@@ -233,20 +250,24 @@ def measure(order_of: Callable[[int], Order], chunks: int, told: Callable[[str],
 @click.command("runtime", cls=OneLineCommand)
 @click.option("--checkpoint", default="sprites", show_default=True, help="A checkpoint folder.")
 @click.option("--chunks", type=click.IntRange(min=4), default=100, show_default=True,
-              help="Of each of the six videos.")  # fmt: skip
+              help="Of each video; each arm makes two.")  # fmt: skip
+@click.option("--engine", type=click.Path(path_type=Path), help="A folder of vmla-export: one arm more.")
 @click.option("--device", default="cpu", show_default=True, help="A torch device.")
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False),
               help="The document; build/runtime.json if not given.")  # fmt: skip
-def main(checkpoint: str, chunks: int, device: str, output: Path | None) -> None:
+def main(checkpoint: str, chunks: int, engine: Path | None, device: str, output: Path | None) -> None:
     """Measure the runtime against a plain one: speed, evenness, states on disk, going on."""
 
     def order_of(length: int) -> Order:
         return new(PROMPT, checkpoint, scale=None, chunks=length, device=device)
 
+    def compiled(length: int) -> Order:
+        return new(PROMPT, checkpoint, scale=None, chunks=length, device=device, engine=engine)
+
     order = order_of(chunks)
     record = Record("runtime", output, device=order.job.device)
     with ProgressLine(sys.stderr) as line:
-        measured = measure(order_of, chunks, line.show)
+        measured = measure(order_of, chunks, line.show, None if engine is None else compiled)
     figures = measured.pop("figures")
     sampler, dtype = asdict(order.job.sampler), str(order.job.dtype).removeprefix("torch.")
     record.save(checkpoint=checkpoint, sampler=sampler, dtype=dtype, **figures, **measured)

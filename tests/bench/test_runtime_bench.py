@@ -7,7 +7,8 @@ from click.testing import CliRunner
 
 from bench.cli import main as vmla_bench
 from bench.document import read_document
-from bench.runtime import TURNS, Take, figures_of, now, operations_per_chunk, plain_engine
+from bench.runtime import Take, figures_of, now, operations_per_chunk, plain_engine
+from export.cli import main as vmla_export
 from runtime.again import new
 
 pytestmark = pytest.mark.cpu
@@ -33,7 +34,11 @@ def test_the_figures_are_those_of_the_takes():
     assert figures["saving_costs"] == pytest.approx(0.02)
     assert figures["outside_share"] == pytest.approx(0.02)
     assert (figures["chunk_p50"], figures["chunk_p99_over_p50"]) == (0.1, 1.0)
-    assert list(TURNS) == list(reversed(TURNS))
+    assert "compiled" not in figures
+    faster = figures_of({**takes, "compiled": [take(80.0, gaps), take(70.0, gaps)]})
+    assert faster["frames_per_second"]["compiled"] == 75.0
+    assert faster["compiled"]["times_plain"] == 3.0
+    assert faster["times_plain"] == figures["times_plain"]
 
 
 def test_the_plain_engine_gives_what_the_other_gives_and_does_more(checkpoint):
@@ -56,13 +61,17 @@ def test_a_take_is_timed_after_its_first_chunk(checkpoint, tmp_path):
 
 def test_one_command_writes_the_document(checkpoint, tmp_path):
     output = tmp_path / "runtime.json"
-    arguments = ["runtime", "--checkpoint", str(checkpoint), "--chunks", "4", "-o", str(output)]
-    result = CliRunner().invoke(vmla_bench, arguments)
+    engine = tmp_path / "engine"
+    wanted = ["--checkpoint", str(checkpoint), "--backend", "onnx", "--precision", "fp32", "-o", str(engine)]
+    assert CliRunner().invoke(vmla_export, ["build", *wanted]).exit_code == 0
+    arguments = ["runtime", "--checkpoint", str(checkpoint), "--engine", str(engine), "--chunks", "4"]
+    result = CliRunner().invoke(vmla_bench, [*arguments, "-o", str(output)])
     assert result.exit_code == 0, result.output
     document = read_document(output)
     line = json.loads(result.output.splitlines()[-1])
     assert document["complete"] is True
     assert line["times_plain"] == document["times_plain"] > 0
+    assert document["compiled"]["times_plain"] > 0
     assert document["resumed"]["frames"] == 12 * 24
     assert document["resume_seconds"] > 0
     assert {len(takes) for takes in document["takes"].values()} == {2}
