@@ -118,7 +118,6 @@ def prepare(
     compute = choose_dtype(dtype, where)
     decoding = Decoding(checkpoint=opened, file=decoder, dtype=compute)
     count, frames = length_of(decoding, minutes=minutes, seconds=seconds, chunks=chunks)
-    sampler = opened.sampler()
     if engine is None and engines is not None:
         engine, reason = look_up(opened, where, compute, engines)
     else:
@@ -128,7 +127,7 @@ def prepare(
         checkpoint=opened,
         chunks=count,
         seed=seed,
-        sampler=sampler if steps is None else replace(sampler, steps=steps),
+        sampler=opened.sampler() if steps is None else replace(opened.sampler(), steps=steps),
         device=where,
         dtype=compute,
         engine_folder=engine,
