@@ -19,8 +19,8 @@ from vmla.errors import UserError
 from vmla.sampler import Sampler
 
 DETERMINING = (
-    "prompts", "seed", "frames", "chunks", "scale", "weights", "layout", "window", "sampler", "engine",
-    "engine_hash", "device", "dtype",
+    "decoder", "decoder_hash", "prompts", "seed", "frames", "chunks", "scale", "weights", "layout", "window",
+    "sampler", "engine", "engine_hash", "device", "dtype",
 )  # fmt: skip
 """What must be as it was, in the words of `describe_job`; all that is wrong is named in this order."""
 
@@ -94,6 +94,7 @@ def _as_recorded(recorded: Mapping[str, Any], given: Mapping[str, Any], path: Pa
     options: dict[str, Any] = {
         "checkpoint": recorded["checkpoint"],
         "engine": recorded["engine_folder"] and Path(recorded["engine_folder"]),
+        "decoder": recorded["decoder_file"] and Path(recorded["decoder_file"]),
         "seed": recorded["seed"],
         "device": recorded["device"],
         "dtype": recorded["dtype"],

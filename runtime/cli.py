@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from runtime.telemetry import Telemetry
 
 AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layout", "steps", "device",
-          "dtype", "scale")  # fmt: skip
+          "dtype", "scale", "decoder")  # fmt: skip
 """Options that say what is made; with --resume and --repeat they may only say what was said before."""
 
 
@@ -41,6 +41,8 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
               help="A checkpoint folder, or a shipped model; the engine's own, or else sprites.")  # fmt: skip
 @click.option("--engine", type=click.Path(path_type=Path),
               help="A folder of vmla-export, or eager; what fits in ./engines if not given.")  # fmt: skip
+@click.option("--decoder", type=click.Path(path_type=Path),
+              help="Weights of TAEHV to decode with, or none: no frames, with -o null.")  # fmt: skip
 @click.option("--layout", type=click.Choice(["mla", "mha"]), help="Refuse a checkpoint of the other layout.")
 @click.option("--steps", type=int, help="Denoising steps; the checkpoint's own number if not given.")
 @click.option("--device", default="cpu", show_default=True, help="A torch device.")
@@ -59,14 +61,25 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
 @click.pass_context
 def main(context: click.Context, /, **options: Any) -> None:
     """Make a video of what a prompt says, of any length, written while it is made."""
+    _check_decoder(options)
     order = _order(context, options)
     if options["dry_run"]:
-        click.echo("\n".join([order.job.engine_line(), *order.job.plan().lines()]))
+        click.echo("\n".join([*order.job.what_runs(), *order.job.plan().lines()]))
         return
     output = options["resume"] or options["output"]
     if output is None:
         raise click.UsageError("give -o, for example: -o video.mp4")
     _make(order, output, options)
+
+
+def _check_decoder(options: dict[str, Any]) -> None:
+    """Refuse to write a file of no frames."""
+    from runtime.decoding import NOTHING
+    from runtime.output import NOWHERE
+
+    written = [path for path in (options["resume"], options["output"]) if path not in (None, NOWHERE)]
+    if options["decoder"] == NOTHING and written:
+        raise click.UsageError(f"--decoder none makes no frames for {written[0]}; use -o null")
 
 
 def _order(context: click.Context, options: dict[str, Any]) -> Order:
@@ -125,7 +138,7 @@ def _make(order: Order, output: Path, options: dict[str, Any]) -> None:
         record(output, keeper.video or order.describe(), outcome)
         if outcome.complete:
             state_path(output).unlink(missing_ok=True)
-    click.echo(order.job.engine_line())
+    click.echo("\n".join(order.job.what_runs()))
     rate, now = outcome.made / outcome.seconds, "" if order.state is None else f", {outcome.made} of them"
     click.echo(f"{output}: {outcome.frames} frames{now} in {outcome.seconds:.1f} s, {rate:.0f} per second")
     if not outcome.complete:

@@ -60,7 +60,8 @@ class Film:
     @property
     def deadline(self) -> float:
         """When someone who watches from the beginning on has seen all that is made."""
-        chunk_seconds = self._frames / self._job.chunks / FRAMES_PER_SECOND
+        # Without frames there is nobody to watch: whoever has made fewer chunks goes on.
+        chunk_seconds = (self._frames or self._job.chunks) / self._job.chunks / FRAMES_PER_SECOND
         return self._watched + (self.made - self._first) * chunk_seconds
 
     def run(self, stop: threading.Event, keeper: Keeper | None) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from runtime.compiled import find_engine, fit, open_engine
 from runtime.cuda import to_host
-from runtime.decoding import CodecDecoder, Decoder
+from runtime.decoding import Decoder, Decoding
 from runtime.engine import EagerEngine, Engine
 from runtime.plan import Plan, check_length, chunks_for, frames_in
 from runtime.prompts import FixedPrompts, PromptSource
@@ -41,14 +41,22 @@ class Job:
     engine_folder: Path | None = None
     """A compiled engine; without one, the eager model runs."""
     engine_reason: str = "as asked for"
+    decoder_file: Path | None = None
+    """What decodes in place of the checkpoint's own codec; see `runtime.decoding.Decoding`."""
 
-    def engine_line(self) -> str:
-        """What will run, and why, for a person to read."""
-        return f"engine: {self.engine_folder or 'eager'} ({self.engine_reason})"
+    @property
+    def decoding(self) -> Decoding:
+        """What makes the frames."""
+        return Decoding(checkpoint=self.checkpoint, file=self.decoder_file, dtype=self.dtype)
+
+    def what_runs(self) -> list[str]:
+        """Lines for a person to read: the engine and why it was chosen, and a decoder that was asked for."""
+        engine = f"engine: {self.engine_folder or 'eager'} ({self.engine_reason})"
+        return [engine] if self.decoder_file is None else [engine, self.decoding.line()]
 
     def plan(self) -> Plan:
         """What it will take; reads no weights."""
-        return Plan.of(self.checkpoint, chunks=self.chunks, dtype=self.dtype, sampler=self.sampler)
+        return Plan.of(self.decoding, chunks=self.chunks, dtype=self.dtype, sampler=self.sampler)
 
     def engine(self) -> Engine:
         """The denoiser, loaded."""
@@ -60,7 +68,7 @@ class Job:
 
     def decoder(self) -> Decoder:
         """The decoder, loaded, at the start of a video."""
-        return CodecDecoder(self.checkpoint.codec(), self.device)
+        return self.decoding.decoders(self.device)()
 
     def run(self, engine: Engine, decoder: Decoder) -> Iterator[Chunk]:
         """Make the video's chunks."""
@@ -81,6 +89,7 @@ def prepare(
     dtype: str = "auto",
     engine: Path | None = None,
     engines: Path | None = None,
+    decoder: Path | None = None,
 ) -> tuple[Job, int]:
     """A job and the number of its frames, with everything checked that can be checked without weights.
 
@@ -93,6 +102,7 @@ def prepare(
         device, dtype: by name.
         engine: a folder made by `vmla-export`.
         engines: a folder of such folders; where none is given, one of these that fits is taken.
+        decoder: a file of TAEHV's weights in place of the checkpoint's codec, or `NOTHING`: no frames.
 
     Raises:
         UserError: for whatever cannot be.
@@ -104,42 +114,43 @@ def prepare(
     config = opened.model_config()
     if layout not in (None, config.layout):
         raise UserError(f"checkpoint {opened.folder} has layout {config.layout}; name one with {layout}")
-    count, frames = length_of(opened, minutes=minutes, seconds=seconds, chunks=chunks)
-    sampler = opened.sampler()
     where = choose_device(device)
     compute = choose_dtype(dtype, where)
+    decoding = Decoding(checkpoint=opened, file=decoder, dtype=compute)
+    count, frames = length_of(decoding, minutes=minutes, seconds=seconds, chunks=chunks)
     if engine is None and engines is not None:
         engine, reason = look_up(opened, where, compute, engines)
     else:
         reason = "as asked for"
     job = Job(
-        prompts=as_source(prompts, opened, count),
+        prompts=as_source(prompts, decoding, count),
         checkpoint=opened,
         chunks=count,
         seed=seed,
-        sampler=sampler if steps is None else replace(sampler, steps=steps),
+        sampler=opened.sampler() if steps is None else replace(opened.sampler(), steps=steps),
         device=where,
         dtype=compute,
         engine_folder=engine,
         engine_reason=reason,
+        decoder_file=decoder,
     )
-    return job, frames
+    return job, 0 if decoding.silent else frames
 
 
 def as_source(
-    prompts: str | PromptSource | Sequence[Entry], checkpoint: Checkpoint, chunks: int
+    prompts: str | PromptSource | Sequence[Entry], decoding: Decoding, chunks: int
 ) -> PromptSource:
     """What `prepare` takes for prompts, chunk by chunk."""
     if isinstance(prompts, str):
         return FixedPrompts(prompts)
     if isinstance(prompts, Sequence):
-        chunk, codec = checkpoint.model_config().chunk, checkpoint.codec(weights=False)
+        chunk, codec = decoding.checkpoint.model_config().chunk, decoding.sizes()
         return to_schedule(cast(Sequence[Entry], prompts), chunks=chunks, chunk=chunk, codec=codec)
     return prompts
 
 
 def length_of(
-    checkpoint: Checkpoint, *, minutes: float | None, seconds: float | None, chunks: int | None
+    decoding: Decoding, *, minutes: float | None, seconds: float | None, chunks: int | None
 ) -> tuple[int, int]:
     """How many chunks to make and how many frames of them to keep: ten seconds if nothing is given.
 
@@ -148,7 +159,7 @@ def length_of(
     """
     if sum(length is not None for length in (minutes, seconds, chunks)) > 1:
         raise UserError("more than one length; give one of --minutes, --seconds, --chunks")
-    chunk, codec = checkpoint.model_config().chunk, checkpoint.codec(weights=False)
+    chunk, codec = decoding.checkpoint.model_config().chunk, decoding.sizes()
     wanted = 60 * minutes if minutes is not None else 10.0 if seconds is None else seconds
     count = chunks or chunks_for(wanted, chunk, codec)
     whole = frames_in(count, chunk, codec)

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import torch
 
 from runtime.buffers import draws, picture_shape
+from runtime.decoding import Decoding
 from runtime.past import Past
 from vmla.cache import CacheLayout
 from vmla.config import FRAMES_PER_SECOND
 from vmla.errors import UserError
 from vmla.sampler import Sampler
 from vmla.vae import Codec
-from vmla.weights.folder import Checkpoint
 
 LONGEST_SECONDS = 24 * 3600.0
 """A day: nothing in the rollout ends there, but a longer wish is a slip of the finger."""
@@ -39,9 +39,10 @@ class Plan:
     """The same, of each stream."""
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, *, chunks: int, dtype: torch.dtype, sampler: Sampler) -> Plan:
+    def of(cls, decoding: Decoding, *, chunks: int, dtype: torch.dtype, sampler: Sampler) -> Plan:
         """Plan `chunks` chunks of one video with the model computing in `dtype`."""
-        config, codec = checkpoint.model_config(), checkpoint.codec(weights=False)
+        checkpoint, codec = decoding.checkpoint, decoding.sizes()
+        config = checkpoint.model_config()
         layout, size = CacheLayout.of(config), dtype.itemsize
         single = torch.float32.itemsize
         picture = math.prod(picture_shape(config)) * single
@@ -55,14 +56,14 @@ class Plan:
             shared={
                 "transformer": checkpoint.elements("transformer") * size,
                 "text encoder": checkpoint.elements("text_encoder") * single,
-                "codec": checkpoint.elements("vae") * single,
+                "codec": decoding.codec_bytes(),
             },
             own={
                 "latent cache" if config.layout == "mla" else "cache": layout.bytes(element_size=size),
                 "text keys and values": 2 * config.layers * config.text_tokens * config.width * size,
                 "noise and latents of a chunk": (draws(sampler) + 1) * picture,
                 "latents of the window": Past.capacity(layout) * picture,
-                "decoder memory": checkpoint.decoder_memory_bytes(),
+                "decoder memory": decoding.memory_bytes(),
             },
         )
 

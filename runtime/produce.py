@@ -91,7 +91,7 @@ def produce(
         film.run(stop or threading.Event(), keeper)
     made = [change for change in job.prompts.changes if change.chunk < film.made]
     return Outcome(
-        complete=film.done >= frames,
+        complete=film.finished and film.done >= frames,
         frames=earlier + writer.written,
         made=writer.written,
         load_seconds=loaded - began,

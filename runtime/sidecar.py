@@ -53,6 +53,7 @@ def describe_job(job: Job, *, frames: int, scale: int) -> dict[str, Any]:
         "engine_reason": job.engine_reason,
         "engine_folder": None if job.engine_folder is None else str(job.engine_folder.resolve()),
         "engine_hash": None if manifest is None else hash_json(manifest.files),
+        **job.decoding.describe(),
         "device": str(job.device),
         "dtype": dtype,
         "threads": torch.get_num_threads(),

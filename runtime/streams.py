@@ -11,7 +11,6 @@ from contextlib import ExitStack
 from time import perf_counter
 from types import TracebackType
 
-from runtime.decoding import CodecDecoder
 from runtime.film import DecodeError, Film
 from runtime.job import Job
 from runtime.rollout import Rollout
@@ -78,7 +77,7 @@ class Streams:
         self._clock = clock
         self._job, self._memory, self.plan = job, memory, job.plan()
         self.capacity = self.plan.streams_in(memory)
-        self._engine, self._codec = job.engine(), job.checkpoint.codec()
+        self._engine, self._decoder = job.engine(), job.decoding.decoders(job.device)
         self._open: list[Stream] = []
         self._admitted = 0
 
@@ -94,7 +93,7 @@ class Streams:
         Raises:
             UserError: if it does not fit beside those that are being made, or is of another kind.
         """
-        same = ("checkpoint", "sampler", "device", "dtype", "engine_folder")
+        same = ("checkpoint", "sampler", "device", "dtype", "engine_folder", "decoder_file")
         for name in same:
             if getattr(job, name) != getattr(self._job, name):
                 raise UserError(f"this stream has another {name} than the first; run it on its own")
@@ -105,7 +104,7 @@ class Streams:
                 f"end one, or allow {more:,} bytes for another"
             )
         rollout = Rollout(self._engine, job.prompts, job.sampler, seeds=[job.seed])
-        writer, decoder = FrameWriter(sink), CodecDecoder(self._codec, job.device)
+        writer, decoder = FrameWriter(sink), self._decoder()
         told = telemetry or NoTelemetry()
         film = Film(job, rollout, decoder, writer, told, frames=frames, now=self._clock())
         stream = Stream(self._admitted, film, writer)

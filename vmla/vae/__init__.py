@@ -1,4 +1,4 @@
-"""Pixels to latents and back: one codec protocol, two codecs, both decoded as a stream."""
+"""Pixels to latents and back: one codec protocol, three codecs, all decoded as a stream."""
 
 from __future__ import annotations
 

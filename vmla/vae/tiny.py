@@ -1,8 +1,6 @@
 """A tiny causal autoencoder of 2-D convolutions, each block remembering one frame of features.
 
-The design is that of TAEHV (github.com/madebyollin/taehv): time is folded into the batch for
-every convolution, and the only way from one frame to the next is a block that sees its own input
-of the frame before. So a stream needs to remember one small tensor for each block.
+The design is that of TAEHV (github.com/madebyollin/taehv) in our own sizes; `vmla.vae.taehv` has TAEHV's.
 """
 
 from __future__ import annotations
@@ -14,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vmla.errors import UserError
+from vmla.vae.stream import FrameStream, SeesFrameBefore, TimeGrow, TimePool, fold
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,11 +40,11 @@ class TinyCodecConfig:
                 raise UserError(f"{name} is {value!r}; it is {' or '.join(map(str, allowed))} numbers")
 
 
-class MemoryBlock(nn.Module):
+class MemoryBlock(SeesFrameBefore):
     """Residual convolutions over a frame's features beside those of the frame before."""
 
     def __init__(self, width: int) -> None:
-        super().__init__()
+        super().__init__(width)
         self.mix = nn.Conv2d(2 * width, width, 3, padding=1)
         self.inner = nn.Conv2d(width, width, 3, padding=1)
         self.out = nn.Conv2d(width, width, 3, padding=1)
@@ -56,52 +55,10 @@ class MemoryBlock(nn.Module):
         return F.relu(x + self.out(F.relu(self.inner(h))))
 
 
-class TimePool(nn.Module):
-    """Two frames to one."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(2 * width, width, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [2 n, width, h, w], time in pairs."""
-        return self.conv(x.reshape(x.shape[0] // 2, -1, *x.shape[2:]))
-
-
-class TimeGrow(nn.Module):
-    """One frame to two."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(width, 2 * width, 1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """x [n, width, h, w] to [2 n, width, h, w]."""
-        return self.conv(x).reshape(2 * x.shape[0], *x.shape[1:])
-
-
-class _Stream(nn.Sequential):
-    """Layers over frames folded into the batch; memory blocks carry their last input along."""
-
-    def run(self, x: Tensor, batch: int, memory: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
-        """x [batch * frames, ...], batch-major; returns the result and the memory for the next call."""
-        left: list[Tensor] = []
-        for layer in self:
-            if isinstance(layer, MemoryBlock):
-                frames = x.reshape(batch, -1, *x.shape[1:])
-                first = torch.zeros_like(frames[:, :1]) if memory is None else memory[len(left)]
-                before = torch.cat([first, frames[:, :-1]], dim=1)
-                left.append(frames[:, -1:].clone())  # a view would keep all frames in memory
-                x = layer(x, before.reshape(x.shape))
-            else:
-                x = layer(x)
-        return x, left
-
-
-def _encoder(config: TinyCodecConfig) -> _Stream:
+def _encoder(config: TinyCodecConfig) -> FrameStream:
     wide, middle, narrow = config.widths
     at_8, at_4, at_2 = config.encoder_blocks
-    return _Stream(
+    return FrameStream(
         nn.PixelUnshuffle(2),
         nn.Conv2d(12, narrow, 3, padding=1),
         *(MemoryBlock(narrow) for _ in range(at_2)),
@@ -115,10 +72,10 @@ def _encoder(config: TinyCodecConfig) -> _Stream:
     )
 
 
-def _decoder(config: TinyCodecConfig) -> _Stream:
+def _decoder(config: TinyCodecConfig) -> FrameStream:
     wide, middle, narrow = config.widths
     at_8, at_4, at_2 = config.decoder_blocks
-    return _Stream(
+    return FrameStream(
         nn.Conv2d(config.latent_channels, wide, 3, padding=1),
         nn.ReLU(),
         *(MemoryBlock(wide) for _ in range(at_8)),
@@ -177,7 +134,7 @@ class TinyCodec(nn.Module):
             raise ValueError(f"{video.shape[1]} frames do not fill whole latent frames")
         video = torch.cat([video[:, :1].expand(-1, missing, -1, -1, -1), video], dim=1)
         batch = video.shape[0]
-        frames = _fold(2 * video - 1).to(self._dtype)
+        frames = fold(2 * video - 1).to(self._dtype)
         z, _ = self.encoder.run(frames, batch, None)
         return z.reshape(batch, -1, *z.shape[1:]).transpose(1, 2)
 
@@ -191,29 +148,18 @@ class TinyCodec(nn.Module):
         batch = latents.shape[0]
         # Bounds what a denoiser may hand over, smoothly: raw latents are trained to have deviation 1.
         bounded = torch.tanh(latents.float() / 3) * 3
-        x, left = self.decoder.run(_fold(bounded.transpose(1, 2)).to(self._dtype), batch, memory)
+        x, left = self.decoder.run(fold(bounded.transpose(1, 2)).to(self._dtype), batch, memory)
         video = x.reshape(batch, -1, *x.shape[1:]) / 2 + 0.5
         missing = self.temporal_ratio - self.first_frames if memory is None else 0
         return video[:, missing:], left
 
     def stream_bytes(self, height: int, width: int) -> int:
         """Bytes that one video's memory holds for latent frames of `height` x `width` cells."""
-        cells, remembered = height * width, 0
-        for layer in self.decoder:
-            if isinstance(layer, nn.PixelShuffle):
-                cells *= layer.upscale_factor**2
-            if isinstance(layer, MemoryBlock):
-                remembered += layer.out.out_channels * cells
-        return remembered * self._dtype.itemsize
+        return self.decoder.remembered(height * width) * self._dtype.itemsize
 
     @property
     def _dtype(self) -> torch.dtype:
         return next(self.parameters()).dtype
-
-
-def _fold(video: Tensor) -> Tensor:
-    """[B, frames, c, H, W] to channels-last [B * frames, c, H, W]."""
-    return video.flatten(0, 1).contiguous(memory_format=torch.channels_last)
 
 
 def _per_channel(values: tuple[float, ...]) -> Tensor:

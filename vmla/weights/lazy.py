@@ -78,7 +78,7 @@ def open_pickle(path: Path, part: str | None = None) -> Mapping[str, Tensor]:
         raise UserError(f"{path} holds LoRA weights; merge them into their base model first")
     chosen = _part(held, part, path)
     if strange := [name for name, value in chosen.items() if not isinstance(value, Tensor)]:
-        raise UserError(f"{path}: {strange[0]} is no tensor; name a part with --part")
+        raise UserError(f"{path}: {strange[0]} is no tensor; save its state dict alone, or name its part")
     return chosen
 
 

@@ -1,0 +1,94 @@
+"""What the codecs of 2-D convolutions share: time folded into the batch, one frame remembered per block.
+
+Every convolution sees single frames. The only way from one frame to the next is a layer that sees
+its own input of the frame before, so a stream needs to remember one small tensor for each of these.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class SeesFrameBefore(nn.Module):
+    """A layer over a frame's features [n, width, h, w] and, of the same shape, the predecessor's."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, x: Tensor, before: Tensor) -> Tensor:
+        """x, before [n, width, h, w]: each frame and its predecessor."""
+        raise NotImplementedError
+
+
+class TimePool(nn.Module):
+    """`times` frames to one."""
+
+    def __init__(self, width: int, times: int = 2, *, bias: bool = True) -> None:
+        super().__init__()
+        self.times = times
+        self.conv = nn.Conv2d(times * width, width, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [times * n, width, h, w], those of one result in a row."""
+        return self.conv(x.reshape(x.shape[0] // self.times, -1, *x.shape[2:]))
+
+
+class TimeGrow(nn.Module):
+    """One frame to `times`."""
+
+    def __init__(self, width: int, times: int = 2, *, bias: bool = True) -> None:
+        super().__init__()
+        self.times = times
+        self.conv = nn.Conv2d(width, times * width, 1, bias=bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [n, width, h, w] to [times * n, width, h, w]."""
+        return self.conv(x).reshape(self.times * x.shape[0], *x.shape[1:])
+
+
+class Double(nn.Module):
+    """Each cell to four of the same value."""
+
+    factor = 2
+
+    def forward(self, x: Tensor) -> Tensor:
+        """x [n, width, h, w] to [n, width, 2 h, 2 w]."""
+        return F.interpolate(x, scale_factor=float(self.factor), mode="nearest")
+
+
+class FrameStream(nn.Sequential):
+    """Layers over frames folded into the batch; what sees the frame before carries its last input along."""
+
+    def run(self, x: Tensor, batch: int, memory: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
+        """x [batch * frames, ...], batch-major; returns the result and the memory for the next call."""
+        left: list[Tensor] = []
+        for layer in self:
+            if isinstance(layer, SeesFrameBefore):
+                frames = x.reshape(batch, -1, *x.shape[1:])
+                first = torch.zeros_like(frames[:, :1]) if memory is None else memory[len(left)]
+                before = torch.cat([first, frames[:, :-1]], dim=1)
+                left.append(frames[:, -1:].clone())  # a view would keep all frames in memory
+                x = layer(x, before.reshape(x.shape))
+            else:
+                x = layer(x)
+        return x, left
+
+    def remembered(self, cells: int) -> int:
+        """How many numbers the memory of one video holds whose first layer sees `cells` cells."""
+        count = 0
+        for layer in self:
+            if isinstance(layer, nn.PixelShuffle):
+                cells *= layer.upscale_factor**2
+            elif isinstance(layer, Double):
+                cells *= layer.factor**2
+            elif isinstance(layer, SeesFrameBefore):
+                count += layer.width * cells
+        return count
+
+
+def fold(video: Tensor) -> Tensor:
+    """[B, frames, c, H, W] to channels-last [B * frames, c, H, W]."""
+    return video.flatten(0, 1).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,67 @@
+"""Published weights of TAEHV's architecture, from the file that they come in."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor
+
+from vmla.errors import UserError
+from vmla.vae.taehv import TAEHV_RECIPES, Taehv
+from vmla.weights.files import Shape, check_shapes, load_exactly
+from vmla.weights.folder import Uninitialised
+from vmla.weights.lazy import LazyTensors, open_pickle, shape_of
+
+PICKLES, SAFETENSORS = (".pth", ".pt"), ".safetensors"
+PUBLISHED = "taew2_1"
+FIRST = "decoder.1.weight"
+"""Of the decoder's first convolution [width, latent channels, 3, 3]."""
+
+
+def load_taehv(path: Path, *, weights: bool = True) -> Taehv:
+    """The autoencoder in `path`, a `.pth`, `.pt` or `.safetensors` file, in float32, ready to run.
+
+    No code in a pickle is ever run. Without `weights` it lies on the meta device: names and shapes are
+    checked, and nothing else is read.
+
+    Raises:
+        UserError: for a file that cannot be read, or whose tensors are not those of a known recipe.
+    """
+    tensors = _open(path)
+    shapes = {name: shape_of(tensors, name) for name in tensors}
+    recipe = _recipe(shapes, path)
+    with Uninitialised():
+        codec = Taehv(TAEHV_RECIPES[recipe])
+    expected = {name: tuple(tensor.shape) for name, tensor in codec.state_dict().items()}
+    check_shapes(expected, shapes, path, recipe)
+    if not weights:
+        return codec.to("meta")
+    load_exactly(codec, tensors, path)
+    return codec.eval().requires_grad_(False)
+
+
+def recipe_of(codec: Taehv) -> str:
+    """The name of the recipe that `codec` has."""
+    return next(name for name, config in TAEHV_RECIPES.items() if config == codec.config)
+
+
+def _open(path: Path) -> Mapping[str, Tensor]:
+    if path.suffix not in (*PICKLES, SAFETENSORS):
+        kinds = ", ".join(PICKLES)
+        raise UserError(f"{path} is no file of weights; name one that ends in {kinds} or {SAFETENSORS}")
+    if not path.is_file():
+        raise UserError(f"there is no file {path}; name one that holds weights of TAEHV")
+    return LazyTensors(path) if path.suffix == SAFETENSORS else open_pickle(path)
+
+
+def _recipe(shapes: Mapping[str, Shape], path: Path) -> str:
+    """The recipe whose latents have the channels that the tensors ask for."""
+    first = shapes.get(FIRST, ())
+    if len(first) < 2:
+        return PUBLISHED  # what is wrong besides this tensor is said when all are compared
+    fitting = [name for name, config in TAEHV_RECIPES.items() if config.latent_channels == first[1]]
+    if not fitting:
+        known = " or ".join(f"{c.latent_channels} ({name})" for name, c in TAEHV_RECIPES.items())
+        raise UserError(f"{path} decodes latents of {first[1]} channels; name a file for {known}")
+    return fitting[0]
