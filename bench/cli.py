@@ -24,6 +24,7 @@ VERBS = {
     "kernels": "bench.kernels",
     "graph": "bench.graph",
     "study": "bench.study",
+    "conversion": "bench.conversion",
 }
 """Each verb's module, loaded when the verb is used."""
 

@@ -119,12 +119,13 @@ def _command(kind: str, context: click.Context) -> str:
         if not given or name == "output":
             continue
         value = context.params[name]
+        parts = [str(part) for part in (value if isinstance(value, tuple) else (value,))]
         if isinstance(parameter, click.Argument):
-            words += [str(part) for part in (value if isinstance(value, tuple) else (value,))]
+            words += parts
         elif isinstance(value, bool):
             words.append(parameter.opts[0] if value else parameter.secondary_opts[0])
         else:
-            words += [parameter.opts[-1], str(value)]
+            words += [word for part in parts for word in (parameter.opts[-1], part)]
     return shlex.join(words)
 
 

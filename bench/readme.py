@@ -1,4 +1,4 @@
-"""The README's tables, made from the committed results so that no figure in it is typed by hand.
+"""Tables of the documents, made from the committed results so that no figure in them is typed by hand.
 
     python -m bench.readme          rewrite the tables
     python -m bench.readme --check  fail if they differ from the results
@@ -24,12 +24,13 @@ from vmla.weights.files import read_json
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
+DOCUMENTS = ("README.md", "docs/training.md")
 MISSING = "not measured yet"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Block:
-    """A table of the README: its results file, how that becomes lines, and the command that measures it."""
+    """A table of a document: its results file, how that becomes lines, and the command that measures it."""
 
     file: str
     table: Callable[[dict[str, Any]], list[str]]
@@ -125,6 +126,12 @@ def study_table(result: dict[str, Any]) -> list[str]:
     return [line for table in tables for line in (f"**{table.title}**", "", *table.markdown(), "")][:-1]
 
 
+def conversion_table(result: dict[str, Any]) -> list[str]:
+    """Every way to convert a per-head model, with the deviation over the models."""
+    (table,) = report_sections.conversion_section(result).tables
+    return [f"**{table.title}**", "", *table.markdown()]
+
+
 def _where(result: dict[str, Any]) -> str:
     return f"{machine_name(result)}, torch {result['versions']['torch']}, {result['date']}."
 
@@ -137,9 +144,16 @@ TABLES = {
     "engines": Block(file="engines-sprites.json", table=engines_table, command="vmla-bench engines"),
     "memory": Block(file="memory-wan.json", table=memory_table, command="vmla-bench memory"),
     "study": Block(file="study-mini.json", table=study_table, command="vmla-bench study mini"),
+    "conversion": Block(
+        file="conversion-mini.json",
+        table=conversion_table,
+        command="vmla-bench conversion mini "
+        + " ".join(f"--from runs/study/mini/mha-{seed}/denoiser/checkpoint" for seed in range(3))
+        + " --calibration runs/study/mini/world/latents",
+    ),
     "gpu": Block(file="gpu-wan.json", table=gpu_table, command="vmla-bench gpu"),
 }
-"""For each marked block of the README, how it is made."""
+"""For each marked block of a document, how it is made."""
 
 
 def render(text: str) -> str:
@@ -152,7 +166,7 @@ def render(text: str) -> str:
     def block(found: re.Match[str]) -> str:
         name = found[1]
         if name not in TABLES:
-            raise UserError(f"README.md has a block {name!r}; known are {', '.join(TABLES)}")
+            raise UserError(f"a document has a block {name!r}; known are {', '.join(TABLES)}")
         return "\n".join([f"<!-- results: {name} -->", *TABLES[name].lines(), "<!-- end -->"])
 
     return re.sub(r"<!-- results: (\w+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)
@@ -161,16 +175,17 @@ def render(text: str) -> str:
 @click.command(cls=OneLineCommand)
 @click.option("--check", is_flag=True, help="Change nothing; fail if a table differs.")
 def main(check: bool) -> None:
-    """Make the README's tables from bench/results."""
-    path = ROOT / "README.md"
-    old = path.read_text()
-    new = render(old)
-    if check and new != old:
-        raise UserError("the README's tables differ from bench/results; run: python -m bench.readme")
-    if new != old:
-        aside = path.with_suffix(".tmp")
-        aside.write_text(new)
-        aside.replace(path)
+    """Make the documents' tables from bench/results."""
+    for name in DOCUMENTS:
+        path = ROOT / name
+        old = path.read_text()
+        new = render(old)
+        if check and new != old:
+            raise UserError(f"the tables of {name} differ from bench/results; run: python -m bench.readme")
+        if new != old:
+            aside = path.with_suffix(".tmp")
+            aside.write_text(new)
+            aside.replace(path)
 
 
 if __name__ == "__main__":

@@ -98,6 +98,13 @@ def _study(document: dict[str, Any]) -> Iterator[tuple[str, Figure]]:
         yield name, Figure(value=loss["mean"], more_is_better=False, spread=spread)
 
 
+def _conversion(document: dict[str, Any]) -> Iterator[tuple[str, Figure]]:
+    for one in document["compared"]:
+        loss = one["healed"] or one["loss"]
+        spread = loss["deviation"] / max(loss["mean"], 1e-9)
+        yield f"{one['variant']}, loss", Figure(value=loss["mean"], more_is_better=False, spread=spread)
+
+
 _KINDS: dict[str, Callable[[dict[str, Any]], Iterator[tuple[str, Figure]]]] = {
     "engines": _engines,
     "memory": _memory,
@@ -108,4 +115,5 @@ _KINDS: dict[str, Callable[[dict[str, Any]], Iterator[tuple[str, Figure]]]] = {
     "roofline": _roofline,
     "quality": _quality,
     "study": _study,
+    "conversion": _conversion,
 }

@@ -272,8 +272,30 @@ def _grades_over_time(grades: dict[str, dict[str, dict[str, float]]], marks: lis
     return [_with_deviation(grades[mark]["mean"], "{:.1%}") if mark in grades else "-" for mark in marks]
 
 
+def conversion_section(document: dict[str, Any]) -> Section:
+    """Every way to convert, with mean and deviation over the models."""
+    steps = document["heal"]
+    rows = [
+        [
+            one["variant"],
+            " / ".join(f"{kept['mean']:.1%}" for kept in one["energy"].values()) or "-",
+            _with_deviation(one["output_error"], "{:.3f}"), _with_deviation(one["worst_layer"], "{:.3f}"),
+            _with_deviation(one["loss"], "{:.4f}"),
+            *([_with_deviation(one["healed"], "{:.4f}")] if steps else []),
+            _with_deviation(one["over_defaults"], "{:+.4f}"), str(one["models"]),
+        ]
+        for one in document["compared"]
+    ]  # fmt: skip
+    healed = [f"loss after {steps} steps"] if steps else []
+    headings = ["converted with", "kept of keys and values / rotary keys / queries", "output error",
+                "of the worst layer", "loss", *healed, "over the defaults", "models"]  # fmt: skip
+    before = _with_deviation(document["per_head_loss"], "{:.4f}")
+    title = f"starts of latent attention; loss of the per-head model {before}"
+    return Section(tables=[Table(title=title, headings=headings, rows=rows)], plots=[])
+
+
 def _with_deviation(value: dict[str, float], form: str) -> str:
-    return f"{form.format(value['mean'])} ± {form.format(value['deviation'])}"
+    return f"{form.format(value['mean'])} ± {form.replace('+', '').format(value['deviation'])}"
 
 
 SECTIONS: dict[str, Callable[[dict[str, Any]], Section]] = {
@@ -287,4 +309,5 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], Section]] = {
     "quality": quality_section,
     "kernels": kernels_section,
     "study": study_section,
+    "conversion": conversion_section,
 }

@@ -1,6 +1,7 @@
 """Conversion to latent attention keeps what its rank allows, and says what it lost."""
 
 import json
+from dataclasses import fields
 
 import pytest
 import torch
@@ -105,12 +106,12 @@ def test_what_the_rank_holds_is_kept_exactly():
 
 
 @pytest.mark.parametrize("balance", [0.0, 0.5, 1.0])
-@pytest.mark.parametrize("whiten", [True, False])
-def test_content_keys_and_values_are_those_of_wan_where_the_rank_suffices(whiten, balance):
+@pytest.mark.parametrize(("whiten", "stack"), [(True, "content"), (False, "content"), (True, "whole")])
+def test_content_keys_and_values_are_those_of_wan_where_the_rank_suffices(whiten, stack, balance):
     """Whatever the tokens: up times down, with the norm left out."""
     config, (wan, _) = tiny_config(**EXACT), low_rank_wan(3)
     x, (_, content) = draw(40, WIDTH, seed=10).double(), channels(config)
-    choices = Choices(whiten=whiten, balance=balance, key_weight=2.0)
+    choices = Choices(whiten=whiten, balance=balance, key_weight=2.0, stack=stack)
     made, _ = convert_attention(wan, config, Inputs.of(x, whiten=whiten), choices)
     key = x @ wan["to_k.weight"].T
     size = (key.square().mean(-1) + config.eps).sqrt()
@@ -149,6 +150,47 @@ def test_an_absorbed_bias_is_the_best_matrix_without_one():
     # A ridge of a thousandth lies between them.
     assert_close(inputs.absorbed(weight, bias, Choices()), fitted, rtol=0, atol=5e-3)
     assert torch.equal(inputs.absorbed(weight, bias, Choices(biases="drop")), weight)
+
+
+def converted(wan, **chosen):
+    """Of Wan's weights at ranks that lose something."""
+    config = tiny_config(content_width=6, rotary_width=8, query_width=14)
+    inputs = Inputs.of(draw(60, WIDTH, seed=10), whiten=True)
+    return convert_attention(wan, config, inputs, Choices(**chosen))
+
+
+def test_gains_that_are_dropped_are_gains_of_one():
+    wan, _ = low_rank_wan()
+    ones = {name: torch.ones(WIDTH) for name in ("norm_q.weight", "norm_k.weight")}
+    dropped, plain, folded = converted(wan, gains="drop"), converted({**wan, **ones}), converted(wan)
+    assert dropped[1] == plain[1] != folded[1]
+    for name, tensor in plain[0].items():
+        assert torch.equal(dropped[0][name], tensor), name
+    assert not torch.equal(dropped[0]["up_k.weight"], folded[0]["up_k.weight"])
+
+
+def test_latent_gains_touch_nothing_but_the_norms():
+    wan, _ = low_rank_wan()
+    (fitted, _), (ones, _) = converted(wan), converted(wan, latent_gains="one")
+    for name, tensor in fitted.items():
+        if "norm" in name:
+            assert torch.equal(ones[name], torch.ones_like(tensor))
+            assert not torch.equal(tensor, ones[name])
+        else:
+            assert torch.equal(ones[name], tensor), name
+
+
+def test_of_a_whole_stack_content_is_kept_and_less_of_it():
+    wan, _ = low_rank_wan()
+    wan["to_v.weight"] = 0.1 * wan["to_v.weight"]  # so that keys decide
+    (part, kept), (whole, less) = converted(wan), converted(wan, stack="whole")
+    assert {name: tensor.shape for name, tensor in part.items()} == {n: t.shape for n, t in whole.items()}
+    assert kept["keys and values"] > less["keys and values"]
+
+
+def test_the_command_and_the_library_choose_alike():
+    defaults = {parameter.name: parameter.default for parameter in main.commands["convert"].params}
+    assert Choices(**{field.name: defaults[field.name] for field in fields(Choices)}) == Choices()
 
 
 def test_random_keeps_size_and_wans_output_projection():

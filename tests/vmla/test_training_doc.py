@@ -29,6 +29,7 @@ SMALL = {
     "--minutes 1": "--seconds 1", "--accumulate 16": "--accumulate 2", "--recipe mini": "--recipe debug",
     "run mini ": "run debug ", "pack mini ": "pack debug ", "--gpus 8": "--gpus 2",
     "--samples 200": "--samples 2", "study mini ": "study debug --seeds 1 --only inits ",
+    "conversion mini ": "conversion debug --heal 1 --only whiten ", "runs/study/mini/": "runs/study/debug/",
 }  # fmt: skip
 """What is written otherwise for the small model. `torchrun` is left out: `test_parallel` has it."""
 

@@ -10,6 +10,7 @@ from kit.measure import assert_close
 from kit.models import draw
 
 from vmla.train.cli import main
+from vmla.train.dashboard import dashboard
 from vmla.train.recipes import TRAINING_RECIPES
 from vmla.train.samples import CHUNKS, PROMPTS, Samples, embedded, joining
 from vmla.train.strip import COLUMNS, strip, write_strip
@@ -79,6 +80,19 @@ def test_watching_changes_no_weight(checkpoint, data, tmp_path, tensorboard):
     losses = [(step, value) for name, value, step in writer.scalars if name == "forcing/loss"]
     assert [step for step, _ in losses] == [1, 2, 3, 4]
     assert {name for name, _, _ in writer.scalars} > {"forcing/tokens_per_second", "forcing/utilisation"}
+
+
+def test_tensorboard_itself_reads_back_what_was_logged(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    losses = {step: 0.5**step for step in (1, 2, 3)}
+    with dashboard("tensorboard", tmp_path) as (watch,):
+        for step, loss in losses.items():
+            watch("forcing", {"step": step, "loss": loss, "waiting": 0.25}, {})
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    assert events.Tags()["scalars"] == ["forcing/loss", "forcing/waiting"]
+    assert {event.step: event.value for event in events.Scalars("forcing/loss")} == losses
+    assert [event.value for event in events.Scalars("forcing/waiting")] == [0.25] * 3
 
 
 class Board:

@@ -170,8 +170,14 @@ def encode(source: Path, output: Path, checkpoint: str, **options: Any) -> None:
 @click.option("--whiten/--no-whiten", default=True, show_default=True, help="Weigh by inputs.")
 @click.option("--balance", default=0.0, show_default=True, help="Share of singular values that goes down.")
 @click.option("--key-weight", type=float, default=1.0, show_default=True, help="Of keys against values.")
+@click.option("--stack", type=click.Choice(["content", "whole"]), default="content", show_default=True,
+              help="Rows of keys that are decomposed with the values.")  # fmt: skip
+@click.option("--gains", type=click.Choice(["fold", "drop"]), default="fold", show_default=True,
+              help="Of Wan's norms of queries and keys.")  # fmt: skip
 @click.option("--rotary", type=click.Choice(["singular", "mean"]), default="singular", show_default=True)
 @click.option("--biases", type=click.Choice(["absorb", "drop"]), default="absorb", show_default=True)
+@click.option("--latent-gains", type=click.Choice(["fit", "one"]), default="fit", show_default=True,
+              help="Of the latents' own norms.")  # fmt: skip
 @click.option("--calibration", type=FOLDER, help="Encoded clips; pure noise if not given.")
 @click.option("--clips", type=click.IntRange(min=1), default=4, show_default=True, help="Of calibration.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)

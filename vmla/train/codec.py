@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vmla.train.ahead import Ahead
 from vmla.train.optimizers import Schedule
 from vmla.train.speed import Meter
 from vmla.vae.tiny import TinyCodec, TinyCodecConfig
@@ -51,6 +52,7 @@ class CodecStage:
         self.training = training
         self.schedule = training.schedule
         self.meter = Meter(bfloat16=training.bfloat16)
+        self.batches = Ahead(self.draw)
 
     def settings(self) -> dict[str, Any]:
         """All that determines the result."""
@@ -59,10 +61,8 @@ class CodecStage:
     def loss(self, step: int) -> Tensor:
         """Mean absolute and squared error, and a pull of the raw latents towards mean 0, deviation 1."""
         settings = self.training
-        crops = step < settings.crop_steps
-        clips, size = (settings.crops, settings.crop) if crops else (settings.wholes, SIZE)
         with self.meter.waiting():
-            video, near = draw_clips(settings.seed, step, clips=clips, frames=settings.frames, crop=size)
+            video, near = self.batches.take(step)
         generator = torch.Generator().manual_seed(step)
         narrow = torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16)
         with self.meter.counting(video.shape), narrow:
@@ -75,6 +75,13 @@ class CodecStage:
         # Without a pull towards 1 the latents grow, which drowns the noise.
         mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
         return weighted.mean() + 0.01 * (mean.square().mean() + std.log().square().mean())
+
+    def draw(self, step: int) -> tuple[Tensor, Tensor]:
+        """The batch of `step`: crops at first, whole frames later; see `draw_clips`."""
+        settings = self.training
+        crops = step < settings.crop_steps
+        clips, size = (settings.crops, settings.crop) if crops else (settings.wholes, SIZE)
+        return draw_clips(settings.seed, step, clips=clips, frames=settings.frames, crop=size)
 
 
 def draw_clips(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -16,6 +16,9 @@ from vmla.weights.convert import Conversion, plan
 from vmla.weights.locate import locate
 from vmla.weights.source import Source, open_source
 from vmla.weights.spectral import Choices
+
+if TYPE_CHECKING:
+    from vmla.train.latents import LatentSet
 
 Say = Callable[[str], None]
 
@@ -63,9 +66,13 @@ def calibration_of(source: Source, options: Mapping[str, Any]) -> Calibration:
         return Calibration.noise(source.config, clips=count, seed=seed)
     from vmla.train.clips import open_clips
 
-    clips = open_clips(folder, source.config)
+    return calibration_on(open_clips(folder, source.config), source.config, count=count, seed=seed)
+
+
+def calibration_on(clips: LatentSet, config: ModelConfig, *, count: int, seed: int) -> Calibration:
+    """The first chunk of each of the first `count` clips, noised."""
     chosen = torch.arange(min(count, len(clips.latents)))
-    latents, text = clips.latents[chosen][:, :, : source.config.chunk], clips.text[chosen]
+    latents, text = clips.latents[chosen][:, :, : config.chunk], clips.text[chosen]
     return Calibration.noised(latents.float(), text.float(), shift=5.0, seed=seed)
 
 

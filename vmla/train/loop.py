@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from vmla.train.ahead import Ahead
 from vmla.train.distributed_state import load_shards, save_shards
 from vmla.train.log import Report, Speedometer, forget_after, record
 from vmla.train.optimizers import Optimizers, Schedule
@@ -69,6 +71,13 @@ class Accompanied(Protocol):
         """Train the companion before `step`."""
 
 
+@runtime_checkable
+class Drawing(Protocol):
+    """A stage whose batches are drawn while it computes."""
+
+    batches: Ahead[Any]
+
+
 @dataclass
 class Progress:
     """A stage under way: what its state file holds."""
@@ -110,7 +119,8 @@ def train(
     began, before = time.monotonic(), progress.seconds
     if progress.step < end:
         speeds = Speedometer(matrix_peak(stage.meter.dtype, parallel.device), parallel.world)
-    with (folder / f"{stage.name}.jsonl").open("a") if parallel.rank == 0 else StringIO() as log:
+    log_file = (folder / f"{stage.name}.jsonl").open("a") if parallel.rank == 0 else StringIO()
+    with log_file as log, _drawing_ahead(stage):
         while progress.step < end:
             started = time.monotonic()
             loss = _advance(stage, progress, parallel)
@@ -126,6 +136,13 @@ def train(
             for watch in watchers:
                 watch(stage.name, line, progress.average)
     return progress.average if progress.step == whole else None
+
+
+def _drawing_ahead(stage: Stage) -> AbstractContextManager[Any]:
+    """Ends the stage's thread, if it has one, however training ends."""
+    if isinstance(stage, Drawing) and isinstance(stage.batches, Ahead):
+        return stage.batches
+    return nullcontext()
 
 
 def _advance(stage: Stage, progress: Progress, parallel: Parallel) -> float:

@@ -93,27 +93,27 @@ class Conversion:
         for init in ("spectral", "random"):
             choices = replace(self.choices, init=init, seed=self.choices.seed * 1_000_003 + seen.layer)
             made[init], kept = convert_attention(wan, self.config, inputs, choices)
-            errors[init] = self._error(made[init], seen)
+            attention = LatentAttention(self.config)
+            attention.load_state_dict(made[init])
+            errors[init] = output_error(attention, seen, self.config)
             energy |= kept
         return made[self.choices.init], {"layer": seen.layer, "energy": energy, "output error": errors}
-
-    def _error(self, weights: dict[str, Tensor], seen: Seen) -> float:
-        """Distance of the attention's outputs from those of the source, as a share of their size."""
-        attention = LatentAttention(self.config)
-        attention.load_state_dict(weights)
-        frames = self.calibration.latents.shape[2]
-        window = all_frames(VideoMLA.rotary(self.config), frames)
-        lost = size = 0.0
-        with torch.no_grad():
-            for x, expected in zip(seen.inputs, seen.outputs, strict=True):
-                out, _ = attention(x[None], x.new_empty(1, 0, self.config.entry_width), window)
-                lost += float((out[0] - expected).square().sum())
-                size += float(expected.square().sum())
-        return float((lost / size) ** 0.5)
 
     def _cast(self, tensors: dict[str, Tensor], layer: int | None = None) -> dict[str, Tensor]:
         prefix = "" if layer is None else f"blocks.{layer}."
         return {prefix + name: tensor.to(self.dtype) for name, tensor in tensors.items()}
+
+
+def output_error(attention: LatentAttention, seen: Seen, config: ModelConfig) -> float:
+    """Distance of the attention's outputs from those of the source, as a share of their size."""
+    window = all_frames(VideoMLA.rotary(config), seen.inputs.shape[1] // config.tokens_per_frame)
+    lost = size = 0.0
+    with torch.no_grad():
+        for x, expected in zip(seen.inputs, seen.outputs, strict=True):
+            out, _ = attention(x[None], x.new_empty(1, 0, config.entry_width), window)
+            lost += float((out[0] - expected).square().sum())
+            size += float(expected.square().sum())
+    return float((lost / size) ** 0.5)
 
 
 def _line(record: dict[str, Any], layers: int) -> str:

@@ -3,12 +3,12 @@
 Keys of a head fall into content channels, whose rotation is slow and is left out, and rotary channels,
 whose pairs all heads share (`vmla.rope`). Then (arXiv 2605.30351, 3.3; what it leaves open is said):
 
-    [W_K content; W_V] R = U S V^T    W_dKV = S^b V^T R^-1, [W_uK; W_uV] = U S^(1-b), first C directions
-    K_p R = u s v^H, p a pair         W_rK rows of p = s v^H R^-1, queries of head h turned by conj(u_h)
-    G W_Q R = U S V^T                 W_dQ = U^T G W_Q, [W_uQ; W_rQ] = U, first directions
+    [G_K W_K content; W_V] R = U S V^T  W_dKV = S^b V^T R^-1, [W_uK; W_uV] = U S^(1-b), first C directions
+    K_p R = u s v^H, p a pair           W_rK rows of p = s v^H R^-1, queries of head h turned by conj(u_h)
+    G_Q W_Q R = U S V^T                 W_dQ = U^T G_Q W_Q, [W_uQ; W_rQ] = U, first directions
 
-R is the root of the inputs' second moment, so that what is kept is what the outputs need; G and the
-keys' gain are those of Wan's norms. A value's bias passes through attention unchanged and joins W_O's.
+R is the root of the inputs' second moment, so that what is kept is what the outputs need; G_K and G_Q
+are the gains of Wan's norms. A value's bias passes through attention unchanged and joins W_O's.
 A content key's bias adds the same to all scores of a query, as far as keys have one size: it is left out.
 """
 
@@ -45,11 +45,17 @@ class Choices:
     variance in every channel, so their norm hardly differs from token to token."""
     key_weight: float = 1.0
     """How much an error of keys counts against one of values."""
+    stack: Literal["content", "whole"] = "content"
+    """Which rows of keys are decomposed with the values: those of content, or the rotary ones, too."""
+    gains: Literal["fold", "drop"] = "fold"
+    """Gains of Wan's norms of queries and keys: folded into the rows that they multiply, or left out."""
     rotary: Literal["singular", "mean"] = "singular"
     """The shared rotary key: the leading direction of all heads' pairs, or their mean."""
     biases: Literal["absorb", "drop"] = "absorb"
     """Biases of queries and rotary keys, which latent attention has not: put into the matrix that
     fits best without one, or left out."""
+    latent_gains: Literal["fit", "one"] = "fit"
+    """Gains of the latents' own norms: those that bring back the latents' size, or ones."""
     seed: int = 0
     """Of `random`: normal entries that keep the size of what they project."""
 
@@ -132,6 +138,13 @@ def norm_gain(latent: Tensor, wanted: Tensor, eps: float) -> Tensor:
     return (unit * wanted).sum(0) / unit.square().sum(0)
 
 
+def _latent_gain(latent: Tensor, wanted: Tensor, config: ModelConfig, choices: Choices) -> Tensor:
+    """As `norm_gain`, unless gains of one are chosen."""
+    if choices.latent_gains == "one":
+        return torch.ones_like(latent[0])
+    return norm_gain(latent, wanted, config.eps)
+
+
 def channels(config: ModelConfig) -> tuple[list[int], list[int]]:
     """Channels of a Wan head that the shared rotary key keeps, and those that become content."""
     spatial = 2 * (config.head_width // 6)
@@ -158,6 +171,8 @@ def convert_attention(
     wan = {name: tensor.double() for name, tensor in wan.items()}
     if choices.init == "random":
         return _finish(_random(config, choices), wan, absorb_values=False), {}
+    if choices.gains == "drop":
+        wan |= {name: torch.ones_like(wan[name]) for name in ("norm_q.weight", "norm_k.weight")}
     # Wan divides a key by its size; here one number does, the best for these tokens.
     keys = inputs.tokens @ wan["to_k.weight"].T + wan["to_k.bias"]
     size = rms(keys, config.eps)
@@ -173,14 +188,19 @@ def _content(
     wan: Mapping[str, Tensor], gain: Tensor, config: ModelConfig, inputs: Inputs, choices: Choices
 ) -> tuple[dict[str, Tensor], float]:
     """W_dKV, its norm, W_uK and W_uV: content keys and values decomposed together."""
-    keys = _of_heads(gain[:, None] * wan["to_k.weight"], channels(config)[1], config)
+    content = channels(config)[1]
+    keys = gain[:, None] * wan["to_k.weight"]
+    if choices.stack == "content":
+        keys = _of_heads(keys, content, config)
     stack = torch.cat([choices.key_weight * keys, wan["to_v.weight"]])
     parts = factor(stack, config.content_width, inputs, choices.balance)
     latent = inputs.tokens @ parts.down.T
     up_k, up_v = parts.up.split([len(keys), config.width])
+    if choices.stack == "whole":
+        up_k = _of_heads(up_k, content, config)
     return {
         "down_kv.weight": parts.down,
-        "norm_kv.weight": norm_gain(latent, latent, config.eps),
+        "norm_kv.weight": _latent_gain(latent, latent, config, choices),
         "up_k.weight": up_k / choices.key_weight,
         "up_v.weight": up_v,
     }, parts.energy
@@ -227,7 +247,7 @@ def _queries(
     turned = turns.conj()[..., None] * torch.complex(rows[:, :, 0], rows[:, :, 1])
     return {
         "down_q.weight": down,
-        "norm_q.weight": norm_gain(latent, wanted, config.eps),
+        "norm_q.weight": _latent_gain(latent, wanted, config, choices),
         "up_q.weight": _of_heads(parts.up, content, config),
         "rotary_q.weight": torch.stack([turned.real, turned.imag], dim=2).flatten(0, 2),
     }, parts.energy
