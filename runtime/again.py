@@ -17,6 +17,7 @@ from runtime.sidecar import describe_job, sidecar_path
 from runtime.state import State, load_state, state_path
 from vmla.errors import UserError
 from vmla.sampler import Sampler
+from vmla.world.caption import warning_for
 
 DETERMINING = (
     "decoder", "decoder_hash", "prompts", "seed", "frames", "chunks", "scale", "weights", "layout", "window",
@@ -41,6 +42,15 @@ class Order:
     def describe(self) -> dict[str, Any]:
         """What determines the frames; reads all weights the first time."""
         return dict(self.described or describe_job(self.job, frames=self.frames, scale=self.scale))
+
+    def warnings(self) -> list[str]:
+        """What may disappoint, a sentence each."""
+        prompts = [change.prompts[0] for change in self.job.prompts.changes]
+        sprites = self.job.checkpoint.index.get("trained_on") == "sprites"
+        told = [warning for warning in map(warning_for, prompts if sprites else []) if warning]
+        if self.changed:
+            told.append(f"frames may differ from before: {', '.join(self.changed)}")
+        return told
 
 
 def new(prompts: Any, checkpoint: str | None, *, scale: int | None, **options: Any) -> Order:

@@ -17,6 +17,7 @@ EAGER = Path("eager")
 """Asked for as an engine: the model itself."""
 if TYPE_CHECKING:
     from runtime.again import Order
+    from runtime.schedule import Entry
     from runtime.telemetry import Telemetry
 
 AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layout", "steps", "device",
@@ -28,6 +29,9 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
 @click.option("--prompt", help="What the video shows.")
 @click.option("--prompts", type=click.Path(dir_okay=False, path_type=Path),
               help="A file of prompts over time, `SECONDS: PROMPT` on each line.")  # fmt: skip
+@click.option("--videos", type=click.Path(dir_okay=False, path_type=Path),
+              help="A file of videos to make at once, `NAME: PROMPT` on each line.")  # fmt: skip
+@click.option("--memory", help="What weights and --videos may take, as 8GiB; all that is free if not given.")
 @click.option("--minutes", type=float, help="Length of the video.")
 @click.option("--seconds", type=float, help="Length of the video; 10 if no length is given.")
 @click.option("--chunks", type=click.IntRange(min=1), help="Length of the video in chunks.")
@@ -60,8 +64,15 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
 @click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
 @click.pass_context
 def main(context: click.Context, /, **options: Any) -> None:
-    """Make a video of what a prompt says, of any length, written while it is made."""
+    """Make a video of what a prompt says, of any length, written while it is made; or several at once."""
     _check_decoder(options)
+    if options["videos"] is not None:
+        from runtime.cli_videos import run_videos
+
+        run_videos(options, lambda prompt: _new(prompt, options))
+        return
+    if options["memory"] is not None:
+        raise click.UsageError("--memory says how many --videos may be made at once; leave it out")
     order = _order(context, options)
     if options["dry_run"]:
         click.echo("\n".join([*order.job.what_runs(), *order.job.plan().lines()]))
@@ -84,12 +95,9 @@ def _check_decoder(options: dict[str, Any]) -> None:
 
 def _order(context: click.Context, options: dict[str, Any]) -> Order:
     """What is to be made: something new, something again, or the rest of something."""
-    from runtime.again import new, repeat, resume
+    from runtime.again import repeat, resume
     from runtime.schedule import Entry, read_schedule
 
-    look_up = options["engine"] is None
-    if options["engine"] == EAGER:
-        options = {**options, "engine": None}
     ways = [name for name in ("resume", "repeat") if options[name] is not None]
     if len(ways) == 2 or ("resume" in ways and options["output"] is not None):
         raise click.UsageError("--resume names the file that it goes on with; leave out -o and --repeat")
@@ -101,15 +109,26 @@ def _order(context: click.Context, options: dict[str, Any]) -> Order:
         said["prompts"] = entries or options["prompt"]
     explicit = ParameterSource.COMMANDLINE
     given = said | {name: options[name] for name in AFRESH if context.get_parameter_source(name) is explicit}
+    if given.get("engine") == EAGER:
+        given["engine"] = None
     if options["resume"] is not None:
         return resume(options["resume"], given)
     if options["repeat"] is not None:
         return repeat(options["repeat"], given)
     if not said:
         raise click.UsageError('give --prompts FILE or --prompt, for example: --prompt "a red star bouncing"')
+    return _new(said["prompts"], options)
+
+
+def _new(prompts: str | list[Entry], options: dict[str, Any]) -> Order:
+    """What `options` make of `prompts`; an engine that is not named is looked for."""
+    from runtime.again import new
+
     rest = {name: options[name] for name in AFRESH if name not in ("checkpoint", "scale")}
-    engines = ENGINES if look_up else None
-    return new(said["prompts"], options["checkpoint"], scale=options["scale"], engines=engines, **rest)
+    engines = ENGINES if rest["engine"] is None else None
+    if rest["engine"] == EAGER:
+        rest["engine"] = None
+    return new(prompts, options["checkpoint"], scale=options["scale"], engines=engines, **rest)
 
 
 def _make(order: Order, output: Path, options: dict[str, Any]) -> None:
@@ -117,14 +136,14 @@ def _make(order: Order, output: Path, options: dict[str, Any]) -> None:
     from runtime.keeper import Keeper, resume_command
     from runtime.output import NOWHERE, check_output, clear_output, open_sink
     from runtime.produce import produce, record, stopping_on_interrupt
-    from runtime.state import state_path
     from runtime.telemetry import Several
 
     if order.state is None:
         check_output(output, overwrite=options["overwrite"])
     mark = None if order.state is None else order.state.mark
     sink = open_sink(output, scale=order.scale, after=mark)
-    _warn(order)
+    for warning in order.warnings():
+        click.echo(f"warning: {warning}", err=True)
     going_on, every = order.state is not None, options["save_every"]
     keeper = None if output == NOWHERE else Keeper(output, order.describe, every=every, kept=going_on)
     with ExitStack() as stack:
@@ -136,8 +155,6 @@ def _make(order: Order, output: Path, options: dict[str, Any]) -> None:
                           state=order.state)  # fmt: skip
     if keeper is not None:
         record(output, keeper.video or order.describe(), outcome)
-        if outcome.complete:
-            state_path(output).unlink(missing_ok=True)
     click.echo("\n".join(order.job.what_runs()))
     rate, now = outcome.made / outcome.seconds, "" if order.state is None else f", {outcome.made} of them"
     click.echo(f"{output}: {outcome.frames} frames{now} in {outcome.seconds:.1f} s, {rate:.0f} per second")
@@ -145,18 +162,6 @@ def _make(order: Order, output: Path, options: dict[str, Any]) -> None:
         if keeper is not None:
             click.echo(f"stopped; go on with: {resume_command(output)}", err=True)
         sys.exit(130)
-
-
-def _warn(order: Order) -> None:
-    """What may disappoint, said beforehand."""
-    from vmla.world.caption import warning_for
-
-    if order.job.checkpoint.index.get("trained_on") == "sprites":
-        for change in order.job.prompts.changes:
-            if warning := warning_for(change.prompts[0]):
-                click.echo(f"warning: {warning}", err=True)
-    if order.changed:
-        click.echo(f"warning: frames may differ from before: {', '.join(order.changed)}", err=True)
 
 
 def _listeners(stack: ExitStack, options: dict[str, Any]) -> list[Telemetry]:

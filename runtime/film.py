@@ -35,12 +35,11 @@ class Film:
 
     def __init__(
         self, job: Job, rollout: Rollout, decoder: Decoder, writer: FrameWriter, telemetry: Telemetry,
-        *, frames: int, earlier: int = 0, now: float | None = None,
+        *, frames: int, earlier: int = 0, now: float | None = None, keeper: Keeper | None = None,
     ) -> None:  # fmt: skip
         """Make `frames` frames, of which `earlier` are there already, for one who watches from `now` on."""
-        self._job, self._rollout, self._decoder = job, rollout, decoder
-        self._writer, self._telemetry = writer, telemetry
-        self._frames, self._earlier = frames, earlier
+        self.job, self.writer, self.keeper, self.earlier = job, writer, keeper, earlier
+        self._rollout, self._decoder, self._telemetry, self._frames = rollout, decoder, telemetry, frames
         self._side = SideStream(job.device)
         self.decoding = Lane("decoder")
         self.done = earlier
@@ -55,27 +54,36 @@ class Film:
     @property
     def finished(self) -> bool:
         """Whether all chunks are denoised."""
-        return self.made >= self._job.chunks
+        return self.made >= self.job.chunks
 
     @property
     def deadline(self) -> float:
         """When someone who watches from the beginning on has seen all that is made."""
         # Without frames there is nobody to watch: whoever has made fewer chunks goes on.
-        chunk_seconds = (self._frames or self._job.chunks) / self._job.chunks / FRAMES_PER_SECOND
+        chunk_seconds = (self._frames or self.job.chunks) / self.job.chunks / FRAMES_PER_SECOND
         return self._watched + (self.made - self._first) * chunk_seconds
 
-    def run(self, stop: threading.Event, keeper: Keeper | None) -> None:
+    @property
+    def complete(self) -> bool:
+        """Whether all chunks are made and the writer has been handed all frames."""
+        return self.finished and self.done >= self._frames
+
+    def run(self, stop: threading.Event) -> None:
         """Make the chunks that are missing; `stop` ends it after the one under way."""
         while not self.finished and not stop.is_set():
-            if keeper is not None and keeper.due():
-                self._save(keeper)
             self.step()
-        if keeper is not None and not self.finished:
-            self._save(keeper)
+        self.leave()
+
+    def leave(self) -> None:
+        """Keep the state of what is not finished."""
+        if self.keeper is not None and not self.finished:
+            self._save(self.keeper)
 
     def step(self) -> None:
-        """Make one chunk and hand it on, then its clean pass, if another follows."""
-        rollout, device = self._rollout, self._job.device
+        """Make one chunk and hand it on, then its clean pass, if another follows; first the state, if due."""
+        if self.keeper is not None and self.keeper.due():
+            self._save(self.keeper)
+        rollout, device = self._rollout, self.job.device
         self._began = self._began or perf_counter()
         began = stamp(device)
         latents = rollout.denoise()
@@ -102,29 +110,29 @@ class Film:
             reason = str(error).strip().splitlines()[0]
             raise DecodeError(f"decoding chunk {number} failed: {reason}") from error
         decoded = perf_counter()
-        self._writer.write(pixels)
+        self.writer.write(pixels)
         self.done += len(pixels)
         seconds = perf_counter() - self._began
         self.first_frame_seconds = self.first_frame_seconds or seconds
         self._telemetry.chunk(
             ChunkReport(
                 chunk=number,
-                chunks=self._job.chunks,
+                chunks=self.job.chunks,
                 frames=self.done,
                 seconds=seconds,
                 denoise_seconds=between(*denoise),
                 clean_seconds=between(*clean) if clean else 0.0,
                 decode_seconds=decoded - began,
-                encode_seconds=self._writer.busy_seconds,
-                queue_depth=self._writer.depth,
+                encode_seconds=self.writer.busy_seconds,
+                queue_depth=self.writer.depth,
                 decode_queue_depth=self.decoding.depth,
-                stalled_seconds=self._writer.stalled_seconds + self.decoding.stalled_seconds,
-                stalls=self._writer.stalls + self.decoding.stalls,
+                stalled_seconds=self.writer.stalled_seconds + self.decoding.stalled_seconds,
+                stalls=self.writer.stalls + self.decoding.stalls,
                 resident_bytes=resident_bytes(),
-                device_bytes=torch.cuda.memory_allocated() if self._job.device.type == "cuda" else 0,
+                device_bytes=torch.cuda.memory_allocated() if self.job.device.type == "cuda" else 0,
                 frames_per_second=FRAMES_PER_SECOND,
                 prompt=prompt,
-                earlier=self._earlier,
+                earlier=self.earlier,
             )
         )
 
@@ -134,7 +142,7 @@ class Film:
 
         def at_decoder() -> None:
             memory = self._decoder.memory
-            self._writer.mark(
+            self.writer.mark(
                 lambda mark: keeper.keep(State(snapshot=snapshot, memory=memory, mark=mark))
             )
 

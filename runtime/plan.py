@@ -77,9 +77,13 @@ class Plan:
         """What one stream takes beside what all have in common."""
         return sum(self.own.values())
 
+    def bytes_for(self, streams: int) -> int:
+        """What all have in common and so many streams take together."""
+        return sum(self.shared.values()) + streams * self.stream_bytes
+
     def streams_in(self, memory: int) -> int:
         """How many such streams `memory` bytes hold."""
-        return max(0, memory - sum(self.shared.values())) // self.stream_bytes
+        return max(0, memory - self.bytes_for(0)) // self.stream_bytes
 
     def lines(self) -> list[str]:
         """The plan for a person to read."""
@@ -89,7 +93,7 @@ class Plan:
             f"positions 0 to {self.positions - 1}, whatever the length",
             f"cache per token and layer: {self.cache_bytes_per_token_and_layer:,} bytes",
             *(f"{part}: {count:,} bytes" for part, count in parts.items()),
-            f"in all: {sum(parts.values()):,} bytes, {self.stream_bytes:,} more for each further stream",
+            f"in all: {self.bytes_for(1):,} bytes, {self.stream_bytes:,} more for each further stream",
         ]
 
 

@@ -18,7 +18,7 @@ from runtime.memory import peak_resident_bytes
 from runtime.rollout import Rollout
 from runtime.sidecar import describe_prompts, write_sidecar
 from runtime.sinks import FrameSink
-from runtime.state import State
+from runtime.state import State, state_path
 from runtime.summary import Figures, Summary
 from runtime.telemetry import Several, Telemetry
 from runtime.writer import FrameWriter
@@ -46,6 +46,24 @@ class Outcome:
     applied: list[dict[str, Any]]
     """The prompts that chunks were made under, each with its first chunk."""
     figures: Figures | None
+
+    @classmethod
+    def of(cls, film: Film, figures: Figures | None, *, load_seconds: float, seconds: float) -> Outcome:
+        """That of a film whose lanes are closed."""
+        keeper, written = film.keeper, film.writer.written
+        made = [change for change in film.job.prompts.changes if change.chunk < film.made]
+        return cls(
+            complete=film.complete,
+            frames=film.earlier + written,
+            made=written,
+            load_seconds=load_seconds,
+            first_frame_seconds=film.first_frame_seconds,
+            seconds=seconds,
+            peak_bytes=peak_resident_bytes(),
+            state_seconds=0.0 if keeper is None else keeper.busy_seconds,
+            applied=describe_prompts(made),
+            figures=figures,
+        )
 
 
 def produce(
@@ -82,41 +100,35 @@ def produce(
     loaded = perf_counter()
     writer = FrameWriter(sink)
     listeners = Several([summary, telemetry])
-    film = Film(job, rollout, decoder, writer, listeners, frames=frames, earlier=earlier)
-    with _one_line_for(writer, earlier, keeper), ExitStack() as stack:
+    film = Film(job, rollout, decoder, writer, listeners, frames=frames, earlier=earlier, keeper=keeper)
+    with _one_line_for(film), ExitStack() as stack:
         stack.enter_context(closing(engine))
         for lane in (keeper, writer, film.decoding):
             if lane is not None:
                 stack.enter_context(lane)
-        film.run(stop or threading.Event(), keeper)
-    made = [change for change in job.prompts.changes if change.chunk < film.made]
-    return Outcome(
-        complete=film.finished and film.done >= frames,
-        frames=earlier + writer.written,
-        made=writer.written,
-        load_seconds=loaded - began,
-        first_frame_seconds=film.first_frame_seconds,
-        seconds=perf_counter() - loaded,
-        peak_bytes=peak_resident_bytes(),
-        state_seconds=0.0 if keeper is None else keeper.busy_seconds,
-        applied=describe_prompts(made),
-        figures=summary.figures(),
+        film.run(stop or threading.Event())
+    return Outcome.of(
+        film, summary.figures(), load_seconds=loaded - began, seconds=perf_counter() - loaded
     )
 
 
 @contextmanager
-def _one_line_for(writer: FrameWriter, earlier: int, keeper: Keeper | None) -> Iterator[None]:
-    """What ends a video early, in one line that says how much of it there is and how it goes on."""
+def _one_line_for(film: Film) -> Iterator[None]:
     try:
         yield
     except (OSError, DecodeError) as error:
-        what = f"cannot write the video: {error.strerror or error}" if isinstance(error, OSError) else error
-        mend = f"; go on with: {keeper.command}" if keeper is not None and keeper.kept else ""
-        raise UserError(f"{what}; {earlier + writer.written} frames were kept{mend}") from error
+        raise UserError(ended_early(film, error)) from error
+
+
+def ended_early(film: Film, error: Exception) -> str:
+    """What ended a film early, in one line that says how much of it there is and how it goes on."""
+    what = f"cannot write the video: {error.strerror or error}" if isinstance(error, OSError) else error
+    mend = f"; go on with: {film.keeper.command}" if film.keeper is not None and film.keeper.kept else ""
+    return f"{what}; {film.earlier + film.writer.written} frames were kept{mend}"
 
 
 def record(output: Path, video: dict[str, Any], outcome: Outcome) -> None:
-    """Write the sidecar of a video that has ended."""
+    """Write the sidecar of a video that has ended; a complete one needs its state no more."""
     figures = {} if outcome.figures is None else outcome.figures._asdict()
     write_sidecar(
         output,
@@ -132,6 +144,8 @@ def record(output: Path, video: dict[str, Any], outcome: Outcome) -> None:
             "timing": {name: round(value, 4) for name, value in figures.items()},
         },
     )
+    if outcome.complete:
+        state_path(output).unlink(missing_ok=True)
 
 
 @contextmanager

@@ -10,12 +10,12 @@ of such objects will do as well. `at` counts seconds of the video.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
+from runtime.listing import read_listing
 from runtime.plan import frames_in
 from runtime.prompts import Change, Policy, Schedule
 from vmla.config import FRAMES_PER_SECOND
@@ -38,13 +38,7 @@ def read_schedule(path: Path) -> list[Entry]:
     Raises:
         UserError: if there is no such file, or a line of it is no entry.
     """
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the prompts in {path}: {error}") from error
-    values = _from_json_lines(text, path) if path.suffix == ".jsonl" else _from_yaml(text, path)
-    if not values:
-        raise UserError(f"{path} holds no prompt; write one a line, for example: 0: a red star")
+    values = read_listing(path, key="at", example="0: a red star")
     return [_entry(value, f"{path}, entry {number}") for number, value in enumerate(values, 1)]
 
 
@@ -76,42 +70,6 @@ def to_schedule(entries: Sequence[Entry], *, chunks: int, chunk: int, codec: Cod
     if not changes or changes[0].chunk != 0:
         raise UserError("no prompt begins at 0 s; add one, or give the first with --prompt")
     return Schedule(changes)
-
-
-def _from_json_lines(text: str, path: Path) -> list[Any]:
-    values = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                values.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {number} is not valid JSON: {error}") from error
-    return values
-
-
-def _from_yaml(text: str, path: Path) -> list[Any]:
-    """A list as it is; of a mapping each pair in its order, also doubles, which YAML would drop."""
-    import yaml
-
-    loader = yaml.SafeLoader(text)
-    try:
-        node = loader.get_single_node()
-        if not isinstance(node, yaml.MappingNode):
-            value = None if node is None else loader.construct_document(node)
-        else:
-            pairs = [[loader.construct_object(part, deep=True) for part in pair] for pair in node.value]
-            value = [
-                {"at": at, **said} if isinstance(said, dict) else {"at": at, "prompt": said}
-                for at, said in pairs
-            ]
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not valid YAML: {reason}") from error
-    finally:
-        loader.dispose()
-    if value is not None and not isinstance(value, list):
-        raise UserError(f"{path} holds no list of prompts; write one a line, for example: 0: a red star")
-    return value or []
 
 
 def _entry(value: Any, where: str) -> Entry:

@@ -33,9 +33,7 @@ def describe_job(job: Job, *, frames: int, scale: int) -> dict[str, Any]:
     manifest = None if job.engine_folder is None else Manifest.read(job.engine_folder)
     dtype = str(job.dtype).removeprefix("torch.")
     return {
-        "prompt": job.prompts.changes[0].prompts[0],
-        "prompts": describe_prompts(job.prompts.changes),
-        "seed": job.seed,
+        **describe_wish(job),
         "frames": frames,
         "frames_per_second": FRAMES_PER_SECOND,
         "chunks": job.chunks,
@@ -63,6 +61,12 @@ def describe_job(job: Job, *, frames: int, scale: int) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
+
+
+def describe_wish(job: Job) -> dict[str, Any]:
+    """The part of `describe_job` that videos of one length and engine may differ in; reads no weights."""
+    changes = job.prompts.changes
+    return {"prompt": changes[0].prompts[0], "prompts": describe_prompts(changes), "seed": job.seed}
 
 
 def reference(folder: Path) -> str:

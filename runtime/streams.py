@@ -13,6 +13,7 @@ from types import TracebackType
 
 from runtime.film import DecodeError, Film
 from runtime.job import Job
+from runtime.keeper import Keeper
 from runtime.rollout import Rollout
 from runtime.sinks import FrameSink
 from runtime.telemetry import NoTelemetry, Telemetry
@@ -23,13 +24,16 @@ from vmla.errors import UserError
 class Stream:
     """One of the videos: its film, and what is to be closed at its end."""
 
-    def __init__(self, number: int, film: Film, writer: FrameWriter) -> None:
-        self.number, self.film, self.writer = number, film, writer
+    def __init__(self, number: int, film: Film) -> None:
+        self.number, self.film = number, film
         self.failure: Exception | None = None
-        """What ended it early: of its sink, its decoder or its prompt."""
+        """What ended it early: of its sink, its decoder, its prompt or its state on disk."""
+        self.ended = 0.0
+        """When the sink had all that was made, on the clock of `time.perf_counter`."""
         self._lanes = ExitStack()
-        self._lanes.enter_context(writer)
-        self._lanes.enter_context(film.decoding)
+        for lane in (film.keeper, film.writer, film.decoding):
+            if lane is not None:
+                self._lanes.enter_context(lane)
 
     @property
     def over(self) -> bool:
@@ -41,10 +45,14 @@ class Stream:
         with self._alone():
             self.film.step()
 
-    def close(self) -> None:
-        """Let all that was made reach the sink."""
+    def close(self, *, keep: bool = True) -> None:
+        """Let all that was made reach the sink; of an unfinished video, `keep` the state on disk."""
+        with self._alone():
+            if keep and self.failure is None:
+                self.film.leave()
         with self._alone():
             self._lanes.close()
+        self.ended = perf_counter()
 
     def _alone(self) -> _Alone:
         return _Alone(self)
@@ -86,9 +94,12 @@ class Streams:
         return self
 
     def admit(
-        self, job: Job, sink: FrameSink, *, frames: int, telemetry: Telemetry | None = None
-    ) -> Stream:
+        self, job: Job, sink: FrameSink, *, frames: int, telemetry: Telemetry | None = None,
+        keeper: Keeper | None = None,
+    ) -> Stream:  # fmt: skip
         """Begin the video `job` of the same checkpoint and sampler; its frames go to `sink`.
+
+        What it remembers goes to disk through `keeper`, on the way and at an early end.
 
         Raises:
             UserError: if it does not fit beside those that are being made, or is of another kind.
@@ -106,8 +117,10 @@ class Streams:
         rollout = Rollout(self._engine, job.prompts, job.sampler, seeds=[job.seed])
         writer, decoder = FrameWriter(sink), self._decoder()
         told = telemetry or NoTelemetry()
-        film = Film(job, rollout, decoder, writer, told, frames=frames, now=self._clock())
-        stream = Stream(self._admitted, film, writer)
+        film = Film(
+            job, rollout, decoder, writer, told, frames=frames, now=self._clock(), keeper=keeper
+        )
+        stream = Stream(self._admitted, film)
         self._admitted += 1
         self._open.append(stream)
         return stream
@@ -133,6 +146,6 @@ class Streams:
     ) -> None:
         """End what is still being made, and close the engine."""
         for stream in self._open:
-            stream.close()
+            stream.close(keep=error is None)
         self._open = []
         self._engine.close()

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import threading
 import time
 from array import array
+from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from runtime.telemetry import ChunkReport, NoTelemetry
+from runtime.telemetry import ChunkReport, NoTelemetry, OneOf, Telemetry
 
 
 class Figures(NamedTuple):
@@ -71,31 +74,40 @@ def percentile(ordered: list[float], share: float) -> float:
     return ordered[max(0, -(-int(share * 1000) * len(ordered) // 1000) - 1)] if ordered else 0.0
 
 
-def prometheus(figures: Figures) -> str:
-    """The figures in Prometheus' text format."""
+def prometheus(figures: Mapping[str, Figures]) -> str:
+    """The figures of each video in Prometheus' text format; a video without a name has no label."""
+    labels = {video: f"{{video={json.dumps(video)}}}" if video else "" for video in figures}
     lines = []
-    for name, value in figures._asdict().items():
-        lines += [f"# TYPE videomla_{name} gauge", f"videomla_{name} {value}"]
+    for name in Figures._fields:
+        lines.append(f"# TYPE videomla_{name} gauge")
+        lines += [f"videomla_{name}{labels[v]} {getattr(one, name)}" for v, one in figures.items()]
     return "\n".join(lines) + "\n"
 
 
-class PrometheusFile(Summary):
+class PrometheusFile(NoTelemetry):
     """A file that always holds the latest figures, for a collector of text files; renewed once a second."""
 
     def __init__(self, path: Path, *, seconds: float = 1.0) -> None:
-        super().__init__()
         self._path, self._seconds, self._next = path, seconds, 0.0
+        self._lock, self._summaries = threading.Lock(), dict[str, Summary]()
+
+    def of(self, video: str) -> Telemetry:
+        """What is told of one of several videos, whose name its figures then bear."""
+        return OneOf(self._take, video)
 
     def chunk(self, report: ChunkReport) -> None:
         """Take note, and write if it is time or the last chunk."""
-        super().chunk(report)
-        if time.monotonic() >= self._next or report.chunk + 1 == report.chunks:
-            self._next = time.monotonic() + self._seconds
-            self._write()
+        self._take("", report)
+
+    def _take(self, video: str, report: ChunkReport) -> None:
+        with self._lock:
+            self._summaries.setdefault(video, Summary()).chunk(report)
+            if time.monotonic() >= self._next or report.chunk + 1 == report.chunks:
+                self._next = time.monotonic() + self._seconds
+                self._write()
 
     def _write(self) -> None:
-        figures = self.figures()
-        assert figures is not None
+        found = {video: summary.figures() for video, summary in self._summaries.items()}
         aside = self._path.with_name(self._path.name + ".tmp")
-        aside.write_text(prometheus(figures))
+        aside.write_text(prometheus({video: one for video, one in found.items() if one is not None}))
         aside.replace(self._path)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
@@ -88,16 +89,58 @@ class LineTelemetry(NoTelemetry):
         )
 
 
+class OneOf(NoTelemetry):
+    """Tells `take` of the chunks of one of several videos, and its name."""
+
+    def __init__(self, take: Callable[[str, ChunkReport], None], video: str) -> None:
+        self._take, self._video = take, video
+
+    def chunk(self, report: ChunkReport) -> None:
+        """Pass it on."""
+        self._take(self._video, report)
+
+
+class TogetherLine:
+    """Videos, chunks, speed of all and times real time of each in one line."""
+
+    def __init__(self, line: ProgressLine, *, videos: int) -> None:
+        self._line, self._videos, self._lock = line, videos, threading.Lock()
+        self._latest: dict[str, ChunkReport] = {}
+
+    def of(self, video: str) -> Telemetry:
+        """What is told of one of them."""
+        return OneOf(self._show, video)
+
+    def _show(self, video: str, report: ChunkReport) -> None:
+        with self._lock:
+            self._latest[video] = report
+            latest = self._latest.values()
+            done = sum(one.chunk + 1 for one in latest)
+            speed = sum(one.frames for one in latest) / max(1e-9, *(one.seconds for one in latest))
+            self._line.show(
+                f"{self._videos} videos  chunk {done}/{self._videos * report.chunks}  {speed:.0f} frames/s  "
+                f"{speed / self._videos / report.frames_per_second:.1f}x real time each  "
+                f"{report.resident_bytes / 2**20:.0f} MiB"
+            )
+
+
 class JsonLines:
     """One JSON object per chunk and request, in a file that always ends in a whole line."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._lock = path, threading.Lock()
+        self._also: dict[str, Any] = {}
 
     def __enter__(self) -> JsonLines:
         """Open the file."""
         self._file = self._path.open("w", buffering=1)
         return self
+
+    def of(self, video: str) -> JsonLines:
+        """The same open file for one of several videos, which each line then names."""
+        one = copy(self)
+        one._also = {"video": video}
+        return one
 
     def chunk(self, report: ChunkReport) -> None:
         """Write it."""
@@ -112,7 +155,7 @@ class JsonLines:
 
     def _write(self, event: dict[str, Any]) -> None:
         with self._lock:
-            self._file.write(json.dumps(event) + "\n")
+            self._file.write(json.dumps(self._also | event) + "\n")
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -226,7 +226,7 @@ def test_figures_are_those_of_the_chunks(checkpoint):
     assert outcome.figures == figures
     assert 0 < figures.first_frame_seconds < outcome.seconds
     assert 0 < figures.chunk_p50 <= figures.chunk_p95 <= figures.chunk_p99
-    text = prometheus(figures)
+    text = prometheus({"": figures})
     values = dict(line.split() for line in text.splitlines() if not line.startswith("#"))
     assert float(values["videomla_frames"]) == 72
     assert float(values["videomla_chunk_p99"]) == pytest.approx(figures.chunk_p99)
