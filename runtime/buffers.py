@@ -62,6 +62,8 @@ class Buffers:
         levels = sampler.timesteps().tolist()
         self.timesteps = [torch.full((batch, layout.chunk), t, device=device) for t in levels]
         self.clean = torch.zeros(batch, layout.chunk, device=device)
+        self.uploads = 0
+        """Copies from main memory so far."""
         self.keeps = False
         """Whether a commit would keep anything: not without a history, once the sink is full."""
 
@@ -77,7 +79,7 @@ class Buffers:
             for step in range(len(self.noise))
             for seed in seeds
         ]
-        put(self.noise, torch.stack(drawn).view(self.noise.shape))
+        self._put(self.noise, torch.stack(drawn).view(self.noise.shape))
 
     def fresh(self, step: int) -> Tensor | None:
         """The noise that step number `step` ends with, if it does."""
@@ -86,12 +88,16 @@ class Buffers:
     def aim(self, position: Position) -> None:
         """Fill in what a chunk at `position` attends to, and what its commit replaces."""
         source, target = self.layout.token_indices(*position, frames=self.layout.chunk)
-        put(self.slot_index, self.layout.slot_index(*position))
-        put(self.chunk_index, self.layout.chunk_index(*position))
+        self._put(self.slot_index, self.layout.slot_index(*position))
+        self._put(self.chunk_index, self.layout.chunk_index(*position))
         self.keeps = len(source) > 0
         if self.keeps:
-            put(self.source, source)
-            put(self.target, target)
+            self._put(self.source, source)
+            self._put(self.target, target)
+
+    def _put(self, buffer: Tensor, value: Tensor) -> None:
+        put(buffer, value)
+        self.uploads += 1
 
     def commit(self, entries: Tensor) -> None:
         """Write `entries` [L, B, S, E] of the chunk aimed at into its slots."""

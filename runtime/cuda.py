@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
 
@@ -15,6 +15,25 @@ WARM_UPS = 2
 
 Stamp = float | torch.cuda.Event
 """A moment: of this process on a CPU, in the current stream on a GPU."""
+
+
+class Replay:
+    """A captured graph: calling it launches the whole of it, and counts that."""
+
+    def __init__(self, graph: torch.cuda.CUDAGraph) -> None:
+        self._graph = graph
+        self.count = 0
+
+    def __call__(self) -> None:
+        """Launch it."""
+        self._graph.replay()
+        self.count += 1
+
+
+def replays_of(functions: Sequence[Callable[[], None]]) -> int | None:
+    """How often the host has launched graphs for all of them; None if one is launched piece by piece."""
+    counts = [function.count for function in functions if isinstance(function, Replay)]
+    return sum(counts) if len(counts) == len(functions) else None
 
 
 def captured(function: Callable[[], None], device: torch.device) -> Callable[[], None]:
@@ -40,7 +59,7 @@ def captured(function: Callable[[], None], device: torch.device) -> Callable[[],
         reason = str(error).strip().splitlines()[0]
         warnings.warn(f"no CUDA graph of the chunk, it runs launch by launch: {reason}", stacklevel=2)
         return function
-    return graph.replay
+    return Replay(graph)
 
 
 class SideStream:

@@ -49,6 +49,7 @@ class Film:
         self.first_frame_seconds = 0.0
         self._began, self._watched = 0.0, perf_counter() if now is None else now
         self._clean: tuple[Stamp, Stamp] | None = None
+        self._launched = rollout.launches
         job.prompts.listen(telemetry.prompt)
 
     @property
@@ -90,7 +91,11 @@ class Film:
         ready = stamp(device)
         assert rollout.change is not None
         prompt = rollout.change.prompts[0]
-        self.decoding.put(partial(self._show, self.made, latents, prompt, (began, ready), self._clean))
+        launches, self._launched = self._launched, rollout.launches
+        since = None if launches is None or self._launched is None else self._launched - launches
+        self.decoding.put(
+            partial(self._show, self.made, latents, prompt, (began, ready), self._clean, since)
+        )
         self.made += 1
         if not self.finished:
             before = stamp(device)
@@ -99,7 +104,7 @@ class Film:
 
     def _show(
         self, number: int, latents: Tensor, prompt: str, denoise: tuple[Stamp, Stamp],
-        clean: tuple[Stamp, Stamp] | None,
+        clean: tuple[Stamp, Stamp] | None, launches: int | None,
     ) -> None:  # fmt: skip
         """Decode a chunk and hand it to the writer."""
         began = perf_counter()
@@ -130,6 +135,7 @@ class Film:
                 stalls=self.writer.stalls + self.decoding.stalls,
                 resident_bytes=resident_bytes(),
                 device_bytes=torch.cuda.memory_allocated() if self.job.device.type == "cuda" else 0,
+                launches=launches,
                 frames_per_second=FRAMES_PER_SECOND,
                 prompt=prompt,
                 earlier=self.earlier,

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from runtime.buffers import Buffers, Position
-from runtime.cuda import captured
+from runtime.cuda import captured, replays_of
 from runtime.decoding import Decoder
 from runtime.engine import Engine
 from runtime.past import Past
@@ -46,6 +46,12 @@ class Rollout:
         self.change: Change | None = None
         self._descend = captured(self._steps, engine.device)
         self._pass = captured(self._clean_pass, engine.device)
+
+    @property
+    def launches(self) -> int | None:
+        """The host's so far: replays of graphs and uploads of their data; None where no graph is replayed."""
+        replays = replays_of([self._descend, self._pass])
+        return None if replays is None else replays + self.buffers.uploads
 
     @torch.inference_mode()
     def denoise(self) -> Tensor:

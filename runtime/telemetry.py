@@ -42,6 +42,9 @@ class ChunkReport:
     resident_bytes: int
     device_bytes: int
     """Allocated on the GPU, if there is one."""
+    launches: int | None
+    """The host's for this chunk and the clean pass before it: graphs and uploads of their data, prompts and
+    decoding left out. None where no graph is replayed: on a CPU, or after a warning that there is none."""
     frames_per_second: float
     """Of the video, when played."""
     prompt: str
@@ -82,10 +85,11 @@ class LineTelemetry(NoTelemetry):
 
     def chunk(self, report: ChunkReport) -> None:
         """Show it."""
+        launches = "" if report.launches is None else f"{report.launches} launches  "
         self._line.show(
             f"chunk {report.chunk + 1}/{report.chunks}  {report.speed:.0f} frames/s  "
             f"{report.speed / report.frames_per_second:.1f}x real time  "
-            f"{report.resident_bytes / 2**20:.0f} MiB  {report.prompt}"
+            f"{report.resident_bytes / 2**20:.0f} MiB  {launches}{report.prompt}"
         )
 
 

@@ -12,7 +12,7 @@ from kit.models import tiny_model
 from kit.passes import pass_inputs
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from runtime.cuda import captured
+from runtime.cuda import Replay, captured
 from runtime.decoding import NoDecoder
 from runtime.job import prepare
 from runtime.packed import PackedLinear, packed
@@ -175,6 +175,34 @@ def test_a_graph_is_the_function_itself_on_a_cpu_and_missed_loudly_elsewhere():
         with pytest.warns(UserWarning, match="no CUDA graph of the chunk"):
             assert captured(function, torch.device("cuda")) is function
     assert calls == []
+
+
+class Graph:
+    """Stands for a captured graph: what it replays are the function's own operations."""
+
+    def __init__(self, function):
+        self.replay = function
+
+
+class Launches(NoTelemetry):
+    """Of each chunk."""
+
+    def __init__(self):
+        self.seen = []
+
+    def chunk(self, report):
+        self.seen.append(report.launches)
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_the_host_s_launches_are_counted_where_graphs_are_replayed(checkpoint, monkeypatch, graphs):
+    if graphs:
+        monkeypatch.setattr("runtime.rollout.captured", lambda function, device: Replay(Graph(function)))
+    job, frames = prepare(RED, checkpoint, chunks=6)
+    told = Launches()
+    produce(job, NullSink(), told, frames=frames)
+    # Noise, two positions, two places of the commit; the steps, and the clean pass before them.
+    assert told.seen == ([6, 7, 7, 7, 7, 7] if graphs else [None] * 6)
 
 
 class Watch(NoTelemetry):

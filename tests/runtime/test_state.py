@@ -279,7 +279,7 @@ def test_a_complete_video_has_nothing_to_go_on_with(whole):
     again = ("--repeat", whole / "a.mp4.json", "-o", "null")
     assert_one_line(run(*again, "--seed", 9), "another seed: 0, not 9")
     (whole / "empty.json").write_text("{}")
-    assert_one_line(run("--repeat", whole / "empty.json", "-o", "null"), "it lacks prompts")
+    assert_one_line(run("--repeat", whole / "empty.json", "-o", "null"), "it lacks decoder")
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
