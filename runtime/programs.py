@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from export.manifest import Manifest, Signature
+from runtime.aoti import Library
 from runtime.tensorrt import load_plan
 from vmla.errors import UserError, missing_extra
 
@@ -25,11 +26,11 @@ def load_program(folder: Path, name: str, manifest: Manifest) -> Program:
     signature = manifest.programs[name]
     try:
         if manifest.backend == "aoti":
-            return _load_aoti(folder, name, signature)
+            return _load_aoti(folder / f"{name}.pt2", manifest.host.device)
         if manifest.backend == "onnx":
             return _load_onnx(folder, name, signature)
         return load_plan(folder, name, manifest.backend, signature)
-    except RuntimeError as error:
+    except (RuntimeError, OSError) as error:
         said = str(error).strip().splitlines()[0]
         mend = manifest.build_command(folder)
         raise UserError(f"{folder}: {name} does not load ({said}); run: {mend}") from error
@@ -48,10 +49,13 @@ def check_inputs(signature: Signature, tensors: Sequence[Tensor]) -> None:
             raise ValueError(f"{spec.name} is {dtype} {list(tensor.shape)}; the engine takes {wanted}")
 
 
-def _load_aoti(folder: Path, name: str, signature: Signature) -> Program:
+def _load_aoti(package: Path, device: str) -> Program:
+    """On a GPU by PyTorch's own loader: there a call launches kernels and returns at once."""
+    if device == "cpu":
+        return Library(package)
     from torch._inductor import aoti_load_package
 
-    compiled = aoti_load_package(str(folder / f"{name}.pt2"))
+    compiled = aoti_load_package(str(package))
 
     def run(*tensors: Tensor) -> Sequence[Tensor]:
         made = compiled(*tensors)
