@@ -232,14 +232,10 @@ def test_memory_is_flat(checkpoint):
     assert max(settled) <= 1.01 * settled[0]
 
 
-def test_memory_over_half_an_hour_of_video_is_flat(checkpoint):
-    watch = film_of(checkpoint, 2400)
+def test_two_hours_of_video_do_not_grow_or_drift(checkpoint):
+    watch = film_of(checkpoint, 10_000)
     assert max(watch.bytes[4:]) <= 1.01 * watch.bytes[4]
-
-
-def test_ten_thousand_chunks_do_not_drift(checkpoint):
-    times = film_of(checkpoint, 10_000).times
-    gaps = torch.tensor(times).diff()
+    gaps = torch.tensor(watch.times, dtype=torch.float64).diff()
     # The quicker chunks of each: what else the machine does now and then is no drift.
     assert float(gaps[-2000:].quantile(0.1) / gaps[1000:3000].quantile(0.1)) < 1.25
 
