@@ -75,7 +75,8 @@ def processes(accumulate: int, device: str) -> Iterator[Parallel]:
     try:
         rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
         yield Parallel(rank=rank, world=world, accumulate=accumulate, device=place, sharded=True)
-        torch.distributed.barrier()  # who is done first waits: its end would be taken for a failure of the rest
+        # Who is done first waits: its end would be taken for a failure of the others.
+        torch.distributed.barrier()
     finally:
         torch.distributed.destroy_process_group()
 
