@@ -158,13 +158,15 @@ def faults(path: Path) -> dict[str, Any]:
     Raises:
         UserError: if Polygraphy ends without a report.
     """
-    began, report = perf_counter(), path.with_name("lint.json")
-    command = [sys.executable, "-c", POLYGRAPHY, "check", "lint", str(path), "-o", str(report)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if not report.is_file():
-        last = (done.stderr or done.stdout).strip().rpartition("\n")[2]
-        raise UserError(f"Polygraphy made no report ({last}); is the extra dev installed?")
-    found = json.loads(report.read_text())
+    began = perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "lint.json"
+        command = [sys.executable, "-c", POLYGRAPHY, "check", "lint", str(path), "-o", str(report)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if not report.is_file():
+            last = (done.stderr or done.stdout).strip().rpartition("\n")[2]
+            raise UserError(f"Polygraphy made no report ({last}); is the extra dev installed?")
+        found = json.loads(report.read_text())
     entries = [entry for entry in found["lint_entries"] if entry["level"] != "info"]
     passing, failing = (sorted(found["summary"][name]) for name in ("passing", "failing"))
     click.echo(f"lint: {len(passing)} nodes pass, {len(failing)} fail, {len(entries)} entries")

@@ -9,6 +9,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from kit.models import draw
+from kit.refusals import assert_one_line
 from kit.taehv import random_taehv
 
 from runtime.again import new
@@ -68,14 +69,6 @@ def pictures(folder):
         with av.open(str(path)) as file:
             frames += [frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)]
     return np.stack(frames)
-
-
-def assert_one_line(result, *fragments):
-    assert result.exit_code == 2, result.output
-    lines = [line for line in result.output.splitlines() if line and not line.startswith(("Usage", "Try"))]
-    assert len(lines) == 1, result.output
-    for fragment in fragments:
-        assert fragment in lines[0]
 
 
 def test_frames_are_those_of_the_decoder(checkpoint, whole):

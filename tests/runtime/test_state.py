@@ -11,6 +11,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from kit.commands import Commands
+from kit.refusals import assert_one_line
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -212,14 +213,6 @@ def test_other_wishes_are_refused_by_name(half, arguments, fragments):
     before = (half / "a.mp4").read_bytes()
     assert_one_line(run("--resume", half / "a.mp4", *arguments), *fragments)
     assert (half / "a.mp4").read_bytes() == before
-
-
-def assert_one_line(result, *fragments):
-    assert result.exit_code == 2, result.output
-    lines = [line for line in result.output.splitlines() if line and not line.startswith(("Usage", "Try"))]
-    assert len(lines) == 1, result.output
-    for fragment in fragments:
-        assert fragment in lines[0]
 
 
 def other_weights(folder):

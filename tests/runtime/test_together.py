@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from kit.commands import Commands
+from kit.refusals import assert_one_line
 
 from runtime import memory, together
 from runtime.again import new
@@ -90,14 +91,6 @@ def test_each_is_what_it_is_alone_and_its_sidecar_makes_it_again(checkpoint, alo
     assert result.exit_code == 0, result.output
     assert_same(tmp_path, alone, ["ring"])
     assert_one_line(run("--videos", listing, *common(checkpoint), "-o", out), "star.mp4 exists already")
-
-
-def assert_one_line(result, *fragments):
-    assert result.exit_code == 2, result.output
-    lines = [line for line in result.output.splitlines() if line and not line.startswith(("Usage", "Try"))]
-    assert len(lines) == 1, result.output
-    for fragment in fragments:
-        assert fragment in lines[0]
 
 
 @pytest.mark.parametrize(

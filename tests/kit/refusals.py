@@ -1,0 +1,10 @@
+"""What a command does with what cannot be."""
+
+
+def assert_one_line(result, *fragments):
+    """It ended with 2 and one line that holds all `fragments`."""
+    assert result.exit_code == 2, result.output
+    lines = [line for line in result.output.splitlines() if line and not line.startswith(("Usage", "Try"))]
+    assert len(lines) == 1, result.output
+    for fragment in fragments:
+        assert fragment in lines[0]
