@@ -15,6 +15,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,8 +85,12 @@ def trials(
             place = "-".join(variant.name.replace("-", " ").replace(",", " ").split())
             yield ConversionTrial(
                 start=start, variant=variant, heal=heal, folder=folder / str(start.seed) / place,
-                report=lambda text, label=label: line.show(f"{label}: {text}"),  # type: ignore[misc]
+                report=partial(_show, line, label),
             )  # fmt: skip
+
+
+def _show(line: ProgressLine, label: str, text: str) -> None:
+    line.show(f"{label}: {text}")
 
 
 def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -96,15 +96,11 @@ class Buffers:
             self._put(self.target, target)
 
     def _put(self, buffer: Tensor, value: Tensor) -> None:
-        put(buffer, value)
+        """Copy from main memory; to a GPU through pinned memory, which torch keeps until it is read."""
+        on_gpu = buffer.device.type == "cuda"
+        buffer.copy_(value.pin_memory() if on_gpu else value, non_blocking=on_gpu)
         self.uploads += 1
 
     def commit(self, entries: Tensor) -> None:
         """Write `entries` [L, B, S, E] of the chunk aimed at into its slots."""
         self.cache.index_copy_(2, self.target, entries.index_select(2, self.source))
-
-
-def put(buffer: Tensor, value: Tensor) -> None:
-    """Copy `value` from main memory; on a GPU through pinned memory, which torch keeps until it is read."""
-    on_gpu = buffer.device.type == "cuda"
-    buffer.copy_(value.pin_memory() if on_gpu else value, non_blocking=on_gpu)

@@ -75,7 +75,7 @@ def test_an_error_in_drawing_arrives_with_its_message(tmp_path):
             raise UserError("shard-2 is cut short; encode anew")
         return inner(step)
 
-    made.batches = Ahead(draw)
+    made.ahead = Ahead(draw)
     with pytest.raises(UserError, match="shard-2 is cut short; encode anew"):
         run(made, tmp_path)
     assert len((tmp_path / "codec.jsonl").read_text().splitlines()) == 2

@@ -52,7 +52,7 @@ class CodecStage:
         self.training = training
         self.schedule = training.schedule
         self.meter = Meter(bfloat16=training.bfloat16)
-        self.batches = Ahead(self.draw)
+        self.ahead = Ahead(self.draw)
 
     def settings(self) -> dict[str, Any]:
         """All that determines the result."""
@@ -62,7 +62,7 @@ class CodecStage:
         """Mean absolute and squared error, and a pull of the raw latents towards mean 0, deviation 1."""
         settings = self.training
         with self.meter.waiting():
-            video, near = self.batches.take(step)
+            video, near = self.ahead.take(step)
         generator = torch.Generator().manual_seed(step)
         narrow = torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16)
         with self.meter.counting(video.shape), narrow:

@@ -75,7 +75,7 @@ class Accompanied(Protocol):
 class Drawing(Protocol):
     """A stage whose batches are drawn while it computes."""
 
-    batches: Ahead[Any]
+    ahead: Ahead[Any]
 
 
 @dataclass
@@ -140,9 +140,7 @@ def train(
 
 def _drawing_ahead(stage: Stage) -> AbstractContextManager[Any]:
     """Ends the stage's thread, if it has one, however training ends."""
-    if isinstance(stage, Drawing) and isinstance(stage.batches, Ahead):
-        return stage.batches
-    return nullcontext()
+    return stage.ahead if isinstance(stage, Drawing) else nullcontext()
 
 
 def _advance(stage: Stage, progress: Progress, parallel: Parallel) -> float:

@@ -18,10 +18,6 @@ class SeesFrameBefore(nn.Module):
         super().__init__()
         self.width = width
 
-    def forward(self, x: Tensor, before: Tensor) -> Tensor:
-        """x, before [n, width, h, w]: each frame and its predecessor."""
-        raise NotImplementedError
-
 
 class TimePool(nn.Module):
     """`times` frames to one."""

@@ -120,11 +120,6 @@ class Checkpoint:
         weights = hash_weights(self.weights_path("transformer"))
         return hashlib.sha256(f"{sizes} {weights}".encode()).hexdigest()
 
-    def decoder_memory_bytes(self) -> int:
-        """Bytes that the codec remembers between two chunks of one video."""
-        config = self.model_config()
-        return self.codec(weights=False).stream_bytes(config.height, config.image_width)
-
     def text(self) -> TextEncoder:
         """The text encoder with its tokenizer, in float32."""
         return TextEncoder(self._text_model(), self._tokenizer(), tokens=self._text_tokens())
