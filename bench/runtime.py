@@ -35,12 +35,13 @@ from bench.document import Record
 from bench.rollout import PROMPT, shares
 from bench.subject import filling
 from runtime.again import Order, new, resume
+from runtime.decoding import CodecDecoder
 from runtime.engine import EagerEngine, Engine
 from runtime.job import to_pixels
 from runtime.keeper import Keeper
 from runtime.output import open_sink
 from runtime.produce import Outcome, produce
-from runtime.rollout import Rollout
+from runtime.rollout import Rollout, rollout
 from runtime.summary import percentile
 from runtime.telemetry import ChunkReport, NoTelemetry
 from runtime.writer import FrameWriter
@@ -106,10 +107,11 @@ def plain_engine(order: Order) -> Engine:
 
 def plain(order: Order, output: Path) -> Take:
     """Make the video on one thread and write it on another."""
-    engine, decoder = plain_engine(order), order.job.decoder()
+    job, engine = order.job, plain_engine(order)
+    decoder = CodecDecoder(job.checkpoint.codec(), job.device)
     ends: list[float] = []
     with FrameWriter(open_sink(output, scale=order.scale)) as writer:
-        for chunk in order.job.run(engine, decoder):
+        for chunk in rollout(engine, decoder, job.prompts, job.sampler, seeds=[job.seed], chunks=job.chunks):
             pixels = to_pixels(chunk.frames[0])
             writer.write(pixels)
             ends.append(perf_counter())

@@ -8,8 +8,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from runtime.job import Job, prepare
 from runtime.output import choose_scale
 from runtime.prompts import Change, Schedule
@@ -21,7 +19,7 @@ from vmla.world.caption import warning_for
 
 DETERMINING = (
     "decoder", "decoder_hash", "prompts", "seed", "frames", "chunks", "scale", "weights", "layout", "window",
-    "sampler", "engine", "engine_hash", "device", "dtype",
+    "sampler", "engine", "engine_hash", "device", "dtype", "threads",
 )  # fmt: skip
 """What must be as it was, in the words of `describe_job`; all that is wrong is named in this order."""
 
@@ -110,13 +108,13 @@ def _as_recorded(recorded: Mapping[str, Any], given: Mapping[str, Any], path: Pa
         "dtype": recorded["dtype"],
         "prompts": _schedule(recorded["prompts"]),
         "scale": recorded["scale"],
+        "threads": recorded["threads"],
         **({} if length else {"seconds": recorded["frames"] / recorded["frames_per_second"]}),
         **given,
     }
     order = new(options.pop("prompts"), options.pop("checkpoint"), **options)
     if given.get("steps") is None:
         order = replace(order, job=replace(order.job, sampler=Sampler(**recorded["sampler"])))
-    torch.set_num_threads(recorded["threads"])  # sums of float32 depend on how they are shared out
     now = order.describe()
     for name in DETERMINING:
         if now[name] != recorded[name]:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from runtime.telemetry import Telemetry
 
 AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layout", "steps", "device",
-          "dtype", "scale", "decoder")  # fmt: skip
+          "dtype", "scale", "decoder", "threads")  # fmt: skip
 """Options that say what is made; with --resume and --repeat they may only say what was said before."""
 
 
@@ -52,6 +52,8 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
 @click.option("--device", default="cpu", show_default=True, help="A torch device.")
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
               show_default=True, help="What the model computes in.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(min=1),
+              help="CPU threads, of which a quarter decode; all cores if not given.")  # fmt: skip
 @click.option("--scale", type=click.IntRange(1, 16),
               help="Enlarge frames; to at least 256 pixels if not given.")  # fmt: skip
 @click.option("--events", type=click.Path(dir_okay=False, path_type=Path),

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from runtime.cores import using
 from vmla.errors import UserError
 from vmla.vae import Codec, Memory
 from vmla.weights.files import hash_file
@@ -34,14 +35,16 @@ class Decoder(Protocol):
 class CodecDecoder:
     """A codec and what it remembers of the video so far."""
 
-    def __init__(self, codec: Codec, device: torch.device) -> None:
-        self._codec = codec.to(device)
+    def __init__(self, codec: Codec, device: torch.device, threads: int | None = None) -> None:
+        """`threads` of the CPU decode; None leaves PyTorch's own number."""
+        self._codec, self._threads = codec.to(device), threads
         self.memory: Memory | None = None
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, z, F, h, w] of the next chunk to frames [B, frames, 3, H, W] in [0, 1]."""
-        frames, self.memory = self._codec.decode(latents, self.memory)
+        with using(self._threads):
+            frames, self.memory = self._codec.decode(latents, self.memory)
         return frames
 
 
@@ -86,13 +89,13 @@ class Decoding:
             )
         return codec.to(self.dtype)
 
-    def decoders(self, device: torch.device) -> Callable[[], Decoder]:
-        """Load what decodes; every call of the result begins a video with it."""
+    def decoders(self, device: torch.device, threads: int | None = None) -> Callable[[], Decoder]:
+        """Load what decodes, with `threads` of the CPU; every call of the result begins a video with it."""
         if self.silent:
             return NoDecoder
         if self.file is None:
-            return partial(CodecDecoder, self.checkpoint.codec(), device)
-        return partial(CodecDecoder, load_taehv(self.file).to(self.dtype), device)
+            return partial(CodecDecoder, self.checkpoint.codec(), device, threads)
+        return partial(CodecDecoder, load_taehv(self.file).to(self.dtype), device, threads)
 
     def codec_bytes(self) -> int:
         """Bytes of the weights; only headers are read."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import cast
 
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from runtime.compiled import find_engine, fit, open_engine
+from runtime.cores import Cores, using
 from runtime.cuda import to_host
 from runtime.decoding import Decoder, Decoding
 from runtime.engine import EagerEngine, Engine
@@ -43,11 +44,18 @@ class Job:
     engine_reason: str = "as asked for"
     decoder_file: Path | None = None
     """What decodes in place of the checkpoint's own codec; see `runtime.decoding.Decoding`."""
+    threads: int = field(default_factory=torch.get_num_threads)
+    """Of a CPU, for denoiser and decoder together. What they come to differs in the last bits with it."""
 
     @property
     def decoding(self) -> Decoding:
         """What makes the frames."""
         return Decoding(checkpoint=self.checkpoint, file=self.decoder_file, dtype=self.dtype)
+
+    @property
+    def cores(self) -> Cores:
+        """Who computes with how many of the threads."""
+        return Cores.of(self.threads, self.device, silent=self.decoding.silent)
 
     def what_runs(self) -> list[str]:
         """Lines for a person to read: the engine and why it was chosen, and a decoder that was asked for."""
@@ -61,18 +69,22 @@ class Job:
     def engine(self) -> Engine:
         """The denoiser, loaded."""
         if self.engine_folder is not None:
-            return open_engine(self.engine_folder, self.checkpoint)
+            with using(self.cores.denoiser):
+                return open_engine(self.engine_folder, self.checkpoint)
         return EagerEngine(
             self.checkpoint.transformer(), self.checkpoint.text(), device=self.device, dtype=self.dtype
         )
 
     def decoder(self) -> Decoder:
         """The decoder, loaded, at the start of a video."""
-        return self.decoding.decoders(self.device)()
+        return self.decoding.decoders(self.device, self.cores.decoder)()
 
     def run(self, engine: Engine, decoder: Decoder) -> Iterator[Chunk]:
         """Make the video's chunks."""
-        return rollout(engine, decoder, self.prompts, self.sampler, seeds=[self.seed], chunks=self.chunks)
+        return rollout(
+            engine, decoder, self.prompts, self.sampler,
+            seeds=[self.seed], chunks=self.chunks, threads=self.cores.denoiser,
+        )  # fmt: skip
 
 
 def prepare(
@@ -90,6 +102,7 @@ def prepare(
     engine: Path | None = None,
     engines: Path | None = None,
     decoder: Path | None = None,
+    threads: int | None = None,
 ) -> tuple[Job, int]:
     """A job and the number of its frames, with everything checked that can be checked without weights.
 
@@ -103,6 +116,7 @@ def prepare(
         engine: a folder made by `vmla-export`.
         engines: a folder of such folders; where none is given, one of these that fits is taken.
         decoder: a file of TAEHV's weights in place of the checkpoint's codec, or `NOTHING`: no frames.
+        threads: of the CPU, for denoiser and decoder together; as many as PyTorch has, if None.
 
     Raises:
         UserError: for whatever cannot be.
@@ -133,6 +147,7 @@ def prepare(
         engine_folder=engine,
         engine_reason=reason,
         decoder_file=decoder,
+        threads=threads or torch.get_num_threads(),
     )
     return job, 0 if decoding.silent else frames
 

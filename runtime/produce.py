@@ -92,7 +92,7 @@ def produce(
     """
     began = perf_counter()
     engine, decoder, summary = job.engine(), job.decoder(), Summary()
-    rollout = Rollout(engine, job.prompts, job.sampler, seeds=[job.seed])
+    rollout = Rollout(engine, job.prompts, job.sampler, seeds=[job.seed], threads=job.cores.denoiser)
     earlier = 0
     if state is not None:
         state.snapshot.restore(rollout)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from runtime.buffers import Buffers, Position
+from runtime.cores import using
 from runtime.cuda import captured, replays_of
 from runtime.decoding import Decoder
 from runtime.engine import Engine
@@ -38,9 +39,12 @@ class Rollout:
     """One batch of videos in the making: `denoise` and `commit` in turn make chunk after chunk."""
 
     def __init__(
-        self, engine: Engine, prompts: PromptSource, sampler: Sampler, *, seeds: Sequence[int]
-    ) -> None:
+        self, engine: Engine, prompts: PromptSource, sampler: Sampler,
+        *, seeds: Sequence[int], threads: int | None = None,
+    ) -> None:  # fmt: skip
+        """`threads` of the CPU compute; None leaves PyTorch's own number."""
         self._engine, self._prompts, self._sampler, self._seeds = engine, prompts, sampler, seeds
+        self._threads = threads
         self.buffers, self.past = Buffers(engine, sampler, batch=len(seeds)), Past(engine.layout)
         self.number, self.position = 0, Position()
         self.change: Change | None = None
@@ -56,16 +60,18 @@ class Rollout:
     @torch.inference_mode()
     def denoise(self) -> Tensor:
         """The clean latents [B, z, F, h, w] of the next chunk."""
-        self._turn_to(self._prompts.at(self.number))
-        self.buffers.draw(self._seeds, self.number)
-        self.buffers.aim(self.position)
-        self._descend()
+        with using(self._threads):
+            self._turn_to(self._prompts.at(self.number))
+            self.buffers.draw(self._seeds, self.number)
+            self.buffers.aim(self.position)
+            self._descend()
         return self.buffers.latents.clone()
 
     @torch.inference_mode()
     def commit(self) -> None:
         """Leave the chunk just denoised in the cache."""
-        self._keep()
+        with using(self._threads):
+            self._keep()
         self.past.add(self.number, self.buffers.latents.clone())
         self.number, self.position = self.number + 1, self.position.next()
 
@@ -101,10 +107,10 @@ class Rollout:
 
 def rollout(
     engine: Engine, decoder: Decoder, prompts: PromptSource, sampler: Sampler,
-    *, seeds: Sequence[int], chunks: int,
+    *, seeds: Sequence[int], chunks: int, threads: int | None = None,
 ) -> Iterator[Chunk]:  # fmt: skip
     """Make `chunks` chunks of one video for each seed, and yield each as soon as it is decoded."""
-    videos = Rollout(engine, prompts, sampler, seeds=seeds)
+    videos = Rollout(engine, prompts, sampler, seeds=seeds, threads=threads)
     for number in range(chunks):
         began = perf_counter()
         if number:

@@ -54,7 +54,7 @@ def describe_job(job: Job, *, frames: int, scale: int) -> dict[str, Any]:
         **job.decoding.describe(),
         "device": str(job.device),
         "dtype": dtype,
-        "threads": torch.get_num_threads(),
+        "threads": job.threads,
         "versions": {
             "videomla": version("videomla"),
             "torch": torch.__version__,

@@ -85,7 +85,7 @@ class Streams:
         self._clock = clock
         self._job, self._memory, self.plan = job, memory, job.plan()
         self.capacity = self.plan.streams_in(memory)
-        self._engine, self._decoder = job.engine(), job.decoding.decoders(job.device)
+        self._engine, self._decoder = job.engine(), job.decoding.decoders(job.device, job.cores.decoder)
         self._open: list[Stream] = []
         self._admitted = 0
 
@@ -104,7 +104,7 @@ class Streams:
         Raises:
             UserError: if it does not fit beside those that are being made, or is of another kind.
         """
-        same = ("checkpoint", "sampler", "device", "dtype", "engine_folder", "decoder_file")
+        same = ("checkpoint", "sampler", "device", "dtype", "engine_folder", "decoder_file", "threads")
         for name in same:
             if getattr(job, name) != getattr(self._job, name):
                 raise UserError(f"this stream has another {name} than the first; run it on its own")
@@ -114,7 +114,9 @@ class Streams:
                 f"{self._memory:,} bytes hold {self.capacity} streams and no more; "
                 f"end one, or allow {more:,} bytes for another"
             )
-        rollout = Rollout(self._engine, job.prompts, job.sampler, seeds=[job.seed])
+        rollout = Rollout(
+            self._engine, job.prompts, job.sampler, seeds=[job.seed], threads=job.cores.denoiser
+        )
         writer, decoder = FrameWriter(sink), self._decoder()
         told = telemetry or NoTelemetry()
         film = Film(
