@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from time import perf_counter
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +17,9 @@ WARM_UPS = 2
 
 Stamp = float | torch.cuda.Event
 """A moment: of this process on a CPU, in the current stream on a GPU."""
+
+Pool = Any
+"""What PyTorch calls memory that graphs share."""
 
 
 class Replay:
@@ -36,11 +41,19 @@ def replays_of(functions: Sequence[Callable[[], None]]) -> int | None:
     return sum(counts) if len(counts) == len(functions) else None
 
 
-def captured(function: Callable[[], None], device: torch.device) -> Callable[[], None]:
+def graph_pool(device: torch.device) -> Pool | None:
+    """Memory for what graphs hold for a moment: for all of them together that are replayed one at a time."""
+    return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
+
+
+def captured(
+    function: Callable[[], None], device: torch.device, pool: Pool | None = None
+) -> Callable[[], None]:
     """`function` itself on a CPU; on CUDA its graph, or with a warning itself where it cannot be captured.
 
     It may take no arguments and read and write only tensors that outlive the result. It is called a
-    few times on the way: what these tensors hold afterwards means nothing.
+    few times on the way: what these tensors hold afterwards means nothing. All else lies in `pool`, which
+    other graphs may overwrite between two replays.
     """
     if device.type != "cuda":
         return function
@@ -53,7 +66,7 @@ def captured(function: Callable[[], None], device: torch.device) -> Callable[[],
                 function()
         torch.cuda.current_stream(device).wait_stream(aside)
         # Other threads decode meanwhile; what they allocate is no part of the graph.
-        with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             function()
     except RuntimeError as error:
         reason = str(error).strip().splitlines()[0]
@@ -63,18 +76,23 @@ def captured(function: Callable[[], None], device: torch.device) -> Callable[[],
 
 
 class SideStream:
-    """Work on results of the rollout while the rollout goes on; on a CPU, threads alone do that."""
+    """Work on results of the rollout while the rollout goes on; on a CPU, threads alone do that.
+
+    One at a time: two at once would take twice the memory and not be done sooner.
+    """
 
     def __init__(self, device: torch.device) -> None:
+        self._lock = threading.Lock()
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     @contextmanager
     def after(self, ready: Stamp, *tensors: Tensor) -> Iterator[None]:
         """Inside, work waits on the device for the moment `ready`, when `tensors` are complete."""
         if self._stream is None or not isinstance(ready, torch.cuda.Event):
-            yield
+            with self._lock:
+                yield
             return
-        with torch.cuda.stream(self._stream):
+        with self._lock, torch.cuda.stream(self._stream):
             self._stream.wait_event(ready)
             for tensor in tensors:
                 tensor.record_stream(self._stream)

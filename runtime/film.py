@@ -36,11 +36,15 @@ class Film:
     def __init__(
         self, job: Job, rollout: Rollout, decoder: Decoder, writer: FrameWriter, telemetry: Telemetry,
         *, frames: int, earlier: int = 0, now: float | None = None, keeper: Keeper | None = None,
+        side: SideStream | None = None,
     ) -> None:  # fmt: skip
-        """Make `frames` frames, of which `earlier` are there already, for one who watches from `now` on."""
+        """Make `frames` frames, of which `earlier` are there already, for one who watches from `now` on.
+
+        They are decoded at `side`, where those of other films may be too.
+        """
         self.job, self.writer, self.keeper, self.earlier = job, writer, keeper, earlier
         self._rollout, self._decoder, self._telemetry, self._frames = rollout, decoder, telemetry, frames
-        self._side = SideStream(job.device)
+        self._side = side or SideStream(job.device)
         self.decoding = Lane("decoder")
         self.done = earlier
         """Frames handed to the writer."""

@@ -10,6 +10,7 @@ import torch
 from runtime.buffers import draws, picture_shape
 from runtime.decoding import Decoding
 from runtime.past import Past
+from runtime.scratch import pass_scratch
 from vmla.cache import CacheLayout
 from vmla.config import FRAMES_PER_SECOND
 from vmla.errors import UserError
@@ -34,7 +35,7 @@ class Plan:
     """Window-relative positions that are ever used."""
     cache_bytes_per_token_and_layer: int
     shared: dict[str, int]
-    """Lasting memory by part in bytes: what all streams on a device have in common."""
+    """Memory by part in bytes: what all streams on a device have in common, or take turns with."""
     own: dict[str, int]
     """The same, of each stream."""
 
@@ -57,6 +58,8 @@ class Plan:
                 "transformer": checkpoint.elements("transformer") * size,
                 "text encoder": checkpoint.elements("text_encoder") * single,
                 "codec": decoding.codec_bytes(),
+                "scratch of a pass": pass_scratch(config, size),
+                "scratch of decoding": decoding.scratch_bytes(),
             },
             own={
                 "latent cache" if config.layout == "mla" else "cache": layout.bytes(element_size=size),

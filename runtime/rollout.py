@@ -16,7 +16,7 @@ from torch import Tensor
 
 from runtime.buffers import Buffers, Position
 from runtime.cores import using
-from runtime.cuda import captured, replays_of
+from runtime.cuda import Pool, captured, graph_pool, replays_of
 from runtime.decoding import Decoder
 from runtime.engine import Engine
 from runtime.past import Past
@@ -40,16 +40,17 @@ class Rollout:
 
     def __init__(
         self, engine: Engine, prompts: PromptSource, sampler: Sampler,
-        *, seeds: Sequence[int], threads: int | None = None,
+        *, seeds: Sequence[int], threads: int | None = None, pool: Pool | None = None,
     ) -> None:  # fmt: skip
-        """`threads` of the CPU compute; None leaves PyTorch's own number."""
+        """`threads` of a CPU compute, PyTorch's own number if None; `pool` is for the graphs of a GPU."""
         self._engine, self._prompts, self._sampler, self._seeds = engine, prompts, sampler, seeds
         self._threads = threads
         self.buffers, self.past = Buffers(engine, sampler, batch=len(seeds)), Past(engine.layout)
         self.number, self.position = 0, Position()
         self.change: Change | None = None
-        self._descend = captured(self._steps, engine.device)
-        self._pass = captured(self._clean_pass, engine.device)
+        pool = pool or graph_pool(engine.device)
+        self._descend = captured(self._steps, engine.device, pool)
+        self._pass = captured(self._clean_pass, engine.device, pool)
 
     @property
     def launches(self) -> int | None:
@@ -83,7 +84,7 @@ class Rollout:
     def _steps(self) -> None:
         latents = self.buffers.noise[0]
         for step, timestep in enumerate(self.buffers.timesteps):
-            velocity, _ = self._engine.step(latents, timestep, *self.buffers.context)
+            velocity = self._engine.step(latents, timestep, *self.buffers.context)[0]
             latents = self._sampler.advance(latents, velocity, step, self.buffers.fresh(step))
         self.buffers.latents.copy_(latents)
 

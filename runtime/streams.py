@@ -11,6 +11,7 @@ from contextlib import ExitStack
 from time import perf_counter
 from types import TracebackType
 
+from runtime.cuda import SideStream, graph_pool
 from runtime.film import DecodeError, Film
 from runtime.job import Job
 from runtime.keeper import Keeper
@@ -86,6 +87,7 @@ class Streams:
         self._job, self._memory, self.plan = job, memory, job.plan()
         self.capacity = self.plan.streams_in(memory)
         self._engine, self._decoder = job.engine(), job.decoding.decoders(job.device, job.cores.decoder)
+        self._side, self._pool = SideStream(job.device), graph_pool(job.device)
         self._open: list[Stream] = []
         self._admitted = 0
 
@@ -115,13 +117,15 @@ class Streams:
                 f"end one, or allow {more:,} bytes for another"
             )
         rollout = Rollout(
-            self._engine, job.prompts, job.sampler, seeds=[job.seed], threads=job.cores.denoiser
-        )
+            self._engine, job.prompts, job.sampler,
+            seeds=[job.seed], threads=job.cores.denoiser, pool=self._pool,
+        )  # fmt: skip
         writer, decoder = FrameWriter(sink), self._decoder()
         told = telemetry or NoTelemetry()
         film = Film(
-            job, rollout, decoder, writer, told, frames=frames, now=self._clock(), keeper=keeper
-        )
+            job, rollout, decoder, writer, told,
+            frames=frames, now=self._clock(), keeper=keeper, side=self._side,
+        )  # fmt: skip
         stream = Stream(self._admitted, film)
         self._admitted += 1
         self._open.append(stream)

@@ -197,7 +197,7 @@ class Launches(NoTelemetry):
 @pytest.mark.parametrize("graphs", [True, False])
 def test_the_host_s_launches_are_counted_where_graphs_are_replayed(checkpoint, monkeypatch, graphs):
     if graphs:
-        monkeypatch.setattr("runtime.rollout.captured", lambda function, device: Replay(Graph(function)))
+        monkeypatch.setattr("runtime.rollout.captured", lambda function, *_: Replay(Graph(function)))
     job, frames = prepare(RED, checkpoint, chunks=6)
     told = Launches()
     produce(job, NullSink(), told, frames=frames)

@@ -1,0 +1,90 @@
+"""Memory that comes and goes: the most that a pass or a decoding holds at once beyond what lasts."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from vmla.cache import CacheLayout
+from vmla.config import ModelConfig
+from vmla.vae import Codec
+
+
+class Living(TorchDispatchMode):
+    """Counts the bytes of tensors that were made inside and are still held; on any device, meta too."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.most = 0
+        self._known: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Run the operation, and take note of memory that none of its inputs had."""
+        given = {id(storage) for storage in _storages((args, kwargs))}
+        made = func(*args, **(kwargs or {}))
+        for storage in _storages(made):
+            if id(storage) not in given and id(storage) not in self._known:
+                self._add(storage)
+        return made
+
+    def _add(self, storage: torch.UntypedStorage) -> None:
+        key, size = id(storage), storage.nbytes()
+
+        def gone(_: object) -> None:
+            self.now -= size
+            del self._known[key]
+
+        self._known[key] = weakref.ref(storage, gone)
+        self.now += size
+        self.most = max(self.most, self.now)
+
+
+def _storages(tree: Any) -> list[torch.UntypedStorage]:
+    dense = (leaf for leaf in tree_iter(tree) if isinstance(leaf, Tensor) and leaf.layout == torch.strided)
+    return [tensor.untyped_storage() for tensor in dense]
+
+
+def most_alive(function: Callable[[], object]) -> int:
+    """The most bytes of new tensors that `function` holds at once, its result included."""
+    with torch.inference_mode(), Living() as living:
+        function()
+    return living.most
+
+
+def decoding_scratch(codec: Codec, config: ModelConfig) -> int:
+    """Bytes for decoding a chunk of one video, by a `codec` that lies on the meta device.
+
+    What convolutions work with inside a library is not known, and not in it.
+    """
+    latents = torch.empty(
+        1, config.latent_channels, config.chunk, config.height, config.image_width, device="meta"
+    )
+    _, memory = codec.decode(latents)
+    return most_alive(lambda: codec.decode(latents, memory))
+
+
+def pass_scratch(config: ModelConfig, item: int) -> int:
+    """About how many bytes a pass over a chunk of one video takes, with `item` bytes for each number.
+
+    The larger of a layer's feed-forward and its attention, when keys and values of all heads lie beside what
+    they are made of, and with it the entries of all layers, which become one tensor at the end. Scores are
+    not in it: no kernel that is taken for attention at such sizes keeps them. It is an estimate: what else
+    layers hold for a moment makes it up to 17 % too small, or 15 % too large for the layout `mha`.
+    """
+    layout, width, latent = CacheLayout.of(config), config.width, config.layout == "mla"
+    own = config.chunk * config.tokens_per_frame  # S
+    window = layout.slots * config.tokens_per_frame + own  # K
+    entries = config.layers * own * layout.entry_width
+    content, rotary = config.heads * config.nope_width, config.heads * config.rotary_width
+    expanded = layout.entry_width + 2 * content + rotary + width if latent else 5 * width
+    attention = 4 * own * width + window * expanded
+    feed_forward = 3 * own * width + 2 * own * config.ffn_width
+    return item * max(entries + max(attention, feed_forward), 2 * entries + 2 * own * width)
