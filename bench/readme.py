@@ -126,6 +126,12 @@ def study_table(result: dict[str, Any]) -> list[str]:
     return [line for table in tables for line in (f"**{table.title}**", "", *table.markdown(), "")][:-1]
 
 
+def spectrum_table(result: dict[str, Any]) -> list[str]:
+    """Effective ranks along training, of both layouts."""
+    (table,) = report_sections.spectrum_section(result).tables
+    return [f"**{table.title}**", "", *table.markdown()]
+
+
 def conversion_table(result: dict[str, Any]) -> list[str]:
     """Every way to convert a per-head model, with the deviation over the models."""
     (table,) = report_sections.conversion_section(result).tables
@@ -144,6 +150,17 @@ TABLES = {
     "engines": Block(file="engines-sprites.json", table=engines_table, command="vmla-bench engines"),
     "memory": Block(file="memory-wan.json", table=memory_table, command="vmla-bench memory"),
     "study": Block(file="study-mini.json", table=study_table, command="vmla-bench study mini"),
+    "spectrum": Block(
+        file="spectrum-mini.json",
+        table=spectrum_table,
+        command="vmla-bench spectrum "
+        + " ".join(
+            f"runs/study/mini/{arm}-0/denoiser/{name}"
+            for arm in ("mha", "mla")
+            for name in (*(f"step-{step:06d}" for step in (0, 300, 600, 900)), "checkpoint")
+        )
+        + " -o bench/results/spectrum-mini.json",
+    ),
     "conversion": Block(
         file="conversion-mini.json",
         table=conversion_table,
