@@ -24,7 +24,7 @@ from vmla.weights.files import read_json
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
-DOCUMENTS = ("README.md", "docs/training.md")
+DOCUMENTS = ("README.md", "docs/training.md", "docs/study.md")
 MISSING = "not measured yet"
 
 

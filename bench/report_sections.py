@@ -251,8 +251,11 @@ def study_section(document: dict[str, Any]) -> Section:
 
 
 def study_table(question: str, arms: list[dict[str, Any]]) -> Table:
-    """One comparison: a row for each arm and stage; of the five questions the mean share that is right."""
-    marks = sorted(arms[0]["grades"]["denoiser"], key=int)
+    """One comparison: a row for each arm and stage; of the five questions the mean share that is right.
+
+    Stages and seconds that not all of the arms have compare nothing.
+    """
+    marks = sorted(set.intersection(*(set(one["grades"]["denoiser"]) for one in arms)), key=int)
     rows = [
         [
             one["arm"], stage, str(one["entry_width"]),
@@ -261,7 +264,7 @@ def study_table(question: str, arms: list[dict[str, Any]]) -> Table:
         ]
         for one in arms
         for stage in ("denoiser", "consistency", "distribution")
-        if stage in one["grades"]
+        if all(stage in other["grades"] for other in arms)
     ]  # fmt: skip
     passed = (f"right after {mark} s" for mark in marks)
     headings = ["arm", "stage", "cached numbers", "loss", *passed, "seeds"]

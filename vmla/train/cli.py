@@ -168,7 +168,7 @@ def encode(source: Path, output: Path, checkpoint: str, **options: Any) -> None:
 @click.option("--rotary-width", type=click.IntRange(min=2), help="Of the shared rotary key; the recipe's.")
 @click.option("--query-width", type=click.IntRange(min=1), help="Of the query latent; half the width.")
 @click.option("--whiten/--no-whiten", default=True, show_default=True, help="Weigh by inputs.")
-@click.option("--balance", default=0.0, show_default=True, help="Share of singular values that goes down.")
+@click.option("--balance", default=1.0, show_default=True, help="Share of singular values that goes down.")
 @click.option("--key-weight", type=float, default=1.0, show_default=True, help="Of keys against values.")
 @click.option("--stack", type=click.Choice(["content", "whole"]), default="content", show_default=True,
               help="Rows of keys that are decomposed with the values.")  # fmt: skip

@@ -40,9 +40,9 @@ class Choices:
     init: Init = "spectral"
     whiten: bool = True
     """Weigh directions of the input by how much calibration tokens use them."""
-    balance: float = 0.0
-    """b: the share of singular values in the down-projection. At 0 whitened latents have unit
-    variance in every channel, so their norm hardly differs from token to token."""
+    balance: float = 1.0
+    """b: the share of singular values in the down-projection. At 1 every channel of the latent has the
+    variance that its direction has, at 0 all have one: 1 starts better (docs/training.md has the figures)."""
     key_weight: float = 1.0
     """How much an error of keys counts against one of values."""
     stack: Literal["content", "whole"] = "content"
