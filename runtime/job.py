@@ -132,10 +132,7 @@ def prepare(
     compute = choose_dtype(dtype, where)
     decoding = Decoding(checkpoint=opened, file=decoder, dtype=compute)
     count, frames = length_of(decoding, minutes=minutes, seconds=seconds, chunks=chunks)
-    if engine is None and engines is not None:
-        engine, reason = look_up(opened, where, compute, engines)
-    else:
-        reason = "as asked for"
+    engine, reason = look_up(opened, where, compute, engine, engines)
     job = Job(
         prompts=as_source(prompts, decoding, count),
         checkpoint=opened,
@@ -183,9 +180,11 @@ def length_of(
 
 
 def look_up(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, engines: Path
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, engine: Path | None, engines: Path | None
 ) -> tuple[Path | None, str]:
-    """The engine in the folder `engines` that runs in place of the model, if one fits, and why it does."""
+    """The engine asked for, or one in the folder `engines` that runs in place of the model, and why."""
+    if engine is not None or engines is None:
+        return engine, "as asked for"
     name = str(dtype).removeprefix("torch.")
     found = find_engine(checkpoint, device=device.type, dtype=name, engines=engines)
     return found, f"found in {engines}" if found else f"nothing in {engines} fits"
