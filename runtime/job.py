@@ -180,8 +180,9 @@ def length_of(
 
 
 def look_up(
-    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, engine: Path | None, engines: Path | None
-) -> tuple[Path | None, str]:
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype,
+    engine: Path | None, engines: Path | None,
+) -> tuple[Path | None, str]:  # fmt: skip
     """The engine asked for, or one in the folder `engines` that runs in place of the model, and why."""
     if engine is not None or engines is None:
         return engine, "as asked for"
