@@ -275,13 +275,17 @@ def _grades_over_time(grades: dict[str, dict[str, dict[str, float]]], marks: lis
     return [_with_deviation(grades[mark]["mean"], "{:.1%}") if mark in grades else "-" for mark in marks]
 
 
+KEPT = ("keys and values", "rotary keys", "queries")
+"""Of which a conversion says how much energy it keeps."""
+
+
 def conversion_section(document: dict[str, Any]) -> Section:
     """Every way to convert, with mean and deviation over the models."""
     steps = document["heal"]
     rows = [
         [
             one["variant"],
-            " / ".join(f"{kept['mean']:.1%}" for kept in one["energy"].values()) or "-",
+            " / ".join(f"{one['energy'][part]['mean']:.1%}" for part in KEPT if one["energy"]) or "-",
             _with_deviation(one["output_error"], "{:.3f}"), _with_deviation(one["worst_layer"], "{:.3f}"),
             _with_deviation(one["loss"], "{:.4f}"),
             *([_with_deviation(one["healed"], "{:.4f}")] if steps else []),
@@ -290,7 +294,7 @@ def conversion_section(document: dict[str, Any]) -> Section:
         for one in document["compared"]
     ]  # fmt: skip
     healed = [f"loss after {steps} steps"] if steps else []
-    headings = ["converted with", "kept of keys and values / rotary keys / queries", "output error",
+    headings = ["converted with", f"kept of {' / '.join(KEPT)}", "output error",
                 "of the worst layer", "loss", *healed, "over the defaults", "models"]  # fmt: skip
     before = _with_deviation(document["per_head_loss"], "{:.4f}")
     title = f"starts of latent attention; loss of the per-head model {before}"
