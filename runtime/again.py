@@ -134,5 +134,6 @@ def _refusal(path: Path, name: str, then: Any, now: Any) -> str:
     if isinstance(then, dict) and isinstance(now, dict):
         part = next(part for part in {**then, **now} if then.get(part) != now.get(part))
         name, then, now = f"{name}.{part}", then.get(part), now.get(part)
+    name = "number of threads" if name == "threads" else name
     short = (f"{str(value)[:40]}..." if len(str(value)) > 40 else str(value) for value in (then, now))
     return "{} was made with another {}: {}, not {}; use what it was made with".format(path, name, *short)

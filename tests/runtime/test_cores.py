@@ -107,6 +107,6 @@ def test_a_repeat_takes_the_threads_of_the_first_time(checkpoint, tmp_path):
     assert again.read_bytes() == first.read_bytes()
     assert_one_line(
         run("--repeat", sidecar, "--threads", 2, "-o", again, "--overwrite"),
-        "was made with another threads: 3, not 2",
+        "was made with another number of threads: 3, not 2",
     )
     assert run(*asked, "--threads", 0, "-o", again).exit_code == 2
