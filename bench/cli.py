@@ -25,6 +25,7 @@ VERBS = {
     "graph": "bench.graph",
     "study": "bench.study",
     "conversion": "bench.conversion",
+    "layouts": "bench.layouts",
 }
 """Each verb's module, loaded when the verb is used."""
 

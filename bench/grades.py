@@ -78,7 +78,7 @@ class Windows:
             yield second, torch.cat(self._parts.pop(second), dim=1)
 
 
-def grade_rollouts(
+def seen_rollouts(
     engine: Engine,
     checkpoint: Checkpoint,
     prompts: list[str],
@@ -87,10 +87,11 @@ def grade_rollouts(
     batch: int,
     seed: int,
     line: ProgressLine,
-) -> Iterator[list[Graded]]:
-    """Roll out all `prompts` at once, the video of number i with seed `seed` + i; grade them at each mark.
+) -> Iterator[tuple[int, Tensor]]:
+    """Roll out all `prompts` at once, the video of number i with seed `seed` + i: each mark and its windows.
 
-    `batch` videos are made, as many as an engine was built for; those past the prompts are not graded.
+    `batch` videos are made, as many as an engine was built for; those past the prompts are of the last one.
+    Windows are [batch, WINDOW, 3, H, W] uint8.
     """
     decoder = CodecDecoder(checkpoint.codec(), engine.device)
     chunks = -(-max(seconds) * FRAMES_PER_SECOND // (engine.layout.chunk * 4))
@@ -101,11 +102,31 @@ def grade_rollouts(
     for chunk in stream:
         windows.add(chunk.frames)
         line.show(f"grades: chunk {chunk.number + 1} of {chunks}, {len(prompts)} videos")
-        for second, frames in windows.pop():
-            yield [
-                Graded(prompt=prompt, second=second, grade=grade(look(video), read(prompt)))
-                for prompt, video in zip(prompts, frames, strict=False)
-            ]
+        yield from windows.pop()
+
+
+def grade_rollouts(
+    engine: Engine,
+    checkpoint: Checkpoint,
+    prompts: list[str],
+    seconds: tuple[int, ...],
+    *,
+    batch: int,
+    seed: int,
+    line: ProgressLine,
+) -> Iterator[list[Graded]]:
+    """`seen_rollouts`, graded at each mark; those past the prompts are not."""
+    seen = seen_rollouts(engine, checkpoint, prompts, seconds, batch=batch, seed=seed, line=line)
+    for second, frames in seen:
+        yield grade_windows(prompts, second, frames)
+
+
+def grade_windows(prompts: list[str], second: int, frames: Tensor) -> list[Graded]:
+    """What the windows [B, WINDOW, 3, H, W] uint8 of the videos of `prompts` are worth."""
+    return [
+        Graded(prompt=prompt, second=second, grade=grade(look(video), read(prompt)))
+        for prompt, video in zip(prompts, frames, strict=False)
+    ]
 
 
 def open_denoiser(checkpoint: Checkpoint, folder: Path | None) -> tuple[Engine, int | None]:

@@ -126,6 +126,12 @@ def study_table(result: dict[str, Any]) -> list[str]:
     return [line for table in tables for line in (f"**{table.title}**", "", *table.markdown(), "")][:-1]
 
 
+def layouts_table(result: dict[str, Any]) -> list[str]:
+    """Models of both layouts, stage by stage."""
+    (table,) = report_sections.layouts_section(result).tables
+    return [f"**{table.title}**", "", *table.markdown()]
+
+
 def spectrum_table(result: dict[str, Any]) -> list[str]:
     """Effective ranks along training, of both layouts."""
     (table,) = report_sections.spectrum_section(result).tables
@@ -150,6 +156,11 @@ TABLES = {
     "engines": Block(file="engines-sprites.json", table=engines_table, command="vmla-bench engines"),
     "memory": Block(file="memory-wan.json", table=memory_table, command="vmla-bench memory"),
     "study": Block(file="study-mini.json", table=study_table, command="vmla-bench study mini"),
+    "layouts": Block(
+        file="layouts-sprites.json",
+        table=layouts_table,
+        command="vmla-bench layouts --model latent=sprites --model 'per head=runs/sprites-mha-teacher'",
+    ),
     "spectrum": Block(
         file="spectrum-mini.json",
         table=spectrum_table,

@@ -305,12 +305,44 @@ def _with_deviation(value: dict[str, float], form: str) -> str:
     return f"{form.format(value['mean'])} ± {form.replace('+', '').format(value['deviation'])}"
 
 
+def layouts_section(document: dict[str, Any]) -> Section:
+    """Models side by side: what they take, what is right over time, how they drift."""
+    rows = document["models"]
+    marks = sorted(rows[0]["grades"], key=int) if rows else []
+    table = [
+        [
+            one["model"], str(one["steps"]), f"{one['cached_numbers'] * 4:,}",
+            or_dash(one.get("frames_per_second"), "{:.0f}"),
+            *(f"{_mean_right(one['grades'][mark]):.1%} / {one['grades'][mark]['all']:.1%}" for mark in marks),
+            *(f"{one['drift'][name]:+.1%}" for name in MEASURES if one["drift"]),
+        ]
+        for one in rows
+    ]  # fmt: skip
+    headings = ["model", "steps", "bytes cached per token and layer", "frames/s",
+                *(f"right / all right after {mark} s" for mark in marks),
+                *(f"change of {name}" for name in MEASURES)]  # fmt: skip
+    title = f"{document['prompts']} held-out prompts, float32"
+    right = {one["model"]: [(p["second"], _mean_right(p["right"])) for p in one["curve"]] for one in rows}
+    plots = [svg.lines("mean share that is right", right, "seconds", "share", zero=True)]
+    for name in MEASURES:
+        seen = {one["model"]: [(p["second"], p[name]) for p in one["curve"]] for one in rows}
+        plots.append(svg.lines(name, seen, "seconds", name, zero=True))
+    return Section(tables=[Table(title=title, headings=headings, rows=table)], plots=plots)
+
+
+def _mean_right(shares: dict[str, float]) -> float:
+    """Over the questions."""
+    each = [share for name, share in shares.items() if name != "all"]
+    return sum(each) / len(each)
+
+
 SECTIONS: dict[str, Callable[[dict[str, Any]], Section]] = {
     "engines": engines_section,
     "roofline": roofline_section,
     "memory": memory_section,
     "rollout": rollout_section,
     "grades": grades_section,
+    "layouts": layouts_section,
     "spectrum": spectrum_section,
     "gpu": gpu_section,
     "quality": quality_section,
