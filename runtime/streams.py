@@ -1,7 +1,8 @@
 """Several videos at once on one device: one engine and one copy of the weights, slots for each.
 
 Chunk by chunk, the stream whose viewer would run dry first goes on (earliest deadline first). As many
-streams are let in as the memory plan says will fit. One that fails ends alone.
+streams are let in as the memory plan says will fit; they take turns at what needs memory for a moment: passes
+and decoding. One that fails ends alone.
 """
 
 from __future__ import annotations

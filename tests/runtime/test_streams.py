@@ -135,6 +135,20 @@ def test_the_plan_of_a_stream_is_what_it_takes(job):
     assert sum(storage.nbytes() for storage in held) == own["decoder memory"]
 
 
+def test_graphs_of_all_streams_share_one_pool(job, monkeypatch):
+    """What they hold for a moment is in the plan once."""
+    pools = []
+    monkeypatch.setattr("runtime.streams.graph_pool", lambda device: "the pool")
+    monkeypatch.setattr(
+        "runtime.rollout.captured", lambda function, device, pool: pools.append(pool) or function
+    )
+    with Streams(job, memory=PLENTY) as streams:
+        for seed in range(2):
+            streams.admit(replace(job, seed=seed, chunks=1), NullSink(), frames=12)
+        streams.run()
+    assert pools == ["the pool"] * 4
+
+
 class Memory(NoTelemetry):
     def __init__(self):
         self.most = 0
