@@ -54,7 +54,7 @@ class Order:
 def new(prompts: Any, checkpoint: str | None, *, scale: int | None, **options: Any) -> Order:
     """A video that was never made; `prompts`, `checkpoint` and `options` are those of `prepare`."""
     job, frames = prepare(prompts, checkpoint, **options)
-    return Order(job=job, frames=frames, scale=choose_scale(job.plan().height, scale))
+    return Order(job=job, frames=frames, scale=choose_scale(job.height, scale))
 
 
 def repeat(sidecar: Path, given: Mapping[str, Any]) -> Order:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 
 DECODER_SHARE = 4
-"""One thread in so many decodes: of `sprites`, a chunk takes three times as long to denoise as to decode."""
+"""One thread in so many decodes: denoising a chunk of `sprites` takes three to four times as long."""
 
 
 @dataclass(frozen=True, kw_only=True)

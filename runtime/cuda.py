@@ -88,15 +88,15 @@ class SideStream:
     @contextmanager
     def after(self, ready: Stamp, *tensors: Tensor) -> Iterator[None]:
         """Inside, work waits on the device for the moment `ready`, when `tensors` are complete."""
-        if self._stream is None or not isinstance(ready, torch.cuda.Event):
-            with self._lock:
+        with self._lock:
+            if self._stream is None or not isinstance(ready, torch.cuda.Event):
                 yield
-            return
-        with self._lock, torch.cuda.stream(self._stream):
-            self._stream.wait_event(ready)
-            for tensor in tensors:
-                tensor.record_stream(self._stream)
-            yield
+                return
+            with torch.cuda.stream(self._stream):
+                self._stream.wait_event(ready)
+                for tensor in tensors:
+                    tensor.record_stream(self._stream)
+                yield
 
 
 def host_copy(tensor: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from runtime.cores import using
-from runtime.scratch import decoding_scratch
 from vmla.errors import UserError
 from vmla.vae import Codec, Memory
 from vmla.weights.files import hash_file
@@ -107,15 +106,6 @@ class Decoding:
         codec = self.sizes()
         assert isinstance(codec, nn.Module)
         return sum(parameter.nbytes for parameter in codec.parameters())
-
-    def memory_bytes(self) -> int:
-        """Bytes that are remembered between two chunks of one video."""
-        config = self.checkpoint.model_config()
-        return 0 if self.silent else self.sizes().stream_bytes(config.height, config.image_width)
-
-    def scratch_bytes(self) -> int:
-        """Bytes that decoding a chunk takes for a moment, of which frames are the last."""
-        return 0 if self.silent else decoding_scratch(self.sizes(), self.checkpoint.model_config())
 
     def describe(self) -> dict[str, Any]:
         """What decodes, as JSON values; reads a file whole."""

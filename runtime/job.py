@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
 
@@ -44,7 +44,7 @@ class Job:
     engine_reason: str = "as asked for"
     decoder_file: Path | None = None
     """What decodes in place of the checkpoint's own codec; see `runtime.decoding.Decoding`."""
-    threads: int = field(default_factory=torch.get_num_threads)
+    threads: int
     """Of a CPU, for denoiser and decoder together. What they come to differs in the last bits with it."""
 
     @property
@@ -56,6 +56,11 @@ class Job:
     def cores(self) -> Cores:
         """Who computes with how many of the threads."""
         return Cores.of(self.threads, self.device, silent=self.decoding.silent)
+
+    @property
+    def height(self) -> int:
+        """Of a frame, pixels."""
+        return self.checkpoint.model_config().height * self.decoding.sizes().spatial_ratio
 
     def what_runs(self) -> list[str]:
         """Lines for a person to read: the engine and why it was chosen, and a decoder that was asked for."""

@@ -10,7 +10,7 @@ import torch
 from runtime.buffers import draws, picture_shape
 from runtime.decoding import Decoding
 from runtime.past import Past
-from runtime.scratch import pass_scratch
+from runtime.scratch import decoding_scratch, pass_scratch
 from vmla.cache import CacheLayout
 from vmla.config import FRAMES_PER_SECOND
 from vmla.errors import UserError
@@ -41,11 +41,15 @@ class Plan:
 
     @classmethod
     def of(cls, decoding: Decoding, *, chunks: int, dtype: torch.dtype, sampler: Sampler) -> Plan:
-        """Plan `chunks` chunks of one video with the model computing in `dtype`."""
+        """Plan `chunks` chunks of one video with the model computing in `dtype`.
+
+        This takes a second: decoding is followed on the meta device, which loads a compiler.
+        """
         checkpoint, codec = decoding.checkpoint, decoding.sizes()
         config = checkpoint.model_config()
         layout, size = CacheLayout.of(config), dtype.itemsize
         single = torch.float32.itemsize
+        decodes = not decoding.silent
         picture = math.prod(picture_shape(config)) * single
         return cls(
             chunks=chunks,
@@ -59,14 +63,14 @@ class Plan:
                 "text encoder": checkpoint.elements("text_encoder") * single,
                 "codec": decoding.codec_bytes(),
                 "scratch of a pass": pass_scratch(config, size),
-                "scratch of decoding": decoding.scratch_bytes(),
+                "scratch of decoding": decoding_scratch(codec, config) if decodes else 0,
             },
             own={
                 "latent cache" if config.layout == "mla" else "cache": layout.bytes(element_size=size),
                 "text keys and values": 2 * config.layers * config.text_tokens * config.width * size,
                 "noise and latents of a chunk": (draws(sampler) + 1) * picture,
                 "latents of the window": Past.capacity(layout) * picture,
-                "decoder memory": decoding.memory_bytes(),
+                "decoder memory": codec.stream_bytes(config.height, config.image_width) if decodes else 0,
             },
         )
 

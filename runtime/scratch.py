@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -68,7 +69,7 @@ def decoding_scratch(codec: Codec, config: ModelConfig) -> int:
         1, config.latent_channels, config.chunk, config.height, config.image_width, device="meta"
     )
     _, memory = codec.decode(latents)
-    return most_alive(lambda: codec.decode(latents, memory))
+    return most_alive(partial(codec.decode, latents, memory))
 
 
 def pass_scratch(config: ModelConfig, item: int) -> int:
@@ -76,8 +77,8 @@ def pass_scratch(config: ModelConfig, item: int) -> int:
 
     The larger of a layer's feed-forward and its attention, when keys and values of all heads lie beside what
     they are made of, and with it the entries of all layers, which become one tensor at the end. Scores are
-    not in it: no kernel that is taken for attention at such sizes keeps them. It is an estimate: what else
-    layers hold for a moment makes it up to 17 % too small, or 15 % too large for the layout `mha`.
+    not in it: only bfloat16 on a CPU keeps them (`plugins.matmul`), and takes more. It is an estimate: what
+    else layers hold for a moment makes it up to 17 % too small, or 15 % too large for the layout `mha`.
     """
     layout, width, latent = CacheLayout.of(config), config.width, config.layout == "mla"
     own = config.chunk * config.tokens_per_frame  # S

@@ -1,8 +1,11 @@
 """The memory that comes and goes is as the plan says: of a pass about, of decoding exactly."""
 
+import subprocess
+import sys
 import threading
 import time
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -83,7 +86,7 @@ def test_decoding_takes_what_the_plan_says(checkpoint):
     for codec, empty in codecs(checkpoint):
         latents = torch.randn(1, config.latent_channels, config.chunk, config.height, config.image_width)
         _, memory = codec.decode(latents)
-        taken = most_alive(lambda: codec.decode(latents, memory))  # noqa: B023 - called at once
+        taken = most_alive(partial(codec.decode, latents, memory))
         assert taken == decoding_scratch(empty(), config) > 0
 
 
@@ -96,7 +99,7 @@ def test_wan_s_decoder_takes_what_the_plan_says():
         empty = WanCodec(AutoencoderKLWan(**sizes, **more))
     latents = torch.randn(1, config.latent_channels, config.chunk, config.height, config.image_width)
     _, memory = codec.decode(latents)
-    assert most_alive(lambda: codec.decode(latents, memory)) == decoding_scratch(empty, config) > 0
+    assert most_alive(partial(codec.decode, latents, memory)) == decoding_scratch(empty, config) > 0
 
 
 def test_streams_decode_one_at_a_time(checkpoint, monkeypatch):
@@ -122,3 +125,15 @@ def test_streams_decode_one_at_a_time(checkpoint, monkeypatch):
         streams.run()
     assert len(most) == 18
     assert set(most) == {1}
+
+
+def test_a_video_begins_without_a_plan(checkpoint):
+    """The plan loads a compiler, which takes a second; what is asked for needs none."""
+    code = (
+        "import sys; from runtime.again import new; "
+        f"order = new({RED!r}, {str(checkpoint)!r}, scale=None, seconds=3); assert order.scale == 4; "
+        "assert 'torch._dynamo' not in sys.modules; "
+        "order.job.plan(); assert 'torch._dynamo' in sys.modules"  # else this test would mean nothing
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
