@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import mean
 
 import click
 import numpy as np
@@ -105,22 +106,6 @@ def seen_rollouts(
         yield from windows.pop()
 
 
-def grade_rollouts(
-    engine: Engine,
-    checkpoint: Checkpoint,
-    prompts: list[str],
-    seconds: tuple[int, ...],
-    *,
-    batch: int,
-    seed: int,
-    line: ProgressLine,
-) -> Iterator[list[Graded]]:
-    """`seen_rollouts`, graded at each mark; those past the prompts are not."""
-    seen = seen_rollouts(engine, checkpoint, prompts, seconds, batch=batch, seed=seed, line=line)
-    for second, frames in seen:
-        yield grade_windows(prompts, second, frames)
-
-
 def grade_windows(prompts: list[str], second: int, frames: Tensor) -> list[Graded]:
     """What the windows [B, WINDOW, 3, H, W] uint8 of the videos of `prompts` are worth."""
     return [
@@ -153,6 +138,11 @@ def shares(graded: list[Graded]) -> dict[str, dict[str, float]]:
         passed = {name: sum(getattr(one, name) for one in at) / len(at) for name in (*QUESTIONS, "all")}
         table[str(second)] = {name: round(share, 4) for name, share in passed.items()}
     return table
+
+
+def mean_right(passed: Mapping[str, float]) -> float:
+    """Over the questions, of the shares of prompts that pass each."""
+    return mean(passed[name] for name in QUESTIONS)
 
 
 def figures(graded: list[Graded]) -> dict[str, object]:
@@ -199,10 +189,10 @@ def main(
     with closing(engine), ProgressLine(sys.stderr) as line:
         for first in range(0, count, fixed or batch):
             part = prompts[first : first + (fixed or batch)]
-            for marked in grade_rollouts(
+            for second, frames in seen_rollouts(
                 engine, opened, part, marks, batch=fixed or len(part), seed=seed + first, line=line
             ):
-                graded += marked
+                graded += grade_windows(part, second, frames)
                 record.save(**figures(graded))
     show(shares(graded))
     record.finish(**record.document["grades"])

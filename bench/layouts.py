@@ -26,7 +26,6 @@ from bench.report_sections import layouts_section
 from bench.subject import filling
 from runtime.prompts import FixedPrompts
 from runtime.rollout import Rollout
-from vmla.cache import CacheLayout
 from vmla.command import OneLineCommand
 from vmla.errors import UserError
 from vmla.progress import ProgressLine
@@ -63,12 +62,14 @@ class Model:
         config, sampler = self.checkpoint.model_config(), self.checkpoint.sampler()
         return {
             "model": self.name, "layout": config.layout, "sampler": sampler.kind, "steps": sampler.steps,
-            "cached_numbers": CacheLayout.of(config).entry_width,
+            "cached_numbers": config.entry_width,
             "weights": hash_weights(self.checkpoint.weights_path("transformer")),
         }  # fmt: skip
 
 
-def watch(model: Model, prompts: list[str], marks: tuple[int, ...], seed: int, line: ProgressLine) -> Any:
+def watch(
+    model: Model, prompts: list[str], marks: tuple[int, ...], seed: int, line: ProgressLine
+) -> dict[str, Any]:  # fmt: skip
     """Grades at the marks, and a curve of what is seen of all videos together."""
     engine, _ = open_denoiser(model.checkpoint, None)
     seconds = tuple(sorted({*marks, *range(EVERY, max(marks) + 1, EVERY)}))
@@ -123,9 +124,9 @@ def _seconds_of(video: Rollout, chunks: int) -> float:
     return perf_counter() - began
 
 
-def _kept(path: Path | None, asked: dict[str, Any]) -> list[dict[str, Any]]:
+def _kept(path: Path, asked: dict[str, Any]) -> list[dict[str, Any]]:
     """Models that an interrupted run of the same command has watched already."""
-    if path is None or not path.is_file():
+    if not path.is_file():
         return []
     before = read_json(path)
     same = not before.get("complete") and all(before.get(key) == value for key, value in asked.items())
@@ -145,14 +146,13 @@ def main(named: tuple[str, ...], count: int, seconds: str, seed: int, output: Pa
     if len({model.name for model in models}) < len(models):
         raise UserError("two models of one name; give each --model a name of its own, as NAME=FOLDER")
     asked: dict[str, Any] = {"prompts": count, "marks": list(marks), "seed": seed}
-    rows, record = _kept(output, asked), Record("layouts", output)
+    record, prompts = Record("layouts", output), held_out_prompts(count, seed=seed)
+    rows = _kept(record.path, asked)
     record.save(**asked, models=rows)
-    known = {(row["model"], row["weights"]): row for row in rows}
     with ProgressLine(sys.stderr) as line:
         for model in models:
             described = model.described()
-            if (model.name, described["weights"]) not in known:
-                prompts = held_out_prompts(count, seed=seed)
+            if not any(described.items() <= row.items() for row in rows):
                 rows.append({**described, **watch(model, prompts, marks, seed, line)})
                 record.save(models=rows)
         measured = speeds(models, ROUNDS, line)

@@ -120,28 +120,10 @@ def gpu_table(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def study_table(result: dict[str, Any]) -> list[str]:
-    """The comparisons on the small model, with the deviation over seeds."""
-    tables = report_sections.study_section(result).tables
+def section_tables(result: dict[str, Any]) -> list[str]:
+    """The tables that a report shows of a document, each under its title."""
+    tables = report_sections.SECTIONS[result["kind"]](result).tables
     return [line for table in tables for line in (f"**{table.title}**", "", *table.markdown(), "")][:-1]
-
-
-def layouts_table(result: dict[str, Any]) -> list[str]:
-    """Models of both layouts, stage by stage."""
-    (table,) = report_sections.layouts_section(result).tables
-    return [f"**{table.title}**", "", *table.markdown()]
-
-
-def spectrum_table(result: dict[str, Any]) -> list[str]:
-    """Effective ranks along training, of both layouts."""
-    (table,) = report_sections.spectrum_section(result).tables
-    return [f"**{table.title}**", "", *table.markdown()]
-
-
-def conversion_table(result: dict[str, Any]) -> list[str]:
-    """Every way to convert a per-head model, with the deviation over the models."""
-    (table,) = report_sections.conversion_section(result).tables
-    return [f"**{table.title}**", "", *table.markdown()]
 
 
 def _where(result: dict[str, Any]) -> str:
@@ -155,26 +137,25 @@ TABLES = {
     "grades": Block(file="grades-sprites.json", table=grades_table, command="python -m bench.grades"),
     "engines": Block(file="engines-sprites.json", table=engines_table, command="vmla-bench engines"),
     "memory": Block(file="memory-wan.json", table=memory_table, command="vmla-bench memory"),
-    "study": Block(file="study-mini.json", table=study_table, command="vmla-bench study mini"),
+    "study": Block(file="study-mini.json", table=section_tables, command="vmla-bench study mini"),
     "layouts": Block(
         file="layouts-sprites.json",
-        table=layouts_table,
+        table=section_tables,
         command="vmla-bench layouts --model latent=sprites --model 'per head=runs/sprites-mha-teacher'",
     ),
     "spectrum": Block(
         file="spectrum-mini.json",
-        table=spectrum_table,
+        table=section_tables,
         command="vmla-bench spectrum "
         + " ".join(
             f"runs/study/mini/{arm}-0/denoiser/{name}"
             for arm in ("mha", "mla")
             for name in (*(f"step-{step:06d}" for step in (0, 300, 600, 900)), "checkpoint")
-        )
-        + " -o bench/results/spectrum-mini.json",
+        ),
     ),
     "conversion": Block(
         file="conversion-mini.json",
-        table=conversion_table,
+        table=section_tables,
         command="vmla-bench conversion mini "
         + " ".join(f"--from runs/study/mini/mha-{seed}/denoiser/checkpoint" for seed in range(3))
         + " --calibration runs/study/mini/world/latents",

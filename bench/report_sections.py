@@ -10,6 +10,7 @@ from typing import Any
 from bench import svg
 from bench.drift import MEASURES
 from bench.engines_table import or_dash, ratio
+from bench.grades import mean_right
 
 FORMS = {"mha": "per head", "mla": "latent"}
 
@@ -313,7 +314,7 @@ def layouts_section(document: dict[str, Any]) -> Section:
         [
             one["model"], str(one["steps"]), f"{one['cached_numbers'] * 4:,}",
             or_dash(one.get("frames_per_second"), "{:.0f}"),
-            *(f"{_mean_right(one['grades'][mark]):.1%} / {one['grades'][mark]['all']:.1%}" for mark in marks),
+            *(f"{mean_right(one['grades'][mark]):.1%} / {one['grades'][mark]['all']:.1%}" for mark in marks),
             *(f"{one['drift'][name]:+.1%}" for name in MEASURES if one["drift"]),
         ]
         for one in rows
@@ -322,18 +323,12 @@ def layouts_section(document: dict[str, Any]) -> Section:
                 *(f"right / all right after {mark} s" for mark in marks),
                 *(f"change of {name}" for name in MEASURES)]  # fmt: skip
     title = f"{document['prompts']} held-out prompts, float32"
-    right = {one["model"]: [(p["second"], _mean_right(p["right"])) for p in one["curve"]] for one in rows}
+    right = {one["model"]: [(p["second"], mean_right(p["right"])) for p in one["curve"]] for one in rows}
     plots = [svg.lines("mean share that is right", right, "seconds", "share", zero=True)]
     for name in MEASURES:
         seen = {one["model"]: [(p["second"], p[name]) for p in one["curve"]] for one in rows}
         plots.append(svg.lines(name, seen, "seconds", name, zero=True))
     return Section(tables=[Table(title=title, headings=headings, rows=table)], plots=plots)
-
-
-def _mean_right(shares: dict[str, float]) -> float:
-    """Over the questions."""
-    each = [share for name, share in shares.items() if name != "all"]
-    return sum(each) / len(each)
 
 
 SECTIONS: dict[str, Callable[[dict[str, Any]], Section]] = {

@@ -21,12 +21,12 @@ import click
 import torch
 
 from bench.document import Record
+from bench.grades import mean_right
 from bench.trial import MHA, Arm, Trial, World
 from vmla.command import OneLineCommand
 from vmla.progress import ProgressLine
 from vmla.train.recipes import training_recipe
 from vmla.weights.spectral import Init
-from vmla.world.grade import QUESTIONS
 
 STUDIED = ("layouts", "widths", "splits", "inits")
 
@@ -127,7 +127,7 @@ def _spreads(trees: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, dict[
 def _spread_of(shares: list[dict[str, float]]) -> dict[str, dict[str, float]]:
     """`mean` is that over the questions, without `all`: a small model rarely has everything right."""
     found = {name: spread([one[name] for one in shares]) for name in shares[0]}
-    return {**found, "mean": spread([statistics.mean(one[name] for name in QUESTIONS) for one in shares])}
+    return {**found, "mean": spread([mean_right(one) for one in shares])}
 
 
 @click.command("study", cls=OneLineCommand)

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from bench.grades import grade_rollouts, held_out_prompts, open_denoiser, shares
+from bench.grades import grade_windows, held_out_prompts, open_denoiser, seen_rollouts, shares
 from vmla.progress import ProgressLine
 from vmla.text import TextEncoder
 from vmla.train.conversion import calibration_of
@@ -227,10 +227,10 @@ class Trial:
             return dict(read_json(path))
         opened, prompts = open_checkpoint(checkpoint), held_out_prompts(self.prompts, seed=1000)
         engine, _ = open_denoiser(opened, None)
-        marked = grade_rollouts(
+        seen = seen_rollouts(
             engine, opened, prompts, seconds, batch=len(prompts), seed=1000, line=self.line
         )
-        graded = [one for graded in marked for one in graded]
+        graded = [one for second, frames in seen for one in grade_windows(prompts, second, frames)]
         write_json(path, shares(graded))
         return shares(graded)
 

@@ -13,7 +13,7 @@ from bench import conversion, conversion_trial
 from bench.cli import main as vmla_bench
 from bench.conversion import CALIBRATION, DEFAULT, VALUES, compared, variants
 from bench.document import read_document
-from bench.readme import conversion_table
+from bench.readme import section_tables
 from bench.report_sections import conversion_section
 from vmla.config import recipe
 from vmla.weights.spectral import Choices
@@ -113,7 +113,7 @@ def test_every_variant_is_measured_and_found_again(run, tmp_path, monkeypatch):
     (table,) = conversion_section(document).tables
     assert len(table.rows) == len(document["rows"]) == 5
     assert all(len(row) == len(table.headings) for row in table.rows)
-    assert "loss after 2 steps" in "\n".join(conversion_table(document))
+    assert "loss after 2 steps" in "\n".join(section_tables(document))
     assert json.loads(done.output.splitlines()[-1])["losses"][DEFAULT]["mean"] > 0
 
 

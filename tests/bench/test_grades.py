@@ -14,9 +14,10 @@ from bench.grades import (
     WINDOW,
     Graded,
     Windows,
-    grade_rollouts,
+    grade_windows,
     held_out_prompts,
     open_denoiser,
+    seen_rollouts,
     shares,
     what_is,
 )
@@ -71,7 +72,8 @@ def test_an_engine_makes_as_many_videos_as_it_was_built_for(checkpoint, monkeypa
     asked, encode = [], engine.encode_prompt
     monkeypatch.setattr(engine, "encode_prompt", lambda prompts: asked.append(prompts) or encode(prompts))
     line = ProgressLine(io.StringIO())
-    [graded] = grade_rollouts(engine, opened, [prompt], (4,), batch=3, seed=0, line=line)
+    [(second, frames)] = seen_rollouts(engine, opened, [prompt], (4,), batch=3, seed=0, line=line)
+    graded = grade_windows([prompt], second, frames)
     assert [(one.prompt, one.second) for one in graded] == [(prompt, 4)]
     assert list(map(list, asked)) == [[prompt] * 3]
 

@@ -8,7 +8,7 @@ from kit.checkpoints import debug_checkpoint
 from kit.refusals import assert_one_line
 
 from bench import layouts
-from bench.grades import grade_rollouts, held_out_prompts, open_denoiser, shares
+from bench.grades import grade_windows, held_out_prompts, open_denoiser, seen_rollouts, shares
 from bench.layouts import main
 from bench.report_sections import layouts_section
 from vmla.weights.folder import open_checkpoint
@@ -51,8 +51,9 @@ def test_every_figure_of_every_model_is_there(compared, checkpoint):
     opened, prompts = open_checkpoint(checkpoint), held_out_prompts(2, seed=1000)
     engine, _ = open_denoiser(opened, None)
     line = type("Quiet", (), {"show": lambda self, text: None})()
-    marked = grade_rollouts(engine, opened, prompts, (4, 12), batch=2, seed=1000, line=line)
-    assert latent["grades"] == shares([one for graded in marked for one in graded])
+    seen = seen_rollouts(engine, opened, prompts, (4, 12), batch=2, seed=1000, line=line)
+    graded = [one for second, frames in seen for one in grade_windows(prompts, second, frames)]
+    assert latent["grades"] == shares(graded)
     [table] = layouts_section(document).tables
     assert [row[0] for row in table.rows] == ["latent", "per head"]
     assert all(len(row) == len(table.headings) for row in table.rows)

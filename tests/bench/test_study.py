@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from bench import trial
 from bench.cli import main as vmla_bench
 from bench.document import read_document
-from bench.readme import study_table
+from bench.readme import section_tables
 from bench.report_sections import study_section
 from bench.study import STUDIES, chosen_arms, compared, spread
 from vmla.config import ModelConfig
@@ -120,7 +120,7 @@ def test_a_study_goes_on_where_it_was_stopped(run, tmp_path, monkeypatch):
     stages = ["denoiser", "consistency", "distribution"]
     assert [row[:2] for row in section.tables[0].rows] == [[arm, s] for arm in ("mla", "mha") for s in stages]
     assert section.tables[0].rows[0][2] == "24"
-    assert any("±" in line for line in study_table(document))
+    assert any("±" in line for line in section_tables(document))
 
     changed = json.loads((first / "result.json").read_text())
     changed["settings"]["prompts"] = 7
