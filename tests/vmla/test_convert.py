@@ -317,11 +317,6 @@ def test_what_cannot_be_converted_is_said_in_one_line(wan_folder, tmp_path, argu
     assert not (tmp_path / "x").exists()
 
 
-def test_heads_cannot_be_made_of_a_latent(checkpoint, tmp_path):
-    result = command("--from", checkpoint, "--layout", "mha", "-o", tmp_path / "x")
-    assert "latent attention cannot be turned back into heads" in result.output
-
-
 def test_other_parts_of_a_pipeline_come_along(checkpoint, tmp_path):
     source = open_source(checkpoint)
     noise = Calibration.noise(source.config, clips=1, seed=0)

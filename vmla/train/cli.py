@@ -158,6 +158,27 @@ def encode(source: Path, output: Path, checkpoint: str, **options: Any) -> None:
 
 
 @main.command()
+@click.argument("recipe")
+@click.option("-o", "--output", type=FOLDER, required=True, help="Folder of the clips; run again to resume.")
+@click.option("--with", "checkpoint", required=True, help="Checkpoint folder with codec and text encoder.")
+@click.option("--clips", type=click.IntRange(min=1), help="How many; the recipe's, if not given.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all cores if not given.")
+def render(recipe: str, output: Path, checkpoint: str, clips: int | None, threads: int | None) -> None:
+    """Render the clips that RECIPE (debug, mini or sprites) trains on, and encode them with a checkpoint."""
+    import torch
+
+    from vmla.progress import ProgressLine
+    from vmla.train.latents import render_latents
+    from vmla.train.recipes import training_recipe
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    settings = training_recipe(recipe).latents
+    with ProgressLine(sys.stderr) as line:
+        render_latents(settings, checkpoint, output, line.show, clips=clips)
+
+
+@main.command()
 @click.option("--from", "source", required=True, help="A folder, a file, a hub id, or wan-1.3b or wan-14b "
               "for a dry run without weights.")  # fmt: skip
 @click.option("--layout", type=click.Choice(["mla", "mha"]), default="mla", show_default=True)

@@ -150,10 +150,10 @@ class _TextOf(torch.nn.Module):
         return self.model.encode_text(text)
 
 
-def compile_blocks(model: VideoMLA) -> None:
-    """Compile the block once for all layers; needs a C++ compiler on a CPU."""
+def compile_blocks(*models: VideoMLA) -> None:
+    """Compile the block once for all layers of all models; needs a C++ compiler on a CPU."""
     forward = torch.compile(Block.forward, dynamic=False)
-    for block in model.blocks:
+    for block in (block for model in models for block in model.blocks):
         block.forward = MethodType(forward, block)  # type: ignore[method-assign]
 
 

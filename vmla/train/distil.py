@@ -13,7 +13,7 @@ from vmla.cache import CacheLayout
 from vmla.errors import UserError
 from vmla.sampler import Sampler, add_noise
 from vmla.train.consistency import Consistency, Networks, consistency_loss
-from vmla.train.denoiser import narrowed
+from vmla.train.denoiser import compile_blocks, narrowed
 from vmla.train.distribution import critic_loss, generator_loss, matching_gradient, score_sigma
 from vmla.train.guidance import guided_beyond
 from vmla.train.latents import LatentSet
@@ -35,6 +35,8 @@ class ConsistencyTraining:
     """Clips of a micro-batch."""
     chunks: int = 7
     bfloat16: bool = True
+    compiled: bool = False
+    """As `DenoiserTraining.compiled`, for all networks."""
     seed: int = 0
 
 
@@ -59,6 +61,8 @@ class DistributionTraining:
     prelude: int = 0
     """The most chunks made before those: with them, long videos (streaming long tuning)."""
     bfloat16: bool = True
+    compiled: bool = False
+    """As `DenoiserTraining.compiled`, for all networks."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -114,6 +118,8 @@ class ConsistencyStage:
         self.meter = Meter(bfloat16=training.bfloat16)
         self.model, self.target, self.teacher = student, target, teacher
         self.calls = self.meter.passes(calls)
+        if training.compiled:
+            compile_blocks(student, target, teacher)
         self.training, self.schedule = training, training.schedule
         device = next(student.parameters()).device
         self.batches, self.layout = _batches(training, data, device), CacheLayout.of(student.config)
@@ -161,6 +167,8 @@ class DistributionStage:
         self.meter = Meter(bfloat16=training.bfloat16)
         self.model, self.companion, self.teacher = generator, critic, teacher
         self.calls = self.meter.passes(calls)
+        if training.compiled:
+            compile_blocks(generator, critic, teacher)
         self.training, self.schedule, self.group = training, training.schedule, group
         self.companion_optimizers = Optimizers(critic, training.critic)
         device = next(generator.parameters()).device

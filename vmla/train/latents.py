@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from vmla.errors import UserError
 from vmla.text import TextEncoder
 from vmla.train.column import Column
 from vmla.train.state import load_state, save_state
 from vmla.vae.tiny import TinyCodec
+from vmla.weights.folder import open_checkpoint
 from vmla.world.caption import describe
 from vmla.world.render import render
 from vmla.world.scene import draw_scene
@@ -72,6 +74,26 @@ def make_latents(
         shards.append(shard)
     latents, captions = (torch.cat([shard[key] for shard in shards]) for key in ("latents", "text"))
     return LatentSet(latents, captions, known)
+
+
+def render_latents(
+    settings: LatentSettings, checkpoint: str, folder: Path, report: Callable[[str], None], *,
+    clips: int | None = None,
+) -> LatentSet:  # fmt: skip
+    """`make_latents` with the codec and text encoder of `checkpoint`, of its first `clips` if given.
+
+    Raises:
+        UserError: for a checkpoint that is none or has another codec, or a folder of another one's clips.
+    """
+    opened = open_checkpoint(checkpoint)
+    codec = opened.codec()
+    if not isinstance(codec, TinyCodec):
+        raise UserError(f"{checkpoint} has Wan's codec, and rendered clips are for the small one")
+    chosen = settings if clips is None else replace(settings, clips=clips)
+    known = {"checkpoint": checkpoint}
+    made = make_latents(chosen, codec, opened.text(), known, folder, report)
+    report(f"{len(made.latents)} clips in {folder}")
+    return made
 
 
 @torch.inference_mode()

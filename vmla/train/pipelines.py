@@ -70,31 +70,38 @@ WAN = Pipeline(
 _SMALL = Consistency(grid=24, shift=2.0, guidance=1.0)
 _SMALL_STUDENT = replace(STUDENT, shift=2.0)
 _SPRITES_MATCHING = replace(
-    _matching(steps=400, rate=2e-5, critic=4e-5, save=20, guidance=0.0, score_shift=2.0, clips=12),
+    _matching(
+        steps=300, rate=2e-5, critic=4e-5, save=20, guidance=0.0, score_shift=2.0, clips=12, compiled=True
+    ),
     sampler=_SMALL_STUDENT,
 )
 SPRITES = Pipeline(
     name="sprites",
     model=RECIPES["sprites"],
     forcing=DenoiserTraining(
-        schedule=DistilSchedule(steps=500, learning_rate=1e-4), forcing=Forcing(), clips=16
+        schedule=DistilSchedule(steps=500, learning_rate=1e-4),
+        forcing=Forcing(context_noise=0.1, own_sigma=0.5),  # of the model's own last stage
+        clips=12, openings=0.2, opening_clips=64, compiled=True,
     ),
     consistency=ConsistencyTraining(
-        schedule=DistilSchedule(steps=1200, learning_rate=1e-4), consistency=_SMALL, clips=16
+        schedule=DistilSchedule(steps=700, learning_rate=1e-4), consistency=_SMALL, clips=16, compiled=True
     ),
     distribution=_SPRITES_MATCHING,
     long=replace(_SPRITES_MATCHING, prelude=24, clips=8),
 )
 
 _MINI_MATCHING = replace(
-    _SPRITES_MATCHING, schedule=replace(_SPRITES_MATCHING.schedule, steps=60), chunks=4, clips=8
+    _SPRITES_MATCHING,
+    schedule=replace(_SPRITES_MATCHING.schedule, steps=60), chunks=4, clips=8, compiled=False,
 )
 MINI = Pipeline(
     name="mini",
     model=MINI_MODEL,
-    forcing=replace(SPRITES.forcing, schedule=replace(SPRITES.forcing.schedule, steps=100), chunks=4),
-    consistency=replace(
-        SPRITES.consistency, schedule=replace(SPRITES.consistency.schedule, steps=200), chunks=4
+    forcing=DenoiserTraining(
+        schedule=DistilSchedule(steps=100, learning_rate=1e-4), forcing=Forcing(), clips=16, chunks=4
+    ),
+    consistency=ConsistencyTraining(
+        schedule=DistilSchedule(steps=200, learning_rate=1e-4), consistency=_SMALL, clips=16, chunks=4
     ),
     distribution=_MINI_MATCHING,
     long=replace(_MINI_MATCHING, prelude=8),

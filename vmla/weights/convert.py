@@ -13,16 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmla.attention import LatentAttention
+from vmla.attention import HeadAttention, LatentAttention
 from vmla.config import ModelConfig
 from vmla.errors import UserError
 from vmla.sampler import Sampler
 from vmla.transformer import VideoMLA
 from vmla.weights.calibrate import Calibration, Seen, all_frames, layers_of
-from vmla.weights.files import write_json, write_tensors
-from vmla.weights.folder import WEIGHTS
+from vmla.weights.files import read_json, write_json, write_tensors
+from vmla.weights.folder import WEIGHTS, Checkpoint
 from vmla.weights.source import Source, shapes_of
 from vmla.weights.spectral import Choices, Inputs, convert_attention
+from vmla.weights.unfold import unfold_attention
 
 REPORT = "conversion.json"
 PARTS = ("vae", "text_encoder", "tokenizer")
@@ -46,12 +47,10 @@ class Conversion:
         """Write the checkpoint to `folder`; a pipeline folder's other parts join it.
 
         Raises:
-            UserError: if `folder` exists, or the layouts do not lead from one to the other.
+            UserError: if `folder` exists.
         """
         if folder.exists():
             raise UserError(f"{folder} exists already; remove it or choose another folder")
-        if (self.source.config.layout, self.config.layout) == ("mla", "mha"):
-            raise UserError("latent attention cannot be turned back into heads; use --layout mla")
         aside = folder.with_name(folder.name + ".tmp")
         shutil.rmtree(aside, ignore_errors=True)
         (aside / "transformer").mkdir(parents=True)
@@ -59,7 +58,7 @@ class Conversion:
         _write_shards(aside / "transformer", self._shards(records, report), self.config.layers + 1)
         write_json(aside / "transformer" / "config.json", {"_class_name": "VideoMLA", **asdict(self.config)})
         write_json(aside / REPORT, self._record(records))
-        finish_folder(aside, pipeline, SAMPLER)
+        finish_folder(aside, pipeline, _schedule(pipeline))
         aside.rename(folder)
         report(f"wrote {folder}")
 
@@ -77,7 +76,7 @@ class Conversion:
                 yield self._cast(self.source.part(f"blocks.{layer}."), layer)
             return
         for seen in layers_of(self.source, self.calibration):
-            attention, record = self.attention(seen)
+            attention, record = (self.attention if self.config.layout == "mla" else self.unfolded)(seen)
             records.append(record)
             report(_line(record, self.config.layers))
             others = {name: t for name, t in seen.weights.items() if not name.startswith("attn1.")}
@@ -99,12 +98,22 @@ class Conversion:
             energy |= kept
         return made[self.choices.init], {"layer": seen.layer, "energy": energy, "output error": errors}
 
+    def unfolded(self, seen: Seen) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """One layer's attention per head, and how far it is from the latent one that it replaces."""
+        latent = {n.removeprefix("attn1."): t for n, t in seen.weights.items() if n.startswith("attn1.")}
+        seed = self.choices.seed * 1_000_003 + seen.layer
+        made, energy = unfold_attention(latent, self.config, seen.inputs.flatten(0, 1), seed=seed)
+        attention = HeadAttention(self.config)
+        attention.load_state_dict(made)
+        error = output_error(attention, seen, self.config)
+        return made, {"layer": seen.layer, "energy": energy, "output error": {"unfolded": error}}
+
     def _cast(self, tensors: dict[str, Tensor], layer: int | None = None) -> dict[str, Tensor]:
         prefix = "" if layer is None else f"blocks.{layer}."
         return {prefix + name: tensor.to(self.dtype) for name, tensor in tensors.items()}
 
 
-def output_error(attention: LatentAttention, seen: Seen, config: ModelConfig) -> float:
+def output_error(attention: LatentAttention | HeadAttention, seen: Seen, config: ModelConfig) -> float:
     """Distance of the attention's outputs from those of the source, as a share of their size."""
     window = all_frames(VideoMLA.rotary(config), seen.inputs.shape[1] // config.tokens_per_frame)
     lost = size = 0.0
@@ -117,11 +126,9 @@ def output_error(attention: LatentAttention, seen: Seen, config: ModelConfig) ->
 
 
 def _line(record: dict[str, Any], layers: int) -> str:
-    errors, kept = record["output error"], record["energy"]["keys and values"]
-    return (
-        f"layer {record['layer'] + 1} of {layers}: {kept:.1%} of keys and values kept, output error "
-        f"{errors['spectral']:.3f} spectral, {errors['random']:.3f} random"
-    )
+    what, kept = next(iter(record["energy"].items()))
+    errors = ", ".join(f"{error:.3f} {start}" for start, error in record["output error"].items())
+    return f"layer {record['layer'] + 1} of {layers}: {kept:.1%} of {what} kept, output error {errors}"
 
 
 def _write_shards(folder: Path, shards: Iterator[dict[str, Tensor]], count: int) -> None:
@@ -137,6 +144,14 @@ def _write_shards(folder: Path, shards: Iterator[dict[str, Tensor]], count: int)
     write_json(
         folder / f"{WEIGHTS}.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map}
     )
+
+
+def _schedule(pipeline: Path | None) -> Sampler:
+    """A model of ours keeps its own."""
+    path = None if pipeline is None else pipeline / "scheduler" / "scheduler_config.json"
+    if pipeline is None or path is None or not path.exists():
+        return SAMPLER
+    return Checkpoint(pipeline, {}).sampler() if read_json(path).get("_class_name") == "Sampler" else SAMPLER
 
 
 def finish_folder(folder: Path, pipeline: Path | None, sampler: Sampler) -> None:
