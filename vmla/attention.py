@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from plugins import dense_attention, expand, mla_attention, mla_attention_absorbed
 from vmla.config import ModelConfig
 from vmla.rope import rotate
+from vmla.unrolled import Unrolled
 
 
 class Window(NamedTuple):
@@ -28,6 +29,17 @@ class Window(NamedTuple):
     def own(self, tokens: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the chunk's own `tokens`."""
         return self.cos[-tokens:], self.sin[-tokens:]
+
+    def before(self, cached: Tensor, own: Tensor) -> Tensor:
+        """The entries that come before those of the chunk itself."""
+        return cached
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """query [B, N, S, d] to keys and values [B, N, T + S, ...]: [B, N, S, dv]."""
+        return mla_attention(query, keys, values, self.valid)
+
+
+AnyWindow = Window | Unrolled
 
 
 class LatentAttention(nn.Module):
@@ -53,7 +65,7 @@ class LatentAttention(nn.Module):
         """What x [B, S, D] leaves in the cache: [B, S, E] = (norm(W_dKV x), W_rK x)."""
         return torch.cat([self.norm_kv(self.down_kv(x)), self.rotary_k(x)], dim=-1)
 
-    def queries(self, x: Tensor, window: Window) -> tuple[Tensor, Tensor]:
+    def queries(self, x: Tensor, window: AnyWindow) -> tuple[Tensor, Tensor]:
         """q_nope [B, N, S, dn] and rotated q_R [B, N, S, R] from the normalised query latent."""
         latent = self.norm_q(self.down_q(x))
         nope = self.up_q(latent).unflatten(-1, (self.heads, -1)).transpose(1, 2)
@@ -61,7 +73,7 @@ class LatentAttention(nn.Module):
         return nope, rotate(rotary, *window.own(x.shape[1]))
 
     def forward(
-        self, x: Tensor, cached: Tensor, window: Window, *, absorbed: bool = False
+        self, x: Tensor, cached: Tensor, window: AnyWindow, *, absorbed: bool = False
     ) -> tuple[Tensor, Tensor]:
         """x [B, S, D] attends to cached [B, T, E] and to itself.
 
@@ -70,16 +82,20 @@ class LatentAttention(nn.Module):
         """
         own = self.entries(x)
         attend = self._absorbed if absorbed else self._expanded
-        out = attend(*self.queries(x, window), cached, own, window)
+        out = attend(*self.queries(x, window), window.before(cached, own), own, window)
         return self.to_out(out.transpose(1, 2).flatten(2)), own
 
-    def _expanded(self, nope: Tensor, rotary: Tensor, cached: Tensor, own: Tensor, window: Window) -> Tensor:
+    def _expanded(
+        self, nope: Tensor, rotary: Tensor, cached: Tensor, own: Tensor, window: AnyWindow
+    ) -> Tensor:
         """Keys and values of each head are made for this layer only, then attended to: [B, N, S, dv]."""
         up_k, up_v = self.up_k.weight, self.up_v.weight
         keys, values = expand(cached, own, up_k, up_v, window.cos, window.sin, window.valid, self.heads)
-        return mla_attention(torch.cat([nope, rotary], dim=-1), keys, values, window.valid)
+        return window.attend(torch.cat([nope, rotary], dim=-1), keys, values)
 
-    def _absorbed(self, nope: Tensor, rotary: Tensor, cached: Tensor, own: Tensor, window: Window) -> Tensor:
+    def _absorbed(
+        self, nope: Tensor, rotary: Tensor, cached: Tensor, own: Tensor, window: AnyWindow
+    ) -> Tensor:
         """Queries go down to the latent instead, and the sums of latents up to values: [B, N, S, dv]."""
         up_k = self.up_k.weight.unflatten(0, (self.heads, -1))  # [N, dn, C]
         up_v = self.up_v.weight.unflatten(0, (self.heads, -1))  # [N, dv, C]
@@ -108,7 +124,7 @@ class HeadAttention(nn.Module):
         return torch.cat([self.norm_k(self.to_k(x)), self.to_v(x)], dim=-1)
 
     def forward(
-        self, x: Tensor, cached: Tensor, window: Window, *, absorbed: bool = False
+        self, x: Tensor, cached: Tensor, window: AnyWindow, *, absorbed: bool = False
     ) -> tuple[Tensor, Tensor]:
         """As `LatentAttention.forward`, with E = 2 D.
 
@@ -120,11 +136,11 @@ class HeadAttention(nn.Module):
         own = self.entries(x)
         keys, values = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
-            for part in torch.cat([cached, own], dim=1).chunk(2, dim=-1)
+            for part in torch.cat([window.before(cached, own), own], dim=1).chunk(2, dim=-1)
         )
         query = self.norm_q(self.to_q(x)).unflatten(-1, (self.heads, -1)).transpose(1, 2)
         query = rotate(query, *window.own(x.shape[1]))
-        out = mla_attention(query, rotate(keys, window.cos, window.sin), values, window.valid)
+        out = window.attend(query, rotate(keys, window.cos, window.sin), values)
         return self.to_out(out.transpose(1, 2).flatten(2)), own
 
 

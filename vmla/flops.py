@@ -44,6 +44,8 @@ class Counted:
     """Of a chunk: what `once` spreads the expansion over."""
     keys: int | None = None
     """The model's own full window if not given."""
+    seen: float = 1.0
+    """Share of the pairs of a query and a key that a mask does not hide."""
 
     @property
     def queries(self) -> int:
@@ -122,7 +124,8 @@ class Counted:
         else:
             key, value, kept = c.head_width, c.head_width, 2 * c.width
         read = self.batch * (self.queries * c.heads * (key + value) + self.window * kept)
-        return Part(name="attention", flops=2 * c.heads * pairs * (key + value), numbers=read)
+        flops = 2 * c.heads * pairs * (key + value) * self.seen
+        return Part(name="attention", flops=flops, numbers=read)
 
     def _text(self) -> Iterator[Part]:
         """Cross-attention; its keys and values are made once per prompt and only read here."""

@@ -14,9 +14,10 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from vmla.attention import HeadAttention, LatentAttention, TextAttention, Window
+from vmla.attention import AnyWindow, HeadAttention, LatentAttention, TextAttention, Window
 from vmla.config import ModelConfig
 from vmla.rope import Rotary3D
+from vmla.unrolled import Unrolling
 
 
 def sinusoids(timestep: Tensor, width: int) -> Tensor:
@@ -88,8 +89,9 @@ class Block(nn.Module):
         self.scale_shift_table = nn.Parameter(nn.init.normal_(torch.empty(1, 6, width), std=width**-0.5))
 
     def forward(
-        self, x: Tensor, modulation: Tensor, text_kv: Tensor, cached: Tensor, window: Window, absorbed: bool
-    ) -> tuple[Tensor, Tensor]:
+        self, x: Tensor, modulation: Tensor, text_kv: Tensor, cached: Tensor, window: AnyWindow,
+        absorbed: bool,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """x [B, S, D], modulation [B, F, 6, D], text_kv [2, B, tokens, D], cached [B, T, E].
 
         Returns:
@@ -165,9 +167,25 @@ class VideoMLA(nn.Module):
         window = self._window(slot_index, chunk_index)
         embedding, modulation = self.condition_embedder(timestep)
         x, entries = self._through(self.blocks, latents, modulation, text_kv, cache, window, absorbed)
-        shift, scale = (embedding[:, :, None] + self.scale_shift_table).unbind(dim=2)
-        x = self.proj_out(modulate(self.norm_out(x), shift, scale))
-        return unpatchify(x, self.config.patch, latents.shape), torch.stack(entries)
+        return self._velocity(x, embedding, latents.shape), torch.stack(entries)
+
+    def unrolled(self, latents: Tensor, timestep: Tensor, text_kv: Tensor, clip: Unrolling) -> Tensor:
+        """Several chunks in one pass, clean and noisy, each in its own window: for training alone.
+
+        Args:
+            latents: [B, z, frames, h, w] of the sequence that `clip` lays out.
+            timestep: [B, frames] float32, 1000 sigma.
+            text_kv: [L, 2, B, text tokens, D] from `encode_text`.
+            clip: which frames see which, and from where.
+
+        Returns:
+            Velocity [B, z, frames, h, w]; that of clean frames means nothing.
+        """
+        window = clip.window(self.rope, latents.device)
+        embedding, modulation = self.condition_embedder(timestep)
+        nothing = text_kv.new_empty(self.config.layers, len(latents), 0, self.config.entry_width)
+        x, _ = self._through(self.blocks, latents, modulation, text_kv, nothing, window, False)
+        return self._velocity(x, embedding, latents.shape)
 
     def entries(
         self,
@@ -189,7 +207,7 @@ class VideoMLA(nn.Module):
 
     def _through(
         self, blocks: Iterable[nn.Module], latents: Tensor, modulation: Tensor, text_kv: Tensor,
-        cache: Tensor, window: Window, absorbed: bool,
+        cache: Tensor, window: AnyWindow, absorbed: bool,
     ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
         """Tokens [B, S, D] after the first `blocks`, and the entries [B, S, E] of each of these."""
         x = self.patch_embedding(patchify(latents, self.config.patch))
@@ -198,6 +216,11 @@ class VideoMLA(nn.Module):
             x, own = block(x, modulation, text_kv[layer], cache[layer], window, absorbed)
             entries.append(own)
         return x, entries
+
+    def _velocity(self, x: Tensor, embedding: Tensor, shape: torch.Size) -> Tensor:
+        """The head: tokens [B, S, D] to latents of `shape` [B, z, F, h, w]."""
+        shift, scale = (embedding[:, :, None] + self.scale_shift_table).unbind(dim=2)
+        return unpatchify(self.proj_out(modulate(self.norm_out(x), shift, scale)), self.config.patch, shape)
 
     def _window(self, slot_index: Tensor, chunk_index: Tensor) -> Window:
         """Validity and rotations of every token of the window, cached ones first."""

@@ -152,7 +152,7 @@ def test_direct_and_narrowed_passes_agree_in_float32():
     text, inputs = draw(2, 5, 10, seed=3), draw(2, 3, 2, 4, 6, seed=1)
     velocities = []
     for calls in (direct, narrowed):
-        step, encode_text = calls(tiny_model(), torch.float32)
+        step, encode_text, _ = calls(tiny_model(), torch.float32)
         memory = Memory(step, CacheLayout.of(tiny_config()), encode_text(text))
         velocities.append(memory.velocity(inputs, torch.tensor([0.2, 0.7]), 0))
     assert torch.equal(*velocities)

@@ -11,7 +11,8 @@ from runtime.prompts import FixedPrompts
 from runtime.rollout import rollout
 from vmla.cache import CacheLayout
 from vmla.sampler import Sampler
-from vmla.train.forcing import Forcing, forcing_loss, remembered
+from vmla.train.forcing import Forcing, forcing_loss
+from vmla.train.unroll import remembered
 
 pytestmark = pytest.mark.cpu
 

@@ -16,9 +16,10 @@ from vmla.sampler import Sampler
 from vmla.train.consistency import Consistency, Networks, consistency_loss, teacher_velocity
 from vmla.train.distribution import critic_loss, generator_loss, matching_gradient, score_sigma
 from vmla.train.guidance import guided, guided_beyond
-from vmla.train.memory import Memory, clip_velocity, predicted
+from vmla.train.memory import Memory, clip_velocity
 from vmla.train.parallel import checkpoint_blocks
 from vmla.train.selfroll import self_rollout
+from vmla.train.unroll import predicted
 from vmla.transformer import VideoMLA
 
 pytestmark = pytest.mark.cpu
@@ -55,7 +56,7 @@ def test_consistency_guides_by_the_first_convention_and_matching_by_the_second()
     x, sigma = clip(model.config, 1), torch.tensor([0.9, 0.4])
     c, u = (memory.velocity(x, sigma, 0) for memory in memories)
     networks = Networks(memories[0], memories[0], memories[0], memories[1])
-    assert_close(teacher_velocity(networks, x, sigma, 0, 3.0), u + 3 * (c - u), rtol=1e-5, atol=1e-5)
+    assert_close(teacher_velocity(networks, x, x, sigma, 3.0), u + 3 * (c - u), rtol=1e-5, atol=1e-5)
     # On estimates x0 = x - sigma v, weight 3 of the second is weight 4 of the first on velocities.
     level = sigma[:, None, None, None, None]
     real = guided_beyond(x - level * c, x - level * u, 3.0)

@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vmla.cache import CacheLayout
 from vmla.config import recipe
+from vmla.flops import Counted, text_flops
 from vmla.train.codec import CodecStage
 from vmla.train.denoiser import DenoiserStage, narrowed
 from vmla.train.distil import ConsistencyStage, DistributionStage
@@ -25,6 +26,7 @@ from vmla.train.pipelines import PIPELINES
 from vmla.train.recipes import TRAINING_RECIPES
 from vmla.train.speed import Meter, Speed, Work, matrix_peak
 from vmla.train.text import TextStage
+from vmla.train.unroll import unrolling
 from vmla.transformer import VideoMLA
 
 pytestmark = pytest.mark.cpu
@@ -42,13 +44,15 @@ def network(config, *, seed=0, learns=True):
 
 
 def stage_of(name, layout="mla"):
+    """Stages that go chunk by chunk."""
     config = recipe("debug", layout=layout)
+    training = dataclasses.replace(getattr(PIPELINE, name), at_once=False)
     student = network(config)
     if name == "forcing":
-        return DenoiserStage(config, PIPELINE.forcing, data(config), model=student)
+        return DenoiserStage(config, training, data(config), model=student)
     still = [network(config, seed=seed, learns=False) for seed in (1, 2)]
     if name == "consistency":
-        return ConsistencyStage(student, *still, PIPELINE.consistency, data(config))
+        return ConsistencyStage(student, *still, training, data(config))
     return DistributionStage(student, network(config, seed=1), still[1], PIPELINE.distribution, data(config))
 
 
@@ -86,7 +90,7 @@ def test_operations_are_those_that_run(name, layout):
 @pytest.mark.parametrize("layout", ["mla", "mha"])
 def test_a_pass_with_a_full_window_is_counted_to_the_last_operation(layout):
     model, meter = network(recipe("debug", layout=layout)), Meter(bfloat16=False)
-    step, encode_text = meter.passes(narrowed)(model, torch.float32)
+    step, encode_text, _ = meter.passes(narrowed)(model, torch.float32)
     frame = draw(2, 4, 3, 8, 8)
     with torch.no_grad(), counter() as seen:
         memory = Memory(step, CacheLayout.of(model.config), encode_text(draw(2, 96, 32)))
@@ -97,6 +101,24 @@ def test_a_pass_with_a_full_window_is_counted_to_the_last_operation(layout):
         with counter() as seen:
             memory.velocity(frame, torch.ones(2), 2)
     assert meter.take(1.0) == Work(flops=seen.get_total_flops(), seconds=1.0)
+
+
+@pytest.mark.parametrize("layout", ["mla", "mha"])
+def test_a_clip_at_once_is_counted_but_for_what_its_mask_hides(layout):
+    config, meter = recipe("debug", layout=layout), Meter(bfloat16=False)
+    _, encode_text, unrolled = meter.passes(narrowed)(network(config), torch.float32)
+    clip = unrolling(CacheLayout.of(config), range(4))
+    frames, columns = clip.visible.shape
+    with torch.no_grad(), counter() as seen:
+        text_kv = encode_text(draw(2, 96, 32))
+        unrolled(draw(2, 4, frames, 8, 8), torch.ones(2, frames), text_kv, clip)
+    long = dataclasses.replace(config, chunk=frames)
+    whole = Counted(config=long, batch=2, keys=columns * config.tokens_per_frame)
+    assert seen.get_total_flops() == whole.flops + text_flops(config, 2)
+    [attention] = [part.flops for part in whole.parts() if part.name == "attention"]
+    hidden = attention * float((~clip.visible).float().mean())
+    assert meter.take(1.0).flops == pytest.approx(whole.flops + text_flops(config, 2) - hidden)
+    assert hidden > 0
 
 
 def test_tokens_are_those_that_learn():

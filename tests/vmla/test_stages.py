@@ -110,7 +110,7 @@ def step_inputs(model, seed=0):
 def test_narrowing_changes_the_type_of_the_computation_alone(layout, dtype, allowed):
     model = tiny_model(layout=layout).requires_grad_(True)
     latents, text, (timestep, cache, *window) = step_inputs(model)
-    step, encode_text = narrowed(model, dtype)
+    step, encode_text, _ = narrowed(model, dtype)
     text_kv = encode_text(text)
     velocity, entries = step(latents, timestep, text_kv, cache.to(dtype), *window)
     assert {text_kv.dtype, velocity.dtype, entries.dtype} == {dtype}

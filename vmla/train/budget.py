@@ -44,14 +44,18 @@ def _of_clips(scorer: ModelConfig, config: ModelConfig, training: object) -> dic
     copies = getattr(getattr(training, "forcing", None), "copies", 1)
     layout, tokens = CacheLayout.of(config), config.chunk * config.tokens_per_frame
     whole = getattr(training, "whole_scores", False)
+    at_once = getattr(training, "at_once", False)
     passes = [chunks * (copies + 1) * tokens, chunks * tokens if whole else 0]
     # Checkpointing keeps a block's input for every pass, and one block's inside at a time.
-    inside = clips * max(copies * tokens, passes[1]) * KEPT_PER_TOKEN * config.width
+    largest = passes[0] if at_once else max(copies * tokens, passes[1])
+    inside = clips * largest * KEPT_PER_TOKEN * config.width
+    # A clip in one pass has none; a student's rollout has them all the same.
+    cached = 0 if at_once and not hasattr(training, "critic") else chunks
     text = config.layers * 2 * clips * config.text_tokens * config.width
     return {
         "inputs of blocks": HALF * clips * max(passes) * scorer.layers * config.width,
         "one block's inside": HALF * inside,
-        "caches, one for each chunk": chunks * layout.bytes(clips * (copies + 1), element_size=HALF),
+        "caches, one for each chunk": cached * layout.bytes(clips * (copies + 1), element_size=HALF),
         "keys and values of the text": HALF * text * 2,
     }
 

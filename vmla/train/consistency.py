@@ -19,7 +19,7 @@ from torch import Tensor
 from vmla.errors import UserError
 from vmla.sampler import Sampler, add_noise
 from vmla.train.guidance import guided
-from vmla.train.memory import Memory, level
+from vmla.train.memory import Memory, clip_velocity, level
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,31 +61,21 @@ def consistency_loss(
     drawn = torch.randint(settings.grid - 1, (len(latents),), generator=generator)
     sigma, below = (sigmas[drawn + i].to(latents.device) for i in range(2))
     chunks = latents.split(networks.student.layout.chunk, 2)
-    losses = []
-    for number, clean in enumerate(chunks):
-        noise = torch.randn(clean.shape, generator=generator).to(latents.device)
-        noisy = add_noise(clean, noise, level(sigma))
-        with torch.no_grad():
-            velocity = teacher_velocity(networks, noisy, sigma, number, settings.guidance)
-            nearer = noisy - level(sigma - below) * velocity
-            target = networks.target.estimate(nearer, below, number)
-        losses.append((networks.student.estimate(noisy, sigma, number) - target).square().mean())
-        if number + 1 < len(chunks):
-            networks.student.commit(clean, number)
-            _commit_frozen(networks, clean, number)
-    return torch.stack(losses).mean()
+    noise = torch.cat([torch.randn(chunk.shape, generator=generator) for chunk in chunks], dim=2)
+    noisy = add_noise(latents, noise.to(latents.device), level(sigma))
+    with torch.no_grad():
+        velocity = teacher_velocity(networks, noisy, latents, sigma, settings.guidance)
+        nearer = noisy - level(sigma - below) * velocity
+        target = nearer - level(below) * clip_velocity(networks.target, nearer, latents, below)
+    estimate = noisy - level(sigma) * clip_velocity(networks.student, noisy, latents, sigma)
+    return (estimate - target).square().mean()
 
 
-def teacher_velocity(networks: Networks, noisy: Tensor, sigma: Tensor, number: int, weight: float) -> Tensor:
-    """The teacher's velocity, guided where there is an unconditional one."""
-    conditional = networks.teacher.velocity(noisy, sigma, number)
+def teacher_velocity(
+    networks: Networks, noisy: Tensor, clean: Tensor, sigma: Tensor, weight: float
+) -> Tensor:
+    """The teacher's velocities of a clip, guided where there are unconditional ones."""
+    conditional = clip_velocity(networks.teacher, noisy, clean, sigma)
     if networks.free is None:
         return conditional
-    return guided(conditional, networks.free.velocity(noisy, sigma, number), weight)
-
-
-@torch.no_grad()
-def _commit_frozen(networks: Networks, clean: Tensor, number: int) -> None:
-    for memory in (networks.target, networks.teacher, networks.free):
-        if memory is not None:
-            memory.commit(clean, number)
+    return guided(conditional, clip_velocity(networks.free, noisy, clean, sigma), weight)

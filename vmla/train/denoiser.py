@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from types import MethodType
 from typing import Any
@@ -14,12 +13,14 @@ from torch.func import functional_call
 
 from vmla.cache import CacheLayout
 from vmla.config import ModelConfig
-from vmla.train.forcing import Forcing, forcing_loss
+from vmla.errors import UserError
+from vmla.train.forcing import Forcing, forcing_loss, forcing_loss_at_once
 from vmla.train.latents import LatentSet
 from vmla.train.optimizers import Schedule
-from vmla.train.parallel import Calls
+from vmla.train.parallel import Calls, Passes
 from vmla.train.speed import Meter
 from vmla.transformer import Block, VideoMLA
+from vmla.unrolled import Unrolling
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +44,13 @@ class DenoiserTraining:
     bfloat16: bool = True
     compiled: bool = False
     """Compile the blocks first: a minute at the start, then 1.6 times as many steps on two CPU cores."""
+    at_once: bool = False
+    """A clip in one masked pass, not chunk by chunk: the same loss, for forcing that is `fixed`."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.at_once and not self.forcing.fixed:
+            raise UserError("a clip passes at once only with one copy and no estimates in its past")
 
 
 class DenoiserStage:
@@ -85,16 +92,12 @@ class DenoiserStage:
         generator = torch.Generator().manual_seed(self.training.seed * 1_000_003 + step)
         dtype = torch.bfloat16 if self.training.bfloat16 else torch.float32
         device = next(self.model.parameters()).device
-        forward, encode_text = self.calls(self.model, dtype)
-        return forcing_loss(
-            forward,
-            self.layout,
-            latents.to(device),
-            encode_text(text.to(device)),
-            numbers,
-            self.training.forcing,
-            generator,
-        )
+        passes = self.calls(self.model, dtype)
+        text_kv, forcing = passes.encode_text(text.to(device)), self.training.forcing
+        rest = self.layout, latents.to(device), text_kv, numbers, forcing, generator
+        if self.training.at_once:
+            return forcing_loss_at_once(passes.unrolled, *rest)
+        return forcing_loss(passes.step, *rest)
 
     def draw(self, step: int) -> tuple[Tensor, Tensor, list[int]]:
         """The batch of `step`: latents of the chosen chunks, text embeddings, chunk numbers."""
@@ -119,35 +122,37 @@ class DenoiserStage:
         return latents.float(), self.data.text[clips].float()
 
 
-def narrowed(
-    model: VideoMLA, dtype: torch.dtype
-) -> tuple[Callable[..., tuple[Tensor, Tensor]], Callable[[Tensor], Tensor]]:
-    """The model's `forward` and `encode_text`, computed in `dtype` from its own float32 weights.
+def narrowed(model: VideoMLA, dtype: torch.dtype) -> Passes:
+    """The model's passes, computed in `dtype` from its own float32 weights.
 
     One cast of each weight for all passes of a rollout; gradients arrive at the float32 weights.
     """
     weights = {name: parameter.to(dtype) for name, parameter in model.named_parameters()}
+    prefixed = {f"model.{name}": weight for name, weight in weights.items()}
 
     def step(latents: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
         return functional_call(model, weights, (latents.to(dtype), *others))
 
     def encode_text(text: Tensor) -> Tensor:
-        prefixed = {f"model.{name}": weight for name, weight in weights.items()}
-        return functional_call(_TextOf(model), prefixed, (text.to(dtype),))
+        return functional_call(_Method(model, "encode_text"), prefixed, (text.to(dtype),))
 
-    return step, encode_text
+    def unrolled(latents: Tensor, timestep: Tensor, text_kv: Tensor, clip: Unrolling) -> Tensor:
+        inputs = (latents.to(dtype), timestep, text_kv, clip)
+        return functional_call(_Method(model, "unrolled"), prefixed, inputs)
+
+    return Passes(step, encode_text, unrolled)
 
 
-class _TextOf(torch.nn.Module):
-    """`encode_text` as a forward."""
+class _Method(torch.nn.Module):
+    """Another of a model's methods as a forward."""
 
-    def __init__(self, model: VideoMLA) -> None:
+    def __init__(self, model: VideoMLA, name: str) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.name = model, name
 
-    def forward(self, text: Tensor) -> Tensor:
-        """See `VideoMLA.encode_text`."""
-        return self.model.encode_text(text)
+    def forward(self, *inputs: Any) -> Tensor:
+        """See the method."""
+        return getattr(self.model, self.name)(*inputs)  # type: ignore[no-any-return]
 
 
 def compile_blocks(*models: VideoMLA) -> None:

@@ -17,11 +17,12 @@ from vmla.train.denoiser import compile_blocks, narrowed
 from vmla.train.distribution import critic_loss, generator_loss, matching_gradient, score_sigma
 from vmla.train.guidance import guided_beyond
 from vmla.train.latents import LatentSet
-from vmla.train.memory import Memory, clip_velocity, level, predicted
+from vmla.train.memory import Memory, clip_velocity, level
 from vmla.train.optimizers import DistilSchedule, Optimizers
 from vmla.train.parallel import Calls, Parallel
 from vmla.train.selfroll import self_rollout
 from vmla.train.speed import Meter
+from vmla.train.unroll import predicted
 from vmla.transformer import VideoMLA
 
 
@@ -37,6 +38,8 @@ class ConsistencyTraining:
     bfloat16: bool = True
     compiled: bool = False
     """As `DenoiserTraining.compiled`, for all networks."""
+    at_once: bool = False
+    """As `DenoiserTraining.at_once`, for all passes over true frames."""
     seed: int = 0
 
 
@@ -63,6 +66,8 @@ class DistributionTraining:
     bfloat16: bool = True
     compiled: bool = False
     """As `DenoiserTraining.compiled`, for all networks."""
+    at_once: bool = False
+    """As `DenoiserTraining.at_once`, for the scores."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -143,8 +148,11 @@ class ConsistencyStage:
         return consistency_loss(networks, latents, self.training.consistency, generator)
 
     def _memory(self, model: VideoMLA, text: Tensor) -> Memory:
-        step, encode_text = self.calls(model, self.dtype)
-        return Memory(step, CacheLayout.of(model.config), encode_text(text))
+        passes = self.calls(model, self.dtype)
+        unrolled = passes.unrolled if self.training.at_once else None
+        return Memory(
+            passes.step, CacheLayout.of(model.config), passes.encode_text(text), unrolled=unrolled
+        )
 
 
 class DistributionStage:
@@ -226,11 +234,11 @@ class DistributionStage:
         rng = np.random.default_rng([training.seed, draw // self.group, key, 1])
         exit_step = int(rng.integers(training.sampler.steps))
         before = int(rng.integers(training.prelude + 1))
-        step, encode_text = self.calls(self.model, self.dtype)
+        passes = self.calls(self.model, self.dtype)
         seeds = np.random.default_rng([training.seed, draw, key, 2]).integers(2**31, size=training.clips)
         config, count = self.model.config, before + training.chunks
         made = self_rollout(
-            Memory(step, layout, encode_text(text)),
+            Memory(passes.step, layout, passes.encode_text(text)),
             training.sampler,
             (config.latent_channels, layout.chunk, config.height, config.image_width),
             chunks=count,
@@ -249,14 +257,16 @@ class DistributionStage:
 
     def _score(self, model: VideoMLA, text: Tensor) -> Any:
         """A fresh memory of a score network, for chunks of given numbers."""
-        step, encode_text = self.calls(model, self.dtype)
-        text_kv, config = encode_text(text), model.config
+        passes = self.calls(model, self.dtype)
+        text_kv, config = passes.encode_text(text), model.config
+        unrolled = passes.unrolled if self.training.at_once else None
 
         def memory(numbers: list[int]) -> Memory:
             if self.training.whole_scores:
                 frames = len(numbers) * self.model.config.chunk
-                return Memory(step, CacheLayout.of(replace(config, chunk=frames, sink=0, history=0)), text_kv)
-            return Memory(step, CacheLayout.of(config), text_kv, numbers)
+                layout = CacheLayout.of(replace(config, chunk=frames, sink=0, history=0))
+                return Memory(passes.step, layout, text_kv)
+            return Memory(passes.step, CacheLayout.of(config), text_kv, numbers, unrolled=unrolled)
 
         return memory
 

@@ -8,7 +8,7 @@ noise, and in part of the batch it is the model's own estimate instead of the tr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,9 +16,7 @@ from torch import Tensor
 
 from vmla.cache import CacheLayout
 from vmla.sampler import TIMESTEPS, add_noise, shifted
-
-Step = Callable[..., tuple[Tensor, Tensor]]
-"""`VideoMLA.forward`, in whatever precision."""
+from vmla.train.unroll import Pass, Step, predicted, remembered, unrolled_velocity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +33,11 @@ class Forcing:
     """Share of committed chunks that are the model's own estimate."""
     own_sigma: float = 0.7
     """The noisiest level from which an estimate may be committed."""
+
+    @property
+    def fixed(self) -> bool:
+        """Whether what is remembered is known before anything is predicted, and all is predicted once."""
+        return self.own_share == 0 and self.copies == 1
 
 
 def forcing_loss(
@@ -78,16 +81,39 @@ def forcing_loss(
     return torch.stack(losses).mean()
 
 
-def remembered(layout: CacheLayout, number: int, numbers: Sequence[int]) -> Tensor:
-    """`slot_index` of chunk `number` when only the chunks in `numbers` were ever made; a jump forgets.
+def forcing_loss_at_once(
+    run: Pass,
+    layout: CacheLayout,
+    latents: Tensor,
+    text_kv: Tensor,
+    numbers: Sequence[int],
+    forcing: Forcing,
+    generator: torch.Generator,
+) -> Tensor:
+    """As `forcing_loss`, in one pass over the clip: nothing that is remembered hangs on a prediction.
 
-    Only the sink survives a jump, as it is all that survives in a rollout of that length.
+    Args:
+        run: one pass over a sequence, `VideoMLA.unrolled`.
+        layout: of the cache whose windows are meant.
+        latents, text_kv, numbers, generator: see `forcing_loss`, which draws the same noise.
+        forcing: with one copy and no estimates (`Forcing.fixed`).
     """
-    start = max(n for n in numbers if n <= number and n - 1 not in numbers) * layout.chunk
-    frames = layout.frame_in_slot(number)
-    sink = [frame < layout.sink and frame // layout.chunk in numbers for frame in frames]
-    kept = [frame >= start or old for frame, old in zip(frames, sink, strict=True)]
-    return torch.where(torch.tensor(kept), layout.slot_index(number), -1)
+    wanted = predicted(numbers)
+    drawn, contexts, targets = [], [], []
+    for clean, number in zip(latents.chunk(len(numbers), 2), numbers, strict=True):
+        if number in wanted:
+            drawn.append(_noised(clean, forcing, generator))
+            targets.append(clean)
+        if number != numbers[-1]:
+            none = torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
+            contexts.append(_context(clean, clean, none, forcing, generator))
+    sigma, noise, noisy = zip(*drawn, strict=True)
+    timestep = torch.stack(sigma, dim=1).repeat_interleave(layout.chunk, 1) * TIMESTEPS
+    context = torch.cat([latents[:, :, :0], *contexts], dim=2)
+    velocity = unrolled_velocity(
+        run, layout, text_kv, numbers, torch.cat(noisy, dim=2), context, timestep
+    )
+    return (velocity - (torch.cat(noise, dim=2) - torch.cat(targets, dim=2))).square().mean()
 
 
 def _predict(
@@ -101,19 +127,26 @@ def _predict(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Loss over all copies; of the first copy the estimates [B, ...] and which were made at low noise."""
     copies, batch = forcing.copies, len(clean)
+    sigma, noise, noisy = _noised(clean, forcing, generator)
+    timestep = (sigma * TIMESTEPS)[:, None].expand(-1, clean.shape[2])
+    velocity, _ = step(noisy, timestep, text_kv, torch.cat([cache] * copies, dim=1), *positions)
+    error = velocity.float() - (noise - torch.cat([clean] * copies))
+    estimate = (noisy - sigma[:, None, None, None, None] * velocity.float()).detach()
+    return error.square().mean(), estimate[:batch], sigma[:batch] < forcing.own_sigma
+
+
+def _noised(
+    clean: Tensor, forcing: Forcing, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Noise levels [copies * B], noise and noisy latents of all copies of `clean` [B, z, F, h, w]."""
+    copies, batch = forcing.copies, len(clean)
     target = torch.cat([clean] * copies)
     # Stratified: the copies of one clip lie in different parts of the schedule.
     offsets = torch.arange(copies).repeat_interleave(batch)
     uniform = (torch.rand(batch, generator=generator).repeat(copies) + offsets / copies) % 1
     sigma = shifted(uniform, forcing.shift).to(clean.device)
     noise = torch.randn(target.shape, generator=generator).to(clean.device)
-    level = sigma[:, None, None, None, None]
-    noisy = add_noise(target, noise, level)
-    timestep = (sigma * TIMESTEPS)[:, None].expand(-1, clean.shape[2])
-    velocity, _ = step(noisy, timestep, text_kv, torch.cat([cache] * copies, dim=1), *positions)
-    error = velocity.float() - (noise - target)
-    estimate = (noisy - level * velocity.float()).detach()
-    return error.square().mean(), estimate[:batch], sigma[:batch] < forcing.own_sigma
+    return sigma, noise, add_noise(target, noise, sigma[:, None, None, None, None])
 
 
 def _context(

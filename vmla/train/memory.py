@@ -13,14 +13,20 @@ from torch import Tensor
 
 from vmla.cache import CacheLayout
 from vmla.sampler import TIMESTEPS
-from vmla.train.forcing import Step, remembered
+from vmla.train.unroll import Pass, Step, predicted, remembered, unrolled_velocity
 
 
 class Memory:
     """What a network remembers of a batch of videos."""
 
     def __init__(
-        self, step: Step, layout: CacheLayout, text_kv: Tensor, numbers: Sequence[int] | None = None
+        self,
+        step: Step,
+        layout: CacheLayout,
+        text_kv: Tensor,
+        numbers: Sequence[int] | None = None,
+        *,
+        unrolled: Pass | None = None,
     ) -> None:
         """An empty cache.
 
@@ -29,7 +35,9 @@ class Memory:
             layout: of its cache.
             text_kv: [L, 2, B, tokens, D].
             numbers: the chunks that will be committed, where they are not all from 0 on.
+            unrolled: `VideoMLA.unrolled`, for clips that are to be passed at once.
         """
+        self.unrolled = unrolled
         self.step, self.layout, self.text_kv, self.numbers = step, layout, text_kv, numbers
         self.cache = layout.allocate(text_kv.shape[2], dtype=text_kv.dtype, device=text_kv.device)
 
@@ -62,20 +70,23 @@ def level(sigma: Tensor) -> Tensor:
     return sigma[:, None, None, None, None]
 
 
-def predicted(numbers: Sequence[int]) -> list[int]:
-    """Of `numbers`, those that follow the chunk before them: after a jump one has lost its history."""
-    return [number for number in numbers if number == 0 or number - 1 in numbers]
-
-
 def clip_velocity(memory: Memory, noisy: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
     """Velocities of a whole clip [B, z, frames, h, w] at one sigma [B], each chunk after clean ones.
 
     A network whose chunk is the whole clip sees all of it in both directions. Chunks that have lost
-    their history (`predicted`) are committed and left out of the result.
+    their history (`predicted`) are committed and left out of the result. A memory with `unrolled`
+    takes one pass for all.
     """
     size = memory.layout.chunk
     numbers = memory.numbers or range(clean.shape[2] // size)
     wanted, velocities = predicted(numbers), []
+    if memory.unrolled is not None:
+        chosen = [x for number, x in zip(numbers, noisy.split(size, 2), strict=True) if number in wanted]
+        timestep = (sigma * TIMESTEPS)[:, None].expand(-1, len(chosen) * size)
+        return unrolled_velocity(
+            memory.unrolled, memory.layout, memory.text_kv, numbers,
+            torch.cat(chosen, dim=2), clean[:, :, : (len(numbers) - 1) * size], timestep,
+        )  # fmt: skip
     for number, x, before in zip(numbers, noisy.split(size, 2), clean.split(size, 2), strict=True):
         if number in wanted:
             velocities.append(memory.velocity(x, sigma, number))

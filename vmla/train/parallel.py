@@ -11,17 +11,26 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from types import MethodType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from vmla.errors import UserError
+from vmla.train.unroll import Pass, Step
 from vmla.transformer import Block, VideoMLA
+from vmla.unrolled import Unrolling
 
-Passes = tuple[Callable[..., tuple[Tensor, Tensor]], Callable[[Tensor], Tensor]]
+
+class Passes(NamedTuple):
+    """A model's `forward`, `encode_text` and `unrolled`, computed in a type."""
+
+    step: Step
+    encode_text: Callable[[Tensor], Tensor]
+    unrolled: Pass
+
+
 Calls = Callable[[VideoMLA, torch.dtype], Passes]
-"""A model's `forward` and `encode_text`, computed in a type."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +104,8 @@ def shard(model: VideoMLA, dtype: torch.dtype) -> VideoMLA:
     # Else the outermost weights would stay gathered until a backward pass: a network that has none, the
     # moving average, would for ever be what it was at its first pass.
     fully_shard(model, mp_policy=policy, reshard_after_forward=True)
-    register_fsdp_forward_method(model, "encode_text")
+    for name in ("encode_text", "unrolled"):
+        register_fsdp_forward_method(model, name)
     return model
 
 
@@ -121,7 +131,10 @@ def direct(model: VideoMLA, dtype: torch.dtype) -> Passes:
     def encode_text(text: Tensor) -> Tensor:
         return model.encode_text(text.to(dtype))
 
-    return step, encode_text
+    def unrolled(latents: Tensor, timestep: Tensor, text_kv: Tensor, clip: Unrolling) -> Tensor:
+        return model.unrolled(latents.to(dtype), timestep, text_kv, clip)
+
+    return Passes(step, encode_text, unrolled)
 
 
 def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -56,14 +56,15 @@ WAN = Pipeline(
     model=RECIPES["wan-1.3b"],
     forcing=DenoiserTraining(
         schedule=DistilSchedule(steps=9500, learning_rate=5e-6, save_every=250),
-        forcing=PLAIN, clips=1, jumps=0.0,
+        forcing=PLAIN, clips=1, jumps=0.0, at_once=True,
     ),
     consistency=ConsistencyTraining(
-        schedule=DistilSchedule(steps=2500, learning_rate=2e-6, save_every=250), consistency=Consistency()
+        schedule=DistilSchedule(steps=2500, learning_rate=2e-6, save_every=250), consistency=Consistency(),
+        at_once=True,
     ),
     distribution=_WAN_MATCHING,
     # A teacher that sees whole clips knows no frames before them: the teacher here is stage one's.
-    long=replace(_WAN_MATCHING, whole_scores=False, prelude=33, clips=1),
+    long=replace(_WAN_MATCHING, whole_scores=False, prelude=33, clips=1, at_once=True),
 )  # fmt: skip
 
 # The small world's teacher is causal and was never trained without its prompt: no guidance.
@@ -71,7 +72,7 @@ _SMALL = Consistency(grid=24, shift=2.0, guidance=1.0)
 _SMALL_STUDENT = replace(STUDENT, shift=2.0)
 _SPRITES_MATCHING = replace(
     _matching(
-        steps=300, rate=2e-5, critic=4e-5, save=20, guidance=0.0, score_shift=2.0, clips=12, compiled=True
+        steps=200, rate=2e-5, critic=4e-5, save=20, guidance=0.0, score_shift=2.0, clips=8, compiled=True
     ),
     sampler=_SMALL_STUDENT,
 )
@@ -79,12 +80,12 @@ SPRITES = Pipeline(
     name="sprites",
     model=RECIPES["sprites"],
     forcing=DenoiserTraining(
-        schedule=DistilSchedule(steps=500, learning_rate=1e-4),
+        schedule=DistilSchedule(steps=300, learning_rate=1e-4),
         forcing=Forcing(context_noise=0.1, own_sigma=0.5),  # of the model's own last stage
         clips=12, openings=0.2, opening_clips=64, compiled=True,
     ),
     consistency=ConsistencyTraining(
-        schedule=DistilSchedule(steps=700, learning_rate=1e-4), consistency=_SMALL, clips=16, compiled=True
+        schedule=DistilSchedule(steps=300, learning_rate=1e-4), consistency=_SMALL, clips=16, compiled=True
     ),
     distribution=_SPRITES_MATCHING,
     long=replace(_SPRITES_MATCHING, prelude=24, clips=8),
@@ -116,13 +117,14 @@ DEBUG = Pipeline(
     name="debug",
     model=RECIPES["debug"],
     forcing=DenoiserTraining(
-        schedule=_TINY, forcing=PLAIN, clips=2, chunks=3, jumps=0.0, bfloat16=False
+        schedule=_TINY, forcing=PLAIN, clips=2, chunks=3, jumps=0.0, bfloat16=False, at_once=True
     ),
     consistency=ConsistencyTraining(
-        schedule=_TINY, consistency=Consistency(grid=6, guidance=1.0), clips=2, chunks=3, bfloat16=False
+        schedule=_TINY, consistency=Consistency(grid=6, guidance=1.0), clips=2, chunks=3, bfloat16=False,
+        at_once=True,
     ),
     distribution=_DEBUG_MATCHING,
-    long=replace(_DEBUG_MATCHING, prelude=2),
+    long=replace(_DEBUG_MATCHING, prelude=2, at_once=True),
 )
 
 PIPELINES = {pipeline.name: pipeline for pipeline in (DEBUG, MINI, SPRITES, WAN)}

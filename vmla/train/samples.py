@@ -56,7 +56,7 @@ class Samples:
         with torch.random.fork_rng(devices=[]):  # a model draws weights when it is made
             model = VideoMLA(config)
         model.load_state_dict({**model.state_dict(), **tensors})
-        step, encode_text = narrowed(model.to(device).eval(), self.dtype)
+        step, encode_text, _ = narrowed(model.to(device).eval(), self.dtype)
         shape = (config.latent_channels, layout.chunk, config.height, config.image_width)
         return self_rollout(
             Memory(step, layout, encode_text(self.text.to(device))), self.sampler, shape, chunks=CHUNKS,

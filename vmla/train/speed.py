@@ -20,6 +20,7 @@ from torch import Tensor
 from vmla.flops import Counted, text_flops
 from vmla.train.parallel import Calls, Passes
 from vmla.transformer import VideoMLA
+from vmla.unrolled import Unrolling
 
 SIDES = {"cpu": 1024, "cuda": 8192}
 """Of the square products whose rate is the peak."""
@@ -84,7 +85,7 @@ class Meter:
         """`calls`, every pass counted by formula."""
 
         def watched(model: VideoMLA, dtype: torch.dtype) -> Passes:
-            step, encode_text = calls(model, dtype)
+            passes = calls(model, dtype)
 
             def counted_step(latents: Tensor, timestep: Tensor, text_kv: Tensor, kept: Tensor, *window: Any) \
                     -> tuple[Tensor, Tensor]:  # fmt: skip
@@ -92,13 +93,20 @@ class Meter:
                 queries = config.chunk * config.tokens_per_frame
                 one = Counted(config=config, batch=len(latents), keys=kept.shape[2] + queries)
                 self._add(model, one.flops, len(latents) * queries)
-                return step(latents, timestep, text_kv, kept, *window)
+                return passes.step(latents, timestep, text_kv, kept, *window)
 
             def counted_text(text: Tensor) -> Tensor:
                 self._add(model, text_flops(model.config, len(text)), 0)
-                return encode_text(text)
+                return passes.encode_text(text)
 
-            return counted_step, counted_text
+            def counted_clip(latents: Tensor, timestep: Tensor, text_kv: Tensor, clip: Unrolling) -> Tensor:
+                config = replace(model.config, chunk=latents.shape[2])
+                keys = clip.visible.shape[1] * config.tokens_per_frame
+                one = Counted(config=config, batch=len(latents), keys=keys, seen=clip.share)
+                self._add(model, one.flops, len(latents) * config.chunk * config.tokens_per_frame)
+                return passes.unrolled(latents, timestep, text_kv, clip)
+
+            return Passes(counted_step, counted_text, counted_clip)
 
         return watched
 

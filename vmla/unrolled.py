@@ -1,0 +1,109 @@
+"""A rollout's windows side by side: all chunks of a clip in one pass, for training on given frames.
+
+The sequence is clean frames, then noisy ones. A mask lets each chunk see itself and what its window holds
+of the clean frames. Positions are true ones, whose differences are those of a rollout, but for the sink: a
+window keeps it at its start however far away it is. So a chunk that sees the sink nearer than it is gets
+keys of its own for it, the same entries turned by another angle.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from vmla.rope import Rotary3D
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+
+class Unrolled(NamedTuple):
+    """As `vmla.attention.Window`, for a sequence of S tokens of which A are seen from a second place."""
+
+    repeated: Tensor
+    """[A] int64, tokens of the sequence."""
+    valid: Tensor
+    """[A + S] bool, all true."""
+    cos: Tensor
+    sin: Tensor
+    """[A + S, pairs]: rotations of repeated and own tokens; the last S are those of the queries."""
+    mask: Tensor | BlockMask
+    """[S, A + S] bool: which tokens see which."""
+
+    def own(self, tokens: int) -> tuple[Tensor, Tensor]:
+        """Cosines and sines of the sequence's own `tokens`."""
+        return self.cos[-tokens:], self.sin[-tokens:]
+
+    def before(self, cached: Tensor, own: Tensor) -> Tensor:
+        """The entries that are seen again; nothing is cached."""
+        return own[:, self.repeated]
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """query [B, N, S, d] to keys and values [B, N, A + S, ...]: [B, N, S, dv]."""
+        if isinstance(self.mask, Tensor):
+            return masked_attention(query, keys, values, self.mask)
+        return _compiled_flex()(query, keys, values, block_mask=self.mask)  # type: ignore[no-any-return]
+
+
+@dataclass(frozen=True)
+class Unrolling:
+    """Which of a clip's frames see which, and from where."""
+
+    repeated: Tensor
+    """[a] int64: frames of the sequence that some chunk sees from a second place."""
+    positions: Tensor
+    """[a + frames] int64: of those, then of the sequence."""
+    visible: Tensor
+    """[frames, a + frames] bool: what each frame of the sequence sees."""
+
+    @property
+    def share(self) -> float:
+        """Of the pairs of frames, those where one sees the other."""
+        return float(self.visible.float().mean())
+
+    def window(self, rope: Rotary3D, device: torch.device) -> Unrolled:
+        """In tokens, on `device`: with FlexAttention's blocks on a GPU, else with a mask of all pairs."""
+        tokens = rope.grid[0] * rope.grid[1]
+        within = torch.arange(tokens)
+        cos, sin = rope(self.positions.to(device))
+        mask = block_mask if device.type == "cuda" else dense_mask
+        return Unrolled(
+            (self.repeated[:, None] * tokens + within).flatten().to(device),
+            torch.ones(len(cos), dtype=torch.bool, device=device), cos, sin,
+            mask(self.visible.to(device), tokens),
+        )  # fmt: skip
+
+
+def dense_mask(visible: Tensor, tokens: int) -> Tensor:
+    """`visible` [frames, seen frames] for each pair of tokens: [S, K] bool."""
+    return visible.repeat_interleave(tokens, 0).repeat_interleave(tokens, 1)
+
+
+def block_mask(visible: Tensor, tokens: int) -> BlockMask:
+    """`visible` [frames, seen frames] as FlexAttention reads it: blocks that nobody sees are left out."""
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return visible[query // tokens, key // tokens]
+
+    frames, seen = visible.shape
+    return create_block_mask(
+        sees, None, None, frames * tokens, seen * tokens, device=visible.device
+    )
+
+
+def masked_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d) + log mask) v for query [B, N, S, d] and mask [S, K]."""
+    return torch.nn.functional.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
+
+
+@cache
+def _compiled_flex() -> Any:
+    """FlexAttention; only its compiled form leaves blocks out."""
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention)
