@@ -1,6 +1,6 @@
 """Models of one world side by side: grades and drift over three minutes, speed, and what is cached.
 
-    vmla-bench layouts --model latent=sprites --model "per head=runs/sprites-mha-teacher" -o layouts.json
+    vmla-bench layouts --model latent=sprites --model "per head=runs/per-head" -o layouts.json
 
 All make the videos of the same held-out prompts from the same noise, in float32, and all are timed in turns
 in one process: a round through the models forwards, one backwards. Interrupted, the same command goes on

@@ -141,7 +141,12 @@ TABLES = {
     "layouts": Block(
         file="layouts-sprites.json",
         table=section_tables,
-        command="vmla-bench layouts --model latent=sprites --model 'per head=runs/sprites-mha-teacher'",
+        command="vmla-bench layouts "
+        + " ".join(
+            f"--model '{name}{words}=runs/sprites-{layout}-{stage}/checkpoint'"
+            for name, layout in (("latent", "mla"), ("per head", "mha"))
+            for words, stage in (("", "forcing"), (", four steps", "distribution"))
+        ),
     ),
     "spectrum": Block(
         file="spectrum-mini.json",

@@ -30,6 +30,10 @@ SMALL = {
     "run mini ": "run debug ", "pack mini ": "pack debug ", "--gpus 8": "--gpus 2",
     "--samples 200": "--samples 2", "study mini ": "study debug --seeds 1 --only inits ",
     "conversion mini ": "conversion debug --heal 1 --only whiten ", "runs/study/mini/": "runs/study/debug/",
+    "--recipe sprites": "--recipe debug", "--from sprites ": "--from ./small ",
+    "--with sprites": "--with small", "--teacher sprites": "--teacher small",
+    "render sprites": "render debug", "--clips 2048": "--clips 3",
+    "bench layouts ": "bench layouts --prompts 2 --seconds 4,12 ",
 }  # fmt: skip
 """What is written otherwise for the small model. `torchrun` is left out: `test_parallel` has it."""
 
@@ -54,6 +58,7 @@ def small(line):
 def here(tmp_path, monkeypatch, checkpoint):
     """A folder with a small Wan pipeline, videos and prompts, in which commands run."""
     config = recipe("debug", layout="mha")
+    (tmp_path / "small").symlink_to(checkpoint)
     shutil.copytree(checkpoint, tmp_path / "wan", ignore=shutil.ignore_patterns("transformer", "scheduler"))
     randomise(wan_transformer(config)).save_pretrained(tmp_path / "wan" / "transformer")
     (tmp_path / "videos").mkdir()
@@ -78,7 +83,9 @@ def test_the_document_says_what_can_be_done(here):
     assert (here / "minute.mp4").stat().st_size > 0
     assert (here / "runs" / "mini" / "samples" / "denoiser-0000004.png").stat().st_size > 0
     assert "inits" in (here / "report" / "report.md").read_text()
-    for folder in ("wan/distribution", "wan/long", "mini-distribution", "mini-long"):
+    distilled = ("wan/distribution", "wan/long", "mini-distribution", "mini-long",
+                 "sprites-mla-distribution", "sprites-mha-distribution")  # fmt: skip
+    for folder in distilled:
         assert open_checkpoint(here / "runs" / folder / "checkpoint").sampler().steps == 4
 
 

@@ -80,10 +80,10 @@ def test_scores_and_values_are_those_of_the_latent_where_sizes_are_equal():
     still = [Window(torch.ones(1, dtype=torch.bool), torch.ones(1, n // 2), torch.zeros(1, n // 2))
              for n in (CONFIG.rotary_width, CONFIG.head_width)]  # fmt: skip
     with torch.no_grad():
-        assert_close(scores(heads, x, still[1]), scores(latent, x, still[0]), rtol=1e-4, atol=1e-4)
+        assert_close(scores(heads, x, still[1]), scores(latent, x, still[0]), rtol=1e-3, atol=1e-3)
         nothing = [x.new_empty(1, 0, width) for width in (CONFIG.entry_width, 2 * CONFIG.width)]
         out = heads(x, nothing[1], still[1])[0]
-        assert_close(out, latent(x, nothing[0], still[0])[0], rtol=1e-4, atol=1e-4)
+        assert_close(out, latent(x, nothing[0], still[0])[0], rtol=1e-3, atol=1e-3)
     assert energy["content"] == pytest.approx(1)
 
 

@@ -4,12 +4,12 @@ The reverse of `vmla.weights.spectral`, in float64, one layer at a time. A head'
 all heads shared; its content becomes the slowest pairs of the rest, which turn least:
 
     A_h = W_uQ,h^T W_uK,h = U S V^T      content of head h: queries S^1/2 U^T, keys S^1/2 V^T
-    W_Q,h = (content; W_rQ,h) G_q W_dQ   W_K,h = (content G_kv W_dKV / r; W_rK)   W_V = W_uV G_kv W_dKV / r
+    W_Q,h = (content; W_rQ,h) D_q        W_K,h = (content D_kv; W_rK)        W_V = W_uV D_kv
+    D = E[norm(W_d x) x^T] E[x x^T]^-1   the matrix nearest to a latent after its norm
 
-G are the gains of the latents' norms and r, one number, stands for the size that they divide by. Two things
-are lost: sizes differ between tokens (keys are normalised where latents were, values are not), and the
-content turns a little. Training makes up for both. Channels that no content needs get keys drawn at random,
-which no query asks for yet: nothing changes, and training can use them.
+What is lost: keys and queries have one size for all tokens, where a latent's differ, values are linear in the
+inputs, and the content turns a little. Training makes up for most of it. Channels that no content needs get
+keys drawn at random, which no query asks for yet: nothing changes, and training can use them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vmla.config import ModelConfig
 from vmla.rope import Rotary3D
-from vmla.weights.spectral import channels, norm_gain, rms
+from vmla.weights.spectral import Inputs, channels, norm_gain, rms
 
 
 def unfold_attention(
@@ -40,9 +40,8 @@ def unfold_attention(
         heads) that a head has channels for.
     """
     latent = {name: tensor.double() for name, tensor in latent.items()}
-    inputs = inputs.double()
-    down_kv = _normalised(latent, "kv", inputs, config)
-    down_q = _normalised(latent, "q", inputs, config)
+    seen = Inputs.of(inputs, whiten=False)
+    down_kv, down_q = (_normed_latent(latent, part, seen, config) for part in ("kv", "q"))
     content_q, content_k, kept = _content(latent, config)
     content_q, content_k = content_q @ down_q, _filled(content_k @ down_kv, seed)
     rotary_q = latent["rotary_q.weight"].unflatten(0, (config.heads, -1)) @ down_q
@@ -51,8 +50,8 @@ def unfold_attention(
     return {
         "to_v.weight": (latent["up_v.weight"] @ down_kv).float(),
         "to_v.bias": torch.zeros(config.width),
-        **_normed("q", queries, inputs, config),
-        **_normed("k", keys, inputs, config),
+        **_normed("q", queries, seen.tokens, config),
+        **_normed("k", keys, seen.tokens, config),
         "to_out.weight": latent["to_out.weight"].float(),
         "to_out.bias": latent["to_out.bias"].float(),
     }, {"content": kept}
@@ -66,12 +65,11 @@ def slowest_first(config: ModelConfig) -> list[int]:
     return sorted(content, key=lambda channel: (float(speeds[channel // 2]), channel))
 
 
-def _normalised(latent: Mapping[str, Tensor], part: str, inputs: Tensor, config: ModelConfig) -> Tensor:
-    """The latent after its norm as one matrix: G W / r, nearest on these inputs."""
-    down, gain = latent[f"down_{part}.weight"], latent[f"norm_{part}.weight"]
-    plain = inputs @ down.T
-    unit = plain / rms(plain, config.eps)
-    return gain[:, None] * down * ((unit * plain).sum() / plain.square().sum())
+def _normed_latent(latent: Mapping[str, Tensor], part: str, inputs: Inputs, config: ModelConfig) -> Tensor:
+    """D: the matrix whose products with these inputs are nearest to the latent after its norm."""
+    plain = inputs.tokens @ latent[f"down_{part}.weight"].T
+    wanted = latent[f"norm_{part}.weight"] * plain / rms(plain, config.eps)
+    return torch.linalg.solve(inputs.moment, inputs.tokens.T @ wanted / len(plain)).T
 
 
 def _content(latent: Mapping[str, Tensor], config: ModelConfig) -> tuple[Tensor, Tensor, float]:
