@@ -1,13 +1,13 @@
-"""Tables of the documents, made from the committed results so that no figure in them is typed by hand.
+"""Tables and plots of the documents, made from the committed results: no figure in them is typed by hand.
 
-    python -m bench.readme          rewrite the tables
+    python -m bench.readme          make them anew
     python -m bench.readme --check  fail if they differ from the results
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,9 @@ from vmla.weights.files import read_json
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
-DOCUMENTS = ("README.md", "docs/training.md", "docs/study.md")
+DOCUMENTS = ("README.md", "docs/training.md", "docs/study.md", "vmla/checkpoints/sprites/README.md")
+PLOTS = {"layouts-sprites.json": ("layouts-right.svg", "layouts-saturation.svg")}
+"""Of a results file, the first plots of its section: files in `docs`."""
 MISSING = "not measured yet"
 
 
@@ -186,16 +188,25 @@ def render(text: str) -> str:
     return re.sub(r"<!-- results: (\w+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)
 
 
+def plots() -> Iterator[tuple[str, str]]:
+    """Each plot of the documents whose results are there: its file, from the root, and its text."""
+    for name, files in PLOTS.items():
+        if (RESULTS / name).exists():
+            result = read_json(RESULTS / name)
+            drawn = report_sections.SECTIONS[result["kind"]](result).plots
+            yield from ((f"docs/{file}", text) for file, text in zip(files, drawn, strict=False))
+
+
 @click.command(cls=OneLineCommand)
-@click.option("--check", is_flag=True, help="Change nothing; fail if a table differs.")
+@click.option("--check", is_flag=True, help="Change nothing; fail if a table or a plot differs.")
 def main(check: bool) -> None:
-    """Make the documents' tables from bench/results."""
-    for name in DOCUMENTS:
+    """Make the documents' tables and plots from bench/results."""
+    tables = ((name, render((ROOT / name).read_text())) for name in DOCUMENTS)
+    for name, new in (*tables, *plots()):
         path = ROOT / name
-        old = path.read_text()
-        new = render(old)
+        old = path.read_text() if path.exists() else None
         if check and new != old:
-            raise UserError(f"the tables of {name} differ from bench/results; run: python -m bench.readme")
+            raise UserError(f"{name} differs from bench/results; run: python -m bench.readme")
         if new != old:
             aside = path.with_suffix(".tmp")
             aside.write_text(new)

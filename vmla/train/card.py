@@ -53,6 +53,14 @@ repeats it. The grader itself is right on {grader} of rendered scenes for its wo
 (`python -m bench.grader`).
 
 {grades}
+
+## Both layouts, many steps and four
+
+This model taught four others, two with its own latent cache and two with a cache for each head: trained on
+for a while, and distilled to four steps. `docs/training.md` has the commands.
+
+<!-- results: layouts -->
+<!-- end -->
 """
 
 
