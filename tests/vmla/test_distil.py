@@ -105,6 +105,19 @@ def test_the_critic_learns_more_often_and_the_teacher_never(tmp_path):
     assert all(changed)
 
 
+@pytest.mark.parametrize("name", ["wan-1.3b", "sprites", "mini", "debug"])
+@pytest.mark.parametrize("stage", ["distribution", "long"])
+def test_the_critic_learns_at_its_rate_until_its_last_update(name, stage):
+    """It makes more steps than the generator, whose length its schedule once had: it went uphill after."""
+    training = getattr(PIPELINES[name], stage)
+    small = {"clips": 2, "chunks": 2, "whole_scores": False, "guidance": 0.0, "compiled": False}
+    optimizers = distribution_stage(dataclasses.replace(training, **small)).companion_optimizers
+    last = training.schedule.steps * training.critic_updates - 1
+    assert {optimizers.factor(number) for number in (0, last // 2, last)} == {1.0}
+    with pytest.raises(ValueError, match=f"step {last + 1} of"):
+        optimizers.factor(last + 1)
+
+
 def test_the_generators_loss_moves_the_generator_alone():
     stage = distribution_stage()
     stage.loss(0).backward()

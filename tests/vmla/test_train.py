@@ -227,6 +227,11 @@ def test_rates_rise_stay_and_fall():
     assert_close(torch.tensor(factors[70:]), torch.arange(30, 0, -1) / 30, rtol=1e-6, atol=0)
 
 
+def test_a_step_beyond_the_schedule_is_refused_and_does_not_go_uphill():
+    with pytest.raises(ValueError, match="step 100 of a schedule of 100"):
+        Optimizers(torch.nn.Linear(2, 2), SCHEDULE).factor(100)
+
+
 def loss_of(model):
     x = draw(5, 3, 4, 4)
     return (model(x).flatten(1) @ draw(2 * 16, 1, seed=1)).square().mean()

@@ -49,6 +49,7 @@ class DistributionTraining:
 
     schedule: DistilSchedule
     critic: DistilSchedule
+    """Rates of the critic; how many steps it makes follows from those of the generator."""
     critic_updates: int = 5
     """Of the critic for each update of the generator."""
     sampler: Sampler
@@ -178,7 +179,9 @@ class DistributionStage:
         if training.compiled:
             compile_blocks(generator, critic, teacher)
         self.training, self.schedule, self.group = training, training.schedule, group
-        self.companion_optimizers = Optimizers(critic, training.critic)
+        # It has steps of its own, and more of them.
+        updates = training.schedule.steps * training.critic_updates
+        self.companion_optimizers = Optimizers(critic, replace(training.critic, steps=updates))
         device = next(generator.parameters()).device
         self.batches = _batches(training, data, device)
         self.negative = self.batches.negative(training.guidance != 0)

@@ -85,7 +85,13 @@ class Optimizers:
         self._rates = [group["lr"] for optimizer in self._all for group in optimizer.param_groups]
 
     def factor(self, step: int) -> float:
-        """What the learning rates are multiplied by at `step`, counted from 0."""
+        """What the learning rates are multiplied by at `step`, counted from 0.
+
+        Raises:
+            ValueError: for a step that the schedule does not have.
+        """
+        if not 0 <= step < self._schedule.steps:
+            raise ValueError(f"step {step} of a schedule of {self._schedule.steps}")
         rise = (step + 1) / max(self._schedule.warmup, 1)
         fall = (self._schedule.steps - step) / max(self._schedule.decay, 1)
         return min(1.0, rise, fall)

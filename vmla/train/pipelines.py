@@ -72,7 +72,7 @@ _SMALL = Consistency(grid=24, shift=2.0, guidance=1.0)
 _SMALL_STUDENT = replace(STUDENT, shift=2.0)
 _SPRITES_MATCHING = replace(
     _matching(
-        steps=80, rate=2e-5, critic=4e-5, save=20, guidance=0.0, score_shift=2.0, clips=8, compiled=True
+        steps=60, rate=2e-5, critic=4e-5, save=20, guidance=0.0, score_shift=2.0, clips=8, compiled=True
     ),
     sampler=_SMALL_STUDENT,
 )
