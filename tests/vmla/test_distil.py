@@ -2,11 +2,13 @@
 
 import dataclasses
 import json
+import shutil
 
 import pytest
 import torch
 from click.testing import CliRunner
 from kit.models import draw, randomise, tiny_config, tiny_model
+from kit.refusals import assert_one_line
 
 from vmla.cache import CacheLayout
 from vmla.errors import UserError
@@ -203,6 +205,33 @@ def test_the_stages_lead_from_a_checkpoint_to_a_few_step_one(checkpoint, data, t
     from runtime.api import generate
 
     assert len(list(generate("a red star", seconds=1, checkpoint=start))) == 16
+
+
+def test_finished_stages_are_packed_with_the_record_of_all(checkpoint, data, tmp_path):
+    begun = shutil.copytree(checkpoint, tmp_path / "begun")
+    (begun / "training.json").write_text('{"recipe": "debug", "stages": {"codec": {"seconds": 1800}}}')
+    first, second = tmp_path / "first", tmp_path / "second"
+    for name, start, folder in (("forcing", begun, first), ("consistency", first / "checkpoint", second)):
+        done = command(name, "--recipe", "debug", "--from", start, "--data", data, "-o", folder)
+        assert done.exit_code == 0, done.output
+
+    def pack(*folders, to="packed"):
+        words = ["pack-stages", *folders, "--start", begun, "-o", tmp_path / to]
+        return CliRunner().invoke(main, [str(word) for word in words])
+
+    assert pack(first, second).exit_code == 0
+    packed, made = open_checkpoint(tmp_path / "packed"), open_checkpoint(second / "checkpoint")
+    for name, tensor in packed.transformer().state_dict().items():
+        assert torch.equal(tensor, made.transformer().state_dict()[name].half().float()), name
+    assert packed.sampler() == made.sampler()
+    record = json.loads((packed.folder / "training.json").read_text())
+    assert record["stages"].keys() == {"codec", "forcing", "consistency"}
+    assert record["hours"] >= 0.5
+    assert record["stages"]["consistency"]["training"]["consistency"]["grid"] == 6
+    assert_one_line(pack(first, second), "exists already")
+    assert_one_line(pack(first, tmp_path, to="none"), "holds no finished stage")
+    (begun / "training.json").unlink()
+    assert_one_line(pack(first, to="none"), "training.json")
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Every command of docs/training.md runs, in order, on a model of a few thousand parameters."""
 
+import json
 import re
 import shlex
 import shutil
@@ -32,7 +33,7 @@ SMALL = {
     "conversion mini ": "conversion debug --heal 1 --only whiten ", "runs/study/mini/": "runs/study/debug/",
     "--recipe sprites": "--recipe debug", "--from sprites ": "--from ./small ",
     "--with sprites": "--with small", "--teacher sprites": "--teacher small",
-    "render sprites": "render debug", "--clips 2048": "--clips 3",
+    "--start sprites": "--start small", "render sprites": "render debug", "--clips 2048": "--clips 3",
     "bench layouts ": "bench layouts --prompts 2 --seconds 4,12 ",
 }  # fmt: skip
 """What is written otherwise for the small model. `torchrun` is left out: `test_parallel` has it."""
@@ -58,7 +59,8 @@ def small(line):
 def here(tmp_path, monkeypatch, checkpoint):
     """A folder with a small Wan pipeline, videos and prompts, in which commands run."""
     config = recipe("debug", layout="mha")
-    (tmp_path / "small").symlink_to(checkpoint)
+    shutil.copytree(checkpoint, tmp_path / "small")
+    (tmp_path / "small" / "training.json").write_text('{"recipe": "debug", "stages": {}}')
     shutil.copytree(checkpoint, tmp_path / "wan", ignore=shutil.ignore_patterns("transformer", "scheduler"))
     randomise(wan_transformer(config)).save_pretrained(tmp_path / "wan" / "transformer")
     (tmp_path / "videos").mkdir()
@@ -87,6 +89,11 @@ def test_the_document_says_what_can_be_done(here):
                  "sprites-mla-distribution", "sprites-mha-distribution")  # fmt: skip
     for folder in distilled:
         assert open_checkpoint(here / "runs" / folder / "checkpoint").sampler().steps == 4
+    packed = open_checkpoint(here / "runs" / "sprites-4")
+    assert packed.sampler().steps == 4
+    stages = json.loads((packed.folder / "training.json").read_text())["stages"]
+    assert stages.keys() == {"forcing", "consistency", "distribution"}
+    assert all(stage["steps"] > 0 for stage in stages.values())
 
 
 def test_what_is_launched_in_processes_is_a_stage():

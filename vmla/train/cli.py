@@ -105,6 +105,17 @@ def pack(recipe: str, folder: Path, output: Path, **changes: Any) -> None:
     pack_run(training_recipe(recipe, **changes), folder, output, click.echo)
 
 
+@main.command("pack-stages")
+@click.argument("folders", type=FOLDER, nargs=-1, required=True)
+@click.option("--start", required=True, help="Checkpoint that the first stage trained.")
+@click.option("-o", "--output", type=FOLDER, required=True, help="The checkpoint folder to write.")
+def pack_stages(folders: tuple[Path, ...], start: str, output: Path) -> None:
+    """Write what the last of the finished stages in FOLDERS made as a checkpoint folder, in float16."""
+    from vmla.train.pack import pack_stages as pack_all
+
+    pack_all(start, folders, output, click.echo)
+
+
 @main.command()
 @click.argument("folder", type=FOLDER)
 @click.option("--grades", type=click.Path(path_type=Path), default=Path("bench/results/grades-sprites.json"),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,8 +14,11 @@ from vmla.machine import commit, hardware
 from vmla.train.log import last_record, mean_speed
 from vmla.train.recipes import Recipe
 from vmla.train.run import Run
-from vmla.weights.files import write_json
-from vmla.weights.folder import save_checkpoint
+from vmla.train.stage import RESULT
+from vmla.train.state import read_state
+from vmla.vae.tiny import TinyCodec
+from vmla.weights.files import read_json, write_json
+from vmla.weights.folder import Checkpoint, open_checkpoint, save_checkpoint
 
 TRAINING = "training.json"
 """The record's file name in a checkpoint folder."""
@@ -53,6 +56,63 @@ def pack_run(recipe: Recipe, folder: Path, output: Path, report: Callable[[str],
     })  # fmt: skip
     aside.rename(output)
     report(f"wrote {output}")
+
+
+def pack_stages(start: str, folders: Sequence[Path], output: Path, report: Callable[[str], None]) -> None:
+    """Write what the last of several finished stages made to `output`, in float16.
+
+    Args:
+        start: the checkpoint that the first one trained; its record comes first.
+        folders: of the stages, in order.
+        output: the checkpoint folder to write.
+        report: takes a line.
+
+    Raises:
+        UserError: if a stage is not finished, the start has no record, or `output` exists.
+    """
+    if output.exists():
+        raise UserError(f"{output} exists already; remove it or choose another folder")
+    record = read_json(open_checkpoint(start).folder / TRAINING)
+    for folder in folders:
+        name, stage = _stage(folder)
+        record["stages"][name] = stage
+    made, aside = open_checkpoint(folders[-1] / RESULT), output.with_name(output.name + ".tmp")
+    save_checkpoint(
+        aside,
+        transformer=made.transformer(),
+        codec=_tiny(made),
+        text=made.text(),
+        sampler=made.sampler(),
+        trained_on="sprites",
+        metadata={"recipe": record["recipe"]},
+    )
+    hours = round(sum(stage["seconds"] for stage in record["stages"].values()) / 3600, 2)
+    versions = {"commit": commit(), "hardware": hardware(), "torch": torch.__version__}
+    write_json(aside / TRAINING, {**record, **versions, "hours": hours})
+    aside.rename(output)
+    report(f"wrote {output}")
+
+
+def _tiny(checkpoint: Checkpoint) -> TinyCodec:
+    """Its codec.
+
+    Raises:
+        UserError: if it is Wan's, which nothing here trained.
+    """
+    codec = checkpoint.codec()
+    if not isinstance(codec, TinyCodec):
+        raise UserError(f"{checkpoint.folder} has Wan's codec; it is whole as it is, nothing is to be packed")
+    return codec
+
+
+def _stage(folder: Path) -> tuple[str, dict[str, Any]]:
+    """The name of the stage in `folder`, and its record."""
+    logs = [log for log in sorted(folder.glob("*.jsonl")) if (folder / RESULT / "model_index.json").exists()]
+    if len(logs) != 1:
+        raise UserError(f"{folder} holds no finished stage; run it to its end first")
+    name, state = logs[0].stem, read_state(logs[0].with_suffix(".pt"))
+    training = state["settings"]["training"]
+    return name, {**_finished(folder, name, training["schedule"]["steps"]), "training": training}
 
 
 def _finished(folder: Path, name: str, steps: int) -> dict[str, Any]:
