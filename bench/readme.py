@@ -24,7 +24,8 @@ from vmla.weights.files import read_json
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
-DOCUMENTS = ("README.md", "docs/training.md", "docs/study.md", "vmla/checkpoints/sprites/README.md")
+DOCUMENTS = ("README.md", "docs/training.md", "docs/study.md", "vmla/checkpoints/sprites/README.md",
+             "vmla/checkpoints/sprites-4/README.md")  # fmt: skip
 PLOTS = {"layouts-sprites.json": ("layouts-right.svg", "layouts-saturation.svg")}
 """Of a results file, the first plots of its section: files in `docs`."""
 MISSING = "not measured yet"

@@ -19,7 +19,7 @@ from runtime.job import Job
 from runtime.prompts import Change
 from vmla.config import FRAMES_PER_SECOND
 from vmla.weights.files import hash_weights, write_json
-from vmla.weights.folder import SHIPPED, open_checkpoint
+from vmla.weights.folder import shipped_folder
 
 
 def sidecar_path(output: Path) -> Path:
@@ -71,7 +71,7 @@ def describe_wish(job: Job) -> dict[str, Any]:
 
 def reference(folder: Path) -> str:
     """How to find a checkpoint again: the name of the shipped one, the path of any other."""
-    return SHIPPED if folder == open_checkpoint(SHIPPED).folder.resolve() else str(folder)
+    return folder.name if folder.parent == shipped_folder().resolve() else str(folder)
 
 
 def describe_prompts(changes: Sequence[Change]) -> list[dict[str, Any]]:

@@ -17,7 +17,8 @@ from bench.readme import render
 pytestmark = pytest.mark.cpu
 
 ROOT = Path(__file__).parent.parent
-DOCUMENTS = ["README.md", "ARCHITECTURE.md", "LOG.md", "vmla/checkpoints/sprites/README.md"]
+CARDS = [f"vmla/checkpoints/{name}/README.md" for name in ("sprites", "sprites-4")]
+DOCUMENTS = ["README.md", "ARCHITECTURE.md", "LOG.md", *CARDS]
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 
 

@@ -14,12 +14,14 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel
 
+from runtime.sidecar import reference
 from vmla.cache import CacheLayout
 from vmla.config import recipe
 from vmla.errors import UserError
 from vmla.sampler import Sampler
 from vmla.vae.wan import WanCodec
-from vmla.weights.folder import WEIGHTS, open_checkpoint, save_checkpoint
+from vmla.weights.folder import WEIGHTS, open_checkpoint, save_checkpoint, shipped_names
+from vmla.weights.locate import locate
 
 pytestmark = pytest.mark.cpu
 
@@ -307,3 +309,12 @@ def test_a_damaged_tokenizer_is_refused(wan, tmp_path):
     folder = shutil.copytree(wan, tmp_path / "wan")
     (folder / "tokenizer" / "tokenizer.json").write_text("{")
     assert "cannot load the tokenizer in" in refusal(lambda: open_checkpoint(folder).text())
+
+
+@pytest.mark.parametrize("name", shipped_names())
+def test_a_shipped_model_is_found_by_its_name_everywhere(name):
+    checkpoint = open_checkpoint(name)
+    assert checkpoint.folder == locate(name)
+    assert reference(checkpoint.folder.resolve()) == name
+    assert checkpoint.transformer().config == recipe("sprites")
+    assert checkpoint.sampler().steps == {"sprites": 8, "sprites-4": 4}[name]

@@ -178,17 +178,26 @@ class Checkpoint:
 
 
 def open_checkpoint(name: str | Path = SHIPPED) -> Checkpoint:
-    """A checkpoint folder by path, or the shipped one by its name, `sprites`.
+    """A checkpoint folder by path, or a shipped one by its name: `sprites`, `sprites-4`.
 
     Raises:
         UserError: if there is none.
     """
-    folder = Path(str(importlib.resources.files("vmla"))) / "checkpoints" / str(name)
-    if not folder.is_dir() or str(name) in ("", ".", ".."):
-        folder = Path(name)
+    folder = shipped_folder() / str(name) if str(name) in shipped_names() else Path(name)
     if not str(name) or not folder.is_dir():
-        raise UserError(f"no checkpoint {str(name)!r}; give a folder, or {SHIPPED} for the shipped model")
+        known = " or ".join(shipped_names())
+        raise UserError(f"no checkpoint {str(name)!r}; give a folder, or {known} for a shipped model")
     return Checkpoint(folder, read_json(folder / "model_index.json"))
+
+
+def shipped_folder() -> Path:
+    """Where the models that ship with the package are."""
+    return Path(str(importlib.resources.files("vmla"))) / "checkpoints"
+
+
+def shipped_names() -> list[str]:
+    """Of the models that ship with the package."""
+    return sorted(folder.name for folder in shipped_folder().iterdir() if folder.is_dir())
 
 
 def save_checkpoint(

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 from vmla.errors import UserError
-from vmla.weights.folder import SHIPPED, open_checkpoint
+from vmla.weights.folder import open_checkpoint, shipped_names
 
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?(:(?P<file>.+))?")
 NEEDED = (
@@ -22,7 +22,7 @@ def locate(
     """The folder or file that `source` names, downloaded once if it is on the hub.
 
     Args:
-        source: a path, the name of the shipped model, or `owner/name`, `owner/name@revision`,
+        source: a path, the name of a shipped model, or `owner/name`, `owner/name@revision`,
             `owner/name:path/of/a/file`.
         revision: of the hub's repository, if `source` does not name one.
         offline: look only at what was downloaded before; `HF_HUB_OFFLINE=1` says the same.
@@ -31,7 +31,7 @@ def locate(
     Raises:
         UserError: if there is nothing of that name.
     """
-    if source == SHIPPED:
+    if source in shipped_names():
         return open_checkpoint(source).folder
     if Path(source).exists():
         return Path(source)
