@@ -144,11 +144,10 @@ TABLES = {
     "layouts": Block(
         file="layouts-sprites.json",
         table=section_tables,
-        command="vmla-bench layouts "
+        command="vmla-bench layouts --prompts 32 "
         + " ".join(
-            f"--model '{name}{words}=runs/sprites-{layout}-{stage}/checkpoint'"
+            f"--model '{name}, four steps=runs/sprites-{layout}-distribution/checkpoint'"
             for name, layout in (("latent", "mla"), ("per head", "mha"))
-            for words, stage in (("", "forcing"), (", four steps", "distribution"))
         ),
     ),
     "spectrum": Block(

@@ -12,7 +12,7 @@ import pytest
 from click.testing import CliRunner
 
 from bench.readme import DOCUMENTS as TABLED
-from bench.readme import render
+from bench.readme import plots, render
 
 pytestmark = pytest.mark.cpu
 
@@ -76,6 +76,13 @@ def test_every_link_leads_somewhere(document):
     for target in re.findall(r"\]\(([^)]+)\)", place.read_text()):
         if not target.startswith("https://"):
             assert (place.parent / target).exists(), target
+
+
+def test_the_plots_are_those_of_the_results():
+    drawn = list(plots())
+    assert drawn
+    for name, text in drawn:
+        assert (ROOT / name).read_text() == text, name
 
 
 def test_the_tables_are_those_of_the_results():

@@ -54,10 +54,10 @@ repeats it. The grader itself is right on {grader} of rendered scenes for its wo
 
 {grades}
 
-## Both layouts, many steps and four
+## In four steps, in both layouts
 
-This model taught four others, two with its own latent cache and two with a cache for each head: trained on
-for a while, and distilled to four steps. `docs/training.md` has the commands.
+This model taught two others, one with its own latent cache, one with a cache for each head, to do with four
+denoising steps. `docs/training.md` has the commands.
 
 <!-- results: layouts -->
 <!-- end -->
