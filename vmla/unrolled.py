@@ -20,6 +20,9 @@ from vmla.rope import Rotary3D
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
+BLOCK = 128
+"""Tokens to a side of FlexAttention's blocks."""
+
 
 class Unrolled(NamedTuple):
     """As `vmla.attention.Window`, for a sequence of S tokens of which A are seen from a second place."""
@@ -84,16 +87,36 @@ def dense_mask(visible: Tensor, tokens: int) -> Tensor:
 
 
 def block_mask(visible: Tensor, tokens: int) -> BlockMask:
-    """`visible` [frames, seen frames] as FlexAttention reads it: blocks that nobody sees are left out."""
-    from torch.nn.attention.flex_attention import create_block_mask
+    """`visible` [frames, seen frames] as FlexAttention reads it: blocks that nobody sees are left out.
+
+    Made from frames, for a mask of all pairs has gigabytes at Wan's size.
+    """
+    from torch.nn.attention.flex_attention import BlockMask
 
     def sees(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return visible[query // tokens, key // tokens]
 
-    frames, seen = visible.shape
-    return create_block_mask(
-        sees, None, None, frames * tokens, seen * tokens, device=visible.device
-    )
+    rows, columns = (_overlaps(count, tokens).to(visible.device) for count in visible.shape)
+    edged = torch.nn.functional.pad(visible, (0, 1, 0, 1)).float()  # beyond the end nothing is seen
+    some, hidden = (rows @ pairs @ columns.T > 0 for pairs in (edged, 1 - edged))
+    lengths = visible.shape[0] * tokens, visible.shape[1] * tokens
+    return BlockMask.from_kv_blocks(
+        *_listed(some & hidden), *_listed(some & ~hidden),
+        BLOCK_SIZE=BLOCK, mask_mod=sees, seq_lengths=lengths,
+    )  # fmt: skip
+
+
+def _overlaps(frames: int, tokens: int) -> Tensor:
+    """[blocks, frames + 1] float: which frames a block has tokens of, the last being what pads it."""
+    blocks = -(-frames * tokens // BLOCK)
+    frame = (torch.arange(blocks * BLOCK) // tokens).clamp(max=frames).view(blocks, BLOCK)
+    return torch.zeros(blocks, frames + 1).scatter_(1, frame, 1.0)
+
+
+def _listed(blocks: Tensor) -> tuple[Tensor, Tensor]:
+    """`blocks` [rows, columns] as counts [1, 1, rows] and column numbers, those that are set first."""
+    order = blocks.int().argsort(dim=1, descending=True, stable=True)
+    return blocks.sum(1, dtype=torch.int32)[None, None], order.int()[None, None]
 
 
 def masked_attention(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:

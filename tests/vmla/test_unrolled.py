@@ -4,7 +4,7 @@ import pytest
 import torch
 from kit.measure import assert_close
 from kit.models import draw, tiny_model
-from torch.nn.attention.flex_attention import flex_attention
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from vmla.cache import CacheLayout
 from vmla.errors import UserError
@@ -116,6 +116,21 @@ def test_flex_attention_is_the_masked_one():
     visible, *inputs = seen_and_drawn()
     flexible = flex_attention(*inputs, block_mask=block_mask(visible, 4))
     assert_close(flexible, masked_attention(*inputs, dense_mask(visible, 4)), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("tokens", [4, 60, 64, 300])
+def test_blocks_are_those_that_all_pairs_would_give(tokens):
+    visible = unrolling(CacheLayout(sink=1, history=6, chunk=3, tokens_per_frame=tokens, entry_width=1,
+                                    layers=1), range(6)).visible  # fmt: skip
+    ours = block_mask(visible, tokens)
+    frames, seen = (count * tokens for count in visible.shape)
+    pairs = create_block_mask(ours.mask_mod, None, None, frames, seen, device="cpu")
+    assert ours.seq_lengths == pairs.seq_lengths
+    assert torch.equal(ours.to_dense(), pairs.to_dense())
+    for mine, theirs in ((ours.kv_num_blocks, pairs.kv_num_blocks),
+                         (ours.full_kv_num_blocks, pairs.full_kv_num_blocks)):  # fmt: skip
+        assert torch.equal(mine, theirs)
+    assert tokens < 60 or ours.to_dense().float().mean() < 0.6
 
 
 def test_what_hangs_on_a_prediction_cannot_pass_at_once():
