@@ -70,7 +70,7 @@ def describe_wish(job: Job) -> dict[str, Any]:
 
 
 def reference(folder: Path) -> str:
-    """How to find a checkpoint again: the name of the shipped one, the path of any other."""
+    """How to find a checkpoint again: the name of a shipped one, the path of any other."""
     return folder.name if folder.parent == shipped_folder().resolve() else str(folder)
 
 

@@ -228,6 +228,7 @@ def test_finished_stages_are_packed_with_the_record_of_all(checkpoint, data, tmp
     assert record["stages"].keys() == {"codec", "forcing", "consistency"}
     assert record["hours"] >= 0.5
     assert record["stages"]["consistency"]["training"]["consistency"]["grid"] == 6
+    assert record["stages"]["forcing"].keys() >= {"training", "data", "steps", "loss"}
     assert_one_line(pack(first, second), "exists already")
     assert_one_line(pack(first, tmp_path, to="none"), "holds no finished stage")
     (begun / "training.json").unlink()

@@ -47,10 +47,6 @@ class Memory:
         velocity, _ = self.step(noisy, timestep, self.text_kv, self.cache, *self._window(number))
         return velocity.float()
 
-    def estimate(self, noisy: Tensor, sigma: Tensor, number: int) -> Tensor:
-        """x0 = x_t - sigma v."""
-        return noisy - level(sigma) * self.velocity(noisy, sigma, number)
-
     def commit(self, latents: Tensor, number: int) -> None:
         """Remember chunk `number` as `latents` [B, z, F, h, w]: a clean pass at t = 0."""
         still = latents.new_zeros(latents.shape[0], latents.shape[2])

@@ -111,8 +111,8 @@ def _stage(folder: Path) -> tuple[str, dict[str, Any]]:
     if len(logs) != 1:
         raise UserError(f"{folder} holds no finished stage; run it to its end first")
     name, state = logs[0].stem, read_state(logs[0].with_suffix(".pt"))
-    training = state["settings"]["training"]
-    return name, {**_finished(folder, name, training["schedule"]["steps"]), "training": training}
+    how = {key: state["settings"][key] for key in ("training", "data")}
+    return name, {**_finished(folder, name, how["training"]["schedule"]["steps"]), **how}
 
 
 def _finished(folder: Path, name: str, steps: int) -> dict[str, Any]:

@@ -7,6 +7,7 @@ weights, each of those passes gathers all of them. Here one pass does it all (`v
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -37,24 +38,22 @@ def predicted(numbers: Sequence[int]) -> list[int]:
     return [number for number in numbers if number == 0 or number - 1 in numbers]
 
 
-def unrolling(layout: CacheLayout, numbers: Sequence[int]) -> Unrolling:
+@lru_cache(maxsize=64)
+def unrolling(layout: CacheLayout, numbers: tuple[int, ...] | range) -> Unrolling:
     """The sequence of all chunks in `numbers` but the last, clean, then the predicted ones, noisy."""
-    noisy = predicted(numbers)
-    rows = [(number, offset) for number in (*numbers[:-1], *noisy) for offset in range(layout.chunk)]
-    clean = {number * layout.chunk + offset: place
-             for place, (number, offset) in enumerate(rows[: (len(numbers) - 1) * layout.chunk])}  # fmt: skip
-    seen = {number: _seen(layout, number, numbers) for number in numbers}
-    nearer = [(number, frame, place) for number in numbers for frame, place in seen[number] if place != frame]
-    columns = len(nearer) + len(rows)
-    visible = torch.zeros(len(rows), columns, dtype=torch.bool)
-    for row, (number, _) in enumerate(rows):
-        first = row - row % layout.chunk
-        visible[row, len(nearer) + first : len(nearer) + first + layout.chunk] = True
-        for frame, place in seen[number]:
-            again = (number, frame, place)
-            visible[row, nearer.index(again) if again in nearer else len(nearer) + clean[frame]] = True
-    positions = [place for _, _, place in nearer]
-    positions += [number * layout.chunk + offset for number, offset in rows]
+    size = layout.chunk
+    rows = [(n, offset) for n in (*numbers[:-1], *predicted(numbers)) for offset in range(size)]
+    clean = {n * size + offset: row for row, (n, offset) in enumerate(rows[: (len(numbers) - 1) * size])}
+    seen = {n: _seen(layout, n, numbers) for n in numbers}
+    nearer = [(n, frame, place) for n in numbers for frame, place in seen[n] if place != frame]
+    again = {(n, frame): column for column, (n, frame, _) in enumerate(nearer)}
+    visible = torch.zeros(len(rows), len(nearer) + len(rows), dtype=torch.bool)
+    for row, (number, offset) in enumerate(rows):
+        itself = len(nearer) + row - offset
+        visible[row, itself : itself + size] = True
+        for frame, _ in seen[number]:
+            visible[row, again.get((number, frame), len(nearer) + clean[frame])] = True
+    positions = [place for _, _, place in nearer] + [n * size + offset for n, offset in rows]
     repeated = [clean[frame] for _, frame, _ in nearer]
     return Unrolling(torch.tensor(repeated, dtype=torch.int64), torch.tensor(positions), visible)
 
@@ -84,5 +83,5 @@ def unrolled_velocity(
     """
     still = timestep.new_zeros(len(timestep), clean.shape[2])
     sequence, times = torch.cat([clean, noisy], dim=2), torch.cat([still, timestep], dim=1)
-    velocity = run(sequence, times, text_kv, unrolling(layout, numbers))
+    velocity = run(sequence, times, text_kv, unrolling(layout, tuple(numbers)))
     return velocity[:, :, clean.shape[2] :].float()

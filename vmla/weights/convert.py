@@ -148,10 +148,11 @@ def _write_shards(folder: Path, shards: Iterator[dict[str, Tensor]], count: int)
 
 def _schedule(pipeline: Path | None) -> Sampler:
     """A model of ours keeps its own."""
-    path = None if pipeline is None else pipeline / "scheduler" / "scheduler_config.json"
-    if pipeline is None or path is None or not path.exists():
-        return SAMPLER
-    return Checkpoint(pipeline, {}).sampler() if read_json(path).get("_class_name") == "Sampler" else SAMPLER
+    if pipeline is not None:
+        path = pipeline / "scheduler" / "scheduler_config.json"
+        if path.exists() and read_json(path).get("_class_name") == "Sampler":
+            return Checkpoint(pipeline, {}).sampler()
+    return SAMPLER
 
 
 def finish_folder(folder: Path, pipeline: Path | None, sampler: Sampler) -> None:
