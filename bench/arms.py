@@ -16,6 +16,7 @@ from runtime.drive import drive
 from runtime.engine import EagerEngine, Engine
 from vmla.config import Layout
 from vmla.errors import UserError
+from vmla.train.denoiser import compile_blocks
 from vmla.transformer import VideoMLA
 from vmla.weights.folder import Checkpoint
 
@@ -66,7 +67,7 @@ class EngineArm:
             raise UserError(f"eager PyTorch has no precision {self.precision}; it has {', '.join(TYPES)}")
         model = subject.transformer()
         if self.engine.startswith("compile"):
-            compile_passes(model)
+            compiled_on(device)(model)
         return EagerEngine(
             model, subject.text(), device=device, dtype=TYPES[self.precision],
             absorbed=self.engine == "absorbed",
@@ -90,6 +91,11 @@ class EngineArm:
         place = folder / f"{subject.name}-{settings.name}"
         build(subject, settings, place, lambda stage: None, drive=drive)
         return open_engine(place, subject, batch=batch)
+
+
+def compiled_on(device: torch.device) -> Callable[[VideoMLA], None]:
+    """How a model is compiled: on a GPU block by block, which launches hide; elsewhere whole."""
+    return compile_blocks if device.type == "cuda" else compile_passes
 
 
 def compile_passes(model: VideoMLA) -> None:

@@ -6,12 +6,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bench.paired import SETS, Call
 from plugins import Backend, expand, mla_attention, mla_attention_absorbed
 from plugins.checks import FLOAT8
+from plugins.dense import dense_attention
 
 CHECKED_QUERIES = 64
 """Rows of the result that are compared with the reference: all of them would not fit in memory."""
@@ -95,10 +95,10 @@ class Inputs:
 
 
 def bare_sdpa(inputs: Inputs) -> Arm:
-    """PyTorch's own attention on the same tensors, without validity: what everything is held against."""
+    """A library's attention on the same tensors, without validity: what everything is held against."""
 
     def call(turn: int) -> Tensor:
-        return F.scaled_dot_product_attention(inputs.query[turn], inputs.keys[turn], inputs.values[turn])
+        return dense_attention(inputs.query[turn], inputs.keys[turn], inputs.values[turn])
 
     return Arm("sdpa, no mask", inputs.shape.flops_expanded, call, lambda: _error(inputs, call(0)))
 

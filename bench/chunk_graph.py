@@ -52,7 +52,7 @@ class StaticChunk:
 
     def _pass(self, latents: Tensor, timestep: Tensor) -> tuple[Tensor, Tensor]:
         velocity, entries = self.model(
-            latents.to(self.dtype), timestep, self.text_kv, self.cache, *self.window
+            latents.to(self.dtype), timestep, self.text_kv, self.cache, *self.window, full=True
         )
         return velocity, entries
 

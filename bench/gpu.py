@@ -76,7 +76,10 @@ def main(
         raise UserError("no CUDA device here; run this on a machine with a GPU")
     device = torch.device("cuda")
     record = Record("gpu", output, device=device)
-    context = Context(config=config, name=shape, device=device, rounds=rounds, folder=Path("build/engines"))
+    context = Context(
+        config=config, name=shape, device=device, rounds=rounds, folder=Path("build/engines"),
+        save=record.save,
+    )  # fmt: skip
     with ProgressLine(sys.stderr) as line:
         run_stages(context, chosen, record, budget, line)
     failed = {

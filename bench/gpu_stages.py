@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from bench import counting, gpu_checks, kernels
-from bench.arms import EngineArm
+from bench.arms import EngineArm, failing
 from bench.attention_arms import Shape
 from bench.chunk_graph import StaticChunk, captured
 from bench.engines import Bench, open_bench
@@ -23,10 +23,13 @@ from bench.memory import BATCHES, LAYOUTS, compared, measured_cache, streams
 from bench.paired import WaitingClock, paired, percentile
 from bench.peaks import FLOAT8, clock_for, machine_peaks, product
 from bench.subject import RandomCheckpoint, random_model
+from bench.training import STAGES as TRAINED
+from bench.training import stage_steps
 from vmla.cache import CacheLayout
 from vmla.config import Layout, ModelConfig
 from vmla.flops import Counted
 from vmla.sampler import Sampler
+from vmla.train.pipelines import pipeline
 from vmla.transformer import VideoMLA
 
 
@@ -44,6 +47,8 @@ class Context:
     peaks: dict[str, Any] = field(default_factory=lambda: {"matrix": {}})
     bench: Bench | None = None
     eager_rows: list[dict[str, Any]] = field(default_factory=list)
+    save: Callable[..., object] = lambda **stages: None
+    """Takes a part of a stage that another might not live to see."""
 
     @property
     def narrow(self) -> str:
@@ -180,7 +185,7 @@ def _block_call(context: Context, layout: Layout, *, absorbed: bool) -> Callable
     model = model.to(context.dtype)
     inputs = counting.pass_inputs(model.config)
     _, timestep, text_kv, cache, slots, own = (tensor.to(context.device) for tensor in inputs)
-    window = model._window(slots, own)
+    window = model._window(slots, own, full=True)
     _, modulation = model.condition_embedder(timestep)
     x = torch.randn(1, context.attention.queries, context.config.width, device=context.device)
     parts: tuple[Tensor, ...] = tuple(t.to(context.dtype) for t in (x, modulation, text_kv[0], cache[0]))
@@ -274,18 +279,31 @@ def _caches(context: Context, layout: Layout) -> Iterator[Tensor]:
         yield kept[-1]
 
 
+def training(context: Context) -> dict[str, Any]:
+    """Steps of every stage that fits one GPU whole, by the recipe of the shape's name."""
+    rows, recipe = [], pipeline(context.name)
+    for name, steps in TRAINED.items():
+        row, refusal = failing(lambda n=name, s=steps: stage_steps(recipe, n, context.device, steps=s))  # type: ignore[misc]
+        rows.append({"stage": name, "refused": refusal} if refusal else row)
+        context.save(training={"rows": rows})
+        if context.device.type == "cuda":
+            torch.cuda.empty_cache()
+    return {"rows": rows}
+
+
 STAGES = (
     Stage(name="environment", seconds=5, run=gpu_checks.environment),
-    Stage(name="peaks", seconds=20, run=peaks),
-    Stage(name="checks", seconds=20, run=gpu_checks.checks),
-    Stage(name="memory", seconds=25, run=memory),
-    Stage(name="chunk", seconds=90, run=chunk),
+    Stage(name="peaks", seconds=10, run=peaks),
+    Stage(name="checks", seconds=15, run=gpu_checks.checks),
+    Stage(name="memory", seconds=15, run=memory),
+    Stage(name="chunk", seconds=50, run=chunk),
     Stage(name="graphs", seconds=40, run=graphs),
-    Stage(name="kernels", seconds=30, run=attention_kernels),
-    Stage(name="block", seconds=15, run=block),
-    Stage(name="fp8", seconds=15, run=fp8),
-    Stage(name="compile", seconds=110, run=compiled),
-    Stage(name="aoti", seconds=170, run=packaged),
+    Stage(name="kernels", seconds=20, run=attention_kernels),
+    Stage(name="block", seconds=10, run=block),
+    Stage(name="fp8", seconds=5, run=fp8),
+    Stage(name="training", seconds=150, run=training),
+    Stage(name="compile", seconds=60, run=compiled),
+    Stage(name="aoti", seconds=160, run=packaged),
     Stage(name="tests", seconds=100, run=gpu_checks.tests),
 )
 """In their order of value; memory while nothing else is held, and late what takes minutes."""

@@ -14,7 +14,7 @@ from typing import Any
 
 import click
 
-from bench import report_sections
+from bench import gpu_tables, report_sections
 from bench.document import machine_name
 from bench.engines_table import or_dash, ratio
 from vmla.command import OneLineCommand
@@ -24,8 +24,9 @@ from vmla.weights.files import read_json
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
-DOCUMENTS = ("README.md", "docs/training.md", "docs/study.md", "vmla/checkpoints/sprites/README.md",
-             "vmla/checkpoints/sprites-4/README.md")  # fmt: skip
+DOCUMENTS = ("README.md", "docs/training.md", "docs/study.md", "plugins/README.md",
+             "vmla/checkpoints/sprites/README.md",
+             "vmla/checkpoints/sprites-8/README.md")  # fmt: skip
 PLOTS = {"layouts-sprites.json": ("layouts-right.svg", "layouts-saturation.svg")}
 """Of a results file, the first plots of its section: files in `docs`."""
 MISSING = "not measured yet"
@@ -46,6 +47,7 @@ class Block:
             return [f"{MISSING}: `{self.command} -o bench/results/{self.file}`"]
         result = read_json(path)
         whole = "" if result.get("complete", True) else " Interrupted: not all was measured."
+        whole += f" {result['note']}" if "note" in result else ""
         command = result.get("command", self.command)
         return [*self.table(result), "", f"{_where(result)}{whole} `{command}` repeats this."]
 
@@ -106,23 +108,6 @@ def memory_table(result: dict[str, Any]) -> list[str]:
     ]
 
 
-def gpu_table(result: dict[str, Any]) -> list[str]:
-    """Whole chunks of Wan's size on a GPU."""
-    stages = [result[name]["rows"] for name in ("chunk", "compile", "aoti") if "rows" in result.get(name, {})]
-    rows = [row for stage in stages for row in stage if "refused" not in row]
-    graphs = result.get("graphs", {}).get("rows", [])
-    return [
-        "| engine | frames/s | launches per chunk |",
-        "|---|---|---|",
-        *(
-            f"| {row['engine']} {row['precision']} | {row['frames_per_second']:.1f} "
-            f"| {row['launches_per_chunk']} |"
-            for row in rows
-        ),
-        *(f"| graph, {g['layout']} | {g['frames_per_second']:.1f} | {g['launches']} |" for g in graphs),
-    ]
-
-
 def section_tables(result: dict[str, Any]) -> list[str]:
     """The tables that a report shows of a document, each under its title."""
     tables = report_sections.SECTIONS[result["kind"]](result).tables
@@ -167,7 +152,11 @@ TABLES = {
         + " ".join(f"--from runs/study/mini/mha-{seed}/denoiser/checkpoint" for seed in range(3))
         + " --calibration runs/study/mini/world/latents",
     ),
-    "gpu": Block(file="gpu-wan.json", table=gpu_table, command="vmla-bench gpu"),
+    "gpu": Block(file="gpu-wan.json", table=gpu_tables.chunk_table, command="vmla-bench gpu"),
+    "gpu_kernels": Block(file="gpu-wan.json", table=gpu_tables.kernel_table, command="vmla-bench gpu"),
+    "gpu_training": Block(
+        file="gpu-training.json", table=gpu_tables.training_table, command="vmla-bench gpu --stages training"
+    ),
 }
 """For each marked block of a document, how it is made."""
 

@@ -93,9 +93,11 @@ class PlainEngine(EagerEngine):
         cache: Tensor,
         slot_index: Tensor,
         chunk_index: Tensor,
+        *,
+        full: bool = False,
     ) -> Tensor:
         """Those of the step."""
-        return self.step(latents, timestep, text_kv, cache, slot_index, chunk_index)[1]
+        return self.step(latents, timestep, text_kv, cache, slot_index, chunk_index, full=full)[1]
 
 
 def plain_engine(order: Order) -> Engine:

@@ -1,10 +1,10 @@
 """The one place where a backend is chosen: plain PyTorch, SDPA, matrix products or Triton.
 
-`auto` takes the library wherever one has the kernel: SDPA for expanded attention, whose 128-wide
-keys and values every SDPA backend takes. On a GPU Triton does what no library offers: attention in
-latent space (keys wider than values) and float8 inputs. Its kernels have no backward, so whatever
-needs a gradient takes SDPA; bfloat16 on a CPU takes matrix products (`plugins.matmul`). Where `auto`
-cannot have its first choice it says why, once.
+On a GPU `auto` takes Triton. Attention in latent space (keys wider than values) and float8 inputs no
+library offers: where Triton cannot have these, `auto` says why, once. Expanded attention with a mask and the
+expansion itself it does faster than PyTorch (1.9 and 2.5 times on an H200: LOG.md, 2026-11-27), and quietly
+leaves to SDPA what it cannot have. Its kernels have no backward, so whatever needs a gradient takes
+SDPA, as does a CPU, but for bfloat16 there: matrix products (`plugins.matmul`).
 """
 
 from __future__ import annotations
@@ -50,12 +50,13 @@ def choose(operator: str, wanted: str, inputs: tuple[Tensor, ...]) -> Chosen:
     if wanted == "matmul" or (wanted == "auto" and operator == "mla_attention" and matmul.suits(first)):
         return "matmul"
     if wanted == "auto":
-        if not _needs_kernel(operator, first):
+        if not _suits_kernels(first):
             return "sdpa"
         reason = unfit(operator, inputs)
         if reason is None:
             return "triton"
-        _say_once(f"vmla::{operator} takes sdpa instead of triton: {reason}")
+        if _needs_kernel(operator, first):
+            _say_once(f"vmla::{operator} takes sdpa instead of triton: {reason}")
         return "sdpa"
     if wanted != "triton":
         known = ", ".join(get_args(Backend))
@@ -98,9 +99,14 @@ def _unfit_widths(operator: str, inputs: tuple[Tensor, ...]) -> str | None:
     return None
 
 
+def _suits_kernels(first: Tensor) -> bool:
+    """Whether kernels are asked for at all."""
+    return first.device.type == "cuda"
+
+
 def _needs_kernel(operator: str, first: Tensor) -> bool:
-    """Whether no library does it well: float8, and keys wider than values, on a GPU."""
-    return first.device.type == "cuda" and (operator == "mla_attention_absorbed" or first.dtype == FLOAT8)
+    """Whether no library does it well: float8, and keys wider than values."""
+    return operator == "mla_attention_absorbed" or first.dtype == FLOAT8
 
 
 @cache

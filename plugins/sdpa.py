@@ -45,7 +45,7 @@ def attention(query: Tensor, keys: Tensor, values: Tensor, valid: Tensor) -> Ten
     keys, values, mask = without_empty(keys, values, valid)
     if mask is not None:  # a row for each query: ONNX Runtime takes no other
         mask = mask.expand(1, 1, query.shape[2], -1)
-    with _preferred(query):
+    with preferred(query):
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
 
 
@@ -60,7 +60,7 @@ def attention_absorbed(
     keys = turned(_entries(cached, own, valid), cos, sin)[:, None]
     keys, _, mask = without_empty(keys, keys, valid)
     rows = query.flatten(1, 2)[:, None]
-    with _preferred(query):
+    with preferred(query):
         sums = F.scaled_dot_product_attention(rows, keys, keys, attn_mask=mask, scale=scale)
     return sums[:, 0, :, : -2 * cos.shape[-1]].unflatten(1, query.shape[1:3])
 
@@ -72,7 +72,7 @@ def readable(valid: Tensor) -> bool:
 
 def taken(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> str:
     """The backend that PyTorch takes for such a call: `cudnn`, `flash`, `efficient` or `math`."""
-    with _preferred(query):
+    with preferred(query):
         choice = SDPBackend(torch._fused_sdp_choice(query, keys, values, attn_mask=mask))
     return choice.name.removesuffix("_ATTENTION").lower()
 
@@ -95,7 +95,7 @@ def without_empty(keys: Tensor, values: Tensor, valid: Tensor) -> tuple[Tensor, 
     return keys.index_select(2, kept), values.index_select(2, kept), None
 
 
-def _preferred(query: Tensor) -> AbstractContextManager[None]:
+def preferred(query: Tensor) -> AbstractContextManager[None]:
     """Ask for cuDNN first where it is the fastest."""
     if query.device.type == "cuda" and torch.cuda.get_device_capability(query.device) >= HOPPER:
         return sdpa_kernel(ORDER, set_priority=True)

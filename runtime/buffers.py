@@ -6,7 +6,8 @@ data in them, so that every chunk is the same computation and one CUDA graph can
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -66,6 +67,8 @@ class Buffers:
         """Copies from main memory so far."""
         self.keeps = False
         """Whether a commit would keep anything: not without a history, once the sink is full."""
+        self.full = False
+        """Whether no slot of the window is empty."""
 
     @property
     def context(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -88,12 +91,23 @@ class Buffers:
     def aim(self, position: Position) -> None:
         """Fill in what a chunk at `position` attends to, and what its commit replaces."""
         source, target = self.layout.token_indices(*position, frames=self.layout.chunk)
-        self._put(self.slot_index, self.layout.slot_index(*position))
+        slots = self.layout.slot_index(*position)
+        self.full = -1 not in slots.tolist()
+        self._put(self.slot_index, slots)
         self._put(self.chunk_index, self.layout.chunk_index(*position))
         self.keeps = len(source) > 0
         if self.keeps:
             self._put(self.source, source)
             self._put(self.target, target)
+
+    @contextmanager
+    def spared(self) -> Iterator[None]:
+        """Whatever passes inside write into latents and cache is taken back."""
+        rows = self.cache.index_select(2, self.target)
+        latents = self.latents.clone()
+        yield
+        self.latents.copy_(latents)
+        self.cache.index_copy_(2, self.target, rows)
 
     def _put(self, buffer: Tensor, value: Tensor) -> None:
         """Copy from main memory; to a GPU through pinned memory, which torch keeps until it is read."""

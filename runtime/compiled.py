@@ -55,8 +55,10 @@ class CompiledEngine:
         cache: Tensor,
         slot_index: Tensor,
         chunk_index: Tensor,
+        *,
+        full: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Velocity and entries: see `VideoMLA.forward`.
+        """Velocity and entries: see `VideoMLA.forward`; one program serves every window, `full` or not.
 
         Raises:
             ValueError: naming a tensor that has not the shape or type of the manifest.
@@ -74,6 +76,8 @@ class CompiledEngine:
         cache: Tensor,
         slot_index: Tensor,
         chunk_index: Tensor,
+        *,
+        full: bool = False,
     ) -> Tensor:
         """The entries of `step`, whose velocity is made and dropped: a program of their own would save 2 % of
         a chunk of a small model, less of a large one, and hold all weights a second time (LOG.md)."""

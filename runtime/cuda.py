@@ -36,9 +36,9 @@ class Replay:
 
 
 def replays_of(functions: Sequence[Callable[[], None]]) -> int | None:
-    """How often the host has launched graphs for all of them; None if one is launched piece by piece."""
+    """How often the host has launched graphs for all of them; None if there are none, or one is no graph."""
     counts = [function.count for function in functions if isinstance(function, Replay)]
-    return sum(counts) if len(counts) == len(functions) else None
+    return sum(counts) if counts and len(counts) == len(functions) else None
 
 
 def graph_pool(device: torch.device) -> Pool | None:

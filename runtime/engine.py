@@ -36,8 +36,10 @@ class Engine(Protocol):
         cache: Tensor,
         slot_index: Tensor,
         chunk_index: Tensor,
+        *,
+        full: bool = False,
     ) -> tuple[Tensor, Tensor]:
-        """Velocity and entries: see `VideoMLA.forward`."""
+        """Velocity and entries: see `VideoMLA.forward`; an engine need not make use of `full`."""
 
     def entries(
         self,
@@ -47,6 +49,8 @@ class Engine(Protocol):
         cache: Tensor,
         slot_index: Tensor,
         chunk_index: Tensor,
+        *,
+        full: bool = False,
     ) -> Tensor:
         """The entries that `step` would give, without what only the velocity needs where that is possible."""
 
@@ -100,6 +104,8 @@ class EagerEngine:
         cache: Tensor,
         slot_index: Tensor,
         chunk_index: Tensor,
+        *,
+        full: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """Velocity and entries: see `VideoMLA.forward`."""
         velocity, entries = self._model(
@@ -110,6 +116,7 @@ class EagerEngine:
             slot_index,
             chunk_index,
             absorbed=self.absorbed,
+            full=full,
         )
         return velocity, entries
 
@@ -122,6 +129,8 @@ class EagerEngine:
         cache: Tensor,
         slot_index: Tensor,
         chunk_index: Tensor,
+        *,
+        full: bool = False,
     ) -> Tensor:
         """The entries alone: see `VideoMLA.entries`."""
         return self._model.entries(
@@ -132,6 +141,7 @@ class EagerEngine:
             slot_index,
             chunk_index,
             absorbed=self.absorbed,
+            full=full,
         )
 
     def close(self) -> None:

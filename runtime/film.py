@@ -96,7 +96,8 @@ class Film:
         assert rollout.change is not None
         prompt = rollout.change.prompts[0]
         launches, self._launched = self._launched, rollout.launches
-        since = None if launches is None or self._launched is None else self._launched - launches
+        # Before the first chunk there is no graph that could have been replayed.
+        since = None if self._launched is None else self._launched - (launches or 0)
         self.decoding.put(
             partial(self._show, self.made, latents, prompt, (began, ready), self._clean, since)
         )

@@ -7,9 +7,10 @@ entries are committed to the cache. The cache and every other tensor keep their 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,6 +36,13 @@ class Chunk:
     decode_seconds: float
 
 
+class Passes(NamedTuple):
+    """The steps and the clean pass of a chunk: on a GPU, graphs."""
+
+    descend: Callable[[], None]
+    keep: Callable[[], None]
+
+
 class Rollout:
     """One batch of videos in the making: `denoise` and `commit` in turn make chunk after chunk."""
 
@@ -48,14 +56,23 @@ class Rollout:
         self.buffers, self.past = Buffers(engine, sampler, batch=len(seeds)), Past(engine.layout)
         self.number, self.position = 0, Position()
         self.change: Change | None = None
-        pool = pool or graph_pool(engine.device)
-        self._descend = captured(self._steps, engine.device, pool)
-        self._pass = captured(self._clean_pass, engine.device, pool)
+        self._pool = pool or graph_pool(engine.device)
+        self._graphs: dict[bool, Passes] = {}
+
+    @property
+    def _passes(self) -> Passes:
+        """Those of the window aimed at, made when first needed: a first frame waits for one kind alone."""
+        full, device = self.buffers.full, self._engine.device
+        if full not in self._graphs:
+            with self.buffers.spared():
+                steps = captured(self._steps, device, self._pool)
+                self._graphs[full] = Passes(steps, captured(self._clean_pass, device, self._pool))
+        return self._graphs[full]
 
     @property
     def launches(self) -> int | None:
         """The host's so far: replays of graphs and uploads of their data; None where no graph is replayed."""
-        replays = replays_of([self._descend, self._pass])
+        replays = replays_of([graph for pair in self._graphs.values() for graph in pair])
         return None if replays is None else replays + self.buffers.uploads
 
     @torch.inference_mode()
@@ -65,7 +82,7 @@ class Rollout:
             self._turn_to(self._prompts.at(self.number))
             self.buffers.draw(self._seeds, self.number)
             self.buffers.aim(self.position)
-            self._descend()
+            self._passes.descend()
         return self.buffers.latents.clone()
 
     @torch.inference_mode()
@@ -78,20 +95,20 @@ class Rollout:
 
     def _keep(self) -> None:
         if self.buffers.keeps:
-            self._pass()
+            self._passes.keep()
 
     @torch.inference_mode()
     def _steps(self) -> None:
-        latents = self.buffers.noise[0]
+        latents, context, full = self.buffers.noise[0], self.buffers.context, self.buffers.full
         for step, timestep in enumerate(self.buffers.timesteps):
-            velocity = self._engine.step(latents, timestep, *self.buffers.context)[0]
+            velocity = self._engine.step(latents, timestep, *context, full=full)[0]
             latents = self._sampler.advance(latents, velocity, step, self.buffers.fresh(step))
         self.buffers.latents.copy_(latents)
 
     @torch.inference_mode()
     def _clean_pass(self) -> None:
-        latents, clean = self.buffers.latents, self.buffers.clean
-        self.buffers.commit(self._engine.entries(latents, clean, *self.buffers.context))
+        latents, clean, full = self.buffers.latents, self.buffers.clean, self.buffers.full
+        self.buffers.commit(self._engine.entries(latents, clean, *self.buffers.context, full=full))
 
     def _turn_to(self, change: Change) -> None:
         """Take the prompt; where it is new, its policy says what becomes of the cache."""

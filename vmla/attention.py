@@ -25,6 +25,8 @@ class Window(NamedTuple):
     cos: Tensor
     sin: Tensor
     """[T + S, pairs]: rotations of cached and own tokens; the last S are those of the queries."""
+    full: bool = False
+    """Whether the host knows that all are valid: then no mask is needed."""
 
     def own(self, tokens: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the chunk's own `tokens`."""
@@ -36,6 +38,8 @@ class Window(NamedTuple):
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """query [B, N, S, d] to keys and values [B, N, T + S, ...]: [B, N, S, dv]."""
+        if self.full:
+            return dense_attention(query, keys, values)
         return mla_attention(query, keys, values, self.valid)
 
 

@@ -149,6 +149,7 @@ class VideoMLA(nn.Module):
         chunk_index: Tensor,
         *,
         absorbed: bool = False,
+        full: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """One pass over one chunk.
 
@@ -160,11 +161,12 @@ class VideoMLA(nn.Module):
             slot_index: [T / P] int32, window-relative frame of each slot, -1 where it is empty.
             chunk_index: [F] int32, window-relative frames of the chunk itself.
             absorbed: attend in latent space instead of expanding keys and values.
+            full: the caller knows that no slot is empty, so that expanded attention needs no mask.
 
         Returns:
             Velocity eps - x0 [B, z, F, h, w] and the chunk's entries [L, B, S, E].
         """
-        window = self._window(slot_index, chunk_index)
+        window = self._window(slot_index, chunk_index, full)
         embedding, modulation = self.condition_embedder(timestep)
         x, entries = self._through(self.blocks, latents, modulation, text_kv, cache, window, absorbed)
         return self._velocity(x, embedding, latents.shape), torch.stack(entries)
@@ -197,9 +199,10 @@ class VideoMLA(nn.Module):
         chunk_index: Tensor,
         *,
         absorbed: bool = False,
+        full: bool = False,
     ) -> Tensor:
         """The second result of `forward` alone: stops where the last layer's entries are known."""
-        window = self._window(slot_index, chunk_index)
+        window = self._window(slot_index, chunk_index, full)
         _, modulation = self.condition_embedder(timestep)
         *blocks, last = self.blocks
         x, entries = self._through(blocks, latents, modulation, text_kv, cache, window, absorbed)
@@ -222,11 +225,11 @@ class VideoMLA(nn.Module):
         shift, scale = (embedding[:, :, None] + self.scale_shift_table).unbind(dim=2)
         return unpatchify(self.proj_out(modulate(self.norm_out(x), shift, scale)), self.config.patch, shape)
 
-    def _window(self, slot_index: Tensor, chunk_index: Tensor) -> Window:
+    def _window(self, slot_index: Tensor, chunk_index: Tensor, full: bool = False) -> Window:
         """Validity and rotations of every token of the window, cached ones first."""
         frames = torch.cat([slot_index, chunk_index])
         cos, sin = self.rope(frames.clamp(min=0))
-        return Window((frames >= 0).repeat_interleave(self.config.tokens_per_frame), cos, sin)
+        return Window((frames >= 0).repeat_interleave(self.config.tokens_per_frame), cos, sin, full)
 
 
 def gate(x: Tensor, gates: Tensor) -> Tensor:

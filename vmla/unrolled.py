@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 BLOCK = 128
 """Tokens to a side of FlexAttention's blocks."""
+LONG = 4096
+"""Tokens from which on a GPU takes FlexAttention: in shorter sequences there is little to leave out."""
 
 
 class Unrolled(NamedTuple):
@@ -69,11 +71,12 @@ class Unrolling:
         return float(self.visible.float().mean())
 
     def window(self, rope: Rotary3D, device: torch.device) -> Unrolled:
-        """In tokens, on `device`: with FlexAttention's blocks on a GPU, else with a mask of all pairs."""
+        """In tokens, on `device`: with FlexAttention's blocks for much on a GPU, else a mask of all pairs."""
         tokens = rope.grid[0] * rope.grid[1]
         within = torch.arange(tokens)
         cos, sin = rope(self.positions.to(device))
-        mask = block_mask if device.type == "cuda" else dense_mask
+        long = len(self.visible) * tokens >= LONG
+        mask = block_mask if long and device.type == "cuda" else dense_mask
         return Unrolled(
             (self.repeated[:, None] * tokens + within).flatten().to(device),
             torch.ones(len(cos), dtype=torch.bool, device=device), cos, sin,

@@ -15,7 +15,20 @@ Origin: FlashAttention-2 (arXiv 2307.08691), with the scale folded in; the split
 import triton
 import triton.language as tl
 
-from plugins.kernels.softmax import online_softmax
+from plugins.kernels.softmax import full_softmax, online_softmax
+
+COUNTED = tl.constexpr(2048)
+"""Tokens whose validity is read at once."""
+
+
+@triton.jit
+def count_valid(valid, first, end):
+    """How many tokens from `first` to `end` are valid."""
+    found = tl.zeros([COUNTED], tl.int32)
+    for start in range(first, end, COUNTED):
+        tokens = start + tl.arange(0, COUNTED)
+        found += tl.load(valid + tokens, mask=tokens < end, other=0).to(tl.int32)
+    return tl.sum(found)
 
 
 @triton.jit
@@ -42,7 +55,21 @@ def attention(
     total = tl.zeros([BLOCK_Q], tl.float32)
     sums = tl.zeros([BLOCK_Q, DV], tl.float32)
     share = tl.cdiv(tl.cdiv(n_keys, BLOCK_K), SPLITS) * BLOCK_K
-    for start in range(split * share, tl.minimum(n_keys, split * share + share), BLOCK_K):
+    first, end = split * share, tl.minimum(n_keys, split * share + share)
+    # Whole blocks of a window without empty slots, which nearly all are, need no mask: loads that wait for
+    # one cannot be issued ahead.
+    whole = first
+    if count_valid(valid, first, end) == end - first:
+        whole = first + (end - first) // BLOCK_K * BLOCK_K
+    for start in range(first, whole, BLOCK_K):
+        tokens = start + columns
+        k = tl.load(keys + tokens[None, :] * D + wide[:, None])
+        weights, shrink, top, total = full_softmax(tl.dot(q, k), factor, top, total)
+        v = tl.load(values + tokens[:, None] * DV + deep[None, :])
+        if scales is not None:
+            weights *= 256.0
+        sums = tl.dot(weights.to(v.dtype), v, sums * shrink[:, None])
+    for start in range(whole, end, BLOCK_K):
         tokens = start + columns
         filled = tl.load(valid + tokens, mask=tokens < n_keys, other=0) != 0
         k = tl.load(keys + tokens[None, :] * D + wide[:, None], mask=filled[None, :], other=0.0)

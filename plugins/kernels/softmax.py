@@ -20,3 +20,15 @@ def online_softmax(scores, filled, top, total):
     weights = tl.exp2(scores - base[:, None])
     shrink = tl.exp2(top - base)
     return weights, shrink, higher, total * shrink + tl.sum(weights, 1)
+
+
+@triton.jit
+def full_softmax(scores, factor, top, total):
+    """As `online_softmax`, where all keys count, of scores that are still to be multiplied by `factor` > 0.
+
+    The row's largest is multiplied alone, so that each score takes one multiply-add on the way to its weight.
+    """
+    higher = tl.maximum(top, tl.max(scores, 1) * factor)
+    weights = tl.exp2(scores * factor - higher[:, None])
+    shrink = tl.exp2(top - higher)
+    return weights, shrink, higher, total * shrink + tl.sum(weights, 1)

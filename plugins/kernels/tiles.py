@@ -1,8 +1,9 @@
 """How much one program of a kernel does, by operator, type and architecture; pure values, no Triton.
 
 `fast` is meant for speed, `compact` stays within the 48 KiB of shared memory that a launch gets
-without asking the driver for more. None of these sizes has been tuned on a GPU yet: they are the
-largest that spill no register, as `python -m plugins.aot` reports.
+without asking the driver for more. On Hopper the fast tiles of both attentions are the fastest, in
+bfloat16 on an H200, of those that spill no register (LOG.md, 2026-11-27); all others are the largest
+that spill none, as `python -m plugins.aot` reports, and were never tuned.
 """
 
 from __future__ import annotations
@@ -42,17 +43,21 @@ FAST: dict[Operator, dict[Family, Tile]] = {
     "mla_attention": {
         90: Tile(rows=128, columns=64, warps=8, stages=3),
         100: Tile(rows=128, columns=128, warps=8, stages=2),
-        120: Tile(rows=128, columns=32, warps=8, stages=2),
+        120: Tile(rows=64, columns=64, warps=8, stages=2),
     },
     "mla_attention_absorbed": {
-        90: Tile(rows=128, columns=32, warps=8, stages=2),
+        90: Tile(rows=128, columns=32, warps=8, stages=3),
         100: Tile(rows=128, columns=64, warps=8, stages=2),
         120: Tile(rows=32, columns=32, warps=4, stages=2),
     },
 }
 COMPACT: dict[Operator, dict[Family, Tile]] = {
     "expand": dict.fromkeys(FAMILIES, Tile(rows=64, warps=8, stages=1)),
-    "mla_attention": dict.fromkeys(FAMILIES, Tile(rows=64, columns=32, warps=4, stages=1)),
+    "mla_attention": {
+        90: Tile(rows=64, columns=32, warps=4, stages=1),
+        100: Tile(rows=64, columns=32, warps=4, stages=1),
+        120: Tile(rows=32, columns=32, warps=4, stages=1),
+    },
     "mla_attention_absorbed": {
         90: Tile(rows=64, columns=32, warps=4, stages=1),
         100: Tile(rows=64, columns=32, warps=4, stages=1),

@@ -18,8 +18,9 @@ CASES = [
     Case(),
     Case(batch=1, heads=12, own=24, content=48, rotary=8, nope=24, values=32, empty=(*range(32), 36)),
     Case(batch=1, cached=33, own=1, content=16, rotary=8, nope=8, values=16, empty=tuple(range(33))),
+    Case(batch=2, cached=83, own=30, empty=()),
 ]
-"""Odd sizes; all heads and a whole empty block; one single valid token."""
+"""Odd sizes; all heads and a whole empty block; one single valid token; none empty."""
 LIMITS = {torch.bfloat16: 1e-2, torch.float16: 2e-3}
 FLOAT8_LIMIT = 4e-2
 """Weights are rounded to e4m3, by at most 1 / 16 of each; the errors of a sum partly cancel."""

@@ -20,6 +20,8 @@ pytestmark = [
 PUBLISHED = {"content": 192, "rotary": 32, "nope": 96, "values": 128}
 SMALL = Case(batch=2, heads=3, cached=333, own=150, empty=(0, *range(64, 200)), **PUBLISHED)
 FULL = Case(batch=1, heads=12, cached=6240, own=4680, empty=tuple(range(1560, 3120)), **PUBLISHED)
+VALID = Case(batch=2, heads=3, cached=333, own=150, empty=(), **PUBLISHED)
+CASES = {"small": SMALL, "published": FULL, "none empty": VALID}
 LIMITS = {torch.bfloat16: 1e-2, torch.float16: 2e-3}
 FLOAT8, FLOAT8_LIMIT = torch.float8_e4m3fn, 4e-2
 KINDS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": FLOAT8}
@@ -57,7 +59,7 @@ def expected_of(operator, inputs):
 SCALE = 128**-0.5
 
 
-@pytest.mark.parametrize("case", [SMALL, FULL], ids=["small", "published"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("dtype", [*LIMITS, FLOAT8])
 @pytest.mark.parametrize("backend", ["sdpa", "triton", "auto"])
 def test_attention(backend, dtype, case):
@@ -66,7 +68,7 @@ def test_attention(backend, dtype, case):
     assert_relative(out, expected_of("mla_attention", inputs), LIMITS.get(dtype, FLOAT8_LIMIT))
 
 
-@pytest.mark.parametrize("case", [SMALL, FULL], ids=["small", "published"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("dtype", [*LIMITS, FLOAT8])
 @pytest.mark.parametrize("backend", ["sdpa", "triton", "auto"])
 def test_absorbed(backend, dtype, case):
@@ -75,7 +77,7 @@ def test_absorbed(backend, dtype, case):
     assert_relative(out, expected_of("mla_attention_absorbed", inputs), LIMITS.get(dtype, FLOAT8_LIMIT))
 
 
-@pytest.mark.parametrize("case", [SMALL, FULL], ids=["small", "published"])
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("dtype", LIMITS)
 def test_expand(dtype, case):
     cached, own, *tables = latent_window(case, seed=4, dtype=dtype, device="cuda")

@@ -131,22 +131,25 @@ class Operators(TorchDispatchMode):
 
 
 def test_every_chunk_is_the_same_computation_on_the_same_memory_and_reads_nothing_back(monkeypatch):
-    """Filling, full, at a change of prompt: so one CUDA graph stands for all."""
+    """Filling, or full, at a change of prompt: so one CUDA graph stands for all of each kind."""
     monkeypatch.setattr("plugins.sdpa.readable", lambda valid: False)  # as on a GPU
     engine = tiny_engine()
     prompts = Schedule([Change(chunk=0, prompts=(RED,)), Change(chunk=5, prompts=(BLUE,), policy="reset")])
     videos = Rollout(engine, prompts, RENOISE, seeds=[1])
-    seen, places = [], []
+    seen, places = {False: [], True: []}, []
     for number in range(8):
         videos._turn_to(prompts.at(number))  # texts are encoded on the way, outside of the graph
         with Operators() as chunk:
             videos.denoise()
+            full = videos.buffers.full
             videos.commit()
         assert chunk.reads == 0
-        seen.append(chunk.names)
+        seen[full].append(chunk.names)
         tensors = (item for item in vars(videos.buffers).values() if isinstance(item, torch.Tensor))
         places.append([tensor.data_ptr() for tensor in tensors])
-    assert all(names == seen[1] for names in seen[2:])  # the first chunk works out the sampler's levels
+    assert [len(kind) for kind in seen.values()] == [4, 4]
+    # The first of its kind is captured, and the very first works out the sampler's levels.
+    assert all(names == kind[1] for kind in seen.values() for names in kind[2:])
     assert all(place == places[0] for place in places)
 
 

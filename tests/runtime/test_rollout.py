@@ -2,13 +2,14 @@
 
 import pytest
 import torch
+from kit.engines import tiny_engine
 from kit.measure import assert_close
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from runtime.decoding import CodecDecoder, NoDecoder
 from runtime.engine import EagerEngine
-from runtime.prompts import FixedPrompts
-from runtime.rollout import rollout
+from runtime.prompts import Change, FixedPrompts, Schedule
+from runtime.rollout import Rollout, rollout
 from vmla.sampler import Sampler
 from vmla.weights.folder import open_checkpoint
 
@@ -16,6 +17,7 @@ pytestmark = pytest.mark.cpu
 
 CPU = torch.device("cpu")
 PROMPT = "a red star bouncing on a navy background"
+RENOISE = Sampler(kind="renoise", steps=3)
 
 
 @pytest.fixture(scope="module")
@@ -130,3 +132,27 @@ def test_decoding_chunk_by_chunk_equals_decoding_the_whole(engine, checkpoint):
     frames = torch.cat([chunk.frames for chunk in made], dim=1)
     whole, _ = codec.decode(latents_of(engine, seeds=[2], chunks=4).transpose(1, 2))
     assert_close(frames, whole, rtol=0, atol=1e-5)
+
+
+def test_what_a_capture_computes_on_the_way_leaves_no_trace(monkeypatch):
+    """On a GPU the passes run a few times before they are a graph: filling, full, at a change of prompt."""
+    changes = [(0, "one", "keep"), (3, "another", "recache"), (6, "a third", "reset")]
+    prompts = Schedule([Change(chunk=n, prompts=(text,), policy=policy) for n, text, policy in changes])
+
+    def made():
+        videos, latents = Rollout(tiny_engine(), prompts, RENOISE, seeds=[1]), []
+        while videos.number < 9:
+            latents.append(videos.denoise())
+            videos.commit()
+        return latents
+
+    def run_before(function, *_):
+        captures.append(function)
+        for _ in range(2):
+            function()
+        return function
+
+    wanted, captures = made(), []
+    monkeypatch.setattr("runtime.rollout.captured", run_before)
+    assert all(torch.equal(one, other) for one, other in zip(made(), wanted, strict=True))
+    assert len(captures) == 4

@@ -16,7 +16,11 @@ pytestmark = [
 ]
 
 # FlexAttention has kernels for heads of 16 channels and more.
-SIZES = {"width": 64, "heads": 2, "rotary_width": 8, "content_width": 16, "query_width": 32}
+# Frames of 512 tokens make clips that are long enough for it.
+SIZES = {
+    "width": 64, "heads": 2, "rotary_width": 8, "content_width": 16, "query_width": 32,
+    "height": 32, "image_width": 64,
+}  # fmt: skip
 FIXED = Forcing(copies=1, own_share=0.0)
 
 

@@ -318,6 +318,8 @@ def test_latents_are_made_once_and_the_rest_of_them_later(tmp_path):
     assert reports[3:] == ["latents: clip 2 of 5"]
     assert torch.equal(again.latents, made.latents)
     assert torch.equal(again.text, made.text)
+    helped = make_latents(settings, FakeCodec(), encode_captions, TEXT, tmp_path / "two", silent, workers=2)
+    assert torch.equal(helped.latents, made.latents) and torch.equal(helped.text, made.text)
     with pytest.raises(UserError, match="was made with latents.frames = 3, this recipe has 4"):
         other = dataclasses.replace(settings, frames=4)
         make_latents(other, FakeCodec(), encode_captions, TEXT, tmp_path, silent)

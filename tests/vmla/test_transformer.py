@@ -152,6 +152,20 @@ def test_absorbed_equals_expanded(window):
             assert_close(ours, others, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_window_that_is_known_to_be_full_gives_the_same_without_a_mask(layout, monkeypatch):
+    monkeypatch.setattr("plugins.sdpa.readable", lambda valid: False)  # as on a GPU
+    model = tiny_model(layout=layout, sink=1, history=3, chunk=2)
+    shape = CacheLayout.of(model.config)
+    _, noisy, timestep, text = draw_inputs(model.config, chunks=1)
+    window = shape.slot_index(4), shape.chunk_index(4)
+    assert -1 not in window[0].tolist()
+    inputs = noisy, timestep, model.encode_text(text), draw(*shape.shape(BATCH), seed=9), *window
+    for one, other in zip(model(*inputs, full=True), model(*inputs), strict=True):
+        assert_close(one, other, rtol=1e-5, atol=1e-6)
+    assert_close(model.entries(*inputs, full=True), model(*inputs)[1], rtol=1e-5, atol=1e-6)
+
+
 def test_mha_has_no_absorbed_form():
     model = tiny_model(layout="mha")
     with pytest.raises(ValueError, match="no absorbed form"):

@@ -33,7 +33,7 @@ Sizes, which may be left out: {sizes}.
 
 ## How it was made
 
-`vmla-train run {recipe} -o runs/{recipe}`, seed {seed}: {hours} hours on {hardware}, shared with other work,
+`vmla-train run {recipe} -o runs/{recipe}`, seed {seed}{then}: {hours} hours on {hardware}, shared with other work,
 with torch {torch}; packed at commit `{commit}`. `{record}` beside this card holds every setting: the
 recipe of that name may have moved on since.
 
@@ -43,7 +43,7 @@ recipe of that name may have moved on since.
 
 The codec learns to draw rendered clips; the text encoder (UMT5, reading bytes) to say what a caption asks
 for; the denoiser by chunk-causal teacher forcing with noise on its context, `refine` with less of it.
-One (shape, colour, background) in eight is never rendered in training.
+{distilled}One (shape, colour, background) in eight is never rendered in training.
 
 ## Grades
 
@@ -53,15 +53,24 @@ repeats it. The grader itself is right on {grader} of rendered scenes for its wo
 (`python -m bench.grader`).
 
 {grades}
+"""
 
-## In four steps, in both layouts
 
-This model taught two others, one with its own latent cache, one with a cache for each head, to do with four
-denoising steps. `docs/training.md` has the commands.
+THEN = ", then the stages of `docs/training.md`"
+DISTILLED = """The paper's stages follow: `forcing` goes on with that; `consistency` learns to do in one step what the
+teacher, the model before them, does in many; in `distribution` the model rolls out videos of its own, and the
+teacher and a critic that learns what the model makes say in which direction to move them.
+"""
+SIBLING = """
+## Beside a cache for each head
+
+Both made by the same teacher, budget and seed; the second does not ship. Right is the mean share over the five
+questions, then the share of videos that are right in all of them.
 
 <!-- results: layouts -->
 <!-- end -->
 """
+"""What the card of a distilled model says besides."""
 
 
 def write_card(folder: Path, grades: Path, grader: Path) -> None:
@@ -76,7 +85,10 @@ def write_card(folder: Path, grades: Path, grader: Path) -> None:
     config, training, graded = checkpoint.model_config(), read_json(folder / TRAINING), read_json(grades)
     if graded["checkpoint"] != checkpoint.name:
         raise UserError(f"{grades} holds the grades of {graded['checkpoint']}, not of {checkpoint.name}")
+    distilled = "distribution" in training["stages"]
     text = HEADER.format(
+        then=THEN if distilled else "",
+        distilled=DISTILLED if distilled else "",
         name=checkpoint.name,
         record=TRAINING,
         parameters=checkpoint.elements("transformer") / 1e6,
@@ -90,7 +102,7 @@ def write_card(folder: Path, grades: Path, grader: Path) -> None:
         kind=graded["sampler"]["kind"],
         grader=f"{min(read_json(grader)['accuracy'].values()):.1%}",
         grades="\n".join(grade_rows(graded["grades"])),
-    )
+    ) + (SIBLING if distilled else "")
     aside = folder / "README.md.tmp"
     aside.write_text(text)
     aside.replace(folder / "README.md")

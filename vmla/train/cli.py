@@ -131,7 +131,7 @@ def card(folder: Path, grades: Path, grader: Path) -> None:
 
 @main.command()
 @click.argument("name", type=click.Choice(["forcing", "consistency", "distribution", "long"]))
-@click.option("--recipe", required=True, help="debug, mini, sprites or wan-1.3b.")
+@click.option("--recipe", required=True, help="debug, mini, sprites, sprites-gpu or wan-1.3b.")
 @click.option("--from", "start", help="The checkpoint folder that is trained.")
 @click.option("--data", type=FOLDER, help="What vmla-train encode wrote, or the latents of a run.")
 @click.option("-o", "--output", type=FOLDER, help="Folder of the stage; run again to resume.")
@@ -174,7 +174,10 @@ def encode(source: Path, output: Path, checkpoint: str, **options: Any) -> None:
 @click.option("--with", "checkpoint", required=True, help="Checkpoint folder with codec and text encoder.")
 @click.option("--clips", type=click.IntRange(min=1), help="How many; the recipe's, if not given.")
 @click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all cores if not given.")
-def render(recipe: str, output: Path, checkpoint: str, clips: int | None, threads: int | None) -> None:
+@click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True,
+              help="Processes that render; with 0 the command itself does.")  # fmt: skip
+@click.option("--device", default="cpu", show_default=True, help="Where the codec encodes: cpu or cuda.")
+def render(recipe: str, output: Path, checkpoint: str, threads: int | None, **options: Any) -> None:
     """Render the clips that RECIPE (debug, mini or sprites) trains on, and encode them with a checkpoint."""
     import torch
 
@@ -186,7 +189,7 @@ def render(recipe: str, output: Path, checkpoint: str, clips: int | None, thread
         torch.set_num_threads(threads)
     settings = training_recipe(recipe).latents
     with ProgressLine(sys.stderr) as line:
-        render_latents(settings, checkpoint, output, line.show, clips=clips)
+        render_latents(settings, checkpoint, output, line.show, **options)
 
 
 @main.command()

@@ -20,6 +20,7 @@ from vmla.errors import UserError
 from vmla.sampler import Sampler, add_noise
 from vmla.train.guidance import guided
 from vmla.train.memory import Memory, clip_velocity, level
+from vmla.train.noise import normal
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,12 +58,12 @@ def consistency_loss(
     networks: Networks, latents: Tensor, settings: Consistency, generator: torch.Generator
 ) -> Tensor:
     """The loss over all chunks of true latents [B, z, frames, h, w]; one noise level for each clip."""
-    sigmas = settings.sigmas()
-    drawn = torch.randint(settings.grid - 1, (len(latents),), generator=generator)
-    sigma, below = (sigmas[drawn + i].to(latents.device) for i in range(2))
+    place = generator.device
+    drawn = torch.randint(settings.grid - 1, (len(latents),), generator=generator, device=place)
+    sigma, below = (settings.sigmas().to(place)[drawn + i].to(latents.device) for i in range(2))
     chunks = latents.split(networks.student.layout.chunk, 2)
-    noise = torch.cat([torch.randn(chunk.shape, generator=generator) for chunk in chunks], dim=2)
-    noisy = add_noise(latents, noise.to(latents.device), level(sigma))
+    noise = torch.cat([normal(chunk.shape, generator, latents.device) for chunk in chunks], dim=2)
+    noisy = add_noise(latents, noise, level(sigma))
     with torch.no_grad():
         velocity = teacher_velocity(networks, noisy, latents, sigma, settings.guidance)
         nearer = noisy - level(sigma - below) * velocity

@@ -16,6 +16,7 @@ from vmla.config import ModelConfig
 from vmla.errors import UserError
 from vmla.train.forcing import Forcing, forcing_loss, forcing_loss_at_once
 from vmla.train.latents import LatentSet
+from vmla.train.noise import seeded
 from vmla.train.optimizers import Schedule
 from vmla.train.parallel import Calls, Passes
 from vmla.train.speed import Meter
@@ -89,13 +90,13 @@ class DenoiserStage:
         """Velocity error of one teacher-forced rollout over a batch of clips."""
         with self.meter.waiting():
             latents, text, numbers = self.draw(step)
-        generator = torch.Generator().manual_seed(self.training.seed * 1_000_003 + step)
         dtype = torch.bfloat16 if self.training.bfloat16 else torch.float32
         device = next(self.model.parameters()).device
+        generator = seeded(device, self.training.seed * 1_000_003 + step)
         passes = self.calls(self.model, dtype)
         text_kv, forcing = passes.encode_text(text.to(device)), self.training.forcing
         rest = self.layout, latents.to(device), text_kv, numbers, forcing, generator
-        if self.training.at_once:
+        if self.training.at_once and len(numbers) > 1:  # one chunk is one pass anyway
             return forcing_loss_at_once(passes.unrolled, *rest)
         return forcing_loss(passes.step, *rest)
 

@@ -18,6 +18,7 @@ from vmla.train.distribution import critic_loss, generator_loss, matching_gradie
 from vmla.train.guidance import guided_beyond
 from vmla.train.latents import LatentSet
 from vmla.train.memory import Memory, clip_velocity, level
+from vmla.train.noise import normal, seeded, uniform
 from vmla.train.optimizers import DistilSchedule, Optimizers
 from vmla.train.parallel import Calls, Parallel
 from vmla.train.selfroll import self_rollout
@@ -141,7 +142,7 @@ class ConsistencyStage:
         frames = self.training.chunks * self.layout.chunk
         with self.meter.waiting():
             latents, text = self.batches.video(step, 4, frames)
-        generator = torch.Generator().manual_seed(self.training.seed * 1_000_003 + step)
+        generator = seeded(latents.device, self.training.seed * 1_000_003 + step)
         with torch.no_grad():
             target, teacher = self._memory(self.target, text), self._memory(self.teacher, text)
             free = None if self.negative is None else self._memory(self.teacher, self.negative)
@@ -254,9 +255,9 @@ class DistributionStage:
 
     def _noise(self, x: Tensor, draw: int, key: int) -> tuple[Tensor, Tensor]:
         """One noise level for each clip, and noise."""
-        generator = torch.Generator().manual_seed((self.training.seed * 1_000_003 + draw) * 8 + key)
-        sigma = score_sigma(torch.rand(len(x), generator=generator), self.training.score_shift)
-        return sigma.to(x.device), torch.randn(x.shape, generator=generator).to(x.device)
+        generator = seeded(x.device, (self.training.seed * 1_000_003 + draw) * 8 + key)
+        sigma = score_sigma(uniform(len(x), generator, x.device), self.training.score_shift)
+        return sigma, normal(x.shape, generator, x.device)
 
     def _score(self, model: VideoMLA, text: Tensor) -> Any:
         """A fresh memory of a score network, for chunks of given numbers."""

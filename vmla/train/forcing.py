@@ -16,6 +16,7 @@ from torch import Tensor
 
 from vmla.cache import CacheLayout
 from vmla.sampler import TIMESTEPS, add_noise, shifted
+from vmla.train.noise import normal, uniform
 from vmla.train.unroll import Pass, Step, predicted, remembered, unrolled_velocity
 
 
@@ -142,10 +143,10 @@ def _noised(
     copies, batch = forcing.copies, len(clean)
     target = torch.cat([clean] * copies)
     # Stratified: the copies of one clip lie in different parts of the schedule.
-    offsets = torch.arange(copies).repeat_interleave(batch)
-    uniform = (torch.rand(batch, generator=generator).repeat(copies) + offsets / copies) % 1
-    sigma = shifted(uniform, forcing.shift).to(clean.device)
-    noise = torch.randn(target.shape, generator=generator).to(clean.device)
+    offsets = torch.arange(copies, device=clean.device).repeat_interleave(batch)
+    drawn = (uniform(batch, generator, clean.device).repeat(copies) + offsets / copies) % 1
+    sigma = shifted(drawn, forcing.shift)
+    noise = normal(target.shape, generator, clean.device)
     return sigma, noise, add_noise(target, noise, sigma[:, None, None, None, None])
 
 
@@ -153,8 +154,8 @@ def _context(
     clean: Tensor, estimate: Tensor, trusted: Tensor, forcing: Forcing, generator: torch.Generator
 ) -> Tensor:
     """What is committed: the truth under a little noise, or for some clips the model's estimate."""
-    sigma = forcing.context_noise * torch.rand(len(clean), generator=generator)
-    noise = torch.randn(clean.shape, generator=generator).to(clean.device)
-    noisy = add_noise(clean, noise, sigma[:, None, None, None, None].to(clean.device))
-    own = trusted & (torch.rand(len(clean), generator=generator) < forcing.own_share).to(clean.device)
+    sigma = forcing.context_noise * uniform(len(clean), generator, clean.device)
+    noise = normal(clean.shape, generator, clean.device)
+    noisy = add_noise(clean, noise, sigma[:, None, None, None, None])
+    own = trusted & (uniform(len(clean), generator, clean.device) < forcing.own_share)
     return torch.where(own[:, None, None, None, None], estimate, noisy)

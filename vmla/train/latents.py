@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from vmla.errors import UserError
 from vmla.text import TextEncoder
@@ -20,6 +22,10 @@ from vmla.weights.folder import open_checkpoint
 from vmla.world.caption import describe
 from vmla.world.render import render
 from vmla.world.scene import draw_scene
+
+CPU = torch.device("cpu")
+GPU_BATCH = 16
+"""Clips that a GPU encodes at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +53,30 @@ class LatentSet:
     negative: Tensor | None = None
     """[text tokens, text width]: what guidance steers away from, where there is one."""
 
+    def to(self, device: torch.device) -> LatentSet:
+        """The same on `device`, so that no batch has to be copied; what is read from files stays there."""
+        latents, text = (x.to(device) if isinstance(x, Tensor) else x for x in (self.latents, self.text))
+        return replace(self, latents=latents, text=text)
+
+
+class Clips(Dataset[tuple[Tensor, str]]):
+    """Rendered clips with their captions, each drawn by its number alone."""
+
+    def __init__(self, settings: LatentSettings, frames: int, numbers: list[int]) -> None:
+        """Those of `numbers`, with `frames` pictures each."""
+        self._seed, self._frames, self._numbers = settings.seed, frames, numbers
+
+    def __len__(self) -> int:
+        """Clips."""
+        return len(self._numbers)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, str]:
+        """The clip [frames, 3, H, W] at `place` and what it shows."""
+        rng = np.random.default_rng([self._seed, self._numbers[place], 2])
+        scene = draw_scene(rng)
+        video = render(scene, self._frames, start=int(rng.integers(4096)))
+        return video, describe(scene, rng)
+
 
 def make_latents(
     settings: LatentSettings,
@@ -55,56 +85,69 @@ def make_latents(
     text_settings: dict[str, Any],
     folder: Path,
     report: Callable[[str], None],
+    *,
+    workers: int = 0,
+    device: torch.device = CPU,
 ) -> LatentSet:
     """Encode what is not yet in `folder`, and load all of it.
 
     `text_settings` is what determined `text`: embeddings of another encoder are refused, not reused.
+    `workers` processes render; with none, this one does. The codec encodes on `device`, where it lies.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    shards = []
     known = {"latents": asdict(settings), "codec": asdict(codec.config), "text": text_settings}
-    for first in range(0, settings.clips, settings.shard):
-        path = folder / f"latents-{first:06d}.pt"
-        shard = load_state(path, known)
-        if shard is None:
-            report(f"latents: clip {first} of {settings.clips}")
-            clips = range(first, min(first + settings.shard, settings.clips))
-            shard = {"settings": known, **_encode(settings, clips, codec, text)}
-            save_state(path, shard)
-        shards.append(shard)
-    latents, captions = (torch.cat([shard[key] for shard in shards]) for key in ("latents", "text"))
+    parts = [
+        range(first, min(first + settings.shard, settings.clips))
+        for first in range(0, settings.clips, settings.shard)
+    ]
+    found = {part: load_state(_place(folder, part), known) for part in parts}
+    shards = {part: shard for part, shard in found.items() if shard is not None}
+    missing = [part for part in parts if part not in shards]
+    numbers = [number for part in missing for number in part]
+    clips = Clips(settings, settings.frames * codec.temporal_ratio, numbers)
+    batch = 1 if device.type == "cpu" else GPU_BATCH
+    encoded = _encoded(DataLoader(clips, batch_size=batch, num_workers=workers), codec, text, device)
+    for part in missing:
+        report(f"latents: clip {part.start} of {settings.clips}")
+        rows = list(islice(encoded, len(part)))
+        latents, captions = (torch.stack(column) for column in zip(*rows, strict=True))
+        shards[part] = {"settings": known, "latents": latents, "text": captions}
+        save_state(_place(folder, part), shards[part])
+    latents, captions = (torch.cat([shards[part][key] for part in parts]) for key in ("latents", "text"))
     return LatentSet(latents, captions, known)
+
+
+def _place(folder: Path, part: range) -> Path:
+    return folder / f"latents-{part.start:06d}.pt"
+
+
+@torch.inference_mode()
+def _encoded(
+    batches: DataLoader[Any], codec: TinyCodec, text: TextEncoder, device: torch.device
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Latents [z, F, h, w] and text embeddings [tokens, width] of one clip after the other, in float16."""
+    for videos, captions in batches:
+        latents = codec.encode(videos.to(device)).half().cpu()
+        yield from zip(latents, text(list(captions)).half().cpu(), strict=True)
 
 
 def render_latents(
     settings: LatentSettings, checkpoint: str, folder: Path, report: Callable[[str], None], *,
-    clips: int | None = None,
+    clips: int | None = None, workers: int = 0, device: str = "cpu",
 ) -> LatentSet:  # fmt: skip
     """`make_latents` with the codec and text encoder of `checkpoint`, of its first `clips` if given.
 
     Raises:
         UserError: for a checkpoint that is none or has another codec, or a folder of another one's clips.
     """
-    opened = open_checkpoint(checkpoint)
+    opened, place = open_checkpoint(checkpoint), torch.device(device)
     codec = opened.codec()
     if not isinstance(codec, TinyCodec):
         raise UserError(f"{checkpoint} has Wan's codec, and rendered clips are for the small one")
     chosen = settings if clips is None else replace(settings, clips=clips)
+    text = opened.text()
+    text.encoder.to(place)
     known = {"checkpoint": checkpoint}
-    made = make_latents(chosen, codec, opened.text(), known, folder, report)
+    made = make_latents(chosen, codec.to(place), text, known, folder, report, workers=workers, device=place)
     report(f"{len(made.latents)} clips in {folder}")
     return made
-
-
-@torch.inference_mode()
-def _encode(
-    settings: LatentSettings, clips: range, codec: TinyCodec, text: TextEncoder
-) -> dict[str, Any]:
-    latents, captions = [], []
-    for clip in clips:
-        rng = np.random.default_rng([settings.seed, clip, 2])
-        scene = draw_scene(rng)
-        video = render(scene, settings.frames * codec.temporal_ratio, start=int(rng.integers(4096)))
-        latents.append(codec.encode(video[None])[0].half())
-        captions.append(describe(scene, rng))
-    return {"latents": torch.stack(latents), "text": text(captions).half()}

@@ -62,7 +62,8 @@ class Job:
         checkpoint = open_checkpoint(self.start)
         config = checkpoint.model_config()
         video = self.name in ("forcing", "consistency")
-        stage = self._stage(open_clips(self.data, config, video=video), parallel)
+        data = open_clips(self.data, config, video=video).to(parallel.device)
+        stage = self._stage(data, parallel)
         seen_by = [*watchers, *self._clips(checkpoint, stage, parallel)]
         average = train(
             stage, self.output, report=report, stop_after=stop_after, parallel=parallel, watchers=seen_by
