@@ -20,8 +20,8 @@ def chunk_table(result: dict[str, Any]) -> list[str]:
         "|---|---|---|---|---|---|",
         *(
             f"| {row['engine']} {row['precision']} | {row['frames_per_second']:.1f} "
-            f"| {ratio(row)} | {row['share_of_matrix_peak']:.0%} | {or_dash(row.get('error_velocity'), '{:.1e}')} "
-            f"| {row.get('launches_per_chunk', '-')} |"
+            f"| {ratio(row)} | {row['share_of_matrix_peak']:.0%} "
+            f"| {or_dash(row.get('error_velocity'), '{:.1e}')} | {row.get('launches_per_chunk', '-')} |"
             for row in engines
         ),
         *(

@@ -26,7 +26,7 @@ ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "bench" / "results"
 DOCUMENTS = ("README.md", "docs/training.md", "docs/study.md", "plugins/README.md",
              "vmla/checkpoints/sprites/README.md",
-             "vmla/checkpoints/sprites-8/README.md")  # fmt: skip
+             "vmla/checkpoints/sprites-4/README.md")  # fmt: skip
 PLOTS = {"layouts-sprites.json": ("layouts-right.svg", "layouts-saturation.svg")}
 """Of a results file, the first plots of its section: files in `docs`."""
 MISSING = "not measured yet"
@@ -123,6 +123,9 @@ TABLES = {
         file="rollout-sprites.json", table=rollout_table, command="python -m bench.rollout"
     ),
     "grades": Block(file="grades-sprites.json", table=grades_table, command="python -m bench.grades"),
+    "grades_4": Block(
+        file="grades-sprites-4.json", table=grades_table, command="vmla-bench grades --checkpoint sprites-4"
+    ),
     "engines": Block(file="engines-sprites.json", table=engines_table, command="vmla-bench engines"),
     "memory": Block(file="memory-wan.json", table=memory_table, command="vmla-bench memory"),
     "study": Block(file="study-mini.json", table=section_tables, command="vmla-bench study mini"),

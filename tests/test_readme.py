@@ -17,7 +17,7 @@ from bench.readme import plots, render
 pytestmark = pytest.mark.cpu
 
 ROOT = Path(__file__).parent.parent
-CARDS = [f"vmla/checkpoints/{name}/README.md" for name in ("sprites", "sprites-8")]
+CARDS = [f"vmla/checkpoints/{name}/README.md" for name in ("sprites", "sprites-4")]
 DOCUMENTS = ["README.md", "ARCHITECTURE.md", "LOG.md", *CARDS]
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]
 

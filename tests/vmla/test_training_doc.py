@@ -31,9 +31,9 @@ SMALL = {
     "run mini ": "run debug ", "pack mini ": "pack debug ", "--gpus 8": "--gpus 2",
     "--samples 200": "--samples 2", "study mini ": "study debug --seeds 1 --only inits ",
     "conversion mini ": "conversion debug --heal 1 --only whiten ", "runs/study/mini/": "runs/study/debug/",
-    "--recipe sprites": "--recipe debug", "--from sprites-8 ": "--from ./small ",
-    "--with sprites-8": "--with small", "--teacher sprites-8": "--teacher small",
-    "--start sprites-8": "--start small", "render sprites": "render debug", "--clips 2048": "--clips 3",
+    "--recipe sprites": "--recipe debug", "--from sprites ": "--from ./small ",
+    "--with sprites": "--with small", "--teacher sprites": "--teacher small",
+    "--start sprites": "--start small", "render sprites": "render debug", "--clips 2048": "--clips 3",
     "bench layouts ": "bench layouts --prompts 2 --seconds 4,12 ",
 }  # fmt: skip
 """What is written otherwise for the small model. `torchrun` is left out: `test_parallel` has it."""

@@ -317,4 +317,4 @@ def test_a_shipped_model_is_found_by_its_name_everywhere(name):
     assert checkpoint.folder == locate(name)
     assert reference(checkpoint.folder.resolve()) == name
     assert checkpoint.transformer().config == recipe("sprites")
-    assert checkpoint.sampler().steps == {"sprites": 4, "sprites-8": 8}[name]
+    assert checkpoint.sampler().steps == {"sprites": 8, "sprites-4": 4}[name]

@@ -23,7 +23,7 @@ at work on two CPU cores. It knows nothing else. {entry} numbers are cached per 
 keys and values for each head would be {dense}.
 
 ```
-vmla-run --prompt "a red star bouncing on a navy background" --minutes 3 -o star.mp4
+vmla-run {option}--prompt "a red star bouncing on a navy background" --minutes 3 -o star.mp4
 ```
 
 ## What it can be asked for
@@ -33,8 +33,8 @@ Sizes, which may be left out: {sizes}.
 
 ## How it was made
 
-`vmla-train run {recipe} -o runs/{recipe}`, seed {seed}{then}: {hours} hours on {hardware}, shared with other work,
-with torch {torch}; packed at commit `{commit}`. `{record}` beside this card holds every setting: the
+`vmla-train run {recipe} -o runs/{recipe}`, seed {seed}{then}: {hours} hours on {hardware}, shared with other
+work, with torch {torch}; packed at commit `{commit}`. `{record}` beside this card holds every setting: the
 recipe of that name may have moved on since.
 
 | stage | steps | minutes | last loss |
@@ -48,7 +48,7 @@ for; the denoiser by chunk-causal teacher forcing with noise on its context, `re
 ## Grades
 
 {prompts} prompts of held-out combinations, fixed seeds, {steps} {kind} steps for each chunk: the share of
-videos that a grader by formula passes, in the four seconds before each mark. `python -m bench.grades`
+videos that a grader by formula passes, in the four seconds before each mark. `python -m bench.grades{again}`
 repeats it. The grader itself is right on {grader} of rendered scenes for its worst question
 (`python -m bench.grader`).
 
@@ -56,16 +56,28 @@ repeats it. The grader itself is right on {grader} of rendered scenes for its wo
 """
 
 
+ORDER = ("codec", "text", "denoiser", "refine", "forcing", "consistency", "distribution", "long")
+"""In which stages run."""
+TAUGHT = """
+## In four steps, in both layouts
+
+This model taught two others to do with four denoising steps: one with its own latent cache, which ships as
+`sprites-4`, and one with a cache for each head. `docs/training.md` has the commands.
+
+<!-- results: layouts -->
+<!-- end -->
+"""
+"""What the card of the model that teaches says besides."""
 THEN = ", then the stages of `docs/training.md`"
-DISTILLED = """The paper's stages follow: `forcing` goes on with that; `consistency` learns to do in one step what the
-teacher, the model before them, does in many; in `distribution` the model rolls out videos of its own, and the
-teacher and a critic that learns what the model makes say in which direction to move them.
+DISTILLED = """The paper's stages follow: `forcing` goes on with that; `consistency` learns to do in one step what
+the teacher, the model before them, does in many; in `distribution` the model rolls out videos of its own,
+and the teacher and a critic that learns what the model makes say in which direction to move them.
 """
 SIBLING = """
 ## Beside a cache for each head
 
-Both made by the same teacher, budget and seed; the second does not ship. Right is the mean share over the five
-questions, then the share of videos that are right in all of them.
+Both made by the same teacher, budget and seed; the second does not ship. Right is the mean share over the
+five questions, then the share of videos that are right in all of them.
 
 <!-- results: layouts -->
 <!-- end -->
@@ -79,30 +91,33 @@ def write_card(folder: Path, grades: Path, grader: Path) -> None:
     Raises:
         UserError: if a file is missing, or the grades are those of another checkpoint.
     """
-    from vmla.weights.folder import open_checkpoint
+    from vmla.weights.folder import SHIPPED, open_checkpoint
 
     checkpoint = open_checkpoint(folder)
     config, training, graded = checkpoint.model_config(), read_json(folder / TRAINING), read_json(grades)
     if graded["checkpoint"] != checkpoint.name:
         raise UserError(f"{grades} holds the grades of {graded['checkpoint']}, not of {checkpoint.name}")
-    distilled = "distribution" in training["stages"]
+    stages = training["stages"]
+    distilled = "distribution" in stages
     text = HEADER.format(
         then=THEN if distilled else "",
         distilled=DISTILLED if distilled else "",
         name=checkpoint.name,
+        option="" if checkpoint.name == SHIPPED else f"--checkpoint {checkpoint.name} ",
+        again="" if checkpoint.name == SHIPPED else f" --checkpoint {checkpoint.name}",
         record=TRAINING,
         parameters=checkpoint.elements("transformer") / 1e6,
         entry=config.entry_width,
         dense=2 * config.width,
         **_words(),
         **{key: training[key] for key in ("recipe", "commit", "seed", "hours", "hardware", "torch")},
-        stages="\n".join(_stage(name, values) for name, values in training["stages"].items()),
+        stages="\n".join(_stage(name, stages[name]) for name in ORDER if name in stages),
         prompts=graded["prompts"],
         steps=graded["sampler"]["steps"],
         kind=graded["sampler"]["kind"],
         grader=f"{min(read_json(grader)['accuracy'].values()):.1%}",
         grades="\n".join(grade_rows(graded["grades"])),
-    ) + (SIBLING if distilled else "")
+    ) + (SIBLING if distilled else TAUGHT)
     aside = folder / "README.md.tmp"
     aside.write_text(text)
     aside.replace(folder / "README.md")

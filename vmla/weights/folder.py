@@ -178,7 +178,7 @@ class Checkpoint:
 
 
 def open_checkpoint(name: str | Path = SHIPPED) -> Checkpoint:
-    """A checkpoint folder by path, or a shipped one by its name: `sprites`, `sprites-8`.
+    """A checkpoint folder by path, or a shipped one by its name: `sprites`, `sprites-4`.
 
     Raises:
         UserError: if there is none.
