@@ -70,8 +70,8 @@ This model taught two others to do with four denoising steps: one with its own l
 """What the card of the model that teaches says besides."""
 THEN = ", then the stages of `docs/training.md`"
 DISTILLED = """The paper's stages follow: `forcing` goes on with that; `consistency` learns to do in one step
-what the teacher, the model before them, does in many; in `distribution` the model rolls out videos of its own,
-and the teacher and a critic that learns what the model makes say in which direction to move them.
+what the teacher, the model before them, does in many; in `distribution` the model rolls out videos of its
+own, and the teacher and a critic that learns what the model makes say in which direction to move them.
 """
 SIBLING = """
 ## Beside a cache for each head
