@@ -47,7 +47,7 @@ def kernel_table(result: dict[str, Any]) -> list[str]:
 
 def training_table(result: dict[str, Any]) -> list[str]:
     """Steps of the stages: time, rate and memory beside the plan."""
-    stages = result["training"]["rows"]
+    stages = result.get("training", {}).get("rows", [])
     return [
         "| stage | seconds per step | tokens/s | of matrix peak | GiB held at most | GiB planned |",
         "|---|---|---|---|---|---|",

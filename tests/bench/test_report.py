@@ -69,7 +69,17 @@ def documents(folder, speed=10.0):
         },
         "grades": {"prompts": 2, "grades": {mark: dict.fromkeys((*QUESTIONS, "all"), share)
                                             for mark, share in (("5", 0.5), ("60", 0.25))}},
-        "gpu": {"chunk": {"rows": [engine_row()]}, "aoti": {"refused": "no compiler"},
+        "gpu": {"chunk": {"baseline": engine_row("A against A"), "rows": [engine_row()]},
+                "aoti": {"refused": "no compiler"},
+                "training": {"rows": [
+                    {"stage": "forcing", "peak_bytes": 1 << 30, "planned": {"all": 1 << 31},
+                     "steps": [{"seconds": 2.0, "tokens_per_second": 9e3, "utilisation": 0.5}] * 2},
+                    {"stage": "distribution", "refused": "out of memory"},
+                ]},
+                "kernels": {"rows": [
+                    {"arm": "expand, triton", "dtype": "bfloat16", "shape": {"batch": 1, "keys": 9360},
+                     "median_ms": 0.07, "tflops": 139.0, "time_over_sdpa": 0.14, "error": 1e-6},
+                ]},
                 "graphs": {"rows": [{"layout": "mla", "frames_per_second": 60.0, "spread": 0.01,
                                      "launches": 1}]}},
         "quality": {"scores": dict.fromkeys(DIMENSIONS, 0.5), "summary": {"six_metric_mean": 0.5}},
@@ -279,5 +289,7 @@ def test_a_table_without_results_names_its_command(tmp_path, monkeypatch):
             if block.file.startswith(path.stem):
                 path.with_name(block.file).write_text(path.read_text())
     made = render(text)
+    assert "| forcing | 2.00 | 9,000 | 50% | 1.0 | 2.0 |" in made and "out of memory" in made
+    assert "| expand, triton | bfloat16 | 9,360 | 0.070 | 139 | 0.14 | 1.0e-06 |" in made
     assert "13.7 times smaller" in made and "| eager-mla fp32 | 10.0 | (1.00 ± 0.01)" in made
     assert figures({"kind": "nothing"}) == {}
