@@ -77,11 +77,11 @@ def test_a_self_rollout_is_a_rollout(layout, kind):
         config, layout = model.config, CacheLayout.of(model.config)
         device, dtype = torch.device("cpu"), torch.float32
 
-        def step(self, *inputs):
-            return model(*inputs)
+        def step(self, *inputs, full):
+            return model(*inputs, full=full)
 
-        def entries(self, *inputs):
-            return model.entries(*inputs)
+        def entries(self, *inputs, full):
+            return model.entries(*inputs, full=full)
 
         def encode_prompt(self, prompts):
             return model.encode_text(text)
