@@ -107,7 +107,7 @@ def test_the_critic_learns_more_often_and_the_teacher_never(tmp_path):
     assert all(changed)
 
 
-@pytest.mark.parametrize("name", ["wan-1.3b", "sprites", "mini", "debug"])
+@pytest.mark.parametrize("name", ["wan-1.3b", "sprites", "sprites-gpu", "mini", "debug"])
 @pytest.mark.parametrize("stage", ["distribution", "long"])
 def test_the_critic_learns_at_its_rate_until_its_last_update(name, stage):
     """It makes more steps than the generator, whose length its schedule once had: it went uphill after."""
