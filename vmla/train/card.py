@@ -67,7 +67,6 @@ This model taught two others to do with four denoising steps: one with its own l
 <!-- results: layouts -->
 <!-- end -->
 """
-"""What the card of the model that teaches says besides."""
 THEN = ", then the stages of `docs/training.md`"
 DISTILLED = """The paper's stages follow: `forcing` goes on with that; `consistency` learns to do in one step
 what the teacher, the model before them, does in many; in `distribution` the model rolls out videos of its
@@ -82,7 +81,8 @@ five questions, then the share of videos that are right in all of them.
 <!-- results: layouts -->
 <!-- end -->
 """
-"""What the card of a distilled model says besides."""
+SHIPPED_WITH = {"sprites": TAUGHT, "sprites-4": SIBLING}
+"""What the cards of the models that ship say of each other; of any other model it would not be true."""
 
 
 def write_card(folder: Path, grades: Path, grader: Path) -> None:
@@ -117,7 +117,7 @@ def write_card(folder: Path, grades: Path, grader: Path) -> None:
         kind=graded["sampler"]["kind"],
         grader=f"{min(read_json(grader)['accuracy'].values()):.1%}",
         grades="\n".join(grade_rows(graded["grades"])),
-    ) + (SIBLING if distilled else TAUGHT)
+    ) + SHIPPED_WITH.get(checkpoint.name, "")
     aside = folder / "README.md.tmp"
     aside.write_text(text)
     aside.replace(folder / "README.md")
