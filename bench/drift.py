@@ -17,6 +17,7 @@ from torch import Tensor
 from vmla.config import FRAMES_PER_SECOND
 from vmla.world.caption import Reading, read
 from vmla.world.grade import QUESTIONS, grade, look
+from vmla.world.worlds import FIRST, World
 
 WINDOW = 64
 """Frames: four seconds."""
@@ -57,14 +58,16 @@ def windows(frames: Iterable[Tensor], size: int = WINDOW) -> Iterator[Tensor]:
             kept.clear()
 
 
-def curve(frames: Iterable[Tensor], reading: Reading | None) -> list[dict[str, Any]]:
+def curve(
+    frames: Iterable[Tensor], reading: Reading | None, world: World = FIRST
+) -> list[dict[str, Any]]:
     """A point for each window: the second at which it ends, its measures and, for a prompt, its grades."""
     points: list[dict[str, Any]] = []
     for number, window in enumerate(windows(frames)):
         second = (number + 1) * WINDOW / FRAMES_PER_SECOND
         point: dict[str, Any] = {"second": second, **measures(window)}
         if reading is not None:
-            given = grade(look(window), reading)
+            given = grade(look(window, world), reading)
             point["grades"] = {name: bool(getattr(given, name)) for name in (*QUESTIONS, "all")}
         points.append(point)
     return points
@@ -93,10 +96,10 @@ def frames_of(path: Path, scale: int) -> Iterator[Tensor]:
             yield small.permute(2, 0, 1) / 255
 
 
-def drift_of(path: Path, scale: int, *, prompt: str | None) -> list[dict[str, Any]]:
-    """The curve of a video file; graded where `prompt` is one that the world of sprites understands."""
+def drift_of(path: Path, scale: int, *, prompt: str | None, world: World = FIRST) -> list[dict[str, Any]]:
+    """The curve of a video file; graded where `prompt` is one that `world` understands."""
     reading = None if prompt is None else read(prompt)
-    return curve(frames_of(path, scale), reading)
+    return curve(frames_of(path, scale), reading, world)
 
 
 def chunk_curve(events: list[dict[str, Any]]) -> list[dict[str, float]]:

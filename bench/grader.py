@@ -29,6 +29,7 @@ from vmla.world.caption import Reading, Request, describe, read
 from vmla.world.grade import QUESTIONS, Grade, Seen, grade, look, match
 from vmla.world.render import render
 from vmla.world.scene import BACKGROUNDS, COLOURS, MOTIONS, ROUND, SHAPES, Scene, draw_scene
+from vmla.world.worlds import FIRST, SECOND, WORLDS, World
 
 WINDOWS = (64, 80)
 LATEST_START = 4096
@@ -47,12 +48,12 @@ class Case:
     """[F, 3, 64, 64] float32 in [0, 1]"""
 
 
-def draw_cases(count: int, seed: int, *, degraded: bool) -> Iterator[Case]:
+def draw_cases(count: int, seed: int, *, degraded: bool, world: World = FIRST) -> Iterator[Case]:
     """`count` windows: every other one from held-out combinations, half of 64 and half of 80 frames."""
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
     for i in range(count):
-        scene = draw_scene(rng, held_out=i % 2 == 1)
+        scene = draw_scene(rng, held_out=i % 2 == 1, world=world)
         frames = render(scene, WINDOWS[i // 2 % 2], int(rng.integers(LATEST_START)))
         yield Case(scene=scene, frames=degrade(frames, generator) if degraded else frames)
 
@@ -136,12 +137,14 @@ def _pairs(question: str, seen: Seen, reading: Reading) -> list[tuple[str, str]]
     return [(getattr(asked, question), str(getattr(found, question, "nothing"))) for asked, found in pairs]
 
 
-def measure(count: int, seed: int, *, degraded: bool, progress: ProgressLine | None = None) -> Tally:
+def measure(
+    count: int, seed: int, *, degraded: bool, world: World = FIRST, progress: ProgressLine | None = None
+) -> Tally:
     """Grade `count` random scenes."""
     tally, rng = Tally(), np.random.default_rng(seed + 1)
-    for case in draw_cases(count, seed, degraded=degraded):
+    for case in draw_cases(count, seed, degraded=degraded, world=world):
         began = time.process_time()
-        seen = look(case.frames)
+        seen = look(case.frames, world)
         tally.seconds += time.process_time() - began
         tally.add(seen, read(describe(case.scene)), rng)
         if progress is not None:
@@ -152,15 +155,16 @@ def measure(count: int, seed: int, *, degraded: bool, progress: ProgressLine | N
 @click.command(cls=OneLineCommand)
 @click.option("--scenes", type=click.IntRange(1), default=300, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
+@click.option("--world", "named", type=click.Choice(list(WORLDS)), default=SECOND.name, show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Results, as JSON.")
-def main(scenes: int, seed: int, output: Path | None) -> None:
+def main(scenes: int, seed: int, named: str, output: Path | None) -> None:
     """Measure the grader of the sprite world on rendered scenes, as they are and degraded."""
     torch.set_num_threads(1)
     record, tallies = Record("grader", output), dict[str, Tally]()
     with ProgressLine(sys.stderr) as progress:
         for name in ("clean", "degraded"):
-            tallies[name] = measure(scenes, seed, degraded=name == "degraded", progress=progress)
-            record.save(scenes=scenes, seed=seed, **_figures(tallies))
+            tallies[name] = measure(scenes, seed, degraded=name == "degraded", world=WORLDS[named], progress=progress)
+            record.save(scenes=scenes, seed=seed, world=named, **_figures(tallies))
     for name, tally in tallies.items():
         click.echo(f"{name}: {tally.scenes} scenes, {tally.seconds / scenes:.2f} s of one core per window")
         click.echo(f"  {'question':<12}{'right':>8}{'own prompt: yes':>18}{'wrong prompt: no':>18}")

@@ -37,6 +37,7 @@ from vmla.weights.folder import SHIPPED, Checkpoint, open_checkpoint
 from vmla.world.caption import describe, read
 from vmla.world.grade import QUESTIONS, Grade, grade, look
 from vmla.world.scene import draw_scene
+from vmla.world.worlds import FIRST, World
 
 WINDOW = 64
 """Frames that are graded before each mark."""
@@ -51,10 +52,13 @@ class Graded:
     grade: Grade
 
 
-def held_out_prompts(count: int, *, seed: int) -> list[str]:
-    """Captions of combinations that training never rendered, three in ten with two objects."""
+def held_out_prompts(
+    count: int, *, seed: int, world: World = FIRST, objects: int | None = None
+) -> list[str]:
+    """Captions of combinations that training never rendered, with `objects` objects or as many as are drawn."""
     rng = np.random.default_rng([seed, 7])
-    return [describe(draw_scene(rng, held_out=True)) for _ in range(count)]
+    scenes = (draw_scene(rng, held_out=True, objects=objects, world=world) for _ in range(count))
+    return [describe(scene) for scene in scenes]
 
 
 class Windows:
@@ -106,10 +110,12 @@ def seen_rollouts(
         yield from windows.pop()
 
 
-def grade_windows(prompts: list[str], second: int, frames: Tensor) -> list[Graded]:
+def grade_windows(
+    prompts: list[str], second: int, frames: Tensor, world: World = FIRST
+) -> list[Graded]:
     """What the windows [B, WINDOW, 3, H, W] uint8 of the videos of `prompts` are worth."""
     return [
-        Graded(prompt=prompt, second=second, grade=grade(look(video), read(prompt)))
+        Graded(prompt=prompt, second=second, grade=grade(look(video, world), read(prompt)))
         for prompt, video in zip(prompts, frames, strict=False)
     ]
 
@@ -149,20 +155,39 @@ def figures(graded: list[Graded]) -> dict[str, object]:
     """What the document holds of the prompts graded so far."""
     failures = Counter((one.prompt, one.second) for one in graded if not one.grade.all)
     counts = Counter(str(one.second) for one in graded)
-    return {"grades": shares(graded), "graded": dict(counts), "failed": [list(key) for key in failures]}
+    groups = {name: {"graded": len(part), "grades": shares(part)} for name, part in grouped(graded).items()}
+    return {
+        "grades": shares(graded), "graded": dict(counts), "groups": groups,
+        "failed": [list(key) for key in failures],
+    }  # fmt: skip
 
 
-def show(table: dict[str, dict[str, float]]) -> None:
-    """For a person to read."""
-    click.echo("seconds  " + "  ".join(f"{name:>10}" for name in (*QUESTIONS, "all")))
-    for mark, row in table.items():
-        click.echo(f"{mark:>7}  " + "  ".join(f"{share:>10.1%}" for share in row.values()))
+def grouped(graded: list[Graded]) -> dict[str, list[Graded]]:
+    """The same by number of objects and, where there is one, by its motion."""
+    groups: dict[str, list[Graded]] = {}
+    for one in graded:
+        requests = read(one.prompt).requests
+        names = ["one object", requests[0].motion] if len(requests) == 1 else ["two objects"]
+        for name in names:
+            groups.setdefault(name, []).append(one)
+    return dict(sorted(groups.items()))
+
+
+def show(graded: list[Graded]) -> None:
+    """For a person to read: all prompts, then by number of objects and by motion."""
+    for name, part in {"all prompts": graded, **grouped(graded)}.items():
+        prompts = len({one.prompt for one in part})
+        click.echo(f"{name} ({prompts})")
+        click.echo("seconds  " + "  ".join(f"{question:>10}" for question in (*QUESTIONS, "all")))
+        for mark, row in shares(part).items():
+            click.echo(f"{mark:>7}  " + "  ".join(f"{share:>10.1%}" for share in row.values()))
 
 
 @click.command(cls=OneLineCommand)
 @click.option("--checkpoint", help="A checkpoint folder; the engine's own, or else sprites.")
 @click.option("--engine", "folder", type=click.Path(path_type=Path), help="An engine folder; else eager.")
 @click.option("--prompts", "count", default=48, show_default=True, help="Held-out prompts.")
+@click.option("--objects", type=click.IntRange(1, 2), help="In every prompt; as many as are drawn if not given.")
 @click.option("--seconds", default="5,60,180", show_default=True, help="When to grade.")
 @click.option("--seed", default=1000, show_default=True, help="Of the first video.")
 @click.option("--batch", default=24, show_default=True,
@@ -172,6 +197,7 @@ def main(
     checkpoint: str | None,
     folder: Path | None,
     count: int,
+    objects: int | None,
     seconds: str,
     seed: int,
     batch: int,
@@ -180,10 +206,11 @@ def main(
     """Grade a sprite model over time on held-out prompts."""
     named = Manifest.read(folder).checkpoint if folder is not None and checkpoint is None else checkpoint
     opened, marks = open_checkpoint(named or SHIPPED), tuple(int(mark) for mark in seconds.split(","))
-    prompts, graded, record = held_out_prompts(count, seed=seed), list[Graded](), Record("grades", output)
+    world, graded, record = opened.world() or FIRST, list[Graded](), Record("grades", output)
+    prompts = held_out_prompts(count, seed=seed, world=world, objects=objects)
     engine, fixed = open_denoiser(opened, folder)
     record.save(
-        checkpoint=opened.name, engine=what_is(engine), prompts=count, seed=seed,
+        checkpoint=opened.name, world=world.name, engine=what_is(engine), prompts=count, seed=seed,
         sampler=vars(opened.sampler()),
     )  # fmt: skip
     with closing(engine), ProgressLine(sys.stderr) as line:
@@ -192,9 +219,9 @@ def main(
             for second, frames in seen_rollouts(
                 engine, opened, part, marks, batch=fixed or len(part), seed=seed + first, line=line
             ):
-                graded += grade_windows(part, second, frames)
+                graded += grade_windows(part, second, frames, world)
                 record.save(**figures(graded))
-    show(shares(graded))
+    show(graded)
     record.finish(**record.document["grades"])
 
 

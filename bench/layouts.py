@@ -31,6 +31,7 @@ from vmla.errors import UserError
 from vmla.progress import ProgressLine
 from vmla.weights.files import hash_weights, read_json
 from vmla.weights.folder import Checkpoint, open_checkpoint
+from vmla.world.worlds import FIRST
 
 MARKS = (5, 60, 180)
 """Seconds at which the questions are asked."""
@@ -72,12 +73,13 @@ def watch(
 ) -> dict[str, Any]:  # fmt: skip
     """Grades at the marks, and a curve of what is seen of all videos together."""
     engine, _ = open_denoiser(model.checkpoint, None)
+    world = model.checkpoint.world() or FIRST
     seconds = tuple(sorted({*marks, *range(EVERY, max(marks) + 1, EVERY)}))
     graded, points = [], []
     for second, frames in seen_rollouts(
         engine, model.checkpoint, prompts, seconds, batch=len(prompts), seed=seed, line=line
     ):
-        found = grade_windows(prompts, second, frames)
+        found = grade_windows(prompts, second, frames, world)
         if second in marks:
             graded += found
         if second % EVERY == 0:
@@ -145,8 +147,11 @@ def main(named: tuple[str, ...], count: int, seconds: str, seed: int, output: Pa
     models, marks = [Model.of(text) for text in named], tuple(int(mark) for mark in seconds.split(","))
     if len({model.name for model in models}) < len(models):
         raise UserError("two models of one name; give each --model a name of its own, as NAME=FOLDER")
+    worlds = {model.checkpoint.world() or FIRST for model in models}
+    if len(worlds) > 1:
+        raise UserError("these models are of different worlds, whose grades cannot be compared")
     asked: dict[str, Any] = {"prompts": count, "marks": list(marks), "seed": seed}
-    record, prompts = Record("layouts", output), held_out_prompts(count, seed=seed)
+    record, prompts = Record("layouts", output), held_out_prompts(count, seed=seed, world=worlds.pop())
     rows = _kept(record.path, asked)
     record.save(**asked, models=rows)
     with ProgressLine(sys.stderr) as line:

@@ -28,6 +28,7 @@ from vmla.command import OneLineCommand
 from vmla.config import FRAMES_PER_SECOND
 from vmla.errors import UserError
 from vmla.weights.folder import open_checkpoint
+from vmla.world.worlds import FIRST
 
 PROMPT = "a red star bouncing on a navy background"
 COMMAND = [sys.executable, "-c", "from runtime.cli import main; main()"]
@@ -127,8 +128,8 @@ def main(checkpoint: str, minutes: float, output: Path | None) -> None:
         told = json.loads(video.with_name("video.mp4.json").read_text())
         figures = timed(first, wall, told, events) | {"file_bytes": video.stat().st_size}
         record.save(checkpoint=checkpoint, sampler=told["sampler"], **figures, chunks=chunk_curve(events))
-        sprites = open_checkpoint(checkpoint).index.get("trained_on") == "sprites"
-        points = drift_of(video, told["scale"], prompt=PROMPT if sprites else None)
+        world = open_checkpoint(checkpoint).world()
+        points = drift_of(video, told["scale"], prompt=PROMPT if world else None, world=world or FIRST)
         figures["drift"] = drift(points)
         record.save(drift=figures["drift"], picture=points)
         figures["resumed"] = stop_and_go_on(asked, Path(folder) / "halves.mp4", told["frames_written"])

@@ -37,6 +37,7 @@ from vmla.weights.files import read_json, write_json
 from vmla.weights.folder import open_checkpoint, save_checkpoint
 from vmla.weights.source import open_source
 from vmla.weights.spectral import Choices, Init
+from vmla.world.worlds import world_named
 
 PARTS = 4
 """Of a training, after each of which a closely watched arm is graded."""
@@ -68,7 +69,7 @@ class World:
             return
         aside = folder.with_name(folder.name + ".tmp")
         parts: dict[str, Any] = {"codec": self.codec, "text": self.text, "sampler": self.recipe.sampler}
-        save_checkpoint(aside, transformer=model, trained_on="sprites", **parts)
+        save_checkpoint(aside, transformer=model, trained_on=self.recipe.latents.world, **parts)
         aside.rename(folder)
 
 
@@ -225,12 +226,13 @@ class Trial:
         path = checkpoint.with_name(checkpoint.name + "-grades.json")
         if path.exists():
             return dict(read_json(path))
-        opened, prompts = open_checkpoint(checkpoint), held_out_prompts(self.prompts, seed=1000)
+        opened, world = open_checkpoint(checkpoint), world_named(self.world.recipe.latents.world)
+        prompts = held_out_prompts(self.prompts, seed=1000, world=world)
         engine, _ = open_denoiser(opened, None)
         seen = seen_rollouts(
             engine, opened, prompts, seconds, batch=len(prompts), seed=1000, line=self.line
         )
-        graded = [one for second, frames in seen for one in grade_windows(prompts, second, frames)]
+        graded = [one for mark, frames in seen for one in grade_windows(prompts, mark, frames, world)]
         write_json(path, shares(graded))
         return shares(graded)
 

@@ -52,8 +52,9 @@ class Rollouts:
     def of(cls, checkpoint: Checkpoint, *, prompts: int = 4, chunks: int = 6, seed: int = 0) -> Rollouts:
         """`prompts` prompts that fit what `checkpoint` was trained on, drawn from `seed`."""
         rng = np.random.default_rng([seed, 11])
-        if checkpoint.index.get("trained_on") == "sprites":
-            texts = [describe(draw_scene(rng)) for _ in range(prompts)]
+        world = checkpoint.world()
+        if world is not None:
+            texts = [describe(draw_scene(rng, world=world)) for _ in range(prompts)]
         else:
             texts = [PROMPTS[i % len(PROMPTS)] for i in range(prompts)]
         return cls(prompts=tuple(texts), seed=seed, chunks=chunks)

@@ -44,8 +44,8 @@ class Order:
     def warnings(self) -> list[str]:
         """What may disappoint, a sentence each."""
         prompts = [change.prompts[0] for change in self.job.prompts.changes]
-        sprites = self.job.checkpoint.index.get("trained_on") == "sprites"
-        told = [warning for warning in map(warning_for, prompts if sprites else []) if warning]
+        world = self.job.checkpoint.world()
+        told = [] if world is None else [text for p in prompts if (text := warning_for(p, world))]
         if self.changed:
             told.append(f"frames may differ from before: {', '.join(self.changed)}")
         return told

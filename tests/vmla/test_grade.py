@@ -14,6 +14,7 @@ from vmla.world.grade import QUESTIONS, Grade, Seen, SeenObject, grade, look
 from vmla.world.motion import Track, name_motion, split_legs
 from vmla.world.render import coverage, render
 from vmla.world.scene import MOTIONS, SHAPES, Scene, Sprite, trace_path
+from vmla.world.worlds import FIRST
 
 pytestmark = pytest.mark.cpu
 
@@ -211,7 +212,7 @@ def test_round_shapes_spin_unseen():
 def test_pose_is_the_rendered_one(shape):
     sprite = Sprite(**STAR | {"shape": shape, "motion": "drifting"}, seed=3)
     path = trace_path(sprite, 16)
-    pose = best_pose(coverage(sprite, 16), torch.ones(16, 64, 64), make_bank(shape, "large"))
+    pose = best_pose(coverage(sprite, 16), torch.ones(16, 64, 64), make_bank(FIRST, shape, "large"))
     assert_close(pose.x, torch.from_numpy(path.x), rtol=0, atol=0.1)
     assert_close(pose.y, torch.from_numpy(path.y), rtol=0, atol=0.1)
     assert_close(pose.strength, torch.ones(16), rtol=0, atol=0.1)

@@ -124,10 +124,10 @@ def write_card(folder: Path, grades: Path, grader: Path) -> None:
 
 
 def _words() -> dict[str, str]:
-    from vmla.world.scene import BACKGROUNDS, COLOURS, MOTIONS, RADII, SHAPES
+    from vmla.world.scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES
 
     kinds: dict[str, Any] = {
-        "colours": COLOURS, "shapes": SHAPES, "motions": MOTIONS, "backgrounds": BACKGROUNDS, "sizes": RADII,
+        "colours": COLOURS, "shapes": SHAPES, "motions": MOTIONS, "backgrounds": BACKGROUNDS, "sizes": SIZES,
     }  # fmt: skip
     return {kind: ", ".join(words) for kind, words in kinds.items()}
 

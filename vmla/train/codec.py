@@ -15,7 +15,8 @@ from vmla.train.optimizers import Schedule
 from vmla.train.speed import Meter
 from vmla.vae.tiny import TinyCodec, TinyCodecConfig
 from vmla.world.render import coverage, render
-from vmla.world.scene import SIZE, draw_scene, trace_path
+from vmla.world.scene import draw_scene, trace_path
+from vmla.world.worlds import FIRST, SIZE, World, world_named
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +38,10 @@ class CodecTraining:
     """Largest deviation of the noise on the (unit) latents: a denoiser's latents are never exact."""
     emphasis: float = 3.0
     """How much more the pixels about an object weigh than those of plain background."""
+    decorrelation: float = 0.0
+    """Weight of the mean squared correlation between two channels of the latents: where few directions hold
+    most of the energy, a denoiser's error is mostly theirs."""
+    world: str = FIRST.name
     bfloat16: bool = True
     seed: int = 0
 
@@ -74,18 +79,27 @@ class CodecStage:
         weighted = weight / weight.mean() * (error.abs() + 10 * error.square())
         # Without a pull towards 1 the latents grow, which drowns the noise.
         mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
-        return weighted.mean() + 0.01 * (mean.square().mean() + std.log().square().mean())
+        units = weighted.mean() + 0.01 * (mean.square().mean() + std.log().square().mean())
+        return units + settings.decorrelation * _correlation(latents) if settings.decorrelation else units
 
     def draw(self, step: int) -> tuple[Tensor, Tensor]:
         """The batch of `step`: crops at first, whole frames later; see `draw_clips`."""
         settings = self.training
         crops = step < settings.crop_steps
         clips, size = (settings.crops, settings.crop) if crops else (settings.wholes, SIZE)
-        return draw_clips(settings.seed, step, clips=clips, frames=settings.frames, crop=size)
+        return draw_clips(
+            settings.seed, step, clips=clips, frames=settings.frames, crop=size, world=settings.world
+        )
+
+
+def _correlation(latents: Tensor) -> Tensor:
+    """Mean squared correlation between different channels of latents [B, z, F, h, w]."""
+    correlation = latents.transpose(0, 1).flatten(1).corrcoef()
+    return correlation.triu(1).square().sum() * 2 / (len(correlation) * (len(correlation) - 1))
 
 
 def draw_clips(
-    seed: int, step: int, *, clips: int, frames: int, crop: int = SIZE
+    seed: int, step: int, *, clips: int, frames: int, crop: int = SIZE, world: str = FIRST.name
 ) -> tuple[Tensor, Tensor]:
     """The rendered batch of `step`: video [clips, frames, 3, crop, crop] in [0, 1], and where objects are.
 
@@ -95,12 +109,12 @@ def draw_clips(
         The video, and [clips, frames, 1, crop, crop]: 1 on and about an object, 0 elsewhere.
     """
     rng = np.random.default_rng([seed, step])
-    pairs = [_draw_clip(rng, frames, crop) for _ in range(clips)]
+    pairs = [_draw_clip(rng, frames, crop, world_named(world)) for _ in range(clips)]
     return torch.stack([video for video, _ in pairs]), torch.stack([near for _, near in pairs])
 
 
-def _draw_clip(rng: np.random.Generator, frames: int, crop: int) -> tuple[Tensor, Tensor]:
-    scene, start = draw_scene(rng), int(rng.integers(4096))
+def _draw_clip(rng: np.random.Generator, frames: int, crop: int, world: World) -> tuple[Tensor, Tensor]:
+    scene, start = draw_scene(rng, world=world), int(rng.integers(4096))
     path = trace_path(scene.sprites[int(rng.integers(len(scene.sprites)))], 1, start + frames // 2)
     centres = (float(path.y[0]), float(path.x[0]))
     top, left = (int(np.clip(c + rng.normal(0, 8) - crop / 2, 0, SIZE - crop)) for c in centres)
@@ -111,9 +125,11 @@ def _draw_clip(rng: np.random.Generator, frames: int, crop: int) -> tuple[Tensor
 
 
 @torch.inference_mode()
-def with_statistics(codec: TinyCodec, *, seed: int, clips: int = 256, frames: int = 24) -> TinyCodecConfig:
+def with_statistics(
+    codec: TinyCodec, *, seed: int, world: str, clips: int = 256, frames: int = 24
+) -> TinyCodecConfig:
     """The configuration of `codec` with mean and deviation of its latents measured on fresh clips."""
-    batches = [draw_clips(seed + 1, i, clips=16, frames=frames)[0] for i in range(clips // 16)]
+    batches = [draw_clips(seed + 1, i, clips=16, frames=frames, world=world)[0] for i in range(clips // 16)]
     raw = torch.cat([codec.encode_raw(batch).float() for batch in batches])
     mean, std = raw.mean((0, 2, 3, 4)), raw.std((0, 2, 3, 4))
     return replace(codec.config, latents_mean=tuple(mean.tolist()), latents_std=tuple(std.tolist()))

@@ -22,6 +22,7 @@ from vmla.weights.folder import open_checkpoint
 from vmla.world.caption import describe
 from vmla.world.render import render
 from vmla.world.scene import draw_scene
+from vmla.world.worlds import FIRST, world_named
 
 CPU = torch.device("cpu")
 GPU_BATCH = 16
@@ -38,6 +39,7 @@ class LatentSettings:
     shard: int = 128
     """Clips to a file; what is interrupted loses at most one."""
     seed: int = 0
+    world: str = FIRST.name
 
 
 @dataclass(frozen=True)
@@ -65,6 +67,7 @@ class Clips(Dataset[tuple[Tensor, str]]):
     def __init__(self, settings: LatentSettings, frames: int, numbers: list[int]) -> None:
         """Those of `numbers`, with `frames` pictures each."""
         self._seed, self._frames, self._numbers = settings.seed, frames, numbers
+        self._world = world_named(settings.world)
 
     def __len__(self) -> int:
         """Clips."""
@@ -73,7 +76,7 @@ class Clips(Dataset[tuple[Tensor, str]]):
     def __getitem__(self, place: int) -> tuple[Tensor, str]:
         """The clip [frames, 3, H, W] at `place` and what it shows."""
         rng = np.random.default_rng([self._seed, self._numbers[place], 2])
-        scene = draw_scene(rng)
+        scene = draw_scene(rng, world=self._world)
         video = render(scene, self._frames, start=int(rng.integers(4096)))
         return video, describe(scene, rng)
 
@@ -144,7 +147,10 @@ def render_latents(
     codec = opened.codec()
     if not isinstance(codec, TinyCodec):
         raise UserError(f"{checkpoint} has Wan's codec, and rendered clips are for the small one")
-    chosen = settings if clips is None else replace(settings, clips=clips)
+    world = opened.world()
+    if world is None:
+        raise UserError(f"{checkpoint} was trained on no world that can be rendered")
+    chosen = replace(settings, world=world.name, clips=clips or settings.clips)
     text = opened.text()
     text.encoder.to(place)
     known = {"checkpoint": checkpoint}

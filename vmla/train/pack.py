@@ -41,7 +41,7 @@ def pack_run(recipe: Recipe, folder: Path, output: Path, report: Callable[[str],
         codec=run.codec(),
         text=run.text(),
         sampler=recipe.sampler,
-        trained_on="sprites",
+        trained_on=recipe.latents.world,
         metadata={"recipe": recipe.name},
     )
     write_json(aside / TRAINING, {
@@ -83,7 +83,7 @@ def pack_stages(start: str, folders: Sequence[Path], output: Path, report: Calla
         codec=_tiny(made),
         text=made.text(),
         sampler=made.sampler(),
-        trained_on="sprites",
+        trained_on=made.index["trained_on"],
         metadata={"recipe": record["recipe"]},
     )
     hours = round(sum(stage["seconds"] for stage in record["stages"].values()) / 3600, 2)

@@ -16,6 +16,7 @@ from vmla.train.latents import LatentSettings
 from vmla.train.optimizers import Schedule
 from vmla.train.text import TextTraining
 from vmla.vae.tiny import TinyCodecConfig
+from vmla.world.worlds import SECOND
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +51,15 @@ class Recipe:
 SPRITES = Recipe(
     name="sprites",
     model=RECIPES["sprites"],
-    codec=TinyCodecConfig(),
+    codec=TinyCodecConfig(latent_channels=8),
     text=SmallTextConfig(),
     codec_training=CodecTraining(
         schedule=Schedule(
             steps=4200, learning_rate=1e-3, matrix_rate=2e-3, decay=2000, average=0.995, save_every=200
         ),
         crop_steps=2600,
+        decorrelation=0.1,
+        world=SECOND.name,
     ),
     text_training=TextTraining(
         schedule=Schedule(steps=2400, learning_rate=2e-3, decay=1600, average=0.98, save_every=200)

@@ -52,7 +52,9 @@ class Run:
         recipe = self.recipe
         stage = CodecStage(recipe.codec, recipe.codec_training)
         _train(stage.model, stage, self)
-        config = with_statistics(stage.model, seed=recipe.codec_training.seed)
+        config = with_statistics(
+            stage.model, seed=recipe.codec_training.seed, world=recipe.codec_training.world
+        )
         codec = TinyCodec(config)
         codec.load_state_dict(stage.model.state_dict())
         return codec.eval()

@@ -18,9 +18,10 @@ from vmla.text import SmallTextConfig, TextEncoder, embed
 from vmla.train.optimizers import Schedule
 from vmla.train.speed import Meter
 from vmla.world.caption import describe, read
-from vmla.world.scene import BACKGROUNDS, COLOURS, MOTIONS, RADII, SHAPES, draw_scene
+from vmla.world.scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES, draw_scene
+from vmla.world.worlds import FIRST, world_named
 
-ATTRIBUTES = {"shape": SHAPES, "colour": tuple(COLOURS), "motion": MOTIONS, "size": tuple(RADII)}
+ATTRIBUTES = {"shape": SHAPES, "colour": tuple(COLOURS), "motion": MOTIONS, "size": SIZES}
 OBJECTS = 2
 
 
@@ -31,6 +32,7 @@ class TextTraining:
     schedule: Schedule
     captions: int = 64
     """Captions of a batch."""
+    world: str = FIRST.name
     bfloat16: bool = True
     seed: int = 0
 
@@ -71,8 +73,9 @@ class TextStage:
 
     def loss(self, step: int) -> Tensor:
         """Mean cross-entropy over all questions."""
+        settings = self.training
         with self.meter.waiting():
-            captions = draw_captions(self.training.seed, step, self.training.captions)
+            captions = draw_captions(settings.seed, step, settings.captions, settings.world)
         logits, targets = self.answer(captions)
         losses = [F.cross_entropy(x.float(), y) for x, y in zip(logits, targets, strict=True)]
         return torch.stack(losses).mean()
@@ -88,10 +91,10 @@ class TextStage:
         return logits, list(targets.unbind(1))
 
 
-def draw_captions(seed: int, step: int, count: int) -> list[str]:
+def draw_captions(seed: int, step: int, count: int, world: str = FIRST.name) -> list[str]:
     """The captions of `step`, of training's combinations only."""
     rng = np.random.default_rng([seed, step, 1])
-    return [describe(draw_scene(rng), rng) for _ in range(count)]
+    return [describe(draw_scene(rng, world=world_named(world)), rng) for _ in range(count)]
 
 
 def truth(caption: str) -> list[int]:

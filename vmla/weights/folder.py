@@ -34,6 +34,7 @@ from vmla.weights.files import (
     write_json,
     write_tensors,
 )
+from vmla.world.worlds import World, world_named
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 """diffusers' file name for the weights of a transformer or an autoencoder."""
@@ -68,6 +69,11 @@ class Checkpoint:
     def name(self) -> str:
         """The folder's own name."""
         return self.folder.resolve().name
+
+    def world(self) -> World | None:
+        """The world of moving shapes that it was trained on, None for a model of anything else."""
+        name = self.index.get("trained_on")
+        return None if name is None else world_named(name)
 
     def model_config(self) -> ModelConfig:
         """The sizes of the transformer, before any weight is read."""

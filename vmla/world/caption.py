@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from vmla.world.scene import BACKGROUNDS, COLOURS, MOTIONS, RADII, ROUND, SHAPES, Scene
+from vmla.world.apart import can_stay_apart
+from vmla.world.scene import BACKGROUNDS, COLOURS, MOTIONS, ROUND, SHAPES, SIZES, Scene
+from vmla.world.worlds import FIRST, World
 
 FILLERS = frozenset({"a", "an", "one", "is", "and", "on", "over", "background", "the"})
 
@@ -54,7 +56,7 @@ def read(prompt: str) -> Reading:
     found: dict[str, str] = {}
     background: str | None = None
     unknown: list[str] = []
-    kinds = {"shape": SHAPES, "colour": tuple(COLOURS), "motion": MOTIONS, "size": tuple(RADII)}
+    kinds = {"shape": SHAPES, "colour": tuple(COLOURS), "motion": MOTIONS, "size": SIZES}
     for word in re.findall(r"[^\s,.;]+", prompt.lower()):
         kind = next((k for k, values in kinds.items() if word in values), None)
         if kind is not None:
@@ -69,15 +71,27 @@ def read(prompt: str) -> Reading:
     return Reading(requests=tuple(requests), background=background, unknown=tuple(unknown))
 
 
-def warning_for(prompt: str) -> str | None:
-    """One sentence for a prompt that a sprite model cannot follow, or None if it can."""
+def warning_for(prompt: str, world: World = FIRST) -> str | None:
+    """One sentence for a prompt that a model of `world` cannot follow, or None if it can."""
     reading = read(prompt)
     spun = any(r.motion == "spinning" and r.shape in ROUND for r in reading.requests)
-    if reading.understood and len(reading.requests) <= 2 and not spun:
-        return None
-    what = f"does not know {', '.join(map(repr, reading.unknown))}" if reading.unknown else "is small"
-    return (
-        f"this model {what}; it knows one or two objects such as 'a red star bouncing on a navy "
-        f"background': colours {', '.join(COLOURS)}; shapes {', '.join(SHAPES)}; motions "
-        f"{', '.join(MOTIONS)}; backgrounds {', '.join(BACKGROUNDS)}; sizes {', '.join(RADII)}"
-    )
+    if not reading.understood or len(reading.requests) > 2 or spun:
+        what = f"does not know {', '.join(map(repr, reading.unknown))}" if reading.unknown else "is small"
+        return (
+            f"this model {what}; it knows one or two objects such as 'a red star bouncing on a navy "
+            f"background': colours {', '.join(COLOURS)}; shapes {', '.join(SHAPES)}; motions "
+            f"{', '.join(MOTIONS)}; backgrounds {', '.join(BACKGROUNDS)}; sizes {', '.join(SIZES)}"
+        )
+    if len(reading.requests) == 2 and world.few_paths and not _fit(reading.requests, world):
+        words = [" ".join(filter(None, (r.size, r.motion))) for r in reading.requests]
+        return (
+            f"this model knows only objects that never touch, and one that is {words[0]} touches one that is "
+            f"{words[1]}; let one of them rest or spin, or both be small and move alike"
+        )
+    return None
+
+
+def _fit(requests: tuple[Request, ...], world: World) -> bool:
+    """Whether two objects can stay apart, in any sizes that their prompt leaves open."""
+    kinds = [[(r.motion, size) for size in ((r.size,) if r.size else SIZES)] for r in requests]
+    return any(can_stay_apart(world, one, other) for one in kinds[0] for other in kinds[1])

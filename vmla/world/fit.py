@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from vmla.world.render import signed_distance
-from vmla.world.scene import RADII, ROUND, SHAPES, SIZE
+from vmla.world.scene import ROUND, SHAPES, SIZES
+from vmla.world.worlds import SIZE, World
 
 FOLDS = {"square": 4, "cross": 4, "triangle": 3, "star": 5, "circle": 1, "ring": 1}
 """A shape looks the same after a turn by 2 pi / folds (a round one after any)."""
@@ -34,11 +35,11 @@ class Bank:
 
 
 @lru_cache(maxsize=32)
-def make_bank(shape: str | None = None, size: str | None = None) -> Bank:
-    """The templates of `shape` and `size`; what is left out is tried in every kind."""
-    names = [(s, z) for s in SHAPES for z in RADII if shape in (None, s) and size in (None, z)]
+def make_bank(world: World, shape: str | None = None, size: str | None = None) -> Bank:
+    """The templates of `shape` and `size` in `world`; what is left out is tried in every kind."""
+    names = [(s, z) for s in SHAPES for z in SIZES if shape in (None, s) and size in (None, z)]
     turns = [1 if s in ROUND else TURNS for s, _ in names]
-    images = torch.cat([_images(s, RADII[z], n) for (s, z), n in zip(names, turns, strict=True)])
+    images = torch.cat([_images(s, world.radii[z], n) for (s, z), n in zip(names, turns, strict=True)])
     spectra = torch.fft.rfft2(torch.stack([images, images.square()])).conj()
     return Bank(names=tuple(names), turns=tuple(turns), images=images, spectra=spectra)
 

@@ -12,7 +12,8 @@ from vmla.world.caption import Reading, Request
 from vmla.world.colours import find_background
 from vmla.world.find import Found, find_objects
 from vmla.world.motion import name_motion
-from vmla.world.scene import ROUND, SIZE
+from vmla.world.scene import ROUND
+from vmla.world.worlds import FIRST, SIZE, World
 
 PRESENT = 0.8
 """Share of the frames in which an object must be there to count; what is there for a shorter time, but
@@ -64,8 +65,8 @@ class Grade:
 QUESTIONS = tuple(field.name for field in fields(Grade))
 
 
-def look(frames: Tensor) -> Seen:
-    """What `frames` show: [F, 3, 64, 64] at 16 frames/s, uint8 or floating in [0, 1].
+def look(frames: Tensor, world: World = FIRST) -> Seen:
+    """What `frames` show of `world`: [F, 3, 64, 64] at 16 frames/s, uint8 or floating in [0, 1].
 
     Windows of three to five seconds are meant; in less than three a slow drifter is hard to tell from
     one that rests, and in less than `motion.FEWEST` frames nothing has a motion.
@@ -78,7 +79,7 @@ def look(frames: Tensor) -> Seen:
     pixels = frames.detach().cpu().float()
     pixels = pixels / 255 if frames.dtype == torch.uint8 else pixels.clamp(0, 1)
     name, colour = find_background(pixels)
-    objects = (_see(found) for found in find_objects(pixels, colour))
+    objects = (_see(found) for found in find_objects(pixels, colour, world))
     return Seen(background=name, objects=tuple(o for o in objects if o.presence > FLASH))
 
 

@@ -7,16 +7,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vmla.config import FRAMES_PER_SECOND
 from vmla.world.fit import FOLDS
-from vmla.world.scene import FRAMES_PER_SECOND, RADII, ROUND, SIZE
-
-# The world's own speeds, px/s and degrees/s (see `scene.trace_path`): drifting 6 to 9, bouncing 24 to 36,
-# spinning 72 to 120, orbiting 72 to 103. Each border lies half-way between neighbours: arithmetically
-# next to rest, geometrically elsewhere.
-SLOWEST_DRIFT = 6.0 / 2
-DRIFT_OR_BOUNCE = math.sqrt(9.0 * 24.0)
-FASTEST_BOUNCE = 36.0 * 1.5
-SLOWEST_TURN, FASTEST_SPIN, FASTEST_ORBIT = 72.0 / 2, 120.0 * 1.5, 103.0 * 1.5
+from vmla.world.paths import bounds
+from vmla.world.scene import ROUND
+from vmla.world.worlds import FIRST, SIZE, World
 
 STILL = 1.5
 """RMS distance in pixels from its mean place of what rests. The slowest drifter, seen for 3 s with a
@@ -49,12 +44,19 @@ class Track:
     x: np.ndarray
     y: np.ndarray
     angle: np.ndarray
+    world: World = FIRST
+    """Which decides how large it is, and how fast each motion."""
+
+    @property
+    def radius(self) -> float:
+        """Circumradius, pixels."""
+        return self.world.radii[self.size]
 
     def guess_place(self, frame: int) -> tuple[float, float]:
         """Where the object was at `frame`, in sight or not: between two sights or on from the last few."""
         near = np.argsort(np.abs(self.frame - frame), kind="stable")[:FEWEST]
         inside = self.frame[0] < frame < self.frame[-1]
-        low, high = RADII[self.size] + 1, SIZE - RADII[self.size] - 1
+        low, high = bounds(self.radius)
         guess = []
         for values in (self.x, self.y):
             if inside or len(near) < 2:
@@ -80,16 +82,16 @@ def jumps(track: Track) -> bool:
     """Whether the object is ever farther from where it was than it could have moved."""
     gap = np.diff(track.frame)
     step = np.hypot(np.diff(track.x), np.diff(track.y))
-    return bool((step > LARGEST_STEP + (gap - 1) * FASTEST_BOUNCE / FRAMES_PER_SECOND).any())
+    return bool((step > LARGEST_STEP + (gap - 1) * track.world.fastest_bounce / FRAMES_PER_SECOND).any())
 
 
 def _name_turning(track: Track) -> str | None:
     rate, coherence = turning_rate(track)
     if coherence < 0.6:
         return None
-    if abs(rate) < SLOWEST_TURN:
+    if abs(rate) < track.world.slowest_turn:
         return "resting"
-    return "spinning" if abs(rate) < FASTEST_SPIN else None
+    return "spinning" if abs(rate) < track.world.fastest_spin else None
 
 
 def turning_rate(track: Track) -> tuple[float, float]:
@@ -108,14 +110,14 @@ def turning_rate(track: Track) -> tuple[float, float]:
 
 def orbits(track: Track) -> bool:
     """Whether the object goes steadily around the frame's centre, close to its circle."""
-    reach = SIZE / 2 - RADII[track.size] - 1
+    reach = SIZE / 2 - bounds(track.radius)[0]
     x, y = track.x - SIZE / 2, track.y - SIZE / 2
     phase = np.unwrap(np.arctan2(y, x))
     time = track.frame / FRAMES_PER_SECOND
     rate, first = np.polyfit(time, phase, 1)
     radius = np.hypot(x, y).mean()
     away = np.hypot(x - radius * np.cos(first + rate * time), y - radius * np.sin(first + rate * time))
-    turning = SLOWEST_TURN < abs(np.rad2deg(rate)) < FASTEST_ORBIT
+    turning = track.world.slowest_turn < abs(np.rad2deg(rate)) < track.world.fastest_orbit
     return bool(turning and 0.88 < radius / reach < 1.2 and math.sqrt((away**2).mean()) < 2.0)
 
 
@@ -127,7 +129,11 @@ def _name_travel(track: Track) -> str | None:
     speed = np.array([math.hypot(*leg.velocity) for leg in legs])
     if unsteadiness(legs) > UNSTEADY:
         return None
-    ranges = {"drifting": (SLOWEST_DRIFT, DRIFT_OR_BOUNCE), "bouncing": (DRIFT_OR_BOUNCE, FASTEST_BOUNCE)}
+    border = track.world.drift_or_bounce
+    ranges = {
+        "drifting": (track.world.slowest_drift, border),
+        "bouncing": (border, track.world.fastest_bounce),
+    }
     for motion, (low, high) in ranges.items():
         if weight[(low < speed) & (speed < high)].sum() > 0.75 * weight.sum():
             return motion if len(legs) <= SPARE_LEGS + LEGS_PER_SECOND[motion] * seconds else None

@@ -7,7 +7,8 @@ import math
 import torch
 from torch import Tensor
 
-from vmla.world.scene import BACKGROUNDS, COLOURS, SIZE, Scene, Sprite, trace_path
+from vmla.world.scene import BACKGROUNDS, COLOURS, Scene, Sprite, trace_path
+from vmla.world.worlds import SIZE
 
 
 def render(scene: Scene, frames: int, start: int = 0) -> Tensor:

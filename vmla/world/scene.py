@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from vmla.config import FRAMES_PER_SECOND
-
-SIZE = 64
-"""Width and height of a frame, pixels."""
+from vmla.world.apart import can_stay_apart, stay_apart
+from vmla.world.paths import Course, Path, times
+from vmla.world.worlds import FIRST, World
 
 COLOURS = {
     "red": (222, 45, 45),
@@ -33,8 +31,7 @@ BACKGROUNDS = {
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 MOTIONS = ("bouncing", "drifting", "orbiting", "spinning", "resting")
-RADII = {"small": 11.0, "large": 15.5}
-"""Circumradius in pixels; large enough that a shape covers several tokens of the denoiser."""
+SIZES = ("small", "large")
 
 ROUND = frozenset({"circle", "ring"})
 """Shapes whose spinning cannot be seen, so that no caption asks for it."""
@@ -49,11 +46,17 @@ class Sprite:
     size: str
     motion: str
     seed: int = 0
+    world: World = FIRST
 
     @property
     def radius(self) -> float:
         """Circumradius, pixels."""
-        return RADII[self.size]
+        return self.world.radii[self.size]
+
+    @property
+    def course(self) -> Course:
+        """Where it goes."""
+        return Course(motion=self.motion, radius=self.radius, seed=self.seed, world=self.world)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,70 +78,48 @@ def is_held_out(shape: str, colour: str, background: str) -> bool:
     return int.from_bytes(digest, "big") % 8 == 0
 
 
-def draw_scene(rng: np.random.Generator, *, held_out: bool = False, objects: int | None = None) -> Scene:
+def draw_scene(
+    rng: np.random.Generator, *, held_out: bool = False, objects: int | None = None, world: World = FIRST
+) -> Scene:
     """A random scene, from training's combinations or (`held_out`) only from the others.
 
-    `objects` fixes their number; left out, three scenes in ten have two.
+    `objects` fixes their number; left out, three scenes in ten of the first world have two, and five in ten
+    of the second, where two stay apart.
     """
-    count = objects or (2 if rng.random() < 0.3 else 1)
+    count = objects or (2 if rng.random() < (0.5 if world.few_paths else 0.3) else 1)
     while True:
         background = str(rng.choice(list(BACKGROUNDS)))
         colours = rng.choice(list(COLOURS), size=count, replace=False)
-        sprites = tuple(_draw_sprite(rng, str(colour)) for colour in colours)
+        sprites = tuple(_draw_sprite(rng, str(colour), world) for colour in colours)
         flags = [is_held_out(s.shape, s.colour, background) for s in sprites]
-        if all(flags) if held_out else not any(flags):
+        if not (all(flags) if held_out else not any(flags)):
+            continue
+        if not world.few_paths or count == 1:
             return Scene(background=background, sprites=sprites)
+        if can_stay_apart(world, *((s.motion, s.size) for s in sprites)):
+            return Scene(background=background, sprites=_draw_apart(rng, *sprites))
 
 
-def _draw_sprite(rng: np.random.Generator, colour: str) -> Sprite:
+def _draw_sprite(rng: np.random.Generator, colour: str, world: World) -> Sprite:
     shape = str(rng.choice(SHAPES))
     motions = [m for m in MOTIONS if not (m == "spinning" and shape in ROUND)]
     return Sprite(
         shape=shape,
         colour=colour,
-        size=str(rng.choice(list(RADII))),
+        size=str(rng.choice(SIZES)),
         motion=str(rng.choice(motions)),
         seed=int(rng.integers(2**31)),
+        world=world,
     )
 
 
-@dataclass(frozen=True)
-class Path:
-    """Where a sprite is: `x`, `y` of its centre in pixels and its `angle` in radians, each [frames]."""
-
-    x: np.ndarray
-    y: np.ndarray
-    angle: np.ndarray
+def _draw_apart(rng: np.random.Generator, one: Sprite, other: Sprite) -> tuple[Sprite, Sprite]:
+    """The same two on other paths, drawn again until they never touch."""
+    while not stay_apart(one.course, other.course):
+        one, other = (replace(sprite, seed=int(rng.integers(2**31))) for sprite in (one, other))
+    return one, other
 
 
 def trace_path(sprite: Sprite, frames: int, start: int = 0) -> Path:
     """The path of `sprite` over `frames` frames from frame `start` on."""
-    rng = np.random.default_rng(sprite.seed)
-    time = (start + np.arange(frames)) / FRAMES_PER_SECOND
-    low, high = sprite.radius + 1, SIZE - sprite.radius - 1
-    home = rng.uniform(low, high, size=2)
-    still = np.zeros(frames)
-    if sprite.motion in ("bouncing", "drifting"):
-        slowest, fastest = (24.0, 36.0) if sprite.motion == "bouncing" else (6.0, 9.0)
-        speed = rng.uniform(slowest, fastest)
-        # Away from the axes, so that a path crosses the whole frame and never repeats one line.
-        heading = rng.integers(4) * math.pi / 2 + rng.uniform(0.35, math.pi / 2 - 0.35)
-        x = _reflect(home[0] + speed * math.cos(heading) * time, low, high)
-        y = _reflect(home[1] + speed * math.sin(heading) * time, low, high)
-        return Path(x, y, still)
-    if sprite.motion == "orbiting":
-        turn = rng.choice([-1, 1]) * 2 * math.pi / rng.uniform(3.5, 5.0)
-        phase = rng.uniform(0, 2 * math.pi) + turn * time
-        reach = SIZE / 2 - low
-        return Path(SIZE / 2 + reach * np.cos(phase), SIZE / 2 + reach * np.sin(phase), still)
-    x, y = np.full(frames, home[0]), np.full(frames, home[1])
-    if sprite.motion == "spinning":
-        turn = rng.choice([-1, 1]) * 2 * math.pi / rng.uniform(3.0, 5.0)
-        return Path(x, y, rng.uniform(0, 2 * math.pi) + turn * time)
-    return Path(x, y, still)
-
-
-def _reflect(position: np.ndarray, low: float, high: float) -> np.ndarray:
-    """Fold an unbounded position into [low, high] as a ball between two walls."""
-    span = high - low
-    return low + span - np.abs((position - low) % (2 * span) - span)
+    return sprite.course.at(times(frames, start))

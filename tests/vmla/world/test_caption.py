@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vmla.world.caption import Request, describe, read, warning_for
-from vmla.world.scene import BACKGROUNDS, COLOURS, MOTIONS, RADII, SHAPES, Scene, Sprite, draw_scene
+from vmla.world.scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES, Scene, Sprite, draw_scene
 
 pytestmark = pytest.mark.cpu
 
@@ -93,7 +93,7 @@ def test_a_warning_says_in_one_line_what_works_instead(prompt, names):
     warning = warning_for(prompt)
     assert warning.startswith(f"this model {names}; it knows one or two objects such as")
     assert "\n" not in warning
-    for word in (*COLOURS, *SHAPES, *MOTIONS, *BACKGROUNDS, *RADII):
+    for word in (*COLOURS, *SHAPES, *MOTIONS, *BACKGROUNDS, *SIZES):
         assert word in warning
 
 
@@ -103,5 +103,5 @@ def test_the_example_in_a_warning_is_understood():
 
 
 def test_every_word_has_one_meaning():
-    words = [*COLOURS, *SHAPES, *MOTIONS, *BACKGROUNDS, *RADII]
+    words = [*COLOURS, *SHAPES, *MOTIONS, *BACKGROUNDS, *SIZES]
     assert len(set(words)) == len(words)

@@ -13,12 +13,12 @@ from vmla.world.scene import (
     COLOURS,
     MOTIONS,
     SHAPES,
-    SIZE,
     Scene,
     Sprite,
     draw_scene,
     trace_path,
 )
+from vmla.world.worlds import SIZE
 
 pytestmark = pytest.mark.cpu
 

@@ -5,20 +5,20 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vmla.config import FRAMES_PER_SECOND
 from vmla.world.scene import (
     BACKGROUNDS,
     COLOURS,
-    FRAMES_PER_SECOND,
     MOTIONS,
-    RADII,
     ROUND,
     SHAPES,
-    SIZE,
+    SIZES,
     Sprite,
     draw_scene,
     is_held_out,
     trace_path,
 )
+from vmla.world.worlds import SIZE
 
 pytestmark = pytest.mark.cpu
 
@@ -26,7 +26,7 @@ SPRITES = st.builds(
     Sprite,
     shape=st.sampled_from(SHAPES),
     colour=st.sampled_from(list(COLOURS)),
-    size=st.sampled_from(list(RADII)),
+    size=st.sampled_from(SIZES),
     motion=st.sampled_from(MOTIONS),
     seed=st.integers(0, 2**31 - 1),
 )
@@ -67,7 +67,7 @@ def test_scenes_vary_and_are_decided_by_their_generator():
     counts = [len(scene.sprites) for scene in scenes]
     assert set(counts) == {1, 2}
     assert 0.2 < counts.count(2) / len(counts) < 0.4
-    for name, words in (("shape", SHAPES), ("motion", MOTIONS), ("size", RADII), ("colour", COLOURS)):
+    for name, words in (("shape", SHAPES), ("motion", MOTIONS), ("size", SIZES), ("colour", COLOURS)):
         assert {getattr(s, name) for scene in scenes for s in scene.sprites} == set(words)
 
 
