@@ -48,12 +48,14 @@ class Case:
     """[F, 3, 64, 64] float32 in [0, 1]"""
 
 
-def draw_cases(count: int, seed: int, *, degraded: bool, world: World = FIRST) -> Iterator[Case]:
+def draw_cases(
+    count: int, seed: int, *, degraded: bool, world: World = FIRST, objects: int | None = None
+) -> Iterator[Case]:
     """`count` windows: every other one from held-out combinations, half of 64 and half of 80 frames."""
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
     for i in range(count):
-        scene = draw_scene(rng, held_out=i % 2 == 1, world=world)
+        scene = draw_scene(rng, held_out=i % 2 == 1, objects=objects, world=world)
         frames = render(scene, WINDOWS[i // 2 % 2], int(rng.integers(LATEST_START)))
         yield Case(scene=scene, frames=degrade(frames, generator) if degraded else frames)
 
@@ -138,11 +140,12 @@ def _pairs(question: str, seen: Seen, reading: Reading) -> list[tuple[str, str]]
 
 
 def measure(
-    count: int, seed: int, *, degraded: bool, world: World = FIRST, progress: ProgressLine | None = None
-) -> Tally:
+    count: int, seed: int, *, degraded: bool, world: World = FIRST, objects: int | None = None,
+    progress: ProgressLine | None = None,
+) -> Tally:  # fmt: skip
     """Grade `count` random scenes."""
     tally, rng = Tally(), np.random.default_rng(seed + 1)
-    for case in draw_cases(count, seed, degraded=degraded, world=world):
+    for case in draw_cases(count, seed, degraded=degraded, world=world, objects=objects):
         began = time.process_time()
         seen = look(case.frames, world)
         tally.seconds += time.process_time() - began
@@ -161,9 +164,11 @@ def main(scenes: int, seed: int, named: str, output: Path | None) -> None:
     """Measure the grader of the sprite world on rendered scenes, as they are and degraded."""
     torch.set_num_threads(1)
     record, tallies = Record("grader", output), dict[str, Tally]()
+    world = WORLDS[named]
     with ProgressLine(sys.stderr) as progress:
         for name in ("clean", "degraded"):
-            tallies[name] = measure(scenes, seed, degraded=name == "degraded", world=WORLDS[named], progress=progress)
+            degraded = name == "degraded"
+            tallies[name] = measure(scenes, seed, degraded=degraded, world=world, progress=progress)
             record.save(scenes=scenes, seed=seed, world=named, **_figures(tallies))
     for name, tally in tallies.items():
         click.echo(f"{name}: {tally.scenes} scenes, {tally.seconds / scenes:.2f} s of one core per window")

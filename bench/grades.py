@@ -55,7 +55,7 @@ class Graded:
 def held_out_prompts(
     count: int, *, seed: int, world: World = FIRST, objects: int | None = None
 ) -> list[str]:
-    """Captions of combinations that training never rendered, with `objects` objects or as many as are drawn."""
+    """Captions of combinations that training never rendered; `objects` fixes the number of objects."""
     rng = np.random.default_rng([seed, 7])
     scenes = (draw_scene(rng, held_out=True, objects=objects, world=world) for _ in range(count))
     return [describe(scene) for scene in scenes]
@@ -187,7 +187,7 @@ def show(graded: list[Graded]) -> None:
 @click.option("--checkpoint", help="A checkpoint folder; the engine's own, or else sprites.")
 @click.option("--engine", "folder", type=click.Path(path_type=Path), help="An engine folder; else eager.")
 @click.option("--prompts", "count", default=48, show_default=True, help="Held-out prompts.")
-@click.option("--objects", type=click.IntRange(1, 2), help="In every prompt; as many as are drawn if not given.")
+@click.option("--objects", type=click.IntRange(1, 2), help="In each prompt; drawn if not given.")
 @click.option("--seconds", default="5,60,180", show_default=True, help="When to grade.")
 @click.option("--seed", default=1000, show_default=True, help="Of the first video.")
 @click.option("--batch", default=24, show_default=True,

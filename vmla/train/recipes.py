@@ -55,9 +55,9 @@ SPRITES = Recipe(
     text=SmallTextConfig(),
     codec_training=CodecTraining(
         schedule=Schedule(
-            steps=4200, learning_rate=1e-3, matrix_rate=2e-3, decay=2000, average=0.995, save_every=200
+            steps=2600, learning_rate=1e-3, matrix_rate=2e-3, decay=1200, average=0.995, save_every=100
         ),
-        crop_steps=2600,
+        crop_steps=1500,
         decorrelation=0.1,
         world=SECOND.name,
     ),
