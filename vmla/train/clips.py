@@ -10,7 +10,7 @@ import torch
 from vmla.config import ModelConfig
 from vmla.errors import UserError
 from vmla.train.column import Column
-from vmla.train.latents import LatentSet
+from vmla.train.latents import LatentSet, joined
 from vmla.train.state import read_state
 from vmla.weights.files import read_json, read_tensors
 
@@ -65,6 +65,4 @@ def _rendered(folder: Path) -> LatentSet:
     paths = sorted(folder.glob("latents-*.pt"))
     if not paths:
         raise UserError(f"{folder} holds no clips; make some with vmla-train encode, or vmla-train run")
-    shards = [read_state(path) for path in paths]
-    latents, text = (torch.cat([shard[key] for shard in shards]) for key in ("latents", "text"))
-    return LatentSet(latents, text, shards[0]["settings"])
+    return joined([read_state(path) for path in paths])

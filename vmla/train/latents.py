@@ -20,11 +20,14 @@ from vmla.train.state import load_state, save_state
 from vmla.vae.tiny import TinyCodec
 from vmla.weights.folder import open_checkpoint
 from vmla.world.caption import describe
+from vmla.world.labels import label
 from vmla.world.render import render
 from vmla.world.scene import draw_scene
 from vmla.world.worlds import FIRST, world_named
 
 CPU = torch.device("cpu")
+COLUMNS = ("latents", "text", "objects", "labels")
+"""Of a shard's clips."""
 GPU_BATCH = 16
 """Clips that a GPU encodes at once."""
 
@@ -40,6 +43,8 @@ class LatentSettings:
     """Clips to a file; what is interrupted loses at most one."""
     seed: int = 0
     world: str = FIRST.name
+    label_grid: int = 0
+    """Places across and down at which it is written what a scene shows (`vmla.world.labels`); 0 for none."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +59,10 @@ class LatentSet:
     """What determined it."""
     negative: Tensor | None = None
     """[text tokens, text width]: what guidance steers away from, where there is one."""
+    objects: Tensor | None = None
+    """[clips] int64: objects of a rendered scene."""
+    labels: Tensor | None = None
+    """[clips, frames, places, numbers] float16 of `vmla.world.labels`, where they were asked for."""
 
     def to(self, device: torch.device) -> LatentSet:
         """The same on `device`, so that no batch has to be copied; what is read from files stays there."""
@@ -61,24 +70,25 @@ class LatentSet:
         return replace(self, latents=latents, text=text)
 
 
-class Clips(Dataset[tuple[Tensor, str]]):
+class Clips(Dataset[tuple[Tensor, str, int, Tensor]]):
     """Rendered clips with their captions, each drawn by its number alone."""
 
     def __init__(self, settings: LatentSettings, frames: int, numbers: list[int]) -> None:
         """Those of `numbers`, with `frames` pictures each."""
         self._seed, self._frames, self._numbers = settings.seed, frames, numbers
-        self._world = world_named(settings.world)
+        self._world, self._grid = world_named(settings.world), settings.label_grid
 
     def __len__(self) -> int:
         """Clips."""
         return len(self._numbers)
 
-    def __getitem__(self, place: int) -> tuple[Tensor, str]:
-        """The clip [frames, 3, H, W] at `place` and what it shows."""
+    def __getitem__(self, place: int) -> tuple[Tensor, str, int, Tensor]:
+        """The clip [frames, 3, H, W] at `place`, its caption, its number of objects and its labels."""
         rng = np.random.default_rng([self._seed, self._numbers[place], 2])
         scene = draw_scene(rng, world=self._world)
-        video = render(scene, self._frames, start=int(rng.integers(4096)))
-        return video, describe(scene, rng)
+        start = int(rng.integers(4096))
+        shown = label(scene, self._frames, start, grid=self._grid) if self._grid else torch.empty(0)
+        return render(scene, self._frames, start), describe(scene, rng), len(scene.sprites), shown
 
 
 def make_latents(
@@ -113,11 +123,17 @@ def make_latents(
     for part in missing:
         report(f"latents: clip {part.start} of {settings.clips}")
         rows = list(islice(encoded, len(part)))
-        latents, captions = (torch.stack(column) for column in zip(*rows, strict=True))
-        shards[part] = {"settings": known, "latents": latents, "text": captions}
+        columns = (torch.stack(column) for column in zip(*rows, strict=True))
+        shards[part] = {"settings": known, **dict(zip(COLUMNS, columns, strict=True))}
         save_state(_place(folder, part), shards[part])
-    latents, captions = (torch.cat([shards[part][key] for part in parts]) for key in ("latents", "text"))
-    return LatentSet(latents, captions, known)
+    return joined([shards[part] for part in parts])
+
+
+def joined(shards: list[dict[str, Any]]) -> LatentSet:
+    """The clips of all `shards`, which are as `make_latents` writes them."""
+    latents, text, objects, labels = (torch.cat([shard[key] for shard in shards]) for key in COLUMNS)
+    settings = shards[0]["settings"]
+    return LatentSet(latents, text, settings, objects=objects, labels=labels if labels.numel() else None)
 
 
 def _place(folder: Path, part: range) -> Path:
@@ -127,11 +143,11 @@ def _place(folder: Path, part: range) -> Path:
 @torch.inference_mode()
 def _encoded(
     batches: DataLoader[Any], codec: TinyCodec, text: TextEncoder, device: torch.device
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Latents [z, F, h, w] and text embeddings [tokens, width] of one clip after the other, in float16."""
-    for videos, captions in batches:
+) -> Iterator[tuple[Tensor, ...]]:
+    """The `COLUMNS` of one clip after the other: [z, F, h, w], [tokens, width], [], [F, places, numbers]."""
+    for videos, captions, objects, labels in batches:
         latents = codec.encode(videos.to(device)).half().cpu()
-        yield from zip(latents, text(list(captions)).half().cpu(), strict=True)
+        yield from zip(latents, text(list(captions)).half().cpu(), objects, labels.half(), strict=True)
 
 
 def render_latents(
