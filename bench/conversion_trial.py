@@ -95,7 +95,7 @@ class Start:
         """Teacher-forcing loss on held-out clips: the same batches and noise for every model."""
         forcing = self.pipeline.forcing
         clips = min(forcing.clips, len(self.held.latents))
-        settings = replace(forcing, clips=clips, bfloat16=False, compiled=False)
+        settings = replace(forcing, clips=clips, precision="float32", compiled=False)
         stage = DenoiserStage(model.config, settings, self.held, model=model)
         with torch.no_grad():
             return statistics.mean(float(stage.loss(step)) for step in range(JUDGED))

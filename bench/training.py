@@ -1,7 +1,8 @@
 """Optimizer steps of a training recipe with random weights and data: seconds, operations, memory.
 
 One process that shards its weights with itself, as `torchrun --nproc-per-node 1` would: blocks are
-checkpointed, arithmetic is bfloat16 from float32 weights, and what is measured is what a stage computes.
+checkpointed, arithmetic is the stage's (on a GPU bfloat16 from float32 weights), and what is measured
+is what a stage computes.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from vmla.train.loop import Accompanied, Stage
 from vmla.train.optimizers import Optimizers
 from vmla.train.parallel import Parallel, checkpoint_blocks, direct, shard
 from vmla.train.pipelines import Pipeline
+from vmla.train.precision import resolve
 from vmla.train.speed import Speed, matrix_peak
 from vmla.transformer import VideoMLA
 
@@ -41,7 +43,7 @@ def stage_steps(pipeline: Pipeline, name: str, device: torch.device, *, steps: i
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         stage = _stage(pipeline, name, device)
-        optimizers = Optimizers(stage.model, stage.schedule)
+        optimizers = Optimizers(stage.model, stage.schedule, stage.meter.dtype)
         peak = matrix_peak(stage.meter.dtype, device)
         rows = [_step(stage, optimizers, parallel, step, peak) for step in range(steps + 1)]
     return {
@@ -75,7 +77,7 @@ def _alone(device: torch.device, folder: Path) -> Iterator[Parallel]:
 
 def _stage(pipeline: Pipeline, name: str, device: torch.device) -> Stage:
     settings = getattr(pipeline, name)
-    dtype = torch.bfloat16 if settings.bfloat16 else torch.float32
+    dtype = resolve(settings.precision, device)
 
     def network(seed: int, *, learns: bool, config: ModelConfig = pipeline.model) -> VideoMLA:
         model = random_model(config, seed=seed, device=device.type).requires_grad_(learns)

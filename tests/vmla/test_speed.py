@@ -89,7 +89,7 @@ def test_operations_are_those_that_run(name, layout):
 
 @pytest.mark.parametrize("layout", ["mla", "mha"])
 def test_a_pass_with_a_full_window_is_counted_to_the_last_operation(layout):
-    model, meter = network(recipe("debug", layout=layout)), Meter(bfloat16=False)
+    model, meter = network(recipe("debug", layout=layout)), Meter(torch.float32)
     step, encode_text, _ = meter.passes(narrowed)(model, torch.float32)
     frame = draw(2, 4, 3, 8, 8)
     with torch.no_grad(), counter() as seen:
@@ -105,7 +105,7 @@ def test_a_pass_with_a_full_window_is_counted_to_the_last_operation(layout):
 
 @pytest.mark.parametrize("layout", ["mla", "mha"])
 def test_a_clip_at_once_is_counted_but_for_what_its_mask_hides(layout):
-    config, meter = recipe("debug", layout=layout), Meter(bfloat16=False)
+    config, meter = recipe("debug", layout=layout), Meter(torch.float32)
     _, encode_text, unrolled = meter.passes(narrowed)(network(config), torch.float32)
     clip = unrolling(CacheLayout.of(config), range(4))
     frames, columns = clip.visible.shape
@@ -158,7 +158,7 @@ def test_counting_once_for_each_shape_changes_nothing(name):
 
 
 def test_time_without_a_batch_is_measured():
-    meter = Meter(bfloat16=False)
+    meter = Meter(torch.float32)
     with meter.waiting():
         time.sleep(0.02)
     with meter.waiting():

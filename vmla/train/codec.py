@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vmla.train.ahead import Ahead
 from vmla.train.optimizers import Schedule
+from vmla.train.precision import Precision, resolve
 from vmla.train.speed import Meter
 from vmla.vae.tiny import TinyCodec, TinyCodecConfig
 from vmla.world.render import coverage, render
@@ -42,7 +43,7 @@ class CodecTraining:
     """Weight of the mean squared correlation between two channels of the latents: where few directions hold
     most of the energy, a denoiser's error is mostly theirs."""
     world: str = FIRST.name
-    bfloat16: bool = True
+    precision: Precision = "auto"
     seed: int = 0
 
 
@@ -56,7 +57,7 @@ class CodecStage:
         self.model = TinyCodec(codec)
         self.training = training
         self.schedule = training.schedule
-        self.meter = Meter(bfloat16=training.bfloat16)
+        self.meter = Meter(resolve(training.precision, torch.device("cpu")))
         self.ahead = Ahead(self.draw)
 
     def settings(self) -> dict[str, Any]:
@@ -69,7 +70,7 @@ class CodecStage:
         with self.meter.waiting():
             video, near = self.ahead.take(step)
         generator = torch.Generator().manual_seed(step)
-        narrow = torch.autocast("cpu", torch.bfloat16, enabled=settings.bfloat16)
+        narrow = torch.autocast("cpu", torch.bfloat16, enabled=self.meter.dtype == torch.bfloat16)
         with self.meter.counting(video.shape), narrow:
             latents = self.model.encode_raw(video).float()
             strength = torch.rand(len(video), 1, 1, 1, 1, generator=generator) * settings.noise

@@ -19,6 +19,7 @@ from vmla.train.latents import LatentSet
 from vmla.train.noise import seeded
 from vmla.train.optimizers import Schedule
 from vmla.train.parallel import Calls, Passes
+from vmla.train.precision import Precision, resolve
 from vmla.train.speed import Meter
 from vmla.transformer import Block, VideoMLA
 from vmla.unrolled import Unrolling
@@ -42,7 +43,7 @@ class DenoiserTraining:
     """Share of the later batches that do so."""
     opening_clips: int = 192
     """Clips of a batch of first chunks."""
-    bfloat16: bool = True
+    precision: Precision = "auto"
     compiled: bool = False
     """Compile the blocks first: a minute at the start, then 1.6 times as many steps on two CPU cores."""
     at_once: bool = False
@@ -71,7 +72,7 @@ class DenoiserStage:
         """Train `model`, or a fresh one; `calls` computes its passes, `narrowed` if not given."""
         torch.manual_seed(training.seed)
         self.model = initialised(VideoMLA(config)) if model is None else model
-        self.meter = Meter(bfloat16=training.bfloat16)
+        self.meter = Meter(resolve(training.precision, next(self.model.parameters()).device))
         self.calls = self.meter.passes(narrowed if calls is None else calls)
         if training.compiled:
             compile_blocks(self.model)
@@ -90,10 +91,9 @@ class DenoiserStage:
         """Velocity error of one teacher-forced rollout over a batch of clips."""
         with self.meter.waiting():
             latents, text, numbers = self.draw(step)
-        dtype = torch.bfloat16 if self.training.bfloat16 else torch.float32
         device = next(self.model.parameters()).device
         generator = seeded(device, self.training.seed * 1_000_003 + step)
-        passes = self.calls(self.model, dtype)
+        passes = self.calls(self.model, self.meter.dtype)
         text_kv, forcing = passes.encode_text(text.to(device)), self.training.forcing
         rest = self.layout, latents.to(device), text_kv, numbers, forcing, generator
         if self.training.at_once and len(numbers) > 1:  # one chunk is one pass anyway

@@ -21,6 +21,7 @@ from vmla.train.memory import Memory, clip_velocity, level
 from vmla.train.noise import normal, seeded, uniform
 from vmla.train.optimizers import DistilSchedule, Optimizers
 from vmla.train.parallel import Calls, Parallel
+from vmla.train.precision import Precision, resolve
 from vmla.train.selfroll import self_rollout
 from vmla.train.speed import Meter
 from vmla.train.unroll import predicted
@@ -36,7 +37,7 @@ class ConsistencyTraining:
     clips: int = 1
     """Clips of a micro-batch."""
     chunks: int = 7
-    bfloat16: bool = True
+    precision: Precision = "auto"
     compiled: bool = False
     """As `DenoiserTraining.compiled`, for all networks."""
     at_once: bool = False
@@ -65,7 +66,7 @@ class DistributionTraining:
     """Chunks that are scored and learn."""
     prelude: int = 0
     """The most chunks made before those: with them, long videos (streaming long tuning)."""
-    bfloat16: bool = True
+    precision: Precision = "auto"
     compiled: bool = False
     """As `DenoiserTraining.compiled`, for all networks."""
     at_once: bool = False
@@ -122,16 +123,15 @@ class ConsistencyStage:
         *,
         calls: Calls = narrowed,
     ) -> None:
-        self.meter = Meter(bfloat16=training.bfloat16)
+        device = next(student.parameters()).device
+        self.meter = Meter(resolve(training.precision, device))
         self.model, self.target, self.teacher = student, target, teacher
         self.calls = self.meter.passes(calls)
         if training.compiled:
             compile_blocks(student, target, teacher)
         self.training, self.schedule = training, training.schedule
-        device = next(student.parameters()).device
         self.batches, self.layout = _batches(training, data, device), CacheLayout.of(student.config)
         self.negative = self.batches.negative(training.consistency.guidance != 1)
-        self.dtype = torch.bfloat16 if training.bfloat16 else torch.float32
 
     def settings(self) -> dict[str, Any]:
         """All that determines the result."""
@@ -150,7 +150,7 @@ class ConsistencyStage:
         return consistency_loss(networks, latents, self.training.consistency, generator)
 
     def _memory(self, model: VideoMLA, text: Tensor) -> Memory:
-        passes = self.calls(model, self.dtype)
+        passes = self.calls(model, self.meter.dtype)
         unrolled = passes.unrolled if self.training.at_once else None
         return Memory(
             passes.step, CacheLayout.of(model.config), passes.encode_text(text), unrolled=unrolled
@@ -173,8 +173,8 @@ class DistributionStage:
         name: str = "distribution",
     ) -> None:
         """`group` is how many micro-batches a step has, which all take the same exit."""
-        self.name = name
-        self.meter = Meter(bfloat16=training.bfloat16)
+        self.name, device = name, next(generator.parameters()).device
+        self.meter = Meter(resolve(training.precision, device))
         self.model, self.companion, self.teacher = generator, critic, teacher
         self.calls = self.meter.passes(calls)
         if training.compiled:
@@ -182,11 +182,10 @@ class DistributionStage:
         self.training, self.schedule, self.group = training, training.schedule, group
         # It has steps of its own, and more of them.
         updates = training.schedule.steps * training.critic_updates
-        self.companion_optimizers = Optimizers(critic, replace(training.critic, steps=updates))
-        device = next(generator.parameters()).device
+        rates = replace(training.critic, steps=updates)
+        self.companion_optimizers = Optimizers(critic, rates, self.meter.dtype)
         self.batches = _batches(training, data, device)
         self.negative = self.batches.negative(training.guidance != 0)
-        self.dtype = torch.bfloat16 if training.bfloat16 else torch.float32
 
     def settings(self) -> dict[str, Any]:
         """All that determines the result."""
@@ -238,7 +237,7 @@ class DistributionStage:
         rng = np.random.default_rng([training.seed, draw // self.group, key, 1])
         exit_step = int(rng.integers(training.sampler.steps))
         before = int(rng.integers(training.prelude + 1))
-        passes = self.calls(self.model, self.dtype)
+        passes = self.calls(self.model, self.meter.dtype)
         seeds = np.random.default_rng([training.seed, draw, key, 2]).integers(2**31, size=training.clips)
         config, count = self.model.config, before + training.chunks
         made = self_rollout(
@@ -261,7 +260,7 @@ class DistributionStage:
 
     def _score(self, model: VideoMLA, text: Tensor) -> Any:
         """A fresh memory of a score network, for chunks of given numbers."""
-        passes = self.calls(model, self.dtype)
+        passes = self.calls(model, self.meter.dtype)
         text_kv, config = passes.encode_text(text), model.config
         unrolled = passes.unrolled if self.training.at_once else None
 

@@ -2,6 +2,8 @@
 
 A stage draws its batch from (seed, step) alone, so model, averages, optimizers and the step count
 are the whole state: stopping and resuming anywhere gives the same weights as never having stopped.
+Where the machine chooses the type of the arithmetic (`vmla.train.precision`), another machine may
+choose another; the run then goes on, but not to the last bit as it would have.
 """
 
 from __future__ import annotations
@@ -159,18 +161,19 @@ def _advance(stage: Stage, progress: Progress, parallel: Parallel) -> float:
 
 
 def _shown(stage: Stage, progress: Progress, loss: float, speeds: Speedometer) -> str:
-    """How far it is, with the speed of the latest steps; after the last, that of all."""
+    """How far it is, the type it computes in, the speed of the latest steps; after the last, that of all."""
     whole = stage.schedule.steps
     speed = speeds.whole if progress.step == whole else speeds.recent
+    dtype = str(stage.meter.dtype).removeprefix("torch.")
     return (
         f"{stage.name}: step {progress.step} of {whole}, loss {loss:.4f}, "
-        f"{progress.seconds / progress.step:.2f} s per step, {speed}"
+        f"{progress.seconds / progress.step:.2f} s per step in {dtype}, {speed}"
     )
 
 
 def _resume(stage: Stage, folder: Path, parallel: Parallel) -> Progress:
     folder.mkdir(parents=True, exist_ok=True)
-    optimizers = Optimizers(stage.model, stage.schedule)
+    optimizers = Optimizers(stage.model, stage.schedule, stage.meter.dtype)
     progress = Progress(step=0, average=_average(stage), optimizers=optimizers)
     parts, movers = _parts(stage, progress)
     if parallel.sharded:

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from vmla.train.muon import Muon
+
 AVERAGED_BETAS = (0.9, 0.98)
 
 
@@ -55,7 +57,8 @@ class DistilSchedule(Schedule):
 class Optimizers:
     """The optimizers of one model under one schedule, stepped together."""
 
-    def __init__(self, model: nn.Module, schedule: Schedule) -> None:
+    def __init__(self, model: nn.Module, schedule: Schedule, dtype: torch.dtype = torch.float32) -> None:
+        """`dtype` is what Muon multiplies in; all that is kept is float32."""
         self._schedule = schedule
         self._parameters = list(model.parameters())
         named = [] if schedule.matrix_rate is None else model.named_parameters()
@@ -73,15 +76,8 @@ class Optimizers:
             )
         ]
         if schedule.matrix_rate is not None:
-            # "match_rms_adamw" scales an update by its shape (arXiv 2502.16982, section 2.2).
-            self._all.append(
-                torch.optim.Muon(
-                    [view for _, view in self._views],
-                    lr=schedule.matrix_rate,
-                    weight_decay=0.0,
-                    adjust_lr_fn="match_rms_adamw",
-                )
-            )
+            views = [view for _, view in self._views]
+            self._all.append(Muon(views, lr=schedule.matrix_rate, dtype=dtype))
         self._rates = [group["lr"] for optimizer in self._all for group in optimizer.param_groups]
 
     def factor(self, step: int) -> float:

@@ -138,16 +138,17 @@ MINI = Pipeline(
 # Every stage in seconds, to see that it all runs; it learns nothing.
 _TINY = DistilSchedule(steps=4, learning_rate=1e-3, save_every=2)
 _DEBUG_MATCHING = _matching(
-    steps=3, rate=1e-3, critic=1e-3, save=1, critic_updates=2, guidance=0.0, clips=2, chunks=2, bfloat16=False
-)
+    steps=3, rate=1e-3, critic=1e-3, save=1, critic_updates=2, guidance=0.0, clips=2, chunks=2,
+    precision="float32",
+)  # fmt: skip
 DEBUG = Pipeline(
     name="debug",
     model=RECIPES["debug"],
     forcing=DenoiserTraining(
-        schedule=_TINY, forcing=PLAIN, clips=2, chunks=3, jumps=0.0, bfloat16=False, at_once=True
+        schedule=_TINY, forcing=PLAIN, clips=2, chunks=3, jumps=0.0, precision="float32", at_once=True
     ),
     consistency=ConsistencyTraining(
-        schedule=_TINY, consistency=Consistency(grid=6, guidance=1.0), clips=2, chunks=3, bfloat16=False,
+        schedule=_TINY, consistency=Consistency(grid=6, guidance=1.0), clips=2, chunks=3, precision="float32",
         at_once=True,
     ),
     distribution=_DEBUG_MATCHING,

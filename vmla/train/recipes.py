@@ -103,10 +103,10 @@ DEBUG = Recipe(
         crop_steps=2,
         crops=2,
         wholes=2,
-        bfloat16=False,
+        precision="float32",
     ),
     text_training=TextTraining(
-        schedule=Schedule(steps=4, learning_rate=1e-3, decay=2, save_every=2), captions=4, bfloat16=False
+        schedule=Schedule(steps=4, learning_rate=1e-3, decay=2, save_every=2), captions=4, precision="float32"
     ),
     latents=LatentSettings(clips=4, frames=12, shard=2),
     denoiser_training=DenoiserTraining(
@@ -114,14 +114,14 @@ DEBUG = Recipe(
         forcing=Forcing(),
         clips=2,
         chunks=3,
-        bfloat16=False,
+        precision="float32",
     ),
     refinement=DenoiserTraining(
         schedule=Schedule(steps=2, learning_rate=1e-3, matrix_rate=1e-3, decay=1, save_every=1),
         forcing=Forcing(context_noise=0.1),
         clips=2,
         chunks=3,
-        bfloat16=False,
+        precision="float32",
     ),
     sampler=Sampler(kind="euler", steps=2, shift=2.0),
 )

@@ -48,9 +48,9 @@ class Work:
 class Meter:
     """Adds up what a stage does. Its stage says what; the loop asks how much."""
 
-    def __init__(self, *, bfloat16: bool) -> None:
-        """Whether the stage computes in bfloat16 or in float32, which is what its peak is measured in."""
-        self.dtype = torch.bfloat16 if bfloat16 else torch.float32
+    def __init__(self, dtype: torch.dtype) -> None:
+        """`dtype` is what the stage computes in, and its peak is measured in."""
+        self.dtype = dtype
         self._done, self._known = Work(), dict[Hashable, float]()
 
     def take(self, seconds: float) -> Work:

@@ -18,6 +18,7 @@ from vmla.train.latents import LatentSet
 from vmla.train.loop import Stage, Watcher, train
 from vmla.train.parallel import Parallel, checkpoint_blocks, direct, shard, whole
 from vmla.train.pipelines import Pipeline
+from vmla.train.precision import resolve
 from vmla.train.samples import Samples, embedded, joining
 from vmla.transformer import VideoMLA
 from vmla.weights.convert import finish_folder
@@ -77,7 +78,7 @@ class Job:
 
     def _stage(self, data: LatentSet, parallel: Parallel) -> Stage:
         settings = getattr(self.pipeline, self.name)
-        dtype = torch.bfloat16 if settings.bfloat16 else torch.float32
+        dtype = resolve(settings.precision, parallel.device)
         calls = direct if parallel.sharded else narrowed
 
         def network(folder: str, *, learns: bool) -> VideoMLA:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from vmla.text import SmallTextConfig, TextEncoder, embed
 from vmla.train.optimizers import Schedule
+from vmla.train.precision import Precision, resolve
 from vmla.train.speed import Meter
 from vmla.world.caption import describe, read
 from vmla.world.scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES, draw_scene
@@ -33,7 +34,7 @@ class TextTraining:
     captions: int = 64
     """Captions of a batch."""
     world: str = FIRST.name
-    bfloat16: bool = True
+    precision: Precision = "auto"
     seed: int = 0
 
 
@@ -63,7 +64,7 @@ class TextStage:
         torch.manual_seed(training.seed)
         encoder, tokenizer = text.build()
         self.text, self.training, self.schedule = text, training, training.schedule
-        self.meter = Meter(bfloat16=training.bfloat16)
+        self.meter = Meter(resolve(training.precision, torch.device("cpu")))
         self.encoder = TextEncoder(encoder, tokenizer, tokens=tokens)
         self.model = nn.ModuleDict({"encoder": encoder, "probe": Probe(text.width)})
 
@@ -83,7 +84,7 @@ class TextStage:
     def answer(self, captions: list[str]) -> tuple[list[Tensor], list[Tensor]]:
         """Logits and true classes [B] of each question."""
         numbers, mask = self.encoder.tokenize(captions)
-        narrow = torch.autocast("cpu", torch.bfloat16, enabled=self.training.bfloat16)
+        narrow = torch.autocast("cpu", torch.bfloat16, enabled=self.meter.dtype == torch.bfloat16)
         with self.meter.counting(numbers.shape, tokens=numbers.numel()), narrow:
             text = embed(self.model["encoder"], numbers, mask)
             logits = self.model["probe"](text, mask)

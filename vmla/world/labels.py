@@ -29,9 +29,11 @@ def label(scene: Scene, frames: int, start: int, *, grid: int, together: int = 4
     total = torch.zeros(frames // together, grid * grid, WIDTH)
     for sprite in scene.sprites:
         path = trace_path(sprite, frames, start)
-        ways = (torch.from_numpy(values).float().unflatten(0, (-1, together)) for values in (path.x, path.y))
-        angle = torch.from_numpy(path.angle).float().unflatten(0, (-1, together)).mean(1)
-        facts = torch.cat([_kind(sprite, *total.shape[:2]), _place(*ways, angle, sprite, grid)], dim=-1)
+        x, y, angle = (
+            torch.from_numpy(values).float().unflatten(0, (-1, together))
+            for values in (path.x, path.y, path.angle)
+        )
+        facts = torch.cat([_kind(sprite, *total.shape[:2]), _place(x, y, angle, sprite, grid)], dim=-1)
         total += _presence(sprite, frames, start, grid, together) * facts
     return total
 
@@ -52,13 +54,13 @@ def _kind(sprite: Sprite, frames: int, places: int) -> Tensor:
 
 
 def _place(x: Tensor, y: Tensor, angle: Tensor, sprite: Sprite, grid: int) -> Tensor:
-    """Where it is and goes, [F, grid^2, 6], for centres x, y [F, together] and the turn `angle` [F]."""
+    """Where it is and goes, [F, grid^2, 6], for centres x, y and turns, each [F, together]."""
     middles = (torch.arange(grid) + 0.5) * SIZE / grid
     down, across = ((centre.mean(1)[:, None] - middles) * grid / SIZE for centre in (y, x))
     from_middle = torch.stack(
         [down[:, :, None].expand(-1, grid, grid), across[:, None, :].expand(-1, grid, grid)], dim=-1
     )
     speeds = [(way[:, -1] - way[:, 0]) * FRAMES_PER_SECOND / (way.shape[1] - 1) / FASTEST for way in (y, x)]
-    turn = FOLDS[sprite.shape] * angle
+    turn = FOLDS[sprite.shape] * angle.mean(1)
     moving = torch.stack([*speeds, turn.cos(), turn.sin()], dim=-1)
     return torch.cat([from_middle.flatten(1, 2), moving[:, None].expand(-1, grid * grid, -1)], dim=-1)
