@@ -116,7 +116,7 @@ class Checkpoint:
 
     def model_hash(self) -> str:
         """SHA-256 of the transformer's sizes and weights: what a compiled engine is bound to."""
-        sizes = json.dumps(asdict(self.model_config()), sort_keys=True)
+        sizes = json.dumps(self.model_config().identity(), sort_keys=True)
         weights = hash_weights(self.weights_path("transformer"))
         return hashlib.sha256(f"{sizes} {weights}".encode()).hexdigest()
 
