@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -50,7 +50,9 @@ class RandomCheckpoint(Checkpoint):
 
     def model_hash(self) -> str:
         """SHA-256 of what determines the weights."""
-        drawn = json.dumps({**asdict(self.config), "seed": self.seed, "device": self.device}, sort_keys=True)
+        drawn = json.dumps(
+            {**self.config.identity(), "seed": self.seed, "device": self.device}, sort_keys=True
+        )
         return hashlib.sha256(drawn.encode()).hexdigest()
 
     def text(self) -> TextEncoder:

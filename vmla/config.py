@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
 from vmla.errors import UserError
@@ -50,6 +50,9 @@ class ModelConfig:
     image_width: int = 104
     """A latent frame, in latent cells."""
     eps: float = 1e-6
+    position_table: bool = False
+    """Add a learned vector to each place of the picture. Attention is relative alone: it cannot tell where
+    the picture ends, while walls, centres of orbits and places of things are absolute. Wan has none."""
 
     def __post_init__(self) -> None:
         if self.layout not in get_args(Layout):
@@ -58,6 +61,8 @@ class ModelConfig:
             value, least = getattr(self, field.name), 0 if field.name in ("sink", "history") else 1
             if field.type == "int" and (type(value) is not int or value < least):
                 raise UserError(f"{field.name} is {value!r}; it is a whole number, {least} or more")
+            if field.type == "bool" and type(value) is not bool:
+                raise UserError(f"{field.name} is {value!r}; it is true or false")
         if self.width % self.heads or self.head_width <= self.rotary_width:
             raise UserError(
                 f"width {self.width} and {self.heads} heads leave no room "
@@ -91,6 +96,13 @@ class ModelConfig:
     def tokens_per_frame(self) -> int:
         """P."""
         return self.grid[0] * self.grid[1]
+
+    def identity(self) -> dict[str, Any]:
+        """What tells models apart. A position table is younger than the hashes that are made of it."""
+        settings = asdict(self)
+        if not self.position_table:
+            del settings["position_table"]
+        return settings
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:

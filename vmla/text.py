@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,25 +12,40 @@ from torch import Tensor, nn
 
 from vmla.errors import UserError
 
+SPECIAL = ("<pad>", "</s>", "<unk>")
+"""The first tokens, in the order of T5: padding, the end of a prompt, an unknown word."""
+BETWEEN_WORDS = r"[\s,.;]+"
+"""As for `vmla.world.caption.read`, to which punctuation means nothing either."""
+FAST = ("PreTrainedTokenizerFast", "TokenizersBackend")
+"""One class of transformers: what its version 4 calls it, and its version 5."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class SmallTextConfig:
-    """Sizes of the small model's UMT5 encoder, which reads bytes."""
+    """Sizes of the small model's UMT5 encoder, and what it reads."""
 
     width: int = 128
     head_width: int = 32
     heads: int = 4
     ffn_width: int = 256
     layers: int = 2
+    words: tuple[str, ...] = ()
+    """What it knows, in lower case, each a token; all others are one. None: it reads bytes."""
+
+    def __post_init__(self) -> None:
+        for word in self.words:
+            if not word or word in SPECIAL or re.split(BETWEEN_WORDS, word.lower()) != [word]:
+                raise UserError(f"{word!r} is no word of a prompt in lower case")
+        if len(set(self.words)) != len(self.words):
+            raise UserError("a word is named twice")
 
     def build(self) -> tuple[nn.Module, Any]:
-        """A fresh encoder and the byte tokenizer: transformers' own classes."""
+        """A fresh encoder and its tokenizer: transformers' own classes."""
         # Direct module paths: the package's front door takes a second longer.
-        from transformers.models.byt5.tokenization_byt5 import ByT5Tokenizer
         from transformers.models.umt5.configuration_umt5 import UMT5Config
         from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
 
-        tokenizer = ByT5Tokenizer()
+        tokenizer = word_tokenizer(self.words) if self.words else tokenizer_class("ByT5Tokenizer")()
         config = UMT5Config(
             vocab_size=len(tokenizer),
             d_model=self.width,
@@ -40,6 +56,40 @@ class SmallTextConfig:
             dropout_rate=0.0,
         )
         return UMT5EncoderModel(config), tokenizer
+
+
+def tokenizer_class(name: str | None) -> Any:
+    """The class that loads a tokenizer saved as `name`; `AutoTokenizer` where it is not one of ours."""
+    if name == "ByT5Tokenizer":
+        from transformers.models.byt5.tokenization_byt5 import ByT5Tokenizer
+
+        return ByT5Tokenizer
+    if name in FAST:
+        from transformers.tokenization_utils_fast import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
+
+
+def word_tokenizer(words: Sequence[str]) -> Any:
+    """A tokenizer of whole words, whatever their case; it ends a prompt as T5 does."""
+    from tokenizers import Regex, Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.normalizers import Lowercase
+    from tokenizers.pre_tokenizers import Split
+    from tokenizers.processors import TemplateProcessing
+
+    pad, end, unknown = SPECIAL
+    numbers = {word: number for number, word in enumerate([*SPECIAL, *words])}
+    inner = Tokenizer(WordLevel(numbers, unk_token=unknown))
+    inner.normalizer = Lowercase()
+    inner.pre_tokenizer = Split(Regex(BETWEEN_WORDS), "removed")
+    inner.post_processor = TemplateProcessing(single=f"$A {end}", special_tokens=[(end, numbers[end])])
+    special = {"pad_token": pad, "eos_token": end, "unk_token": unknown}
+    inputs = ["input_ids", "attention_mask"]
+    return tokenizer_class(FAST[0])(tokenizer_object=inner, model_input_names=inputs, **special)
 
 
 class TextEncoder:

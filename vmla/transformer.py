@@ -125,6 +125,10 @@ class VideoMLA(nn.Module):
         self.norm_out = nn.LayerNorm(width, eps=config.eps, elementwise_affine=False)
         self.proj_out = nn.Linear(width, cells)
         self.scale_shift_table = nn.Parameter(nn.init.normal_(torch.empty(1, 2, width), std=width**-0.5))
+        self.position_embedding: nn.Parameter | None = None
+        if config.position_table:  # drawn last, so that all else starts as it does without
+            table = torch.empty(config.tokens_per_frame, width)
+            self.position_embedding = nn.Parameter(nn.init.normal_(table, std=0.02))
         self.rope = self.rotary(config)
 
     @staticmethod
@@ -132,6 +136,14 @@ class VideoMLA(nn.Module):
         """The positions of a model: the shared rotary key's, or those of Wan's whole heads."""
         rotary = config.rotary_width if config.layout == "mla" else config.head_width
         return Rotary3D(head_width=config.head_width, rotary_width=rotary, grid=config.grid)
+
+    def embed(self, latents: Tensor) -> Tensor:
+        """Latents [B, z, F, h, w] to the tokens [B, F * P, D] that the first block reads."""
+        x = self.patch_embedding(patchify(latents, self.config.patch))
+        if self.position_embedding is None:
+            return x
+        framed = x.view(x.shape[0], latents.shape[2], -1, x.shape[2])
+        return (framed + self.position_embedding).view(x.shape)
 
     def encode_text(self, text: Tensor) -> Tensor:
         """Text embeddings [B, tokens, text width] to cross-attention keys and values [L, 2, B, tokens, D]."""
@@ -213,7 +225,7 @@ class VideoMLA(nn.Module):
         cache: Tensor, window: AnyWindow, absorbed: bool,
     ) -> tuple[Tensor, list[Tensor]]:  # fmt: skip
         """Tokens [B, S, D] after the first `blocks`, and the entries [B, S, E] of each of these."""
-        x = self.patch_embedding(patchify(latents, self.config.patch))
+        x = self.embed(latents)
         entries = []
         for layer, block in enumerate(blocks):
             x, own = block(x, modulation, text_kv[layer], cache[layer], window, absorbed)

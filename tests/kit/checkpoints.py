@@ -1,6 +1,8 @@
 """A tiny checkpoint with weights drawn at random, for everything that needs some model and no good one."""
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from kit.models import randomise
@@ -13,10 +15,10 @@ from vmla.vae.tiny import TinyCodec, TinyCodecConfig
 from vmla.weights.folder import save_checkpoint
 
 
-def debug_checkpoint(folder: Path, *, layout: Layout = "mla", seed: int = 0) -> Path:
+def debug_checkpoint(folder: Path, *, layout: Layout = "mla", seed: int = 0, **sizes: Any) -> Path:
     """Write the `debug` model to `folder`; every weight counts, gates and head included."""
     torch.manual_seed(seed)
-    config = recipe("debug", layout=layout)
+    config = replace(recipe("debug", layout=layout), **sizes)
     text, tokenizer = SmallTextConfig(width=32, head_width=16, heads=2, ffn_width=32, layers=1).build()
     model = randomise(VideoMLA(config), seed)
     codec = TinyCodec(

@@ -164,7 +164,7 @@ class Equations:
         kernel = weight.reshape(self.config.width, self.config.latent_channels, 1, patch, patch)
         bias = self.weights["patch_embedding.bias"]
         cells = torch.nn.functional.conv3d(latents, kernel, bias, stride=(1, patch, patch))
-        return cells.flatten(3).permute(0, 2, 3, 1)
+        return cells.flatten(3).permute(0, 2, 3, 1) + self.weights.get("position_embedding", 0)
 
     def pictures(self, tokens):
         """[B, F, P, patch^2 z] to [B, z, F, h, w], cell by cell."""

@@ -13,7 +13,7 @@ from vmla.attention import Window
 from vmla.config import ModelConfig
 from vmla.rope import Rotary3D
 from vmla.sampler import TIMESTEPS, add_noise, shifted
-from vmla.transformer import Block, VideoMLA, patchify
+from vmla.transformer import Block, VideoMLA
 from vmla.weights.folder import Uninitialised
 from vmla.weights.source import Source
 
@@ -70,7 +70,7 @@ def layers_of(source: Source, calibration: Calibration) -> Iterator[Seen]:
     conditioning = model.condition_embedder
     frames = calibration.latents.shape[2]
     window = all_frames(model.rope, frames)
-    states = [model.patch_embedding(patchify(x[None], source.config.patch)) for x in calibration.latents]
+    states = [model.embed(x[None]) for x in calibration.latents]
     modulations = [conditioning(t.expand(1, frames))[1] for t in calibration.timestep]
     texts = [conditioning.text_embedder(text[None]) for text in calibration.text]
     for layer in range(source.config.layers):

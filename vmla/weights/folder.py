@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 from vmla.config import ModelConfig
 from vmla.errors import UserError
 from vmla.sampler import Sampler
-from vmla.text import TextEncoder
+from vmla.text import TextEncoder, tokenizer_class
 from vmla.transformer import VideoMLA
 from vmla.vae import Codec
 from vmla.vae.tiny import TinyCodec, TinyCodecConfig
@@ -122,7 +122,7 @@ class Checkpoint:
 
     def model_hash(self) -> str:
         """SHA-256 of the transformer's sizes and weights: what a compiled engine is bound to."""
-        sizes = json.dumps(asdict(self.model_config()), sort_keys=True)
+        sizes = json.dumps(self.model_config().identity(), sort_keys=True)
         weights = hash_weights(self.weights_path("transformer"))
         return hashlib.sha256(f"{sizes} {weights}".encode()).hexdigest()
 
@@ -157,15 +157,10 @@ class Checkpoint:
     def _tokenizer(self) -> Any:
         folder = self.folder / "tokenizer"
         kind = read_json(folder / "tokenizer_config.json").get("tokenizer_class")
-        if kind == "ByT5Tokenizer":
-            from transformers.models.byt5.tokenization_byt5 import ByT5Tokenizer
-
-            return ByT5Tokenizer.from_pretrained(folder)
-        from transformers import AutoTokenizer
-
-        try:
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (OSError, ValueError, RuntimeError) as error:
+        loader = tokenizer_class(kind)
+        try:  # no code that lies in the folder runs, whatever its files ask for
+            return loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # noqa: BLE001 - what reads tokenizer.json raises the bare class
             raise UserError(f"cannot load the tokenizer in {folder}; copy it again") from error
 
     def sampler(self) -> Sampler:
@@ -231,7 +226,7 @@ def save_checkpoint(
         "transformer": ["vmla", "VideoMLA"],
         "vae": ["vmla", "TinyCodec"],
         "text_encoder": ["transformers", "UMT5EncoderModel"],
-        "tokenizer": ["transformers", "ByT5Tokenizer"],
+        "tokenizer": ["transformers", type(text.tokenizer).__name__],
         "scheduler": ["vmla", "Sampler"],
         **({} if trained_on is None else {"trained_on": trained_on}),
     })  # fmt: skip

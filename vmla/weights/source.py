@@ -177,6 +177,7 @@ def _sizes(
         frequency_width=shape("condition_embedder.time_embedder.linear_1.weight")[1],
         text_width=shape("condition_embedder.text_embedder.linear_1.weight")[1],
         eps=values.get("eps", like.eps),
+        position_table=translate("position_embedding") in shapes,
         **latent,
     )
 

@@ -39,6 +39,11 @@ class Reading:
         return bool(self.requests) and self.background is not None and not self.unknown
 
 
+def vocabulary() -> tuple[str, ...]:
+    """Every word that `describe` can write and `read` knows, in the order of the alphabet."""
+    return tuple(sorted({*FILLERS, *SHAPES, *COLOURS, *MOTIONS, *RADII, *BACKGROUNDS}))
+
+
 def describe(scene: Scene, rng: np.random.Generator | None = None) -> str:
     """The caption of `scene`; `rng` varies the wording, without it the plainest form is given."""
     parts = []
