@@ -41,7 +41,7 @@ class Reading:
 
 def vocabulary() -> tuple[str, ...]:
     """Every word that `describe` can write and `read` knows, in the order of the alphabet."""
-    return tuple(sorted({*FILLERS, *SHAPES, *COLOURS, *MOTIONS, *RADII, *BACKGROUNDS}))
+    return tuple(sorted({*FILLERS, *SHAPES, *COLOURS, *MOTIONS, *SIZES, *BACKGROUNDS}))
 
 
 def describe(scene: Scene, rng: np.random.Generator | None = None) -> str:
