@@ -21,6 +21,7 @@ VERBS = {
     "runtime": "bench.runtime",
     "grades": "bench.grades",
     "grader": "bench.grader",
+    "diagnose": "bench.diagnose",
     "kernels": "bench.kernels",
     "graph": "bench.graph",
     "study": "bench.study",

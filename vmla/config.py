@@ -129,7 +129,8 @@ RECIPES: dict[str, ModelConfig] = {
     # The paper's proportions (C = D / 8, R = a quarter of a head, half of D for queries) at D = 256.
     "sprites": ModelConfig(
         width=256, heads=4, layers=6, ffn_width=1024, text_width=128,
-        text_tokens=112, content_width=32, rotary_width=16, query_width=128, height=8, image_width=8,
+        text_tokens=24, content_width=32, rotary_width=16, query_width=128, height=8, image_width=8,
+        latent_channels=8, position_table=True,
     ),
     "wan-1.3b": ModelConfig(width=1536, heads=12, layers=30, ffn_width=8960),
     # The paper trains 1.3B only: 14B keeps its content and rotary widths, and half of D for queries.

@@ -49,7 +49,7 @@ def numbered_stage(**changes):
 def test_a_batch_holds_the_chunks_that_its_numbers_say():
     stage, starts = numbered_stage(jumps=0.5), []
     for step in range(60):
-        latents, text, numbers = stage.draw(step)
+        latents, text, numbers, _ = stage.draw(step)
         assert numbers[0] == 0
         assert numbers[1:] == list(range(numbers[1], numbers[1] + 3))
         starts.append(numbers[1])
@@ -83,7 +83,7 @@ def test_without_jumps_and_in_short_clips_chunks_follow_each_other():
 def test_openings_are_any_chunk_of_any_clip_as_if_a_video_began_there():
     stage, first_frames, kinds = numbered_stage(opening_steps=4, openings=0.5, opening_clips=9), set(), []
     for step in range(40):
-        latents, text, numbers = stage.draw(step)
+        latents, text, numbers, _ = stage.draw(step)
         kinds.append(numbers == [0])
         if kinds[-1]:
             assert latents.shape[:3] == (9, DEBUG.model.latent_channels, 3)

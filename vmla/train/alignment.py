@@ -7,15 +7,19 @@ is thrown away afterwards. The idea, with features of a pretrained encoder as ta
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from vmla.errors import UserError
 from vmla.train.unroll import predicted
 from vmla.transformer import VideoMLA
+
+ALIGNER = "aligner"
+"""The submodule of a denoiser under training."""
 
 
 class Aligner(nn.Module):
@@ -30,6 +34,33 @@ class Aligner(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """[..., D] to [..., labels]."""
         return self.out(nn.functional.silu(self.hidden(self.norm(tokens.float()))))
+
+
+def attach_aligner(model: VideoMLA, labels: Tensor | None) -> None:
+    """Give `model` an `aligner` for `labels` [clips, frames, places, numbers], to be trained with it.
+
+    Raises:
+        UserError: if the clips have no labels, or not one for each token.
+    """
+    if labels is None or labels.shape[2] != model.config.tokens_per_frame:
+        places = "none" if labels is None else labels.shape[2]
+        raise UserError(
+            f"alignment needs {model.config.tokens_per_frame} labels a frame, the clips have {places}; "
+            "set label_grid of the latents to the model's tokens across"
+        )
+    model.add_module(ALIGNER, Aligner(model.config.width, labels.shape[3]))
+
+
+def detach_aligner(model: VideoMLA) -> VideoMLA:
+    """`model` without its aligner, if it has one."""
+    if hasattr(model, ALIGNER):
+        delattr(model, ALIGNER)
+    return model
+
+
+def without_aligner(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of `tensors`, by name, that are the denoiser's own."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(ALIGNER + ".")}
 
 
 @contextmanager
@@ -48,21 +79,22 @@ def watched(model: VideoMLA, layer: int) -> Iterator[list[Tensor]]:
 
 
 def alignment_loss(
-    aligner: Aligner, seen: Sequence[Tensor], labels: Tensor, numbers: Sequence[int]
+    model: VideoMLA, seen: Sequence[Tensor], labels: Tensor | None, numbers: Sequence[int]
 ) -> Tensor:
     """Mean squared error of what the tokens of a teacher-forced rollout say is where.
 
     Args:
-        aligner: what reads them.
+        model: with an aligner.
         seen: tokens of every pass: for each chunk its prediction, of all noise levels at once, if it has
             one, then its clean pass, which the last chunk lacks.
-        labels: [B, frames, P, labels] of all chunks.
+        labels: [B, frames, P, labels] of all chunks; clips without them were refused (`attach_aligner`).
         numbers: those of the chunks.
     """
-    wanted, passes = predicted(numbers), iter(seen)
+    assert labels is not None
+    aligner, wanted, passes = getattr(model, ALIGNER), predicted(numbers), iter(seen)
     errors = []
     for number, truth in zip(numbers, labels.chunk(len(numbers), 1), strict=True):
-        truth = truth.flatten(1, 2)
+        truth = truth.flatten(1, 2).to(seen[0].device)
         for _ in range((number in wanted) + (number != numbers[-1])):
             tokens = next(passes)
             errors.append((aligner(tokens) - truth.repeat(len(tokens) // len(truth), 1, 1)).square().mean())

@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass
 from types import MethodType
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.func import functional_call
@@ -14,6 +13,8 @@ from torch.func import functional_call
 from vmla.cache import CacheLayout
 from vmla.config import ModelConfig
 from vmla.errors import UserError
+from vmla.train.alignment import alignment_loss, attach_aligner, watched
+from vmla.train.batches import Batch, draw_batch
 from vmla.train.forcing import Forcing, forcing_loss, forcing_loss_at_once
 from vmla.train.latents import LatentSet
 from vmla.train.noise import seeded
@@ -43,6 +44,14 @@ class DenoiserTraining:
     """Share of the later batches that do so."""
     opening_clips: int = 192
     """Clips of a batch of first chunks."""
+    single_steps: int = 0
+    """Steps at the start whose clips show one object, where their number is known."""
+    prompt_dropout: float = 0.0
+    """Share of clips that are told nothing: zeros, which is what stands behind a prompt's end."""
+    alignment: float = 0.0
+    """Weight of what the middle of the model should know of the scene: see `vmla.train.alignment`."""
+    alignment_layer: int = 3
+    """Blocks before that middle."""
     precision: Precision = "auto"
     compiled: bool = False
     """Compile the blocks first: a minute at the start, then 1.6 times as many steps on two CPU cores."""
@@ -53,6 +62,10 @@ class DenoiserTraining:
     def __post_init__(self) -> None:
         if self.at_once and not self.forcing.fixed:
             raise UserError("a clip passes at once only with one copy and no estimates in its past")
+        if self.at_once and self.alignment:
+            raise UserError("a clip that passes at once is not aligned with its labels; use alignment 0")
+        if not 0 <= self.prompt_dropout <= 1:
+            raise UserError(f"prompt_dropout is {self.prompt_dropout}; it is a share, from 0 to 1")
 
 
 class DenoiserStage:
@@ -76,6 +89,8 @@ class DenoiserStage:
         self.calls = self.meter.passes(narrowed if calls is None else calls)
         if training.compiled:
             compile_blocks(self.model)
+        if training.alignment:
+            attach_aligner(self.model, data.labels)
         self.layout = CacheLayout.of(config)
         self.training, self.schedule, self.data = training, training.schedule, data
 
@@ -88,39 +103,25 @@ class DenoiserStage:
         }
 
     def loss(self, step: int) -> Tensor:
-        """Velocity error of one teacher-forced rollout over a batch of clips."""
+        """Velocity error of one teacher-forced rollout over a batch of clips, and what else is learned."""
         with self.meter.waiting():
-            latents, text, numbers = self.draw(step)
-        device = next(self.model.parameters()).device
-        generator = seeded(device, self.training.seed * 1_000_003 + step)
+            batch = self.draw(step)
+        training, device = self.training, next(self.model.parameters()).device
+        generator = seeded(device, training.seed * 1_000_003 + step)
         passes = self.calls(self.model, self.meter.dtype)
-        text_kv, forcing = passes.encode_text(text.to(device)), self.training.forcing
-        rest = self.layout, latents.to(device), text_kv, numbers, forcing, generator
-        if self.training.at_once and len(numbers) > 1:  # one chunk is one pass anyway
+        text_kv = passes.encode_text(batch.text.to(device))
+        rest = self.layout, batch.latents.to(device), text_kv, batch.numbers, training.forcing, generator
+        if training.at_once and len(batch.numbers) > 1:  # one chunk is one pass anyway
             return forcing_loss_at_once(passes.unrolled, *rest)
-        return forcing_loss(passes.step, *rest)
+        if not training.alignment:
+            return forcing_loss(passes.step, *rest)
+        with watched(self.model, training.alignment_layer) as seen:
+            velocity = forcing_loss(passes.step, *rest)
+        return velocity + training.alignment * alignment_loss(self.model, seen, batch.labels, batch.numbers)
 
-    def draw(self, step: int) -> tuple[Tensor, Tensor, list[int]]:
-        """The batch of `step`: latents of the chosen chunks, text embeddings, chunk numbers."""
-        rng = np.random.default_rng([self.training.seed, step, 3])
-        if step < self.training.opening_steps or rng.random() < self.training.openings:
-            return *self._draw_openings(rng), [0]
-        clips = torch.from_numpy(rng.choice(len(self.data.latents), self.training.clips, replace=False))
-        size, count = self.model.config.chunk, self.training.chunks
-        last = self.data.latents.shape[2] // size - (count - 1)
-        start = int(rng.integers(2, last + 1)) if last > 1 and rng.random() < self.training.jumps else 1
-        numbers = [0, *range(start, start + count - 1)]
-        frames = torch.tensor([number * size + offset for number in numbers for offset in range(size)])
-        return self.data.latents[clips][:, :, frames].float(), self.data.text[clips].float(), numbers
-
-    def _draw_openings(self, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-        """Any chunk of any clip, as if a video began there."""
-        size, count = self.model.config.chunk, self.training.opening_clips
-        clips = torch.from_numpy(rng.integers(len(self.data.latents), size=count))
-        starts = torch.from_numpy(rng.integers(self.data.latents.shape[2] // size, size=count)) * size
-        frames = starts[:, None] + torch.arange(size)
-        latents = self.data.latents[clips[:, None], :, frames].transpose(1, 2)
-        return latents.float(), self.data.text[clips].float()
+    def draw(self, step: int) -> Batch:
+        """The batch of `step`."""
+        return draw_batch(self.training, self.data, self.model.config.chunk, step)
 
 
 def narrowed(model: VideoMLA, dtype: torch.dtype) -> Passes:

@@ -16,6 +16,7 @@ from vmla.train.latents import LatentSettings
 from vmla.train.optimizers import Schedule
 from vmla.train.text import TextTraining
 from vmla.vae.tiny import TinyCodecConfig
+from vmla.world.caption import vocabulary
 from vmla.world.worlds import SECOND
 
 
@@ -46,13 +47,12 @@ class Recipe:
         return steps if self.refinement is None else {**steps, "refine": self.refinement.schedule.steps}
 
 
-# About four hours on two CPU cores: 15 minutes for the codec, 8 for text and latents, two hours to denoise
-# and one and a half to refine that.
+# On two CPU cores 20 minutes for the codec, 10 for text and latents, and some six hours to denoise.
 SPRITES = Recipe(
     name="sprites",
     model=RECIPES["sprites"],
     codec=TinyCodecConfig(latent_channels=8),
-    text=SmallTextConfig(),
+    text=SmallTextConfig(words=vocabulary()),
     codec_training=CodecTraining(
         schedule=Schedule(
             steps=2600, learning_rate=1e-3, matrix_rate=2e-3, decay=1200, average=0.995, save_every=100
@@ -62,32 +62,25 @@ SPRITES = Recipe(
         world=SECOND.name,
     ),
     text_training=TextTraining(
-        schedule=Schedule(steps=2400, learning_rate=2e-3, decay=1600, average=0.98, save_every=200)
+        schedule=Schedule(steps=1600, learning_rate=2e-3, decay=1000, average=0.98, save_every=200),
+        world=SECOND.name,
     ),
-    latents=LatentSettings(),
+    latents=LatentSettings(clips=2560, world=SECOND.name, label_grid=4),
+    # First chunks long alone, of one object before two, as image pretraining is; then rollouts over a past
+    # that is nearly that of a video, for motion cannot be read from a coarse one.
     denoiser_training=DenoiserTraining(
         schedule=Schedule(
-            steps=5100, learning_rate=1.5e-3, matrix_rate=5e-3, warmup=50, decay=1800, average=0.998
-        ),
-        forcing=Forcing(),
-        clips=12,
-        opening_steps=1800,
-        openings=0.25,
-        opening_clips=64,
-        compiled=True,
-    ),
-    # The first pass leaves motion uncertain: half of the past that it learned from was its own coarse guess.
-    # Here the past is nearly that of a rollout.
-    refinement=DenoiserTraining(
-        schedule=Schedule(
-            steps=3200, learning_rate=1e-3, matrix_rate=3.5e-3, warmup=100, decay=1700, average=0.998
+            steps=9000, learning_rate=1.5e-3, matrix_rate=5e-3, warmup=50, decay=3500, average=0.998
         ),
         forcing=Forcing(context_noise=0.1, own_sigma=0.5),
         clips=12,
-        openings=0.2,
+        opening_steps=3600,
+        single_steps=1800,
+        openings=0.25,
         opening_clips=64,
+        prompt_dropout=0.1,
+        alignment=5.0,
         compiled=True,
-        seed=1,
     ),
     sampler=Sampler(kind="euler", steps=8, shift=2.0),
 )
@@ -128,8 +121,8 @@ DEBUG = Recipe(
 
 # A smaller model of the same world, so that studies with seeds are affordable.
 MINI_MODEL = replace(
-    RECIPES["sprites"], width=128, heads=2, layers=3, ffn_width=512, text_width=64,
-    content_width=16, rotary_width=16, query_width=64,
+    RECIPES["sprites"], width=128, heads=2, layers=3, ffn_width=512, text_width=64, text_tokens=112,
+    latent_channels=16, content_width=16, rotary_width=16, query_width=64, position_table=False,
 )  # fmt: skip
 MINI = Recipe(
     name="mini",

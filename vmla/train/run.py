@@ -9,6 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from vmla.text import TextEncoder
+from vmla.train.alignment import detach_aligner
 from vmla.train.codec import CodecStage, with_statistics
 from vmla.train.denoiser import DenoiserStage
 from vmla.train.latents import LatentSet, make_latents
@@ -80,7 +81,7 @@ class Run:
         recipe = self.recipe
         stage = DenoiserStage(recipe.model, recipe.denoiser_training, self.latents())
         _train(stage.model, stage, self, self._clips(stage))
-        return stage.model
+        return detach_aligner(stage.model)
 
     def refine(self) -> VideoMLA:
         """The finished transformer: `denoiser` trained on, where the recipe asks for it."""
@@ -90,7 +91,7 @@ class Run:
         stage = DenoiserStage(recipe.model, recipe.refinement, self.latents(), model=model)
         stage.name = "refine"
         _train(stage.model, stage, self, self._clips(stage))
-        return stage.model
+        return detach_aligner(stage.model)
 
     def _clips(self, stage: DenoiserStage) -> list[Watcher]:
         """What shows clips of the denoiser while it learns."""

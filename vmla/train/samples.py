@@ -14,6 +14,7 @@ from vmla.cache import CacheLayout
 from vmla.config import ModelConfig
 from vmla.sampler import Sampler
 from vmla.text import TextEncoder
+from vmla.train.alignment import without_aligner
 from vmla.train.denoiser import narrowed
 from vmla.train.loop import Watcher
 from vmla.train.memory import Memory
@@ -46,7 +47,7 @@ class Samples:
     def __call__(self, name: str, line: dict[str, Any], average: dict[str, Tensor]) -> None:
         """The first process makes the clips; the others are `joining` it."""
         if line["step"] % self.every == 0:
-            frames = self.codec.decode(self.latents(whole(average)).cpu())[0]
+            frames = self.codec.decode(self.latents(without_aligner(whole(average))).cpu())[0]
             write_strip(frames, self.folder / "samples" / f"{name}-{line['step']:07d}.png")
 
     @torch.no_grad()

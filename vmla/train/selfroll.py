@@ -24,6 +24,7 @@ def self_rollout(
     exit_step: int,
     seeds: Sequence[int],
     learned: int | None = None,
+    given: Tensor | None = None,
 ) -> Tensor:
     """Latents [B, z, chunks * F, h, w] that the student made, as a rollout at inference would.
 
@@ -35,6 +36,7 @@ def self_rollout(
         exit_step: the step whose x0 is kept; the same for all chunks.
         seeds: one for each video, as `vmla-run --seed`.
         learned: how many of the last chunks carry gradients; all if not given.
+        given: [B, z, frames, h, w] of the first chunks, which are not made but committed as they are.
     """
     last = len(sampler.timesteps()) - 1
     first = 0 if sampler.kind == "renoise" else last
@@ -46,7 +48,11 @@ def self_rollout(
         drawn = [keyed_noise(shape, seed=seed, chunk=number, step=step) for seed in seeds]
         return torch.stack(drawn).to(device)
 
-    for number in range(chunks):
+    for number, latents in enumerate([] if given is None else given.split(memory.layout.chunk, 2)):
+        made.append(latents)
+        with torch.no_grad():
+            memory.commit(latents, number)
+    for number in range(len(made), chunks):
         learns = torch.is_grad_enabled() and number >= chunks - (chunks if learned is None else learned)
         latents = noise(number, 0)
         for step in range(exit_step + 1):

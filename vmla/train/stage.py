@@ -11,6 +11,7 @@ import torch
 
 from vmla.errors import UserError
 from vmla.sampler import Sampler
+from vmla.train.alignment import without_aligner
 from vmla.train.clips import open_clips
 from vmla.train.denoiser import DenoiserStage, narrowed
 from vmla.train.distil import ConsistencyStage, DistributionStage
@@ -71,7 +72,7 @@ class Job:
         )
         if average is None or (self.output / RESULT).exists():
             return
-        tensors = whole(average)
+        tensors = without_aligner(whole(average))
         if parallel.rank == 0:
             _write(self.output / RESULT, checkpoint, tensors, self._sampler(checkpoint))
             report(f"wrote {self.output / RESULT}")
