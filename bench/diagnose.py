@@ -93,7 +93,7 @@ def figures(graded: list[Graded]) -> dict[str, object]:
 @click.argument("checkpoint", default=SHIPPED)
 @click.option("--prompts", "count", type=click.IntRange(2), default=48, show_default=True,
               help="Held-out scenes.")  # fmt: skip
-@click.option("--true", "chunks", default="1,3", show_default=True, help="How many true chunks to begin with.")
+@click.option("--true", "chunks", default="1,3", show_default=True, help="True chunks to begin with.")
 @click.option("--seed", default=2000, show_default=True, help="Of the scenes and of the first video.")
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the JSON here.")
 def main(checkpoint: str, count: int, chunks: str, seed: int, output: Path | None) -> None:
