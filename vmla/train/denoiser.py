@@ -42,6 +42,8 @@ class DenoiserTraining:
     """Share of the later batches that do so."""
     opening_clips: int = 192
     """Clips of a batch of first chunks."""
+    prompt_dropout: float = 0.0
+    """Share of clips that are told nothing: zeros, which is what stands behind a prompt's end."""
     bfloat16: bool = True
     compiled: bool = False
     """Compile the blocks first: a minute at the start, then 1.6 times as many steps on two CPU cores."""
@@ -52,6 +54,8 @@ class DenoiserTraining:
     def __post_init__(self) -> None:
         if self.at_once and not self.forcing.fixed:
             raise UserError("a clip passes at once only with one copy and no estimates in its past")
+        if not 0 <= self.prompt_dropout <= 1:
+            raise UserError(f"prompt_dropout is {self.prompt_dropout}; it is a share, from 0 to 1")
 
 
 class DenoiserStage:
@@ -104,7 +108,21 @@ class DenoiserStage:
         """The batch of `step`: latents of the chosen chunks, text embeddings, chunk numbers."""
         rng = np.random.default_rng([self.training.seed, step, 3])
         if step < self.training.opening_steps or rng.random() < self.training.openings:
-            return *self._draw_openings(rng), [0]
+            latents, text, numbers = *self._draw_openings(rng), [0]
+        else:
+            latents, text, numbers = self._draw_rollouts(rng)
+        # After all other draws: clips are the same whatever is dropped.
+        return latents, self._drop_prompts(text, rng), numbers
+
+    def _drop_prompts(self, text: Tensor, rng: np.random.Generator) -> Tensor:
+        """Embeddings [clips, tokens, width] with zeros for those clips that are told nothing."""
+        if self.training.prompt_dropout == 0:
+            return text
+        dropped = torch.from_numpy(rng.random(len(text)) < self.training.prompt_dropout)
+        return text.masked_fill(dropped[:, None, None].to(text.device), 0)
+
+    def _draw_rollouts(self, rng: np.random.Generator) -> tuple[Tensor, Tensor, list[int]]:
+        """Clips from their beginning on, or with a jump after their first chunk."""
         clips = torch.from_numpy(rng.choice(len(self.data.latents), self.training.clips, replace=False))
         size, count = self.model.config.chunk, self.training.chunks
         last = self.data.latents.shape[2] // size - (count - 1)
