@@ -13,6 +13,7 @@ from kit.models import draw, tiny_model
 
 from vmla.cache import CacheLayout
 from vmla.config import recipe
+from vmla.errors import UserError
 from vmla.train.cli import main
 from vmla.train.codec import draw_clips, with_statistics
 from vmla.train.denoiser import DenoiserStage, initialised, narrowed
@@ -30,6 +31,11 @@ pytestmark = pytest.mark.cpu
 
 DEBUG = TRAINING_RECIPES["debug"]
 FRAMES = 24
+NOTED = [
+    ([0, 1, 2, 3], [200.0, 400.0]), ([0, 1, 2, 3], [300.0, 500.0]), ([0, 2, 3, 4], [200.0, 500.0]),
+    ([0], [500.0, 115.0, 518.0]),
+]  # fmt: skip
+"""Chunk numbers and clips' first frames of four steps, as drawn before prompts could be dropped."""
 
 
 def numbered_stage(**changes):
@@ -94,6 +100,43 @@ def test_openings_are_any_chunk_of_any_clip_as_if_a_video_began_there():
     assert 8 < sum(kinds[4:]) < 28
     assert first_frames == set(range(0, FRAMES, 3))
     assert stage.loss(0).isfinite()
+
+
+@pytest.mark.parametrize("openings", [0.0, 1.0], ids=["rollouts", "openings"])
+def test_a_share_of_the_clips_is_told_nothing_and_nothing_else_changes(openings):
+    sizes = {"openings": openings, "opening_clips": 6, "clips": 6}
+    told, some, again, none = (
+        numbered_stage(prompt_dropout=share, **sizes) for share in (0.0, 0.25, 0.25, 1.0)
+    )
+    for stage in (told, some, again, none):
+        stage.data = dataclasses.replace(stage.data, text=stage.data.text + 1)  # no clip says zero by itself
+    dropped = []
+    for step in range(60):
+        (latents, text, numbers), (same, partly, chunks) = told.draw(step)[:3], some.draw(step)[:3]
+        assert torch.equal(same, latents)
+        assert chunks == numbers
+        assert (text != 0).all()
+        zero = (partly == 0).flatten(1).all(1)
+        assert torch.equal(partly[~zero], text[~zero])
+        assert torch.equal(again.draw(step)[1], partly)
+        assert not none.draw(step)[1].any()
+        dropped.append(zero)
+    assert 0.17 < torch.cat(dropped).float().mean() < 0.33
+    assert len({tuple(zero.tolist()) for zero in dropped}) > 10
+    assert none.loss(0).isfinite()
+
+
+def test_without_dropout_a_batch_is_what_it_was_before_there_was_any():
+    stage = numbered_stage(jumps=0.5, openings=0.5, opening_clips=3)
+    batches = [stage.draw(step) for step in range(4)]
+    drawn = [(batch[2], batch[0][:, 0, 0, 0, 0].tolist()) for batch in batches]
+    assert drawn == NOTED
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.5, float("nan")])
+def test_a_share_of_prompts_lies_between_none_and_all(share):
+    with pytest.raises(UserError, match="it is a share, from 0 to 1"):
+        numbered_stage(prompt_dropout=share)
 
 
 def step_inputs(model, seed=0):
