@@ -55,9 +55,10 @@ SPRITES = Recipe(
     text=SmallTextConfig(words=vocabulary()),
     codec_training=CodecTraining(
         schedule=Schedule(
-            steps=2600, learning_rate=1e-3, matrix_rate=2e-3, decay=1200, average=0.995, save_every=100
+            steps=3800, learning_rate=1e-3, matrix_rate=2e-3, decay=1600, average=0.995, save_every=100
         ),
         crop_steps=1500,
+        noise=0.3,
         decorrelation=0.1,
         world=SECOND.name,
     ),

@@ -81,7 +81,7 @@ FIRST = World(
 # Headings, speeds and phases live in nothing but a model's own history: the fewer values they take, the
 # fewer errors add up. Small objects are as large as two that pass each other in a frame of 64 pixels allow.
 SECOND = World(
-    name="sprites-2", small=8.5, large=14.0, drift=(12.0, 12.0), bounce=(32.0, 32.0),
+    name="sprites-2", small=9.0, large=14.0, drift=(12.0, 12.0), bounce=(32.0, 32.0),
     spin=(90.0, 90.0), orbit=(90.0, 90.0), few_paths=True,
 )  # fmt: skip
 """What a caption leaves open takes few values, and the two objects of a scene never touch."""
