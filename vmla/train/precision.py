@@ -6,7 +6,6 @@ many times as long as in float32. Which of the two is faster is measured, for no
 
 from __future__ import annotations
 
-import statistics
 import time
 from collections.abc import Callable
 from functools import cache
@@ -20,8 +19,8 @@ Precision = Literal["auto", "bfloat16", "float32"]
 TYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 SHAPE = 2048, 256, 1024
 """Rows, inputs and outputs of the product that is timed: a feed-forward layer of the `sprites` model."""
-ROUNDS = 5
-"""Of both types in turns, so that other work on the machine slows down both; the first is not counted."""
+ROUNDS = 10
+"""Of both types in turns. The shortest counts: other work on the machine can only make a product longer."""
 
 
 def product_seconds(dtype: torch.dtype) -> float:
@@ -58,8 +57,8 @@ def resolve(
 def _fastest(measure: Callable[[torch.dtype], float], threads: int) -> torch.dtype:
     """Measured once by a process; `threads` is what the speed of a CPU depends on."""
     with torch.inference_mode():
-        rounds = [{dtype: measure(dtype) for dtype in TYPES.values()} for _ in range(ROUNDS)][1:]
-    return min(TYPES.values(), key=lambda dtype: statistics.median(seconds[dtype] for seconds in rounds))
+        rounds = [{dtype: measure(dtype) for dtype in TYPES.values()} for _ in range(ROUNDS)]
+    return min(TYPES.values(), key=lambda dtype: min(seconds[dtype] for seconds in rounds))
 
 
 def _of_the_first(dtype: torch.dtype) -> torch.dtype:
