@@ -81,11 +81,11 @@ def test_an_engine_makes_as_many_videos_as_it_was_built_for(checkpoint, monkeypa
 def test_an_interrupted_run_keeps_what_was_graded(checkpoint, monkeypatch, tmp_path):
     looked = []
 
-    def look_twice(frames):
+    def look_twice(frames, world):
         looked.append(frames)
         if len(looked) == 3:
             raise KeyboardInterrupt
-        return look(frames)
+        return look(frames, world)
 
     monkeypatch.setattr(bench.grades, "look", look_twice)
     path = tmp_path / "grades.json"

@@ -33,7 +33,7 @@ BATCH = 2
 
 
 def test_it_is_off_unless_asked_for():
-    assert not any(config.position_table for config in RECIPES.values())
+    assert [name for name, config in RECIPES.items() if config.position_table] == ["sprites"]
     without, with_one = (VideoMLA(tiny_config(position_table=on)).state_dict() for on in (False, True))
     assert with_one.keys() - without.keys() == {TABLE}
     config = tiny_config()

@@ -202,10 +202,11 @@ def test_captions_are_of_trainings_combinations_and_their_truth_is_what_they_say
 
 
 def test_every_caption_fits_into_the_tokens_of_the_model():
-    for config in (recipe("debug"), recipe("sprites")):
-        captions = draw_captions(0, 0, 1000)
-        longest = max(len(caption.encode()) + 1 for caption in captions)
-        assert longest <= config.text_tokens
+    for name in ("debug", "sprites", "mini"):
+        made = TRAINING_RECIPES[name]
+        tokenizer = made.text.build()[1]
+        captions = draw_captions(0, 0, 1000, made.text_training.world)
+        assert max(len(tokenizer(caption)["input_ids"]) for caption in captions) <= made.model.text_tokens
 
 
 def test_clips_are_parts_of_pictures_with_their_objects_marked():

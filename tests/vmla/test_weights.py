@@ -316,5 +316,7 @@ def test_a_shipped_model_is_found_by_its_name_everywhere(name):
     checkpoint = open_checkpoint(name)
     assert checkpoint.folder == locate(name)
     assert reference(checkpoint.folder.resolve()) == name
-    assert checkpoint.transformer().config == recipe("sprites")
+    # Both are of the first world, whose codec had other latents and whose prompts were read as bytes.
+    first = dataclasses.replace(recipe("sprites"), latent_channels=16, text_tokens=112, position_table=False)
+    assert checkpoint.transformer().config == first
     assert checkpoint.sampler().steps == {"sprites": 8, "sprites-4": 4}[name]

@@ -127,7 +127,7 @@ def _draw_clip(rng: np.random.Generator, frames: int, crop: int, world: World) -
 
 @torch.inference_mode()
 def with_statistics(
-    codec: TinyCodec, *, seed: int, world: str, clips: int = 256, frames: int = 24
+    codec: TinyCodec, *, seed: int, world: str = FIRST.name, clips: int = 256, frames: int = 24
 ) -> TinyCodecConfig:
     """The configuration of `codec` with mean and deviation of its latents measured on fresh clips."""
     batches = [draw_clips(seed + 1, i, clips=16, frames=frames, world=world)[0] for i in range(clips // 16)]

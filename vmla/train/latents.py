@@ -130,10 +130,11 @@ def make_latents(
 
 
 def joined(shards: list[dict[str, Any]]) -> LatentSet:
-    """The clips of all `shards`, which are as `make_latents` writes them."""
-    latents, text, objects, labels = (torch.cat([shard[key] for shard in shards]) for key in COLUMNS)
-    settings = shards[0]["settings"]
-    return LatentSet(latents, text, settings, objects=objects, labels=labels if labels.numel() else None)
+    """The clips of all `shards`, as `make_latents` writes them; before it counted objects they were fewer."""
+    found = {key: torch.cat([s[key] for s in shards]) for key in COLUMNS if all(key in s for s in shards)}
+    if "labels" in found and not found["labels"].numel():
+        del found["labels"]
+    return LatentSet(**found, settings=shards[0]["settings"])
 
 
 def _place(folder: Path, part: range) -> Path:
@@ -156,6 +157,8 @@ def render_latents(
 ) -> LatentSet:  # fmt: skip
     """`make_latents` with the codec and text encoder of `checkpoint`, of its first `clips` if given.
 
+    Clips show the world that the checkpoint was trained on; that of `settings`, if it names none.
+
     Raises:
         UserError: for a checkpoint that is none or has another codec, or a folder of another one's clips.
     """
@@ -163,9 +166,7 @@ def render_latents(
     codec = opened.codec()
     if not isinstance(codec, TinyCodec):
         raise UserError(f"{checkpoint} has Wan's codec, and rendered clips are for the small one")
-    world = opened.world()
-    if world is None:
-        raise UserError(f"{checkpoint} was trained on no world that can be rendered")
+    world = opened.world() or world_named(settings.world)
     chosen = replace(settings, world=world.name, clips=clips or settings.clips)
     text = opened.text()
     text.encoder.to(place)
