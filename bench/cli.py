@@ -7,26 +7,26 @@ from typing import Any
 
 import click
 
-from vmla.command import OneLineErrors
+from vmla.cli.command import OneLineErrors
 
 VERBS = {
-    "engines": "bench.engines",
-    "roofline": "bench.roofline",
-    "memory": "bench.memory",
-    "gpu": "bench.gpu",
-    "spectrum": "bench.spectrum",
-    "quality": "bench.quality",
-    "report": "bench.report",
-    "rollout": "bench.rollout",
-    "runtime": "bench.runtime",
-    "grades": "bench.grades",
-    "grader": "bench.grader",
-    "diagnose": "bench.diagnose",
-    "kernels": "bench.kernels",
-    "graph": "bench.graph",
-    "study": "bench.study",
-    "conversion": "bench.conversion",
-    "layouts": "bench.layouts",
+    "engines": "bench.speed.engines",
+    "roofline": "bench.speed.roofline",
+    "memory": "bench.speed.memory",
+    "gpu": "bench.gpu.run",
+    "spectrum": "bench.studies.spectrum",
+    "quality": "bench.quality.vbench",
+    "report": "bench.report.page",
+    "rollout": "bench.speed.rollout",
+    "runtime": "bench.speed.runtime",
+    "grades": "bench.quality.grades",
+    "grader": "bench.quality.grader",
+    "diagnose": "bench.quality.diagnose",
+    "kernels": "bench.speed.kernels",
+    "graph": "bench.speed.onnx_graph",
+    "study": "bench.studies.study",
+    "conversion": "bench.studies.conversion",
+    "layouts": "bench.studies.layouts",
 }
 """Each verb's module, loaded when the verb is used."""
 

@@ -21,26 +21,27 @@ from typing import Any
 import torch
 from torch.export import ExportedProgram
 
-from export import aoti, onnx, tensorrt
-from export.aside import aside_of
-from export.calibrate import NAME as CALIBRATION
-from export.calibrate import Calibration, Drive, Rollouts, calibrate
-from export.contract import contract
-from export.host import Host
+from export.backends import aoti, tensorrt
+from export.engine.atomic_folder import aside_of
+from export.engine.manifest import BACKENDS, NAME, Manifest, Quantization, Signature
+from export.engine.signature import contract
+from export.engine.target import Host
 from export.layers import by_precision, products
-from export.manifest import BACKENDS, NAME, Manifest, Quantization, Signature
-from export.onnx_attention import attention_nodes
-from export.precision import DTYPES, in_precision
-from export.quantized_layers import quantized
-from export.scaled import scaled
+from export.lowering.calibration import NAME as CALIBRATION
+from export.lowering.calibration import Calibration, Drive, Rollouts, calibrate
+from export.lowering.fp8_matmul import scaled
+from export.lowering.precision import DTYPES, in_precision
+from export.lowering.quantized_layers import quantized
+from export.lowering.trace import trace
+from export.onnx import graph as onnx
+from export.onnx.attention_node import attention_nodes
 from export.settings import Settings
-from export.trace import trace
+from plugins.errors import UserError
 from vmla.cache import CacheLayout
-from vmla.errors import UserError
-from vmla.machine import peak_resident_bytes
+from vmla.cli.machine import peak_resident_bytes
 from vmla.transformer import VideoMLA
+from vmla.weights.checkpoint import Checkpoint
 from vmla.weights.files import hash_file
-from vmla.weights.folder import Checkpoint
 
 
 @dataclass(kw_only=True)
@@ -58,6 +59,12 @@ class Stage:
 
 
 Report = Callable[[Stage], None]
+
+SOURCES = (
+    "plugins", "plugins.triton", "vmla",
+    "export", "export.engine", "export.lowering", "export.onnx", "export.backends",
+)  # fmt: skip
+"""Packages whose code determines a program."""
 
 
 def build(
@@ -157,7 +164,7 @@ def _reference(checkpoint: Checkpoint) -> str:
 def _code_hash() -> str:
     """SHA-256 of the sources that determine a program, so that no edit of them reuses an old engine."""
     digest = hashlib.sha256()
-    for package in ("plugins", "plugins.kernels", "vmla", "export"):
+    for package in SOURCES:
         for path in sorted(Path(str(importlib.resources.files(package))).glob("*.py")):
             digest.update(path.read_bytes())
     return digest.hexdigest()

@@ -10,14 +10,14 @@ from typing import Any
 
 import click
 
-from export.manifest import ENGINES
-from vmla.command import OneLineErrors
-from vmla.errors import UserError
+from export.engine.manifest import ENGINES
+from plugins.errors import UserError
+from vmla.cli.command import OneLineErrors
 
-ELSEWHERE = {"verify": "runtime.verify"}
+ELSEWHERE = {"verify": "runtime.cli.verify"}
 """A verb that runs engines, found by name: this package knows nothing of the runtime above it."""
 
-DRIVE = "runtime.drive"
+DRIVE = "runtime.rollout.calibration"
 """Where `drive` is found, which rolls out a model that is calibrated."""
 
 
@@ -68,9 +68,9 @@ def build(
     output: Path | None,
 ) -> None:
     """Build an engine, or say that it is there already."""
-    from export.precision import check_precision
+    from export.backends.tensorrt import check_targets
+    from export.lowering.precision import check_precision
     from export.settings import Settings, choose_backend
-    from export.tensorrt import check_targets
 
     target = None if target is None else check_targets(target)
     if backend is None:
@@ -93,8 +93,8 @@ def build(
 
 def _build(checkpoint: str, settings: Any, calibration: Path | None, output: Path | None) -> None:
     from export.build import Stage, build
-    from export.calibrate import Calibration
-    from vmla.weights.folder import open_checkpoint
+    from export.lowering.calibration import Calibration
+    from vmla.weights.checkpoint import open_checkpoint
 
     opened = open_checkpoint(checkpoint)
     folder = output or ENGINES / f"{opened.name}-{settings.name}"
@@ -131,8 +131,8 @@ def calibrate(checkpoint: str, prompts: int, chunks: int, seed: int, device: str
     """Measure how large the inputs of every linear layer become on rollouts."""
     import torch
 
-    from export.calibrate import Rollouts, calibrate
-    from vmla.weights.folder import open_checkpoint
+    from export.lowering.calibration import Rollouts, calibrate
+    from vmla.weights.checkpoint import open_checkpoint
 
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA device here; leave --device out")
@@ -150,8 +150,8 @@ def calibrate(checkpoint: str, prompts: int, chunks: int, seed: int, device: str
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest itself.")
 def inspect(engine: Path, as_json: bool) -> None:
     """Print what ENGINE is, what it takes and gives, and where it runs."""
-    from export.manifest import NAME, Manifest
-    from export.show import describe, layers
+    from export.engine.manifest import NAME, Manifest
+    from export.inspect import describe, layers
 
     manifest = Manifest.read(engine)
     told = [*describe(manifest), *layers(engine, manifest)]
@@ -162,6 +162,6 @@ def inspect(engine: Path, as_json: bool) -> None:
 @click.argument("folder", type=click.Path(path_type=Path), default=ENGINES)
 def list_engines(folder: Path) -> None:
     """List the engines in FOLDER (./engines if not given), and whether they run on this machine."""
-    from export.show import table
+    from export.inspect import table
 
     click.echo("\n".join(table(folder)))

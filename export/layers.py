@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from torch import nn
 
-from export.exclude import reason_to_exclude
-from export.precision import KEPT_WIDE
+from export.lowering.exclusions import reason_to_exclude
+from export.lowering.precision import KEPT_WIDE
+from export.lowering.trace import fake_model
 from export.settings import Settings
-from export.trace import fake_model
+from plugins.errors import UserError
 from vmla.config import ModelConfig
-from vmla.errors import UserError
 
 
 def layers_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from typing import get_args
 
-from export.aoti import check_compiler, find_compiler
-from export.host import NO_GPU, Host
-from export.manifest import BACKENDS, WITH_PLUGIN, Attention
-from export.precision import QUANTIZED, Precision, base_of, check_hardware, check_precision
-from export.tensorrt import TARGETS, check_targets
-from vmla.errors import UserError, missing_extra
+from export.backends.aoti import check_compiler, find_compiler
+from export.backends.tensorrt import TARGETS, check_targets
+from export.engine.manifest import BACKENDS, WITH_PLUGIN, Attention
+from export.engine.target import NO_GPU, Host
+from export.lowering.precision import QUANTIZED, Precision, base_of, check_hardware, check_precision
+from plugins.errors import UserError, missing_extra
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ The functions of this module call the operator where a graph is traced, and its 
 where none is: the same code, without the dispatcher's share (6 us of about 100 for a small layer).
 
 An operator with kernels of its own registered from Python would be opaque to Inductor and would have
-to be registered wherever a package is loaded. The Triton kernels are leaves below (`plugins.kernels`).
+to be registered wherever a package is loaded. The Triton kernels are leaves below (`plugins.triton`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ import torch
 from torch import Tensor
 
 from plugins import matmul, reference, sdpa
-from plugins.backends import Backend, choose
 from plugins.checks import check_absorbed, check_attention, check_expand
+from plugins.dispatch import Backend, choose
 
 _LIBRARY = torch.library.Library("vmla", "DEF")
 _LIBRARY.define(
@@ -119,7 +119,7 @@ def _expand(
     inputs = (cached, own, up_key, up_value, cos, sin, valid)
     chosen = choose("expand", backend, inputs)
     if chosen == "triton":
-        from plugins.kernels import launch
+        from plugins.triton import launch
 
         return launch.expand(*inputs, heads)
     return (reference if chosen == "reference" else sdpa).expand(*inputs, heads)
@@ -137,7 +137,7 @@ def _attention(
     check_attention(query, keys, values, valid, scales)
     chosen = choose("mla_attention", backend, (query, keys, values, valid))
     if chosen == "triton":
-        from plugins.kernels import launch
+        from plugins.triton import launch
 
         return launch.attention(query, keys, values, valid, scales)
     attend = {"reference": reference, "matmul": matmul}.get(chosen, sdpa).attention
@@ -164,7 +164,7 @@ def _absorbed(
     window = (cached, own, cos, sin, valid)
     chosen = choose("mla_attention_absorbed", backend, (query, *window))
     if chosen == "triton":
-        from plugins.kernels import launch
+        from plugins.triton import launch
 
         return launch.absorbed(query, *window, scale, scales)
     attend = (reference if chosen == "reference" else sdpa).attention_absorbed

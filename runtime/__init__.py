@@ -18,7 +18,7 @@ def __getattr__(name: str) -> Any:
 
         return generate
     if name == "LivePrompts":
-        from runtime.prompts import LivePrompts
+        from runtime.prompts.sources import LivePrompts
 
         return LivePrompts
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from runtime.job import prepare, to_pixels
-from runtime.prompts import LivePrompts
-from vmla.weights.folder import SHIPPED
+from runtime.planning.request import prepare, to_pixels
+from runtime.prompts.sources import LivePrompts
+from vmla.weights.checkpoint import SHIPPED
 
 
 def generate(

@@ -11,12 +11,12 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from bench.readme import DOCUMENTS as TABLED
-from bench.readme import plots, render
+from bench.report.readme import DOCUMENTS as TABLED
+from bench.report.readme import plots, render
 
 pytestmark = pytest.mark.cpu
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[1]
 CARDS = [f"vmla/checkpoints/{name}/README.md" for name in ("sprites", "sprites-4")]
 DOCUMENTS = ["README.md", "ARCHITECTURE.md", "LOG.md", *CARDS]
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]

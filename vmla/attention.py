@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from plugins import dense_attention, expand, mla_attention, mla_attention_absorbed
 from vmla.config import ModelConfig
+from vmla.packed_sequence import Unrolled
 from vmla.rope import rotate
-from vmla.unrolled import Unrolled
 
 
 class Window(NamedTuple):

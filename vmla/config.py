@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
-from vmla.errors import UserError
+from plugins.errors import UserError
 
 Layout = Literal["mla", "mha"]
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from plugins.errors import UserError
 from plugins.reference import rotate_pairs as rotate
-from vmla.errors import UserError
 
 __all__ = ["Rotary3D", "rotate", "split_pairs"]
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vmla.errors import UserError
+from plugins.errors import UserError
 
 SPECIAL = ("<pad>", "</s>", "<unk>")
 """The first tokens, in the order of T5: padding, the end of a prompt, an unknown word."""

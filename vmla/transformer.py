@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from vmla.attention import AnyWindow, HeadAttention, LatentAttention, TextAttention, Window
 from vmla.config import ModelConfig
+from vmla.packed_sequence import Unrolling
 from vmla.rope import Rotary3D
-from vmla.unrolled import Unrolling
 
 
 def sinusoids(timestep: Tensor, width: int) -> Tensor:

@@ -3,11 +3,11 @@
 import pytest
 from click.testing import CliRunner
 
-from export import onnx
 from export.cli import main
-from export.contract import contract
-from export.trace import trace_step
-from vmla.weights.folder import open_checkpoint
+from export.engine.signature import contract
+from export.lowering.trace import trace_step
+from export.onnx import graph as onnx
+from vmla.weights.checkpoint import open_checkpoint
 
 
 @pytest.fixture(scope="session")

@@ -10,14 +10,14 @@ from dataclasses import replace
 import pytest
 from click.testing import CliRunner
 
-from export import aoti
+from export.backends import aoti
 from export.build import build as build_in
-from export.calibrate import Calibration
 from export.cli import main
-from export.manifest import Manifest
+from export.engine.manifest import Manifest
+from export.lowering.calibration import Calibration
 from export.settings import Settings, choose_backend
-from vmla.errors import UserError
-from vmla.weights.folder import open_checkpoint
+from plugins.errors import UserError
+from vmla.weights.checkpoint import open_checkpoint
 
 pytestmark = pytest.mark.cpu
 
@@ -64,7 +64,7 @@ def test_it_is_built_anew_when_anything_changed(checkpoint, tmp_path, compiled, 
     if change == "damage":
         (folder / "step.pt2").write_text("x")
     if change == "version":
-        monkeypatch.setattr("export.host._version", lambda name: "99")
+        monkeypatch.setattr("export.engine.target._version", lambda name: "99")
     more = ["--precision", "bf16"] if change == "precision" else []
     assert "built" in build(checkpoint, folder, *more).output
     assert compiled == ["step", "prompt"] * 2
@@ -132,9 +132,9 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(checkpoint, tmp_path
 
 STUCK = """
 import sys, time
-from export import aoti
+from export.backends import aoti
 from export.build import build as build_in
-from export.calibrate import Calibration
+from export.lowering.calibration import Calibration
 from export.cli import main
 def package(program, path, options):
     path.write_text("half")
@@ -205,7 +205,7 @@ def test_what_cannot_be_built_is_refused_in_one_line(tmp_path, arguments, said):
 
 
 def test_a_missing_tool_is_named_with_what_installs_it(monkeypatch):
-    monkeypatch.setattr("export.aoti.shutil.which", lambda name: None)
+    monkeypatch.setattr("export.backends.aoti.shutil.which", lambda name: None)
     with pytest.raises(UserError, match="install g"):
         Settings(backend="aoti", precision="fp32").check_tools()
     assert choose_backend()[0] == "onnx"
@@ -253,7 +253,7 @@ def test_the_default_backend_comes_with_its_reason(checkpoint, tmp_path, compile
 def test_engines_are_listed_and_inspected(checkpoint, tmp_path, compiled, monkeypatch):
     build(checkpoint, tmp_path / "one")
     build(checkpoint, tmp_path / "two", "--batch", 2, "--precision", "fp16")
-    monkeypatch.setattr("export.host._version", lambda name: "99")
+    monkeypatch.setattr("export.engine.target._version", lambda name: "99")
     build(checkpoint, tmp_path / "one-99")
     monkeypatch.undo()
     listed = CliRunner().invoke(main, ["list", str(tmp_path)]).output.splitlines()

@@ -12,15 +12,15 @@ from kit.measure import assert_close
 from kit.passes import pass_inputs
 
 from export.cli import main as export_main
-from export.manifest import NAME, Manifest
-from runtime.cli import main as run_main
-from runtime.compiled import open_engine
-from runtime.decoding import NoDecoder
-from runtime.engine import EagerEngine
-from runtime.prompts import FixedPrompts
-from runtime.rollout import rollout
-from vmla.errors import UserError
-from vmla.weights.folder import open_checkpoint
+from export.engine.manifest import NAME, Manifest
+from plugins.errors import UserError
+from runtime.cli.run import main as run_main
+from runtime.engines.base import EagerEngine
+from runtime.engines.compiled import open_engine
+from runtime.prompts.sources import FixedPrompts
+from runtime.rollout.decoding import NoDecoder
+from runtime.rollout.rollout import rollout
+from vmla.weights.checkpoint import open_checkpoint
 
 pytestmark = pytest.mark.cpu
 

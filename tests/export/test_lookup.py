@@ -9,11 +9,11 @@ from click.testing import CliRunner
 from kit.checkpoints import debug_checkpoint
 
 from export.build import describe
-from export.manifest import NAME
+from export.engine.manifest import NAME
 from export.settings import Settings
-from runtime.cli import main
-from runtime.compiled import find_engine
-from vmla.weights.folder import open_checkpoint
+from runtime.cli.run import main
+from runtime.engines.compiled import find_engine
+from vmla.weights.checkpoint import open_checkpoint
 
 pytestmark = pytest.mark.cpu
 

@@ -12,11 +12,11 @@ from kit.checkpoints import debug_checkpoint
 
 from export.build import describe
 from export.cli import main
-from export.host import Host
-from export.manifest import NAME, SCHEMA, Manifest
+from export.engine.manifest import NAME, SCHEMA, Manifest
+from export.engine.target import Host
 from export.settings import Settings
-from vmla.errors import UserError
-from vmla.weights.folder import open_checkpoint
+from plugins.errors import UserError
+from vmla.weights.checkpoint import open_checkpoint
 
 pytestmark = pytest.mark.cpu
 
@@ -205,7 +205,8 @@ def test_what_is_no_engine_is_refused(folder, tmp_path_factory):
 
 def test_reading_a_manifest_loads_no_torch(folder):
     code = (
-        "import sys; from pathlib import Path; from export.manifest import Manifest; import export.cli;"
+        "import sys; from pathlib import Path; import export.cli;"
+        "from export.engine.manifest import Manifest;"
         "Manifest.read(Path(sys.argv[1])); print('torch' in sys.modules)"
     )
     command = [sys.executable, "-c", code, str(folder)]

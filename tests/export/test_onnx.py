@@ -12,18 +12,18 @@ from kit.models import tiny_model
 from kit.passes import pass_inputs
 from onnx.reference import ReferenceEvaluator
 
-from bench.graph import faults
-from export import onnx as graphs
-from export import onnx_attention
+from bench.speed.onnx_graph import faults
 from export.build import lower
-from export.contract import contract
-from export.manifest import Manifest
-from export.plain import plain
+from export.engine.manifest import Manifest
+from export.engine.signature import contract
+from export.lowering.trace import trace, trace_step
+from export.onnx import attention_node as onnx_attention
+from export.onnx import graph as graphs
+from export.onnx.decompositions import plain
 from export.settings import Settings
-from export.trace import trace, trace_step
-from plugins.tensorrt_plugin import FACES, NAMESPACE
-from vmla.errors import UserError
-from vmla.weights.folder import open_checkpoint
+from plugins.aot.tensorrt_plugin import FACES, NAMESPACE
+from plugins.errors import UserError
+from vmla.weights.checkpoint import open_checkpoint
 
 pytestmark = pytest.mark.cpu
 

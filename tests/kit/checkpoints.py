@@ -8,11 +8,11 @@ import torch
 from kit.models import randomise
 
 from vmla.config import Layout, recipe
-from vmla.sampler import Sampler
+from vmla.scheduler import Sampler
 from vmla.text import SmallTextConfig, TextEncoder
 from vmla.transformer import VideoMLA
 from vmla.vae.tiny import TinyCodec, TinyCodecConfig
-from vmla.weights.folder import save_checkpoint
+from vmla.weights.checkpoint import save_checkpoint
 
 
 def debug_checkpoint(folder: Path, *, layout: Layout = "mla", seed: int = 0, **sizes: Any) -> Path:

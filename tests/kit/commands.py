@@ -13,8 +13,8 @@ from pathlib import Path
 SERVER = """
 import json, os, sys
 import av, torch, transformers.models.umt5.modeling_umt5, transformers.models.byt5.tokenization_byt5
-import runtime.again, runtime.produce, runtime.sinks.mp4, runtime.sinks.png
-from runtime.cli import main
+import runtime.session.replay, runtime.session.generate, runtime.outputs.mp4, runtime.outputs.png
+from runtime.cli.run import main
 for line in sys.stdin:
     order = json.loads(line)
     if "wait" in order:

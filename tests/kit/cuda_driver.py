@@ -20,7 +20,7 @@ def launch(code, kernel, grid, scalars, tensors, *, raise_limit):
 
     Args:
         code: PTX or cubin.
-        kernel: its record (`plugins.objects.Compiled`).
+        kernel: its record (`plugins.aot.objects.Compiled`).
         grid, scalars: of the launch.
         tensors: by name, for every pointer of the kernel.
         raise_limit: ask for more than 48 KiB of shared memory where the kernel needs it.

@@ -3,8 +3,8 @@
 import torch
 from kit.models import tiny_model
 
-from runtime.engine import EagerEngine
-from vmla.sampler import keyed_noise
+from runtime.engines.base import EagerEngine
+from vmla.scheduler import keyed_noise
 
 
 class Words:

@@ -9,12 +9,12 @@ import torch
 from kit.models import draw, randomise
 
 from vmla.config import recipe
-from vmla.train.denoiser import DenoiserStage
-from vmla.train.distil import ConsistencyStage
-from vmla.train.latents import LatentSet
-from vmla.train.loop import train
-from vmla.train.parallel import checkpoint_blocks, direct, processes, shard, whole
-from vmla.train.pipelines import PIPELINES
+from vmla.train.data.latents import LatentSet
+from vmla.train.loop.loop import train
+from vmla.train.loop.parallel import checkpoint_blocks, direct, processes, shard, whole
+from vmla.train.recipes.from_checkpoint import PIPELINES
+from vmla.train.stages.denoiser import DenoiserStage
+from vmla.train.stages.distillation import ConsistencyStage
 from vmla.transformer import VideoMLA
 
 STEPS = 10

@@ -15,8 +15,8 @@ from types import SimpleNamespace
 import tensorrt as trt
 from tensorrt.plugin import _lib, _plugin_class, _tensor
 
-from plugins import tensorrt_plugin
-from vmla.errors import UserError
+from plugins.aot import tensorrt_plugin
+from plugins.errors import UserError
 
 
 class Expression(trt.IDimensionExpr):

@@ -12,7 +12,7 @@ from kit.measure import assert_relative
 from kit.windows import Case, head_window, latent_query, latent_window, projections, scales_of
 
 from plugins import expand, mla_attention, mla_attention_absorbed
-from plugins.kernels import launch
+from plugins.triton import launch
 
 CASES = [
     Case(),

@@ -10,12 +10,12 @@ import torch
 from click.testing import CliRunner
 
 import plugins
-from plugins import aot
-from plugins.kernels.tiles import COMPACT_MEMORY, FAMILIES
-from plugins.objects import Compiled, cdiv, evaluate, faults, launch, load, ptx_of
-from plugins.ptx import UnfitKernelError, keep_parameters, rename
-from plugins.variants import Variant, plan, variants
-from vmla.errors import UserError
+from plugins.aot import compile as aot
+from plugins.aot.objects import Compiled, cdiv, evaluate, faults, launch, load, ptx_of
+from plugins.aot.ptx import UnfitKernelError, keep_parameters, rename
+from plugins.aot.variants import Variant, plan, variants
+from plugins.errors import UserError
+from plugins.triton.tiles import COMPACT_MEMORY, FAMILIES
 
 pytestmark = pytest.mark.cpu
 
@@ -39,7 +39,7 @@ PTX = """.version 8.7
 
 
 def test_the_record_is_that_of_these_sources():
-    """Otherwise: python -m plugins.aot --record plugins/objects.json"""
+    """Otherwise: python -m plugins.aot.compile --record plugins/objects.json"""
     assert RECORD["versions"]["sources"] == aot.fingerprint()
     assert set(OBJECTS) == {variant.name for arch in FAMILIES for variant in variants(arch)}
 

@@ -6,11 +6,12 @@ from kit import cuda_driver
 from kit.measure import assert_relative
 from kit.windows import Case, head_window, latent_query, latent_window, projections, scales_of
 
-from plugins import aot, expand, mla_attention, mla_attention_absorbed, sdpa
-from plugins.kernels import tiles
-from plugins.objects import launch
-from plugins.tensorrt_plugin import HEADS, LATENT
-from plugins.variants import variants
+from plugins import expand, mla_attention, mla_attention_absorbed, sdpa
+from plugins.aot import compile as aot
+from plugins.aot.objects import launch
+from plugins.aot.tensorrt_plugin import HEADS, LATENT
+from plugins.aot.variants import variants
+from plugins.triton import tiles
 
 pytestmark = [
     pytest.mark.gpu,
@@ -89,7 +90,7 @@ def test_expand(dtype, case):
 
 @pytest.mark.parametrize("shares", [1, 2, 5])
 def test_shares_of_the_keys_add_up(shares):
-    from plugins.kernels import launch as kernels
+    from plugins.triton import launch as kernels
 
     inputs = heads(SMALL, torch.bfloat16)
     out = kernels.attention(*inputs, shares=shares)

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from plugins.kernels.shares import shares
-from plugins.kernels.tiles import divisor, halves, power_of_two
+from plugins.triton.split_kv import shares
+from plugins.triton.tiles import divisor, halves, power_of_two
 
 pytestmark = pytest.mark.cpu
 

@@ -6,7 +6,7 @@ from kit.measure import assert_relative
 from kit.windows import Case, head_window
 
 from plugins import dense_attention, expand, mla_attention, reference
-from plugins.backends import choose
+from plugins.dispatch import choose
 
 pytestmark = pytest.mark.cpu
 

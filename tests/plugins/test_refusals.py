@@ -8,7 +8,8 @@ import pytest
 import torch
 from kit.windows import Case, head_window, latent_query, latent_window, projections
 
-from plugins import backends, expand, mla_attention, mla_attention_absorbed
+from plugins import dispatch as backends
+from plugins import expand, mla_attention, mla_attention_absorbed
 
 pytestmark = pytest.mark.cpu
 
@@ -88,7 +89,7 @@ def test_the_same_arguments_unchanged_are_taken(call):
 def test_a_fallback_says_why_once(monkeypatch, caplog):
     monkeypatch.setattr(backends, "_suits_kernels", lambda first: True)
     backends._say_once.cache_clear()
-    with caplog.at_level(logging.WARNING, logger="plugins.backends"):
+    with caplog.at_level(logging.WARNING, logger="plugins.dispatch"):
         attention()  # a library does that as well
         first, second = absorbed(), absorbed()
     assert torch.equal(first, second)

@@ -10,9 +10,9 @@ import pytest
 from kit.tensorrt_bindings import OLDEST, run_with_bindings
 
 import plugins
-from plugins.objects import Compiled, save
-from plugins.tensorrt_plugin import FACES, NAMESPACE, register
-from vmla.errors import UserError
+from plugins.aot.objects import Compiled, save
+from plugins.aot.tensorrt_plugin import FACES, NAMESPACE, register
+from plugins.errors import UserError
 
 pytestmark = pytest.mark.cpu
 

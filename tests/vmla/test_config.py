@@ -7,10 +7,10 @@ import torch
 from diffusers import WanTransformer3DModel
 from kit.models import tiny_config
 
+from plugins.errors import UserError
 from vmla.attention import LatentAttention
 from vmla.cache import CacheLayout
 from vmla.config import RECIPES, WINDOWS, ModelConfig, recipe
-from vmla.errors import UserError
 from vmla.transformer import VideoMLA
 
 pytestmark = pytest.mark.cpu

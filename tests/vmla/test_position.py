@@ -12,17 +12,17 @@ from kit.measure import assert_close
 from kit.models import draw, tiny_config, tiny_model
 from kit.passes import pass_inputs
 
-from export.plain import plain
-from export.trace import trace_step
+from export.lowering.trace import trace_step
+from export.onnx.decompositions import plain
+from plugins.errors import UserError
 from vmla.cache import CacheLayout
 from vmla.config import RECIPES, ModelConfig, recipe
-from vmla.errors import UserError
-from vmla.train.cli import main
-from vmla.train.denoiser import initialised
-from vmla.train.forcing import Forcing, forcing_loss, forcing_loss_at_once
-from vmla.train.optimizers import Optimizers, Schedule
+from vmla.train.cli.commands import main
+from vmla.train.objectives.teacher_forcing import Forcing, forcing_loss, forcing_loss_at_once
+from vmla.train.optim.optimizers import Optimizers, Schedule
+from vmla.train.stages.denoiser import initialised
 from vmla.transformer import VideoMLA
-from vmla.weights.folder import open_checkpoint
+from vmla.weights.checkpoint import open_checkpoint
 from vmla.weights.source import open_source, published
 
 pytestmark = pytest.mark.cpu

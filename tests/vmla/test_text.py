@@ -4,7 +4,7 @@ import pytest
 import torch
 from kit.measure import assert_close
 
-from vmla.errors import UserError
+from plugins.errors import UserError
 from vmla.text import SmallTextConfig, TextEncoder
 
 pytestmark = pytest.mark.cpu

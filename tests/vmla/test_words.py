@@ -7,10 +7,10 @@ import pytest
 import torch
 from kit.measure import assert_close
 
-from vmla.errors import UserError
+from plugins.errors import UserError
 from vmla.text import SmallTextConfig, TextEncoder
 from vmla.vae.tiny import TinyCodec
-from vmla.weights.folder import open_checkpoint, save_checkpoint
+from vmla.weights.checkpoint import open_checkpoint, save_checkpoint
 from vmla.world.caption import describe, vocabulary
 from vmla.world.scene import draw_scene
 

@@ -9,15 +9,15 @@ from pathlib import Path
 from torch import nn
 
 from vmla.text import TextEncoder
-from vmla.train.alignment import detach_aligner
-from vmla.train.codec import CodecStage, with_statistics
-from vmla.train.denoiser import DenoiserStage
-from vmla.train.latents import LatentSet, make_latents
-from vmla.train.log import Report
-from vmla.train.loop import Watcher, train
-from vmla.train.recipes import Recipe
-from vmla.train.samples import Samples, embedded
-from vmla.train.text import TextStage
+from vmla.train.data.latents import LatentSet, make_latents
+from vmla.train.loop.log import Report
+from vmla.train.loop.loop import Watcher, train
+from vmla.train.monitoring.samples import Samples, embedded
+from vmla.train.objectives.alignment import detach_aligner
+from vmla.train.recipes.from_scratch import Recipe
+from vmla.train.stages.codec import CodecStage, with_statistics
+from vmla.train.stages.denoiser import DenoiserStage
+from vmla.train.stages.text_encoder import TextStage
 from vmla.transformer import VideoMLA
 from vmla.vae.tiny import TinyCodec
 

@@ -9,22 +9,22 @@ from pathlib import Path
 
 import torch
 
-from vmla.errors import UserError
-from vmla.sampler import Sampler
-from vmla.train.alignment import without_aligner
-from vmla.train.clips import open_clips
-from vmla.train.denoiser import DenoiserStage, narrowed
-from vmla.train.distil import ConsistencyStage, DistributionStage
-from vmla.train.latents import LatentSet
-from vmla.train.loop import Stage, Watcher, train
-from vmla.train.parallel import Parallel, checkpoint_blocks, direct, shard, whole
-from vmla.train.pipelines import Pipeline
-from vmla.train.precision import resolve
-from vmla.train.samples import Samples, embedded, joining
+from plugins.errors import UserError
+from vmla.scheduler import Sampler
+from vmla.train.data.clips import open_clips
+from vmla.train.data.latents import LatentSet
+from vmla.train.loop.loop import Stage, Watcher, train
+from vmla.train.loop.parallel import Parallel, checkpoint_blocks, direct, shard, whole
+from vmla.train.monitoring.samples import Samples, embedded, joining
+from vmla.train.objectives.alignment import without_aligner
+from vmla.train.optim.precision import resolve
+from vmla.train.recipes.from_checkpoint import Pipeline
+from vmla.train.stages.denoiser import DenoiserStage, narrowed
+from vmla.train.stages.distillation import ConsistencyStage, DistributionStage
 from vmla.transformer import VideoMLA
-from vmla.weights.convert import finish_folder
+from vmla.weights.checkpoint import WEIGHTS, Checkpoint, open_checkpoint
+from vmla.weights.conversion.convert import finish_folder
 from vmla.weights.files import write_json, write_tensors
-from vmla.weights.folder import WEIGHTS, Checkpoint, open_checkpoint
 
 RESULT = "checkpoint"
 """The folder of a finished stage that the next one starts from."""
@@ -35,7 +35,7 @@ class Job:
     """One stage to be run."""
 
     name: str
-    """One of `vmla.train.pipelines.STAGES`."""
+    """One of `vmla.train.recipes.from_checkpoint.STAGES`."""
     pipeline: Pipeline
     start: str
     """The checkpoint that is trained."""

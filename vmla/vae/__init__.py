@@ -47,3 +47,8 @@ class Codec(Protocol):
 
     def stream_bytes(self, height: int, width: int) -> int:
         """Bytes that one video's memory holds for latent frames of `height` x `width` cells."""
+
+
+def frames_in(chunks: int, chunk: int, codec: Codec) -> int:
+    """Pixel frames that `chunks` chunks of `chunk` latent frames decode to."""
+    return codec.first_frames + (chunks * chunk - 1) * codec.temporal_ratio

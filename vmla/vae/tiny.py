@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vmla.errors import UserError
+from plugins.errors import UserError
 from vmla.vae.stream import FrameStream, SeesFrameBefore, TimeGrow, TimePool, fold
 
 

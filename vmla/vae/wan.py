@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vmla.errors import UserError, missing_extra
+from plugins.errors import UserError, missing_extra
 
 Features = list[Tensor | str]
 """What the decoder's convolutions saw last. The string marks a temporal upsampling that has seen

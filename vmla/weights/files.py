@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vmla.errors import UserError
+from plugins.errors import UserError
 
 Shape = tuple[int, ...]
 LISTED = 10

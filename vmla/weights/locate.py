@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-from vmla.errors import UserError
-from vmla.weights.folder import open_checkpoint, shipped_names
+from plugins.errors import UserError
+from vmla.weights.checkpoint import open_checkpoint, shipped_names
 
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?(:(?P<file>.+))?")
 NEEDED = (

@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plugins.errors import UserError
 from vmla.config import RECIPES, Layout, ModelConfig
-from vmla.errors import UserError
 from vmla.transformer import VideoMLA
+from vmla.weights.checkpoint import WEIGHTS, Uninitialised
 from vmla.weights.files import Shape, check_shapes, load_exactly, read_json
-from vmla.weights.folder import WEIGHTS, Uninitialised
-from vmla.weights.lazy import LazyTensors, open_pickle, shape_of
-from vmla.weights.names import LATENT, read_mapping, stripped, to_diffusers, to_wan
+from vmla.weights.key_mapping import LATENT, read_mapping, stripped, to_diffusers, to_wan
+from vmla.weights.lazy_tensors import LazyTensors, open_pickle, shape_of
 
 WAN_HEAD = 128
 """Width of a head in every Wan model."""
@@ -75,7 +75,7 @@ def open_source(
         path: a checkpoint of ours, a diffusers pipeline or `WanTransformer3DModel` folder, a folder of
             Wan's release, a safetensors file, or a `.pt` of the Self-Forcing family.
         like: what weights do not say: picture, text tokens, chunk and window.
-        part: of a `.pt`, one of `vmla.weights.lazy.PARTS`.
+        part: of a `.pt`, one of `vmla.weights.lazy_tensors.PARTS`.
         mapping: a JSON file that names the latent projections of a VideoMLA file.
 
     Raises:

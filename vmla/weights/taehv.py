@@ -7,11 +7,11 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vmla.errors import UserError
+from plugins.errors import UserError
 from vmla.vae.taehv import TAEHV_RECIPES, Taehv
+from vmla.weights.checkpoint import Uninitialised
 from vmla.weights.files import Shape, check_shapes, load_exactly
-from vmla.weights.folder import Uninitialised
-from vmla.weights.lazy import LazyTensors, open_pickle, shape_of
+from vmla.weights.lazy_tensors import LazyTensors, open_pickle, shape_of
 
 PICKLES, SAFETENSORS = (".pth", ".pt"), ".safetensors"
 PUBLISHED = "taew2_1"

@@ -7,9 +7,8 @@ from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
 from vmla.config import FRAMES_PER_SECOND
-from vmla.world.fit import FOLDS
 from vmla.world.render import coverage
-from vmla.world.scene import COLOURS, SHAPES, Scene, Sprite, trace_path
+from vmla.world.scene import COLOURS, FOLDS, SHAPES, Scene, Sprite, trace_path
 from vmla.world.worlds import SIZE
 
 FASTEST = 32.0

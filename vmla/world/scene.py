@@ -36,6 +36,9 @@ SIZES = ("small", "large")
 ROUND = frozenset({"circle", "ring"})
 """Shapes whose spinning cannot be seen, so that no caption asks for it."""
 
+FOLDS = {"square": 4, "cross": 4, "triangle": 3, "star": 5, "circle": 1, "ring": 1}
+"""A shape looks the same after a turn by 2 pi / folds (a round one after any)."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Sprite:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from vmla.errors import UserError
+from plugins.errors import UserError
 
 SIZE = 64
 """Width and height of a frame, pixels."""

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from bench.grader import measure
+from bench.quality.grader import measure
 from vmla.config import FRAMES_PER_SECOND
 from vmla.world.apart import FARTHEST, can_stay_apart, stay_apart
 from vmla.world.caption import warning_for
-from vmla.world.grade import QUESTIONS
+from vmla.world.grader.grade import QUESTIONS
 from vmla.world.render import coverage, render
 from vmla.world.scene import MOTIONS, SIZES, Sprite, draw_scene, trace_path
 from vmla.world.worlds import FIRST, SECOND, SIZE, World, world_named

@@ -1,0 +1,1 @@
+"""What all benchmarks share: their subjects, timers, counters and documents."""

@@ -1,0 +1,139 @@
+"""The engines that can be measured against each other, and how each is made from a subject."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench.harness.peaks import TYPES
+from bench.harness.subject import in_layout
+from plugins.errors import UserError
+from runtime.engines.base import EagerEngine, Engine
+from runtime.engines.compiled import open_engine
+from runtime.rollout.calibration import drive
+from vmla.config import Layout
+from vmla.train.stages.denoiser import compile_blocks
+from vmla.transformer import VideoMLA
+from vmla.weights.checkpoint import Checkpoint
+
+ENGINES = ("eager-mla", "eager-mha", "aoti", "onnx", "compile", "absorbed", "tensorrt-rtx", "tensorrt")
+"""In the order in which they are measured."""
+BY_NAME = (*ENGINES, "compile-mha")
+"""All that can be named; the last takes long and says little."""
+PASSES = ("forward", "entries")
+"""Of a model: the step, and the clean pass where it is one of its own."""
+PRECISIONS = ("fp32", "bf16", "fp16", "fp8")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineArm:
+    """An engine in a precision."""
+
+    engine: str
+    precision: str
+
+    @property
+    def name(self) -> str:
+        """As it stands in tables."""
+        return f"{self.engine} {self.precision}"
+
+    @property
+    def layout(self) -> Layout:
+        """Of its cache."""
+        return "mha" if self.engine.endswith("-mha") else "mla"
+
+    @property
+    def form(self) -> str:
+        """How it attends, as `vmla.flops` names it."""
+        return "absorbed" if self.engine == "absorbed" else "expanded"
+
+    def open(self, subject: Checkpoint, device: torch.device, *, batch: int, folder: Path) -> Engine:
+        """The engine, loaded; compiled ones are built in `folder` or found there.
+
+        Raises:
+            UserError: if it cannot be had here, in one line.
+        """
+        own = in_layout(subject, self.layout, device=device.type)
+        if self.engine in ("eager-mha", "eager-mla", "absorbed", "compile", "compile-mha"):
+            return self._eager(own, device)
+        return self._built(own, device, batch=batch, folder=folder)
+
+    def _eager(self, subject: Checkpoint, device: torch.device) -> EagerEngine:
+        if self.precision not in TYPES:
+            raise UserError(f"eager PyTorch has no precision {self.precision}; it has {', '.join(TYPES)}")
+        model = subject.transformer()
+        if self.engine.startswith("compile"):
+            compiled_on(device)(model)
+        return EagerEngine(
+            model, subject.text(), device=device, dtype=TYPES[self.precision],
+            absorbed=self.engine == "absorbed",
+        )  # fmt: skip
+
+    def _built(self, subject: Checkpoint, device: torch.device, *, batch: int, folder: Path) -> Engine:
+        from export.build import build
+        from export.lowering.precision import check_precision
+        from export.settings import Settings
+
+        gpu = device.type == "cuda"
+        if self.engine.startswith("tensorrt") and not gpu:
+            raise UserError("no GPU here, which TensorRT needs")
+        if self.engine == "onnx" and (gpu or self.precision == "bf16"):
+            raise UserError("ONNX Runtime is measured on a CPU, in fp32 or fp16")
+        settings = Settings(
+            backend=self.engine, precision=check_precision(self.precision), batch=batch,
+            device=device.type if self.engine == "aoti" else "cpu",
+            target=_architecture(device) if self.engine == "tensorrt-rtx" else None,
+        )  # fmt: skip
+        place = folder / f"{subject.name}-{settings.name}"
+        build(subject, settings, place, lambda stage: None, drive=drive)
+        return open_engine(place, subject, batch=batch)
+
+
+def compiled_on(device: torch.device) -> Callable[[VideoMLA], None]:
+    """How a model is compiled: on a GPU block by block, one block for all layers; elsewhere whole."""
+    return compile_blocks if device.type == "cuda" else compile_passes
+
+
+def compile_passes(model: VideoMLA) -> None:
+    """Let `torch.compile` have every kind of pass that the model has."""
+    for name in PASSES:
+        if (run := getattr(model, name, None)) is not None:
+            setattr(model, name, torch.compile(run, fullgraph=True, dynamic=False))
+
+
+def _architecture(device: torch.device) -> str:
+    return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
+
+
+def choose_arms(engines: str | None, precisions: str) -> list[EngineArm]:
+    """The arms of comma-separated names; of all engines if none is named.
+
+    Raises:
+        UserError: for a name that does not exist.
+    """
+    wanted = ENGINES if engines is None else _names(engines, BY_NAME, "engine")
+    kinds = _names(precisions, PRECISIONS, "precision")
+    return [EngineArm(engine=engine, precision=kind) for engine in wanted for kind in kinds]
+
+
+def _names(given: str, known: tuple[str, ...], what: str) -> list[str]:
+    names = [name.strip() for name in given.split(",")]
+    for name in names:
+        if name not in known:
+            raise UserError(f"no such {what}: {name}; there are {', '.join(known)}")
+    return names
+
+
+def failing(call: Callable[[], Any]) -> tuple[Any, str | None]:
+    """What `call` gives, or the one line with which it fails, so that others are still measured."""
+    try:
+        return call(), None
+    except UserError as error:
+        return None, str(error)
+    except Exception as error:  # noqa: BLE001 - compilers and drivers raise of every kind; it goes on record
+        said = str(error).strip().splitlines()
+        return None, f"{type(error).__name__}: {said[0] if said else 'without a word'}"

@@ -1,0 +1,137 @@
+"""What is measured: a checkpoint, or a named shape with random weights scaled like real ones."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from plugins.errors import UserError
+from runtime.engines.base import Engine
+from runtime.prompts.sources import FixedPrompts
+from runtime.rollout.decoding import Decoder, NoDecoder
+from runtime.rollout.rollout import Chunk, rollout
+from vmla.config import Layout, ModelConfig, recipe
+from vmla.scheduler import Sampler
+from vmla.text import TextEncoder
+from vmla.transformer import VideoMLA
+from vmla.weights.checkpoint import SHIPPED, Checkpoint, Uninitialised, open_checkpoint
+
+PROMPT = "a red star bouncing on a navy background"
+ENDLESS = 1 << 40
+"""Chunks of a rollout that is stopped from outside."""
+
+
+@dataclass(frozen=True)
+class RandomCheckpoint(Checkpoint):
+    """A shape in a checkpoint's place: weights drawn at random, no codec, the text embeddings noise."""
+
+    config: ModelConfig
+    seed: int = 0
+    device: str = "cpu"
+
+    @classmethod
+    def of(cls, config: ModelConfig, name: str, *, device: str = "cpu") -> RandomCheckpoint:
+        """The shape `config`, called `name`."""
+        return cls(Path(f"random-{name}-{config.layout}"), {}, config, device=device)
+
+    def model_config(self) -> ModelConfig:
+        """The shape."""
+        return self.config
+
+    def transformer(self) -> VideoMLA:
+        """The denoiser in float32: the same weights at every call."""
+        return random_model(self.config, seed=self.seed, device=self.device)
+
+    def model_hash(self) -> str:
+        """SHA-256 of what determines the weights."""
+        drawn = json.dumps(
+            {**self.config.identity(), "seed": self.seed, "device": self.device}, sort_keys=True
+        )
+        return hashlib.sha256(drawn.encode()).hexdigest()
+
+    def text(self) -> TextEncoder:
+        """Noise in the place of embeddings."""
+        return RandomText(self.config)
+
+    def sampler(self) -> Sampler:
+        """The paper's: four steps that re-noise."""
+        return Sampler()
+
+
+class _Embeddings(nn.Module):
+    """Embeddings [tokens, text width] in a text model's place."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(1)
+        drawn = torch.randn(config.text_tokens, config.text_width, generator=generator)
+        self.rows = nn.Parameter(drawn, requires_grad=False)
+
+
+class RandomText(TextEncoder):
+    """A text encoder that gives the same noise for every prompt."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(_Embeddings(config), None, tokens=config.text_tokens)
+
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
+        """[B, tokens, text width]"""
+        rows: Tensor = self.encoder.rows  # type: ignore[assignment]
+        return rows.expand(len(prompts), -1, -1).contiguous()
+
+
+def random_model(config: ModelConfig, *, seed: int = 0, device: str = "cpu") -> VideoMLA:
+    """A model whose activations have the size of a trained one's: power and rounding depend on it.
+
+    Matrices keep the size of what they multiply (normal, variance 1 / inputs), gains are about one,
+    biases small; nothing is zero.
+    """
+    with torch.device(device), Uninitialised():
+        model = VideoMLA(config)
+    generator = torch.Generator(device).manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        gain = name.endswith("weight") and parameter.ndim == 1
+        size = 0.1 if parameter.ndim == 1 else parameter.shape[-1] ** -0.5
+        parameter.data.normal_(generator=generator).mul_(size).add_(float(gain))
+    return model.eval().requires_grad_(False)
+
+
+def open_subject(checkpoint: str | None, shape: str | None, *, device: str = "cpu") -> Checkpoint:
+    """The checkpoint, or the shape if one is named; the shipped checkpoint if neither is.
+
+    Raises:
+        UserError: if both are given, or what is named does not exist.
+    """
+    if checkpoint is not None and shape is not None:
+        raise UserError("give --checkpoint or --shape, not both")
+    if shape is not None:
+        return RandomCheckpoint.of(recipe(shape), shape, device=device)
+    return open_checkpoint(SHIPPED if checkpoint is None else checkpoint)
+
+
+def in_layout(subject: Checkpoint, layout: Layout, *, device: str = "cpu") -> Checkpoint:
+    """`subject` itself, or random weights of its shape if it has the other layout."""
+    config = subject.model_config()
+    if config.layout == layout:
+        return subject
+    return RandomCheckpoint.of(replace(config, layout=layout), subject.name, device=device)
+
+
+def endless(
+    engine: Engine, sampler: Sampler, *, batch: int = 1, decoder: Decoder | None = None
+) -> Iterator[Chunk]:
+    """A rollout of `batch` videos that never ends: each `next` makes a chunk."""
+    prompts = FixedPrompts(*[PROMPT] * batch)
+    decode = decoder or NoDecoder()
+    return rollout(engine, decode, prompts, sampler, seeds=range(batch), chunks=ENDLESS)
+
+
+def filling(config: ModelConfig) -> int:
+    """Chunks until the window is full: from then on every chunk costs the same."""
+    return -(-(config.sink + config.history) // config.chunk)

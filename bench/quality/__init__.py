@@ -1,0 +1,1 @@
+"""Benchmarks of what is seen in finished videos."""

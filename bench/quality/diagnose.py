@@ -1,0 +1,124 @@
+"""What holds a sprite model back: its codec, its first chunk, or how it goes on from there.
+
+    python -m bench.quality.diagnose sprites --prompts 48
+
+Scenes of held-out combinations are graded three times: their true videos through the codec, under noise on
+the latents; videos that begin with true chunks and are then the model's own; and the model's own from the
+start. Each is told apart by the number of objects and by motion.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.harness.document import Record
+from bench.quality.grades import WINDOW, Graded, grade_windows, grouped, shares, show
+from plugins.errors import UserError
+from vmla.cache import CacheLayout
+from vmla.cli.command import OneLineCommand
+from vmla.cli.progress import ProgressLine
+from vmla.config import FRAMES_PER_SECOND
+from vmla.train.objectives.rollout_cache import Memory
+from vmla.train.objectives.self_forcing import self_rollout
+from vmla.vae import Codec
+from vmla.weights.checkpoint import SHIPPED, Checkpoint, open_checkpoint
+from vmla.world.caption import describe
+from vmla.world.render import render
+from vmla.world.scene import Scene, draw_scene
+from vmla.world.worlds import World
+
+NOISE = 0.2
+"""Deviation of the noise on the codec's latents, which have deviation 1: about a denoiser's own error."""
+SECOND_OF_GRADE = 5
+BATCH = 24
+
+
+def held_out_scenes(count: int, *, seed: int, world: World) -> list[Scene]:
+    """Scenes that training never rendered, as many of one object as of two."""
+    rng = np.random.default_rng([seed, 8])
+    return [draw_scene(rng, held_out=True, objects=1 + i % 2, world=world) for i in range(count)]
+
+
+@torch.inference_mode()
+def through_codec(
+    codec: Codec, scenes: Sequence[Scene], world: World, *, noise: float = NOISE
+) -> list[Graded]:
+    """Grades of true videos that were encoded, made noisy and decoded."""
+    generator = torch.Generator().manual_seed(0)
+    graded = []
+    for scene in scenes:
+        latents = codec.encode(render(scene, WINDOW)[None])
+        frames = codec.decode(latents + noise * torch.randn(latents.shape, generator=generator))[0]
+        graded += grade_windows([describe(scene)], SECOND_OF_GRADE, _pixels(frames), world)
+    return graded
+
+
+@torch.inference_mode()
+def after_true_chunks(
+    checkpoint: Checkpoint, scenes: Sequence[Scene], world: World, *, true: int, seed: int
+) -> list[Graded]:
+    """Grades of five seconds whose first `true` chunks are those of the scene itself."""
+    model, codec, config = checkpoint.transformer(), checkpoint.codec(), checkpoint.model_config()
+    layout, sampler, texts = CacheLayout.of(config), checkpoint.sampler(), [describe(s) for s in scenes]
+    frames = layout.chunk * codec.temporal_ratio
+    given = [codec.encode(render(scene, true * frames)[None]) for scene in scenes] if true else []
+    latents = self_rollout(
+        Memory(model, layout, model.encode_text(checkpoint.text()(texts))), sampler,
+        (config.latent_channels, layout.chunk, config.height, config.image_width),
+        chunks=-(-SECOND_OF_GRADE * FRAMES_PER_SECOND // frames), exit_step=len(sampler.timesteps()) - 1,
+        seeds=range(seed, seed + len(scenes)), given=torch.cat(given) if given else None,
+    )  # fmt: skip
+    video = codec.decode(latents)[0][:, : SECOND_OF_GRADE * FRAMES_PER_SECOND][:, -WINDOW:]
+    return grade_windows(texts, SECOND_OF_GRADE, _pixels(video), world)
+
+
+def _pixels(frames: Tensor) -> Tensor:
+    return (frames * 255).round().to(torch.uint8)
+
+
+def figures(graded: list[Graded]) -> dict[str, object]:
+    """Shares that pass each question, of all and by group."""
+    groups = {"all": graded, **grouped(graded)}
+    return {name: shares(part)[str(SECOND_OF_GRADE)] for name, part in groups.items()}
+
+
+@click.command(cls=OneLineCommand)
+@click.argument("checkpoint", default=SHIPPED)
+@click.option("--prompts", "count", type=click.IntRange(2), default=48, show_default=True,
+              help="Held-out scenes.")  # fmt: skip
+@click.option("--true", "chunks", default="1,3", show_default=True, help="True chunks to begin with.")
+@click.option("--seed", default=2000, show_default=True, help="Of the scenes and of the first video.")
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the JSON here.")
+def main(checkpoint: str, count: int, chunks: str, seed: int, output: Path | None) -> None:
+    """Tell a sprite model's codec, first chunk and continuation apart."""
+    opened = open_checkpoint(checkpoint)
+    world = opened.world()
+    if world is None:
+        raise UserError(f"{checkpoint} is of no world whose truth is known; give a sprite model")
+    record, scenes = Record("diagnose", output), held_out_scenes(count, seed=seed, world=world)
+    record.save(checkpoint=opened.name, world=world.name, prompts=count, seed=seed)
+    found = {"true videos through the codec": through_codec(opened.codec(), scenes, world)}
+    show(found["true videos through the codec"])
+    with ProgressLine(sys.stderr) as line:
+        for true in (0, *map(int, chunks.split(","))):
+            name = f"{true} true chunks, then own"
+            found[name] = []
+            for first in range(0, count, BATCH):
+                line.show(f"diagnose: {name}, {first} of {count}")
+                part = scenes[first : first + BATCH]
+                found[name] += after_true_chunks(opened, part, world, true=true, seed=seed + first)
+            click.echo(name)
+            show(found[name])
+            record.save(stages={key: figures(graded) for key, graded in found.items()})
+    record.finish(**{key: figures(graded)["all"] for key, graded in found.items()})
+
+
+if __name__ == "__main__":
+    main()

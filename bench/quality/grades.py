@@ -1,0 +1,229 @@
+"""Grades of a sprite model over time: is it still what the prompt asked for after three minutes?
+
+    python -m bench.quality.grades --checkpoint sprites -o grades.json
+    python -m bench.quality.grades --engine engines/sprites-onnx-fp8 -o grades-fp8.json
+
+Held-out prompts are rolled out in batches, by the eager model in float32 or by a compiled engine in its own
+precision, from the same noise; at each mark a window of four seconds is graded by formula
+(`vmla.world.grader.grade`). Prints a table and one JSON line; what was graded is kept when it is interrupted.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import mean
+
+import click
+import numpy as np
+import torch
+from torch import Tensor
+
+from bench.harness.document import Record
+from export.engine.manifest import Manifest
+from runtime.engines.base import EagerEngine, Engine
+from runtime.engines.compiled import CompiledEngine, open_engine
+from runtime.prompts.sources import FixedPrompts
+from runtime.rollout.decoding import CodecDecoder
+from runtime.rollout.rollout import rollout
+from vmla.cli.command import OneLineCommand
+from vmla.cli.progress import ProgressLine
+from vmla.config import FRAMES_PER_SECOND
+from vmla.weights.checkpoint import SHIPPED, Checkpoint, open_checkpoint
+from vmla.world.caption import describe, read
+from vmla.world.grader.grade import QUESTIONS, Grade, grade, look
+from vmla.world.scene import draw_scene
+from vmla.world.worlds import FIRST, World
+
+WINDOW = 64
+"""Frames that are graded before each mark."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graded:
+    """One prompt at one mark."""
+
+    prompt: str
+    second: int
+    grade: Grade
+
+
+def held_out_prompts(
+    count: int, *, seed: int, world: World = FIRST, objects: int | None = None
+) -> list[str]:
+    """Captions of combinations that training never rendered; `objects` fixes the number of objects."""
+    rng = np.random.default_rng([seed, 7])
+    scenes = (draw_scene(rng, held_out=True, objects=objects, world=world) for _ in range(count))
+    return [describe(scene) for scene in scenes]
+
+
+class Windows:
+    """Keeps of a stream of frames only the last `WINDOW` before each mark."""
+
+    def __init__(self, seconds: tuple[int, ...]) -> None:
+        self._ends = {second: second * FRAMES_PER_SECOND for second in seconds}
+        self._parts: dict[int, list[Tensor]] = {second: [] for second in seconds}
+        self._seen = 0
+
+    def add(self, frames: Tensor) -> None:
+        """Frames [B, n, 3, H, W] in [0, 1]."""
+        for second, parts in self._parts.items():
+            edges = self._ends[second] - WINDOW, self._ends[second]
+            first, last = (min(max(edge - self._seen, 0), frames.shape[1]) for edge in edges)
+            parts.append((frames[:, first:last] * 255).round().to(torch.uint8))
+        self._seen += frames.shape[1]
+
+    def pop(self) -> Iterator[tuple[int, Tensor]]:
+        """Each mark that was passed since the last call, and its window [B, WINDOW, 3, H, W] uint8."""
+        for second in sorted(second for second in self._parts if self._ends[second] <= self._seen):
+            yield second, torch.cat(self._parts.pop(second), dim=1)
+
+
+def seen_rollouts(
+    engine: Engine,
+    checkpoint: Checkpoint,
+    prompts: list[str],
+    seconds: tuple[int, ...],
+    *,
+    batch: int,
+    seed: int,
+    line: ProgressLine,
+) -> Iterator[tuple[int, Tensor]]:
+    """Roll out all `prompts` at once, the video of number i with seed `seed` + i: each mark and its windows.
+
+    `batch` videos are made, as many as an engine was built for; those past the prompts are of the last one.
+    Windows are [batch, WINDOW, 3, H, W] uint8.
+    """
+    decoder = CodecDecoder(checkpoint.codec(), engine.device)
+    chunks = -(-max(seconds) * FRAMES_PER_SECOND // (engine.layout.chunk * 4))
+    seeds = [seed + number for number in range(batch)]
+    asked = FixedPrompts(*prompts, *prompts[-1:] * (batch - len(prompts)))
+    windows = Windows(seconds)
+    stream = rollout(engine, decoder, asked, checkpoint.sampler(), seeds=seeds, chunks=chunks)
+    for chunk in stream:
+        windows.add(chunk.frames)
+        line.show(f"grades: chunk {chunk.number + 1} of {chunks}, {len(prompts)} videos")
+        yield from windows.pop()
+
+
+def grade_windows(
+    prompts: list[str], second: int, frames: Tensor, world: World = FIRST
+) -> list[Graded]:
+    """What the windows [B, WINDOW, 3, H, W] uint8 of the videos of `prompts` are worth."""
+    return [
+        Graded(prompt=prompt, second=second, grade=grade(look(video, world), read(prompt)))
+        for prompt, video in zip(prompts, frames, strict=False)
+    ]
+
+
+def open_denoiser(checkpoint: Checkpoint, folder: Path | None) -> tuple[Engine, int | None]:
+    """The engine in `folder` and its batch, or the eager model in float32, which takes any."""
+    if folder is None:
+        device = torch.device("cpu")
+        text, model = checkpoint.text(), checkpoint.transformer()
+        return EagerEngine(model, text, device=device, dtype=torch.float32), None
+    batch = Manifest.read(folder).batch
+    return open_engine(folder, checkpoint, batch=batch), batch
+
+
+def what_is(engine: Engine) -> str:
+    """Backend and precision."""
+    made = engine.manifest if isinstance(engine, CompiledEngine) else None
+    return "eager fp32" if made is None else f"{made.backend} {made.precision}"
+
+
+def shares(graded: list[Graded]) -> dict[str, dict[str, float]]:
+    """Per mark, the share of prompts that pass each question and that pass all."""
+    table: dict[str, dict[str, float]] = {}
+    for second in sorted({one.second for one in graded}):
+        at = [one.grade for one in graded if one.second == second]
+        passed = {name: sum(getattr(one, name) for one in at) / len(at) for name in (*QUESTIONS, "all")}
+        table[str(second)] = {name: round(share, 4) for name, share in passed.items()}
+    return table
+
+
+def mean_right(passed: Mapping[str, float]) -> float:
+    """Over the questions, of the shares of prompts that pass each."""
+    return mean(passed[name] for name in QUESTIONS)
+
+
+def figures(graded: list[Graded]) -> dict[str, object]:
+    """What the document holds of the prompts graded so far."""
+    failures = Counter((one.prompt, one.second) for one in graded if not one.grade.all)
+    counts = Counter(str(one.second) for one in graded)
+    groups = {name: {"graded": len(part), "grades": shares(part)} for name, part in grouped(graded).items()}
+    return {
+        "grades": shares(graded), "graded": dict(counts), "groups": groups,
+        "failed": [list(key) for key in failures],
+    }  # fmt: skip
+
+
+def grouped(graded: list[Graded]) -> dict[str, list[Graded]]:
+    """The same by number of objects and, where there is one, by its motion."""
+    groups: dict[str, list[Graded]] = {}
+    for one in graded:
+        requests = read(one.prompt).requests
+        names = ["one object", requests[0].motion] if len(requests) == 1 else ["two objects"]
+        for name in names:
+            groups.setdefault(name, []).append(one)
+    return dict(sorted(groups.items()))
+
+
+def show(graded: list[Graded]) -> None:
+    """For a person to read: all prompts, then by number of objects and by motion."""
+    for name, part in {"all prompts": graded, **grouped(graded)}.items():
+        prompts = len({one.prompt for one in part})
+        click.echo(f"{name} ({prompts})")
+        click.echo("seconds  " + "  ".join(f"{question:>10}" for question in (*QUESTIONS, "all")))
+        for mark, row in shares(part).items():
+            click.echo(f"{mark:>7}  " + "  ".join(f"{share:>10.1%}" for share in row.values()))
+
+
+@click.command(cls=OneLineCommand)
+@click.option("--checkpoint", help="A checkpoint folder; the engine's own, or else sprites.")
+@click.option("--engine", "folder", type=click.Path(path_type=Path), help="An engine folder; else eager.")
+@click.option("--prompts", "count", default=48, show_default=True, help="Held-out prompts.")
+@click.option("--objects", type=click.IntRange(1, 2), help="In each prompt; drawn if not given.")
+@click.option("--seconds", default="5,60,180", show_default=True, help="When to grade.")
+@click.option("--seed", default=1000, show_default=True, help="Of the first video.")
+@click.option("--batch", default=24, show_default=True,
+              help="Videos rolled out at once; an engine makes those that it was built for.")  # fmt: skip
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the JSON here.")
+def main(
+    checkpoint: str | None,
+    folder: Path | None,
+    count: int,
+    objects: int | None,
+    seconds: str,
+    seed: int,
+    batch: int,
+    output: Path | None,
+) -> None:
+    """Grade a sprite model over time on held-out prompts."""
+    named = Manifest.read(folder).checkpoint if folder is not None and checkpoint is None else checkpoint
+    opened, marks = open_checkpoint(named or SHIPPED), tuple(int(mark) for mark in seconds.split(","))
+    world, graded, record = opened.world() or FIRST, list[Graded](), Record("grades", output)
+    prompts = held_out_prompts(count, seed=seed, world=world, objects=objects)
+    engine, fixed = open_denoiser(opened, folder)
+    record.save(
+        checkpoint=opened.name, world=world.name, engine=what_is(engine), prompts=count, seed=seed,
+        sampler=vars(opened.sampler()),
+    )  # fmt: skip
+    with closing(engine), ProgressLine(sys.stderr) as line:
+        for first in range(0, count, fixed or batch):
+            part = prompts[first : first + (fixed or batch)]
+            for second, frames in seen_rollouts(
+                engine, opened, part, marks, batch=fixed or len(part), seed=seed + first, line=line
+            ):
+                graded += grade_windows(part, second, frames, world)
+                record.save(**figures(graded))
+    show(graded)
+    record.finish(**record.document["grades"])
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,71 @@
+"""What `vmla-bench gpu` measured, as the lines of tables for documents."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench.report.engines_table import or_dash, ratio
+
+Rows = list[dict[str, Any]]
+
+
+def chunk_table(result: dict[str, Any]) -> list[str]:
+    """Whole chunks of Wan's size: engines in turns with the baseline, then a chunk as one graph."""
+    baseline = result["chunk"]["baseline"]
+    first = {"engine": "A against A", "precision": baseline["precision"], **baseline}
+    engines = [first, *(row for name in ("chunk", "compile", "aoti") for row in _rows(result, name))]
+    against = f"eager-{baseline['layout']} {baseline['precision']}"
+    return [
+        f"| engine | frames/s | times {against} | of matrix peak | error | launches per chunk |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {row['engine']} {row['precision']} | {row['frames_per_second']:.1f} "
+            f"| {ratio(row)} | {row['share_of_matrix_peak']:.0%} "
+            f"| {or_dash(row.get('error_velocity'), '{:.1e}')} | {row.get('launches_per_chunk', '-')} |"
+            for row in engines
+        ),
+        *(
+            f"| one graph, {row['layout']} {baseline['precision']} | {row['frames_per_second']:.1f} | - | - "
+            f"| - | {row['launches']} |"
+            for row in _rows(result, "graphs")
+        ),
+    ]
+
+
+def kernel_table(result: dict[str, Any]) -> list[str]:
+    """Attention and expansion of one layer at Wan's size, over the library's attention without a mask."""
+    return [
+        "| kernel | type | keys | ms | TFLOP/s | time over cuDNN, no mask | error |",
+        "|---|---|---|---|---|---|---|",
+        *(
+            f"| {row['arm']} | {row['dtype']} | {row['shape']['keys']:,} | {row['median_ms']:.3f} "
+            f"| {row['tflops']:.0f} | {row['time_over_sdpa']:.2f} | {row['error']:.1e} |"
+            for row in _rows(result, "kernels")
+        ),
+    ]
+
+
+def training_table(result: dict[str, Any]) -> list[str]:
+    """Steps of the stages: time, rate and memory beside the plan."""
+    stages = result.get("training", {}).get("rows", [])
+    return [
+        "| stage | seconds per step | tokens/s | of matrix peak | GiB held at most | GiB planned |",
+        "|---|---|---|---|---|---|",
+        *(
+            f"| {row['stage']} | not measured yet: {row['refused']} | - | - | - | - |"
+            if "refused" in row
+            else f"| {row['stage']} | {_mean(row['steps'], 'seconds'):.2f} "
+            f"| {_mean(row['steps'], 'tokens_per_second'):,.0f} | {_mean(row['steps'], 'utilisation'):.0%} "
+            f"| {row['peak_bytes'] / 2**30:.1f} | {row['planned']['all'] / 2**30:.1f} |"
+            for row in stages
+        ),
+    ]
+
+
+def _rows(result: dict[str, Any], stage: str) -> Rows:
+    """Those of `stage` that have figures."""
+    return [row for row in result.get(stage, {}).get("rows", []) if "refused" not in row]
+
+
+def _mean(rows: Rows, key: str) -> float:
+    return sum(float(row[key]) for row in rows) / len(rows)

@@ -1,0 +1,190 @@
+"""Results files as one page that anyone can open, and as a summary to read in a terminal.
+
+    vmla-bench report bench/results/*.json --against old/*.json
+
+Writes `report.html` (plots inside, nothing loaded from elsewhere) and `report.md`. Old results stand beside
+new ones of the same kind and subject; a figure that became worse by more than the noise is marked.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bench.harness.document import machine_name, read_document
+from bench.report.figures import Figure, figures
+from bench.report.sections import SECTIONS, Section, Table
+from plugins.errors import UserError
+from vmla.cli.command import OneLineCommand
+
+TOLERANCE = 0.05
+"""By which a figure without a known spread may change before it is called worse."""
+STYLE = (
+    "body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}"
+    "table{border-collapse:collapse;margin:1em 0}td,th{padding:.2em .7em;border-bottom:1px solid #ddd;"
+    "text-align:right}td:first-child,th:first-child{text-align:left}code{background:#f3f3f3}"
+    ".worse{background:#ffd9d2}.better{background:#d9f2dd}svg{max-width:100%;height:auto}"
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One figure, then and now."""
+
+    name: str
+    old: Figure
+    new: Figure
+
+    @property
+    def ratio(self) -> float:
+        """New over old."""
+        return self.new.value / self.old.value
+
+    @property
+    def verdict(self) -> str:
+        """`worse`, `better`, or `same` within the noise of both."""
+        noise = 3 * (self.old.spread**2 + self.new.spread**2) ** 0.5 or TOLERANCE
+        change = self.ratio - 1 if self.new.more_is_better else 1 - self.ratio
+        if abs(change) <= noise:
+            return "same"
+        return "better" if change > 0 else "worse"
+
+
+def key(document: dict[str, Any]) -> tuple[str, str]:
+    """What may be compared: the kind of benchmark, and what it measured."""
+    return document["kind"], str(document.get("subject") or document.get("checkpoint") or "")
+
+
+def changes(new: dict[str, Any], old: dict[str, Any]) -> list[Change]:
+    """The figures that both have."""
+    now, then = figures(new), figures(old)
+    return [
+        Change(name=name, old=then[name], new=figure)
+        for name, figure in now.items()
+        if name in then and then[name].value
+    ]
+
+
+def pair_up(
+    new: list[dict[str, Any]], old: list[dict[str, Any]], *, across: bool
+) -> list[tuple[dict[str, Any], dict[str, Any] | None]]:
+    """Each new document with the old one of its kind and subject.
+
+    Raises:
+        UserError: if they come from different machines and `across` is not set.
+    """
+    earlier = {key(document): document for document in old}
+    pairs = [(document, earlier.get(key(document))) for document in new]
+    for document, before in pairs:
+        if before is not None and machine_name(document) != machine_name(before) and not across:
+            names = f"{machine_name(before)} and {machine_name(document)}"
+            mend = "say --across-machines if you mean it"
+            raise UserError(f"{document['kind']}: old and new are from {names}; {mend}")
+    return pairs
+
+
+def heading(document: dict[str, Any]) -> str:
+    """Kind and subject."""
+    return ": ".join(part for part in key(document) if part)
+
+
+def facts(document: dict[str, Any]) -> str:
+    """Where and when."""
+    whole = "" if document.get("complete", True) else " Interrupted: the last stages are missing."
+    commit = document["commit"][:10]
+    versions = f"torch {document['versions']['torch']}"
+    return f"{machine_name(document)}; {versions}; commit {commit}; {document['date']}.{whole}"
+
+
+def command(document: dict[str, Any]) -> str:
+    """The line that measures it again."""
+    return str(document.get("command", f"vmla-bench {document['kind']}"))
+
+
+def change_table(found: list[Change]) -> Table:
+    """Old and new side by side."""
+    rows = [
+        [c.name, f"{c.old.value:.4g}", f"{c.new.value:.4g}", f"{c.ratio - 1:+.1%}", c.verdict] for c in found
+    ]
+    return Table(title="against the old results", headings=["figure", "old", "new", "change", ""], rows=rows)
+
+
+def markdown(pairs: list[tuple[dict[str, Any], dict[str, Any] | None]]) -> str:
+    """The summary."""
+    lines = ["# Results"]
+    for document, before in pairs:
+        lines += ["", f"## {heading(document)}", "", facts(document), "", f"`{command(document)}`"]
+        tables = [*_section(document).tables]
+        if before is not None:
+            tables.append(change_table(changes(document, before)))
+        for table in tables:
+            lines += ["", f"**{table.title}**", "", *table.markdown()]
+    return "\n".join(lines) + "\n"
+
+
+def html(pairs: list[tuple[dict[str, Any], dict[str, Any] | None]]) -> str:
+    """The page."""
+    body = [part for document, before in pairs for part in _html_section(document, before)]
+    head = f"<!doctype html><html lang=en><meta charset=utf-8><title>VideoMLA: results</title><style>{STYLE}"
+    return "\n".join([f"{head}</style>", "<h1>Results</h1>", *body, "</html>\n"])
+
+
+def _html_section(document: dict[str, Any], before: dict[str, Any] | None) -> Iterator[str]:
+    section = _section(document)
+    yield f"<h2>{escape(heading(document))}</h2>"
+    yield f"<p>{escape(facts(document))}<br><code>{escape(command(document))}</code></p>"
+    yield from section.plots
+    for table in section.tables:
+        yield table.html()
+    if before is not None:
+        yield f"<p>Old: {escape(facts(before))}</p>"
+        yield change_table(changes(document, before)).html()
+
+
+def _section(document: dict[str, Any]) -> Section:
+    """The tables and plots of a kind; of an unknown one, nothing but its figures."""
+    make = SECTIONS.get(document["kind"])
+    return make(document) if make else Section(tables=[], plots=[])
+
+
+def regressions(pairs: list[tuple[dict[str, Any], dict[str, Any] | None]]) -> list[str]:
+    """The names of what became worse."""
+    return [
+        f"{heading(document)}: {change.name}"
+        for document, before in pairs
+        if before is not None
+        for change in changes(document, before)
+        if change.verdict == "worse"
+    ]
+
+
+@click.command("report", cls=OneLineCommand)
+@click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
+@click.option("--against", multiple=True, type=click.Path(path_type=Path),
+              help="An old results file; give it again for more.")  # fmt: skip
+@click.option("--across-machines", is_flag=True, help="Compare old and new even from different machines.")
+@click.option("--output", "-o", type=click.Path(path_type=Path, file_okay=False), show_default=True,
+              default=Path("build/report"), help="The folder for report.html and report.md.")  # fmt: skip
+def main(results: tuple[Path, ...], against: tuple[Path, ...], across_machines: bool, output: Path) -> None:
+    """One page and one summary from RESULTS, with old results beside new ones."""
+    new, old = ([read_document(path) for path in paths] for paths in (results, against))
+    pairs = pair_up(new, old, across=across_machines)
+    output.mkdir(parents=True, exist_ok=True)
+    for name, text in (("report.html", html(pairs)), ("report.md", markdown(pairs))):
+        aside = output / f"{name}.tmp"
+        aside.write_text(text)
+        aside.replace(output / name)
+    worse = regressions(pairs)
+    click.echo("\n".join([*(f"worse: {name}" for name in worse), str(output / "report.html")]))
+    line = {"kind": "report", "output": str(output), "results": len(pairs), "worse": worse}
+    click.echo(json.dumps(line))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,210 @@
+"""Tables and plots of the documents, made from the committed results: no figure in them is typed by hand.
+
+    python -m bench.report.readme          make them anew
+    python -m bench.report.readme --check  fail if they differ from the results
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bench.harness.document import machine_name
+from bench.report import gpu_tables
+from bench.report import sections as report_sections
+from bench.report.engines_table import or_dash, ratio
+from plugins.errors import UserError
+from vmla.cli.command import OneLineCommand
+from vmla.train.publish.model_card import grade_rows
+from vmla.weights.files import read_json
+
+ROOT = Path(__file__).parents[2]
+RESULTS = ROOT / "bench" / "results"
+DOCUMENTS = ("README.md", "docs/training.md", "docs/study.md", "plugins/README.md",
+             "vmla/checkpoints/sprites/README.md",
+             "vmla/checkpoints/sprites-4/README.md")  # fmt: skip
+PLOTS = {"layouts-sprites.json": ("layouts-right.svg", "layouts-saturation.svg")}
+"""Of a results file, the first plots of its section: files in `docs`."""
+MISSING = "not measured yet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Block:
+    """A table of a document: its results file, how that becomes lines, and the command that measures it."""
+
+    file: str
+    table: Callable[[dict[str, Any]], list[str]]
+    command: str
+
+    def lines(self) -> list[str]:
+        """The table with where it was measured and by which command; or that it was not, and by which."""
+        path = RESULTS / self.file
+        if not path.exists():
+            return [f"{MISSING}: `{self.command} -o bench/results/{self.file}`"]
+        result = read_json(path)
+        whole = "" if result.get("complete", True) else " Interrupted: not all was measured."
+        whole += f" {result['note']}" if "note" in result else ""
+        command = result.get("command", self.command)
+        return [*self.table(result), "", f"{_where(result)}{whole} `{command}` repeats this."]
+
+
+def rollout_table(result: dict[str, Any]) -> list[str]:
+    """Speed and memory of one whole video."""
+    memory = result["resident_bytes"]
+    rows = [
+        ("three minutes of video, from the command to the whole file", f"{result['wall_seconds']:.0f} s"),
+        ("first frame in the file", f"{result['first_frame_seconds']:.1f} s"),
+        ("times real time", f"{result['times_real_time']:.1f}"),
+        ("most memory the process ever held", f"{result['peak_bytes'] / 2**20:.0f} MiB"),
+        ("growth of memory from minute 1 to minute 3", f"{memory['growth']:.1%}"),
+    ]
+    return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+
+
+def grades_table(result: dict[str, Any]) -> list[str]:
+    """Shares of held-out prompts that pass each question, over time."""
+    return [*grade_rows(result["grades"]), "", f"{result['prompts']} held-out prompts."]
+
+
+def engines_table(result: dict[str, Any]) -> list[str]:
+    """Speeds with their spread, and the error beside each; a ratio in brackets is within the noise."""
+    return [
+        f"| engine | frames/s | times {result['baseline']} | p99 / p50 | of matrix peak | error |",
+        "|---|---|---|---|---|---|",
+        *(_engine_row(row) for row in result["rows"] if "refused" not in row),
+    ]
+
+
+def _engine_row(row: dict[str, Any]) -> str:
+    jitter = row["chunk_ms"]["p99"] / row["chunk_ms"]["p50"]
+    cells = [
+        f"{row['engine']} {row['precision']}", f"{row['frames_per_second']:.1f}", ratio(row),
+        f"{jitter:.2f}", or_dash(row["share_of_matrix_peak"], "{:.0%}"),
+        or_dash(row.get("error_velocity"), "{:.1e}"),
+    ]  # fmt: skip
+    return "| " + " | ".join(cells) + " |"
+
+
+def memory_table(result: dict[str, Any]) -> list[str]:
+    """The cache of both layouts as the machine holds it."""
+    fits = {row["layout"]: row["streams"] for row in result["streams"]}
+    claim = result["compared"]
+    gib = result["streams"][0]["memory_bytes"] / 2**30
+    return [
+        f"| cache of {result['subject']}, bfloat16 | bytes per token and layer | MB per video "
+        f"| streams in {gib:.0f} GiB |",
+        "|---|---|---|---|",
+        *(
+            f"| {name} | {cache['bytes_per_token_and_layer']:.1f} | {cache['bytes_per_video'] / 1e6:.1f} "
+            f"| {fits[name]} |"
+            for name, cache in result["caches"].items()
+        ),
+        "",
+        f"{claim['less']:.1%} less: {claim['times_smaller']:.1f} times smaller.",
+    ]
+
+
+def section_tables(result: dict[str, Any]) -> list[str]:
+    """The tables that a report shows of a document, each under its title."""
+    tables = report_sections.SECTIONS[result["kind"]](result).tables
+    return [line for table in tables for line in (f"**{table.title}**", "", *table.markdown(), "")][:-1]
+
+
+def _where(result: dict[str, Any]) -> str:
+    return f"{machine_name(result)}, torch {result['versions']['torch']}, {result['date']}."
+
+
+TABLES = {
+    "rollout": Block(
+        file="rollout-sprites.json", table=rollout_table, command="python -m bench.speed.rollout"
+    ),
+    "grades": Block(file="grades-sprites.json", table=grades_table, command="python -m bench.quality.grades"),
+    "grades_4": Block(
+        file="grades-sprites-4.json", table=grades_table, command="vmla-bench grades --checkpoint sprites-4"
+    ),
+    "engines": Block(file="engines-sprites.json", table=engines_table, command="vmla-bench engines"),
+    "memory": Block(file="memory-wan.json", table=memory_table, command="vmla-bench memory"),
+    "study": Block(file="study-mini.json", table=section_tables, command="vmla-bench study mini"),
+    "layouts": Block(
+        file="layouts-sprites.json",
+        table=section_tables,
+        command="vmla-bench layouts --prompts 32 "
+        + " ".join(
+            f"--model '{name}, four steps=runs/sprites-{layout}-distribution/checkpoint'"
+            for name, layout in (("latent", "mla"), ("per head", "mha"))
+        ),
+    ),
+    "spectrum": Block(
+        file="spectrum-mini.json",
+        table=section_tables,
+        command="vmla-bench spectrum "
+        + " ".join(
+            f"runs/study/mini/{arm}-0/denoiser/{name}"
+            for arm in ("mha", "mla")
+            for name in (*(f"step-{step:06d}" for step in (0, 300, 600, 900)), "checkpoint")
+        ),
+    ),
+    "conversion": Block(
+        file="conversion-mini.json",
+        table=section_tables,
+        command="vmla-bench conversion mini "
+        + " ".join(f"--from runs/study/mini/mha-{seed}/denoiser/checkpoint" for seed in range(3))
+        + " --calibration runs/study/mini/world/latents",
+    ),
+    "gpu": Block(file="gpu-wan.json", table=gpu_tables.chunk_table, command="vmla-bench gpu"),
+    "gpu_kernels": Block(file="gpu-wan.json", table=gpu_tables.kernel_table, command="vmla-bench gpu"),
+    "gpu_training": Block(
+        file="gpu-training.json", table=gpu_tables.training_table, command="vmla-bench gpu --stages training"
+    ),
+}
+"""For each marked block of a document, how it is made."""
+
+
+def render(text: str) -> str:
+    """`text` with every block `<!-- results: NAME --> ... <!-- end -->` made anew.
+
+    Raises:
+        UserError: for a block without a table.
+    """
+
+    def block(found: re.Match[str]) -> str:
+        name = found[1]
+        if name not in TABLES:
+            raise UserError(f"a document has a block {name!r}; known are {', '.join(TABLES)}")
+        return "\n".join([f"<!-- results: {name} -->", *TABLES[name].lines(), "<!-- end -->"])
+
+    return re.sub(r"<!-- results: (\w+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)
+
+
+def plots() -> Iterator[tuple[str, str]]:
+    """Each plot of the documents whose results are there: its file, from the root, and its text."""
+    for name, files in PLOTS.items():
+        if (RESULTS / name).exists():
+            result = read_json(RESULTS / name)
+            drawn = report_sections.SECTIONS[result["kind"]](result).plots
+            yield from ((f"docs/{file}", text) for file, text in zip(files, drawn, strict=False))
+
+
+@click.command(cls=OneLineCommand)
+@click.option("--check", is_flag=True, help="Change nothing; fail if a table or a plot differs.")
+def main(check: bool) -> None:
+    """Make the documents' tables and plots from bench/results."""
+    tables = ((name, render((ROOT / name).read_text())) for name in DOCUMENTS)
+    for name, new in (*tables, *plots()):
+        path = ROOT / name
+        old = path.read_text() if path.exists() else None
+        if check and new != old:
+            raise UserError(f"{name} differs from bench/results; run: python -m bench.report.readme")
+        if new != old:
+            aside = path.with_suffix(".tmp")
+            aside.write_text(new)
+            aside.replace(path)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,162 @@
+"""What the kernel benchmark compares: inputs, operations and errors of each form of attention."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from bench.harness.paired_timing import SETS, Call
+from plugins import Backend, expand, mla_attention, mla_attention_absorbed
+from plugins.checks import FLOAT8
+from plugins.dense import dense_attention
+
+CHECKED_QUERIES = 64
+"""Rows of the result that are compared with the reference: all of them would not fit in memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shape:
+    """One layer's attention."""
+
+    batch: int
+    heads: int
+    queries: int
+    keys: int
+    nope: int
+    rotary: int
+    value: int
+    content: int
+
+    @property
+    def width(self) -> int:
+        """d."""
+        return self.nope + self.rotary
+
+    @property
+    def entry(self) -> int:
+        """E."""
+        return self.content + self.rotary
+
+    @property
+    def flops_expanded(self) -> int:
+        """Two operations for each product of scores and sums."""
+        return 2 * self.batch * self.heads * self.queries * self.keys * (self.width + self.value)
+
+    @property
+    def flops_absorbed(self) -> int:
+        """The same in latent space."""
+        return 2 * self.batch * self.heads * self.queries * self.keys * (self.entry + self.content)
+
+    @property
+    def flops_expand(self) -> int:
+        """The up-projection of every key token."""
+        return 2 * self.batch * self.keys * self.content * self.heads * (self.nope + self.value)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One thing that is timed."""
+
+    name: str
+    flops: int
+    call: Call
+    error: Callable[[], float]
+    """Largest error against the reference over the largest value of the reference."""
+
+
+class Inputs:
+    """Random inputs of unit size, as normalised activations are, in rotating sets."""
+
+    def __init__(self, shape: Shape, *, dtype: torch.dtype, device: torch.device, seed: int = 0) -> None:
+        self.shape, self.dtype, self.device = shape, dtype, device
+        self._generator = torch.Generator(device).manual_seed(seed)
+        s = shape
+        heads = (s.batch, s.heads)
+        self.query = self._sets(*heads, s.queries, s.width)
+        self.keys = self._sets(*heads, s.keys, s.width)
+        self.values = self._sets(*heads, s.keys, s.value)
+        self.latent_query = self._sets(*heads, s.queries, s.entry)
+        self.cached = self._sets(s.batch, s.keys - s.queries, s.entry)
+        self.own = self._sets(s.batch, s.queries, s.entry)
+        self.weights = self._sets(s.heads * s.nope, s.content), self._sets(s.heads * s.value, s.content)
+        angles = torch.rand(s.keys, s.rotary // 2, generator=self._generator, device=device) * 20
+        self.tables = angles.cos(), angles.sin(), torch.ones(s.keys, dtype=torch.bool, device=device)
+        self.scales = torch.ones(3, s.heads, device=device)
+
+    def _sets(self, *shape: int) -> list[Tensor]:
+        size = shape[-1] ** -0.5 if len(shape) == 2 else 1.0
+        return [
+            (torch.randn(*shape, generator=self._generator, device=self.device) * size).to(self.dtype)
+            for _ in range(SETS)
+        ]
+
+
+def bare_sdpa(inputs: Inputs) -> Arm:
+    """A library's attention on the same tensors, without validity: what everything is held against."""
+
+    def call(turn: int) -> Tensor:
+        return dense_attention(inputs.query[turn], inputs.keys[turn], inputs.values[turn])
+
+    return Arm("sdpa, no mask", inputs.shape.flops_expanded, call, lambda: _error(inputs, call(0)))
+
+
+def expanded(inputs: Inputs, backend: Backend) -> Arm:
+    """`plugins.mla_attention`."""
+    scales = inputs.scales if inputs.dtype == FLOAT8 else None
+
+    def call(turn: int) -> Tensor:
+        tensors = inputs.query[turn], inputs.keys[turn], inputs.values[turn], inputs.tables[2]
+        return mla_attention(*tensors, scales=scales, backend=backend)
+
+    return Arm(f"expanded, {backend}", inputs.shape.flops_expanded, call, lambda: _error(inputs, call(0)))
+
+
+def absorbed(inputs: Inputs, backend: Backend) -> Arm:
+    """`plugins.mla_attention_absorbed`."""
+    scales = inputs.scales[:2] if inputs.dtype == FLOAT8 else None
+    scale = inputs.shape.width**-0.5
+
+    def run(query: Tensor, turn: int, chosen: Backend) -> Tensor:
+        window = inputs.cached[turn], inputs.own[turn], *inputs.tables
+        return mla_attention_absorbed(query, *window, scale, scales=scales, backend=chosen)
+
+    def call(turn: int) -> Tensor:
+        return run(inputs.latent_query[turn], turn, backend)
+
+    def error() -> float:
+        rows = slice(0, CHECKED_QUERIES)
+        wanted = run(inputs.latent_query[0][:, :, rows].contiguous(), 0, "reference")
+        return relative(call(0)[:, :, rows], wanted)
+
+    return Arm(f"absorbed, {backend}", inputs.shape.flops_absorbed, call, error)
+
+
+def expansion(inputs: Inputs, backend: Backend) -> Arm:
+    """`plugins.expand`."""
+
+    def run(turn: int, chosen: Backend) -> tuple[Tensor, Tensor]:
+        cached, own, (cos, sin, valid) = inputs.cached[turn], inputs.own[turn], inputs.tables
+        up_key, up_value = (weight[turn] for weight in inputs.weights)
+        heads = inputs.shape.heads
+        return expand(cached, own, up_key, up_value, cos, sin, valid, heads, backend=chosen)
+
+    def error() -> float:
+        pairs = zip(run(0, backend), run(0, "reference"), strict=True)
+        return max(relative(out, wanted) for out, wanted in pairs)
+
+    return Arm(f"expand, {backend}", inputs.shape.flops_expand, lambda turn: run(turn, backend), error)
+
+
+def relative(out: Tensor, wanted: Tensor) -> float:
+    """Largest error over the largest expected value; NaN where a result is not finite."""
+    return float((out.float() - wanted.float()).abs().max() / wanted.float().abs().max())
+
+
+def _error(inputs: Inputs, out: Tensor) -> float:
+    rows = slice(0, CHECKED_QUERIES)
+    scales = inputs.scales if inputs.dtype == FLOAT8 else None
+    tensors = inputs.query[0][:, :, rows].contiguous(), inputs.keys[0], inputs.values[0], inputs.tables[2]
+    return relative(out[:, :, rows], mla_attention(*tensors, scales=scales, backend="reference"))

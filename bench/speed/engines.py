@@ -1,0 +1,252 @@
+"""Engines against each other on one model: speed, first frame, memory, and the error beside every figure.
+
+    vmla-bench engines --checkpoint sprites
+
+Every engine is timed against a baseline (eager `mla` in fp32; on a GPU eager `mha` in bfloat16), chunk by
+chunk in the order A B B A in one process, on whole chunks of a rollout with a full window: noise, all passes,
+commit; no decoding. The first row times that baseline against itself, and no difference within three times
+its spread is called one.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+
+from bench.harness import operation_counts as counting
+from bench.harness.document import Record
+from bench.harness.engine_arms import PRECISIONS, EngineArm, choose_arms, failing
+from bench.harness.memory_use import Peak
+from bench.harness.paired_timing import WaitingClock, paired, percentile
+from bench.harness.peaks import machine_peaks
+from bench.harness.subject import PROMPT, RandomCheckpoint, endless, filling, open_subject
+from bench.harness.time_budget import Budget
+from bench.report.engines_table import engines_table
+from runtime.cli.verify import single_pass
+from runtime.engines.base import Engine
+from runtime.planning.request import choose_device
+from runtime.rollout.decoding import CodecDecoder, Decoder
+from runtime.rollout.rollout import Chunk
+from vmla.cli.command import OneLineCommand
+from vmla.cli.progress import ProgressLine
+from vmla.config import FRAMES_PER_SECOND
+from vmla.flops import Counted
+from vmla.weights.checkpoint import Checkpoint
+
+BASELINES = {
+    "cpu": EngineArm(engine="eager-mla", precision="fp32"),
+    "cuda": EngineArm(engine="eager-mha", precision="bf16"),
+}
+"""What all others are timed against: on a GPU what others run, per-head attention in bfloat16."""
+FRAMES_PER_LATENT = 4
+"""Pixel frames of a latent frame, in every codec."""
+
+
+@dataclass(kw_only=True)
+class Bench:
+    """What all arms share."""
+
+    subject: Checkpoint
+    device: torch.device
+    batch: int
+    rounds: int
+    folder: Path
+    peaks: dict[str, Any]
+    baseline: Iterator[Chunk]
+    noise: float = 0.0
+    """Spread of the baseline against itself."""
+    references: dict[str, Engine] = field(default_factory=dict)
+    """Eager fp32 of each layout, as it was needed."""
+
+    @property
+    def passes(self) -> int:
+        """Of a chunk: the steps and the clean pass."""
+        return self.subject.sampler().steps + 1
+
+    @property
+    def frames(self) -> int:
+        """Pixel frames of a steady chunk, of all videos."""
+        return self.batch * self.subject.model_config().chunk * FRAMES_PER_LATENT
+
+    @staticmethod
+    def heading(arm: EngineArm) -> dict[str, Any]:
+        """What a row says first."""
+        return {"engine": arm.engine, "precision": arm.precision, "layout": arm.layout}
+
+    def row(self, arm: EngineArm) -> dict[str, Any]:
+        """Everything about one arm, or why it cannot be had."""
+        found, peak, began = self.heading(arm), Peak(self.device), time.perf_counter()
+        engine, refusal = failing(
+            lambda: arm.open(self.subject, self.device, batch=self.batch, folder=self.folder)
+        )
+        if refusal is not None:
+            return {**found, "refused": refusal}
+        found["load_seconds"] = time.perf_counter() - began
+        figures, refusal = failing(lambda: self._measured(arm, engine, peak))
+        engine.close()
+        return {**found, **figures} if refusal is None else {**found, "refused": refusal}
+
+    def _measured(self, arm: EngineArm, engine: Engine, peak: Peak) -> dict[str, Any]:
+        began = time.perf_counter()
+        next(endless(engine, self.subject.sampler(), batch=self.batch, decoder=self._decoder()))
+        self._wait()
+        first = time.perf_counter() - began
+        stream = endless(engine, self.subject.sampler(), batch=self.batch)
+        for _ in range(filling(engine.config) + 1):
+            next(stream)
+        return {
+            "first_frame_seconds": first,
+            "peak_bytes": peak.bytes(),
+            **self._counts(arm, stream),
+            **self.timed(arm, stream),
+            **self._errors(arm, engine),
+        }
+
+    def timed(self, arm: EngineArm, stream: Iterator[Chunk]) -> dict[str, Any]:
+        """Chunk times of `stream` against the baseline's, and what follows from them."""
+        clock = WaitingClock(self.device)
+        pair = paired(
+            lambda turn: next(self.baseline), lambda turn: next(stream), clock, rounds=self.rounds, warm_up=1
+        )
+        median = percentile(pair.other, 50)
+        rate = self._flops(arm) / median * 1e3
+        peak = self.peaks["matrix"].get(arm.precision)
+        return {
+            "frames_per_second": self.frames / median * 1e3,
+            "times_real_time": self.frames / self.batch / median * 1e3 / FRAMES_PER_SECOND,
+            "chunk_ms": {f"p{p}": percentile(pair.other, p) for p in (50, 95, 99)},
+            "time_over_baseline": pair.typical,
+            "spread": pair.spread,
+            "differs": pair.differs(self.noise),
+            "flops_per_second": rate,
+            "share_of_matrix_peak": rate / peak["per_second"] if peak else None,
+            "samples_ms": pair.other,
+            "baseline_samples_ms": pair.baseline,
+        }
+
+    def _flops(self, arm: EngineArm) -> float:
+        config = replace(self.subject.model_config(), layout=arm.layout)
+        counted = Counted(config=config, form=arm.form, batch=self.batch, passes=self.passes)  # type: ignore[arg-type]
+        return counted.flops * self.passes
+
+    def _counts(self, arm: EngineArm, stream: Iterator[Chunk]) -> dict[str, Any]:
+        """Launches and host reads of a chunk: counted on a GPU, and for eager passes anywhere."""
+        if self.device.type == "cuda":
+            return {
+                "launches_per_chunk": counting.launches(lambda: next(stream), self.device),
+                "host_reads_per_chunk": counting.host_reads(lambda: next(stream), self.device),
+            }
+        if arm.engine not in ("eager-mha", "eager-mla", "absorbed"):
+            return {"launches_per_chunk": None, "host_reads_per_chunk": None}
+        config = replace(self.subject.model_config(), layout=arm.layout)
+        seen = counting.operations(config, absorbed=arm.form == "absorbed")
+        return {
+            "launches_per_chunk": seen.launches * self.passes,
+            "host_reads_per_chunk": seen.reads * self.passes,
+        }
+
+    def _errors(self, arm: EngineArm, engine: Engine) -> dict[str, Any]:
+        """Relative errors of one pass against eager fp32 of the same weights."""
+        if arm.layout not in self.references:
+            eager = EngineArm(engine=f"eager-{arm.layout}", precision="fp32")
+            opened = eager.open(self.subject, self.device, batch=self.batch, folder=self.folder)
+            self.references[arm.layout] = opened
+        errors = single_pass(engine, self.references[arm.layout], self.batch)
+        return {f"error_{name}": error for name, error in errors.items()}
+
+    def _decoder(self) -> Decoder | None:
+        """Of the first frame; random shapes have none."""
+        if isinstance(self.subject, RandomCheckpoint):
+            return None
+        return CodecDecoder(self.subject.codec(), self.device)
+
+    def _wait(self) -> None:
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
+
+def open_bench(
+    subject: Checkpoint, device: torch.device, *, batch: int, rounds: int, folder: Path, peaks: dict[str, Any]
+) -> tuple[Bench, dict[str, Any]]:
+    """The bench with its baseline running, and the row of the baseline against itself."""
+    arm = BASELINES[device.type]
+    engine = arm.open(subject, device, batch=batch, folder=folder)
+    streams = [endless(engine, subject.sampler(), batch=batch) for _ in range(2)]
+    bench = Bench(
+        subject=subject, device=device, batch=batch, rounds=rounds, folder=folder, peaks=peaks,
+        baseline=streams[0],
+    )  # fmt: skip
+    for stream in streams:
+        for _ in range(filling(engine.config) + 1):
+            next(stream)
+    row = bench.timed(arm, streams[1])
+    bench.noise = row["spread"]
+    row["differs"] = abs(row["time_over_baseline"] - 1) > row["spread"]
+    return bench, {"engine": "A against A", "precision": arm.precision, "layout": arm.layout, **row}
+
+
+@click.command("engines", cls=OneLineCommand)
+@click.option("--checkpoint", help="A checkpoint folder, or a shipped model; sprites if not given.")
+@click.option("--shape", help="A named shape with random weights instead: debug, sprites, wan-1.3b, wan-14b.")
+@click.option("--engines", help="Comma-separated; all if not given.")
+@click.option("--precisions", default="fp32,bf16", show_default=True, help="Of fp32, bf16, fp16, fp8.")
+@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Videos made at once.")
+@click.option("--rounds", type=click.IntRange(2), default=12, show_default=True, help="Of four chunks each.")
+@click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=5.0, show_default=True,
+              help="No engine is begun that would not end by then.")  # fmt: skip
+@click.option("--device", default="cpu", show_default=True, help="A torch device.")
+@click.option("--folder", type=click.Path(path_type=Path, file_okay=False), default=Path("build/engines"),
+              show_default=True, help="Where compiled engines are built and found again.")  # fmt: skip
+@click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False),
+              help="The document; build/engines.json if not given.")  # fmt: skip
+def main(
+    checkpoint: str | None, shape: str | None, engines: str | None, precisions: str, batch: int, rounds: int,
+    minutes: float, device: str, folder: Path, output: Path | None,
+) -> None:  # fmt: skip
+    """Compare the engines of a model: speed, first frame, memory, error."""
+    budget = Budget(60 * minutes)
+    where = choose_device(device)
+    arms = choose_arms(engines, precisions)
+    subject = open_subject(checkpoint, shape, device=where.type)
+    record = Record("engines", output, device=where)
+    needed = tuple(name for name in PRECISIONS[:3] if any(arm.precision in (name, "fp32") for arm in arms))
+    with ProgressLine(sys.stderr) as line:
+        line.show("engines: what the machine can do")
+        peaks, baseline = machine_peaks(where, needed, rounds=5), BASELINES[where.type].name
+        record.save(subject=subject.name, peaks=peaks, prompt=PROMPT, baseline=baseline)
+        line.show("engines: the baseline against itself")
+        bench, row = open_bench(
+            subject, where, batch=batch, rounds=rounds, folder=folder, peaks=peaks
+        )
+        rows = [row]
+        record.save(passes_per_chunk=bench.passes, frames_per_chunk=bench.frames, rows=rows)
+        for number, arm in enumerate(arms):
+            line.show(f"engines: {arm.name}, {number + 1} of {len(arms)}")
+            rows.append(budget.spend(lambda arm=arm: bench.row(arm), bench.heading(arm)))  # type: ignore[misc]
+            record.save(rows=rows)
+    click.echo(engines_table(record.document))
+    record.finish(**summary(rows))
+
+
+def summary(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """The figures that are claimed: speeds, and those of the ratios that stand out of the noise."""
+    measured = [row for row in rows if "refused" not in row]
+    named = {f"{row['engine']} {row['precision']}": row for row in measured}
+    return {
+        "frames_per_second": {name: round(row["frames_per_second"], 2) for name, row in named.items()},
+        "times_as_fast_as_the_baseline": {
+            name: round(1 / row["time_over_baseline"], 3) for name, row in named.items() if row["differs"]
+        },
+        "refused": [f"{row['engine']} {row['precision']}" for row in rows if "refused" in row],
+    }
+
+
+if __name__ == "__main__":
+    main()

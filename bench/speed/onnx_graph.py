@@ -1,0 +1,265 @@
+"""The published model's step as an ONNX graph and as TensorRT-RTX engines, on any machine.
+
+    vmla-bench graph --shape wan-1.3b
+    vmla-bench graph --shape wan-1.3b --target sm_89 --target sm_120 --output bench/results/graph-wan.json
+    vmla-bench graph --shape wan-1.3b --precision fp8 --lint
+
+The model is traced without weights. Without a target they are holes in a file: the graph is checked and
+takes no room. With targets they are drawn at random, scaled like real ones and written to disk one at a
+time, and an engine is built for each target. With `--lint` the graph is that for ONNX Runtime, with float32
+in the place of bfloat16, and Polygraphy looks it over, which runs it once: in fp8 even at full size, since
+its weights are then less than the 2 GB that Polygraphy can hold. Ends with one line of JSON: time, memory,
+sizes, warnings.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any, cast
+
+import click
+import torch
+from torch import Tensor
+
+from bench.harness.document import Record
+from export.backends import tensorrt
+from export.build import lower
+from export.engine.signature import STEP, contract
+from export.layers import by_precision
+from export.lowering.fp8 import input_scale, quantize
+from export.lowering.precision import DTYPES, Precision, check_precision
+from export.lowering.trace import fake_model, trace_step
+from export.onnx import graph as onnx
+from export.onnx.attention_node import attention_nodes as count_attention_nodes
+from export.onnx.external_weights import Source
+from export.settings import Settings
+from plugins.errors import UserError
+from vmla.cli.command import OneLineCommand
+from vmla.cli.machine import peak_resident_bytes
+from vmla.config import RECIPES, ModelConfig, recipe
+from vmla.transformer import VideoMLA
+
+CODES = torch.float8_e4m3fn
+LARGEST_INPUT = 8.0
+"""Of every quantised layer, as a calibration would find it: its inputs have been normalised."""
+LARGEST_DRAWN = 5.0
+"""Standard deviations that the codes of random weights reach."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """What is in the file of a graph, its weights left out."""
+
+    inputs: dict[str, list[int]]
+    outputs: dict[str, list[int]]
+    attention_nodes: int
+    operations: dict[str, int]
+    types: list[str]
+    weights: int
+    """How many numbers they hold."""
+
+    @classmethod
+    def read(cls, path: Path) -> Graph:
+        """The graph in `path`."""
+        from onnx import TensorProto, load
+
+        graph = load(str(path), load_external_data=False).graph
+        values = [*graph.input, *graph.output, *graph.value_info]
+        types = {value.type.tensor_type.elem_type for value in values}
+        types |= {weight.data_type for weight in graph.initializer}
+        shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
+        return cls(
+            inputs={value.name: shapes[value.name] for value in graph.input},
+            outputs={value.name: shapes[value.name] for value in graph.output},
+            attention_nodes=count_attention_nodes(path),
+            operations=dict(sorted(Counter(node.op_type for node in graph.node).items())),
+            types=sorted(TensorProto.DataType.Name(kind) for kind in types),
+            weights=sum(torch.Size(weight.dims).numel() for weight in graph.initializer),
+        )
+
+
+def export_graph(
+    config: ModelConfig,
+    precision: Precision,
+    path: Path,
+    *,
+    attention_nodes: bool,
+    weights: Source,
+    backend: str = "tensorrt",
+) -> Graph:
+    """Write the step of a model of `config` to `path`; no weights are ever held.
+
+    The base of a quantised graph is bfloat16, and float32 for the backend `onnx`.
+    """
+    settings = Settings(backend=backend, precision=precision)
+    narrow = str(DTYPES[settings.base]).removeprefix("torch.")
+    signature = contract(config, batch=1, narrow=narrow)[STEP]
+    layers = by_precision(config, settings)[precision] if settings.quantized else ()
+    largest = dict.fromkeys(layers, LARGEST_INPUT)
+    program = lower(trace_step(fake_model(config), batch=1), signature, settings, largest)
+    onnx.save(program, signature, path, attention_nodes=attention_nodes, weights=weights)
+    return Graph.read(path)
+
+
+def holes(config: ModelConfig) -> Source:
+    """Zeros that take no room, but for the positions' frequencies."""
+    frequencies = _frequencies(config)
+    return lambda name, like: frequencies.get(name)
+
+
+def random_weights(config: ModelConfig) -> Source:
+    """Numbers scaled like real ones: matrices by the root of their width, gains of 1, biases of 0.
+
+    Of an fp8 graph, codes of such matrices and the scale that goes with them.
+    """
+    generator, frequencies = torch.Generator().manual_seed(0), _frequencies(config)
+    with torch.device("meta"):
+        parameters = dict(VideoMLA(config).named_parameters())
+
+    def draw(name: str, like: Tensor) -> Tensor:
+        if name in frequencies:
+            return frequencies[name]
+        matrix = parameters.get(name.removesuffix("_scale"))
+        if matrix is None:
+            raise ValueError(f"{name} is no weight of the model")
+        if name not in parameters:
+            return torch.full(like.shape, _scale(matrix), dtype=like.dtype)
+        if like.ndim < 2:
+            return torch.full(like.shape, float(name.endswith("weight")), dtype=like.dtype)
+        drawn = torch.randn(like.shape, generator=generator) / like.shape[-1] ** 0.5
+        return quantize(drawn, _scale(matrix)) if like.dtype == CODES else drawn.to(like.dtype)
+
+    return draw
+
+
+def _scale(matrix: Tensor) -> float:
+    """Of the codes of a random matrix [out, in]."""
+    return input_scale(LARGEST_DRAWN / matrix.shape[-1] ** 0.5)
+
+
+def _frequencies(config: ModelConfig) -> dict[str, Tensor]:
+    """The tables that are no parameters, as the model holds them."""
+    return {f"rope.{name}": table for name, table in VideoMLA.rotary(config).named_buffers()}
+
+
+POLYGRAPHY = "import sys; from polygraphy.tools import main; sys.exit(main())"
+
+
+def faults(path: Path) -> dict[str, Any]:
+    """What Polygraphy's lint has to say of the graph in `path`, notes left out.
+
+    Raises:
+        UserError: if Polygraphy ends without a report.
+    """
+    began = perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        report = Path(folder) / "lint.json"
+        command = [sys.executable, "-c", POLYGRAPHY, "check", "lint", str(path), "-o", str(report)]
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        if not report.is_file():
+            last = (done.stderr or done.stdout).strip().rpartition("\n")[2]
+            raise UserError(f"Polygraphy made no report ({last}); is the extra dev installed?")
+        found = json.loads(report.read_text())
+    entries = [entry for entry in found["lint_entries"] if entry["level"] != "info"]
+    passing, failing = (sorted(found["summary"][name]) for name in ("passing", "failing"))
+    click.echo(f"lint: {len(passing)} nodes pass, {len(failing)} fail, {len(entries)} entries")
+    return {
+        "entries": entries,
+        "passing": len(passing),
+        "failing": failing,
+        "seconds": round(perf_counter() - began, 1),
+        "peak_bytes": peak_resident_bytes(children=True),
+    }
+
+
+@click.command(cls=OneLineCommand)
+@click.option("--shape", default="wan-1.3b", show_default=True, help=f"One of {', '.join(RECIPES)}.")
+@click.option("--layers", type=click.IntRange(min=1), help="Of the model; the recipe's own if not given.")
+@click.option("--precision", default="bf16", show_default=True, help="Of matrix products.")
+@click.option("--target", multiple=True, help="Build a TensorRT-RTX engine for this GPU, as sm_89.")
+@click.option("--lint", is_flag=True, help="Have Polygraphy look for faults; needs the extra dev.")
+@click.option("--folder", type=click.Path(path_type=Path, file_okay=False),
+              help="Keep graph and engines here; they are removed if not given.")  # fmt: skip
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the JSON here.")
+def main(
+    shape: str,
+    layers: int | None,
+    precision: str,
+    target: tuple[str, ...],
+    lint: bool,
+    folder: Path | None,
+    output: Path | None,
+) -> None:
+    """Export a model of a named shape without its weights, and build engines of random ones."""
+    for each in target:
+        tensorrt.check_targets(each)
+    config, kind = recipe(shape), check_precision(precision)
+    if layers is not None:
+        config = replace(config, layers=layers)
+    record = Record("graph", output)
+    record.save(shape=shape, layers=config.layers, precision=precision)
+    with tempfile.TemporaryDirectory() as scratch:
+        place = folder or Path(scratch)
+        place.mkdir(parents=True, exist_ok=True)
+        for stage in measure(config, kind, target, place, "onnx" if lint else "tensorrt"):
+            record.save(**stage)
+        if lint:
+            record.save(lint=faults(place / "step.onnx"))
+    told = ("graph", "engines", "lint")
+    record.finish(**{name: record.document[name] for name in told if name in record.document})
+
+
+def measure(
+    config: ModelConfig, precision: Precision, targets: tuple[str, ...], place: Path, backend: str
+) -> Iterator[dict[str, Any]]:
+    """Time and memory of the graph, then of an engine for each target, all in the folder `place`."""
+    began = perf_counter()
+    source = random_weights(config) if targets else holes(config)
+    path = place / "step.onnx"
+    graph = export_graph(
+        config, precision, path, attention_nodes=not targets, weights=source, backend=backend
+    )
+    expected = 0 if targets else config.layers
+    if graph.attention_nodes != expected:
+        raise UserError(f"the graph has {graph.attention_nodes} attention nodes, not {expected}")
+    figures: dict[str, Any] = {
+        "graph": {
+            "seconds": round(perf_counter() - began, 1),
+            "peak_bytes": peak_resident_bytes(),
+            "file_bytes": path.stat().st_size,
+            "weight_bytes": path.with_name(f"{path.name}.data").stat().st_size,
+            **vars(graph),
+        }
+    }
+    click.echo(f"graph: {figures['graph']['seconds']} s, peak {peak_resident_bytes() / 2**20:,.0f} MiB")
+    engines: list[dict[str, Any]] = []
+    yield figures | {"engines": engines}
+    for target in targets:
+        engines.append(_engine(path, target))
+        yield {"engines": engines}
+
+
+def _engine(graph: Path, target: str) -> dict[str, Any]:
+    """Build one engine; the peak is that of the largest building process so far."""
+    began, engine = perf_counter(), graph.with_name(f"step-{target}.engine")
+    request = tensorrt.Request(
+        library="tensorrt_rtx", graph=str(graph), engine=str(engine), target=target
+    )
+    warnings = tensorrt.build(request)
+    told = {
+        "target": target,
+        "seconds": round(perf_counter() - began, 1),
+        "peak_bytes": peak_resident_bytes(children=True),
+        "engine_bytes": engine.stat().st_size,
+        "warnings": warnings,
+    }
+    click.echo(f"{target}: {told['seconds']} s, peak {cast(int, told['peak_bytes']) / 2**20:,.0f} MiB")
+    return told

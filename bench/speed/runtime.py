@@ -1,0 +1,284 @@
+"""What the runtime is worth, on this machine and in one run: its speed, its evenness, what it costs.
+
+    vmla-bench runtime
+    vmla-bench runtime --engine engines/sprites
+
+Some arms make the same video from one checkpoint, in the order A B C C B A:
+
+    plain    the first runtime, rebuilt from today's parts: the model's own modules with nothing laid out
+             or tabulated, a whole step for the clean pass, decoding on the rollout's thread, no states.
+             The fixed buffers and the file format are today's; neither was slower before.
+    now      what `vmla-run` does, states on disk included
+    unsaved  the same without states
+    compiled what `vmla-run --engine` does, if an engine is given
+
+Then a video is stopped and gone on with, and the operations of one chunk are counted.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import click
+from torch import Tensor
+
+from bench.harness.document import Record
+from bench.harness.operation_counts import Operations, launches
+from bench.harness.subject import filling
+from bench.speed.rollout import PROMPT, shares
+from runtime.engines.base import EagerEngine, Engine
+from runtime.outputs.writer import FrameWriter
+from runtime.planning.request import to_pixels
+from runtime.resume.autosave import Keeper
+from runtime.rollout.decoding import CodecDecoder
+from runtime.rollout.rollout import Rollout, rollout
+from runtime.session.destination import open_sink
+from runtime.session.generate import Outcome, produce
+from runtime.session.replay import Order, new, resume
+from runtime.telemetry.events import ChunkReport, NoTelemetry
+from runtime.telemetry.metrics import percentile
+from vmla.cli.command import OneLineCommand
+from vmla.cli.progress import ProgressLine
+
+ARMS = ("plain", "now", "unsaved")
+COMPILED = "compiled"
+SAVE_EVERY = 5.0
+"""Seconds between two states, as `vmla-run` has it if not told otherwise."""
+STOPPED = 24
+"""Chunks of the video that is stopped once the first two are shown: more than any queue holds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Take:
+    """One making of the video by one arm."""
+
+    frames_per_second: float
+    """From the first chunk to the last."""
+    gaps: list[float]
+    """Seconds from each chunk to the next."""
+    shares: dict[str, float]
+    """Of the time, as `bench.speed.rollout.shares` names them; of the arm `plain`, none."""
+
+
+class Reports(NoTelemetry):
+    """Keeps what is said of each chunk; at chunk `last`, sets `stop`."""
+
+    def __init__(self, last: int | None = None) -> None:
+        self.events: list[dict[str, Any]] = []
+        self.stop, self._last = threading.Event(), last
+
+    def chunk(self, report: ChunkReport) -> None:
+        """Take note."""
+        self.events.append(asdict(report))
+        if report.chunk == self._last:
+            self.stop.set()
+
+
+class PlainEngine(EagerEngine):
+    """The modules of the model as they are; its clean pass is a whole step."""
+
+    def entries(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        text_kv: Tensor,
+        cache: Tensor,
+        slot_index: Tensor,
+        chunk_index: Tensor,
+        *,
+        full: bool = False,
+    ) -> Tensor:
+        """Those of the step."""
+        return self.step(latents, timestep, text_kv, cache, slot_index, chunk_index, full=full)[1]
+
+
+def plain_engine(order: Order) -> Engine:
+    """The engine of the arm `plain`."""
+    job = order.job
+    model, text = job.checkpoint.transformer(), job.checkpoint.text()
+    return PlainEngine(model, text, device=job.device, dtype=job.dtype, as_it_is=True)
+
+
+def plain(order: Order, output: Path) -> Take:
+    """Make the video on one thread and write it on another."""
+    job, engine = order.job, plain_engine(order)
+    decoder = CodecDecoder(job.checkpoint.codec(), job.device)
+    ends: list[float] = []
+    with FrameWriter(open_sink(output, scale=order.scale)) as writer:
+        for chunk in rollout(engine, decoder, job.prompts, job.sampler, seeds=[job.seed], chunks=job.chunks):
+            pixels = to_pixels(chunk.frames[0])
+            writer.write(pixels)
+            ends.append(perf_counter())
+    return _take(ends, len(pixels), {})
+
+
+def now(order: Order, output: Path, *, saved: bool) -> Take:
+    """Make the video as `vmla-run` does."""
+    reports = Reports()
+    keeper = Keeper(output, order.describe, every=SAVE_EVERY) if saved else None
+    outcome = _produce(order, output, reports, keeper)
+    events = reports.events
+    ends, last = [event["seconds"] for event in events], events[-1]["frames"] - events[-2]["frames"]
+    return _take(ends, last, shares(events, {"state_seconds": outcome.state_seconds}))
+
+
+def _produce(order: Order, output: Path, reports: Reports, keeper: Keeper | None) -> Outcome:
+    after = None if order.state is None else order.state.mark
+    sink = open_sink(output, scale=order.scale, after=after)
+    return produce(order.job, sink, reports, frames=order.frames, stop=reports.stop, keeper=keeper,
+                   state=order.state)  # fmt: skip
+
+
+def _take(ends: list[float], frames: int, parts: dict[str, float]) -> Take:
+    """Of chunks of `frames` frames, done at `ends`."""
+    gaps = [b - a for a, b in zip(ends, ends[1:], strict=False)]
+    return Take(frames_per_second=frames * len(gaps) / sum(gaps), gaps=gaps, shares=parts)
+
+
+def going_on(order_of: Callable[[int], Order], output: Path) -> dict[str, float]:
+    """Seconds before the first chunk of a new video and of one that is gone on with, both in this process.
+
+    Reading checkpoints and states, comparing hashes and loading is all in them; starting Python is not.
+    """
+    began = perf_counter()
+    order = order_of(STOPPED)
+    ordered = perf_counter() - began
+    half = _produce(order, output, Reports(1), Keeper(output, order.describe, every=SAVE_EVERY))
+    began = perf_counter()
+    rest = resume(output, {})
+    looked = perf_counter() - began
+    keeper = Keeper(output, rest.describe, every=SAVE_EVERY, kept=True)
+    whole = _produce(rest, output, Reports(), keeper)
+    start, again = ordered + half.load_seconds, looked + whole.load_seconds
+    return {"frames": whole.frames, "start_seconds": start, "resume_seconds": again, "adds": again - start}
+
+
+def operations_per_chunk(order: Order, engine: Engine) -> int:
+    """What one chunk and its clean pass give the device to do.
+
+    On a GPU, the host's launches, in which a graph is one; on a CPU, operations that compute.
+    """
+    videos = Rollout(engine, order.job.prompts, order.job.sampler, seeds=[order.job.seed])
+
+    def chunk() -> None:
+        videos.denoise()
+        videos.commit()
+
+    for _ in range(filling(engine.config) + 1):  # until the window is full and prompts are encoded
+        chunk()
+    launched = launches(chunk, order.job.device)
+    if launched is not None:
+        return launched
+    with Operations() as counter:
+        chunk()
+    return counter.launches
+
+
+def figures_of(takes: dict[str, list[Take]]) -> dict[str, Any]:
+    """What is claimed, from all takes of each arm."""
+    speed = {arm: statistics.mean(take.frames_per_second for take in takes[arm]) for arm in takes}
+    mean = {
+        name: round(statistics.mean(take.shares[name] for take in takes["now"]), 4)
+        for name in takes["now"][0].shares
+    }
+    figures = {
+        "frames_per_second": {arm: round(value, 2) for arm, value in speed.items()},
+        **_against_plain(takes, speed, "now"),
+        "outside_share": mean.pop("other_share"),
+        **mean,
+        "saving_costs": round(1 - speed["now"] / speed["unsaved"], 4),
+    }
+    return figures if COMPILED not in takes else {**figures, COMPILED: _against_plain(takes, speed, COMPILED)}
+
+
+def _against_plain(takes: dict[str, list[Take]], speed: dict[str, float], arm: str) -> dict[str, Any]:
+    """Speed in terms of the plain arm's, and how even the chunks are."""
+    halves = zip(takes[arm], takes["plain"], strict=True)
+    gaps = sorted(gap for take in takes[arm] for gap in take.gaps)
+    p50, p95, p99 = (percentile(gaps, share) for share in (0.5, 0.95, 0.99))
+    return {
+        "times_plain": round(speed[arm] / speed["plain"], 3),
+        "times_plain_by_half": [round(a.frames_per_second / b.frames_per_second, 3) for a, b in halves],
+        "chunk_p50": round(p50, 5),
+        "chunk_p95": round(p95, 5),
+        "chunk_p99": round(p99, 5),
+        "chunk_p99_over_p50": round(p99 / p50, 3),
+    }
+
+
+def measure(
+    order_of: Callable[[int], Order],
+    chunks: int,
+    told: Callable[[str], None],
+    compiled: Callable[[int], Order] | None = None,
+) -> dict[str, Any]:
+    """All arms, the stopped video and the counts; samples beside the figures."""
+    arms = ARMS if compiled is None else (*ARMS, COMPILED)
+    turns = (*arms, *reversed(arms))  # what drifts evenly meets all arms alike
+    takes: dict[str, list[Take]] = {arm: [] for arm in arms}
+    with tempfile.TemporaryDirectory() as folder:
+        for turn, arm in enumerate(turns):
+            told(f"runtime: {arm}, {turn + 1} of {len(turns)}")
+            order = compiled(chunks) if compiled and arm == COMPILED else order_of(chunks)
+            output = Path(folder) / f"{turn}.mp4"
+            made = plain(order, output) if arm == "plain" else now(order, output, saved=arm != "unsaved")
+            takes[arm].append(made)
+        told("runtime: stopped and gone on with")
+        resumed = going_on(order_of, Path(folder) / "halves.mp4")
+    told("runtime: operations")
+    order = order_of(chunks)
+    counts = {
+        "plain": operations_per_chunk(order, plain_engine(order)),
+        "now": operations_per_chunk(order_of(chunks), order.job.engine()),
+    }
+    return {
+        "figures": {
+            **figures_of(takes),
+            "resume_adds_seconds": round(resumed["adds"], 3),
+            "resume_seconds": round(resumed["resume_seconds"], 3),
+            "launches_per_chunk" if order.job.device.type == "cuda" else "operations_per_chunk": counts,
+        },
+        "resumed": resumed,
+        "takes": {arm: [asdict(take) for take in made] for arm, made in takes.items()},
+    }
+
+
+@click.command("runtime", cls=OneLineCommand)
+@click.option("--checkpoint", default="sprites", show_default=True, help="A checkpoint folder.")
+@click.option("--chunks", type=click.IntRange(min=4), default=100, show_default=True,
+              help="Of each video; each arm makes two.")  # fmt: skip
+@click.option("--engine", type=click.Path(path_type=Path), help="A folder of vmla-export: one arm more.")
+@click.option("--device", default="cpu", show_default=True, help="A torch device.")
+@click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False),
+              help="The document; build/runtime.json if not given.")  # fmt: skip
+def main(checkpoint: str, chunks: int, engine: Path | None, device: str, output: Path | None) -> None:
+    """Measure the runtime against a plain one: speed, evenness, states on disk, going on."""
+
+    def order_of(length: int) -> Order:
+        return new(PROMPT, checkpoint, scale=None, chunks=length, device=device)
+
+    def compiled(length: int) -> Order:
+        return new(PROMPT, checkpoint, scale=None, chunks=length, device=device, engine=engine)
+
+    order = order_of(chunks)
+    record = Record("runtime", output, device=order.job.device)
+    with ProgressLine(sys.stderr) as line:
+        measured = measure(order_of, chunks, line.show, None if engine is None else compiled)
+    figures = measured.pop("figures")
+    sampler, dtype = asdict(order.job.sampler), str(order.job.dtype).removeprefix("torch.")
+    record.save(checkpoint=checkpoint, sampler=sampler, dtype=dtype, **figures, **measured)
+    for name, value in figures.items():
+        click.echo(f"{name:>22}  {value}")
+    record.finish(**figures)
+
+
+if __name__ == "__main__":
+    main()

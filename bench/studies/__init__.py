@@ -1,0 +1,1 @@
+"""Models trained or converted in several ways, and compared."""

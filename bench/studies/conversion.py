@@ -1,0 +1,184 @@
+"""Which start of latent attention is best? Each choice of `vmla-train convert`, varied alone.
+
+    vmla-bench conversion mini --from runs/study/mini/mha-0/denoiser/checkpoint \\
+        --calibration runs/study/mini/world/latents -o bench/results/conversion-mini.json
+
+Every per-head model is converted with the defaults and with every other value of every choice. The last
+clips of the set are kept from conversion and training; on them stand the attention's output error, layer by
+layer with the inputs that the per-head model gives it, and the teacher-forcing loss of the whole model, as
+converted and after some steps of the recipe's stage `forcing`. All variants of one model meet the same
+batches and the same noise. Interrupted, the same command goes on; what has ended is in the document.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import click
+import torch
+from rich.console import Console
+from rich.table import Table as Printed
+
+from bench.harness.document import Record
+from bench.report.sections import Table, conversion_section
+from bench.studies.conversion_trial import CLIPS, ConversionTrial, Start, Variant
+from bench.studies.study import spread
+from vmla.cli.command import OneLineCommand
+from vmla.cli.progress import ProgressLine
+from vmla.train.data.clips import open_clips
+from vmla.train.recipes.from_checkpoint import PIPELINES, pipeline
+from vmla.weights.checkpoint import open_checkpoint
+from vmla.weights.conversion.spectral import Choices
+
+VALUES: dict[str, tuple[Any, ...]] = {
+    "init": ("spectral", "random"),
+    "whiten": (True, False),
+    "balance": (0.0, 0.5, 1.0),
+    "key_weight": (0.5, 1.0, 2.0),
+    "stack": ("content", "whole"),
+    "gains": ("fold", "drop"),
+    "rotary": ("singular", "mean"),
+    "biases": ("absorb", "drop"),
+    "latent_gains": ("fit", "one"),
+}
+"""Of each choice of `Choices`, but the seed: those that are tried."""
+CLIPS_TRIED = (4, 4 * CLIPS)
+"""Of calibration, beside `CLIPS`."""
+CALIBRATION = "calibration"
+"""The question of inputs, which is none of `Choices`."""
+DEFAULT = "the defaults"
+
+
+def variants(only: tuple[str, ...] = ()) -> list[Variant]:
+    """The defaults, then every other value of the choices in `only`; of all, if it is empty."""
+    found, standard = [Variant(name=DEFAULT)], asdict(Choices())
+    for name, values in VALUES.items():
+        if not only or name in only:
+            changes = [{name: value} for value in values if value != standard[name]]
+            found += [Variant(name=_option(name, each[name]), choices=Choices(**each)) for each in changes]
+    if not only or CALIBRATION in only:
+        found += [Variant(name=f"--clips {clips}", clips=clips) for clips in CLIPS_TRIED]
+        found.append(Variant(name="noise, no --calibration", noise=True))
+    return found
+
+
+def _option(name: str, value: Any) -> str:
+    """What asks `vmla-train convert` for it."""
+    words = name.replace("_", "-")
+    if isinstance(value, bool):
+        return f"--{words}" if value else f"--no-{words}"
+    return f"--{words} {value}"
+
+
+def trials(
+    starts: list[Start], chosen: list[Variant], heal: int, folder: Path, line: ProgressLine
+) -> Iterator[ConversionTrial]:
+    """Model by model, so that whatever ends early has compared all variants."""
+    for start in starts:
+        for variant in chosen:
+            label = f"model {start.seed + 1} of {len(starts)}, {variant.name}"
+            place = "-".join(variant.name.replace("-", " ").replace(",", " ").split())
+            yield ConversionTrial(
+                start=start, variant=variant, heal=heal, folder=folder / str(start.seed) / place,
+                report=partial(_show, line, label),
+            )  # fmt: skip
+
+
+def _show(line: ProgressLine, label: str, text: str) -> None:
+    line.show(f"{label}: {text}")
+
+
+def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """For each variant, over its models: all figures, and the loss beside that of the defaults."""
+    last = "loss" if rows[0]["healed"] is None else "healed"
+    standard = {row["checkpoint"]: row[last] for row in rows if row["variant"] == DEFAULT}
+    found = []
+    for name in dict.fromkeys(row["variant"] for row in rows):
+        own = [row for row in rows if row["variant"] == name]
+        errors = [row["output_error"] for row in own]
+        found.append({
+            "variant": name,
+            "models": len(own),
+            "energy": {key: spread([row["energy"][key] for row in own]) for key in own[0]["energy"]},
+            "output_error": spread([sum(each) / len(each) for each in errors]),
+            "worst_layer": spread([max(each) for each in errors]),
+            "loss": spread([row["loss"] for row in own]),
+            "healed": None if last == "loss" else spread([row["healed"] for row in own]),
+            "over_defaults": spread([row[last] - standard[row["checkpoint"]] for row in own]),
+        })  # fmt: skip
+    return found
+
+
+@click.command("conversion", cls=OneLineCommand)
+@click.argument("name", type=click.Choice(list(PIPELINES)))
+@click.option("--from", "checkpoints", multiple=True, required=True,
+              type=click.Path(path_type=Path, file_okay=False),
+              help="A checkpoint with the layout mha; give it again for more.")  # fmt: skip
+@click.option("--calibration", required=True, type=click.Path(path_type=Path, file_okay=False),
+              help="Clips to convert, train and judge with: of vmla-train encode, or a run's latents.")
+@click.option("--heal", default=100, show_default=True, type=click.IntRange(min=0),
+              help="Steps of the stage forcing after each conversion; 0 leaves them out.")  # fmt: skip
+@click.option("--only", type=click.Choice([*VALUES, CALIBRATION]), multiple=True,
+              help="Vary this choice alone; give it again for more; else all.")  # fmt: skip
+@click.option("--runs", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/conversion"),
+              show_default=True, help="Where trials are kept; run again to resume.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all cores if not given.")
+@click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False),
+              help="The document; build/conversion.json if not given.")  # fmt: skip
+def main(
+    name: str,
+    checkpoints: tuple[Path, ...],
+    calibration: Path,
+    heal: int,
+    only: tuple[str, ...],
+    runs: Path,
+    threads: int | None,
+    output: Path | None,
+) -> None:
+    """Convert per-head models of the recipe NAME in every way, and see how well each start does."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+    starts, rows = _starts(name, checkpoints, calibration), list[dict[str, Any]]()
+    record = Record("conversion", output)
+    own = [start.loss(start.source.model()) for start in starts]
+    record.save(subject=name, heal=heal, per_head_loss=spread(own))
+    with ProgressLine(sys.stderr) as line:
+        for trial in trials(starts, variants(only), heal, runs / name, line):
+            rows.append(trial.result())
+            record.save(rows=rows, compared=compared(rows))
+    for table in conversion_section(record.document).tables:
+        click.echo(printed(table))
+    last = "healed" if heal else "loss"
+    record.finish(losses={one["variant"]: one[last] for one in compared(rows)})
+
+
+def _starts(name: str, checkpoints: tuple[Path, ...], calibration: Path) -> list[Start]:
+    """The models, each with a seed of its own and all with the same clips."""
+    chosen, found = pipeline(name), []
+    for seed, folder in enumerate(checkpoints):
+        checkpoint = open_checkpoint(folder)
+        clips = open_clips(calibration, checkpoint.model_config())
+        found.append(Start.of(checkpoint, clips, chosen, seed))
+    return found
+
+
+def printed(table: Table) -> str:
+    """For a terminal."""
+    drawn = Printed(title=table.title)
+    for number, heading in enumerate(table.headings):
+        drawn.add_column(heading, justify="right" if number else "left")
+    for row in table.rows:
+        drawn.add_row(*row)
+    console = Console(width=160)
+    with console.capture() as caught:
+        console.print(drawn)
+    return caught.get().rstrip()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Compilers that make an engine of a program."""

@@ -1,0 +1,153 @@
+"""The process that builds one TensorRT(-RTX) engine: `python -m export.backends.tensorrt_process REQUEST`.
+
+The one module of this package that imports either library, under the name `trt`. The library's own
+calls are used rather than Polygraphy's: its builder configuration sets what would have to be undone
+(a timing cache of its own, precision flags that TensorRT 11 no longer has). Messages leave as lines of
+JSON, `["warning", text]`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from export.backends.tensorrt import Request, kernel_family
+from plugins.errors import UserError
+
+
+def main(request: Request) -> int:
+    """Parse, build and record; the exit status."""
+    trt = importlib.import_module(request.library)
+    logger = _logger(trt)
+    if request.kernels is not None:
+        _register(request)
+    builder = trt.Builder(logger)
+    network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
+    parser = trt.OnnxParser(network, logger)  # holds the weights until the engine is built
+    if not parser.parse_from_file(request.graph):
+        for number in range(parser.num_errors):
+            _say("error", str(parser.get_error(number)))
+        return 1
+    if not _has_plugins(trt, network, request.attention_nodes):
+        return 1
+    _take_apart_wide_attention(trt, network)
+    config = configure(trt, builder, request)
+    plan = builder.build_serialized_network(network, config)
+    if plan is None:  # what a failed build gives; a plugin's exception goes to stderr
+        return 1
+    content = bytes(plan)
+    _keep_times(config, request)
+    if request.layers is not None and not _record_layers(trt, logger, content, request):
+        return 1
+    Path(request.engine).write_bytes(content)
+    return 0
+
+
+def configure(trt: Any, builder: Any, request: Request) -> Any:
+    """The builder's configuration."""
+    config = builder.create_builder_config()
+    if request.library == "tensorrt_rtx":
+        targets = request.target.replace("_", "").upper().split(",")
+        config.num_compute_capabilities = len(targets)
+        for place, target in enumerate(targets):
+            if not config.set_compute_capability(getattr(trt.ComputeCapability, target), place):
+                raise UserError(f"it takes no target {target}")
+        return config
+    config.builder_optimization_level = request.level
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # without it the inspector knows names alone
+    config.max_aux_streams = 0  # one stream: less scratch memory, and a graph can be captured
+    config.clear_flag(trt.BuilderFlag.TF32)  # what the precision pass keeps in float32 is float32
+    if request.timing_cache is not None:
+        path = Path(request.timing_cache)
+        cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
+        if not config.set_timing_cache(cache, False):
+            _say("warning", f"{path.name} does not fit and is made anew")
+    return config
+
+
+def _register(request: Request) -> None:
+    """Make the attention plugin known, with the kernels that were compiled for this engine."""
+    from plugins.aot.tensorrt_plugin import register
+
+    register(Path(str(request.kernels)), kernel_family(request.target), only=("mla_attention",))
+
+
+def _has_plugins(trt: Any, network: Any, expected: int) -> bool:
+    """Whether all attention nodes became plugin layers: without the plugin the parser takes the function."""
+    layers = map(network.get_layer, range(network.num_layers))
+    found = sum(layer.type == trt.LayerType.PLUGIN_V3 for layer in layers)
+    if found != expected:
+        _say("error", f"{found} of {expected} attention nodes became layers of the plugin")
+    return found == expected
+
+
+def _take_apart_wide_attention(trt: Any, network: Any) -> None:
+    """Allow matrix products in the place of attention in float32, which has no fused kernel.
+
+    In any other type a build fails where there is none, instead of being slow.
+    """
+    for layer in map(network.get_layer, range(network.num_layers)):
+        if layer.type == trt.LayerType.ATTENTION_INPUT and layer.get_input(0).dtype == trt.float32:
+            layer.__class__ = trt.IAttentionInputLayer  # the network hands out every layer as a plain one
+            layer.attention.decomposable = True
+
+
+def _record_layers(trt: Any, logger: Any, plan: bytes, request: Request) -> bool:
+    """Write what the engine is made of, and check that our plugin is still in it."""
+    runtime = trt.Runtime(logger)
+    engine = runtime.deserialize_cuda_engine(plan)
+    if engine is None:
+        return False
+    told = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    Path(str(request.layers)).write_text(told)
+    layers = json.loads(told)["Layers"]
+    found = sum("Plugin" in str(layer.get("LayerType")) for layer in layers)
+    if found != request.attention_nodes:
+        _say("error", f"the engine holds {found} plugin layers, not {request.attention_nodes}")
+    return found == request.attention_nodes
+
+
+def _keep_times(config: Any, request: Request) -> None:
+    """Write the timing cache back, aside first and then renamed."""
+    if request.timing_cache is None:
+        return
+    path = Path(request.timing_cache)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.new")
+    aside.write_bytes(bytes(config.get_timing_cache().serialize()))
+    aside.replace(path)
+
+
+def _logger(trt: Any) -> Any:
+    """A logger that says every warning and error in a line of JSON."""
+    severities = {
+        trt.Logger.Severity.WARNING: "warning",
+        trt.Logger.Severity.ERROR: "error",
+        trt.Logger.Severity.INTERNAL_ERROR: "error",
+    }
+
+    class Lines(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in severities:
+                _say(severities[severity], message)
+
+    return Lines()
+
+
+def _say(severity: str, message: str) -> None:
+    sys.stdout.write(json.dumps([severity, " ".join(message.split())]) + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    try:
+        sys.exit(main(Request(**json.loads(sys.argv[1]))))
+    except UserError as error:
+        _say("error", str(error))
+        sys.exit(1)

@@ -1,0 +1,64 @@
+"""A folder that appears whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from plugins.errors import UserError
+
+
+@contextmanager
+def aside_of(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder` that takes its place at the end; whatever goes wrong, it is removed.
+
+    What an earlier process left that was killed on the way is removed first.
+
+    Raises:
+        UserError: for what the system refuses on the way: a full disk, a folder that is not to be written.
+    """
+    try:
+        with _renamed_at_the_end(folder) as aside:
+            yield aside
+    except OSError as error:
+        what = error.strerror or str(error).partition("\n")[0]
+        mend = "nothing of it is left; mend that, or name another with -o"
+        raise UserError(f"cannot make {folder}: {what}; {mend}") from error
+
+
+@contextmanager
+def _renamed_at_the_end(folder: Path) -> Iterator[Path]:
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    _sweep(folder)
+    aside, old = (folder.parent / f".{folder.name}.{os.getpid()}.{end}" for end in ("building", "old"))
+    aside.mkdir()
+    try:
+        yield aside
+        if folder.exists():
+            folder.replace(old)
+        aside.replace(folder)
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove the folders beside `folder` whose process is gone."""
+    ours = re.compile(rf"\.{re.escape(folder.name)}\.(\d+)\.(building|old)")
+    for left in folder.parent.iterdir():
+        if (found := ours.fullmatch(left.name)) and not _alive(int(found[1])):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True

@@ -1,0 +1,1 @@
+"""From a model to programs in the precision asked for: traced, calibrated, quantised."""

@@ -1,0 +1,177 @@
+"""How large the inputs of linear layers become: watched on rollouts, kept as JSON beside the engine.
+
+The rollouts are those of inference: same sampler, noise and cache, every denoising step and the clean
+pass, from the empty cache until the window has moved on. What is recorded is the largest magnitude: a
+percentile was measured too and does not pay, since e4m3 is a floating format (see `export.lowering.fp8`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from plugins.errors import UserError
+from vmla.transformer import VideoMLA
+from vmla.weights.checkpoint import Checkpoint
+from vmla.world.caption import describe
+from vmla.world.scene import draw_scene
+
+NAME = "calibration.json"
+
+PROMPTS = (
+    "A cat walks across a sunlit kitchen floor",
+    "Waves break on a rocky coast under a grey sky, seen from the air",
+    "A close-up of hands kneading dough on a wooden table",
+    "A red train crosses a snowy valley at dusk",
+    "Two children run through a field of tall grass, handheld camera",
+    "Neon signs are reflected in a wet street at night",
+)
+"""For models of the real world."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rollouts:
+    """What a model is watched on."""
+
+    prompts: tuple[str, ...]
+    seed: int
+    """Of the first prompt's video; each further one adds 1."""
+    chunks: int
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint, *, prompts: int = 4, chunks: int = 6, seed: int = 0) -> Rollouts:
+        """`prompts` prompts that fit what `checkpoint` was trained on, drawn from `seed`."""
+        rng = np.random.default_rng([seed, 11])
+        world = checkpoint.world()
+        if world is not None:
+            texts = [describe(draw_scene(rng, world=world)) for _ in range(prompts)]
+        else:
+            texts = [PROMPTS[i % len(PROMPTS)] for i in range(prompts)]
+        return cls(prompts=tuple(texts), seed=seed, chunks=chunks)
+
+
+class Drive(Protocol):
+    """Rolls out a model in float32 and keeps nothing: `runtime.rollout.calibration.drive`."""
+
+    def __call__(
+        self, model: VideoMLA, checkpoint: Checkpoint, prompts: Sequence[str], *, seed: int, chunks: int
+    ) -> None:
+        """Prompt number i is rolled out with seed `seed` + i, for `chunks` chunks."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """The largest inputs of linear layers, and what they were seen on."""
+
+    model_hash: str
+    rollouts: Rollouts
+    passes: int
+    """Of the denoiser, each of all videos at once."""
+    largest: dict[str, float]
+    """The largest magnitude of the inputs of each layer, by its name."""
+
+    def text(self) -> str:
+        """As JSON; the same calibration always gives the same text."""
+        return json.dumps(asdict(self), indent=2) + "\n"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of `text`: that of the file."""
+        return hashlib.sha256(self.text().encode()).hexdigest()
+
+    def write(self, path: Path) -> None:
+        """Write it to `path`, aside first and then renamed."""
+        aside = path.with_name(path.name + ".tmp")
+        aside.write_text(self.text())
+        aside.replace(path)
+
+    @classmethod
+    def read(cls, path: Path) -> Calibration:
+        """The calibration in the file `path`.
+
+        Raises:
+            UserError: if it is none.
+        """
+        try:
+            values = json.loads(path.read_text())
+            rollouts = {**values["rollouts"], "prompts": tuple(values["rollouts"]["prompts"])}
+            return cls(**{**values, "rollouts": Rollouts(**rollouts)})
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            mend = "make one with: vmla-export calibrate"
+            raise UserError(f"{path} is no calibration ({type(error).__name__}); {mend}") from error
+
+    def of_layers(self, layers: Collection[str], model_hash: str) -> dict[str, float]:
+        """The largest inputs of `layers` alone.
+
+        Raises:
+            UserError: if this was calibrated on another model, or a layer was not watched.
+        """
+        if self.model_hash != model_hash:
+            raise UserError("the calibration is of other weights; make one with: vmla-export calibrate")
+        if missing := [name for name in layers if name not in self.largest]:
+            raise UserError(f"the calibration lacks {missing[0]}; make one with: vmla-export calibrate")
+        return {name: self.largest[name] for name in layers}
+
+    def lines(self, layers: Collection[str] | None = None) -> Iterator[str]:
+        """For a person to read: the range of the largest inputs of `layers`, or of all, by kind."""
+        watched = self.rollouts
+        yield (
+            f"calibrated on {len(watched.prompts)} prompts, {watched.chunks} chunks, {self.passes} passes, "
+            f"seed {watched.seed}; largest inputs:"
+        )
+        kinds: dict[str, list[float]] = {}
+        for name in self.largest if layers is None else layers:
+            kinds.setdefault(re.sub(r"^blocks\.\d+\.", "", name), []).append(self.largest[name])
+        for kind, values in kinds.items():
+            yield f"  {kind}: {min(values):.3g} to {max(values):.3g} in {len(values)} layers"
+
+
+def calibrate(model: VideoMLA, checkpoint: Checkpoint, rollouts: Rollouts, drive: Drive) -> Calibration:
+    """Watch the inputs of all linear layers of `model`, which is that of `checkpoint`, on `rollouts`.
+
+    Raises:
+        UserError: if an input is not finite.
+    """
+    with observed(model) as seen:
+        drive(model, checkpoint, rollouts.prompts, seed=rollouts.seed, chunks=rollouts.chunks)
+    largest = {name: float(f"{float(value):.6g}") for name, (_, value) in seen.items()}
+    if strange := [name for name, value in largest.items() if not np.isfinite(value)]:
+        raise UserError(f"the inputs of {strange[0]} are not finite; this model cannot be calibrated")
+    passes = max(count for count, _ in seen.values())
+    digest = checkpoint.model_hash()
+    return Calibration(model_hash=digest, rollouts=rollouts, passes=passes, largest=largest)
+
+
+@contextmanager
+def observed(model: nn.Module) -> Iterator[dict[str, tuple[int, Tensor]]]:
+    """A dictionary that, while active, learns of each linear layer its calls and largest |input|.
+
+    Nothing is read from the device; NaN stays NaN. A layer that is never called is not in it.
+    """
+    seen: dict[str, tuple[int, Tensor]] = {}
+
+    def watch(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            largest = inputs[0].abs().amax()
+            count, before = seen.get(name, (0, largest))
+            seen[name] = count + 1, torch.maximum(before, largest)
+
+        return hook
+
+    layers = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+    handles = [part.register_forward_pre_hook(watch(name)) for name, part in layers.items()]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()

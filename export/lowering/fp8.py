@@ -1,0 +1,68 @@
+"""fp8: e4m3 codes with scales, as operators that a program's graph keeps as nodes.
+
+A layer W x + b becomes  s_w s_x (W / s_w)_8 (x / s_x)_8 + b, where (.)_8 rounds to float8_e4m3fn and
+saturates at 448. Inputs have one scale per tensor, from the calibration, weights one per output channel,
+from the weights. In the graph this is quantise, dequantise, linear: what TensorRT fuses into one product
+of codes, ONNX Runtime runs step by step, and `export.lowering.fp8_matmul` turns into PyTorch's own product of
+codes.
+
+Scales are powers of two. In a floating format that costs no precision, only part of the range (measured
+on the shipped model: no difference to the exact maximum); in return dividing by them is exact and so is
+each scale in float32, bfloat16 and float16 alike, so that every backend makes the same codes.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+
+LARGEST = torch.finfo(torch.float8_e4m3fn).max
+"""448"""
+
+_LIBRARY = torch.library.Library("vmla", "FRAGMENT")
+_LIBRARY.define("quantize(Tensor x, float scale) -> Tensor")
+_LIBRARY.define("dequantize(Tensor codes, float scale, ScalarType dtype) -> Tensor")
+_LIBRARY.define("dequantize_rows(Tensor codes, Tensor scales) -> Tensor")
+
+QUANTIZE = torch.ops.vmla.quantize.default
+DEQUANTIZE = torch.ops.vmla.dequantize.default
+DEQUANTIZE_ROWS = torch.ops.vmla.dequantize_rows.default
+
+
+def quantize(x: Tensor, scale: float) -> Tensor:
+    """The float8_e4m3fn codes of x / scale, to the nearest even, saturated at 448."""
+    # Clamped first: what PyTorch's cast does beyond 448 depends on version and device.
+    return (x / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
+
+
+def dequantize(codes: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+    """What `codes` stand for, in `dtype`."""
+    return codes.to(dtype) * scale
+
+
+def dequantize_rows(codes: Tensor, scales: Tensor) -> Tensor:
+    """What `codes` [out, in] stand for with `scales` [out], in the type of the scales."""
+    return codes.to(scales.dtype) * scales[:, None]
+
+
+# Compositions, as in `plugins.operator`: a traced graph keeps them as nodes, a compiler looks inside.
+for _name, _composition in (
+    ("quantize", quantize),
+    ("dequantize", dequantize),
+    ("dequantize_rows", dequantize_rows),
+):
+    _LIBRARY.impl(_name, _composition, "CompositeImplicitAutograd")
+
+
+def input_scale(largest: float) -> float:
+    """The smallest power of two that brings inputs up to `largest` within reach; 1 for zeros."""
+    part, exponent = math.frexp(largest / LARGEST)  # part * 2^exponent with 1/2 <= part < 1
+    return math.ldexp(1.0, exponent - (part == 0.5))
+
+
+def row_scales(weight: Tensor) -> Tensor:
+    """`input_scale` of each row of `weight` [out, in]: [out] float32."""
+    part, exponent = torch.frexp(weight.abs().amax(dim=1).float() / LARGEST)
+    return torch.ldexp(torch.ones_like(part), exponent - (part == 0.5).int())

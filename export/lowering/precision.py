@@ -1,0 +1,234 @@
+"""What a program computes in which type, as one pass over its graph; the model knows nothing of it.
+
+The policy: matrix products and attention run in the precision asked for, everything else in float32,
+which means the residual stream, norms, modulation, rotation and activations; what attention does
+inside is its operator's affair. The products at the edges (`KEPT_WIDE`) stay float32 as in Wan: what
+they read or make is the latents themselves, or the modulation of every layer, at a thousandth of the
+cost. Cache and text keys and values are held narrow, latents and velocity in float32.
+
+fp8 and nvfp4 are for linear layers alone (`export.lowering.fp8`), and not for all of them
+(`export.lowering.exclusions`); whatever else there is runs in a base precision (`base_of`).
+
+The pass is exact about where rounding happens: each product reads narrowed arguments and its result
+is widened at once. `_Narrowing.narrowed` then looks back through operations that only move numbers,
+so that a value which was narrow before is not widened and narrowed again on its way.
+"""
+
+from __future__ import annotations
+
+import operator
+import re
+from collections.abc import Sequence
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import InputKind
+from torch.fx import Node
+from torch.fx.node import map_arg
+
+from export.lowering.fp8 import DEQUANTIZE, DEQUANTIZE_ROWS
+from export.lowering.trace import rebuilt
+from plugins.errors import UserError
+
+Precision = Literal["fp32", "bf16", "fp16", "fp8", "nvfp4"]
+
+DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+QUANTIZED = {"fp8": 89, "nvfp4": 100}
+"""Precisions of codes with scales, and the first GPU architecture whose tensor cores multiply them."""
+
+PRODUCTS = {
+    "aten.linear.default": 3,
+    "aten.matmul.default": 2,
+    "aten.scaled_dot_product_attention.default": 3,
+    "vmla.expand.default": 4,
+    "vmla.mla_attention.default": 3,
+}
+"""Operations that run narrow, and how many of their first arguments are narrowed."""
+
+_TO = torch.ops.aten.to.dtype
+
+KEPT_WIDE = ("patch_embedding.", "condition_embedder.time_", "proj_out.")
+"""Weights whose products stay float32, by the beginning of their names."""
+
+MOVES = {
+    "aten.cat.default", "aten.chunk.default", "aten.expand.default", "aten.flatten.using_ints",
+    "aten.numpy_T.default", "aten.permute.default", "aten.reshape.default", "aten.select.int",
+    "aten.slice.Tensor",
+    "aten.split_with_sizes.default", "aten.stack.default", "aten.transpose.int", "aten.unbind.int",
+    "aten.unflatten.int", "aten.unsqueeze.default", "aten.view.default", "aten.where.ScalarOther",
+}  # fmt: skip
+"""Operations that move or pick numbers and compute none: they commute with a change of type."""
+
+
+def check_precision(name: str) -> Precision:
+    """`name`, if there is such a precision.
+
+    Raises:
+        UserError: if not, with those that there are.
+    """
+    for known in get_args(Precision):
+        if name == known:
+            return known  # type: ignore[no-any-return]
+    raise UserError(f"no such precision: {name}; there are {', '.join(get_args(Precision))}")
+
+
+def check_hardware(precision: Precision, architectures: str) -> None:
+    """Refuse GPUs, as `sm_90` or `sm_89,sm_120`, whose tensor cores know nothing of `precision`.
+
+    Raises:
+        UserError: naming the first that do.
+    """
+    first = QUANTIZED.get(precision, 0)
+    for name in architectures.split(","):
+        number = re.fullmatch(r"sm_(\d+)", name)
+        if number is not None and int(number[1]) < first:
+            raise UserError(f"{name} multiplies no {precision}, sm_{first} and newer do; use bf16")
+
+
+def base_of(precision: Precision, *, gpu: bool) -> Precision:
+    """The precision of all that is not quantised: on a CPU single, for ONNX Runtime has no bfloat16."""
+    if precision not in QUANTIZED:
+        return precision
+    return "bf16" if gpu else "fp32"
+
+
+def in_precision(program: ExportedProgram, precision: Precision, held: Sequence[str]) -> ExportedProgram:
+    """The program in `precision`; weights that only products read are stored in it.
+
+    The given program is used up.
+
+    Args:
+        program: traced in float32, as by `export.lowering.trace`.
+        precision: of matrix products; `fp32` changes nothing.
+        held: inputs and outputs that are held in it: cache, entries, text keys and values.
+    """
+    if precision == "fp32":
+        return program
+    pass_ = _Narrowing(program, DTYPES[precision])
+    pass_.narrow_inputs(held)
+    for node in list(program.graph.nodes):
+        if str(node.target) in PRODUCTS and not pass_.kept_wide(node):
+            pass_.narrow_product(node)
+    pass_.narrow_outputs(held)
+    program.graph.eliminate_dead_code()
+    narrow_weights = {pass_.weights[node] for node in pass_.stored if node in pass_.weights}
+    state_dict = {
+        name: nn.Parameter(value.to(pass_.dtype), requires_grad=False) if name in narrow_weights else value
+        for name, value in program.state_dict.items()
+    }
+    signature, constants = program.graph_signature, program.constants
+    return rebuilt(program, signature=signature, state_dict=state_dict, constants=constants)
+
+
+class _Narrowing:
+    """The state of the pass: which nodes are the widened form of which narrow ones."""
+
+    def __init__(self, program: ExportedProgram, dtype: torch.dtype) -> None:
+        self.program, self.graph, self.dtype = program, program.graph, dtype
+        placeholders = {node.name: node for node in self.graph.nodes if node.op == "placeholder"}
+        self.last_placeholder = list(placeholders.values())[-1]
+        self.weights = {
+            placeholders[spec.arg.name]: str(spec.target)
+            for spec in program.graph_signature.input_specs
+            if spec.kind is InputKind.PARAMETER
+        }
+        self.stored: set[Node] = set()
+        """Placeholders that have become narrow."""
+        self.narrow_of: dict[Node, Node] = {}
+
+    def kept_wide(self, product: Node) -> bool:
+        """Whether the policy keeps this product in float32, by the name of its weight."""
+        weight = product.args[1]
+        return isinstance(weight, Node) and self.weights.get(weight, "").startswith(KEPT_WIDE)
+
+    def narrow_inputs(self, names: Sequence[str]) -> None:
+        """Let the inputs called `names` come in narrow."""
+        for node in list(self.graph.nodes):
+            if node.op == "placeholder" and node.name in names:
+                self._store_narrow(node)
+
+    def narrow_product(self, node: Node) -> None:
+        """Narrow what `node` reads and widen what it gives."""
+        count = PRODUCTS[str(node.target)]
+        with self.graph.inserting_before(node):
+            read = tuple(self.narrowed(a) if isinstance(a, Node) else a for a in node.args[:count])
+        node.args = (*read, *node.args[count:])
+        node.meta["val"] = _value(node)
+        if isinstance(node.meta["val"], Tensor):
+            return self._widen(node, after=node)
+        for part in list(node.users):  # several results: each is picked by a `getitem`
+            part.meta["val"] = _value(part)
+            self._widen(part, after=part)
+        return None
+
+    def narrow_outputs(self, names: Sequence[str]) -> None:
+        """Hand out the outputs called `names` narrow."""
+        end = self.graph.output_node()
+        outputs = list(end.args[0])  # type: ignore[arg-type]
+        for place, spec in enumerate(self.program.graph_signature.output_specs):
+            if spec.arg.name in names:
+                with self.graph.inserting_before(end):
+                    outputs[place] = self.narrowed(outputs[place])  # type: ignore[arg-type]
+                wide = end.args[0][place]  # type: ignore[index]
+                wide.name, outputs[place].name = f"{spec.arg.name}_wide", spec.arg.name  # type: ignore[union-attr]
+        end.args = (tuple(outputs),)
+
+    def narrowed(self, node: Node) -> Node:
+        """The narrow form of a float32 `node`, made at the graph's insertion point if there is none."""
+        if node in self.narrow_of:
+            return self.narrow_of[node]
+        if node in self.weights:
+            return self._store_narrow(node)
+        if node.target is DEQUANTIZE:
+            narrow = self._call(DEQUANTIZE, (*node.args[:2], self.dtype), {})  # exact: see fp8
+        elif node.target is DEQUANTIZE_ROWS:
+            narrow = self._call(DEQUANTIZE_ROWS, (node.args[0], self.narrowed(node.args[1])), {})  # type: ignore[arg-type]
+        elif _moves(node):
+            moved = map_arg(node.args, lambda a: self.narrowed(a) if _is_wide(a) else a)
+            target: Any = node.target
+            narrow = self._call(target, moved, node.kwargs)
+        else:
+            narrow = self._call(_TO, (node, self.dtype), {})
+        self.narrow_of[node] = narrow
+        return narrow
+
+    def _store_narrow(self, placeholder: Node) -> Node:
+        """Make an input or a weight narrow, widened for whoever still reads it wide."""
+        self.stored.add(placeholder)
+        placeholder.meta["val"] = placeholder.meta["val"].to(self.dtype)
+        self._widen(placeholder, after=self.last_placeholder)
+        return placeholder
+
+    def _widen(self, node: Node, *, after: Node) -> None:
+        """Put float32 in the place of the narrow `node`, for all its users."""
+        with self.graph.inserting_after(after):
+            wide = self._call(_TO, (node, torch.float32), {})
+        node.replace_all_uses_with(wide, delete_user_cb=lambda user: user is not wide)
+        self.narrow_of[wide] = node
+
+    def _call(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Node:
+        node: Node = self.graph.call_function(target, args, kwargs)
+        node.meta["val"] = _value(node)
+        return node
+
+
+def _moves(node: Node) -> bool:
+    """Whether `node` only moves numbers; picking one of several results does if what gave them does."""
+    source = node.args[0] if node.target is operator.getitem else node
+    return isinstance(source, Node) and str(source.target) in MOVES
+
+
+def _is_wide(node: Node) -> bool:
+    """Whether a node gives float32; a tuple of tensors is judged by its first."""
+    value = node.meta["val"]
+    first = value[0] if isinstance(value, tuple | list) else value
+    return isinstance(first, Tensor) and first.dtype is torch.float32
+
+
+def _value(node: Node) -> Any:
+    """The fake tensor that `node` gives, from those that it reads."""
+    args, kwargs = map_arg((node.args, node.kwargs), lambda a: a.meta["val"])
+    return node.target(*args, **kwargs)  # type: ignore[operator]

@@ -1,0 +1,131 @@
+"""The pass that puts quantised linear layers into a traced program's graph."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ExportGraphSignature, InputKind, InputSpec, TensorArgument
+from torch.fx import Node
+
+from export.lowering import nvfp4
+from export.lowering.fp8 import DEQUANTIZE, DEQUANTIZE_ROWS, QUANTIZE, input_scale, quantize, row_scales
+from export.lowering.trace import rebuilt
+
+HEADROOM = 1.1
+"""How much larger than on the calibration's rollouts inputs may become before they saturate."""
+
+LINEAR = torch.ops.aten.linear.default
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer in the graph of a program."""
+
+    name: str
+    node: Node
+    weight: Node
+
+
+def linear_layers(program: ExportedProgram) -> list[Layer]:
+    """The linear layers of `program` whose weight is a parameter, in the order of its graph."""
+    parameters = program.graph_signature.inputs_to_parameters
+    return [
+        Layer(parameters[weight.name].removesuffix(".weight"), node, weight)
+        for node in program.graph.nodes
+        if node.target is LINEAR
+        and isinstance(weight := node.args[1], Node)
+        and weight.name in parameters
+    ]
+
+
+def quantized(
+    program: ExportedProgram, largest: Mapping[str, float], precision: str
+) -> ExportedProgram:
+    """The program with the layers of `largest` in `precision`; all others are left alone.
+
+    The given program is used up.
+
+    Args:
+        program: traced in float32, as by `export.lowering.trace`.
+        largest: the largest magnitude of the inputs of each layer, by its name.
+        precision: `fp8` or `nvfp4`.
+    """
+    edit = _Edit(program)
+    for layer in linear_layers(program):
+        if layer.name in largest:
+            reach = HEADROOM * largest[layer.name]
+            read = edit.fp8(layer, reach) if precision == "fp8" else edit.nvfp4(layer, reach)
+            layer.node.args = (*read, *layer.node.args[2:])
+    return edit.done()
+
+
+class _Edit:
+    """A pass that replaces weights by codes and adds parameters."""
+
+    def __init__(self, program: ExportedProgram) -> None:
+        self.program, self.graph = program, program.graph
+        self.state_dict = dict(program.state_dict)
+        self.specs: list[InputSpec] = list(program.graph_signature.input_specs)
+        self.codes: dict[tuple[Node, float], Node] = {}
+        """What layers share: the codes of one input."""
+
+    def fp8(self, layer: Layer, reach: float) -> tuple[Node, Node]:
+        """Input and weight as e4m3 codes, dequantised before the product; codes are kept, not weights."""
+        weight, scale = self.state_dict[f"{layer.name}.weight"], input_scale(reach)
+        scales = row_scales(weight)
+        self.replace(layer.weight, quantize(weight / scales[:, None], 1.0))
+        scales_node = self.parameter(f"{layer.name}.weight_scale", scales, before=layer.weight)
+        codes = self.codes_of(layer.node.args[0], scale)  # type: ignore[arg-type]
+        with self.graph.inserting_before(layer.node):
+            values = self.call(DEQUANTIZE, codes, scale, torch.float32)
+            return values, self.call(DEQUANTIZE_ROWS, layer.weight, scales_node)
+
+    def nvfp4(self, layer: Layer, reach: float) -> tuple[Node, Node]:
+        """The same with e2m1 codes and a scale for each 16; those of the input are made as it runs."""
+        weight = self.state_dict[f"{layer.name}.weight"]
+        scale = nvfp4.tensor_scale(float(weight.abs().max()))
+        codes, scales = nvfp4.quantize(weight, scale)
+        self.replace(layer.weight, codes)
+        scales_node = self.parameter(f"{layer.name}.weight_scale", scales, before=layer.weight)
+        with self.graph.inserting_before(layer.node):
+            values = self.call(nvfp4.ROUND, layer.node.args[0], nvfp4.tensor_scale(reach))  # type: ignore[arg-type]
+            return values, self.call(nvfp4.DEQUANTIZE, layer.weight, scales_node, scale)
+
+    def replace(self, weight: Node, codes: Tensor) -> None:
+        """Let the parameter behind the placeholder `weight` be `codes`."""
+        name = self.program.graph_signature.inputs_to_parameters[weight.name]
+        self.state_dict[name] = nn.Parameter(codes, requires_grad=False)
+        weight.meta["val"] = weight.meta["val"].new_empty(codes.shape, dtype=codes.dtype)
+
+    def codes_of(self, x: Node, scale: float) -> Node:
+        """The codes of `x`, made once for all who read it with this scale."""
+        if (x, scale) not in self.codes:
+            with self.graph.inserting_after(x):
+                self.codes[x, scale] = self.call(QUANTIZE, x, scale)
+        return self.codes[x, scale]
+
+    def parameter(self, name: str, value: Tensor, *, before: Node) -> Node:
+        """A new parameter of the program, in front of the one whose placeholder is `before`."""
+        with self.graph.inserting_before(before):
+            node: Node = self.graph.placeholder("p_" + name.replace(".", "_"))
+        node.meta["val"] = before.meta["val"].new_empty(value.shape, dtype=value.dtype)
+        place = next(i for i, spec in enumerate(self.specs) if spec.arg.name == before.name)
+        argument = TensorArgument(name=node.name)
+        self.specs.insert(place, InputSpec(kind=InputKind.PARAMETER, arg=argument, target=name))
+        self.state_dict[name] = nn.Parameter(value, requires_grad=False)
+        return node
+
+    def call(self, target: torch._ops.OpOverload, *args: Node | float | torch.dtype) -> Node:
+        node: Node = self.graph.call_function(target, args)
+        node.meta["val"] = target(*(a.meta["val"] if isinstance(a, Node) else a for a in args))
+        return node
+
+    def done(self) -> ExportedProgram:
+        """The edited program."""
+        signature = ExportGraphSignature(self.specs, self.program.graph_signature.output_specs)
+        constants = self.program.constants
+        return rebuilt(self.program, signature=signature, state_dict=self.state_dict, constants=constants)

@@ -1,0 +1,134 @@
+"""The denoiser step and the prompt step as exported programs: static shapes, weights as parameters.
+
+Traced in float32; `export.lowering.precision` narrows the result. The names of parameters are those of the
+checkpoint, the names of inputs and outputs those of `export.engine.signature`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
+from torch.export import ExportedProgram
+from torch.export.graph_signature import ExportGraphSignature, InputKind
+
+from export.engine.signature import PROMPT, STEP, contract, zeros
+from vmla.config import ModelConfig
+from vmla.transformer import VideoMLA
+
+
+class PromptStep(VideoMLA):
+    """The model whose forward is `encode_text`: text embedding to cross-attention keys and values."""
+
+    def forward(self, text: Tensor) -> Tensor:  # type: ignore[override]
+        """[B, tokens, text width] to [L, 2, B, tokens, D]."""
+        return self.encode_text(text)
+
+    @classmethod
+    def of(cls, model: VideoMLA) -> PromptStep:
+        """The prompt step of `model`, sharing its weights."""
+        with torch.device("meta"):
+            step = cls(model.config)
+        step.load_state_dict(model.state_dict(), assign=True)
+        return step.eval().requires_grad_(False)
+
+
+def fake_model(config: ModelConfig) -> VideoMLA:
+    """A model of any size without its weights: tensors that know their shapes and hold nothing."""
+    with FakeTensorMode():
+        return VideoMLA(config).eval().requires_grad_(False)
+
+
+def trace(model: VideoMLA, *, batch: int) -> dict[str, ExportedProgram]:
+    """Both programs of `model`, which may be fake, for `batch` videos on the device where it lies."""
+    return {STEP: trace_step(model, batch=batch), PROMPT: trace_prompt(model, batch=batch)}
+
+
+def trace_step(model: VideoMLA, *, batch: int) -> ExportedProgram:
+    """`VideoMLA.forward` with exactly the signature of `export.engine.signature`."""
+    return _trace(model, STEP, model, batch)
+
+
+def trace_prompt(model: VideoMLA, *, batch: int) -> ExportedProgram:
+    """`VideoMLA.encode_text`, run once for each prompt."""
+    with _mode(model):
+        step = PromptStep.of(model)
+    return _trace(step, PROMPT, model, batch)
+
+
+def _trace(module: VideoMLA, name: str, model: VideoMLA, batch: int) -> ExportedProgram:
+    signature = contract(model.config, batch=batch)[name]
+    with _mode(model), torch.no_grad():
+        example = zeros(signature.inputs, model.patch_embedding.weight.device)
+        program = torch.export.export(module, example, strict=False)
+    _drop_type_checks(program)
+    _name_outputs(program, [spec.name for spec in signature.outputs])
+    return without_unused_weights(program)
+
+
+def _mode(model: VideoMLA) -> AbstractContextManager[object]:
+    """The fake mode that `model` was made in, or nothing for a real model."""
+    weight = next(model.parameters())
+    return weight.fake_mode if isinstance(weight, FakeTensor) else nullcontext()
+
+
+def _drop_type_checks(program: ExportedProgram) -> None:
+    """Take out what `.to(x.dtype)` leaves: the assertion of the traced type, and a cast to that type."""
+    for node in list(program.graph.nodes):
+        if node.target is torch.ops.aten._assert_tensor_metadata.default:
+            program.graph.erase_node(node)
+        elif node.target is torch.ops.aten.to.dtype and node.args[0].meta["val"].dtype is node.args[1]:
+            node.replace_all_uses_with(node.args[0])
+            program.graph.erase_node(node)
+
+
+def _name_outputs(program: ExportedProgram, names: list[str]) -> None:
+    """Give the nodes that are handed back the names of the contract."""
+    outputs = program.graph.output_node().args[0]
+    for node, spec, name in zip(outputs, program.graph_signature.output_specs, names, strict=True):  # type: ignore[arg-type]
+        node.name = spec.arg.name = name  # type: ignore[union-attr]
+
+
+def without_unused_weights(program: ExportedProgram) -> ExportedProgram:
+    """The program without the parameters and buffers that its graph never reads."""
+    nodes = {node.name: node for node in program.graph.nodes if node.op == "placeholder"}
+    kept = []
+    for spec in program.graph_signature.input_specs:
+        node = nodes[spec.arg.name]
+        if spec.kind is InputKind.USER_INPUT or node.users:
+            kept.append(spec)
+        else:
+            program.graph.erase_node(node)
+    targets = {spec.target for spec in kept}
+    return rebuilt(
+        program,
+        signature=ExportGraphSignature(kept, program.graph_signature.output_specs),
+        state_dict={name: value for name, value in program.state_dict.items() if name in targets},
+        constants={name: value for name, value in program.constants.items() if name in targets},
+    )
+
+
+def rebuilt(
+    program: ExportedProgram,
+    *,
+    signature: ExportGraphSignature,
+    state_dict: dict[str, Tensor],
+    constants: Mapping[str, Any],
+) -> ExportedProgram:
+    """`program` after its graph was edited, checked anew by torch."""
+    program.graph.lint()
+    program.graph_module.recompile()
+    return ExportedProgram(
+        root=program.graph_module,
+        graph=program.graph,
+        graph_signature=signature,
+        state_dict=state_dict,
+        range_constraints=program.range_constraints,
+        module_call_graph=program.module_call_graph,
+        example_inputs=program.example_inputs,
+        constants=dict(constants),
+    )

@@ -1,0 +1,1 @@
+"""Programs as ONNX graphs, with attention and quantised layers as nodes."""

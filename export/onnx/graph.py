@@ -1,0 +1,119 @@
+"""ONNX graphs of the two programs: opset 23, names of the contract, weights beside the graph when large."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+
+from export.engine.manifest import Signature
+from export.onnx import attention_node as onnx_attention
+from export.onnx import quantize_nodes as onnx_quantize
+from export.onnx.decompositions import composed, plain
+from export.onnx.external_weights import Source, put_beside
+from plugins.errors import UserError
+
+OPSET = 23
+"""The first in which attention and RMS norm are one node each."""
+
+LARGEST = 2**31 - 2**20
+"""Bytes of weights that a graph may carry itself: protobuf ends at 2 GiB, and the graph needs some room."""
+
+
+def save(
+    program: ExportedProgram,
+    signature: Signature,
+    path: Path,
+    *,
+    attention_nodes: bool = True,
+    weights: Source | None = None,
+) -> None:
+    """Write `program` to `path` as ONNX, and check it.
+
+    The weights keep their names: nothing is folded into them, so that they may be replaced.
+
+    Args:
+        program: both layers' attention as operators, as by `export.lowering.trace`.
+        signature: what it takes and gives.
+        path: of the graph; large weights go into a file beside it.
+        attention_nodes: one node for each self-attention (`export.onnx.attention_node`), instead of what it
+            is made of.
+        weights: the numbers of a program that was traced without any.
+
+    Raises:
+        UserError: if the checker refuses the graph.
+    """
+    import onnx
+    import onnx_ir
+
+    names = [spec.name for spec in signature.inputs], [spec.name for spec in signature.outputs]
+    model = _graph(plain(program) if attention_nodes else composed(program), *names)
+    if attention_nodes and (example := onnx_attention.example(program)) is not None:
+        onnx_attention.attach(model, _function(example))
+    if weights is not None:
+        put_beside(model, path, weights)
+    large = weights is None and weight_bytes(program) > LARGEST
+    onnx_ir.save(model, path, external_data=f"{path.name}.data" if large else None)
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise UserError(f"the ONNX checker refuses {path.name}: {str(error).splitlines()[0]}") from error
+
+
+def weight_bytes(program: ExportedProgram) -> int:
+    """Bytes of all parameters."""
+    return sum(value.nbytes for value in program.state_dict.values())
+
+
+def _function(example: Sequence[Tensor]) -> Any:
+    """The graph of what an attention node computes."""
+    program = torch.export.export(onnx_attention.Composition(), tuple(example), strict=False)
+    return _graph(plain(program), list(onnx_attention.INPUTS), ["out"])
+
+
+def _graph(program: ExportedProgram, inputs: list[str], outputs: list[str]) -> Any:
+    """The exporter's graph of a program in plain operations."""
+    table = {**onnx_attention.translation(), **onnx_quantize.translation()}
+    with _quiet():
+        made = torch.onnx.export(
+            program,
+            input_names=inputs,
+            output_names=outputs,
+            opset_version=OPSET,
+            custom_translation_table=table,
+            dynamo=True,
+            optimize=False,
+            verbose=False,
+        )
+    assert made is not None
+    _forget_sources(made.model)
+    return made.model
+
+
+def _forget_sources(model: Any) -> None:
+    """Take out the stack trace of every node: most of the file's bytes, and paths of the machine."""
+    for node in model.graph.all_nodes():
+        node.metadata_props.clear()
+        for value in node.outputs:
+            value.metadata_props.clear()
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the exporter's own deprecations, and its word on packages that it looked for in vain."""
+    logger = logging.getLogger("torch.onnx")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(before)

@@ -1,0 +1,1 @@
+"""Kernels compiled ahead of time, and the TensorRT plugins that carry them."""

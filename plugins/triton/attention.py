@@ -1,0 +1,120 @@
+"""Expanded attention: softmax(q k^T / sqrt(d)) v over the valid keys of a window, forward only.
+
+Scope: bfloat16, float16, and float8 e4m3 with scales for each head; no causal mask. d and dv are
+powers of two of at least 16 (32 for float8). Written for 128 / 128, the widths of Wan's heads.
+Limits: B N S d, B N K d and B N S splits dv stay below 2^31. Sums are kept in float32.
+Layout: query [B, N, S, d], keys [B, N, K, d], values [B, N, K, dv], out [B, N, S, dv], contiguous;
+valid [K], one byte each; scales [3, N] float32. One program takes BLOCK_Q queries of one head
+through a share of the keys (grid: query tiles, B N, splits). Without splits the result is written
+at once. With splits `out` is float32 [splits, B, N, S, dv] and `lse` [splits, B, N, S], and `merge`
+adds the shares up: this fills a machine that the query tiles alone leave idle.
+Keys and values of empty slots are never read, so what lies there cannot matter.
+Origin: FlashAttention-2 (arXiv 2307.08691), with the scale folded in; the split of FlashDecoding.
+"""
+
+import triton
+import triton.language as tl
+
+from plugins.triton.softmax import full_softmax, online_softmax
+
+COUNTED = tl.constexpr(2048)
+"""Tokens whose validity is read at once."""
+
+
+@triton.jit
+def count_valid(valid, first, end):
+    """How many tokens from `first` to `end` are valid."""
+    found = tl.zeros([COUNTED], tl.int32)
+    for start in range(first, end, COUNTED):
+        tokens = start + tl.arange(0, COUNTED)
+        found += tl.load(valid + tokens, mask=tokens < end, other=0).to(tl.int32)
+    return tl.sum(found)
+
+
+@triton.jit
+def attention(
+    query, keys, values, valid, scales, n_queries, n_keys, heads, out, lse,
+    SCALE: tl.constexpr, D: tl.constexpr, DV: tl.constexpr, BLOCK_Q: tl.constexpr, BLOCK_K: tl.constexpr,
+    SPLITS: tl.constexpr,
+):  # fmt: skip
+    """One tile of queries of one head; SCALE is that of the scores times log2(e)."""
+    head = tl.program_id(1)
+    split = tl.program_id(2)
+    rows = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
+    columns = tl.arange(0, BLOCK_K)
+    wide, deep = tl.arange(0, D), tl.arange(0, DV)
+    query += head.to(tl.int64) * n_queries * D
+    keys += head.to(tl.int64) * n_keys * D
+    values += head.to(tl.int64) * n_keys * DV
+    q = tl.load(query + rows[:, None] * D + wide[None, :], mask=rows[:, None] < n_queries, other=0.0)
+    factor = SCALE
+    if scales is not None:
+        factor = SCALE * tl.load(scales + head % heads) * tl.load(scales + heads + head % heads)
+
+    top = tl.full([BLOCK_Q], float("-inf"), tl.float32)
+    total = tl.zeros([BLOCK_Q], tl.float32)
+    sums = tl.zeros([BLOCK_Q, DV], tl.float32)
+    share = tl.cdiv(tl.cdiv(n_keys, BLOCK_K), SPLITS) * BLOCK_K
+    first, end = split * share, tl.minimum(n_keys, split * share + share)
+    # Whole blocks of a window without empty slots, which nearly all are, need no mask: loads that wait for
+    # one cannot be issued ahead.
+    whole = first
+    if count_valid(valid, first, end) == end - first:
+        whole = first + (end - first) // BLOCK_K * BLOCK_K
+    for start in range(first, whole, BLOCK_K):
+        tokens = start + columns
+        k = tl.load(keys + tokens[None, :] * D + wide[:, None])
+        weights, shrink, top, total = full_softmax(tl.dot(q, k), factor, top, total)
+        v = tl.load(values + tokens[:, None] * DV + deep[None, :])
+        if scales is not None:
+            weights *= 256.0
+        sums = tl.dot(weights.to(v.dtype), v, sums * shrink[:, None])
+    for start in range(whole, end, BLOCK_K):
+        tokens = start + columns
+        filled = tl.load(valid + tokens, mask=tokens < n_keys, other=0) != 0
+        k = tl.load(keys + tokens[None, :] * D + wide[:, None], mask=filled[None, :], other=0.0)
+        weights, shrink, top, total = online_softmax(tl.dot(q, k) * factor, filled, top, total)
+        v = tl.load(values + tokens[:, None] * DV + deep[None, :], mask=filled[:, None], other=0.0)
+        if scales is not None:
+            # e4m3 reaches 448: weights of at most 1 are spread over its range.
+            weights *= 256.0
+        sums = tl.dot(weights.to(v.dtype), v, sums * shrink[:, None])
+
+    scale_out = 1.0
+    if scales is not None:
+        scale_out = tl.load(scales + 2 * heads + head % heads) / 256.0
+    sums *= (scale_out / tl.where(total == 0.0, 1.0, total))[:, None]
+    place = (split * tl.num_programs(1) + head).to(tl.int64) * n_queries
+    inside = rows[:, None] < n_queries
+    tl.store(out + (place + rows[:, None]) * DV + deep[None, :], sums.to(out.dtype.element_ty), mask=inside)
+    if SPLITS > 1:
+        tl.store(lse + place + rows, top + tl.log2(total), mask=rows < n_queries)
+
+
+@triton.jit
+def merge(
+    parts, lse, n_rows, out,
+    WIDTH: tl.constexpr, DEEP: tl.constexpr, BLOCK: tl.constexpr, SPLITS: tl.constexpr,
+):  # fmt: skip
+    """Shares [SPLITS, n_rows, WIDTH] and their base-2 log-sums [SPLITS, n_rows] to out [n_rows, WIDTH].
+
+    DEEP is the power of two that holds WIDTH. A share that saw no valid key has a log-sum of -inf.
+    """
+    rows = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    deep = tl.arange(0, DEEP)
+    inside = rows < n_rows
+    both = inside[:, None] & (deep[None, :] < WIDTH)
+    top = tl.full([BLOCK], float("-inf"), tl.float32)
+    for split in tl.static_range(SPLITS):
+        top = tl.maximum(top, tl.load(lse + split * n_rows + rows, mask=inside, other=float("-inf")))
+    base = tl.where(top == float("-inf"), 0.0, top)
+    total = tl.zeros([BLOCK], tl.float32)
+    sums = tl.zeros([BLOCK, DEEP], tl.float32)
+    for split in tl.static_range(SPLITS):
+        share = tl.load(lse + split * n_rows + rows, mask=inside, other=float("-inf"))
+        weight = tl.exp2(share - base)
+        here = parts + (split * n_rows + rows[:, None]) * WIDTH + deep[None, :]
+        sums += weight[:, None] * tl.load(here, mask=both, other=0.0)
+        total += weight
+    sums /= tl.where(total == 0.0, 1.0, total)[:, None]
+    tl.store(out + rows[:, None] * WIDTH + deep[None, :], sums.to(out.dtype.element_ty), mask=both)

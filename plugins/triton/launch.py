@@ -1,0 +1,184 @@
+"""The kernels as operators: their outputs are allocated, their tiles chosen, and they are launched.
+
+Each launch is a `torch.library.triton_op`, so that compilation sees the kernel and a package carries
+it. Under TRITON_INTERPRET=1 the same code runs on CPU tensors.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.library import triton_op, wrap_triton
+
+from plugins.triton.absorbed import absorbed as absorbed_kernel
+from plugins.triton.attention import attention as attention_kernel
+from plugins.triton.attention import merge as merge_kernel
+from plugins.triton.expand import expand as expand_kernel
+from plugins.triton.split_kv import shares as best_shares
+from plugins.triton.tiles import (
+    LOG2_E,
+    Operator,
+    Tile,
+    divisor,
+    halves,
+    power_of_two,
+    rotary_pairs,
+    tile,
+)
+
+MERGE_ROWS = 16
+
+
+def expand(
+    cached: Tensor,
+    own: Tensor,
+    up_key: Tensor,
+    up_value: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    valid: Tensor,
+    heads: int,
+) -> tuple[Tensor, Tensor]:
+    """See `plugins.reference.expand`."""
+    keys, values = _expand(cached, own, up_key, up_value, cos, sin, valid, heads)
+    return keys, values
+
+
+def attention(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    valid: Tensor,
+    scales: Tensor | None,
+    shares: int | None = None,
+) -> Tensor:
+    """See `plugins.mla_attention`; `shares` overrides how many parts the keys are cut into."""
+    batch, heads, rows, _ = query.shape
+    if shares is None:
+        shares = _shares("mla_attention", query, rows, batch * heads, valid.shape[0])
+    out: Tensor = _attention(query, keys, values, valid, scales, shares)
+    return out
+
+
+def absorbed(
+    query: Tensor,
+    cached: Tensor,
+    own: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    valid: Tensor,
+    scale: float,
+    scales: Tensor | None,
+    shares: int | None = None,
+) -> Tensor:
+    """See `plugins.mla_attention_absorbed`; `shares` overrides how many parts the keys are cut into."""
+    batch, heads, rows, _ = query.shape
+    if shares is None:
+        shares = _shares("mla_attention_absorbed", query, heads * rows, batch, valid.shape[0])
+    out: Tensor = _absorbed(query, cached, own, cos, sin, valid, scale, scales, shares)
+    return out
+
+
+@triton_op("vmla::triton_expand", mutates_args=())
+def _expand(
+    cached: Tensor,
+    own: Tensor,
+    up_key: Tensor,
+    up_value: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    valid: Tensor,
+    heads: int,
+) -> tuple[Tensor, Tensor]:
+    batch, n_cached, _ = cached.shape
+    content, rotary = up_key.shape[1], 2 * cos.shape[1]
+    nope, deep = up_key.shape[0] // heads, up_value.shape[0] // heads
+    keys = cached.new_empty(batch, heads, valid.shape[0], nope + rotary)
+    values = cached.new_empty(batch, heads, valid.shape[0], deep)
+    size = _tile("expand", cached)
+    tiles = -(-n_cached // size.rows) + -(-own.shape[1] // size.rows)
+    wrap_triton(expand_kernel)[(tiles, heads, batch)](
+        cached, own, up_key, up_value, cos, sin, valid, n_cached, own.shape[1], keys, values,
+        C=content, R=rotary, DN=nope, DV=deep, PAD_C=divisor(content),
+        PAD_R=power_of_two(rotary // 2, least=1), PAD_N=power_of_two(nope), PAD_V=power_of_two(deep),
+        BLOCK=size.rows, num_warps=size.warps, num_stages=size.stages,
+    )  # fmt: skip
+    return keys, values
+
+
+@triton_op("vmla::triton_attention", mutates_args=())
+def _attention(
+    query: Tensor, keys: Tensor, values: Tensor, valid: Tensor, scales: Tensor | None, shares: int
+) -> Tensor:
+    batch, heads, rows, width = query.shape
+    deep, size = values.shape[-1], _tile("mla_attention", query)
+    out, parts, sums = _outputs(query, deep, shares)
+    wrap_triton(attention_kernel)[(-(-rows // size.rows), batch * heads, shares)](
+        query, keys, values, valid, scales, rows, valid.shape[0], heads, parts, sums,
+        SCALE=width**-0.5 * LOG2_E, D=width, DV=deep, BLOCK_Q=size.rows, BLOCK_K=size.columns,
+        SPLITS=shares, num_warps=size.warps, num_stages=size.stages,
+    )  # fmt: skip
+    return _merged(out, parts, sums, shares)
+
+
+@triton_op("vmla::triton_absorbed", mutates_args=())
+def _absorbed(
+    query: Tensor,
+    cached: Tensor,
+    own: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    valid: Tensor,
+    scale: float,
+    scales: Tensor | None,
+    shares: int,
+) -> Tensor:
+    batch, heads, rows, entry = query.shape
+    rotary = 2 * cos.shape[1]
+    parts_of_content = halves(entry - rotary)
+    assert parts_of_content is not None, "checked when the backend was chosen"
+    size = _tile("mla_attention_absorbed", query)
+    out, parts, sums = _outputs(query, entry - rotary, shares)
+    wrap_triton(absorbed_kernel)[(-(-heads * rows // size.rows), batch, shares)](
+        query, cached, own, cos, sin, valid, scales, heads * rows, rows, cached.shape[1], own.shape[1],
+        parts, sums, SCALE=scale * LOG2_E, C0=parts_of_content[0], C1=parts_of_content[1], R=rotary,
+        HALF=rotary_pairs(rotary, query.element_size()), BLOCK_Q=size.rows, BLOCK_K=size.columns,
+        SPLITS=shares, num_warps=size.warps, num_stages=size.stages,
+    )  # fmt: skip
+    return _merged(out, parts, sums, shares)
+
+
+def _outputs(query: Tensor, deep: int, shares: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The result [B, N, S, deep], where the kernel writes, and its log-sums if it writes shares."""
+    kind = torch.bfloat16 if query.dtype == torch.float8_e4m3fn else query.dtype
+    out = query.new_empty(*query.shape[:-1], deep, dtype=kind)
+    if shares == 1:
+        return out, out, None
+    parts = query.new_empty(shares, *out.shape, dtype=torch.float32)
+    return out, parts, query.new_empty(parts.shape[:-1], dtype=torch.float32)
+
+
+def _merged(out: Tensor, parts: Tensor, sums: Tensor | None, shares: int) -> Tensor:
+    if sums is not None:
+        deep = out.shape[-1]
+        rows = out.numel() // deep
+        wrap_triton(merge_kernel)[(-(-rows // MERGE_ROWS),)](
+            parts, sums, rows, out,
+            WIDTH=deep, DEEP=power_of_two(deep), BLOCK=MERGE_ROWS, SPLITS=shares,
+        )  # fmt: skip
+    return out
+
+
+def _tile(operator: Operator, like: Tensor) -> Tile:
+    if like.device.type == "cuda":
+        major, minor = torch.cuda.get_device_capability(like.device)
+        return tile(operator, capability=10 * major + minor)
+    return tile(operator, capability=90, size="compact")
+
+
+def _shares(operator: Operator, like: Tensor, rows: int, batch: int, tokens: int) -> int:
+    if like.device.type != "cuda":
+        return 1
+    size = _tile(operator, like)
+    processors = torch.cuda.get_device_properties(like.device).multi_processor_count
+    return best_shares(-(-rows // size.rows) * batch, tokens, processors)

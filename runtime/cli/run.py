@@ -1,0 +1,180 @@
+"""`vmla-run`: a prompt becomes a video."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+from click.core import ParameterSource
+
+from export.engine.manifest import ENGINES
+from vmla.cli.command import OneLineCommand
+
+EAGER = Path("eager")
+"""Asked for as an engine: the model itself."""
+if TYPE_CHECKING:
+    from runtime.prompts.schedule_file import Entry
+    from runtime.session.replay import Order
+    from runtime.telemetry.events import Telemetry
+
+AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layout", "steps", "device",
+          "dtype", "scale", "decoder", "threads")  # fmt: skip
+"""Options that say what is made; with --resume and --repeat they may only say what was said before."""
+
+
+@click.command(cls=OneLineCommand)
+@click.option("--prompt", help="What the video shows.")
+@click.option("--prompts", type=click.Path(dir_okay=False, path_type=Path),
+              help="A file of prompts over time, `SECONDS: PROMPT` on each line.")  # fmt: skip
+@click.option("--videos", type=click.Path(dir_okay=False, path_type=Path),
+              help="A file of videos to make at once, `NAME: PROMPT` on each line.")  # fmt: skip
+@click.option("--memory", help="What weights and --videos may take, as 8GiB; all that is free if not given.")
+@click.option("--minutes", type=float, help="Length of the video.")
+@click.option("--seconds", type=float, help="Length of the video; 10 if no length is given.")
+@click.option("--chunks", type=click.IntRange(min=1), help="Length of the video in chunks.")
+@click.option("-o", "--output", type=click.Path(path_type=Path),
+              help="An .mp4 file, a folder for pictures, or null.")  # fmt: skip
+@click.option("--resume", type=click.Path(path_type=Path), help="Go on with a video that was stopped.")
+@click.option("--repeat", type=click.Path(dir_okay=False, path_type=Path),
+              help="Make the video again that a sidecar (.json) describes.")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, help="The same seed gives the same video.")
+@click.option("--checkpoint",
+              help="A checkpoint folder, or a shipped model; the engine's own, or else sprites.")  # fmt: skip
+@click.option("--engine", type=click.Path(path_type=Path),
+              help="A folder of vmla-export, or eager; what fits in ./engines if not given.")  # fmt: skip
+@click.option("--decoder", type=click.Path(path_type=Path),
+              help="Weights of TAEHV to decode with, or none: no frames, with -o null.")  # fmt: skip
+@click.option("--layout", type=click.Choice(["mla", "mha"]), help="Refuse a checkpoint of the other layout.")
+@click.option("--steps", type=int, help="Denoising steps; the checkpoint's own number if not given.")
+@click.option("--device", default="cpu", show_default=True, help="A torch device.")
+@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
+              show_default=True, help="What the model computes in.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(min=1),
+              help="CPU threads, of which a quarter decode; all cores if not given.")  # fmt: skip
+@click.option("--scale", type=click.IntRange(1, 16),
+              help="Enlarge frames; to at least 256 pixels if not given.")  # fmt: skip
+@click.option("--events", type=click.Path(dir_okay=False, path_type=Path),
+              help="Write a JSON line per chunk and change of prompt.")  # fmt: skip
+@click.option("--metrics", type=click.Path(dir_okay=False, path_type=Path),
+              help="Keep the latest figures here as Prometheus text.")  # fmt: skip
+@click.option("--save-every", type=click.FloatRange(min=0), default=5.0, show_default=True,
+              help="Seconds between two states on disk.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
+@click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
+@click.pass_context
+def main(context: click.Context, /, **options: Any) -> None:
+    """Make a video of what a prompt says, of any length, written while it is made; or several at once."""
+    _check_decoder(options)
+    if options["videos"] is not None:
+        from runtime.cli.videos import run_videos
+
+        run_videos(options, lambda prompt: _new(prompt, options))
+        return
+    if options["memory"] is not None:
+        raise click.UsageError("--memory says how many --videos may be made at once; leave it out")
+    order = _order(context, options)
+    if options["dry_run"]:
+        click.echo("\n".join([*order.job.what_runs(), *order.job.plan().lines()]))
+        return
+    output = options["resume"] or options["output"]
+    if output is None:
+        raise click.UsageError("give -o, for example: -o video.mp4")
+    _make(order, output, options)
+
+
+def _check_decoder(options: dict[str, Any]) -> None:
+    """Refuse to write a file of no frames."""
+    from runtime.rollout.decoding import NOTHING
+    from runtime.session.destination import NOWHERE
+
+    written = [path for path in (options["resume"], options["output"]) if path not in (None, NOWHERE)]
+    if options["decoder"] == NOTHING and written:
+        raise click.UsageError(f"--decoder none makes no frames for {written[0]}; use -o null")
+
+
+def _order(context: click.Context, options: dict[str, Any]) -> Order:
+    """What is to be made: something new, something again, or the rest of something."""
+    from runtime.prompts.schedule_file import Entry, read_schedule
+    from runtime.session.replay import repeat, resume
+
+    ways = [name for name in ("resume", "repeat") if options[name] is not None]
+    if len(ways) == 2 or ("resume" in ways and options["output"] is not None):
+        raise click.UsageError("--resume names the file that it goes on with; leave out -o and --repeat")
+    said: dict[str, Any] = {}
+    entries = [] if options["prompts"] is None else read_schedule(options["prompts"])
+    if entries and options["prompt"] is not None:
+        entries = [Entry(at=0.0, prompt=options["prompt"]), *entries]
+    if entries or options["prompt"] is not None:
+        said["prompts"] = entries or options["prompt"]
+    explicit = ParameterSource.COMMANDLINE
+    given = said | {name: options[name] for name in AFRESH if context.get_parameter_source(name) is explicit}
+    if given.get("engine") == EAGER:
+        given["engine"] = None
+    if options["resume"] is not None:
+        return resume(options["resume"], given)
+    if options["repeat"] is not None:
+        return repeat(options["repeat"], given)
+    if not said:
+        raise click.UsageError('give --prompts FILE or --prompt, for example: --prompt "a red star bouncing"')
+    return _new(said["prompts"], options)
+
+
+def _new(prompts: str | list[Entry], options: dict[str, Any]) -> Order:
+    """What `options` make of `prompts`; an engine that is not named is looked for."""
+    from runtime.session.replay import new
+
+    rest = {name: options[name] for name in AFRESH if name not in ("checkpoint", "scale")}
+    engines = ENGINES if rest["engine"] is None else None
+    if rest["engine"] == EAGER:
+        rest["engine"] = None
+    return new(prompts, options["checkpoint"], scale=options["scale"], engines=engines, **rest)
+
+
+def _make(order: Order, output: Path, options: dict[str, Any]) -> None:
+    """Make what is ordered, say how it went, and leave what is needed to go on if it was stopped."""
+    from runtime.resume.autosave import Keeper, resume_command
+    from runtime.session.destination import NOWHERE, check_output, clear_output, open_sink
+    from runtime.session.generate import produce, record, stopping_on_interrupt
+    from runtime.telemetry.events import Several
+
+    if order.state is None:
+        check_output(output, overwrite=options["overwrite"])
+    mark = None if order.state is None else order.state.mark
+    sink = open_sink(output, scale=order.scale, after=mark)
+    for warning in order.warnings():
+        click.echo(f"warning: {warning}", err=True)
+    going_on, every = order.state is not None, options["save_every"]
+    keeper = None if output == NOWHERE else Keeper(output, order.describe, every=every, kept=going_on)
+    with ExitStack() as stack:
+        stop = stack.enter_context(stopping_on_interrupt())
+        listeners = _listeners(stack, options)
+        if order.state is None:
+            clear_output(output)
+        outcome = produce(order.job, sink, Several(listeners), frames=order.frames, stop=stop, keeper=keeper,
+                          state=order.state)  # fmt: skip
+    if keeper is not None:
+        record(output, keeper.video or order.describe(), outcome)
+    click.echo("\n".join(order.job.what_runs()))
+    rate, now = outcome.made / outcome.seconds, "" if order.state is None else f", {outcome.made} of them"
+    click.echo(f"{output}: {outcome.frames} frames{now} in {outcome.seconds:.1f} s, {rate:.0f} per second")
+    if not outcome.complete:
+        if keeper is not None:
+            click.echo(f"stopped; go on with: {resume_command(output)}", err=True)
+        sys.exit(130)
+
+
+def _listeners(stack: ExitStack, options: dict[str, Any]) -> list[Telemetry]:
+    """Who is told how it goes."""
+    from runtime.telemetry.events import JsonLines, LineTelemetry
+    from runtime.telemetry.metrics import PrometheusFile
+    from vmla.cli.progress import ProgressLine
+
+    listeners: list[Telemetry] = [LineTelemetry(stack.enter_context(ProgressLine(sys.stderr)))]
+    if options["events"] is not None:
+        listeners.append(stack.enter_context(JsonLines(options["events"])))
+    if options["metrics"] is not None:
+        listeners.append(PrometheusFile(options["metrics"]))
+    return listeners

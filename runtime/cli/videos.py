@@ -1,0 +1,126 @@
+"""`vmla-run --videos`: what it checks, what it says, and how it exits."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import click
+
+from plugins.errors import UserError
+from runtime.device.memory import bytes_of, free_bytes
+from runtime.prompts.videos_file import read_videos
+from runtime.resume.autosave import resume_command
+from runtime.session.concurrent import Ending, check_room, make_together, orders_of
+from runtime.session.destination import NOWHERE, check_output
+from runtime.session.generate import stopping_on_interrupt
+from runtime.session.replay import Order
+from runtime.telemetry.events import JsonLines, Several, Telemetry, TogetherLine
+from runtime.telemetry.metrics import PrometheusFile
+from vmla.cli.progress import ProgressLine
+from vmla.config import FRAMES_PER_SECOND
+
+ALONE = ("prompt", "prompts", "resume", "repeat")
+"""Options of a video that is made alone."""
+
+
+def run_videos(options: dict[str, Any], order_of: Callable[[str], Order]) -> None:
+    """Make the videos of a file at once.
+
+    Args:
+        options: of the command.
+        order_of: the order that all other options make of a prompt.
+    """
+    if given := [f"--{name}" for name in ALONE if options[name] is not None]:
+        raise click.UsageError(f"--videos says what to make; leave out {', '.join(given)}")
+    videos = read_videos(options["videos"])
+    orders = orders_of(videos, order_of(videos[0].prompt))
+    job = orders[videos[0].name].job
+    plan, allowed = job.plan(), options["memory"]
+    if allowed is None:
+        memory, whence = free_bytes(job.device), f"free on {job.device}"
+    else:
+        memory, whence = bytes_of(allowed), "allowed"
+    room = (
+        f"memory: {memory:,} bytes {whence} hold {plan.streams_in(memory)} such videos, "
+        f"{len(videos)} take {plan.bytes_for(len(videos)):,}"
+    )
+    if options["dry_run"]:
+        click.echo("\n".join([*job.what_runs(), *plan.lines(), room]))
+        return
+    if options["output"] is None:
+        raise click.UsageError("give a folder with -o, for example: -o videos")
+    check_room(plan, len(videos), memory)
+    placed = _placed(orders, options["output"], overwrite=options["overwrite"])
+    click.echo("\n".join([*job.what_runs(), room]))
+    _make(placed, memory, options)
+
+
+def _placed(orders: dict[str, Order], folder: Path, *, overwrite: bool) -> dict[Path, Order]:
+    """The orders by the file in `folder` that each goes to; there is such a folder afterwards.
+
+    Raises:
+        UserError: if it cannot be, or one of the files is there.
+    """
+    if folder == NOWHERE or folder.suffix == ".mp4" or (folder.exists() and not folder.is_dir()):
+        raise UserError(f"{folder} is no folder, which several videos need; give one with -o")
+    if not folder.absolute().parent.is_dir():
+        raise UserError(f"there is no folder {folder.parent}; make it first")
+    placed = {folder / f"{name}.mp4": order for name, order in orders.items()}
+    for output in placed if folder.exists() else ():
+        check_output(output, overwrite=overwrite)
+    return placed
+
+
+def _make(orders: dict[Path, Order], memory: int, options: dict[str, Any]) -> None:
+    """Make them and say how each went; exits with 130 if stopped, with 2 if one failed."""
+    for warning in dict.fromkeys(warning for order in orders.values() for warning in order.warnings()):
+        click.echo(f"warning: {warning}", err=True)
+    with ExitStack() as stack:
+        stop = stack.enter_context(stopping_on_interrupt())
+        telemetry = _telemetry(stack, options, videos=len(orders))
+        endings = make_together(
+            orders, memory=memory, every=options["save_every"], stop=stop, telemetry=telemetry
+        )
+    whole = [ending for ending in endings if ending.failure is None]
+    for ending in whole:
+        click.echo(f"{ending.output}: {ending.outcome.frames} frames")
+    _say_speed(endings)
+    stopped = [ending.output for ending in whole if not ending.outcome.complete]
+    for output in stopped:
+        click.echo(f"stopped; go on with: {resume_command(output)}", err=True)
+    failed = [f"{ending.output}: {ending.failure}" for ending in endings if ending.failure is not None]
+    if stopped:
+        for failure in failed:
+            click.echo(failure, err=True)
+        sys.exit(130)
+    if failed:
+        raise UserError(f"{len(failed)} of {len(endings)} videos failed: {'; '.join(failed)}")
+
+
+def _say_speed(endings: list[Ending]) -> None:
+    frames = sum(ending.outcome.frames for ending in endings)
+    seconds = max(ending.outcome.seconds for ending in endings)
+    rate = frames / max(seconds, 1e-9)
+    each = rate / len(endings) / FRAMES_PER_SECOND
+    click.echo(
+        f"{len(endings)} videos, {frames} frames in {seconds:.1f} s, {rate:.0f} per second, "
+        f"{each:.1f}x real time each"
+    )
+
+
+def _telemetry(
+    stack: ExitStack, options: dict[str, Any], *, videos: int
+) -> Callable[[Path], Telemetry]:
+    """Who is told how it goes, for each output."""
+    listeners: list[TogetherLine | JsonLines | PrometheusFile] = [
+        TogetherLine(stack.enter_context(ProgressLine(sys.stderr)), videos=videos)
+    ]
+    if options["events"] is not None:
+        listeners.append(stack.enter_context(JsonLines(options["events"])))
+    if options["metrics"] is not None:
+        listeners.append(PrometheusFile(options["metrics"]))
+    return lambda output: Several([listener.of(output.stem) for listener in listeners])

@@ -1,0 +1,1 @@
+"""What depends on the machine: CUDA graphs, CPU threads, memory, worker threads."""

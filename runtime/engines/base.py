@@ -1,0 +1,158 @@
+"""Engines: the denoiser behind one face, whether it runs eagerly or was compiled ahead of time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Protocol, cast
+
+import torch
+from torch import Tensor
+
+from runtime.engines.packed_linear import packable, packed
+from runtime.engines.timestep_tables import tabled
+from vmla.cache import CacheLayout
+from vmla.config import ModelConfig
+from vmla.text import TextEncoder
+from vmla.transformer import VideoMLA
+
+
+class Engine(Protocol):
+    """The step of `vmla.transformer.VideoMLA.forward` and the text function that goes with it."""
+
+    config: ModelConfig
+    layout: CacheLayout
+    dtype: torch.dtype
+    device: torch.device
+
+    def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
+        """Cross-attention keys and values [L, 2, B, tokens, D] of one prompt for each video."""
+
+    def step(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        text_kv: Tensor,
+        cache: Tensor,
+        slot_index: Tensor,
+        chunk_index: Tensor,
+        *,
+        full: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Velocity and entries: see `VideoMLA.forward`; an engine need not make use of `full`."""
+
+    def entries(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        text_kv: Tensor,
+        cache: Tensor,
+        slot_index: Tensor,
+        chunk_index: Tensor,
+        *,
+        full: bool = False,
+    ) -> Tensor:
+        """The entries that `step` would give, without what only the velocity needs where that is possible."""
+
+    def close(self) -> None:
+        """Give back what the engine holds."""
+
+
+class EagerEngine:
+    """The PyTorch model itself."""
+
+    def __init__(
+        self,
+        model: VideoMLA,
+        text: TextEncoder,
+        *,
+        device: torch.device,
+        dtype: torch.dtype,
+        absorbed: bool = False,
+        as_it_is: bool = False,
+    ) -> None:
+        """`as_it_is` runs the modules of `model` themselves, for whoever watches them: slower on a CPU."""
+        self.config = model.config
+        self.layout = CacheLayout.of(model.config)
+        self.device, self.dtype, self.absorbed = device, dtype, absorbed
+        self._model = model.to(device=device, dtype=dtype)
+        self._model.rope.float()  # angles are never taken in less than float32
+        if not as_it_is:
+            self._model = self._hastened()
+        self._text = text
+        text.encoder.to(device)
+
+    def _hastened(self) -> VideoMLA:
+        """The model with its weights laid out for this machine, and what timesteps alone decide kept."""
+        model = self._model
+        if packable(self.device, self.dtype):
+            rows = self.config.chunk * self.config.tokens_per_frame
+            model = cast(VideoMLA, packed(model, rows))
+        return tabled(model)
+
+    @torch.inference_mode()
+    def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
+        """Cross-attention keys and values [L, 2, B, tokens, D] of one prompt for each video."""
+        return self._model.encode_text(self._text(prompts).to(self.dtype))
+
+    @torch.inference_mode()
+    def step(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        text_kv: Tensor,
+        cache: Tensor,
+        slot_index: Tensor,
+        chunk_index: Tensor,
+        *,
+        full: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Velocity and entries: see `VideoMLA.forward`."""
+        velocity, entries = self._model(
+            latents.to(self.dtype),
+            timestep,
+            text_kv,
+            cache,
+            slot_index,
+            chunk_index,
+            absorbed=self.absorbed,
+            full=full,
+        )
+        return velocity, entries
+
+    @torch.inference_mode()
+    def entries(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        text_kv: Tensor,
+        cache: Tensor,
+        slot_index: Tensor,
+        chunk_index: Tensor,
+        *,
+        full: bool = False,
+    ) -> Tensor:
+        """The entries alone: see `VideoMLA.entries`."""
+        return self._model.entries(
+            latents.to(self.dtype),
+            timestep,
+            text_kv,
+            cache,
+            slot_index,
+            chunk_index,
+            absorbed=self.absorbed,
+            full=full,
+        )
+
+    def close(self) -> None:
+        """Nothing to give back."""
+
+    def __enter__(self) -> EagerEngine:
+        """The engine itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()

@@ -1,0 +1,161 @@
+"""Engines from an engine folder: loaded through their manifest, without tracing or compiling."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+
+import torch
+from torch import Tensor
+
+from export.engine.manifest import NAME, Manifest
+from runtime.engines.programs import Program, check_inputs, load_program
+from vmla.cache import CacheLayout
+from vmla.config import ModelConfig
+from plugins.errors import UserError
+from vmla.text import TextEncoder
+from vmla.weights.checkpoint import Checkpoint, open_checkpoint
+
+PREFERRED = ("tensorrt", "tensorrt-rtx", "aoti", "onnx")
+"""Backends, the fastest first."""
+
+PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
+"""Of matrix products, by the type that the model would compute in."""
+
+log = logging.getLogger(__name__)
+
+
+class CompiledEngine:
+    """The step and the prompt step of an engine folder behind the face of `runtime.engines.base.Engine`."""
+
+    def __init__(self, manifest: Manifest, programs: dict[str, Program], text: TextEncoder) -> None:
+        self.manifest = manifest
+        self.config = ModelConfig.from_dict(manifest.model)
+        self.layout = CacheLayout.of(self.config)
+        self.dtype: torch.dtype = getattr(torch, manifest.cache["dtype"])
+        self.device = torch.device(manifest.host.device)
+        self._programs = programs
+        self._text = text
+        text.encoder.to(self.device)
+
+    @torch.inference_mode()
+    def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
+        """Cross-attention keys and values [L, 2, B, tokens, D] of one prompt for each video."""
+        (text_kv,) = self._run("prompt", self._text(prompts).float())
+        return text_kv
+
+    @torch.inference_mode()
+    def step(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        text_kv: Tensor,
+        cache: Tensor,
+        slot_index: Tensor,
+        chunk_index: Tensor,
+        *,
+        full: bool = False,
+    ) -> tuple[Tensor, Tensor]:
+        """Velocity and entries: see `VideoMLA.forward`; one program serves every window, `full` or not.
+
+        Raises:
+            ValueError: naming a tensor that has not the shape or type of the manifest.
+        """
+        velocity, entries = self._run(
+            "step", latents.float(), timestep, text_kv, cache, slot_index, chunk_index
+        )
+        return velocity, entries
+
+    def entries(
+        self,
+        latents: Tensor,
+        timestep: Tensor,
+        text_kv: Tensor,
+        cache: Tensor,
+        slot_index: Tensor,
+        chunk_index: Tensor,
+        *,
+        full: bool = False,
+    ) -> Tensor:
+        """The entries of `step`, whose velocity is made and dropped: a program of their own would save 2 % of
+        a chunk of a small model, less of a large one, and hold all weights a second time (LOG.md)."""
+        return self.step(latents, timestep, text_kv, cache, slot_index, chunk_index)[1]
+
+    def _run(self, name: str, *tensors: Tensor) -> Sequence[Tensor]:
+        check_inputs(self.manifest.programs[name], tensors)
+        # Compiled code was made for dense tensors and does not look at strides.
+        return self._programs[name](*(tensor.contiguous() for tensor in tensors))
+
+    def close(self) -> None:
+        """Let go of the programs and their weights."""
+        self._programs = {}
+
+    def __enter__(self) -> CompiledEngine:
+        """The engine itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+
+def open_engine(folder: Path, checkpoint: Checkpoint, *, batch: int = 1) -> CompiledEngine:
+    """The engine in `folder`, with the text encoder of the `checkpoint` that it was built from.
+
+    Raises:
+        UserError: if it does not fit this machine, the checkpoint or `batch`, or is damaged.
+    """
+    manifest = Manifest.read(folder)
+    manifest.check(folder, checkpoint, batch=batch)
+    manifest.check_files(folder)
+    programs = {name: load_program(folder, name, manifest) for name in manifest.programs}
+    return CompiledEngine(manifest, programs, checkpoint.text())
+
+
+def find_engine(checkpoint: Checkpoint, *, device: str, dtype: str, engines: Path) -> Path | None:
+    """The engine in the folder `engines` that its manifest says runs `checkpoint` here as the model would.
+
+    That is on `device`, a type of device, and with matrix products in `dtype`: never in a narrower one. Of
+    several the one whose backend comes first in `PREFERRED`, then the first by name. What was refused is
+    logged.
+    """
+    found = []
+    for path in sorted(engines.glob(f"[!.]*/{NAME}")):
+        try:
+            manifest = Manifest.read(path.parent)
+            if (manifest.host.device, manifest.precision) != (device, PRECISIONS[dtype]):
+                continue
+            manifest.check(path.parent, checkpoint)
+        except UserError as refusal:
+            log.info("%s", refusal)
+            continue
+        found.append((PREFERRED.index(manifest.backend), path.parent))
+    return min(found)[1] if found else None
+
+
+def fit(
+    folder: Path, name: str | Path | None, *, device: str, dtype: str
+) -> tuple[Checkpoint, str, str]:
+    """The checkpoint, device and type that the engine in `folder` needs; reads no weights but to hash them.
+
+    Args:
+        folder: of the engine.
+        name: the checkpoint asked for, None for the engine's own.
+        device, dtype: those asked for; `cpu` and `auto` ask for nothing.
+
+    Raises:
+        UserError: if the engine cannot run here, or what is asked for is not what it was built for.
+    """
+    manifest = Manifest.read(folder)
+    checkpoint = open_checkpoint(manifest.checkpoint if name is None else name)
+    manifest.check(folder, checkpoint)
+    built = manifest.host.device, manifest.cache["dtype"]
+    if device not in (built[0], "cpu"):
+        raise UserError(f"{folder} was built for device {built[0]}, not {device}; leave --device out")
+    if dtype not in (built[1], "auto"):
+        raise UserError(f"{folder} was built for dtype {built[1]}, not {dtype}; leave --dtype out")
+    return checkpoint, *built

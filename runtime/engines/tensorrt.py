@@ -1,0 +1,130 @@
+"""Plans of TensorRT and TensorRT-RTX as functions of tensors: static buffers and a stream of their own.
+
+Copying the inputs into buffers that never move costs a thousandth of a pass and lets TensorRT keep
+everything that depends on an address.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from export.engine.manifest import Signature, TensorSpec
+from plugins.errors import missing_extra
+
+LIBRARIES = {"tensorrt": ("tensorrt", "trt"), "tensorrt-rtx": ("tensorrt_rtx", "trt-rtx")}
+"""By backend: the package, and the extra that installs it."""
+
+log = logging.getLogger(__name__)
+
+
+class PlanProgram:
+    """A plan with its buffers: dense tensors in the order of the signature's inputs, to its outputs."""
+
+    def __init__(self, trt: Any, plan: bytes, signature: Signature, *, device: str = "cuda") -> None:
+        """Load `plan` and bind it to buffers on the GPU.
+
+        Raises:
+            RuntimeError: if it does not load, or does not take and give what the signature says.
+        """
+        self._device = device
+        self._runtime = trt.Runtime(_logger(trt))
+        self._engine = _given(self._runtime.deserialize_cuda_engine(plan), "the plan does not load")
+        check_table(trt, self._engine, signature)
+        self._context = _given(self._engine.create_execution_context(), "no memory for a context")
+        self._inputs = [self._bound(spec) for spec in signature.inputs]
+        self._outputs = [self._bound(spec) for spec in signature.outputs]
+        self._stream = torch.cuda.Stream()
+
+    def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
+        """Run it; the results stay when it runs again."""
+        for buffer, tensor in zip(self._inputs, tensors, strict=True):
+            buffer.copy_(tensor)
+        caller = torch.cuda.current_stream()
+        self._stream.wait_stream(caller)
+        _given(self._context.execute_async_v3(self._stream.cuda_stream) or None, "the plan does not run")
+        caller.wait_stream(self._stream)
+        return [buffer.clone() for buffer in self._outputs]
+
+    def _bound(self, spec: TensorSpec) -> Tensor:
+        """A buffer that the plan reads or writes under its name."""
+        buffer = torch.zeros(spec.shape, dtype=getattr(torch, spec.dtype), device=self._device)
+        bound = self._context.set_tensor_address(spec.name, buffer.data_ptr())
+        _given(bound or None, f"the plan takes no address for {spec.name}")
+        return buffer
+
+
+def load_plan(folder: Path, name: str, backend: str, signature: Signature) -> PlanProgram:
+    """The plan called `name` of the engine in `folder`.
+
+    Raises:
+        UserError: if the backend's package is missing.
+        RuntimeError: as `PlanProgram`.
+    """
+    package, extra = LIBRARIES[backend]
+    try:
+        trt = importlib.import_module(package)
+    except ImportError as error:
+        raise missing_extra(package.replace("_", "-"), extra) from error
+    return PlanProgram(trt, (folder / f"{name}.engine").read_bytes(), signature)
+
+
+def check_table(trt: Any, engine: Any, signature: Signature) -> None:
+    """Refuse a plan whose tensors are not those of the signature.
+
+    Raises:
+        RuntimeError: naming the tensors that differ.
+    """
+    modes = {trt.TensorIOMode.INPUT: "in", trt.TensorIOMode.OUTPUT: "out"}
+    types = {
+        trt.DataType.FLOAT: "float32",
+        trt.DataType.HALF: "float16",
+        trt.DataType.BF16: "bfloat16",
+        trt.DataType.INT32: "int32",
+    }
+    names = [engine.get_tensor_name(place) for place in range(engine.num_io_tensors)]
+    found = {
+        (modes[engine.get_tensor_mode(name)], name, tuple(engine.get_tensor_shape(name)),
+         types.get(engine.get_tensor_dtype(name)))
+        for name in names
+    }  # fmt: skip
+    wanted = {
+        (mode, spec.name, spec.shape, spec.dtype)
+        for mode, specs in (("in", signature.inputs), ("out", signature.outputs))
+        for spec in specs
+    }
+    if found != wanted:
+        differing = ", ".join(sorted({str(entry[1]) for entry in found ^ wanted}))
+        raise RuntimeError(f"the plan takes or gives something else than its manifest says: {differing}")
+
+
+def _given(value: Any, otherwise: str) -> Any:
+    """`value`, where the library would give None or False instead of an error."""
+    if value is None:
+        raise RuntimeError(otherwise)
+    return value
+
+
+def _logger(trt: Any) -> Any:
+    """A logger that hands warnings and errors on to this module's."""
+    levels = {
+        trt.Logger.Severity.WARNING: logging.WARNING,
+        trt.Logger.Severity.ERROR: logging.ERROR,
+        trt.Logger.Severity.INTERNAL_ERROR: logging.ERROR,
+    }
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in levels:
+                log.log(levels[severity], message)
+
+    return Log()

@@ -1,0 +1,96 @@
+"""Frames to a piece of a fragmented MP4 that depends on these frames and their place alone.
+
+Each piece is encoded and muxed afresh and begins with a key frame, so a file may be cut between any
+two and continued there, and comes out as if it had never been cut. Muxers number fragments and times
+from nothing; `place` puts in the true ones (ISO/IEC 14496-12: boxes `mfhd` and `tfdt` of a `moof`).
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+from collections.abc import Iterator
+from fractions import Fraction
+from typing import NamedTuple
+
+from runtime.outputs import Frames
+
+MUXER = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
+ENCODER = {"preset": "veryfast", "tune": "zerolatency", "crf": "18", "threads": "1"}
+"""No frame held back; one thread, so that the bytes do not depend on the machine's cores."""
+NO_NOTES = "filter_units=remove_types=6"
+"""Drops the 700 bytes in which x264 describes itself at the start of each piece (SEI units)."""
+
+
+class Box(NamedTuple):
+    """A box of an MP4: a piece of its bytes."""
+
+    kind: bytes
+    start: int
+    """Of its size, which its type follows."""
+    end: int
+
+
+def boxes(data: bytes | bytearray, start: int = 0, end: int | None = None) -> Iterator[Box]:
+    """The boxes that lie side by side in `data`, whole ones only."""
+    end = len(data) if end is None else end
+    while start + 8 <= end:
+        size, kind = struct.unpack_from(">I4s", data, start)
+        if size == 1:
+            (size,) = struct.unpack_from(">Q", data, start + 8)
+        if size < 8 or start + size > end:
+            return
+        yield Box(kind, start, start + size)
+        start += size
+
+
+def encode(frames: Frames, *, rate: int, scale: int) -> tuple[bytes, bytearray]:
+    """The header of a file of such frames, and [n, H, W, 3] frames as fragments numbered from 1 at time 0."""
+    import av
+    from av.bitstream import BitStreamFilterContext
+
+    file = io.BytesIO()
+    with av.open(file, "w", format="mp4", options=MUXER) as container:
+        stream = container.add_stream("libx264", rate=rate, options=ENCODER)
+        stream.width, stream.height = frames.shape[2] * scale, frames.shape[1] * scale
+        stream.pix_fmt = "yuv420p"
+        stream.codec_context.gop_size = rate
+        stream.time_base = stream.codec_context.time_base = Fraction(1, rate)
+        container.start_encoding()
+        notes = BitStreamFilterContext(NO_NOTES, in_stream=stream, out_stream=stream)
+        for number, pixels in enumerate(frames):
+            picture = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            picture = picture.reformat(stream.width, stream.height, "yuv420p", interpolation="BICUBIC")
+            picture.pts = number
+            for packet in stream.encode(picture):
+                container.mux(notes.filter(packet))
+        for packet in stream.encode(None):
+            container.mux(notes.filter(packet))
+    data = file.getvalue()
+    pieces = list(boxes(data))
+    first = next(box.start for box in pieces if box.kind == b"moof")
+    last = max(box.end for box in pieces if box.kind == b"mdat")
+    return data[:first], bytearray(data[first:last])
+
+
+def place(header: bytes, fragments: bytearray, *, number: int, seconds: Fraction) -> int:
+    """Number `fragments` from `number` on, and let them begin at `seconds`; how many they are."""
+    at = header.index(b"mdhd")
+    (timescale,) = struct.unpack_from(">I", header, at + 16)  # type, version, two dates before it
+    count = 0
+    for moof in (box for box in boxes(fragments) if box.kind == b"moof"):
+        for box in boxes(fragments, moof.start + 8, moof.end):
+            if box.kind == b"mfhd":
+                struct.pack_into(">I", fragments, box.start + 12, number + count)
+            if box.kind == b"traf":
+                _delay(fragments, box, round(seconds * timescale))
+        count += 1
+    return count
+
+
+def _delay(fragments: bytearray, traf: Box, ticks: int) -> None:
+    """Add `ticks` to the decode time of a track's fragment, which muxers write with 64 bits."""
+    for box in boxes(fragments, traf.start + 8, traf.end):
+        if box.kind == b"tfdt":
+            (time,) = struct.unpack_from(">Q", fragments, box.start + 12)
+            struct.pack_into(">Q", fragments, box.start + 12, time + ticks)

@@ -1,0 +1,44 @@
+"""A folder of numbered pictures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from plugins.errors import missing_extra
+from runtime.outputs import Frames, Mark
+
+
+class PngSink:
+    """Writes 000000.png, 000001.png, ... into a folder."""
+
+    def __init__(self, folder: Path, *, scale: int = 1, after: Mark | None = None) -> None:
+        """Write into `folder`, each frame enlarged `scale` times; go on `after` the mark of another sink.
+
+        Raises:
+            UserError: if Pillow is missing.
+        """
+        try:
+            from PIL import Image
+        except ImportError as error:
+            raise missing_extra("pillow", "png") from error
+        self._image = Image
+        self.path, self._scale, self._count = folder, scale, after["frames"] if after else 0
+
+    def write(self, frames: Frames) -> None:
+        """Store [n, H, W, 3] frames, each aside first and then renamed."""
+        if not self._count:
+            self.path.mkdir(exist_ok=True)
+        for pixels in frames:
+            picture = self._image.fromarray(pixels)
+            size = (picture.width * self._scale, picture.height * self._scale)
+            aside = self.path / "next.tmp"
+            picture.resize(size, self._image.Resampling.BICUBIC).save(aside, format="png")
+            aside.replace(self.path / f"{self._count:06d}.png")
+            self._count += 1
+
+    def mark(self) -> Mark:
+        """The number of the next picture."""
+        return {"frames": self._count}
+
+    def close(self) -> None:
+        """Nothing is open."""

@@ -1,0 +1,36 @@
+"""Hands frames to a sink on a thread of its own, through a queue that holds only a few chunks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+
+from runtime.device.worker_thread import CAPACITY, Lane
+from runtime.outputs import Frames, FrameSink, Mark
+
+
+class FrameWriter(Lane):
+    """A context manager around a sink, which it closes at the end."""
+
+    def __init__(self, sink: FrameSink, *, capacity: int = CAPACITY) -> None:
+        super().__init__("frame-writer", capacity=capacity, finish=sink.close)
+        self._sink = sink
+        self.written = 0
+        """Frames that the sink has taken."""
+
+    def __enter__(self) -> FrameWriter:
+        """Start the thread."""
+        super().__enter__()
+        return self
+
+    def write(self, frames: Frames) -> None:
+        """Queue [n, H, W, 3] frames; what went wrong with earlier ones is raised here."""
+        self.put(partial(self._take, frames))
+
+    def mark(self, tell: Callable[[Mark], None]) -> None:
+        """Tell where the sink stands once it has taken all that was written so far."""
+        self.put(lambda: tell(self._sink.mark()))
+
+    def _take(self, frames: Frames) -> None:
+        self._sink.write(frames)
+        self.written += len(frames)

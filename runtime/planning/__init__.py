@@ -1,0 +1,1 @@
+"""What a video will need, checked and known before anything of it is allocated."""

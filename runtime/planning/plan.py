@@ -1,0 +1,125 @@
+"""How long, how large and how heavy a rollout will be, known before any of it is allocated."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from plugins.errors import UserError
+from runtime.planning.peak_memory import decoding_scratch, pass_scratch
+from runtime.rollout.buffers import draws, picture_shape
+from runtime.rollout.decoding import Decoding
+from runtime.rollout.recache import Past
+from vmla.cache import CacheLayout
+from vmla.config import FRAMES_PER_SECOND
+from vmla.scheduler import Sampler
+from vmla.vae import Codec, frames_in
+
+LONGEST_SECONDS = 24 * 3600.0
+"""A day: nothing in the rollout ends there, but a longer wish is a slip of the finger."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The plan of one video."""
+
+    chunks: int
+    frames: int
+    """Pixel frames of all chunks."""
+    height: int
+    width: int
+    """Of a frame, pixels."""
+    positions: int
+    """Window-relative positions that are ever used."""
+    cache_bytes_per_token_and_layer: int
+    shared: dict[str, int]
+    """Memory by part in bytes: what all streams on a device have in common, or take turns with."""
+    own: dict[str, int]
+    """The same, of each stream."""
+
+    @classmethod
+    def of(cls, decoding: Decoding, *, chunks: int, dtype: torch.dtype, sampler: Sampler) -> Plan:
+        """Plan `chunks` chunks of one video with the model computing in `dtype`.
+
+        This takes a second: decoding is followed on the meta device, which loads a compiler.
+        """
+        checkpoint, codec = decoding.checkpoint, decoding.sizes()
+        config = checkpoint.model_config()
+        layout, size = CacheLayout.of(config), dtype.itemsize
+        single = torch.float32.itemsize
+        decodes = not decoding.silent
+        picture = math.prod(picture_shape(config)) * single
+        return cls(
+            chunks=chunks,
+            frames=frames_in(chunks, layout.chunk, codec),
+            height=config.height * codec.spatial_ratio,
+            width=config.image_width * codec.spatial_ratio,
+            positions=layout.positions,
+            cache_bytes_per_token_and_layer=layout.entry_width * size,
+            shared={
+                "transformer": checkpoint.elements("transformer") * size,
+                "text encoder": checkpoint.elements("text_encoder") * single,
+                "codec": decoding.codec_bytes(),
+                "scratch of a pass": pass_scratch(config, size),
+                "scratch of decoding": decoding_scratch(codec, config) if decodes else 0,
+            },
+            own={
+                "latent cache" if config.layout == "mla" else "cache": layout.bytes(element_size=size),
+                "text keys and values": 2 * config.layers * config.text_tokens * config.width * size,
+                "noise and latents of a chunk": (draws(sampler) + 1) * picture,
+                "latents of the window": Past.capacity(layout) * picture,
+                "decoder memory": codec.stream_bytes(config.height, config.image_width) if decodes else 0,
+            },
+        )
+
+    @property
+    def seconds(self) -> float:
+        """Length of the video when played."""
+        return self.frames / FRAMES_PER_SECOND
+
+    @property
+    def stream_bytes(self) -> int:
+        """What one stream takes beside what all have in common."""
+        return sum(self.own.values())
+
+    def bytes_for(self, streams: int) -> int:
+        """What all have in common and so many streams take together."""
+        return sum(self.shared.values()) + streams * self.stream_bytes
+
+    def streams_in(self, memory: int) -> int:
+        """How many such streams `memory` bytes hold."""
+        return max(0, memory - self.bytes_for(0)) // self.stream_bytes
+
+    def lines(self) -> list[str]:
+        """The plan for a person to read."""
+        parts = self.shared | self.own
+        return [
+            f"{self.chunks} chunks, {self.frames} frames of {self.width}x{self.height}, {self.seconds:g} s",
+            f"positions 0 to {self.positions - 1}, whatever the length",
+            f"cache per token and layer: {self.cache_bytes_per_token_and_layer:,} bytes",
+            *(f"{part}: {count:,} bytes" for part, count in parts.items()),
+            f"in all: {self.bytes_for(1):,} bytes, {self.stream_bytes:,} more for each further stream",
+        ]
+
+
+def chunks_for(seconds: float, chunk: int, codec: Codec) -> int:
+    """The fewest chunks of `chunk` latent frames that last `seconds`.
+
+    Raises:
+        UserError: for a length that is not one.
+    """
+    check_length(seconds)
+    latent = 1 + -(-(round(seconds * FRAMES_PER_SECOND) - codec.first_frames) // codec.temporal_ratio)
+    return max(1, -(-latent // chunk))
+
+
+def check_length(seconds: float) -> None:
+    """Refuse a length that is not one.
+
+    Raises:
+        UserError: unless it is more than nothing and at most a day.
+    """
+    if not 0 < seconds <= LONGEST_SECONDS:
+        raise UserError(f"no video lasts {seconds:g} s; ask for more than 0 and at most {LONGEST_SECONDS:g}")

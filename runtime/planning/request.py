@@ -1,0 +1,225 @@
+"""What is asked of a rollout, what it will take, and the parts that carry it out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from plugins.errors import UserError
+from runtime.device.cuda_graphs import to_host
+from runtime.device.threads import Cores, using
+from runtime.engines.base import EagerEngine, Engine
+from runtime.engines.compiled import find_engine, fit, open_engine
+from runtime.outputs import Frames
+from runtime.planning.plan import Plan, check_length, chunks_for
+from runtime.prompts.schedule_file import Entry, to_schedule
+from runtime.prompts.sources import FixedPrompts, PromptSource
+from runtime.rollout.decoding import Decoder, Decoding
+from runtime.rollout.rollout import Chunk, rollout
+from vmla.config import FRAMES_PER_SECOND
+from vmla.scheduler import Sampler
+from vmla.vae import frames_in
+from vmla.weights.checkpoint import SHIPPED, Checkpoint, open_checkpoint
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One video to make."""
+
+    prompts: PromptSource
+    checkpoint: Checkpoint
+    chunks: int
+    seed: int = 0
+    sampler: Sampler
+    device: torch.device
+    dtype: torch.dtype
+    engine_folder: Path | None = None
+    """A compiled engine; without one, the eager model runs."""
+    engine_reason: str = "as asked for"
+    decoder_file: Path | None = None
+    """What decodes in place of the checkpoint's own codec; see `runtime.rollout.decoding.Decoding`."""
+    threads: int
+    """Of a CPU, for denoiser and decoder together. What they come to differs in the last bits with it."""
+
+    @property
+    def decoding(self) -> Decoding:
+        """What makes the frames."""
+        return Decoding(checkpoint=self.checkpoint, file=self.decoder_file, dtype=self.dtype)
+
+    @property
+    def cores(self) -> Cores:
+        """Who computes with how many of the threads."""
+        return Cores.of(self.threads, self.device, silent=self.decoding.silent)
+
+    @property
+    def height(self) -> int:
+        """Of a frame, pixels."""
+        return self.checkpoint.model_config().height * self.decoding.sizes().spatial_ratio
+
+    def what_runs(self) -> list[str]:
+        """Lines for a person to read: the engine and why it was chosen, and a decoder that was asked for."""
+        engine = f"engine: {self.engine_folder or 'eager'} ({self.engine_reason})"
+        return [engine] if self.decoder_file is None else [engine, self.decoding.line()]
+
+    def plan(self) -> Plan:
+        """What it will take; reads no weights."""
+        return Plan.of(self.decoding, chunks=self.chunks, dtype=self.dtype, sampler=self.sampler)
+
+    def engine(self) -> Engine:
+        """The denoiser, loaded."""
+        if self.engine_folder is not None:
+            with using(self.cores.denoiser):
+                return open_engine(self.engine_folder, self.checkpoint)
+        return EagerEngine(
+            self.checkpoint.transformer(), self.checkpoint.text(), device=self.device, dtype=self.dtype
+        )
+
+    def decoder(self) -> Decoder:
+        """The decoder, loaded, at the start of a video."""
+        return self.decoding.decoders(self.device, self.cores.decoder)()
+
+    def run(self, engine: Engine, decoder: Decoder) -> Iterator[Chunk]:
+        """Make the video's chunks."""
+        return rollout(
+            engine, decoder, self.prompts, self.sampler,
+            seeds=[self.seed], chunks=self.chunks, threads=self.cores.denoiser,
+        )  # fmt: skip
+
+
+def prepare(
+    prompts: str | PromptSource | Sequence[Entry],
+    checkpoint: str | Path | None,
+    *,
+    layout: str | None = None,
+    minutes: float | None = None,
+    seconds: float | None = None,
+    chunks: int | None = None,
+    seed: int = 0,
+    steps: int | None = None,
+    device: str = "cpu",
+    dtype: str = "auto",
+    engine: Path | None = None,
+    engines: Path | None = None,
+    decoder: Path | None = None,
+    threads: int | None = None,
+) -> tuple[Job, int]:
+    """A job and the number of its frames, with everything checked that can be checked without weights.
+
+    Args:
+        prompts: one for the whole video, those of a schedule in seconds, or a source of them.
+        checkpoint: its folder or the name of a shipped one; the engine's own, or `sprites`, if None.
+        layout: what the checkpoint must have.
+        minutes, seconds, chunks: the length; at most one of them, ten seconds if none is given.
+        seed, steps: of the sampling; None takes the checkpoint's own number of steps.
+        device, dtype: by name.
+        engine: a folder made by `vmla-export`.
+        engines: a folder of such folders; where none is given, one of these that fits is taken.
+        decoder: a file of TAEHV's weights in place of the checkpoint's codec, or `NOTHING`: no frames.
+        threads: of the CPU, for denoiser and decoder together; as many as PyTorch has, if None.
+
+    Raises:
+        UserError: for whatever cannot be.
+    """
+    if engine is None:
+        opened = open_checkpoint(SHIPPED if checkpoint is None else checkpoint)
+    else:
+        opened, device, dtype = fit(engine, checkpoint, device=device, dtype=dtype)
+    config = opened.model_config()
+    if layout not in (None, config.layout):
+        raise UserError(f"checkpoint {opened.folder} has layout {config.layout}; name one with {layout}")
+    where = choose_device(device)
+    compute = choose_dtype(dtype, where)
+    decoding = Decoding(checkpoint=opened, file=decoder, dtype=compute)
+    count, frames = length_of(decoding, minutes=minutes, seconds=seconds, chunks=chunks)
+    engine, reason = look_up(opened, where, compute, engine, engines)
+    job = Job(
+        prompts=as_source(prompts, decoding, count),
+        checkpoint=opened,
+        chunks=count,
+        seed=seed,
+        sampler=opened.sampler() if steps is None else replace(opened.sampler(), steps=steps),
+        device=where,
+        dtype=compute,
+        engine_folder=engine,
+        engine_reason=reason,
+        decoder_file=decoder,
+        threads=threads or torch.get_num_threads(),
+    )
+    return job, 0 if decoding.silent else frames
+
+
+def as_source(
+    prompts: str | PromptSource | Sequence[Entry], decoding: Decoding, chunks: int
+) -> PromptSource:
+    """What `prepare` takes for prompts, chunk by chunk."""
+    if isinstance(prompts, str):
+        return FixedPrompts(prompts)
+    if isinstance(prompts, Sequence):
+        chunk, codec = decoding.checkpoint.model_config().chunk, decoding.sizes()
+        return to_schedule(cast(Sequence[Entry], prompts), chunks=chunks, chunk=chunk, codec=codec)
+    return prompts
+
+
+def length_of(
+    decoding: Decoding, *, minutes: float | None, seconds: float | None, chunks: int | None
+) -> tuple[int, int]:
+    """How many chunks to make and how many frames of them to keep: ten seconds if nothing is given.
+
+    Raises:
+        UserError: for more than one length, or one that cannot be.
+    """
+    if sum(length is not None for length in (minutes, seconds, chunks)) > 1:
+        raise UserError("more than one length; give one of --minutes, --seconds, --chunks")
+    chunk, codec = decoding.checkpoint.model_config().chunk, decoding.sizes()
+    wanted = 60 * minutes if minutes is not None else 10.0 if seconds is None else seconds
+    count = chunks or chunks_for(wanted, chunk, codec)
+    whole = frames_in(count, chunk, codec)
+    check_length(whole / FRAMES_PER_SECOND)
+    return count, whole if chunks else round(wanted * FRAMES_PER_SECOND)
+
+
+def look_up(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype,
+    engine: Path | None, engines: Path | None,
+) -> tuple[Path | None, str]:  # fmt: skip
+    """The engine asked for, or one in the folder `engines` that runs in place of the model, and why."""
+    if engine is not None or engines is None:
+        return engine, "as asked for"
+    name = str(dtype).removeprefix("torch.")
+    found = find_engine(checkpoint, device=device.type, dtype=name, engines=engines)
+    return found, f"found in {engines}" if found else f"nothing in {engines} fits"
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `name`.
+
+    Raises:
+        UserError: if it is not there.
+    """
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError(f"no device {name!r} here; use cpu, or a device that torch sees") from error
+    return device
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The type called `name`; `auto` is float32 on a CPU and bfloat16 elsewhere."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return DTYPES[name]
+
+
+def to_pixels(frames: Tensor) -> Frames:
+    """One video's frames [n, 3, H, W] in [0, 1] to [n, H, W, 3] uint8 in main memory."""
+    scaled = (frames * 255).round().to(torch.uint8)
+    pixels: Frames = to_host(scaled.permute(0, 2, 3, 1).contiguous()).numpy()
+    return pixels

@@ -1,0 +1,1 @@
+"""Prompts of a rollout: fixed, scheduled or live, and the files that hold them."""

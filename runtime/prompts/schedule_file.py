@@ -1,0 +1,83 @@
+"""A file of prompts over time: YAML, or JSON lines if its name ends in .jsonl.
+
+    0: a red star bouncing on a navy background
+    20: a blue ring orbiting on a black background
+    40: {prompt: a green cross spinning on a gray background, policy: reset}
+
+The same as JSON lines has on each line `{"at": 20, "prompt": "...", "policy": "recache"}`; a YAML list
+of such objects will do as well. `at` counts seconds of the video.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from plugins.errors import UserError
+from runtime.prompts.prompt_file import read_listing
+from runtime.prompts.sources import Change, Policy, Schedule
+from vmla.config import FRAMES_PER_SECOND
+from vmla.vae import Codec, frames_in
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One line of a file: what shall be seen from second `at` on."""
+
+    at: float
+    prompt: str
+    policy: Policy = "recache"
+
+
+def read_schedule(path: Path) -> list[Entry]:
+    """The entries of the file at `path`, in their order.
+
+    Raises:
+        UserError: if there is no such file, or a line of it is no entry.
+    """
+    values = read_listing(path, key="at", example="0: a red star")
+    return [_entry(value, f"{path}, entry {number}") for number, value in enumerate(values, 1)]
+
+
+def to_schedule(entries: Sequence[Entry], *, chunks: int, chunk: int, codec: Codec) -> Schedule:
+    """The entries at the edges of chunks: each applies from the first chunk that begins at or after it.
+
+    Raises:
+        UserError: for entries out of order, two at one edge, one past the end, or none at the start.
+    """
+    starts = [frames_in(n, chunk, codec) / FRAMES_PER_SECOND if n else 0.0 for n in range(chunks)]
+    changes: list[Change] = []
+    before = 0.0
+    for entry in entries:
+        if not entry.at >= before:
+            raise UserError(f"prompts out of order: one at {entry.at:g} s comes after one at {before:g} s")
+        number = next((n for n, start in enumerate(starts) if start >= entry.at), None)
+        if number is None:
+            raise UserError(
+                f"the prompt at {entry.at:g} s would begin past the last chunk, at {starts[-1]:g} s; "
+                "make the video longer or leave the prompt out"
+            )
+        if changes and changes[-1].chunk == number:
+            raise UserError(
+                f"prompts overlap: those at {before:g} s and {entry.at:g} s both begin with the chunk "
+                f"at {starts[number]:g} s; keep them {starts[1] if chunks > 1 else 1:g} s apart"
+            )
+        changes.append(Change(chunk=number, prompts=(entry.prompt,), policy=entry.policy))
+        before = entry.at
+    if not changes or changes[0].chunk != 0:
+        raise UserError("no prompt begins at 0 s; add one, or give the first with --prompt")
+    return Schedule(changes)
+
+
+def _entry(value: Any, where: str) -> Entry:
+    if not isinstance(value, dict) or not {"at", "prompt"} <= value.keys() <= {"at", "prompt", "policy"}:
+        raise UserError(f"{where} is not what a prompt looks like: it has at, prompt and perhaps policy")
+    at, prompt, policy = value["at"], value["prompt"], value.get("policy", "recache")
+    if isinstance(at, bool) or not isinstance(at, int | float):
+        raise UserError(f"{where}: {at!r} is no time; give seconds of the video")
+    if not isinstance(prompt, str):
+        raise UserError(f"{where}: {prompt!r} is no prompt; put quotes around it")
+    Change(chunk=0, prompts=(prompt,), policy=policy)  # refuses what cannot be
+    return Entry(at=float(at), prompt=prompt, policy=cast(Policy, policy))

@@ -1,0 +1,164 @@
+"""Where prompts come from: asked anew before each chunk, so that a prompt may change on the way.
+
+A change takes effect at the edge of a chunk, under one of three policies for what the cache holds:
+`keep` leaves it, `recache` makes its entries anew from the same latents under the new prompt, `reset`
+forgets all but the sink.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol, get_args
+
+from plugins.errors import UserError
+
+Policy = Literal["keep", "recache", "reset"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """From chunk number `chunk` on, `prompts` are what the videos of the batch show."""
+
+    chunk: int
+    prompts: tuple[str, ...]
+    policy: Policy = "recache"
+
+    def __post_init__(self) -> None:
+        if self.policy not in get_args(Policy):
+            raise UserError(f"no such policy: {self.policy}; use {', '.join(get_args(Policy))}")
+        if not all(prompt.strip() for prompt in self.prompts):
+            raise UserError("the prompt is empty; describe what the video shows")
+
+
+Heard = Callable[[str, "Receipt"], None]
+"""Is told that a request was `accepted`, and later that it was `applied` or `superseded`."""
+
+
+class PromptSource(Protocol):
+    """What each chunk shall show."""
+
+    @property
+    def changes(self) -> Sequence[Change]:
+        """All that is known so far, in order; the first is at chunk 0."""
+
+    def listen(self, heard: Heard) -> None:
+        """Tell `heard` of every request from now on, and of those that wait already."""
+
+    def at(self, chunk: int) -> Change:
+        """The change in force at chunk number `chunk`, made there (`Change.chunk == chunk`) or before."""
+
+
+@dataclass
+class Receipt:
+    """What became of a request for another prompt: first accepted, later applied at a chunk."""
+
+    number: int
+    """From 1, in the order of acceptance."""
+    prompt: str
+    policy: Policy
+    chunk: int | None = None
+    """Where it is applied, if that is known; never, if a later request comes before the edge."""
+    _applied: threading.Event = field(default_factory=threading.Event, repr=False)
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """The chunk where it was applied, once it is known that it was or will never be."""
+        self._applied.wait(timeout)
+        return self.chunk
+
+    def settle(self, chunk: int | None) -> None:
+        """It was applied at `chunk`, or never will be."""
+        self.chunk = chunk
+        self._applied.set()
+
+
+class Schedule:
+    """Prompts known beforehand, in the order of their chunks, the first at chunk 0."""
+
+    def __init__(self, changes: Sequence[Change]) -> None:
+        """Raises UserError unless each change comes after the one before it."""
+        self.changes = tuple(changes)
+        chunks = [change.chunk for change in self.changes]
+        if chunks[:1] != [0] or chunks != sorted(set(chunks)):
+            raise UserError(f"prompts begin at chunks {chunks}; the first begins at 0, each after the other")
+        self._heard: Heard | None = None
+
+    def listen(self, heard: Heard) -> None:
+        """All changes but the first are requests, and accepted now."""
+        self._heard = heard
+        for number in range(1, len(self.changes)):
+            heard("accepted", self._receipt(number))
+
+    def at(self, chunk: int) -> Change:
+        """The latest change that has begun."""
+        number = max(n for n, change in enumerate(self.changes) if change.chunk <= chunk)
+        change = self.changes[number]
+        if self._heard is not None and number and change.chunk == chunk:
+            self._heard("applied", self._receipt(number))
+        return change
+
+    def _receipt(self, number: int) -> Receipt:
+        change = self.changes[number]
+        return Receipt(number, change.prompts[0], change.policy, change.chunk)
+
+
+class FixedPrompts(Schedule):
+    """The same prompts for the whole video."""
+
+    def __init__(self, *prompts: str) -> None:
+        super().__init__([Change(chunk=0, prompts=prompts)])
+
+
+class LivePrompts:
+    """A prompt that any thread may change while the video is made; takes effect at the next chunk edge.
+
+    Each request is acknowledged twice: by its receipt, and there again when it is applied.
+    """
+
+    def __init__(self, prompt: str) -> None:
+        self._lock = threading.Lock()
+        self.changes = [Change(chunk=0, prompts=(prompt,))]
+        self._waiting: Receipt | None = None
+        self._requests = 0
+        self._heard: Heard | None = None
+
+    def listen(self, heard: Heard) -> None:
+        """Tell `heard` from now on."""
+        self._heard = heard
+        if self._waiting is not None:
+            heard("accepted", self._waiting)
+
+    def change(self, prompt: str, *, policy: Policy = "recache") -> Receipt:
+        """Ask for another prompt; the newest request before an edge counts.
+
+        Raises:
+            UserError: for an empty prompt or an unknown policy.
+        """
+        Change(chunk=0, prompts=(prompt,), policy=policy)  # refuses what cannot be
+        with self._lock:
+            self._requests += 1
+            receipt, before = Receipt(self._requests, prompt, policy), self._waiting
+            self._waiting = receipt
+        self._tell("accepted", receipt)
+        if before is not None:
+            before.settle(None)
+            self._tell("superseded", before)
+        return receipt
+
+    def at(self, chunk: int) -> Change:
+        """The prompt of this chunk: a request that waits is applied now."""
+        with self._lock:
+            receipt, self._waiting = self._waiting, None
+            if receipt is not None:
+                change = Change(chunk=chunk, prompts=(receipt.prompt,), policy=receipt.policy)
+                self.changes = [*self.changes, change] if chunk else [change]
+            now = self.changes[-1]
+        if receipt is not None:
+            receipt.settle(chunk)
+            self._tell("applied", receipt)
+        return now
+
+    def _tell(self, state: str, receipt: Receipt) -> None:
+        if self._heard is not None:
+            self._heard(state, receipt)

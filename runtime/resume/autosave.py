@@ -1,0 +1,75 @@
+"""Keeps the state of a video on disk, every few seconds at most and on a thread of its own."""
+
+from __future__ import annotations
+
+import shlex
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from runtime.device.worker_thread import Lane
+from runtime.resume.sidecar import write_sidecar
+from runtime.resume.state import State, save_state, state_path
+
+
+def resume_command(output: Path) -> str:
+    """The command that goes on with a stopped video."""
+    return shlex.join(["vmla-run", "--resume", str(output)])
+
+
+class Keeper(Lane):
+    """A context manager; a video's first state is due at once, so that hardly any is without one."""
+
+    def __init__(
+        self, output: Path, describe: Callable[[], dict[str, Any]], *, every: float = 5.0, kept: bool = False
+    ) -> None:
+        """Keep the state of `output`.
+
+        Args:
+            output: the video.
+            describe: says what determines its frames, and may take its time.
+            every: seconds between two states: the work that a crash may cost, at most.
+            kept: whether there is a state already, which then is the first.
+        """
+        super().__init__("state-keeper", capacity=1)
+        self._output, self._describe, self._every = output, describe, every
+        self._next = time.monotonic() + every if kept else 0.0
+        self._under_way = False
+        self.kept = kept
+        """Whether there is a state on disk."""
+        self.video: dict[str, Any] | None = None
+        """What `describe` said, once it was asked."""
+
+    def __enter__(self) -> Keeper:
+        """Start the thread."""
+        super().__enter__()
+        return self
+
+    @property
+    def command(self) -> str:
+        """What goes on with the video."""
+        return resume_command(self._output)
+
+    def due(self) -> bool:
+        """Whether it is time for a state; if so, one is expected. What went wrong before is raised here."""
+        self.check()
+        if self._under_way or time.monotonic() < self._next:
+            return False
+        self._under_way, self._next = True, time.monotonic() + self._every
+        return True
+
+    def keep(self, state: State) -> None:
+        """Write `state` as soon as possible."""
+        self.put(lambda: self._write(state))
+
+    def _write(self, state: State) -> None:
+        if self.video is None:
+            self.video = self._describe()
+            told = {"complete": False, "frames_written": state.mark["frames"]}
+            write_sidecar(self._output, self.video, told)
+        try:
+            save_state(state_path(self._output), state, self.video)
+        except OSError as error:
+            raise OSError(error.errno, f"{error.strerror} (its state, beside it)") from error
+        self._under_way, self.kept = False, True

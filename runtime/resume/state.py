@@ -1,0 +1,169 @@
+"""What a stopped video leaves on disk, from which it goes on to the identical frames.
+
+One safetensors file beside the video: the cache, the clean latents of the window, the decoder's
+memory; in its header, as JSON, the chunk that is next, how far the sink had come, what determines the
+video, and a hash of the tensors. The frames themselves are in the sink; those that came after the
+state was taken are cut off and made again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from plugins.errors import UserError
+from runtime.device.cuda_graphs import Stamp, host_copy, stamp, wait_for
+from runtime.outputs import Mark
+from runtime.rollout.buffers import Position
+from runtime.rollout.rollout import Rollout
+from vmla.vae import Memory
+
+SCHEMA = "1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A rollout between two chunks."""
+
+    number: int
+    """The chunk that is next."""
+    position: Position
+    forgotten: int
+    cache: Tensor
+    """In main memory, complete from the moment `ready` on."""
+    past: dict[int, Tensor]
+    ready: Stamp = 0.0
+
+    @classmethod
+    def of(cls, rollout: Rollout) -> Snapshot:
+        """A copy, without waiting for it."""
+        cache = host_copy(rollout.buffers.cache)
+        return cls(
+            number=rollout.number,
+            position=rollout.position,
+            forgotten=rollout.past.forgotten,
+            cache=cache,
+            past=dict(rollout.past.chunks),
+            ready=stamp(rollout.buffers.cache.device),
+        )
+
+    def restore(self, rollout: Rollout) -> None:
+        """Let `rollout` go on from here."""
+        buffers = rollout.buffers
+        rollout.number, rollout.position = self.number, Position(*self.position)
+        buffers.cache.copy_(self.cache)
+        past = {number: latents.to(buffers.latents.device) for number, latents in self.past.items()}
+        rollout.past.restore(past, self.forgotten)
+
+
+@dataclass(frozen=True, kw_only=True)
+class State:
+    """A video between two chunks."""
+
+    snapshot: Snapshot
+    memory: Memory | None
+    """The decoder's: None, or a list of tensors and a few other JSON values."""
+    mark: Mark
+
+    def memory_on(self, device: torch.device) -> Memory | None:
+        """The decoder's memory with its tensors on `device`."""
+        if self.memory is None:
+            return None
+        return [item.to(device) if isinstance(item, Tensor) else item for item in self.memory]
+
+
+def state_path(output: Path) -> Path:
+    """Where the state of `output` lies."""
+    return output.with_name(output.name + ".state")
+
+
+def save_state(path: Path, state: State, video: Mapping[str, Any]) -> None:
+    """Write `state` of the `video` so described, aside first and then renamed.
+
+    Raises:
+        OSError: if it cannot be written.
+    """
+    from safetensors.torch import save
+
+    memory, snapshot = list(state.memory or ()), state.snapshot
+    wait_for(snapshot.ready)
+    tensors = {"cache": snapshot.cache}
+    tensors |= {f"past.{number}": latents for number, latents in snapshot.past.items()}
+    tensors |= {f"memory.{n}": item for n, item in enumerate(memory) if isinstance(item, Tensor)}
+    tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
+    header = {
+        "schema": SCHEMA,
+        "number": snapshot.number,
+        "position": snapshot.position,
+        "forgotten": snapshot.forgotten,
+        "memory": None if state.memory is None else [_plain(item) for item in memory],
+        "mark": state.mark,
+        "video": video,
+        "sha256": _digest(tensors),
+    }
+    aside = path.with_name(path.name + ".tmp")
+    aside.write_bytes(save(tensors, {"state": json.dumps(header)}))
+    aside.replace(path)
+
+
+def load_state(path: Path, *, mend: str) -> tuple[State, dict[str, Any]]:
+    """The state at `path` and the description of its video.
+
+    Args:
+        path: of the file.
+        mend: what to do where there is no state to go on from.
+
+    Raises:
+        UserError: if there is none, or one that is torn or of another version.
+    """
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {})["state"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        if header["schema"] != SCHEMA or header["sha256"] != _digest(tensors):
+            raise ValueError("its hash or version is not right")
+        return _state(header, tensors), header["video"]
+    except FileNotFoundError as error:
+        raise UserError(f"there is no {path}: nothing to go on from; {mend}") from error
+    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is torn or no state of a video ({error}); {mend}") from error
+
+
+def _state(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> State:
+    memory = header["memory"]
+    if memory is not None:
+        memory = [tensors[f"memory.{n}"] if item == _TENSOR else item for n, item in enumerate(memory)]
+    past = {int(name[5:]): tensor for name, tensor in tensors.items() if name.startswith("past.")}
+    snapshot = Snapshot(
+        number=header["number"],
+        position=Position(*header["position"]),
+        forgotten=header["forgotten"],
+        cache=tensors["cache"],
+        past=past,
+    )
+    return State(snapshot=snapshot, memory=memory, mark=header["mark"])
+
+
+_TENSOR = {"tensor": True}
+
+
+def _plain(item: Any) -> Any:
+    """What stands for an item of a memory in JSON."""
+    return _TENSOR if isinstance(item, Tensor) else item
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        digest.update(tensors[name].flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()

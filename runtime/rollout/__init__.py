@@ -1,0 +1,1 @@
+"""The loop over chunks, its buffers, the recaching of a window, and decoding."""

@@ -1,0 +1,120 @@
+"""The tensors of a rollout's chunks: allocated once, then only written to.
+
+Whatever changes from chunk to chunk (noise, positions, validity, where a commit goes, the text) is
+data in them, so that every chunk is the same computation and one CUDA graph can stand for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from runtime.engines.base import Engine
+from vmla.cache import CacheLayout
+from vmla.config import ModelConfig
+from vmla.scheduler import Sampler, keyed_noise
+
+
+class Position(NamedTuple):
+    """Where a chunk stands in its window: after `ahead` frames and `chunk` whole chunks."""
+
+    chunk: int = 0
+    ahead: int = 0
+
+    def next(self) -> Position:
+        """That of the chunk after this one."""
+        return Position(self.chunk + 1, self.ahead)
+
+    def frames(self, layout: CacheLayout) -> int:
+        """Latent frames before it."""
+        return self.ahead + self.chunk * layout.chunk
+
+
+def picture_shape(config: ModelConfig) -> tuple[int, int, int, int]:
+    """A chunk of one video: [z, F, h, w]."""
+    return config.latent_channels, config.chunk, config.height, config.image_width
+
+
+def draws(sampler: Sampler) -> int:
+    """How often noise is drawn for a chunk."""
+    return 1 + sum(sampler.needs_noise(step) for step in range(sampler.steps))
+
+
+class Buffers:
+    """Inputs and outputs of the passes over one chunk of `batch` videos."""
+
+    def __init__(self, engine: Engine, sampler: Sampler, *, batch: int) -> None:
+        config, layout, device = engine.config, engine.layout, engine.device
+        self.layout, self._sampler, self._picture = layout, sampler, picture_shape(config)
+        self.noise = torch.zeros(draws(sampler), batch, *self._picture, device=device)
+        self.latents = torch.zeros(batch, *self._picture, device=device)
+        self.cache = layout.allocate(batch, dtype=engine.dtype, device=device)
+        text = (config.layers, 2, batch, config.text_tokens, config.width)
+        self.text_kv = torch.zeros(text, dtype=engine.dtype, device=device)
+        self.slot_index = torch.full((layout.slots,), -1, dtype=torch.int32, device=device)
+        self.chunk_index = torch.zeros(layout.chunk, dtype=torch.int32, device=device)
+        rows = layout.chunk * layout.tokens_per_frame if layout.slots else 0
+        self.source = torch.zeros(rows, dtype=torch.int64, device=device)
+        self.target = torch.zeros(rows, dtype=torch.int64, device=device)
+        levels = sampler.timesteps().tolist()
+        self.timesteps = [torch.full((batch, layout.chunk), t, device=device) for t in levels]
+        self.clean = torch.zeros(batch, layout.chunk, device=device)
+        self.uploads = 0
+        """Copies from main memory so far."""
+        self.keeps = False
+        """Whether a commit would keep anything: not without a history, once the sink is full."""
+        self.full = False
+        """Whether no slot of the window is empty."""
+
+    @property
+    def context(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """What every pass reads beside latents and timestep, in the order of `Engine.step`."""
+        return self.text_kv, self.cache, self.slot_index, self.chunk_index
+
+    def draw(self, seeds: Sequence[int], chunk: int) -> None:
+        """Fill in the noise of chunk number `chunk` of the videos with these seeds."""
+        drawn = [
+            keyed_noise(self._picture, seed=seed, chunk=chunk, step=step)
+            for step in range(len(self.noise))
+            for seed in seeds
+        ]
+        self._put(self.noise, torch.stack(drawn).view(self.noise.shape))
+
+    def fresh(self, step: int) -> Tensor | None:
+        """The noise that step number `step` ends with, if it does."""
+        return self.noise[step + 1] if self._sampler.needs_noise(step) else None
+
+    def aim(self, position: Position) -> None:
+        """Fill in what a chunk at `position` attends to, and what its commit replaces."""
+        source, target = self.layout.token_indices(*position, frames=self.layout.chunk)
+        slots = self.layout.slot_index(*position)
+        self.full = -1 not in slots.tolist()
+        self._put(self.slot_index, slots)
+        self._put(self.chunk_index, self.layout.chunk_index(*position))
+        self.keeps = len(source) > 0
+        if self.keeps:
+            self._put(self.source, source)
+            self._put(self.target, target)
+
+    @contextmanager
+    def spared(self) -> Iterator[None]:
+        """Whatever passes inside write into latents and cache is taken back."""
+        rows = self.cache.index_select(2, self.target)
+        latents = self.latents.clone()
+        yield
+        self.latents.copy_(latents)
+        self.cache.index_copy_(2, self.target, rows)
+
+    def _put(self, buffer: Tensor, value: Tensor) -> None:
+        """Copy from main memory; to a GPU through pinned memory, which torch keeps until it is read."""
+        on_gpu = buffer.device.type == "cuda"
+        buffer.copy_(value.pin_memory() if on_gpu else value, non_blocking=on_gpu)
+        self.uploads += 1
+
+    def commit(self, entries: Tensor) -> None:
+        """Write `entries` [L, B, S, E] of the chunk aimed at into its slots."""
+        self.cache.index_copy_(2, self.target, entries.index_select(2, self.source))

@@ -1,0 +1,1 @@
+"""Videos in the making: one or several, decoded and written while they are denoised."""

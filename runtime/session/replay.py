@@ -1,0 +1,139 @@
+"""A video made before, from its own description: repeated, or gone on with after an interruption."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from plugins.errors import UserError
+from runtime.planning.request import Job, prepare
+from runtime.prompts.sources import Change, Schedule
+from runtime.resume.sidecar import describe_job, sidecar_path
+from runtime.resume.state import State, load_state, state_path
+from runtime.session.destination import choose_scale
+from vmla.scheduler import Sampler
+from vmla.world.caption import warning_for
+
+DETERMINING = (
+    "decoder", "decoder_hash", "prompts", "seed", "frames", "chunks", "scale", "weights", "layout", "window",
+    "sampler", "engine", "engine_hash", "device", "dtype", "threads",
+)  # fmt: skip
+"""What must be as it was, in the words of `describe_job`; all that is wrong is named in this order."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """A video to make, and where it goes on."""
+
+    job: Job
+    frames: int
+    scale: int
+    state: State | None = None
+    described: Mapping[str, Any] | None = None
+    """What `describe` found, if it was asked already."""
+    changed: tuple[str, ...] = ()
+    """What is not as it was when the video was first made, and might change a frame: versions."""
+
+    def describe(self) -> dict[str, Any]:
+        """What determines the frames; reads all weights the first time."""
+        return dict(self.described or describe_job(self.job, frames=self.frames, scale=self.scale))
+
+    def warnings(self) -> list[str]:
+        """What may disappoint, a sentence each."""
+        prompts = [change.prompts[0] for change in self.job.prompts.changes]
+        world = self.job.checkpoint.world()
+        told = [] if world is None else [text for p in prompts if (text := warning_for(p, world))]
+        if self.changed:
+            told.append(f"frames may differ from before: {', '.join(self.changed)}")
+        return told
+
+
+def new(prompts: Any, checkpoint: str | None, *, scale: int | None, **options: Any) -> Order:
+    """A video that was never made; `prompts`, `checkpoint` and `options` are those of `prepare`."""
+    job, frames = prepare(prompts, checkpoint, **options)
+    return Order(job=job, frames=frames, scale=choose_scale(job.height, scale))
+
+
+def repeat(sidecar: Path, given: Mapping[str, Any]) -> Order:
+    """The video that `sidecar` describes, from its start.
+
+    Raises:
+        UserError: if it describes none, or what it names is not as it was.
+    """
+    return _as_recorded(_read(sidecar), given, sidecar)
+
+
+def resume(output: Path, given: Mapping[str, Any]) -> Order:
+    """The rest of the video `output`.
+
+    Raises:
+        UserError: if there is no state to go on from, it is torn, or what it names is not as it was.
+    """
+    sidecar = sidecar_path(output)
+    mend = "make it anew"
+    if sidecar.exists():
+        mend += f" with: vmla-run --repeat {sidecar} -o {output} --overwrite"
+        if not state_path(output).exists() and _read(sidecar).get("complete"):
+            raise UserError(f"{output} is complete: there is nothing to go on with")
+    state, recorded = load_state(state_path(output), mend=mend)
+    return replace(_as_recorded(recorded, given, output), state=state)
+
+
+def _read(sidecar: Path) -> dict[str, Any]:
+    try:
+        recorded = json.loads(sidecar.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise UserError(f"cannot read the sidecar {sidecar}: {error}") from error
+    return recorded if isinstance(recorded, dict) else {}
+
+
+def _as_recorded(recorded: Mapping[str, Any], given: Mapping[str, Any], path: Path) -> Order:
+    """The order that `recorded` describes; options `given` on top must say the same.
+
+    Raises:
+        UserError: naming the first thing that is not as it was.
+    """
+    if missing := [name for name in DETERMINING if name not in recorded]:
+        raise UserError(f"{path} does not describe a video that can be made again: it lacks {missing[0]}")
+    length = {"minutes", "seconds", "chunks"} & given.keys()
+    options: dict[str, Any] = {
+        "checkpoint": recorded["checkpoint"],
+        "engine": recorded["engine_folder"] and Path(recorded["engine_folder"]),
+        "decoder": recorded["decoder_file"] and Path(recorded["decoder_file"]),
+        "seed": recorded["seed"],
+        "device": recorded["device"],
+        "dtype": recorded["dtype"],
+        "prompts": _schedule(recorded["prompts"]),
+        "scale": recorded["scale"],
+        "threads": recorded["threads"],
+        **({} if length else {"seconds": recorded["frames"] / recorded["frames_per_second"]}),
+        **given,
+    }
+    order = new(options.pop("prompts"), options.pop("checkpoint"), **options)
+    if given.get("steps") is None:
+        order = replace(order, job=replace(order.job, sampler=Sampler(**recorded["sampler"])))
+    now = order.describe()
+    for name in DETERMINING:
+        if now[name] != recorded[name]:
+            raise UserError(_refusal(path, name, recorded[name], now[name]))
+    then, here = recorded["versions"], now["versions"]
+    changed = [name for name in here if then.get(name) != here[name]]
+    told = tuple(f"{name} was {then.get(name)}, is {here[name]}" for name in changed)
+    return replace(order, described=now, changed=told)
+
+
+def _schedule(prompts: Sequence[Mapping[str, Any]]) -> Schedule:
+    changes = (Change(chunk=c["chunk"], prompts=(c["prompt"],), policy=c["policy"]) for c in prompts)
+    return Schedule(list(changes))
+
+
+def _refusal(path: Path, name: str, then: Any, now: Any) -> str:
+    if isinstance(then, dict) and isinstance(now, dict):
+        part = next(part for part in {**then, **now} if then.get(part) != now.get(part))
+        name, then, now = f"{name}.{part}", then.get(part), now.get(part)
+    name = "number of threads" if name == "threads" else name
+    short = (f"{str(value)[:40]}..." if len(str(value)) > 40 else str(value) for value in (then, now))
+    return "{} was made with another {}: {}, not {}; use what it was made with".format(path, name, *short)

@@ -1,0 +1,1 @@
+"""What a rollout reports while it runs, and the figures made of that."""

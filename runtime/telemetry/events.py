@@ -1,0 +1,185 @@
+"""What a rollout reports while it runs: one line for a person, JSON lines for a program, or nothing."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Sequence
+from copy import copy
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Protocol
+
+from runtime.prompts.sources import Receipt
+from vmla.cli.progress import ProgressLine
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkReport:
+    """One chunk, just handed to the writer."""
+
+    chunk: int
+    chunks: int
+    frames: int
+    """Frames made so far, this chunk's included."""
+    seconds: float
+    """Since the rollout began."""
+    denoise_seconds: float
+    clean_seconds: float
+    """Of the clean pass before this chunk."""
+    decode_seconds: float
+    encode_seconds: float
+    """Of all encoding so far."""
+    queue_depth: int
+    """Chunks that wait for the sink."""
+    decode_queue_depth: int
+    """Chunks that wait for the decoder."""
+    stalled_seconds: float
+    """Waited for a full queue so far: the rollout for the decoder, the decoder for the sink."""
+    stalls: int
+    """How often."""
+    resident_bytes: int
+    device_bytes: int
+    """Allocated on the GPU, if there is one."""
+    launches: int | None
+    """The host's for this chunk and the clean pass before it: graphs and uploads of their data, prompts and
+    decoding left out. None where no graph is replayed: on a CPU, or after a warning that there is none."""
+    frames_per_second: float
+    """Of the video, when played."""
+    prompt: str
+    earlier: int = 0
+    """Frames that an interrupted run had made before this one began."""
+
+    @property
+    def speed(self) -> float:
+        """Frames made per second."""
+        return (self.frames - self.earlier) / max(self.seconds, 1e-9)
+
+
+class Telemetry(Protocol):
+    """Is told of every chunk and of every request for another prompt; from several threads."""
+
+    def chunk(self, report: ChunkReport) -> None:
+        """A chunk was made."""
+
+    def prompt(self, state: str, receipt: Receipt) -> None:
+        """A request was `accepted`, `applied` (at `receipt.chunk`) or `superseded`."""
+
+
+class NoTelemetry:
+    """Tells nobody."""
+
+    def chunk(self, report: ChunkReport) -> None:
+        """Nothing."""
+
+    def prompt(self, state: str, receipt: Receipt) -> None:
+        """Nothing."""
+
+
+class LineTelemetry(NoTelemetry):
+    """Chunk, speed, times real time, memory and the prompt in one line."""
+
+    def __init__(self, line: ProgressLine) -> None:
+        self._line = line
+
+    def chunk(self, report: ChunkReport) -> None:
+        """Show it."""
+        launches = "" if report.launches is None else f"{report.launches} launches  "
+        self._line.show(
+            f"chunk {report.chunk + 1}/{report.chunks}  {report.speed:.0f} frames/s  "
+            f"{report.speed / report.frames_per_second:.1f}x real time  "
+            f"{report.resident_bytes / 2**20:.0f} MiB  {launches}{report.prompt}"
+        )
+
+
+class OneOf(NoTelemetry):
+    """Tells `take` of the chunks of one of several videos, and its name."""
+
+    def __init__(self, take: Callable[[str, ChunkReport], None], video: str) -> None:
+        self._take, self._video = take, video
+
+    def chunk(self, report: ChunkReport) -> None:
+        """Pass it on."""
+        self._take(self._video, report)
+
+
+class TogetherLine:
+    """Videos, chunks, speed of all and times real time of each in one line."""
+
+    def __init__(self, line: ProgressLine, *, videos: int) -> None:
+        self._line, self._videos, self._lock = line, videos, threading.Lock()
+        self._latest: dict[str, ChunkReport] = {}
+
+    def of(self, video: str) -> Telemetry:
+        """What is told of one of them."""
+        return OneOf(self._show, video)
+
+    def _show(self, video: str, report: ChunkReport) -> None:
+        with self._lock:
+            self._latest[video] = report
+            latest = self._latest.values()
+            done = sum(one.chunk + 1 for one in latest)
+            speed = sum(one.frames for one in latest) / max(1e-9, *(one.seconds for one in latest))
+            self._line.show(
+                f"{self._videos} videos  chunk {done}/{self._videos * report.chunks}  {speed:.0f} frames/s  "
+                f"{speed / self._videos / report.frames_per_second:.1f}x real time each  "
+                f"{report.resident_bytes / 2**20:.0f} MiB"
+            )
+
+
+class JsonLines:
+    """One JSON object per chunk and request, in a file that always ends in a whole line."""
+
+    def __init__(self, path: Path) -> None:
+        self._path, self._lock = path, threading.Lock()
+        self._also: dict[str, Any] = {}
+
+    def __enter__(self) -> JsonLines:
+        """Open the file."""
+        self._file = self._path.open("w", buffering=1)
+        return self
+
+    def of(self, video: str) -> JsonLines:
+        """The same open file for one of several videos, which each line then names."""
+        one = copy(self)
+        one._also = {"video": video}
+        return one
+
+    def chunk(self, report: ChunkReport) -> None:
+        """Write it."""
+        self._write({"event": "chunk", **asdict(report)})
+
+    def prompt(self, state: str, receipt: Receipt) -> None:
+        """Write it."""
+        self._write({
+            "event": "prompt", "state": state, "request": receipt.number, "chunk": receipt.chunk,
+            "prompt": receipt.prompt, "policy": receipt.policy,
+        })  # fmt: skip
+
+    def _write(self, event: dict[str, Any]) -> None:
+        with self._lock:
+            self._file.write(json.dumps(self._also | event) + "\n")
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close the file."""
+        self._file.close()
+
+
+class Several:
+    """Tells each of several."""
+
+    def __init__(self, listeners: Sequence[Telemetry]) -> None:
+        self._listeners = listeners
+
+    def chunk(self, report: ChunkReport) -> None:
+        """Pass it on."""
+        for listener in self._listeners:
+            listener.chunk(report)
+
+    def prompt(self, state: str, receipt: Receipt) -> None:
+        """Pass it on."""
+        for listener in self._listeners:
+            listener.prompt(state, receipt)

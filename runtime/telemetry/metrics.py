@@ -1,0 +1,113 @@
+"""A rollout in a few figures: the first frame apart from the steady state, and as Prometheus text."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from array import array
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from runtime.telemetry.events import ChunkReport, NoTelemetry, OneOf, Telemetry
+
+
+class Figures(NamedTuple):
+    """What counts; times in seconds, of the chunks after the first."""
+
+    chunks: int
+    frames: int
+    first_frame_seconds: float
+    """From the start of the rollout until the first chunk was decoded."""
+    frames_per_second: float
+    times_real_time: float
+    chunk_p50: float
+    chunk_p95: float
+    chunk_p99: float
+    stalls: int
+    stalled_seconds: float
+    resident_bytes: int
+
+
+class Summary(NoTelemetry):
+    """Listens to the chunks of one rollout and keeps eight bytes of each."""
+
+    def __init__(self) -> None:
+        self._ends = array("d")
+        self._first_frames = 0
+        self._last: ChunkReport | None = None
+
+    def chunk(self, report: ChunkReport) -> None:
+        """Take note."""
+        if not self._ends:
+            self._first_frames = report.frames
+        self._ends.append(report.seconds)
+        self._last = report
+
+    def figures(self) -> Figures | None:
+        """The figures so far; None before the first chunk."""
+        last = self._last
+        if last is None:
+            return None
+        ends = list(self._ends)
+        gaps = sorted(b - a for a, b in zip(ends, ends[1:], strict=False))
+        speed = (last.frames - self._first_frames) / max(ends[-1] - ends[0], 1e-9)
+        p50, p95, p99 = (percentile(gaps, share) for share in (0.5, 0.95, 0.99))
+        return Figures(
+            chunks=len(ends),
+            frames=last.frames,
+            first_frame_seconds=ends[0],
+            frames_per_second=speed,
+            times_real_time=speed / last.frames_per_second,
+            chunk_p50=p50,
+            chunk_p95=p95,
+            chunk_p99=p99,
+            stalls=last.stalls,
+            stalled_seconds=last.stalled_seconds,
+            resident_bytes=last.resident_bytes,
+        )
+
+
+def percentile(ordered: list[float], share: float) -> float:
+    """The smallest of `ordered` values that at least `share` of them do not exceed; 0 of none."""
+    return ordered[max(0, -(-int(share * 1000) * len(ordered) // 1000) - 1)] if ordered else 0.0
+
+
+def prometheus(figures: Mapping[str, Figures]) -> str:
+    """The figures of each video in Prometheus' text format; a video without a name has no label."""
+    labels = {video: f"{{video={json.dumps(video)}}}" if video else "" for video in figures}
+    lines = []
+    for name in Figures._fields:
+        lines.append(f"# TYPE videomla_{name} gauge")
+        lines += [f"videomla_{name}{labels[v]} {getattr(one, name)}" for v, one in figures.items()]
+    return "\n".join(lines) + "\n"
+
+
+class PrometheusFile(NoTelemetry):
+    """A file that always holds the latest figures, for a collector of text files; renewed once a second."""
+
+    def __init__(self, path: Path, *, seconds: float = 1.0) -> None:
+        self._path, self._seconds, self._next = path, seconds, 0.0
+        self._lock, self._summaries = threading.Lock(), dict[str, Summary]()
+
+    def of(self, video: str) -> Telemetry:
+        """What is told of one of several videos, whose name its figures then bear."""
+        return OneOf(self._take, video)
+
+    def chunk(self, report: ChunkReport) -> None:
+        """Take note, and write if it is time or the last chunk."""
+        self._take("", report)
+
+    def _take(self, video: str, report: ChunkReport) -> None:
+        with self._lock:
+            self._summaries.setdefault(video, Summary()).chunk(report)
+            if time.monotonic() >= self._next or report.chunk + 1 == report.chunks:
+                self._next = time.monotonic() + self._seconds
+                self._write()
+
+    def _write(self) -> None:
+        found = {video: summary.figures() for video, summary in self._summaries.items()}
+        aside = self._path.with_name(self._path.name + ".tmp")
+        aside.write_text(prometheus({video: one for video, one in found.items() if one is not None}))
+        aside.replace(self._path)

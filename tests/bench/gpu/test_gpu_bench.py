@@ -1,0 +1,166 @@
+"""The GPU run on a CPU: its stages at small shapes, its order, what it needs, how it refuses."""
+
+import subprocess
+import sys
+from importlib import metadata
+from io import StringIO
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from bench.cli import main as vmla_bench
+from bench.gpu import run as gpu
+from bench.gpu.stages import STAGES, Context, Stage
+from bench.harness import peaks
+from bench.harness.document import Record, read_document
+from bench.harness.subject import random_model
+from bench.harness.time_budget import Budget
+from bench.speed.chunk_graph import StaticChunk, captured
+from vmla.cli.progress import ProgressLine
+from vmla.config import recipe
+from vmla.scheduler import Sampler
+
+pytestmark = pytest.mark.cpu
+
+ALLOWED = ("torch", "numpy", "safetensors", "click", "rich", "triton")
+"""What a bare GPU machine has."""
+SLOW = ("compile", "aoti", "tests")
+"""Stages that take minutes."""
+
+
+def context(tmp_path):
+    return Context(
+        config=recipe("debug"), name="debug", device=torch.device("cpu"), rounds=2, folder=tmp_path,
+        most_streams=3,
+    )  # fmt: skip
+
+
+def run(stages, tmp_path, *, seconds=1e9):
+    record = Record("gpu", tmp_path / "gpu.json")
+    with ProgressLine(StringIO()) as line:
+        gpu.run_stages(context(tmp_path), stages, record, Budget(seconds), line)
+    return read_document(record.path)
+
+
+def test_every_stage_of_seconds_runs(tmp_path, monkeypatch):
+    monkeypatch.setitem(peaks.SIDES, "cpu", 64)
+    monkeypatch.setitem(peaks.COPIED, "cpu", 1 << 16)
+    document = run([stage for stage in STAGES if stage.name not in SLOW], tmp_path)
+    refused = {stage.name: document[stage.name].get("refused") for stage in STAGES if stage.name in document}
+    assert set(refused.values()) == {None}, refused
+    assert document["environment"]["sdpa"].keys() == {"window", "window, masked", "text", "text, masked"}
+    assert document["checks"]["right"]
+    assert [row["engine"] for row in document["chunk"]["rows"]] == ["eager-mha", "eager-mla", "absorbed"]
+    assert all(row["error"] == 0 for row in document["graphs"]["rows"])
+    assert [row["form"] for row in document["block"]["rows"]] == ["mha", "mla", "absorbed"]
+    assert document["fp8"]["error"] < 0.1
+    assert document["memory"]["allocated"] == {"mha": 3, "mla": 3}
+    assert len(document["memory"]["passes"]) == 6
+    assert {row["arm"] for row in document["kernels"]["rows"]} >= {"expanded, auto", "expand, auto"}
+
+
+def test_a_stage_that_fails_costs_no_other(tmp_path):
+    def broken(_):
+        raise RuntimeError("CUDA error: it is hot\nand more")
+
+    stages = [
+        Stage(name="one", seconds=1, run=broken),
+        Stage(name="two", seconds=1, run=lambda _: {"found": 7}),
+        Stage(name="three", seconds=1e12, run=broken),
+    ]
+    document = run(stages, tmp_path)
+    assert document["one"]["refused"] == "RuntimeError: CUDA error: it is hot"
+    assert document["two"]["found"] == 7
+    assert "--minutes" in document["three"]["refused"]
+
+
+def test_what_takes_minutes_comes_last_and_all_fits():
+    names = [stage.name for stage in STAGES]
+    assert names[0] == "environment" and tuple(names[-3:]) == SLOW
+    assert sum(stage.seconds for stage in STAGES if stage.name != "tests") <= 9 * 60
+
+
+def test_a_static_chunk_is_the_rollouts_chunk():
+    """The same passes and sampler: its entries are those of a clean pass on its own latents."""
+    model = random_model(recipe("debug"))
+    chunk = StaticChunk(model, Sampler(steps=2), batch=2)
+    before = chunk.cache.clone()
+    latents = captured(chunk, torch.device("cpu"))()
+    _, entries = model(latents, chunk.clean, chunk.text_kv, before, *chunk.window)
+    rows = chunk.target
+    assert torch.equal(chunk.cache[:, :, rows], entries[:, :, chunk.source])
+    kept = torch.ones(before.shape[2], dtype=torch.bool)
+    kept[rows] = False
+    assert kept.any() and torch.equal(chunk.cache[:, :, kept], before[:, :, kept])
+
+
+def test_without_a_gpu_it_says_so_in_one_line():
+    if torch.cuda.is_available():
+        pytest.skip("this machine has a GPU")
+    done = CliRunner().invoke(vmla_bench, ["gpu"])
+    assert done.exit_code == 2
+    assert "no CUDA device" in done.output and len(done.output.strip().splitlines()) == 1
+    unknown = CliRunner().invoke(vmla_bench, ["gpu", "--stages", "steam"])
+    assert unknown.exit_code == 2 and "no such stage: steam" in unknown.output
+
+
+def needed(names):
+    """The distributions called `names` and all that they require here."""
+    found, left = set(), list(names)
+    while left:
+        name = left.pop().lower().replace("_", "-")
+        if name in found:
+            continue
+        try:
+            required = metadata.requires(name) or []
+        except metadata.PackageNotFoundError:
+            continue
+        found.add(name)
+        for line in required:
+            if "extra ==" not in line:
+                left.append(line.split(";")[0].split("[")[0].strip(" ()").split("=")[0].split("<")[0]
+                            .split(">")[0].split("!")[0].split("~")[0].strip())  # fmt: skip
+    return found
+
+
+def test_it_runs_with_no_other_package_than_a_bare_gpu_machine_has(tmp_path):
+    allowed = needed(ALLOWED)
+    owners = metadata.packages_distributions()
+    blocked = sorted(
+        top for top, names in owners.items()
+        if not {name.lower().replace("_", "-") for name in names} & allowed
+        and top not in ("bench", "runtime", "export", "vmla", "plugins", "videomla", "pip", "_distutils_hack")
+    )  # fmt: skip
+    assert {"transformers", "av", "diffusers", "onnx"} <= set(blocked)
+    script = f"""
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {blocked!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Blocked())
+from io import StringIO
+from pathlib import Path
+import torch
+from bench.gpu import run as gpu
+from bench.gpu import stages as gpu_stages
+from bench.harness import peaks
+from bench.cli import main
+from bench.harness.time_budget import Budget
+from bench.harness.document import Record
+from vmla.config import recipe
+from vmla.cli.progress import ProgressLine
+peaks.SIDES["cpu"], peaks.COPIED["cpu"] = 64, 1 << 16
+context = gpu_stages.Context(config=recipe("debug"), name="debug", device=torch.device("cpu"), rounds=2,
+                             folder=Path({str(tmp_path)!r}), most_streams=2)
+record = Record("gpu", Path({str(tmp_path)!r}) / "gpu.json")
+stages = gpu.choose_stages("environment,checks,chunk,graphs,memory")
+with ProgressLine(StringIO()) as line:
+    gpu.run_stages(context, stages, record, Budget(1e9), line)
+assert "transformers" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    document = read_document(tmp_path / "gpu.json")
+    assert all("refused" not in document[name] for name in ("environment", "checks", "chunk", "graphs"))

@@ -1,0 +1,83 @@
+"""Models side by side: the same videos, all figures, and no work done twice."""
+
+import json
+
+import pytest
+from click.testing import CliRunner
+from kit.checkpoints import debug_checkpoint
+from kit.refusals import assert_one_line
+
+from bench.quality.grades import grade_windows, held_out_prompts, open_denoiser, seen_rollouts, shares
+from bench.report.sections import layouts_section
+from bench.studies import layouts
+from bench.studies.layouts import main
+from vmla.weights.checkpoint import open_checkpoint
+
+pytestmark = pytest.mark.cpu
+
+ASKED = ("--prompts", 2, "--seconds", "4,12")
+
+
+@pytest.fixture(scope="module")
+def per_head(tmp_path_factory):
+    """A checkpoint with a cache for each head."""
+    return debug_checkpoint(tmp_path_factory.mktemp("per-head") / "debug", layout="mha")
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+@pytest.fixture(scope="module")
+def compared(checkpoint, per_head, tmp_path_factory):
+    output = tmp_path_factory.mktemp("layouts") / "layouts.json"
+    models = ("--model", f"latent={checkpoint}", "--model", f"per head={per_head}")
+    result = run(*models, *ASKED, "-o", output)
+    assert result.exit_code == 0, result.output
+    return output, models
+
+
+def test_every_figure_of_every_model_is_there(compared, checkpoint):
+    document = json.loads(compared[0].read_text())
+    latent, per_head = document["models"]
+    assert (latent["layout"], per_head["layout"]) == ("mla", "mha")
+    assert (latent["cached_numbers"], per_head["cached_numbers"]) == (24, 128)
+    for row in document["models"]:
+        assert set(row["grades"]) == {"4", "12"}
+        assert [point["second"] for point in row["curve"]] == [12]
+        assert row["frames_per_second"] > 0
+        assert len(row["rounds"]) == layouts.ROUNDS
+    assert document["complete"]
+    opened, prompts = open_checkpoint(checkpoint), held_out_prompts(2, seed=1000)
+    engine, _ = open_denoiser(opened, None)
+    line = type("Quiet", (), {"show": lambda self, text: None})()
+    seen = seen_rollouts(engine, opened, prompts, (4, 12), batch=2, seed=1000, line=line)
+    graded = [one for second, frames in seen for one in grade_windows(prompts, second, frames)]
+    assert latent["grades"] == shares(graded)
+    [table] = layouts_section(document).tables
+    assert [row[0] for row in table.rows] == ["latent", "per head"]
+    assert all(len(row) == len(table.headings) for row in table.rows)
+    assert [row[2] for row in table.rows] == ["96", "512"]
+
+
+def test_a_model_that_was_watched_is_not_watched_again(compared, tmp_path, monkeypatch):
+    output, models = compared
+    document, kept = json.loads(output.read_text()), tmp_path / "kept.json"
+    first, _ = document["models"]
+    kept.write_text(json.dumps(document | {"models": [first], "complete": False}))
+    watched, watch = [], layouts.watch
+
+    def watching(model, *rest):
+        watched.append(model.name)
+        return watch(model, *rest)
+
+    monkeypatch.setattr(layouts, "watch", watching)
+    assert run(*models, *ASKED, "-o", kept).exit_code == 0
+    assert watched == ["per head"]
+    again = json.loads(kept.read_text())["models"]
+    assert [row["grades"] for row in again] == [row["grades"] for row in document["models"]]
+
+
+def test_what_cannot_be_compared_is_refused(checkpoint, tmp_path):
+    assert_one_line(run("--model", f"a={checkpoint}", "--model", f"a={checkpoint}"), "two models of one name")
+    assert_one_line(run("--model", f"a={tmp_path}"), str(tmp_path))

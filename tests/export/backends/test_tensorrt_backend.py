@@ -1,0 +1,165 @@
+"""The TensorRT backend speaks the interface of the real Python bindings; no engine is built here.
+
+`test_tensorrt_engines.py` builds and runs engines where TensorRT and a GPU are.
+"""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from kit.tensorrt_bindings import OLDEST, run_with_bindings
+
+from export import build as builds
+from export.backends import tensorrt
+from export.engine.manifest import Manifest
+from export.engine.target import Host
+from export.inspect import layers
+from export.settings import Settings
+from plugins.aot.objects import load
+from plugins.errors import UserError
+from vmla.weights.checkpoint import open_checkpoint
+
+pytestmark = pytest.mark.cpu
+
+SCRIPT = Path(__file__).with_name("trt_contract.py")
+
+
+@pytest.fixture(scope="module", params=[None, OLDEST], ids=["newest", OLDEST])
+def contract(request, tmp_path_factory):
+    """What the code did of TensorRT's interface, and what came of it."""
+    root = tmp_path_factory.mktemp("tensorrt")
+    told = run_with_bindings(
+        request.param, root, request.config.cache, SCRIPT, tmp_path_factory.mktemp("built")
+    )
+    lines = told.splitlines()
+    said = [json.loads(line) for line in lines if line.startswith('["')]
+    return json.loads(lines[-1]) | {"said": said}
+
+
+def test_the_builder_is_configured_as_meant(contract):
+    calls = contract["whole"]["calls"]
+    assert contract["whole"]["status"] == 0
+    expected = [
+        ["IBuilderConfig.builder_optimization_level=", [3]],
+        ["IBuilderConfig.profiling_verbosity=", ["DETAILED"]],
+        ["IBuilderConfig.max_aux_streams=", [0]],
+        ["IBuilderConfig.clear_flag", ["TF32"]],
+    ]
+    assert [call for call in expected if call not in calls] == []
+    [flags] = [values for key, values in calls if key == "Builder.create_network"]
+    assert flags[0] > 0  # the bit of STRONGLY_TYPED, which the real enumeration gave
+    assert ["OnnxParser.parse_from_file", ["step.onnx"]] in calls
+    assert ["EngineInspector.get_engine_information", ["JSON"]] in calls
+
+
+def test_a_build_leaves_engine_layers_and_times(contract):
+    assert contract["whole"]["files"] == ["layers.json", "step.engine", "times/a.cache"]
+
+
+@pytest.mark.parametrize(
+    ("case", "said"),
+    [
+        ("refused by the parser", "no such operator"),
+        ("without plugin", "0 of 3 attention nodes became layers of the plugin"),
+        ("plugin lost", "the engine holds 2 plugin layers, not 3"),
+    ],
+)
+def test_what_went_wrong_is_said_and_leaves_no_engine(contract, case, said):
+    assert contract[case]["status"] == 1
+    assert "step.engine" not in contract[case]["files"]
+    assert ["error", said] in contract["said"]
+
+
+def test_a_plan_that_is_none_is_no_engine(contract):
+    assert contract["not built"]["status"] == 1
+    assert contract["not built"]["files"] == []
+
+
+def test_times_of_another_version_are_told_of(contract):
+    assert contract["stale times"]["status"] == 0
+    assert ["warning", "a.cache does not fit and is made anew"] in contract["said"]
+
+
+def test_attention_is_taken_apart_in_single_precision_alone(contract):
+    taken_apart = ["IAttention.decomposable=", [True]]
+    assert contract["wide attention"]["status"] == contract["narrow attention"]["status"] == 0
+    assert contract["wide attention"]["calls"].count(taken_apart) == 3
+    assert taken_apart not in contract["narrow attention"]["calls"]
+
+
+def test_a_plan_runs_in_static_buffers(contract):
+    assert contract["run"] == {"bound": ["x", "n", "y"], "streams": [7], "results": [[2]]}
+
+
+def test_what_the_library_refuses_silently_is_an_error(contract):
+    assert contract["no plan"] == "the plan does not load"
+    assert contract["another table"].endswith("than its manifest says: n, x, y")
+    assert contract["no address"] == "the plan takes no address for x"
+    assert contract["no run"] == "the plan does not run"
+
+
+def test_a_request_names_everything_that_the_process_needs(checkpoint, tmp_path, monkeypatch):
+    versions = {"tensorrt": "11.4.0.106"}
+    here = Host(device="cuda", architecture="sm_90", versions=versions)
+    monkeypatch.setattr(builds.Host, "here", lambda device, packages: here)
+    monkeypatch.setattr(builds.torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(builds, "attention_nodes", lambda graph: 2)
+    settings = Settings(backend="tensorrt", precision="bf16")
+    wanted = builds.describe(open_checkpoint(checkpoint), settings)
+    (tmp_path / "scratch").mkdir()
+    folder = tmp_path / "aside"
+    request = builds._request("step", folder / "step.onnx", wanted, tmp_path / "scratch")
+    assert request == tensorrt.Request(
+        library="tensorrt", graph=str(folder / "step.onnx"), engine=str(folder / "step.engine"),
+        target="sm_90", attention_nodes=2, kernels=str(tmp_path / "scratch"),
+        layers=str(folder / "step.layers.json"),
+        timing_cache=str(tmp_path / ".timing" / "tensorrt-11.4.0.106-NVIDIA-H100-80GB-HBM3-level3.cache"),
+    )  # fmt: skip
+    [kernel] = load(tmp_path / "scratch")
+    assert (kernel.dtype, kernel.arch, kernel.widths) == ("bf16", 90, {"D": 32, "DV": 32})
+    assert kernel.compact
+
+
+def test_layers_are_counted_by_kind_and_type(checkpoint, tmp_path):
+    wide, narrow = ([{"Format/Datatype": f"Row major linear {kind}"}] for kind in ("FP32", "BFloat16"))
+    told = [
+        {"Name": "a", "LayerType": "PluginV3", "Outputs": narrow},
+        {"Name": "b", "LayerType": "gemm", "Outputs": narrow},
+        {"Name": "c", "LayerType": "gemm", "Outputs": narrow},
+        {"Name": "d", "LayerType": "gemm", "Outputs": wide},
+        {"Name": "e", "LayerType": "NoOp"},
+    ]
+    (tmp_path / "step.layers.json").write_text(json.dumps({"Layers": told}))
+    manifest = builds.describe(open_checkpoint(checkpoint), Settings(backend="onnx", precision="fp32"))
+    assert list(layers(tmp_path, manifest)) == [
+        "layers of step:", "  1 NoOp", "  1 PluginV3 BFloat16", "  2 gemm BFloat16", "  1 gemm FP32"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("architecture", "head", "said"),
+    [("sm_89", 64, "no kernels for sm_89; use --attention native"),
+     ("sm_90", 48, "no kernels for heads of 48; use --attention native")],
+)  # fmt: skip
+def test_a_plugin_that_there_is_no_kernel_for_is_refused(tmp_path, architecture, head, said):
+    with pytest.raises(UserError, match=said):
+        tensorrt.compile_kernels(tmp_path, architecture=architecture, dtype="bf16", head=head)
+
+
+def test_another_version_or_gpu_is_refused(checkpoint, tmp_path, monkeypatch):
+    here, older = (
+        Host(device="cuda", architecture="sm_90", versions={"tensorrt": version})
+        for version in ("11.4.0.106", "11.3.0.99")
+    )
+    monkeypatch.setattr(builds.Host, "here", lambda device, packages: here)
+    settings = Settings(backend="tensorrt", precision="bf16", attention="native")
+    built: Manifest = builds.describe(open_checkpoint(checkpoint), settings)
+    assert built.check_host(tmp_path, here) is None
+    for other, said in (
+        (older, "built with tensorrt 11.4.0.106, here is tensorrt 11.3.0.99"),
+        (replace(here, architecture="sm_100"), "built for sm_90, here is sm_100"),
+    ):
+        with pytest.raises(UserError, match=said) as refusal:
+            built.check_host(tmp_path, other)
+        assert "--backend tensorrt --precision bf16 --attention native --batch 1 -o" in str(refusal.value)

@@ -1,0 +1,58 @@
+"""Engines of TensorRT itself, built, run and compared where it is installed beside a GPU.
+
+One command: python -m pytest tests/export -m trt
+"""
+
+import json
+from importlib.util import find_spec
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from export.cli import main
+from export.engine.manifest import Manifest
+from runtime.cli.run import main as run_main
+
+pytestmark = [
+    pytest.mark.trt,
+    pytest.mark.skipif(find_spec("tensorrt") is None, reason="TensorRT is not installed"),
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device"),
+]
+
+FORMS = {
+    "plugin": ("--precision", "bf16"),
+    "native": ("--precision", "bf16", "--attention", "native"),
+    "fp32": ("--precision", "fp32"),
+}
+
+
+@pytest.fixture(scope="module", params=FORMS)
+def engine(request, build_engine):
+    """An engine of the debug model, with the plugin and without."""
+    return build_engine("--backend", "tensorrt", *FORMS[request.param])
+
+
+def test_it_agrees_with_the_model_chunk_by_chunk(engine):
+    result = CliRunner().invoke(main, ["verify", str(engine), "--chunks", "3"])
+    assert result.exit_code == 0, result.output
+    assert "they hold" in result.output
+
+
+def test_its_record_holds_a_plugin_layer_for_each_attention(engine):
+    layers = json.loads((engine / "step.layers.json").read_text())["Layers"]
+    plugins = [layer for layer in layers if "Plugin" in layer["LayerType"]]
+    assert len(plugins) == (2 if Manifest.read(engine).attention == "plugin" else 0)
+
+
+def test_a_video_is_made_of_it(engine, tmp_path):
+    command = ["--prompt", "a red star", "--engine", engine, "--chunks", 2, "-o", tmp_path / "star.mp4"]
+    result = CliRunner().invoke(run_main, [str(part) for part in command])
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "star.mp4.json").read_text())["engine"] == "tensorrt"
+
+
+def test_times_are_kept_beside_the_engines(engine):
+    [kept] = (engine.parent / ".timing").iterdir()
+    assert kept.name.startswith(f"tensorrt-{Manifest.read(engine).host.versions['tensorrt']}-")
+    assert kept.stat().st_size > 100

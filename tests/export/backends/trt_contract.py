@@ -1,0 +1,140 @@
+"""Drives the building process and the runtime's loader through TensorRT's real bindings; prints it all.
+
+Run with the real bindings on the path and empty libraries loaded (`kit.tensorrt_bindings`). Builder,
+parser and runtime are stand-ins that know the real classes; everything else is real. What this shows
+is that the code speaks the interface; no engine is built.
+"""
+
+import contextlib
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from types import SimpleNamespace
+
+import tensorrt as trt
+import torch
+from kit.tensorrt_bindings import StandIn, maker
+
+from export.backends import tensorrt_process
+from export.backends.tensorrt import Request
+from export.engine.manifest import Signature, TensorSpec
+from runtime.engines.tensorrt import PlanProgram
+
+SCRIPT = {
+    "OnnxParser.parse_from_file": True,
+    "OnnxParser.num_errors": 1,
+    "OnnxParser.get_error": "no such operator",
+    "INetworkDefinition.num_layers": 3,
+    "ILayer.type": trt.LayerType.PLUGIN_V3,
+    "ITensor.dtype": trt.float32,
+    "IAttentionInputLayer.attention": trt.IAttention,
+    "IBuilderConfig.set_timing_cache": True,
+    "IBuilderConfig.clear_flag": None,
+}
+SIGNATURE = Signature(
+    inputs=(
+        TensorSpec(name="x", shape=(2, 3), dtype="bfloat16"),
+        TensorSpec(name="n", shape=(1,), dtype="int32"),
+    ),
+    outputs=(TensorSpec(name="y", shape=(2,), dtype="float32"),),
+)
+TABLE = {
+    "x": (trt.TensorIOMode.INPUT, (2, 3), trt.bfloat16),
+    "n": (trt.TensorIOMode.INPUT, (1,), trt.int32),
+    "y": (trt.TensorIOMode.OUTPUT, (2,), trt.float32),
+}
+ENGINE = {
+    "ICudaEngine.num_io_tensors": len(TABLE),
+    "ICudaEngine.get_tensor_name": lambda place: list(TABLE)[place],
+    "ICudaEngine.get_tensor_mode": lambda name: TABLE[name][0],
+    "ICudaEngine.get_tensor_shape": lambda name: TABLE[name][1],
+    "ICudaEngine.get_tensor_dtype": lambda name: TABLE[name][2],
+    "IExecutionContext.set_tensor_address": True,
+    "IExecutionContext.execute_async_v3": True,
+}
+
+
+@contextlib.contextmanager
+def scripted(journal, script):
+    """TensorRT with stand-ins in the place of what its libraries make."""
+    real = {name: getattr(trt, name) for name in ("Builder", "OnnxParser", "Runtime")}
+    for name, kind in real.items():
+        setattr(trt, name, maker(trt, kind, script, journal))
+    try:
+        yield
+    finally:
+        for name, kind in real.items():
+            setattr(trt, name, kind)
+
+
+def plain(value):
+    """A value for JSON: numbers and texts as they are, enumerators by name, objects by class."""
+    if isinstance(value, StandIn) or not hasattr(value, "name"):
+        return value if isinstance(value, bool | int | float | str) else type(value).__name__
+    return value.name
+
+
+def built(folder, **script):
+    """One build: exit status, what was called and set, and the files that it left."""
+    folder.mkdir()
+    journal = []
+    request = Request(
+        library="tensorrt", graph="step.onnx", engine=str(folder / "step.engine"), target="sm_90",
+        attention_nodes=script.pop("nodes", 3), layers=str(folder / "layers.json"),
+        timing_cache=str(folder / "times" / "a.cache"),
+    )  # fmt: skip
+    with scripted(journal, SCRIPT | {"EngineInspector.get_engine_information": layers_of(3)} | script):
+        status = tensorrt_process.main(Request(**json.loads(json.dumps(asdict(request)))))
+    files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+    calls = [[key, [plain(value) for value in values]] for key, values in journal]
+    return {"status": status, "calls": calls, "files": files}
+
+
+def layers_of(plugins):
+    layers = [{"LayerType": "PluginV3"}] * plugins + [{"LayerType": "gemm"}]
+    return json.dumps({"Layers": layers})
+
+
+def run(**script):
+    """One program of a plan, run once."""
+    journal, stream = [], SimpleNamespace(cuda_stream=7, wait_stream=lambda other: None)
+    torch.cuda.Stream, torch.cuda.current_stream = lambda: stream, lambda: stream
+    with scripted(journal, ENGINE | script):
+        try:
+            program = PlanProgram(trt, b"plan", SIGNATURE, device="cpu")
+            results = program(torch.ones(2, 3, dtype=torch.bfloat16), torch.ones(1, dtype=torch.int32))
+        except RuntimeError as error:
+            return str(error)
+    bound = [values[0] for key, values in journal if key == "IExecutionContext.set_tensor_address"]
+    streams = [values[0] for key, values in journal if key == "IExecutionContext.execute_async_v3"]
+    return {"bound": bound, "streams": streams, "results": [list(result.shape) for result in results]}
+
+
+def main(folder):
+    folder = Path(folder)
+    attention = {"ILayer.type": trt.LayerType.ATTENTION_INPUT, "nodes": 0}
+    attention |= {"EngineInspector.get_engine_information": layers_of(0)}
+    results = {
+        "version": trt.__version__,
+        "whole": built(folder / "whole"),
+        "refused by the parser": built(folder / "parser", **{"OnnxParser.parse_from_file": False}),
+        "without plugin": built(folder / "none", **{"ILayer.type": trt.LayerType.MATRIX_MULTIPLY}),
+        "plugin lost": built(
+            folder / "lost", **{"EngineInspector.get_engine_information": layers_of(2)}
+        ),
+        "not built": built(folder / "not", **{"Builder.build_serialized_network": None}),
+        "stale times": built(folder / "stale", **{"IBuilderConfig.set_timing_cache": False}),
+        "wide attention": built(folder / "wide", **attention),
+        "narrow attention": built(folder / "narrow", **attention | {"ITensor.dtype": trt.bfloat16}),
+        "run": run(),
+        "no plan": run(**{"Runtime.deserialize_cuda_engine": None}),
+        "another table": run(**{"ICudaEngine.get_tensor_shape": lambda name: (9,)}),
+        "no address": run(**{"IExecutionContext.set_tensor_address": False}),
+        "no run": run(**{"IExecutionContext.execute_async_v3": False}),
+    }
+    sys.stdout.write("\n" + json.dumps(results))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,136 @@
+"""fp8 engines: the graph in ONNX Runtime equals the PyTorch program; what TensorRT-RTX builds of it."""
+
+import onnx
+import pytest
+from click.testing import CliRunner
+from kit.measure import assert_close
+from kit.passes import pass_inputs
+
+from export.build import describe, lower
+from export.cli import main
+from export.engine.manifest import Manifest
+from export.lowering.calibration import Calibration
+from export.lowering.trace import trace_step
+from export.onnx import graph as graphs
+from export.settings import Settings
+from runtime.engines.compiled import open_engine
+from vmla.weights.checkpoint import open_checkpoint
+
+pytestmark = pytest.mark.cpu
+
+E4M3, E2M1 = onnx.TensorProto.FLOAT8E4M3FN, onnx.TensorProto.FLOAT4E2M1
+DYNAMIC = "TRT_FP4DynamicQuantize"
+
+
+@pytest.fixture(scope="module")
+def calibration_file(checkpoint, tmp_path_factory):
+    path = tmp_path_factory.mktemp("calibration") / "calibration.json"
+    options = ["--checkpoint", str(checkpoint), "--prompts", "2", "--chunks", "3", "-o", str(path)]
+    assert CliRunner().invoke(main, ["calibrate", *options]).exit_code == 0
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(build_engine, calibration_file):
+    """An engine for ONNX Runtime."""
+    return build_engine("--backend", "onnx", "--precision", "fp8", "--calibration", str(calibration_file))
+
+
+@pytest.fixture(scope="module")
+def program(checkpoint, calibration_file):
+    """Make the step of the debug model for other settings."""
+
+    def make(**settings):
+        asked, opened = Settings(**settings), open_checkpoint(checkpoint)
+        wanted = describe(opened, asked)
+        layers = wanted.layers[asked.precision]
+        largest = Calibration.read(calibration_file).of_layers(layers, wanted.model_hash)
+        signature = wanted.programs["step"]
+        return lower(trace_step(opened.transformer(), batch=1), signature, asked, largest), signature
+
+    return make
+
+
+def test_onnx_runtime_equals_the_program_in_pytorch(folder, checkpoint, program):
+    made, _ = program(backend="onnx", precision="fp8")
+    opened = open_checkpoint(checkpoint)
+    with open_engine(folder, opened) as engine:
+        for number in (0, 2, 7):
+            inputs = pass_inputs(engine.config, number, seed=number)
+            # The same codes, but for a number between two of them that the other's last bit sends the other
+            # way: that shows in the third decimal place of one token.
+            for got, want in zip(engine.step(**inputs), made.module()(*inputs.values()), strict=True):
+                assert ((got - want).abs() < 1e-5 + 1e-5 * want.abs()).float().mean() > 0.95
+                assert_close(got, want, rtol=0, atol=0.02)
+
+
+def test_quantising_stands_where_tensorrt_fuses_it(folder):
+    """Input: QuantizeLinear, DequantizeLinear. Weight: codes [out, in], DequantizeLinear, Transpose."""
+    graph = onnx.load(folder / "step.onnx").graph
+    makers = {name: node for node in graph.node for name in node.output}
+    weights = {tensor.name: tensor for tensor in graph.initializer if tensor.data_type == E4M3}
+    layers = Manifest.read(folder).layers["fp8"]
+    assert {f"{name}.weight" for name in layers} == {name for name in weights if name.endswith(".weight")}
+    products = 0
+    for node in graph.node:
+        if node.op_type != "MatMul" or makers[node.input[1]].op_type != "Transpose":
+            continue
+        rows = makers.get(makers[node.input[1]].input[0])
+        if rows is None or rows.op_type != "DequantizeLinear":
+            continue
+        values = makers[node.input[0]]
+        assert (values.op_type, makers[values.input[0]].op_type) == ("DequantizeLinear", "QuantizeLinear")
+        assert rows.input[0] in weights
+        assert [a.i for a in rows.attribute if a.name == "axis"] == [0]
+        products += 1
+    assert products == len(layers) == 14
+
+
+def test_it_says_what_it_is(folder, calibration_file):
+    manifest = Manifest.read(folder)
+    assert (folder / "calibration.json").read_text() == calibration_file.read_text()
+    assert manifest.files["calibration.json"] == Calibration.read(calibration_file).digest
+    shown = CliRunner().invoke(main, ["inspect", str(folder)]).output.splitlines()
+    assert "  fp8: 14" in shown
+    assert "    2 ffn.down" in shown
+    assert "    1 proj_out: makes the velocity itself, at a thousandth of the cost" in shown
+    assert any(line.startswith("products of codes: left to what runs the graph; ONNX") for line in shown)
+    assert "calibrated on 2 prompts, 3 chunks, seed 0" in shown
+
+
+def test_verify_knows_its_bounds(folder):
+    result = CliRunner().invoke(main, ["verify", str(folder), "--chunks", "2"])
+    assert result.exit_code == 0, result.output
+    assert "bounds in fp8: " in result.output
+    assert "they hold" in result.output
+
+
+@pytest.mark.parametrize(("precision", "target"), [("fp8", "sm_89"), ("nvfp4", "sm_120")])
+def test_graphs_for_gpus_hold_codes_and_bfloat16(program, tmp_path, precision, target):
+    made, signature = program(backend="tensorrt-rtx", precision=precision, target=target)
+    path = tmp_path / "step.onnx"
+    graphs.save(made, signature, path)
+    graph = onnx.load(path).graph
+    codes = [t for t in graph.initializer if t.data_type == (E4M3 if precision == "fp8" else E2M1)]
+    assert len([tensor for tensor in codes if tensor.name.endswith(".weight")]) == 14
+    if precision == "fp8":
+        known = {value.name: value.type.tensor_type.elem_type for value in graph.value_info}
+        made_wide = [node.output[0] for node in graph.node if node.op_type == "DequantizeLinear"]
+        assert {known[name] for name in made_wide} == {onnx.TensorProto.BFLOAT16}
+    else:  # made as it runs, by a node that nobody else knows
+        assert [node.op_type for node in graph.node if node.domain == "trt"] == [DYNAMIC] * 14
+
+
+@pytest.mark.parametrize(("precision", "target"), [("fp8", "sm_89"), ("nvfp4", "sm_120")])
+def test_tensorrt_rtx_builds_it_without_a_word(
+    checkpoint, calibration_file, tmp_path, precision, target
+):
+    options = ["--backend", "tensorrt-rtx", "--target", target, "--precision", precision]
+    files = ["--checkpoint", checkpoint, "--calibration", calibration_file, "-o", tmp_path / "engine"]
+    result = CliRunner().invoke(main, ["build", *options, *map(str, files)])
+    assert result.exit_code == 0, result.output
+    assert "warning" not in result.output
+    manifest = Manifest.read(tmp_path / "engine")
+    assert sorted(manifest.files) == ["calibration.json", "prompt.engine", "step.engine"]
+    assert (manifest.precision, manifest.quantization.base) == (precision, "bf16")
+    assert (tmp_path / "engine" / "step.engine").stat().st_size > 100_000

@@ -1,0 +1,127 @@
+"""The exported programs: the design's signature, the checkpoint's names, the model's numbers."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from kit.measure import assert_close
+from kit.models import draw, tiny_model
+from kit.passes import pass_inputs
+
+from export.lowering.trace import trace
+from vmla.config import recipe
+from vmla.transformer import VideoMLA
+
+pytestmark = pytest.mark.cpu
+
+BATCH = 2
+
+
+@pytest.fixture(scope="module", params=["mla", "mha"])
+def traced(request):
+    """A model and its two programs."""
+    model = tiny_model(layout=request.param)
+    return model, trace(model, batch=BATCH)
+
+
+def tensors(nodes):
+    return [(node.name, tuple(node.meta["val"].shape), node.meta["val"].dtype) for node in nodes]
+
+
+def user_inputs(program):
+    names = program.graph_signature.user_inputs
+    return tensors(node for node in program.graph.nodes if node.name in names and node.op == "placeholder")
+
+
+def test_the_step_has_the_signature_of_the_design(traced):
+    model, programs = traced
+    c, f32, i32 = model.config, torch.float32, torch.int32
+    picture = (BATCH, c.latent_channels, c.chunk, c.height, c.image_width)
+    per_frame = (c.height // c.patch) * (c.image_width // c.patch)
+    slots = c.sink + c.history
+    assert user_inputs(programs["step"]) == [
+        ("latents", picture, f32),
+        ("timestep", (BATCH, c.chunk), f32),
+        ("text_kv", (c.layers, 2, BATCH, c.text_tokens, c.width), f32),
+        ("cache", (c.layers, BATCH, slots * per_frame, c.entry_width), f32),
+        ("slot_index", (slots,), i32),
+        ("chunk_index", (c.chunk,), i32),
+    ]
+    assert tensors(programs["step"].graph.output_node().args[0]) == [
+        ("velocity", picture, f32),
+        ("entries", (c.layers, BATCH, c.chunk * per_frame, c.entry_width), f32),
+    ]
+
+
+def test_the_prompt_step_has_the_signature_of_the_design(traced):
+    model, programs = traced
+    c = model.config
+    text_kv = ("text_kv", (c.layers, 2, BATCH, c.text_tokens, c.width), torch.float32)
+    assert user_inputs(programs["prompt"]) == [("text", (BATCH, c.text_tokens, c.text_width), torch.float32)]
+    assert tensors(programs["prompt"].graph.output_node().args[0]) == [text_kv]
+
+
+def test_every_weight_is_in_one_program_under_its_own_name(traced):
+    model, programs = traced
+    step, prompt = (set(programs[name].state_dict) for name in ("step", "prompt"))
+    assert step | prompt == set(model.state_dict())
+    assert not step & prompt
+    assert "blocks.1.attn2.to_k.weight" in prompt
+
+
+@pytest.mark.parametrize("number", [0, 1, 2, 7])
+def test_the_step_equals_the_model_whatever_the_cache_holds(traced, number):
+    model, programs = traced
+    inputs = pass_inputs(model.config, number, batch=BATCH, seed=number)
+    made = programs["step"].module()(*inputs.values())
+    for got, want in zip(made, model(**inputs), strict=True):
+        assert want.abs().max() > 0.1
+        assert_close(got, want, rtol=1e-6, atol=1e-6)
+
+
+def test_the_prompt_step_equals_the_model(traced):
+    model, programs = traced
+    text = draw(BATCH, model.config.text_tokens, model.config.text_width)
+    assert_close(programs["prompt"].module()(text), model.encode_text(text), rtol=1e-6, atol=1e-6)
+
+
+FULL_SIZE = """
+import json
+from export.lowering.precision import in_precision
+from export.lowering.trace import fake_model, trace
+from vmla.config import recipe
+from vmla.cli.machine import peak_resident_bytes
+
+before = peak_resident_bytes()
+programs = trace(fake_model(recipe("wan-1.3b")), batch=1)
+step = programs["step"]
+shapes = {node.name: list(node.meta["val"].shape) for node in step.graph.nodes
+          if node.name in step.graph_signature.user_inputs + step.graph_signature.user_outputs}
+weights = sum(value.numel() for program in programs.values() for value in program.state_dict.values())
+narrow = in_precision(step, "bf16", ("text_kv", "cache", "entries"))
+size = sum(value.nbytes for value in narrow.state_dict.values())
+grown = peak_resident_bytes() - before
+print(json.dumps({"shapes": shapes, "weights": weights, "bf16 bytes": size, "grown": grown}))
+"""
+
+
+def test_the_full_model_is_traced_without_its_weights():
+    done = subprocess.run([sys.executable, "-c", FULL_SIZE], capture_output=True, text=True, check=True)
+    told = json.loads(done.stdout.splitlines()[-1])
+    assert told["shapes"] == {
+        "latents": [1, 16, 3, 60, 104],
+        "timestep": [1, 3],
+        "text_kv": [30, 2, 1, 512, 1536],
+        "cache": [30, 1, 7 * 1560, 224],
+        "slot_index": [7],
+        "chunk_index": [3],
+        "velocity": [1, 16, 3, 60, 104],
+        "entries": [30, 1, 3 * 1560, 224],
+    }
+    with torch.device("meta"):
+        count = sum(weight.numel() for weight in VideoMLA(recipe("wan-1.3b")).parameters())
+    assert told["weights"] == count > 1.2e9
+    assert 2.2e9 < told["bf16 bytes"] < 2.5e9
+    assert told["grown"] < 1e9 < 4 * count  # bytes; the weights alone would take four for each number

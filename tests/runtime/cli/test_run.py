@@ -1,0 +1,223 @@
+"""`vmla-run` as a person uses it: videos, plans, interruptions, and what it says to nonsense."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import av
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+from safetensors.torch import load_file, save_file
+
+from runtime import generate
+from runtime.cli.run import main
+from vmla.cache import CacheLayout
+from vmla.config import recipe
+
+pytestmark = pytest.mark.cpu
+
+PROMPT = "a red star bouncing on a navy background"
+
+
+def run(*arguments):
+    return CliRunner().invoke(main, [str(a) for a in arguments])
+
+
+def make(checkpoint, output, *more, prompt=PROMPT):
+    return run("--prompt", prompt, "--checkpoint", checkpoint, "-o", output, *more)
+
+
+def frames_of(path):
+    with av.open(str(path)) as file:
+        return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
+
+
+def test_a_video_of_the_length_asked_for(checkpoint, tmp_path):
+    output = tmp_path / "star.mp4"
+    result = make(checkpoint, output, "--seconds", 3, "--scale", 1, "--events", tmp_path / "events.jsonl")
+    assert result.exit_code == 0, result.output
+    video = frames_of(output)
+    assert video.shape == (48, 64, 64, 3)
+    made = np.stack(list(generate(PROMPT, seconds=3, checkpoint=checkpoint)))
+    assert made.dtype == np.uint8
+    assert made.shape == video.shape
+    assert np.abs(video.astype(float) - made).mean() < 12  # random weights make noise, which H.264 blurs
+    told = json.loads((tmp_path / "star.mp4.json").read_text())
+    assert told["complete"] is True
+    assert (told["prompt"], told["frames"], told["layout"], told["seed"]) == (PROMPT, 48, "mla", 0)
+    events = [json.loads(line) for line in (tmp_path / "events.jsonl").read_text().splitlines()]
+    assert [event["chunk"] for event in events] == [0, 1, 2, 3]
+    assert events[-1]["frames"] == 48
+
+
+def test_a_seed_is_a_video(checkpoint):
+    one, same, other = (
+        np.stack(list(generate(PROMPT, seconds=1, seed=seed, checkpoint=checkpoint))) for seed in (4, 4, 5)
+    )
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
+
+
+def test_pictures_and_nothing(checkpoint, tmp_path):
+    assert make(checkpoint, tmp_path / "pictures", "--chunks", 1).exit_code == 0
+    assert len(list((tmp_path / "pictures").glob("*.png"))) == 12
+    result = make(checkpoint, "null", "--chunks", 1)
+    assert result.exit_code == 0
+    assert not Path("null").exists()
+    assert not Path("null.json").exists()
+
+
+def test_the_plan_is_the_truth(checkpoint):
+    result = run("--prompt", PROMPT, "--checkpoint", checkpoint, "--minutes", 3, "--dry-run")
+    assert result.exit_code == 0
+    layout = CacheLayout.of(recipe("debug"))
+    cache = layout.allocate(1, dtype=torch.float32)
+    assert f"cache: {cache.nbytes:,} bytes" in result.output
+    assert "240 chunks, 2880 frames of 64x64, 180 s" in result.output
+    assert f"positions 0 to {layout.positions - 1}," in result.output
+
+
+def test_an_existing_file_is_kept_unless_told_otherwise(checkpoint, tmp_path):
+    output = tmp_path / "a.mp4"
+    output.write_bytes(b"mine")
+    assert_one_line(make(checkpoint, output, "--chunks", 1), "exists already")
+    assert output.read_bytes() == b"mine"
+    assert make(checkpoint, output, "--chunks", 1, "--overwrite").exit_code == 0
+    assert len(frames_of(output)) == 12
+
+
+def assert_one_line(result, *fragments):
+    assert result.exit_code not in (0, 1, 130), result.output
+    lines = [line for line in result.output.splitlines() if line and not line.startswith(("Usage", "Try"))]
+    assert len(lines) == 1, result.output
+    for fragment in fragments:
+        assert fragment in lines[0]
+    assert "Traceback" not in result.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "fragment"),
+    [
+        (["--prompt", "  "], "the prompt is empty"),
+        (["--seconds", "-3"], "-3"),
+        (["--seconds", "nan"], "no video lasts"),
+        (["--minutes", "1e9"], "at most"),
+        (["--chunks", "0"], "chunks"),
+        (["--chunks", "99999999"], "at most"),
+        (["--seconds", "3", "--chunks", "2"], "more than one length"),
+        (["--checkpoint", "nowhere"], "no checkpoint 'nowhere'"),
+        (["--checkpoint", ""], "no checkpoint"),
+        (["--layout", "mha"], "has layout mla"),
+        (["--steps", "0"], "0 denoising steps"),
+        (["--device", "cuda:7"], "no device 'cuda:7'"),
+        (["--device", "teapot"], "no device 'teapot'"),
+        (["-o", "a.avi"], "cannot write .avi"),
+        (["-o", "no/such/folder/a.mp4"], "there is no folder"),
+    ],
+    ids=str,
+)
+def test_nonsense_is_refused_in_one_line(checkpoint, tmp_path, arguments, fragment, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    standard = ["--prompt", PROMPT, "--checkpoint", checkpoint, "-o", "a.mp4"]
+    assert_one_line(run(*standard, *arguments), fragment)
+    assert list(tmp_path.iterdir()) == []
+
+
+def with_tensors(checkpoint, folder, change):
+    shutil.copytree(checkpoint, folder)
+    path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "fragment"),
+    [
+        (lambda t: t.pop("proj_out.bias"), "lacks the tensor proj_out.bias"),
+        (lambda t: t.update(extra=torch.ones(2)), "unknown tensor extra"),
+        (lambda t: t.update({"proj_out.bias": torch.ones(3)}), "has shape [3]"),
+    ],
+    ids=["missing", "extra", "misshapen"],
+)
+def test_a_wrong_checkpoint_is_refused(checkpoint, tmp_path, change, fragment):
+    folder = with_tensors(checkpoint, tmp_path / "changed", change)
+    output = tmp_path / "a.mp4"
+    assert_one_line(make(folder, output, "--chunks", 1), fragment)
+    assert not output.exists()
+    assert not (tmp_path / "a.mp4.json").exists()
+
+
+def test_a_truncated_checkpoint_is_refused(checkpoint, tmp_path):
+    shutil.copytree(checkpoint, tmp_path / "cut")
+    path = tmp_path / "cut" / "transformer" / "diffusion_pytorch_model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    assert_one_line(make(tmp_path / "cut", tmp_path / "a.mp4", "--chunks", 1), "is damaged")
+    assert not (tmp_path / "a.mp4").exists()
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full to write to")
+def test_a_full_disk_is_named(checkpoint, tmp_path):
+    (tmp_path / "full.mp4").symlink_to("/dev/full")
+    result = make(checkpoint, tmp_path / "full.mp4", "--chunks", 3, "--overwrite")
+    assert result.exit_code == 2
+    assert "No space left" in result.output.splitlines()[-1]
+    assert "Traceback" not in result.output
+
+
+def test_a_prompt_of_another_world_is_warned_about(checkpoint, tmp_path):
+    folder = tmp_path / "sprites"
+    shutil.copytree(checkpoint, folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "trained_on": "sprites"}))
+    known = make(folder, "null", "--chunks", 1)
+    assert "warning" not in known.output
+    odd = make(folder, "null", "--chunks", 1, prompt="a cat playing the piano")
+    assert odd.exit_code == 0
+    assert "does not know 'cat'" in odd.output
+
+
+def start(checkpoint, output, *more):
+    code = "from runtime.cli.run import main; main()"
+    arguments = ["--prompt", PROMPT, "--checkpoint", str(checkpoint), "-o", str(output), *map(str, more)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path.cwd()), *sys.path])}
+    return subprocess.Popen([sys.executable, "-c", code, *arguments], env=environment, stderr=subprocess.PIPE)
+
+
+def wait_for(path, size, seconds=120):
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if path.exists() and path.stat().st_size > size:
+            return
+        time.sleep(0.05)
+    raise AssertionError(f"{path} did not reach {size} bytes in {seconds} s")
+
+
+def test_an_interrupted_video_is_whole(checkpoint, tmp_path):
+    output = tmp_path / "a.mp4"
+    process = start(checkpoint, output, "--minutes", 600)
+    wait_for(output, 100_000)
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 130, said.decode()
+    assert b"Traceback" not in said
+    told = json.loads((tmp_path / "a.mp4.json").read_text())
+    assert told["complete"] is False
+    assert len(frames_of(output)) == told["frames_written"] > 0
+
+
+def test_a_killed_video_plays(checkpoint, tmp_path):
+    output = tmp_path / "a.mp4"
+    process = start(checkpoint, output, "--minutes", 600)
+    wait_for(output, 400_000)
+    process.kill()
+    process.communicate(timeout=60)
+    assert len(frames_of(output)) >= 16

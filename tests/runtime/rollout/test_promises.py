@@ -1,0 +1,260 @@
+"""What the loop promises: fixed buffers and one computation for every chunk, no host reads, flat memory."""
+
+import gc
+import time
+
+import psutil
+import pytest
+import torch
+from kit.engines import tiny_engine
+from kit.measure import assert_close
+from kit.models import tiny_model
+from kit.passes import pass_inputs
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from runtime.device.cuda_graphs import Replay, captured
+from runtime.engines.packed_linear import PackedLinear, packed
+from runtime.engines.timestep_tables import tabled
+from runtime.outputs import NullSink
+from runtime.planning.request import prepare
+from runtime.prompts.sources import Change, FixedPrompts, Schedule
+from runtime.rollout.decoding import NoDecoder
+from runtime.rollout.rollout import Rollout, rollout
+from runtime.session.generate import produce
+from runtime.telemetry.events import NoTelemetry
+from runtime.telemetry.metrics import Summary, percentile, prometheus
+from vmla.scheduler import Sampler, keyed_noise
+
+pytestmark = pytest.mark.cpu
+
+RED, BLUE = "a red star bouncing on a navy background", "a blue ring resting on a gray background"
+EULER, RENOISE = Sampler(kind="euler", steps=2), Sampler(kind="renoise", steps=3)
+CPU = torch.device("cpu")
+
+
+def plain(engine, prompts, sampler, *, seeds, chunks):
+    """The rollout without fixed buffers: fresh tensors for every chunk, a whole step for the clean pass."""
+    layout, config = engine.layout, engine.config
+    cache = layout.allocate(len(seeds), dtype=engine.dtype)
+    shape = (config.latent_channels, layout.chunk, config.height, config.image_width)
+    for number in range(chunks):
+        text = engine.encode_prompt(prompts)
+        window = layout.slot_index(number), layout.chunk_index(number)
+
+        def noise(step, number=number):
+            return torch.stack([keyed_noise(shape, seed=seed, chunk=number, step=step) for seed in seeds])
+
+        latents = noise(0)
+        for step, t in enumerate(sampler.timesteps().tolist()):
+            timestep = torch.full((len(seeds), layout.chunk), t)
+            velocity, _ = engine.step(latents, timestep, text, cache, *window)
+            fresh = noise(step + 1) if sampler.needs_noise(step) else None
+            latents = sampler.advance(latents, velocity, step, fresh)
+        _, entries = engine.step(latents, torch.zeros_like(timestep), text, cache, *window)
+        layout.commit_(cache, entries, number)
+        yield latents
+
+
+@pytest.mark.parametrize("sampler", [EULER, RENOISE], ids=["euler", "renoise"])
+@pytest.mark.parametrize(("sink", "history"), [(1, 3), (1, 1), (0, 4), (3, 0)])
+@pytest.mark.parametrize("layout", ["mla", "mha"])
+def test_fixed_buffers_give_the_plain_rollout_bit_for_bit(layout, sink, history, sampler):
+    engine = tiny_engine(layout=layout, sink=sink, history=history)
+    asked = {"seeds": [3, 8], "chunks": 6}
+    made = rollout(engine, NoDecoder(), FixedPrompts(RED, BLUE), sampler, **asked)
+    for chunk, wanted in zip(made, plain(engine, (RED, BLUE), sampler, **asked), strict=True):
+        assert torch.equal(chunk.frames.transpose(1, 2), wanted)
+
+
+@pytest.mark.parametrize("layout", ["mla", "mha"])
+def test_the_entries_alone_are_those_of_the_whole_pass(layout):
+    engine = tiny_engine(layout=layout)
+    videos = Rollout(engine, FixedPrompts(RED), EULER, seeds=[1])
+    for _ in range(3):
+        latents = videos.denoise()
+        b = videos.buffers
+        _, entries = engine.step(latents, b.clean, *b.context)
+        assert torch.equal(engine.entries(latents, b.clean, *b.context), entries)
+        videos.commit()
+
+
+@pytest.mark.parametrize("layout", ["mla", "mha"])
+def test_packed_layers_are_those_that_they_were_made_from(layout):
+    model = tiny_model(layout=layout)
+    names = [name for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)]
+    again = packed(model, rows=7)
+    left = {name for name, part in again.named_modules() if isinstance(part, torch.nn.Linear)}
+    assert all(name.endswith(("up_k", "up_v")) for name in left)
+    assert len(left) == (4 if layout == "mla" else 0)
+    inputs = pass_inputs(model.config, 3)
+    for made, wanted in zip(again(**inputs), model(**inputs), strict=True):
+        assert_close(made, wanted, rtol=1e-4, atol=1e-5)
+    text = torch.randn(2, model.config.text_tokens, model.config.text_width)
+    assert_close(again.encode_text(text), model.encode_text(text), rtol=1e-4, atol=1e-5)
+    assert [name for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)] == names
+    # A batch of another size than it was laid out for is right as well.
+    layer = torch.nn.Linear(6, 5)
+    x = torch.randn(2, 3, 6)
+    assert_close(PackedLinear(layer, rows=1)(x), layer(x), rtol=1e-5, atol=1e-6)
+
+
+def test_what_a_timestep_alone_decides_is_worked_out_once():
+    model = tiny_model()
+    table, asked = tabled(model), []
+    model.condition_embedder.register_forward_hook(lambda *_: asked.append(1))
+    inputs, wanted = pass_inputs(model.config, 3), model(**pass_inputs(model.config, 3))
+    for _ in range(3):
+        made = table(**inputs)
+    assert len(asked) == 2  # one of them by the model itself
+    assert all(torch.equal(a, b) for a, b in zip(made, wanted, strict=True))
+    inputs["timestep"].mul_(0.5)  # no longer what it was
+    assert (table(**inputs)[0] - wanted[0]).abs().max() > 1e-4
+    assert torch.equal(table(**inputs)[0], model(**inputs)[0])
+    same = pass_inputs(model.config, 3)
+    assert all(torch.equal(a, b) for a, b in zip(table(**same), wanted, strict=True))
+
+
+class Operators(TorchDispatchMode):
+    """Names of the operators that run, and how often a value is read back to the host."""
+
+    READS = (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.is_nonzero.default,
+             torch.ops.aten.equal.default, torch.ops.aten.nonzero.default)  # fmt: skip
+
+    def __init__(self):
+        super().__init__()
+        self.names, self.reads = [], 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.reads += function in self.READS
+        self.names.append(str(function))
+        return function(*args, **(kwargs or {}))
+
+
+def test_every_chunk_is_the_same_computation_on_the_same_memory_and_reads_nothing_back(monkeypatch):
+    """Filling, or full, at a change of prompt: so one CUDA graph stands for all of each kind."""
+    monkeypatch.setattr("plugins.sdpa.readable", lambda valid: False)  # as on a GPU
+    engine = tiny_engine()
+    prompts = Schedule([Change(chunk=0, prompts=(RED,)), Change(chunk=5, prompts=(BLUE,), policy="reset")])
+    videos = Rollout(engine, prompts, RENOISE, seeds=[1])
+    seen, places = {False: [], True: []}, []
+    for number in range(8):
+        videos._turn_to(prompts.at(number))  # texts are encoded on the way, outside of the graph
+        with Operators() as chunk:
+            videos.denoise()
+            full = videos.buffers.full
+            videos.commit()
+        assert chunk.reads == 0
+        seen[full].append(chunk.names)
+        tensors = (item for item in vars(videos.buffers).values() if isinstance(item, torch.Tensor))
+        places.append([tensor.data_ptr() for tensor in tensors])
+    assert [len(kind) for kind in seen.values()] == [4, 4]
+    # The first of its kind is captured, and the very first works out the sampler's levels.
+    assert all(names == kind[1] for kind in seen.values() for names in kind[2:])
+    assert all(place == places[0] for place in places)
+
+
+def test_no_position_ever_leaves_the_window():
+    engine = tiny_engine()
+    videos = Rollout(engine, FixedPrompts(RED), Sampler(steps=1), seeds=[1])
+    for _ in range(60):
+        videos.denoise()
+        b = videos.buffers
+        assert int(b.slot_index.max()) < engine.layout.positions
+        assert int(b.chunk_index.max()) < engine.layout.positions
+        assert int(b.chunk_index.min()) >= 0
+        assert int(b.target.max()) < b.cache.shape[2]
+        videos.commit()
+    assert videos.number == 60
+
+
+def test_a_graph_is_the_function_itself_on_a_cpu_and_missed_loudly_elsewhere():
+    calls = []
+
+    def function():
+        calls.append(1)
+
+    assert captured(function, CPU) is function
+    if not torch.cuda.is_available():
+        with pytest.warns(UserWarning, match="no CUDA graph of the chunk"):
+            assert captured(function, torch.device("cuda")) is function
+    assert calls == []
+
+
+class Graph:
+    """Stands for a captured graph: what it replays are the function's own operations."""
+
+    def __init__(self, function):
+        self.replay = function
+
+
+class Launches(NoTelemetry):
+    """Of each chunk."""
+
+    def __init__(self):
+        self.seen = []
+
+    def chunk(self, report):
+        self.seen.append(report.launches)
+
+
+@pytest.mark.parametrize("graphs", [True, False])
+def test_the_host_s_launches_are_counted_where_graphs_are_replayed(checkpoint, monkeypatch, graphs):
+    if graphs:
+        monkeypatch.setattr("runtime.rollout.rollout.captured", lambda function, *_: Replay(Graph(function)))
+    job, frames = prepare(RED, checkpoint, chunks=6)
+    told = Launches()
+    produce(job, NullSink(), told, frames=frames)
+    # Noise, two positions, two places of the commit; the steps, and the clean pass before them.
+    assert told.seen == ([6, 7, 7, 7, 7, 7] if graphs else [None] * 6)
+
+
+class Watch(NoTelemetry):
+    """Main memory and time after each chunk."""
+
+    def __init__(self):
+        self.bytes, self.times = [], []
+
+    def chunk(self, report):
+        if report.chunk % 50 == 0:
+            gc.collect()
+            self.bytes.append(psutil.Process().memory_info().rss)
+        self.times.append(time.perf_counter())
+
+
+def film_of(checkpoint, chunks):
+    job, frames = prepare(RED, checkpoint, chunks=chunks, steps=1)
+    watch = Watch()
+    outcome = produce(job, NullSink(), watch, frames=frames)
+    assert outcome.frames == frames == 12 * chunks
+    return watch
+
+
+def test_memory_is_flat(checkpoint):
+    watch = film_of(checkpoint, 400)
+    settled = watch.bytes[3:]
+    assert max(settled) <= 1.01 * settled[0]
+
+
+def test_two_hours_of_video_do_not_grow_or_drift(checkpoint):
+    watch = film_of(checkpoint, 10_000)
+    assert max(watch.bytes[4:]) <= 1.01 * watch.bytes[4]
+    gaps = torch.tensor(watch.times, dtype=torch.float64).diff()
+    # The quicker chunks of each: what else the machine does now and then is no drift.
+    assert float(gaps[-2000:].quantile(0.1) / gaps[1000:3000].quantile(0.1)) < 1.25
+
+
+def test_figures_are_those_of_the_chunks(checkpoint):
+    summary, job = Summary(), prepare(RED, checkpoint, chunks=6)[0]
+    assert summary.figures() is None
+    outcome = produce(job, NullSink(), summary, frames=72)
+    figures = summary.figures()
+    assert (figures.chunks, figures.frames) == (6, 72)
+    assert 0 <= figures.stalls <= 6
+    assert outcome.figures == figures
+    assert 0 < figures.first_frame_seconds < outcome.seconds
+    assert 0 < figures.chunk_p50 <= figures.chunk_p95 <= figures.chunk_p99
+    text = prometheus({"": figures})
+    values = dict(line.split() for line in text.splitlines() if not line.startswith("#"))
+    assert float(values["videomla_frames"]) == 72
+    assert float(values["videomla_chunk_p99"]) == pytest.approx(figures.chunk_p99)
+    assert [percentile([1.0, 2.0, 3.0, 4.0], share) for share in (0.5, 0.75, 0.99)] == [2.0, 3.0, 4.0]

@@ -1,0 +1,169 @@
+"""Several videos on one engine: each as if alone, in the order of their deadlines, as many as fit."""
+
+from dataclasses import replace
+
+import numpy as np
+import psutil
+import pytest
+import torch
+
+from plugins.errors import UserError
+from runtime.outputs import NullSink
+from runtime.planning.request import prepare
+from runtime.prompts.sources import Change, FixedPrompts, Schedule
+from runtime.rollout.buffers import Buffers
+from runtime.rollout.recache import Past
+from runtime.session.scheduler import Streams
+from runtime.telemetry.events import NoTelemetry
+from vmla.vae.wan import memory_bytes
+
+pytestmark = pytest.mark.cpu
+
+RED, BLUE = "a red star bouncing on a navy background", "a blue ring resting on a gray background"
+PLENTY = 1 << 40
+
+
+class Gallery(NullSink):
+    """Keeps every frame."""
+
+    def __init__(self):
+        super().__init__()
+        self.frames = []
+
+    def write(self, frames):
+        super().write(frames)
+        self.frames.append(frames)
+
+
+@pytest.fixture(scope="module")
+def job(checkpoint):
+    return prepare(RED, checkpoint, chunks=5)[0]
+
+
+def others(job):
+    """Three videos that differ in length, prompt and seed."""
+    switch = [Change(chunk=0, prompts=(RED,)), Change(chunk=2, prompts=(BLUE,), policy="recache")]
+    return [
+        replace(job, seed=1),
+        replace(job, seed=2, chunks=3, prompts=FixedPrompts(BLUE)),
+        replace(job, seed=3, chunks=4, prompts=Schedule(switch)),
+    ]
+
+
+def alone(job):
+    sink = Gallery()
+    with Streams(job, memory=PLENTY) as streams:
+        streams.admit(job, sink, frames=12 * job.chunks)
+        streams.run()
+    return np.concatenate(sink.frames)
+
+
+def test_streams_together_are_what_each_is_alone(job):
+    sinks, order = [], []
+    with Streams(job, memory=PLENTY, clock=lambda: 0.0) as streams:
+        for one in others(job):
+            sinks.append(Gallery())
+            streams.admit(one, sinks[-1], frames=12 * one.chunks)
+        while (stream := streams.step()) is not None:
+            order.append(stream.number)
+    assert sorted(order) == [0] * 5 + [1] * 3 + [2] * 4
+    assert sorted(order[:3]) == [0, 1, 2]  # nobody waits while another is ahead
+    for sink, one in zip(sinks, others(job), strict=True):
+        assert np.array_equal(np.concatenate(sink.frames), alone(one))
+
+
+def test_the_stream_that_is_due_first_goes_on(job):
+    with Streams(job, memory=PLENTY, clock=iter([0.0, 1.6]).__next__) as streams:
+        early = streams.admit(job, NullSink(), frames=60)
+        assert [streams.step() for _ in range(3)] == [early] * 3
+        late = streams.admit(replace(job, seed=9), NullSink(), frames=60)
+        # The first has frames until 2.25 s, the second is let in at 1.6 s and has none until it is ahead.
+        assert [streams.step() for _ in range(3)] == [late, early, late]
+
+
+def test_more_streams_than_memory_are_refused(job):
+    plan = job.plan()
+    shared, own = sum(plan.shared.values()), plan.stream_bytes
+    with Streams(job, memory=shared + 2 * own) as streams:
+        assert streams.capacity == 2
+        for _ in range(2):
+            streams.admit(job, NullSink(), frames=60)
+        with pytest.raises(UserError, match="hold 2 streams and no more; end one, or allow"):
+            streams.admit(job, NullSink(), frames=60)
+        streams.run()
+        streams.admit(job, NullSink(), frames=60)
+    assert plan.streams_in(shared + own - 1) == 0
+    assert plan.streams_in(0) == 0
+
+
+def test_another_kind_of_stream_is_refused(job):
+    with Streams(job, memory=PLENTY) as streams, pytest.raises(UserError, match="another sampler"):
+        streams.admit(replace(job, sampler=replace(job.sampler, steps=3)), NullSink(), frames=12)
+
+
+class Vanishing(NullSink):
+    """Fails after its first chunk."""
+
+    def write(self, frames):
+        super().write(frames)
+        if self.mark()["frames"] > 12:
+            raise OSError(32, "Broken pipe")
+
+
+def test_one_that_fails_ends_alone(job):
+    whole = Gallery()
+    with Streams(job, memory=PLENTY) as streams:
+        broken = streams.admit(replace(job, chunks=40), Vanishing(), frames=480)
+        streams.admit(job, whole, frames=60)
+        streams.run()
+        assert isinstance(broken.failure, OSError)
+        assert broken.film.made < 40
+    assert np.array_equal(np.concatenate(whole.frames), alone(job))
+
+
+def test_the_plan_of_a_stream_is_what_it_takes(job):
+    """Every part against the tensors themselves; 3 % would do, they are equal."""
+    engine, decoder, own = job.engine(), job.decoder(), job.plan().own
+    buffers = Buffers(engine, job.sampler, batch=1)
+    decoder.decode(torch.randn(1, 4, 3, 8, 8))
+    assert own["latent cache"] == buffers.cache.nbytes
+    assert own["text keys and values"] == buffers.text_kv.nbytes
+    assert own["noise and latents of a chunk"] == buffers.noise.nbytes + buffers.latents.nbytes
+    assert own["latents of the window"] == Past.capacity(engine.layout) * buffers.latents.nbytes
+    assert own["decoder memory"] == memory_bytes(decoder.memory)
+    held = [tensor.untyped_storage() for tensor in decoder.memory]
+    assert sum(storage.nbytes() for storage in held) == own["decoder memory"]
+
+
+def test_graphs_of_all_streams_share_one_pool(job, monkeypatch):
+    """What they hold for a moment is in the plan once."""
+    pools = []
+    monkeypatch.setattr("runtime.session.scheduler.graph_pool", lambda device: "the pool")
+    monkeypatch.setattr(
+        "runtime.rollout.rollout.captured", lambda function, device, pool: pools.append(pool) or function
+    )
+    with Streams(job, memory=PLENTY) as streams:
+        for seed in range(2):
+            streams.admit(replace(job, seed=seed, chunks=1), NullSink(), frames=12)
+        streams.run()
+    assert pools == ["the pool"] * 4
+
+
+class Memory(NoTelemetry):
+    def __init__(self):
+        self.most = 0
+
+    def chunk(self, report):
+        self.most = max(self.most, psutil.Process().memory_info().rss)
+
+
+def test_a_stream_that_is_over_leaves_its_memory(job):
+    memory = Memory()
+    with Streams(job, memory=PLENTY) as streams:
+        for round_ in range(6):
+            for seed in range(3):
+                streams.admit(replace(job, seed=seed, chunks=2), NullSink(), frames=24, telemetry=memory)
+            streams.run()
+            if round_ == 2:
+                before = memory.most
+    assert memory.most <= 1.05 * before

@@ -1,0 +1,1 @@
+"""What all commands and records share: errors in one line, progress, the machine."""

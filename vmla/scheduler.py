@@ -1,0 +1,92 @@
+"""Flow matching: noise schedules with shift, and the two ways down them.
+
+x_t = (1 - sigma) x0 + sigma eps, the model gives v = eps - x0, and its timestep is 1000 sigma.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from plugins.errors import UserError
+
+TIMESTEPS = 1000
+
+
+def shifted(sigma: Tensor, shift: float) -> Tensor:
+    """s sigma / (1 + (s - 1) sigma): more of the schedule at high noise for s > 1."""
+    return shift * sigma / (1 + (shift - 1) * sigma)
+
+
+def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
+    """x_t = (1 - sigma) x0 + sigma eps; sigma broadcasts against both."""
+    return (1 - sigma) * clean + sigma * noise
+
+
+def keyed_noise(shape: tuple[int, ...] | torch.Size, *, seed: int, chunk: int, step: int) -> Tensor:
+    """Standard normal float32 noise that depends on its key alone.
+
+    Always drawn on the CPU, so that a seed means the same video on every device, whatever was
+    drawn, resumed or skipped before.
+    """
+    digest = hashlib.blake2b(f"{seed}/{chunk}/{step}".encode(), digest_size=8).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
+    return torch.randn(shape, generator=generator)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sampler:
+    """A descent from noise to a clean chunk.
+
+    `euler` follows the velocity from each sigma to the next. `renoise`, for distilled few-step
+    models, goes to x0 at each step and back up with fresh noise (Self-Forcing's list warped by
+    the shift, [1000, 750, 500, 250]).
+    """
+
+    kind: Literal["euler", "renoise"] = "renoise"
+    steps: int = 4
+    shift: float = 5.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("euler", "renoise"):
+            raise UserError(f"no such sampler: {self.kind}; use euler or renoise")
+        if not 1 <= self.steps <= TIMESTEPS:
+            raise UserError(f"{self.steps} denoising steps; use 1 to {TIMESTEPS}")
+        if not 0 < self.shift < math.inf:
+            raise UserError(f"the shift is {self.shift}; use a positive number, 1 for an even schedule")
+
+    def sigmas(self) -> Tensor:
+        """[steps + 1] float32 from 1 down to 0: linspace without its end, shifted, then 0."""
+        even = torch.linspace(1, 0, self.steps + 1, dtype=torch.float64)
+        return shifted(even, self.shift).float()
+
+    @cached_property
+    def _levels(self) -> tuple[float, ...]:
+        """`sigmas` as numbers of the host, worked out once."""
+        return tuple(self.sigmas().tolist())
+
+    def timesteps(self) -> Tensor:
+        """[steps] float32: what the model is told at each step."""
+        return self.sigmas()[:-1] * TIMESTEPS
+
+    def advance(self, latents: Tensor, velocity: Tensor, step: int, noise: Tensor | None) -> Tensor:
+        """The latents after step number `step`, in float32.
+
+        `noise` is what `needs_noise` asks for: fresh for each step that re-noises.
+        """
+        sigma, below = self._levels[step : step + 2]
+        latents, velocity = latents.float(), velocity.float()
+        if self.kind == "euler":
+            return latents + (below - sigma) * velocity
+        clean = latents - sigma * velocity
+        return clean if noise is None else (1 - below) * clean + below * noise.float()
+
+    def needs_noise(self, step: int) -> bool:
+        """Whether step number `step` ends with fresh noise."""
+        return self.kind == "renoise" and step + 1 < self.steps

@@ -1,0 +1,232 @@
+"""`vmla-train`: run a recipe, pack its result into a checkpoint folder; convert published weights."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vmla.cli.command import OneLineErrors
+
+STAGES = ("codec", "text", "latents", "denoiser", "refine")
+"""Of `vmla.train.run.Run`, which needs torch."""
+
+FOLDER = click.Path(file_okay=False, path_type=Path)
+
+
+@click.group(cls=OneLineErrors)
+def main() -> None:
+    """Convert Wan models to VideoMLA and train them; train small ones from nothing."""
+
+
+def varied(command: Any) -> Any:
+    """Options that change a recipe, for studies."""
+    for option in (
+        click.option("--layout", type=click.Choice(["mla", "mha"]), help="The recipe's, if not given."),
+        click.option("--content-width", type=click.IntRange(min=1), help="Of the shared latent."),
+        click.option("--rotary-width", type=click.IntRange(min=2), help="Of the shared rotary key."),
+        click.option("--seed", type=int, help="Of the denoiser."),
+    ):
+        command = option(command)
+    return command
+
+
+def watched(command: Any) -> Any:
+    """Options that show how training goes, and change nothing of it."""
+    for option in (
+        click.option("--samples", type=click.IntRange(min=1), metavar="EVERY",
+                     help="Show clips of the averaged weights each EVERY steps, in the folder's samples/."),
+        click.option("--log", type=click.Choice(["tensorboard", "wandb"]),
+                     help="Send all numbers there too, beside the JSON lines."),
+    ):  # fmt: skip
+        command = option(command)
+    return command
+
+
+@main.command()
+@click.argument("recipe")
+@varied
+@watched
+@click.option("-o", "--output", type=FOLDER, required=True, help="Folder of the run; run again to resume.")
+@click.option("--until", type=click.Choice(STAGES), default=STAGES[-1], help="The last stage to train.")
+@click.option("--stop-after", type=click.IntRange(min=1), help="Stop after this many more steps of a stage.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all cores if not given.")
+def run(
+    recipe: str,
+    output: Path,
+    until: str,
+    stop_after: int | None,
+    threads: int | None,
+    samples: int | None,
+    log: str | None,
+    **changes: Any,
+) -> None:
+    """Train RECIPE (debug, mini or sprites), stage after stage; Ctrl-C stops it, the same command resumes."""
+    import torch
+
+    from vmla.cli.progress import ProgressLine
+    from vmla.train.monitoring.dashboard import dashboard
+    from vmla.train.recipes.from_scratch import training_recipe
+    from vmla.train.run import Run
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    chosen = training_recipe(recipe, **changes)
+    with dashboard(log, output) as watchers, ProgressLine(sys.stderr) as line:
+        Run(
+            chosen, output, line.show, stop_after=stop_after, watchers=watchers, samples=samples
+        ).until(until)
+
+
+@main.command()
+def recipes() -> None:
+    """List the recipes, with their sizes."""
+    from vmla.train.recipes.from_scratch import TRAINING_RECIPES
+
+    for recipe in TRAINING_RECIPES.values():
+        model = recipe.model
+        steps = recipe.steps()
+        learned = steps["denoiser"] + steps.get("refine", 0)
+        click.echo(f"{recipe.name}: width {model.width}, {model.layers} layers, {learned} denoiser steps")
+
+
+@main.command()
+@click.argument("recipe")
+@click.argument("folder", type=FOLDER)
+@varied
+@click.option("-o", "--output", type=FOLDER, required=True, help="The checkpoint folder to write.")
+def pack(recipe: str, folder: Path, output: Path, **changes: Any) -> None:
+    """Write the finished run of RECIPE in FOLDER as a checkpoint folder."""
+    from vmla.train.publish.pack import pack_run
+    from vmla.train.recipes.from_scratch import training_recipe
+
+    pack_run(training_recipe(recipe, **changes), folder, output, click.echo)
+
+
+@main.command("pack-stages")
+@click.argument("folders", type=FOLDER, nargs=-1, required=True)
+@click.option("--start", required=True, help="Checkpoint that the first stage trained.")
+@click.option("-o", "--output", type=FOLDER, required=True, help="The checkpoint folder to write.")
+def pack_stages(folders: tuple[Path, ...], start: str, output: Path) -> None:
+    """Write what the last of the finished stages in FOLDERS made as a checkpoint folder, in float16."""
+    from vmla.train.publish.pack import pack_stages as pack_all
+
+    pack_all(start, folders, output, click.echo)
+
+
+@main.command()
+@click.argument("folder", type=FOLDER)
+@click.option("--grades", type=click.Path(path_type=Path), default=Path("bench/results/grades-sprites.json"),
+              show_default=True, help="What bench.quality.grades wrote.")  # fmt: skip
+@click.option("--grader", type=click.Path(path_type=Path), default=Path("bench/results/grader.json"),
+              show_default=True, help="What bench.quality.grader wrote.")  # fmt: skip
+def card(folder: Path, grades: Path, grader: Path) -> None:
+    """Write the model card of the packed checkpoint in FOLDER from measured results."""
+    from vmla.train.publish.model_card import write_card
+
+    write_card(folder, grades, grader)
+
+
+@main.command()
+@click.argument("name", type=click.Choice(["forcing", "consistency", "distribution", "long"]))
+@click.option("--recipe", required=True, help="debug, mini, sprites, sprites-gpu or wan-1.3b.")
+@click.option("--from", "start", help="The checkpoint folder that is trained.")
+@click.option("--data", type=FOLDER, help="What vmla-train encode wrote, or the latents of a run.")
+@click.option("-o", "--output", type=FOLDER, help="Folder of the stage; run again to resume.")
+@click.option("--teacher", help="Checkpoint folder; the one that is trained, if not given.")
+@click.option("--critic", help="Checkpoint folder that the critic starts from; the teacher, if not given.")
+@watched
+@click.option("--accumulate", type=click.IntRange(min=1), default=1, help="Micro-batches of each process.")
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option("--stop-after", type=click.IntRange(min=1), help="Stop after this many more steps.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all cores if not given.")
+@click.option("--dry-run", is_flag=True, help="Print memory by part for --gpus; train nothing.")
+@click.option("--gpus", type=click.IntRange(min=1), default=8, show_default=True, help="For --dry-run.")
+def stage(**options: Any) -> None:
+    """Train stage NAME from a checkpoint to a checkpoint, alone or under torchrun."""
+    from vmla.cli.progress import ProgressLine
+    from vmla.train.cli.stage_options import start_stage
+
+    with ProgressLine(sys.stderr) as line:
+        start_stage(options, line.show, click.echo)
+
+
+@main.command()
+@click.argument("source", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=FOLDER, required=True, help="Folder of the shards; run again to resume.")
+@click.option("--with", "checkpoint", required=True, help="Checkpoint folder with codec and text encoder.")
+@click.option("--frames", type=click.IntRange(min=1), default=21, show_default=True, help="Latent frames.")
+@click.option("--negative", help="What guidance steers away from.")
+@click.option("--shard", type=click.IntRange(min=1), default=64, show_default=True, help="Clips of a file.")
+@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+def encode(source: Path, output: Path, checkpoint: str, **options: Any) -> None:
+    """Encode SOURCE once: a folder of videos with .txt captions, or a file with a prompt on each line."""
+    from vmla.train.data.encode import encode as encode_all
+
+    encode_all(source, checkpoint, output, lambda line: click.echo(line, err=True), **options)
+
+
+@main.command()
+@click.argument("recipe")
+@click.option("-o", "--output", type=FOLDER, required=True, help="Folder of the clips; run again to resume.")
+@click.option("--with", "checkpoint", required=True, help="Checkpoint folder with codec and text encoder.")
+@click.option("--clips", type=click.IntRange(min=1), help="How many; the recipe's, if not given.")
+@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all cores if not given.")
+@click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True,
+              help="Processes that render; with 0 the command itself does.")  # fmt: skip
+@click.option("--device", default="cpu", show_default=True, help="Where the codec encodes: cpu or cuda.")
+def render(recipe: str, output: Path, checkpoint: str, threads: int | None, **options: Any) -> None:
+    """Render the clips that RECIPE (debug, mini or sprites) trains on, and encode them with a checkpoint."""
+    import torch
+
+    from vmla.cli.progress import ProgressLine
+    from vmla.train.data.latents import render_latents
+    from vmla.train.recipes.from_scratch import training_recipe
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    settings = training_recipe(recipe).latents
+    with ProgressLine(sys.stderr) as line:
+        render_latents(settings, checkpoint, output, line.show, **options)
+
+
+@main.command()
+@click.option("--from", "source", required=True, help="A folder, a file, a hub id, or wan-1.3b or wan-14b "
+              "for a dry run without weights.")  # fmt: skip
+@click.option("--layout", type=click.Choice(["mla", "mha"]), default="mla", show_default=True)
+@click.option("--init", type=click.Choice(["spectral", "random"]), default="spectral", show_default=True)
+@click.option("-o", "--output", type=FOLDER, help="The checkpoint folder to write.")
+@click.option("--recipe", default="wan-1.3b", show_default=True, help="Of picture and window.")
+@click.option("--content-width", type=click.IntRange(min=1), help="Of the shared latent; the recipe's.")
+@click.option("--rotary-width", type=click.IntRange(min=2), help="Of the shared rotary key; the recipe's.")
+@click.option("--query-width", type=click.IntRange(min=1), help="Of the query latent; half the width.")
+@click.option("--whiten/--no-whiten", default=True, show_default=True, help="Weigh by inputs.")
+@click.option("--balance", default=1.0, show_default=True, help="Share of singular values that goes down.")
+@click.option("--key-weight", type=float, default=1.0, show_default=True, help="Of keys against values.")
+@click.option("--stack", type=click.Choice(["content", "whole"]), default="content", show_default=True,
+              help="Rows of keys that are decomposed with the values.")  # fmt: skip
+@click.option("--gains", type=click.Choice(["fold", "drop"]), default="fold", show_default=True,
+              help="Of Wan's norms of queries and keys.")  # fmt: skip
+@click.option("--rotary", type=click.Choice(["singular", "mean"]), default="singular", show_default=True)
+@click.option("--biases", type=click.Choice(["absorb", "drop"]), default="absorb", show_default=True)
+@click.option("--latent-gains", type=click.Choice(["fit", "one"]), default="fit", show_default=True,
+              help="Of the latents' own norms.")  # fmt: skip
+@click.option("--calibration", type=FOLDER, help="Encoded clips; pure noise if not given.")
+@click.option("--clips", type=click.IntRange(min=1), default=4, show_default=True, help="Of calibration.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
+@click.option("--seed", default=0, show_default=True)
+@click.option("--part", type=click.Choice(["generator_ema", "generator", "model", "critic"]),
+              help="Of a .pt file.")  # fmt: skip
+@click.option("--names", type=click.Path(path_type=Path), help="JSON: what a file calls latent projections.")
+@click.option("--revision", help="Of a hub repository.")
+@click.option("--offline", is_flag=True, help="Use what was downloaded before.")
+@click.option("--dry-run", is_flag=True, help="Print sizes and memory; write nothing.")
+def convert(**options: Any) -> None:
+    """Make a VideoMLA checkpoint of Wan weights, layer by layer."""
+    from vmla.cli.progress import ProgressLine
+    from vmla.train.cli.convert_options import run_conversion
+
+    with ProgressLine(sys.stderr) as line:
+        run_conversion(options, line.show, click.echo)

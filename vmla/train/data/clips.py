@@ -1,0 +1,68 @@
+"""Sets of clips to train on: what `vmla-train encode` wrote, or the rendered clips of a run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from plugins.errors import UserError
+from vmla.config import ModelConfig
+from vmla.train.data.latents import LatentSet, joined
+from vmla.train.data.shard_column import Column
+from vmla.train.loop.state import read_state
+from vmla.weights.files import read_json, read_tensors
+
+INDEX = "clips.json"
+NEGATIVE = "negative.safetensors"
+
+
+def open_clips(folder: Path, config: ModelConfig, *, video: bool = True) -> LatentSet:
+    """The clips in `folder`, for a model of `config`.
+
+    Args:
+        folder: of `vmla-train encode`, or the `latents` folder of a run.
+        config: of the model that is to read them.
+        video: whether latents are needed; a list of prompts has none.
+
+    Raises:
+        UserError: if there are none, or they are of another size than the model's.
+    """
+    clips = _encoded(folder) if (folder / INDEX).exists() else _rendered(folder)
+    if video and not len(clips.latents):
+        raise UserError(f"{folder} holds prompts alone; this stage needs clips of video")
+    if len(clips.latents):
+        _check(folder, "latents", (clips.latents.shape[1], *clips.latents.shape[3:]),
+               (config.latent_channels, config.height, config.image_width))  # fmt: skip
+    _check(folder, "text", tuple(clips.text.shape[1:]), (config.text_tokens, config.text_width))
+    return clips
+
+
+def _check(folder: Path, what: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    if found != wanted:
+        sizes = " x ".join(map(str, found)), " x ".join(map(str, wanted))
+        raise UserError(f"{folder} holds {what} of {sizes[0]}, the model reads {sizes[1]}; encode anew")
+
+
+def _encoded(folder: Path) -> LatentSet:
+    index = read_json(folder / INDEX)
+    try:
+        shards = [(folder / shard["file"], len(shard["names"])) for shard in index["shards"]]
+        settings, has_video = index["settings"], bool(index["settings"]["frames"])
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{folder / INDEX} is incomplete; run vmla-train encode again") from error
+    if not shards:
+        raise UserError(f"{folder} holds no clips; look at what vmla-train encode skipped")
+    path = folder / NEGATIVE
+    negative = read_tensors(path)["text"] if path.exists() else None
+    latents: Any = Column(shards, "latents") if has_video else torch.empty(0)
+    return LatentSet(latents, Column(shards, "text"), settings, negative)
+
+
+def _rendered(folder: Path) -> LatentSet:
+    """What the stage `latents` of a run left: small enough to be held whole."""
+    paths = sorted(folder.glob("latents-*.pt"))
+    if not paths:
+        raise UserError(f"{folder} holds no clips; make some with vmla-train encode, or vmla-train run")
+    return joined([read_state(path) for path in paths])

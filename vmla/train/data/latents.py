@@ -1,0 +1,176 @@
+"""Stage `latents`: render, encode once, and keep; the denoiser then reads nothing but these."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from plugins.errors import UserError
+from vmla.text import TextEncoder
+from vmla.train.data.shard_column import Column
+from vmla.train.loop.state import load_state, save_state
+from vmla.vae.tiny import TinyCodec
+from vmla.weights.checkpoint import open_checkpoint
+from vmla.world.caption import describe
+from vmla.world.labels import label
+from vmla.world.render import render
+from vmla.world.scene import draw_scene
+from vmla.world.worlds import FIRST, world_named
+
+CPU = torch.device("cpu")
+COLUMNS = ("latents", "text", "objects", "labels")
+"""Of a shard's clips."""
+GPU_BATCH = 16
+"""Clips that a GPU encodes at once."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentSettings:
+    """How much is rendered, and how it is kept."""
+
+    clips: int = 3072
+    frames: int = 36
+    """Latent frames of a clip."""
+    shard: int = 128
+    """Clips to a file; what is interrupted loses at most one."""
+    seed: int = 0
+    world: str = FIRST.name
+    label_grid: int = 0
+    """Places across and down at which it is written what a scene shows (`vmla.world.labels`); 0 for none."""
+
+
+@dataclass(frozen=True)
+class LatentSet:
+    """Every clip of a training set."""
+
+    latents: Tensor | Column
+    """[clips, z, frames, h, w] float16, normalised."""
+    text: Tensor | Column
+    """[clips, text tokens, text width] float16."""
+    settings: dict[str, Any]
+    """What determined it."""
+    negative: Tensor | None = None
+    """[text tokens, text width]: what guidance steers away from, where there is one."""
+    objects: Tensor | None = None
+    """[clips] int64: objects of a rendered scene."""
+    labels: Tensor | None = None
+    """[clips, frames, places, numbers] float16 of `vmla.world.labels`, where they were asked for."""
+
+    def to(self, device: torch.device) -> LatentSet:
+        """The same on `device`, so that no batch has to be copied; what is read from files stays there."""
+        latents, text = (x.to(device) if isinstance(x, Tensor) else x for x in (self.latents, self.text))
+        return replace(self, latents=latents, text=text)
+
+
+class Clips(Dataset[tuple[Tensor, str, int, Tensor]]):
+    """Rendered clips with their captions, each drawn by its number alone."""
+
+    def __init__(self, settings: LatentSettings, frames: int, numbers: list[int]) -> None:
+        """Those of `numbers`, with `frames` pictures each."""
+        self._seed, self._frames, self._numbers = settings.seed, frames, numbers
+        self._world, self._grid = world_named(settings.world), settings.label_grid
+
+    def __len__(self) -> int:
+        """Clips."""
+        return len(self._numbers)
+
+    def __getitem__(self, place: int) -> tuple[Tensor, str, int, Tensor]:
+        """The clip [frames, 3, H, W] at `place`, its caption, its number of objects and its labels."""
+        rng = np.random.default_rng([self._seed, self._numbers[place], 2])
+        scene = draw_scene(rng, world=self._world)
+        start = int(rng.integers(4096))
+        shown = label(scene, self._frames, start, grid=self._grid) if self._grid else torch.empty(0)
+        return render(scene, self._frames, start), describe(scene, rng), len(scene.sprites), shown
+
+
+def make_latents(
+    settings: LatentSettings,
+    codec: TinyCodec,
+    text: TextEncoder,
+    text_settings: dict[str, Any],
+    folder: Path,
+    report: Callable[[str], None],
+    *,
+    workers: int = 0,
+    device: torch.device = CPU,
+) -> LatentSet:
+    """Encode what is not yet in `folder`, and load all of it.
+
+    `text_settings` is what determined `text`: embeddings of another encoder are refused, not reused.
+    `workers` processes render; with none, this one does. The codec encodes on `device`, where it lies.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    known = {"latents": asdict(settings), "codec": asdict(codec.config), "text": text_settings}
+    parts = [
+        range(first, min(first + settings.shard, settings.clips))
+        for first in range(0, settings.clips, settings.shard)
+    ]
+    found = {part: load_state(_place(folder, part), known) for part in parts}
+    shards = {part: shard for part, shard in found.items() if shard is not None}
+    missing = [part for part in parts if part not in shards]
+    numbers = [number for part in missing for number in part]
+    clips = Clips(settings, settings.frames * codec.temporal_ratio, numbers)
+    batch = 1 if device.type == "cpu" else GPU_BATCH
+    encoded = _encoded(DataLoader(clips, batch_size=batch, num_workers=workers), codec, text, device)
+    for part in missing:
+        report(f"latents: clip {part.start} of {settings.clips}")
+        rows = list(islice(encoded, len(part)))
+        columns = (torch.stack(column) for column in zip(*rows, strict=True))
+        shards[part] = {"settings": known, **dict(zip(COLUMNS, columns, strict=True))}
+        save_state(_place(folder, part), shards[part])
+    return joined([shards[part] for part in parts])
+
+
+def joined(shards: list[dict[str, Any]]) -> LatentSet:
+    """The clips of all `shards`, as `make_latents` writes them; before it counted objects they were fewer."""
+    found = {key: torch.cat([s[key] for s in shards]) for key in COLUMNS if all(key in s for s in shards)}
+    if "labels" in found and not found["labels"].numel():
+        del found["labels"]
+    return LatentSet(**found, settings=shards[0]["settings"])
+
+
+def _place(folder: Path, part: range) -> Path:
+    return folder / f"latents-{part.start:06d}.pt"
+
+
+@torch.inference_mode()
+def _encoded(
+    batches: DataLoader[Any], codec: TinyCodec, text: TextEncoder, device: torch.device
+) -> Iterator[tuple[Tensor, ...]]:
+    """The `COLUMNS` of one clip after the other: [z, F, h, w], [tokens, width], [], [F, places, numbers]."""
+    for videos, captions, objects, labels in batches:
+        latents = codec.encode(videos.to(device)).half().cpu()
+        yield from zip(latents, text(list(captions)).half().cpu(), objects, labels.half(), strict=True)
+
+
+def render_latents(
+    settings: LatentSettings, checkpoint: str, folder: Path, report: Callable[[str], None], *,
+    clips: int | None = None, workers: int = 0, device: str = "cpu",
+) -> LatentSet:  # fmt: skip
+    """`make_latents` with the codec and text encoder of `checkpoint`, of its first `clips` if given.
+
+    Clips show the world that the checkpoint was trained on; that of `settings`, if it names none.
+
+    Raises:
+        UserError: for a checkpoint that is none or has another codec, or a folder of another one's clips.
+    """
+    opened, place = open_checkpoint(checkpoint), torch.device(device)
+    codec = opened.codec()
+    if not isinstance(codec, TinyCodec):
+        raise UserError(f"{checkpoint} has Wan's codec, and rendered clips are for the small one")
+    world = opened.world() or world_named(settings.world)
+    chosen = replace(settings, world=world.name, clips=clips or settings.clips)
+    text = opened.text()
+    text.encoder.to(place)
+    known = {"checkpoint": checkpoint}
+    made = make_latents(chosen, codec.to(place), text, known, folder, report, workers=workers, device=place)
+    report(f"{len(made.latents)} clips in {folder}")
+    return made

@@ -1,0 +1,1 @@
+"""The training loop: sharding, prefetching, logs, and states to resume from."""

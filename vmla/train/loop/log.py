@@ -1,0 +1,80 @@
+"""What a stage says while it trains: a line of JSON for each step, and one for whoever watches."""
+
+from __future__ import annotations
+
+import json
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from vmla.train.loop.throughput import Speed, Work
+
+Report = Callable[[str], None]
+"""Takes one line about how far the training is."""
+
+RECENT = 20
+"""Steps that the shown speed is taken over."""
+
+
+class Speedometer:
+    """Speed of each step, of the latest ones, and of all since the process began."""
+
+    def __init__(self, peak: float, world: int) -> None:
+        """`peak`: operations per second of this process's device."""
+        self._peak, self._world = peak, world
+        self._recent: deque[Work] = deque(maxlen=RECENT)
+        self._all = Work()
+
+    def add(self, work: Work) -> Speed:
+        """One more step; its own speed."""
+        self._recent.append(work)
+        self._all += work
+        return self._speed(work)
+
+    @property
+    def recent(self) -> Speed:
+        """Of the latest steps."""
+        return self._speed(sum(self._recent, Work()))
+
+    @property
+    def whole(self) -> Speed:
+        """Of all steps of this process."""
+        return self._speed(self._all)
+
+    def _speed(self, work: Work) -> Speed:
+        return Speed.of(work, self._peak, self._world)
+
+
+def record(step: int, loss: float, rate: float, seconds: float, speed: Speed) -> dict[str, Any]:
+    """The line of one step; `seconds` counts from the start of the stage."""
+    line = {"step": step, "loss": round(loss, 6), "rate": round(rate, 4), "seconds": round(seconds, 1)}
+    return line | asdict(speed)
+
+
+def last_record(log: Path) -> dict[str, Any] | None:
+    """The latest line of a stage's log, None if nothing was logged yet."""
+    found = records(log)
+    return found[-1] if found else None
+
+
+def mean_speed(log: Path) -> dict[str, float]:
+    """Over all steps of a stage that were logged with their speed; empty if none was."""
+    logged = [line for line in records(log) if "utilisation" in line]
+    names = [field.name for field in fields(Speed)] if logged else []
+    return {name: round(sum(line[name] for line in logged) / len(logged), 4) for name in names}
+
+
+def records(log: Path) -> list[dict[str, Any]]:
+    """The whole lines of a log: what was killed while writing leaves a part of one at the end."""
+    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+def forget_after(log: Path, step: int) -> None:
+    """Drop the lines of steps that are about to be made again."""
+    kept = [json.dumps(line) + "\n" for line in records(log) if line["step"] <= step]
+    aside = log.with_suffix(".tmp.jsonl")
+    aside.write_text("".join(kept))
+    aside.replace(log)

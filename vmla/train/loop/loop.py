@@ -1,0 +1,235 @@
+"""The training loop: every stage runs through this one, and continues exactly where it stopped.
+
+A stage draws its batch from (seed, step) alone, so model, averages, optimizers and the step count
+are the whole state: stopping and resuming anywhere gives the same weights as never having stopped.
+Where the machine chooses the type of the arithmetic (`vmla.train.optim.precision`), another machine may
+choose another; the run then goes on, but not to the last bit as it would have.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from vmla.train.loop.log import Report, Speedometer, forget_after, record
+from vmla.train.loop.parallel import ALONE, Parallel
+from vmla.train.loop.prefetch import Ahead
+from vmla.train.loop.sharded_state import load_shards, save_shards
+from vmla.train.loop.state import load_state, save_state
+from vmla.train.loop.throughput import Meter, matrix_peak
+from vmla.train.optim.optimizers import Optimizers, Schedule
+
+Watcher = Callable[[str, dict[str, Any], dict[str, Tensor]], None]
+"""Sees the stage's name, the logged line and the averaged weights after every step, in every process."""
+
+
+class Stage(Protocol):
+    """One part of a training run: a model, how to optimise it, and its loss."""
+
+    name: str
+    meter: Meter
+    """Counts what it does."""
+
+    @property
+    def schedule(self) -> Schedule:
+        """How it is optimised."""
+
+    @property
+    def model(self) -> nn.Module:
+        """What is trained."""
+
+    def settings(self) -> dict[str, Any]:
+        """All that determines the result, as JSON values; a run with other settings is refused."""
+
+    def loss(self, step: int) -> Tensor:
+        """The scalar loss on the batch that belongs to `step`; of several processes, on one of its parts."""
+
+
+@runtime_checkable
+class Averaging(Protocol):
+    """A stage that uses the average of its weights while it trains."""
+
+    target: nn.Module
+    """A second network of the same shape, whose parameters are the average."""
+
+
+@runtime_checkable
+class Accompanied(Protocol):
+    """A stage with a second network that learns between the steps of the first."""
+
+    companion: nn.Module
+    companion_optimizers: Optimizers
+
+    def accompany(self, step: int, parallel: Parallel) -> None:
+        """Train the companion before `step`."""
+
+
+@runtime_checkable
+class Drawing(Protocol):
+    """A stage whose batches are drawn while it computes."""
+
+    ahead: Ahead[Any]
+
+
+@dataclass
+class Progress:
+    """A stage under way: what its state file holds."""
+
+    step: int
+    average: dict[str, Tensor]
+    optimizers: Optimizers
+    seconds: float = 0.0
+
+
+def train(
+    stage: Stage,
+    folder: Path,
+    *,
+    report: Report,
+    stop_after: int | None = None,
+    parallel: Parallel = ALONE,
+    watchers: Sequence[Watcher] = (),
+) -> dict[str, Tensor] | None:
+    """Train `stage` in `folder` to its last step, or for `stop_after` steps; resumes what is there.
+
+    Args:
+        stage: what is trained.
+        folder: where its state and its log are kept.
+        report: takes a line after each step.
+        stop_after: a number of steps; all of them if not given.
+        parallel: this process among others, which all call this.
+        watchers: are called after each step; nothing they do may change what is computed.
+
+    Returns:
+        The averaged weights, by parameter name; None if it stopped before its last step.
+
+    Raises:
+        UserError: if `folder` holds this stage with other settings, or its state is damaged.
+    """
+    progress = _resume(stage, folder, parallel)
+    whole = stage.schedule.steps
+    end = whole if stop_after is None else min(whole, progress.step + stop_after)
+    began, before = time.monotonic(), progress.seconds
+    if progress.step < end:
+        speeds = Speedometer(matrix_peak(stage.meter.dtype, parallel.device), parallel.world)
+    log_file = (folder / f"{stage.name}.jsonl").open("a") if parallel.rank == 0 else StringIO()
+    with log_file as log, _drawing_ahead(stage):
+        while progress.step < end:
+            started = time.monotonic()
+            loss = _advance(stage, progress, parallel)
+            speed = speeds.add(stage.meter.take(time.monotonic() - started))
+            progress.seconds = before + time.monotonic() - began
+            rate = progress.optimizers.factor(progress.step - 1)
+            line = record(progress.step, loss, rate, progress.seconds, speed)
+            log.write(json.dumps(line) + "\n")
+            report(_shown(stage, progress, loss, speeds))
+            if progress.step % stage.schedule.save_every == 0 or progress.step == end:
+                log.flush()
+                _save(stage, progress, folder, parallel)
+            for watch in watchers:
+                watch(stage.name, line, progress.average)
+    return progress.average if progress.step == whole else None
+
+
+def _drawing_ahead(stage: Stage) -> AbstractContextManager[Any]:
+    """Ends the stage's thread, if it has one, however training ends."""
+    return stage.ahead if isinstance(stage, Drawing) else nullcontext()
+
+
+def _advance(stage: Stage, progress: Progress, parallel: Parallel) -> float:
+    """One optimizer step; the averages follow."""
+    if isinstance(stage, Accompanied):
+        stage.accompany(progress.step, parallel)
+    loss = parallel.backward(stage.loss, progress.step)
+    progress.optimizers.step(progress.step)
+    progress.step += 1
+    # The horizon grows with the run, so that the first, untrained weights are soon forgotten.
+    decay = min(stage.schedule.average, 1 - 1 / (1 + progress.step / 10))
+    with torch.no_grad():
+        for name, parameter in stage.model.named_parameters():
+            progress.average[name].lerp_(parameter.float(), 1 - decay)
+    return loss
+
+
+def _shown(stage: Stage, progress: Progress, loss: float, speeds: Speedometer) -> str:
+    """How far it is, the type it computes in, the speed of the latest steps; after the last, that of all."""
+    whole = stage.schedule.steps
+    speed = speeds.whole if progress.step == whole else speeds.recent
+    dtype = str(stage.meter.dtype).removeprefix("torch.")
+    return (
+        f"{stage.name}: step {progress.step} of {whole}, loss {loss:.4f}, "
+        f"{progress.seconds / progress.step:.2f} s per step in {dtype}, {speed}"
+    )
+
+
+def _resume(stage: Stage, folder: Path, parallel: Parallel) -> Progress:
+    folder.mkdir(parents=True, exist_ok=True)
+    optimizers = Optimizers(stage.model, stage.schedule, stage.meter.dtype)
+    progress = Progress(step=0, average=_average(stage), optimizers=optimizers)
+    parts, movers = _parts(stage, progress)
+    if parallel.sharded:
+        state = load_shards(folder, stage.name, parts, movers, _settings(stage, parallel))
+    else:
+        state = load_state(folder / f"{stage.name}.pt", _settings(stage, parallel))
+        if state is not None:
+            _fill(parts, movers, state)
+    if state is not None:
+        progress.step, progress.seconds = state["step"], state["seconds"]
+    if parallel.rank == 0:
+        forget_after(folder / f"{stage.name}.jsonl", progress.step)
+    return progress
+
+
+def _average(stage: Stage) -> dict[str, Tensor]:
+    """Where the average is kept: in the stage's target network if it has one."""
+    if isinstance(stage, Averaging):
+        return {name: p.detach() for name, p in stage.target.named_parameters()}
+    return {name: p.detach().float().clone() for name, p in stage.model.named_parameters()}
+
+
+def _parts(stage: Stage, progress: Progress) -> tuple[dict[str, dict[str, Tensor]], dict[str, Optimizers]]:
+    """All tensors of the state, by name, and the optimizers; both are written to when a run resumes."""
+    parts, movers = {"model": stage.model.state_dict(), "average": progress.average}, {}
+    movers["optimizers"] = progress.optimizers
+    if isinstance(stage, Accompanied):
+        parts["companion"] = stage.companion.state_dict()
+        movers["companion_optimizers"] = stage.companion_optimizers
+    return parts, movers
+
+
+@torch.no_grad()
+def _fill(parts: dict[str, dict[str, Tensor]], movers: dict[str, Optimizers], state: dict[str, Any]) -> None:
+    """Copy a state that was read into where it is used."""
+    for key, tensors in parts.items():
+        for name, tensor in tensors.items():
+            tensor.copy_(state[key][name])
+    for key, each in movers.items():
+        each.load_state_dict(state[key])
+
+
+def _settings(stage: Stage, parallel: Parallel) -> dict[str, Any]:
+    """What a run may not change between two of its parts; how many processes share a group, it may."""
+    return stage.settings() | ({} if parallel.group == 1 else {"group": parallel.group})
+
+
+def _save(stage: Stage, progress: Progress, folder: Path, parallel: Parallel) -> None:
+    parts, movers = _parts(stage, progress)
+    record = {
+        "settings": _settings(stage, parallel),
+        "step": progress.step,
+        "seconds": progress.seconds,
+    }
+    if parallel.sharded:
+        save_shards(folder, stage.name, parts, movers, record)
+        return
+    state = {**record, **parts, **{key: each.state_dict() for key, each in movers.items()}}
+    save_state(folder / f"{stage.name}.pt", state)

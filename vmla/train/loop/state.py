@@ -1,0 +1,73 @@
+"""A stage's state on disk: written aside and renamed, refused if it belongs to another recipe."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import torch
+
+from plugins.errors import UserError
+
+
+def save_state(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` so that `path` is at every moment either the old state or the new one, whole."""
+    aside = path.with_suffix(".tmp")
+    torch.save(state, aside)
+    aside.replace(path)
+
+
+def load_state(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
+    """The state at `path`, None if there is none yet.
+
+    Raises:
+        UserError: if it is damaged, or was made with other settings.
+    """
+    if not path.exists():
+        return None
+    state = read_state(path)
+    refuse_other_settings(state["settings"], settings, path)
+    return state
+
+
+def read_state(path: Path) -> dict[str, Any]:
+    """The state at `path`, whatever its settings.
+
+    Raises:
+        UserError: if it is damaged.
+    """
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        state["settings"]  # a file without them is no state
+    except (OSError, RuntimeError, EOFError, UnpicklingError, KeyError, TypeError) as error:
+        raise UserError(f"{path} is damaged; remove it to train this part again") from error
+    return state
+
+
+def refuse_other_settings(made_with: dict[str, Any], settings: dict[str, Any], path: Path) -> None:
+    """Compare the settings that a state was made with to those of this run.
+
+    Raises:
+        UserError: naming the first that differs.
+    """
+    theirs, ours = _flat(made_with), _flat(settings)
+    differing = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
+    if differing:
+        key = differing[0]
+        raise UserError(
+            f"{path} was made with {key} = {theirs.get(key)}, this recipe has {ours.get(key)}; "
+            f"use another output folder or remove that file"
+        )
+
+
+def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Nested settings as dotted names and JSON text."""
+    flat: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{key}.")
+        else:
+            flat[prefix + key] = json.dumps(value)
+    return flat

@@ -1,0 +1,173 @@
+"""How fast a stage trains: tokens, operations, and the time that it waits for data.
+
+Operations are the model's own: those of its forward passes, three times over where gradients are computed
+(arXiv 2204.02311, appendix B). What checkpointing repeats and what an optimizer does is not counted.
+"""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Hashable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache, partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vmla.flops import Counted, text_flops
+from vmla.packed_sequence import Unrolling
+from vmla.train.loop.parallel import Calls, Passes
+from vmla.transformer import VideoMLA
+
+SIDES = {"cpu": 1024, "cuda": 8192}
+"""Of the square products whose rate is the peak."""
+LEARNING = 3
+"""A backward pass has two products for each one of its forward pass."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Work:
+    """What was done, by one process."""
+
+    tokens: int = 0
+    """That gradients were computed of."""
+    flops: float = 0.0
+    waited: float = 0.0
+    """Seconds in which there was no batch to compute on."""
+    seconds: float = 0.0
+    """All of it."""
+
+    def __add__(self, other: Work) -> Work:
+        """Both."""
+        return Work(**{name: value + getattr(other, name) for name, value in vars(self).items()})
+
+
+class Meter:
+    """Adds up what a stage does. Its stage says what; the loop asks how much."""
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        """`dtype` is what the stage computes in, and its peak is measured in."""
+        self.dtype = dtype
+        self._done, self._known = Work(), dict[Hashable, float]()
+
+    def take(self, seconds: float) -> Work:
+        """What was done since this was last asked, which took `seconds`."""
+        done, self._done = replace(self._done, seconds=seconds), Work()
+        return done
+
+    @contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Around whatever fetches or draws a batch."""
+        began = time.perf_counter()
+        yield
+        self._done += Work(waited=time.perf_counter() - began)
+
+    @contextmanager
+    def counting(self, *shape: Hashable, tokens: int = 0) -> Iterator[None]:
+        """Around a forward pass that learns, whose operations `shape` determines.
+
+        PyTorch counts those of the first pass of a shape; it must not be compiled.
+        """
+        if shape in self._known:
+            yield
+        else:
+            from torch.utils.flop_counter import FlopCounterMode
+
+            with FlopCounterMode(display=False) as counter:
+                yield
+            self._known[shape] = LEARNING * counter.get_total_flops()
+        self._done += Work(tokens=tokens, flops=self._known[shape])
+
+    def passes(self, calls: Calls) -> Calls:
+        """`calls`, every pass counted by formula."""
+
+        def watched(model: VideoMLA, dtype: torch.dtype) -> Passes:
+            passes = calls(model, dtype)
+
+            def counted_step(latents: Tensor, timestep: Tensor, text_kv: Tensor, kept: Tensor, *window: Any) \
+                    -> tuple[Tensor, Tensor]:  # fmt: skip
+                config = replace(model.config, chunk=latents.shape[2])
+                queries = config.chunk * config.tokens_per_frame
+                one = Counted(config=config, batch=len(latents), keys=kept.shape[2] + queries)
+                self._add(model, one.flops, len(latents) * queries)
+                return passes.step(latents, timestep, text_kv, kept, *window)
+
+            def counted_text(text: Tensor) -> Tensor:
+                self._add(model, text_flops(model.config, len(text)), 0)
+                return passes.encode_text(text)
+
+            def counted_clip(latents: Tensor, timestep: Tensor, text_kv: Tensor, clip: Unrolling) -> Tensor:
+                config = replace(model.config, chunk=latents.shape[2])
+                keys = clip.visible.shape[1] * config.tokens_per_frame
+                one = Counted(config=config, batch=len(latents), keys=keys, seen=clip.share)
+                self._add(model, one.flops, len(latents) * config.chunk * config.tokens_per_frame)
+                return passes.unrolled(latents, timestep, text_kv, clip)
+
+            return Passes(counted_step, counted_text, counted_clip)
+
+        return watched
+
+    def _add(self, model: VideoMLA, flops: float, tokens: int) -> None:
+        learns = torch.is_grad_enabled() and next(model.parameters()).requires_grad
+        times = LEARNING if learns else 1
+        self._done += Work(tokens=tokens if learns else 0, flops=times * flops)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Speed:
+    """Figures of some work."""
+
+    tokens_per_second: float
+    """Of all processes."""
+    utilisation: float
+    """Operations per second over the measured matrix peak."""
+    waiting: float
+    """Share of the time without a batch."""
+
+    @classmethod
+    def of(cls, work: Work, peak: float, world: int) -> Speed:
+        """Of one process's `work`, where `peak` is its device's; all `world` processes work alike."""
+        seconds = max(work.seconds, 1e-9)
+        return cls(
+            tokens_per_second=round(world * work.tokens / seconds, 1),
+            utilisation=round(work.flops / seconds / peak, 4),
+            waiting=round(work.waited / seconds, 4),
+        )
+
+    def __str__(self) -> str:
+        """As it is shown."""
+        tokens = f"{self.tokens_per_second:.0f} tokens/s, " if self.tokens_per_second else ""
+        return f"{tokens}{self.utilisation:.0%} of the matrix peak, {self.waiting:.1%} waiting for data"
+
+
+def matrix_peak(dtype: torch.dtype, device: torch.device) -> float:
+    """Operations per second of a large square product on `device`, measured once by a process."""
+    return _measured_peak(dtype, device, torch.get_num_threads())
+
+
+@cache
+def _measured_peak(dtype: torch.dtype, device: torch.device, threads: int, rounds: int = 5) -> float:
+    """`threads` is what a CPU's peak depends on."""
+    side, generator = SIDES[device.type], torch.Generator().manual_seed(0)
+    a, b = (torch.randn(side, side, generator=generator).to(device, dtype) for _ in range(2))
+    product = partial(torch.matmul, a, b)
+    with torch.no_grad():
+        _timed(product, device)
+        return 2.0 * side**3 / statistics.median(_timed(product, device) for _ in range(rounds))
+
+
+def _timed(call: Callable[[], object], device: torch.device) -> float:
+    """Seconds until the device has finished."""
+    _finish(device)
+    began = time.perf_counter()
+    call()
+    _finish(device)
+    return time.perf_counter() - began
+
+
+def _finish(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

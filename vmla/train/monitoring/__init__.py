@@ -1,0 +1,1 @@
+"""How a stage is watched while it trains: dashboards and sample clips."""

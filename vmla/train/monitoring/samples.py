@@ -1,0 +1,81 @@
+"""Clips that the averaged weights make while they are trained."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vmla.cache import CacheLayout
+from vmla.config import ModelConfig
+from vmla.scheduler import Sampler
+from vmla.text import TextEncoder
+from vmla.train.loop.loop import Watcher
+from vmla.train.loop.parallel import whole
+from vmla.train.monitoring.contact_sheet import write_strip
+from vmla.train.objectives.alignment import without_aligner
+from vmla.train.objectives.rollout_cache import Memory
+from vmla.train.objectives.self_forcing import self_rollout
+from vmla.train.stages.denoiser import narrowed
+from vmla.transformer import VideoMLA
+from vmla.vae import Codec
+
+PROMPTS = ("a red star bouncing on a navy background", "a yellow ring orbiting on a black background")
+CHUNKS = 4
+"""Of a clip."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Every so many steps, a strip of pictures of the same prompts and seeds, in `folder`/samples."""
+
+    folder: Path
+    every: int
+    """Steps."""
+    config: ModelConfig
+    codec: Codec
+    text: Tensor
+    """[prompts, text tokens, text width]"""
+    sampler: Sampler
+    dtype: torch.dtype
+    device: torch.device = torch.device("cpu")
+
+    def __call__(self, name: str, line: dict[str, Any], average: dict[str, Tensor]) -> None:
+        """The first process makes the clips; the others are `joining` it."""
+        if line["step"] % self.every == 0:
+            frames = self.codec.decode(self.latents(without_aligner(whole(average))).cpu())[0]
+            write_strip(frames, self.folder / "samples" / f"{name}-{line['step']:07d}.png")
+
+    @torch.no_grad()
+    def latents(self, tensors: dict[str, Tensor]) -> Tensor:
+        """What a model with these weights makes: [prompts, z, frames, h, w]."""
+        config, layout, device = self.config, CacheLayout.of(self.config), self.device
+        with torch.random.fork_rng(devices=[]):  # a model draws weights when it is made
+            model = VideoMLA(config)
+        model.load_state_dict({**model.state_dict(), **tensors})
+        step, encode_text, _ = narrowed(model.to(device).eval(), self.dtype)
+        shape = (config.latent_channels, layout.chunk, config.height, config.image_width)
+        return self_rollout(
+            Memory(step, layout, encode_text(self.text.to(device))), self.sampler, shape, chunks=CHUNKS,
+            exit_step=self.sampler.steps - 1, seeds=range(len(self.text)),
+        )  # fmt: skip
+
+
+def joining(every: int) -> Watcher:
+    """What other processes do while the first one makes samples: bring their part of the average."""
+
+    def watch(name: str, line: dict[str, Any], average: dict[str, Tensor]) -> None:
+        if line["step"] % every == 0:
+            whole(average)
+
+    return watch
+
+
+@torch.no_grad()
+def embedded(text: TextEncoder, prompts: Sequence[str] = PROMPTS) -> Tensor:
+    """What samples are made of: [prompts, text tokens, text width]."""
+    return text(list(prompts)).float().cpu()

@@ -1,0 +1,101 @@
+"""Representation alignment: the middle of a denoiser learns to say what is where, beside its own loss.
+
+A small network reads the tokens after one of the layers and is held against what the scene shows there; it
+is thrown away afterwards. The idea, with features of a pretrained encoder as targets, is REPA's
+(arXiv 2410.06940); a rendered world knows its truth and needs no encoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from plugins.errors import UserError
+from vmla.train.objectives.packed_clip import predicted
+from vmla.transformer import VideoMLA
+
+ALIGNER = "aligner"
+"""The submodule of a denoiser under training."""
+
+
+class Aligner(nn.Module):
+    """Tokens of a layer to labels."""
+
+    def __init__(self, width: int, labels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width)
+        self.hidden = nn.Linear(width, width)
+        self.out = nn.Linear(width, labels)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """[..., D] to [..., labels]."""
+        return self.out(nn.functional.silu(self.hidden(self.norm(tokens.float()))))
+
+
+def attach_aligner(model: VideoMLA, labels: Tensor | None) -> None:
+    """Give `model` an `aligner` for `labels` [clips, frames, places, numbers], to be trained with it.
+
+    Raises:
+        UserError: if the clips have no labels, or not one for each token.
+    """
+    if labels is None or labels.shape[2] != model.config.tokens_per_frame:
+        places = "none" if labels is None else labels.shape[2]
+        raise UserError(
+            f"alignment needs {model.config.tokens_per_frame} labels a frame, the clips have {places}; "
+            "set label_grid of the latents to the model's tokens across"
+        )
+    model.add_module(ALIGNER, Aligner(model.config.width, labels.shape[3]))
+
+
+def detach_aligner(model: VideoMLA) -> VideoMLA:
+    """`model` without its aligner, if it has one."""
+    if hasattr(model, ALIGNER):
+        delattr(model, ALIGNER)
+    return model
+
+
+def without_aligner(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of `tensors`, by name, that are the denoiser's own."""
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(ALIGNER + ".")}
+
+
+@contextmanager
+def watched(model: VideoMLA, layer: int) -> Iterator[list[Tensor]]:
+    """The tokens [B, S, D] after `layer` blocks, of each pass while this is open, in their order."""
+    seen: list[Tensor] = []
+
+    def hook(block: nn.Module, inputs: tuple[Any, ...], outputs: tuple[Tensor, Tensor]) -> None:
+        seen.append(outputs[0])
+
+    handle = model.blocks[layer - 1].register_forward_hook(hook)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def alignment_loss(
+    model: VideoMLA, seen: Sequence[Tensor], labels: Tensor | None, numbers: Sequence[int]
+) -> Tensor:
+    """Mean squared error of what the tokens of a teacher-forced rollout say is where.
+
+    Args:
+        model: with an aligner.
+        seen: tokens of every pass: for each chunk its prediction, of all noise levels at once, if it has
+            one, then its clean pass, which the last chunk lacks.
+        labels: [B, frames, P, labels] of all chunks; clips without them were refused (`attach_aligner`).
+        numbers: those of the chunks.
+    """
+    assert labels is not None
+    aligner, wanted, passes = getattr(model, ALIGNER), predicted(numbers), iter(seen)
+    errors = []
+    for number, truth in zip(numbers, labels.chunk(len(numbers), 1), strict=True):
+        truth = truth.flatten(1, 2).to(seen[0].device)
+        for _ in range((number in wanted) + (number != numbers[-1])):
+            tokens = next(passes)
+            errors.append((aligner(tokens) - truth.repeat(len(tokens) // len(truth), 1, 1)).square().mean())
+    return torch.stack(errors).mean()

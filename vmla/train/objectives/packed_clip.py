@@ -1,0 +1,87 @@
+"""Which frames a chunk of training sees, and velocities of a whole clip in one pass with that as a mask.
+
+A pass for each chunk, and one more to commit it, is what a rollout does; on a machine whose processes share
+weights, each of those passes gathers all of them. Here one pass does it all (`vmla.packed_sequence`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from vmla.cache import CacheLayout
+from vmla.packed_sequence import Unrolling
+
+Step = Callable[..., tuple[Tensor, Tensor]]
+"""`VideoMLA.forward`, in whatever precision."""
+Pass = Callable[[Tensor, Tensor, Tensor, Unrolling], Tensor]
+"""`VideoMLA.unrolled`, in whatever precision."""
+
+
+def remembered(layout: CacheLayout, number: int, numbers: Sequence[int]) -> Tensor:
+    """`slot_index` of chunk `number` when only the chunks in `numbers` were ever made; a jump forgets.
+
+    Only the sink survives a jump, as it is all that survives in a rollout of that length.
+    """
+    start = max(n for n in numbers if n <= number and n - 1 not in numbers) * layout.chunk
+    frames = layout.frame_in_slot(number)
+    sink = [frame < layout.sink and frame // layout.chunk in numbers for frame in frames]
+    kept = [frame >= start or old for frame, old in zip(frames, sink, strict=True)]
+    return torch.where(torch.tensor(kept), layout.slot_index(number), -1)
+
+
+def predicted(numbers: Sequence[int]) -> list[int]:
+    """Of `numbers`, those that follow the chunk before them: after a jump one has lost its history."""
+    return [number for number in numbers if number == 0 or number - 1 in numbers]
+
+
+@lru_cache(maxsize=64)
+def unrolling(layout: CacheLayout, numbers: tuple[int, ...] | range) -> Unrolling:
+    """The sequence of all chunks in `numbers` but the last, clean, then the predicted ones, noisy."""
+    size = layout.chunk
+    rows = [(n, offset) for n in (*numbers[:-1], *predicted(numbers)) for offset in range(size)]
+    clean = {n * size + offset: row for row, (n, offset) in enumerate(rows[: (len(numbers) - 1) * size])}
+    seen = {n: _seen(layout, n, numbers) for n in numbers}
+    nearer = [(n, frame, place) for n in numbers for frame, place in seen[n] if place != frame]
+    again = {(n, frame): column for column, (n, frame, _) in enumerate(nearer)}
+    visible = torch.zeros(len(rows), len(nearer) + len(rows), dtype=torch.bool)
+    for row, (number, offset) in enumerate(rows):
+        itself = len(nearer) + row - offset
+        visible[row, itself : itself + size] = True
+        for frame, _ in seen[number]:
+            visible[row, again.get((number, frame), len(nearer) + clean[frame])] = True
+    positions = [place for _, _, place in nearer] + [n * size + offset for n, offset in rows]
+    repeated = [clean[frame] for _, frame, _ in nearer]
+    return Unrolling(torch.tensor(repeated, dtype=torch.int64), torch.tensor(positions), visible)
+
+
+def _seen(layout: CacheLayout, number: int, numbers: Sequence[int]) -> list[tuple[int, int]]:
+    """Frames that chunk `number` sees, each with the position that it has when the chunk has its own."""
+    ahead = number * layout.chunk - int(layout.chunk_index(number)[0])
+    slots = remembered(layout, number, numbers).tolist()
+    frames = layout.frame_in_slot(number)
+    return [(frame, slot + ahead) for frame, slot in zip(frames, slots, strict=True) if slot >= 0]
+
+
+def unrolled_velocity(
+    run: Pass, layout: CacheLayout, text_kv: Tensor, numbers: Sequence[int], noisy: Tensor, clean: Tensor,
+    timestep: Tensor,
+) -> Tensor:  # fmt: skip
+    """Velocities of the predicted chunks, each after clean ones, in float32.
+
+    Args:
+        run: one pass over a sequence.
+        layout: of the cache of which the windows are.
+        text_kv: [L, 2, B, tokens, D].
+        numbers: the chunks of the clip, which may jump once.
+        noisy: [B, z, frames, h, w] of the predicted chunks.
+        clean: [B, z, frames, h, w] of all chunks but the last.
+        timestep: [B, frames] of the noisy frames, 1000 sigma.
+    """
+    still = timestep.new_zeros(len(timestep), clean.shape[2])
+    sequence, times = torch.cat([clean, noisy], dim=2), torch.cat([still, timestep], dim=1)
+    velocity = run(sequence, times, text_kv, unrolling(layout, tuple(numbers)))
+    return velocity[:, :, clean.shape[2] :].float()

@@ -1,0 +1,91 @@
+"""One network's cache during a rollout of training: the window, the step and the commit of inference.
+
+Nothing is written in place. A commit makes a new cache, so a pass that activation checkpointing runs
+again in the backward pass sees the cache that it saw at first, evictions or not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vmla.cache import CacheLayout
+from vmla.scheduler import TIMESTEPS
+from vmla.train.objectives.packed_clip import Pass, Step, predicted, remembered, unrolled_velocity
+
+
+class Memory:
+    """What a network remembers of a batch of videos."""
+
+    def __init__(
+        self,
+        step: Step,
+        layout: CacheLayout,
+        text_kv: Tensor,
+        numbers: Sequence[int] | None = None,
+        *,
+        unrolled: Pass | None = None,
+    ) -> None:
+        """An empty cache.
+
+        Args:
+            step: `VideoMLA.forward`, in whatever precision.
+            layout: of its cache.
+            text_kv: [L, 2, B, tokens, D].
+            numbers: the chunks that will be committed, where they are not all from 0 on.
+            unrolled: `VideoMLA.unrolled`, for clips that are to be passed at once.
+        """
+        self.unrolled = unrolled
+        self.step, self.layout, self.text_kv, self.numbers = step, layout, text_kv, numbers
+        self.cache = layout.allocate(text_kv.shape[2], dtype=text_kv.dtype, device=text_kv.device)
+
+    def velocity(self, noisy: Tensor, sigma: Tensor, number: int) -> Tensor:
+        """The velocity of chunk `number`, noisy [B, z, F, h, w] at sigma [B], in float32."""
+        timestep = (sigma * TIMESTEPS)[:, None].expand(-1, noisy.shape[2])
+        velocity, _ = self.step(noisy, timestep, self.text_kv, self.cache, *self._window(number))
+        return velocity.float()
+
+    def commit(self, latents: Tensor, number: int) -> None:
+        """Remember chunk `number` as `latents` [B, z, F, h, w]: a clean pass at t = 0."""
+        still = latents.new_zeros(latents.shape[0], latents.shape[2])
+        _, entries = self.step(latents, still, self.text_kv, self.cache, *self._window(number))
+        self.cache = self.layout.commit(self.cache, entries, number)
+
+    def _window(self, number: int) -> tuple[Tensor, Tensor]:
+        slots = self.layout.slot_index(number)
+        if self.numbers is not None:
+            slots = remembered(self.layout, number, self.numbers)
+        device = self.text_kv.device
+        return slots.to(device), self.layout.chunk_index(number).to(device)
+
+
+def level(sigma: Tensor) -> Tensor:
+    """sigma [B] as it multiplies latents [B, z, F, h, w]."""
+    return sigma[:, None, None, None, None]
+
+
+def clip_velocity(memory: Memory, noisy: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
+    """Velocities of a whole clip [B, z, frames, h, w] at one sigma [B], each chunk after clean ones.
+
+    A network whose chunk is the whole clip sees all of it in both directions. Chunks that have lost
+    their history (`predicted`) are committed and left out of the result. A memory with `unrolled`
+    takes one pass for all.
+    """
+    size = memory.layout.chunk
+    numbers = memory.numbers or range(clean.shape[2] // size)
+    wanted, velocities = predicted(numbers), []
+    if memory.unrolled is not None:
+        chosen = [x for number, x in zip(numbers, noisy.split(size, 2), strict=True) if number in wanted]
+        timestep = (sigma * TIMESTEPS)[:, None].expand(-1, len(chosen) * size)
+        return unrolled_velocity(
+            memory.unrolled, memory.layout, memory.text_kv, numbers,
+            torch.cat(chosen, dim=2), clean[:, :, : (len(numbers) - 1) * size], timestep,
+        )  # fmt: skip
+    for number, x, before in zip(numbers, noisy.split(size, 2), clean.split(size, 2), strict=True):
+        if number in wanted:
+            velocities.append(memory.velocity(x, sigma, number))
+        if number != numbers[-1]:
+            memory.commit(before, number)
+    return torch.cat(velocities, dim=2)

@@ -1,0 +1,67 @@
+"""Self-rollouts: the student makes a video with its own cache, as it will, and one step of each chunk learns.
+
+Steps before the exit run without gradients; the exit step's x0 is the chunk. A clean pass without
+gradients commits it, so that no gradient crosses chunks through the cache (Self-Forcing).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from vmla.scheduler import Sampler, keyed_noise
+from vmla.train.objectives.rollout_cache import Memory
+
+
+def self_rollout(
+    memory: Memory,
+    sampler: Sampler,
+    shape: tuple[int, ...],
+    *,
+    chunks: int,
+    exit_step: int,
+    seeds: Sequence[int],
+    learned: int | None = None,
+    given: Tensor | None = None,
+) -> Tensor:
+    """Latents [B, z, chunks * F, h, w] that the student made, as a rollout at inference would.
+
+    Args:
+        memory: of the student.
+        sampler: each chunk takes `exit_step` + 1 of its steps; all of them unless it is a `renoise` sampler.
+        shape: [z, F, h, w] of a chunk.
+        chunks: how many.
+        exit_step: the step whose x0 is kept; the same for all chunks.
+        seeds: one for each video, as `vmla-run --seed`.
+        learned: how many of the last chunks carry gradients; all if not given.
+        given: [B, z, frames, h, w] of the first chunks, which are not made but committed as they are.
+    """
+    last = len(sampler.timesteps()) - 1
+    first = 0 if sampler.kind == "renoise" else last
+    if not first <= exit_step <= last:
+        raise ValueError(f"this sampler exits after one of its steps {first} to {last}")
+    made, device = [], memory.text_kv.device
+
+    def noise(number: int, step: int) -> Tensor:
+        drawn = [keyed_noise(shape, seed=seed, chunk=number, step=step) for seed in seeds]
+        return torch.stack(drawn).to(device)
+
+    for number, latents in enumerate([] if given is None else given.split(memory.layout.chunk, 2)):
+        made.append(latents)
+        with torch.no_grad():
+            memory.commit(latents, number)
+    for number in range(len(made), chunks):
+        learns = torch.is_grad_enabled() and number >= chunks - (chunks if learned is None else learned)
+        latents = noise(number, 0)
+        for step in range(exit_step + 1):
+            sigma = sampler.sigmas()[step].expand(len(seeds)).to(device)
+            with torch.set_grad_enabled(learns and step == exit_step):
+                velocity = memory.velocity(latents, sigma, number)
+                fresh = noise(number, step + 1) if step < exit_step else None
+                latents = sampler.advance(latents, velocity, step, fresh)
+        made.append(latents)
+        with torch.no_grad():
+            memory.commit(latents, number)
+    return torch.cat(made, dim=2)

@@ -1,0 +1,149 @@
+"""The model card of a packed sprite model, written from its records and from measured results."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from plugins.errors import UserError
+from vmla.train.publish.pack import TRAINING
+from vmla.weights.files import read_json
+
+HEADER = """---
+license: apache-2.0
+pipeline_tag: text-to-video
+library_name: videomla
+---
+
+# {name}
+
+A VideoMLA model of {parameters:.1f} million parameters that makes 64x64 videos of moving shapes, as long
+as you like: trained from nothing on the endless captioned world of `vmla.world`, to show the whole system
+at work on two CPU cores. It knows nothing else. {entry} numbers are cached per token and layer, where
+keys and values for each head would be {dense}.
+
+```
+vmla-run {option}--prompt "a red star bouncing on a navy background" --minutes 3 -o star.mp4
+```
+
+## What it can be asked for
+
+One or two objects. Colours: {colours}. Shapes: {shapes}. Motions: {motions}. Backgrounds: {backgrounds}.
+Sizes, which may be left out: {sizes}.
+
+## How it was made
+
+`vmla-train run {recipe} -o runs/{recipe}`, seed {seed}{then}: {hours} hours on {hardware}, shared with other
+work, with torch {torch}; packed at commit `{commit}`. `{record}` beside this card holds every setting: the
+recipe of that name may have moved on since.
+
+| stage | steps | minutes | last loss |
+|---|---|---|---|
+{stages}
+
+The codec learns to draw rendered clips; the text encoder (UMT5, reading bytes) to say what a caption asks
+for; the denoiser by chunk-causal teacher forcing with noise on its context, `refine` with less of it.
+{distilled}One (shape, colour, background) in eight is never rendered in training.
+
+## Grades
+
+{prompts} prompts of held-out combinations, fixed seeds, {steps} {kind} steps for each chunk: the share of
+videos that a grader by formula passes, in the four seconds before each mark.
+`python -m bench.quality.grades{again}` repeats it. The grader itself is right
+on {grader} of rendered scenes for its worst question
+(`python -m bench.quality.grader`).
+
+{grades}
+"""
+
+
+ORDER = ("codec", "text", "denoiser", "refine", "forcing", "consistency", "distribution", "long")
+"""In which stages run."""
+TAUGHT = """
+## In four steps, in both layouts
+
+This model taught two others to do with four denoising steps: one with its own latent cache, which ships as
+`sprites-4`, and one with a cache for each head. `docs/training.md` has the commands.
+
+<!-- results: layouts -->
+<!-- end -->
+"""
+THEN = ", then the stages of `docs/training.md`"
+DISTILLED = """The paper's stages follow: `forcing` goes on with that; `consistency` learns to do in one step
+what the teacher, the model before them, does in many; in `distribution` the model rolls out videos of its
+own, and the teacher and a critic that learns what the model makes say in which direction to move them.
+"""
+SIBLING = """
+## Beside a cache for each head
+
+Both made by the same teacher, budget and seed; the second does not ship. Right is the mean share over the
+five questions, then the share of videos that are right in all of them.
+
+<!-- results: layouts -->
+<!-- end -->
+"""
+SHIPPED_WITH = {"sprites": TAUGHT, "sprites-4": SIBLING}
+"""What the cards of the models that ship say of each other; of any other model it would not be true."""
+
+
+def write_card(folder: Path, grades: Path, grader: Path) -> None:
+    """Write `README.md` into the checkpoint `folder` from its record and two results files.
+
+    Raises:
+        UserError: if a file is missing, or the grades are those of another checkpoint.
+    """
+    from vmla.weights.checkpoint import SHIPPED, open_checkpoint
+
+    checkpoint = open_checkpoint(folder)
+    config, training, graded = checkpoint.model_config(), read_json(folder / TRAINING), read_json(grades)
+    if graded["checkpoint"] != checkpoint.name:
+        raise UserError(f"{grades} holds the grades of {graded['checkpoint']}, not of {checkpoint.name}")
+    stages = training["stages"]
+    distilled = "distribution" in stages
+    text = HEADER.format(
+        then=THEN if distilled else "",
+        distilled=DISTILLED if distilled else "",
+        name=checkpoint.name,
+        option="" if checkpoint.name == SHIPPED else f"--checkpoint {checkpoint.name} ",
+        again="" if checkpoint.name == SHIPPED else f" --checkpoint {checkpoint.name}",
+        record=TRAINING,
+        parameters=checkpoint.elements("transformer") / 1e6,
+        entry=config.entry_width,
+        dense=2 * config.width,
+        **_words(),
+        **{key: training[key] for key in ("recipe", "commit", "seed", "hours", "hardware", "torch")},
+        stages="\n".join(_stage(name, stages[name]) for name in ORDER if name in stages),
+        prompts=graded["prompts"],
+        steps=graded["sampler"]["steps"],
+        kind=graded["sampler"]["kind"],
+        grader=f"{min(read_json(grader)['accuracy'].values()):.1%}",
+        grades="\n".join(grade_rows(graded["grades"])),
+    ) + SHIPPED_WITH.get(checkpoint.name, "")
+    aside = folder / "README.md.tmp"
+    aside.write_text(text)
+    aside.replace(folder / "README.md")
+
+
+def _words() -> dict[str, str]:
+    from vmla.world.scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES
+
+    kinds: dict[str, Any] = {
+        "colours": COLOURS, "shapes": SHAPES, "motions": MOTIONS, "backgrounds": BACKGROUNDS, "sizes": SIZES,
+    }  # fmt: skip
+    return {kind: ", ".join(words) for kind, words in kinds.items()}
+
+
+def _stage(name: str, values: dict[str, Any]) -> str:
+    return f"| {name} | {values['steps']:,} | {values['seconds'] / 60:.0f} | {values['loss']:.4f} |"
+
+
+def grade_rows(table: dict[str, dict[str, float]]) -> list[str]:
+    """Grades by second and question, as `bench.quality.grades` records them: lines of a Markdown table."""
+    from vmla.world.grader.grade import QUESTIONS
+
+    questions = [*QUESTIONS, "all"]
+    rows = [
+        f"| {second} s | " + " | ".join(f"{table[second][question]:.1%}" for question in questions) + " |"
+        for second in sorted(table, key=int)
+    ]
+    return ["| after | " + " | ".join(questions) + " |", "|---|" + "---|" * len(questions), *rows]

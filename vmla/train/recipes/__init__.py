@@ -1,0 +1,1 @@
+"""Named settings that determine a trained model, and the memory that they take."""

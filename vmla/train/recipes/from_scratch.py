@@ -1,0 +1,171 @@
+"""Named training recipes: everything that determines a small model's weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+from plugins.errors import UserError
+from vmla.config import RECIPES, ModelConfig
+from vmla.scheduler import Sampler
+from vmla.text import SmallTextConfig
+from vmla.train.data.latents import LatentSettings
+from vmla.train.objectives.teacher_forcing import Forcing
+from vmla.train.optim.optimizers import Schedule
+from vmla.train.stages.codec import CodecTraining
+from vmla.train.stages.denoiser import DenoiserTraining
+from vmla.train.stages.text_encoder import TextTraining
+from vmla.vae.tiny import TinyCodecConfig
+from vmla.world.caption import vocabulary
+from vmla.world.worlds import SECOND
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The stages of one model, in order: codec, text, latents, denoiser, refine."""
+
+    name: str
+    model: ModelConfig
+    codec: TinyCodecConfig
+    text: SmallTextConfig
+    codec_training: CodecTraining
+    text_training: TextTraining
+    latents: LatentSettings
+    denoiser_training: DenoiserTraining
+    refinement: DenoiserTraining | None = None
+    """How the denoiser's average is trained on; None leaves it as it is."""
+    sampler: Sampler
+    """How the finished model is sampled unless told otherwise."""
+
+    def steps(self) -> dict[str, int]:
+        """Optimizer steps of each stage that has some."""
+        steps = {
+            "codec": self.codec_training.schedule.steps,
+            "text": self.text_training.schedule.steps,
+            "denoiser": self.denoiser_training.schedule.steps,
+        }
+        return steps if self.refinement is None else {**steps, "refine": self.refinement.schedule.steps}
+
+
+# On two CPU cores 20 minutes for the codec, 10 for text and latents, and some six hours to denoise.
+SPRITES = Recipe(
+    name="sprites",
+    model=RECIPES["sprites"],
+    codec=TinyCodecConfig(latent_channels=8),
+    text=SmallTextConfig(words=vocabulary()),
+    codec_training=CodecTraining(
+        schedule=Schedule(
+            steps=3800, learning_rate=1e-3, matrix_rate=2e-3, decay=1600, average=0.995, save_every=100
+        ),
+        crop_steps=1500,
+        noise=0.3,
+        decorrelation=0.1,
+        world=SECOND.name,
+    ),
+    text_training=TextTraining(
+        schedule=Schedule(steps=1600, learning_rate=2e-3, decay=1000, average=0.98, save_every=200),
+        world=SECOND.name,
+    ),
+    latents=LatentSettings(clips=2560, world=SECOND.name, label_grid=4),
+    # First chunks long alone, of one object before two, as image pretraining is; then rollouts over a past
+    # that is nearly that of a video, for motion cannot be read from a coarse one.
+    denoiser_training=DenoiserTraining(
+        schedule=Schedule(
+            steps=9000, learning_rate=1.5e-3, matrix_rate=5e-3, warmup=50, decay=3500, average=0.998
+        ),
+        forcing=Forcing(context_noise=0.1, own_sigma=0.5),
+        clips=12,
+        opening_steps=3600,
+        single_steps=1800,
+        openings=0.25,
+        opening_clips=64,
+        prompt_dropout=0.1,
+        alignment=5.0,
+        compiled=True,
+    ),
+    sampler=Sampler(kind="euler", steps=8, shift=2.0),
+)
+
+# Every stage in seconds, to see that it all runs; it learns nothing.
+DEBUG = Recipe(
+    name="debug",
+    model=RECIPES["debug"],
+    codec=TinyCodecConfig(latent_channels=4, widths=(8, 8, 8), decoder_blocks=(1, 1, 1)),
+    text=SmallTextConfig(width=32, head_width=16, heads=2, ffn_width=32, layers=1),
+    codec_training=CodecTraining(
+        schedule=Schedule(steps=4, learning_rate=1e-3, matrix_rate=1e-3, decay=2, save_every=2),
+        crop_steps=2,
+        crops=2,
+        wholes=2,
+        precision="float32",
+    ),
+    text_training=TextTraining(
+        schedule=Schedule(steps=4, learning_rate=1e-3, decay=2, save_every=2), captions=4, precision="float32"
+    ),
+    latents=LatentSettings(clips=4, frames=12, shard=2),
+    denoiser_training=DenoiserTraining(
+        schedule=Schedule(steps=4, learning_rate=1e-3, matrix_rate=1e-3, decay=2, save_every=2),
+        forcing=Forcing(),
+        clips=2,
+        chunks=3,
+        precision="float32",
+    ),
+    refinement=DenoiserTraining(
+        schedule=Schedule(steps=2, learning_rate=1e-3, matrix_rate=1e-3, decay=1, save_every=1),
+        forcing=Forcing(context_noise=0.1),
+        clips=2,
+        chunks=3,
+        precision="float32",
+    ),
+    sampler=Sampler(kind="euler", steps=2, shift=2.0),
+)
+
+# A smaller model of the same world, so that studies with seeds are affordable.
+MINI_MODEL = replace(
+    RECIPES["sprites"], width=128, heads=2, layers=3, ffn_width=512, text_width=64, text_tokens=112,
+    latent_channels=16, content_width=16, rotary_width=16, query_width=64, position_table=False,
+)  # fmt: skip
+MINI = Recipe(
+    name="mini",
+    model=MINI_MODEL,
+    codec=TinyCodecConfig(widths=(48, 32, 16), decoder_blocks=(1, 1, 1)),
+    text=SmallTextConfig(width=64, head_width=32, heads=2, ffn_width=128, layers=1),
+    codec_training=CodecTraining(
+        schedule=Schedule(
+            steps=600, learning_rate=1e-3, matrix_rate=2e-3, decay=300, average=0.99, save_every=100
+        ),
+        crop_steps=400,
+    ),
+    text_training=TextTraining(
+        schedule=Schedule(steps=600, learning_rate=2e-3, decay=300, average=0.98, save_every=100)
+    ),
+    latents=LatentSettings(clips=512),
+    denoiser_training=DenoiserTraining(
+        schedule=Schedule(steps=1200, learning_rate=1.5e-3, matrix_rate=5e-3, decay=500, average=0.99),
+        forcing=Forcing(),
+        clips=12,
+        chunks=4,
+        opening_steps=500,
+        openings=0.2,
+        opening_clips=64,
+        compiled=True,
+    ),
+    sampler=Sampler(kind="euler", steps=8, shift=2.0),
+)
+
+TRAINING_RECIPES = {recipe.name: recipe for recipe in (DEBUG, MINI, SPRITES)}
+
+
+def training_recipe(name: str, *, seed: int | None = None, **sizes: Any) -> Recipe:
+    """The named recipe, with another seed of its denoiser or other sizes (of `ModelConfig`) if given.
+
+    Raises:
+        UserError: for a name that does not exist, or sizes that do not fit together.
+    """
+    if name not in TRAINING_RECIPES:
+        raise UserError(f"no such training recipe: {name}; there are {', '.join(TRAINING_RECIPES)}")
+    recipe = TRAINING_RECIPES[name]
+    given = {key: value for key, value in sizes.items() if value is not None}
+    if seed is not None:
+        recipe = replace(recipe, denoiser_training=replace(recipe.denoiser_training, seed=seed))
+    return replace(recipe, model=replace(recipe.model, **given))

@@ -1,0 +1,69 @@
+"""Memory of one GPU in a stage, by part, from sizes alone: what FSDP2 shards, and what it does not."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+from vmla.cache import CacheLayout
+from vmla.config import ModelConfig
+from vmla.train.recipes.from_checkpoint import Pipeline
+from vmla.weights.source import shapes_of
+
+FULL, HALF = 4, 2
+"""Bytes of a float32 and of a bfloat16 number."""
+KEPT_PER_TOKEN = 34
+"""Numbers of width D that a block keeps of each token while its gradients are computed: normalised,
+modulated and projected inputs of three sublayers, queries, keys, values, outputs, and two of FFN width."""
+
+
+def memory_by_part(pipeline: Pipeline, name: str, *, gpus: int) -> dict[str, int]:
+    """Bytes on each of `gpus` GPUs in stage `name`, by part, and their sum."""
+    training, config = getattr(pipeline, name), pipeline.model
+    matching = name in ("distribution", "long")
+    dense = replace(config, layout="mha")
+    trained = [config, dense if training.whole_scores else config] if matching else [config]
+    frozen = {"forcing": [], "consistency": [config, config]}.get(name, trained[-1:])
+    learning = sum(_parameters(each) for each in trained)
+    still = sum(_parameters(each) for each in frozen)
+    kept = 0 if name == "consistency" else _parameters(config)  # there the average is a network of its own
+    parts = {
+        "weights, sharded": FULL * (learning + still) // gpus,
+        "gradients, sharded": FULL * learning // gpus,
+        "AdamW's moments, sharded": 2 * FULL * learning // gpus,
+        "average, sharded": FULL * kept // gpus,
+        "gathered blocks": 2 * HALF * max(_block(each) for each in trained + frozen),
+        **_of_clips(trained[-1] if matching else config, config, training),
+    }
+    return {**parts, "all": sum(parts.values())}
+
+
+def _of_clips(scorer: ModelConfig, config: ModelConfig, training: object) -> dict[str, int]:
+    """What grows with the clips of a micro-batch."""
+    clips, chunks = training.clips, training.chunks  # type: ignore[attr-defined]
+    copies = getattr(getattr(training, "forcing", None), "copies", 1)
+    layout, tokens = CacheLayout.of(config), config.chunk * config.tokens_per_frame
+    whole = getattr(training, "whole_scores", False)
+    at_once = getattr(training, "at_once", False)
+    passes = [chunks * (copies + 1) * tokens, chunks * tokens if whole else 0]
+    # Checkpointing keeps a block's input for every pass, and one block's inside at a time.
+    largest = passes[0] if at_once else max(copies * tokens, passes[1])
+    inside = clips * largest * KEPT_PER_TOKEN * config.width
+    # A clip in one pass has none; a student's rollout has them all the same.
+    cached = 0 if at_once and not hasattr(training, "critic") else chunks
+    text = config.layers * 2 * clips * config.text_tokens * config.width
+    return {
+        "inputs of blocks": HALF * clips * max(passes) * scorer.layers * config.width,
+        "one block's inside": HALF * inside,
+        "caches, one for each chunk": cached * layout.bytes(clips * (copies + 1), element_size=HALF),
+        "keys and values of the text": HALF * text * 2,
+    }
+
+
+def _parameters(config: ModelConfig) -> int:
+    return sum(math.prod(shape) for shape in shapes_of(config).values())
+
+
+def _block(config: ModelConfig) -> int:
+    shapes = shapes_of(replace(config, layers=1))
+    return sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("blocks."))

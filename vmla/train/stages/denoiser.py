@@ -1,0 +1,179 @@
+"""Stage `denoiser`: teacher forcing over stored latents."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from types import MethodType
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from plugins.errors import UserError
+from vmla.cache import CacheLayout
+from vmla.config import ModelConfig
+from vmla.packed_sequence import Unrolling
+from vmla.train.data.latents import LatentSet
+from vmla.train.loop.parallel import Calls, Passes
+from vmla.train.loop.throughput import Meter
+from vmla.train.objectives.alignment import alignment_loss, attach_aligner, watched
+from vmla.train.objectives.noise import seeded
+from vmla.train.objectives.teacher_forcing import Forcing, forcing_loss, forcing_loss_at_once
+from vmla.train.optim.optimizers import Schedule
+from vmla.train.optim.precision import Precision, resolve
+from vmla.train.stages.batches import Batch, draw_batch
+from vmla.transformer import Block, VideoMLA
+
+
+@dataclass(frozen=True, kw_only=True)
+class DenoiserTraining:
+    """Settings of the stage."""
+
+    schedule: Schedule
+    forcing: Forcing
+    clips: int = 16
+    """Clips of a batch."""
+    chunks: int = 7
+    """Chunks of a training rollout."""
+    jumps: float = 0.5
+    """Share of batches whose rollout leaves out part of the clip after its first chunk."""
+    opening_steps: int = 0
+    """Steps at the start that only learn to make a first chunk from text, as image pretraining does."""
+    openings: float = 0.0
+    """Share of the later batches that do so."""
+    opening_clips: int = 192
+    """Clips of a batch of first chunks."""
+    single_steps: int = 0
+    """Steps at the start whose clips show one object, where their number is known."""
+    prompt_dropout: float = 0.0
+    """Share of clips that are told nothing: zeros, which is what stands behind a prompt's end."""
+    alignment: float = 0.0
+    """Weight of what the middle of the model should know of the scene: see `train.objectives.alignment`."""
+    alignment_layer: int = 3
+    """Blocks before that middle."""
+    precision: Precision = "auto"
+    compiled: bool = False
+    """Compile the blocks first: a minute at the start, then 1.6 times as many steps on two CPU cores."""
+    at_once: bool = False
+    """A clip in one masked pass, not chunk by chunk: the same loss, for forcing that is `fixed`."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.at_once and not self.forcing.fixed:
+            raise UserError("a clip passes at once only with one copy and no estimates in its past")
+        if self.at_once and self.alignment:
+            raise UserError("a clip that passes at once is not aligned with its labels; use alignment 0")
+        if not 0 <= self.prompt_dropout <= 1:
+            raise UserError(f"prompt_dropout is {self.prompt_dropout}; it is a share, from 0 to 1")
+
+
+class DenoiserStage:
+    """The loss of `vmla.train.objectives.teacher_forcing` on batches drawn by (seed, step)."""
+
+    name = "denoiser"
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        training: DenoiserTraining,
+        data: LatentSet,
+        *,
+        model: VideoMLA | None = None,
+        calls: Calls | None = None,
+    ) -> None:
+        """Train `model`, or a fresh one; `calls` computes its passes, `narrowed` if not given."""
+        torch.manual_seed(training.seed)
+        self.model = initialised(VideoMLA(config)) if model is None else model
+        self.meter = Meter(resolve(training.precision, next(self.model.parameters()).device))
+        self.calls = self.meter.passes(narrowed if calls is None else calls)
+        if training.compiled:
+            compile_blocks(self.model)
+        if training.alignment:
+            attach_aligner(self.model, data.labels)
+        self.layout = CacheLayout.of(config)
+        self.training, self.schedule, self.data = training, training.schedule, data
+
+    def settings(self) -> dict[str, Any]:
+        """All that determines the result."""
+        return {
+            "model": asdict(self.model.config),
+            "training": asdict(self.training),
+            "data": self.data.settings,
+        }
+
+    def loss(self, step: int) -> Tensor:
+        """Velocity error of one teacher-forced rollout over a batch of clips, and what else is learned."""
+        with self.meter.waiting():
+            batch = self.draw(step)
+        training, device = self.training, next(self.model.parameters()).device
+        generator = seeded(device, training.seed * 1_000_003 + step)
+        passes = self.calls(self.model, self.meter.dtype)
+        text_kv = passes.encode_text(batch.text.to(device))
+        rest = self.layout, batch.latents.to(device), text_kv, batch.numbers, training.forcing, generator
+        if training.at_once and len(batch.numbers) > 1:  # one chunk is one pass anyway
+            return forcing_loss_at_once(passes.unrolled, *rest)
+        if not training.alignment:
+            return forcing_loss(passes.step, *rest)
+        with watched(self.model, training.alignment_layer) as seen:
+            velocity = forcing_loss(passes.step, *rest)
+        return velocity + training.alignment * alignment_loss(self.model, seen, batch.labels, batch.numbers)
+
+    def draw(self, step: int) -> Batch:
+        """The batch of `step`."""
+        return draw_batch(self.training, self.data, self.model.config.chunk, step)
+
+
+def narrowed(model: VideoMLA, dtype: torch.dtype) -> Passes:
+    """The model's passes, computed in `dtype` from its own float32 weights.
+
+    One cast of each weight for all passes of a rollout; gradients arrive at the float32 weights.
+    """
+    weights = {name: parameter.to(dtype) for name, parameter in model.named_parameters()}
+    prefixed = {f"model.{name}": weight for name, weight in weights.items()}
+
+    def step(latents: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
+        return functional_call(model, weights, (latents.to(dtype), *others))
+
+    def encode_text(text: Tensor) -> Tensor:
+        return functional_call(_Method(model, "encode_text"), prefixed, (text.to(dtype),))
+
+    def unrolled(latents: Tensor, timestep: Tensor, text_kv: Tensor, clip: Unrolling) -> Tensor:
+        inputs = (latents.to(dtype), timestep, text_kv, clip)
+        return functional_call(_Method(model, "unrolled"), prefixed, inputs)
+
+    return Passes(step, encode_text, unrolled)
+
+
+class _Method(torch.nn.Module):
+    """Another of a model's methods as a forward."""
+
+    def __init__(self, model: VideoMLA, name: str) -> None:
+        super().__init__()
+        self.model, self.name = model, name
+
+    def forward(self, *inputs: Any) -> Tensor:
+        """See the method."""
+        return getattr(self.model, self.name)(*inputs)  # type: ignore[no-any-return]
+
+
+def compile_blocks(*models: VideoMLA) -> None:
+    """Compile the block once for all layers of all models; needs a C++ compiler on a CPU."""
+    forward = torch.compile(Block.forward, dynamic=False)
+    for block in (block for model in models for block in model.blocks):
+        block.forward = MethodType(forward, block)  # type: ignore[method-assign]
+
+
+def initialised(model: VideoMLA) -> VideoMLA:
+    """Start as a residual identity: gates and head at zero, matrices orthogonal in spirit (Xavier)."""
+    for module in model.modules():
+        if isinstance(module, torch.nn.Linear):
+            torch.nn.init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                torch.nn.init.zeros_(module.bias)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("time_proj.weight", "proj_out.weight")):
+            torch.nn.init.zeros_(parameter)
+        elif name.endswith("scale_shift_table"):
+            torch.nn.init.normal_(parameter, std=0.02)
+    return model

@@ -1,0 +1,259 @@
+"""One loading path for every checkpoint: a folder in the layout that diffusers users know.
+
+    model_index.json   transformer/   vae/   text_encoder/   tokenizer/   scheduler/
+
+A published Wan2.1 folder loads its text encoder and autoencoder through the same functions.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.resources
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.overrides import TorchFunctionMode
+
+from plugins.errors import UserError
+from vmla.config import ModelConfig
+from vmla.scheduler import Sampler
+from vmla.text import TextEncoder, tokenizer_class
+from vmla.transformer import VideoMLA
+from vmla.vae import Codec
+from vmla.vae.tiny import TinyCodec, TinyCodecConfig
+from vmla.weights.files import (
+    count_elements,
+    hash_weights,
+    load_exactly,
+    read_json,
+    read_tensors,
+    write_json,
+    write_tensors,
+)
+from vmla.world.worlds import World, world_named
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+"""diffusers' file name for the weights of a transformer or an autoencoder."""
+SHIPPED = "sprites"
+WAN_TEXT_TOKENS = 512
+
+
+class Uninitialised(TorchFunctionMode):
+    """While it is active, new layers keep whatever their memory held: a checkpoint follows at once.
+
+    The meta device would do as well, but starting it loads a compiler, which takes seconds.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Leave out `torch.nn.init`, do everything else."""
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint folder whose parts load when asked for."""
+
+    folder: Path
+    index: dict[str, Any]
+
+    @property
+    def name(self) -> str:
+        """The folder's own name."""
+        return self.folder.resolve().name
+
+    def world(self) -> World | None:
+        """The world of moving shapes that it was trained on, None for a model of anything else."""
+        name = self.index.get("trained_on")
+        return None if name is None else world_named(name)
+
+    def model_config(self) -> ModelConfig:
+        """The sizes of the transformer, before any weight is read."""
+        values = read_json(self.folder / "transformer" / "config.json")
+        kind = values.pop("_class_name", None)
+        if kind != "VideoMLA":
+            raise UserError(f"{self.folder / 'transformer'} holds a {kind}, not a VideoMLA transformer")
+        return ModelConfig.from_dict(values)
+
+    def transformer(self) -> VideoMLA:
+        """The denoiser in float32, ready to run."""
+        config, path = self.model_config(), self.folder / "transformer" / WEIGHTS
+        tensors = read_tensors(path)
+        with Uninitialised():
+            model = VideoMLA(config)
+        load_exactly(model, tensors, path)
+        return model.eval().requires_grad_(False)
+
+    def codec(self, *, weights: bool = True) -> Codec:
+        """The autoencoder: `TinyCodec`, or diffusers' `AutoencoderKLWan`.
+
+        Without `weights` it lies on the meta device: sizes, and nothing else.
+        """
+        folder = self.folder / "vae"
+        values = read_json(folder / "config.json")
+        kind = values.pop("_class_name", None)
+        if kind == "AutoencoderKLWan":
+            from vmla.vae.wan import WanCodec
+
+            return WanCodec.from_pretrained(folder) if weights else WanCodec.from_config(folder)
+        if kind != "TinyCodec":
+            raise UserError(f"{folder} holds a {kind}; known are TinyCodec and AutoencoderKLWan")
+        codec = TinyCodec(_tiny_config(values, folder))
+        if not weights:
+            return codec.to("meta")
+        load_exactly(codec, read_tensors(folder / WEIGHTS), folder / WEIGHTS)
+        return codec.eval().requires_grad_(False)
+
+    def elements(self, part: str) -> int:
+        """How many numbers the weights of `part` (a folder's name) hold; only headers are read."""
+        return count_elements(self.weights_path(part))
+
+    def weights_path(self, part: str) -> Path:
+        """The weights file of `part`, under the name that diffusers and transformers give it."""
+        return self.folder / part / ("model.safetensors" if part == "text_encoder" else WEIGHTS)
+
+    def model_hash(self) -> str:
+        """SHA-256 of the transformer's sizes and weights: what a compiled engine is bound to."""
+        sizes = json.dumps(self.model_config().identity(), sort_keys=True)
+        weights = hash_weights(self.weights_path("transformer"))
+        return hashlib.sha256(f"{sizes} {weights}".encode()).hexdigest()
+
+    def text(self) -> TextEncoder:
+        """The text encoder with its tokenizer, in float32."""
+        return TextEncoder(self._text_model(), self._tokenizer(), tokens=self._text_tokens())
+
+    def _text_tokens(self) -> int:
+        """Those that the denoiser reads; a Wan pipeline always fills 512 and says so nowhere."""
+        path = self.folder / "transformer" / "config.json"
+        wan = not path.exists() or read_json(path).get("_class_name") == "WanTransformer3DModel"
+        return WAN_TEXT_TOKENS if wan else self.model_config().text_tokens
+
+    def _text_model(self) -> nn.Module:
+        from transformers.models.umt5.configuration_umt5 import UMT5Config
+        from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
+
+        folder = self.folder / "text_encoder"
+        path = folder / "model.safetensors"
+        tensors = read_tensors(path)
+        model = UMT5EncoderModel(UMT5Config.from_dict(read_json(folder / "config.json")))
+        # One matrix under two names: files hold either or both.
+        embedding = tensors.pop("encoder.embed_tokens.weight", None)
+        if embedding is not None:
+            tensors.setdefault("shared.weight", embedding)
+        if "shared.weight" in tensors and "encoder.embed_tokens.weight" in model.state_dict():
+            tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"]
+        load_exactly(model, tensors, path)
+        model.encoder.embed_tokens.weight = model.shared.weight
+        return model.eval().requires_grad_(False)
+
+    def _tokenizer(self) -> Any:
+        folder = self.folder / "tokenizer"
+        kind = read_json(folder / "tokenizer_config.json").get("tokenizer_class")
+        loader = tokenizer_class(kind)
+        try:  # no code that lies in the folder runs, whatever its files ask for
+            return loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # noqa: BLE001 - what reads tokenizer.json raises the bare class
+            raise UserError(f"cannot load the tokenizer in {folder}; copy it again") from error
+
+    def sampler(self) -> Sampler:
+        """How the model is sampled unless told otherwise."""
+        path = self.folder / "scheduler" / "scheduler_config.json"
+        values = read_json(path)
+        kind = values.pop("_class_name", None)
+        if kind != "Sampler":
+            raise UserError(f"{path} holds a {kind}, not a Sampler")
+        if extra := sorted(values.keys() - {field.name for field in fields(Sampler)}):
+            raise UserError(f"{path} has an unknown setting {extra[0]}")
+        try:
+            return Sampler(**values)
+        except TypeError as error:
+            raise UserError(f"{path}: {error}") from error
+
+
+def open_checkpoint(name: str | Path = SHIPPED) -> Checkpoint:
+    """A checkpoint folder by path, or a shipped one by its name: `sprites`, `sprites-4`.
+
+    Raises:
+        UserError: if there is none.
+    """
+    folder = shipped_folder() / str(name) if str(name) in shipped_names() else Path(name)
+    if not str(name) or not folder.is_dir():
+        known = " or ".join(shipped_names())
+        raise UserError(f"no checkpoint {str(name)!r}; give a folder, or {known} for a shipped model")
+    return Checkpoint(folder, read_json(folder / "model_index.json"))
+
+
+def shipped_folder() -> Path:
+    """Where the models that ship with the package are."""
+    return Path(str(importlib.resources.files("vmla"))) / "checkpoints"
+
+
+def shipped_names() -> list[str]:
+    """Of the models that ship with the package."""
+    return sorted(folder.name for folder in shipped_folder().iterdir() if folder.is_dir())
+
+
+def save_checkpoint(
+    folder: Path,
+    *,
+    transformer: VideoMLA,
+    codec: TinyCodec,
+    text: TextEncoder,
+    sampler: Sampler,
+    trained_on: str | None = None,
+    dtype: torch.dtype = torch.float16,
+    metadata: dict[str, str] | None = None,
+) -> None:
+    """Write a whole checkpoint folder; `model_index.json` comes last, so that a part is no whole."""
+    notes = metadata or {}
+    _save_part(folder / "transformer", transformer, asdict(transformer.config), dtype, notes)
+    _save_part(folder / "vae", codec, asdict(codec.config), dtype, notes)
+    _save_text(folder / "text_encoder", text.encoder, dtype, notes)
+    text.tokenizer.save_pretrained(folder / "tokenizer")
+    (folder / "scheduler").mkdir(parents=True, exist_ok=True)
+    scheduler = {"_class_name": "Sampler", **asdict(sampler)}
+    write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
+    write_json(folder / "model_index.json", {
+        "_class_name": "VideoMLAPipeline",
+        "transformer": ["vmla", "VideoMLA"],
+        "vae": ["vmla", "TinyCodec"],
+        "text_encoder": ["transformers", "UMT5EncoderModel"],
+        "tokenizer": ["transformers", type(text.tokenizer).__name__],
+        "scheduler": ["vmla", "Sampler"],
+        **({} if trained_on is None else {"trained_on": trained_on}),
+    })  # fmt: skip
+
+
+def _save_part(
+    folder: Path, module: nn.Module, config: dict[str, Any], dtype: torch.dtype, notes: dict[str, str]
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    tensors = {name: tensor.to(dtype) for name, tensor in module.state_dict().items()}
+    write_tensors(folder / WEIGHTS, tensors, {"format": "pt", **notes})
+    write_json(folder / "config.json", {"_class_name": type(module).__name__, **config})
+
+
+def _save_text(folder: Path, encoder: Any, dtype: torch.dtype, notes: dict[str, str]) -> None:
+    """As transformers writes it, without its progress bar; the embedding has two names and is kept once."""
+    folder.mkdir(parents=True, exist_ok=True)
+    encoder.config.save_pretrained(folder)
+    tensors = {name: tensor.to(dtype) for name, tensor in encoder.state_dict().items()}
+    tensors.pop("encoder.embed_tokens.weight", None)
+    write_tensors(folder / "model.safetensors", tensors, {"format": "pt", **notes})
+
+
+def _tiny_config(values: dict[str, Any], folder: Path) -> TinyCodecConfig:
+    """JSON lists become the tuples of a configuration."""
+    frozen: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
+    try:
+        return TinyCodecConfig(**frozen)
+    except (TypeError, UserError) as error:
+        raise UserError(f"{folder / 'config.json'}: {error}") from error

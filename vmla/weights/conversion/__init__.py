@@ -1,0 +1,1 @@
+"""A Wan transformer to latent attention and back, layer by layer."""

@@ -1,0 +1,1 @@
+"""What a finished sprite video shows, found by formula and held against its prompt."""
