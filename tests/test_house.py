@@ -7,6 +7,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+import structure
 
 pytestmark = pytest.mark.cpu
 
@@ -175,3 +176,13 @@ def test_model_training_and_rollout_load_no_optional_package_and_start_no_cuda()
         "vmla.world.render, runtime.rollout.rollout"
     )
     assert loaded_by(f"import {modules}") == ["[]", "False"]
+
+
+@pytest.mark.parametrize("top", structure.TOPS)
+def test_no_two_modules_import_each_other(top):
+    assert structure.circles(structure.House(ROOT).modules(top)) == []
+
+
+def test_no_folder_is_a_hall():
+    full = {room: count for room, count in structure.House(ROOT).folders().items() if count > 10}
+    assert not full

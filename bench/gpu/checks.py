@@ -7,19 +7,17 @@ import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
+from bench.gpu.context import Context
 from bench.harness.engine_arms import failing
 from bench.harness.peaks import scaled_product
 from bench.speed.attention_arms import Inputs, Shape, absorbed, expanded, expansion, relative
 from plugins import Backend, mla_attention, sdpa
 from plugins.checks import FLOAT8 as FLOAT8_TYPE
 from plugins.errors import UserError
-
-if TYPE_CHECKING:
-    from bench.gpu.stages import Context
 
 ROOT = Path(__file__).parents[2]
 TEST_SECONDS = 300.0

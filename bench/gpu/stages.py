@@ -6,15 +6,15 @@ The same code runs on a CPU at small shapes, where the tests run it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bench.gpu import checks as gpu_checks
+from bench.gpu.context import Context
 from bench.gpu.training import STAGES as TRAINED
 from bench.gpu.training import stage_steps
 from bench.harness import operation_counts as counting
@@ -22,82 +22,15 @@ from bench.harness.engine_arms import EngineArm, failing
 from bench.harness.memory_use import Peak
 from bench.harness.paired_timing import WaitingClock, paired, percentile
 from bench.harness.peaks import FLOAT8, clock_for, machine_peaks, product
-from bench.harness.subject import RandomCheckpoint, random_model
+from bench.harness.subject import random_model
 from bench.speed import kernels
-from bench.speed.attention_arms import Shape
 from bench.speed.chunk_graph import StaticChunk, captured
-from bench.speed.engines import Bench, open_bench
 from bench.speed.memory import BATCHES, LAYOUTS, compared, measured_cache, streams
 from vmla.cache import CacheLayout
-from vmla.config import Layout, ModelConfig
+from vmla.config import Layout
 from vmla.flops import Counted
 from vmla.scheduler import Sampler
 from vmla.train.recipes.from_checkpoint import pipeline
-from vmla.transformer import VideoMLA
-
-
-@dataclass(kw_only=True)
-class Context:
-    """What the stages share, and what earlier ones found."""
-
-    config: ModelConfig
-    name: str
-    device: torch.device
-    rounds: int
-    folder: Path
-    most_streams: int = 1 << 20
-    """Caches that are allocated at most."""
-    peaks: dict[str, Any] = field(default_factory=lambda: {"matrix": {}})
-    bench: Bench | None = None
-    eager_rows: list[dict[str, Any]] = field(default_factory=list)
-    save: Callable[..., object] = lambda **stages: None
-    """Takes a part of a stage that another might not live to see."""
-
-    @property
-    def narrow(self) -> str:
-        """The precision that matters on the device."""
-        return "bf16" if self.device.type == "cuda" else "fp32"
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """That precision's type."""
-        return torch.bfloat16 if self.device.type == "cuda" else torch.float32
-
-    @property
-    def attention(self) -> Shape:
-        """One layer's attention."""
-        c, layout = self.config, CacheLayout.of(self.config)
-        return Shape(
-            batch=1, heads=c.heads, queries=c.chunk * c.tokens_per_frame,
-            keys=layout.positions * c.tokens_per_frame, nope=c.nope_width, rotary=c.rotary_width,
-            value=c.head_width, content=c.content_width,
-        )  # fmt: skip
-
-    def products(self) -> dict[str, tuple[int, int, int]]:
-        """The matrix products of a layer: rows, outputs, inputs."""
-        c, s = self.config, self.attention
-        return {
-            "down": (s.queries, c.query_width + c.entry_width, c.width),
-            "queries": (s.queries, c.width, c.query_width),
-            "expansion": (s.keys, c.heads * (c.nope_width + c.head_width), c.content_width),
-            "output": (s.queries, c.width, c.width),
-            "feed-forward up": (s.queries, c.ffn_width, c.width),
-            "feed-forward down": (s.queries, c.width, c.ffn_width),
-        }
-
-    def model(self, layout: Layout = "mla") -> VideoMLA:
-        """Random weights in the device's precision."""
-        return random_model(replace(self.config, layout=layout), device=self.device.type).to(self.dtype)
-
-    def open_bench(self) -> Bench:
-        """The engines' bench, with its baseline running."""
-        if self.bench is None:
-            subject = RandomCheckpoint.of(self.config, self.name, device=self.device.type)
-            self.bench, row = open_bench(
-                subject, self.device, batch=1, rounds=self.rounds, folder=self.folder, peaks=self.peaks
-            )
-            self.eager_rows = [row]
-        return self.bench
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,7 @@ from vmla.train.objectives.packed_clip import unrolling
 from vmla.train.objectives.rollout_cache import Memory, clip_velocity
 from vmla.train.objectives.teacher_forcing import Forcing, forcing_loss, forcing_loss_at_once
 from vmla.train.optim.optimizers import DistilSchedule
-from vmla.train.stages.denoiser import DenoiserTraining
+from vmla.train.stages.denoiser_settings import DenoiserTraining
 
 pytestmark = pytest.mark.cpu
 

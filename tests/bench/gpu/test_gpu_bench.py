@@ -11,7 +11,8 @@ from click.testing import CliRunner
 
 from bench.cli import main as vmla_bench
 from bench.gpu import run as gpu
-from bench.gpu.stages import STAGES, Context, Stage
+from bench.gpu.context import Context
+from bench.gpu.stages import STAGES, Stage
 from bench.harness import peaks
 from bench.harness.document import Record, read_document
 from bench.harness.subject import random_model

@@ -11,7 +11,7 @@ from vmla.train.objectives.consistency import Consistency
 from vmla.train.objectives.teacher_forcing import Forcing
 from vmla.train.optim.optimizers import DistilSchedule, Schedule
 from vmla.train.recipes.from_scratch import MINI_MODEL
-from vmla.train.stages.denoiser import DenoiserTraining
+from vmla.train.stages.denoiser_settings import DenoiserTraining
 from vmla.train.stages.distillation import ConsistencyTraining, DistributionTraining
 
 STAGES = ("forcing", "consistency", "distribution", "long")

@@ -13,7 +13,7 @@ from vmla.train.data.latents import LatentSettings
 from vmla.train.objectives.teacher_forcing import Forcing
 from vmla.train.optim.optimizers import Schedule
 from vmla.train.stages.codec import CodecTraining
-from vmla.train.stages.denoiser import DenoiserTraining
+from vmla.train.stages.denoiser_settings import DenoiserTraining
 from vmla.train.stages.text_encoder import TextTraining
 from vmla.vae.tiny import TinyCodecConfig
 from vmla.world.caption import vocabulary

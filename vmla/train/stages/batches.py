@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from vmla.train.data.latents import LatentSet
-
-if TYPE_CHECKING:
-    from vmla.train.stages.denoiser import DenoiserTraining
+from vmla.train.stages.denoiser_settings import DenoiserTraining
 
 
 class Batch(NamedTuple):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from types import MethodType
 from typing import Any
 
@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from plugins.errors import UserError
 from vmla.cache import CacheLayout
 from vmla.config import ModelConfig
 from vmla.packed_sequence import Unrolling
@@ -19,53 +18,11 @@ from vmla.train.loop.parallel import Calls, Passes
 from vmla.train.loop.throughput import Meter
 from vmla.train.objectives.alignment import alignment_loss, attach_aligner, watched
 from vmla.train.objectives.noise import seeded
-from vmla.train.objectives.teacher_forcing import Forcing, forcing_loss, forcing_loss_at_once
-from vmla.train.optim.optimizers import Schedule
-from vmla.train.optim.precision import Precision, resolve
+from vmla.train.objectives.teacher_forcing import forcing_loss, forcing_loss_at_once
+from vmla.train.optim.precision import resolve
 from vmla.train.stages.batches import Batch, draw_batch
+from vmla.train.stages.denoiser_settings import DenoiserTraining
 from vmla.transformer import Block, VideoMLA
-
-
-@dataclass(frozen=True, kw_only=True)
-class DenoiserTraining:
-    """Settings of the stage."""
-
-    schedule: Schedule
-    forcing: Forcing
-    clips: int = 16
-    """Clips of a batch."""
-    chunks: int = 7
-    """Chunks of a training rollout."""
-    jumps: float = 0.5
-    """Share of batches whose rollout leaves out part of the clip after its first chunk."""
-    opening_steps: int = 0
-    """Steps at the start that only learn to make a first chunk from text, as image pretraining does."""
-    openings: float = 0.0
-    """Share of the later batches that do so."""
-    opening_clips: int = 192
-    """Clips of a batch of first chunks."""
-    single_steps: int = 0
-    """Steps at the start whose clips show one object, where their number is known."""
-    prompt_dropout: float = 0.0
-    """Share of clips that are told nothing: zeros, which is what stands behind a prompt's end."""
-    alignment: float = 0.0
-    """Weight of what the middle of the model should know of the scene: see `train.objectives.alignment`."""
-    alignment_layer: int = 3
-    """Blocks before that middle."""
-    precision: Precision = "auto"
-    compiled: bool = False
-    """Compile the blocks first: a minute at the start, then 1.6 times as many steps on two CPU cores."""
-    at_once: bool = False
-    """A clip in one masked pass, not chunk by chunk: the same loss, for forcing that is `fixed`."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.at_once and not self.forcing.fixed:
-            raise UserError("a clip passes at once only with one copy and no estimates in its past")
-        if self.at_once and self.alignment:
-            raise UserError("a clip that passes at once is not aligned with its labels; use alignment 0")
-        if not 0 <= self.prompt_dropout <= 1:
-            raise UserError(f"prompt_dropout is {self.prompt_dropout}; it is a share, from 0 to 1")
 
 
 class DenoiserStage:

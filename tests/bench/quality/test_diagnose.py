@@ -1,0 +1,86 @@
+"""Telling codec, first chunk and continuation apart: each part on what is known beforehand."""
+
+import json
+
+import pytest
+import torch
+from click.testing import CliRunner
+
+from bench.cli import main as vmla_bench
+from bench.quality.diagnose import figures, held_out_scenes, through_codec
+from vmla.weights.checkpoint import open_checkpoint
+from vmla.world.worlds import FIRST, SECOND
+
+pytestmark = pytest.mark.cpu
+
+
+class Exact:
+    """A codec that loses nothing: its latents are the frames."""
+
+    temporal_ratio = 4
+
+    def encode(self, video):
+        return video
+
+    def decode(self, latents, memory=None):
+        return latents.clamp(0, 1), memory
+
+
+def test_scenes_are_held_out_and_half_have_two_objects():
+    scenes = held_out_scenes(10, seed=1, world=SECOND)
+    assert scenes == held_out_scenes(10, seed=1, world=SECOND)
+    assert all(scene.held_out for scene in scenes)
+    assert [len(scene.sprites) for scene in scenes] == [1, 2] * 5
+
+
+@pytest.mark.parametrize("world", [FIRST, SECOND], ids=lambda world: world.name)
+def test_a_codec_that_loses_nothing_passes_and_one_of_noise_fails(world):
+    scenes = held_out_scenes(6, seed=0, world=world)
+    whole = figures(through_codec(Exact(), scenes, world, noise=0.0))
+    assert set(whole) >= {"all", "one object", "two objects"}
+    assert whole["one object"]["all"] == 1.0
+    drowned = figures(through_codec(Exact(), scenes[:2], world, noise=5.0))
+    assert drowned["all"]["all"] == 0.0
+
+
+def test_a_model_of_no_world_is_refused_and_one_of_a_world_measured(checkpoint, tmp_path):
+    refused = CliRunner().invoke(vmla_bench, ["diagnose", str(checkpoint)])
+    assert refused.exit_code == 2
+    assert "no world whose truth is known" in refused.output.splitlines()[-1]
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for part in checkpoint.iterdir():
+        if part.name != "model_index.json":
+            (folder / part.name).symlink_to(part)
+    index = json.loads((checkpoint / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "trained_on": "sprites-2"}))
+    path = tmp_path / "found.json"
+    asked = ["diagnose", str(folder), "--prompts", "2", "--true", "1", "-o", str(path)]
+    result = CliRunner().invoke(vmla_bench, asked)
+    assert result.exit_code == 0, result.output
+    found = json.loads(path.read_text())
+    assert found["complete"] and found["world"] == "sprites-2"
+    rolled = {f"{true} true chunks, then own" for true in (0, 1)}
+    assert set(found["stages"]) == {"true videos through the codec", *rolled}
+    assert all(0 <= share <= 1 for stage in found["stages"].values() for share in stage["all"].values())
+
+
+def test_given_chunks_are_those_of_the_result(checkpoint):
+    from vmla.cache import CacheLayout
+    from vmla.train.objectives.rollout_cache import Memory
+    from vmla.train.objectives.self_forcing import self_rollout
+
+    opened = open_checkpoint(checkpoint)
+    model, config = opened.transformer(), opened.model_config()
+    text_kv = model.encode_text(torch.zeros(1, config.text_tokens, config.text_width))
+    shape = config.latent_channels, config.chunk, config.height, config.image_width
+
+    def rolled(given=None):
+        memory = Memory(model, CacheLayout.of(config), text_kv)
+        sampler, steps = opened.sampler(), opened.sampler().steps
+        return self_rollout(
+            memory, sampler, shape, chunks=4, exit_step=steps - 1, seeds=[3], given=given
+        )  # fmt: skip
+
+    whole = rolled()
+    assert torch.equal(rolled(whole[:, :, : 2 * config.chunk]), whole)
