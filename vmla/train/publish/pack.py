@@ -83,7 +83,7 @@ def pack_stages(start: str, folders: Sequence[Path], output: Path, report: Calla
         codec=_tiny(made),
         text=made.text(),
         sampler=made.sampler(),
-        trained_on=made.index["trained_on"],
+        trained_on=made.index.get("trained_on"),
         metadata={"recipe": record["recipe"]},
     )
     hours = round(sum(stage["seconds"] for stage in record["stages"].values()) / 3600, 2)
