@@ -61,7 +61,7 @@ class Stage:
 Report = Callable[[Stage], None]
 
 SOURCES = (
-    "plugins", "plugins.triton", "vmla",
+    "plugins", "plugins.triton", "plugins.aot", "vmla",
     "export", "export.engine", "export.lowering", "export.onnx", "export.backends",
 )  # fmt: skip
 """Packages whose code determines a program."""
