@@ -11,22 +11,25 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import click
 import numpy as np
 import torch
-from torch import Tensor
 
 from bench.harness.document import Record
-from bench.quality.grades import WINDOW, Graded, grade_windows, grouped, shares, show
+from bench.quality.grades import WINDOW, Graded, as_bytes, grade_windows, grouped, shares, show
 from plugins.errors import UserError
 from vmla.cache import CacheLayout
 from vmla.cli.command import OneLineCommand
 from vmla.cli.progress import ProgressLine
 from vmla.config import FRAMES_PER_SECOND
+from vmla.scheduler import Sampler
+from vmla.text import TextEncoder
 from vmla.train.objectives.rollout_cache import Memory
 from vmla.train.objectives.self_forcing import self_rollout
+from vmla.transformer import VideoMLA
 from vmla.vae import Codec
 from vmla.weights.checkpoint import SHIPPED, Checkpoint, open_checkpoint
 from vmla.world.caption import describe
@@ -56,31 +59,51 @@ def through_codec(
     for scene in scenes:
         latents = codec.encode(render(scene, WINDOW)[None])
         frames = codec.decode(latents + noise * torch.randn(latents.shape, generator=generator))[0]
-        graded += grade_windows([describe(scene)], SECOND_OF_GRADE, _pixels(frames), world)
+        graded += grade_windows([describe(scene)], SECOND_OF_GRADE, as_bytes(frames), world)
     return graded
 
 
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint whose parts are loaded once."""
+
+    model: VideoMLA
+    codec: Codec
+    text: TextEncoder
+    sampler: Sampler
+    world: World
+
+    @classmethod
+    def of(cls, checkpoint: Checkpoint) -> Opened:
+        """All that a video needs.
+
+        Raises:
+            UserError: if it is of no world of moving shapes.
+        """
+        world = checkpoint.world()
+        if world is None:
+            raise UserError(f"{checkpoint.name} is of no world whose truth is known; give a sprite model")
+        return cls(
+            checkpoint.transformer(), checkpoint.codec(), checkpoint.text(), checkpoint.sampler(), world
+        )
+
+
 @torch.inference_mode()
-def after_true_chunks(
-    checkpoint: Checkpoint, scenes: Sequence[Scene], world: World, *, true: int, seed: int
-) -> list[Graded]:
+def after_true_chunks(opened: Opened, scenes: Sequence[Scene], *, true: int, seed: int) -> list[Graded]:
     """Grades of five seconds whose first `true` chunks are those of the scene itself."""
-    model, codec, config = checkpoint.transformer(), checkpoint.codec(), checkpoint.model_config()
-    layout, sampler, texts = CacheLayout.of(config), checkpoint.sampler(), [describe(s) for s in scenes]
+    model, codec, sampler = opened.model, opened.codec, opened.sampler
+    config, texts = model.config, [describe(scene) for scene in scenes]
+    layout = CacheLayout.of(config)
     frames = layout.chunk * codec.temporal_ratio
     given = [codec.encode(render(scene, true * frames)[None]) for scene in scenes] if true else []
     latents = self_rollout(
-        Memory(model, layout, model.encode_text(checkpoint.text()(texts))), sampler,
+        Memory(model, layout, model.encode_text(opened.text(texts))), sampler,
         (config.latent_channels, layout.chunk, config.height, config.image_width),
         chunks=-(-SECOND_OF_GRADE * FRAMES_PER_SECOND // frames), exit_step=len(sampler.timesteps()) - 1,
         seeds=range(seed, seed + len(scenes)), given=torch.cat(given) if given else None,
     )  # fmt: skip
     video = codec.decode(latents)[0][:, : SECOND_OF_GRADE * FRAMES_PER_SECOND][:, -WINDOW:]
-    return grade_windows(texts, SECOND_OF_GRADE, _pixels(video), world)
-
-
-def _pixels(frames: Tensor) -> Tensor:
-    return (frames * 255).round().to(torch.uint8)
+    return grade_windows(texts, SECOND_OF_GRADE, as_bytes(video), opened.world)
 
 
 def figures(graded: list[Graded]) -> dict[str, object]:
@@ -98,13 +121,11 @@ def figures(graded: list[Graded]) -> dict[str, object]:
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the JSON here.")
 def main(checkpoint: str, count: int, chunks: str, seed: int, output: Path | None) -> None:
     """Tell a sprite model's codec, first chunk and continuation apart."""
-    opened = open_checkpoint(checkpoint)
-    world = opened.world()
-    if world is None:
-        raise UserError(f"{checkpoint} is of no world whose truth is known; give a sprite model")
-    record, scenes = Record("diagnose", output), held_out_scenes(count, seed=seed, world=world)
-    record.save(checkpoint=opened.name, world=world.name, prompts=count, seed=seed)
-    found = {"true videos through the codec": through_codec(opened.codec(), scenes, world)}
+    named = open_checkpoint(checkpoint)
+    opened, record = Opened.of(named), Record("diagnose", output)
+    scenes = held_out_scenes(count, seed=seed, world=opened.world)
+    record.save(checkpoint=named.name, world=opened.world.name, prompts=count, seed=seed)
+    found = {"true videos through the codec": through_codec(opened.codec, scenes, opened.world)}
     show(found["true videos through the codec"])
     with ProgressLine(sys.stderr) as line:
         for true in (0, *map(int, chunks.split(","))):
@@ -113,7 +134,7 @@ def main(checkpoint: str, count: int, chunks: str, seed: int, output: Path | Non
             for first in range(0, count, BATCH):
                 line.show(f"diagnose: {name}, {first} of {count}")
                 part = scenes[first : first + BATCH]
-                found[name] += after_true_chunks(opened, part, world, true=true, seed=seed + first)
+                found[name] += after_true_chunks(opened, part, true=true, seed=seed + first)
             click.echo(name)
             show(found[name])
             record.save(stages={key: figures(graded) for key, graded in found.items()})

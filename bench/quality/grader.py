@@ -29,7 +29,7 @@ from vmla.world.caption import Reading, Request, describe, read
 from vmla.world.grader.grade import QUESTIONS, Grade, Seen, grade, look, match
 from vmla.world.render import render
 from vmla.world.scene import BACKGROUNDS, COLOURS, MOTIONS, ROUND, SHAPES, Scene, draw_scene
-from vmla.world.worlds import FIRST, SECOND, WORLDS, World
+from vmla.world.worlds import FIRST, WORLDS, World
 
 WINDOWS = (64, 80)
 LATEST_START = 4096
@@ -158,7 +158,7 @@ def measure(
 @click.command(cls=OneLineCommand)
 @click.option("--scenes", type=click.IntRange(1), default=300, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
-@click.option("--world", "named", type=click.Choice(list(WORLDS)), default=SECOND.name, show_default=True)
+@click.option("--world", "named", type=click.Choice(list(WORLDS)), default=FIRST.name, show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Results, as JSON.")
 def main(scenes: int, seed: int, named: str, output: Path | None) -> None:
     """Measure the grader of the sprite world on rendered scenes, as they are and degraded."""

@@ -74,13 +74,18 @@ class Windows:
         for second, parts in self._parts.items():
             edges = self._ends[second] - WINDOW, self._ends[second]
             first, last = (min(max(edge - self._seen, 0), frames.shape[1]) for edge in edges)
-            parts.append((frames[:, first:last] * 255).round().to(torch.uint8))
+            parts.append(as_bytes(frames[:, first:last]))
         self._seen += frames.shape[1]
 
     def pop(self) -> Iterator[tuple[int, Tensor]]:
         """Each mark that was passed since the last call, and its window [B, WINDOW, 3, H, W] uint8."""
         for second in sorted(second for second in self._parts if self._ends[second] <= self._seen):
             yield second, torch.cat(self._parts.pop(second), dim=1)
+
+
+def as_bytes(frames: Tensor) -> Tensor:
+    """Frames in [0, 1] as a file would hold them: uint8."""
+    return (frames * 255).round().to(torch.uint8)
 
 
 def seen_rollouts(
