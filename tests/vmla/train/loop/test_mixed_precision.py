@@ -106,7 +106,10 @@ def test_both_types_learn_alike(make, tmp_path):
     """To three digits: a loss is a mean over many numbers that are each rounded to eight bits."""
     losses = {name: [] for name in ("float32", "bfloat16")}
     for name, found in losses.items():
-        watch = lambda stage, line, average, found=found: found.append(line["loss"])  # noqa: E731
+
+        def watch(stage, line, average, found=found):
+            found.append(line["loss"])
+
         train(make(name), tmp_path / name, report=lambda line: None, watchers=[watch])
     wide, narrow = (torch.tensor(found) for found in losses.values())
     assert not torch.equal(wide, narrow)
