@@ -47,7 +47,8 @@ class Recipe:
         return steps if self.refinement is None else {**steps, "refine": self.refinement.schedule.steps}
 
 
-# On two CPU cores 20 minutes for the codec, 10 for text and latents, and some six hours to denoise.
+# On two shared CPU cores 30 minutes for the codec and 10 for text and latents; by its first steps, on one,
+# the denoiser takes some eight hours. The models that ship were made by an earlier recipe of this name.
 SPRITES = Recipe(
     name="sprites",
     model=RECIPES["sprites"],
