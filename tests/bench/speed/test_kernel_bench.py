@@ -55,7 +55,8 @@ def test_the_operator_costs_at_most_a_twentieth_over_sdpa():
             pair = paired(bare_sdpa(inputs).call, expanded(inputs, "auto").call, ProcessorClock(), rounds=20)
     finally:
         torch.set_num_threads(threads)
-    assert pair.ratio <= MOST_OVERHEAD
+    # What else runs on the machine only ever adds, to caches and clock too: the least of each is compared.
+    assert pair.best_ratio <= MOST_OVERHEAD
 
 
 def test_turns_are_taken_in_the_order_abba():
