@@ -117,9 +117,7 @@ def build(
     return manifest, True
 
 
-def describe(
-    checkpoint: Checkpoint, settings: Settings, calibration: Calibration | None = None
-) -> Manifest:
+def describe(checkpoint: Checkpoint, settings: Settings, calibration: Calibration | None = None) -> Manifest:
     """The manifest that a build will have, but for its files; reads no weights but to hash them."""
     config = checkpoint.model_config()
     narrow = str(DTYPES[settings.base]).removeprefix("torch.")
@@ -170,9 +168,7 @@ def _code_hash() -> str:
     return digest.hexdigest()
 
 
-def _calibrate(
-    model: VideoMLA, checkpoint: Checkpoint, wanted: Manifest, drive: Drive | None
-) -> Calibration:
+def _calibrate(model: VideoMLA, checkpoint: Checkpoint, wanted: Manifest, drive: Drive | None) -> Calibration:
     """The calibration that `wanted` asks for, made on the device of `model`."""
     if drive is None or wanted.quantization is None:
         mend = "make one with: vmla-export calibrate"
@@ -251,7 +247,7 @@ def _request(name: str, graph: Path, wanted: Manifest, scratch: Path) -> tensorr
         return request
     kernels, nodes = None, attention_nodes(graph)
     if nodes:
-        head = wanted.model["width"] // wanted.model["heads"]
+        head = wanted.model["attention_head_dim"]
         dtype: Any = "fp16" if wanted.precision == "fp16" else "bf16"
         tensorrt.compile_kernels(scratch, architecture=target, dtype=dtype, head=head)
         kernels = str(scratch)

@@ -20,7 +20,8 @@ def describe(manifest: Manifest) -> Iterator[str]:
     yield f"backend: {manifest.backend}, precision {manifest.precision}, batch {manifest.batch}"
     yield f"checkpoint: {manifest.checkpoint}, model {manifest.model_hash}"
     yield f"model: {sizes['layout']}, " + ", ".join(
-        f"{name.replace('_', ' ')} {sizes[name]}" for name in ("width", "heads", "layers", "chunk")
+        f"{name.replace('_', ' ')} {sizes[name]}"
+        for name in ("num_layers", "num_attention_heads", "attention_head_dim", "chunk")
     )
     yield "cache: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in manifest.cache.items())
     for name, signature in manifest.programs.items():

@@ -27,7 +27,7 @@ def by_precision(config: ModelConfig, settings: Settings) -> dict[str, tuple[str
     layers: dict[str, list[str]] = {settings.precision: [], settings.base: [], "fp32": []}
     for name, shape in layers_of(config).items():
         kept = f"{name}.".startswith(KEPT_WIDE)
-        quantized = settings.quantized and reason_to_exclude(name, shape, config.layers) is None
+        quantized = settings.quantized and reason_to_exclude(name, shape, config.num_layers) is None
         layers["fp32" if kept else settings.precision if quantized else settings.base].append(name)
     if not layers[settings.precision]:
         raise UserError(f"no linear layer of this model can be in {settings.precision}; use {settings.base}")

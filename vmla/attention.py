@@ -51,8 +51,8 @@ class LatentAttention(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        width, heads, nope = config.width, config.heads, config.nope_width
-        content, rotary, latent = config.content_width, config.rotary_width, config.query_width
+        width, heads, nope = config.inner_dim, config.num_attention_heads, config.qk_nope_head_dim
+        content, rotary, latent = config.kv_lora_rank, config.qk_rope_head_dim, config.q_lora_rank
         self.heads = heads
         self.down_kv = nn.Linear(width, content, bias=False)
         self.norm_kv = nn.RMSNorm(content, eps=config.eps)
@@ -114,8 +114,8 @@ class HeadAttention(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        width = config.width
-        self.heads = config.heads
+        width = config.inner_dim
+        self.heads = config.num_attention_heads
         self.to_q = nn.Linear(width, width)
         self.to_k = nn.Linear(width, width)
         self.to_v = nn.Linear(width, width)
@@ -153,8 +153,8 @@ class TextAttention(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        width = config.width
-        self.heads = config.heads
+        width = config.inner_dim
+        self.heads = config.num_attention_heads
         self.to_q = nn.Linear(width, width)
         self.to_k = nn.Linear(width, width)
         self.to_v = nn.Linear(width, width)

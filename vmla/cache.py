@@ -37,7 +37,7 @@ class CacheLayout:
             chunk=config.chunk,
             tokens_per_frame=config.tokens_per_frame,
             entry_width=config.entry_width,
-            layers=config.layers,
+            layers=config.num_layers,
         )
 
     @property

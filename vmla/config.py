@@ -23,31 +23,33 @@ class ModelConfig:
     """Sizes of a `VideoMLA` transformer. The paper's, where it has one, are those of `wan-1.3b`."""
 
     layout: Layout = "mla"
-    width: int
-    """D, the model width."""
-    heads: int
-    """N; a head is `width / heads` wide, for keys and for values."""
-    layers: int
-    ffn_width: int
-    latent_channels: int = 16
-    patch: int = 2
+    num_attention_heads: int
+    """N."""
+    attention_head_dim: int
+    """Channels of a head, for keys and for values: 128 in Wan."""
+    num_layers: int
+    """L."""
+    ffn_dim: int
+    in_channels: int = 16
+    """z, of the latents that come in and of the velocity that goes out."""
+    patch_size: int = 2
     """Latent cells to one token, in each direction of the picture."""
-    frequency_width: int = 256
+    freq_dim: int = 256
     """Sinusoids of the timestep embedding."""
-    text_width: int = 4096
+    text_dim: int = 4096
     text_tokens: int = 512
-    content_width: int = 192
-    """C, the shared latent that keys and values are made of."""
-    rotary_width: int = 32
-    """R, the shared rotary key."""
-    query_width: int = 768
-    """The query latent."""
+    kv_lora_rank: int = 192
+    """C, the width of the shared latent that keys and values are made of."""
+    qk_rope_head_dim: int = 32
+    """R, the width of the shared rotary key and of each head's rotary query."""
+    q_lora_rank: int = 768
+    """The width of the query latent."""
     sink: int = 1
     history: int = 6
     chunk: int = 3
     """Latent frames: kept for ever, in the ring, denoised together."""
-    height: int = 60
-    image_width: int = 104
+    sample_height: int = 60
+    sample_width: int = 104
     """A latent frame, in latent cells."""
     eps: float = 1e-6
     position_table: bool = False
@@ -63,34 +65,34 @@ class ModelConfig:
                 raise UserError(f"{field.name} is {value!r}; it is a whole number, {least} or more")
             if field.type == "bool" and type(value) is not bool:
                 raise UserError(f"{field.name} is {value!r}; it is true or false")
-        if self.width % self.heads or self.head_width <= self.rotary_width:
+        if self.attention_head_dim <= self.qk_rope_head_dim:
             raise UserError(
-                f"width {self.width} and {self.heads} heads leave no room "
-                f"for rotary width {self.rotary_width}"
+                f"attention_head_dim {self.attention_head_dim} leaves no room "
+                f"for qk_rope_head_dim {self.qk_rope_head_dim}"
             )
-        if self.height % self.patch or self.image_width % self.patch:
-            cells = f"{self.height} x {self.image_width}"
-            raise UserError(f"a latent frame of {cells} does not divide into patches of {self.patch}")
+        if self.sample_height % self.patch_size or self.sample_width % self.patch_size:
+            cells = f"{self.sample_height} x {self.sample_width}"
+            raise UserError(f"a latent frame of {cells} does not divide into patches of {self.patch_size}")
 
     @property
-    def head_width(self) -> int:
-        """Channels of a head: 128 in Wan."""
-        return self.width // self.heads
+    def inner_dim(self) -> int:
+        """D, the width of the model: all heads side by side."""
+        return self.num_attention_heads * self.attention_head_dim
 
     @property
-    def nope_width(self) -> int:
+    def qk_nope_head_dim(self) -> int:
         """Channels of a head's key that are not rotated: 96 in the paper."""
-        return self.head_width - self.rotary_width
+        return self.attention_head_dim - self.qk_rope_head_dim
 
     @property
     def entry_width(self) -> int:
         """E, the numbers cached per token and layer: 224 in the paper, 3,072 for `mha`."""
-        return self.content_width + self.rotary_width if self.layout == "mla" else 2 * self.width
+        return self.kv_lora_rank + self.qk_rope_head_dim if self.layout == "mla" else 2 * self.inner_dim
 
     @property
     def grid(self) -> tuple[int, int]:
         """Tokens of a latent frame, down and across."""
-        return self.height // self.patch, self.image_width // self.patch
+        return self.sample_height // self.patch_size, self.sample_width // self.patch_size
 
     @property
     def tokens_per_frame(self) -> int:
@@ -98,19 +100,25 @@ class ModelConfig:
         return self.grid[0] * self.grid[1]
 
     def identity(self) -> dict[str, Any]:
-        """What tells models apart. A position table is younger than the hashes that are made of it."""
+        """What tells models apart, under the names that the first hashes were made of.
+
+        A position table is younger than those.
+        """
         settings = asdict(self)
         if not self.position_table:
             del settings["position_table"]
-        return settings
+        width = {"width": self.inner_dim}
+        del settings["attention_head_dim"]
+        return width | {FORMER_NAMES.get(name, name): value for name, value in settings.items()}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
-        """A configuration from JSON values.
+        """A configuration from JSON values, under the current names or the former ones.
 
         Raises:
             UserError: for a key that does not exist or one that is missing.
         """
+        values = current_names(values)
         known = {field.name for field in fields(cls)}
         if extra := sorted(values.keys() - known):
             raise UserError(f"unknown model setting: {extra[0]}; known are {', '.join(sorted(known))}")
@@ -120,21 +128,51 @@ class ModelConfig:
             raise UserError(f"model settings are incomplete: {error}") from error
 
 
+FORMER_NAMES = {
+    "num_attention_heads": "heads", "num_layers": "layers", "ffn_dim": "ffn_width",
+    "in_channels": "latent_channels", "patch_size": "patch", "freq_dim": "frequency_width",
+    "text_dim": "text_width", "kv_lora_rank": "content_width", "qk_rope_head_dim": "rotary_width",
+    "q_lora_rank": "query_width", "sample_height": "height", "sample_width": "image_width",
+}  # fmt: skip
+"""What files written before the settings had the names of diffusers and DeepSeek call them."""
+
+
+def current_names(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Model settings under the current names: those of former files are renamed, others left as they are.
+
+    Raises:
+        UserError: for a former width that its heads do not divide.
+    """
+    now = {former: name for name, former in FORMER_NAMES.items()}
+    settings = {now.get(name, name): value for name, value in values.items() if name != "width"}
+    if (width := values.get("width")) is not None:
+        settings["attention_head_dim"] = _head_dim(width, settings.get("num_attention_heads"))
+    return settings
+
+
+def _head_dim(width: Any, heads: Any) -> int:
+    if type(width) is not int or type(heads) is not int or heads < 1 or width % heads:
+        raise UserError(f"width {width!r} is not a whole number of heads ({heads!r}) wide")
+    return width // heads
+
+
 RECIPES: dict[str, ModelConfig] = {
     "debug": ModelConfig(
-        width=64, heads=2, layers=2, ffn_width=128, latent_channels=4, frequency_width=32,
-        text_width=32, text_tokens=96, content_width=16, rotary_width=8, query_width=32,
-        history=3, height=8, image_width=8,
+        num_attention_heads=2, attention_head_dim=32, num_layers=2, ffn_dim=128, in_channels=4, freq_dim=32,
+        text_dim=32, text_tokens=96, kv_lora_rank=16, qk_rope_head_dim=8, q_lora_rank=32,
+        history=3, sample_height=8, sample_width=8,
     ),
     # The paper's proportions (C = D / 8, R = a quarter of a head, half of D for queries) at D = 256.
     "sprites": ModelConfig(
-        width=256, heads=4, layers=6, ffn_width=1024, text_width=128,
-        text_tokens=24, content_width=32, rotary_width=16, query_width=128, height=8, image_width=8,
-        latent_channels=8, position_table=True,
+        num_attention_heads=4, attention_head_dim=64, num_layers=6, ffn_dim=1024, text_dim=128,
+        text_tokens=24, kv_lora_rank=32, qk_rope_head_dim=16, q_lora_rank=128, sample_height=8,
+        sample_width=8, in_channels=8, position_table=True,
     ),
-    "wan-1.3b": ModelConfig(width=1536, heads=12, layers=30, ffn_width=8960),
+    "wan-1.3b": ModelConfig(num_attention_heads=12, attention_head_dim=128, num_layers=30, ffn_dim=8960),
     # The paper trains 1.3B only: 14B keeps its content and rotary widths, and half of D for queries.
-    "wan-14b": ModelConfig(width=5120, heads=40, layers=40, ffn_width=13824, query_width=2560),
+    "wan-14b": ModelConfig(
+        num_attention_heads=40, attention_head_dim=128, num_layers=40, ffn_dim=13824, q_lora_rank=2560
+    ),
 }  # fmt: skip
 
 

@@ -62,13 +62,13 @@ class Counted:
     def parts(self) -> list[Part]:
         """Every part, the layers' first."""
         layers = (self._projections(), *self._expansion(), self._attention(), *self._text(), self._ffn())
-        scale = self.config.layers
+        scale = self.config.num_layers
         repeated = [Part(name=p.name, flops=scale * p.flops, numbers=scale * p.numbers) for p in layers]
         return [*repeated, self._edges()]
 
     def layer_flops(self) -> float:
         """Of all parts of one layer: what tables of attention forms compare."""
-        return sum(part.flops for part in self.parts()[:-1]) / self.config.layers
+        return sum(part.flops for part in self.parts()[:-1]) / self.config.num_layers
 
     @property
     def flops(self) -> float:
@@ -87,22 +87,24 @@ class Counted:
 
     def _projections(self) -> Part:
         """Queries, entries and output of self-attention."""
-        c, width = self.config, self.config.width
+        c, width = self.config, self.config.inner_dim
         if c.layout == "mha":
             return self._product("projections", self.queries, *[(width, width)] * 4)
-        down = (width, c.query_width), (width, c.content_width + c.rotary_width)
-        up = (c.query_width, c.heads * c.head_width)
+        down = (width, c.q_lora_rank), (width, c.kv_lora_rank + c.qk_rope_head_dim)
+        up = (c.q_lora_rank, c.num_attention_heads * c.attention_head_dim)
         part = self._product("projections", self.queries, *down, up, (width, width))
         if self.form != "absorbed":
             return part
-        heads = [self._product("", self.queries, shape) for shape in self._head_products()] * c.heads
+        heads = [
+            self._product("", self.queries, shape) for shape in self._head_products()
+        ] * c.num_attention_heads
         flops, numbers = (sum(getattr(one, what) for one in heads) for what in ("flops", "numbers"))
         return Part(name=part.name, flops=part.flops + flops, numbers=part.numbers + numbers)
 
     def _head_products(self) -> tuple[tuple[int, int], tuple[int, int]]:
         """A head's queries down to the latent, and its sums of latents up to values."""
-        return (self.config.nope_width, self.config.content_width), \
-            (self.config.content_width, self.config.head_width)  # fmt: skip
+        return (self.config.qk_nope_head_dim, self.config.kv_lora_rank), \
+            (self.config.kv_lora_rank, self.config.attention_head_dim)  # fmt: skip
 
     def _expansion(self) -> Iterator[Part]:
         """The window's latents to keys and values of each head."""
@@ -110,7 +112,9 @@ class Counted:
         if c.layout == "mha" or self.form == "absorbed":
             return
         whole = self._product(
-            "expansion", self.window, (c.content_width, c.heads * (c.nope_width + c.head_width))
+            "expansion",
+            self.window,
+            (c.kv_lora_rank, c.num_attention_heads * (c.qk_nope_head_dim + c.attention_head_dim)),
         )
         own = self.queries / self.window
         share = own + (1 - own) / self.passes if self.form == "once" else 1.0
@@ -120,35 +124,35 @@ class Counted:
         """Scores and sums: for each query, key and head, two operations per channel of key and of value."""
         c, pairs = self.config, self.batch * self.queries * self.window
         if c.layout == "mla" and self.form == "absorbed":
-            key, value, kept = c.entry_width, c.content_width, c.entry_width
+            key, value, kept = c.entry_width, c.kv_lora_rank, c.entry_width
         else:
-            key, value, kept = c.head_width, c.head_width, 2 * c.width
-        read = self.batch * (self.queries * c.heads * (key + value) + self.window * kept)
-        flops = 2 * c.heads * pairs * (key + value) * self.seen
+            key, value, kept = c.attention_head_dim, c.attention_head_dim, 2 * c.inner_dim
+        read = self.batch * (self.queries * c.num_attention_heads * (key + value) + self.window * kept)
+        flops = 2 * c.num_attention_heads * pairs * (key + value) * self.seen
         return Part(name="attention", flops=flops, numbers=read)
 
     def _text(self) -> Iterator[Part]:
         """Cross-attention; its keys and values are made once per prompt and only read here."""
         c = self.config
-        yield self._product("text projections", self.queries, *[(c.width, c.width)] * 2)
-        flops = 4 * self.batch * self.queries * c.text_tokens * c.width
+        yield self._product("text projections", self.queries, *[(c.inner_dim, c.inner_dim)] * 2)
+        flops = 4 * self.batch * self.queries * c.text_tokens * c.inner_dim
         yield Part(
             name="text attention",
             flops=flops,
-            numbers=self.batch * 2 * c.width * (self.queries + c.text_tokens),
+            numbers=self.batch * 2 * c.inner_dim * (self.queries + c.text_tokens),
         )
 
     def _ffn(self) -> Part:
         c = self.config
-        return self._product("feed-forward", self.queries, (c.width, c.ffn_width), (c.ffn_width, c.width))
+        return self._product("feed-forward", self.queries, (c.inner_dim, c.ffn_dim), (c.ffn_dim, c.inner_dim))
 
     def _edges(self) -> Part:
         """Patches in and out, and the timestep of each latent frame to the modulation of every layer."""
         c = self.config
-        cells = c.latent_channels * c.patch**2
-        patches = self._product("", self.queries, (cells, c.width), (c.width, cells))
+        cells = c.in_channels * c.patch_size**2
+        patches = self._product("", self.queries, (cells, c.inner_dim), (c.inner_dim, cells))
         time = self._product(
-            "", c.chunk, (c.frequency_width, c.width), (c.width, c.width), (c.width, 6 * c.width)
+            "", c.chunk, (c.freq_dim, c.inner_dim), (c.inner_dim, c.inner_dim), (c.inner_dim, 6 * c.inner_dim)
         )
         flops, numbers = patches.flops + time.flops, patches.numbers + time.numbers
         return Part(name="patches and time", flops=flops, numbers=numbers)
@@ -156,5 +160,5 @@ class Counted:
 
 def text_flops(config: ModelConfig, batch: int) -> float:
     """Of `VideoMLA.encode_text`, once per prompt: the embedder, and every layer's keys and values."""
-    outputs = config.text_width + config.width * (1 + 2 * config.layers)
-    return 2.0 * batch * config.text_tokens * config.width * outputs
+    outputs = config.text_dim + config.inner_dim * (1 + 2 * config.num_layers)
+    return 2.0 * batch * config.text_tokens * config.inner_dim * outputs

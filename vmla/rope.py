@@ -28,21 +28,23 @@ class Rotary3D(nn.Module):
     frequencies_height: Tensor
     frequencies_width: Tensor
 
-    def __init__(self, *, head_width: int, rotary_width: int, grid: tuple[int, int]) -> None:
-        """Keep the fastest `rotary_width / 2` pairs of a Wan head of width `head_width`.
+    def __init__(self, *, attention_head_dim: int, qk_rope_head_dim: int, grid: tuple[int, int]) -> None:
+        """Keep the fastest `qk_rope_head_dim / 2` pairs of a Wan head of width `attention_head_dim`.
 
         Raises:
             UserError: if the head has not as many pairs for each axis.
         """
         super().__init__()
         self.grid = grid
-        spatial = 2 * (head_width // 6)
-        axes = (head_width - 2 * spatial, spatial, spatial)
-        pairs = split_pairs(rotary_width // 2) if rotary_width < head_width else tuple(a // 2 for a in axes)
+        spatial = 2 * (attention_head_dim // 6)
+        axes = (attention_head_dim - 2 * spatial, spatial, spatial)
+        whole = qk_rope_head_dim == attention_head_dim
+        pairs = tuple(axis // 2 for axis in axes) if whole else split_pairs(qk_rope_head_dim // 2)
         fits = all(2 * kept <= axis for kept, axis in zip(pairs, axes, strict=True))
-        if head_width % 2 or rotary_width % 2 or not fits:
+        if attention_head_dim % 2 or qk_rope_head_dim % 2 or not fits:
             raise UserError(
-                f"rotary width {rotary_width} is no sum of pairs of the axes of a head of {head_width}"
+                f"qk_rope_head_dim {qk_rope_head_dim} is no sum of pairs of the axes "
+                f"of a head of {attention_head_dim}"
             )
         for name, axis, kept in zip(("time", "height", "width"), axes, pairs, strict=True):
             table = THETA ** (-torch.arange(0, axis, 2, dtype=torch.float64) / axis)

@@ -47,15 +47,15 @@ class Conditioning(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        width = config.width
-        self.frequency_width = config.frequency_width
-        self.time_embedder = TwoLayers(config.frequency_width, width, width, nn.SiLU())
+        width = config.inner_dim
+        self.freq_dim = config.freq_dim
+        self.time_embedder = TwoLayers(config.freq_dim, width, width, nn.SiLU())
         self.time_proj = nn.Linear(width, 6 * width)
-        self.text_embedder = TwoLayers(config.text_width, width, width, nn.GELU(approximate="tanh"))
+        self.text_embedder = TwoLayers(config.text_dim, width, width, nn.GELU(approximate="tanh"))
 
     def forward(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
         """timestep [B, F] to the head's embedding [B, F, D] and the blocks' modulation [B, F, 6, D]."""
-        waves = sinusoids(timestep, self.frequency_width).to(self.time_proj.weight.dtype)
+        waves = sinusoids(timestep, self.freq_dim).to(self.time_proj.weight.dtype)
         embedding = self.time_embedder(waves)
         modulation = self.time_proj(nn.functional.silu(embedding))
         return embedding, modulation.unflatten(-1, (6, -1))
@@ -79,13 +79,13 @@ class Block(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        width = config.width
+        width = config.inner_dim
         self.norm1 = nn.LayerNorm(width, eps=config.eps, elementwise_affine=False)
         self.attn1 = LatentAttention(config) if config.layout == "mla" else HeadAttention(config)
         self.norm2 = nn.LayerNorm(width, eps=config.eps)
         self.attn2 = TextAttention(config)
         self.norm3 = nn.LayerNorm(width, eps=config.eps, elementwise_affine=False)
-        self.ffn = FeedForward(width, config.ffn_width)
+        self.ffn = FeedForward(width, config.ffn_dim)
         self.scale_shift_table = nn.Parameter(nn.init.normal_(torch.empty(1, 6, width), std=width**-0.5))
 
     def forward(
@@ -98,9 +98,7 @@ class Block(nn.Module):
             The new x and the chunk's entries [B, S, E].
         """
         m = (modulation + self.scale_shift_table).unbind(dim=2)
-        attended, entries = self.attn1(
-            modulate(self.norm1(x), m[0], m[1]), cached, window, absorbed=absorbed
-        )
+        attended, entries = self.attn1(modulate(self.norm1(x), m[0], m[1]), cached, window, absorbed=absorbed)
         x = x + gate(attended, m[2])
         x = x + self.attn2(self.norm2(x), text_kv)
         x = x + gate(self.ffn(modulate(self.norm3(x), m[3], m[4])), m[5])
@@ -118,10 +116,10 @@ class VideoMLA(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         self.config = config
-        width, cells = config.width, config.latent_channels * config.patch**2
+        width, cells = config.inner_dim, config.in_channels * config.patch_size**2
         self.patch_embedding = nn.Linear(cells, width)
         self.condition_embedder = Conditioning(config)
-        self.blocks = nn.ModuleList(Block(config) for _ in range(config.layers))
+        self.blocks = nn.ModuleList(Block(config) for _ in range(config.num_layers))
         self.norm_out = nn.LayerNorm(width, eps=config.eps, elementwise_affine=False)
         self.proj_out = nn.Linear(width, cells)
         self.scale_shift_table = nn.Parameter(nn.init.normal_(torch.empty(1, 2, width), std=width**-0.5))
@@ -134,12 +132,14 @@ class VideoMLA(nn.Module):
     @staticmethod
     def rotary(config: ModelConfig) -> Rotary3D:
         """The positions of a model: the shared rotary key's, or those of Wan's whole heads."""
-        rotary = config.rotary_width if config.layout == "mla" else config.head_width
-        return Rotary3D(head_width=config.head_width, rotary_width=rotary, grid=config.grid)
+        rotary = config.qk_rope_head_dim if config.layout == "mla" else config.attention_head_dim
+        return Rotary3D(
+            attention_head_dim=config.attention_head_dim, qk_rope_head_dim=rotary, grid=config.grid
+        )
 
     def embed(self, latents: Tensor) -> Tensor:
         """Latents [B, z, F, h, w] to the tokens [B, F * P, D] that the first block reads."""
-        x = self.patch_embedding(patchify(latents, self.config.patch))
+        x = self.patch_embedding(patchify(latents, self.config.patch_size))
         if self.position_embedding is None:
             return x
         framed = x.view(x.shape[0], latents.shape[2], -1, x.shape[2])
@@ -197,7 +197,7 @@ class VideoMLA(nn.Module):
         """
         window = clip.window(self.rope, latents.device)
         embedding, modulation = self.condition_embedder(timestep)
-        nothing = text_kv.new_empty(self.config.layers, len(latents), 0, self.config.entry_width)
+        nothing = text_kv.new_empty(self.config.num_layers, len(latents), 0, self.config.entry_width)
         x, _ = self._through(self.blocks, latents, modulation, text_kv, nothing, window, False)
         return self._velocity(x, embedding, latents.shape)
 
@@ -235,7 +235,9 @@ class VideoMLA(nn.Module):
     def _velocity(self, x: Tensor, embedding: Tensor, shape: torch.Size) -> Tensor:
         """The head: tokens [B, S, D] to latents of `shape` [B, z, F, h, w]."""
         shift, scale = (embedding[:, :, None] + self.scale_shift_table).unbind(dim=2)
-        return unpatchify(self.proj_out(modulate(self.norm_out(x), shift, scale)), self.config.patch, shape)
+        return unpatchify(
+            self.proj_out(modulate(self.norm_out(x), shift, scale)), self.config.patch_size, shape
+        )
 
     def _window(self, slot_index: Tensor, chunk_index: Tensor, full: bool = False) -> Window:
         """Validity and rotations of every token of the window, cached ones first."""

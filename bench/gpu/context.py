@@ -49,21 +49,25 @@ class Context:
         """One layer's attention."""
         c, layout = self.config, CacheLayout.of(self.config)
         return Shape(
-            batch=1, heads=c.heads, queries=c.chunk * c.tokens_per_frame,
-            keys=layout.positions * c.tokens_per_frame, nope=c.nope_width, rotary=c.rotary_width,
-            value=c.head_width, content=c.content_width,
+            batch=1, heads=c.num_attention_heads, queries=c.chunk * c.tokens_per_frame,
+            keys=layout.positions * c.tokens_per_frame, nope=c.qk_nope_head_dim, rotary=c.qk_rope_head_dim,
+            value=c.attention_head_dim, content=c.kv_lora_rank,
         )  # fmt: skip
 
     def products(self) -> dict[str, tuple[int, int, int]]:
         """The matrix products of a layer: rows, outputs, inputs."""
         c, s = self.config, self.attention
         return {
-            "down": (s.queries, c.query_width + c.entry_width, c.width),
-            "queries": (s.queries, c.width, c.query_width),
-            "expansion": (s.keys, c.heads * (c.nope_width + c.head_width), c.content_width),
-            "output": (s.queries, c.width, c.width),
-            "feed-forward up": (s.queries, c.ffn_width, c.width),
-            "feed-forward down": (s.queries, c.width, c.ffn_width),
+            "down": (s.queries, c.q_lora_rank + c.entry_width, c.inner_dim),
+            "queries": (s.queries, c.inner_dim, c.q_lora_rank),
+            "expansion": (
+                s.keys,
+                c.num_attention_heads * (c.qk_nope_head_dim + c.attention_head_dim),
+                c.kv_lora_rank,
+            ),
+            "output": (s.queries, c.inner_dim, c.inner_dim),
+            "feed-forward up": (s.queries, c.ffn_dim, c.inner_dim),
+            "feed-forward down": (s.queries, c.inner_dim, c.ffn_dim),
         }
 
     def model(self, layout: Layout = "mla") -> VideoMLA:

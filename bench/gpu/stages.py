@@ -117,13 +117,13 @@ def block(context: Context) -> dict[str, Any]:
 
 def _block_call(context: Context, layout: Layout, *, absorbed: bool) -> Callable[[], object]:
     """A block of a one-layer model on random activations, as `VideoMLA.forward` calls it."""
-    model = random_model(replace(context.config, layout=layout, layers=1), device=context.device.type)
+    model = random_model(replace(context.config, layout=layout, num_layers=1), device=context.device.type)
     model = model.to(context.dtype)
     inputs = counting.pass_inputs(model.config)
     _, timestep, text_kv, cache, slots, own = (tensor.to(context.device) for tensor in inputs)
     window = model._window(slots, own, full=True)
     _, modulation = model.condition_embedder(timestep)
-    x = torch.randn(1, context.attention.queries, context.config.width, device=context.device)
+    x = torch.randn(1, context.attention.queries, context.config.inner_dim, device=context.device)
     parts: tuple[Tensor, ...] = tuple(t.to(context.dtype) for t in (x, modulation, text_kv[0], cache[0]))
     return lambda: model.blocks[0](*parts, window, absorbed)
 

@@ -101,14 +101,12 @@ def _data(pipeline: Pipeline, chunks: int, device: torch.device) -> LatentSet:
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator, device=device).half()
 
-    latents = normal(CLIPS, c.latent_channels, chunks * c.chunk, c.height, c.image_width)
-    text = normal(CLIPS, c.text_tokens, c.text_width)
-    return LatentSet(latents, text, {}, normal(c.text_tokens, c.text_width))
+    latents = normal(CLIPS, c.in_channels, chunks * c.chunk, c.sample_height, c.sample_width)
+    text = normal(CLIPS, c.text_tokens, c.text_dim)
+    return LatentSet(latents, text, {}, normal(c.text_tokens, c.text_dim))
 
 
-def _step(
-    stage: Stage, optimizers: Optimizers, parallel: Parallel, step: int, peak: float
-) -> dict[str, Any]:
+def _step(stage: Stage, optimizers: Optimizers, parallel: Parallel, step: int, peak: float) -> dict[str, Any]:
     began = time.perf_counter()
     if isinstance(stage, Accompanied):
         stage.accompany(step, parallel)

@@ -51,11 +51,11 @@ def pass_inputs(config: ModelConfig, batch: int = 1, chunk: int | None = None) -
     """Random inputs of `VideoMLA.forward` before chunk number `chunk`; with a full window if not given."""
     layout = CacheLayout.of(config)
     number = layout.slots if chunk is None else chunk
-    picture = (batch, config.latent_channels, config.chunk, config.height, config.image_width)
+    picture = (batch, config.in_channels, config.chunk, config.sample_height, config.sample_width)
     return (
         torch.randn(picture),
         torch.full((batch, config.chunk), 500.0),
-        torch.randn(config.layers, 2, batch, config.text_tokens, config.width),
+        torch.randn(config.num_layers, 2, batch, config.text_tokens, config.inner_dim),
         torch.randn(layout.shape(batch)),
         layout.slot_index(number),
         layout.chunk_index(number),

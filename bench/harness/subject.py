@@ -70,7 +70,7 @@ class _Embeddings(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         generator = torch.Generator().manual_seed(1)
-        drawn = torch.randn(config.text_tokens, config.text_width, generator=generator)
+        drawn = torch.randn(config.text_tokens, config.text_dim, generator=generator)
         self.rows = nn.Parameter(drawn, requires_grad=False)
 
 

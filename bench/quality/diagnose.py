@@ -98,7 +98,7 @@ def after_true_chunks(opened: Opened, scenes: Sequence[Scene], *, true: int, see
     given = [codec.encode(render(scene, true * frames)[None]) for scene in scenes] if true else []
     latents = self_rollout(
         Memory(model, layout, model.encode_text(opened.text(texts))), sampler,
-        (config.latent_channels, layout.chunk, config.height, config.image_width),
+        (config.in_channels, layout.chunk, config.sample_height, config.sample_width),
         chunks=-(-SECOND_OF_GRADE * FRAMES_PER_SECOND // frames), exit_step=len(sampler.timesteps()) - 1,
         seeds=range(seed, seed + len(scenes)), given=torch.cat(given) if given else None,
     )  # fmt: skip

@@ -58,9 +58,7 @@ def windows(frames: Iterable[Tensor], size: int = WINDOW) -> Iterator[Tensor]:
             kept.clear()
 
 
-def curve(
-    frames: Iterable[Tensor], reading: Reading | None, world: World = FIRST
-) -> list[dict[str, Any]]:
+def curve(frames: Iterable[Tensor], reading: Reading | None, world: World = FIRST) -> list[dict[str, Any]]:
     """A point for each window: the second at which it ends, its measures and, for a prompt, its grades."""
     points: list[dict[str, Any]] = []
     for number, window in enumerate(windows(frames)):
@@ -78,9 +76,7 @@ def drift(points: list[dict[str, Any]]) -> dict[str, float]:
     quarter = max(1, len(points) // 4)
     change: dict[str, float] = {}
     for name in MEASURES if points else ():
-        early, late = (
-            sum(p[name] for p in part) / quarter for part in (points[:quarter], points[-quarter:])
-        )
+        early, late = (sum(p[name] for p in part) / quarter for part in (points[:quarter], points[-quarter:]))
         change[name] = round(late / early - 1, 4) if early else 0.0
     return change
 

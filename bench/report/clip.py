@@ -1,6 +1,6 @@
 """The README's clip: a wall of videos by the shipped model, late in their life.
 
-    python -m bench.report.clip docs/sprites.webp
+python -m bench.report.clip docs/sprites.webp
 """
 
 from __future__ import annotations

@@ -29,8 +29,9 @@ def _engines(document: dict[str, Any]) -> Iterator[tuple[str, Figure]]:
             continue
         name, spread = f"{row['engine']} {row['precision']}", row["spread"] / row["time_over_baseline"]
         yield f"{name}, frames/s", Figure(value=row["frames_per_second"], spread=spread)
-        yield f"{name}, time over baseline", Figure(
-            value=row["time_over_baseline"], more_is_better=False, spread=spread
+        yield (
+            f"{name}, time over baseline",
+            Figure(value=row["time_over_baseline"], more_is_better=False, spread=spread),
         )
         for what in ("first_frame_seconds", "peak_bytes", "error_velocity"):
             if row.get(what):

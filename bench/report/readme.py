@@ -1,7 +1,7 @@
 """Tables and plots of the documents, made from the committed results: no figure in them is typed by hand.
 
-    python -m bench.report.readme          make them anew
-    python -m bench.report.readme --check  fail if they differ from the results
+python -m bench.report.readme          make them anew
+python -m bench.report.readme --check  fail if they differ from the results
 """
 
 from __future__ import annotations

@@ -27,12 +27,12 @@ class StaticChunk:
         def normal(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
             return torch.randn(shape, device=device).to(dtype)
 
-        picture = (batch, config.latent_channels, config.chunk, config.height, config.image_width)
+        picture = (batch, config.in_channels, config.chunk, config.sample_height, config.sample_width)
         self.noise = [normal(*picture) for _ in range(sampler.steps)]
         steps = sampler.timesteps().tolist()
         self.times = [torch.full((batch, config.chunk), t, device=device) for t in steps]
         self.clean = torch.zeros(batch, config.chunk, device=device)
-        text = (config.layers, 2, batch, config.text_tokens, config.width)
+        text = (config.num_layers, 2, batch, config.text_tokens, config.inner_dim)
         self.text_kv = normal(*text, dtype=self.dtype)
         self.cache = normal(*layout.shape(batch), dtype=self.dtype)
         self.window = layout.slot_index(number).to(device), layout.chunk_index(number).to(device)

@@ -222,9 +222,7 @@ def main(
         peaks, baseline = machine_peaks(where, needed, rounds=5), BASELINES[where.type].name
         record.save(subject=subject.name, peaks=peaks, prompt=PROMPT, baseline=baseline)
         line.show("engines: the baseline against itself")
-        bench, row = open_bench(
-            subject, where, batch=batch, rounds=rounds, folder=folder, peaks=peaks
-        )
+        bench, row = open_bench(subject, where, batch=batch, rounds=rounds, folder=folder, peaks=peaks)
         rows = [row]
         record.save(passes_per_chunk=bench.passes, frames_per_chunk=bench.frames, rows=rows)
         for number, arm in enumerate(arms):

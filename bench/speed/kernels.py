@@ -27,9 +27,7 @@ from plugins.checks import FLOAT8
 from plugins.errors import UserError
 from vmla.cli.command import OneLineCommand
 
-PUBLISHED = Shape(
-    batch=1, heads=12, queries=4680, keys=9360, nope=96, rotary=32, value=128, content=192
-)
+PUBLISHED = Shape(batch=1, heads=12, queries=4680, keys=9360, nope=96, rotary=32, value=128, content=192)
 WINDOWS = (9360, 10920, 32760)
 """Three readings of the paper's window, in keys (two to twenty-one latent frames of 1,560 tokens)."""
 SMALL = Shape(batch=1, heads=4, queries=192, keys=1344, nope=48, rotary=16, value=64, content=32)

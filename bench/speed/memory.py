@@ -106,7 +106,7 @@ def _peak(engine: Any, subject: Checkpoint, batch: int, device: torch.device) ->
     return {
         "peak_bytes": peak.bytes(),
         "cache_bytes": engine.layout.bytes(batch, element_size=size),
-        "text_bytes": 2 * config.layers * batch * config.text_tokens * config.width * size,
+        "text_bytes": 2 * config.num_layers * batch * config.text_tokens * config.inner_dim * size,
     }
 
 
@@ -118,7 +118,9 @@ def streams(
     for layout, cache in caches.items():
         model = replace(config, layout=layout)  # type: ignore[arg-type]
         weights = itemsize * count_parameters(model)
-        expanded = itemsize * 2 * config.width * (cache["tokens"] + config.chunk * config.tokens_per_frame)
+        expanded = (
+            itemsize * 2 * config.inner_dim * (cache["tokens"] + config.chunk * config.tokens_per_frame)
+        )
         free = (1 - RESERVE) * total - weights - (expanded if layout == "mla" else 0)
         rows.append({
             "layout": layout,

@@ -203,9 +203,9 @@ def main(
         tensorrt.check_targets(each)
     config, kind = recipe(shape), check_precision(precision)
     if layers is not None:
-        config = replace(config, layers=layers)
+        config = replace(config, num_layers=layers)
     record = Record("graph", output)
-    record.save(shape=shape, layers=config.layers, precision=precision)
+    record.save(shape=shape, layers=config.num_layers, precision=precision)
     with tempfile.TemporaryDirectory() as scratch:
         place = folder or Path(scratch)
         place.mkdir(parents=True, exist_ok=True)
@@ -227,7 +227,7 @@ def measure(
     graph = export_graph(
         config, precision, path, attention_nodes=not targets, weights=source, backend=backend
     )
-    expected = 0 if targets else config.layers
+    expected = 0 if targets else config.num_layers
     if graph.attention_nodes != expected:
         raise UserError(f"the graph has {graph.attention_nodes} attention nodes, not {expected}")
     figures: dict[str, Any] = {
@@ -250,9 +250,7 @@ def measure(
 def _engine(graph: Path, target: str) -> dict[str, Any]:
     """Build one engine; the peak is that of the largest building process so far."""
     began, engine = perf_counter(), graph.with_name(f"step-{target}.engine")
-    request = tensorrt.Request(
-        library="tensorrt_rtx", graph=str(graph), engine=str(engine), target=target
-    )
+    request = tensorrt.Request(library="tensorrt_rtx", graph=str(graph), engine=str(engine), target=target)
     warnings = tensorrt.build(request)
     told = {
         "target": target,

@@ -139,9 +139,7 @@ def main(checkpoint: str, minutes: float, output: Path | None) -> None:
     record.finish(**figures)
 
 
-def timed(
-    first: float, wall: float, told: dict[str, Any], events: list[dict[str, Any]]
-) -> dict[str, Any]:
+def timed(first: float, wall: float, told: dict[str, Any], events: list[dict[str, Any]]) -> dict[str, Any]:
     """Figures of one video, from the clock, its sidecar and its events."""
     frames, timing = told["frames_written"], told["timing"]
     return {

@@ -119,8 +119,12 @@ def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @click.option("--from", "checkpoints", multiple=True, required=True,
               type=click.Path(path_type=Path, file_okay=False),
               help="A checkpoint with the layout mha; give it again for more.")  # fmt: skip
-@click.option("--calibration", required=True, type=click.Path(path_type=Path, file_okay=False),
-              help="Clips to convert, train and judge with: of vmla-train encode, or a run's latents.")
+@click.option(
+    "--calibration",
+    required=True,
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Clips to convert, train and judge with: of vmla-train encode, or a run's latents.",
+)
 @click.option("--heal", default=100, show_default=True, type=click.IntRange(min=0),
               help="Steps of the stage forcing after each conversion; 0 leaves them out.")  # fmt: skip
 @click.option("--only", type=click.Choice([*VALUES, CALIBRATION]), multiple=True,

@@ -68,7 +68,7 @@ def layers(model: VideoMLA) -> list[dict[str, Any]]:
                 "matrix": name,
                 "full_rank": len(singular),
                 "ranks": {f"{share:.2f}": effective_rank(singular, share) for share in SHARES},
-                "energy_at_content_width": energy_kept(singular, model.config.content_width),
+                "energy_at_content_width": energy_kept(singular, model.config.kv_lora_rank),
                 "singular_values": [float(f"{value:.6g}") for value in singular.tolist()],
             })  # fmt: skip
     return rows
@@ -98,7 +98,7 @@ def main(checkpoints: tuple[str, ...], output: Path | None) -> None:
         found.append({
             "checkpoint": name,
             "layout": config.layout,
-            "content_width": config.content_width,
+            "content_width": config.kv_lora_rank,
             "layers": rows,
             "medians": medians(rows),
         })  # fmt: skip

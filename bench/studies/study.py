@@ -48,17 +48,18 @@ class Study:
     def arms(self) -> list[Arm]:
         """All of them; the recipe's own model answers three questions."""
         model = training_recipe(self.recipe).model
-        own = model.content_width, model.rotary_width
+        own = model.kv_lora_rank, model.qk_rope_head_dim
         found = [
-            Arm(name="mla", questions=("layouts", "widths", "splits"), distilled=True, closely=True), MHA
+            Arm(name="mla", questions=("layouts", "widths", "splits"), distilled=True, closely=True),
+            MHA,
         ]
         for width in self.widths:
             if width != own[0]:
-                sizes = {"content_width": width}
+                sizes = {"kv_lora_rank": width}
                 found.append(Arm(name=f"content-{width}", questions=("widths",), sizes=sizes))
         for content, rotary in self.splits:
             if (content, rotary) != own:
-                sizes = {"content_width": content, "rotary_width": rotary}
+                sizes = {"kv_lora_rank": content, "qk_rope_head_dim": rotary}
                 found.append(Arm(name=f"split-{content}-{rotary}", questions=("splits",), sizes=sizes))
         inits = get_args(Init)
         return found + [Arm(name=name, questions=("inits",), init=name, closely=True) for name in inits]

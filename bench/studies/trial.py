@@ -229,9 +229,7 @@ class Trial:
         opened, world = open_checkpoint(checkpoint), world_named(self.world.recipe.latents.world)
         prompts = held_out_prompts(self.prompts, seed=1000, world=world)
         engine, _ = open_denoiser(opened, None)
-        seen = seen_rollouts(
-            engine, opened, prompts, seconds, batch=len(prompts), seed=1000, line=self.line
-        )
+        seen = seen_rollouts(engine, opened, prompts, seconds, batch=len(prompts), seed=1000, line=self.line)
         graded = [one for mark, frames in seen for one in grade_windows(prompts, mark, frames, world)]
         write_json(path, shares(graded))
         return shares(graded)

@@ -86,9 +86,7 @@ def compile_kernels(folder: Path, *, architecture: str, dtype: Literal["bf16", "
     from plugins.aot.variants import Variant, Widths
 
     if halves(head) != (head, 0):
-        raise UserError(
-            f"the attention plugin has no kernels for heads of {head}; use --attention native"
-        )
+        raise UserError(f"the attention plugin has no kernels for heads of {head}; use --attention native")
     family = kernel_family(architecture)
     widths = Widths(nope=head // 2, rotary=head - head // 2, value=head)  # keys are as wide as values
     variant = Variant(operator="mla_attention", dtype=dtype, size="compact", arch=family, widths=widths)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from export.engine.target import NO_GPU, Host
 from plugins.errors import UserError
+from vmla.config import current_names
 
 if TYPE_CHECKING:
     from vmla.weights.checkpoint import Checkpoint
@@ -266,11 +267,12 @@ def _from_json(values: dict[str, Any], path: Path) -> Manifest:
         programs = {name: _signature(value) for name, value in values["programs"].items()}
         host = Host(**{**values["host"], "features": tuple(values["host"]["features"])})
         layers = {name: tuple(value) for name, value in values["layers"].items()}
+        model = current_names(values["model"])  # an engine may be older than the names of its settings
         said = values["quantization"] and _quantization(values["quantization"])
     except (TypeError, KeyError, AttributeError) as error:
         reason = f"programs, layers or host are incomplete ({error})"
         raise UserError(f"{path}: {reason}; build the engine again") from error
-    made = {"programs": programs, "host": host, "layers": layers, "quantization": said}
+    made = {"programs": programs, "host": host, "layers": layers, "model": model, "quantization": said}
     return Manifest(**{**values, **made})
 
 

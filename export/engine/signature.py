@@ -21,9 +21,11 @@ def contract(config: ModelConfig, *, batch: int, narrow: str = "float32") -> dic
     Latents and velocity are float32 in every precision: the sampler adds up small differences of them.
     """
     layout = CacheLayout.of(config)
-    picture = (batch, config.latent_channels, config.chunk, config.height, config.image_width)
+    picture = (batch, config.in_channels, config.chunk, config.sample_height, config.sample_width)
     text_kv = TensorSpec(
-        name="text_kv", shape=(config.layers, 2, batch, config.text_tokens, config.width), dtype=narrow
+        name="text_kv",
+        shape=(config.num_layers, 2, batch, config.text_tokens, config.inner_dim),
+        dtype=narrow,
     )
     queries = config.chunk * config.tokens_per_frame
     step = Signature(
@@ -38,11 +40,11 @@ def contract(config: ModelConfig, *, batch: int, narrow: str = "float32") -> dic
         outputs=(
             TensorSpec(name="velocity", shape=picture, dtype="float32"),
             TensorSpec(
-                name="entries", shape=(config.layers, batch, queries, config.entry_width), dtype=narrow
+                name="entries", shape=(config.num_layers, batch, queries, config.entry_width), dtype=narrow
             ),
         ),
     )
-    text = TensorSpec(name="text", shape=(batch, config.text_tokens, config.text_width), dtype="float32")
+    text = TensorSpec(name="text", shape=(batch, config.text_tokens, config.text_dim), dtype="float32")
     return {STEP: step, PROMPT: Signature(inputs=(text,), outputs=(text_kv,))}
 
 

@@ -12,9 +12,7 @@ from export.lowering.quantized_layers import LINEAR
 from export.lowering.trace import rebuilt
 
 
-def scaled_linear(
-    codes: Tensor, scale: float, weight: Tensor, scales: Tensor, bias: Tensor | None
-) -> Tensor:
+def scaled_linear(codes: Tensor, scale: float, weight: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
     """The linear layer of `export.lowering.fp8` from its codes, in float32.
 
     Args:

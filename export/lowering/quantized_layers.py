@@ -36,15 +36,11 @@ def linear_layers(program: ExportedProgram) -> list[Layer]:
     return [
         Layer(parameters[weight.name].removesuffix(".weight"), node, weight)
         for node in program.graph.nodes
-        if node.target is LINEAR
-        and isinstance(weight := node.args[1], Node)
-        and weight.name in parameters
+        if node.target is LINEAR and isinstance(weight := node.args[1], Node) and weight.name in parameters
     ]
 
 
-def quantized(
-    program: ExportedProgram, largest: Mapping[str, float], precision: str
-) -> ExportedProgram:
+def quantized(program: ExportedProgram, largest: Mapping[str, float], precision: str) -> ExportedProgram:
     """The program with the layers of `largest` in `precision`; all others are left alone.
 
     The given program is used up.

@@ -51,9 +51,7 @@ LATENT_SIZES = {**QUERY_SIZES, "T": ("cached", 1), "O": ("own", 1)}
 FIXED_TYPES = {"valid": "BOOL", "cos": "FP32", "sin": "FP32", "scales": "FP32"}
 
 FACES = (
-    Face(
-        name="mla_attention", operator="mla_attention", dtypes=WIDE, inputs=HEADS, sizes=HEAD_SIZES
-    ),
+    Face(name="mla_attention", operator="mla_attention", dtypes=WIDE, inputs=HEADS, sizes=HEAD_SIZES),
     Face(
         name="mla_attention_fp8",
         operator="mla_attention",

@@ -29,6 +29,7 @@ PTX_ISA = 87
 """8.7, the oldest that knows all three targets (CUDA 12.8); a driver older than the ISA cannot load it."""
 POINTERS = {"bf16": "*bf16", "fp16": "*fp16", "fp8": "*fp8e4nv"}
 
+
 @dataclass(frozen=True, kw_only=True)
 class Widths:
     """What is compiled in: the published model's."""

@@ -91,7 +91,7 @@ def single_pass(engine: Engine, eager: Engine, batch: int) -> dict[str, float]:
     def draw(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator).to(eager.device)
 
-    latents = draw(batch, config.latent_channels, config.chunk, config.height, config.image_width)
+    latents = draw(batch, config.in_channels, config.chunk, config.sample_height, config.sample_width)
     timestep = torch.full((batch, config.chunk), TIMESTEPS / 2, device=eager.device)
     slots, own = layout.slot_index(1).to(eager.device), layout.chunk_index(1).to(eager.device)
     empty = (slots < 0).repeat_interleave(layout.tokens_per_frame)[:, None]
@@ -101,9 +101,7 @@ def single_pass(engine: Engine, eager: Engine, batch: int) -> dict[str, float]:
         one.step(latents, timestep, one.encode_prompt(text), cache.to(one.dtype), slots, own)
         for one in (eager, engine)
     )
-    return {
-        name: relative_error(a, b) for name, a, b in zip(("velocity", "entries"), got, want, strict=True)
-    }
+    return {name: relative_error(a, b) for name, a, b in zip(("velocity", "entries"), got, want, strict=True)}
 
 
 def latents_of(engine: Engine, sampler: Sampler, batch: int, chunks: int) -> Iterator[Tensor]:

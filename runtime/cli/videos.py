@@ -112,9 +112,7 @@ def _say_speed(endings: list[Ending]) -> None:
     )
 
 
-def _telemetry(
-    stack: ExitStack, options: dict[str, Any], *, videos: int
-) -> Callable[[Path], Telemetry]:
+def _telemetry(stack: ExitStack, options: dict[str, Any], *, videos: int) -> Callable[[Path], Telemetry]:
     """Who is told how it goes, for each output."""
     listeners: list[TogetherLine | JsonLines | PrometheusFile] = [
         TogetherLine(stack.enter_context(ProgressLine(sys.stderr)), videos=videos)

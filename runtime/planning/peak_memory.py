@@ -66,7 +66,7 @@ def decoding_scratch(codec: Codec, config: ModelConfig) -> int:
     What convolutions work with inside a library is not known, and not in it.
     """
     latents = torch.empty(
-        1, config.latent_channels, config.chunk, config.height, config.image_width, device="meta"
+        1, config.in_channels, config.chunk, config.sample_height, config.sample_width, device="meta"
     )
     _, memory = codec.decode(latents)
     return most_alive(partial(codec.decode, latents, memory))
@@ -80,12 +80,15 @@ def pass_scratch(config: ModelConfig, item: int) -> int:
     not in it: only bfloat16 on a CPU keeps them (`plugins.matmul`), and takes more. It is an estimate: what
     else layers hold for a moment makes it up to 17 % too small, or 15 % too large for the layout `mha`.
     """
-    layout, width, latent = CacheLayout.of(config), config.width, config.layout == "mla"
+    layout, width, latent = CacheLayout.of(config), config.inner_dim, config.layout == "mla"
     own = config.chunk * config.tokens_per_frame  # S
     window = layout.slots * config.tokens_per_frame + own  # K
-    entries = config.layers * own * layout.entry_width
-    content, rotary = config.heads * config.nope_width, config.heads * config.rotary_width
+    entries = config.num_layers * own * layout.entry_width
+    content, rotary = (
+        config.num_attention_heads * config.qk_nope_head_dim,
+        config.num_attention_heads * config.qk_rope_head_dim,
+    )
     expanded = layout.entry_width + 2 * content + rotary + width if latent else 5 * width
     attention = 4 * own * width + window * expanded
-    feed_forward = 3 * own * width + 2 * own * config.ffn_width
+    feed_forward = 3 * own * width + 2 * own * config.ffn_dim
     return item * max(entries + max(attention, feed_forward), 2 * entries + 2 * own * width)

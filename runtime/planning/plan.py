@@ -54,8 +54,8 @@ class Plan:
         return cls(
             chunks=chunks,
             frames=frames_in(chunks, layout.chunk, codec),
-            height=config.height * codec.spatial_ratio,
-            width=config.image_width * codec.spatial_ratio,
+            height=config.sample_height * codec.spatial_ratio,
+            width=config.sample_width * codec.spatial_ratio,
             positions=layout.positions,
             cache_bytes_per_token_and_layer=layout.entry_width * size,
             shared={
@@ -67,10 +67,12 @@ class Plan:
             },
             own={
                 "latent cache" if config.layout == "mla" else "cache": layout.bytes(element_size=size),
-                "text keys and values": 2 * config.layers * config.text_tokens * config.width * size,
+                "text keys and values": 2 * config.num_layers * config.text_tokens * config.inner_dim * size,
                 "noise and latents of a chunk": (draws(sampler) + 1) * picture,
                 "latents of the window": Past.capacity(layout) * picture,
-                "decoder memory": codec.stream_bytes(config.height, config.image_width) if decodes else 0,
+                "decoder memory": codec.stream_bytes(config.sample_height, config.sample_width)
+                if decodes
+                else 0,
             },
         )
 

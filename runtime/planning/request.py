@@ -61,7 +61,7 @@ class Job:
     @property
     def height(self) -> int:
         """Of a frame, pixels."""
-        return self.checkpoint.model_config().height * self.decoding.sizes().spatial_ratio
+        return self.checkpoint.model_config().sample_height * self.decoding.sizes().spatial_ratio
 
     def what_runs(self) -> list[str]:
         """Lines for a person to read: the engine and why it was chosen, and a decoder that was asked for."""
@@ -155,9 +155,7 @@ def prepare(
     return job, 0 if decoding.silent else frames
 
 
-def as_source(
-    prompts: str | PromptSource | Sequence[Entry], decoding: Decoding, chunks: int
-) -> PromptSource:
+def as_source(prompts: str | PromptSource | Sequence[Entry], decoding: Decoding, chunks: int) -> PromptSource:
     """What `prepare` takes for prompts, chunk by chunk."""
     if isinstance(prompts, str):
         return FixedPrompts(prompts)

@@ -36,7 +36,7 @@ class Position(NamedTuple):
 
 def picture_shape(config: ModelConfig) -> tuple[int, int, int, int]:
     """A chunk of one video: [z, F, h, w]."""
-    return config.latent_channels, config.chunk, config.height, config.image_width
+    return config.in_channels, config.chunk, config.sample_height, config.sample_width
 
 
 def draws(sampler: Sampler) -> int:
@@ -53,7 +53,7 @@ class Buffers:
         self.noise = torch.zeros(draws(sampler), batch, *self._picture, device=device)
         self.latents = torch.zeros(batch, *self._picture, device=device)
         self.cache = layout.allocate(batch, dtype=engine.dtype, device=device)
-        text = (config.layers, 2, batch, config.text_tokens, config.width)
+        text = (config.num_layers, 2, batch, config.text_tokens, config.inner_dim)
         self.text_kv = torch.zeros(text, dtype=engine.dtype, device=device)
         self.slot_index = torch.full((layout.slots,), -1, dtype=torch.int32, device=device)
         self.chunk_index = torch.zeros(layout.chunk, dtype=torch.int32, device=device)

@@ -14,15 +14,11 @@ from vmla.transformer import VideoMLA
 from vmla.weights.checkpoint import Checkpoint
 
 
-def drive(
-    model: VideoMLA, checkpoint: Checkpoint, prompts: Sequence[str], *, seed: int, chunks: int
-) -> None:
+def drive(model: VideoMLA, checkpoint: Checkpoint, prompts: Sequence[str], *, seed: int, chunks: int) -> None:
     """Roll out `prompts` at once with `model` in float32 where it lies, number i with seed `seed` + i."""
     device = next(model.parameters()).device
     engine = EagerEngine(model, checkpoint.text(), device=device, dtype=torch.float32, as_it_is=True)
     seeds = [seed + number for number in range(len(prompts))]
     sampler = checkpoint.sampler()
-    for _ in rollout(
-        engine, NoDecoder(), FixedPrompts(*prompts), sampler, seeds=seeds, chunks=chunks
-    ):
+    for _ in rollout(engine, NoDecoder(), FixedPrompts(*prompts), sampler, seeds=seeds, chunks=chunks):
         pass

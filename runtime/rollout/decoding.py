@@ -81,7 +81,7 @@ class Decoding:
         """
         if self.file is None or self.silent:
             return self.checkpoint.codec(weights=False)
-        codec, made = load_taehv(self.file, weights=False), self.checkpoint.model_config().latent_channels
+        codec, made = load_taehv(self.file, weights=False), self.checkpoint.model_config().in_channels
         if codec.latent_channels != made:
             raise UserError(
                 f"{self.file} decodes latents of {codec.latent_channels} channels, checkpoint "

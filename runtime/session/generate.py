@@ -107,9 +107,7 @@ def produce(
             if lane is not None:
                 stack.enter_context(lane)
         film.run(stop or threading.Event())
-    return Outcome.of(
-        film, summary.figures(), load_seconds=loaded - began, seconds=perf_counter() - loaded
-    )
+    return Outcome.of(film, summary.figures(), load_seconds=loaded - began, seconds=perf_counter() - loaded)
 
 
 @contextmanager

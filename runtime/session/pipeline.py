@@ -98,9 +98,7 @@ class Film:
         launches, self._launched = self._launched, rollout.launches
         # Before the first chunk there is no graph that could have been replayed.
         since = None if self._launched is None else self._launched - (launches or 0)
-        self.decoding.put(
-            partial(self._show, self.made, latents, prompt, (began, ready), self._clean, since)
-        )
+        self.decoding.put(partial(self._show, self.made, latents, prompt, (began, ready), self._clean, since))
         self.made += 1
         if not self.finished:
             before = stamp(device)
@@ -153,8 +151,6 @@ class Film:
 
         def at_decoder() -> None:
             memory = self._decoder.memory
-            self.writer.mark(
-                lambda mark: keeper.keep(State(snapshot=snapshot, memory=memory, mark=mark))
-            )
+            self.writer.mark(lambda mark: keeper.keep(State(snapshot=snapshot, memory=memory, mark=mark)))
 
         self.decoding.put(at_decoder)

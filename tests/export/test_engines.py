@@ -38,9 +38,7 @@ def engine(engine_folder, checkpoint):
 def eager(checkpoint):
     """The same model in PyTorch."""
     opened = open_checkpoint(checkpoint)
-    return EagerEngine(
-        opened.transformer(), opened.text(), device=torch.device("cpu"), dtype=torch.float32
-    )
+    return EagerEngine(opened.transformer(), opened.text(), device=torch.device("cpu"), dtype=torch.float32)
 
 
 def command(group, *arguments):

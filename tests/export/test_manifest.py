@@ -156,9 +156,9 @@ def test_another_layout_is_refused(manifest, folder, tmp_path_factory):
 
 
 def test_another_shape_is_refused(manifest, folder, checkpoint):
-    wide = replace(manifest, model={**manifest.model, "image_width": 104})
+    wide = replace(manifest, model={**manifest.model, "sample_width": 104})
     opened = open_checkpoint(checkpoint)
-    line = assert_refused("image_width: built for 104", wide.check, folder, opened, here=HERE)
+    line = assert_refused("sample_width: built for 104", wide.check, folder, opened, here=HERE)
     assert mending(line)["output"] == folder
 
 

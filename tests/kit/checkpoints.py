@@ -22,7 +22,7 @@ def debug_checkpoint(folder: Path, *, layout: Layout = "mla", seed: int = 0, **s
     text, tokenizer = SmallTextConfig(width=32, head_width=16, heads=2, ffn_width=32, layers=1).build()
     model = randomise(VideoMLA(config), seed)
     codec = TinyCodec(
-        TinyCodecConfig(latent_channels=config.latent_channels, widths=(8, 8, 8), decoder_blocks=(1, 1, 1))
+        TinyCodecConfig(latent_channels=config.in_channels, widths=(8, 8, 8), decoder_blocks=(1, 1, 1))
     )
     save_checkpoint(
         folder,

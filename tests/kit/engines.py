@@ -13,7 +13,7 @@ class Words:
     encoder = torch.nn.Identity()
 
     def __init__(self, config, device="cpu"):
-        self._shape, self._device = (config.text_tokens, config.text_width), device
+        self._shape, self._device = (config.text_tokens, config.text_dim), device
 
     def __call__(self, prompts):
         drawn = [keyed_noise(self._shape, seed=len(prompt), chunk=0, step=0) for prompt in prompts]

@@ -61,7 +61,7 @@ class Equations:
         text = self.mlp("condition_embedder.text_embedder.linear_{}", text.double())
         x = self.patches(latents)  # [B, 2 frames, P, D]
         left = []
-        for layer in range(self.config.layers):
+        for layer in range(self.config.num_layers):
             x, entries = self.block(f"blocks.{layer}.", x, modulation, text, frames)
             left.append(entries)
         shift, scale = (embedding + self.weights["scale_shift_table"][0, i] for i in range(2))
@@ -121,7 +121,10 @@ class Equations:
 
     def turn(self, x, positions):
         """Rotate x [B, frames, P, N, width] as complex numbers; frame i lies at positions[i]."""
-        down, across = self.config.height // self.config.patch, self.config.image_width // self.config.patch
+        down, across = (
+            self.config.sample_height // self.config.patch_size,
+            self.config.sample_width // self.config.patch_size,
+        )
         time, row, column = (rates.double() for rates in self.rates(x.shape[-1]))
         angles = [
             torch.cat([t * time, r * row, c * column])
@@ -134,7 +137,7 @@ class Equations:
 
     def rates(self, width):
         """Radians per position for time, height and width: the fastest of Wan's own tables."""
-        head = self.config.width // self.config.heads
+        head = self.config.inner_dim // self.config.num_attention_heads
         spatial = head // 6 * 2
         axes = (head - 2 * spatial, spatial, spatial)
         tables = [10000.0 ** (-torch.arange(0, axis, 2).double() / axis) for axis in axes]
@@ -151,7 +154,7 @@ class Equations:
         return self.linear(name + "to_out", out.flatten(-2))
 
     def embed_time(self, timestep):
-        half = self.config.frequency_width // 2
+        half = self.config.freq_dim // 2
         rates = 10000.0 ** (-torch.arange(half).double() / half)
         angles = timestep[..., None] * rates
         waves = torch.cat([angles.cos(), angles.sin()], dim=-1)
@@ -160,16 +163,16 @@ class Equations:
 
     def patches(self, latents):
         """The patch embedding as Wan's convolution: [B, z, F, h, w] to [B, F, P, D]."""
-        patch, weight = self.config.patch, self.weights["patch_embedding.weight"]
-        kernel = weight.reshape(self.config.width, self.config.latent_channels, 1, patch, patch)
+        patch, weight = self.config.patch_size, self.weights["patch_embedding.weight"]
+        kernel = weight.reshape(self.config.inner_dim, self.config.in_channels, 1, patch, patch)
         bias = self.weights["patch_embedding.bias"]
         cells = torch.nn.functional.conv3d(latents, kernel, bias, stride=(1, patch, patch))
         return cells.flatten(3).permute(0, 2, 3, 1) + self.weights.get("position_embedding", 0)
 
     def pictures(self, tokens):
         """[B, F, P, patch^2 z] to [B, z, F, h, w], cell by cell."""
-        patch, z = self.config.patch, self.config.latent_channels
-        down, across = self.config.height // patch, self.config.image_width // patch
+        patch, z = self.config.patch_size, self.config.in_channels
+        down, across = self.config.sample_height // patch, self.config.sample_width // patch
         batch, frames = tokens.shape[:2]
         picture = tokens.new_zeros(batch, z, frames, down * patch, across * patch)
         for row in range(down):
@@ -191,7 +194,7 @@ class Equations:
         return x / size * self.weights[name + ".weight"]
 
     def heads(self, x):
-        return x.unflatten(-1, (self.config.heads, -1))
+        return x.unflatten(-1, (self.config.num_attention_heads, -1))
 
 
 def normalised(x, eps):

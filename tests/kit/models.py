@@ -6,9 +6,9 @@ from vmla.config import ModelConfig
 from vmla.transformer import VideoMLA
 
 TINY = {
-    "width": 32, "heads": 2, "layers": 2, "ffn_width": 24, "latent_channels": 3, "frequency_width": 8,
-    "text_width": 10, "text_tokens": 5, "content_width": 12, "rotary_width": 8, "query_width": 14,
-    "sink": 1, "history": 3, "chunk": 2, "height": 4, "image_width": 6,
+    "num_attention_heads": 2, "attention_head_dim": 16, "num_layers": 2, "ffn_dim": 24, "in_channels": 3,
+    "freq_dim": 8, "text_dim": 10, "text_tokens": 5, "kv_lora_rank": 12, "qk_rope_head_dim": 8,
+    "q_lora_rank": 14, "sink": 1, "history": 3, "chunk": 2, "sample_height": 4, "sample_width": 6,
 }  # fmt: skip
 """Sizes that all differ where they can: a mixed-up axis shows."""
 

@@ -12,8 +12,8 @@ def pass_inputs(config, number, *, batch=1, seed=0, timestep=437.0, empty=float(
     slots = layout.slot_index(number)
     vacant = (slots < 0).repeat_interleave(layout.tokens_per_frame)[:, None]
     shapes = {
-        "latents": (batch, config.latent_channels, config.chunk, config.height, config.image_width),
-        "text_kv": (config.layers, 2, batch, config.text_tokens, config.width),
+        "latents": (batch, config.in_channels, config.chunk, config.sample_height, config.sample_width),
+        "text_kv": (config.num_layers, 2, batch, config.text_tokens, config.inner_dim),
         "cache": layout.shape(batch),
     }
     drawn = {name: draw(*shape, seed=seed + place) for place, (name, shape) in enumerate(shapes.items())}

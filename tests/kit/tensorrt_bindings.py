@@ -28,9 +28,7 @@ def run_with_bindings(version, root, cache, script, *arguments):
     path = os.pathsep.join([str(root), str(ROOT), str(ROOT / "tests")])
     environment = os.environ | {"LD_LIBRARY_PATH": str(root), "PYTHONPATH": path}
     command = [sys.executable, str(script), *map(str, arguments)]
-    done = subprocess.run(
-        command, env=environment, capture_output=True, text=True, timeout=300, check=False
-    )
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
 

@@ -27,8 +27,8 @@ def forcing_stage(*, sharded):
     training = PIPELINES["debug"].forcing
     schedule = dataclasses.replace(training.schedule, steps=STEPS, save_every=3)
     config = recipe("debug")
-    latents = draw(4, config.latent_channels, 12, config.height, config.image_width).half()
-    text = draw(4, config.text_tokens, config.text_width, seed=1).half()
+    latents = draw(4, config.in_channels, 12, config.sample_height, config.sample_width).half()
+    text = draw(4, config.text_tokens, config.text_dim, seed=1).half()
     model = randomise(VideoMLA(config)).requires_grad_(True)
     if sharded:
         model = shard(checkpoint_blocks(model), torch.float32)
@@ -41,8 +41,8 @@ def forcing_stage(*, sharded):
 def consistency_stage(*, sharded):
     """Consistency distillation, whose target is a moving average that never sees a backward pass."""
     config = recipe("debug")
-    latents = draw(4, config.latent_channels, 12, config.height, config.image_width).half()
-    text = draw(4, config.text_tokens, config.text_width, seed=1).half()
+    latents = draw(4, config.in_channels, 12, config.sample_height, config.sample_width).half()
+    text = draw(4, config.text_tokens, config.text_dim, seed=1).half()
     models = [randomise(VideoMLA(config), seed) for seed in (0, 0, 1)]
     models[0].requires_grad_(True)
     if sharded:

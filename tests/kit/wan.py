@@ -13,15 +13,15 @@ def wan_transformer(config: ModelConfig):
     from diffusers import WanTransformer3DModel
 
     return WanTransformer3DModel(
-        patch_size=(1, config.patch, config.patch),
-        num_attention_heads=config.heads,
-        attention_head_dim=config.head_width,
-        in_channels=config.latent_channels,
-        out_channels=config.latent_channels,
-        text_dim=config.text_width,
-        freq_dim=config.frequency_width,
-        ffn_dim=config.ffn_width,
-        num_layers=config.layers,
+        patch_size=(1, config.patch_size, config.patch_size),
+        num_attention_heads=config.num_attention_heads,
+        attention_head_dim=config.attention_head_dim,
+        in_channels=config.in_channels,
+        out_channels=config.in_channels,
+        text_dim=config.text_dim,
+        freq_dim=config.freq_dim,
+        ffn_dim=config.ffn_dim,
+        num_layers=config.num_layers,
         eps=config.eps,
         rope_max_seq_len=64,
     ).eval()

@@ -131,9 +131,7 @@ def test_float8_stays_within_its_own_rounding(backend):
     case = Case(empty=())
     *tensors, valid = head_window(case, seed=14)
     scales = torch.rand(3, case.heads) * 0.05 + 0.01
-    narrow = [
-        (x / s[:, None, None]).to(torch.float8_e4m3fn) for x, s in zip(tensors, scales, strict=True)
-    ]
+    narrow = [(x / s[:, None, None]).to(torch.float8_e4m3fn) for x, s in zip(tensors, scales, strict=True)]
     wide = [x.double() * s.double()[:, None, None] for x, s in zip(narrow, scales, strict=True)]
     expected = softmax_sum(*doubles(*wide, valid), 64**-0.5)
     out = mla_attention(*narrow, valid, scales=scales, backend=backend)
@@ -167,5 +165,11 @@ def test_float8_absorbed(backend):
 def test_the_published_widths_are_those_of_the_large_recipe():
     """The kernels' shapes follow from the model: 12 heads, 96 + 32 and 128 wide, latent 192."""
     config = recipe("wan-1.3b")
-    widths = (config.heads, config.nope_width, config.rotary_width, config.head_width, config.content_width)
+    widths = (
+        config.num_attention_heads,
+        config.qk_nope_head_dim,
+        config.qk_rope_head_dim,
+        config.attention_head_dim,
+        config.kv_lora_rank,
+    )
     assert widths == (12, 96, 32, 128, 192)

@@ -131,5 +131,5 @@ def test_a_layout_is_that_of_its_configuration(name, layout):
     config = recipe(name, layout=layout)
     cache = CacheLayout.of(config)
     tokens = (config.sink + config.history) * config.tokens_per_frame
-    assert cache.shape(3) == (config.layers, 3, tokens, config.entry_width)
+    assert cache.shape(3) == (config.num_layers, 3, tokens, config.entry_width)
     assert cache.chunk == config.chunk

@@ -54,9 +54,9 @@ def test_a_token_leaves_what_the_paper_says():
     latent, dense = recipe("wan-1.3b"), recipe("wan-1.3b", layout="mha")
     assert (latent.entry_width, dense.entry_width) == (224, 3072)
     assert round(100 * (1 - 224 / 3072), 3) == 92.708
-    assert (latent.head_width, latent.nope_width, latent.grid) == (128, 96, (30, 52))
+    assert (latent.attention_head_dim, latent.qk_nope_head_dim, latent.grid) == (128, 96, (30, 52))
     assert latent.tokens_per_frame == 1560
-    assert recipe("wan-14b").head_width == 128
+    assert recipe("wan-14b").inner_dim // 40 == 128
 
 
 @pytest.mark.parametrize("name", WAN)
@@ -100,7 +100,30 @@ def test_windows_are_the_three_readings():
 def test_a_recipe_survives_json(name):
     config = recipe(name)
     assert ModelConfig.from_dict(dataclasses.asdict(config)) == config
-    assert config.head_width > config.rotary_width
+    assert config.attention_head_dim > config.qk_rope_head_dim
+
+
+FORMER = {
+    "layout": "mla", "width": 256, "heads": 4, "layers": 6, "ffn_width": 1024, "latent_channels": 16,
+    "patch": 2, "frequency_width": 256, "text_width": 128, "text_tokens": 112, "content_width": 32,
+    "rotary_width": 16, "query_width": 128, "sink": 1, "history": 6, "chunk": 3, "height": 8,
+    "image_width": 8, "eps": 1e-6,
+}  # fmt: skip
+"""A configuration as it was written before its settings had the field's names."""
+
+
+def test_former_names_are_read_and_still_tell_models_apart():
+    config = ModelConfig.from_dict(FORMER)
+    assert (config.num_attention_heads, config.attention_head_dim, config.inner_dim) == (4, 64, 256)
+    assert (config.kv_lora_rank, config.qk_rope_head_dim, config.q_lora_rank) == (32, 16, 128)
+    assert config.identity() == FORMER
+    assert ModelConfig.from_dict(dataclasses.asdict(config)) == config
+
+
+@pytest.mark.parametrize("width", [255, "256", 256.0, True])
+def test_a_former_width_is_a_whole_number_of_heads(width):
+    with pytest.raises(UserError, match="is not a whole number of heads"):
+        ModelConfig.from_dict({**FORMER, "width": width})
 
 
 def test_recipes_differ_in_the_layout_alone():
@@ -112,15 +135,15 @@ def test_recipes_differ_in_the_layout_alone():
     ("changes", "complaint"),
     [
         ({"layout": "gqa"}, "no such layout: gqa"),
-        ({"heads": 5}, "width 32 and 5 heads"),
-        ({"rotary_width": 16}, "leave no room for rotary width 16"),
-        ({"rotary_width": 7}, "rotary width 7 is no sum of pairs"),
-        ({"width": 36, "heads": 3, "rotary_width": 10}, "of a head of 12"),
-        ({"width": 33, "heads": 3}, "of a head of 11"),
-        ({"height": 5}, "does not divide into patches"),
+        ({"num_attention_heads": 0}, "num_attention_heads is 0"),
+        ({"qk_rope_head_dim": 16}, "attention_head_dim 16 leaves no room for qk_rope_head_dim 16"),
+        ({"qk_rope_head_dim": 7}, "qk_rope_head_dim 7 is no sum of pairs"),
+        ({"attention_head_dim": 12, "qk_rope_head_dim": 10}, "of a head of 12"),
+        ({"attention_head_dim": 11}, "of a head of 11"),
+        ({"sample_height": 5}, "does not divide into patches"),
         ({"chunk": 0}, "chunk is 0; it is a whole number, 1 or more"),
         ({"history": -1}, "history is -1; it is a whole number, 0 or more"),
-        ({"layers": "2"}, "layers is '2'"),
+        ({"num_layers": "2"}, "num_layers is '2'"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(changes, complaint):
@@ -135,8 +158,8 @@ def test_sizes_that_do_not_fit_are_refused(changes, complaint):
         (lambda: recipe("wan-2b"), "no such recipe: wan-2b; there are debug"),
         (lambda: recipe("debug", window="la6"), "no such window: la6; there are total-6"),
         (lambda: ModelConfig.from_dict({"widht": 3}), "unknown model setting: widht; known are"),
-        (lambda: ModelConfig.from_dict({"width": 8}), "model settings are incomplete"),
-        (lambda: ModelConfig.from_dict({**WHOLE, "width": 64.0}), "width is 64.0; it is a whole number"),
+        (lambda: ModelConfig.from_dict({"ffn_dim": 8}), "model settings are incomplete"),
+        (lambda: ModelConfig.from_dict({**WHOLE, "ffn_dim": 64.0}), "ffn_dim is 64.0; it is a whole number"),
     ],
 )
 def test_names_and_keys_that_do_not_exist_are_refused(call, complaint):

@@ -18,8 +18,9 @@ pytestmark = [
 # FlexAttention has kernels for heads of 16 channels and more.
 # Frames of 512 tokens make clips that are long enough for it.
 SIZES = {
-    "width": 64, "heads": 2, "rotary_width": 8, "content_width": 16, "query_width": 32,
-    "height": 32, "image_width": 64,
+    "num_attention_heads": 2, "attention_head_dim": 32,
+    "qk_rope_head_dim": 8, "kv_lora_rank": 16, "q_lora_rank": 32,
+    "sample_height": 32, "sample_width": 64,
 }  # fmt: skip
 FIXED = Forcing(copies=1, own_share=0.0)
 
@@ -30,8 +31,8 @@ def test_loss_and_gradients_are_those_of_a_rollout(layout, numbers):
     rolled, at_once = (tiny_model(layout=layout, **SIZES).cuda().requires_grad_(True) for _ in range(2))
     config, losses = rolled.config, []
     frames = len(numbers) * config.chunk
-    latents = draw(2, config.latent_channels, frames, config.height, config.image_width).cuda()
-    text = draw(2, config.text_tokens, config.text_width, seed=1).cuda()
+    latents = draw(2, config.in_channels, frames, config.sample_height, config.sample_width).cuda()
+    text = draw(2, config.text_tokens, config.text_dim, seed=1).cuda()
     passes = (rolled, forcing_loss, rolled), (at_once, forcing_loss_at_once, at_once.unrolled)
     for model, loss, run in passes:
         rest = CacheLayout.of(config), latents, model.encode_text(text), numbers, FIXED

@@ -26,8 +26,14 @@ NUMBERS = [[0], [0, 1, 2, 3, 4], [0, 2, 3, 4], [0, 7, 8, 9]]
 
 def clip_of(model, numbers, seed=1):
     config = model.config
-    shape = (BATCH, config.latent_channels, len(numbers) * config.chunk, config.height, config.image_width)
-    text = model.encode_text(draw(BATCH, config.text_tokens, config.text_width, seed=seed + 1))
+    shape = (
+        BATCH,
+        config.in_channels,
+        len(numbers) * config.chunk,
+        config.sample_height,
+        config.sample_width,
+    )
+    text = model.encode_text(draw(BATCH, config.text_tokens, config.text_dim, seed=seed + 1))
     return draw(*shape, seed=seed), text
 
 

@@ -37,7 +37,7 @@ def test_it_is_off_unless_asked_for():
     without, with_one = (VideoMLA(tiny_config(position_table=on)).state_dict() for on in (False, True))
     assert with_one.keys() - without.keys() == {TABLE}
     config = tiny_config()
-    assert with_one[TABLE].shape == (config.tokens_per_frame, config.width)
+    assert with_one[TABLE].shape == (config.tokens_per_frame, config.inner_dim)
 
 
 @pytest.mark.parametrize("value", ["yes", 1, None])
@@ -70,7 +70,7 @@ def test_a_table_of_zeros_changes_no_bit(layout):
 def test_a_cached_rollout_equals_one_full_masked_forward(layout):
     model = tiny_model(layout=layout, position_table=True)
     c, cache_layout, frames = model.config, CacheLayout.of(model.config), 4 * model.config.chunk
-    shape = (BATCH, c.latent_channels, frames, c.height, c.image_width)
+    shape = (BATCH, c.in_channels, frames, c.sample_height, c.sample_width)
     clean, noisy, text = draw(*shape, seed=1), draw(*shape, seed=2), draw(BATCH, 5, 10, seed=3)
     timestep = 1000 * torch.rand(BATCH, frames, generator=torch.Generator().manual_seed(4))
     text_kv, cache, rolled = model.encode_text(text), cache_layout.allocate(BATCH, dtype=torch.float32), []
@@ -92,7 +92,7 @@ def test_a_clip_at_once_has_the_loss_and_gradient_of_a_rollout(numbers):
     for at_once in (False, True):
         model = tiny_model(position_table=True).requires_grad_(True)
         c, forcing = model.config, Forcing(copies=1, own_share=0.0)
-        latents = draw(BATCH, c.latent_channels, len(numbers) * c.chunk, c.height, c.image_width)
+        latents = draw(BATCH, c.in_channels, len(numbers) * c.chunk, c.sample_height, c.sample_width)
         rest = CacheLayout.of(c), latents, model.encode_text(draw(BATCH, 5, 10, seed=1)), numbers, forcing
         loss, run = (forcing_loss_at_once, model.unrolled) if at_once else (forcing_loss, model)
         losses.append(loss(run, *rest, torch.Generator().manual_seed(3)))

@@ -11,7 +11,7 @@ from vmla.rope import Rotary3D, rotate, split_pairs
 pytestmark = pytest.mark.cpu
 
 GRID = (5, 7)
-PAPER = {"head_width": 128, "rotary_width": 32, "grid": GRID}
+PAPER = {"attention_head_dim": 128, "qk_rope_head_dim": 32, "grid": GRID}
 
 
 def turned_as_complex(x, frames, kept):
@@ -28,7 +28,7 @@ def turned_as_complex(x, frames, kept):
 
 
 def test_whole_heads_turn_as_in_wan():
-    rope, frames = Rotary3D(head_width=128, rotary_width=128, grid=GRID), torch.tensor([0, 3, 21])
+    rope, frames = Rotary3D(attention_head_dim=128, qk_rope_head_dim=128, grid=GRID), torch.tensor([0, 3, 21])
     x = draw(3 * GRID[0] * GRID[1], 128)
     expected = turned_as_complex(x, frames.tolist(), slice(None))
     assert_close(rotate(x, *rope(frames)), expected, rtol=0, atol=1e-5)
@@ -52,11 +52,13 @@ def test_frequencies_are_those_of_the_paper():
     assert_close(rope.frequencies_width, space, rtol=0, atol=5e-5)
 
 
-@pytest.mark.parametrize("head_width", [128, 64, 28, 16])
-def test_angles_are_those_of_diffusers(head_width):
-    theirs = WanRotaryPosEmbed(head_width, (1, 2, 2), 64)
+@pytest.mark.parametrize("attention_head_dim", [128, 64, 28, 16])
+def test_angles_are_those_of_diffusers(attention_head_dim):
+    theirs = WanRotaryPosEmbed(attention_head_dim, (1, 2, 2), 64)
     cos, sin = theirs(torch.empty(1, 16, 4, 2 * GRID[0], 2 * GRID[1]))
-    ours = Rotary3D(head_width=head_width, rotary_width=head_width, grid=GRID)(torch.arange(4))
+    ours = Rotary3D(attention_head_dim=attention_head_dim, qk_rope_head_dim=attention_head_dim, grid=GRID)(
+        torch.arange(4)
+    )
     # Theirs repeats each angle for both channels of its pair.
     assert_close(ours[0], cos[0, :, 0, 0::2], rtol=0, atol=1e-6)
     assert_close(ours[1], sin[0, :, 0, 1::2], rtol=0, atol=1e-6)

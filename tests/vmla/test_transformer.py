@@ -26,9 +26,9 @@ CHUNKS, BATCH = 5, 2
 def draw_inputs(config, chunks=CHUNKS, seed=0):
     """Clean and noisy latents, timesteps of the noisy ones, text embeddings."""
     frames = chunks * config.chunk
-    shape = (BATCH, config.latent_channels, frames, config.height, config.image_width)
+    shape = (BATCH, config.in_channels, frames, config.sample_height, config.sample_width)
     timestep = 1000 * torch.rand(BATCH, frames, generator=torch.Generator().manual_seed(seed))
-    text = draw(BATCH, config.text_tokens, config.text_width, seed=seed + 3)
+    text = draw(BATCH, config.text_tokens, config.text_dim, seed=seed + 3)
     return draw(*shape, seed=seed + 1), draw(*shape, seed=seed + 2), timestep, text
 
 
@@ -66,9 +66,11 @@ def test_a_cached_rollout_equals_one_full_masked_forward(layout, window):
 def one_pass(model, number, *, seed=0, cache=None):
     """Inputs of a pass over chunk `number`, with random entries in every slot that is not empty."""
     config, layout = model.config, CacheLayout.of(model.config)
-    latents = draw(BATCH, config.latent_channels, config.chunk, config.height, config.image_width, seed=seed)
+    latents = draw(
+        BATCH, config.in_channels, config.chunk, config.sample_height, config.sample_width, seed=seed
+    )
     timestep = torch.full((BATCH, config.chunk), 437.5)
-    text_kv = model.encode_text(draw(BATCH, config.text_tokens, config.text_width, seed=seed + 1))
+    text_kv = model.encode_text(draw(BATCH, config.text_tokens, config.text_dim, seed=seed + 1))
     cache = draw(*layout.shape(BATCH), seed=seed + 2) if cache is None else cache
     return [latents, timestep, text_kv, cache, layout.slot_index(number), layout.chunk_index(number)]
 
@@ -79,7 +81,7 @@ def test_the_ring_equals_naive_concatenation_at_every_fill_level(layout, window)
     """The naive cache is as long as the window is full, in the order of time, and made anew each time."""
     model = tiny_model(layout=layout, **window)
     size, layout = model.config.chunk, CacheLayout.of(model.config)
-    entries = draw(model.config.layers, BATCH, 6 * size, layout.tokens_per_frame, layout.entry_width)
+    entries = draw(model.config.num_layers, BATCH, 6 * size, layout.tokens_per_frame, layout.entry_width)
     ring = layout.allocate(BATCH, dtype=torch.float32)
     for number in range(6):
         inputs = one_pass(model, number, seed=number, cache=ring)
@@ -176,11 +178,11 @@ def test_mha_has_no_absorbed_form():
 def test_shapes_and_types_are_those_of_the_contract(layout):
     model = tiny_model(layout=layout)
     config, inputs = model.config, one_pass(tiny_model(layout=layout), 3)
-    assert inputs[2].shape == (config.layers, 2, BATCH, config.text_tokens, config.width)
+    assert inputs[2].shape == (config.num_layers, 2, BATCH, config.text_tokens, config.inner_dim)
     velocity, entries = model(*inputs)
     tokens = config.chunk * config.tokens_per_frame
     assert velocity.shape == inputs[0].shape
-    assert entries.shape == (config.layers, BATCH, tokens, config.entry_width)
+    assert entries.shape == (config.num_layers, BATCH, tokens, config.entry_width)
     narrow = model.to(torch.bfloat16)
     wide = [0, 2, 3]
     inputs = [item.bfloat16() if i in wide else item for i, item in enumerate(inputs)]

@@ -159,23 +159,23 @@ def _sizes(
     if len(patch) != 5 or patch[2] != 1 or patch[3] != patch[4]:
         raise UserError(f"the source embeds patches of shape {list(patch[2:])}; Wan's are flat and square")
     given = values.get("num_attention_heads", values.get("num_heads"))
-    heads = given or (like.heads if patch[0] == like.width else patch[0] // WAN_HEAD)
+    heads = given or (like.num_attention_heads if patch[0] == like.inner_dim else patch[0] // WAN_HEAD)
     latent = {} if translate.layout == "mha" else {
-        "content_width": shape(down.format("down_kv"))[0],
-        "rotary_width": shape(down.format("rotary_k"))[0],
-        "query_width": shape(down.format("down_q"))[0],
+        "kv_lora_rank": shape(down.format("down_kv"))[0],
+        "qk_rope_head_dim": shape(down.format("rotary_k"))[0],
+        "q_lora_rank": shape(down.format("down_q"))[0],
     }  # fmt: skip
     return replace(
         like,
         layout=translate.layout,
-        width=patch[0],
-        heads=heads,
-        layers=1 + max(int(name.split(".")[1]) for name in shapes if re.match(r"blocks\.\d+\.", name)),
-        ffn_width=shape("blocks.0.ffn.up.weight")[0],
-        latent_channels=patch[1],
-        patch=patch[3],
-        frequency_width=shape("condition_embedder.time_embedder.linear_1.weight")[1],
-        text_width=shape("condition_embedder.text_embedder.linear_1.weight")[1],
+        num_attention_heads=heads,
+        attention_head_dim=patch[0] // heads,
+        num_layers=1 + max(int(name.split(".")[1]) for name in shapes if re.match(r"blocks\.\d+\.", name)),
+        ffn_dim=shape("blocks.0.ffn.up.weight")[0],
+        in_channels=patch[1],
+        patch_size=patch[3],
+        freq_dim=shape("condition_embedder.time_embedder.linear_1.weight")[1],
+        text_dim=shape("condition_embedder.text_embedder.linear_1.weight")[1],
         eps=values.get("eps", like.eps),
         position_table=translate("position_embedding") in shapes,
         **latent,
@@ -191,7 +191,7 @@ def shapes_of(config: ModelConfig) -> dict[str, Shape]:
 
 def _file_shapes(config: ModelConfig) -> dict[str, Shape]:
     """As `shapes_of`, with the patch embedding as the convolution that it is in a Wan file."""
-    convolution = (config.width, config.latent_channels, 1, config.patch, config.patch)
+    convolution = (config.inner_dim, config.in_channels, 1, config.patch_size, config.patch_size)
     return {**shapes_of(config), "patch_embedding.weight": convolution}
 
 

@@ -34,7 +34,7 @@ TABLE = {
 @pytest.mark.parametrize("row", TABLE, ids=str)
 def test_chunks_cost_what_the_arithmetic_by_hand_says(row):
     layout, form, content, rotary = row
-    config = replace(WAN, layout=layout, content_width=content, rotary_width=rotary)
+    config = replace(WAN, layout=layout, kv_lora_rank=content, qk_rope_head_dim=rotary)
     costs = [Counted(config=config, form=form, keys=keys).layer_flops() * LAYER_PASSES for keys in WINDOWS]
     assert tuple(round(cost / 1e12, 1) for cost in costs) == TABLE[row]
 
@@ -63,7 +63,7 @@ def test_absorbed_attention_without_a_kernel_sums_the_rotary_part_too():
     config = recipe("debug")
     queries = config.chunk * config.tokens_per_frame
     window = CacheLayout.of(config).positions * config.tokens_per_frame
-    dropped = 2 * config.layers * config.heads * queries * window * config.rotary_width
+    dropped = 2 * config.num_layers * config.num_attention_heads * queries * window * config.qk_rope_head_dim
     seen = flops_by_dispatch(random_model(config), absorbed=True)
     assert seen - dropped == Counted(config=config, form="absorbed").flops
 

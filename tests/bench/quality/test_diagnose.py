@@ -72,8 +72,8 @@ def test_given_chunks_are_those_of_the_result(checkpoint):
 
     opened = open_checkpoint(checkpoint)
     model, config = opened.transformer(), opened.model_config()
-    text_kv = model.encode_text(torch.zeros(1, config.text_tokens, config.text_width))
-    shape = config.latent_channels, config.chunk, config.height, config.image_width
+    text_kv = model.encode_text(torch.zeros(1, config.text_tokens, config.text_dim))
+    shape = config.in_channels, config.chunk, config.sample_height, config.sample_width
 
     def rolled(given=None):
         memory = Memory(model, CacheLayout.of(config), text_kv)

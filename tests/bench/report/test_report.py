@@ -180,8 +180,8 @@ def test_spectra_of_both_layouts(tmp_path):
     assert done.exit_code == 0, done.output
     heads, latent = read_document(path)["checkpoints"]
     config = open_checkpoint(folders[0]).model_config()
-    assert {row["full_rank"] for row in heads["layers"]} == {config.width}
-    assert {row["full_rank"] for row in latent["layers"]} == {config.content_width}
+    assert {row["full_rank"] for row in heads["layers"]} == {config.inner_dim}
+    assert {row["full_rank"] for row in latent["layers"]} == {config.kv_lora_rank}
     assert {row["matrix"] for row in latent["layers"]} == {"stacked", "composed"}
     for row in (*heads["layers"], *latent["layers"]):
         ranks = list(row["ranks"].values())

@@ -72,7 +72,7 @@ def test_an_fp8_graph_holds_codes_and_scales_of_random_weights(tmp_path):
     assert "FLOAT8E4M3FN" in graph.types
     source = random_weights(config)
     name = "blocks.1.ffn.up.weight"
-    width = config.width
+    width = config.inner_dim
     scale = source(f"{name}_scale", torch.empty(4))
     codes = source(name, torch.empty(512, width, dtype=torch.float8_e4m3fn))
     values = codes.float() * scale[0]

@@ -31,7 +31,7 @@ def quick_peaks(monkeypatch):
 
 def test_the_claimed_ratio_falls_out_of_what_is_held():
     """At Wan's widths; fewer layers and tokens take less time and change no ratio."""
-    small = replace(recipe("wan-1.3b"), layers=2, height=16, image_width=16)
+    small = replace(recipe("wan-1.3b"), num_layers=2, sample_height=16, sample_width=16)
     caches = {
         layout: measured_cache(replace(small, layout=layout), torch.bfloat16, CPU)
         for layout in ("mha", "mla")

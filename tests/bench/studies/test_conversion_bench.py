@@ -33,8 +33,8 @@ def heads(tmp_path_factory):
 def clips(tmp_path_factory):
     """Clips as a run leaves them."""
     folder = tmp_path_factory.mktemp("latents")
-    latents = draw(10, MODEL.latent_channels, 12, MODEL.height, MODEL.image_width).half()
-    text = draw(10, MODEL.text_tokens, MODEL.text_width, seed=1).half()
+    latents = draw(10, MODEL.in_channels, 12, MODEL.sample_height, MODEL.sample_width).half()
+    text = draw(10, MODEL.text_tokens, MODEL.text_dim, seed=1).half()
     torch.save({"latents": latents, "text": text, "settings": {}}, folder / "latents-000000.pt")
     return folder
 

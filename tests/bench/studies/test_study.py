@@ -32,9 +32,9 @@ def test_each_question_varies_one_thing(study):
         for question in ("layouts", "widths", "splits", "inits")
     }
     assert [model.layout for model in by_question["layouts"]] == ["mla", "mha"]
-    assert sorted(model.content_width for model in by_question["widths"]) == sorted(study.widths)
-    assert len({model.rotary_width for model in by_question["widths"]}) == 1
-    assert len({model.rotary_width for model in by_question["splits"]}) == 3
+    assert sorted(model.kv_lora_rank for model in by_question["widths"]) == sorted(study.widths)
+    assert len({model.qk_rope_head_dim for model in by_question["widths"]}) == 1
+    assert len({model.qk_rope_head_dim for model in by_question["splits"]}) == 3
     assert len({model.entry_width for model in by_question["splits"]}) == 1
     assert len(by_question["inits"]) == 2
     assert chosen_arms(study, ()) == study.arms()

@@ -120,9 +120,7 @@ def main(folder):
         "whole": built(folder / "whole"),
         "refused by the parser": built(folder / "parser", **{"OnnxParser.parse_from_file": False}),
         "without plugin": built(folder / "none", **{"ILayer.type": trt.LayerType.MATRIX_MULTIPLY}),
-        "plugin lost": built(
-            folder / "lost", **{"EngineInspector.get_engine_information": layers_of(2)}
-        ),
+        "plugin lost": built(folder / "lost", **{"EngineInspector.get_engine_information": layers_of(2)}),
         "not built": built(folder / "not", **{"Builder.build_serialized_network": None}),
         "stale times": built(folder / "stale", **{"IBuilderConfig.set_timing_cache": False}),
         "wide attention": built(folder / "wide", **attention),

@@ -135,8 +135,10 @@ def test_a_gpu_that_is_not_here_is_refused(checkpoint, tmp_path, monkeypatch):
 
 def test_a_model_of_which_no_layer_can_be_quantised_is_refused():
     with pytest.raises(UserError, match="no linear layer of this model can be in fp8; use fp32"):
-        by_precision(tiny_config(width=40), Settings(backend="onnx", precision="fp8"))
-    assert by_precision(tiny_config(width=40), Settings(backend="onnx", precision="fp32")).keys() == {"fp32"}
+        by_precision(tiny_config(attention_head_dim=20), Settings(backend="onnx", precision="fp8"))
+    assert by_precision(
+        tiny_config(attention_head_dim=20), Settings(backend="onnx", precision="fp32")
+    ).keys() == {"fp32"}
 
 
 def test_a_calibration_of_another_model_builds_nothing(checkpoint, calibration, tmp_path):

@@ -122,9 +122,7 @@ def test_graphs_for_gpus_hold_codes_and_bfloat16(program, tmp_path, precision, t
 
 
 @pytest.mark.parametrize(("precision", "target"), [("fp8", "sm_89"), ("nvfp4", "sm_120")])
-def test_tensorrt_rtx_builds_it_without_a_word(
-    checkpoint, calibration_file, tmp_path, precision, target
-):
+def test_tensorrt_rtx_builds_it_without_a_word(checkpoint, calibration_file, tmp_path, precision, target):
     options = ["--backend", "tensorrt-rtx", "--target", target, "--precision", precision]
     files = ["--checkpoint", checkpoint, "--calibration", calibration_file, "-o", tmp_path / "engine"]
     result = CliRunner().invoke(main, ["build", *options, *map(str, files)])

@@ -106,7 +106,7 @@ def test_its_error_is_that_of_the_type(narrowed):
 
 def test_the_prompt_step_is_narrowed_too(narrowed):
     model, programs, precision = narrowed
-    text = draw(1, model.config.text_tokens, model.config.text_width)
+    text = draw(1, model.config.text_tokens, model.config.text_dim)
     got, want = programs["prompt"].module()(text), model.encode_text(text)
     assert got.dtype == DTYPES[precision]
     assert (got.float() - want).norm() < BOUNDS[precision] * want.norm()

@@ -96,7 +96,7 @@ def chosen(model):
     return {
         name: float(value)
         for name, (_, value) in seen.items()
-        if reason_to_exclude(name, shapes[name], model.config.layers) is None
+        if reason_to_exclude(name, shapes[name], model.config.num_layers) is None
     }
 
 

@@ -38,28 +38,28 @@ def user_inputs(program):
 def test_the_step_has_the_signature_of_the_design(traced):
     model, programs = traced
     c, f32, i32 = model.config, torch.float32, torch.int32
-    picture = (BATCH, c.latent_channels, c.chunk, c.height, c.image_width)
-    per_frame = (c.height // c.patch) * (c.image_width // c.patch)
+    picture = (BATCH, c.in_channels, c.chunk, c.sample_height, c.sample_width)
+    per_frame = (c.sample_height // c.patch_size) * (c.sample_width // c.patch_size)
     slots = c.sink + c.history
     assert user_inputs(programs["step"]) == [
         ("latents", picture, f32),
         ("timestep", (BATCH, c.chunk), f32),
-        ("text_kv", (c.layers, 2, BATCH, c.text_tokens, c.width), f32),
-        ("cache", (c.layers, BATCH, slots * per_frame, c.entry_width), f32),
+        ("text_kv", (c.num_layers, 2, BATCH, c.text_tokens, c.inner_dim), f32),
+        ("cache", (c.num_layers, BATCH, slots * per_frame, c.entry_width), f32),
         ("slot_index", (slots,), i32),
         ("chunk_index", (c.chunk,), i32),
     ]
     assert tensors(programs["step"].graph.output_node().args[0]) == [
         ("velocity", picture, f32),
-        ("entries", (c.layers, BATCH, c.chunk * per_frame, c.entry_width), f32),
+        ("entries", (c.num_layers, BATCH, c.chunk * per_frame, c.entry_width), f32),
     ]
 
 
 def test_the_prompt_step_has_the_signature_of_the_design(traced):
     model, programs = traced
     c = model.config
-    text_kv = ("text_kv", (c.layers, 2, BATCH, c.text_tokens, c.width), torch.float32)
-    assert user_inputs(programs["prompt"]) == [("text", (BATCH, c.text_tokens, c.text_width), torch.float32)]
+    text_kv = ("text_kv", (c.num_layers, 2, BATCH, c.text_tokens, c.inner_dim), torch.float32)
+    assert user_inputs(programs["prompt"]) == [("text", (BATCH, c.text_tokens, c.text_dim), torch.float32)]
     assert tensors(programs["prompt"].graph.output_node().args[0]) == [text_kv]
 
 
@@ -83,7 +83,7 @@ def test_the_step_equals_the_model_whatever_the_cache_holds(traced, number):
 
 def test_the_prompt_step_equals_the_model(traced):
     model, programs = traced
-    text = draw(BATCH, model.config.text_tokens, model.config.text_width)
+    text = draw(BATCH, model.config.text_tokens, model.config.text_dim)
     assert_close(programs["prompt"].module()(text), model.encode_text(text), rtol=1e-6, atol=1e-6)
 
 

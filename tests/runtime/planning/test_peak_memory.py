@@ -56,8 +56,9 @@ def test_the_most_that_lives_at_once_is_counted(device):
 @pytest.mark.parametrize(
     "changes",
     [
-        {}, {"layout": "mha"}, {"layers": 2, "history": 36}, {"layers": 2, "history": 36, "layout": "mha"},
-        {"layers": 3, "width": 512, "heads": 8, "height": 16}, {"layers": 2, "ffn_width": 8192},
+        {}, {"layout": "mha"},
+        {"num_layers": 2, "history": 36}, {"num_layers": 2, "history": 36, "layout": "mha"},
+        {"num_layers": 3, "num_attention_heads": 8, "sample_height": 16}, {"num_layers": 2, "ffn_dim": 8192},
         {"history": 4},
     ],
 )  # fmt: skip
@@ -84,7 +85,7 @@ def test_decoding_takes_what_the_plan_says(checkpoint):
     config = open_checkpoint(checkpoint).model_config()
     torch.manual_seed(0)
     for codec, empty in codecs(checkpoint):
-        latents = torch.randn(1, config.latent_channels, config.chunk, config.height, config.image_width)
+        latents = torch.randn(1, config.in_channels, config.chunk, config.sample_height, config.sample_width)
         _, memory = codec.decode(latents)
         taken = most_alive(partial(codec.decode, latents, memory))
         assert taken == decoding_scratch(empty(), config) > 0
@@ -97,7 +98,7 @@ def test_wan_s_decoder_takes_what_the_plan_says():
     codec, config = WanCodec(AutoencoderKLWan(**sizes, **more)), RECIPES["debug"]
     with torch.device("meta"):
         empty = WanCodec(AutoencoderKLWan(**sizes, **more))
-    latents = torch.randn(1, config.latent_channels, config.chunk, config.height, config.image_width)
+    latents = torch.randn(1, config.in_channels, config.chunk, config.sample_height, config.sample_width)
     _, memory = codec.decode(latents)
     assert most_alive(partial(codec.decode, latents, memory)) == decoding_scratch(empty, config) > 0
 

@@ -50,7 +50,7 @@ class ByHand:
     def window(self):
         """The cache as it is, and the indices of what it holds and of the chunk itself."""
         held = self.sink + self.ring[len(self.ring) - min(len(self.ring), self.layout.history) :]
-        empty = torch.zeros(self.engine.config.layers, 1, 0, self.layout.entry_width)
+        empty = torch.zeros(self.engine.config.num_layers, 1, 0, self.layout.entry_width)
         own = torch.arange(len(held), len(held) + self.layout.chunk)
         return torch.cat([empty, *held], dim=2), torch.arange(len(held)).int(), own.int()
 

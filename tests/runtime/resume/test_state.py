@@ -165,9 +165,7 @@ def stopped(checkpoint, output, *, seconds=6.0, at=1):
 
     stop, order = Event(), new(RED, checkpoint, scale=1, seconds=seconds, seed=3)
     keeper, sink = Keeper(output, order.describe), open_sink(output, scale=1)
-    outcome = produce(
-        order.job, sink, StopAt(stop, at), frames=order.frames, stop=stop, keeper=keeper
-    )
+    outcome = produce(order.job, sink, StopAt(stop, at), frames=order.frames, stop=stop, keeper=keeper)
     assert not outcome.complete
     return output
 

@@ -36,7 +36,7 @@ def plain(engine, prompts, sampler, *, seeds, chunks):
     """The rollout without fixed buffers: fresh tensors for every chunk, a whole step for the clean pass."""
     layout, config = engine.layout, engine.config
     cache = layout.allocate(len(seeds), dtype=engine.dtype)
-    shape = (config.latent_channels, layout.chunk, config.height, config.image_width)
+    shape = (config.in_channels, layout.chunk, config.sample_height, config.sample_width)
     for number in range(chunks):
         text = engine.encode_prompt(prompts)
         window = layout.slot_index(number), layout.chunk_index(number)
@@ -89,7 +89,7 @@ def test_packed_layers_are_those_that_they_were_made_from(layout):
     inputs = pass_inputs(model.config, 3)
     for made, wanted in zip(again(**inputs), model(**inputs), strict=True):
         assert_close(made, wanted, rtol=1e-4, atol=1e-5)
-    text = torch.randn(2, model.config.text_tokens, model.config.text_width)
+    text = torch.randn(2, model.config.text_tokens, model.config.text_dim)
     assert_close(again.encode_text(text), model.encode_text(text), rtol=1e-4, atol=1e-5)
     assert [name for name, part in model.named_modules() if isinstance(part, torch.nn.Linear)] == names
     # A batch of another size than it was laid out for is right as well.

@@ -75,7 +75,7 @@ def test_the_rollout_is_the_method_step_by_step(engine):
         gone = max(first - layout.slots, 0)
         places = [n if n < layout.sink else n - gone for n, _ in window]
         own = torch.arange(min(first, layout.slots), min(first, layout.slots) + layout.chunk)
-        shape = (engine.config.layers, 1, 0, layout.entry_width)
+        shape = (engine.config.num_layers, 1, 0, layout.entry_width)
         cache = torch.cat([torch.zeros(shape), *(e for _, e in window)], dim=2)
         position = torch.tensor(places, dtype=torch.int32), own.int()
         x = keyed_noise((1, 4, layout.chunk, 8, 8)[1:], seed=5, chunk=number, step=0)[None]

@@ -36,8 +36,8 @@ def sprite(motion="drifting", seed=1):
 def clips(count=4, frames=12, labelled=True):
     generator = torch.Generator().manual_seed(0)
     c = DEBUG.model
-    latents = torch.randn(count, c.latent_channels, frames, c.height, c.image_width, generator=generator)
-    text = torch.randn(count, c.text_tokens, c.text_width, generator=generator)
+    latents = torch.randn(count, c.in_channels, frames, c.sample_height, c.sample_width, generator=generator)
+    text = torch.randn(count, c.text_tokens, c.text_dim, generator=generator)
     labels = torch.rand(count, frames, PLACES, WIDTH, generator=generator) if labelled else None
     return LatentSet(latents.half(), text.half(), {}, objects=torch.tensor([1, 2, 1, 2]), labels=labels)
 

@@ -30,8 +30,8 @@ DEBUG = PIPELINES["debug"]
 
 def debug_data(negative=False):
     model = DEBUG.model
-    latents = draw(4, model.latent_channels, 12, model.height, model.image_width).half()
-    text = draw(4, model.text_tokens, model.text_width, seed=1).half()
+    latents = draw(4, model.in_channels, 12, model.sample_height, model.sample_width).half()
+    text = draw(4, model.text_tokens, model.text_dim, seed=1).half()
     return LatentSet(latents, text, {"made": "here"}, text[0] if negative else None)
 
 
@@ -182,7 +182,7 @@ def data(tmp_path_factory):
     folder, model = tmp_path_factory.mktemp("latents"), DEBUG.model
     clips = debug_data()
     torch.save({"latents": clips.latents, "text": clips.text, "settings": {}}, folder / "latents-000000.pt")
-    assert clips.latents.shape[1] == model.latent_channels
+    assert clips.latents.shape[1] == model.in_channels
     return folder
 
 

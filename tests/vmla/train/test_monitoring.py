@@ -25,8 +25,8 @@ MODEL = TRAINING_RECIPES["debug"].model
 def data(tmp_path_factory):
     """Clips as a run leaves them, for the debug model."""
     folder = tmp_path_factory.mktemp("latents")
-    latents = draw(4, MODEL.latent_channels, 12, MODEL.height, MODEL.image_width).half()
-    text = draw(4, MODEL.text_tokens, MODEL.text_width, seed=1).half()
+    latents = draw(4, MODEL.in_channels, 12, MODEL.sample_height, MODEL.sample_width).half()
+    text = draw(4, MODEL.text_tokens, MODEL.text_dim, seed=1).half()
     torch.save({"latents": latents, "text": text, "settings": {}}, folder / "latents-000000.pt")
     return folder
 

@@ -34,7 +34,7 @@ def memory_of(model, text=None, numbers=None):
 
 def clip(config, chunks, seed=1):
     return draw(
-        BATCH, config.latent_channels, chunks * config.chunk, config.height, config.image_width, seed=seed
+        BATCH, config.in_channels, chunks * config.chunk, config.sample_height, config.sample_width, seed=seed
     )
 
 
@@ -89,7 +89,7 @@ def test_a_self_rollout_is_a_rollout(layout, kind):
     made = rollout(Engine(), NoDecoder(), FixedPrompts("x"), sampler, seeds=[11], chunks=chunks)
     expected = torch.cat([chunk.frames for chunk in made], dim=1).transpose(1, 2)
     config = model.config
-    shape = (config.latent_channels, config.chunk, config.height, config.image_width)
+    shape = (config.in_channels, config.chunk, config.sample_height, config.sample_width)
     latents = self_rollout(memory_of(model, text), sampler, shape, chunks=chunks, exit_step=2, seeds=[11])
     assert_close(latents, expected, rtol=1e-5, atol=1e-5)
 
@@ -104,7 +104,7 @@ def test_what_descends_step_by_step_does_not_exit_on_the_way():
 
 def rolled(model, step, **how):
     config = model.config
-    shape = (config.latent_channels, config.chunk, config.height, config.image_width)
+    shape = (config.in_channels, config.chunk, config.sample_height, config.sample_width)
     text_kv = model.encode_text(draw(BATCH, 5, 10, seed=3))
     memory = Memory(step, CacheLayout.of(config), text_kv)
     return self_rollout(memory, STUDENT, shape, seeds=[1, 2], **how)

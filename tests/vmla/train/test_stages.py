@@ -41,10 +41,10 @@ NOTED = [
 def numbered_stage(**changes):
     """A denoiser stage over latents that say their clip and their frame."""
     clips, model = 6, DEBUG.model
-    shape = (clips, model.latent_channels, FRAMES, model.height, model.image_width)
+    shape = (clips, model.in_channels, FRAMES, model.sample_height, model.sample_width)
     of_clip = 100 * torch.arange(clips)[:, None, None, None, None]
     frames = torch.arange(FRAMES)[None, None, :, None, None] + of_clip
-    text = 100.0 * torch.arange(clips)[:, None, None].expand(-1, model.text_tokens, model.text_width)
+    text = 100.0 * torch.arange(clips)[:, None, None].expand(-1, model.text_tokens, model.text_dim)
     training = dataclasses.replace(DEBUG.denoiser_training, chunks=4, **changes)
     return DenoiserStage(model, training, LatentSet(frames.expand(shape).half(), text.half(), {}))
 
@@ -92,7 +92,7 @@ def test_openings_are_any_chunk_of_any_clip_as_if_a_video_began_there():
         latents, text, numbers, _ = stage.draw(step)
         kinds.append(numbers == [0])
         if kinds[-1]:
-            assert latents.shape[:3] == (9, DEBUG.model.latent_channels, 3)
+            assert latents.shape[:3] == (9, DEBUG.model.in_channels, 3)
             shown = latents[:, 1, :, 2, 3] - text[:, 0, :1]
             assert torch.equal(shown - shown[:, :1], torch.arange(3.0).expand(9, 3))
             first_frames |= set(shown[:, 0].tolist())
@@ -141,8 +141,8 @@ def test_a_share_of_prompts_lies_between_none_and_all(share):
 
 def step_inputs(model, seed=0):
     config, layout = model.config, CacheLayout.of(model.config)
-    latents = draw(2, config.latent_channels, config.chunk, config.height, config.image_width, seed=seed)
-    text = draw(2, config.text_tokens, config.text_width, seed=seed + 1)
+    latents = draw(2, config.in_channels, config.chunk, config.sample_height, config.sample_width, seed=seed)
+    text = draw(2, config.text_tokens, config.text_dim, seed=seed + 1)
     cache = draw(*layout.shape(2), seed=seed + 2)
     timestep = torch.full((2, config.chunk), 600.0)
     return latents, text, (timestep, cache, layout.slot_index(3), layout.chunk_index(3))

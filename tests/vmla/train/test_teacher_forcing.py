@@ -23,8 +23,8 @@ EXACT = Forcing(copies=1, context_noise=0.0, own_share=0.0)
 
 def draw_batch(config, chunks):
     frames = chunks * config.chunk
-    latents = draw(BATCH, config.latent_channels, frames, config.height, config.image_width, seed=1)
-    return latents, draw(BATCH, config.text_tokens, config.text_width, seed=2)
+    latents = draw(BATCH, config.in_channels, frames, config.sample_height, config.sample_width, seed=1)
+    return latents, draw(BATCH, config.text_tokens, config.text_dim, seed=2)
 
 
 def loss_of(model, latents, text, numbers, forcing, *, seed=0, step=None):
@@ -124,7 +124,7 @@ def test_a_jump_forgets_all_but_the_sink_that_was_made(sink, history):
 
 def test_without_a_jump_the_windows_are_those_of_a_rollout():
     model = tiny_model()
-    text, chunks = draw(1, model.config.text_tokens, model.config.text_width), 6
+    text, chunks = draw(1, model.config.text_tokens, model.config.text_dim), 6
 
     class Engine(Recorder):
         config, layout = model.config, CacheLayout.of(model.config)

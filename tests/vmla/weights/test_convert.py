@@ -30,7 +30,7 @@ from vmla.weights.source import open_source, published
 
 pytestmark = pytest.mark.cpu
 
-EXACT = {"content_width": 8, "rotary_width": 8, "query_width": 32}
+EXACT = {"kv_lora_rank": 8, "qk_rope_head_dim": 8, "q_lora_rank": 32}
 HEADS, WIDTH, HEAD = 2, 32, 16
 
 
@@ -163,7 +163,7 @@ def test_an_absorbed_bias_is_the_best_matrix_without_one():
 
 def converted(wan, **chosen):
     """Of Wan's weights at ranks that lose something."""
-    config = tiny_config(content_width=6, rotary_width=8, query_width=14)
+    config = tiny_config(kv_lora_rank=6, qk_rope_head_dim=8, q_lora_rank=14)
     inputs = Inputs.of(draw(60, WIDTH, seed=10), whiten=True)
     return convert_attention(wan, config, inputs, Choices(**chosen))
 
@@ -203,7 +203,10 @@ def test_the_command_and_the_library_choose_alike():
 
 
 def test_random_keeps_size_and_wans_output_projection():
-    config, (wan, _) = tiny_config(width=96, heads=2, content_width=48, query_width=48), low_rank_wan()
+    config, (wan, _) = (
+        tiny_config(num_attention_heads=2, attention_head_dim=48, kv_lora_rank=48, q_lora_rank=48),
+        low_rank_wan(),
+    )
     wan = {name: draw(*[96] * tensor.ndim, seed=i) for i, (name, tensor) in enumerate(wan.items())}
     x = draw(200, 96).double()
     made, _ = convert_attention(wan, config, Inputs.of(x, whiten=True), Choices(init="random", seed=4))
@@ -264,7 +267,7 @@ def test_the_command_writes_a_checkpoint_and_a_report(wan_folder, tmp_path):
     assert result.exit_code == 0, result.output
     opened = open_checkpoint(tmp_path / "mla")
     model, config = opened.transformer(), opened.model_config()
-    assert (config.layout, config.content_width, config.query_width) == ("mla", 24, 32)
+    assert (config.layout, config.kv_lora_rank, config.q_lora_rank) == ("mla", 24, 32)
     original = open_source(wan_folder, like=recipe("debug")).model().state_dict()
     for name, tensor in model.state_dict().items():
         if ".attn1." not in name:

@@ -63,8 +63,8 @@ def test_a_diffusers_folder_computes_what_diffusers_does(tmp_path):
     assert len(list((tmp_path / "transformer").glob("*.safetensors"))) > 2
     ours = open_source(tmp_path, like=config).model()
     assert ours.config == config
-    latents = draw(BATCH, config.latent_channels, FRAMES, config.height, config.image_width, seed=1)
-    text, timestep = draw(BATCH, config.text_tokens, config.text_width, seed=2), torch.tensor([731.5, 88.25])
+    latents = draw(BATCH, config.in_channels, FRAMES, config.sample_height, config.sample_width, seed=1)
+    text, timestep = draw(BATCH, config.text_tokens, config.text_dim, seed=2), torch.tensor([731.5, 88.25])
     layout = CacheLayout.of(config)
     velocity = ours(
         latents, timestep[:, None].expand(-1, FRAMES), ours.encode_text(text),
@@ -77,7 +77,7 @@ def test_diffusers_weights_chunk_by_chunk_equal_a_masked_forward(tmp_path):
     config = tiny_config(layout="mha")
     randomise(wan_transformer(config)).save_pretrained(tmp_path)
     model, layout, size = open_source(tmp_path, like=config).model(), CacheLayout.of(config), config.chunk
-    shape = (BATCH, config.latent_channels, 4 * size, config.height, config.image_width)
+    shape = (BATCH, config.in_channels, 4 * size, config.sample_height, config.sample_width)
     clean, noisy, text = draw(*shape, seed=1), draw(*shape, seed=2), draw(BATCH, 5, 10, seed=3)
     timestep = 1000 * torch.rand(BATCH, 4 * size, generator=torch.Generator().manual_seed(4))
     text_kv, cache, outputs = model.encode_text(text), layout.allocate(BATCH, dtype=torch.float32), []
@@ -104,7 +104,7 @@ def test_wans_own_names_make_the_round_trip(tmp_path, layout):
 
 def test_names_are_those_of_wans_release():
     """Spelt out from its state dict, not from our table."""
-    names = published(VideoMLA(tiny_config(layout="mha", layers=1)), wan=True)
+    names = published(VideoMLA(tiny_config(layout="mha", num_layers=1)), wan=True)
     assert sorted(names) == sorted(
         [f"{outer}.{leaf}" for leaf in ("weight", "bias") for outer in (
             "patch_embedding", "text_embedding.0", "text_embedding.2", "time_embedding.0", "time_embedding.2",

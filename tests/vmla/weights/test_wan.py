@@ -33,11 +33,15 @@ def run_bidirectional(model, latents, timestep, text):
 
 
 def draw_inputs(config):
-    latents = draw(BATCH, config.latent_channels, FRAMES, config.height, config.image_width, seed=1)
-    return latents, draw(BATCH, config.text_tokens, config.text_width, seed=2)
+    latents = draw(BATCH, config.in_channels, FRAMES, config.sample_height, config.sample_width, seed=1)
+    return latents, draw(BATCH, config.text_tokens, config.text_dim, seed=2)
 
 
-@pytest.mark.parametrize("changes", [{}, {"width": 84, "heads": 3, "layers": 3}], ids=["even", "odd"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"num_attention_heads": 3, "attention_head_dim": 28, "num_layers": 3}],
+    ids=["even", "odd"],
+)
 def test_mha_equals_diffusers(changes):
     wan, ours = wan_and_ours(**changes)
     latents, text = draw_inputs(ours.config)

@@ -173,10 +173,10 @@ def test_a_missing_file_is_named(copy, part):
 @pytest.mark.parametrize(
     ("part", "changes", "complaint"),
     [
-        ("transformer", {"widht": 3}, "unknown model setting: widht; known are chunk"),
-        ("transformer", {"width": None}, "model settings are incomplete"),
-        ("transformer", {"width": "64"}, "width is '64'; it is a whole number"),
-        ("transformer", {"layers": 3}, "lacks the tensor blocks.2."),
+        ("transformer", {"widht": 3}, "unknown model setting: widht; known are attention_head_dim"),
+        ("transformer", {"ffn_dim": None}, "model settings are incomplete"),
+        ("transformer", {"ffn_dim": "64"}, "ffn_dim is '64'; it is a whole number"),
+        ("transformer", {"num_layers": 3}, "lacks the tensor blocks.2."),
         ("transformer", {"_class_name": "WanTransformer3DModel"}, "holds a WanTransformer3DModel, not"),
         ("transformer", {"_class_name": None}, "holds a None, not a VideoMLA transformer"),
         ("vae", {"widhts": [1, 2, 3]}, "unexpected keyword argument 'widhts'"),

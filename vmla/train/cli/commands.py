@@ -25,10 +25,12 @@ def varied(command: Any) -> Any:
     """Options that change a recipe, for studies."""
     for option in (
         click.option("--layout", type=click.Choice(["mla", "mha"]), help="The recipe's, if not given."),
-        click.option("--content-width", type=click.IntRange(min=1), help="Of the shared latent."),
-        click.option("--rotary-width", type=click.IntRange(min=2), help="Of the shared rotary key."),
-        click.option("--seed", type=int, help="Of the denoiser."),
-    ):
+        click.option("--kv-lora-rank", "--content-width", "kv_lora_rank", type=click.IntRange(min=1),
+                     help="Width of the shared latent."),
+        click.option("--qk-rope-head-dim", "--rotary-width", "qk_rope_head_dim", type=click.IntRange(min=2),
+                     help="Width of the shared rotary key."),
+        click.option("--seed", type=int, help="Seed of the denoiser's training."),
+    ):  # fmt: skip
         command = option(command)
     return command
 
@@ -75,9 +77,7 @@ def run(
         torch.set_num_threads(threads)
     chosen = training_recipe(recipe, **changes)
     with dashboard(log, output) as watchers, ProgressLine(sys.stderr) as line:
-        Run(
-            chosen, output, line.show, stop_after=stop_after, watchers=watchers, samples=samples
-        ).until(until)
+        Run(chosen, output, line.show, stop_after=stop_after, watchers=watchers, samples=samples).until(until)
 
 
 @main.command()
@@ -89,7 +89,9 @@ def recipes() -> None:
         model = recipe.model
         steps = recipe.steps()
         learned = steps["denoiser"] + steps.get("refine", 0)
-        click.echo(f"{recipe.name}: width {model.width}, {model.layers} layers, {learned} denoiser steps")
+        click.echo(
+            f"{recipe.name}: width {model.inner_dim}, {model.num_layers} layers, {learned} denoiser steps"
+        )
 
 
 @main.command()
@@ -199,9 +201,12 @@ def render(recipe: str, output: Path, checkpoint: str, threads: int | None, **op
 @click.option("--init", type=click.Choice(["spectral", "random"]), default="spectral", show_default=True)
 @click.option("-o", "--output", type=FOLDER, help="The checkpoint folder to write.")
 @click.option("--recipe", default="wan-1.3b", show_default=True, help="Of picture and window.")
-@click.option("--content-width", type=click.IntRange(min=1), help="Of the shared latent; the recipe's.")
-@click.option("--rotary-width", type=click.IntRange(min=2), help="Of the shared rotary key; the recipe's.")
-@click.option("--query-width", type=click.IntRange(min=1), help="Of the query latent; half the width.")
+@click.option("--kv-lora-rank", "--content-width", "kv_lora_rank", type=click.IntRange(min=1),
+              help="Width of the shared latent (default: the recipe's).")  # fmt: skip
+@click.option("--qk-rope-head-dim", "--rotary-width", "qk_rope_head_dim", type=click.IntRange(min=2),
+              help="Width of the shared rotary key (default: the recipe's).")  # fmt: skip
+@click.option("--q-lora-rank", "--query-width", "q_lora_rank", type=click.IntRange(min=1),
+              help="Width of the query latent (default: half the model's).")  # fmt: skip
 @click.option("--whiten/--no-whiten", default=True, show_default=True, help="Weigh by inputs.")
 @click.option("--balance", default=1.0, show_default=True, help="Share of singular values that goes down.")
 @click.option("--key-weight", type=float, default=1.0, show_default=True, help="Of keys against values.")

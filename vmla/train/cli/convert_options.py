@@ -35,9 +35,7 @@ def run_conversion(options: Mapping[str, Any], report: Say, say: Say) -> None:
         _say_plan(sizes, wanted(sizes, options), options["clips"], dtype, say)
         return
     path = locate(options["source"], revision=options["revision"], offline=options["offline"])
-    source = open_source(
-        path, like=recipe(options["recipe"]), part=options["part"], mapping=options["names"]
-    )
+    source = open_source(path, like=recipe(options["recipe"]), part=options["part"], mapping=options["names"])
     config = wanted(source.config, options)
     if options["dry_run"]:
         _say_plan(source.config, config, options["clips"], dtype, say)
@@ -51,10 +49,10 @@ def run_conversion(options: Mapping[str, Any], report: Say, say: Say) -> None:
 
 def wanted(source: ModelConfig, options: Mapping[str, Any]) -> ModelConfig:
     """Sizes of the result: those of the source, with the latent's widths."""
-    given = {key: options[key] for key in ("content_width", "rotary_width", "query_width")}
+    given = {key: options[key] for key in ("kv_lora_rank", "qk_rope_head_dim", "q_lora_rank")}
     latent = {key: value for key, value in given.items() if value is not None}
     if source.layout == "mha":
-        latent.setdefault("query_width", source.width // 2)  # as the paper's 768 of 1536
+        latent.setdefault("q_lora_rank", source.inner_dim // 2)  # as the paper's 768 of 1536
     return replace(source, layout=options["layout"], **latent)
 
 

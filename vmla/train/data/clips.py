@@ -34,8 +34,8 @@ def open_clips(folder: Path, config: ModelConfig, *, video: bool = True) -> Late
         raise UserError(f"{folder} holds prompts alone; this stage needs clips of video")
     if len(clips.latents):
         _check(folder, "latents", (clips.latents.shape[1], *clips.latents.shape[3:]),
-               (config.latent_channels, config.height, config.image_width))  # fmt: skip
-    _check(folder, "text", tuple(clips.text.shape[1:]), (config.text_tokens, config.text_width))
+               (config.in_channels, config.sample_height, config.sample_width))  # fmt: skip
+    _check(folder, "text", tuple(clips.text.shape[1:]), (config.text_tokens, config.text_dim))
     return clips
 
 

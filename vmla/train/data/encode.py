@@ -75,7 +75,7 @@ def encode(
     text = opened.text()
     text.encoder.to(place)
     ratio = codec.spatial_ratio if codec is not None else 1
-    sizes = config.height * ratio, config.image_width * ratio
+    sizes = config.sample_height * ratio, config.sample_width * ratio
     settings = {
         "source": str(source), "checkpoint": str(checkpoint), "frames": frames if video else 0,
         "shard": shard, "height": sizes[0], "width": sizes[1], "negative": negative,

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from plugins.errors import UserError
+from vmla.config import current_names
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -52,7 +53,7 @@ def refuse_other_settings(made_with: dict[str, Any], settings: dict[str, Any], p
     Raises:
         UserError: naming the first that differs.
     """
-    theirs, ours = _flat(made_with), _flat(settings)
+    theirs, ours = _flat(_under_current_names(made_with)), _flat(settings)
     differing = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
     if differing:
         key = differing[0]
@@ -60,6 +61,11 @@ def refuse_other_settings(made_with: dict[str, Any], settings: dict[str, Any], p
             f"{path} was made with {key} = {theirs.get(key)}, this recipe has {ours.get(key)}; "
             f"use another output folder or remove that file"
         )
+
+
+def _under_current_names(made_with: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a denoiser's state may be older than the names of its model's."""
+    return made_with | {"model": current_names(made_with["model"])} if "model" in made_with else made_with
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:

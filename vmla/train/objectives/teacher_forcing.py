@@ -111,9 +111,7 @@ def forcing_loss_at_once(
     sigma, noise, noisy = zip(*drawn, strict=True)
     timestep = torch.stack(sigma, dim=1).repeat_interleave(layout.chunk, 1) * TIMESTEPS
     context = torch.cat([latents[:, :, :0], *contexts], dim=2)
-    velocity = unrolled_velocity(
-        run, layout, text_kv, numbers, torch.cat(noisy, dim=2), context, timestep
-    )
+    velocity = unrolled_velocity(run, layout, text_kv, numbers, torch.cat(noisy, dim=2), context, timestep)
     return (velocity - (torch.cat(noise, dim=2) - torch.cat(targets, dim=2))).square().mean()
 
 
@@ -136,9 +134,7 @@ def _predict(
     return error.square().mean(), estimate[:batch], sigma[:batch] < forcing.own_sigma
 
 
-def _noised(
-    clean: Tensor, forcing: Forcing, generator: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
+def _noised(clean: Tensor, forcing: Forcing, generator: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
     """Noise levels [copies * B], noise and noisy latents of all copies of `clean` [B, z, F, h, w]."""
     copies, batch = forcing.copies, len(clean)
     target = torch.cat([clean] * copies)

@@ -109,7 +109,7 @@ def write_card(folder: Path, grades: Path, grader: Path) -> None:
         record=TRAINING,
         parameters=checkpoint.elements("transformer") / 1e6,
         entry=config.entry_width,
-        dense=2 * config.width,
+        dense=2 * config.inner_dim,
         **_words(),
         **{key: training[key] for key in ("recipe", "commit", "seed", "hours", "hardware", "torch")},
         stages="\n".join(_stage(name, stages[name]) for name in ORDER if name in stages),

@@ -122,4 +122,3 @@ def _finished(folder: Path, name: str, steps: int) -> dict[str, Any]:
         done = 0 if last is None else last["step"]
         raise UserError(f"stage {name} in {folder} has made {done} of {steps} steps; run it to its end first")
     return {"steps": steps, "seconds": last["seconds"], "loss": last["loss"], **mean_speed(log)}
-

@@ -82,7 +82,10 @@ SPRITES = Pipeline(
     forcing=DenoiserTraining(
         schedule=DistilSchedule(steps=300, learning_rate=1e-4),
         forcing=Forcing(context_noise=0.1, own_sigma=0.5),  # of the model's own last stage
-        clips=12, openings=0.2, opening_clips=64, compiled=True,
+        clips=12,
+        openings=0.2,
+        opening_clips=64,
+        compiled=True,
     ),
     consistency=ConsistencyTraining(
         schedule=DistilSchedule(steps=300, learning_rate=1e-4), consistency=_SMALL, clips=16, compiled=True
@@ -120,7 +123,10 @@ SPRITES_GPU = replace(
 
 _MINI_MATCHING = replace(
     _SPRITES_MATCHING,
-    schedule=replace(_SPRITES_MATCHING.schedule, steps=60), chunks=4, clips=8, compiled=False,
+    schedule=replace(_SPRITES_MATCHING.schedule, steps=60),
+    chunks=4,
+    clips=8,
+    compiled=False,
 )
 MINI = Pipeline(
     name="mini",
@@ -148,7 +154,11 @@ DEBUG = Pipeline(
         schedule=_TINY, forcing=PLAIN, clips=2, chunks=3, jumps=0.0, precision="float32", at_once=True
     ),
     consistency=ConsistencyTraining(
-        schedule=_TINY, consistency=Consistency(grid=6, guidance=1.0), clips=2, chunks=3, precision="float32",
+        schedule=_TINY,
+        consistency=Consistency(grid=6, guidance=1.0),
+        clips=2,
+        chunks=3,
+        precision="float32",
         at_once=True,
     ),
     distribution=_DEBUG_MATCHING,

@@ -123,8 +123,9 @@ DEBUG = Recipe(
 
 # A smaller model of the same world, so that studies with seeds are affordable.
 MINI_MODEL = replace(
-    RECIPES["sprites"], width=128, heads=2, layers=3, ffn_width=512, text_width=64, text_tokens=112,
-    latent_channels=16, content_width=16, rotary_width=16, query_width=64, position_table=False,
+    RECIPES["sprites"], num_attention_heads=2, attention_head_dim=64, num_layers=3, ffn_dim=512,
+    text_dim=64, text_tokens=112, in_channels=16, kv_lora_rank=16, qk_rope_head_dim=16,
+    q_lora_rank=64, position_table=False,
 )  # fmt: skip
 MINI = Recipe(
     name="mini",

@@ -48,12 +48,12 @@ def _of_clips(scorer: ModelConfig, config: ModelConfig, training: object) -> dic
     passes = [chunks * (copies + 1) * tokens, chunks * tokens if whole else 0]
     # Checkpointing keeps a block's input for every pass, and one block's inside at a time.
     largest = passes[0] if at_once else max(copies * tokens, passes[1])
-    inside = clips * largest * KEPT_PER_TOKEN * config.width
+    inside = clips * largest * KEPT_PER_TOKEN * config.inner_dim
     # A clip in one pass has none; a student's rollout has them all the same.
     cached = 0 if at_once and not hasattr(training, "critic") else chunks
-    text = config.layers * 2 * clips * config.text_tokens * config.width
+    text = config.num_layers * 2 * clips * config.text_tokens * config.inner_dim
     return {
-        "inputs of blocks": HALF * clips * max(passes) * scorer.layers * config.width,
+        "inputs of blocks": HALF * clips * max(passes) * scorer.num_layers * config.inner_dim,
         "one block's inside": HALF * inside,
         "caches, one for each chunk": cached * layout.bytes(clips * (copies + 1), element_size=HALF),
         "keys and values of the text": HALF * text * 2,
@@ -65,5 +65,5 @@ def _parameters(config: ModelConfig) -> int:
 
 
 def _block(config: ModelConfig) -> int:
-    shapes = shapes_of(replace(config, layers=1))
+    shapes = shapes_of(replace(config, num_layers=1))
     return sum(math.prod(shape) for name, shape in shapes.items() if name.startswith("blocks."))

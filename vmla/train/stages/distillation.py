@@ -152,9 +152,7 @@ class ConsistencyStage:
     def _memory(self, model: VideoMLA, text: Tensor) -> Memory:
         passes = self.calls(model, self.meter.dtype)
         unrolled = passes.unrolled if self.training.at_once else None
-        return Memory(
-            passes.step, CacheLayout.of(model.config), passes.encode_text(text), unrolled=unrolled
-        )
+        return Memory(passes.step, CacheLayout.of(model.config), passes.encode_text(text), unrolled=unrolled)
 
 
 class DistributionStage:
@@ -243,7 +241,7 @@ class DistributionStage:
         made = self_rollout(
             Memory(passes.step, layout, passes.encode_text(text)),
             training.sampler,
-            (config.latent_channels, layout.chunk, config.height, config.image_width),
+            (config.in_channels, layout.chunk, config.sample_height, config.sample_width),
             chunks=count,
             exit_step=exit_step,
             seeds=[int(seed) for seed in seeds],

@@ -33,8 +33,8 @@ class Calibration:
     def noise(cls, config: ModelConfig, *, clips: int, seed: int) -> Calibration:
         """Pure noise at t = 1000 and no text, which a denoiser does meet: no data needed."""
         generator = torch.Generator().manual_seed(seed)
-        shape = (clips, config.latent_channels, config.chunk, config.height, config.image_width)
-        text = torch.zeros(clips, config.text_tokens, config.text_width)
+        shape = (clips, config.in_channels, config.chunk, config.sample_height, config.sample_width)
+        text = torch.zeros(clips, config.text_tokens, config.text_dim)
         return cls(torch.randn(shape, generator=generator), torch.full((clips,), float(TIMESTEPS)), text)
 
     @classmethod
@@ -64,7 +64,7 @@ def layers_of(source: Source, calibration: Calibration) -> Iterator[Seen]:
     Attention is among the frames of a clip in both directions, as in a rollout's first chunk.
     """
     with Uninitialised():
-        model = VideoMLA(replace(source.config, layers=1)).eval().requires_grad_(False)
+        model = VideoMLA(replace(source.config, num_layers=1)).eval().requires_grad_(False)
     model.load_state_dict(source.outer(), strict=False, assign=True)
     block, width = cast(Block, model.blocks[0]), source.config.entry_width
     conditioning = model.condition_embedder
@@ -73,7 +73,7 @@ def layers_of(source: Source, calibration: Calibration) -> Iterator[Seen]:
     states = [model.embed(x[None]) for x in calibration.latents]
     modulations = [conditioning(t.expand(1, frames))[1] for t in calibration.timestep]
     texts = [conditioning.text_embedder(text[None]) for text in calibration.text]
-    for layer in range(source.config.layers):
+    for layer in range(source.config.num_layers):
         weights = source.part(f"blocks.{layer}.")
         block.load_state_dict(weights, assign=True)
         seen: list[tuple[Tensor, Tensor]] = []

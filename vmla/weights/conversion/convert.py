@@ -55,7 +55,7 @@ class Conversion:
         shutil.rmtree(aside, ignore_errors=True)
         (aside / "transformer").mkdir(parents=True)
         records: list[dict[str, Any]] = []
-        _write_shards(aside / "transformer", self._shards(records, report), self.config.layers + 1)
+        _write_shards(aside / "transformer", self._shards(records, report), self.config.num_layers + 1)
         write_json(aside / "transformer" / "config.json", {"_class_name": "VideoMLA", **asdict(self.config)})
         write_json(aside / REPORT, self._record(records))
         finish_folder(aside, pipeline, _schedule(pipeline))
@@ -64,7 +64,7 @@ class Conversion:
 
     def _record(self, layers: list[dict[str, Any]]) -> dict[str, Any]:
         kept = {"source": str(self.source.path), "choices": asdict(self.choices), "layers": layers}
-        return {**kept, "tokens": self.calibration.latents[:, 0].numel() // self.config.patch**2}
+        return {**kept, "tokens": self.calibration.latents[:, 0].numel() // self.config.patch_size**2}
 
     def _shards(
         self, records: list[dict[str, Any]], report: Callable[[str], None]
@@ -72,13 +72,13 @@ class Conversion:
         """Tensors of the result: those of no block, then block by block."""
         yield self._cast(self.source.outer())
         if self.source.config.layout == self.config.layout:
-            for layer in range(self.config.layers):
+            for layer in range(self.config.num_layers):
                 yield self._cast(self.source.part(f"blocks.{layer}."), layer)
             return
         for seen in layers_of(self.source, self.calibration):
             attention, record = (self.attention if self.config.layout == "mla" else self.unfolded)(seen)
             records.append(record)
-            report(_line(record, self.config.layers))
+            report(_line(record, self.config.num_layers))
             others = {name: t for name, t in seen.weights.items() if not name.startswith("attn1.")}
             new = {f"attn1.{name}": tensor for name, tensor in attention.items()}
             yield self._cast({**others, **new}, seen.layer)
@@ -141,9 +141,7 @@ def _write_shards(folder: Path, shards: Iterator[dict[str, Tensor]], count: int)
         write_tensors(folder / name, tensors, {"format": "pt"})
         weight_map |= dict.fromkeys(tensors, name)
         size += sum(tensor.nbytes for tensor in tensors.values())
-    write_json(
-        folder / f"{WEIGHTS}.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map}
-    )
+    write_json(folder / f"{WEIGHTS}.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map})
 
 
 def _schedule(pipeline: Path | None) -> Sampler:
@@ -179,11 +177,11 @@ def plan(source: ModelConfig, config: ModelConfig, *, tokens: int, dtype: torch.
     """What a conversion takes, from sizes alone: parameters, and bytes on disk and in memory."""
     before, outer = _parameters(source)
     after, _ = _parameters(config)
-    block, width = (before - outer) // source.layers, source.width
-    stack = source.heads * config.nope_width + width
+    block, width = (before - outer) // source.num_layers, source.inner_dim
+    stack = source.num_attention_heads * config.qk_nope_head_dim + width
     # Float64: the stack, its whitened form and its three factors; four square matrices of the inputs.
     algebra = 8 * (5 * stack * width + 4 * width**2 + 3 * tokens * width)
-    states = 4 * tokens * (3 * width + source.ffn_width)
+    states = 4 * tokens * (3 * width + source.ffn_dim)
     return {
         "parameters of the source": before,
         "parameters of the result": after,

@@ -147,11 +147,11 @@ def _latent_gain(latent: Tensor, wanted: Tensor, config: ModelConfig, choices: C
 
 def channels(config: ModelConfig) -> tuple[list[int], list[int]]:
     """Channels of a Wan head that the shared rotary key keeps, and those that become content."""
-    spatial = 2 * (config.head_width // 6)
-    starts = (0, config.head_width - 2 * spatial, config.head_width - spatial)
-    pairs = zip(starts, split_pairs(config.rotary_width // 2), strict=True)
+    spatial = 2 * (config.attention_head_dim // 6)
+    starts = (0, config.attention_head_dim - 2 * spatial, config.attention_head_dim - spatial)
+    pairs = zip(starts, split_pairs(config.qk_rope_head_dim // 2), strict=True)
     rotary = [start + i for start, kept in pairs for i in range(2 * kept)]
-    return rotary, [i for i in range(config.head_width) if i not in rotary]
+    return rotary, [i for i in range(config.attention_head_dim) if i not in rotary]
 
 
 def convert_attention(
@@ -193,9 +193,9 @@ def _content(
     if choices.stack == "content":
         keys = _of_heads(keys, content, config)
     stack = torch.cat([choices.key_weight * keys, wan["to_v.weight"]])
-    parts = factor(stack, config.content_width, inputs, choices.balance)
+    parts = factor(stack, config.kv_lora_rank, inputs, choices.balance)
     latent = inputs.tokens @ parts.down.T
-    up_k, up_v = parts.up.split([len(keys), config.width])
+    up_k, up_v = parts.up.split([len(keys), config.inner_dim])
     if choices.stack == "whole":
         up_k = _of_heads(up_k, content, config)
     return {
@@ -215,15 +215,15 @@ def _rotary(
     by u multiplies the score as a query times conj(u) does.
     """
     weight = inputs.absorbed(gain[:, None] * wan["to_k.weight"], gain * wan["to_k.bias"], choices)
-    rows = _of_heads(weight, channels(config)[0], config).unflatten(0, (config.heads, -1, 2))
+    rows = _of_heads(weight, channels(config)[0], config).unflatten(0, (config.num_attention_heads, -1, 2))
     pairs = torch.complex(rows[:, :, 0], rows[:, :, 1]).transpose(0, 1)  # [pairs, N, D]
     root, inverse = (matrix.to(pairs.dtype) for matrix in (inputs.root, inputs.inverse))
     if choices.rotary == "mean":
-        turns = torch.ones(config.heads, len(pairs), dtype=pairs.dtype)
+        turns = torch.ones(config.num_attention_heads, len(pairs), dtype=pairs.dtype)
         shared = pairs.mean(1)
     else:
         left, values, right = torch.linalg.svd(pairs @ root, full_matrices=False)
-        even = config.heads**0.5  # a head's factor is about 1
+        even = config.num_attention_heads**0.5  # a head's factor is about 1
         turns = left[:, :, 0].T * even
         shared = values[:, :1] * (right[:, 0] @ inverse) / even
     fitted = turns.T[:, :, None] * shared[:, None]
@@ -238,12 +238,12 @@ def _queries(
     """W_dQ, its norm, W_uQ and W_rQ. Up is orthonormal: the latent is as large as the query itself."""
     plain = inputs.absorbed(wan["to_q.weight"], wan["to_q.bias"], choices)
     gained = wan["norm_q.weight"][:, None] * plain
-    parts = factor(gained, config.query_width, inputs, 1.0)
+    parts = factor(gained, config.q_lora_rank, inputs, 1.0)
     down = parts.up.T @ gained
     latent = inputs.tokens @ down.T
     wanted = latent / rms(inputs.tokens @ wan["to_q.weight"].T + wan["to_q.bias"], config.eps)
     rotary, content = channels(config)
-    rows = _of_heads(parts.up, rotary, config).unflatten(0, (config.heads, -1, 2))
+    rows = _of_heads(parts.up, rotary, config).unflatten(0, (config.num_attention_heads, -1, 2))
     turned = turns.conj()[..., None] * torch.complex(rows[:, :, 0], rows[:, :, 1])
     return {
         "down_q.weight": down,
@@ -255,17 +255,17 @@ def _queries(
 
 def _of_heads(rows: Tensor, kept: list[int], config: ModelConfig) -> Tensor:
     """Of rows [N * head width, n] those of the `kept` channels of each head: [N * kept, n]."""
-    return rows.unflatten(0, (config.heads, -1))[:, kept].flatten(0, 1)
+    return rows.unflatten(0, (config.num_attention_heads, -1))[:, kept].flatten(0, 1)
 
 
 def _random(config: ModelConfig, choices: Choices) -> dict[str, Tensor]:
     """Projections drawn anew, of a size that keeps that of what they project; gains of one."""
-    content, latent, heads = config.content_width, config.query_width, config.heads
+    content, latent, heads = config.kv_lora_rank, config.q_lora_rank, config.num_attention_heads
     shapes = {
-        "down_kv": (content, config.width), "up_k": (heads * config.nope_width, content),
-        "up_v": (config.width, content), "rotary_k": (config.rotary_width, config.width),
-        "down_q": (latent, config.width), "up_q": (heads * config.nope_width, latent),
-        "rotary_q": (heads * config.rotary_width, latent),
+        "down_kv": (content, config.inner_dim), "up_k": (heads * config.qk_nope_head_dim, content),
+        "up_v": (config.inner_dim, content), "rotary_k": (config.qk_rope_head_dim, config.inner_dim),
+        "down_q": (latent, config.inner_dim), "up_q": (heads * config.qk_nope_head_dim, latent),
+        "rotary_q": (heads * config.qk_rope_head_dim, latent),
     }  # fmt: skip
     generator = torch.Generator().manual_seed(choices.seed)
     drawn = {

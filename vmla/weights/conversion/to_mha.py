@@ -44,12 +44,12 @@ def unfold_attention(
     down_kv, down_q = (_normed_latent(latent, part, seen, config) for part in ("kv", "q"))
     content_q, content_k, kept = _content(latent, config)
     content_q, content_k = content_q @ down_q, _filled(content_k @ down_kv, seed)
-    rotary_q = latent["rotary_q.weight"].unflatten(0, (config.heads, -1)) @ down_q
-    rotary_k = latent["rotary_k.weight"].expand(config.heads, -1, -1)
+    rotary_q = latent["rotary_q.weight"].unflatten(0, (config.num_attention_heads, -1)) @ down_q
+    rotary_k = latent["rotary_k.weight"].expand(config.num_attention_heads, -1, -1)
     queries, keys = _heads(content_q, rotary_q, config), _heads(content_k, rotary_k, config)
     return {
         "to_v.weight": (latent["up_v.weight"] @ down_kv).float(),
-        "to_v.bias": torch.zeros(config.width),
+        "to_v.bias": torch.zeros(config.inner_dim),
         **_normed("q", queries, seen.tokens, config),
         **_normed("k", keys, seen.tokens, config),
         "to_out.weight": latent["to_out.weight"].float(),
@@ -59,7 +59,11 @@ def unfold_attention(
 
 def slowest_first(config: ModelConfig) -> list[int]:
     """The channels of a head that hold content, pair by pair, from the pair that turns least on."""
-    whole = Rotary3D(head_width=config.head_width, rotary_width=config.head_width, grid=config.grid)
+    whole = Rotary3D(
+        attention_head_dim=config.attention_head_dim,
+        qk_rope_head_dim=config.attention_head_dim,
+        grid=config.grid,
+    )
     speeds = torch.cat([whole.frequencies_time, whole.frequencies_height, whole.frequencies_width])
     content = channels(config)[1]
     return sorted(content, key=lambda channel: (float(speeds[channel // 2]), channel))
@@ -74,12 +78,12 @@ def _normed_latent(latent: Mapping[str, Tensor], part: str, inputs: Inputs, conf
 
 def _content(latent: Mapping[str, Tensor], config: ModelConfig) -> tuple[Tensor, Tensor, float]:
     """Content of queries [N, dn, query latent] and of keys [N, dn, C], strongest direction first."""
-    up_q, up_k = (latent[f"up_{part}.weight"].unflatten(0, (config.heads, -1)) for part in "qk")
+    up_q, up_k = (latent[f"up_{part}.weight"].unflatten(0, (config.num_attention_heads, -1)) for part in "qk")
     left, values, right = torch.linalg.svd(up_q.transpose(1, 2) @ up_k, full_matrices=False)
-    room = min(config.nope_width, values.shape[-1])
+    room = min(config.qk_nope_head_dim, values.shape[-1])
     root = values[:, :room, None].sqrt()
     energy = values[:, :room].square().sum(-1) / values.square().sum(-1)
-    pad = (0, 0, 0, config.nope_width - room)
+    pad = (0, 0, 0, config.qk_nope_head_dim - room)
     queries = torch.nn.functional.pad(root * left[..., :room].transpose(1, 2), pad)
     keys = torch.nn.functional.pad(root * right[:, :room], pad)
     return queries, keys, float(energy.mean())
@@ -95,7 +99,7 @@ def _filled(keys: Tensor, seed: int) -> Tensor:
 
 def _heads(content: Tensor, rotary: Tensor, config: ModelConfig) -> Tensor:
     """Rows [N * head width, D] of content [N, dn, D] and rotary channels [N, R, D] in their places."""
-    rows = content.new_zeros(config.heads, config.head_width, config.width)
+    rows = content.new_zeros(config.num_attention_heads, config.attention_head_dim, config.inner_dim)
     rows[:, slowest_first(config)] = content
     rows[:, channels(config)[0]] = rotary
     return rows.flatten(0, 1)
@@ -105,5 +109,5 @@ def _normed(part: str, rows: Tensor, inputs: Tensor, config: ModelConfig) -> dic
     """`to_q` or `to_k` with its norm, whose gains bring back the size; 1 where there is nothing."""
     made = inputs @ rows.T
     gain = norm_gain(made, made, config.eps)
-    return {f"to_{part}.weight": rows.float(), f"to_{part}.bias": torch.zeros(config.width),
+    return {f"to_{part}.weight": rows.float(), f"to_{part}.bias": torch.zeros(config.inner_dim),
             f"norm_{part}.weight": gain.nan_to_num(nan=1.0).float()}  # fmt: skip

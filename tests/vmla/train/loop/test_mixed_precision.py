@@ -82,8 +82,8 @@ def test_measuring_takes_time_and_no_random_numbers():
 def denoiser(name, dtype=None):
     """A stage that asks for `name`, on a machine that chose `dtype`."""
     model = DEBUG.model
-    latents = draw(4, model.latent_channels, 12, model.height, model.image_width).half()
-    text = draw(4, model.text_tokens, model.text_width, seed=1).half()
+    latents = draw(4, model.in_channels, 12, model.sample_height, model.sample_width).half()
+    text = draw(4, model.text_tokens, model.text_dim, seed=1).half()
     training = dataclasses.replace(DEBUG.denoiser_training, precision=name)
     # A fresh network's gates and head are zero: nothing in it would reach the loss.
     network = randomise(VideoMLA(model)).requires_grad_(True)

@@ -35,8 +35,8 @@ RECIPE, PIPELINE = TRAINING_RECIPES["debug"], PIPELINES["debug"]
 
 
 def data(config):
-    latents = draw(4, config.latent_channels, 12, config.height, config.image_width).half()
-    return LatentSet(latents, draw(4, config.text_tokens, config.text_width, seed=1).half(), {})
+    latents = draw(4, config.in_channels, 12, config.sample_height, config.sample_width).half()
+    return LatentSet(latents, draw(4, config.text_tokens, config.text_dim, seed=1).half(), {})
 
 
 def network(config, *, seed=0, learns=True):

@@ -26,8 +26,10 @@ DEBUG = TRAINING_RECIPES["debug"]
 
 def latent_set():
     model, settings = DEBUG.model, DEBUG.latents
-    latents = draw(settings.clips, model.latent_channels, settings.frames, model.height, model.image_width)
-    text = draw(settings.clips, model.text_tokens, model.text_width, seed=1)
+    latents = draw(
+        settings.clips, model.in_channels, settings.frames, model.sample_height, model.sample_width
+    )
+    text = draw(settings.clips, model.text_tokens, model.text_dim, seed=1)
     return LatentSet(latents.half(), text.half(), {"made": "here"})
 
 
@@ -203,8 +205,8 @@ def test_a_recipe_that_does_not_exist_is_refused():
 
 @pytest.mark.parametrize("recipe", TRAINING_RECIPES.values(), ids=lambda recipe: recipe.name)
 def test_the_parts_of_a_recipe_fit_together(recipe):
-    assert recipe.codec.latent_channels == recipe.model.latent_channels
-    assert recipe.text.width == recipe.model.text_width
+    assert recipe.codec.latent_channels == recipe.model.in_channels
+    assert recipe.text.width == recipe.model.text_dim
     chunks = recipe.latents.frames // recipe.model.chunk
     assert recipe.denoiser_training.chunks <= chunks
     assert recipe.denoiser_training.clips <= recipe.latents.clips
