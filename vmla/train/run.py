@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 
 from torch import nn
@@ -11,11 +12,13 @@ from torch import nn
 from vmla.text import TextEncoder
 from vmla.train.data.latents import LatentSet, make_latents
 from vmla.train.loop.log import Report
-from vmla.train.loop.loop import Watcher, train
+from vmla.train.loop.loop import Stage, Watcher, train
 from vmla.train.monitoring.samples import Samples, embedded
 from vmla.train.objectives.alignment import detach_aligner
 from vmla.train.recipes.from_scratch import Recipe
+from vmla.train.stages import STAGES
 from vmla.train.stages.codec import CodecStage, with_statistics
+from vmla.train.stages.decoder import DecoderStage
 from vmla.train.stages.denoiser import DenoiserStage
 from vmla.train.stages.text_encoder import TextStage
 from vmla.transformer import VideoMLA
@@ -46,10 +49,12 @@ class Run:
     def until(self, stage: str) -> None:
         """Train up to and including `stage`, or for `stop_after` steps of one of its stages."""
         with suppress(Stopped):
-            getattr(self, stage)()
+            for name in STAGES[: STAGES.index(stage) + 1]:
+                getattr(self, name)()
 
+    @cache  # noqa: B019 - a run lives as long as its process
     def codec(self) -> TinyCodec:
-        """The trained autoencoder, with the statistics of its latents."""
+        """The trained autoencoder, with the statistics of its latents: what encodes the training set."""
         recipe = self.recipe
         stage = CodecStage(recipe.codec, recipe.codec_training)
         _train(stage.model, stage, self)
@@ -59,6 +64,14 @@ class Run:
         codec = TinyCodec(config)
         codec.load_state_dict(stage.model.state_dict())
         return codec.eval()
+
+    def decoder(self) -> TinyCodec:
+        """The same with its decoder trained on, where the recipe asks for it: what decodes in the end."""
+        if self.recipe.decoder_training is None:
+            return self.codec()
+        stage = DecoderStage(self.codec(), self.recipe.decoder_training)
+        _train(stage.model, stage, self)
+        return stage.codec.eval()
 
     def text(self) -> TextEncoder:
         """The trained text encoder."""
@@ -98,13 +111,13 @@ class Run:
         if self.samples is None:
             return []
         model, sampler, text = self.recipe.model, self.recipe.sampler, embedded(self.text())
-        return [Samples(folder=self.folder, every=self.samples, config=model, codec=self.codec(), text=text,
+        return [Samples(folder=self.folder, every=self.samples, config=model, codec=self.decoder(), text=text,
                         sampler=sampler, dtype=stage.meter.dtype)]  # fmt: skip
 
 
 def _train(
     model: nn.Module,
-    stage: CodecStage | TextStage | DenoiserStage,
+    stage: Stage,
     run: Run,
     watchers: Sequence[Watcher] = (),
 ) -> None:

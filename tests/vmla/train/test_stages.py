@@ -19,6 +19,7 @@ from vmla.train.data.latents import LatentSet
 from vmla.train.recipes.from_scratch import TRAINING_RECIPES
 from vmla.train.run import Run
 from vmla.train.stages.codec import draw_clips, with_statistics
+from vmla.train.stages.decoder import colour_error
 from vmla.train.stages.denoiser import DenoiserStage, initialised, narrowed
 from vmla.train.stages.text_encoder import ATTRIBUTES, OBJECTS, draw_captions, truth
 from vmla.transformer import VideoMLA
@@ -257,9 +258,9 @@ def finished(tmp_path_factory, few_clips):
 
 
 def test_nothing_is_built_on_a_stage_that_was_stopped(finished):
-    """The first call makes three of the codec's four steps, the second its last and three of the text's."""
+    """The first call makes three of the codec's four steps, the second its last and three of the decoder's."""
     _, names = finished
-    assert names == {"codec.pt", "codec.jsonl", "text.pt", "text.jsonl"}
+    assert names == {"codec.pt", "codec.jsonl", "decoder.pt", "decoder.jsonl"}
 
 
 def test_a_run_has_logged_every_step(finished):
@@ -292,3 +293,31 @@ def test_what_is_not_finished_is_not_packed(tmp_path):
     assert result.exit_code == 2
     assert "has made 0 of 4 steps; run it to its end first" in result.output
     assert not (tmp_path / "packed").exists()
+
+
+# The decoder
+
+
+def test_the_decoder_learns_and_the_encoder_stays(tmp_path):
+    run = Run(DEBUG, tmp_path, lambda line: None)
+    before, after = run.codec(), run.decoder()
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(before.encoder.parameters(), after.encoder.parameters(), strict=True)
+    )
+    assert not any(
+        torch.equal(a, b)
+        for a, b in zip(before.decoder.parameters(), after.decoder.parameters(), strict=True)
+    )
+    assert after.config == before.config
+
+
+def test_a_small_object_s_colour_weighs_as_much_as_a_large_one_s():
+    covered = torch.zeros(1, 1, 3, 8, 8)
+    covered[0, 0, 0, :6] = 1.0
+    covered[0, 0, 1, 7, 7] = 1.0
+    large, small = (covered[:, :, i, None] * torch.tensor([0.2, 0.0, 0.1])[:, None, None] for i in (0, 1))
+    assert_close(colour_error(large, covered), colour_error(small, covered), rtol=1e-6, atol=0)
+    expected = (0.2 + 0.1 + 10 * (0.2**2 + 0.1**2)) / 6  # of two objects; the third covers nothing
+    assert float(colour_error(large, covered)) == pytest.approx(expected)
+    assert float(colour_error(torch.zeros(1, 1, 3, 8, 8), covered)) == 0.0

@@ -9,9 +9,7 @@ from typing import Any
 import click
 
 from vmla.cli.command import OneLineErrors
-
-STAGES = ("codec", "text", "latents", "denoiser", "refine")
-"""Of `vmla.train.run.Run`, which needs torch."""
+from vmla.train.stages import STAGES
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 

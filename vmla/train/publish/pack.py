@@ -38,7 +38,7 @@ def pack_run(recipe: Recipe, folder: Path, output: Path, report: Callable[[str],
     save_checkpoint(
         aside,
         transformer=run.refine(),
-        codec=run.codec(),
+        codec=run.decoder(),
         text=run.text(),
         sampler=recipe.sampler,
         trained_on=recipe.latents.world,

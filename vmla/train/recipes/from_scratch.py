@@ -13,6 +13,7 @@ from vmla.train.data.latents import LatentSettings
 from vmla.train.objectives.teacher_forcing import Forcing
 from vmla.train.optim.optimizers import Schedule
 from vmla.train.stages.codec import CodecTraining
+from vmla.train.stages.decoder import DecoderTraining
 from vmla.train.stages.denoiser_settings import DenoiserTraining
 from vmla.train.stages.text_encoder import TextTraining
 from vmla.vae.tiny import TinyCodecConfig
@@ -22,13 +23,15 @@ from vmla.world.worlds import SECOND
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """The stages of one model, in order: codec, text, latents, denoiser, refine."""
+    """The stages of one model, in order: codec, decoder, text, latents, denoiser, refine."""
 
     name: str
     model: ModelConfig
     codec: TinyCodecConfig
     text: SmallTextConfig
     codec_training: CodecTraining
+    decoder_training: DecoderTraining | None = None
+    """How the codec's decoder is trained on; None leaves it as it is."""
     text_training: TextTraining
     latents: LatentSettings
     denoiser_training: DenoiserTraining
@@ -41,6 +44,7 @@ class Recipe:
         """Optimizer steps of each stage that has some."""
         steps = {
             "codec": self.codec_training.schedule.steps,
+            **({} if self.decoder_training is None else {"decoder": self.decoder_training.schedule.steps}),
             "text": self.text_training.schedule.steps,
             "denoiser": self.denoiser_training.schedule.steps,
         }
@@ -61,6 +65,10 @@ SPRITES = Recipe(
         crop_steps=1500,
         noise=0.3,
         decorrelation=0.1,
+        world=SECOND.name,
+    ),
+    decoder_training=DecoderTraining(
+        schedule=Schedule(steps=3000, learning_rate=1e-3, warmup=20, decay=2000, average=0.995),
         world=SECOND.name,
     ),
     text_training=TextTraining(
@@ -99,6 +107,9 @@ DEBUG = Recipe(
         crops=2,
         wholes=2,
         precision="float32",
+    ),
+    decoder_training=DecoderTraining(
+        schedule=Schedule(steps=4, learning_rate=1e-3, decay=2, save_every=2), clips=2, precision="float32"
     ),
     text_training=TextTraining(
         schedule=Schedule(steps=4, learning_rate=1e-3, decay=2, save_every=2), captions=4, precision="float32"

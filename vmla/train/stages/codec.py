@@ -76,11 +76,10 @@ class CodecStage:
             strength = torch.rand(len(video), 1, 1, 1, 1, generator=generator) * settings.noise
             noisy = latents + strength * torch.randn(latents.shape, generator=generator)
             error = self.model.decode_raw(noisy)[0].float() - video
-        weight = 1 + settings.emphasis * near
-        weighted = weight / weight.mean() * (error.abs() + 10 * error.square())
         # Without a pull towards 1 the latents grow, which drowns the noise.
         mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))
-        units = weighted.mean() + 0.01 * (mean.square().mean() + std.log().square().mean())
+        pixels = reconstruction_error(error, near, settings.emphasis)
+        units = pixels + 0.01 * (mean.square().mean() + std.log().square().mean())
         return units + settings.decorrelation * _correlation(latents) if settings.decorrelation else units
 
     def draw(self, step: int) -> tuple[Tensor, Tensor]:
@@ -91,6 +90,12 @@ class CodecStage:
         return draw_clips(
             settings.seed, step, clips=clips, frames=settings.frames, crop=size, world=settings.world
         )
+
+
+def reconstruction_error(error: Tensor, near: Tensor, emphasis: float) -> Tensor:
+    """Mean absolute and squared error; where `near` is 1, it weighs `1 + emphasis` times as much."""
+    weight = 1 + emphasis * near
+    return (weight / weight.mean() * (error.abs() + 10 * error.square())).mean()
 
 
 def _correlation(latents: Tensor) -> Tensor:
