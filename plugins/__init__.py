@@ -6,15 +6,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from plugins.dense import dense_attention
     from plugins.dispatch import Backend
-    from plugins.operator import expand, mla_attention, mla_attention_absorbed
+    from plugins.operator import dense_attention, expand, mla_attention, mla_attention_absorbed
 
 __all__ = ["Backend", "dense_attention", "expand", "mla_attention", "mla_attention_absorbed"]
 
 HOMES = {
     "Backend": "plugins.dispatch",
-    "dense_attention": "plugins.dense",
+    "dense_attention": "plugins.operator",
     "expand": "plugins.operator",
     "mla_attention": "plugins.operator",
     "mla_attention_absorbed": "plugins.operator",

@@ -19,6 +19,7 @@ to be registered wherever a package is loaded. The Triton kernels are leaves bel
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from plugins import matmul, reference, sdpa
@@ -101,6 +102,17 @@ def mla_attention_absorbed(
     run = _ABSORBED if torch.compiler.is_compiling() else _absorbed
     out: Tensor = run(query, cached, own, cos, sin, valid, scale, scales=scales, backend=backend)
     return out
+
+
+def dense_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v for query [B, N, S, d], keys [B, N, K, d], values [B, N, K, dv].
+
+    Attention to all keys, as a text needs it: every library has it, so it is no operator of its own.
+    """
+    if matmul.suits(query):
+        return (query @ keys.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1) @ values
+    with sdpa.preferred(query):
+        return F.scaled_dot_product_attention(query, keys, values)
 
 
 def _expand(

@@ -20,6 +20,7 @@ import click
 from bench.harness.document import machine_name, read_document
 from bench.report.figures import Figure, figures
 from bench.report.sections import SECTIONS, Section, Table
+from plugins.atomic_files import atomic_write_text
 from plugins.errors import UserError
 from vmla.cli.command import OneLineCommand
 
@@ -177,9 +178,7 @@ def main(results: tuple[Path, ...], against: tuple[Path, ...], across_machines: 
     pairs = pair_up(new, old, across=across_machines)
     output.mkdir(parents=True, exist_ok=True)
     for name, text in (("report.html", html(pairs)), ("report.md", markdown(pairs))):
-        aside = output / f"{name}.tmp"
-        aside.write_text(text)
-        aside.replace(output / name)
+        atomic_write_text(output / name, text)
     worse = regressions(pairs)
     click.echo("\n".join([*(f"worse: {name}" for name in worse), str(output / "report.html")]))
     line = {"kind": "report", "output": str(output), "results": len(pairs), "worse": worse}

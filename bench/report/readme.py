@@ -18,6 +18,7 @@ from bench.harness.document import machine_name
 from bench.report import gpu_tables
 from bench.report import sections as report_sections
 from bench.report.engines_table import or_dash, ratio
+from plugins.atomic_files import atomic_write_text
 from plugins.errors import UserError
 from vmla.cli.command import OneLineCommand
 from vmla.train.publish.model_card import grade_rows
@@ -201,9 +202,7 @@ def main(check: bool) -> None:
         if check and new != old:
             raise UserError(f"{name} differs from bench/results; run: python -m bench.report.readme")
         if new != old:
-            aside = path.with_suffix(".tmp")
-            aside.write_text(new)
-            aside.replace(path)
+            atomic_write_text(path, new)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,7 @@ from torch import Tensor
 from bench.harness.paired_timing import SETS, Call
 from plugins import Backend, expand, mla_attention, mla_attention_absorbed
 from plugins.checks import FLOAT8
-from plugins.dense import dense_attention
+from plugins.operator import dense_attention
 
 CHECKED_QUERIES = 64
 """Rows of the result that are compared with the reference: all of them would not fit in memory."""

@@ -17,6 +17,7 @@ from typing import Any
 from torch import Tensor
 
 from bench.quality.grades import grade_windows, held_out_prompts, open_denoiser, seen_rollouts, shares
+from plugins.atomic_files import atomic_folder
 from vmla.cli.progress import ProgressLine
 from vmla.text import TextEncoder
 from vmla.train.cli.convert_options import calibration_of
@@ -67,10 +68,9 @@ class World:
         """A whole checkpoint of `model`, unless there is one."""
         if folder.exists():
             return
-        aside = folder.with_name(folder.name + ".tmp")
         parts: dict[str, Any] = {"codec": self.codec, "text": self.text, "sampler": self.recipe.sampler}
-        save_checkpoint(aside, transformer=model, trained_on=self.recipe.latents.world, **parts)
-        aside.rename(folder)
+        with atomic_folder(folder) as aside:
+            save_checkpoint(aside, transformer=model, trained_on=self.recipe.latents.world, **parts)
 
 
 @dataclass(frozen=True, kw_only=True)

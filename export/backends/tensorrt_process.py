@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from export.backends.tensorrt import Request, kernel_family
+from plugins.atomic_files import atomic_write_bytes
 from plugins.errors import UserError
 
 
@@ -111,14 +112,12 @@ def _record_layers(trt: Any, logger: Any, plan: bytes, request: Request) -> bool
 
 
 def _keep_times(config: Any, request: Request) -> None:
-    """Write the timing cache back, aside first and then renamed."""
+    """Write the timing cache back at once."""
     if request.timing_cache is None:
         return
     path = Path(request.timing_cache)
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f"{path.name}.new")
-    aside.write_bytes(bytes(config.get_timing_cache().serialize()))
-    aside.replace(path)
+    atomic_write_bytes(path, bytes(config.get_timing_cache().serialize()))
 
 
 def _logger(trt: Any) -> Any:

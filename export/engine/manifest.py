@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from export.engine.target import NO_GPU, Host
+from plugins.atomic_files import atomic_write_text
 from plugins.errors import UserError
 from vmla.config import current_names
 
@@ -151,10 +152,8 @@ class Manifest:
         return _from_json(values, path)
 
     def write(self, folder: Path) -> None:
-        """Write it into `folder`, aside first and then renamed."""
-        aside = folder / f"{NAME}.tmp"
-        aside.write_text(json.dumps(asdict(self), indent=2) + "\n")
-        aside.replace(folder / NAME)
+        """Write it into `folder` at once."""
+        atomic_write_text(folder / NAME, json.dumps(asdict(self), indent=2) + "\n")
 
     def same_build(self, other: Manifest) -> bool:
         """Whether both describe the same build, whatever their files."""

@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from plugins.atomic_files import atomic_write_text
 from plugins.errors import UserError
 from vmla.transformer import VideoMLA
 from vmla.weights.checkpoint import Checkpoint
@@ -90,10 +91,8 @@ class Calibration:
         return hashlib.sha256(self.text().encode()).hexdigest()
 
     def write(self, path: Path) -> None:
-        """Write it to `path`, aside first and then renamed."""
-        aside = path.with_name(path.name + ".tmp")
-        aside.write_text(self.text())
-        aside.replace(path)
+        """Write it to `path` at once."""
+        atomic_write_text(path, self.text())
 
     @classmethod
     def read(cls, path: Path) -> Calibration:

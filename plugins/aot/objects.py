@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from plugins.atomic_files import atomic_write_bytes
 from plugins.errors import UserError
 from plugins.triton.tiles import COMPACT_MEMORY, SHARED_MEMORY, Family, Operator, Size
 
@@ -114,8 +115,8 @@ def save(folder: Path, kernels: Sequence[tuple[Compiled, str, bytes]], versions:
     """Write each kernel's PTX and machine code, then the record of them all."""
     folder.mkdir(parents=True, exist_ok=True)
     for kernel, ptx, cubin in kernels:
-        _write(folder / f"{kernel.name}.ptx", ptx.encode())
-        _write(folder / f"{kernel.name}.cubin", cubin)
+        atomic_write_bytes(folder / f"{kernel.name}.ptx", ptx.encode())
+        atomic_write_bytes(folder / f"{kernel.name}.cubin", cubin)
     save_record(folder / RECORD, [kernel for kernel, _, _ in kernels], versions)
 
 
@@ -123,7 +124,7 @@ def save_record(path: Path, kernels: Sequence[Compiled], versions: Mapping[str, 
     """Write what is known of the kernels, one to a line."""
     lines = ",\n  ".join(json.dumps(asdict(kernel)) for kernel in kernels)
     text = f'{{\n "versions": {json.dumps(dict(versions))},\n "objects": [\n  {lines}\n ]\n}}\n'
-    _write(path, text.encode())
+    atomic_write_bytes(path, text.encode())
 
 
 def load(folder: Path) -> list[Compiled]:
@@ -150,9 +151,3 @@ def ptx_of(folder: Path, kernel: Compiled) -> bytes:
         mend = f"python -m plugins.aot.compile -o {folder}"
         raise UserError(f"{path} does not fit its record; make it with: {mend}")
     return code
-
-
-def _write(path: Path, content: bytes) -> None:
-    aside = path.with_name(path.name + ".new")
-    aside.write_bytes(content)
-    aside.replace(path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from plugins.atomic_files import atomic_write
 from plugins.errors import missing_extra
 from runtime.outputs import Frames, Mark
 
@@ -25,15 +26,14 @@ class PngSink:
         self.path, self._scale, self._count = folder, scale, after["frames"] if after else 0
 
     def write(self, frames: Frames) -> None:
-        """Store [n, H, W, 3] frames, each aside first and then renamed."""
+        """Store [n, H, W, 3] frames, each at once."""
         if not self._count:
             self.path.mkdir(exist_ok=True)
         for pixels in frames:
             picture = self._image.fromarray(pixels)
             size = (picture.width * self._scale, picture.height * self._scale)
-            aside = self.path / "next.tmp"
-            picture.resize(size, self._image.Resampling.BICUBIC).save(aside, format="png")
-            aside.replace(self.path / f"{self._count:06d}.png")
+            with atomic_write(self.path / f"{self._count:06d}.png") as aside:
+                picture.resize(size, self._image.Resampling.BICUBIC).save(aside, format="png")
             self._count += 1
 
     def mark(self) -> Mark:

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plugins.atomic_files import atomic_write_bytes
 from plugins.errors import UserError
 from runtime.device.cuda_graphs import Stamp, host_copy, stamp, wait_for
 from runtime.outputs import Mark
@@ -108,9 +109,7 @@ def save_state(path: Path, state: State, video: Mapping[str, Any]) -> None:
         "video": video,
         "sha256": _digest(tensors),
     }
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_bytes(save(tensors, {"state": json.dumps(header)}))
-    aside.replace(path)
+    atomic_write_bytes(path, save(tensors, {"state": json.dumps(header)}))
 
 
 def load_state(path: Path, *, mend: str) -> tuple[State, dict[str, Any]]:

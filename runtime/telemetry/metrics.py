@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
+from plugins.atomic_files import atomic_write_text
 from runtime.telemetry.events import ChunkReport, NoTelemetry, OneOf, Telemetry
 
 
@@ -108,6 +109,5 @@ class PrometheusFile(NoTelemetry):
 
     def _write(self) -> None:
         found = {video: summary.figures() for video, summary in self._summaries.items()}
-        aside = self._path.with_name(self._path.name + ".tmp")
-        aside.write_text(prometheus({video: one for video, one in found.items() if one is not None}))
-        aside.replace(self._path)
+        shown = {video: one for video, one in found.items() if one is not None}
+        atomic_write_text(self._path, prometheus(shown))

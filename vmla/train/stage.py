@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from plugins.atomic_files import atomic_folder
 from plugins.errors import UserError
 from vmla.scheduler import Sampler
 from vmla.train.data.clips import open_clips
@@ -124,12 +124,10 @@ class Job:
 
 def _write(folder: Path, start: Checkpoint, tensors: dict[str, torch.Tensor], sampler: Sampler) -> None:
     """The checkpoint that training started from, with other weights and another schedule."""
-    aside = folder.with_name(folder.name + ".tmp")
-    shutil.rmtree(aside, ignore_errors=True)
-    (aside / "transformer").mkdir(parents=True)
-    write_tensors(aside / "transformer" / WEIGHTS, tensors, {"format": "pt"})
     values = (start.folder / "transformer" / "config.json").read_text()
-    (aside / "transformer" / "config.json").write_text(values)
-    finish_folder(aside, start.folder, sampler)
-    write_json(aside / "model_index.json", start.index)
-    aside.rename(folder)
+    with atomic_folder(folder) as aside:
+        (aside / "transformer").mkdir()
+        write_tensors(aside / "transformer" / WEIGHTS, tensors, {"format": "pt"})
+        (aside / "transformer" / "config.json").write_text(values)
+        finish_folder(aside, start.folder, sampler)
+        write_json(aside / "model_index.json", start.index)

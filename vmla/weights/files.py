@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from plugins.atomic_files import atomic_write, atomic_write_text
 from plugins.errors import UserError
 
 Shape = tuple[int, ...]
@@ -38,10 +39,8 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write `value`, aside first and then renamed."""
-    aside = path.with_name(path.name + ".tmp")
-    aside.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
-    aside.replace(path)
+    """Write `value` at once."""
+    atomic_write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -105,12 +104,12 @@ def readable(shard: Path) -> Iterator[None]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file, aside first and then renamed."""
+    """Write a safetensors file at once."""
     from safetensors.torch import save_file
 
-    aside = path.with_name(path.name + ".tmp")
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, aside, dict(metadata))
-    aside.replace(path)
+    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+    with atomic_write(path) as aside:
+        save_file(contiguous, aside, dict(metadata))
 
 
 def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -24,7 +24,7 @@ COMMAND = [sys.executable, "-c", "from bench.cli import main; main()", "graph"]
 def wide(tmp_path_factory):
     """Two layers of the published width, in bfloat16, at the published sizes."""
     path = tmp_path_factory.mktemp("graph") / "step.onnx"
-    config = replace(recipe("wan-1.3b"), layers=2)
+    config = replace(recipe("wan-1.3b"), num_layers=2)
     return path, export_graph(config, "bf16", path, attention_nodes=True, weights=holes(config))
 
 
@@ -66,7 +66,7 @@ def test_random_weights_are_those_of_the_model_and_no_others(tmp_path):
 
 
 def test_an_fp8_graph_holds_codes_and_scales_of_random_weights(tmp_path):
-    config, path = replace(recipe("debug"), layers=3), tmp_path / "step.onnx"
+    config, path = replace(recipe("debug"), num_layers=3), tmp_path / "step.onnx"
     graph = export_graph(config, "fp8", path, attention_nodes=False, weights=random_weights(config))
     assert graph.operations["QuantizeLinear"] > 3
     assert "FLOAT8E4M3FN" in graph.types

@@ -258,7 +258,7 @@ def finished(tmp_path_factory, few_clips):
 
 
 def test_nothing_is_built_on_a_stage_that_was_stopped(finished):
-    """The first call makes three of the codec's four steps, the second its last and three of the decoder's."""
+    """The first call makes three of the codec's four steps, the second its last and three more."""
     _, names = finished
     assert names == {"codec.pt", "codec.jsonl", "decoder.pt", "decoder.jsonl"}
 

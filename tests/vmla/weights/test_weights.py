@@ -317,6 +317,6 @@ def test_a_shipped_model_is_found_by_its_name_everywhere(name):
     assert checkpoint.folder == locate(name)
     assert reference(checkpoint.folder.resolve()) == name
     # Both are of the first world, whose codec had other latents and whose prompts were read as bytes.
-    first = dataclasses.replace(recipe("sprites"), latent_channels=16, text_tokens=112, position_table=False)
+    first = dataclasses.replace(recipe("sprites"), in_channels=16, text_tokens=112, position_table=False)
     assert checkpoint.transformer().config == first
     assert checkpoint.sampler().steps == {"sprites": 8, "sprites-4": 4}[name]

@@ -9,6 +9,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from plugins.atomic_files import atomic_write_text
 from vmla.train.loop.throughput import Speed, Work
 
 Report = Callable[[str], None]
@@ -75,6 +76,4 @@ def records(log: Path) -> list[dict[str, Any]]:
 def forget_after(log: Path, step: int) -> None:
     """Drop the lines of steps that are about to be made again."""
     kept = [json.dumps(line) + "\n" for line in records(log) if line["step"] <= step]
-    aside = log.with_suffix(".tmp.jsonl")
-    aside.write_text("".join(kept))
-    aside.replace(log)
+    atomic_write_text(log, "".join(kept))

@@ -9,15 +9,15 @@ from typing import Any
 
 import torch
 
+from plugins.atomic_files import atomic_write
 from plugins.errors import UserError
 from vmla.config import current_names
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write `state` so that `path` is at every moment either the old state or the new one, whole."""
-    aside = path.with_suffix(".tmp")
-    torch.save(state, aside)
-    aside.replace(path)
+    with atomic_write(path) as aside:
+        torch.save(state, aside)
 
 
 def load_state(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:

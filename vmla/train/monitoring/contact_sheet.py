@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from plugins.atomic_files import atomic_write_bytes
+
 COLUMNS = 8
 """Pictures of a row, evenly spread over the clip."""
 
@@ -31,6 +33,4 @@ def write_strip(frames: Tensor, path: Path) -> None:
     frame = av.VideoFrame.from_ndarray(picture.numpy(), format="rgb24")
     packets = [*codec.encode(frame), *codec.encode(None)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_suffix(".tmp")
-    aside.write_bytes(b"".join(bytes(packet) for packet in packets))
-    aside.replace(path)
+    atomic_write_bytes(path, b"".join(bytes(packet) for packet in packets))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from plugins.atomic_files import atomic_write_text
 from plugins.errors import UserError
 from vmla.train.publish.pack import TRAINING
 from vmla.weights.files import read_json
@@ -119,9 +120,7 @@ def write_card(folder: Path, grades: Path, grader: Path) -> None:
         grader=f"{min(read_json(grader)['accuracy'].values()):.1%}",
         grades="\n".join(grade_rows(graded["grades"])),
     ) + SHIPPED_WITH.get(checkpoint.name, "")
-    aside = folder / "README.md.tmp"
-    aside.write_text(text)
-    aside.replace(folder / "README.md")
+    atomic_write_text(folder / "README.md", text)
 
 
 def _words() -> dict[str, str]:

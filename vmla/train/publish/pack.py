@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from plugins.atomic_files import atomic_folder
 from plugins.errors import UserError
 from vmla.cli.machine import commit, hardware
 from vmla.train.loop.log import last_record, mean_speed
@@ -34,27 +35,26 @@ def pack_run(recipe: Recipe, folder: Path, output: Path, report: Callable[[str],
         raise UserError(f"{output} exists already; remove it or choose another folder")
     stages = {name: _finished(folder, name, steps) for name, steps in recipe.steps().items()}
     run = Run(recipe, folder, report, stop_after=0)
-    aside = output.with_name(output.name + ".tmp")
-    save_checkpoint(
-        aside,
-        transformer=run.refine(),
-        codec=run.decoder(),
-        text=run.text(),
-        sampler=recipe.sampler,
-        trained_on=recipe.latents.world,
-        metadata={"recipe": recipe.name},
-    )
-    write_json(aside / TRAINING, {
-        "recipe": recipe.name,
-        "commit": commit(),
-        "seed": recipe.denoiser_training.seed,
-        "stages": stages,
-        "hours": round(sum(stage["seconds"] for stage in stages.values()) / 3600, 2),
-        "hardware": hardware(),
-        "torch": torch.__version__,
-        "settings": asdict(recipe),
-    })  # fmt: skip
-    aside.rename(output)
+    with atomic_folder(output) as aside:
+        save_checkpoint(
+            aside,
+            transformer=run.refine(),
+            codec=run.decoder(),
+            text=run.text(),
+            sampler=recipe.sampler,
+            trained_on=recipe.latents.world,
+            metadata={"recipe": recipe.name},
+        )
+        write_json(aside / TRAINING, {
+            "recipe": recipe.name,
+            "commit": commit(),
+            "seed": recipe.denoiser_training.seed,
+            "stages": stages,
+            "hours": round(sum(stage["seconds"] for stage in stages.values()) / 3600, 2),
+            "hardware": hardware(),
+            "torch": torch.__version__,
+            "settings": asdict(recipe),
+        })  # fmt: skip
     report(f"wrote {output}")
 
 
@@ -76,20 +76,20 @@ def pack_stages(start: str, folders: Sequence[Path], output: Path, report: Calla
     for folder in folders:
         name, stage = _stage(folder)
         record["stages"][name] = stage
-    made, aside = open_checkpoint(folders[-1] / RESULT), output.with_name(output.name + ".tmp")
-    save_checkpoint(
-        aside,
-        transformer=made.transformer(),
-        codec=_tiny(made),
-        text=made.text(),
-        sampler=made.sampler(),
-        trained_on=made.index.get("trained_on"),
-        metadata={"recipe": record["recipe"]},
-    )
+    made = open_checkpoint(folders[-1] / RESULT)
     hours = round(sum(stage["seconds"] for stage in record["stages"].values()) / 3600, 2)
     versions = {"commit": commit(), "hardware": hardware(), "torch": torch.__version__}
-    write_json(aside / TRAINING, {**record, **versions, "hours": hours})
-    aside.rename(output)
+    with atomic_folder(output) as aside:
+        save_checkpoint(
+            aside,
+            transformer=made.transformer(),
+            codec=_tiny(made),
+            text=made.text(),
+            sampler=made.sampler(),
+            trained_on=made.index.get("trained_on"),
+            metadata={"recipe": record["recipe"]},
+        )
+        write_json(aside / TRAINING, {**record, **versions, "hours": hours})
     report(f"wrote {output}")
 
 

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plugins.atomic_files import atomic_folder
 from plugins.errors import UserError
 from vmla.attention import HeadAttention, LatentAttention
 from vmla.config import ModelConfig
@@ -51,15 +52,14 @@ class Conversion:
         """
         if folder.exists():
             raise UserError(f"{folder} exists already; remove it or choose another folder")
-        aside = folder.with_name(folder.name + ".tmp")
-        shutil.rmtree(aside, ignore_errors=True)
-        (aside / "transformer").mkdir(parents=True)
         records: list[dict[str, Any]] = []
-        _write_shards(aside / "transformer", self._shards(records, report), self.config.num_layers + 1)
-        write_json(aside / "transformer" / "config.json", {"_class_name": "VideoMLA", **asdict(self.config)})
-        write_json(aside / REPORT, self._record(records))
-        finish_folder(aside, pipeline, _schedule(pipeline))
-        aside.rename(folder)
+        with atomic_folder(folder) as aside:
+            part = aside / "transformer"
+            part.mkdir()
+            _write_shards(part, self._shards(records, report), self.config.num_layers + 1)
+            write_json(part / "config.json", {"_class_name": "VideoMLA", **asdict(self.config)})
+            write_json(aside / REPORT, self._record(records))
+            finish_folder(aside, pipeline, _schedule(pipeline))
         report(f"wrote {folder}")
 
     def _record(self, layers: list[dict[str, Any]]) -> dict[str, Any]:

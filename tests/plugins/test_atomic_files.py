@@ -1,0 +1,53 @@
+"""What is written appears whole or not at all."""
+
+import pytest
+
+from plugins.atomic_files import ASIDE, atomic_folder, atomic_write, atomic_write_bytes, atomic_write_text
+
+pytestmark = pytest.mark.cpu
+
+
+@pytest.fixture
+def old(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text("old")
+    return path
+
+
+def test_the_old_file_is_there_until_the_new_one_is_whole(old):
+    with atomic_write(old) as aside:
+        aside.write_text("new")
+        assert (old.read_text(), aside.parent) == ("old", old.parent)
+    assert old.read_text() == "new" and not aside.exists()
+
+
+def test_a_failure_leaves_the_old_file(old):
+    with pytest.raises(ValueError, match="half-way"), atomic_write(old) as aside:
+        aside.write_text("ne")
+        raise ValueError("half-way")
+    assert old.read_text() == "old"
+
+
+def test_text_and_bytes(old):
+    atomic_write_text(old, "text")
+    assert old.read_bytes() == b"text"
+    atomic_write_bytes(old, b"\0\1")
+    assert old.read_bytes() == b"\0\1" and [path.name for path in old.parent.iterdir()] == ["a.json"]
+
+
+def test_a_folder_appears_at_once_and_what_was_left_aside_is_no_part_of_it(tmp_path):
+    left = tmp_path / f"model{ASIDE}"
+    left.mkdir()
+    (left / "of-one-that-was-killed").touch()
+    with atomic_folder(tmp_path / "model") as aside:
+        (aside / "weights").touch()
+        assert not (tmp_path / "model").exists()
+    assert [path.name for path in (tmp_path / "model").iterdir()] == ["weights"] and not left.exists()
+
+
+def test_a_folder_that_is_there_is_never_replaced(tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "mine").touch()
+    with pytest.raises(OSError, match="not empty"), atomic_folder(tmp_path / "model"):
+        pass
+    assert (tmp_path / "model" / "mine").exists()
