@@ -1,1 +1,1 @@
-"""What is claimed, measured."""
+"""Measurements of everything that this project claims."""

@@ -49,7 +49,7 @@ class Counted:
 
     @property
     def queries(self) -> int:
-        """S, the chunk's tokens."""
+        """S, the number of the chunk's tokens."""
         return self.config.chunk * self.config.tokens_per_frame
 
     @property
@@ -72,7 +72,7 @@ class Counted:
 
     @property
     def flops(self) -> float:
-        """Of the pass."""
+        """Operations of the whole pass."""
         return sum(part.flops for part in self.parts())
 
     def bytes(self, size: int) -> float:

@@ -29,7 +29,7 @@ def sinusoids(timestep: Tensor, width: int) -> Tensor:
 
 
 class TwoLayers(nn.Module):
-    """Linear, activation, Linear."""
+    """A linear layer, an activation and a linear layer, as Wan's embedders have them."""
 
     def __init__(self, inputs: int, hidden: int, outputs: int, activation: nn.Module) -> None:
         super().__init__()
@@ -62,7 +62,7 @@ class Conditioning(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """Linear, GELU (tanh), Linear."""
+    """A linear layer, GELU in its tanh form and a linear layer."""
 
     def __init__(self, width: int, hidden: int) -> None:
         super().__init__()

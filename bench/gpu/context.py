@@ -41,12 +41,12 @@ class Context:
 
     @property
     def dtype(self) -> torch.dtype:
-        """That precision's type."""
+        """The torch type of the precision."""
         return torch.bfloat16 if self.device.type == "cuda" else torch.float32
 
     @property
     def attention(self) -> Shape:
-        """One layer's attention."""
+        """The shape of one layer's attention."""
         c, layout = self.config, CacheLayout.of(self.config)
         return Shape(
             batch=1, heads=c.num_attention_heads, queries=c.chunk * c.tokens_per_frame,

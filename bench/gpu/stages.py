@@ -139,7 +139,7 @@ def _row(context: Context, engine: str) -> dict[str, Any]:
 
 
 def compiled(context: Context) -> dict[str, Any]:
-    """A chunk through `torch.compile`."""
+    """Time a whole chunk with its blocks compiled by `torch.compile`."""
     return {"rows": [_row(context, "compile")]}
 
 

@@ -43,7 +43,7 @@ class EngineArm:
 
     @property
     def layout(self) -> Layout:
-        """Of its cache."""
+        """The layout of the engine's cache."""
         return "mha" if self.engine.endswith("-mha") else "mla"
 
     @property

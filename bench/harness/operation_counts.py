@@ -39,7 +39,7 @@ class Operations(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Count and go on."""
+        """Count one operation and run it."""
         name = func._schema.name
         looks = any(r.alias_info is not None and not r.alias_info.is_write for r in func._schema.returns)
         self.reads += name in READS

@@ -25,14 +25,14 @@ class Clock(Protocol):
     """Times one call, in milliseconds."""
 
     def time(self, call: Callable[[], object]) -> float:
-        """How long `call` takes."""
+        """How long `call` takes, in milliseconds."""
 
 
 class WallClock:
-    """For a CPU."""
+    """Times a call on a CPU by the clock on the wall."""
 
     def time(self, call: Callable[[], object]) -> float:
-        """How long `call` takes."""
+        """How long `call` takes, in milliseconds."""
         began = time.perf_counter()
         call()
         return 1e3 * (time.perf_counter() - began)
@@ -45,7 +45,7 @@ class WaitingClock:
         self._device = device
 
     def time(self, call: Callable[[], object]) -> float:
-        """How long `call` takes."""
+        """How long `call` takes, in milliseconds."""
         self._wait()
         began = time.perf_counter()
         call()
@@ -64,7 +64,7 @@ class DeviceClock:
         self._flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
 
     def time(self, call: Callable[[], object]) -> float:
-        """How long `call` takes."""
+        """How long `call` takes, in milliseconds."""
         begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
         self._flush.zero_()
         begin.record()
@@ -114,7 +114,7 @@ class Pair:
 
 
 def _in_twos(samples: list[float]) -> list[float]:
-    """Sums of neighbours."""
+    """The sums of every two neighbours."""
     return [a + b for a, b in zip(samples[::2], samples[1::2], strict=True)]
 
 

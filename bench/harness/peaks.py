@@ -30,11 +30,11 @@ class Rate:
 
     @property
     def per_second(self) -> float:
-        """By the median sample."""
+        """Operations or bytes per second in the median sample."""
         return self.work / statistics.median(self.samples_ms) * 1e3
 
     def as_dict(self) -> dict[str, Any]:
-        """For a document."""
+        """The figures as a results document holds them."""
         return {"per_second": self.per_second, "work": self.work, "samples_ms": self.samples_ms}
 
 

@@ -41,7 +41,7 @@ class RandomCheckpoint(Checkpoint):
         return cls(Path(f"random-{name}-{config.layout}"), {}, config, device=device)
 
     def model_config(self) -> ModelConfig:
-        """The shape."""
+        """The configuration of the model that is measured."""
         return self.config
 
     def transformer(self) -> VideoMLA:

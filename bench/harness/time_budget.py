@@ -17,7 +17,7 @@ class Budget:
 
     @property
     def left(self) -> float:
-        """Seconds."""
+        """Seconds that are left of the budget."""
         return self._end - self._clock()
 
     def spend(self, call: Callable[[], dict[str, Any]], heading: dict[str, Any]) -> dict[str, Any]:

@@ -143,7 +143,7 @@ def measure(
     count: int, seed: int, *, degraded: bool, world: World = FIRST, objects: int | None = None,
     progress: ProgressLine | None = None,
 ) -> Tally:  # fmt: skip
-    """Grade `count` random scenes."""
+    """Grade the true videos of `count` random scenes."""
     tally, rng = Tally(), np.random.default_rng(seed + 1)
     for case in draw_cases(count, seed, degraded=degraded, world=world, objects=objects):
         began = time.process_time()

@@ -132,7 +132,7 @@ def open_denoiser(checkpoint: Checkpoint, folder: Path | None) -> tuple[Engine, 
 
 
 def what_is(engine: Engine) -> str:
-    """Backend and precision."""
+    """The backend and the precision of the engine, in words."""
     made = engine.manifest if isinstance(engine, CompiledEngine) else None
     return "eager fp32" if made is None else f"{made.backend} {made.precision}"
 

@@ -44,7 +44,7 @@ class Change:
 
     @property
     def ratio(self) -> float:
-        """New over old."""
+        """The new figure as a multiple of the old one."""
         return self.new.value / self.old.value
 
     @property
@@ -91,12 +91,12 @@ def pair_up(
 
 
 def heading(document: dict[str, Any]) -> str:
-    """Kind and subject."""
+    """The heading of a document: its kind and what it is about."""
     return ": ".join(part for part in key(document) if part)
 
 
 def facts(document: dict[str, Any]) -> str:
-    """Where and when."""
+    """Where and when a document was measured."""
     whole = "" if document.get("complete", True) else " Interrupted: the last stages are missing."
     commit = document["commit"][:10]
     versions = f"torch {document['versions']['torch']}"
@@ -117,7 +117,7 @@ def change_table(found: list[Change]) -> Table:
 
 
 def markdown(pairs: list[tuple[dict[str, Any], dict[str, Any] | None]]) -> str:
-    """The summary."""
+    """The summary of all documents, as Markdown."""
     lines = ["# Results"]
     for document, before in pairs:
         lines += ["", f"## {heading(document)}", "", facts(document), "", f"`{command(document)}`"]
@@ -130,7 +130,7 @@ def markdown(pairs: list[tuple[dict[str, Any], dict[str, Any] | None]]) -> str:
 
 
 def html(pairs: list[tuple[dict[str, Any], dict[str, Any] | None]]) -> str:
-    """The page."""
+    """The page of all documents, as HTML."""
     body = [part for document, before in pairs for part in _html_section(document, before)]
     head = f"<!doctype html><html lang=en><meta charset=utf-8><title>VideoMLA: results</title><style>{STYLE}"
     return "\n".join([f"{head}</style>", "<h1>Results</h1>", *body, "</html>\n"])

@@ -24,7 +24,7 @@ class Table:
     rows: list[list[str]]
 
     def markdown(self) -> list[str]:
-        """Its lines."""
+        """The table's lines in Markdown."""
         rule = "|---" * len(self.headings) + "|"
         return [_row(self.headings), rule, *(_row(row) for row in self.rows)]
 
@@ -42,7 +42,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """What a document shows."""
+    """What a document shows: a title, a table, its plots."""
 
     tables: list[Table]
     plots: list[str]

@@ -41,7 +41,7 @@ class Axis:
         return cls(label=label, low=low, high=high, begin=begin, end=end, log=log)
 
     def place(self, value: float) -> float:
-        """The pixel of `value`."""
+        """The pixel at which `value` is drawn."""
         low, high, at = (
             (math.log10(v) for v in (self.low, self.high, max(value, 1e-300)))
             if self.log
@@ -95,7 +95,7 @@ class Plot:
         return colour
 
     def text(self) -> str:
-        """The SVG element."""
+        """The whole plot as SVG."""
         return _svg(HEIGHT, self.title, [*_grid(self.x, self.y), *self.marks])
 
 
@@ -143,7 +143,7 @@ def bars(title: str, values: Sequence[tuple[str, float, float | None]], unit: st
 
 
 def _grid(x: Axis, y: Axis) -> list[str]:
-    """Frame, ticks and labels."""
+    """The frame of a plot with its ticks and labels."""
     marks = []
     for tick in x.ticks():
         at = x.place(tick)

@@ -19,7 +19,7 @@ CHECKED_QUERIES = 64
 
 @dataclass(frozen=True, kw_only=True)
 class Shape:
-    """One layer's attention."""
+    """The sizes of one layer's attention."""
 
     batch: int
     heads: int
@@ -32,12 +32,12 @@ class Shape:
 
     @property
     def width(self) -> int:
-        """d."""
+        """d, the width of a head."""
         return self.nope + self.rotary
 
     @property
     def entry(self) -> int:
-        """E."""
+        """E, the width of a cache entry."""
         return self.content + self.rotary
 
     @property
@@ -104,7 +104,7 @@ def bare_sdpa(inputs: Inputs) -> Arm:
 
 
 def expanded(inputs: Inputs, backend: Backend) -> Arm:
-    """`plugins.mla_attention`."""
+    """Expanded attention, as `plugins.mla_attention` computes it."""
     scales = inputs.scales if inputs.dtype == FLOAT8 else None
 
     def call(turn: int) -> Tensor:
@@ -115,7 +115,7 @@ def expanded(inputs: Inputs, backend: Backend) -> Arm:
 
 
 def absorbed(inputs: Inputs, backend: Backend) -> Arm:
-    """`plugins.mla_attention_absorbed`."""
+    """Absorbed attention, as `plugins.mla_attention_absorbed` computes it."""
     scales = inputs.scales[:2] if inputs.dtype == FLOAT8 else None
     scale = inputs.shape.width**-0.5
 
@@ -135,7 +135,7 @@ def absorbed(inputs: Inputs, backend: Backend) -> Arm:
 
 
 def expansion(inputs: Inputs, backend: Backend) -> Arm:
-    """`plugins.expand`."""
+    """The expansion alone, as `plugins.expand` computes it."""
 
     def run(turn: int, chosen: Backend) -> tuple[Tensor, Tensor]:
         cached, own, (cos, sin, valid) = inputs.cached[turn], inputs.own[turn], inputs.tables

@@ -51,7 +51,7 @@ FRAMES_PER_LATENT = 4
 
 @dataclass(kw_only=True)
 class Bench:
-    """What all arms share."""
+    """What all engines that are compared share: checkpoint, prompts, sizes."""
 
     subject: Checkpoint
     device: torch.device

@@ -68,7 +68,7 @@ class Graph:
 
     @classmethod
     def read(cls, path: Path) -> Graph:
-        """The graph in `path`."""
+        """Read the ONNX graph in `path`."""
         from onnx import TensorProto, load
 
         graph = load(str(path), load_external_data=False).graph

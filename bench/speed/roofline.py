@@ -48,12 +48,12 @@ class Floor:
 
     @property
     def size(self) -> int:
-        """Bytes of a number."""
+        """Bytes that one number takes."""
         return TYPES[self.precision].itemsize
 
     @property
     def seconds(self) -> float:
-        """Of a chunk."""
+        """Seconds that a chunk takes at least."""
         parts = self.counted.parts()
         once = sum(max(p.flops / self.matrix, p.bytes(self.size) / self.copy) for p in parts)
         return once * self.counted.passes
@@ -65,7 +65,7 @@ class Floor:
         return frames / self.seconds
 
     def as_dict(self) -> dict[str, Any]:
-        """For a document."""
+        """The figures as a results document holds them."""
         return {
             "layout": self.counted.config.layout,
             "form": self.counted.form,

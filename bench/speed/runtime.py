@@ -76,7 +76,7 @@ class Reports(NoTelemetry):
         self.stop, self._last = threading.Event(), last
 
     def chunk(self, report: ChunkReport) -> None:
-        """Take note."""
+        """Take note of a finished chunk."""
         self.events.append(asdict(report))
         if report.chunk == self._last:
             self.stop.set()

@@ -172,7 +172,7 @@ def _starts(name: str, checkpoints: tuple[Path, ...], calibration: Path) -> list
 
 
 def printed(table: Table) -> str:
-    """For a terminal."""
+    """The table as a terminal shows it."""
     drawn = Printed(title=table.title)
     for number, heading in enumerate(table.headings):
         drawn.add_column(heading, justify="right" if number else "left")

@@ -39,7 +39,7 @@ CLIPS = 32
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """A way to convert."""
+    """One way to convert a model, with a name."""
 
     name: str
     choices: Choices = Choices()
@@ -74,12 +74,12 @@ class Start:
 
     @cached_property
     def source(self) -> Source:
-        """Its weights."""
+        """The weights that are converted."""
         return open_source(self.checkpoint.folder)
 
     @property
     def config(self) -> ModelConfig:
-        """Of its conversions."""
+        """The configuration of the converted models."""
         return replace(self.source.config, layout="mla")
 
     @cached_property

@@ -59,7 +59,7 @@ class Model:
         return cls(name=name, checkpoint=open_checkpoint(folder if given else name))
 
     def described(self) -> dict[str, Any]:
-        """What it is."""
+        """What a results document says of the model."""
         config, sampler = self.checkpoint.model_config(), self.checkpoint.sampler()
         return {
             "model": self.name, "layout": config.layout, "sampler": sampler.kind, "steps": sampler.steps,

@@ -22,7 +22,7 @@ import torch
 
 from bench.harness.document import Record
 from bench.quality.grades import mean_right
-from bench.studies.trial import MHA, Arm, Trial, World
+from bench.studies.trial import MHA, Arm, SharedParts, Trial
 from vmla.cli.command import OneLineCommand
 from vmla.cli.progress import ProgressLine
 from vmla.train.recipes.from_scratch import training_recipe
@@ -83,13 +83,13 @@ def chosen_arms(study: Study, only: tuple[str, ...]) -> list[Arm]:
 
 
 def trials(
-    study: Study, arms: list[Arm], seeds: int, world: World, folder: Path, line: ProgressLine
+    study: Study, arms: list[Arm], seeds: int, shared: SharedParts, folder: Path, line: ProgressLine
 ) -> Iterator[Trial]:
     """Seed by seed, so that whatever ends early has compared all arms."""
     for seed in range(seeds):
         for arm in arms:
             yield Trial(
-                arm=arm, seed=seed, world=world, arms=folder, prompts=study.prompts,
+                arm=arm, seed=seed, shared=shared, arms=folder, prompts=study.prompts,
                 seconds=study.seconds, line=line,
             )  # fmt: skip
 
@@ -154,9 +154,9 @@ def main(
     study, rows = STUDIES[name], list[dict[str, Any]]()
     record = Record("study", output)
     with ProgressLine(sys.stderr) as line:
-        world = World.made(training_recipe(study.recipe), runs / name / "world", line.show)
+        shared = SharedParts.made(training_recipe(study.recipe), runs / name / "world", line.show)
         arms = chosen_arms(study, only)
-        for trial in trials(study, arms, seeds or study.seeds, world, runs / name, line):
+        for trial in trials(study, arms, seeds or study.seeds, shared, runs / name, line):
             rows.append(trial.result())
             record.save(subject=name, prompts=study.prompts, rows=rows, compared=compared(rows))
     record.finish(losses={one["arm"]: one["loss"] for one in compared(rows)})

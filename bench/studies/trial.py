@@ -1,6 +1,6 @@
 """One arm of a study with one seed: trained, distilled if it is asked for, graded; each part once.
 
-All arms share one world: codec, text encoder and clips are trained and made once. What a trial has
+All arms share codec, text encoder and clips, which are trained and made once. What a trial has
 finished it finds again, so that a study that was stopped goes on where it was, and several processes may
 share one: each trial is made by the first that comes to it.
 """
@@ -48,8 +48,8 @@ POINTS = 20
 
 
 @dataclass(frozen=True)
-class World:
-    """What all arms share."""
+class SharedParts:
+    """The parts of a study that no arm varies: codec, text encoder and clips."""
 
     recipe: Recipe
     folder: Path
@@ -58,7 +58,7 @@ class World:
     data: LatentSet
 
     @classmethod
-    def made(cls, recipe: Recipe, folder: Path, report: Callable[[str], None]) -> World:
+    def made(cls, recipe: Recipe, folder: Path, report: Callable[[str], None]) -> SharedParts:
         """Train and render what is not in `folder` yet."""
         run = Run(recipe, folder, report)
         data = run.latents()
@@ -75,7 +75,7 @@ class World:
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """What is varied."""
+    """One setting of what the study varies."""
 
     name: str
     questions: tuple[str, ...]
@@ -107,7 +107,7 @@ class Trial:
 
     arm: Arm
     seed: int
-    world: World
+    shared: SharedParts
     arms: Path
     """The folder of all arms."""
     prompts: int
@@ -116,7 +116,7 @@ class Trial:
 
     @property
     def folder(self) -> Path:
-        """Of this trial."""
+        """The folder that this trial works in."""
         return self.arms / f"{self.arm.name}-{self.seed}"
 
     def result(self) -> dict[str, Any]:
@@ -159,15 +159,15 @@ class Trial:
         average = train(stage, folder, report=self._say, watchers=[self._along(folder, stage)])
         assert average is not None  # nothing stopped it
         stage.model.load_state_dict({**stage.model.state_dict(), **average})
-        self.world.save(stage.model, folder / RESULT)
+        self.shared.save(stage.model, folder / RESULT)
         return folder / RESULT
 
     def _stage(self) -> DenoiserStage:
-        recipe = training_recipe(self.world.recipe.name, seed=self.seed, **self.arm.sizes)
+        recipe = training_recipe(self.shared.recipe.name, seed=self.seed, **self.arm.sizes)
         if (init := self.arm.init) is None:
-            return DenoiserStage(recipe.model, recipe.denoiser_training, self.world.data)
+            return DenoiserStage(recipe.model, recipe.denoiser_training, self.shared.data)
         model = open_checkpoint(self._converted(init)).transformer().requires_grad_(True)
-        return DenoiserStage(model.config, self._pipeline().forcing, self.world.data, model=model)
+        return DenoiserStage(model.config, self._pipeline().forcing, self.shared.data, model=model)
 
     def _converted(self, init: Init) -> Path:
         """The per-head model of the same seed with latent attention, before it trains."""
@@ -176,22 +176,22 @@ class Trial:
             return folder
         start = replace(self, arm=MHA).denoiser()
         source = open_source(start)
-        clips = {"clips": CALIBRATION_CLIPS, "seed": self.seed, "calibration": self.world.folder / "latents"}
+        clips = {"clips": CALIBRATION_CLIPS, "seed": self.seed, "calibration": self.shared.folder / "latents"}
         choices = Choices(init=init, seed=self.seed)
         folder.parent.mkdir(parents=True, exist_ok=True)
-        job = Conversion(source, self.world.recipe.model, choices, calibration_of(source, clips))
+        job = Conversion(source, self.shared.recipe.model, choices, calibration_of(source, clips))
         job.write(folder, self._say, pipeline=start)
         return folder
 
     def _pipeline(self) -> Pipeline:
         """The recipe's, its draws by this trial's seed."""
-        chosen = pipeline(self.world.recipe.name)
+        chosen = pipeline(self.shared.recipe.name)
         stages = ("forcing", "consistency", "distribution")
         return replace(chosen, **{name: replace(getattr(chosen, name), seed=self.seed) for name in stages})
 
     def _distilled(self, start: Path) -> dict[str, Path]:
         """Both stages of distillation; the checkpoint of each."""
-        data, made, teacher = self.world.folder / "latents", dict[str, Path](), str(start)
+        data, made, teacher = self.shared.folder / "latents", dict[str, Path](), str(start)
         for name in ("consistency", "distribution"):
             job = Job(
                 name=name, pipeline=self._pipeline(), start=str(start), teacher=teacher, data=data,
@@ -218,7 +218,7 @@ class Trial:
         """Keep what the weights are at `step`, and grade the first seconds of what they make."""
         kept = folder / f"step-{step:06d}"
         folder.mkdir(parents=True, exist_ok=True)
-        self.world.save(model, kept)
+        self.shared.save(model, kept)
         self._grades(kept, self.seconds[:1])
 
     def _grades(self, checkpoint: Path, seconds: tuple[int, ...]) -> dict[str, Any]:
@@ -226,7 +226,7 @@ class Trial:
         path = checkpoint.with_name(checkpoint.name + "-grades.json")
         if path.exists():
             return dict(read_json(path))
-        opened, world = open_checkpoint(checkpoint), world_named(self.world.recipe.latents.world)
+        opened, world = open_checkpoint(checkpoint), world_named(self.shared.recipe.latents.world)
         prompts = held_out_prompts(self.prompts, seed=1000, world=world)
         engine, _ = open_denoiser(opened, None)
         seen = seen_rollouts(engine, opened, prompts, seconds, batch=len(prompts), seed=1000, line=self.line)
@@ -256,7 +256,7 @@ class Trial:
 
     def _settings(self) -> dict[str, Any]:
         """What may not differ when a trial is found again."""
-        recipe = training_recipe(self.world.recipe.name, seed=self.seed, **self.arm.sizes)
+        recipe = training_recipe(self.shared.recipe.name, seed=self.seed, **self.arm.sizes)
         training = self._pipeline().forcing if self.arm.init else recipe.denoiser_training
         return {
             "model": asdict(recipe.model), "training": asdict(training), "init": self.arm.init,

@@ -59,7 +59,7 @@ class Compiled:
 
     @property
     def block(self) -> int:
-        """Threads of one program."""
+        """The number of threads of one program."""
         return 32 * self.warps
 
     @property
@@ -95,7 +95,7 @@ def evaluate(expression: Expression, sizes: Mapping[str, Any], cdiv: Callable[[A
 
 
 def cdiv(numerator: int, denominator: int) -> int:
-    """Division rounded up."""
+    """The quotient, rounded up."""
     return -(-numerator // denominator)
 
 

@@ -57,7 +57,7 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """Unlike any other variant's."""
+        """A name that no other variant has."""
         t = tile(self.operator, capability=self.arch, size=self.size)
         shape = f"{t.rows}x{t.columns}" if t.columns else str(t.rows)
         return f"vmla_{self.operator}_{self.dtype}_{shape}_w{t.warps}s{t.stages}_sm{self.arch}"

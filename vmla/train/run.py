@@ -74,7 +74,7 @@ class Run:
         return stage.codec.eval()
 
     def text(self) -> TextEncoder:
-        """The trained text encoder."""
+        """The trained text encoder with its tokenizer."""
         stage = self._text_stage()
         _train(stage.model, stage, self)
         return stage.encoder
@@ -84,7 +84,7 @@ class Run:
         return TextStage(recipe.text, recipe.model.text_tokens, recipe.text_training)
 
     def latents(self) -> LatentSet:
-        """The encoded training set."""
+        """The training set: rendered clips, encoded by the trained codec."""
         known = self._text_stage().settings()
         folder = self.folder / "latents"
         return make_latents(self.recipe.latents, self.codec(), self.text(), known, folder, self.report)

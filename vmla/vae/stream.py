@@ -20,7 +20,7 @@ class SeesFrameBefore(nn.Module):
 
 
 class TimePool(nn.Module):
-    """`times` frames to one."""
+    """Joins `times` frames to one by a learned mix of their channels."""
 
     def __init__(self, width: int, times: int = 2, *, bias: bool = True) -> None:
         super().__init__()
@@ -33,7 +33,7 @@ class TimePool(nn.Module):
 
 
 class TimeGrow(nn.Module):
-    """One frame to `times`."""
+    """Grows one frame into `times` frames, each from channels of its own."""
 
     def __init__(self, width: int, times: int = 2, *, bias: bool = True) -> None:
         super().__init__()

@@ -32,7 +32,7 @@ BOUND = 3.0
 
 @dataclass(frozen=True, kw_only=True)
 class TaehvConfig:
-    """Sizes of a `Taehv`."""
+    """Sizes of a `Taehv` decoder, as TAEHV's files have them."""
 
     latent_channels: int = 16
     widths: tuple[int, int, int, int] = (256, 128, 64, 64)

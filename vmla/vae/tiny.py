@@ -17,7 +17,7 @@ from vmla.vae.stream import FrameStream, SeesFrameBefore, TimeGrow, TimePool, fo
 
 @dataclass(frozen=True, kw_only=True)
 class TinyCodecConfig:
-    """Sizes of a `TinyCodec`."""
+    """Sizes of a `TinyCodec`, and the statistics of its latents."""
 
     latent_channels: int = 16
     widths: tuple[int, int, int] = (96, 64, 32)

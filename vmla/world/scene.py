@@ -53,12 +53,12 @@ class Sprite:
 
     @property
     def radius(self) -> float:
-        """Circumradius, pixels."""
+        """The circumradius of the object, in pixels."""
         return self.world.radii[self.size]
 
     @property
     def course(self) -> Course:
-        """Where it goes."""
+        """The path that the object follows."""
         return Course(motion=self.motion, radius=self.radius, seed=self.seed, world=self.world)
 
 

@@ -79,7 +79,7 @@ class Clips(Dataset[tuple[Tensor, str, int, Tensor]]):
         self._world, self._grid = world_named(settings.world), settings.label_grid
 
     def __len__(self) -> int:
-        """Clips."""
+        """The number of clips."""
         return len(self._numbers)
 
     def __getitem__(self, place: int) -> tuple[Tensor, str, int, Tensor]:

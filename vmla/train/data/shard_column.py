@@ -39,12 +39,12 @@ class Column:
         return self._files[path].get_slice(self._name)
 
     def __len__(self) -> int:
-        """Clips."""
+        """The number of clips."""
         return len(self._places)
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """As a tensor's."""
+        """The shape that the whole column would have as one tensor."""
         return len(self), *self._open(self._places[0][0]).get_shape()[1:]
 
     def __getitem__(self, clips: Any) -> Tensor:

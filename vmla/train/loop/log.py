@@ -36,7 +36,7 @@ class Speedometer:
 
     @property
     def recent(self) -> Speed:
-        """Of the latest steps."""
+        """Speed over the latest steps, not over the whole run."""
         return self._speed(sum(self._recent, Work()))
 
     @property

@@ -41,11 +41,11 @@ class Stage(Protocol):
 
     @property
     def schedule(self) -> Schedule:
-        """How it is optimised."""
+        """Learning rates, averaging and number of steps."""
 
     @property
     def model(self) -> nn.Module:
-        """What is trained."""
+        """The module whose parameters are trained."""
 
     def settings(self) -> dict[str, Any]:
         """All that determines the result, as JSON values; a run with other settings is refused."""

@@ -23,7 +23,7 @@ class Ahead(Generic[Batch]):
         self._last: int | None = None
 
     def __enter__(self) -> Ahead[Batch]:
-        """Start the thread."""
+        """Start the thread that draws batches ahead."""
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="batch")
         return self
 

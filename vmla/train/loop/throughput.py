@@ -41,7 +41,7 @@ class Work:
     """All of it."""
 
     def __add__(self, other: Work) -> Work:
-        """Both."""
+        """The work of both together."""
         return Work(**{name: value + getattr(other, name) for name, value in vars(self).items()})
 
 
@@ -118,7 +118,7 @@ class Meter:
 
 @dataclass(frozen=True, kw_only=True)
 class Speed:
-    """Figures of some work."""
+    """How fast some work went: tokens and operations per second."""
 
     tokens_per_second: float
     """Of all processes."""
@@ -138,7 +138,7 @@ class Speed:
         )
 
     def __str__(self) -> str:
-        """As it is shown."""
+        """The speed as the progress line shows it."""
         tokens = f"{self.tokens_per_second:.0f} tokens/s, " if self.tokens_per_second else ""
         return f"{tokens}{self.utilisation:.0%} of the matrix peak, {self.waiting:.1%} waiting for data"
 

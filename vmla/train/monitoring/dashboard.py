@@ -32,7 +32,7 @@ def dashboard(kind: str | None, folder: Path, parallel: Parallel = ALONE) -> Ite
 
 
 class TensorBoard:
-    """Scalars in `folder`/tensorboard."""
+    """Writes each logged number as a scalar into `folder`/tensorboard."""
 
     def __init__(self, folder: Path) -> None:
         try:
@@ -43,7 +43,7 @@ class TensorBoard:
         self.close = self._writer.close
 
     def __call__(self, name: str, line: dict[str, Any], average: dict[str, Tensor]) -> None:
-        """One step."""
+        """Send the numbers of one step."""
         for key, value in line.items():
             if key != "step":
                 self._writer.add_scalar(f"{name}/{key}", value, line["step"])
@@ -62,7 +62,7 @@ class WeightsAndBiases:
         self.close = self._run.finish
 
     def __call__(self, name: str, line: dict[str, Any], average: dict[str, Tensor]) -> None:
-        """One step."""
+        """Send the numbers of one step."""
         if name not in self._known:
             self._run.define_metric(f"{name}/*", step_metric=f"{name}/step")
             self._known.add(name)

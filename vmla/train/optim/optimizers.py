@@ -19,7 +19,7 @@ class Schedule:
 
     steps: int
     learning_rate: float
-    """Of AdamW."""
+    """The value that AdamW is given."""
     matrix_rate: float | None = None
     """Of Muon, for inner matrices and convolutions; None leaves them to AdamW."""
     warmup: int = 50
@@ -33,12 +33,12 @@ class Schedule:
 
     @property
     def betas(self) -> tuple[float, float]:
-        """Of AdamW."""
+        """The value that AdamW is given."""
         return AVERAGED_BETAS
 
     @property
     def weight_decay(self) -> float:
-        """Of AdamW."""
+        """The value that AdamW is given."""
         return 0.0
 
 
@@ -126,7 +126,7 @@ class Optimizers:
             optimizer.state[parameter] = state[str(i)]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        """Continue from `states`."""
+        """Continue from `states`, as `state_dict` gave them."""
         for optimizer, state in zip(self._all, states, strict=True):
             optimizer.load_state_dict(state)
 

@@ -22,7 +22,7 @@ from vmla.world.worlds import FIRST, SIZE, World, world_named
 
 @dataclass(frozen=True, kw_only=True)
 class CodecTraining:
-    """Settings of the stage."""
+    """Settings of the stage that trains the codec."""
 
     schedule: Schedule
     frames: int = 12

@@ -27,7 +27,7 @@ from vmla.world.worlds import FIRST, world_named
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderTraining:
-    """Settings of the stage."""
+    """Settings of the stage that trains the decoder on."""
 
     schedule: Schedule
     clips: int = 6
@@ -59,7 +59,7 @@ class DecoderStage:
 
     @property
     def model(self) -> nn.Module:
-        """The decoder alone."""
+        """The decoder alone: the encoder stays as it is."""
         return self.codec.decoder
 
     def settings(self) -> dict[str, Any]:

@@ -77,7 +77,7 @@ class DenoiserStage:
         return velocity + training.alignment * alignment_loss(self.model, seen, batch.labels, batch.numbers)
 
     def draw(self, step: int) -> Batch:
-        """The batch of `step`."""
+        """The batch of `step`; it depends on seed and step alone."""
         return draw_batch(self.training, self.data, self.model.config.chunk, step)
 
 
@@ -110,7 +110,7 @@ class _Method(torch.nn.Module):
         self.model, self.name = model, name
 
     def forward(self, *inputs: Any) -> Tensor:
-        """See the method."""
+        """Call the method that this module stands for."""
         return getattr(self.model, self.name)(*inputs)  # type: ignore[no-any-return]
 
 

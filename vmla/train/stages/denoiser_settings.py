@@ -12,7 +12,7 @@ from vmla.train.optim.precision import Precision
 
 @dataclass(frozen=True, kw_only=True)
 class DenoiserTraining:
-    """Settings of the stage."""
+    """Settings of the stage that trains the denoiser."""
 
     schedule: Schedule
     forcing: Forcing

@@ -30,7 +30,7 @@ from vmla.transformer import VideoMLA
 
 @dataclass(frozen=True, kw_only=True)
 class ConsistencyTraining:
-    """Settings of the stage."""
+    """Settings of consistency distillation."""
 
     schedule: DistilSchedule
     consistency: Consistency
@@ -47,7 +47,7 @@ class ConsistencyTraining:
 
 @dataclass(frozen=True, kw_only=True)
 class DistributionTraining:
-    """Settings of the stage."""
+    """Settings of distribution matching distillation."""
 
     schedule: DistilSchedule
     critic: DistilSchedule

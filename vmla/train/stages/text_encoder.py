@@ -28,7 +28,7 @@ OBJECTS = 2
 
 @dataclass(frozen=True, kw_only=True)
 class TextTraining:
-    """Settings of the stage."""
+    """Settings of the stage that trains the text encoder."""
 
     schedule: Schedule
     captions: int = 64

@@ -48,7 +48,7 @@ class Track:
 
     @property
     def radius(self) -> float:
-        """Circumradius, pixels."""
+        """The circumradius of the object, in pixels."""
         return self.world.radii[self.size]
 
     def guess_place(self, frame: int) -> tuple[float, float]:
