@@ -58,15 +58,21 @@ def choose_stages(names: str | None) -> list[Stage]:
 
 
 @click.command("gpu", cls=OneLineCommand)
-@click.option("--shape", default="wan-1.3b", show_default=True, help="A named shape, with random weights.")
+@click.option("--shape", default="wan-1.3b", show_default=True, help="Named shape, with random weights.")
 @click.option("--window", type=click.Choice(list(WINDOWS)), default="total-6", show_default=True,
-              help="A reading of the paper's window; total-6 has 9,360 keys.")  # fmt: skip
-@click.option("--stages", help="Comma-separated; all if not given.")
+              help="Reading of the paper's window; total-6 has 9,360 keys.")  # fmt: skip
+@click.option("--stages", help="Comma-separated names (default: all).")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=9.0, show_default=True,
-              help="No stage is begun that might not end by then.")  # fmt: skip
-@click.option("--rounds", type=click.IntRange(2), default=5, show_default=True, help="Of four calls each.")
+              help="Time limit: no stage is begun that might not end by then.")  # fmt: skip
+@click.option(
+    "--rounds",
+    type=click.IntRange(2),
+    default=5,
+    show_default=True,
+    help="Number of rounds of four calls each.",
+)
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False),
-              help="The document; build/gpu.json if not given.")  # fmt: skip
+              help="Results file to write (default: build/gpu.json).")  # fmt: skip
 def main(
     shape: str, window: str, stages: str | None, minutes: float, rounds: int, output: Path | None
 ) -> None:

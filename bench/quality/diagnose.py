@@ -115,10 +115,18 @@ def figures(graded: list[Graded]) -> dict[str, object]:
 @click.command(cls=OneLineCommand)
 @click.argument("checkpoint", default=SHIPPED)
 @click.option("--prompts", "count", type=click.IntRange(2), default=48, show_default=True,
-              help="Held-out scenes.")  # fmt: skip
-@click.option("--true", "chunks", default="1,3", show_default=True, help="True chunks to begin with.")
-@click.option("--seed", default=2000, show_default=True, help="Of the scenes and of the first video.")
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the JSON here.")
+              help="Number of held-out scenes.")  # fmt: skip
+@click.option(
+    "--true",
+    "chunks",
+    default="1,3",
+    show_default=True,
+    help="Numbers of true chunks to begin with, comma-separated.",
+)
+@click.option("--seed", default=2000, show_default=True, help="Seed of the scenes and of the first video.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Results file to write (JSON)."
+)
 def main(checkpoint: str, count: int, chunks: str, seed: int, output: Path | None) -> None:
     """Tell a sprite model's codec, first chunk and continuation apart."""
     named = open_checkpoint(checkpoint)

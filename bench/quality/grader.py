@@ -159,7 +159,9 @@ def measure(
 @click.option("--scenes", type=click.IntRange(1), default=300, show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True)
 @click.option("--world", "named", type=click.Choice(list(WORLDS)), default=FIRST.name, show_default=True)
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Results, as JSON.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Results file to write (JSON)."
+)
 def main(scenes: int, seed: int, named: str, output: Path | None) -> None:
     """Measure the grader of the sprite world on rendered scenes, as they are and degraded."""
     torch.set_num_threads(1)

@@ -185,15 +185,25 @@ def show(graded: list[Graded]) -> None:
 
 
 @click.command(cls=OneLineCommand)
-@click.option("--checkpoint", help="A checkpoint folder; the engine's own, or else sprites.")
-@click.option("--engine", "folder", type=click.Path(path_type=Path), help="An engine folder; else eager.")
-@click.option("--prompts", "count", default=48, show_default=True, help="Held-out prompts.")
-@click.option("--objects", type=click.IntRange(1, 2), help="In each prompt; drawn if not given.")
-@click.option("--seconds", default="5,60,180", show_default=True, help="When to grade.")
-@click.option("--seed", default=1000, show_default=True, help="Of the first video.")
+@click.option("--checkpoint", help="Checkpoint folder (default: the engine's own, else sprites).")
+@click.option(
+    "--engine", "folder", type=click.Path(path_type=Path), help="Engine folder (default: run eagerly)."
+)
+@click.option("--prompts", "count", default=48, show_default=True, help="Number of held-out prompts.")
+@click.option(
+    "--objects", type=click.IntRange(1, 2), help="Number of objects in each prompt (default: drawn)."
+)
+@click.option(
+    "--seconds", default="5,60,180", show_default=True, help="Seconds at which to grade, comma-separated."
+)
+@click.option(
+    "--seed", default=1000, show_default=True, help="Seed of the first video; each later one has the next."
+)
 @click.option("--batch", default=24, show_default=True,
               help="Videos rolled out at once; an engine makes those that it was built for.")  # fmt: skip
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the JSON here.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Results file to write (JSON)."
+)
 def main(
     checkpoint: str | None,
     folder: Path | None,

@@ -100,10 +100,10 @@ def evaluate(folder: Path, device: str, *, long: bool) -> dict[str, float]:
 
 @click.command("quality", cls=OneLineCommand)
 @click.argument("videos", nargs=-1, required=True, type=click.Path(path_type=Path))
-@click.option("--long", is_flag=True, help="VBench-Long, for videos of more than five seconds.")
-@click.option("--device", default="cpu", show_default=True, help="A torch device.")
+@click.option("--long", is_flag=True, help="Use VBench-Long, for videos of more than five seconds.")
+@click.option("--device", default="cpu", show_default=True, help="Torch device.")
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False),
-              help="The document; build/quality.json if not given.")  # fmt: skip
+              help="Results file to write (default: build/quality.json).")  # fmt: skip
 def main(videos: tuple[Path, ...], long: bool, device: str, output: Path | None) -> None:
     """Score VIDEOS with VBench's own package: six dimensions and the paper's mean of them."""
     record = Record("quality", output)

@@ -61,9 +61,11 @@ def wall(videos: Tensor) -> Tensor:
 
 @click.command(cls=OneLineCommand)
 @click.argument("output", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("--checkpoint", default="sprites", show_default=True, help="A checkpoint folder.")
-@click.option("--start", default=170.0, show_default=True, help="Second of the videos to begin at.")
-@click.option("--seconds", default=6.0, show_default=True, help="Length of the clip.")
+@click.option("--checkpoint", default="sprites", show_default=True, help="Checkpoint folder.")
+@click.option(
+    "--start", default=170.0, show_default=True, help="Second of the videos at which the clip begins."
+)
+@click.option("--seconds", default=6.0, show_default=True, help="Length of the clip in seconds.")
 def main(output: Path, checkpoint: str, start: float, seconds: float) -> None:
     """Write an animated WebP of eight videos side by side."""
     try:

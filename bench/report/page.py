@@ -168,8 +168,10 @@ def regressions(pairs: list[tuple[dict[str, Any], dict[str, Any] | None]]) -> li
 @click.command("report", cls=OneLineCommand)
 @click.argument("results", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--against", multiple=True, type=click.Path(path_type=Path),
-              help="An old results file; give it again for more.")  # fmt: skip
-@click.option("--across-machines", is_flag=True, help="Compare old and new even from different machines.")
+              help="Old results file to compare with; repeat for several.")  # fmt: skip
+@click.option(
+    "--across-machines", is_flag=True, help="Compare old and new results even from different machines."
+)
 @click.option("--output", "-o", type=click.Path(path_type=Path, file_okay=False), show_default=True,
               default=Path("build/report"), help="The folder for report.html and report.md.")  # fmt: skip
 def main(results: tuple[Path, ...], against: tuple[Path, ...], across_machines: bool, output: Path) -> None:

@@ -193,19 +193,33 @@ def open_bench(
 
 
 @click.command("engines", cls=OneLineCommand)
-@click.option("--checkpoint", help="A checkpoint folder, or a shipped model; sprites if not given.")
-@click.option("--shape", help="A named shape with random weights instead: debug, sprites, wan-1.3b, wan-14b.")
-@click.option("--engines", help="Comma-separated; all if not given.")
-@click.option("--precisions", default="fp32,bf16", show_default=True, help="Of fp32, bf16, fp16, fp8.")
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Videos made at once.")
-@click.option("--rounds", type=click.IntRange(2), default=12, show_default=True, help="Of four chunks each.")
+@click.option("--checkpoint", help="Checkpoint folder or shipped model (default: sprites).")
+@click.option("--shape", help="Named shape with random weights instead: debug, sprites, wan-1.3b or wan-14b.")
+@click.option("--engines", help="Comma-separated names (default: all).")
+@click.option(
+    "--precisions",
+    default="fp32,bf16",
+    show_default=True,
+    help="Precisions among fp32, bf16, fp16 and fp8, comma-separated.",
+)
+@click.option(
+    "--batch", type=click.IntRange(1), default=1, show_default=True, help="Number of videos made at once."
+)
+@click.option(
+    "--rounds",
+    type=click.IntRange(2),
+    default=12,
+    show_default=True,
+    help="Number of rounds of four chunks each.",
+)
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=5.0, show_default=True,
-              help="No engine is begun that would not end by then.")  # fmt: skip
-@click.option("--device", default="cpu", show_default=True, help="A torch device.")
+              help="Time limit: no engine is begun that would not end by then.")  # fmt: skip
+@click.option("--device", default="cpu", show_default=True, help="Torch device.")
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False), default=Path("build/engines"),
-              show_default=True, help="Where compiled engines are built and found again.")  # fmt: skip
+              show_default=True,
+              help="Folder in which compiled engines are built and found again.")  # fmt: skip
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False),
-              help="The document; build/engines.json if not given.")  # fmt: skip
+              help="Results file to write (default: build/engines.json).")  # fmt: skip
 def main(
     checkpoint: str | None, shape: str | None, engines: str | None, precisions: str, batch: int, rounds: int,
     minutes: float, device: str, folder: Path, output: Path | None,

@@ -38,8 +38,14 @@ MOST_OVERHEAD = 1.05
 
 @click.command("kernels", cls=OneLineCommand)
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False),
-              help="The document; build/kernels.json if not given.")  # fmt: skip
-@click.option("--rounds", type=click.IntRange(1), default=25, show_default=True, help="Of four calls each.")
+              help="Results file to write (default: build/kernels.json).")  # fmt: skip
+@click.option(
+    "--rounds",
+    type=click.IntRange(1),
+    default=25,
+    show_default=True,
+    help="Number of rounds of four calls each.",
+)
 @click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
 def main(output: Path | None, rounds: int, device: str) -> None:
     """Time the attention kernels and write every sample to a JSON file."""

@@ -141,15 +141,15 @@ def count_parameters(config: ModelConfig) -> int:
 
 @click.command("memory", cls=OneLineCommand)
 @click.option("--cache-shape", default="wan-1.3b", show_default=True,
-              help="The shape whose cache is measured.")  # fmt: skip
+              help="Named shape whose cache is measured.")  # fmt: skip
 @click.option("--window", type=click.Choice(list(WINDOWS)), default="sink-1-history-6", show_default=True,
-              help="Of that cache: a reading of the paper's window.")  # fmt: skip
-@click.option("--shape", default="sprites", show_default=True, help="The shape whose passes are measured.")
+              help="Window of that cache: a reading of the paper's.")  # fmt: skip
+@click.option("--shape", default="sprites", show_default=True, help="Named shape whose passes are measured.")
 @click.option("--gib", type=click.FloatRange(min=0, min_open=True),
-              help="Memory to fit streams into; the GPU's, or 80, if not given.")  # fmt: skip
-@click.option("--device", default="cpu", show_default=True, help="A torch device.")
+              help="Memory in GiB to fit streams into (default: the GPU's, else 80).")  # fmt: skip
+@click.option("--device", default="cpu", show_default=True, help="Torch device.")
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False),
-              help="The document; build/memory.json if not given.")  # fmt: skip
+              help="Results file to write (default: build/memory.json).")  # fmt: skip
 def main(
     cache_shape: str, window: str, shape: str, gib: float | None, device: str, output: Path | None
 ) -> None:

@@ -182,13 +182,17 @@ def faults(path: Path) -> dict[str, Any]:
 
 @click.command(cls=OneLineCommand)
 @click.option("--shape", default="wan-1.3b", show_default=True, help=f"One of {', '.join(RECIPES)}.")
-@click.option("--layers", type=click.IntRange(min=1), help="Of the model; the recipe's own if not given.")
-@click.option("--precision", default="bf16", show_default=True, help="Of matrix products.")
+@click.option(
+    "--layers", type=click.IntRange(min=1), help="Number of the model's layers (default: the recipe's own)."
+)
+@click.option("--precision", default="bf16", show_default=True, help="Precision of the matrix products.")
 @click.option("--target", multiple=True, help="Build a TensorRT-RTX engine for this GPU, as sm_89.")
 @click.option("--lint", is_flag=True, help="Have Polygraphy look for faults; needs the extra dev.")
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False),
-              help="Keep graph and engines here; they are removed if not given.")  # fmt: skip
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the JSON here.")
+              help="Folder that keeps graph and engines (default: they are removed).")  # fmt: skip
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Results file to write (JSON)."
+)
 def main(
     shape: str,
     layers: int | None,

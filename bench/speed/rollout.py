@@ -114,9 +114,11 @@ def frames_told(log: Path) -> int:
 
 
 @click.command(cls=OneLineCommand)
-@click.option("--checkpoint", default="sprites", show_default=True, help="A checkpoint folder.")
-@click.option("--minutes", default=3.0, show_default=True, help="Length of the video.")
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the JSON here.")
+@click.option("--checkpoint", default="sprites", show_default=True, help="Checkpoint folder.")
+@click.option("--minutes", default=3.0, show_default=True, help="Length of the video in seconds.")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Results file to write (JSON)."
+)
 def main(checkpoint: str, minutes: float, output: Path | None) -> None:
     """Time a whole video, from typing the command to the finished file."""
     asked = ["--prompt", PROMPT, "--minutes", str(minutes), "--checkpoint", checkpoint]

@@ -137,16 +137,22 @@ def gaps(
 
 
 @click.command("roofline", cls=OneLineCommand)
-@click.option("--checkpoint", help="A checkpoint folder, or a shipped model; sprites if not given.")
-@click.option("--shape", help="A named shape instead: debug, sprites, wan-1.3b, wan-14b.")
-@click.option("--window", type=click.Choice(list(WINDOWS)), help="A reading of the paper's window.")
-@click.option("--batch", type=click.IntRange(1), default=1, show_default=True, help="Videos made at once.")
-@click.option("--precisions", default="fp32,bf16", show_default=True, help="Of fp32, bf16, fp16.")
-@click.option("--device", default="cpu", show_default=True, help="A torch device.")
-@click.option("--against", type=click.Path(path_type=Path), help="An engines results file: print its gap.")
-@click.option("--across-machines", is_flag=True, help="Even if that file is from another machine.")
+@click.option("--checkpoint", help="Checkpoint folder or shipped model (default: sprites).")
+@click.option("--shape", help="Named shape instead: debug, sprites, wan-1.3b or wan-14b.")
+@click.option("--window", type=click.Choice(list(WINDOWS)), help="Reading of the paper's window.")
+@click.option(
+    "--batch", type=click.IntRange(1), default=1, show_default=True, help="Number of videos made at once."
+)
+@click.option("--precisions", default="fp32,bf16", show_default=True, help="Precision: fp32, bf16 or fp16.")
+@click.option("--device", default="cpu", show_default=True, help="Torch device.")
+@click.option(
+    "--against",
+    type=click.Path(path_type=Path),
+    help="Results file of `engines`, whose distance from the roofline is printed.",
+)
+@click.option("--across-machines", is_flag=True, help="Compare even if that file is from another machine.")
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False),
-              help="The document; build/roofline.json if not given.")  # fmt: skip
+              help="Results file to write (default: build/roofline.json).")  # fmt: skip
 def main(
     checkpoint: str | None, shape: str | None, window: str | None, batch: int, precisions: str, device: str,
     against: Path | None, across_machines: bool, output: Path | None,

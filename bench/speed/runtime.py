@@ -252,13 +252,15 @@ def measure(
 
 
 @click.command("runtime", cls=OneLineCommand)
-@click.option("--checkpoint", default="sprites", show_default=True, help="A checkpoint folder.")
+@click.option("--checkpoint", default="sprites", show_default=True, help="Checkpoint folder.")
 @click.option("--chunks", type=click.IntRange(min=4), default=100, show_default=True,
-              help="Of each video; each arm makes two.")  # fmt: skip
-@click.option("--engine", type=click.Path(path_type=Path), help="A folder of vmla-export: one arm more.")
-@click.option("--device", default="cpu", show_default=True, help="A torch device.")
+              help="Length of each video; each arm makes two.")  # fmt: skip
+@click.option(
+    "--engine", type=click.Path(path_type=Path), help="Engine folder, which is measured as one more arm."
+)
+@click.option("--device", default="cpu", show_default=True, help="Torch device.")
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False),
-              help="The document; build/runtime.json if not given.")  # fmt: skip
+              help="Results file to write (default: build/runtime.json).")  # fmt: skip
 def main(checkpoint: str, chunks: int, engine: Path | None, device: str, output: Path | None) -> None:
     """Measure the runtime against a plain one: speed, evenness, states on disk, going on."""
 

@@ -118,7 +118,7 @@ def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 @click.argument("name", type=click.Choice(list(PIPELINES)))
 @click.option("--from", "checkpoints", multiple=True, required=True,
               type=click.Path(path_type=Path, file_okay=False),
-              help="A checkpoint with the layout mha; give it again for more.")  # fmt: skip
+              help="Checkpoint with the layout mha; repeat for several.")  # fmt: skip
 @click.option(
     "--calibration",
     required=True,
@@ -126,14 +126,14 @@ def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     help="Clips to convert, train and judge with: of vmla-train encode, or a run's latents.",
 )
 @click.option("--heal", default=100, show_default=True, type=click.IntRange(min=0),
-              help="Steps of the stage forcing after each conversion; 0 leaves them out.")  # fmt: skip
+              help="Training steps after each conversion (0: none).")  # fmt: skip
 @click.option("--only", type=click.Choice([*VALUES, CALIBRATION]), multiple=True,
-              help="Vary this choice alone; give it again for more; else all.")  # fmt: skip
+              help="Choice to vary; repeat for several (default: all).")  # fmt: skip
 @click.option("--runs", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/conversion"),
-              show_default=True, help="Where trials are kept; run again to resume.")  # fmt: skip
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all cores if not given.")
+              show_default=True, help="Folder that keeps the trials; run again to resume.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads (default: all cores).")
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False),
-              help="The document; build/conversion.json if not given.")  # fmt: skip
+              help="Results file to write (default: build/conversion.json).")  # fmt: skip
 def main(
     name: str,
     checkpoints: tuple[Path, ...],

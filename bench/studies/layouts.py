@@ -136,12 +136,23 @@ def _kept(path: Path, asked: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 @click.command("layouts", cls=OneLineCommand)
-@click.option("--model", "named", multiple=True, required=True, help="NAME=FOLDER; give it again for more.")
+@click.option(
+    "--model", "named", multiple=True, required=True, help="A model as NAME=FOLDER; repeat for several."
+)
 @click.option("--prompts", "count", default=48, show_default=True, type=click.IntRange(min=1),
-              help="Held-out prompts.")  # fmt: skip
-@click.option("--seconds", default=",".join(map(str, MARKS)), show_default=True, help="When to grade.")
-@click.option("--seed", default=1000, show_default=True, help="Of the first video.")
-@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Write the JSON here.")
+              help="Number of held-out prompts.")  # fmt: skip
+@click.option(
+    "--seconds",
+    default=",".join(map(str, MARKS)),
+    show_default=True,
+    help="Seconds at which to grade, comma-separated.",
+)
+@click.option(
+    "--seed", default=1000, show_default=True, help="Seed of the first video; each later one has the next."
+)
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Results file to write (JSON)."
+)
 def main(named: tuple[str, ...], count: int, seconds: str, seed: int, output: Path | None) -> None:
     """Compare sprite models: grades, drift, speed, cache."""
     models, marks = [Model.of(text) for text in named], tuple(int(mark) for mark in seconds.split(","))

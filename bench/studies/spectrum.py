@@ -86,7 +86,7 @@ def medians(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 @click.command("spectrum", cls=OneLineCommand)
 @click.argument("checkpoints", nargs=-1)
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False),
-              help="The document; build/spectrum.json if not given.")  # fmt: skip
+              help="Results file to write (default: build/spectrum.json).")  # fmt: skip
 def main(checkpoints: tuple[str, ...], output: Path | None) -> None:
     """Effective ranks of CHECKPOINTS' key and value weights (sprites if none is given)."""
     names = checkpoints or (SHIPPED,)

@@ -134,12 +134,13 @@ def _spread_of(shares: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 @click.command("study", cls=OneLineCommand)
 @click.argument("name", type=click.Choice(list(STUDIES)))
 @click.option("--runs", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/study"),
-              show_default=True, help="Where all is trained and kept; run again to resume.")  # fmt: skip
-@click.option("--only", type=click.Choice(STUDIED), multiple=True, help="Give it again for more; else all.")
-@click.option("--seeds", type=click.IntRange(min=1), help="How many; the study's own, if not given.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all cores if not given.")
+              show_default=True,
+              help="Folder that keeps everything trained; run again to resume.")  # fmt: skip
+@click.option("--only", type=click.Choice(STUDIED), multiple=True, help="Repeat for several (default: all).")
+@click.option("--seeds", type=click.IntRange(min=1), help="Number of seeds (default: the study's own).")
+@click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads (default: all cores).")
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False),
-              help="The document; build/study.json if not given.")  # fmt: skip
+              help="Results file to write (default: build/study.json).")  # fmt: skip
 def main(
     name: str,
     runs: Path,

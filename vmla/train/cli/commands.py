@@ -22,7 +22,8 @@ def main() -> None:
 def varied(command: Any) -> Any:
     """Options that change a recipe, for studies."""
     for option in (
-        click.option("--layout", type=click.Choice(["mla", "mha"]), help="The recipe's, if not given."),
+        click.option("--layout", type=click.Choice(["mla", "mha"]),
+                     help="Attention layout (default: the recipe's)."),
         click.option("--kv-lora-rank", "--content-width", "kv_lora_rank", type=click.IntRange(min=1),
                      help="Width of the shared latent."),
         click.option("--qk-rope-head-dim", "--rotary-width", "qk_rope_head_dim", type=click.IntRange(min=2),
@@ -39,7 +40,7 @@ def watched(command: Any) -> Any:
         click.option("--samples", type=click.IntRange(min=1), metavar="EVERY",
                      help="Show clips of the averaged weights each EVERY steps, in the folder's samples/."),
         click.option("--log", type=click.Choice(["tensorboard", "wandb"]),
-                     help="Send all numbers there too, beside the JSON lines."),
+                     help="Service that gets all numbers too, beside the JSON lines."),
     ):  # fmt: skip
         command = option(command)
     return command
@@ -52,7 +53,7 @@ def watched(command: Any) -> Any:
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder of the run; run again to resume.")
 @click.option("--until", type=click.Choice(STAGES), default=STAGES[-1], help="The last stage to train.")
 @click.option("--stop-after", type=click.IntRange(min=1), help="Stop after this many more steps of a stage.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all cores if not given.")
+@click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads (default: all cores).")
 def run(
     recipe: str,
     output: Path,
@@ -119,9 +120,9 @@ def pack_stages(folders: tuple[Path, ...], start: str, output: Path) -> None:
 @main.command()
 @click.argument("folder", type=FOLDER)
 @click.option("--grades", type=click.Path(path_type=Path), default=Path("bench/results/grades-sprites.json"),
-              show_default=True, help="What bench.quality.grades wrote.")  # fmt: skip
+              show_default=True, help="Results file of bench.quality.grades.")  # fmt: skip
 @click.option("--grader", type=click.Path(path_type=Path), default=Path("bench/results/grader.json"),
-              show_default=True, help="What bench.quality.grader wrote.")  # fmt: skip
+              show_default=True, help="Results file of bench.quality.grader.")  # fmt: skip
 def card(folder: Path, grades: Path, grader: Path) -> None:
     """Write the model card of the packed checkpoint in FOLDER from measured results."""
     from vmla.train.publish.model_card import write_card
@@ -131,19 +132,29 @@ def card(folder: Path, grades: Path, grader: Path) -> None:
 
 @main.command()
 @click.argument("name", type=click.Choice(["forcing", "consistency", "distribution", "long"]))
-@click.option("--recipe", required=True, help="debug, mini, sprites, sprites-gpu or wan-1.3b.")
-@click.option("--from", "start", help="The checkpoint folder that is trained.")
-@click.option("--data", type=FOLDER, help="What vmla-train encode wrote, or the latents of a run.")
+@click.option("--recipe", required=True, help="Named recipe: debug, mini, sprites, sprites-gpu or wan-1.3b.")
+@click.option("--from", "start", help="Checkpoint folder to train.")
+@click.option(
+    "--data", type=FOLDER, help="Folder of clips: what vmla-train encode wrote, or the latents of a run."
+)
 @click.option("-o", "--output", type=FOLDER, help="Folder of the stage; run again to resume.")
-@click.option("--teacher", help="Checkpoint folder; the one that is trained, if not given.")
-@click.option("--critic", help="Checkpoint folder that the critic starts from; the teacher, if not given.")
+@click.option("--teacher", help="Checkpoint folder of the teacher (default: the one that is trained).")
+@click.option("--critic", help="Checkpoint folder that the critic starts from (default: the teacher).")
 @watched
-@click.option("--accumulate", type=click.IntRange(min=1), default=1, help="Micro-batches of each process.")
-@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option(
+    "--accumulate", type=click.IntRange(min=1), default=1, help="Number of micro-batches of each process."
+)
+@click.option("--device", default="cpu", show_default=True, help="Torch device: cpu or cuda.")
 @click.option("--stop-after", type=click.IntRange(min=1), help="Stop after this many more steps.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all cores if not given.")
+@click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads (default: all cores).")
 @click.option("--dry-run", is_flag=True, help="Print memory by part for --gpus; train nothing.")
-@click.option("--gpus", type=click.IntRange(min=1), default=8, show_default=True, help="For --dry-run.")
+@click.option(
+    "--gpus",
+    type=click.IntRange(min=1),
+    default=8,
+    show_default=True,
+    help="Number of GPUs to plan for, with --dry-run.",
+)
 def stage(**options: Any) -> None:
     """Train stage NAME from a checkpoint to a checkpoint, alone or under torchrun."""
     from vmla.cli.progress import ProgressLine
@@ -157,10 +168,18 @@ def stage(**options: Any) -> None:
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder of the shards; run again to resume.")
 @click.option("--with", "checkpoint", required=True, help="Checkpoint folder with codec and text encoder.")
-@click.option("--frames", type=click.IntRange(min=1), default=21, show_default=True, help="Latent frames.")
-@click.option("--negative", help="What guidance steers away from.")
-@click.option("--shard", type=click.IntRange(min=1), default=64, show_default=True, help="Clips of a file.")
-@click.option("--device", default="cpu", show_default=True, help="cpu or cuda.")
+@click.option(
+    "--frames",
+    type=click.IntRange(min=1),
+    default=21,
+    show_default=True,
+    help="Length of each clip in latent frames.",
+)
+@click.option("--negative", help="Negative prompt that guidance steers away from.")
+@click.option(
+    "--shard", type=click.IntRange(min=1), default=64, show_default=True, help="Number of clips in one file."
+)
+@click.option("--device", default="cpu", show_default=True, help="Torch device: cpu or cuda.")
 def encode(source: Path, output: Path, checkpoint: str, **options: Any) -> None:
     """Encode SOURCE once: a folder of videos with .txt captions, or a file with a prompt on each line."""
     from vmla.train.data.encode import encode as encode_all
@@ -172,8 +191,8 @@ def encode(source: Path, output: Path, checkpoint: str, **options: Any) -> None:
 @click.argument("recipe")
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder of the clips; run again to resume.")
 @click.option("--with", "checkpoint", required=True, help="Checkpoint folder with codec and text encoder.")
-@click.option("--clips", type=click.IntRange(min=1), help="How many; the recipe's, if not given.")
-@click.option("--threads", type=click.IntRange(min=1), help="CPU threads; all cores if not given.")
+@click.option("--clips", type=click.IntRange(min=1), help="Number of clips (default: the recipe's).")
+@click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads (default: all cores).")
 @click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True,
               help="Processes that render; with 0 the command itself does.")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, help="Where the codec encodes: cpu or cuda.")
@@ -198,33 +217,63 @@ def render(recipe: str, output: Path, checkpoint: str, threads: int | None, **op
 @click.option("--layout", type=click.Choice(["mla", "mha"]), default="mla", show_default=True)
 @click.option("--init", type=click.Choice(["spectral", "random"]), default="spectral", show_default=True)
 @click.option("-o", "--output", type=FOLDER, help="The checkpoint folder to write.")
-@click.option("--recipe", default="wan-1.3b", show_default=True, help="Of picture and window.")
+@click.option(
+    "--recipe", default="wan-1.3b", show_default=True, help="Named preset that gives picture size and window."
+)
 @click.option("--kv-lora-rank", "--content-width", "kv_lora_rank", type=click.IntRange(min=1),
               help="Width of the shared latent (default: the recipe's).")  # fmt: skip
 @click.option("--qk-rope-head-dim", "--rotary-width", "qk_rope_head_dim", type=click.IntRange(min=2),
               help="Width of the shared rotary key (default: the recipe's).")  # fmt: skip
 @click.option("--q-lora-rank", "--query-width", "q_lora_rank", type=click.IntRange(min=1),
               help="Width of the query latent (default: half the model's).")  # fmt: skip
-@click.option("--whiten/--no-whiten", default=True, show_default=True, help="Weigh by inputs.")
-@click.option("--balance", default=1.0, show_default=True, help="Share of singular values that goes down.")
-@click.option("--key-weight", type=float, default=1.0, show_default=True, help="Of keys against values.")
+@click.option(
+    "--whiten/--no-whiten",
+    default=True,
+    show_default=True,
+    help="Weigh the decomposition by the inputs that each layer sees.",
+)
+@click.option(
+    "--balance",
+    default=1.0,
+    show_default=True,
+    help="Share of the singular values that the down-projection takes.",
+)
+@click.option(
+    "--key-weight",
+    type=float,
+    default=1.0,
+    show_default=True,
+    help="Weight of keys against values in the decomposition.",
+)
 @click.option("--stack", type=click.Choice(["content", "whole"]), default="content", show_default=True,
-              help="Rows of keys that are decomposed with the values.")  # fmt: skip
+              help="Which rows of the keys are decomposed with the values.")  # fmt: skip
 @click.option("--gains", type=click.Choice(["fold", "drop"]), default="fold", show_default=True,
-              help="Of Wan's norms of queries and keys.")  # fmt: skip
+              help="What becomes of Wan's gains on queries and keys.")  # fmt: skip
 @click.option("--rotary", type=click.Choice(["singular", "mean"]), default="singular", show_default=True)
 @click.option("--biases", type=click.Choice(["absorb", "drop"]), default="absorb", show_default=True)
 @click.option("--latent-gains", type=click.Choice(["fit", "one"]), default="fit", show_default=True,
-              help="Of the latents' own norms.")  # fmt: skip
-@click.option("--calibration", type=FOLDER, help="Encoded clips; pure noise if not given.")
-@click.option("--clips", type=click.IntRange(min=1), default=4, show_default=True, help="Of calibration.")
+              help="Gains of the norms that the latents get.")  # fmt: skip
+@click.option(
+    "--calibration", type=FOLDER, help="Folder of encoded clips to calibrate with (default: pure noise)."
+)
+@click.option(
+    "--clips",
+    type=click.IntRange(min=1),
+    default=4,
+    show_default=True,
+    help="Number of clips to calibrate with.",
+)
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
 @click.option("--seed", default=0, show_default=True)
 @click.option("--part", type=click.Choice(["generator_ema", "generator", "model", "critic"]),
-              help="Of a .pt file.")  # fmt: skip
-@click.option("--names", type=click.Path(path_type=Path), help="JSON: what a file calls latent projections.")
-@click.option("--revision", help="Of a hub repository.")
-@click.option("--offline", is_flag=True, help="Use what was downloaded before.")
+              help="Which of its models to take from a .pt file.")  # fmt: skip
+@click.option(
+    "--names",
+    type=click.Path(path_type=Path),
+    help="JSON file that says what the source calls its latent projections.",
+)
+@click.option("--revision", help="Revision of a hub repository.")
+@click.option("--offline", is_flag=True, help="Use only what was downloaded before.")
 @click.option("--dry-run", is_flag=True, help="Print sizes and memory; write nothing.")
 def convert(**options: Any) -> None:
     """Make a VideoMLA checkpoint of Wan weights, layer by layer."""
