@@ -117,9 +117,7 @@ def build(
     return manifest, True
 
 
-def describe(
-    checkpoint: Checkpoint, settings: Settings, calibration: Calibration | None = None
-) -> Manifest:
+def describe(checkpoint: Checkpoint, settings: Settings, calibration: Calibration | None = None) -> Manifest:
     """The manifest that a build will have, but for its files; reads no weights but to hash them."""
     config = checkpoint.model_config()
     narrow = str(DTYPES[settings.base]).removeprefix("torch.")
@@ -135,7 +133,7 @@ def describe(
         model_hash=checkpoint.model_hash(),
         checkpoint=_reference(checkpoint),
         code=_code_hash(),
-        model=asdict(config),
+        model=config.to_dict(),
         cache={**asdict(CacheLayout.of(config)), "dtype": narrow},
         programs=contract(config, batch=settings.batch, narrow=narrow),
         layers=by_precision(config, settings),
@@ -170,9 +168,7 @@ def _code_hash() -> str:
     return digest.hexdigest()
 
 
-def _calibrate(
-    model: VideoMLA, checkpoint: Checkpoint, wanted: Manifest, drive: Drive | None
-) -> Calibration:
+def _calibrate(model: VideoMLA, checkpoint: Checkpoint, wanted: Manifest, drive: Drive | None) -> Calibration:
     """The calibration that `wanted` asks for, made on the device of `model`."""
     if drive is None or wanted.quantization is None:
         mend = "make one with: vmla-export calibrate"

@@ -53,16 +53,22 @@ class ModelConfig:
     position_table: bool = False
     """Add a learned vector to each place of the picture. Attention is relative alone: it cannot tell where
     the picture ends, while walls, centres of orbits and places of things are absolute. Wan has none."""
+    first_chunk: int = 0
+    """Latent frames of a video's first chunk, at most `chunk`; 0 is as many as the others have.
+    Self-Forcing's `independent_first_frame` is 1."""
 
     def __post_init__(self) -> None:
         if self.layout not in get_args(Layout):
             raise UserError(f"no such layout: {self.layout}; use mla or mha")
         for field in fields(self):
-            value, least = getattr(self, field.name), 0 if field.name in ("sink", "history") else 1
+            value = getattr(self, field.name)
+            least = 0 if field.name in ("sink", "history", "first_chunk") else 1
             if field.type == "int" and (type(value) is not int or value < least):
                 raise UserError(f"{field.name} is {value!r}; it is a whole number, {least} or more")
             if field.type == "bool" and type(value) is not bool:
                 raise UserError(f"{field.name} is {value!r}; it is true or false")
+        if self.first_chunk > self.chunk:
+            raise UserError(f"first_chunk is {self.first_chunk}; it is at most chunk, which is {self.chunk}")
         if self.width % self.heads or self.head_width <= self.rotary_width:
             raise UserError(
                 f"width {self.width} and {self.heads} heads leave no room "
@@ -99,9 +105,16 @@ class ModelConfig:
 
     def identity(self) -> dict[str, Any]:
         """What tells models apart. A position table is younger than the hashes that are made of it."""
-        settings = asdict(self)
+        settings = self.to_dict()
         if not self.position_table:
             del settings["position_table"]
+        return settings
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; `first_chunk`, which is younger than most such files, only where it is set."""
+        settings = asdict(self)
+        if not self.first_chunk:
+            del settings["first_chunk"]
         return settings
 
     @classmethod

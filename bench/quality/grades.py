@@ -52,9 +52,7 @@ class Graded:
     grade: Grade
 
 
-def held_out_prompts(
-    count: int, *, seed: int, world: World = FIRST, objects: int | None = None
-) -> list[str]:
+def held_out_prompts(count: int, *, seed: int, world: World = FIRST, objects: int | None = None) -> list[str]:
     """Captions of combinations that training never rendered; `objects` fixes the number of objects."""
     rng = np.random.default_rng([seed, 7])
     scenes = (draw_scene(rng, held_out=True, objects=objects, world=world) for _ in range(count))
@@ -104,7 +102,7 @@ def seen_rollouts(
     Windows are [batch, WINDOW, 3, H, W] uint8.
     """
     decoder = CodecDecoder(checkpoint.codec(), engine.device)
-    chunks = -(-max(seconds) * FRAMES_PER_SECOND // (engine.layout.chunk * 4))
+    chunks = engine.layout.chunks.count(-(-max(seconds) * FRAMES_PER_SECOND // 4))
     seeds = [seed + number for number in range(batch)]
     asked = FixedPrompts(*prompts, *prompts[-1:] * (batch - len(prompts)))
     windows = Windows(seconds)
@@ -115,9 +113,7 @@ def seen_rollouts(
         yield from windows.pop()
 
 
-def grade_windows(
-    prompts: list[str], second: int, frames: Tensor, world: World = FIRST
-) -> list[Graded]:
+def grade_windows(prompts: list[str], second: int, frames: Tensor, world: World = FIRST) -> list[Graded]:
     """What the windows [B, WINDOW, 3, H, W] uint8 of the videos of `prompts` are worth."""
     return [
         Graded(prompt=prompt, second=second, grade=grade(look(video, world), read(prompt)))

@@ -56,7 +56,8 @@ class Conversion:
         (aside / "transformer").mkdir(parents=True)
         records: list[dict[str, Any]] = []
         _write_shards(aside / "transformer", self._shards(records, report), self.config.layers + 1)
-        write_json(aside / "transformer" / "config.json", {"_class_name": "VideoMLA", **asdict(self.config)})
+        config = {"_class_name": "VideoMLA", **self.config.to_dict()}
+        write_json(aside / "transformer" / "config.json", config)
         write_json(aside / REPORT, self._record(records))
         finish_folder(aside, pipeline, _schedule(pipeline))
         aside.rename(folder)
@@ -141,9 +142,7 @@ def _write_shards(folder: Path, shards: Iterator[dict[str, Tensor]], count: int)
         write_tensors(folder / name, tensors, {"format": "pt"})
         weight_map |= dict.fromkeys(tensors, name)
         size += sum(tensor.nbytes for tensor in tensors.values())
-    write_json(
-        folder / f"{WEIGHTS}.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map}
-    )
+    write_json(folder / f"{WEIGHTS}.index.json", {"metadata": {"total_size": size}, "weight_map": weight_map})
 
 
 def _schedule(pipeline: Path | None) -> Sampler:
