@@ -133,7 +133,7 @@ def describe(checkpoint: Checkpoint, settings: Settings, calibration: Calibratio
         model_hash=checkpoint.model_hash(),
         checkpoint=_reference(checkpoint),
         code=_code_hash(),
-        model=asdict(config),
+        model=config.to_dict(),
         cache={**asdict(CacheLayout.of(config)), "dtype": narrow},
         programs=contract(config, batch=settings.batch, narrow=narrow),
         layers=by_precision(config, settings),

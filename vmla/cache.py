@@ -3,12 +3,14 @@
 Sink frames keep their slots for ever; all others go round a ring, the oldest leaving first. Slots
 are never moved: position and validity are data (`slot_index`), and attention does not mind order.
 
-Where a function takes `ahead`, that many frames were in the cache before chunk 0: none in a new
-video, those of the sink in one whose history was dropped on the way.
+Time is counted in latent frames: a function takes the first frame that a chunk is about to make, and
+where it matters how many it makes. Frames are those of the video until its history is dropped on the
+way; from there on they are counted anew, beginning after those of the sink, which stay.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -18,8 +20,40 @@ from vmla.config import ModelConfig
 
 
 @dataclass(frozen=True, kw_only=True)
+class ChunkLengths:
+    """How a video divides into chunks, in latent frames: all of one length, but for the first perhaps."""
+
+    first: int
+    following: int
+
+    def length(self, number: int) -> int:
+        """Latent frames of chunk `number` (from 0)."""
+        return self.following if number else self.first
+
+    def start(self, number: int) -> int:
+        """The first latent frame of chunk `number`: as many as the chunks before it have."""
+        return self.first + (number - 1) * self.following if number else 0
+
+    def number_of(self, frame: int) -> int:
+        """The chunk that latent frame `frame` is in: as many chunks end before it."""
+        return 0 if frame < self.first else 1 + (frame - self.first) // self.following
+
+    def count(self, frames: int) -> int:
+        """The fewest chunks that have `frames` latent frames together."""
+        return 1 + self.number_of(frames - 1) if frames > 0 else 0
+
+    def frames_of(self, numbers: Iterable[int]) -> list[int]:
+        """The latent frames of chunks `numbers`, one chunk after the other."""
+        return [self.start(number) + offset for number in numbers for offset in range(self.length(number))]
+
+    def split(self, clip: Tensor, numbers: Sequence[int], *, dim: int = 2) -> tuple[Tensor, ...]:
+        """Chunks `numbers`, which `clip` holds one after the other along `dim`."""
+        return clip.split([self.length(number) for number in numbers], dim)
+
+
+@dataclass(frozen=True, kw_only=True)
 class CacheLayout:
-    """Shape and bookkeeping of the cache, as pure functions of the chunk number (from 0)."""
+    """Shape and bookkeeping of the cache, as pure functions of the latent frame (from 0)."""
 
     sink: int
     history: int
@@ -27,6 +61,8 @@ class CacheLayout:
     tokens_per_frame: int
     entry_width: int
     layers: int
+    first_chunk: int = 0
+    """Latent frames of a video's first chunk; 0 is as many as the others have."""
 
     @classmethod
     def of(cls, config: ModelConfig) -> CacheLayout:
@@ -38,7 +74,13 @@ class CacheLayout:
             tokens_per_frame=config.tokens_per_frame,
             entry_width=config.entry_width,
             layers=config.num_layers,
+            first_chunk=config.first_chunk,
         )
+
+    @property
+    def chunks(self) -> ChunkLengths:
+        """How a video divides into chunks."""
+        return ChunkLengths(first=self.first_chunk or self.chunk, following=self.chunk)
 
     @property
     def slots(self) -> int:
@@ -66,64 +108,71 @@ class CacheLayout:
         """An empty cache [L, B, T, E]."""
         return torch.zeros(self.shape(batch), dtype=dtype, device=device)
 
-    def frame_in_slot(self, chunk: int, ahead: int = 0) -> list[int]:
-        """The latest frame in each slot before chunk number `chunk` is made, -1 where there is none."""
-        made = ahead + chunk * self.chunk
-        frames = [slot if slot < made else -1 for slot in range(self.sink)]
+    def frame_in_slot(self, frame: int) -> list[int]:
+        """The latest frame in each slot before `frame` is made, -1 where there is none."""
+        frames = [slot if slot < frame else -1 for slot in range(self.sink)]
         for place in range(self.history):
             first = self.sink + place
-            frames.append(first + (made - 1 - first) // self.history * self.history if first < made else -1)
+            frames.append(first + (frame - 1 - first) // self.history * self.history if first < frame else -1)
         return frames
 
-    def slot_index(self, chunk: int, ahead: int = 0) -> Tensor:
-        """[slots] int32: the window-relative frame in each slot, -1 where it is empty.
+    def evicted(self, frame: int) -> int:
+        """How many frames have left the window before `frame` is made."""
+        return max(frame - self.slots, 0)
+
+    def slot_index(self, frame: int) -> Tensor:
+        """[slots] int32: the window-relative frame in each slot before `frame` is made, -1 where it is empty.
 
         Absolute until the cache is full; from then on the sink keeps its place and the history
         closes up behind it, so that no position grows with the video (arXiv 2605.30351, D.5).
         """
-        gone = max(ahead + chunk * self.chunk - self.slots, 0)
-        frames = self.frame_in_slot(chunk, ahead)
-        relative = [frame if frame < self.sink else frame - gone for frame in frames]
-        return torch.tensor(relative, dtype=torch.int32)
+        evicted = self.evicted(frame)
+        held = self.frame_in_slot(frame)
+        return torch.tensor([one if one < self.sink else one - evicted for one in held], dtype=torch.int32)
 
-    def chunk_index(self, chunk: int, ahead: int = 0) -> Tensor:
-        """[F] int32: the window-relative frames of chunk number `chunk` itself."""
-        first = min(ahead + chunk * self.chunk, self.slots)
-        return torch.arange(first, first + self.chunk, dtype=torch.int32)
+    def chunk_index(self, frame: int, frames: int) -> Tensor:
+        """[F] int32: the window-relative frames of a chunk of `frames` from `frame` on."""
+        first = min(frame, self.slots)
+        return torch.arange(first, first + frames, dtype=torch.int32)
 
-    def commits(self, chunk: int, ahead: int = 0) -> tuple[list[int], list[int]]:
-        """Which frames of the chunk (0 .. F - 1) a commit keeps, and the slots they go to."""
+    def commits(self, frame: int, frames: int) -> tuple[list[int], list[int]]:
+        """Which of a chunk's `frames` from `frame` on a commit keeps (0 .. F - 1), and their slots."""
         slot_of: dict[int, int] = {}
-        for offset in range(self.chunk):
-            frame = ahead + chunk * self.chunk + offset
-            in_ring = self.sink + (frame - self.sink) % self.history if self.history else None
-            slot = frame if frame < self.sink else in_ring
+        for offset in range(frames):
+            made = frame + offset
+            in_ring = self.sink + (made - self.sink) % self.history if self.history else None
+            slot = made if made < self.sink else in_ring
             if slot is not None:
                 slot_of[slot] = offset  # a ring shorter than the chunk keeps the latest
         return list(slot_of.values()), list(slot_of)
 
-    def token_indices(self, chunk: int, ahead: int = 0, *, frames: int = 0) -> tuple[Tensor, Tensor]:
+    def token_indices(self, frame: int, frames: int, *, padded: bool = False) -> tuple[Tensor, Tensor]:
         """`commits` in tokens: rows of the entries, and rows of the cache that they replace.
 
-        With `frames`, the last frame is written again until there are so many, if there is any: for
-        buffers of a fixed size.
+        With `padded`, the last frame that is kept is written again until there are `frames`, if there is
+        any: for buffers of a fixed size.
         """
-        kept, slots = (places + places[-1:] * (frames - len(places)) for places in self.commits(chunk, ahead))
+        size = frames if padded else 0
+        kept, slots = (places + places[-1:] * (size - len(places)) for places in self.commits(frame, frames))
         within = torch.arange(self.tokens_per_frame)
         # Named, because without a history most commits keep nothing, and an empty list has no type.
         of_frames = (torch.tensor(places, dtype=torch.int64)[:, None] for places in (kept, slots))
         source, target = ((places * self.tokens_per_frame + within).flatten() for places in of_frames)
         return source, target
 
-    def commit(self, cache: Tensor, entries: Tensor, chunk: int) -> Tensor:
-        """A new cache with the clean pass's `entries` [L, B, S, E] of chunk number `chunk` in place.
+    def commit(self, cache: Tensor, entries: Tensor, frame: int) -> Tensor:
+        """A new cache with the clean pass's `entries` [L, B, S, E] of the chunk from `frame` on in place.
 
         Differentiable, for training; `commit_` writes in place.
         """
-        source, target = (index.to(cache.device) for index in self.token_indices(chunk))
+        source, target = self._rows(cache, entries, frame)
         return cache.index_copy(2, target, entries.index_select(2, source))
 
-    def commit_(self, cache: Tensor, entries: Tensor, chunk: int) -> None:
+    def commit_(self, cache: Tensor, entries: Tensor, frame: int) -> None:
         """As `commit`, into `cache` itself."""
-        source, target = (index.to(cache.device) for index in self.token_indices(chunk))
+        source, target = self._rows(cache, entries, frame)
         cache.index_copy_(2, target, entries.index_select(2, source))
+
+    def _rows(self, cache: Tensor, entries: Tensor, frame: int) -> tuple[Tensor, Tensor]:
+        source, target = self.token_indices(frame, entries.shape[2] // self.tokens_per_frame)
+        return source.to(cache.device), target.to(cache.device)

@@ -55,16 +55,22 @@ class ModelConfig:
     position_table: bool = False
     """Add a learned vector to each place of the picture. Attention is relative alone: it cannot tell where
     the picture ends, while walls, centres of orbits and places of things are absolute. Wan has none."""
+    first_chunk: int = 0
+    """Latent frames of a video's first chunk, at most `chunk`; 0 is as many as the others have.
+    Self-Forcing's `independent_first_frame` is 1."""
 
     def __post_init__(self) -> None:
         if self.layout not in get_args(Layout):
             raise UserError(f"no such layout: {self.layout}; use mla or mha")
         for field in fields(self):
-            value, least = getattr(self, field.name), 0 if field.name in ("sink", "history") else 1
+            value = getattr(self, field.name)
+            least = 0 if field.name in ("sink", "history", "first_chunk") else 1
             if field.type == "int" and (type(value) is not int or value < least):
                 raise UserError(f"{field.name} is {value!r}; it is a whole number, {least} or more")
             if field.type == "bool" and type(value) is not bool:
                 raise UserError(f"{field.name} is {value!r}; it is true or false")
+        if self.first_chunk > self.chunk:
+            raise UserError(f"first_chunk is {self.first_chunk}; it is at most chunk, which is {self.chunk}")
         if self.attention_head_dim <= self.qk_rope_head_dim:
             raise UserError(
                 f"attention_head_dim {self.attention_head_dim} leaves no room "
@@ -104,12 +110,19 @@ class ModelConfig:
 
         A position table is younger than those.
         """
-        settings = asdict(self)
+        settings = self.to_dict()
         if not self.position_table:
             del settings["position_table"]
         width = {"width": self.inner_dim}
         del settings["attention_head_dim"]
         return width | {FORMER_NAMES.get(name, name): value for name, value in settings.items()}
+
+    def to_dict(self) -> dict[str, Any]:
+        """As JSON values; `first_chunk`, which is younger than most such files, only where it is set."""
+        settings = asdict(self)
+        if not self.first_chunk:
+            del settings["first_chunk"]
+        return settings
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:

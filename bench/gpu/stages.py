@@ -22,10 +22,10 @@ from bench.harness.engine_arms import EngineArm, failing
 from bench.harness.memory_use import Peak
 from bench.harness.paired_timing import WaitingClock, paired, percentile
 from bench.harness.peaks import FLOAT8, clock_for, machine_peaks, product
-from bench.harness.subject import random_model
+from bench.harness.subject import RandomText, random_model, steady
 from bench.speed import kernels
-from bench.speed.chunk_graph import StaticChunk, captured
 from bench.speed.memory import BATCHES, LAYOUTS, compared, measured_cache, streams
+from runtime.engines.base import EagerEngine
 from vmla.cache import CacheLayout
 from vmla.config import Layout
 from vmla.flops import Counted
@@ -149,14 +149,12 @@ def packaged(context: Context) -> dict[str, Any]:
 
 
 def graphs(context: Context) -> dict[str, Any]:
-    """The whole chunk as one CUDA graph against the same chunk eagerly: time, launches, equality."""
+    """A chunk of the rollout with its CUDA graphs against the same without: time, launches, equality."""
     rows = []
     for layout in LAYOUTS:
-        eager = StaticChunk(context.model(layout), Sampler())
-        before = eager.cache.clone()
-        wanted = eager().clone()
-        replay = captured(eager, context.device)
-        eager.cache.copy_(before)
+        engine = _engine(context, layout)
+        eager, replay = (steady(engine, Sampler(), graphs=graphs) for graphs in (False, True))
+        wanted = eager()
         error = float((replay() - wanted).abs().max() / wanted.abs().max())
         clock = WaitingClock(context.device)
         pair = paired(lambda _, e=eager: e(), lambda _, r=replay: r(), clock, rounds=2 * context.rounds)  # type: ignore[misc]
@@ -177,6 +175,12 @@ def graphs(context: Context) -> dict[str, Any]:
     return {"rows": rows}
 
 
+def _engine(context: Context, layout: Layout) -> EagerEngine:
+    """Random weights behind the face that the rollout knows."""
+    model = context.model(layout)
+    return EagerEngine(model, RandomText(model.config), device=context.device, dtype=context.dtype)
+
+
 def memory(context: Context) -> dict[str, Any]:
     """The cache of both layouts, measured, and streams that fit: by arithmetic, and by allocating them."""
     caches: dict[str, dict[str, Any]] = {
@@ -195,11 +199,11 @@ def memory(context: Context) -> dict[str, Any]:
 
 
 def _chunk_peaks(context: Context, layout: Layout) -> Iterator[dict[str, Any]]:
-    """The most that a chunk of a growing batch holds beyond weights: buffers, cache, activations."""
-    model = context.model(layout)
+    """The most that a rollout of a growing batch holds beyond weights: buffers, cache, activations."""
+    engine = _engine(context, layout)
     for batch in BATCHES:
         peak = Peak(context.device)
-        StaticChunk(model, Sampler(), batch=batch)()
+        steady(engine, Sampler(), batch=batch, graphs=False)
         yield {"layout": layout, "batch": batch, "peak_bytes": peak.bytes()}
 
 

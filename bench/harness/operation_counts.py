@@ -47,18 +47,17 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def pass_inputs(config: ModelConfig, batch: int = 1, chunk: int | None = None) -> tuple[Tensor, ...]:
-    """Random inputs of `VideoMLA.forward` before chunk number `chunk`; with a full window if not given."""
+def pass_inputs(config: ModelConfig, batch: int = 1) -> tuple[Tensor, ...]:
+    """Random inputs of `VideoMLA.forward` with a full window."""
     layout = CacheLayout.of(config)
-    number = layout.slots if chunk is None else chunk
     picture = (batch, config.in_channels, config.chunk, config.sample_height, config.sample_width)
     return (
         torch.randn(picture),
         torch.full((batch, config.chunk), 500.0),
         torch.randn(config.num_layers, 2, batch, config.text_tokens, config.inner_dim),
         torch.randn(layout.shape(batch)),
-        layout.slot_index(number),
-        layout.chunk_index(number),
+        layout.slot_index(layout.slots),
+        layout.chunk_index(layout.slots, config.chunk),
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,7 +15,8 @@ from plugins.errors import UserError
 from runtime.engines.base import Engine
 from runtime.prompts.sources import FixedPrompts
 from runtime.rollout.decoding import Decoder, NoDecoder
-from runtime.rollout.rollout import Chunk, rollout
+from runtime.rollout.rollout import Chunk, Rollout, rollout
+from vmla.cache import CacheLayout
 from vmla.config import Layout, ModelConfig, recipe
 from vmla.scheduler import Sampler
 from vmla.text import TextEncoder
@@ -132,6 +133,30 @@ def endless(
     return rollout(engine, decode, prompts, sampler, seeds=range(batch), chunks=ENDLESS)
 
 
+def steady(engine: Engine, sampler: Sampler, *, batch: int = 1, graphs: bool = True) -> Callable[[], Tensor]:
+    """A rollout of `batch` videos in a full window, whose entries are noise at first.
+
+    Each call makes a chunk and commits it, and gives its latents [B, z, F, h, w]. Without `graphs`, a GPU is
+    given every operation by itself.
+    """
+    prompts = FixedPrompts(*[PROMPT] * batch)
+    videos = Rollout(engine, prompts, sampler, seeds=range(batch), graphs=graphs)
+    # Rather than filled chunk by chunk, which takes as long as what is measured: a full window is data.
+    videos.number = filling(engine.config)
+    videos.frame = engine.layout.chunks.start(videos.number)
+    generator = torch.Generator(engine.device).manual_seed(0)
+    videos.buffers.cache.normal_(generator=generator)
+
+    def chunk() -> Tensor:
+        latents = videos.denoise()
+        videos.commit()
+        return latents
+
+    chunk()  # the prompt is encoded, graphs are captured
+    return chunk
+
+
 def filling(config: ModelConfig) -> int:
     """Chunks until the window is full: from then on every chunk costs the same."""
-    return -(-(config.sink + config.history) // config.chunk)
+    layout = CacheLayout.of(config)
+    return layout.chunks.count(layout.slots)

@@ -30,7 +30,7 @@ from vmla.text import TextEncoder
 from vmla.train.objectives.rollout_cache import Memory
 from vmla.train.objectives.self_forcing import self_rollout
 from vmla.transformer import VideoMLA
-from vmla.vae import Codec
+from vmla.vae import Codec, frames_in
 from vmla.weights.checkpoint import SHIPPED, Checkpoint, open_checkpoint
 from vmla.world.caption import describe
 from vmla.world.render import render
@@ -94,12 +94,13 @@ def after_true_chunks(opened: Opened, scenes: Sequence[Scene], *, true: int, see
     model, codec, sampler = opened.model, opened.codec, opened.sampler
     config, texts = model.config, [describe(scene) for scene in scenes]
     layout = CacheLayout.of(config)
-    frames = layout.chunk * codec.temporal_ratio
-    given = [codec.encode(render(scene, true * frames)[None]) for scene in scenes] if true else []
+    begun = frames_in(layout.chunks.start(true), codec) if true else 0
+    given = [codec.encode(render(scene, begun)[None]) for scene in scenes] if true else []
+    latent = -(-SECOND_OF_GRADE * FRAMES_PER_SECOND // codec.temporal_ratio)
     latents = self_rollout(
         Memory(model, layout, model.encode_text(opened.text(texts))), sampler,
-        (config.in_channels, layout.chunk, config.sample_height, config.sample_width),
-        chunks=-(-SECOND_OF_GRADE * FRAMES_PER_SECOND // frames), exit_step=len(sampler.timesteps()) - 1,
+        (config.in_channels, config.sample_height, config.sample_width),
+        chunks=layout.chunks.count(latent), exit_step=len(sampler.timesteps()) - 1,
         seeds=range(seed, seed + len(scenes)), given=torch.cat(given) if given else None,
     )  # fmt: skip
     video = codec.decode(latents)[0][:, : SECOND_OF_GRADE * FRAMES_PER_SECOND][:, -WINDOW:]

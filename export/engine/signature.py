@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from export.engine.manifest import Signature, TensorSpec
+from plugins.errors import UserError
 from vmla.cache import CacheLayout
 from vmla.config import ModelConfig
 
@@ -19,8 +20,14 @@ def contract(config: ModelConfig, *, batch: int, narrow: str = "float32") -> dic
     """What the step and the prompt step take and give, with cache and text in the type `narrow`.
 
     Latents and velocity are float32 in every precision: the sampler adds up small differences of them.
+
+    Raises:
+        UserError: for chunks of two lengths.
     """
     layout = CacheLayout.of(config)
+    if layout.chunks.first != layout.chunk:
+        lengths = f"a first chunk of {layout.chunks.first} latent frames and others of {layout.chunk}"
+        raise UserError(f"an engine makes chunks of one length, this model has {lengths}; run it without one")
     picture = (batch, config.in_channels, config.chunk, config.sample_height, config.sample_width)
     text_kv = TensorSpec(
         name="text_kv",

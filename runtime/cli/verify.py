@@ -93,7 +93,9 @@ def single_pass(engine: Engine, eager: Engine, batch: int) -> dict[str, float]:
 
     latents = draw(batch, config.in_channels, config.chunk, config.sample_height, config.sample_width)
     timestep = torch.full((batch, config.chunk), TIMESTEPS / 2, device=eager.device)
-    slots, own = layout.slot_index(1).to(eager.device), layout.chunk_index(1).to(eager.device)
+    second = layout.chunk  # the first latent frame of the second chunk
+    slots = layout.slot_index(second).to(eager.device)
+    own = layout.chunk_index(second, layout.chunk).to(eager.device)
     empty = (slots < 0).repeat_interleave(layout.tokens_per_frame)[:, None]
     cache = draw(*layout.shape(batch)).masked_fill(empty, float("nan"))
     text = prompts(batch)

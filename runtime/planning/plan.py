@@ -12,7 +12,7 @@ from runtime.planning.peak_memory import decoding_scratch, pass_scratch
 from runtime.rollout.buffers import draws, picture_shape
 from runtime.rollout.decoding import Decoding
 from runtime.rollout.recache import Past
-from vmla.cache import CacheLayout
+from vmla.cache import CacheLayout, ChunkLengths
 from vmla.config import FRAMES_PER_SECOND
 from vmla.scheduler import Sampler
 from vmla.vae import Codec, frames_in
@@ -50,10 +50,12 @@ class Plan:
         layout, size = CacheLayout.of(config), dtype.itemsize
         single = torch.float32.itemsize
         decodes = not decoding.silent
-        picture = math.prod(picture_shape(config)) * single
+        picture = math.prod(picture_shape(config, config.chunk)) * single
+        lengths = {layout.chunks.first, layout.chunks.following}  # each has buffers of its own
+        buffered = sum(math.prod(picture_shape(config, frames)) for frames in lengths) * single
         return cls(
             chunks=chunks,
-            frames=frames_in(chunks, layout.chunk, codec),
+            frames=frames_in(layout.chunks.start(chunks), codec),
             height=config.sample_height * codec.spatial_ratio,
             width=config.sample_width * codec.spatial_ratio,
             positions=layout.positions,
@@ -68,7 +70,7 @@ class Plan:
             own={
                 "latent cache" if config.layout == "mla" else "cache": layout.bytes(element_size=size),
                 "text keys and values": 2 * config.num_layers * config.text_tokens * config.inner_dim * size,
-                "noise and latents of a chunk": (draws(sampler) + 1) * picture,
+                "noise and latents of a chunk": (draws(sampler) + 1) * buffered,
                 "latents of the window": Past.capacity(layout) * picture,
                 "decoder memory": codec.stream_bytes(config.sample_height, config.sample_width)
                 if decodes
@@ -106,15 +108,15 @@ class Plan:
         ]
 
 
-def chunks_for(seconds: float, chunk: int, codec: Codec) -> int:
-    """The fewest chunks of `chunk` latent frames that last `seconds`.
+def chunks_for(seconds: float, chunks: ChunkLengths, codec: Codec) -> int:
+    """The fewest chunks that last `seconds`.
 
     Raises:
         UserError: for a length that is not one.
     """
     check_length(seconds)
     latent = 1 + -(-(round(seconds * FRAMES_PER_SECOND) - codec.first_frames) // codec.temporal_ratio)
-    return max(1, -(-latent // chunk))
+    return max(1, chunks.count(latent))
 
 
 def check_length(seconds: float) -> None:

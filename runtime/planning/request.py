@@ -21,6 +21,7 @@ from runtime.prompts.schedule_file import Entry, to_schedule
 from runtime.prompts.sources import FixedPrompts, PromptSource
 from runtime.rollout.decoding import Decoder, Decoding
 from runtime.rollout.rollout import Chunk, rollout
+from vmla.cache import CacheLayout
 from vmla.config import FRAMES_PER_SECOND
 from vmla.scheduler import Sampler
 from vmla.vae import frames_in
@@ -160,8 +161,8 @@ def as_source(prompts: str | PromptSource | Sequence[Entry], decoding: Decoding,
     if isinstance(prompts, str):
         return FixedPrompts(prompts)
     if isinstance(prompts, Sequence):
-        chunk, codec = decoding.checkpoint.model_config().chunk, decoding.sizes()
-        return to_schedule(cast(Sequence[Entry], prompts), chunks=chunks, chunk=chunk, codec=codec)
+        lengths, codec = CacheLayout.of(decoding.checkpoint.model_config()).chunks, decoding.sizes()
+        return to_schedule(cast(Sequence[Entry], prompts), chunks=chunks, lengths=lengths, codec=codec)
     return prompts
 
 
@@ -175,10 +176,10 @@ def length_of(
     """
     if sum(length is not None for length in (minutes, seconds, chunks)) > 1:
         raise UserError("more than one length; give one of --minutes, --seconds, --chunks")
-    chunk, codec = decoding.checkpoint.model_config().chunk, decoding.sizes()
+    lengths, codec = CacheLayout.of(decoding.checkpoint.model_config()).chunks, decoding.sizes()
     wanted = 60 * minutes if minutes is not None else 10.0 if seconds is None else seconds
-    count = chunks or chunks_for(wanted, chunk, codec)
-    whole = frames_in(count, chunk, codec)
+    count = chunks or chunks_for(wanted, lengths, codec)
+    whole = frames_in(lengths.start(count), codec)
     check_length(whole / FRAMES_PER_SECOND)
     return count, whole if chunks else round(wanted * FRAMES_PER_SECOND)
 

@@ -12,12 +12,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
 from plugins.errors import UserError
 from runtime.prompts.prompt_file import read_listing
 from runtime.prompts.sources import Change, Policy, Schedule
+from vmla.cache import ChunkLengths
 from vmla.config import FRAMES_PER_SECOND
 from vmla.vae import Codec, frames_in
 
@@ -41,13 +43,14 @@ def read_schedule(path: Path) -> list[Entry]:
     return [_entry(value, f"{path}, entry {number}") for number, value in enumerate(values, 1)]
 
 
-def to_schedule(entries: Sequence[Entry], *, chunks: int, chunk: int, codec: Codec) -> Schedule:
+def to_schedule(entries: Sequence[Entry], *, chunks: int, lengths: ChunkLengths, codec: Codec) -> Schedule:
     """The entries at the edges of chunks: each applies from the first chunk that begins at or after it.
 
     Raises:
         UserError: for entries out of order, two at one edge, one past the end, or none at the start.
     """
-    starts = [frames_in(n, chunk, codec) / FRAMES_PER_SECOND if n else 0.0 for n in range(chunks)]
+    frames = [frames_in(lengths.start(n), codec) if n else 0 for n in range(chunks)]
+    starts = [first / FRAMES_PER_SECOND for first in frames]
     changes: list[Change] = []
     before = 0.0
     for entry in entries:
@@ -62,13 +65,18 @@ def to_schedule(entries: Sequence[Entry], *, chunks: int, chunk: int, codec: Cod
         if changes and changes[-1].chunk == number:
             raise UserError(
                 f"prompts overlap: those at {before:g} s and {entry.at:g} s both begin with the chunk "
-                f"at {starts[number]:g} s; keep them {starts[1] if chunks > 1 else 1:g} s apart"
+                f"at {starts[number]:g} s; keep them {_longest(starts):g} s apart"
             )
         changes.append(Change(chunk=number, prompts=(entry.prompt,), policy=entry.policy))
         before = entry.at
     if not changes or changes[0].chunk != 0:
         raise UserError("no prompt begins at 0 s; add one, or give the first with --prompt")
     return Schedule(changes)
+
+
+def _longest(starts: Sequence[float]) -> float:
+    """Seconds of the longest chunk but the last; of a lone one nothing is known."""
+    return max((after - before for before, after in pairwise(starts)), default=1.0)
 
 
 def _entry(value: Any, where: str) -> Entry:

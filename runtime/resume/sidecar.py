@@ -17,7 +17,7 @@ from export.engine.manifest import Manifest
 from runtime.engines.compiled import PRECISIONS
 from runtime.planning.request import Job
 from runtime.prompts.sources import Change
-from vmla.config import FRAMES_PER_SECOND
+from vmla.config import FRAMES_PER_SECOND, ModelConfig
 from vmla.weights.checkpoint import shipped_folder
 from vmla.weights.files import hash_weights, write_json
 
@@ -44,7 +44,7 @@ def describe_job(job: Job, *, frames: int, scale: int) -> dict[str, Any]:
             for part in ("transformer", "vae", "text_encoder")
         },
         "layout": config.layout,
-        "window": {"sink": config.sink, "history": config.history, "chunk": config.chunk},
+        "window": describe_window(config),
         "sampler": asdict(job.sampler),
         "engine": "eager" if manifest is None else manifest.backend,
         "precision": PRECISIONS[dtype] if manifest is None else manifest.precision,
@@ -61,6 +61,12 @@ def describe_job(job: Job, *, frames: int, scale: int) -> dict[str, Any]:
             "python": platform.python_version(),
         },
     }
+
+
+def describe_window(config: ModelConfig) -> dict[str, int]:
+    """Latent frames; of the first chunk only where it has not as many as the others."""
+    window = {"sink": config.sink, "history": config.history, "chunk": config.chunk}
+    return {**window, "first_chunk": config.first_chunk} if config.first_chunk else window
 
 
 def describe_wish(job: Job) -> dict[str, Any]:

@@ -22,7 +22,6 @@ from plugins.atomic_files import atomic_write_bytes
 from plugins.errors import UserError
 from runtime.device.cuda_graphs import Stamp, host_copy, stamp, wait_for
 from runtime.outputs import Mark
-from runtime.rollout.buffers import Position
 from runtime.rollout.rollout import Rollout
 from vmla.vae import Memory
 
@@ -35,7 +34,8 @@ class Snapshot:
 
     number: int
     """The chunk that is next."""
-    position: Position
+    frame: int
+    """`Rollout.frame`, where that chunk begins."""
     forgotten: int
     cache: Tensor
     """In main memory, complete from the moment `ready` on."""
@@ -48,7 +48,7 @@ class Snapshot:
         cache = host_copy(rollout.buffers.cache)
         return cls(
             number=rollout.number,
-            position=rollout.position,
+            frame=rollout.frame,
             forgotten=rollout.past.forgotten,
             cache=cache,
             past=dict(rollout.past.chunks),
@@ -58,7 +58,7 @@ class Snapshot:
     def restore(self, rollout: Rollout) -> None:
         """Let `rollout` go on from here."""
         buffers = rollout.buffers
-        rollout.number, rollout.position = self.number, Position(*self.position)
+        rollout.number, rollout.frame = self.number, self.frame
         buffers.cache.copy_(self.cache)
         past = {number: latents.to(buffers.latents.device) for number, latents in self.past.items()}
         rollout.past.restore(past, self.forgotten)
@@ -102,7 +102,7 @@ def save_state(path: Path, state: State, video: Mapping[str, Any]) -> None:
     header = {
         "schema": SCHEMA,
         "number": snapshot.number,
-        "position": snapshot.position,
+        "position": [0, snapshot.frame],
         "forgotten": snapshot.forgotten,
         "memory": None if state.memory is None else [_plain(item) for item in memory],
         "mark": state.mark,
@@ -144,12 +144,18 @@ def _state(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> State:
     past = {int(name[5:]): tensor for name, tensor in tensors.items() if name.startswith("past.")}
     snapshot = Snapshot(
         number=header["number"],
-        position=Position(*header["position"]),
+        frame=_first_frame(header),
         forgotten=header["forgotten"],
         cache=tensors["cache"],
         past=past,
     )
     return State(snapshot=snapshot, memory=memory, mark=header["mark"])
+
+
+def _first_frame(header: Mapping[str, Any]) -> int:
+    """`Snapshot.frame` from a position: whole chunks, in which older states count, and frames beside them."""
+    chunks, frames = header["position"]
+    return frames + (chunks * header["video"]["window"]["chunk"] if chunks else 0)
 
 
 _TENSOR = {"tensor": True}

@@ -8,35 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from runtime.engines.base import Engine
-from vmla.cache import CacheLayout
 from vmla.config import ModelConfig
 from vmla.scheduler import Sampler, keyed_noise
 
 
-class Position(NamedTuple):
-    """Where a chunk stands in its window: after `ahead` frames and `chunk` whole chunks."""
-
-    chunk: int = 0
-    ahead: int = 0
-
-    def next(self) -> Position:
-        """That of the chunk after this one."""
-        return Position(self.chunk + 1, self.ahead)
-
-    def frames(self, layout: CacheLayout) -> int:
-        """Latent frames before it."""
-        return self.ahead + self.chunk * layout.chunk
-
-
-def picture_shape(config: ModelConfig) -> tuple[int, int, int, int]:
-    """A chunk of one video: [z, F, h, w]."""
-    return config.in_channels, config.chunk, config.sample_height, config.sample_width
+def picture_shape(config: ModelConfig, frames: int) -> tuple[int, int, int, int]:
+    """A chunk of `frames` latent frames of one video: [z, F, h, w]."""
+    return config.in_channels, frames, config.sample_height, config.sample_width
 
 
 def draws(sampler: Sampler) -> int:
@@ -44,25 +27,46 @@ def draws(sampler: Sampler) -> int:
     return 1 + sum(sampler.needs_noise(step) for step in range(sampler.steps))
 
 
-class Buffers:
-    """Inputs and outputs of the passes over one chunk of `batch` videos."""
+def allocate(engine: Engine, sampler: Sampler, *, batch: int) -> dict[int, Buffers]:
+    """Buffers for `batch` videos by the latent frames of a chunk.
 
-    def __init__(self, engine: Engine, sampler: Sampler, *, batch: int) -> None:
+    Shapes are static, so a first chunk that is shorter than the others has buffers of its own, but for the
+    cache and the text.
+    """
+    chunks = engine.layout.chunks
+    usual = Buffers(engine, sampler, batch=batch, frames=chunks.following)
+    if chunks.first == chunks.following:
+        return {chunks.following: usual}
+    first = Buffers(engine, sampler, batch=batch, frames=chunks.first, beside=usual)
+    return {chunks.following: usual, chunks.first: first}
+
+
+class Buffers:
+    """Inputs and outputs of the passes over a chunk of `frames` latent frames of `batch` videos."""
+
+    def __init__(
+        self, engine: Engine, sampler: Sampler, *, batch: int, frames: int, beside: Buffers | None = None
+    ) -> None:
+        """`beside` those for chunks of another length, whose cache and text these share."""
         config, layout, device = engine.config, engine.layout, engine.device
-        self.layout, self._sampler, self._picture = layout, sampler, picture_shape(config)
+        self.layout, self.frames, self._sampler = layout, frames, sampler
+        self._picture = picture_shape(config, frames)
         self.noise = torch.zeros(draws(sampler), batch, *self._picture, device=device)
         self.latents = torch.zeros(batch, *self._picture, device=device)
-        self.cache = layout.allocate(batch, dtype=engine.dtype, device=device)
-        text = (config.num_layers, 2, batch, config.text_tokens, config.inner_dim)
-        self.text_kv = torch.zeros(text, dtype=engine.dtype, device=device)
+        if beside is None:
+            self.cache = layout.allocate(batch, dtype=engine.dtype, device=device)
+            text = (config.num_layers, 2, batch, config.text_tokens, config.inner_dim)
+            self.text_kv = torch.zeros(text, dtype=engine.dtype, device=device)
+        else:
+            self.cache, self.text_kv = beside.cache, beside.text_kv
         self.slot_index = torch.full((layout.slots,), -1, dtype=torch.int32, device=device)
-        self.chunk_index = torch.zeros(layout.chunk, dtype=torch.int32, device=device)
-        rows = layout.chunk * layout.tokens_per_frame if layout.slots else 0
+        self.chunk_index = torch.zeros(frames, dtype=torch.int32, device=device)
+        rows = frames * layout.tokens_per_frame if layout.slots else 0
         self.source = torch.zeros(rows, dtype=torch.int64, device=device)
         self.target = torch.zeros(rows, dtype=torch.int64, device=device)
         levels = sampler.timesteps().tolist()
-        self.timesteps = [torch.full((batch, layout.chunk), t, device=device) for t in levels]
-        self.clean = torch.zeros(batch, layout.chunk, device=device)
+        self.timesteps = [torch.full((batch, frames), t, device=device) for t in levels]
+        self.clean = torch.zeros(batch, frames, device=device)
         self.uploads = 0
         """Copies from main memory so far."""
         self.keeps = False
@@ -88,13 +92,13 @@ class Buffers:
         """The noise that step number `step` ends with, if it does."""
         return self.noise[step + 1] if self._sampler.needs_noise(step) else None
 
-    def aim(self, position: Position) -> None:
-        """Fill in what a chunk at `position` attends to, and what its commit replaces."""
-        source, target = self.layout.token_indices(*position, frames=self.layout.chunk)
-        slots = self.layout.slot_index(*position)
+    def aim(self, frame: int) -> None:
+        """Fill in what the chunk from latent frame `frame` on attends to, and what its commit replaces."""
+        source, target = self.layout.token_indices(frame, self.frames, padded=True)
+        slots = self.layout.slot_index(frame)
         self.full = -1 not in slots.tolist()
         self._put(self.slot_index, slots)
-        self._put(self.chunk_index, self.layout.chunk_index(*position))
+        self._put(self.chunk_index, self.layout.chunk_index(frame, self.frames))
         self.keeps = len(source) > 0
         if self.keeps:
             self._put(self.source, source)

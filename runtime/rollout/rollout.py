@@ -19,7 +19,7 @@ from runtime.device.cuda_graphs import Pool, captured, graph_pool, replays_of
 from runtime.device.threads import using
 from runtime.engines.base import Engine
 from runtime.prompts.sources import Change, PromptSource
-from runtime.rollout.buffers import Buffers, Position
+from runtime.rollout.buffers import allocate
 from runtime.rollout.decoding import Decoder
 from runtime.rollout.recache import Past
 from vmla.scheduler import Sampler
@@ -48,40 +48,53 @@ class Rollout:
 
     def __init__(
         self, engine: Engine, prompts: PromptSource, sampler: Sampler,
-        *, seeds: Sequence[int], threads: int | None = None, pool: Pool | None = None,
+        *, seeds: Sequence[int], threads: int | None = None, pool: Pool | None = None, graphs: bool = True,
     ) -> None:  # fmt: skip
-        """`threads` of a CPU compute, PyTorch's own number if None; `pool` is for the graphs of a GPU."""
+        """`threads` of a CPU compute, PyTorch's own number if None; `pool` is for the graphs of a GPU.
+
+        Without `graphs`, a GPU is given every operation by itself.
+        """
         self._engine, self._prompts, self._sampler, self._seeds = engine, prompts, sampler, seeds
         self._threads = threads
-        self.buffers, self.past = Buffers(engine, sampler, batch=len(seeds)), Past(engine.layout)
-        self.number, self.position = 0, Position()
+        self._chunks, self.past = engine.layout.chunks, Past(engine.layout)
+        self._buffers = allocate(engine, sampler, batch=len(seeds))
+        self.buffers = self._buffers[self._chunks.first]
+        """Those of the chunk under way."""
+        self.number = 0
+        """The chunk that is next, or under way."""
+        self.frame = 0
+        """Its first latent frame, counted from where the history was dropped last (`vmla.cache`)."""
         self.change: Change | None = None
         self._pool = pool or graph_pool(engine.device)
-        self._graphs: dict[bool, Passes] = {}
+        self._with_graphs = graphs
+        self._graphs: dict[tuple[int, bool], Passes] = {}
 
     @property
     def _passes(self) -> Passes:
         """Those of the window aimed at, made when first needed: a first frame waits for one kind alone."""
-        full, device = self.buffers.full, self._engine.device
-        if full not in self._graphs:
+        kind = self.buffers.frames, self.buffers.full
+        if kind not in self._graphs:
             with self.buffers.spared():
-                steps = captured(self._steps, device, self._pool)
-                self._graphs[full] = Passes(steps, captured(self._clean_pass, device, self._pool))
-        return self._graphs[full]
+                steps = self._captured(self._steps)
+                self._graphs[kind] = Passes(steps, self._captured(self._clean_pass))
+        return self._graphs[kind]
+
+    def _captured(self, passes: Callable[[], None]) -> Callable[[], None]:
+        return captured(passes, self._engine.device, self._pool) if self._with_graphs else passes
 
     @property
     def launches(self) -> int | None:
         """The host's so far: replays of graphs and uploads of their data; None where no graph is replayed."""
         replays = replays_of([graph for pair in self._graphs.values() for graph in pair])
-        return None if replays is None else replays + self.buffers.uploads
+        return None if replays is None else replays + sum(one.uploads for one in self._buffers.values())
 
     @torch.inference_mode()
     def denoise(self) -> Tensor:
         """The clean latents [B, z, F, h, w] of the next chunk."""
         with using(self._threads):
             self._turn_to(self._prompts.at(self.number))
+            self._aim(self.frame, self._chunks.length(self.number))
             self.buffers.draw(self._seeds, self.number)
-            self.buffers.aim(self.position)
             self._passes.descend()
         return self.buffers.latents.clone()
 
@@ -91,7 +104,11 @@ class Rollout:
         with using(self._threads):
             self._keep()
         self.past.add(self.number, self.buffers.latents.clone())
-        self.number, self.position = self.number + 1, self.position.next()
+        self.number, self.frame = self.number + 1, self.frame + self.buffers.frames
+
+    def _aim(self, frame: int, frames: int) -> None:
+        self.buffers = self._buffers[frames]
+        self.buffers.aim(frame)
 
     def _keep(self) -> None:
         if self.buffers.keeps:
@@ -116,9 +133,9 @@ class Rollout:
             self.buffers.text_kv.copy_(self._engine.encode_prompt(change.prompts))
         self.change = change
         if change.chunk == self.number > 0:
-            self.position, again = self.past.turn(change.policy, self.number, self.position)
-            for position, latents in again:
-                self.buffers.aim(position)
+            self.frame, again = self.past.turn(change.policy, self.number, self.frame)
+            for frame, latents in again:
+                self._aim(frame, latents.shape[2])
                 self.buffers.latents.copy_(latents)
                 self._keep()
 

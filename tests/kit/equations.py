@@ -5,6 +5,7 @@ come from the definition of the window, every product is written out. Slow, and 
 """
 
 import torch
+from kit.frames import frames_of
 
 
 def window_of(config, number):
@@ -13,11 +14,12 @@ def window_of(config, number):
     And the positions of its own frames. Absolute until the window is full, then closed up behind
     the sink (arXiv 2605.30351, D.5).
     """
-    made, slots = number * config.chunk, config.sink + config.history
+    own, slots = frames_of(config, number), config.sink + config.history
+    made = own[0]
     gone = max(0, made - slots)
     sink = [(frame, frame) for frame in range(min(config.sink, made))]
     recent = [(frame, frame - gone) for frame in range(max(config.sink, made - config.history), made)]
-    return dict(sink + recent), [made + offset - gone for offset in range(config.chunk)]
+    return dict(sink + recent), [frame - gone for frame in own]
 
 
 def remembered_of(config, number, numbers):
@@ -26,8 +28,8 @@ def remembered_of(config, number, numbers):
     first = number
     while first - 1 in numbers:
         first -= 1
-    made = {chunk * config.chunk + offset for chunk in numbers for offset in range(config.chunk)}
-    kept = (f for f in before if f in made and (f < config.sink or f >= first * config.chunk))
+    made = {frame for chunk in numbers for frame in frames_of(config, chunk)}
+    kept = (f for f in before if f in made and (f < config.sink or f >= frames_of(config, first)[0]))
     return {frame: before[frame] for frame in kept}, own
 
 
@@ -55,7 +57,8 @@ class Equations:
         latents = torch.cat([clean, noisy], dim=2).double()
         timestep = torch.cat([torch.zeros_like(noisy_timestep), noisy_timestep], dim=1).double()
         frames = clean.shape[2]
-        self.numbers = list(numbers or range(frames // self.config.chunk))
+        rest = frames - len(frames_of(self.config, 0))
+        self.numbers = list(numbers or range(1 + rest // self.config.chunk))
         embedding = self.embed_time(timestep)  # [B, 2 frames, D]
         modulation = self.linear("condition_embedder.time_proj", silu(embedding)).unflatten(-1, (6, -1))
         text = self.mlp("condition_embedder.text_embedder.linear_{}", text.double())
@@ -102,14 +105,14 @@ class Equations:
 
     def attention(self, contents, keys, turning, turned, values, frames):
         """Chunk by chunk, for each its own mask and positions. All [B, 2 frames, P, N, width]."""
-        out, size = [], self.config.chunk
+        out = []
         width = contents.shape[-1] + turning.shape[-1]
-        made = [number * size + i for number in self.numbers for i in range(size)]
+        made = [frame for number in self.numbers for frame in frames_of(self.config, number)]
         place = {frame: at for at, frame in enumerate(made)}
         for half in range(2):
             for number in self.numbers:
                 before, positions = remembered_of(self.config, number, self.numbers)
-                own = [half * frames + place[number * size + i] for i in range(size)]
+                own = [half * frames + place[frame] for frame in frames_of(self.config, number)]
                 seen = [place[frame] for frame in before] + own
                 at_query = self.turn(turning[:, own], positions)
                 at_key = self.turn(turned[:, seen], [*before.values(), *positions])

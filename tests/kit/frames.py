@@ -6,9 +6,10 @@ from vmla.cache import CacheLayout
 
 
 def layouts(*, entry_width, layers):
-    """Rings shorter than a chunk, no ring at all, sinks longer than a chunk and no multiple of it."""
+    """Short rings and none, sinks longer than a chunk and no multiple of it, short first chunks."""
     return st.builds(
-        CacheLayout,
+        lambda first, chunk, **sizes: CacheLayout(chunk=chunk, first_chunk=min(first, chunk), **sizes),
+        first=st.integers(0, 4),
         sink=st.integers(0, 7),
         history=st.integers(0, 9),
         chunk=st.integers(1, 5),
@@ -18,6 +19,14 @@ def layouts(*, entry_width, layers):
     )
 
 
+def frames_of(sizes, number):
+    """The latent frames of chunk `number`, for a layout or a model's configuration."""
+    first = sizes.first_chunk or sizes.chunk
+    if number == 0:
+        return list(range(first))
+    return [first + (number - 1) * sizes.chunk + offset for offset in range(sizes.chunk)]
+
+
 class FrameList:
     """A plain list of the frames that a window holds."""
 
@@ -25,7 +34,7 @@ class FrameList:
         self.layout, self.sink, self.recent = layout, [], []
 
     def add(self, number):
-        for frame in range(number * self.layout.chunk, (number + 1) * self.layout.chunk):
+        for frame in frames_of(self.layout, number):
             (self.sink if len(self.sink) < self.layout.sink else self.recent).append(frame)
         self.recent = self.recent[len(self.recent) - min(len(self.recent), self.layout.history) :]
 

@@ -4,11 +4,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kit.frames import FrameList, layouts
+from kit.frames import FrameList, frames_of, layouts
 from kit.measure import assert_close
 from kit.models import draw
 
-from vmla.cache import CacheLayout
+from vmla.cache import CacheLayout, ChunkLengths
 from vmla.config import recipe
 
 pytestmark = pytest.mark.cpu
@@ -19,7 +19,7 @@ NUMBERS = st.integers(0, 40)
 
 def of_entries(layout, number, batch=1):
     """Entries of a chunk [L, B, S, E] that say their frame, their token and their layer."""
-    frames = torch.arange(number * layout.chunk, (number + 1) * layout.chunk)
+    frames = torch.tensor(frames_of(layout, number))
     said = frames[:, None] * 10 + torch.arange(layout.tokens_per_frame)
     layers = 1000 * torch.arange(layout.layers)[:, None, None, None]
     return (said.flatten()[None, None, :, None] + layers).expand(-1, batch, -1, layout.entry_width).double()
@@ -28,22 +28,23 @@ def of_entries(layout, number, batch=1):
 @settings(deadline=None, max_examples=300)
 @given(LAYOUTS, NUMBERS)
 def test_slots_hold_the_sink_and_the_newest_frames(layout, chunks):
-    window = FrameList(layout)
+    window, start = FrameList(layout), frames_of(layout, chunks)[0]
     for number in range(chunks):
         window.add(number)
-    held = layout.frame_in_slot(chunks)
+    held = layout.frame_in_slot(start)
     assert sorted(frame for frame in held if frame >= 0) == window.frames()
     assert len(held) == layout.slots
-    made = min(layout.sink, chunks * layout.chunk)
+    made = min(layout.sink, start)
     assert held[:made] == list(range(made))
 
 
 @settings(deadline=None, max_examples=300)
-@given(LAYOUTS, NUMBERS)
-def test_positions_are_distinct_in_the_order_of_time_and_bounded(layout, number):
-    slots, chunk = layout.slot_index(number), layout.chunk_index(number)
+@given(LAYOUTS, st.integers(0, 120), st.data())
+def test_positions_are_distinct_in_the_order_of_time_and_bounded(layout, frame, data):
+    frames = data.draw(st.integers(1, layout.chunk))
+    slots, chunk = layout.slot_index(frame), layout.chunk_index(frame, frames)
     assert slots.dtype == chunk.dtype == torch.int32
-    held = list(zip(layout.frame_in_slot(number), slots.tolist(), strict=True))
+    held = list(zip(layout.frame_in_slot(frame), slots.tolist(), strict=True))
     assert all((frame < 0) == (at < 0) for frame, at in held)
     positions = [at for frame, at in sorted(held) if frame >= 0] + chunk.tolist()
     assert positions == list(range(len(positions)))
@@ -51,12 +52,12 @@ def test_positions_are_distinct_in_the_order_of_time_and_bounded(layout, number)
 
 
 @settings(deadline=None, max_examples=300)
-@given(LAYOUTS, NUMBERS)
-def test_positions_are_absolute_until_the_window_is_full(layout, number):
-    if number * layout.chunk <= layout.slots:
-        held = layout.frame_in_slot(number)
-        assert layout.slot_index(number).tolist() == held
-        assert layout.chunk_index(number)[0] == number * layout.chunk
+@given(LAYOUTS, st.integers(0, 16))
+def test_positions_are_absolute_until_the_window_is_full(layout, frame):
+    if frame <= layout.slots:
+        assert layout.evicted(frame) == 0
+        assert layout.slot_index(frame).tolist() == layout.frame_in_slot(frame)
+        assert layout.chunk_index(frame, 1).tolist() == [frame]
 
 
 @settings(deadline=None, max_examples=200)
@@ -64,26 +65,28 @@ def test_positions_are_absolute_until_the_window_is_full(layout, number):
 def test_committed_entries_are_those_of_the_frames_that_the_slots_claim(layout, chunks):
     cache = torch.full(layout.shape(), float("nan")).double()
     for number in range(chunks):
-        cache = layout.commit(cache, of_entries(layout, number), number)
+        cache = layout.commit(cache, of_entries(layout, number), frames_of(layout, number)[0])
     slots = cache.unflatten(2, (layout.slots, layout.tokens_per_frame)) if layout.slots else cache
-    for slot, frame in enumerate(layout.frame_in_slot(chunks)):
-        number, offset = divmod(frame, layout.chunk)
-        whole = of_entries(layout, number).unflatten(2, (layout.chunk, -1))
+    frames = [frame for number in range(chunks) for frame in frames_of(layout, number)]
+    said = [of_entries(layout, number) for number in range(chunks)]
+    whole = torch.cat(said, dim=2).unflatten(2, (len(frames), -1)) if chunks else None
+    for slot, frame in enumerate(layout.frame_in_slot(frames_of(layout, chunks)[0])):
         if frame < 0:
             assert slots[:, :, slot].isnan().all()
         else:
-            assert torch.equal(slots[:, :, slot], whole[:, :, offset])
+            assert torch.equal(slots[:, :, slot], whole[:, :, frame])
 
 
 @settings(deadline=None, max_examples=200)
-@given(LAYOUTS, NUMBERS)
-def test_both_commits_agree_and_one_leaves_its_cache_alone(layout, number):
-    cache, entries = draw(*layout.shape(2), seed=1), draw(2, 2, layout.chunk * layout.tokens_per_frame, 2)
+@given(LAYOUTS, st.integers(0, 120), st.data())
+def test_both_commits_agree_and_one_leaves_its_cache_alone(layout, frame, data):
+    frames = data.draw(st.integers(1, layout.chunk))
+    cache, entries = draw(*layout.shape(2), seed=1), draw(2, 2, frames * layout.tokens_per_frame, 2)
     before, written = cache.clone(), cache.clone()
-    layout.commit_(written, entries, number)
-    assert torch.equal(layout.commit(cache, entries, number), written)
+    layout.commit_(written, entries, frame)
+    assert torch.equal(layout.commit(cache, entries, frame), written)
     assert torch.equal(cache, before)
-    kept, slots = layout.commits(number)
+    kept, slots = layout.commits(frame, frames)
     assert len(set(slots)) == len(slots) == len(kept)
     rows = torch.ones(layout.slots, dtype=torch.bool)
     rows[slots] = False
@@ -107,10 +110,10 @@ def test_the_second_commit_of_a_chunk_replaces_the_first():
     layout = CacheLayout(sink=1, history=4, chunk=3, tokens_per_frame=2, entry_width=2, layers=2)
     cache = layout.allocate(1, dtype=torch.float64)
     for number in (0, 1, 2, 2):
-        layout.commit_(cache, of_entries(layout, number), number)
+        layout.commit_(cache, of_entries(layout, number), 3 * number)
     once = layout.allocate(1, dtype=torch.float64)
     for number in (0, 1, 2):
-        layout.commit_(once, of_entries(layout, number), number)
+        layout.commit_(once, of_entries(layout, number), 3 * number)
     assert torch.equal(cache, once)
 
 
@@ -119,7 +122,7 @@ def test_gradients_reach_what_was_committed_and_not_what_was_replaced():
     entries = [draw(1, 1, 2, 2, seed=number).requires_grad_(True) for number in range(3)]
     cache = layout.allocate(1, dtype=torch.float32)
     for number, chunk in enumerate(entries):
-        cache = layout.commit(cache, chunk, number)
+        cache = layout.commit(cache, chunk, 2 * number)
     cache.sum().backward()
     reached = torch.cat([chunk.grad[0, 0, :, 0] for chunk in entries])
     assert_close(reached, torch.tensor([1.0, 0, 0, 0, 1, 1]), rtol=0, atol=0)
@@ -132,4 +135,19 @@ def test_a_layout_is_that_of_its_configuration(name, layout):
     cache = CacheLayout.of(config)
     tokens = (config.sink + config.history) * config.tokens_per_frame
     assert cache.shape(3) == (config.num_layers, 3, tokens, config.entry_width)
-    assert cache.chunk == config.chunk
+    assert cache.chunks == ChunkLengths(first=config.chunk, following=config.chunk)
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.integers(1, 5), st.integers(1, 5), st.lists(st.integers(0, 12), min_size=1, max_size=5))
+def test_chunks_divide_the_frames_of_a_video_among_them(first, following, numbers):
+    chunks = ChunkLengths(first=min(first, following), following=following)
+    at = [number for number in range(13) for _ in range(chunks.length(number))]
+    assert [chunks.number_of(frame) for frame in range(len(at))] == at
+    assert [chunks.start(number) for number in range(13)] == [at.index(number) for number in range(13)]
+    assert chunks.count(0) == 0
+    assert [chunks.count(frame + 1) for frame in range(len(at))] == [number + 1 for number in at]
+    clip = torch.arange(len(at))[chunks.frames_of(numbers)]
+    parts = chunks.split(clip, numbers, dim=0)
+    assert [{at[frame] for frame in part.tolist()} for part in parts] == [{number} for number in numbers]
+    assert [len(part) for part in parts] == [chunks.length(number) for number in numbers]

@@ -20,19 +20,22 @@ pytestmark = pytest.mark.cpu
 
 BATCH = 2
 FIXED = Forcing(copies=1, own_share=0.0)
-WINDOWS = [{}, {"sink": 3, "history": 4}, {"sink": 0, "chunk": 4}, {"sink": 5, "history": 1}, {"history": 0}]
+WINDOWS = [
+    {},
+    {"sink": 3, "history": 4},
+    {"sink": 0, "chunk": 4},
+    {"sink": 5, "history": 1},
+    {"history": 0},
+    {"chunk": 3, "history": 6, "first_chunk": 1},
+    {"sink": 2, "chunk": 1},
+]
 NUMBERS = [[0], [0, 1, 2, 3, 4], [0, 2, 3, 4], [0, 7, 8, 9]]
 
 
 def clip_of(model, numbers, seed=1):
     config = model.config
-    shape = (
-        BATCH,
-        config.in_channels,
-        len(numbers) * config.chunk,
-        config.sample_height,
-        config.sample_width,
-    )
+    frames = len(CacheLayout.of(config).chunks.frames_of(numbers))
+    shape = (BATCH, config.in_channels, frames, config.sample_height, config.sample_width)
     text = model.encode_text(draw(BATCH, config.text_tokens, config.text_dim, seed=seed + 1))
     return draw(*shape, seed=seed), text
 

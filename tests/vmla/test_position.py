@@ -10,7 +10,7 @@ from kit.checkpoints import debug_checkpoint
 from kit.equations import Equations
 from kit.measure import assert_close
 from kit.models import draw, tiny_config, tiny_model
-from kit.passes import pass_inputs
+from kit.passes import pass_inputs, window_at
 
 from export.lowering.trace import trace_step
 from export.onnx.decompositions import plain
@@ -76,10 +76,10 @@ def test_a_cached_rollout_equals_one_full_masked_forward(layout):
     text_kv, cache, rolled = model.encode_text(text), cache_layout.allocate(BATCH, dtype=torch.float32), []
     for number in range(4):
         part = slice(number * c.chunk, (number + 1) * c.chunk)
-        window = cache_layout.slot_index(number), cache_layout.chunk_index(number)
+        window = window_at(cache_layout, number)
         rolled.append(model(noisy[:, :, part], timestep[:, part], text_kv, cache, *window)[0])
         entries = model.entries(clean[:, :, part], torch.zeros(BATCH, c.chunk), text_kv, cache, *window)
-        cache_layout.commit_(cache, entries, number)
+        cache_layout.commit_(cache, entries, part.start)
     expected = Equations(model).run(clean, noisy, timestep, text)[0][:, :, frames:]
     assert_close(torch.cat(rolled, dim=2), expected, rtol=1e-4, atol=1e-4)
     still = Equations(tiny_model(layout=layout)).run(clean, noisy, timestep, text)[0][:, :, frames:]

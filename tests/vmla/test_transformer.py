@@ -3,8 +3,10 @@
 import pytest
 import torch
 from kit.equations import Equations, window_of
+from kit.frames import frames_of
 from kit.measure import assert_close
 from kit.models import draw, tiny_model
+from kit.passes import window_at
 
 from vmla.cache import CacheLayout
 
@@ -19,13 +21,16 @@ WINDOWS = {
     "sink longer than the chunk": {"sink": 3, "history": 3, "chunk": 2},
     "no history": {"sink": 2, "history": 0, "chunk": 2},
     "one frame at a time": {"sink": 1, "history": 2, "chunk": 1},
+    "a first chunk of one frame": {"sink": 1, "history": 6, "chunk": 3, "first_chunk": 1},
+    "a first chunk shorter than the sink": {"sink": 3, "history": 3, "chunk": 3, "first_chunk": 2},
+    "a first chunk longer than the sink": {"sink": 1, "history": 2, "chunk": 3, "first_chunk": 2},
 }
 CHUNKS, BATCH = 5, 2
 
 
 def draw_inputs(config, chunks=CHUNKS, seed=0):
     """Clean and noisy latents, timesteps of the noisy ones, text embeddings."""
-    frames = chunks * config.chunk
+    frames = CacheLayout.of(config).chunks.start(chunks)
     shape = (BATCH, config.in_channels, frames, config.sample_height, config.sample_width)
     timestep = 1000 * torch.rand(BATCH, frames, generator=torch.Generator().manual_seed(seed))
     text = draw(BATCH, config.text_tokens, config.text_dim, seed=seed + 3)
@@ -37,17 +42,17 @@ def roll(model, clean, noisy, timestep, text, **how):
     layout, text_kv = CacheLayout.of(model.config), model.encode_text(text)
     cache = layout.allocate(BATCH, dtype=clean.dtype)
     velocities, left = [[], []], []
-    size = layout.chunk
-    for number in range(clean.shape[2] // size):
-        part = slice(number * size, (number + 1) * size)
-        window = layout.slot_index(number), layout.chunk_index(number)
+    for number in range(layout.chunks.count(clean.shape[2])):
+        frames = frames_of(model.config, number)
+        part, size = slice(frames[0], frames[-1] + 1), len(frames)
+        window = window_at(layout, number)
         still = torch.zeros(BATCH, size)
         quiet, entries = model(clean[:, :, part], still, text_kv, cache, *window, **how)
         loud, _ = model(noisy[:, :, part], timestep[:, part], text_kv, cache, *window, **how)
         velocities[0].append(quiet)
         velocities[1].append(loud)
         left.append(entries.unflatten(2, (size, -1)))
-        layout.commit_(cache, entries, number)
+        layout.commit_(cache, entries, frames[0])
     return torch.cat([*velocities[0], *velocities[1]], dim=2), torch.cat(left, dim=2)
 
 
@@ -66,13 +71,12 @@ def test_a_cached_rollout_equals_one_full_masked_forward(layout, window):
 def one_pass(model, number, *, seed=0, cache=None):
     """Inputs of a pass over chunk `number`, with random entries in every slot that is not empty."""
     config, layout = model.config, CacheLayout.of(model.config)
-    latents = draw(
-        BATCH, config.in_channels, config.chunk, config.sample_height, config.sample_width, seed=seed
-    )
-    timestep = torch.full((BATCH, config.chunk), 437.5)
+    slots, own = window_at(layout, number)
+    latents = draw(BATCH, config.in_channels, len(own), config.sample_height, config.sample_width, seed=seed)
+    timestep = torch.full((BATCH, len(own)), 437.5)
     text_kv = model.encode_text(draw(BATCH, config.text_tokens, config.text_dim, seed=seed + 1))
     cache = draw(*layout.shape(BATCH), seed=seed + 2) if cache is None else cache
-    return [latents, timestep, text_kv, cache, layout.slot_index(number), layout.chunk_index(number)]
+    return [latents, timestep, text_kv, cache, slots, own]
 
 
 @pytest.mark.parametrize("window", WINDOWS.values(), ids=WINDOWS)
@@ -80,8 +84,9 @@ def one_pass(model, number, *, seed=0, cache=None):
 def test_the_ring_equals_naive_concatenation_at_every_fill_level(layout, window):
     """The naive cache is as long as the window is full, in the order of time, and made anew each time."""
     model = tiny_model(layout=layout, **window)
-    size, layout = model.config.chunk, CacheLayout.of(model.config)
-    entries = draw(model.config.num_layers, BATCH, 6 * size, layout.tokens_per_frame, layout.entry_width)
+    layout = CacheLayout.of(model.config)
+    frames = layout.chunks.start(6)
+    entries = draw(model.config.num_layers, BATCH, frames, layout.tokens_per_frame, layout.entry_width)
     ring = layout.allocate(BATCH, dtype=torch.float32)
     for number in range(6):
         inputs = one_pass(model, number, seed=number, cache=ring)
@@ -90,7 +95,8 @@ def test_the_ring_equals_naive_concatenation_at_every_fill_level(layout, window)
         index = [torch.tensor(list(at), dtype=torch.int32) for at in (before.values(), positions)]
         for ours, naive in zip(model(*inputs), model(*inputs[:3], whole, *index), strict=True):
             assert_close(ours, naive, rtol=1e-4, atol=1e-5)
-        layout.commit_(ring, entries[:, :, number * size : (number + 1) * size].flatten(2, 3), number)
+        own = frames_of(model.config, number)
+        layout.commit_(ring, entries[:, :, own].flatten(2, 3), own[0])
 
 
 @pytest.mark.parametrize("absorbed", [False, True], ids=["expanded", "absorbed"])
@@ -160,7 +166,7 @@ def test_a_window_that_is_known_to_be_full_gives_the_same_without_a_mask(layout,
     model = tiny_model(layout=layout, sink=1, history=3, chunk=2)
     shape = CacheLayout.of(model.config)
     _, noisy, timestep, text = draw_inputs(model.config, chunks=1)
-    window = shape.slot_index(4), shape.chunk_index(4)
+    window = window_at(shape, 4)
     assert -1 not in window[0].tolist()
     inputs = noisy, timestep, model.encode_text(text), draw(*shape.shape(BATCH), seed=9), *window
     for one, other in zip(model(*inputs, full=True), model(*inputs), strict=True):

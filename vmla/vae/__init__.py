@@ -49,6 +49,6 @@ class Codec(Protocol):
         """Bytes that one video's memory holds for latent frames of `height` x `width` cells."""
 
 
-def frames_in(chunks: int, chunk: int, codec: Codec) -> int:
-    """Pixel frames that `chunks` chunks of `chunk` latent frames decode to."""
-    return codec.first_frames + (chunks * chunk - 1) * codec.temporal_ratio
+def frames_in(latent_frames: int, codec: Codec) -> int:
+    """Pixel frames that the first `latent_frames` (1 or more) of a video decode to."""
+    return codec.first_frames + (latent_frames - 1) * codec.temporal_ratio

@@ -214,7 +214,7 @@ def save_checkpoint(
 ) -> None:
     """Write a whole checkpoint folder; `model_index.json` comes last, so that a part is no whole."""
     notes = metadata or {}
-    _save_part(folder / "transformer", transformer, asdict(transformer.config), dtype, notes)
+    _save_part(folder / "transformer", transformer, transformer.config.to_dict(), dtype, notes)
     _save_part(folder / "vae", codec, asdict(codec.config), dtype, notes)
     _save_text(folder / "text_encoder", text.encoder, dtype, notes)
     text.tokenizer.save_pretrained(folder / "tokenizer")

@@ -15,9 +15,11 @@ from bench.gpu.context import Context
 from bench.gpu.stages import STAGES, Stage
 from bench.harness import peaks
 from bench.harness.document import Record, read_document
-from bench.harness.subject import random_model
+from bench.harness.subject import PROMPT, RandomText, filling, random_model, steady
 from bench.harness.time_budget import Budget
-from bench.speed.chunk_graph import StaticChunk, captured
+from runtime.engines.base import EagerEngine
+from runtime.prompts.sources import FixedPrompts
+from runtime.rollout.rollout import Rollout
 from vmla.cli.progress import ProgressLine
 from vmla.config import recipe
 from vmla.scheduler import Sampler
@@ -82,18 +84,28 @@ def test_what_takes_minutes_comes_last_and_all_fits():
     assert sum(stage.seconds for stage in STAGES if stage.name != "tests") <= 9 * 60
 
 
-def test_a_static_chunk_is_the_rollouts_chunk():
-    """The same passes and sampler: its entries are those of a clean pass on its own latents."""
+def test_a_steady_chunk_is_the_rollouts_own_in_a_full_window(monkeypatch):
+    """With graphs and without, which a CPU makes of the same functions."""
+    captures = []
+
+    def captured(function, *_):
+        captures.append(function)
+        return function
+
+    monkeypatch.setattr("runtime.rollout.rollout.captured", captured)
     model = random_model(recipe("debug"))
-    chunk = StaticChunk(model, Sampler(steps=2), batch=2)
-    before = chunk.cache.clone()
-    latents = captured(chunk, torch.device("cpu"))()
-    _, entries = model(latents, chunk.clean, chunk.text_kv, before, *chunk.window)
-    rows = chunk.target
-    assert torch.equal(chunk.cache[:, :, rows], entries[:, :, chunk.source])
-    kept = torch.ones(before.shape[2], dtype=torch.bool)
-    kept[rows] = False
-    assert kept.any() and torch.equal(chunk.cache[:, :, kept], before[:, :, kept])
+    engine = EagerEngine(model, RandomText(model.config), device=torch.device("cpu"), dtype=torch.float32)
+    with_graphs, without = (steady(engine, Sampler(steps=2), batch=2, graphs=on) for on in (True, False))
+    assert len(captures) == 2
+    videos = Rollout(engine, FixedPrompts(PROMPT, PROMPT), Sampler(steps=2), seeds=[0, 1])
+    videos.buffers.cache.normal_(generator=torch.Generator().manual_seed(0))
+    videos.number, videos.frame = filling(model.config), 6
+    for _ in range(3):
+        wanted = videos.denoise()
+        assert videos.buffers.full
+        videos.commit()
+        if videos.number > filling(model.config) + 1:
+            assert torch.equal(with_graphs(), wanted) and torch.equal(without(), wanted)
 
 
 def test_without_a_gpu_it_says_so_in_one_line():

@@ -73,13 +73,13 @@ def test_given_chunks_are_those_of_the_result(checkpoint):
     opened = open_checkpoint(checkpoint)
     model, config = opened.transformer(), opened.model_config()
     text_kv = model.encode_text(torch.zeros(1, config.text_tokens, config.text_dim))
-    shape = config.in_channels, config.chunk, config.sample_height, config.sample_width
+    picture = config.in_channels, config.sample_height, config.sample_width
 
     def rolled(given=None):
         memory = Memory(model, CacheLayout.of(config), text_kv)
         sampler, steps = opened.sampler(), opened.sampler().steps
         return self_rollout(
-            memory, sampler, shape, chunks=4, exit_step=steps - 1, seeds=[3], given=given
+            memory, sampler, picture, chunks=4, exit_step=steps - 1, seeds=[3], given=given
         )  # fmt: skip
 
     whole = rolled()

@@ -14,6 +14,7 @@ from runtime.prompts.schedule_file import Entry, read_schedule, to_schedule
 from runtime.prompts.sources import Change, FixedPrompts, LivePrompts, Schedule
 from runtime.rollout.decoding import NoDecoder
 from runtime.rollout.rollout import Rollout, rollout
+from vmla.cache import ChunkLengths
 from vmla.scheduler import Sampler, keyed_noise
 from vmla.weights.checkpoint import open_checkpoint
 
@@ -110,10 +111,10 @@ def test_recaching_under_the_same_prompt_changes_next_to_nothing_while_no_chunk_
     for _ in range(at):
         videos.denoise()
         videos.commit()
-    before, position = videos.buffers.cache.clone(), videos.position
+    before, frame = videos.buffers.cache.clone(), videos.frame
     videos.denoise()
     # The debug window holds chunk 0's first frame and the newest chunk: two chunks, from number 2 on.
-    assert videos.position == (position if at <= 2 else (2, 0))
+    assert videos.frame == (frame if at <= 2 else 6)
     if at <= 2:
         assert torch.equal(videos.buffers.cache, before)
 
@@ -125,7 +126,7 @@ def test_a_reset_and_a_recache_after_it_keep_to_the_sink_and_what_came_since(eng
     for _ in range(5):
         videos.denoise()
         videos.commit()
-    assert videos.position == (2, 1)
+    assert videos.frame == 1 + 2 * 3  # the sink, and two chunks since
     assert sorted(videos.past.chunks) == [0, 4]
 
 
@@ -184,8 +185,10 @@ def test_every_way_to_write_a_schedule_is_read_alike(tmp_path, checkpoint, name)
     entries = read_schedule(tmp_path / name)
     assert entries == [Entry(at=0.0, prompt=RED), Entry(at=1.5, prompt=BLUE, policy="reset")]
     codec = open_checkpoint(checkpoint).codec(weights=False)
+    lengths = ChunkLengths(first=3, following=3)
     # Chunks of twelve frames: at 0, 0.75 and 1.5 s, and so on.
-    assert to_schedule(entries, chunks=4, chunk=3, codec=codec).changes == switched("reset", at=2).changes
+    schedule = to_schedule(entries, chunks=4, lengths=lengths, codec=codec)
+    assert schedule.changes == switched("reset", at=2).changes
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,6 @@ from plugins.errors import UserError
 from runtime.cli.run import main
 from runtime.resume.autosave import Keeper
 from runtime.resume.state import Snapshot, State, load_state, save_state, state_path
-from runtime.rollout.buffers import Position
 from runtime.session.destination import open_sink
 from runtime.session.generate import produce
 from runtime.session.replay import new, resume
@@ -281,14 +280,14 @@ def test_a_complete_video_has_nothing_to_go_on_with(whole):
 )
 def test_a_state_comes_back_as_it_went(tmp_path, dtype, memory):
     snapshot = Snapshot(
-        number=7, position=Position(2, 1), forgotten=3,
+        number=7, frame=7, forgotten=3,
         cache=torch.randn(2, 1, 8, 5).to(dtype), past={0: torch.randn(1, 2), 6: torch.randn(1, 2)},
     )  # fmt: skip
     state = State(snapshot=snapshot, memory=memory, mark={"frames": 84, "bytes": 10**12})
     save_state(tmp_path / "s", state, {"seed": 3})
     again, video = load_state(tmp_path / "s", mend="")
     assert video == {"seed": 3}
-    assert (again.mark, again.snapshot.position, again.snapshot.forgotten) == (state.mark, (2, 1), 3)
+    assert (again.mark, again.snapshot.frame, again.snapshot.forgotten) == (state.mark, 7, 3)
     assert torch.equal(again.snapshot.cache, snapshot.cache)
     assert again.snapshot.cache.dtype == dtype
     assert again.snapshot.past.keys() == {0, 6}
@@ -297,12 +296,26 @@ def test_a_state_comes_back_as_it_went(tmp_path, dtype, memory):
         assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
+def test_states_that_count_in_chunks_are_read_and_new_ones_mean_the_same_to_who_counts_so(tmp_path):
+    """Once a position was whole chunks since the history was dropped and the sink's frames before those."""
+    path, video = tmp_path / "s", {"window": {"sink": 1, "history": 3, "chunk": 3}}
+    snapshot = Snapshot(number=9, frame=7, forgotten=7, cache=torch.randn(2), past={})
+    save_state(path, State(snapshot=snapshot, memory=None, mark={"frames": 0}), video)
+    with safe_open(path, framework="pt") as file:
+        header = json.loads(file.metadata()["state"])
+    chunks, ahead = header["position"]
+    assert ahead + chunks * 3 == 7
+    old = json.dumps({**header, "position": [2, 1]})
+    save_file(load_file(path), path, {"state": old})
+    assert load_state(path, mend="")[0].snapshot.frame == 7
+
+
 def test_states_are_not_asked_for_faster_than_they_are_written(tmp_path):
     keeper = Keeper(tmp_path / "a.mp4", dict, every=0.0)
     assert keeper.due()
     assert not keeper.due()  # the first is still on its way
     state = State(
-        snapshot=Snapshot(number=0, position=Position(), forgotten=0, cache=torch.randn(2), past={}),
+        snapshot=Snapshot(number=0, frame=0, forgotten=0, cache=torch.randn(2), past={}),
         memory=None,
         mark={"frames": 0},
     )

@@ -4,9 +4,8 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kit.frames import FrameList, layouts
+from kit.frames import FrameList, frames_of, layouts
 
-from runtime.rollout.buffers import Position
 from runtime.rollout.recache import Past
 
 pytestmark = pytest.mark.cpu
@@ -23,20 +22,20 @@ class Slots:
         self.layout = layout
         self.rows = torch.full((layout.slots * layout.tokens_per_frame,), -1)
 
-    def commit(self, number, position):
-        """As `runtime.rollout.buffers.Buffers` does: rows of a fixed number."""
+    def commit(self, made, frame):
+        """As `runtime.rollout.buffers.Buffers`, the frames `made` from `frame` on: a fixed number of rows."""
         layout = self.layout
-        source, target = layout.token_indices(*position, frames=layout.chunk)
-        tokens = layout.chunk * layout.tokens_per_frame
+        source, target = layout.token_indices(frame, len(made), padded=True)
+        tokens = len(made) * layout.tokens_per_frame
         assert len(source) == len(target) == (tokens if len(source) else 0)
         if len(source):
             assert 0 <= int(source.min()) <= int(source.max()) < tokens
             assert 0 <= int(target.min()) <= int(target.max()) < len(self.rows)
-        self.rows[target] = number * tokens + source
+        self.rows[target] = made[0] * layout.tokens_per_frame + source
 
-    def attended(self, position):
+    def attended(self, frame):
         """The frames of the slots that are not empty, in the order of their positions."""
-        index = self.layout.slot_index(*position)
+        index = self.layout.slot_index(frame)
         order = [slot for slot in index.argsort().tolist() if index[slot] >= 0]
         assert index[order].tolist() == list(range(len(order)))
         rows = self.rows.view(-1, self.layout.tokens_per_frame)[order]
@@ -48,31 +47,32 @@ class Slots:
 @settings(deadline=None, max_examples=200)
 @given(LAYOUTS, TURNS)
 def test_whatever_prompts_do_a_chunk_attends_to_the_sink_and_the_newest_frames(layout, turns):
-    window, slots, past, position = FrameList(layout), Slots(layout), Past(layout), Position()
+    window, slots, past, frame = FrameList(layout), Slots(layout), Past(layout), 0
     for number, policy in enumerate(turns):
+        own = frames_of(layout, number)
         if number and policy:
-            position, again = past.turn(policy, number, position)
+            frame, again = past.turn(policy, number, frame)
             for place, kept in again:
                 slots.commit(kept, place)
             if policy == "reset":
                 window.recent = []
-        assert slots.attended(position) == window.frames()
+        assert slots.attended(frame) == window.frames()
         first = len(window.frames())  # the chunk itself follows what it attends to
-        assert layout.chunk_index(*position).tolist() == list(range(first, first + layout.chunk))
-        assert first + layout.chunk <= layout.positions
-        slots.commit(number, position)
+        assert layout.chunk_index(frame, len(own)).tolist() == list(range(first, first + len(own)))
+        assert first + len(own) <= layout.positions
+        slots.commit(own, frame)
         window.add(number)
-        past.add(number, number)
+        past.add(number, own)
         assert len(past.chunks) <= Past.capacity(layout)
-        position = position.next()
+        frame += len(own)
 
 
 @settings(deadline=None, max_examples=200)
-@given(LAYOUTS, st.integers(0, 10**9), st.integers(0, 7))
-def test_no_index_leaves_its_range_however_long_the_video(layout, chunk, ahead):
-    position = Position(chunk, min(ahead, layout.sink))
-    held, own = layout.slot_index(*position).tolist(), layout.chunk_index(*position).tolist()
+@given(LAYOUTS, st.integers(0, 10**9), st.data())
+def test_no_index_leaves_its_range_however_long_the_video(layout, frame, data):
+    frames = data.draw(st.integers(1, layout.chunk))
+    held, own = layout.slot_index(frame).tolist(), layout.chunk_index(frame, frames).tolist()
     valid = [index for index in held if index >= 0]
-    assert sorted(valid + own) == list(range(len(valid) + layout.chunk))
-    assert len(valid) + layout.chunk <= layout.positions
-    Slots(layout).commit(0, position)
+    assert sorted(valid + own) == list(range(len(valid) + frames))
+    assert len(valid) + frames <= layout.positions
+    Slots(layout).commit(range(frames), frame)

@@ -7,9 +7,10 @@ import psutil
 import pytest
 import torch
 from kit.engines import tiny_engine
+from kit.frames import frames_of
 from kit.measure import assert_close
 from kit.models import tiny_model
-from kit.passes import pass_inputs
+from kit.passes import pass_inputs, window_at
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from runtime.device.cuda_graphs import Replay, captured
@@ -30,36 +31,41 @@ pytestmark = pytest.mark.cpu
 RED, BLUE = "a red star bouncing on a navy background", "a blue ring resting on a gray background"
 EULER, RENOISE = Sampler(kind="euler", steps=2), Sampler(kind="renoise", steps=3)
 CPU = torch.device("cpu")
+WINDOWS = [
+    {"sink": 1, "history": 3}, {"sink": 1, "history": 1}, {"sink": 0, "history": 4},
+    {"sink": 3, "history": 0}, {"chunk": 1}, {"chunk": 3, "first_chunk": 1},
+    {"sink": 2, "history": 6, "chunk": 3, "first_chunk": 1},
+]  # fmt: skip
 
 
 def plain(engine, prompts, sampler, *, seeds, chunks):
     """The rollout without fixed buffers: fresh tensors for every chunk, a whole step for the clean pass."""
     layout, config = engine.layout, engine.config
     cache = layout.allocate(len(seeds), dtype=engine.dtype)
-    shape = (config.in_channels, layout.chunk, config.sample_height, config.sample_width)
     for number in range(chunks):
         text = engine.encode_prompt(prompts)
-        window = layout.slot_index(number), layout.chunk_index(number)
+        frames, window = frames_of(config, number), window_at(layout, number)
+        shape = (config.in_channels, len(frames), config.sample_height, config.sample_width)
 
-        def noise(step, number=number):
+        def noise(step, number=number, shape=shape):
             return torch.stack([keyed_noise(shape, seed=seed, chunk=number, step=step) for seed in seeds])
 
         latents = noise(0)
         for step, t in enumerate(sampler.timesteps().tolist()):
-            timestep = torch.full((len(seeds), layout.chunk), t)
+            timestep = torch.full((len(seeds), len(frames)), t)
             velocity, _ = engine.step(latents, timestep, text, cache, *window)
             fresh = noise(step + 1) if sampler.needs_noise(step) else None
             latents = sampler.advance(latents, velocity, step, fresh)
         _, entries = engine.step(latents, torch.zeros_like(timestep), text, cache, *window)
-        layout.commit_(cache, entries, number)
+        layout.commit_(cache, entries, frames[0])
         yield latents
 
 
 @pytest.mark.parametrize("sampler", [EULER, RENOISE], ids=["euler", "renoise"])
-@pytest.mark.parametrize(("sink", "history"), [(1, 3), (1, 1), (0, 4), (3, 0)])
+@pytest.mark.parametrize("window", WINDOWS, ids=str)
 @pytest.mark.parametrize("layout", ["mla", "mha"])
-def test_fixed_buffers_give_the_plain_rollout_bit_for_bit(layout, sink, history, sampler):
-    engine = tiny_engine(layout=layout, sink=sink, history=history)
+def test_fixed_buffers_give_the_plain_rollout_bit_for_bit(layout, window, sampler):
+    engine = tiny_engine(layout=layout, **window)
     asked = {"seeds": [3, 8], "chunks": 6}
     made = rollout(engine, NoDecoder(), FixedPrompts(RED, BLUE), sampler, **asked)
     for chunk, wanted in zip(made, plain(engine, (RED, BLUE), sampler, **asked), strict=True):

@@ -4,6 +4,7 @@ import pytest
 import torch
 from kit.engines import tiny_engine
 from kit.measure import assert_close
+from kit.passes import window_at
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from runtime.engines.base import EagerEngine
@@ -122,7 +123,7 @@ def test_a_pass_reads_no_value_back(engine):
     cache = torch.randn(layout.shape(1))
     with CountAllocations() as seen:
         timestep = torch.full((1, layout.chunk), 500.0)
-        engine.step(latents, timestep, text, cache, layout.slot_index(3), layout.chunk_index(3))
+        engine.step(latents, timestep, text, cache, *window_at(layout, 3))
     assert seen.reads == 0
 
 

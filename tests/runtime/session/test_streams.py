@@ -124,7 +124,7 @@ def test_one_that_fails_ends_alone(job):
 def test_the_plan_of_a_stream_is_what_it_takes(job):
     """Every part against the tensors themselves; 3 % would do, they are equal."""
     engine, decoder, own = job.engine(), job.decoder(), job.plan().own
-    buffers = Buffers(engine, job.sampler, batch=1)
+    buffers = Buffers(engine, job.sampler, batch=1, frames=3)
     decoder.decode(torch.randn(1, 4, 3, 8, 8))
     assert own["latent cache"] == buffers.cache.nbytes
     assert own["text keys and values"] == buffers.text_kv.nbytes

@@ -8,6 +8,7 @@ import torch
 from kit.measure import assert_close
 
 from plugins.errors import UserError
+from vmla.cache import ChunkLengths
 from vmla.train.data.latents import LatentSet
 from vmla.train.objectives.alignment import (
     alignment_loss,
@@ -120,8 +121,8 @@ def test_at_first_clips_show_one_object():
     training = dataclasses.replace(
         DEBUG.denoiser_training, opening_steps=20, single_steps=10, opening_clips=8
     )
-    data = clips()
-    shown = {step: draw_batch(training, data, 3, step).text[:, 0, 0] for step in range(20)}
+    data, chunks = clips(), ChunkLengths(first=3, following=3)
+    shown = {step: draw_batch(training, data, chunks, step).text[:, 0, 0] for step in range(20)}
     single = data.text[data.objects == 1][:, 0, 0].float()
     assert all(torch.isin(shown[step], single).all() for step in range(10))
     assert not all(torch.isin(shown[step], single).all() for step in range(10, 20))

@@ -89,8 +89,8 @@ def test_a_self_rollout_is_a_rollout(layout, kind):
     made = rollout(Engine(), NoDecoder(), FixedPrompts("x"), sampler, seeds=[11], chunks=chunks)
     expected = torch.cat([chunk.frames for chunk in made], dim=1).transpose(1, 2)
     config = model.config
-    shape = (config.in_channels, config.chunk, config.sample_height, config.sample_width)
-    latents = self_rollout(memory_of(model, text), sampler, shape, chunks=chunks, exit_step=2, seeds=[11])
+    picture = (config.in_channels, config.sample_height, config.sample_width)
+    latents = self_rollout(memory_of(model, text), sampler, picture, chunks=chunks, exit_step=2, seeds=[11])
     assert_close(latents, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -99,15 +99,15 @@ def test_what_descends_step_by_step_does_not_exit_on_the_way():
     sampler = dataclasses.replace(STUDENT, kind="euler")
     memory = memory_of(model, draw(1, 5, 10))
     with pytest.raises(ValueError, match="one of its steps 2 to 2"):
-        self_rollout(memory, sampler, (2, 3, 4, 6), chunks=1, exit_step=1, seeds=[1])
+        self_rollout(memory, sampler, (3, 4, 6), chunks=1, exit_step=1, seeds=[1])
 
 
 def rolled(model, step, **how):
     config = model.config
-    shape = (config.in_channels, config.chunk, config.sample_height, config.sample_width)
+    picture = (config.in_channels, config.sample_height, config.sample_width)
     text_kv = model.encode_text(draw(BATCH, 5, 10, seed=3))
     memory = Memory(step, CacheLayout.of(config), text_kv)
-    return self_rollout(memory, STUDENT, shape, seeds=[1, 2], **how)
+    return self_rollout(memory, STUDENT, picture, seeds=[1, 2], **how)
 
 
 def test_only_the_exit_step_of_the_learned_chunks_carries_gradients():

@@ -10,6 +10,7 @@ import torch
 from click.testing import CliRunner
 from kit.measure import assert_close
 from kit.models import draw, tiny_model
+from kit.passes import window_at
 
 from plugins.errors import UserError
 from vmla.cache import CacheLayout
@@ -146,7 +147,7 @@ def step_inputs(model, seed=0):
     text = draw(2, config.text_tokens, config.text_dim, seed=seed + 1)
     cache = draw(*layout.shape(2), seed=seed + 2)
     timestep = torch.full((2, config.chunk), 600.0)
-    return latents, text, (timestep, cache, layout.slot_index(3), layout.chunk_index(3))
+    return latents, text, (timestep, cache, *window_at(layout, 3))
 
 
 @pytest.mark.parametrize("layout", ["mla", "mha"])

@@ -117,9 +117,9 @@ def test_a_jump_forgets_all_but_the_sink_that_was_made(sink, history):
         for number in numbers:
             shown = remembered(layout, number, numbers)
             since = max(n for n in (0, numbers[1]) if n <= number and (n == 0 or n - 1 not in numbers))
-            for slot, frame in enumerate(layout.frame_in_slot(number)):
+            for slot, frame in enumerate(layout.frame_in_slot(2 * number)):
                 known = frame >= 0 and frame // 2 in numbers and (frame < sink or frame // 2 >= since)
-                assert shown[slot] == (layout.slot_index(number)[slot] if known else -1)
+                assert shown[slot] == (layout.slot_index(2 * number)[slot] if known else -1)
 
 
 def test_without_a_jump_the_windows_are_those_of_a_rollout():
@@ -157,7 +157,7 @@ def test_after_a_jump_the_window_grows_into_that_of_a_rollout():
     numbers = [0, 7, 8, 9]
     counts = [int((remembered(layout, number, numbers) >= 0).sum()) for number in numbers]
     assert counts == [0, 1, 3, 5]
-    assert torch.equal(remembered(layout, 9, numbers), layout.slot_index(9))
+    assert torch.equal(remembered(layout, 9, numbers), layout.slot_index(9 * layout.chunk))
 
 
 def test_what_is_remembered_is_the_truth_under_noise_or_a_trusted_estimate():

@@ -8,6 +8,7 @@ import torch
 from click.testing import CliRunner
 from kit.measure import assert_close
 from kit.models import draw, tiny_config, tiny_model
+from kit.passes import window_at
 from safetensors.torch import save_file
 
 from vmla.attention import LatentAttention
@@ -229,7 +230,7 @@ def test_each_layer_sees_what_it_sees_in_the_model(tmp_path):
     layout = CacheLayout.of(model.config)
     model(
         calibration.latents, calibration.timestep[:, None].expand(-1, 2), model.encode_text(calibration.text),
-        layout.allocate(2, dtype=torch.float32), layout.slot_index(0), layout.chunk_index(0),
+        layout.allocate(2, dtype=torch.float32), *window_at(layout, 0),
     )  # fmt: skip
     layers = list(layers_of(source, calibration))
     assert len(layers) == len(seen) == 2

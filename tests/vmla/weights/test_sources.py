@@ -8,6 +8,7 @@ import torch
 from kit.equations import Equations
 from kit.measure import assert_close
 from kit.models import draw, randomise, tiny_config, tiny_model
+from kit.passes import window_at
 from kit.wan import wan_transformer
 from safetensors.torch import save_file
 
@@ -68,7 +69,7 @@ def test_a_diffusers_folder_computes_what_diffusers_does(tmp_path):
     layout = CacheLayout.of(config)
     velocity = ours(
         latents, timestep[:, None].expand(-1, FRAMES), ours.encode_text(text),
-        layout.allocate(BATCH, dtype=torch.float32), layout.slot_index(0), layout.chunk_index(0),
+        layout.allocate(BATCH, dtype=torch.float32), *window_at(layout, 0),
     )[0]  # fmt: skip
     assert_close(velocity, wan(latents, timestep, text, return_dict=False)[0], rtol=1e-5, atol=1e-5)
 
@@ -84,11 +85,11 @@ def test_diffusers_weights_chunk_by_chunk_equal_a_masked_forward(tmp_path):
     for number in range(4):
         part, window = (
             slice(number * size, (number + 1) * size),
-            (layout.slot_index(number), layout.chunk_index(number)),
+            window_at(layout, number),
         )
         outputs.append(model(noisy[:, :, part], timestep[:, part], text_kv, cache, *window)[0])
         _, entries = model(clean[:, :, part], torch.zeros(BATCH, size), text_kv, cache, *window)
-        cache = layout.commit(cache, entries, number)
+        cache = layout.commit(cache, entries, number * size)
     expected = Equations(model).run(clean, noisy, timestep, text)[0][:, :, 4 * size :]
     assert_close(torch.cat(outputs, dim=2), expected, rtol=1e-4, atol=1e-4)
 

@@ -5,6 +5,7 @@ import torch
 from kit.equations import Equations
 from kit.measure import assert_close
 from kit.models import draw, randomise, tiny_config
+from kit.passes import window_at
 from kit.wan import from_diffusers, wan_transformer
 
 from vmla.cache import CacheLayout
@@ -28,7 +29,7 @@ def run_bidirectional(model, latents, timestep, text):
     """Our step over all frames at once, with nothing in the cache."""
     layout = CacheLayout.of(model.config)
     cache = layout.allocate(BATCH, dtype=torch.float32)
-    window = layout.slot_index(0), layout.chunk_index(0)
+    window = window_at(layout, 0)
     return model(latents, timestep, model.encode_text(text), cache, *window)[0]
 
 

@@ -10,6 +10,7 @@ from diffusers import AutoencoderKLWan, UniPCMultistepScheduler
 from kit.checkpoints import debug_checkpoint
 from kit.measure import assert_close
 from kit.models import draw, randomise
+from kit.passes import window_at
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel
@@ -96,7 +97,7 @@ def test_a_loaded_model_computes_what_the_saved_one_does(tmp_path, checkpoint):
     layout = CacheLayout.of(model.config)
     inputs = [
         draw(1, 4, 3, 8, 8, seed=1), torch.full((1, 3), 400.0), model.encode_text(draw(1, 96, 32, seed=2)),
-        draw(*layout.shape(1), seed=3), layout.slot_index(4), layout.chunk_index(4),
+        draw(*layout.shape(1), seed=3), *window_at(layout, 4),
     ]  # fmt: skip
     again = open_checkpoint(tmp_path)
     assert all(torch.equal(*pair) for pair in zip(again.transformer()(*inputs), model(*inputs), strict=True))

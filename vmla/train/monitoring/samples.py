@@ -58,9 +58,9 @@ class Samples:
             model = VideoMLA(config)
         model.load_state_dict({**model.state_dict(), **tensors})
         step, encode_text, _ = narrowed(model.to(device).eval(), self.dtype)
-        shape = (config.in_channels, layout.chunk, config.sample_height, config.sample_width)
+        picture = (config.in_channels, config.sample_height, config.sample_width)
         return self_rollout(
-            Memory(step, layout, encode_text(self.text.to(device))), self.sampler, shape, chunks=CHUNKS,
+            Memory(step, layout, encode_text(self.text.to(device))), self.sampler, picture, chunks=CHUNKS,
             exit_step=self.sampler.steps - 1, seeds=range(len(self.text)),
         )  # fmt: skip
 

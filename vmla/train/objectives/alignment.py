@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from plugins.errors import UserError
+from vmla.cache import CacheLayout
 from vmla.train.objectives.packed_clip import predicted
 from vmla.transformer import VideoMLA
 
@@ -92,8 +93,8 @@ def alignment_loss(
     """
     assert labels is not None
     aligner, wanted, passes = getattr(model, ALIGNER), predicted(numbers), iter(seen)
-    errors = []
-    for number, truth in zip(numbers, labels.chunk(len(numbers), 1), strict=True):
+    errors, chunks = [], CacheLayout.of(model.config).chunks
+    for number, truth in zip(numbers, chunks.split(labels, numbers, dim=1), strict=True):
         truth = truth.flatten(1, 2).to(seen[0].device)
         for _ in range((number in wanted) + (number != numbers[-1])):
             tokens = next(passes)

@@ -26,11 +26,12 @@ def remembered(layout: CacheLayout, number: int, numbers: Sequence[int]) -> Tens
 
     Only the sink survives a jump, as it is all that survives in a rollout of that length.
     """
-    start = max(n for n in numbers if n <= number and n - 1 not in numbers) * layout.chunk
-    frames = layout.frame_in_slot(number)
-    sink = [frame < layout.sink and frame // layout.chunk in numbers for frame in frames]
+    chunks = layout.chunks
+    start = chunks.start(max(n for n in numbers if n <= number and n - 1 not in numbers))
+    frames = layout.frame_in_slot(chunks.start(number))
+    sink = [frame < layout.sink and chunks.number_of(frame) in numbers for frame in frames]
     kept = [frame >= start or old for frame, old in zip(frames, sink, strict=True)]
-    return torch.where(torch.tensor(kept), layout.slot_index(number), -1)
+    return torch.where(torch.tensor(kept), layout.slot_index(chunks.start(number)), -1)
 
 
 def predicted(numbers: Sequence[int]) -> list[int]:
@@ -41,29 +42,29 @@ def predicted(numbers: Sequence[int]) -> list[int]:
 @lru_cache(maxsize=64)
 def unrolling(layout: CacheLayout, numbers: tuple[int, ...] | range) -> Unrolling:
     """The sequence of all chunks in `numbers` but the last, clean, then the predicted ones, noisy."""
-    size = layout.chunk
-    rows = [(n, offset) for n in (*numbers[:-1], *predicted(numbers)) for offset in range(size)]
-    clean = {n * size + offset: row for row, (n, offset) in enumerate(rows[: (len(numbers) - 1) * size])}
+    chunks = layout.chunks
+    rows = [(n, frame) for n in (*numbers[:-1], *predicted(numbers)) for frame in chunks.frames_of([n])]
+    clean = {frame: row for row, frame in enumerate(chunks.frames_of(numbers[:-1]))}
     seen = {n: _seen(layout, n, numbers) for n in numbers}
     nearer = [(n, frame, place) for n in numbers for frame, place in seen[n] if place != frame]
     again = {(n, frame): column for column, (n, frame, _) in enumerate(nearer)}
     visible = torch.zeros(len(rows), len(nearer) + len(rows), dtype=torch.bool)
-    for row, (number, offset) in enumerate(rows):
-        itself = len(nearer) + row - offset
-        visible[row, itself : itself + size] = True
+    for row, (number, own) in enumerate(rows):
+        itself = len(nearer) + row - (own - chunks.start(number))
+        visible[row, itself : itself + chunks.length(number)] = True
         for frame, _ in seen[number]:
             visible[row, again.get((number, frame), len(nearer) + clean[frame])] = True
-    positions = [place for _, _, place in nearer] + [n * size + offset for n, offset in rows]
+    positions = [place for _, _, place in nearer] + [frame for _, frame in rows]
     repeated = [clean[frame] for _, frame, _ in nearer]
     return Unrolling(torch.tensor(repeated, dtype=torch.int64), torch.tensor(positions), visible)
 
 
 def _seen(layout: CacheLayout, number: int, numbers: Sequence[int]) -> list[tuple[int, int]]:
     """Frames that chunk `number` sees, each with the position that it has when the chunk has its own."""
-    ahead = number * layout.chunk - int(layout.chunk_index(number)[0])
-    slots = remembered(layout, number, numbers).tolist()
-    frames = layout.frame_in_slot(number)
-    return [(frame, slot + ahead) for frame, slot in zip(frames, slots, strict=True) if slot >= 0]
+    start = layout.chunks.start(number)
+    slots, evicted = remembered(layout, number, numbers).tolist(), layout.evicted(start)
+    frames = layout.frame_in_slot(start)
+    return [(frame, slot + evicted) for frame, slot in zip(frames, slots, strict=True) if slot >= 0]
 
 
 def unrolled_velocity(

@@ -51,14 +51,15 @@ class Memory:
         """Remember chunk `number` as `latents` [B, z, F, h, w]: a clean pass at t = 0."""
         still = latents.new_zeros(latents.shape[0], latents.shape[2])
         _, entries = self.step(latents, still, self.text_kv, self.cache, *self._window(number))
-        self.cache = self.layout.commit(self.cache, entries, number)
+        self.cache = self.layout.commit(self.cache, entries, self.layout.chunks.start(number))
 
     def _window(self, number: int) -> tuple[Tensor, Tensor]:
-        slots = self.layout.slot_index(number)
+        chunks, device = self.layout.chunks, self.text_kv.device
+        start = chunks.start(number)
+        slots = self.layout.slot_index(start)
         if self.numbers is not None:
             slots = remembered(self.layout, number, self.numbers)
-        device = self.text_kv.device
-        return slots.to(device), self.layout.chunk_index(number).to(device)
+        return slots.to(device), self.layout.chunk_index(start, chunks.length(number)).to(device)
 
 
 def level(sigma: Tensor) -> Tensor:
@@ -73,17 +74,18 @@ def clip_velocity(memory: Memory, noisy: Tensor, clean: Tensor, sigma: Tensor) -
     their history (`predicted`) are committed and left out of the result. A memory with `unrolled`
     takes one pass for all.
     """
-    size = memory.layout.chunk
-    numbers = memory.numbers or range(clean.shape[2] // size)
+    chunks = memory.layout.chunks
+    numbers = memory.numbers or range(chunks.count(clean.shape[2]))
     wanted, velocities = predicted(numbers), []
+    loud, quiet = chunks.split(noisy, numbers), chunks.split(clean, numbers)
     if memory.unrolled is not None:
-        chosen = [x for number, x in zip(numbers, noisy.split(size, 2), strict=True) if number in wanted]
-        timestep = (sigma * TIMESTEPS)[:, None].expand(-1, len(chosen) * size)
+        chosen = torch.cat([x for number, x in zip(numbers, loud, strict=True) if number in wanted], dim=2)
+        timestep = (sigma * TIMESTEPS)[:, None].expand(-1, chosen.shape[2])
+        before = torch.cat([clean[:, :, :0], *quiet[:-1]], dim=2)
         return unrolled_velocity(
-            memory.unrolled, memory.layout, memory.text_kv, numbers,
-            torch.cat(chosen, dim=2), clean[:, :, : (len(numbers) - 1) * size], timestep,
-        )  # fmt: skip
-    for number, x, before in zip(numbers, noisy.split(size, 2), clean.split(size, 2), strict=True):
+            memory.unrolled, memory.layout, memory.text_kv, numbers, chosen, before, timestep
+        )
+    for number, x, before in zip(numbers, loud, quiet, strict=True):
         if number in wanted:
             velocities.append(memory.velocity(x, sigma, number))
         if number != numbers[-1]:

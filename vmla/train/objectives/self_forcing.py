@@ -18,7 +18,7 @@ from vmla.train.objectives.rollout_cache import Memory
 def self_rollout(
     memory: Memory,
     sampler: Sampler,
-    shape: tuple[int, ...],
+    picture: tuple[int, int, int],
     *,
     chunks: int,
     exit_step: int,
@@ -26,12 +26,12 @@ def self_rollout(
     learned: int | None = None,
     given: Tensor | None = None,
 ) -> Tensor:
-    """Latents [B, z, chunks * F, h, w] that the student made, as a rollout at inference would.
+    """Latents [B, z, frames, h, w] that the student made, as a rollout at inference would.
 
     Args:
         memory: of the student.
         sampler: each chunk takes `exit_step` + 1 of its steps; all of them unless it is a `renoise` sampler.
-        shape: [z, F, h, w] of a chunk.
+        picture: [z, h, w] of a latent frame.
         chunks: how many.
         exit_step: the step whose x0 is kept; the same for all chunks.
         seeds: one for each video, as `vmla-run --seed`.
@@ -42,13 +42,16 @@ def self_rollout(
     first = 0 if sampler.kind == "renoise" else last
     if not first <= exit_step <= last:
         raise ValueError(f"this sampler exits after one of its steps {first} to {last}")
-    made, device = [], memory.text_kv.device
+    made, device, lengths = [], memory.text_kv.device, memory.layout.chunks
+    channels, *size = picture
 
     def noise(number: int, step: int) -> Tensor:
+        shape = (channels, lengths.length(number), *size)
         drawn = [keyed_noise(shape, seed=seed, chunk=number, step=step) for seed in seeds]
         return torch.stack(drawn).to(device)
 
-    for number, latents in enumerate([] if given is None else given.split(memory.layout.chunk, 2)):
+    begun = () if given is None else lengths.split(given, range(lengths.count(given.shape[2])))
+    for number, latents in enumerate(begun):
         made.append(latents)
         with torch.no_grad():
             memory.commit(latents, number)

@@ -55,7 +55,7 @@ def forcing_loss(
     Args:
         step: the denoiser's forward.
         layout: of its cache.
-        latents: [B, z, F * len(numbers), h, w], the true chunks one after the other.
+        latents: [B, z, frames, h, w], the true chunks one after the other.
         text_kv: [L, 2, B, tokens, D].
         numbers: the chunk numbers that they stand for. They start at 0 and may jump once, which
             shows the model a sink as old as a long rollout has; the first chunk after a jump has
@@ -65,21 +65,24 @@ def forcing_loss(
     """
     cache = layout.allocate(latents.shape[0], dtype=text_kv.dtype, device=latents.device)
     text_copies = torch.cat([text_kv] * forcing.copies, dim=2)
-    losses = []
-    for clean, number, before in zip(latents.chunk(len(numbers), 2), numbers, [-1, *numbers], strict=False):
-        slots = remembered(layout, number, numbers)
-        positions = (slots.to(latents.device), layout.chunk_index(number).to(latents.device))
+    losses, sizes, chunks = [], [], layout.chunks
+    for clean, number, before in zip(chunks.split(latents, numbers), numbers, [-1, *numbers], strict=False):
+        start, device = chunks.start(number), latents.device
+        slots, own = remembered(layout, number, numbers), layout.chunk_index(start, clean.shape[2])
+        positions = (slots.to(device), own.to(device))
         estimate, trusted = clean, torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
         if number == before + 1:
             loss, estimate, trusted = _predict(step, clean, text_copies, cache, positions, forcing, generator)
             losses.append(loss)
+            sizes.append(clean.shape[2])
         if number == numbers[-1]:
             break  # nothing will look at it
         context = _context(clean, estimate, trusted, forcing, generator)
         quiet = torch.zeros(clean.shape[0], clean.shape[2], device=clean.device)
         _, entries = step(context, quiet, text_kv, cache, *positions)
-        cache = layout.commit(cache, entries, number)
-    return torch.stack(losses).mean()
+        cache = layout.commit(cache, entries, start)
+    usual = sum(sizes) / len(sizes)  # every frame counts alike, in a short first chunk too
+    return torch.stack([loss * (size / usual) for loss, size in zip(losses, sizes, strict=True)]).mean()
 
 
 def forcing_loss_at_once(
@@ -101,15 +104,16 @@ def forcing_loss_at_once(
     """
     wanted = predicted(numbers)
     drawn, contexts, targets = [], [], []
-    for clean, number in zip(latents.chunk(len(numbers), 2), numbers, strict=True):
+    for clean, number in zip(layout.chunks.split(latents, numbers), numbers, strict=True):
         if number in wanted:
             drawn.append(_noised(clean, forcing, generator))
             targets.append(clean)
         if number != numbers[-1]:
             none = torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
             contexts.append(_context(clean, clean, none, forcing, generator))
-    sigma, noise, noisy = zip(*drawn, strict=True)
-    timestep = torch.stack(sigma, dim=1).repeat_interleave(layout.chunk, 1) * TIMESTEPS
+    levels = [sigma[:, None].expand(-1, noisy.shape[2]) for sigma, _, noisy in drawn]
+    _, noise, noisy = zip(*drawn, strict=True)
+    timestep = torch.cat(levels, dim=1) * TIMESTEPS
     context = torch.cat([latents[:, :, :0], *contexts], dim=2)
     velocity = unrolled_velocity(run, layout, text_kv, numbers, torch.cat(noisy, dim=2), context, timestep)
     return (velocity - (torch.cat(noise, dim=2) - torch.cat(targets, dim=2))).square().mean()

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from vmla.cache import ChunkLengths
 from vmla.train.data.latents import LatentSet
 from vmla.train.stages.denoiser_settings import DenoiserTraining
 
@@ -26,13 +26,13 @@ class Batch(NamedTuple):
     """[B, frames, places, numbers] float32 of `vmla.world.labels`, where the clips have them."""
 
 
-def draw_batch(training: DenoiserTraining, data: LatentSet, chunk: int, step: int) -> Batch:
-    """The batch of `step`, which (seed, step) alone decide; a chunk has `chunk` frames."""
+def draw_batch(training: DenoiserTraining, data: LatentSet, chunks: ChunkLengths, step: int) -> Batch:
+    """The batch of `step`, which (seed, step) alone decide."""
     rng = np.random.default_rng([training.seed, step, 3])
     if step < training.opening_steps or rng.random() < training.openings:
-        batch = _openings(training, data, chunk, step, rng)
+        batch = _openings(training, data, chunks.first, step, rng)
     else:
-        batch = _rollouts(training, data, chunk, rng)
+        batch = _rollouts(training, data, chunks, rng)
     if training.prompt_dropout == 0:
         return batch
     # After all other draws: clips are the same whatever is dropped.
@@ -44,7 +44,7 @@ def draw_batch(training: DenoiserTraining, data: LatentSet, chunk: int, step: in
 def _openings(
     training: DenoiserTraining, data: LatentSet, chunk: int, step: int, rng: np.random.Generator
 ) -> Batch:
-    """Any chunk of any clip, as if a video began there; at first of clips of one object alone."""
+    """Any `chunk` frames of any clip, as if a video began there; at first of clips of one object alone."""
     count, choice = training.opening_clips, torch.arange(len(data.latents))
     if step < training.single_steps and data.objects is not None:
         choice = (data.objects == 1).nonzero()[:, 0]
@@ -56,19 +56,16 @@ def _openings(
     return Batch(latents=latents.float(), text=data.text[clips].float(), numbers=[0], labels=labels)
 
 
-def _rollouts(training: DenoiserTraining, data: LatentSet, chunk: int, rng: np.random.Generator) -> Batch:
+def _rollouts(
+    training: DenoiserTraining, data: LatentSet, chunks: ChunkLengths, rng: np.random.Generator
+) -> Batch:
     """Clips from their beginning on, or with a jump after their first chunk."""
     clips = torch.from_numpy(rng.choice(len(data.latents), training.clips, replace=False))
     count = training.chunks
-    last = data.latents.shape[2] // chunk - (count - 1)
+    last = chunks.number_of(data.latents.shape[2]) - (count - 1)
     start = int(rng.integers(2, last + 1)) if last > 1 and rng.random() < training.jumps else 1
     numbers = [0, *range(start, start + count - 1)]
-    frames = _frames(numbers, chunk)
+    frames = torch.tensor(chunks.frames_of(numbers))
     latents = data.latents[clips][:, :, frames].float()
     labels = None if data.labels is None else data.labels[clips][:, frames].float()
     return Batch(latents=latents, text=data.text[clips].float(), numbers=numbers, labels=labels)
-
-
-def _frames(numbers: Sequence[int], chunk: int) -> Tensor:
-    """The latent frames of chunks `numbers`."""
-    return torch.tensor([number * chunk + offset for number in numbers for offset in range(chunk)])

@@ -54,7 +54,7 @@ class DenoiserStage:
     def settings(self) -> dict[str, Any]:
         """All that determines the result."""
         return {
-            "model": asdict(self.model.config),
+            "model": self.model.config.to_dict(),
             "training": asdict(self.training),
             "data": self.data.settings,
         }
@@ -78,7 +78,7 @@ class DenoiserStage:
 
     def draw(self, step: int) -> Batch:
         """The batch of `step`; it depends on seed and step alone."""
-        return draw_batch(self.training, self.data, self.model.config.chunk, step)
+        return draw_batch(self.training, self.data, self.layout.chunks, step)
 
 
 def narrowed(model: VideoMLA, dtype: torch.dtype) -> Passes:

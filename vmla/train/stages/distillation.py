@@ -139,7 +139,7 @@ class ConsistencyStage:
 
     def loss(self, step: int) -> Tensor:
         """The loss on the micro-batch of number `step`."""
-        frames = self.training.chunks * self.layout.chunk
+        frames = self.layout.chunks.start(self.training.chunks)
         with self.meter.waiting():
             latents, text = self.batches.video(step, 4, frames)
         generator = seeded(latents.device, self.training.seed * 1_000_003 + step)
@@ -241,14 +241,15 @@ class DistributionStage:
         made = self_rollout(
             Memory(passes.step, layout, passes.encode_text(text)),
             training.sampler,
-            (config.in_channels, layout.chunk, config.sample_height, config.sample_width),
+            (config.in_channels, config.sample_height, config.sample_width),
             chunks=count,
             exit_step=exit_step,
             seeds=[int(seed) for seed in seeds],
             learned=training.chunks,
         )
         numbers = list(range(count)) if before == 0 else [0, *range(before, count)]
-        return torch.cat([made.split(layout.chunk, 2)[number] for number in numbers], dim=2), numbers
+        chunks = layout.chunks.split(made, range(count))
+        return torch.cat([chunks[number] for number in numbers], dim=2), numbers
 
     def _noise(self, x: Tensor, draw: int, key: int) -> tuple[Tensor, Tensor]:
         """One noise level for each clip, and noise."""
@@ -264,8 +265,8 @@ class DistributionStage:
 
         def memory(numbers: list[int]) -> Memory:
             if self.training.whole_scores:
-                frames = len(numbers) * self.model.config.chunk
-                layout = CacheLayout.of(replace(config, chunk=frames, sink=0, history=0))
+                frames = CacheLayout.of(self.model.config).chunks.start(len(numbers))
+                layout = CacheLayout.of(replace(config, chunk=frames, first_chunk=0, sink=0, history=0))
                 return Memory(passes.step, layout, text_kv)
             return Memory(passes.step, CacheLayout.of(config), text_kv, numbers, unrolled=unrolled)
 
@@ -274,7 +275,7 @@ class DistributionStage:
     def _learned(self, x: Tensor, numbers: list[int]) -> Tensor:
         """Of a clip's chunks those that scores predict."""
         wanted = predicted(numbers)
-        chunks = x.split(self.model.config.chunk, 2)
+        chunks = CacheLayout.of(self.model.config).chunks.split(x, numbers)
         return torch.cat([c for number, c in zip(numbers, chunks, strict=True) if number in wanted], dim=2)
 
 
@@ -287,4 +288,4 @@ def _batches(
 def _settings(
     model: VideoMLA, training: ConsistencyTraining | DistributionTraining, data: LatentSet
 ) -> dict[str, Any]:
-    return {"model": asdict(model.config), "training": asdict(training), "data": data.settings}
+    return {"model": model.config.to_dict(), "training": asdict(training), "data": data.settings}

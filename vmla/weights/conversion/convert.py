@@ -57,7 +57,7 @@ class Conversion:
             part = aside / "transformer"
             part.mkdir()
             _write_shards(part, self._shards(records, report), self.config.num_layers + 1)
-            write_json(part / "config.json", {"_class_name": "VideoMLA", **asdict(self.config)})
+            write_json(part / "config.json", {"_class_name": "VideoMLA", **self.config.to_dict()})
             write_json(aside / REPORT, self._record(records))
             finish_folder(aside, pipeline, _schedule(pipeline))
         report(f"wrote {folder}")
