@@ -19,8 +19,8 @@ from runtime.engines.base import EagerEngine
 from runtime.outputs.mp4 import Mp4Sink
 from runtime.prompts.videos_file import Video, read_videos
 from runtime.resume.state import state_path
-from runtime.session import concurrent as together
-from runtime.session.concurrent import make_together, orders_of
+from runtime.session import generate
+from runtime.session.generate import make_videos, orders_of
 from runtime.session.replay import new
 from runtime.telemetry.events import NoTelemetry
 
@@ -190,13 +190,13 @@ class FullDisk(Mp4Sink):
 
 
 def test_one_whose_sink_fails_ends_alone_and_goes_on_later(checkpoint, alone, listing, tmp_path, monkeypatch):
-    out, usual = tmp_path / "out", together.open_sink
+    out, usual = tmp_path / "out", generate.open_sink
 
     def sink(path, *, scale):
         return FullDisk(path, frames_per_second=16) if path.stem == "ring" else usual(path, scale=scale)
 
     with monkeypatch.context() as patch:
-        patch.setattr(together, "open_sink", sink)
+        patch.setattr(generate, "open_sink", sink)
         result = run("--videos", listing, *common(checkpoint), "-o", out, "--save-every", 0)
     assert result.exit_code == 2, result.output
     last = result.output.splitlines()[-1]
@@ -240,9 +240,7 @@ def test_stopped_ones_go_on_to_the_identical_files(checkpoint, alone, tmp_path, 
     orders = {tmp_path / f"{name}.mp4": order for name, order in orders_of(videos, kind).items()}
     if at is None:
         stop.set()
-    endings = make_together(
-        orders, memory=PLENTY, every=5.0, stop=stop, telemetry=lambda output: StopAt(stop, at)
-    )
+    endings = make_videos(orders, telemetry=lambda output: StopAt(stop, at), stop=stop, memory=PLENTY)
     assert [ending.failure for ending in endings] == [None] * 3
     assert not any(ending.outcome.complete for ending in endings)
     for ending in endings:
