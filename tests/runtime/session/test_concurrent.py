@@ -21,7 +21,7 @@ from runtime.prompts.videos_file import Video, read_videos
 from runtime.resume.state import state_path
 from runtime.session import generate
 from runtime.session.generate import make_videos, orders_of
-from runtime.session.replay import new
+from runtime.session.replay import new, resume
 from runtime.telemetry.events import NoTelemetry
 
 pytestmark = pytest.mark.cpu
@@ -248,6 +248,20 @@ def test_stopped_ones_go_on_to_the_identical_files(checkpoint, alone, tmp_path, 
         assert run("--resume", ending.output).exit_code == 0
         assert not state_path(ending.output).exists()
     assert_same(tmp_path, alone)
+
+
+def test_stopped_ones_go_on_together_beside_a_new_one(checkpoint, alone, tmp_path):
+    kind, stop = new(RED, checkpoint, scale=1, chunks=CHUNKS, seed=7), Event()
+    videos = [Video(name=name, prompt=prompt, seed=seed) for name, (prompt, seed) in WISHES.items()]
+    orders = {tmp_path / f"{name}.mp4": order for name, order in orders_of(videos, kind).items()}
+    fresh = orders.popitem()
+    make_videos(orders, telemetry=lambda output: StopAt(stop, 1), stop=stop)
+    rest = {output: resume(output, {}) for output in orders}
+    assert all(0 < order.state.mark["frames"] < 12 * CHUNKS for order in rest.values())
+    endings = make_videos(rest | dict([fresh]), telemetry=lambda output: NoTelemetry(), stop=Event())
+    assert all(ending.outcome.complete for ending in endings)
+    assert_same(tmp_path, alone)
+    assert not list(tmp_path.glob("*.state"))
 
 
 def test_ctrl_c_finishes_the_chunks_and_leaves_files_that_play(checkpoint, listing, tmp_path):
