@@ -1,24 +1,34 @@
 """The autoregressive loop: prompts in, a stream of frames out.
 
-`runtime.generate` is the way in from Python, `runtime.LivePrompts` a prompt that may change on the
-way; `vmla-run` is the same from a terminal.
+`runtime.VideoPipeline` is the way in from Python, and `runtime.generate` its short form for one video;
+`runtime.LivePrompts` is a prompt that may change on the way, `runtime.GeneratedVideo` a video in the making
+and `runtime.State` all that is needed to go on with one. `vmla-run` is the same from a terminal.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import Any
 
-__all__ = ["LivePrompts", "generate"]
+_PUBLIC = {
+    "GeneratedVideo": "runtime.video",
+    "LivePrompts": "runtime.prompts.sources",
+    "State": "runtime.resume.state",
+    "VideoPipeline": "runtime.pipeline",
+    "generate": "runtime.pipeline",
+}
+"""Public names and where they are."""
+
+__all__ = ["GeneratedVideo", "LivePrompts", "State", "VideoPipeline", "generate"]
 
 
 def __getattr__(name: str) -> Any:
-    """Both on first use, so that a command's help does not wait for torch."""
-    if name == "generate":
-        from runtime.api import generate
+    """Each on first use, so that a command's help does not wait for torch."""
+    if name not in _PUBLIC:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_PUBLIC[name]), name)
 
-        return generate
-    if name == "LivePrompts":
-        from runtime.prompts.sources import LivePrompts
 
-        return LivePrompts
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+def __dir__() -> list[str]:
+    """The public names."""
+    return sorted(__all__)

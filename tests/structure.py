@@ -13,6 +13,7 @@ from __future__ import annotations
 import ast
 import json
 import sys
+import threading
 import tomllib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
@@ -186,47 +187,53 @@ def arrows(graph: Graph) -> int:
 
 # The way to the attention, watched.
 
+FOLLOWED = ("MainThread", "video-pipeline")
+"""Threads between whoever asks for a video and the attention."""
+
 
 class Watch:
-    """Follows the house's own calls of one thread, between two functions."""
+    """Follows the house's own calls of the threads `FOLLOWED`, between two functions."""
 
     def __init__(self, root: Path, start: str | None, end: str) -> None:
         """From the first call of `start`, or at once if it is None, to the first of `end`."""
         self._root, self._start, self._end = f"{root}/", start, end
-        self._stack: list[str] = []
+        self._stacks: dict[str, list[str]] = {name: [] for name in FOLLOWED}
         self._trail: list[str] = []
         self._on = start is None
         self.way: Way | None = None
 
     def __call__(self, frame: Any, event: str, argument: object) -> None:
         """What `sys.setprofile` calls."""
-        code = frame.f_code
-        if not code.co_filename.startswith(self._root):
+        code, stack = frame.f_code, self._stacks.get(threading.current_thread().name)
+        if stack is None or not code.co_filename.startswith(self._root):
             return
-        if event == "return" and self._stack:
-            self._stack.pop()
+        if event == "return" and stack:
+            stack.pop()
         elif event == "call":
-            self._enter(code.co_filename, code.co_name)
+            self._enter(code.co_filename, code.co_name, stack)
 
-    def _enter(self, file: str, function: str) -> None:
+    def _enter(self, file: str, function: str, stack: list[str]) -> None:
         if function == self._start and not self._on:
-            self._on, self._stack = True, []
+            self._on = True
+            stack.clear()
         if not self._on or self.way is not None:
             return
-        if not self._stack or self._stack[-1] != file:
+        if not stack or stack[-1] != file:
             self._trail.append(file)
-        self._stack.append(file)
+        stack.append(file)
         if function == self._end:
-            self.way = Way(len(set(self._trail)), len(self._trail), len(self._stack))
+            self.way = Way(len(set(self._trail)), len(self._trail), len(stack))
 
 
 @contextmanager
 def _profiled(watch: Watch) -> Iterator[None]:
+    threading.setprofile(watch)
     sys.setprofile(watch)
     try:
         yield
     finally:
         sys.setprofile(None)
+        threading.setprofile(None)
 
 
 def ways(root: Path) -> dict[str, Way | None]:

@@ -63,11 +63,13 @@ def test_the_first_command_makes_a_three_minute_video(tmp_path, monkeypatch):
     assert frames == 3 * 60 * 16
 
 
-def test_the_python_example_runs(capsys):
+def test_the_python_example_runs(checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
     (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.MULTILINE)
-    exec(compile(code, "README.md", "exec"), {})
-    lines = capsys.readouterr().out.splitlines()
-    assert lines == [str((64, 64, 3))] * 80
+    exec(compile(code.replace('"sprites"', repr(str(checkpoint))), "README.md", "exec"), {})
+    shapes = [(12, 64, 64, 3)] * 6 + [(8, 64, 64, 3)]
+    assert capsys.readouterr().out.splitlines() == [str(shape) for shape in shapes]
+    assert {path.name for path in tmp_path.iterdir()} == {"star.mp4", "star.mp4.json", "live.state"}
 
 
 @pytest.mark.parametrize("document", DOCUMENTS)

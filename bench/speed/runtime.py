@@ -34,14 +34,15 @@ from bench.harness.document import Record
 from bench.harness.operation_counts import Operations, launches
 from bench.harness.subject import filling
 from bench.speed.rollout import PROMPT, shares
+from plugins.errors import UserError
 from runtime.engines.base import EagerEngine, Engine
 from runtime.outputs.writer import FrameWriter
 from runtime.planning.request import to_pixels
-from runtime.resume.autosave import Keeper
 from runtime.rollout.decoding import CodecDecoder
 from runtime.rollout.rollout import Rollout, rollout
 from runtime.session.destination import open_sink
-from runtime.session.generate import Outcome, produce
+from runtime.session.generate import make_videos
+from runtime.session.outcome import Outcome
 from runtime.session.replay import Order, new, resume
 from runtime.telemetry.events import ChunkReport, NoTelemetry
 from runtime.telemetry.metrics import percentile
@@ -123,18 +124,19 @@ def plain(order: Order, output: Path) -> Take:
 def now(order: Order, output: Path, *, saved: bool) -> Take:
     """Make the video as `vmla-run` does."""
     reports = Reports()
-    keeper = Keeper(output, order.describe, every=SAVE_EVERY) if saved else None
-    outcome = _produce(order, output, reports, keeper)
+    outcome = _make(order, output, reports, save_every=SAVE_EVERY if saved else None)
     events = reports.events
     ends, last = [event["seconds"] for event in events], events[-1]["frames"] - events[-2]["frames"]
     return _take(ends, last, shares(events, {"state_seconds": outcome.state_seconds}))
 
 
-def _produce(order: Order, output: Path, reports: Reports, keeper: Keeper | None) -> Outcome:
-    after = None if order.state is None else order.state.mark
-    sink = open_sink(output, scale=order.scale, after=after)
-    return produce(order.job, sink, reports, frames=order.frames, stop=reports.stop, keeper=keeper,
-                   state=order.state)  # fmt: skip
+def _make(order: Order, output: Path, reports: Reports, *, save_every: float | None = SAVE_EVERY) -> Outcome:
+    (ending,) = make_videos(
+        {output: order}, telemetry=lambda output: reports, stop=reports.stop, save_every=save_every
+    )
+    if ending.failure is not None:
+        raise UserError(ending.failure)
+    return ending.outcome
 
 
 def _take(ends: list[float], frames: int, parts: dict[str, float]) -> Take:
@@ -151,12 +153,11 @@ def going_on(order_of: Callable[[int], Order], output: Path) -> dict[str, float]
     began = perf_counter()
     order = order_of(STOPPED)
     ordered = perf_counter() - began
-    half = _produce(order, output, Reports(1), Keeper(output, order.describe, every=SAVE_EVERY))
+    half = _make(order, output, Reports(1))
     began = perf_counter()
     rest = resume(output, {})
     looked = perf_counter() - began
-    keeper = Keeper(output, rest.describe, every=SAVE_EVERY, kept=True)
-    whole = _produce(rest, output, Reports(), keeper)
+    whole = _make(rest, output, Reports())
     start, again = ordered + half.load_seconds, looked + whole.load_seconds
     return {"frames": whole.frames, "start_seconds": start, "resume_seconds": again, "adds": again - start}
 

@@ -11,6 +11,7 @@ import click
 from click.core import ParameterSource
 
 from export.engine.manifest import ENGINES
+from plugins.errors import UserError
 from vmla.cli.command import OneLineCommand
 
 EAGER = Path("eager")
@@ -135,33 +136,29 @@ def _new(prompts: str | list[Entry], options: dict[str, Any]) -> Order:
 
 def _make(order: Order, output: Path, options: dict[str, Any]) -> None:
     """Make what is ordered, say how it went, and leave what is needed to go on if it was stopped."""
-    from runtime.resume.autosave import Keeper, resume_command
-    from runtime.session.destination import NOWHERE, check_output, clear_output, open_sink
-    from runtime.session.generate import produce, record, stopping_on_interrupt
+    from runtime.resume.autosave import resume_command
+    from runtime.session.destination import NOWHERE, check_output
+    from runtime.session.generate import make_videos, stopping_on_interrupt
     from runtime.telemetry.events import Several
 
     if order.state is None:
         check_output(output, overwrite=options["overwrite"])
-    mark = None if order.state is None else order.state.mark
-    sink = open_sink(output, scale=order.scale, after=mark)
     for warning in order.warnings():
         click.echo(f"warning: {warning}", err=True)
-    going_on, every = order.state is not None, options["save_every"]
-    keeper = None if output == NOWHERE else Keeper(output, order.describe, every=every, kept=going_on)
     with ExitStack() as stack:
         stop = stack.enter_context(stopping_on_interrupt())
-        listeners = _listeners(stack, options)
-        if order.state is None:
-            clear_output(output)
-        outcome = produce(order.job, sink, Several(listeners), frames=order.frames, stop=stop, keeper=keeper,
-                          state=order.state)  # fmt: skip
-    if keeper is not None:
-        record(output, keeper.video or order.describe(), outcome)
+        listeners = Several(_listeners(stack, options))
+        (ending,) = make_videos(
+            {output: order}, telemetry=lambda output: listeners, stop=stop, save_every=options["save_every"]
+        )
+    if ending.failure is not None:
+        raise UserError(ending.failure)
+    outcome = ending.outcome
     click.echo("\n".join(order.job.what_runs()))
     rate, now = outcome.made / outcome.seconds, "" if order.state is None else f", {outcome.made} of them"
     click.echo(f"{output}: {outcome.frames} frames{now} in {outcome.seconds:.1f} s, {rate:.0f} per second")
     if not outcome.complete:
-        if keeper is not None:
+        if output != NOWHERE:
             click.echo(f"stopped; go on with: {resume_command(output)}", err=True)
         sys.exit(130)
 

@@ -14,9 +14,8 @@ from plugins.errors import UserError
 from runtime.device.memory import bytes_of, free_bytes
 from runtime.prompts.videos_file import read_videos
 from runtime.resume.autosave import resume_command
-from runtime.session.concurrent import Ending, check_room, make_together, orders_of
 from runtime.session.destination import NOWHERE, check_output
-from runtime.session.generate import stopping_on_interrupt
+from runtime.session.generate import Ending, check_room, make_videos, orders_of, stopping_on_interrupt
 from runtime.session.replay import Order
 from runtime.telemetry.events import JsonLines, Several, Telemetry, TogetherLine
 from runtime.telemetry.metrics import PrometheusFile
@@ -82,8 +81,8 @@ def _make(orders: dict[Path, Order], memory: int, options: dict[str, Any]) -> No
     with ExitStack() as stack:
         stop = stack.enter_context(stopping_on_interrupt())
         telemetry = _telemetry(stack, options, videos=len(orders))
-        endings = make_together(
-            orders, memory=memory, every=options["save_every"], stop=stop, telemetry=telemetry
+        endings = make_videos(
+            orders, telemetry=telemetry, stop=stop, save_every=options["save_every"], memory=memory
         )
     whole = [ending for ending in endings if ending.failure is None]
     for ending in whole:

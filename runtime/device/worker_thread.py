@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable
 from types import TracebackType
 
@@ -14,21 +14,24 @@ CAPACITY = 2
 """Chunks that may wait: enough to hide one slow one, too few to fill memory."""
 
 
-class Lane:
-    """A context manager; `put` waits only when the queue is full, and raises what went wrong before."""
+class WorkerThread:
+    """A context manager; `put` waits only while the queue is full, and raises what went wrong before."""
 
     def __init__(self, name: str, *, capacity: int = CAPACITY, finish: Work | None = None) -> None:
         """Run `finish` at the end, whatever happened."""
-        self._queue: queue.Queue[Work | None] = queue.Queue(capacity)
+        self._waiting: deque[Work | None] = deque()
+        self._capacity, self._changed = capacity, threading.Condition()
         self._finish = finish
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self.on_failure: Callable[[], None] | None = None
+        """Called on this thread, once, when something has gone wrong."""
         self.stalled_seconds, self.stalls = 0.0, 0
-        """How long and how often `put` has waited for a place so far."""
+        """How long and how often somebody has waited for a place so far."""
         self.busy_seconds = 0.0
         """How long the thread has worked so far."""
 
-    def __enter__(self) -> Lane:
+    def __enter__(self) -> WorkerThread:
         """Start the thread."""
         self._thread.start()
         return self
@@ -36,26 +39,47 @@ class Lane:
     @property
     def depth(self) -> int:
         """Things that wait."""
-        return self._queue.qsize()
+        return len(self._waiting)
 
-    def put(self, work: Work) -> None:
+    @property
+    def full(self) -> bool:
+        """Whether `put` would wait."""
+        return self.depth >= self._capacity
+
+    def put(self, work: Work, *, even_if_full: bool = False) -> None:
         """Queue `work`."""
         self.check()
-        try:
-            self._queue.put_nowait(work)
-        except queue.Full:
-            began = time.perf_counter()
-            self._queue.put(work)
-            self.stalled_seconds += time.perf_counter() - began
-            self.stalls += 1
+        with self._changed:
+            if self.full and not even_if_full:
+                began = time.perf_counter()
+                self._changed.wait_for(lambda: not self.full)
+                self.stalled(time.perf_counter() - began)
+            self._append(work)
+
+    def stalled(self, seconds: float, *, again: bool = False) -> None:
+        """Count that somebody has waited for a place, or waited on `again` for the same one."""
+        self.stalled_seconds += seconds
+        self.stalls += not again
 
     def check(self) -> None:
         """Raise what has gone wrong so far."""
         if self._failure is not None:
             raise self._failure
 
+    def _append(self, work: Work | None) -> None:
+        with self._changed:
+            self._waiting.append(work)
+            self._changed.notify_all()
+
+    def _pop(self) -> Work | None:
+        with self._changed:
+            self._changed.wait_for(lambda: len(self._waiting) > 0)
+            work = self._waiting.popleft()
+            self._changed.notify_all()
+        return work
+
     def _run(self) -> None:
-        while (work := self._queue.get()) is not None:
+        while (work := self._pop()) is not None:
             if self._failure is None:  # else the queue is only emptied, so that nobody waits for ever
                 self._attempt(work)
         if self._finish is not None:
@@ -66,14 +90,17 @@ class Lane:
         try:
             work()
         except Exception as error:  # noqa: BLE001 - carried to the thread that puts; the first one tells
-            self._failure = self._failure or error
+            if self._failure is None:
+                self._failure = error
+                if self.on_failure is not None:
+                    self.on_failure()
         self.busy_seconds += time.perf_counter() - began
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Let everything be done; a failure is raised unless another one already is."""
-        self._queue.put(None)
+        self._append(None)
         self._thread.join()
         if error is None:
             self.check()

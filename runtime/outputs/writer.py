@@ -5,16 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from runtime.device.worker_thread import CAPACITY, Lane
+from runtime.device.worker_thread import CAPACITY, WorkerThread
 from runtime.outputs import Frames, FrameSink, Mark
 
 
-class FrameWriter(Lane):
+class FrameWriter(WorkerThread):
     """A context manager around a sink, which it closes at the end."""
 
     def __init__(self, sink: FrameSink, *, capacity: int = CAPACITY) -> None:
         super().__init__("frame-writer", capacity=capacity, finish=sink.close)
-        self._sink = sink
+        self.sink, self._dropping = sink, False
         self.written = 0
         """Frames that the sink has taken."""
 
@@ -29,8 +29,14 @@ class FrameWriter(Lane):
 
     def mark(self, tell: Callable[[Mark], None]) -> None:
         """Tell where the sink stands once it has taken all that was written so far."""
-        self.put(lambda: tell(self._sink.mark()))
+        self.put(lambda: tell(self.sink.mark()))
+
+    def drop(self) -> None:
+        """Forget the frames that wait, and all that come."""
+        self._dropping = True
 
     def _take(self, frames: Frames) -> None:
-        self._sink.write(frames)
+        if self._dropping:
+            return
+        self.sink.write(frames)
         self.written += len(frames)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import cast
@@ -20,7 +20,6 @@ from runtime.planning.plan import Plan, check_length, chunks_for
 from runtime.prompts.schedule_file import Entry, to_schedule
 from runtime.prompts.sources import FixedPrompts, PromptSource
 from runtime.rollout.decoding import Decoder, Decoding
-from runtime.rollout.rollout import Chunk, rollout
 from vmla.cache import CacheLayout
 from vmla.config import FRAMES_PER_SECOND
 from vmla.scheduler import Sampler
@@ -82,16 +81,23 @@ class Job:
             self.checkpoint.transformer(), self.checkpoint.text(), device=self.device, dtype=self.dtype
         )
 
-    def decoder(self) -> Decoder:
-        """The decoder, loaded, at the start of a video."""
-        return self.decoding.decoders(self.device, self.cores.decoder)()
+    def decoders(self) -> Callable[[], Decoder]:
+        """The decoder, loaded: each call begins a video with it."""
+        return self.decoding.decoders(self.device, self.cores.decoder)
 
-    def run(self, engine: Engine, decoder: Decoder) -> Iterator[Chunk]:
-        """Make the video's chunks."""
-        return rollout(
-            engine, decoder, self.prompts, self.sampler,
-            seeds=[self.seed], chunks=self.chunks, threads=self.cores.denoiser,
-        )  # fmt: skip
+    def another(
+        self, prompts: str | PromptSource | Sequence[Entry], *, seconds: float, seed: int, steps: int | None
+    ) -> tuple[Job, int]:
+        """The same model for another video, and the number of its frames; see `prepare`.
+
+        Raises:
+            UserError: for an empty prompt or an impossible length or number of steps.
+        """
+        chunks, frames = length_of(self.decoding, minutes=None, seconds=seconds, chunks=None)
+        sampler = self.sampler if steps is None else replace(self.sampler, steps=steps)
+        source = as_source(prompts, self.decoding, chunks)
+        job = replace(self, prompts=source, chunks=chunks, seed=seed, sampler=sampler)
+        return job, 0 if self.decoding.silent else frames
 
 
 def prepare(

@@ -49,6 +49,9 @@ class PromptSource(Protocol):
     def at(self, chunk: int) -> Change:
         """The change in force at chunk number `chunk`, made there (`Change.chunk == chunk`) or before."""
 
+    def known_before(self, chunk: int) -> Sequence[Change]:
+        """All changes that are known before `at` is asked for `chunk`, what would begin there included."""
+
 
 @dataclass
 class Receipt:
@@ -98,6 +101,10 @@ class Schedule:
             self._heard("applied", self._receipt(number))
         return change
 
+    def known_before(self, chunk: int) -> Sequence[Change]:
+        """All changes: a schedule knows them from the start."""
+        return self.changes
+
     def _receipt(self, number: int) -> Receipt:
         change = self.changes[number]
         return Receipt(number, change.prompts[0], change.policy, change.chunk)
@@ -122,6 +129,13 @@ class LivePrompts:
         self._waiting: Receipt | None = None
         self._requests = 0
         self._heard: Heard | None = None
+
+    @classmethod
+    def continued(cls, changes: Sequence[Change]) -> LivePrompts:
+        """The live prompts of a video that goes on after these `changes`."""
+        prompts = cls(changes[0].prompts[0])
+        prompts.changes = list(changes)
+        return prompts
 
     def listen(self, heard: Heard) -> None:
         """Tell `heard` from now on."""
@@ -158,6 +172,15 @@ class LivePrompts:
             receipt.settle(chunk)
             self._tell("applied", receipt)
         return now
+
+    def known_before(self, chunk: int) -> Sequence[Change]:
+        """The changes so far, and a request that waits as one at `chunk`."""
+        with self._lock:
+            changes, waiting = self.changes, self._waiting
+        if waiting is None:
+            return changes
+        change = Change(chunk=chunk, prompts=(waiting.prompt,), policy=waiting.policy)
+        return [*changes, change] if chunk else [change]
 
     def _tell(self, state: str, receipt: Receipt) -> None:
         if self._heard is not None:

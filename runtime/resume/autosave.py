@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from runtime.device.worker_thread import Lane
+from runtime.device.worker_thread import WorkerThread
 from runtime.resume.sidecar import write_sidecar
 from runtime.resume.state import State, save_state, state_path
 
@@ -18,30 +18,30 @@ def resume_command(output: Path) -> str:
     return shlex.join(["vmla-run", "--resume", str(output)])
 
 
-class Keeper(Lane):
+class Autosave(WorkerThread):
     """A context manager; a video's first state is due at once, so that hardly any is without one."""
 
     def __init__(
-        self, output: Path, describe: Callable[[], dict[str, Any]], *, every: float = 5.0, kept: bool = False
+        self, output: Path, describe: Callable[[], dict[str, Any]], *, every: float = 5.0, saved: bool = False
     ) -> None:
-        """Keep the state of `output`.
+        """Save the states of the video `output`.
 
         Args:
             output: the video.
             describe: says what determines its frames, and may take its time.
             every: seconds between two states: the work that a crash may cost, at most.
-            kept: whether there is a state already, which then is the first.
+            saved: whether there is a state already, which then is the first.
         """
-        super().__init__("state-keeper", capacity=1)
+        super().__init__("autosave", capacity=1)
         self._output, self._describe, self._every = output, describe, every
-        self._next = time.monotonic() + every if kept else 0.0
+        self._next = time.monotonic() + every if saved else 0.0
         self._under_way = False
-        self.kept = kept
+        self.saved = saved
         """Whether there is a state on disk."""
         self.video: dict[str, Any] | None = None
         """What `describe` said, once it was asked."""
 
-    def __enter__(self) -> Keeper:
+    def __enter__(self) -> Autosave:
         """Start the thread."""
         super().__enter__()
         return self
@@ -59,7 +59,7 @@ class Keeper(Lane):
         self._under_way, self._next = True, time.monotonic() + self._every
         return True
 
-    def keep(self, state: State) -> None:
+    def save(self, state: State) -> None:
         """Write `state` as soon as possible."""
         self.put(lambda: self._write(state))
 
@@ -69,7 +69,8 @@ class Keeper(Lane):
             told = {"complete": False, "frames_written": state.mark["frames"]}
             write_sidecar(self._output, self.video, told)
         try:
-            save_state(state_path(self._output), state, self.video)
+            # Prompts may have changed since the video was described; the state knows the latest.
+            save_state(state_path(self._output), state, {**self.video, **state.video})
         except OSError as error:
             raise OSError(error.errno, f"{error.strerror} (its state, beside it)") from error
-        self._under_way, self.kept = False, True
+        self._under_way, self.saved = False, True

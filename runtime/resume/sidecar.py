@@ -28,16 +28,32 @@ def sidecar_path(output: Path) -> Path:
 
 
 def describe_job(job: Job, *, frames: int, scale: int) -> dict[str, Any]:
-    """What determines the video's frames, as JSON values."""
+    """What determines the video's frames, as JSON values; reads all weights."""
+    return {**describe_video(job, frames=frames, scale=scale), **describe_model(job)}
+
+
+def describe_video(job: Job, *, frames: int | None, scale: int) -> dict[str, Any]:
+    """The part of `describe_job` in which the videos of one session may differ; reads no weights.
+
+    An endless video has no number of `frames`.
+    """
+    return {
+        **describe_prompts(job.prompts.changes),
+        "seed": job.seed,
+        "frames": frames,
+        "frames_per_second": FRAMES_PER_SECOND,
+        "chunks": None if frames is None else job.chunks,
+        "scale": scale,
+        "sampler": asdict(job.sampler),
+    }
+
+
+def describe_model(job: Job) -> dict[str, Any]:
+    """The part of `describe_job` that all videos of one session share; reads all weights."""
     config = job.checkpoint.model_config()
     manifest = None if job.engine_folder is None else Manifest.read(job.engine_folder)
     dtype = str(job.dtype).removeprefix("torch.")
     return {
-        **describe_wish(job),
-        "frames": frames,
-        "frames_per_second": FRAMES_PER_SECOND,
-        "chunks": job.chunks,
-        "scale": scale,
         "checkpoint": reference(job.checkpoint.folder.resolve()),
         "weights": {
             part: hash_weights(job.checkpoint.weights_path(part))
@@ -45,7 +61,6 @@ def describe_job(job: Job, *, frames: int, scale: int) -> dict[str, Any]:
         },
         "layout": config.layout,
         "window": describe_window(config),
-        "sampler": asdict(job.sampler),
         "engine": "eager" if manifest is None else manifest.backend,
         "precision": PRECISIONS[dtype] if manifest is None else manifest.precision,
         "engine_reason": job.engine_reason,
@@ -69,10 +84,9 @@ def describe_window(config: ModelConfig) -> dict[str, int]:
     return {**window, "first_chunk": config.first_chunk} if config.first_chunk else window
 
 
-def describe_wish(job: Job) -> dict[str, Any]:
-    """The part of `describe_job` that videos of one length and engine may differ in; reads no weights."""
-    changes = job.prompts.changes
-    return {"prompt": changes[0].prompts[0], "prompts": describe_prompts(changes), "seed": job.seed}
+def describe_prompts(changes: Sequence[Change]) -> dict[str, Any]:
+    """The first prompt of a video, and all its prompts."""
+    return {"prompt": changes[0].prompts[0], "prompts": list_changes(changes)}
 
 
 def reference(folder: Path) -> str:
@@ -80,7 +94,7 @@ def reference(folder: Path) -> str:
     return folder.name if folder.parent == shipped_folder().resolve() else str(folder)
 
 
-def describe_prompts(changes: Sequence[Change]) -> list[dict[str, Any]]:
+def list_changes(changes: Sequence[Change]) -> list[dict[str, Any]]:
     """The prompts of one video, each with the chunk where it begins."""
     return [
         {"chunk": change.chunk, "prompt": change.prompts[0], "policy": change.policy} for change in changes

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor
 from plugins.atomic_files import atomic_write_bytes
 from plugins.errors import UserError
 from runtime.device.cuda_graphs import Stamp, host_copy, stamp, wait_for
-from runtime.outputs import Mark
+from runtime.outputs import Frames, Mark
 from runtime.rollout.rollout import Rollout
 from vmla.vae import Memory
 
@@ -66,12 +66,41 @@ class Snapshot:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """A video between two chunks."""
+    """A video between two chunks: all that is needed to go on with it, here, elsewhere or later."""
 
     snapshot: Snapshot
     memory: Memory | None
     """The decoder's: None, or a list of tensors and a few other JSON values."""
     mark: Mark
+    """How far the sink had come."""
+    video: Mapping[str, Any] = field(default_factory=dict)
+    """What determines the frames, in the words of `runtime.resume.sidecar.describe_job`."""
+    pending: tuple[Frames, ...] = ()
+    """Frames before the mark that nobody has taken yet, chunk by chunk [n, H, W, 3]."""
+
+    def save(self, path: str | Path) -> None:
+        """Write it to the file `path`, aside first and then renamed.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        save_state(Path(path), self, self.video)
+
+    @classmethod
+    def load(cls, path: str | Path) -> State:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: if there is no such file, or it is torn or of another version.
+        """
+        return load_state(Path(path), mend="save it again")[0]
+
+    def in_main_memory(self) -> State:
+        """The same with every tensor in main memory and complete, so that it may leave this process."""
+        wait_for(self.snapshot.ready)
+        past = {number: latents.cpu() for number, latents in self.snapshot.past.items()}
+        snapshot = replace(self.snapshot, past=past, ready=0.0)
+        return replace(self, snapshot=snapshot, memory=self.memory_on(torch.device("cpu")))
 
     def memory_on(self, device: torch.device) -> Memory | None:
         """The decoder's memory with its tensors on `device`."""
@@ -98,6 +127,7 @@ def save_state(path: Path, state: State, video: Mapping[str, Any]) -> None:
     tensors = {"cache": snapshot.cache}
     tensors |= {f"past.{number}": latents for number, latents in snapshot.past.items()}
     tensors |= {f"memory.{n}": item for n, item in enumerate(memory) if isinstance(item, Tensor)}
+    tensors |= {f"pending.{n}": torch.from_numpy(frames) for n, frames in enumerate(state.pending)}
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     header = {
         "schema": SCHEMA,
@@ -130,7 +160,8 @@ def load_state(path: Path, *, mend: str) -> tuple[State, dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         if header["schema"] != SCHEMA or header["sha256"] != _digest(tensors):
             raise ValueError("its hash or version is not right")
-        return _state(header, tensors), header["video"]
+        state = _state(header, tensors)
+        return state, dict(state.video)
     except FileNotFoundError as error:
         raise UserError(f"there is no {path}: nothing to go on from; {mend}") from error
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
@@ -142,6 +173,7 @@ def _state(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> State:
     if memory is not None:
         memory = [tensors[f"memory.{n}"] if item == _TENSOR else item for n, item in enumerate(memory)]
     past = {int(name[5:]): tensor for name, tensor in tensors.items() if name.startswith("past.")}
+    pending = sorted((int(name[8:]), tensor) for name, tensor in tensors.items() if name[:8] == "pending.")
     snapshot = Snapshot(
         number=header["number"],
         frame=_first_frame(header),
@@ -149,7 +181,13 @@ def _state(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> State:
         cache=tensors["cache"],
         past=past,
     )
-    return State(snapshot=snapshot, memory=memory, mark=header["mark"])
+    return State(
+        snapshot=snapshot,
+        memory=memory,
+        mark=header["mark"],
+        video=header["video"],
+        pending=tuple(frames.numpy() for _, frames in pending),
+    )
 
 
 def _first_frame(header: Mapping[str, Any]) -> int:

@@ -1,149 +1,190 @@
-"""Runs a job into a sink: frames out, reports on the way, a sidecar at the end, and never a torn file."""
+"""Videos from their orders to their files: one or several at once, in one session.
+
+Each is what it would be alone, with a sidecar and a state of its own. One that fails ends alone; all can
+be stopped, and gone on with one by one or together.
+"""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
-from typing import Any
 
 from plugins.errors import UserError
-from runtime.device.memory import peak_resident_bytes
 from runtime.outputs import FrameSink
-from runtime.outputs.writer import FrameWriter
-from runtime.planning.request import Job
-from runtime.resume.autosave import Keeper
-from runtime.resume.sidecar import describe_prompts, write_sidecar
-from runtime.resume.state import State, state_path
-from runtime.rollout.rollout import Rollout
-from runtime.session.pipeline import DecodeError, Film
+from runtime.planning.plan import Plan
+from runtime.prompts.sources import FixedPrompts
+from runtime.prompts.videos_file import Video
+from runtime.resume.autosave import Autosave
+from runtime.resume.sidecar import describe_prompts
+from runtime.session.destination import NOWHERE, clear_output, open_sink
+from runtime.session.outcome import Outcome, raise_failure, record
+from runtime.session.replay import Order
+from runtime.session.session import Session
+from runtime.session.task import VideoTask
 from runtime.telemetry.events import Several, Telemetry
-from runtime.telemetry.metrics import Figures, Summary
+from runtime.telemetry.metrics import Summary
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a job ended."""
+class Ending:
+    """How one of the videos ended."""
 
-    complete: bool
-    """False if it was interrupted."""
-    frames: int
-    """In the sink, those of earlier runs included."""
-    made: int
-    """By this run."""
-    load_seconds: float
-    first_frame_seconds: float
-    """From the start of the rollout to the first frame in the sink's queue."""
-    seconds: float
-    """Of the rollout and the writing, without loading."""
-    peak_bytes: int
-    state_seconds: float
-    """Spent on states on disk, on a thread of its own."""
-    applied: list[dict[str, Any]]
-    """The prompts that chunks were made under, each with its first chunk."""
-    figures: Figures | None
+    output: Path
+    outcome: Outcome
+    failure: str | None
+    """Why it ended early, in one line; None if it did not, or was stopped."""
 
-    @classmethod
-    def of(cls, film: Film, figures: Figures | None, *, load_seconds: float, seconds: float) -> Outcome:
-        """That of a film whose lanes are closed."""
-        keeper, written = film.keeper, film.writer.written
-        made = [change for change in film.job.prompts.changes if change.chunk < film.made]
-        return cls(
-            complete=film.complete,
-            frames=film.earlier + written,
-            made=written,
-            load_seconds=load_seconds,
-            first_frame_seconds=film.first_frame_seconds,
-            seconds=seconds,
-            peak_bytes=peak_resident_bytes(),
-            state_seconds=0.0 if keeper is None else keeper.busy_seconds,
-            applied=describe_prompts(made),
-            figures=figures,
+
+class VideoFile:
+    """One of the videos of a session on its way to its file, folder or nowhere."""
+
+    def __init__(
+        self, session: Session, output: Path, order: Order, sink: FrameSink, telemetry: Telemetry,
+        *, save_every: float | None, load_seconds: float,
+    ) -> None:  # fmt: skip
+        """Begin it; see `make_videos`."""
+        self._output, self._order, self._load_seconds = output, order, load_seconds
+        self._summary, self._outcome = Summary(), list[Outcome]()
+        # An order to go on was compared with the weights when it was made, and knows the answer.
+        told = None if order.described is None else order.describe
+        self._describe = told or partial(session.describe, order.job, frames=order.frames, scale=order.scale)
+        self._autosave = self._autosaved(save_every)
+        self.task: VideoTask = session.admit(
+            order.job,
+            sink,
+            frames=order.frames,
+            telemetry=Several([self._summary, telemetry]),
+            autosave=self._autosave,
+            state=order.state,
+            on_end=self._record,
+        )
+
+    def _autosaved(self, every: float | None) -> Autosave | None:
+        if every is None or self._output == NOWHERE:
+            return None
+        saved = self._order.state is not None
+        return Autosave(self._output, self._describe, every=every, saved=saved)
+
+    def _record(self, task: VideoTask) -> None:
+        """Say in the sidecar what became of it."""
+        outcome = Outcome.of(task, self._summary.figures(), load_seconds=self._load_seconds)
+        self._outcome.append(outcome)
+        if task.failure is None and self._output != NOWHERE:
+            known = None if self._autosave is None else self._autosave.video
+            # Live prompts may have changed since it was described.
+            now = describe_prompts(self._order.job.prompts.changes)
+            record(self._output, {**(known or self._describe()), **now}, outcome)
+
+    def outcome(self) -> Outcome:
+        """What became of it, once it has ended.
+
+        Raises:
+            UserError: if it failed.
+        """
+        self.task.wait()
+        raise_failure(self.task)
+        return self._outcome[0]
+
+    def ending(self) -> Ending:
+        """What became of it, once it has ended, a failure included."""
+        self.task.wait()
+        failure = None
+        try:
+            raise_failure(self.task)
+        except UserError as error:
+            failure = str(error)
+        return Ending(output=self._output, outcome=self._outcome[0], failure=failure)
+
+
+def make_videos(
+    orders: Mapping[Path, Order], *, telemetry: Callable[[Path], Telemetry], stop: threading.Event,
+    save_every: float | None = 5.0, memory: int | None = None,
+) -> list[Ending]:  # fmt: skip
+    """Make all `orders` at once, each to its place; new ones, and the rest of stopped ones.
+
+    Args:
+        orders: of one checkpoint and engine, by the place that each goes to.
+        telemetry: who is told of the chunks that go to a place.
+        stop: ends all after the chunk under way; what is unfinished then has its state on disk.
+        save_every: seconds between two states of a video on disk; None saves none.
+        memory: bytes for weights and videos together; not counted if None.
+
+    Raises:
+        UserError: if they do not fit, or the engine cannot be loaded; nothing is written then.
+    """
+    job = next(iter(orders.values())).job
+    if memory is not None:
+        check_room(job.plan(), len(orders), memory)
+    sinks = {output: _sink(output, order) for output, order in orders.items()}
+    began = perf_counter()
+    with Session(job, memory=memory) as session:
+        load_seconds = perf_counter() - began
+        _make_way([output for output, order in orders.items() if order.state is None])
+        videos = [
+            VideoFile(
+                session, output, order, sinks[output], telemetry(output),
+                save_every=save_every, load_seconds=load_seconds,
+            )
+            for output, order in orders.items()
+        ]  # fmt: skip
+        session.run(stop)
+    return [video.ending() for video in videos]
+
+
+def orders_of(videos: Sequence[Video], kind: Order) -> dict[str, Order]:
+    """For each of `videos`, by its name, `kind` with another prompt, and another seed if it has one."""
+    return {
+        video.name: replace(
+            kind,
+            job=replace(
+                kind.job,
+                prompts=FixedPrompts(video.prompt),
+                seed=kind.job.seed if video.seed is None else video.seed,
+            ),
+        )
+        for video in videos
+    }
+
+
+def check_room(plan: Plan, videos: int, memory: int) -> None:
+    """Refuse more videos than fit.
+
+    Raises:
+        UserError: naming how many do, and what would hold all.
+    """
+    if (fit := plan.streams_in(memory)) < videos:
+        raise UserError(
+            f"{videos} videos at once take {plan.bytes_for(videos):,} bytes, but {memory:,} hold {fit}; "
+            "make fewer at once, or give --memory what there is"
         )
 
 
-def produce(
-    job: Job,
-    sink: FrameSink,
-    telemetry: Telemetry,
-    *,
-    frames: int,
-    stop: threading.Event | None = None,
-    keeper: Keeper | None = None,
-    state: State | None = None,
-) -> Outcome:
-    """Make `frames` frames and write them to `sink`; `stop` ends it after the chunk under way.
+def _sink(output: Path, order: Order) -> FrameSink:
+    """Where the frames go; refuses early a file that cannot be gone on with."""
+    if order.state is None:
+        return open_sink(output, scale=order.scale)
+    return open_sink(output, scale=order.scale, after=order.state.mark)
 
-    Args:
-        job: the video.
-        sink: standing where the `state` left it, if there is one.
-        telemetry: is told of every chunk.
-        frames: of the whole video.
-        stop: ends it early.
-        keeper: keeps the state on disk on the way, and at an early end.
-        state: to go on from.
+
+def _make_way(outputs: Sequence[Path]) -> None:
+    """Make the folder, and remove what earlier runs left.
 
     Raises:
-        UserError: if the sink or the decoder fails; what the sink took before stays.
+        UserError: if it cannot be done.
     """
-    began = perf_counter()
-    engine, decoder, summary = job.engine(), job.decoder(), Summary()
-    rollout = Rollout(engine, job.prompts, job.sampler, seeds=[job.seed], threads=job.cores.denoiser)
-    earlier = 0
-    if state is not None:
-        state.snapshot.restore(rollout)
-        decoder.memory, earlier = state.memory_on(job.device), state.mark["frames"]
-    loaded = perf_counter()
-    writer = FrameWriter(sink)
-    listeners = Several([summary, telemetry])
-    film = Film(job, rollout, decoder, writer, listeners, frames=frames, earlier=earlier, keeper=keeper)
-    with _one_line_for(film), ExitStack() as stack:
-        stack.enter_context(closing(engine))
-        for lane in (keeper, writer, film.decoding):
-            if lane is not None:
-                stack.enter_context(lane)
-        film.run(stop or threading.Event())
-    return Outcome.of(film, summary.figures(), load_seconds=loaded - began, seconds=perf_counter() - loaded)
-
-
-@contextmanager
-def _one_line_for(film: Film) -> Iterator[None]:
     try:
-        yield
-    except (OSError, DecodeError) as error:
-        raise UserError(ended_early(film, error)) from error
-
-
-def ended_early(film: Film, error: Exception) -> str:
-    """What ended a film early, in one line that says how much of it there is and how it goes on."""
-    what = f"cannot write the video: {error.strerror or error}" if isinstance(error, OSError) else error
-    mend = f"; go on with: {film.keeper.command}" if film.keeper is not None and film.keeper.kept else ""
-    return f"{what}; {film.earlier + film.writer.written} frames were kept{mend}"
-
-
-def record(output: Path, video: dict[str, Any], outcome: Outcome) -> None:
-    """Write the sidecar of a video that has ended; a complete one needs its state no more."""
-    figures = {} if outcome.figures is None else outcome.figures._asdict()
-    write_sidecar(
-        output,
-        video,
-        {
-            "complete": outcome.complete,
-            "frames_written": outcome.frames,
-            "applied": outcome.applied,
-            "load_seconds": round(outcome.load_seconds, 3),
-            "seconds": round(outcome.seconds, 3),
-            "state_seconds": round(outcome.state_seconds, 3),
-            "peak_bytes": outcome.peak_bytes,
-            "timing": {name: round(value, 4) for name, value in figures.items()},
-        },
-    )
-    if outcome.complete:
-        state_path(output).unlink(missing_ok=True)
+        for output in outputs:
+            if output != NOWHERE:
+                output.parent.mkdir(exist_ok=True)
+                clear_output(output)
+    except OSError as error:
+        raise UserError(f"cannot write to {error.filename}: {error.strerror}") from error
 
 
 @contextmanager

@@ -22,6 +22,10 @@ DETERMINING = (
     "sampler", "engine", "engine_hash", "device", "dtype", "threads",
 )  # fmt: skip
 """What must be as it was, in the words of `describe_job`; all that is wrong is named in this order."""
+OF_A_VIDEO = ("prompts", "seed", "frames", "chunks", "scale", "sampler")
+"""Those of them in which the videos of one session may differ."""
+OF_A_MODEL = tuple(name for name in DETERMINING if name not in OF_A_VIDEO)
+"""Those of them that all videos of one session share."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,7 +110,7 @@ def _as_recorded(recorded: Mapping[str, Any], given: Mapping[str, Any], path: Pa
         "seed": recorded["seed"],
         "device": recorded["device"],
         "dtype": recorded["dtype"],
-        "prompts": _schedule(recorded["prompts"]),
+        "prompts": Schedule(changes_of(recorded["prompts"])),
         "scale": recorded["scale"],
         "threads": recorded["threads"],
         **({} if length else {"seconds": recorded["frames"] / recorded["frames_per_second"]}),
@@ -116,24 +120,35 @@ def _as_recorded(recorded: Mapping[str, Any], given: Mapping[str, Any], path: Pa
     if given.get("steps") is None:
         order = replace(order, job=replace(order.job, sampler=Sampler(**recorded["sampler"])))
     now = order.describe()
-    for name in DETERMINING:
-        if now[name] != recorded[name]:
-            raise UserError(_refusal(path, name, recorded[name], now[name]))
+    refuse_another(str(path), DETERMINING, recorded, now)
     then, here = recorded["versions"], now["versions"]
     changed = [name for name in here if then.get(name) != here[name]]
     told = tuple(f"{name} was {then.get(name)}, is {here[name]}" for name in changed)
     return replace(order, described=now, changed=told)
 
 
-def _schedule(prompts: Sequence[Mapping[str, Any]]) -> Schedule:
-    changes = (Change(chunk=c["chunk"], prompts=(c["prompt"],), policy=c["policy"]) for c in prompts)
-    return Schedule(list(changes))
+def changes_of(prompts: Sequence[Mapping[str, Any]]) -> list[Change]:
+    """The prompts of a video from what is recorded of them."""
+    return [Change(chunk=c["chunk"], prompts=(c["prompt"],), policy=c["policy"]) for c in prompts]
 
 
-def _refusal(path: Path, name: str, then: Any, now: Any) -> str:
+def refuse_another(
+    what: str, names: Sequence[str], recorded: Mapping[str, Any], now: Mapping[str, Any]
+) -> None:
+    """Refuse to go on with `what`, unless all `names` say now what is recorded.
+
+    Raises:
+        UserError: naming the first that does not.
+    """
+    for name in names:
+        if now[name] != recorded[name]:
+            raise UserError(_refusal(what, name, recorded[name], now[name]))
+
+
+def _refusal(what: str, name: str, then: Any, now: Any) -> str:
     if isinstance(then, dict) and isinstance(now, dict):
         part = next(part for part in {**then, **now} if then.get(part) != now.get(part))
         name, then, now = f"{name}.{part}", then.get(part), now.get(part)
     name = "number of threads" if name == "threads" else name
     short = (f"{str(value)[:40]}..." if len(str(value)) > 40 else str(value) for value in (then, now))
-    return "{} was made with another {}: {}, not {}; use what it was made with".format(path, name, *short)
+    return "{} was made with another {}: {}, not {}; use what it was made with".format(what, name, *short)

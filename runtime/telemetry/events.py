@@ -20,7 +20,8 @@ class ChunkReport:
     """One chunk, just handed to the writer."""
 
     chunk: int
-    chunks: int
+    chunks: int | None
+    """Of the whole video; None if it is endless."""
     frames: int
     """Frames made so far, this chunk's included."""
     seconds: float
@@ -85,9 +86,10 @@ class LineTelemetry(NoTelemetry):
 
     def chunk(self, report: ChunkReport) -> None:
         """Show it."""
+        chunks = "" if report.chunks is None else f"/{report.chunks}"
         launches = "" if report.launches is None else f"{report.launches} launches  "
         self._line.show(
-            f"chunk {report.chunk + 1}/{report.chunks}  {report.speed:.0f} frames/s  "
+            f"chunk {report.chunk + 1}{chunks}  {report.speed:.0f} frames/s  "
             f"{report.speed / report.frames_per_second:.1f}x real time  "
             f"{report.resident_bytes / 2**20:.0f} MiB  {launches}{report.prompt}"
         )
@@ -120,9 +122,10 @@ class TogetherLine:
             self._latest[video] = report
             latest = self._latest.values()
             done = sum(one.chunk + 1 for one in latest)
+            chunks = "" if report.chunks is None else f"/{self._videos * report.chunks}"
             speed = sum(one.frames for one in latest) / max(1e-9, *(one.seconds for one in latest))
             self._line.show(
-                f"{self._videos} videos  chunk {done}/{self._videos * report.chunks}  {speed:.0f} frames/s  "
+                f"{self._videos} videos  chunk {done}{chunks}  {speed:.0f} frames/s  "
                 f"{speed / self._videos / report.frames_per_second:.1f}x real time each  "
                 f"{report.resident_bytes / 2**20:.0f} MiB"
             )

@@ -19,7 +19,7 @@ from runtime.planning.peak_memory import Living, decoding_scratch, most_alive, p
 from runtime.planning.request import prepare
 from runtime.prompts.sources import FixedPrompts
 from runtime.rollout.rollout import Rollout
-from runtime.session.scheduler import Streams
+from runtime.session.session import Session
 from vmla.cache import CacheLayout
 from vmla.config import RECIPES
 from vmla.scheduler import Sampler
@@ -107,8 +107,8 @@ def test_streams_decode_one_at_a_time(checkpoint, monkeypatch):
     """So that the plan, which counts the scratch memory of one decoding, is right."""
     job, inside, most = prepare(RED, checkpoint, chunks=6)[0], [], []
     lock = threading.Lock()
-    with Streams(job, memory=1 << 40) as streams:
-        decode = streams._decoder.args[0].decode
+    with Session(job, memory=1 << 40) as session:
+        decode = session._decoder.args[0].decode
 
         def watched(*inputs):
             with lock:
@@ -120,10 +120,10 @@ def test_streams_decode_one_at_a_time(checkpoint, monkeypatch):
                 inside.pop()
             return made
 
-        monkeypatch.setattr(streams._decoder.args[0], "decode", watched)
+        monkeypatch.setattr(session._decoder.args[0], "decode", watched)
         for seed in range(3):
-            streams.admit(replace(job, seed=seed), NullSink(), frames=72)
-        streams.run()
+            session.admit(replace(job, seed=seed), NullSink(), frames=72)
+        session.run()
     assert len(most) == 18
     assert set(most) == {1}
 

@@ -12,15 +12,15 @@ import torch
 from click.testing import CliRunner
 from kit.commands import Commands
 from kit.refusals import assert_one_line
+from kit.sessions import make_video
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from plugins.errors import UserError
 from runtime.cli.run import main
-from runtime.resume.autosave import Keeper
+from runtime.resume.autosave import Autosave
 from runtime.resume.state import Snapshot, State, load_state, save_state, state_path
 from runtime.session.destination import open_sink
-from runtime.session.generate import produce
 from runtime.session.replay import new, resume
 from runtime.telemetry.events import NoTelemetry
 
@@ -163,8 +163,8 @@ def stopped(checkpoint, output, *, seconds=6.0, at=1):
     from threading import Event
 
     stop, order = Event(), new(RED, checkpoint, scale=1, seconds=seconds, seed=3)
-    keeper, sink = Keeper(output, order.describe), open_sink(output, scale=1)
-    outcome = produce(order.job, sink, StopAt(stop, at), frames=order.frames, stop=stop, keeper=keeper)
+    autosave, sink = Autosave(output, order.describe), open_sink(output, scale=1)
+    outcome = make_video(order.job, sink, StopAt(stop, at), frames=order.frames, stop=stop, autosave=autosave)
     assert not outcome.complete
     return output
 
@@ -311,22 +311,22 @@ def test_states_that_count_in_chunks_are_read_and_new_ones_mean_the_same_to_who_
 
 
 def test_states_are_not_asked_for_faster_than_they_are_written(tmp_path):
-    keeper = Keeper(tmp_path / "a.mp4", dict, every=0.0)
-    assert keeper.due()
-    assert not keeper.due()  # the first is still on its way
+    autosave = Autosave(tmp_path / "a.mp4", dict, every=0.0)
+    assert autosave.due()
+    assert not autosave.due()  # the first is still on its way
     state = State(
         snapshot=Snapshot(number=0, frame=0, forgotten=0, cache=torch.randn(2), past={}),
         memory=None,
         mark={"frames": 0},
     )
-    with keeper:
-        keeper.keep(state)
-    assert keeper.due()
-    assert keeper.kept
-    slow = Keeper(tmp_path / "a.mp4", dict, every=60.0)
+    with autosave:
+        autosave.save(state)
+    assert autosave.due()
+    assert autosave.saved
+    slow = Autosave(tmp_path / "a.mp4", dict, every=60.0)
     assert slow.due()
     with slow:
-        slow.keep(state)
+        slow.save(state)
     assert not slow.due()
 
 

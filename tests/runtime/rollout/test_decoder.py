@@ -10,20 +10,20 @@ import torch
 from click.testing import CliRunner
 from kit.models import draw
 from kit.refusals import assert_one_line
+from kit.sessions import make_video
 from kit.taehv import random_taehv
 
 from runtime.cli.run import main
 from runtime.outputs import NullSink
 from runtime.planning.request import prepare, to_pixels
-from runtime.resume.autosave import Keeper
+from runtime.resume.autosave import Autosave
 from runtime.resume.sidecar import sidecar_path
 from runtime.resume.state import state_path
 from runtime.rollout.decoding import NOTHING, NoDecoder
 from runtime.rollout.rollout import rollout
 from runtime.session.destination import open_sink
-from runtime.session.generate import produce
 from runtime.session.replay import new
-from runtime.session.scheduler import Streams
+from runtime.session.session import Session
 from runtime.telemetry.events import NoTelemetry
 from vmla.vae.wan import memory_bytes
 
@@ -108,9 +108,9 @@ class StopAt(NoTelemetry):
 def stopped(order, output):
     """Make the first chunks of `order` and leave its state."""
     stop = threading.Event()
-    keeper = Keeper(output, order.describe, every=0.0)
-    outcome = produce(order.job, open_sink(output, scale=1), StopAt(stop, 1), frames=order.frames, stop=stop,
-                      keeper=keeper)  # fmt: skip
+    autosave = Autosave(output, order.describe, every=0.0)
+    outcome = make_video(order.job, open_sink(output, scale=1), StopAt(stop, 1), frames=order.frames,
+                         stop=stop, autosave=autosave)  # fmt: skip
     assert not outcome.complete
     assert state_path(output).exists()
 
@@ -150,7 +150,7 @@ def test_no_decoder_makes_no_frames(checkpoint, tmp_path, monkeypatch):
 
 def test_a_stop_without_frames_is_no_whole_video(checkpoint):
     order, stop = new(PROMPT, checkpoint, scale=1, chunks=40, decoder=NOTHING), threading.Event()
-    outcome = produce(order.job, NullSink(), StopAt(stop, 1), frames=order.frames, stop=stop)
+    outcome = make_video(order.job, NullSink(), StopAt(stop, 1), frames=order.frames, stop=stop)
     assert (outcome.complete, outcome.frames) == (False, 0)
 
 
@@ -183,7 +183,7 @@ def test_the_plan_is_what_the_decoder_takes(checkpoint, decoders, dtype):
     output, plan = plan_of(checkpoint, "--decoder", file, "--dtype", dtype)
     assert f"{EXPECTED} frames of 64x64" in output
     job, _ = prepare(PROMPT, checkpoint, chunks=CHUNKS, decoder=file, dtype=dtype)
-    decoder = job.decoder()
+    decoder = job.decoders()()
     decoder.decode(draw(1, 4, 3, 8, 8))
     assert plan["codec"] == sum(tensor.nbytes for tensor in decoder._codec.state_dict().values())
     assert plan["decoder memory"] == memory_bytes(decoder.memory)
@@ -202,8 +202,8 @@ def test_the_plan_without_a_decoder_has_none(checkpoint):
 def test_streams_share_one_decoder(checkpoint, decoders):
     job, frames = prepare(PROMPT, checkpoint, chunks=2, decoder=decoders / "0.pth")
     sinks = [NullSink(), NullSink()]
-    with Streams(job, memory=1 << 40) as streams:
+    with Session(job, memory=1 << 40) as session:
         for sink in sinks:
-            streams.admit(job, sink, frames=frames)
-        streams.run()
+            session.admit(job, sink, frames=frames)
+        session.run()
     assert [sink.mark()["frames"] for sink in sinks] == [21, 21]

@@ -11,6 +11,7 @@ from kit.frames import frames_of
 from kit.measure import assert_close
 from kit.models import tiny_model
 from kit.passes import pass_inputs, window_at
+from kit.sessions import make_video
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from runtime.device.cuda_graphs import Replay, captured
@@ -21,7 +22,6 @@ from runtime.planning.request import prepare
 from runtime.prompts.sources import Change, FixedPrompts, Schedule
 from runtime.rollout.decoding import NoDecoder
 from runtime.rollout.rollout import Rollout, rollout
-from runtime.session.generate import produce
 from runtime.telemetry.events import NoTelemetry
 from runtime.telemetry.metrics import Summary, percentile, prometheus
 from vmla.scheduler import Sampler, keyed_noise
@@ -209,7 +209,7 @@ def test_the_host_s_launches_are_counted_where_graphs_are_replayed(checkpoint, m
         monkeypatch.setattr("runtime.rollout.rollout.captured", lambda function, *_: Replay(Graph(function)))
     job, frames = prepare(RED, checkpoint, chunks=6)
     told = Launches()
-    produce(job, NullSink(), told, frames=frames)
+    make_video(job, NullSink(), told, frames=frames)
     # Noise, two positions, two places of the commit; the steps, and the clean pass before them.
     assert told.seen == ([6, 7, 7, 7, 7, 7] if graphs else [None] * 6)
 
@@ -230,7 +230,7 @@ class Watch(NoTelemetry):
 def film_of(checkpoint, chunks):
     job, frames = prepare(RED, checkpoint, chunks=chunks, steps=1)
     watch = Watch()
-    outcome = produce(job, NullSink(), watch, frames=frames)
+    outcome = make_video(job, NullSink(), watch, frames=frames)
     assert outcome.frames == frames == 12 * chunks
     return watch
 
@@ -252,7 +252,7 @@ def test_two_hours_of_video_do_not_grow_or_drift(checkpoint):
 def test_figures_are_those_of_the_chunks(checkpoint):
     summary, job = Summary(), prepare(RED, checkpoint, chunks=6)[0]
     assert summary.figures() is None
-    outcome = produce(job, NullSink(), summary, frames=72)
+    outcome = make_video(job, NullSink(), summary, frames=72)
     figures = summary.figures()
     assert (figures.chunks, figures.frames) == (6, 72)
     assert 0 <= figures.stalls <= 6

@@ -19,9 +19,9 @@ from runtime.engines.base import EagerEngine
 from runtime.outputs.mp4 import Mp4Sink
 from runtime.prompts.videos_file import Video, read_videos
 from runtime.resume.state import state_path
-from runtime.session import concurrent as together
-from runtime.session.concurrent import make_together, orders_of
-from runtime.session.replay import new
+from runtime.session import generate
+from runtime.session.generate import make_videos, orders_of
+from runtime.session.replay import new, resume
 from runtime.telemetry.events import NoTelemetry
 
 pytestmark = pytest.mark.cpu
@@ -190,13 +190,13 @@ class FullDisk(Mp4Sink):
 
 
 def test_one_whose_sink_fails_ends_alone_and_goes_on_later(checkpoint, alone, listing, tmp_path, monkeypatch):
-    out, usual = tmp_path / "out", together.open_sink
+    out, usual = tmp_path / "out", generate.open_sink
 
     def sink(path, *, scale):
         return FullDisk(path, frames_per_second=16) if path.stem == "ring" else usual(path, scale=scale)
 
     with monkeypatch.context() as patch:
-        patch.setattr(together, "open_sink", sink)
+        patch.setattr(generate, "open_sink", sink)
         result = run("--videos", listing, *common(checkpoint), "-o", out, "--save-every", 0)
     assert result.exit_code == 2, result.output
     last = result.output.splitlines()[-1]
@@ -240,9 +240,7 @@ def test_stopped_ones_go_on_to_the_identical_files(checkpoint, alone, tmp_path, 
     orders = {tmp_path / f"{name}.mp4": order for name, order in orders_of(videos, kind).items()}
     if at is None:
         stop.set()
-    endings = make_together(
-        orders, memory=PLENTY, every=5.0, stop=stop, telemetry=lambda output: StopAt(stop, at)
-    )
+    endings = make_videos(orders, telemetry=lambda output: StopAt(stop, at), stop=stop, memory=PLENTY)
     assert [ending.failure for ending in endings] == [None] * 3
     assert not any(ending.outcome.complete for ending in endings)
     for ending in endings:
@@ -250,6 +248,20 @@ def test_stopped_ones_go_on_to_the_identical_files(checkpoint, alone, tmp_path, 
         assert run("--resume", ending.output).exit_code == 0
         assert not state_path(ending.output).exists()
     assert_same(tmp_path, alone)
+
+
+def test_stopped_ones_go_on_together_beside_a_new_one(checkpoint, alone, tmp_path):
+    kind, stop = new(RED, checkpoint, scale=1, chunks=CHUNKS, seed=7), Event()
+    videos = [Video(name=name, prompt=prompt, seed=seed) for name, (prompt, seed) in WISHES.items()]
+    orders = {tmp_path / f"{name}.mp4": order for name, order in orders_of(videos, kind).items()}
+    fresh = orders.popitem()
+    make_videos(orders, telemetry=lambda output: StopAt(stop, 1), stop=stop)
+    rest = {output: resume(output, {}) for output in orders}
+    assert all(0 < order.state.mark["frames"] < 12 * CHUNKS for order in rest.values())
+    endings = make_videos(rest | dict([fresh]), telemetry=lambda output: NoTelemetry(), stop=Event())
+    assert all(ending.outcome.complete for ending in endings)
+    assert_same(tmp_path, alone)
+    assert not list(tmp_path.glob("*.state"))
 
 
 def test_ctrl_c_finishes_the_chunks_and_leaves_files_that_play(checkpoint, listing, tmp_path):

@@ -8,19 +8,19 @@ from pathlib import Path
 import av
 import pytest
 from click.testing import CliRunner
+from kit.galleries import Stalling
+from kit.sessions import make_video
 from PIL import Image
 
 from plugins.errors import UserError
 from runtime.cli.run import main
-from runtime.device.worker_thread import Lane
-from runtime.outputs import NullSink
+from runtime.device.worker_thread import WorkerThread
 from runtime.outputs.mp4 import Mp4Sink
 from runtime.outputs.png import PngSink
 from runtime.planning.request import Job
-from runtime.resume.autosave import Keeper
+from runtime.resume.autosave import Autosave
 from runtime.resume.state import state_path
 from runtime.session.destination import open_sink
-from runtime.session.generate import produce
 from runtime.session.replay import new
 from runtime.telemetry.events import NoTelemetry
 
@@ -48,27 +48,14 @@ def run(*arguments):
     return result
 
 
-def film(order, sink, output=None, telemetry=None):
-    keeper = None if output is None else Keeper(output, order.describe, every=0.0)
-    return produce(order.job, sink, telemetry or NoTelemetry(), frames=order.frames, keeper=keeper)
+def make(order, sink, output=None, telemetry=None):
+    autosave = None if output is None else Autosave(output, order.describe, every=0.0)
+    return make_video(order.job, sink, telemetry or NoTelemetry(), frames=order.frames, autosave=autosave)
 
 
 def frames_in(path):
     with av.open(str(path)) as file:
         return sum(1 for _ in file.decode(video=0))
-
-
-class Blocked(NullSink):
-    """Takes nothing until the gate is opened."""
-
-    def __init__(self):
-        super().__init__()
-        self.gate, self.waiting = threading.Event(), threading.Event()
-
-    def write(self, frames):
-        self.waiting.set()
-        assert self.gate.wait(600)
-        super().write(frames)
 
 
 class Chunks(NoTelemetry):
@@ -80,8 +67,8 @@ class Chunks(NoTelemetry):
 
 
 def test_a_blocked_sink_slows_the_rollout_down_and_is_counted(order):
-    sink, told = Blocked(), Chunks()
-    thread = threading.Thread(target=film, args=(order, sink), kwargs={"telemetry": told})
+    sink, told = Stalling(), Chunks()
+    thread = threading.Thread(target=make, args=(order, sink), kwargs={"telemetry": told})
     thread.start()
     assert sink.waiting.wait(600)
     while len(told.reports) < 3:
@@ -108,7 +95,7 @@ class FullDisk(Mp4Sink):
 def test_a_full_disk_stops_it_and_it_goes_on_when_there_is_room(order, whole, tmp_path):
     output = tmp_path / "a.mp4"
     with pytest.raises(UserError) as caught:
-        film(order, FullDisk(output, frames_per_second=16), output)
+        make(order, FullDisk(output, frames_per_second=16), output)
     assert str(caught.value) == (
         f"cannot write the video: No space left on device; 24 frames were kept; "
         f"go on with: vmla-run --resume {output}"
@@ -135,11 +122,11 @@ class Failing:
 
 
 def test_a_decoder_that_raises_is_named_and_the_video_goes_on(order, whole, tmp_path, monkeypatch):
-    output, decoder = tmp_path / "a.mp4", Job.decoder
+    output, decoders = tmp_path / "a.mp4", Job.decoders
     with monkeypatch.context() as patch:
-        patch.setattr(Job, "decoder", lambda job: Failing(decoder(job)))
+        patch.setattr(Job, "decoders", lambda job: lambda: Failing(decoders(job)()))
         with pytest.raises(UserError, match="chunk 2 failed: out of memory; 24 frames were kept; go on"):
-            film(order, open_sink(output, scale=1), output)
+            make(order, open_sink(output, scale=1), output)
     assert frames_in(output) == 24
     run("--resume", output)
     assert output.read_bytes() == whole
@@ -159,7 +146,7 @@ class Remove(NoTelemetry):
 def test_a_file_that_is_removed_is_noticed(order, tmp_path):
     output = tmp_path / "a.mp4"
     with pytest.raises(UserError, match="the file was removed or replaced; [0-9]+ frames were kept"):
-        film(order, Mp4Sink(output, frames_per_second=16), telemetry=Remove(output))
+        make(order, Mp4Sink(output, frames_per_second=16), telemetry=Remove(output))
 
 
 class Move(NoTelemetry):
@@ -176,7 +163,7 @@ class Move(NoTelemetry):
 def test_a_folder_that_is_taken_away_is_noticed_and_its_pictures_are_whole(order, tmp_path):
     output, elsewhere = tmp_path / "a", tmp_path / "b"
     with pytest.raises(UserError, match="No such file or directory; [0-9]+ frames were kept"):
-        film(order, PngSink(output), telemetry=Move(output, elsewhere))
+        make(order, PngSink(output), telemetry=Move(output, elsewhere))
     pictures = sorted(elsewhere.glob("*.png"))
     assert len(pictures) >= 24
     for number, path in enumerate(pictures):
@@ -186,23 +173,23 @@ def test_a_folder_that_is_taken_away_is_noticed_and_its_pictures_are_whole(order
     assert not output.exists()
 
 
-def test_a_keeper_that_cannot_write_stops_the_video(order, tmp_path):
+def test_a_state_that_cannot_be_written_stops_the_video(order, tmp_path):
     output = tmp_path / "a.mp4"
     state_path(output).with_name("a.mp4.state.tmp").mkdir()
     with pytest.raises(UserError, match="its state, beside it"):
-        film(order, open_sink(output, scale=1), output)
+        make(order, open_sink(output, scale=1), output)
 
 
-def test_what_a_lane_was_handed_is_done_in_order_and_its_failure_comes_back():
+def test_what_a_thread_was_handed_is_done_in_order_and_its_failure_comes_back():
     done = []
-    with Lane("test") as lane:
+    with WorkerThread("test") as thread:
         for number in range(20):
-            lane.put(lambda number=number: done.append(number))
+            thread.put(lambda number=number: done.append(number))
     assert done == list(range(20))
-    with pytest.raises(ZeroDivisionError), Lane("test", finish=lambda: done.append("end")) as lane:
-        lane.put(lambda: 1 / 0)
+    with pytest.raises(ZeroDivisionError), WorkerThread("test", finish=lambda: done.append("end")) as thread:
+        thread.put(lambda: 1 / 0)
         while True:
-            lane.put(lambda: done.append("never"))
+            thread.put(lambda: done.append("never"))
     assert done[20:] == ["end"]
 
 

@@ -202,7 +202,7 @@ def test_the_stages_lead_from_a_checkpoint_to_a_few_step_one(checkpoint, data, t
         assert opened.sampler().steps == (2 if name == "forcing" else 4)
         assert opened.transformer().config == DEBUG.model
         assert command(*arguments, "--teacher", teacher).exit_code == 0
-    from runtime.api import generate
+    from runtime import generate
 
     assert len(list(generate("a red star", seconds=1, checkpoint=start))) == 16
 

@@ -135,7 +135,7 @@ def test_a_dashboard_that_is_not_installed_is_named_before_anything_begins(
 
 
 def test_a_clip_is_what_a_rollout_of_the_weights_makes(checkpoint, tmp_path):
-    from runtime.api import generate
+    from runtime import generate
 
     opened = open_checkpoint(checkpoint)
     samples = Samples(

@@ -6,6 +6,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
+from kit.galleries import Gallery
 
 from plugins.errors import UserError
 from runtime.outputs import NullSink
@@ -13,7 +14,7 @@ from runtime.planning.request import prepare
 from runtime.prompts.sources import Change, FixedPrompts, Schedule
 from runtime.rollout.buffers import Buffers
 from runtime.rollout.recache import Past
-from runtime.session.scheduler import Streams
+from runtime.session.session import Session
 from runtime.telemetry.events import NoTelemetry
 from vmla.vae.wan import memory_bytes
 
@@ -21,18 +22,6 @@ pytestmark = pytest.mark.cpu
 
 RED, BLUE = "a red star bouncing on a navy background", "a blue ring resting on a gray background"
 PLENTY = 1 << 40
-
-
-class Gallery(NullSink):
-    """Keeps every frame."""
-
-    def __init__(self):
-        super().__init__()
-        self.frames = []
-
-    def write(self, frames):
-        super().write(frames)
-        self.frames.append(frames)
 
 
 @pytest.fixture(scope="module")
@@ -52,19 +41,19 @@ def others(job):
 
 def alone(job):
     sink = Gallery()
-    with Streams(job, memory=PLENTY) as streams:
-        streams.admit(job, sink, frames=12 * job.chunks)
-        streams.run()
+    with Session(job, memory=PLENTY) as session:
+        session.admit(job, sink, frames=12 * job.chunks)
+        session.run()
     return np.concatenate(sink.frames)
 
 
 def test_streams_together_are_what_each_is_alone(job):
     sinks, order = [], []
-    with Streams(job, memory=PLENTY, clock=lambda: 0.0) as streams:
+    with Session(job, memory=PLENTY, clock=lambda: 0.0) as session:
         for one in others(job):
             sinks.append(Gallery())
-            streams.admit(one, sinks[-1], frames=12 * one.chunks)
-        while (stream := streams.step()) is not None:
+            session.admit(one, sinks[-1], frames=12 * one.chunks)
+        while (stream := session.step()) is not None:
             order.append(stream.number)
     assert sorted(order) == [0] * 5 + [1] * 3 + [2] * 4
     assert sorted(order[:3]) == [0, 1, 2]  # nobody waits while another is ahead
@@ -73,32 +62,32 @@ def test_streams_together_are_what_each_is_alone(job):
 
 
 def test_the_stream_that_is_due_first_goes_on(job):
-    with Streams(job, memory=PLENTY, clock=iter([0.0, 1.6]).__next__) as streams:
-        early = streams.admit(job, NullSink(), frames=60)
-        assert [streams.step() for _ in range(3)] == [early] * 3
-        late = streams.admit(replace(job, seed=9), NullSink(), frames=60)
+    with Session(job, memory=PLENTY, clock=iter([0.0, 1.6]).__next__) as session:
+        early = session.admit(job, NullSink(), frames=60)
+        assert [session.step() for _ in range(3)] == [early] * 3
+        late = session.admit(replace(job, seed=9), NullSink(), frames=60)
         # The first has frames until 2.25 s, the second is let in at 1.6 s and has none until it is ahead.
-        assert [streams.step() for _ in range(3)] == [late, early, late]
+        assert [session.step() for _ in range(3)] == [late, early, late]
 
 
 def test_more_streams_than_memory_are_refused(job):
     plan = job.plan()
     shared, own = sum(plan.shared.values()), plan.stream_bytes
-    with Streams(job, memory=shared + 2 * own) as streams:
-        assert streams.capacity == 2
+    with Session(job, memory=shared + 2 * own) as session:
+        assert session.capacity == 2
         for _ in range(2):
-            streams.admit(job, NullSink(), frames=60)
-        with pytest.raises(UserError, match="hold 2 streams and no more; end one, or allow"):
-            streams.admit(job, NullSink(), frames=60)
-        streams.run()
-        streams.admit(job, NullSink(), frames=60)
+            session.admit(job, NullSink(), frames=60)
+        with pytest.raises(UserError, match="hold 2 videos and no more; end one, or allow"):
+            session.admit(job, NullSink(), frames=60)
+        session.run()
+        session.admit(job, NullSink(), frames=60)
     assert plan.streams_in(shared + own - 1) == 0
     assert plan.streams_in(0) == 0
 
 
 def test_another_kind_of_stream_is_refused(job):
-    with Streams(job, memory=PLENTY) as streams, pytest.raises(UserError, match="another sampler"):
-        streams.admit(replace(job, sampler=replace(job.sampler, steps=3)), NullSink(), frames=12)
+    with Session(job, memory=PLENTY) as session, pytest.raises(UserError, match="another sampler"):
+        session.admit(replace(job, sampler=replace(job.sampler, steps=3)), NullSink(), frames=12)
 
 
 class Vanishing(NullSink):
@@ -112,18 +101,18 @@ class Vanishing(NullSink):
 
 def test_one_that_fails_ends_alone(job):
     whole = Gallery()
-    with Streams(job, memory=PLENTY) as streams:
-        broken = streams.admit(replace(job, chunks=40), Vanishing(), frames=480)
-        streams.admit(job, whole, frames=60)
-        streams.run()
+    with Session(job, memory=PLENTY) as session:
+        broken = session.admit(replace(job, chunks=40), Vanishing(), frames=480)
+        session.admit(job, whole, frames=60)
+        session.run()
         assert isinstance(broken.failure, OSError)
-        assert broken.film.made < 40
+        assert broken.made < 40
     assert np.array_equal(np.concatenate(whole.frames), alone(job))
 
 
 def test_the_plan_of_a_stream_is_what_it_takes(job):
     """Every part against the tensors themselves; 3 % would do, they are equal."""
-    engine, decoder, own = job.engine(), job.decoder(), job.plan().own
+    engine, decoder, own = job.engine(), job.decoders()(), job.plan().own
     buffers = Buffers(engine, job.sampler, batch=1, frames=3)
     decoder.decode(torch.randn(1, 4, 3, 8, 8))
     assert own["latent cache"] == buffers.cache.nbytes
@@ -138,14 +127,14 @@ def test_the_plan_of_a_stream_is_what_it_takes(job):
 def test_graphs_of_all_streams_share_one_pool(job, monkeypatch):
     """What they hold for a moment is in the plan once."""
     pools = []
-    monkeypatch.setattr("runtime.session.scheduler.graph_pool", lambda device: "the pool")
+    monkeypatch.setattr("runtime.session.session.graph_pool", lambda device: "the pool")
     monkeypatch.setattr(
         "runtime.rollout.rollout.captured", lambda function, device, pool: pools.append(pool) or function
     )
-    with Streams(job, memory=PLENTY) as streams:
+    with Session(job, memory=PLENTY) as session:
         for seed in range(2):
-            streams.admit(replace(job, seed=seed, chunks=1), NullSink(), frames=12)
-        streams.run()
+            session.admit(replace(job, seed=seed, chunks=1), NullSink(), frames=12)
+        session.run()
     assert pools == ["the pool"] * 4
 
 
@@ -159,11 +148,11 @@ class Memory(NoTelemetry):
 
 def test_a_stream_that_is_over_leaves_its_memory(job):
     memory = Memory()
-    with Streams(job, memory=PLENTY) as streams:
+    with Session(job, memory=PLENTY) as session:
         for round_ in range(6):
             for seed in range(3):
-                streams.admit(replace(job, seed=seed, chunks=2), NullSink(), frames=24, telemetry=memory)
-            streams.run()
+                session.admit(replace(job, seed=seed, chunks=2), NullSink(), frames=24, telemetry=memory)
+            session.run()
             if round_ == 2:
                 before = memory.most
     assert memory.most <= 1.05 * before

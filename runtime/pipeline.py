@@ -1,0 +1,254 @@
+"""From Python: a model that stays loaded and makes videos, one or many at the same time.
+
+with VideoPipeline.from_pretrained("sprites") as pipeline:
+    for frames in pipeline("a red star bouncing on a navy background", seconds=5):
+        ...  # [12, 64, 64, 3] uint8, chunk by chunk
+"""
+
+from __future__ import annotations
+
+import threading
+import weakref
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from time import perf_counter
+from types import TracebackType
+
+import torch
+
+from plugins.errors import UserError
+from runtime.outputs import Frames
+from runtime.outputs.frame_queue import FrameQueue
+from runtime.planning.plan import LONGEST_SECONDS
+from runtime.planning.request import Job, prepare
+from runtime.prompts.schedule_file import Entry
+from runtime.prompts.sources import FixedPrompts, PromptSource
+from runtime.resume.state import State
+from runtime.session.destination import check_output, choose_scale, clear_output, open_sink
+from runtime.session.generate import VideoFile
+from runtime.session.outcome import Outcome
+from runtime.session.replay import Order
+from runtime.session.session import Session
+from runtime.telemetry.events import NoTelemetry, Telemetry
+from runtime.video import GeneratedVideo
+
+Prompts = str | Mapping[float, str] | Sequence[Entry] | PromptSource
+"""One prompt, prompts by the second at which each begins, or any source of prompts (`LivePrompts`)."""
+
+
+class VideoPipeline:
+    """A loaded model, its decoder and a thread that makes videos with them; a context manager.
+
+    All methods are for any thread. Videos that are made at the same time share the weights; each is what it
+    would be alone, and the one whose viewer would run dry first goes on first.
+    """
+
+    def __init__(self, job: Job) -> None:
+        """Load what `job` needs; see `from_pretrained`."""
+        began = perf_counter()
+        self._job, self._session = job, Session(job)
+        self._load_seconds = perf_counter() - began
+        self._queues: weakref.WeakSet[FrameQueue] = weakref.WeakSet()
+        self._thread = threading.Thread(
+            target=_serve, args=(self._session,), name="video-pipeline", daemon=True
+        )
+        self._thread.start()
+        weakref.finalize(self, self._session.close)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        folder_or_name: str | Path | None = None,
+        *,
+        engine: str | Path | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+        decoder: str | Path | None = None,
+        threads: int | None = None,
+    ) -> VideoPipeline:
+        """Load a model.
+
+        Args:
+            folder_or_name: a checkpoint folder, or the name of a shipped one; the engine's own, or else
+                `sprites`, if None.
+            engine: a folder made by `vmla-export`; without it, the PyTorch model runs.
+            device: a torch device; `auto` is the engine's, else CUDA if there is a GPU, else the CPU.
+            dtype: `float32`, `bfloat16`, `float16`, or `auto`: float32 on a CPU, bfloat16 elsewhere.
+            decoder: a file of TAEHV's weights that decodes in place of the checkpoint's own codec.
+            threads: of the CPU, for denoiser and decoder together; as many as PyTorch has, if None.
+
+        Raises:
+            UserError: for a missing checkpoint or device, or an engine that does not fit.
+        """
+        if device == "auto":
+            device = "cuda" if engine is None and torch.cuda.is_available() else "cpu"
+        # Each video brings its own prompt and length; those of this job are never made.
+        job, _ = prepare(
+            FixedPrompts("a video"), folder_or_name, device=device, dtype=dtype, threads=threads,
+            engine=None if engine is None else Path(engine),
+            decoder=None if decoder is None else Path(decoder),
+        )  # fmt: skip
+        return cls(job)
+
+    def __call__(
+        self, prompt: Prompts, *, seconds: float | None = 10.0, seed: int = 0, steps: int | None = None
+    ) -> GeneratedVideo:
+        """Begin a video and return it: an iterator over the frames of each chunk.
+
+        Args:
+            prompt: what it shows; a mapping gives prompts by the second from which on each is shown, and
+                `LivePrompts` may change it on the way, at the edges of chunks.
+            seconds: its length when played, at 16 frames per second; None makes it endless.
+            seed: the same seed gives the same video.
+            steps: denoising steps for each chunk; the checkpoint's own number if not given.
+
+        Raises:
+            UserError: for an empty prompt or an impossible length.
+        """
+        length = LONGEST_SECONDS if seconds is None else seconds
+        job, frames = self._job.another(_prompts(prompt), seconds=length, seed=seed, steps=steps)
+        queue = self._queue(FrameQueue())
+        task = self._session.admit(job, queue, frames=None if seconds is None else frames)
+        return GeneratedVideo(task, queue, pipeline=self)
+
+    def many(
+        self, prompts: Sequence[Prompts], *, seconds: float | None = 10.0, seed: int = 0,
+        seeds: Sequence[int] | None = None, steps: int | None = None,
+    ) -> list[GeneratedVideo]:  # fmt: skip
+        """Begin a video for each of `prompts`; they are made at the same time.
+
+        `seeds` are those of each, otherwise all have the same `seed`. Whoever takes frames of one while the
+        others wait holds up nobody: a video that is a few chunks ahead of its taker makes way.
+
+        Raises:
+            UserError: as for one; all are closed then.
+        """
+        each = [seed] * len(prompts) if seeds is None else seeds
+        if len(each) != len(prompts):
+            raise UserError(f"{len(prompts)} prompts but {len(each)} seeds; give one for each")
+        videos: list[GeneratedVideo] = []
+        try:
+            for prompt, own in zip(prompts, each, strict=True):
+                videos.append(self(prompt, seconds=seconds, seed=own, steps=steps))
+        except UserError:
+            for video in videos:
+                video.close()
+            raise
+        return videos
+
+    def restore(self, state: State) -> GeneratedVideo:
+        """Go on with the video of `state`, with the frames that it would have had if it had never stopped.
+
+        The first are those that were made but not taken when the state was. A state may be restored any
+        number of times, at the same time too.
+
+        Raises:
+            UserError: if it is a state of another model, decoder, device or number of threads.
+        """
+        queue = self._queue(FrameQueue(state.pending, frames=state.mark["frames"]))
+        return GeneratedVideo(self._session.restore(state, queue), queue, pipeline=self)
+
+    def save(
+        self, prompt: Prompts, path: str | Path, *, seconds: float = 10.0, seed: int = 0,
+        steps: int | None = None, scale: int | None = None, overwrite: bool = False,
+        save_every: float | None = 5.0, telemetry: Telemetry | None = None,
+    ) -> Outcome:  # fmt: skip
+        """Make a file as `vmla-run` does, and return when it is whole.
+
+        An interruption (Ctrl-C) ends it after the chunk under way and is raised then; `vmla-run --resume`
+        goes on with what there is.
+
+        Args:
+            prompt, seconds, seed, steps: as of a video to iterate over; it cannot be endless.
+            path: an `.mp4` file, or a folder for pictures.
+            scale: enlarge frames; to at least 256 pixels if not given.
+            overwrite: replace what exists.
+            save_every: seconds between two states on disk; None saves none.
+            telemetry: is told of every chunk.
+
+        Raises:
+            UserError: if there is such a file already, or it cannot be written.
+        """
+        output = Path(path)
+        check_output(output, overwrite=overwrite)
+        job, frames = self._job.another(_prompts(prompt), seconds=seconds, seed=seed, steps=steps)
+        order = Order(job=job, frames=frames, scale=choose_scale(job.height, scale))
+        sink = open_sink(output, scale=order.scale)
+        clear_output(output)
+        video = VideoFile(
+            self._session, output, order, sink, telemetry or NoTelemetry(),
+            save_every=save_every, load_seconds=self._load_seconds,
+        )  # fmt: skip
+        try:
+            return video.outcome()
+        except KeyboardInterrupt:
+            video.task.end()
+            video.task.wait()
+            raise
+
+    def close(self) -> None:
+        """End all videos, those on their way to a file with their state on disk, and unload the model."""
+        self._session.close()
+        for queue in list(self._queues):
+            queue.abandon()
+        self._thread.join()
+
+    def __enter__(self) -> VideoPipeline:
+        """The pipeline itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def _queue(self, queue: FrameQueue) -> FrameQueue:
+        self._queues.add(queue)
+        return queue
+
+
+def generate(
+    prompt: Prompts,
+    *,
+    seconds: float | None = 10.0,
+    seed: int = 0,
+    checkpoint: str | Path | None = None,
+    steps: int | None = None,
+    device: str = "cpu",
+    dtype: str = "auto",
+    engine: str | Path | None = None,
+    decoder: str | Path | None = None,
+    threads: int | None = None,
+) -> Iterator[Frames]:
+    """Yield the frames of a video one by one: the short form of `VideoPipeline` for a single video.
+
+    Args:
+        prompt, seconds, seed, steps: as of `VideoPipeline.__call__`.
+        checkpoint, device, dtype, engine, decoder, threads: as of `VideoPipeline.from_pretrained`.
+
+    Yields:
+        Frames [H, W, 3] uint8, red green blue. Memory does not grow with their number.
+
+    Raises:
+        UserError: for an empty prompt, an impossible length, a missing checkpoint or device.
+    """
+    with (
+        VideoPipeline.from_pretrained(
+            checkpoint, engine=engine, device=device, dtype=dtype, decoder=decoder, threads=threads
+        ) as pipeline,
+        pipeline(prompt, seconds=seconds, seed=seed, steps=steps) as video,
+    ):
+        for frames in video:
+            yield from frames
+
+
+def _serve(session: Session) -> None:
+    with session:
+        session.serve()
+
+
+def _prompts(prompt: Prompts) -> str | PromptSource | Sequence[Entry]:
+    if isinstance(prompt, Mapping):
+        return [Entry(at=float(at), prompt=text) for at, text in sorted(prompt.items())]
+    return prompt

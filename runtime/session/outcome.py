@@ -1,0 +1,100 @@
+"""How a video ended: in figures, in its sidecar, and in one line if it failed."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plugins.errors import UserError
+from runtime.device.memory import peak_resident_bytes
+from runtime.resume.sidecar import list_changes, write_sidecar
+from runtime.resume.state import state_path
+from runtime.session.stages import DecodeError
+from runtime.session.task import VideoTask
+from runtime.telemetry.metrics import Figures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a video ended."""
+
+    complete: bool
+    """False if it was interrupted."""
+    frames: int
+    """In the sink, those of earlier runs included."""
+    made: int
+    """By this run."""
+    load_seconds: float
+    first_frame_seconds: float
+    """From the start of the rollout to the first frame in the sink's queue."""
+    seconds: float
+    """Of the rollout and the writing, without loading."""
+    peak_bytes: int
+    state_seconds: float
+    """Spent on states on disk, on a thread of its own."""
+    applied: list[dict[str, Any]]
+    """The prompts that chunks were made under, each with its first chunk."""
+    figures: Figures | None
+
+    @classmethod
+    def of(cls, task: VideoTask, figures: Figures | None, *, load_seconds: float) -> Outcome:
+        """Outcome of a video whose sink has all frames that it will ever get."""
+        stages = task.stages
+        applied = [change for change in stages.job.prompts.changes if change.chunk < task.made]
+        return cls(
+            complete=stages.complete,
+            frames=task.frames,
+            made=stages.writer.written,
+            load_seconds=load_seconds,
+            first_frame_seconds=stages.first_frame_seconds,
+            seconds=task.ended - task.started,
+            peak_bytes=peak_resident_bytes(),
+            state_seconds=0.0 if stages.autosave is None else stages.autosave.busy_seconds,
+            applied=list_changes(applied),
+            figures=figures,
+        )
+
+
+def raise_failure(task: VideoTask) -> None:
+    """Raise what ended a video early, if anything did.
+
+    Raises:
+        UserError: in one line, where the sink, the decoder, a prompt or the state on disk failed.
+        Exception: whatever else it was, as it was.
+    """
+    failure = task.failure
+    if failure is None:
+        return
+    if isinstance(failure, OSError | DecodeError):
+        raise UserError(_ended_early(task, failure)) from failure
+    raise failure
+
+
+def _ended_early(task: VideoTask, error: Exception) -> str:
+    """What ended a video early, how much of it there is and how it goes on."""
+    what = f"cannot write the video: {error.strerror or error}" if isinstance(error, OSError) else error
+    autosave = task.stages.autosave
+    mend = f"; go on with: {autosave.command}" if autosave is not None and autosave.saved else ""
+    return f"{what}; {task.frames} frames were kept{mend}"
+
+
+def record(output: Path, video: dict[str, Any], outcome: Outcome) -> None:
+    """Write the sidecar of a video that has ended; a complete one needs its state no more."""
+    figures = {} if outcome.figures is None else outcome.figures._asdict()
+    write_sidecar(
+        output,
+        video,
+        {
+            "complete": outcome.complete,
+            "frames_written": outcome.frames,
+            "applied": outcome.applied,
+            "load_seconds": round(outcome.load_seconds, 3),
+            "seconds": round(outcome.seconds, 3),
+            "state_seconds": round(outcome.state_seconds, 3),
+            "peak_bytes": outcome.peak_bytes,
+            "timing": {name: round(value, 4) for name, value in figures.items()},
+        },
+    )
+    if outcome.complete:
+        state_path(output).unlink(missing_ok=True)

@@ -1,0 +1,272 @@
+"""One session: one engine and one copy of the weights make any number of videos at the same time.
+
+Chunk by chunk, the video whose viewer would run dry first goes on (earliest deadline first); one whose
+sink takes nothing waits without holding up the others. As many are let in as the memory plan says will fit;
+they take turns at what needs memory for a moment: passes and decoding. One that fails ends alone.
+
+Which thread may do what: one thread makes chunks (`step`, `run`, `serve`). All else, `admit`, `restore`,
+`close` and everything of a `VideoTask`, is for any thread, while chunks are being made or not; it takes
+effect between two chunks (`runtime.session.commands`).
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import cached_property, partial
+from time import perf_counter
+from types import TracebackType
+from typing import Any
+
+from plugins.errors import UserError
+from runtime.device.cuda_graphs import SideStream, graph_pool
+from runtime.outputs import FrameSink
+from runtime.planning.plan import Plan
+from runtime.planning.request import Job
+from runtime.prompts.sources import LivePrompts, Schedule
+from runtime.resume.autosave import Autosave
+from runtime.resume.sidecar import describe_model, describe_video
+from runtime.resume.state import State
+from runtime.rollout.rollout import Rollout
+from runtime.session.commands import CommandQueue
+from runtime.session.replay import OF_A_MODEL, OF_A_VIDEO, changes_of, refuse_another
+from runtime.session.stages import Admission, VideoStages
+from runtime.session.task import VideoTask
+from runtime.telemetry.events import NoTelemetry, Telemetry
+from vmla.config import FRAMES_PER_SECOND
+from vmla.scheduler import Sampler
+
+SHARED = ("checkpoint", "device", "dtype", "engine_folder", "decoder_file", "threads")
+"""What all jobs of a session have in common."""
+BLOCKED_SECONDS = 0.02
+"""How often it is looked whether a sink has taken something, while none of them does."""
+
+OnEnd = Callable[[VideoTask], None]
+
+
+class Session:
+    """A context manager that holds the engine, the decoder and all videos that are made with them."""
+
+    def __init__(
+        self, job: Job, *, memory: int | None = None, clock: Callable[[], float] = perf_counter
+    ) -> None:
+        """Load the engine and the decoder of `job`.
+
+        Args:
+            job: of the first video; all others have its checkpoint, engine, decoder, device and types.
+            memory: bytes for weights and videos together, within which as many are let in as fit, all
+                with the sampler of `job`; without it, nothing is counted.
+            clock: seconds, by which deadlines are kept.
+        """
+        self._job, self._memory, self._clock = job, memory, clock
+        self._engine, self._decoder = job.engine(), job.decoders()
+        self._side, self._pool = SideStream(job.device), graph_pool(job.device)
+        self._commands, self._closed = CommandQueue(), threading.Event()
+        self._tasks: list[VideoTask] = []
+        """Those that have not ended; changed between two chunks alone."""
+        self._lock, self._admitted, self._held = threading.Lock(), 0, 0
+        self._described = threading.Lock()
+
+    def __enter__(self) -> Session:
+        """The session."""
+        return self
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What one video takes, and what all have in common; takes a second."""
+        return self._job.plan()
+
+    @cached_property
+    def capacity(self) -> int | None:
+        """How many videos fit at once; None if memory is not counted."""
+        return None if self._memory is None else self.plan.streams_in(self._memory)
+
+    def admit(
+        self, job: Job, sink: FrameSink, *, frames: int | None, telemetry: Telemetry | None = None,
+        autosave: Autosave | None = None, state: State | None = None, on_end: OnEnd | None = None,
+    ) -> VideoTask:  # fmt: skip
+        """Begin the video `job`, or go on with it.
+
+        Args:
+            job: of the session's checkpoint, engine, decoder, device and types.
+            sink: takes its frames; it stands where the `state` left it.
+            frames: of the whole video; None makes it endless, until it is ended or cancelled.
+            telemetry: is told of every chunk, and of prompts that change.
+            autosave: saves its state on the way and at an early end.
+            state: to go on from.
+            on_end: is told of the end on a thread of its own, once the sink has all frames.
+
+        Raises:
+            UserError: if it does not fit beside those that are being made, or is of another kind.
+        """
+        self._check_kind(job)
+        asked = Admission(
+            job=job, sink=sink, frames=frames, telemetry=telemetry or NoTelemetry(), autosave=autosave,
+            state=state,
+        )  # fmt: skip
+        number = self._reserve()
+        try:
+            task = VideoTask(
+                number, self._stages(asked), self._commands, clock=self._clock,
+                describe=partial(self.describe, job, frames=frames), on_end=partial(self._release, on_end),
+            )  # fmt: skip
+        except BaseException:
+            self._give_back()
+            raise
+        self._commands.post(lambda: self._tasks.append(task))
+        return task
+
+    def restore(
+        self, state: State, sink: FrameSink, *, telemetry: Telemetry | None = None,
+        autosave: Autosave | None = None, on_end: OnEnd | None = None,
+    ) -> VideoTask:  # fmt: skip
+        """Go on with the video of `state`, of this or another session, as if it had never stopped.
+
+        The state may be restored any number of times: each makes the same frames.
+
+        Raises:
+            UserError: if it is a state of another model, decoder, device or number of threads.
+        """
+        if not state.video.keys() >= {*OF_A_MODEL, *OF_A_VIDEO}:
+            raise UserError("this state does not say what it is a state of; take it with `snapshot`")
+        refuse_another("this state", OF_A_MODEL, state.video, self.describe(self._job, frames=None))
+        job, frames = self.job_of(state), state.video["frames"]
+        return self.admit(
+            job, sink, frames=frames, telemetry=telemetry, autosave=autosave, state=state, on_end=on_end
+        )
+
+    def job_of(self, state: State) -> Job:
+        """The job of the video of `state`, with the prompts that it had and will have."""
+        video, changes = state.video, changes_of(state.video["prompts"])
+        return replace(
+            self._job,
+            prompts=LivePrompts.continued(changes) if video.get("live") else Schedule(changes),
+            seed=video["seed"],
+            chunks=video["chunks"] or self._job.chunks,
+            sampler=Sampler(**video["sampler"]),
+        )
+
+    def describe(self, job: Job, *, frames: int | None, scale: int = 1) -> dict[str, Any]:
+        """What determines the frames of one of the videos; reads all weights the first time."""
+        with self._described:
+            model = self._model
+        return {**describe_video(job, frames=frames, scale=scale), **model}
+
+    @cached_property
+    def _model(self) -> Mapping[str, Any]:
+        return describe_model(self._job)
+
+    def step(self, stop: threading.Event | None = None) -> VideoTask | None:
+        """Make a chunk of the video that is due first.
+
+        Waits while no sink takes anything, until `stop` is set.
+
+        Returns:
+            Whose chunk was made; None if there is none to make, or it was stopped.
+        """
+        waited = False
+        while stop is None or not stop.is_set():
+            with self._commands.turn():
+                task = self._due()
+                if task is None:
+                    return None
+                if not task.stages.blocked:
+                    task.step()
+                    return task
+            began = perf_counter()
+            self._commands.wait(BLOCKED_SECONDS)
+            task.stages.decoding.stalled(perf_counter() - began, again=waited)
+            waited = True
+        return None
+
+    def _due(self) -> VideoTask | None:
+        self._tasks = [task for task in self._tasks if task.status != "ended"]
+        running = [task for task in self._tasks if task.status == "running"]
+        return min(running, key=lambda one: (one.stages.blocked, one.deadline, one.number), default=None)
+
+    def run(self, stop: threading.Event | None = None) -> None:
+        """Make all videos that were let in, and wait for their last frames.
+
+        Returns when each has ended or is paused, or after the chunk under way once `stop` is set.
+        """
+        while self.step(stop) is not None or self._wait_for_one():
+            pass
+
+    def _wait_for_one(self) -> bool:
+        """Wait for the last frames of a video, if there is one of which no more chunks are made."""
+        ending = next((task for task in self._tasks if task.status == "ending"), None)
+        return ending is not None and ending.wait()
+
+    def serve(self) -> None:
+        """Make all videos that are let in, and wait for more, until `close` is called."""
+        while not self._closed.is_set():
+            if self.step(self._closed) is None:
+                self._commands.wait()
+
+    def close(self) -> None:
+        """Let nobody in any more, and let `serve` return after the chunk under way."""
+        self._closed.set()
+        self._commands.post(lambda: None)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """End what is still being made, with its state unless something went wrong; close the engine."""
+        self.close()
+        failure = error if isinstance(error, Exception) else None
+        with self._commands.turn():
+            tasks = list(self._tasks)
+            for task in tasks:
+                task.close(save=error is None, failure=failure)
+        for task in tasks:
+            task.wait()
+        self._engine.close()
+
+    def _check_kind(self, job: Job) -> None:
+        # The memory plan counts the noise of one sampler's steps.
+        for name in SHARED if self._memory is None else ("sampler", *SHARED):
+            if getattr(job, name) != getattr(self._job, name):
+                raise UserError(f"this video has another {name} than the session; make it on its own")
+
+    def _reserve(self) -> int:
+        """A place among those that fit, and the number of the video that takes it."""
+        with self._lock:
+            if self._closed.is_set():
+                raise UserError("the session is closed; begin another one")
+            if self.capacity is not None and self._held >= self.capacity:
+                raise UserError(
+                    f"{self._memory:,} bytes hold {self.capacity} videos and no more; "
+                    f"end one, or allow {self.plan.stream_bytes:,} bytes for another"
+                )
+            self._held += 1
+            self._admitted += 1
+            return self._admitted - 1
+
+    def _give_back(self) -> None:
+        with self._lock:
+            self._held -= 1
+
+    def _release(self, on_end: OnEnd | None, task: VideoTask) -> None:
+        """Give back the place of a video that has ended, whatever its owner does about it."""
+        self._give_back()
+        if on_end is not None:
+            on_end(task)
+
+    def _stages(self, asked: Admission) -> VideoStages:
+        job = asked.job
+        rollout = Rollout(
+            self._engine, job.prompts, job.sampler,
+            seeds=[job.seed], threads=job.cores.denoiser, pool=self._pool,
+        )  # fmt: skip
+        return VideoStages(
+            asked, rollout, self._decoder(), side=self._side,
+            chunk_seconds=self._frames_per_chunk(asked) / FRAMES_PER_SECOND,
+        )  # fmt: skip
+
+    def _frames_per_chunk(self, asked: Admission) -> float:
+        if asked.frames is None:
+            config = self._job.checkpoint.model_config()
+            return config.chunk * self._job.decoding.sizes().temporal_ratio
+        # Without frames there is nobody to watch: whoever has made fewer chunks goes on.
+        return (asked.frames or asked.job.chunks) / asked.job.chunks

@@ -1,0 +1,224 @@
+"""One video from its latents to its sink: denoising, decoding and encoding at the same time.
+
+The rollout runs on the thread that calls, the decoder and the sink on one each, with short queues
+between them: who is faster waits for who is slower only when a queue is full, and that is counted.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from functools import partial
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from runtime.device.cuda_graphs import SideStream, Stamp, between, stamp
+from runtime.device.memory import resident_bytes
+from runtime.device.worker_thread import WorkerThread
+from runtime.outputs import FrameSink
+from runtime.outputs.writer import FrameWriter
+from runtime.planning.request import Job, to_pixels
+from runtime.prompts.sources import LivePrompts
+from runtime.resume.autosave import Autosave
+from runtime.resume.sidecar import describe_prompts
+from runtime.resume.state import Snapshot, State
+from runtime.rollout.decoding import Decoder
+from runtime.rollout.rollout import Rollout
+from runtime.telemetry.events import ChunkReport, NoTelemetry, Telemetry
+from vmla.config import FRAMES_PER_SECOND
+
+
+class DecodeError(Exception):
+    """The decoder gave up; says at which chunk, and why."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Admission:
+    """What a session is asked to make, and for whom."""
+
+    job: Job
+    sink: FrameSink
+    """Where the frames go; it stands where the `state` left it, if there is one."""
+    frames: int | None
+    """Of the whole video; None for an endless one."""
+    telemetry: Telemetry = NoTelemetry()
+    autosave: Autosave | None = None
+    """Saves the state on the way, and at an early end."""
+    state: State | None = None
+    """To go on from."""
+
+
+class VideoStages:
+    """A video in the making: a rollout, and the threads that decode, write and save what it makes."""
+
+    def __init__(
+        self, asked: Admission, rollout: Rollout, decoder: Decoder, *, side: SideStream, chunk_seconds: float
+    ) -> None:
+        """Begin with the first chunk, or where the state of `asked` left off.
+
+        Args:
+            asked: the video.
+            rollout, decoder: at the start of a video.
+            side: where chunks are decoded, those of other videos too.
+            chunk_seconds: how long a chunk lasts when it is played.
+        """
+        self.job, self.autosave, self.earlier = asked.job, asked.autosave, 0
+        self._rollout, self._decoder, self._telemetry = rollout, decoder, asked.telemetry
+        self._frames, self._chunks = asked.frames, None if asked.frames is None else asked.job.chunks
+        self._side, self._chunk_seconds = side, chunk_seconds
+        self.writer, self.decoding = FrameWriter(asked.sink), WorkerThread("decoder")
+        self._threads, self._dropped = ExitStack(), False
+        if asked.state is not None:
+            self._go_on(asked.state)
+        self.done = self.earlier
+        """Frames handed to the writer."""
+        self.made = self._first = rollout.number
+        """Chunks denoised."""
+        self.first_frame_seconds = 0.0
+        self._began = 0.0
+        self._clean: tuple[Stamp, Stamp] | None = None
+        self._launched = rollout.launches
+        asked.job.prompts.listen(asked.telemetry.prompt)
+
+    def _go_on(self, state: State) -> None:
+        self.earlier = state.mark["frames"]
+        if self._chunks is not None and state.snapshot.number >= self._chunks:
+            self._rollout.number = state.snapshot.number  # all is made: nothing else matters
+            return
+        state.snapshot.restore(self._rollout)
+        self._decoder.memory = state.memory_on(self.job.device)
+
+    def start(self, on_failure: Callable[[], None]) -> None:
+        """Start the threads, any of which calls `on_failure` when something has gone wrong there."""
+        for thread in (self.autosave, self.writer, self.decoding):
+            if thread is not None:
+                thread.on_failure = on_failure
+                self._threads.enter_context(thread)
+
+    def close(self) -> None:
+        """Let all that was made reach the sink, and give back the memory of the rollout.
+
+        Raises:
+            Exception: what has gone wrong on one of the threads.
+        """
+        try:
+            self._threads.close()
+        finally:
+            del self._rollout, self._decoder
+
+    def drop(self) -> None:
+        """Forget what is made but not written yet, and write nothing more."""
+        self._dropped = True
+        self.writer.drop()
+
+    def check(self) -> None:
+        """Raise what has gone wrong on one of the threads so far."""
+        for thread in (self.decoding, self.writer, self.autosave):
+            if thread is not None:
+                thread.check()
+
+    @property
+    def finished(self) -> bool:
+        """Whether all chunks are denoised."""
+        return self._chunks is not None and self.made >= self._chunks
+
+    @property
+    def complete(self) -> bool:
+        """Whether all chunks are made and the writer has been handed all frames."""
+        return self.finished and (self._frames is None or self.done >= self._frames)
+
+    @property
+    def blocked(self) -> bool:
+        """Whether the next chunk would wait for a sink that takes nothing."""
+        return self.decoding.full and self.writer.full
+
+    @property
+    def ahead_seconds(self) -> float:
+        """How long somebody who watches has something to see in what these stages have made."""
+        return (self.made - self._first) * self._chunk_seconds
+
+    def step(self) -> None:
+        """Make one chunk and hand it on, then its clean pass, if another follows; first the state, if due."""
+        if self.autosave is not None and self.autosave.due():
+            self.save(self.autosave.save)
+        rollout, device = self._rollout, self.job.device
+        self._began = self._began or perf_counter()
+        began = stamp(device)
+        latents = rollout.denoise()
+        ready = stamp(device)
+        assert rollout.change is not None
+        prompt = rollout.change.prompts[0]
+        launches, self._launched = self._launched, rollout.launches
+        # Before the first chunk there is no graph that could have been replayed.
+        since = None if self._launched is None else self._launched - (launches or 0)
+        self.decoding.put(partial(self._show, self.made, latents, prompt, (began, ready), self._clean, since))
+        self.made += 1
+        if not self.finished:
+            before = stamp(device)
+            rollout.commit()
+            self._clean = before, stamp(device)
+
+    def save(self, tell: Callable[[State], None]) -> None:
+        """Tell the state between two chunks, once all frames before it are in the sink.
+
+        It goes the way of the frames, through the queues of both threads, and never waits for a place.
+        """
+        rollout = Snapshot.of(self._rollout)
+        snapshot = replace(rollout, number=self.made)
+        video = describe_prompts(self.job.prompts.known_before(self.made))
+        if isinstance(self.job.prompts, LivePrompts):
+            video["live"] = True
+
+        def at_decoder() -> None:
+            memory = self._decoder.memory
+            self.writer.mark(
+                lambda mark: tell(State(snapshot=snapshot, memory=memory, mark=mark, video=video))
+            )
+
+        self.decoding.put(at_decoder, even_if_full=True)
+
+    def _show(
+        self, number: int, latents: Tensor, prompt: str, denoise: tuple[Stamp, Stamp],
+        clean: tuple[Stamp, Stamp] | None, launches: int | None,
+    ) -> None:  # fmt: skip
+        """Decode a chunk and hand it to the writer."""
+        if self._dropped:
+            return
+        began = perf_counter()
+        left = None if self._frames is None else self._frames - self.done
+        try:
+            with self._side.after(denoise[1], latents):
+                pixels = to_pixels(self._decoder.decode(latents)[0])[:left]
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise DecodeError(f"decoding chunk {number} failed: {reason}") from error
+        decoded = perf_counter()
+        self.writer.write(pixels)
+        self.done += len(pixels)
+        seconds = perf_counter() - self._began
+        self.first_frame_seconds = self.first_frame_seconds or seconds
+        self._telemetry.chunk(
+            ChunkReport(
+                chunk=number,
+                chunks=self._chunks,
+                frames=self.done,
+                seconds=seconds,
+                denoise_seconds=between(*denoise),
+                clean_seconds=between(*clean) if clean else 0.0,
+                decode_seconds=decoded - began,
+                encode_seconds=self.writer.busy_seconds,
+                queue_depth=self.writer.depth,
+                decode_queue_depth=self.decoding.depth,
+                stalled_seconds=self.writer.stalled_seconds + self.decoding.stalled_seconds,
+                stalls=self.writer.stalls + self.decoding.stalls,
+                resident_bytes=resident_bytes(),
+                device_bytes=torch.cuda.memory_allocated() if self.job.device.type == "cuda" else 0,
+                launches=launches,
+                frames_per_second=FRAMES_PER_SECOND,
+                prompt=prompt,
+                earlier=self.earlier,
+            )
+        )
