@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
@@ -16,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vmla.cache import CacheLayout
 from vmla.config import ModelConfig
-from vmla.transformer import VideoMLA
+from vmla.transformer import StepInputs, VideoMLA
 
 READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal"}
 """Operations that make the host wait for a value of the device."""
@@ -47,18 +46,18 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def pass_inputs(config: ModelConfig, batch: int = 1, chunk: int | None = None) -> tuple[Tensor, ...]:
+def pass_inputs(config: ModelConfig, batch: int = 1, chunk: int | None = None) -> StepInputs:
     """Random inputs of `VideoMLA.forward` before chunk number `chunk`; with a full window if not given."""
     layout = CacheLayout.of(config)
     number = layout.slots if chunk is None else chunk
     picture = (batch, config.latent_channels, config.chunk, config.height, config.image_width)
-    return (
-        torch.randn(picture),
-        torch.full((batch, config.chunk), 500.0),
-        torch.randn(config.layers, 2, batch, config.text_tokens, config.width),
-        torch.randn(layout.shape(batch)),
-        layout.slot_index(number),
-        layout.chunk_index(number),
+    return StepInputs(
+        latents=torch.randn(picture),
+        timestep=torch.full((batch, config.chunk), 500.0),
+        text_kv=torch.randn(config.layers, 2, batch, config.text_tokens, config.width),
+        cache=torch.randn(layout.shape(batch)),
+        slot_index=layout.slot_index(number),
+        chunk_index=layout.chunk_index(number),
     )
 
 

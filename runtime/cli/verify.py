@@ -18,6 +18,7 @@ from runtime.prompts.sources import FixedPrompts
 from runtime.rollout.decoding import NoDecoder
 from runtime.rollout.rollout import rollout
 from vmla.scheduler import TIMESTEPS, Sampler
+from vmla.transformer import StepInputs
 from vmla.weights.checkpoint import Checkpoint, open_checkpoint
 
 SINGLE = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 3e-3, "fp8": 1e-1, "nvfp4": 4e-1}
@@ -98,7 +99,7 @@ def single_pass(engine: Engine, eager: Engine, batch: int) -> dict[str, float]:
     cache = draw(*layout.shape(batch)).masked_fill(empty, float("nan"))
     text = prompts(batch)
     want, got = (
-        one.step(latents, timestep, one.encode_prompt(text), cache.to(one.dtype), slots, own)
+        one.step(StepInputs(latents, timestep, one.encode_prompt(text), cache.to(one.dtype), slots, own))
         for one in (eager, engine)
     )
     return {

@@ -16,6 +16,7 @@ from vmla.cache import CacheLayout
 from vmla.config import ModelConfig
 from plugins.errors import UserError
 from vmla.text import TextEncoder
+from vmla.transformer import StepInputs
 from vmla.weights.checkpoint import Checkpoint, open_checkpoint
 
 PREFERRED = ("tensorrt", "tensorrt-rtx", "aoti", "onnx")
@@ -47,41 +48,19 @@ class CompiledEngine:
         return text_kv
 
     @torch.inference_mode()
-    def step(
-        self,
-        latents: Tensor,
-        timestep: Tensor,
-        text_kv: Tensor,
-        cache: Tensor,
-        slot_index: Tensor,
-        chunk_index: Tensor,
-        *,
-        full: bool = False,
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, inputs: StepInputs, *, full: bool = False) -> tuple[Tensor, Tensor]:
         """Velocity and entries: see `VideoMLA.forward`; one program serves every window, `full` or not.
 
         Raises:
             ValueError: naming a tensor that has not the shape or type of the manifest.
         """
-        velocity, entries = self._run(
-            "step", latents.float(), timestep, text_kv, cache, slot_index, chunk_index
-        )
+        velocity, entries = self._run("step", *inputs._replace(latents=inputs.latents.float()))
         return velocity, entries
 
-    def entries(
-        self,
-        latents: Tensor,
-        timestep: Tensor,
-        text_kv: Tensor,
-        cache: Tensor,
-        slot_index: Tensor,
-        chunk_index: Tensor,
-        *,
-        full: bool = False,
-    ) -> Tensor:
+    def entries(self, inputs: StepInputs, *, full: bool = False) -> Tensor:
         """The entries of `step`, whose velocity is made and dropped: a program of their own would save 2 % of
         a chunk of a small model, less of a large one, and hold all weights a second time (LOG.md)."""
-        return self.step(latents, timestep, text_kv, cache, slot_index, chunk_index)[1]
+        return self.step(inputs)[1]
 
     def _run(self, name: str, *tensors: Tensor) -> Sequence[Tensor]:
         check_inputs(self.manifest.programs[name], tensors)
