@@ -26,6 +26,7 @@ from bench.harness.subject import random_model
 from bench.speed import kernels
 from bench.speed.chunk_graph import StaticChunk, captured
 from bench.speed.memory import BATCHES, LAYOUTS, compared, measured_cache, streams
+from export.backends.aoti import AOTI
 from vmla.cache import CacheLayout
 from vmla.config import Layout
 from vmla.flops import Counted
@@ -145,7 +146,7 @@ def compiled(context: Context) -> dict[str, Any]:
 
 def packaged(context: Context) -> dict[str, Any]:
     """A chunk through an AOTInductor package, built here."""
-    return {"rows": [_row(context, "aoti")]}
+    return {"rows": [_row(context, AOTI.name)]}
 
 
 def graphs(context: Context) -> dict[str, Any]:

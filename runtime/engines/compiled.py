@@ -10,17 +10,17 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from export.backends.base import Program
+from export.backends.registry import BACKENDS
+from export.checks import check_engine, check_files
 from export.engine.manifest import NAME, Manifest
-from runtime.engines.programs import Program, check_inputs, load_program
+from plugins.errors import UserError
+from runtime.engines.programs import check_inputs, load_program
 from vmla.cache import CacheLayout
 from vmla.config import ModelConfig
-from plugins.errors import UserError
 from vmla.text import TextEncoder
 from vmla.transformer import StepInputs
 from vmla.weights.checkpoint import Checkpoint, open_checkpoint
-
-PREFERRED = ("tensorrt", "tensorrt-rtx", "aoti", "onnx")
-"""Backends, the fastest first."""
 
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 """Of matrix products, by the type that the model would compute in."""
@@ -89,8 +89,8 @@ def open_engine(folder: Path, checkpoint: Checkpoint, *, batch: int = 1) -> Comp
         UserError: if it does not fit this machine, the checkpoint or `batch`, or is damaged.
     """
     manifest = Manifest.read(folder)
-    manifest.check(folder, checkpoint, batch=batch)
-    manifest.check_files(folder)
+    check_engine(manifest, folder, checkpoint, batch=batch)
+    check_files(manifest, folder)
     programs = {name: load_program(folder, name, manifest) for name in manifest.programs}
     return CompiledEngine(manifest, programs, checkpoint.text())
 
@@ -99,7 +99,7 @@ def find_engine(checkpoint: Checkpoint, *, device: str, dtype: str, engines: Pat
     """The engine in the folder `engines` that its manifest says runs `checkpoint` here as the model would.
 
     That is on `device`, a type of device, and with matrix products in `dtype`: never in a narrower one. Of
-    several the one whose backend comes first in `PREFERRED`, then the first by name. What was refused is
+    several the one whose backend comes first in the registry, then the first by name. What was refused is
     logged.
     """
     found = []
@@ -108,17 +108,15 @@ def find_engine(checkpoint: Checkpoint, *, device: str, dtype: str, engines: Pat
             manifest = Manifest.read(path.parent)
             if (manifest.host.device, manifest.precision) != (device, PRECISIONS[dtype]):
                 continue
-            manifest.check(path.parent, checkpoint)
+            check_engine(manifest, path.parent, checkpoint)
         except UserError as refusal:
             log.info("%s", refusal)
             continue
-        found.append((PREFERRED.index(manifest.backend), path.parent))
+        found.append((list(BACKENDS).index(manifest.backend), path.parent))
     return min(found)[1] if found else None
 
 
-def fit(
-    folder: Path, name: str | Path | None, *, device: str, dtype: str
-) -> tuple[Checkpoint, str, str]:
+def fit(folder: Path, name: str | Path | None, *, device: str, dtype: str) -> tuple[Checkpoint, str, str]:
     """The checkpoint, device and type that the engine in `folder` needs; reads no weights but to hash them.
 
     Args:
@@ -131,7 +129,7 @@ def fit(
     """
     manifest = Manifest.read(folder)
     checkpoint = open_checkpoint(manifest.checkpoint if name is None else name)
-    manifest.check(folder, checkpoint)
+    check_engine(manifest, folder, checkpoint)
     built = manifest.host.device, manifest.cache["dtype"]
     if device not in (built[0], "cpu"):
         raise UserError(f"{folder} was built for device {built[0]}, not {device}; leave --device out")

@@ -11,9 +11,9 @@ from kit.checkpoints import debug_checkpoint
 from kit.measure import assert_close
 from kit.passes import pass_inputs
 
-from export.cli import main as export_main
 from export.engine.manifest import NAME, Manifest
 from plugins.errors import UserError
+from runtime.cli.export import main as export_main
 from runtime.cli.run import main as run_main
 from runtime.engines.base import EagerEngine
 from runtime.engines.compiled import open_engine

@@ -7,12 +7,12 @@ from kit.measure import assert_close
 from kit.passes import pass_inputs
 
 from export.build import describe, lower
-from export.cli import main
 from export.engine.manifest import Manifest
 from export.lowering.calibration import Calibration
 from export.lowering.trace import trace_step
 from export.onnx import graph as graphs
 from export.settings import Settings
+from runtime.cli.export import main
 from runtime.engines.compiled import open_engine
 from vmla.transformer import StepInputs
 from vmla.weights.checkpoint import open_checkpoint
