@@ -20,6 +20,9 @@ SCHEMA = 3
 ENGINES = Path("engines")
 """Where engines go, and are looked for, unless told otherwise."""
 
+EAGER = "eager"
+"""Said in the place of an engine's folder and of its backend where there is none: the model itself."""
+
 Attention = Literal["plugin", "native"]
 """Self-attention as a node that our TensorRT plugin takes, or in operations that every backend knows."""
 
@@ -70,8 +73,9 @@ class Manifest:
     code: str
     """SHA-256 of the sources that made the programs.
 
-    `runtime` is not among them. It calls programs and is in none; what it adds to a video, noise, sampler
-    steps and commits, is the same for every engine and is not compiled. Its rollouts also measure the scales
+    `runtime` and `export.loading` are not among them. They call programs and are in none; what the runtime
+    adds to a video, noise, sampler steps and commits, is the same for every engine and is not compiled. Its
+    rollouts also measure the scales
     of fp8, but these are a file of the engine with a hash of its own, and no less true of the model after an
     edit of what measured them.
     """
