@@ -14,27 +14,21 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from time import perf_counter
-from typing import Any
 
-import torch
 from torch.export import ExportedProgram
 
-from export.backends import aoti, tensorrt
+from export.checks import check_files
 from export.engine.atomic_folder import aside_of
-from export.engine.manifest import BACKENDS, NAME, Manifest, Quantization, Signature
+from export.engine.manifest import NAME, Manifest, Quantization, Signature
 from export.engine.signature import contract
-from export.engine.target import Host
-from export.layers import by_precision, products
+from export.layers import by_precision
 from export.lowering.calibration import NAME as CALIBRATION
 from export.lowering.calibration import Calibration, Drive, Rollouts, calibrate
 from export.lowering.fp8_matmul import scaled
 from export.lowering.precision import DTYPES, in_precision
 from export.lowering.quantized_layers import quantized
 from export.lowering.trace import trace
-from export.onnx import graph as onnx
-from export.onnx.attention_node import attention_nodes
 from export.settings import Settings
 from plugins.errors import UserError
 from vmla.cache import CacheLayout
@@ -109,7 +103,7 @@ def build(
         programs = _programs(model, settings, wanted, largest, report)
         for name, program in programs.items():
             with _stage(f"compile {name}", report) as stage:
-                stage.warnings = _compile(name, program, wanted, settings, aside)
+                stage.warnings = settings.builder.compile(name, program, wanted, aside)
         with _stage("hash", report):
             files = {path.name: hash_file(path) for path in sorted(aside.iterdir())}
         manifest = replace(wanted, files=files)
@@ -121,10 +115,6 @@ def describe(checkpoint: Checkpoint, settings: Settings, calibration: Calibratio
     """The manifest that a build will have, but for its files; reads no weights but to hash them."""
     config = checkpoint.model_config()
     narrow = str(DTYPES[settings.base]).removeprefix("torch.")
-    device = "cuda" if settings.backend == "tensorrt" else settings.device
-    host = Host.here(device, BACKENDS[settings.backend].tools)
-    if settings.target is not None:
-        host = replace(host, device="cuda", architecture=settings.target, features=())
     return Manifest(
         backend=settings.backend,
         precision=settings.precision,
@@ -138,8 +128,8 @@ def describe(checkpoint: Checkpoint, settings: Settings, calibration: Calibratio
         programs=contract(config, batch=settings.batch, narrow=narrow),
         layers=by_precision(config, settings),
         quantization=_quantization(checkpoint, settings, calibration),
-        compiler=aoti.OPTIONS[settings.device] if settings.backend == "aoti" else {},
-        host=host,
+        compiler=settings.builder.compiler(settings),
+        host=settings.builder.host(settings),
     )
 
 
@@ -149,7 +139,8 @@ def _quantization(
     if not settings.quantized:
         return None
     watched = calibration.rollouts if calibration else Rollouts.of(checkpoint)
-    return Quantization(base=settings.base, products=products(settings), calibration=asdict(watched))
+    products = settings.builder.products(settings)
+    return Quantization(base=settings.base, products=products, calibration=asdict(watched))
 
 
 def _reference(checkpoint: Checkpoint) -> str:
@@ -217,53 +208,6 @@ def lower(
     return in_precision(program, settings.base, held)
 
 
-def _compile(
-    name: str, program: ExportedProgram, wanted: Manifest, settings: Settings, folder: Path
-) -> list[str]:
-    """Write the program's file or files into `folder`; returns what the compiler warned of."""
-    if settings.backend == "aoti":
-        aoti.package(program, folder / f"{name}.pt2", wanted.compiler)
-        return []
-    graph = folder / f"{name}.onnx"
-    nodes = settings.attention_form == "plugin"
-    onnx.save(program, wanted.programs[name], graph, attention_nodes=nodes)
-    if settings.backend == "onnx":
-        return []
-    with TemporaryDirectory(dir=folder) as scratch:
-        request = _request(name, graph, wanted, Path(scratch))
-        warned = tensorrt.build(request)
-    for part in folder.glob(f"{graph.name}*"):
-        part.unlink()
-    return warned
-
-
-def _request(name: str, graph: Path, wanted: Manifest, scratch: Path) -> tensorrt.Request:
-    """What the TensorRT of the backend is asked for; its plugin's kernels are compiled into `scratch`."""
-    folder, target, version = graph.parent, wanted.host.architecture, wanted.host.versions
-    request = tensorrt.Request(
-        library="tensorrt_rtx", graph=str(graph), engine=str(folder / f"{name}.engine"), target=target
-    )
-    if wanted.backend == "tensorrt-rtx":
-        return request
-    kernels, nodes = None, attention_nodes(graph)
-    if nodes:
-        head = wanted.model["attention_head_dim"]
-        dtype: Any = "fp16" if wanted.precision == "fp16" else "bf16"
-        tensorrt.compile_kernels(scratch, architecture=target, dtype=dtype, head=head)
-        kernels = str(scratch)
-    times = tensorrt.timing_cache_name(
-        version=version["tensorrt"], gpu=torch.cuda.get_device_name(), level=request.level
-    )
-    return replace(
-        request,
-        library="tensorrt",
-        attention_nodes=nodes,
-        kernels=kernels,
-        layers=str(folder / f"{name}.layers.json"),
-        timing_cache=str(folder.parent / ".timing" / times),
-    )
-
-
 def _reusable(folder: Path, wanted: Manifest, calibration: Calibration | None) -> Manifest | None:
     """The manifest of a sound engine in `folder` that is what a build would give.
 
@@ -276,7 +220,7 @@ def _reusable(folder: Path, wanted: Manifest, calibration: Calibration | None) -
         raise UserError(f"{folder} exists and is no engine; name another folder with -o")
     try:
         existing = Manifest.read(folder)
-        existing.check_files(folder)
+        check_files(existing, folder)
     except UserError:
         return None  # damaged, or of another version: built anew
     given = calibration is None or existing.files.get(CALIBRATION) == calibration.digest

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from export.checks import check_host
 from export.engine.manifest import NAME, Manifest, TensorSpec
 from export.lowering.exclusions import UNEVEN, reason_to_exclude
 from plugins.errors import UserError
@@ -57,7 +58,7 @@ def _layers(manifest: Manifest) -> Iterator[str]:
 def _reason(manifest: Manifest, precision: str, layer: str) -> str:
     if manifest.quantization is None or precision == manifest.precision:
         return ""
-    return f": {reason_to_exclude(layer, (), manifest.model['layers']) or UNEVEN}"
+    return f": {reason_to_exclude(layer, (), manifest.model['num_layers']) or UNEVEN}"
 
 
 def layers(folder: Path, manifest: Manifest) -> Iterator[str]:
@@ -99,7 +100,7 @@ def _summary(place: Path) -> str:
         return f"no engine that can be read: {refusal}"
     what = f"{manifest.backend} {manifest.precision}, batch {manifest.batch}, {manifest.checkpoint}"
     try:
-        manifest.check_host(place)
+        check_host(manifest, place)
     except UserError as refusal:
         return f"{what}; does not run here: {refusal}"
     return what

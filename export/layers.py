@@ -32,14 +32,3 @@ def by_precision(config: ModelConfig, settings: Settings) -> dict[str, tuple[str
     if not layers[settings.precision]:
         raise UserError(f"no linear layer of this model can be in {settings.precision}; use {settings.base}")
     return {precision: tuple(names) for precision, names in layers.items()}
-
-
-def products(settings: Settings) -> str:
-    """How an engine of these settings multiplies codes, in words."""
-    if settings.backend == "aoti" and settings.device == "cuda":
-        return "torch._scaled_mm multiplies the codes"
-    if settings.backend == "aoti":
-        return "simulated: what the codes stand for is multiplied in float32"
-    if settings.backend == "onnx":
-        return "left to what runs the graph; ONNX Runtime multiplies what the codes stand for in float32"
-    return "left to TensorRT, which multiplies codes where it fuses quantising into a product"

@@ -19,6 +19,10 @@ HEAVY = ("tensorrt", "tensorrt_rtx", "triton", "diffusers", "transformers", "av"
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 KERNELS = {"plugins/triton/absorbed.py": 80}
 """A kernel whose one loop carries a dozen tiles, which no function could take over without all of them."""
+LOADS = {"export.engine.manifest", "export.checks", "export.backends.base", "export.backends.registry"}
+"""What the runtime takes of `export`: the manifest, whether an engine fits, the backend that loads it."""
+BUILDS = "runtime/cli/export.py"
+"""The command that builds engines, and so may import all of `export`."""
 AT_THE_BOTTOM = "plugins.errors"
 """What every module raises: importing it loads nothing."""
 
@@ -92,10 +96,16 @@ def test_errors_import_nothing():
 
 
 @pytest.mark.parametrize("path", sources("runtime"), ids=named)
-def test_the_runtime_knows_of_export_the_manifest_alone(path):
-    for module, names in imported(parsed(path)):
-        if module.split(".")[0] == "export":
-            assert module == "export.engine.manifest" or (module, names) == ("export.engine", ("manifest",))
+def test_the_runtime_knows_of_export_what_loads_an_engine_alone(path):
+    for module, _ in imported(parsed(path)):
+        if module.split(".")[0] == "export" and named(path) != BUILDS:
+            assert module in LOADS
+
+
+def test_all_that_lists_and_loads_engines_is_imported_without_a_compiler_or_torch():
+    modules = ", ".join(sorted(LOADS | {"runtime.cli.export", "sys"}))
+    statement = f"import {modules}; assert 'torch' not in sys.modules"
+    assert loaded_by(statement) == ["[]", "False"]
 
 
 @each_module

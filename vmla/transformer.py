@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +18,23 @@ from vmla.attention import AnyWindow, HeadAttention, LatentAttention, TextAttent
 from vmla.config import ModelConfig
 from vmla.packed_sequence import Unrolling
 from vmla.rope import Rotary3D
+
+
+class StepInputs(NamedTuple):
+    """The six tensors of one pass, in the order of `VideoMLA.forward` and of every engine's signature."""
+
+    latents: Tensor
+    """The noisy chunk [B, z, F, h, w] float32."""
+    timestep: Tensor
+    """[B, F] float32 in 0 .. 1000; 0 on the clean pass."""
+    text_kv: Tensor
+    """Keys and values of the prompt for cross-attention [L, 2, B, tokens, D]."""
+    cache: Tensor
+    """[L, B, T, E], in the order of its slots."""
+    slot_index: Tensor
+    """Window-relative frame of each slot [T / P] int32; -1 marks an empty one."""
+    chunk_index: Tensor
+    """Window-relative frames of the chunk itself [F] int32."""
 
 
 def sinusoids(timestep: Tensor, width: int) -> Tensor:

@@ -25,6 +25,7 @@ from bench.harness.peaks import FLOAT8, clock_for, machine_peaks, product
 from bench.harness.subject import RandomText, random_model, steady
 from bench.speed import kernels
 from bench.speed.memory import BATCHES, LAYOUTS, compared, measured_cache, streams
+from export.backends.aoti import AOTI
 from runtime.engines.base import EagerEngine
 from vmla.cache import CacheLayout
 from vmla.config import Layout
@@ -145,7 +146,7 @@ def compiled(context: Context) -> dict[str, Any]:
 
 def packaged(context: Context) -> dict[str, Any]:
     """A chunk through an AOTInductor package, built here."""
-    return {"rows": [_row(context, "aoti")]}
+    return {"rows": [_row(context, AOTI.name)]}
 
 
 def graphs(context: Context) -> dict[str, Any]:

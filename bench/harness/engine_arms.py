@@ -11,6 +11,8 @@ import torch
 
 from bench.harness.peaks import TYPES
 from bench.harness.subject import in_layout
+from export.backends.base import Backend
+from export.backends.registry import BACKENDS
 from plugins.errors import UserError
 from runtime.engines.base import EagerEngine, Engine
 from runtime.engines.compiled import open_engine
@@ -20,8 +22,10 @@ from vmla.train.stages.denoiser import compile_blocks
 from vmla.transformer import VideoMLA
 from vmla.weights.checkpoint import Checkpoint
 
-ENGINES = ("eager-mla", "eager-mha", "aoti", "onnx", "compile", "absorbed", "tensorrt-rtx", "tensorrt")
-"""In the order in which they are measured."""
+ON_CPU = tuple(name for name, backend in BACKENDS.items() if "cpu" in backend.devices)
+GPU_ALONE = tuple(name for name, backend in BACKENDS.items() if "cpu" not in backend.devices)
+ENGINES = ("eager-mla", "eager-mha", *ON_CPU, "compile", "absorbed", *reversed(GPU_ALONE))
+"""The model in its forms and every backend, in the order in which they are measured."""
 BY_NAME = (*ENGINES, "compile-mha")
 """All that can be named; the last takes long and says little."""
 PASSES = ("forward", "entries")
@@ -58,9 +62,9 @@ class EngineArm:
             UserError: if it cannot be had here, in one line.
         """
         own = in_layout(subject, self.layout, device=device.type)
-        if self.engine in ("eager-mha", "eager-mla", "absorbed", "compile", "compile-mha"):
+        if (backend := BACKENDS.get(self.engine)) is None:
             return self._eager(own, device)
-        return self._built(own, device, batch=batch, folder=folder)
+        return self._built(backend, own, device, batch=batch, folder=folder)
 
     def _eager(self, subject: Checkpoint, device: torch.device) -> EagerEngine:
         if self.precision not in TYPES:
@@ -73,20 +77,20 @@ class EngineArm:
             absorbed=self.engine == "absorbed",
         )  # fmt: skip
 
-    def _built(self, subject: Checkpoint, device: torch.device, *, batch: int, folder: Path) -> Engine:
+    def _built(
+        self, backend: Backend, subject: Checkpoint, device: torch.device, *, batch: int, folder: Path
+    ) -> Engine:
         from export.build import build
         from export.lowering.precision import check_precision
         from export.settings import Settings
 
-        gpu = device.type == "cuda"
-        if self.engine.startswith("tensorrt") and not gpu:
-            raise UserError("no GPU here, which TensorRT needs")
-        if self.engine == "onnx" and (gpu or self.precision == "bf16"):
-            raise UserError("ONNX Runtime is measured on a CPU, in fp32 or fp16")
+        if device.type not in backend.devices:
+            what = "no GPU is measured" if backend.name in GPU_ALONE else "a GPU is measured"
+            raise UserError(f"{what}, and engines of {backend.name} run on {' or '.join(backend.devices)}")
         settings = Settings(
-            backend=self.engine, precision=check_precision(self.precision), batch=batch,
-            device=device.type if self.engine == "aoti" else "cpu",
-            target=_architecture(device) if self.engine == "tensorrt-rtx" else None,
+            backend=backend.name, precision=check_precision(self.precision), batch=batch,
+            device=device.type if "device" in backend.takes else "cpu",
+            target=_architecture(device) if "target" in backend.takes else None,
         )  # fmt: skip
         place = folder / f"{subject.name}-{settings.name}"
         build(subject, settings, place, lambda stage: None, drive=drive)

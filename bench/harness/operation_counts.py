@@ -7,7 +7,6 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.profiler import ProfilerActivity, profile
@@ -16,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vmla.cache import CacheLayout
 from vmla.config import ModelConfig
-from vmla.transformer import VideoMLA
+from vmla.transformer import StepInputs, VideoMLA
 
 READS = {"aten::_local_scalar_dense", "aten::nonzero", "aten::equal"}
 """Operations that make the host wait for a value of the device."""
@@ -47,17 +46,17 @@ class Operations(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def pass_inputs(config: ModelConfig, batch: int = 1) -> tuple[Tensor, ...]:
+def pass_inputs(config: ModelConfig, batch: int = 1) -> StepInputs:
     """Random inputs of `VideoMLA.forward` with a full window."""
     layout = CacheLayout.of(config)
     picture = (batch, config.in_channels, config.chunk, config.sample_height, config.sample_width)
-    return (
-        torch.randn(picture),
-        torch.full((batch, config.chunk), 500.0),
-        torch.randn(config.num_layers, 2, batch, config.text_tokens, config.inner_dim),
-        torch.randn(layout.shape(batch)),
-        layout.slot_index(layout.slots),
-        layout.chunk_index(layout.slots, config.chunk),
+    return StepInputs(
+        latents=torch.randn(picture),
+        timestep=torch.full((batch, config.chunk), 500.0),
+        text_kv=torch.randn(config.num_layers, 2, batch, config.text_tokens, config.inner_dim),
+        cache=torch.randn(layout.shape(batch)),
+        slot_index=layout.slot_index(layout.slots),
+        chunk_index=layout.chunk_index(layout.slots, config.chunk),
     )
 
 

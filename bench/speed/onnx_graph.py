@@ -30,7 +30,11 @@ import torch
 from torch import Tensor
 
 from bench.harness.document import Record
-from export.backends import tensorrt
+from export.backends.onnx import ONNX
+from export.backends.tensorrt import TensorRT
+from export.backends.tensorrt_build import Request
+from export.backends.tensorrt_build import build as build_plan
+from export.backends.tensorrt_rtx import check_targets
 from export.build import lower
 from export.engine.signature import STEP, contract
 from export.layers import by_precision
@@ -93,7 +97,7 @@ def export_graph(
     *,
     attention_nodes: bool,
     weights: Source,
-    backend: str = "tensorrt",
+    backend: str = TensorRT.name,
 ) -> Graph:
     """Write the step of a model of `config` to `path`; no weights are ever held.
 
@@ -204,7 +208,7 @@ def main(
 ) -> None:
     """Export a model of a named shape without its weights, and build engines of random ones."""
     for each in target:
-        tensorrt.check_targets(each)
+        check_targets(each)
     config, kind = recipe(shape), check_precision(precision)
     if layers is not None:
         config = replace(config, num_layers=layers)
@@ -213,7 +217,7 @@ def main(
     with tempfile.TemporaryDirectory() as scratch:
         place = folder or Path(scratch)
         place.mkdir(parents=True, exist_ok=True)
-        for stage in measure(config, kind, target, place, "onnx" if lint else "tensorrt"):
+        for stage in measure(config, kind, target, place, ONNX.name if lint else TensorRT.name):
             record.save(**stage)
         if lint:
             record.save(lint=faults(place / "step.onnx"))
@@ -254,8 +258,8 @@ def measure(
 def _engine(graph: Path, target: str) -> dict[str, Any]:
     """Build one engine; the peak is that of the largest building process so far."""
     began, engine = perf_counter(), graph.with_name(f"step-{target}.engine")
-    request = tensorrt.Request(library="tensorrt_rtx", graph=str(graph), engine=str(engine), target=target)
-    warnings = tensorrt.build(request)
+    request = Request(library="tensorrt_rtx", graph=str(graph), engine=str(engine), target=target)
+    warnings = build_plan(request)
     told = {
         "target": target,
         "seconds": round(perf_counter() - began, 1),

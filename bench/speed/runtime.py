@@ -48,6 +48,7 @@ from runtime.telemetry.events import ChunkReport, NoTelemetry
 from runtime.telemetry.metrics import percentile
 from vmla.cli.command import OneLineCommand
 from vmla.cli.progress import ProgressLine
+from vmla.transformer import StepInputs
 
 ARMS = ("plain", "now", "unsaved")
 COMPILED = "compiled"
@@ -86,19 +87,9 @@ class Reports(NoTelemetry):
 class PlainEngine(EagerEngine):
     """The modules of the model as they are; its clean pass is a whole step."""
 
-    def entries(
-        self,
-        latents: Tensor,
-        timestep: Tensor,
-        text_kv: Tensor,
-        cache: Tensor,
-        slot_index: Tensor,
-        chunk_index: Tensor,
-        *,
-        full: bool = False,
-    ) -> Tensor:
+    def entries(self, inputs: StepInputs, *, full: bool = False) -> Tensor:
         """Those of the step."""
-        return self.step(latents, timestep, text_kv, cache, slot_index, chunk_index, full=full)[1]
+        return self.step(inputs, full=full)[1]
 
 
 def plain_engine(order: Order) -> Engine:

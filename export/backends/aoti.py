@@ -6,12 +6,15 @@ import shutil
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch.export import ExportedProgram
-
+from export.backends.base import Backend, BuildOptions, Offer, Program, lacking
+from export.engine.manifest import Manifest
+from export.engine.target import gpu_architecture
 from plugins.errors import UserError
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 OPTIONS: dict[str, dict[str, Any]] = {"cpu": {"freezing": True}, "cuda": {}}
 """What Inductor is told beyond its defaults, by device.
@@ -23,12 +26,61 @@ then too.
 """
 
 
+class AOTI(Backend):
+    """A library of machine code for one processor or GPU and one version of PyTorch."""
+
+    name = "aoti"
+    pinned = ("torch",)
+    devices = ("cpu", "cuda")
+    takes = frozenset({"device"})
+
+    def check_tools(self, options: BuildOptions) -> None:
+        """Refuse a machine without a C++ compiler, or without the GPU that is asked for."""
+        from export.lowering.precision import check_hardware
+
+        check_compiler(options.device)
+        if options.device == "cuda":
+            check_hardware(options.precision, gpu_architecture())
+
+    def offer(self, gpu: str, target: str | None) -> Offer | None:
+        """Where a C++ compiler is."""
+        if target is not None or find_compiler() is None:
+            return None
+        return Offer(reason=f"{lacking(gpu)}; it runs wherever torch does, and a C++ compiler is here")
+
+    def compiler(self, options: BuildOptions) -> dict[str, Any]:
+        """What Inductor is told."""
+        return OPTIONS[options.device]
+
+    def products(self, options: BuildOptions) -> str:
+        """How an engine multiplies codes, in words."""
+        if options.device == "cuda":
+            return "torch._scaled_mm multiplies the codes"
+        return "simulated: what the codes stand for is multiplied in float32"
+
+    def compile(self, name: str, program: ExportedProgram, manifest: Manifest, folder: Path) -> list[str]:
+        """Write `NAME.pt2`."""
+        package(program, folder / f"{name}.pt2", manifest.compiler)
+        return []
+
+    def load(self, folder: Path, name: str, manifest: Manifest) -> Program:
+        """On a GPU by PyTorch's own loader: there a call launches kernels and returns at once."""
+        from export.loading import aoti_library
+
+        path = folder / f"{name}.pt2"
+        if manifest.host.device == "cpu":
+            return aoti_library.Library(path)
+        return aoti_library.loaded_by_torch(path)
+
+
 def check_compiler(device: str) -> None:
     """Refuse early where nothing could be compiled.
 
     Raises:
         UserError: without a C++ compiler, which a GPU's package needs as well, or without the GPU.
     """
+    import torch
+
     if find_compiler() is None:
         raise UserError("no C++ compiler here, which backend aoti needs; install g++, or use --backend onnx")
     if device == "cuda" and not torch.cuda.is_available():
@@ -51,6 +103,7 @@ def package(program: ExportedProgram, path: Path, options: Mapping[str, Any]) ->
     Raises:
         UserError: if the C++ compiler fails, with the last that it said.
     """
+    import torch
     from torch._inductor import aoti_compile_and_package
     from torch._inductor.exc import CppCompileError
 

@@ -1,118 +1,110 @@
-"""TensorRT and TensorRT-RTX engines from an ONNX graph: what is asked for, and what comes back.
-
-Building runs in a process of its own (`export.backends.tensorrt_process`): the libraries end the process on
-some mistakes, keep state between builds, and hold the weights several times over while they work.
-
-TensorRT builds on the GPU that the engine is for. TensorRT-RTX builds for a named GPU, on any machine.
-"""
+"""TensorRT engines with our attention plugin, built on the GPU that they are for."""
 
 from __future__ import annotations
 
-import json
-import re
-import subprocess
-import sys
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, get_args
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, Any
 
+from export.backends.base import Backend, BuildOptions, Offer, Program, Requirement
+from export.backends.onnx import EXPORTER, remove_graph, write_graph
+from export.backends.tensorrt_build import PRODUCTS, Request, build, compile_kernels, timing_cache_name
+from export.engine.manifest import Attention, Manifest
+from export.engine.target import NO_GPU, gpu_architecture
 from plugins.errors import UserError
-from plugins.triton.tiles import Family, halves
 
-TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
-"""Compute capabilities that TensorRT-RTX 1.7 builds for; sm_90 and sm_100 are not among them."""
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
-LEVEL = 3
-"""How hard TensorRT looks for kernels, of 0 to 5: its default. From 4 on it compiles every candidate."""
-
-NAMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
+LIBRARY = Requirement(modules=("tensorrt",), extra="trt")
+KERNELS = Requirement(modules=("triton",), extra="gpu")
+"""Compiles the plugin's kernels; an engine without the plugin does not need it."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """One engine to build from one graph; paths are strings, for it travels as JSON."""
+class TensorRT(Backend):
+    """A plan for one GPU and one version of TensorRT."""
 
-    library: Literal["tensorrt", "tensorrt_rtx"]
-    graph: str
-    engine: str
-    """Where it goes."""
-    target: str
-    """The GPU architecture, as `sm_90`; for TensorRT-RTX also several, as `sm_89,sm_120`."""
-    attention_nodes: int = 0
-    """So many nodes of the graph must become layers of our plugin."""
-    kernels: str | None = None
-    """The folder of the plugin's kernels (`plugins.aot.compile`); without it no plugin is registered."""
-    layers: str | None = None
-    """Where the record of the engine's layers goes, which needs the GPU."""
-    timing_cache: str | None = None
-    """A file of the times that kernels took, read if it is there and written back."""
-    level: int = LEVEL
+    name = "tensorrt"
+    requires = (EXPORTER, LIBRARY, KERNELS)
+    pinned = ("tensorrt",)
+    devices = ("cuda",)
+    takes = frozenset({"attention"})
+    nvfp4 = True
 
+    def check(self, options: BuildOptions) -> None:
+        """Refuse what no engine can be."""
+        super().check(options)
+        if (options.attention, options.precision) == ("plugin", "fp32"):
+            raise UserError("the attention plugin computes in bf16 and fp16; use --precision bf16")
 
-def check_targets(targets: str) -> str:
-    """GPUs such as `sm_89` or `sm89,sm120`, as a manifest spells them: `sm_89,sm_120`.
+    def check_tools(self, options: BuildOptions) -> None:
+        """Refuse a machine without TensorRT, its GPU, or what the plugin needs."""
+        from export.lowering.precision import check_hardware
 
-    Raises:
-        UserError: for one that TensorRT-RTX has no engines for, naming those that it has.
-    """
-    spelled = [re.sub(r"^sm_?", "sm_", target.strip()) for target in targets.split(",")]
-    for target in spelled:
-        if target not in TARGETS:
-            known = ", ".join(TARGETS)
-            raise UserError(f"TensorRT-RTX builds no engines for {target}; its targets are {known}")
-    return ",".join(dict.fromkeys(spelled))
+        for requirement in self.requires:
+            if requirement is not KERNELS or self.attention(options) == "plugin":
+                requirement.check()
+        if (gpu := gpu_architecture()) == NO_GPU:
+            mend = "use --backend tensorrt-rtx, which builds for a named one"
+            raise UserError(f"no GPU here, and TensorRT builds on the GPU that it is for; {mend}")
+        check_hardware(options.precision, gpu)
 
+    def offer(self, gpu: str, target: str | None) -> Offer | None:
+        """Where it and a GPU are."""
+        if target is not None or gpu == NO_GPU or not LIBRARY.installed():
+            return None
+        return Offer(reason=f"TensorRT and a GPU, {gpu}, are here")
 
-def kernel_family(architecture: str) -> Family:
-    """The kernels of the attention plugin that run on a GPU; they are not forward compatible.
+    def remark(self, options: BuildOptions) -> str | None:
+        """Which attention it is, if it was not asked for."""
+        if options.attention is not None:
+            return None
+        return f"attention: {self.attention(options)} (the plugin computes in bf16 and fp16)"
 
-    Raises:
-        UserError: if there are none.
-    """
-    for family in get_args(Family):
-        if architecture == f"sm_{family}":
-            return family  # type: ignore[no-any-return]
-    raise UserError(f"the attention plugin has no kernels for {architecture}; use --attention native")
+    def attention(self, options: BuildOptions) -> Attention:
+        """As asked for, or else the plugin but in fp32, which its kernels do not compute in."""
+        if options.attention is None and options.precision == "fp32":
+            return "native"
+        return super().attention(options)
 
+    def products(self, options: BuildOptions) -> str:
+        """How an engine multiplies codes, in words."""
+        return PRODUCTS
 
-def compile_kernels(folder: Path, *, architecture: str, dtype: Literal["bf16", "fp16"], head: int) -> None:
-    """Compile the attention plugin's kernel for heads of `head` channels into `folder`.
+    def compile(self, name: str, program: ExportedProgram, manifest: Manifest, folder: Path) -> list[str]:
+        """Write `NAME.engine`, and the record of its layers."""
+        graph = write_graph(name, program, manifest, folder)
+        with TemporaryDirectory(dir=folder) as scratch:
+            warned = build(self.request(graph, manifest, Path(scratch)))
+        remove_graph(graph)
+        return warned
 
-    Raises:
-        UserError: if there is none for such heads or such a GPU, or Triton is missing.
-    """
-    from plugins.aot.compile import compile_variant
-    from plugins.aot.objects import save
-    from plugins.aot.variants import Variant, Widths
+    def request(self, graph: Path, manifest: Manifest, scratch: Path) -> Request:
+        """What is asked of TensorRT for `graph`; its plugin's kernels are compiled into `scratch`."""
+        import torch
 
-    if halves(head) != (head, 0):
-        raise UserError(f"the attention plugin has no kernels for heads of {head}; use --attention native")
-    family = kernel_family(architecture)
-    widths = Widths(nope=head // 2, rotary=head - head // 2, value=head)  # keys are as wide as values
-    variant = Variant(operator="mla_attention", dtype=dtype, size="compact", arch=family, widths=widths)
-    save(folder, [compile_variant(variant)], {})
+        from export.onnx.attention_node import attention_nodes
 
+        folder, version = graph.parent, manifest.host.versions["tensorrt"]
+        nodes, target = attention_nodes(graph), manifest.host.architecture
+        if nodes:
+            head = manifest.model["attention_head_dim"]
+            dtype: Any = "fp16" if manifest.precision == "fp16" else "bf16"
+            compile_kernels(scratch, architecture=target, dtype=dtype, head=head)
+        times = timing_cache_name(version=version, gpu=torch.cuda.get_device_name())
+        return Request(
+            library="tensorrt",
+            graph=str(graph),
+            engine=str(graph.with_suffix(".engine")),
+            target=target,
+            attention_nodes=nodes,
+            kernels=str(scratch) if nodes else None,
+            layers=str(graph.with_suffix(".layers.json")),
+            timing_cache=str(folder.parent / ".timing" / times),
+        )
 
-def timing_cache_name(*, version: str, gpu: str, level: int) -> str:
-    """The file of the times measured by one version on one GPU at one level."""
-    return f"tensorrt-{version}-{re.sub(r'[^A-Za-z0-9]+', '-', gpu)}-level{level}.cache"
+    def load(self, folder: Path, name: str, manifest: Manifest) -> Program:
+        """The plan on this machine's GPU."""
+        from export.loading.tensorrt_plan import load_plan
 
-
-def build(request: Request) -> list[str]:
-    """Build what is asked for, in a process of its own.
-
-    Returns:
-        The warnings of parser and builder.
-
-    Raises:
-        UserError: if they refuse, with their last error.
-    """
-    command = [sys.executable, "-m", "export.backends.tensorrt_process", json.dumps(asdict(request))]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    messages = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
-    if done.returncode != 0 or not Path(request.engine).is_file():
-        errors = [text for severity, text in messages if severity == "error"]
-        said = errors[-1] if errors else (done.stderr.strip().splitlines() or ["it ended without a word"])[-1]
-        what = f"{NAMES[request.library]} cannot build {Path(request.graph).name} for {request.target}"
-        raise UserError(f"{what}: {said}")
-    return [text for severity, text in messages if severity == "warning"]
+        return load_plan(LIBRARY.imported(), folder / f"{name}.engine", manifest.programs[name])

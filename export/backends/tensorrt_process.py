@@ -14,7 +14,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from export.backends.tensorrt import Request, kernel_family
+from export.backends.tensorrt_build import Request, kernel_family
 from plugins.atomic_files import atomic_write_bytes
 from plugins.errors import UserError
 

@@ -1,67 +1,32 @@
-"""`manifest.json` of an engine folder: what the engine is, and where it may run.
+"""`manifest.json` of an engine folder: what the engine is, and what it was built for.
 
-Free of torch, so that engines are listed and refused at once.
+Free of torch, so that engines are listed and refused at once; what is refused is in `export.checks`.
 """
 
 from __future__ import annotations
 
 import json
-import shlex
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
-from export.engine.target import NO_GPU, Host
+from export.engine.target import Host
 from plugins.atomic_files import atomic_write_text
 from plugins.errors import UserError
 from vmla.config import current_names
-
-if TYPE_CHECKING:
-    from vmla.weights.checkpoint import Checkpoint
 
 NAME = "manifest.json"
 SCHEMA = 3
 
 
-@dataclass(frozen=True, kw_only=True)
-class Binding:
-    """What an engine of a backend shares with the machine that runs it."""
-
-    tools: tuple[str, ...]
-    """Packages whose versions are recorded."""
-    packages: tuple[str, ...]
-    """Those that must have the very version that built it."""
-    architecture: bool
-    """Whether it was compiled for one processor or GPU."""
-
-
-BACKENDS = {
-    "aoti": Binding(tools=("videomla", "torch"), packages=("torch",), architecture=True),
-    "onnx": Binding(tools=("videomla", "torch", "onnx", "onnxscript"), packages=(), architecture=False),
-    "tensorrt": Binding(
-        tools=("videomla", "torch", "onnx", "onnxscript", "tensorrt", "triton"),
-        packages=("tensorrt",),
-        architecture=True,
-    ),
-    "tensorrt-rtx": Binding(
-        tools=("videomla", "torch", "onnx", "onnxscript", "tensorrt_rtx"),
-        packages=("tensorrt_rtx",),
-        architecture=True,
-    ),
-}
-
 ENGINES = Path("engines")
 """Where engines go, and are looked for, unless told otherwise."""
 
+EAGER = "eager"
+"""Said in the place of an engine's folder and of its backend where there is none: the model itself."""
+
 Attention = Literal["plugin", "native"]
 """Self-attention as a node that our TensorRT plugin takes, or in operations that every backend knows."""
-
-WITH_PLUGIN = ("onnx", "tensorrt")
-"""Backends that take either."""
-
-
-ON_CPU = {"backend": "aoti", "device": "cpu"}
-"""What runs where there is no GPU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,8 +75,9 @@ class Manifest:
     code: str
     """SHA-256 of the sources that made the programs.
 
-    `runtime` is not among them. It calls programs and is in none; what it adds to a video, noise, sampler
-    steps and commits, is the same for every engine and is not compiled. Its rollouts also measure the scales
+    `runtime` and `export.loading` are not among them. They call programs and are in none; what the runtime
+    adds to a video, noise, sampler steps and commits, is the same for every engine and is not compiled. Its
+    rollouts also measure the scales
     of fp8, but these are a file of the engine with a hash of its own, and no less true of the model after an
     edit of what measured them.
     """
@@ -160,97 +126,6 @@ class Manifest:
         ours, theirs = asdict(self), asdict(other)
         return all(ours[name] == theirs[name] for name in ours if name not in ("files", "checkpoint"))
 
-    def build_command(self, folder: Path, **changes: str | int) -> str:
-        """The command that builds this engine anew, with other settings if given."""
-        options: dict[str, str | int] = {
-            "checkpoint": self.checkpoint,
-            "backend": self.backend,
-            "precision": self.precision,
-            "attention": self.attention,
-            "batch": self.batch,
-            "device": self.host.device,
-            "target": self.host.architecture,
-            **changes,
-        }
-        if options["backend"] != "aoti" or options["device"] == "cpu":
-            del options["device"]
-        if options["backend"] != "tensorrt-rtx":
-            del options["target"]
-        if options["backend"] not in WITH_PLUGIN:
-            del options["attention"]
-        words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
-        return shlex.join(["vmla-export", "build", *words, "-o", str(folder)])
-
-    def check(
-        self, folder: Path, checkpoint: Checkpoint, *, batch: int = 1, here: Host | None = None
-    ) -> None:
-        """Refuse the engine in `folder` unless it can make `batch` videos of `checkpoint` on the host `here`.
-
-        Raises:
-            UserError: naming the field that does not fit and the command that mends it.
-        """
-        self.check_host(folder, here)
-        self.check_model(folder, checkpoint)
-        if batch != self.batch:
-            mend = self.build_command(folder, batch=batch)
-            raise _refusal(folder, "batch", f"built for {self.batch} videos at once, not {batch}", mend)
-
-    def check_host(self, folder: Path, here: Host | None = None) -> None:
-        """Refuse a machine that the engine was not built for; `here` is this one unless given.
-
-        Raises:
-            UserError: as `check`.
-        """
-        binding, built, mend = BACKENDS[self.backend], self.host, self.build_command(folder)
-        here = here or Host.here(built.device, binding.packages)
-        for package in binding.packages:
-            theirs, ours = built.versions.get(package), here.versions.get(package)
-            if theirs != ours:
-                found = f"{package} {ours}" if ours else f"no {package}"
-                raise _refusal(folder, "versions", f"built with {package} {theirs}, here is {found}", mend)
-        if not binding.architecture:
-            return
-        if here.architecture not in built.architecture.split(","):  # TensorRT-RTX builds for several
-            reason = f"built for {built.architecture}, here is {here.architecture}"
-            fits: dict[str, str] = {"target": here.architecture} if here.architecture != NO_GPU else ON_CPU
-            raise _refusal(folder, "architecture", reason, self.build_command(folder, **fits))
-        if missing := sorted(set(built.features) - set(here.features)):
-            raise _refusal(folder, "features", f"it uses {missing[0]}, which this processor lacks", mend)
-
-    def check_model(self, folder: Path, checkpoint: Checkpoint) -> None:
-        """Refuse a checkpoint that the engine was not built from.
-
-        Raises:
-            UserError: as `check`, with the first setting of the model that differs, or `model_hash`.
-        """
-        name, sizes = str(checkpoint.folder), asdict(checkpoint.model_config())
-        mend = self.build_command(folder, checkpoint=name)
-        for setting, value in self.model.items():
-            if sizes.get(setting) != value:
-                raise _refusal(folder, setting, f"built for {value}, {name} has {sizes.get(setting)}", mend)
-        if checkpoint.model_hash() != self.model_hash:
-            raise _refusal(folder, "model_hash", f"built from other weights than those of {name}", mend)
-
-    def check_files(self, folder: Path) -> None:
-        """Read every file and compare its hash.
-
-        Raises:
-            UserError: naming the file that is missing or damaged.
-        """
-        from vmla.weights.files import hash_file
-
-        for name, expected in self.files.items():
-            path = folder / name
-            if not path.is_file():
-                raise _refusal(folder, name, "the file is missing", self.build_command(folder))
-            if hash_file(path) != expected:
-                reason = "the file is damaged, its SHA-256 is not that of the manifest"
-                raise _refusal(folder, name, reason, self.build_command(folder))
-
-
-def _refusal(folder: Path, field: str, reason: str, mend: str) -> UserError:
-    return UserError(f"{folder}: {field}: {reason}; run: {mend}")
-
 
 def _from_json(values: dict[str, Any], path: Path) -> Manifest:
     """A manifest from JSON values: lists become tuples, objects become what they describe."""
@@ -258,8 +133,6 @@ def _from_json(values: dict[str, Any], path: Path) -> Manifest:
     if wrong := sorted(values.keys() ^ known):
         state = "missing" if wrong[0] in known else "unknown"
         raise UserError(f"{path}: field {wrong[0]} is {state}; build the engine again")
-    if values["backend"] not in BACKENDS:
-        raise UserError(f"{path}: backend {values['backend']} is unknown; known are {', '.join(BACKENDS)}")
     if any(Path(name).name != name for name in values["files"]):
         raise UserError(f"{path}: files: a name leads out of the folder; build the engine again")
     try:

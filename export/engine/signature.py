@@ -11,6 +11,7 @@ from export.engine.manifest import Signature, TensorSpec
 from plugins.errors import UserError
 from vmla.cache import CacheLayout
 from vmla.config import ModelConfig
+from vmla.transformer import StepInputs
 
 STEP, PROMPT = "step", "prompt"
 """The two programs of an engine."""
@@ -29,30 +30,27 @@ def contract(config: ModelConfig, *, batch: int, narrow: str = "float32") -> dic
         lengths = f"a first chunk of {layout.chunks.first} latent frames and others of {layout.chunk}"
         raise UserError(f"an engine makes chunks of one length, this model has {lengths}; run it without one")
     picture = (batch, config.in_channels, config.chunk, config.sample_height, config.sample_width)
-    text_kv = TensorSpec(
-        name="text_kv",
-        shape=(config.num_layers, 2, batch, config.text_tokens, config.inner_dim),
-        dtype=narrow,
-    )
-    queries = config.chunk * config.tokens_per_frame
-    step = Signature(
-        inputs=(
-            TensorSpec(name="latents", shape=picture, dtype="float32"),
-            TensorSpec(name="timestep", shape=(batch, config.chunk), dtype="float32"),
-            text_kv,
-            TensorSpec(name="cache", shape=layout.shape(batch), dtype=narrow),
-            TensorSpec(name="slot_index", shape=(layout.slots,), dtype="int32"),
-            TensorSpec(name="chunk_index", shape=(config.chunk,), dtype="int32"),
-        ),
-        outputs=(
-            TensorSpec(name="velocity", shape=picture, dtype="float32"),
-            TensorSpec(
-                name="entries", shape=(config.num_layers, batch, queries, config.entry_width), dtype=narrow
-            ),
-        ),
-    )
-    text = TensorSpec(name="text", shape=(batch, config.text_tokens, config.text_dim), dtype="float32")
-    return {STEP: step, PROMPT: Signature(inputs=(text,), outputs=(text_kv,))}
+    text_kv = (config.num_layers, 2, batch, config.text_tokens, config.inner_dim)
+    entries = (config.num_layers, batch, config.chunk * config.tokens_per_frame, config.entry_width)
+    shapes: dict[str, tuple[tuple[int, ...], str]] = {
+        "latents": (picture, "float32"),
+        "timestep": ((batch, config.chunk), "float32"),
+        "text_kv": (text_kv, narrow),
+        "cache": (layout.shape(batch), narrow),
+        "slot_index": ((layout.slots,), "int32"),
+        "chunk_index": ((config.chunk,), "int32"),
+        "velocity": (picture, "float32"),
+        "entries": (entries, narrow),
+        "text": ((batch, config.text_tokens, config.text_dim), "float32"),
+    }
+
+    def specs(*names: str) -> tuple[TensorSpec, ...]:
+        return tuple(TensorSpec(name=name, shape=shapes[name][0], dtype=shapes[name][1]) for name in names)
+
+    return {
+        STEP: Signature(inputs=specs(*StepInputs._fields), outputs=specs("velocity", "entries")),
+        PROMPT: Signature(inputs=specs("text"), outputs=specs("text_kv")),
+    }
 
 
 def zeros(specs: Sequence[TensorSpec], device: torch.device | str = "cpu") -> tuple[Tensor, ...]:

@@ -36,7 +36,7 @@ class Host:
         """This machine with the versions of `packages`; a GPU is asked only if `device` is one."""
         versions = {name: version for name in packages if (version := _version(name)) is not None}
         if device == "cuda":
-            return cls(device=device, architecture=_gpu_architecture(), versions=versions)
+            return cls(device=device, architecture=gpu_architecture(), versions=versions)
         return cls(
             device=device,
             architecture=platform.machine(),
@@ -58,7 +58,8 @@ def _instruction_sets() -> tuple[str, ...]:
     return tuple(sorted(flag for flag in listed[0] if _EMITTED.match(flag))) if listed else ()
 
 
-def _gpu_architecture() -> str:
+def gpu_architecture() -> str:
+    """That of this machine's GPU, as `sm_90`, or `NO_GPU`."""
     import torch
 
     if not torch.cuda.is_available():

@@ -1,1 +1,1 @@
-"""The command `vmla-run`, and the verb of `vmla-export` that runs engines."""
+"""The commands `vmla-run` and `vmla-export`."""

@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from export.engine.manifest import ENGINES
+from export.engine.manifest import EAGER, ENGINES
 from plugins.errors import UserError
 from vmla.cli.command import OneLineCommand
 
-EAGER = Path("eager")
-"""Asked for as an engine: the model itself."""
 if TYPE_CHECKING:
     from runtime.prompts.schedule_file import Entry
     from runtime.session.replay import Order
@@ -93,7 +91,7 @@ def _check_decoder(options: dict[str, Any]) -> None:
 
     written = [path for path in (options["resume"], options["output"]) if path not in (None, NOWHERE)]
     if options["decoder"] == NOTHING and written:
-        raise click.UsageError(f"--decoder none makes no frames for {written[0]}; use -o null")
+        raise click.UsageError(f"--decoder {NOTHING} makes no frames for {written[0]}; use -o {NOWHERE}")
 
 
 def _order(context: click.Context, options: dict[str, Any]) -> Order:
@@ -112,7 +110,7 @@ def _order(context: click.Context, options: dict[str, Any]) -> Order:
         said["prompts"] = entries or options["prompt"]
     explicit = ParameterSource.COMMANDLINE
     given = said | {name: options[name] for name in AFRESH if context.get_parameter_source(name) is explicit}
-    if given.get("engine") == EAGER:
+    if given.get("engine") == Path(EAGER):
         given["engine"] = None
     if options["resume"] is not None:
         return resume(options["resume"], given)
@@ -129,7 +127,7 @@ def _new(prompts: str | list[Entry], options: dict[str, Any]) -> Order:
 
     rest = {name: options[name] for name in AFRESH if name not in ("checkpoint", "scale")}
     engines = ENGINES if rest["engine"] is None else None
-    if rest["engine"] == EAGER:
+    if rest["engine"] == Path(EAGER):
         rest["engine"] = None
     return new(prompts, options["checkpoint"], scale=options["scale"], engines=engines, **rest)
 

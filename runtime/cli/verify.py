@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import cycle
-from pathlib import Path
 
-import click
 import torch
 from torch import Tensor
 
 from runtime.engines.base import EagerEngine, Engine
-from runtime.engines.compiled import CompiledEngine, open_engine
+from runtime.engines.compiled import CompiledEngine
 from runtime.prompts.sources import FixedPrompts
 from runtime.rollout.decoding import NoDecoder
 from runtime.rollout.rollout import rollout
 from vmla.scheduler import TIMESTEPS, Sampler
-from vmla.weights.checkpoint import Checkpoint, open_checkpoint
+from vmla.transformer import StepInputs
+from vmla.weights.checkpoint import Checkpoint
 
 SINGLE = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 3e-3, "fp8": 1e-1, "nvfp4": 4e-1}
 """Bounds on the relative error of one pass: a few units of rounding (bf16: 2^-8, fp16: 2^-11), and for
@@ -100,7 +98,7 @@ def single_pass(engine: Engine, eager: Engine, batch: int) -> dict[str, float]:
     cache = draw(*layout.shape(batch)).masked_fill(empty, float("nan"))
     text = prompts(batch)
     want, got = (
-        one.step(latents, timestep, one.encode_prompt(text), cache.to(one.dtype), slots, own)
+        one.step(StepInputs(latents, timestep, one.encode_prompt(text), cache.to(one.dtype), slots, own))
         for one in (eager, engine)
     )
     return {name: relative_error(a, b) for name, a, b in zip(("velocity", "entries"), got, want, strict=True)}
@@ -123,20 +121,3 @@ def relative_error(got: Tensor, want: Tensor) -> float:
     """|got - want| / |want| in float64."""
     difference = got.double() - want.double()
     return float(difference.norm() / want.double().norm())
-
-
-@click.command()
-@click.argument("engine", type=click.Path(path_type=Path))
-@click.option("--checkpoint", help="The checkpoint; the one that the engine names if not given.")
-@click.option("--chunks", type=click.IntRange(min=1), default=20, show_default=True, help="Of the rollout.")
-def main(engine: Path, checkpoint: str | None, chunks: int) -> None:
-    """Compare ENGINE with the eager model in float32; exit with 1 where a bound is not met."""
-    from export.engine.manifest import Manifest
-
-    manifest = Manifest.read(engine)
-    opened = open_checkpoint(checkpoint or manifest.checkpoint)
-    with open_engine(engine, opened, batch=manifest.batch) as compiled:
-        result = verify(compiled, opened, chunks=chunks)
-    click.echo("\n".join(result.lines()))
-    if not result.holds:
-        sys.exit(1)

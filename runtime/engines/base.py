@@ -14,7 +14,7 @@ from runtime.engines.timestep_tables import tabled
 from vmla.cache import CacheLayout
 from vmla.config import ModelConfig
 from vmla.text import TextEncoder
-from vmla.transformer import VideoMLA
+from vmla.transformer import StepInputs, VideoMLA
 
 
 class Engine(Protocol):
@@ -28,30 +28,10 @@ class Engine(Protocol):
     def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
         """Cross-attention keys and values [L, 2, B, tokens, D] of one prompt for each video."""
 
-    def step(
-        self,
-        latents: Tensor,
-        timestep: Tensor,
-        text_kv: Tensor,
-        cache: Tensor,
-        slot_index: Tensor,
-        chunk_index: Tensor,
-        *,
-        full: bool = False,
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, inputs: StepInputs, *, full: bool = False) -> tuple[Tensor, Tensor]:
         """Velocity and entries: see `VideoMLA.forward`; an engine need not make use of `full`."""
 
-    def entries(
-        self,
-        latents: Tensor,
-        timestep: Tensor,
-        text_kv: Tensor,
-        cache: Tensor,
-        slot_index: Tensor,
-        chunk_index: Tensor,
-        *,
-        full: bool = False,
-    ) -> Tensor:
+    def entries(self, inputs: StepInputs, *, full: bool = False) -> Tensor:
         """The entries that `step` would give, without what only the velocity needs where that is possible."""
 
     def close(self) -> None:
@@ -96,53 +76,19 @@ class EagerEngine:
         return self._model.encode_text(self._text(prompts).to(self.dtype))
 
     @torch.inference_mode()
-    def step(
-        self,
-        latents: Tensor,
-        timestep: Tensor,
-        text_kv: Tensor,
-        cache: Tensor,
-        slot_index: Tensor,
-        chunk_index: Tensor,
-        *,
-        full: bool = False,
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, inputs: StepInputs, *, full: bool = False) -> tuple[Tensor, Tensor]:
         """Velocity and entries: see `VideoMLA.forward`."""
-        velocity, entries = self._model(
-            latents.to(self.dtype),
-            timestep,
-            text_kv,
-            cache,
-            slot_index,
-            chunk_index,
-            absorbed=self.absorbed,
-            full=full,
-        )
+        velocity, entries = self._model(*self._cast(inputs), absorbed=self.absorbed, full=full)
         return velocity, entries
 
     @torch.inference_mode()
-    def entries(
-        self,
-        latents: Tensor,
-        timestep: Tensor,
-        text_kv: Tensor,
-        cache: Tensor,
-        slot_index: Tensor,
-        chunk_index: Tensor,
-        *,
-        full: bool = False,
-    ) -> Tensor:
+    def entries(self, inputs: StepInputs, *, full: bool = False) -> Tensor:
         """The entries alone: see `VideoMLA.entries`."""
-        return self._model.entries(
-            latents.to(self.dtype),
-            timestep,
-            text_kv,
-            cache,
-            slot_index,
-            chunk_index,
-            absorbed=self.absorbed,
-            full=full,
-        )
+        return self._model.entries(*self._cast(inputs), absorbed=self.absorbed, full=full)
+
+    def _cast(self, inputs: StepInputs) -> StepInputs:
+        """The same with latents, which a rollout holds in float32, in the type that is computed in."""
+        return inputs._replace(latents=inputs.latents.to(self.dtype))
 
     def close(self) -> None:
         """Nothing to give back."""

@@ -10,16 +10,17 @@ from types import TracebackType
 import torch
 from torch import Tensor
 
+from export.backends.base import Program
+from export.backends.registry import BACKENDS
+from export.checks import check_engine, check_files
 from export.engine.manifest import NAME, Manifest
-from runtime.engines.programs import Program, check_inputs, load_program
+from plugins.errors import UserError
+from runtime.engines.programs import check_inputs, load_program
 from vmla.cache import CacheLayout
 from vmla.config import ModelConfig
-from plugins.errors import UserError
 from vmla.text import TextEncoder
+from vmla.transformer import StepInputs
 from vmla.weights.checkpoint import Checkpoint, open_checkpoint
-
-PREFERRED = ("tensorrt", "tensorrt-rtx", "aoti", "onnx")
-"""Backends, the fastest first."""
 
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 """Of matrix products, by the type that the model would compute in."""
@@ -47,41 +48,19 @@ class CompiledEngine:
         return text_kv
 
     @torch.inference_mode()
-    def step(
-        self,
-        latents: Tensor,
-        timestep: Tensor,
-        text_kv: Tensor,
-        cache: Tensor,
-        slot_index: Tensor,
-        chunk_index: Tensor,
-        *,
-        full: bool = False,
-    ) -> tuple[Tensor, Tensor]:
+    def step(self, inputs: StepInputs, *, full: bool = False) -> tuple[Tensor, Tensor]:
         """Velocity and entries: see `VideoMLA.forward`; one program serves every window, `full` or not.
 
         Raises:
             ValueError: naming a tensor that has not the shape or type of the manifest.
         """
-        velocity, entries = self._run(
-            "step", latents.float(), timestep, text_kv, cache, slot_index, chunk_index
-        )
+        velocity, entries = self._run("step", *inputs._replace(latents=inputs.latents.float()))
         return velocity, entries
 
-    def entries(
-        self,
-        latents: Tensor,
-        timestep: Tensor,
-        text_kv: Tensor,
-        cache: Tensor,
-        slot_index: Tensor,
-        chunk_index: Tensor,
-        *,
-        full: bool = False,
-    ) -> Tensor:
+    def entries(self, inputs: StepInputs, *, full: bool = False) -> Tensor:
         """The entries of `step`, whose velocity is made and dropped: a program of their own would save 2 % of
         a chunk of a small model, less of a large one, and hold all weights a second time (LOG.md)."""
-        return self.step(latents, timestep, text_kv, cache, slot_index, chunk_index)[1]
+        return self.step(inputs)[1]
 
     def _run(self, name: str, *tensors: Tensor) -> Sequence[Tensor]:
         check_inputs(self.manifest.programs[name], tensors)
@@ -110,8 +89,8 @@ def open_engine(folder: Path, checkpoint: Checkpoint, *, batch: int = 1) -> Comp
         UserError: if it does not fit this machine, the checkpoint or `batch`, or is damaged.
     """
     manifest = Manifest.read(folder)
-    manifest.check(folder, checkpoint, batch=batch)
-    manifest.check_files(folder)
+    check_engine(manifest, folder, checkpoint, batch=batch)
+    check_files(manifest, folder)
     programs = {name: load_program(folder, name, manifest) for name in manifest.programs}
     return CompiledEngine(manifest, programs, checkpoint.text())
 
@@ -120,7 +99,7 @@ def find_engine(checkpoint: Checkpoint, *, device: str, dtype: str, engines: Pat
     """The engine in the folder `engines` that its manifest says runs `checkpoint` here as the model would.
 
     That is on `device`, a type of device, and with matrix products in `dtype`: never in a narrower one. Of
-    several the one whose backend comes first in `PREFERRED`, then the first by name. What was refused is
+    several the one whose backend comes first in the registry, then the first by name. What was refused is
     logged.
     """
     found = []
@@ -129,17 +108,15 @@ def find_engine(checkpoint: Checkpoint, *, device: str, dtype: str, engines: Pat
             manifest = Manifest.read(path.parent)
             if (manifest.host.device, manifest.precision) != (device, PRECISIONS[dtype]):
                 continue
-            manifest.check(path.parent, checkpoint)
+            check_engine(manifest, path.parent, checkpoint)
         except UserError as refusal:
             log.info("%s", refusal)
             continue
-        found.append((PREFERRED.index(manifest.backend), path.parent))
+        found.append((list(BACKENDS).index(manifest.backend), path.parent))
     return min(found)[1] if found else None
 
 
-def fit(
-    folder: Path, name: str | Path | None, *, device: str, dtype: str
-) -> tuple[Checkpoint, str, str]:
+def fit(folder: Path, name: str | Path | None, *, device: str, dtype: str) -> tuple[Checkpoint, str, str]:
     """The checkpoint, device and type that the engine in `folder` needs; reads no weights but to hash them.
 
     Args:
@@ -152,7 +129,7 @@ def fit(
     """
     manifest = Manifest.read(folder)
     checkpoint = open_checkpoint(manifest.checkpoint if name is None else name)
-    manifest.check(folder, checkpoint)
+    check_engine(manifest, folder, checkpoint)
     built = manifest.host.device, manifest.cache["dtype"]
     if device not in (built[0], "cpu"):
         raise UserError(f"{folder} was built for device {built[0]}, not {device}; leave --device out")

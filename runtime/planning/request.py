@@ -10,6 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from export.engine.manifest import EAGER
 from plugins.errors import UserError
 from runtime.device.cuda_graphs import to_host
 from runtime.device.threads import Cores, using
@@ -65,7 +66,7 @@ class Job:
 
     def what_runs(self) -> list[str]:
         """Lines for a person to read: the engine and why it was chosen, and a decoder that was asked for."""
-        engine = f"engine: {self.engine_folder or 'eager'} ({self.engine_reason})"
+        engine = f"engine: {self.engine_folder or EAGER} ({self.engine_reason})"
         return [engine] if self.decoder_file is None else [engine, self.decoding.line()]
 
     def plan(self) -> Plan:

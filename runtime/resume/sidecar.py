@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from export.engine.manifest import Manifest
+from export.engine.manifest import EAGER, Manifest
 from runtime.engines.compiled import PRECISIONS
 from runtime.planning.request import Job
 from runtime.prompts.sources import Change
@@ -61,7 +61,7 @@ def describe_model(job: Job) -> dict[str, Any]:
         },
         "layout": config.layout,
         "window": describe_window(config),
-        "engine": "eager" if manifest is None else manifest.backend,
+        "engine": EAGER if manifest is None else manifest.backend,
         "precision": PRECISIONS[dtype] if manifest is None else manifest.precision,
         "engine_reason": job.engine_reason,
         "engine_folder": None if job.engine_folder is None else str(job.engine_folder.resolve()),

@@ -23,6 +23,7 @@ from runtime.rollout.buffers import allocate
 from runtime.rollout.decoding import Decoder
 from runtime.rollout.recache import Past
 from vmla.scheduler import Sampler
+from vmla.transformer import StepInputs
 
 
 @dataclass(frozen=True)
@@ -118,14 +119,14 @@ class Rollout:
     def _steps(self) -> None:
         latents, context, full = self.buffers.noise[0], self.buffers.context, self.buffers.full
         for step, timestep in enumerate(self.buffers.timesteps):
-            velocity = self._engine.step(latents, timestep, *context, full=full)[0]
+            velocity = self._engine.step(StepInputs(latents, timestep, *context), full=full)[0]
             latents = self._sampler.advance(latents, velocity, step, self.buffers.fresh(step))
         self.buffers.latents.copy_(latents)
 
     @torch.inference_mode()
     def _clean_pass(self) -> None:
-        latents, clean, full = self.buffers.latents, self.buffers.clean, self.buffers.full
-        self.buffers.commit(self._engine.entries(latents, clean, *self.buffers.context, full=full))
+        inputs = StepInputs(self.buffers.latents, self.buffers.clean, *self.buffers.context)
+        self.buffers.commit(self._engine.entries(inputs, full=self.buffers.full))
 
     def _turn_to(self, change: Change) -> None:
         """Take the prompt; where it is new, its policy says what becomes of the cache."""

@@ -3,10 +3,10 @@
 import pytest
 from click.testing import CliRunner
 
-from export.cli import main
 from export.engine.signature import contract
 from export.lowering.trace import trace_step
 from export.onnx import graph as onnx
+from runtime.cli.export import main
 from vmla.weights.checkpoint import open_checkpoint
 
 

@@ -10,8 +10,8 @@ import torch
 from torch._inductor import aoti_load_package
 
 from export.engine.manifest import Manifest
+from export.loading.aoti_library import Library
 from plugins.errors import UserError
-from runtime.engines.aoti import Library
 from runtime.engines.programs import load_program
 
 pytestmark = pytest.mark.cpu
@@ -91,6 +91,6 @@ def test_a_library_that_does_not_load_is_one_line(aoti_engine, monkeypatch):
     def broken(path):
         raise OSError("invalid ELF header")
 
-    monkeypatch.setattr("runtime.engines.aoti.ctypes.CDLL", broken)
+    monkeypatch.setattr("export.loading.aoti_library.ctypes.CDLL", broken)
     with pytest.raises(UserError, match=r"step does not load \(invalid ELF header\); run: vmla-export build"):
         load_program(aoti_engine, "step", Manifest.read(aoti_engine))

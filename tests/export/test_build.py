@@ -12,11 +12,12 @@ from click.testing import CliRunner
 
 from export.backends import aoti
 from export.build import build as build_in
-from export.cli import main
+from export.checks import check_files
 from export.engine.manifest import Manifest
 from export.lowering.calibration import Calibration
 from export.settings import Settings, choose_backend
 from plugins.errors import UserError
+from runtime.cli.export import main
 from vmla.weights.checkpoint import open_checkpoint
 
 pytestmark = pytest.mark.cpu
@@ -70,7 +71,7 @@ def test_it_is_built_anew_when_anything_changed(checkpoint, tmp_path, compiled, 
     assert compiled == ["step", "prompt"] * 2
     manifest = Manifest.read(folder)
     assert manifest.precision == ("bf16" if change == "precision" else "fp32")
-    manifest.check_files(folder)
+    check_files(manifest, folder)
     assert list(tmp_path.iterdir()) == [folder]
 
 
@@ -113,7 +114,7 @@ def test_an_interrupted_build_leaves_nothing_and_keeps_what_was(checkpoint, tmp_
         assert build(checkpoint, tmp_path / "engine", "--batch", 2).exit_code != 0
     assert [path.name for path in tmp_path.iterdir()] == ["engine"]
     kept = Manifest.read(tmp_path / "engine")
-    kept.check_files(tmp_path / "engine")
+    check_files(kept, tmp_path / "engine")
     assert kept.batch == 1
 
 
@@ -135,7 +136,7 @@ import sys, time
 from export.backends import aoti
 from export.build import build as build_in
 from export.lowering.calibration import Calibration
-from export.cli import main
+from runtime.cli.export import main
 def package(program, path, options):
     path.write_text("half")
     print("stuck", flush=True)
@@ -209,7 +210,7 @@ def test_a_missing_tool_is_named_with_what_installs_it(monkeypatch):
     with pytest.raises(UserError, match="install g"):
         Settings(backend="aoti", precision="fp32").check_tools()
     assert choose_backend()[0] == "onnx"
-    monkeypatch.setattr("export.settings.find_spec", lambda name: None)
+    monkeypatch.setattr("export.backends.base.find_spec", lambda name: None)
     with pytest.raises(UserError, match=r"videomla\[onnx\]"):
         Settings(backend="onnx", precision="fp32").check_tools()
     with pytest.raises(UserError, match=r"videomla\[onnx\]|videomla\[trt-rtx\]"):
@@ -228,8 +229,8 @@ def test_a_missing_tool_is_named_with_what_installs_it(monkeypatch):
     ],
 )
 def test_the_default_backend_is_what_gpu_and_packages_allow(monkeypatch, gpu, installed, chosen):
-    monkeypatch.setattr("export.settings.architecture", lambda: gpu)
-    monkeypatch.setattr("export.settings.find_spec", lambda name: name if name in installed else None)
+    monkeypatch.setattr("export.settings.gpu_architecture", lambda: gpu)
+    monkeypatch.setattr("export.backends.base.find_spec", lambda name: name if name in installed else None)
     backend, target, reason = choose_backend()
     assert (backend, target) == chosen
     assert gpu in reason

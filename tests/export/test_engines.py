@@ -11,15 +11,16 @@ from kit.checkpoints import debug_checkpoint
 from kit.measure import assert_close
 from kit.passes import pass_inputs
 
-from export.cli import main as export_main
 from export.engine.manifest import NAME, Manifest
 from plugins.errors import UserError
+from runtime.cli.export import main as export_main
 from runtime.cli.run import main as run_main
 from runtime.engines.base import EagerEngine
 from runtime.engines.compiled import open_engine
 from runtime.prompts.sources import FixedPrompts
 from runtime.rollout.decoding import NoDecoder
 from runtime.rollout.rollout import rollout
+from vmla.transformer import StepInputs
 from vmla.weights.checkpoint import open_checkpoint
 
 pytestmark = pytest.mark.cpu
@@ -51,8 +52,8 @@ def copy_of(folder, place):
 
 @pytest.mark.parametrize("number", [0, 1, 2, 9])
 def test_a_pass_equals_the_model_with_poison_in_empty_slots(engine, eager, number):
-    inputs = pass_inputs(eager.config, number, seed=number)
-    for got, want in zip(engine.step(**inputs), eager.step(**inputs), strict=True):
+    inputs = StepInputs(**pass_inputs(eager.config, number, seed=number))
+    for got, want in zip(engine.step(inputs), eager.step(inputs), strict=True):
         assert want.abs().max() > 0.1
         assert_close(got, want, rtol=1e-4, atol=1e-4)
 
@@ -74,17 +75,17 @@ def test_a_rollout_equals_the_model_chunk_by_chunk(engine, eager, checkpoint):
 
 
 def test_its_results_stay_when_it_runs_again(engine, eager):
-    kept = engine.step(**pass_inputs(eager.config, 2, seed=1))
+    kept = engine.step(StepInputs(**pass_inputs(eager.config, 2, seed=1)))
     first = [tensor.clone() for tensor in kept]
-    engine.step(**pass_inputs(eager.config, 3, seed=2))
+    engine.step(StepInputs(**pass_inputs(eager.config, 3, seed=2)))
     for tensor, before in zip(kept, first, strict=True):
         assert torch.equal(tensor, before)
 
 
 def test_strides_do_not_matter(engine, eager):
-    inputs = pass_inputs(eager.config, 2, seed=4)
-    twisted = {**inputs, "cache": inputs["cache"].transpose(2, 3).contiguous().transpose(2, 3)}
-    for got, want in zip(engine.step(**twisted), engine.step(**inputs), strict=True):
+    inputs = StepInputs(**pass_inputs(eager.config, 2, seed=4))
+    twisted = inputs._replace(cache=inputs.cache.transpose(2, 3).contiguous().transpose(2, 3))
+    for got, want in zip(engine.step(twisted), engine.step(inputs), strict=True):
         assert torch.equal(got, want)
 
 
@@ -100,7 +101,7 @@ def test_strides_do_not_matter(engine, eager):
 def test_a_tensor_that_does_not_fit_is_named(engine, eager, name, change):
     inputs = pass_inputs(eager.config, 2)
     with pytest.raises(ValueError, match=f"^{name} is "):
-        engine.step(**{**inputs, name: change(inputs[name])})
+        engine.step(StepInputs(**{**inputs, name: change(inputs[name])}))
 
 
 def test_a_video_is_made_of_it(engine_folder, tmp_path):

@@ -11,11 +11,13 @@ import pytest
 from kit.checkpoints import debug_checkpoint
 
 from export.build import describe
-from export.cli import main
+from export.checks import check_engine, check_files, check_host
 from export.engine.manifest import NAME, SCHEMA, Manifest
 from export.engine.target import Host
 from export.settings import Settings
 from plugins.errors import UserError
+from runtime.cli.export import main
+from runtime.engines.programs import load_program
 from vmla.weights.checkpoint import open_checkpoint
 
 pytestmark = pytest.mark.cpu
@@ -92,9 +94,9 @@ def test_it_names_every_linear_layer_by_precision(manifest, checkpoint, tmp_path
 
 
 def test_the_same_machine_and_checkpoint_are_accepted(manifest, folder, checkpoint):
-    assert manifest.check(folder, open_checkpoint(checkpoint), here=HERE) is None
+    assert check_engine(manifest, folder, open_checkpoint(checkpoint), here=HERE) is None
     more = replace(HERE, features=("amx_tile", *HERE.features))
-    assert manifest.check_host(folder, more) is None
+    assert check_host(manifest, folder, more) is None
 
 
 @pytest.mark.parametrize(
@@ -107,7 +109,7 @@ def test_the_same_machine_and_checkpoint_are_accepted(manifest, folder, checkpoi
     ],
 )
 def test_another_machine_is_refused(manifest, folder, here, said):
-    options = mending(assert_refused(said, manifest.check_host, folder, here))
+    options = mending(assert_refused(said, check_host, manifest, folder, here))
     assert (options["backend"], options["precision"], options["batch"]) == ("aoti", "bf16", 1)
     assert options["output"] == folder
 
@@ -115,9 +117,9 @@ def test_another_machine_is_refused(manifest, folder, here, said):
 def test_another_gpu_is_refused(manifest, folder):
     built = replace(manifest, host=replace(HERE, device="cuda", architecture="sm_90", features=()))
     here = replace(HERE, device="cuda", architecture="sm_120", features=())
-    line = assert_refused("architecture: built for sm_90, here is sm_120", built.check_host, folder, here)
+    line = assert_refused("architecture: built for sm_90, here is sm_120", check_host, built, folder, here)
     assert mending(line)["device"] == "cuda"
-    line = assert_refused("here is no GPU", built.check_host, folder, replace(here, architecture="no GPU"))
+    line = assert_refused("here is no GPU", check_host, built, folder, replace(here, architecture="no GPU"))
     assert mending(line)["device"] == "cpu"
 
 
@@ -129,49 +131,50 @@ def test_an_engine_for_another_target_is_mended_by_one_for_this_gpu(manifest, fo
     )
     both = replace(made, host=replace(made.host, architecture="sm_89,sm_120"))
     here = replace(made.host, architecture="sm_120")
-    assert both.check_host(folder, here) is None
-    assert_refused("here is sm_86", both.check_host, folder, replace(here, architecture="sm_86"))
-    options = mending(assert_refused("built for sm_89, here is sm_120", made.check_host, folder, here))
+    assert check_host(both, folder, here) is None
+    assert_refused("here is sm_86", check_host, both, folder, replace(here, architecture="sm_86"))
+    options = mending(assert_refused("built for sm_89, here is sm_120", check_host, made, folder, here))
     assert (options["backend"], options["target"]) == ("tensorrt-rtx", "sm_120")
     alone = replace(made.host, architecture="no GPU")
-    options = mending(assert_refused("here is no GPU", made.check_host, folder, alone))
+    options = mending(assert_refused("here is no GPU", check_host, made, folder, alone))
     assert (options["backend"], options["target"]) == ("aoti", None)
 
 
 def test_a_graph_runs_on_any_machine(manifest, folder):
     graph, elsewhere = replace(manifest, backend="onnx"), replace(HERE, architecture="riscv64", versions={})
-    assert graph.check_host(folder, elsewhere) is None
+    assert check_host(graph, folder, elsewhere) is None
 
 
 def test_other_weights_are_refused(manifest, folder, tmp_path_factory):
     other = debug_checkpoint(tmp_path_factory.mktemp("other") / "other", seed=1)
-    line = assert_refused("model_hash", manifest.check, folder, open_checkpoint(other), here=HERE)
+    line = assert_refused("model_hash", check_engine, manifest, folder, open_checkpoint(other), here=HERE)
     assert mending(line)["checkpoint"] == str(other)
 
 
 def test_another_layout_is_refused(manifest, folder, tmp_path_factory):
     other = debug_checkpoint(tmp_path_factory.mktemp("heads") / "heads", layout="mha")
-    line = assert_refused("layout: built for mla", manifest.check, folder, open_checkpoint(other), here=HERE)
+    opened, said = open_checkpoint(other), "layout: built for mla"
+    line = assert_refused(said, check_engine, manifest, folder, opened, here=HERE)
     assert mending(line)["checkpoint"] == str(other)
 
 
 def test_another_shape_is_refused(manifest, folder, checkpoint):
     wide = replace(manifest, model={**manifest.model, "sample_width": 104})
     opened = open_checkpoint(checkpoint)
-    line = assert_refused("sample_width: built for 104", wide.check, folder, opened, here=HERE)
+    line = assert_refused("sample_width: built for 104", check_engine, wide, folder, opened, here=HERE)
     assert mending(line)["output"] == folder
 
 
 def test_another_batch_is_refused(manifest, folder, checkpoint):
     opened = open_checkpoint(checkpoint)
-    line = assert_refused("batch: built for 1", manifest.check, folder, opened, batch=4, here=HERE)
+    line = assert_refused("batch: built for 1", check_engine, manifest, folder, opened, batch=4, here=HERE)
     assert mending(line)["batch"] == 4
 
 
 def test_missing_and_damaged_files_are_refused(manifest, folder):
-    mending(assert_refused("step.pt2: the file is missing", manifest.check_files, folder))
+    mending(assert_refused("step.pt2: the file is missing", check_files, manifest, folder))
     (folder / "step.pt2").write_bytes(b"something else")
-    line = assert_refused("step.pt2: the file is damaged", manifest.check_files, folder)
+    line = assert_refused("step.pt2: the file is damaged", check_files, manifest, folder)
     assert mending(line)["output"] == folder
 
 
@@ -180,7 +183,6 @@ def test_missing_and_damaged_files_are_refused(manifest, folder):
     [
         ({"schema": 99}, "schema is 99"),
         ({"color": "red"}, "field color is unknown"),
-        ({"backend": "abacus"}, "backend abacus is unknown"),
         ({"files": {"../step.pt2": "0"}}, "leads out of the folder"),
         ({"programs": {"step": {"inputs": []}}}, "programs, layers or host are incomplete"),
         ({"layers": {"fp32": 3}}, "programs, layers or host are incomplete"),
@@ -191,6 +193,12 @@ def test_missing_and_damaged_files_are_refused(manifest, folder):
 def test_a_manifest_that_cannot_be_understood_is_refused(folder, changes, said):
     edit(folder, **changes)
     assert_refused(said, Manifest.read, folder)
+
+
+def test_a_backend_that_this_version_lacks_is_refused(manifest, folder):
+    strange, said = replace(manifest, backend="abacus"), "backend abacus is unknown; known are aoti, onnx"
+    assert_refused(said, check_host, strange, folder, HERE)
+    assert_refused(said, load_program, folder, "step", strange)
 
 
 def test_what_is_no_engine_is_refused(folder, tmp_path_factory):
@@ -205,7 +213,7 @@ def test_what_is_no_engine_is_refused(folder, tmp_path_factory):
 
 def test_reading_a_manifest_loads_no_torch(folder):
     code = (
-        "import sys; from pathlib import Path; import export.cli;"
+        "import sys; from pathlib import Path; import runtime.cli.export;"
         "from export.engine.manifest import Manifest;"
         "Manifest.read(Path(sys.argv[1])); print('torch' in sys.modules)"
     )

@@ -8,7 +8,7 @@ from click.testing import CliRunner
 from bench.cli import main as vmla_bench
 from bench.harness.document import read_document
 from bench.speed.runtime import Take, figures_of, now, operations_per_chunk, plain_engine
-from export.cli import main as vmla_export
+from runtime.cli.export import main as vmla_export
 from runtime.rollout.rollout import rollout
 from runtime.session.replay import new
 

@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 from kit.tensorrt_bindings import OLDEST, run_with_bindings
 
-from export import build as builds
-from export.backends import tensorrt
+from export.backends.tensorrt import TensorRT
+from export.backends.tensorrt_build import Request, compile_kernels
+from export.build import describe
+from export.checks import check_host
 from export.engine.manifest import Manifest
 from export.engine.target import Host
 from export.inspect import layers
@@ -102,15 +104,15 @@ def test_what_the_library_refuses_silently_is_an_error(contract):
 def test_a_request_names_everything_that_the_process_needs(checkpoint, tmp_path, monkeypatch):
     versions = {"tensorrt": "11.4.0.106"}
     here = Host(device="cuda", architecture="sm_90", versions=versions)
-    monkeypatch.setattr(builds.Host, "here", lambda device, packages: here)
-    monkeypatch.setattr(builds.torch.cuda, "get_device_name", lambda: "NVIDIA H100 80GB HBM3")
-    monkeypatch.setattr(builds, "attention_nodes", lambda graph: 2)
+    monkeypatch.setattr(Host, "here", lambda device, packages: here)
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr("export.onnx.attention_node.attention_nodes", lambda graph: 2)
     settings = Settings(backend="tensorrt", precision="bf16")
-    wanted = builds.describe(open_checkpoint(checkpoint), settings)
+    wanted = describe(open_checkpoint(checkpoint), settings)
     (tmp_path / "scratch").mkdir()
     folder = tmp_path / "aside"
-    request = builds._request("step", folder / "step.onnx", wanted, tmp_path / "scratch")
-    assert request == tensorrt.Request(
+    request = TensorRT().request(folder / "step.onnx", wanted, tmp_path / "scratch")
+    assert request == Request(
         library="tensorrt", graph=str(folder / "step.onnx"), engine=str(folder / "step.engine"),
         target="sm_90", attention_nodes=2, kernels=str(tmp_path / "scratch"),
         layers=str(folder / "step.layers.json"),
@@ -131,7 +133,7 @@ def test_layers_are_counted_by_kind_and_type(checkpoint, tmp_path):
         {"Name": "e", "LayerType": "NoOp"},
     ]
     (tmp_path / "step.layers.json").write_text(json.dumps({"Layers": told}))
-    manifest = builds.describe(open_checkpoint(checkpoint), Settings(backend="onnx", precision="fp32"))
+    manifest = describe(open_checkpoint(checkpoint), Settings(backend="onnx", precision="fp32"))
     assert list(layers(tmp_path, manifest)) == [
         "layers of step:", "  1 NoOp", "  1 PluginV3 BFloat16", "  2 gemm BFloat16", "  1 gemm FP32"
     ]  # fmt: skip
@@ -144,7 +146,7 @@ def test_layers_are_counted_by_kind_and_type(checkpoint, tmp_path):
 )  # fmt: skip
 def test_a_plugin_that_there_is_no_kernel_for_is_refused(tmp_path, architecture, head, said):
     with pytest.raises(UserError, match=said):
-        tensorrt.compile_kernels(tmp_path, architecture=architecture, dtype="bf16", head=head)
+        compile_kernels(tmp_path, architecture=architecture, dtype="bf16", head=head)
 
 
 def test_another_version_or_gpu_is_refused(checkpoint, tmp_path, monkeypatch):
@@ -152,14 +154,14 @@ def test_another_version_or_gpu_is_refused(checkpoint, tmp_path, monkeypatch):
         Host(device="cuda", architecture="sm_90", versions={"tensorrt": version})
         for version in ("11.4.0.106", "11.3.0.99")
     )
-    monkeypatch.setattr(builds.Host, "here", lambda device, packages: here)
+    monkeypatch.setattr(Host, "here", lambda device, packages: here)
     settings = Settings(backend="tensorrt", precision="bf16", attention="native")
-    built: Manifest = builds.describe(open_checkpoint(checkpoint), settings)
-    assert built.check_host(tmp_path, here) is None
+    built: Manifest = describe(open_checkpoint(checkpoint), settings)
+    assert check_host(built, tmp_path, here) is None
     for other, said in (
         (older, "built with tensorrt 11.4.0.106, here is tensorrt 11.3.0.99"),
         (replace(here, architecture="sm_100"), "built for sm_90, here is sm_100"),
     ):
         with pytest.raises(UserError, match=said) as refusal:
-            built.check_host(tmp_path, other)
+            check_host(built, tmp_path, other)
         assert "--backend tensorrt --precision bf16 --attention native --batch 1 -o" in str(refusal.value)

@@ -10,8 +10,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 
-from export.cli import main
 from export.engine.manifest import Manifest
+from runtime.cli.export import main
 from runtime.cli.run import main as run_main
 
 pytestmark = [

@@ -9,10 +9,11 @@ import onnx
 import pytest
 from click.testing import CliRunner
 
-from export.backends import tensorrt
-from export.cli import main as export_main
+from export.backends import tensorrt_build as tensorrt
+from export.checks import check_files
 from export.engine.manifest import Manifest
 from plugins.errors import UserError
+from runtime.cli.export import main as export_main
 from runtime.cli.run import main as run_main
 
 pytestmark = pytest.mark.cpu
@@ -32,7 +33,7 @@ def test_the_engine_is_built_for_its_targets(engine):
     manifest = Manifest.read(engine)
     assert (manifest.host.device, manifest.host.architecture) == ("cuda", "sm_89,sm_120")
     assert sorted(manifest.files) == ["prompt.engine", "step.engine"]
-    manifest.check_files(engine)
+    check_files(manifest, engine)
     assert (engine / "step.engine").stat().st_size > 100_000
     assert "tensorrt_rtx" in manifest.host.versions
 
@@ -67,7 +68,7 @@ def test_the_shipped_model_builds_without_a_warning(tmp_path, precision):
     assert result.exit_code == 0, result.output
     assert result.output.startswith("backend: tensorrt-rtx (which builds for a named GPU)")
     assert "warning" not in result.output
-    Manifest.read(tmp_path / "engine").check_files(tmp_path / "engine")
+    check_files(Manifest.read(tmp_path / "engine"), tmp_path / "engine")
 
 
 def test_nodes_without_their_plugin_are_refused_where_the_plugin_is_wanted(onnx_engine, tmp_path):

@@ -17,9 +17,9 @@ import torch
 from kit.tensorrt_bindings import StandIn, maker
 
 from export.backends import tensorrt_process
-from export.backends.tensorrt import Request
+from export.backends.tensorrt_build import Request
 from export.engine.manifest import Signature, TensorSpec
-from runtime.engines.tensorrt import PlanProgram
+from export.loading.tensorrt_plan import PlanProgram
 
 SCRIPT = {
     "OnnxParser.parse_from_file": True,

@@ -10,12 +10,12 @@ from kit.models import tiny_config, tiny_model
 from kit.passes import pass_inputs
 from torch import nn
 
-from export.cli import main
 from export.layers import by_precision, layers_of
 from export.lowering.calibration import Calibration, Rollouts, calibrate, observed
 from export.lowering.exclusions import EXCLUDED, ends, reason_to_exclude
 from export.settings import Settings
 from plugins.errors import UserError
+from runtime.cli.export import main
 from runtime.rollout.calibration import drive
 from vmla.config import recipe
 from vmla.weights.checkpoint import open_checkpoint

@@ -16,6 +16,7 @@ from runtime.rollout.decoding import NoDecoder
 from runtime.rollout.rollout import Rollout, rollout
 from vmla.cache import ChunkLengths
 from vmla.scheduler import Sampler, keyed_noise
+from vmla.transformer import StepInputs
 from vmla.weights.checkpoint import open_checkpoint
 
 pytestmark = pytest.mark.cpu
@@ -61,13 +62,13 @@ class ByHand:
         sigmas = SAMPLER.sigmas()
         for sigma, below in zip(sigmas[:-1], sigmas[1:], strict=True):
             t = torch.full((1, self.layout.chunk), float(sigma) * 1000)
-            x = x + (below - sigma) * self.engine.step(x, t, text, cache, *indices)[0]
+            x = x + (below - sigma) * self.engine.step(StepInputs(x, t, text, cache, *indices))[0]
         return x
 
     def commit(self, latents, prompt):
         text, (cache, *indices) = self.engine.encode_prompt([prompt]), self.window()
         clean = torch.zeros(1, self.layout.chunk)
-        _, entries = self.engine.step(latents, clean, text, cache, *indices)
+        _, entries = self.engine.step(StepInputs(latents, clean, text, cache, *indices))
         for frame in entries.split(self.layout.tokens_per_frame, dim=2):
             (self.sink if len(self.sink) < self.layout.sink else self.ring).append(frame)
 

@@ -25,6 +25,7 @@ from runtime.rollout.rollout import Rollout, rollout
 from runtime.telemetry.events import NoTelemetry
 from runtime.telemetry.metrics import Summary, percentile, prometheus
 from vmla.scheduler import Sampler, keyed_noise
+from vmla.transformer import StepInputs
 
 pytestmark = pytest.mark.cpu
 
@@ -53,10 +54,10 @@ def plain(engine, prompts, sampler, *, seeds, chunks):
         latents = noise(0)
         for step, t in enumerate(sampler.timesteps().tolist()):
             timestep = torch.full((len(seeds), len(frames)), t)
-            velocity, _ = engine.step(latents, timestep, text, cache, *window)
+            velocity, _ = engine.step(StepInputs(latents, timestep, text, cache, *window))
             fresh = noise(step + 1) if sampler.needs_noise(step) else None
             latents = sampler.advance(latents, velocity, step, fresh)
-        _, entries = engine.step(latents, torch.zeros_like(timestep), text, cache, *window)
+        _, entries = engine.step(StepInputs(latents, torch.zeros_like(timestep), text, cache, *window))
         layout.commit_(cache, entries, frames[0])
         yield latents
 
@@ -79,8 +80,9 @@ def test_the_entries_alone_are_those_of_the_whole_pass(layout):
     for _ in range(3):
         latents = videos.denoise()
         b = videos.buffers
-        _, entries = engine.step(latents, b.clean, *b.context)
-        assert torch.equal(engine.entries(latents, b.clean, *b.context), entries)
+        inputs = StepInputs(latents, b.clean, *b.context)
+        _, entries = engine.step(inputs)
+        assert torch.equal(engine.entries(inputs), entries)
         videos.commit()
 
 

@@ -12,6 +12,7 @@ from runtime.prompts.sources import Change, FixedPrompts, Schedule
 from runtime.rollout.decoding import CodecDecoder, NoDecoder
 from runtime.rollout.rollout import Rollout, rollout
 from vmla.scheduler import Sampler
+from vmla.transformer import StepInputs
 from vmla.weights.checkpoint import open_checkpoint
 
 pytestmark = pytest.mark.cpu
@@ -82,8 +83,8 @@ def test_the_rollout_is_the_method_step_by_step(engine):
         x = keyed_noise((1, 4, layout.chunk, 8, 8)[1:], seed=5, chunk=number, step=0)[None]
         for sigma, below in zip(sampler.sigmas()[:-1], sampler.sigmas()[1:], strict=True):
             t = torch.full((1, layout.chunk), float(sigma) * 1000)
-            x = x + (below - sigma) * engine.step(x, t, text, cache, *position)[0]
-        _, entries = engine.step(x, torch.zeros(1, layout.chunk), text, cache, *position)
+            x = x + (below - sigma) * engine.step(StepInputs(x, t, text, cache, *position))[0]
+        _, entries = engine.step(StepInputs(x, torch.zeros(1, layout.chunk), text, cache, *position))
         tokens = layout.tokens_per_frame
         kept += [(first + f, entries[:, :, f * tokens : (f + 1) * tokens]) for f in range(layout.chunk)]
         videos.append(x.transpose(1, 2))
@@ -123,7 +124,7 @@ def test_a_pass_reads_no_value_back(engine):
     cache = torch.randn(layout.shape(1))
     with CountAllocations() as seen:
         timestep = torch.full((1, layout.chunk), 500.0)
-        engine.step(latents, timestep, text, cache, *window_at(layout, 3))
+        engine.step(StepInputs(latents, timestep, text, cache, *window_at(layout, 3)))
     assert seen.reads == 0
 
 

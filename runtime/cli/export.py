@@ -1,8 +1,10 @@
-"""`vmla-export`: engines from a checkpoint."""
+"""`vmla-export`: engines from a checkpoint.
+
+Its verbs `verify`, `calibrate` and, in fp8 and nvfp4, `build` roll out a model; so it sits above `export`.
+"""
 
 from __future__ import annotations
 
-import importlib
 import signal
 import sys
 from pathlib import Path
@@ -14,29 +16,8 @@ from export.engine.manifest import ENGINES
 from plugins.errors import UserError
 from vmla.cli.command import OneLineErrors
 
-ELSEWHERE = {"verify": "runtime.cli.verify"}
-"""A verb that runs engines, found by name: this package knows nothing of the runtime above it."""
 
-DRIVE = "runtime.rollout.calibration"
-"""Where `drive` is found, which rolls out a model that is calibrated."""
-
-
-class Verbs(OneLineErrors):
-    """The verbs below, and those found elsewhere."""
-
-    def list_commands(self, ctx: click.Context) -> list[str]:
-        """All their names."""
-        return sorted([*super().list_commands(ctx), *ELSEWHERE])
-
-    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
-        """A verb by its name."""
-        if cmd_name not in ELSEWHERE:
-            return super().get_command(ctx, cmd_name)
-        command: Any = importlib.import_module(ELSEWHERE[cmd_name]).main
-        return command if isinstance(command, click.Command) else None
-
-
-@click.group(cls=Verbs)
+@click.group(cls=OneLineErrors)
 def main() -> None:
     """Compile a checkpoint's denoiser into an engine folder that vmla-run --engine loads."""
 
@@ -68,7 +49,7 @@ def build(
     output: Path | None,
 ) -> None:
     """Build an engine, or say that it is there already."""
-    from export.backends.tensorrt import check_targets
+    from export.backends.tensorrt_rtx import check_targets
     from export.lowering.precision import check_precision
     from export.settings import Settings, choose_backend
 
@@ -86,14 +67,15 @@ def build(
     )
     if calibration is not None and not settings.quantized:
         raise UserError(f"precision {precision} takes no calibration; leave --calibration out")
-    if backend == "tensorrt" and attention is None:
-        click.echo(f"attention: {settings.attention_form} (the plugin computes in bf16 and fp16)")
+    if (remark := settings.builder.remark(settings)) is not None:
+        click.echo(remark)
     _build(checkpoint, settings, calibration, output)
 
 
 def _build(checkpoint: str, settings: Any, calibration: Path | None, output: Path | None) -> None:
     from export.build import Stage, build
     from export.lowering.calibration import Calibration
+    from runtime.rollout.calibration import drive
     from vmla.weights.checkpoint import open_checkpoint
 
     opened = open_checkpoint(checkpoint)
@@ -109,13 +91,9 @@ def _build(checkpoint: str, settings: Any, calibration: Path | None, output: Pat
     # As Ctrl-C does: leave through every `finally`, so that nothing half-built stays.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
     given = None if calibration is None else Calibration.read(calibration)
-    manifest, built = build(opened, settings, folder, show, calibration=given, drive=_drive())
+    manifest, built = build(opened, settings, folder, show, calibration=given, drive=drive)
     size = sum((folder / name).stat().st_size for name in manifest.files)
     click.echo(f"{folder}: {'built' if built else 'unchanged'}, {size:,} bytes")
-
-
-def _drive() -> Any:
-    return importlib.import_module(DRIVE).drive
 
 
 @main.command()
@@ -132,6 +110,7 @@ def calibrate(checkpoint: str, prompts: int, chunks: int, seed: int, device: str
     import torch
 
     from export.lowering.calibration import Rollouts, calibrate
+    from runtime.rollout.calibration import drive
     from vmla.weights.checkpoint import open_checkpoint
 
     if device == "cuda" and not torch.cuda.is_available():
@@ -139,7 +118,7 @@ def calibrate(checkpoint: str, prompts: int, chunks: int, seed: int, device: str
     opened = open_checkpoint(checkpoint)
     rollouts = Rollouts.of(opened, prompts=prompts, chunks=chunks, seed=seed)
     model = opened.transformer().to(device)
-    made = calibrate(model, opened, rollouts, _drive())
+    made = calibrate(model, opened, rollouts, drive)
     made.write(output)
     click.echo("\n".join(made.lines()))
     click.echo(f"{output}: sha256 {made.digest}")
@@ -165,3 +144,23 @@ def list_engines(folder: Path) -> None:
     from export.inspect import table
 
     click.echo("\n".join(table(folder)))
+
+
+@main.command()
+@click.argument("engine", type=click.Path(path_type=Path))
+@click.option("--checkpoint", help="The checkpoint; the one that the engine names if not given.")
+@click.option("--chunks", type=click.IntRange(min=1), default=20, show_default=True, help="Of the rollout.")
+def verify(engine: Path, checkpoint: str | None, chunks: int) -> None:
+    """Compare ENGINE with the eager model in float32; exit with 1 where a bound is not met."""
+    from export.engine.manifest import Manifest
+    from runtime.cli.verify import verify
+    from runtime.engines.compiled import open_engine
+    from vmla.weights.checkpoint import open_checkpoint
+
+    manifest = Manifest.read(engine)
+    opened = open_checkpoint(checkpoint or manifest.checkpoint)
+    with open_engine(engine, opened, batch=manifest.batch) as compiled:
+        result = verify(compiled, opened, chunks=chunks)
+    click.echo("\n".join(result.lines()))
+    if not result.holds:
+        sys.exit(1)

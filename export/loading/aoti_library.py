@@ -12,7 +12,7 @@ import ctypes
 import tempfile
 import weakref
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,19 @@ def _unpacked(package: Path, folder: Path) -> Path:
             return Path(archive.extract(libraries[0], folder))
     except (zipfile.BadZipFile, EOFError) as error:
         raise RuntimeError("it is no package of AOTInductor") from error
+
+
+def loaded_by_torch(package: Path) -> Callable[..., Sequence[Tensor]]:
+    """The compiled program of a package for a GPU."""
+    from torch._inductor import aoti_load_package
+
+    compiled = aoti_load_package(str(package))
+
+    def run(*tensors: Tensor) -> Sequence[Tensor]:
+        made = compiled(*tensors)
+        return (made,) if isinstance(made, Tensor) else made
+
+    return run
 
 
 _get_pointer = ctypes.pythonapi.PyCapsule_GetPointer

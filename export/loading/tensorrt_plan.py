@@ -6,7 +6,6 @@ everything that depends on an address.
 
 from __future__ import annotations
 
-import importlib
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,10 +15,6 @@ import torch
 from torch import Tensor
 
 from export.engine.manifest import Signature, TensorSpec
-from plugins.errors import missing_extra
-
-LIBRARIES = {"tensorrt": ("tensorrt", "trt"), "tensorrt-rtx": ("tensorrt_rtx", "trt-rtx")}
-"""By backend: the package, and the extra that installs it."""
 
 log = logging.getLogger(__name__)
 
@@ -60,19 +55,13 @@ class PlanProgram:
         return buffer
 
 
-def load_plan(folder: Path, name: str, backend: str, signature: Signature) -> PlanProgram:
-    """The plan called `name` of the engine in `folder`.
+def load_plan(trt: Any, path: Path, signature: Signature) -> PlanProgram:
+    """The plan in the file `path`, by the library `trt`: TensorRT or TensorRT-RTX.
 
     Raises:
-        UserError: if the backend's package is missing.
         RuntimeError: as `PlanProgram`.
     """
-    package, extra = LIBRARIES[backend]
-    try:
-        trt = importlib.import_module(package)
-    except ImportError as error:
-        raise missing_extra(package.replace("_", "-"), extra) from error
-    return PlanProgram(trt, (folder / f"{name}.engine").read_bytes(), signature)
+    return PlanProgram(trt, path.read_bytes(), signature)
 
 
 def check_table(trt: Any, engine: Any, signature: Signature) -> None:

@@ -1,0 +1,23 @@
+"""The backends by name, the fastest first: in this order they are chosen, where several would do."""
+
+from __future__ import annotations
+
+from export.backends.aoti import AOTI
+from export.backends.base import Backend
+from export.backends.onnx import ONNX
+from export.backends.tensorrt import TensorRT
+from export.backends.tensorrt_rtx import TensorRTRTX
+from plugins.errors import UserError
+
+BACKENDS: dict[str, Backend] = {each.name: each for each in (TensorRT(), TensorRTRTX(), AOTI(), ONNX())}
+
+
+def backend_named(name: str) -> Backend:
+    """The backend called `name`.
+
+    Raises:
+        UserError: if there is none, with those that there are.
+    """
+    if name not in BACKENDS:
+        raise UserError(f"no such backend: {name}; there are {', '.join(sorted(BACKENDS))}")
+    return BACKENDS[name]

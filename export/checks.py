@@ -1,0 +1,131 @@
+"""Whether an engine fits the machine, the checkpoint and its own manifest; if not, what mends it.
+
+Free of torch unless a GPU must be asked, so that engines are listed and refused at once.
+"""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from export.backends.aoti import AOTI
+from export.backends.base import Backend
+from export.backends.registry import BACKENDS
+from export.engine.manifest import NAME, Manifest
+from export.engine.target import NO_GPU, Host
+from plugins.errors import UserError
+
+if TYPE_CHECKING:
+    from vmla.weights.checkpoint import Checkpoint
+
+ON_CPU = {"backend": AOTI.name, "device": "cpu"}
+"""What runs where there is no GPU."""
+
+
+def backend_of(manifest: Manifest, folder: Path) -> Backend:
+    """The backend that built the engine in `folder`.
+
+    Raises:
+        UserError: if this version knows none of that name.
+    """
+    if manifest.backend not in BACKENDS:
+        known = ", ".join(sorted(BACKENDS))
+        raise UserError(f"{folder / NAME}: backend {manifest.backend} is unknown; known are {known}")
+    return BACKENDS[manifest.backend]
+
+
+def build_command(manifest: Manifest, folder: Path, **changes: str | int) -> str:
+    """The command that builds the engine in `folder` anew, with other settings if given."""
+    options: dict[str, str | int] = {
+        "checkpoint": manifest.checkpoint,
+        "backend": backend_of(manifest, folder).name,
+        "precision": manifest.precision,
+        "attention": manifest.attention,
+        "batch": manifest.batch,
+        "device": manifest.host.device,
+        "target": manifest.host.architecture,
+        **changes,
+    }
+    taken = BACKENDS[str(options["backend"])].takes
+    for name in ("attention", "device", "target"):
+        if name not in taken or options[name] == "cpu":  # which is the default
+            del options[name]
+    words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    return shlex.join(["vmla-export", "build", *words, "-o", str(folder)])
+
+
+def check_engine(
+    manifest: Manifest, folder: Path, checkpoint: Checkpoint, *, batch: int = 1, here: Host | None = None
+) -> None:
+    """Refuse the engine in `folder` unless it can make `batch` videos of `checkpoint` on the host `here`.
+
+    Raises:
+        UserError: naming the field that does not fit and the command that mends it.
+    """
+    check_host(manifest, folder, here)
+    check_model(manifest, folder, checkpoint)
+    if batch != manifest.batch:
+        reason = f"built for {manifest.batch} videos at once, not {batch}"
+        raise _refusal(folder, "batch", reason, build_command(manifest, folder, batch=batch))
+
+
+def check_host(manifest: Manifest, folder: Path, here: Host | None = None) -> None:
+    """Refuse a machine that the engine was not built for; `here` is this one unless given.
+
+    Raises:
+        UserError: as `check_engine`.
+    """
+    backend, built = backend_of(manifest, folder), manifest.host
+    mend = build_command(manifest, folder)
+    here = here or Host.here(built.device, backend.pinned)
+    for package in backend.pinned:
+        theirs, ours = built.versions.get(package), here.versions.get(package)
+        if theirs != ours:
+            found = f"{package} {ours}" if ours else f"no {package}"
+            raise _refusal(folder, "versions", f"built with {package} {theirs}, here is {found}", mend)
+    if backend.portable:
+        return
+    if here.architecture not in built.architecture.split(","):  # TensorRT-RTX builds for several
+        reason = f"built for {built.architecture}, here is {here.architecture}"
+        fits: dict[str, str] = {"target": here.architecture} if here.architecture != NO_GPU else ON_CPU
+        raise _refusal(folder, "architecture", reason, build_command(manifest, folder, **fits))
+    if missing := sorted(set(built.features) - set(here.features)):
+        raise _refusal(folder, "features", f"it uses {missing[0]}, which this processor lacks", mend)
+
+
+def check_model(manifest: Manifest, folder: Path, checkpoint: Checkpoint) -> None:
+    """Refuse a checkpoint that the engine was not built from.
+
+    Raises:
+        UserError: as `check_engine`, with the first setting of the model that differs, or `model_hash`.
+    """
+    name, sizes = str(checkpoint.folder), asdict(checkpoint.model_config())
+    mend = build_command(manifest, folder, checkpoint=name)
+    for setting, value in manifest.model.items():
+        if sizes.get(setting) != value:
+            raise _refusal(folder, setting, f"built for {value}, {name} has {sizes.get(setting)}", mend)
+    if checkpoint.model_hash() != manifest.model_hash:
+        raise _refusal(folder, "model_hash", f"built from other weights than those of {name}", mend)
+
+
+def check_files(manifest: Manifest, folder: Path) -> None:
+    """Read every file of the engine and compare its hash.
+
+    Raises:
+        UserError: naming the file that is missing or damaged.
+    """
+    from vmla.weights.files import hash_file
+
+    for name, expected in manifest.files.items():
+        path = folder / name
+        if not path.is_file():
+            raise _refusal(folder, name, "the file is missing", build_command(manifest, folder))
+        if hash_file(path) != expected:
+            reason = "the file is damaged, its SHA-256 is not that of the manifest"
+            raise _refusal(folder, name, reason, build_command(manifest, folder))
+
+
+def _refusal(folder: Path, field: str, reason: str, mend: str) -> UserError:
+    return UserError(f"{folder}: {field}: {reason}; run: {mend}")

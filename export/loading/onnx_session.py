@@ -1,0 +1,41 @@
+"""ONNX graphs as functions of tensors, by ONNX Runtime on the CPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from export.engine.manifest import Signature
+from plugins.errors import UserError
+
+
+def session(graph: Path, signature: Signature) -> Callable[..., Sequence[Tensor]]:
+    """The graph, ready to run with as many threads as torch has now.
+
+    Raises:
+        UserError: if it takes or gives what ONNX Runtime does not know on a CPU.
+        RuntimeError: if it does not load.
+    """
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as states
+
+    if any(spec.dtype == "bfloat16" for spec in (*signature.inputs, *signature.outputs)):
+        raise UserError("ONNX Runtime has no bfloat16 on a CPU; build with --precision fp32 or fp16")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors: it warns of every constant that it does not fold
+    options.intra_op_num_threads = torch.get_num_threads()
+    try:
+        made = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    except (states.Fail, states.InvalidGraph, states.NotImplemented) as error:
+        raise RuntimeError(str(error)) from error
+    names = [spec.name for spec in signature.inputs]
+    outputs = [spec.name for spec in signature.outputs]
+
+    def run(*tensors: Tensor) -> Sequence[Tensor]:
+        feeds = {key: tensor.numpy() for key, tensor in zip(names, tensors, strict=True)}
+        return [torch.from_numpy(array) for array in made.run(outputs, feeds)]
+
+    return run
