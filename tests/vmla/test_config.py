@@ -105,9 +105,9 @@ def test_a_recipe_survives_json(name):
 
 FORMER = {
     "layout": "mla", "width": 256, "heads": 4, "layers": 6, "ffn_width": 1024, "latent_channels": 16,
-    "patch": 2, "freq_dim": 256, "text_dim": 128, "text_tokens": 112, "kv_lora_rank": 32,
-    "qk_rope_head_dim": 16, "q_lora_rank": 128, "sink": 1, "history": 6, "chunk": 3, "height": 8,
-    "sample_width": 8, "eps": 1e-6,
+    "patch": 2, "frequency_width": 256, "text_width": 128, "text_tokens": 112, "content_width": 32,
+    "rotary_width": 16, "query_width": 128, "sink": 1, "history": 6, "chunk": 3, "height": 8,
+    "image_width": 8, "eps": 1e-6,
 }  # fmt: skip
 """A configuration as it was written before its settings had the field's names."""
 

@@ -12,16 +12,16 @@ from kit.frames import frames_of
 from kit.measure import assert_close
 from kit.models import tiny_model
 from kit.refusals import assert_one_line
+from kit.sessions import make_video
 
-from export.cli import main as vmla_export
 from plugins.errors import UserError
+from runtime.cli.export import main as vmla_export
 from runtime.outputs import NullSink
 from runtime.planning.request import prepare
 from runtime.prompts.schedule_file import Entry, to_schedule
 from runtime.prompts.sources import Change, FixedPrompts, Schedule
 from runtime.resume.state import Snapshot
 from runtime.rollout.rollout import Rollout
-from runtime.session.generate import produce
 from runtime.telemetry.events import NoTelemetry
 from vmla.cache import ChunkLengths
 from vmla.config import ModelConfig, recipe
@@ -50,9 +50,9 @@ class Recorder:
     def __getattr__(self, name):
         return getattr(self._engine, name)
 
-    def step(self, latents, timestep, *rest, full):
-        velocity, entries = self._engine.step(latents, timestep, *rest, full=full)
-        self.steps.append((latents.clone(), timestep.clone(), velocity))
+    def step(self, inputs, *, full):
+        velocity, entries = self._engine.step(inputs, full=full)
+        self.steps.append((inputs.latents.clone(), inputs.timestep.clone(), velocity))
         return velocity, entries
 
 
@@ -135,7 +135,7 @@ def short_first(tmp_path_factory):
 def test_a_video_has_the_length_that_its_chunks_say(short_first):
     job, frames = prepare(RED, short_first, chunks=3)
     assert frames == 4 * (1 + 3 + 3) == job.plan().frames
-    assert produce(job, NullSink(), NoTelemetry(), frames=frames).frames == frames
+    assert make_video(job, NullSink(), NoTelemetry(), frames=frames).frames == frames
     job, frames = prepare(RED, short_first, seconds=2)
     assert (frames, job.chunks) == (32, 4)
 
