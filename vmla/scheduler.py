@@ -75,7 +75,7 @@ class Sampler:
         """[steps] float32: what the model is told at each step."""
         return self.sigmas()[:-1] * TIMESTEPS
 
-    def advance(self, latents: Tensor, velocity: Tensor, step: int, noise: Tensor | None) -> Tensor:
+    def step(self, latents: Tensor, velocity: Tensor, step: int, noise: Tensor | None) -> Tensor:
         """The latents after step number `step`, in float32.
 
         `noise` is what `needs_noise` asks for: fresh for each step that re-noises.

@@ -149,7 +149,7 @@ def steady(engine: Engine, sampler: Sampler, *, batch: int = 1, graphs: bool = T
 
     def chunk() -> Tensor:
         latents = videos.denoise()
-        videos.commit()
+        videos.update_cache()
         return latents
 
     chunk()  # the prompt is encoded, graphs are captured

@@ -162,7 +162,7 @@ def operations_per_chunk(order: Order, engine: Engine) -> int:
 
     def chunk() -> None:
         videos.denoise()
-        videos.commit()
+        videos.update_cache()
 
     for _ in range(filling(engine.config) + 1):  # until the window is full and prompts are encoded
         chunk()

@@ -122,7 +122,7 @@ def _seconds_of(video: Rollout, chunks: int) -> float:
     began = perf_counter()
     for _ in range(chunks):
         video.denoise()
-        video.commit()
+        video.update_cache()
     return perf_counter() - began
 
 

@@ -9,7 +9,7 @@ import torch
 
 from plugins.errors import UserError
 from runtime.planning.peak_memory import decoding_scratch, pass_scratch
-from runtime.rollout.buffers import draws, picture_shape
+from runtime.rollout.buffers import noise_draws, picture_shape
 from runtime.rollout.decoding import Decoding
 from runtime.rollout.recache import Past
 from vmla.cache import CacheLayout, ChunkLengths
@@ -70,7 +70,7 @@ class Plan:
             own={
                 "latent cache" if config.layout == "mla" else "cache": layout.bytes(element_size=size),
                 "text keys and values": 2 * config.num_layers * config.text_tokens * config.inner_dim * size,
-                "noise and latents of a chunk": (draws(sampler) + 1) * buffered,
+                "noise and latents of a chunk": (noise_draws(sampler) + 1) * buffered,
                 "latents of the window": Past.capacity(layout) * picture,
                 "decoder memory": codec.stream_bytes(config.sample_height, config.sample_width)
                 if decodes

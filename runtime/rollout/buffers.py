@@ -22,7 +22,7 @@ def picture_shape(config: ModelConfig, frames: int) -> tuple[int, int, int, int]
     return config.in_channels, frames, config.sample_height, config.sample_width
 
 
-def draws(sampler: Sampler) -> int:
+def noise_draws(sampler: Sampler) -> int:
     """How often noise is drawn for a chunk."""
     return 1 + sum(sampler.needs_noise(step) for step in range(sampler.steps))
 
@@ -51,7 +51,7 @@ class Buffers:
         config, layout, device = engine.config, engine.layout, engine.device
         self.layout, self.frames, self._sampler = layout, frames, sampler
         self._picture = picture_shape(config, frames)
-        self.noise = torch.zeros(draws(sampler), batch, *self._picture, device=device)
+        self.noise = torch.zeros(noise_draws(sampler), batch, *self._picture, device=device)
         self.latents = torch.zeros(batch, *self._picture, device=device)
         if beside is None:
             self.cache = layout.allocate(batch, dtype=engine.dtype, device=device)
@@ -69,17 +69,17 @@ class Buffers:
         self.clean = torch.zeros(batch, frames, device=device)
         self.uploads = 0
         """Copies from main memory so far."""
-        self.keeps = False
-        """Whether a commit would keep anything: not without a history, once the sink is full."""
+        self.commits = False
+        """Whether anything of the chunk is cached: nothing is without a history, once the sink is full."""
         self.full = False
         """Whether no slot of the window is empty."""
 
     @property
-    def context(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def window(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """What every pass reads beside latents and timestep, in the order of `Engine.step`."""
         return self.text_kv, self.cache, self.slot_index, self.chunk_index
 
-    def draw(self, seeds: Sequence[int], chunk: int) -> None:
+    def draw_noise(self, seeds: Sequence[int], chunk: int) -> None:
         """Fill in the noise of chunk number `chunk` of the videos with these seeds."""
         drawn = [
             keyed_noise(self._picture, seed=seed, chunk=chunk, step=step)
@@ -88,24 +88,24 @@ class Buffers:
         ]
         self._put(self.noise, torch.stack(drawn).view(self.noise.shape))
 
-    def fresh(self, step: int) -> Tensor | None:
+    def renoise(self, step: int) -> Tensor | None:
         """The noise that step number `step` ends with, if it does."""
         return self.noise[step + 1] if self._sampler.needs_noise(step) else None
 
-    def aim(self, frame: int) -> None:
+    def set_window(self, frame: int) -> None:
         """Fill in what the chunk from latent frame `frame` on attends to, and what its commit replaces."""
         source, target = self.layout.token_indices(frame, self.frames, padded=True)
         slots = self.layout.slot_index(frame)
         self.full = -1 not in slots.tolist()
         self._put(self.slot_index, slots)
         self._put(self.chunk_index, self.layout.chunk_index(frame, self.frames))
-        self.keeps = len(source) > 0
-        if self.keeps:
+        self.commits = len(source) > 0
+        if self.commits:
             self._put(self.source, source)
             self._put(self.target, target)
 
     @contextmanager
-    def spared(self) -> Iterator[None]:
+    def restored_afterwards(self) -> Iterator[None]:
         """Whatever passes inside write into latents and cache is taken back."""
         rows = self.cache.index_select(2, self.target)
         latents = self.latents.clone()
@@ -120,5 +120,5 @@ class Buffers:
         self.uploads += 1
 
     def commit(self, entries: Tensor) -> None:
-        """Write `entries` [L, B, S, E] of the chunk aimed at into its slots."""
+        """Write `entries` [L, B, S, E] of the chunk whose window is set into its slots."""
         self.cache.index_copy_(2, self.target, entries.index_select(2, self.source))

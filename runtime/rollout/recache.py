@@ -31,7 +31,7 @@ class Past:
         self.chunks[number] = latents
         self._keep_from(max(number + 1 - self._newest, self.forgotten))
 
-    def turn(self, policy: Policy, number: int, frame: int) -> tuple[int, list[tuple[int, Tensor]]]:
+    def change_prompt(self, policy: Policy, number: int, frame: int) -> tuple[int, list[tuple[int, Tensor]]]:
         """What a new prompt at chunk `number`, which begins at latent frame `frame`, does to the cache.
 
         Returns:

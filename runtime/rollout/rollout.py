@@ -37,15 +37,15 @@ class Chunk:
     decode_seconds: float
 
 
-class Passes(NamedTuple):
-    """The steps and the clean pass of a chunk: on a GPU, graphs."""
+class Computations(NamedTuple):
+    """What a chunk of one kind of window computes: on a GPU, one CUDA graph each."""
 
-    descend: Callable[[], None]
-    keep: Callable[[], None]
+    denoise: Callable[[], None]
+    update_cache: Callable[[], None]
 
 
 class Rollout:
-    """One batch of videos in the making: `denoise` and `commit` in turn make chunk after chunk."""
+    """One batch of videos in the making: `denoise` and `update_cache` in turn make chunk after chunk."""
 
     def __init__(
         self, engine: Engine, prompts: PromptSource, sampler: Sampler,
@@ -68,77 +68,82 @@ class Rollout:
         self.change: Change | None = None
         self._pool = pool or graph_pool(engine.device)
         self._with_graphs = graphs
-        self._graphs: dict[tuple[int, bool], Passes] = {}
-
-    @property
-    def _passes(self) -> Passes:
-        """Those of the window aimed at, made when first needed: a first frame waits for one kind alone."""
-        kind = self.buffers.frames, self.buffers.full
-        if kind not in self._graphs:
-            with self.buffers.spared():
-                steps = self._captured(self._steps)
-                self._graphs[kind] = Passes(steps, self._captured(self._clean_pass))
-        return self._graphs[kind]
-
-    def _captured(self, passes: Callable[[], None]) -> Callable[[], None]:
-        return captured(passes, self._engine.device, self._pool) if self._with_graphs else passes
-
-    @property
-    def launches(self) -> int | None:
-        """The host's so far: replays of graphs and uploads of their data; None where no graph is replayed."""
-        replays = replays_of([graph for pair in self._graphs.values() for graph in pair])
-        return None if replays is None else replays + sum(one.uploads for one in self._buffers.values())
+        self._computations: dict[tuple[int, bool], Computations] = {}
 
     @torch.inference_mode()
     def denoise(self) -> Tensor:
         """The clean latents [B, z, F, h, w] of the next chunk."""
         with using(self._threads):
-            self._turn_to(self._prompts.at(self.number))
-            self._aim(self.frame, self._chunks.length(self.number))
-            self.buffers.draw(self._seeds, self.number)
-            self._passes.descend()
+            self._change_prompt(self._prompts.at(self.number))
+            self._set_window(self.frame, self._chunks.length(self.number))
+            self.buffers.draw_noise(self._seeds, self.number)
+            self._captured().denoise()
         return self.buffers.latents.clone()
 
     @torch.inference_mode()
-    def commit(self) -> None:
+    def update_cache(self) -> None:
         """Leave the chunk just denoised in the cache."""
         with using(self._threads):
-            self._keep()
+            self._update_cache()
         self.past.add(self.number, self.buffers.latents.clone())
         self.number, self.frame = self.number + 1, self.frame + self.buffers.frames
 
-    def _aim(self, frame: int, frames: int) -> None:
-        self.buffers = self._buffers[frames]
-        self.buffers.aim(frame)
-
-    def _keep(self) -> None:
-        if self.buffers.keeps:
-            self._passes.keep()
-
     @torch.inference_mode()
-    def _steps(self) -> None:
-        latents, context, full = self.buffers.noise[0], self.buffers.context, self.buffers.full
+    def _denoising_steps(self) -> None:
+        """From noise to clean latents, level by level."""
+        latents, window, full = self.buffers.noise[0], self.buffers.window, self.buffers.full
         for step, timestep in enumerate(self.buffers.timesteps):
-            velocity = self._engine.step(StepInputs(latents, timestep, *context), full=full)[0]
-            latents = self._sampler.advance(latents, velocity, step, self.buffers.fresh(step))
+            # Only the velocity gets a name: one for the entries would keep them alive through the next step.
+            velocity = self._engine.step(StepInputs(latents, timestep, *window), full=full)[0]
+            latents = self._sampler.step(latents, velocity, step, self.buffers.renoise(step))
         self.buffers.latents.copy_(latents)
 
     @torch.inference_mode()
     def _clean_pass(self) -> None:
-        inputs = StepInputs(self.buffers.latents, self.buffers.clean, *self.buffers.context)
+        """The entries of the clean chunk, at t = 0, go into the cache."""
+        inputs = StepInputs(self.buffers.latents, self.buffers.clean, *self.buffers.window)
         self.buffers.commit(self._engine.entries(inputs, full=self.buffers.full))
 
-    def _turn_to(self, change: Change) -> None:
+    def _change_prompt(self, change: Change) -> None:
         """Take the prompt; where it is new, its policy says what becomes of the cache."""
         if self.change is None or self.change.prompts != change.prompts:
             self.buffers.text_kv.copy_(self._engine.encode_prompt(change.prompts))
         self.change = change
         if change.chunk == self.number > 0:
-            self.frame, again = self.past.turn(change.policy, self.number, self.frame)
-            for frame, latents in again:
-                self._aim(frame, latents.shape[2])
+            self.frame, replayed = self.past.change_prompt(change.policy, self.number, self.frame)
+            for frame, latents in replayed:
+                self._set_window(frame, latents.shape[2])
                 self.buffers.latents.copy_(latents)
-                self._keep()
+                self._update_cache()
+
+    def _set_window(self, frame: int, frames: int) -> None:
+        """Turn to the chunk of `frames` latent frames that begins at `frame`."""
+        self.buffers = self._buffers[frames]
+        self.buffers.set_window(frame)
+
+    def _update_cache(self) -> None:
+        if self.buffers.commits:
+            self._captured().update_cache()
+
+    def _captured(self) -> Computations:
+        """What this kind of window computes. A GPU's graphs are captured when a window first needs them,
+        so that a first frame waits for one kind alone."""
+        kind = self.buffers.frames, self.buffers.full
+        if kind not in self._computations:
+            with self.buffers.restored_afterwards():
+                self._computations[kind] = Computations(
+                    self._graph_of(self._denoising_steps), self._graph_of(self._clean_pass)
+                )
+        return self._computations[kind]
+
+    def _graph_of(self, compute: Callable[[], None]) -> Callable[[], None]:
+        return captured(compute, self._engine.device, self._pool) if self._with_graphs else compute
+
+    @property
+    def launches(self) -> int | None:
+        """The host's so far: replays of graphs and uploads of their data; None where no graph is replayed."""
+        replays = replays_of([graph for pair in self._computations.values() for graph in pair])
+        return None if replays is None else replays + sum(one.uploads for one in self._buffers.values())
 
 
 def rollout(
@@ -150,7 +155,7 @@ def rollout(
     for number in range(chunks):
         began = perf_counter()
         if number:
-            videos.commit()
+            videos.update_cache()
         latents = videos.denoise()
         denoised = perf_counter()
         yield Chunk(number, decoder.decode(latents), denoised - began, perf_counter() - denoised)

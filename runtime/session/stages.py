@@ -158,7 +158,7 @@ class VideoStages:
         self.made += 1
         if not self.finished:
             before = stamp(device)
-            rollout.commit()
+            rollout.update_cache()
             self._clean = before, stamp(device)
 
     def save(self, tell: Callable[[State], None]) -> None:

@@ -50,7 +50,7 @@ def test_euler_is_exact_on_a_straight_flow(steps, shift):
     latents = noise
     for step, sigma in enumerate(sampler.sigmas()[:-1]):
         assert_close(latents, add_noise(clean, noise, sigma), rtol=0, atol=1e-5)
-        latents = sampler.advance(latents, noise - clean, step, None)
+        latents = sampler.step(latents, noise - clean, step, None)
     assert_close(latents, clean, rtol=0, atol=1e-5)
 
 
@@ -61,7 +61,7 @@ def test_euler_follows_a_linear_velocity_field():
     for steps in (50, 100, 200):
         sampler, latents = Sampler(kind="euler", steps=steps, shift=1.0), start
         for step in range(steps):
-            latents = sampler.advance(latents, rate * latents, step, None)
+            latents = sampler.step(latents, rate * latents, step, None)
         errors.append(float((latents - exact).abs().max()))
     assert errors[1] / errors[0] == pytest.approx(0.5, abs=0.05)
     assert errors[2] / errors[1] == pytest.approx(0.5, abs=0.05)
@@ -73,10 +73,10 @@ def test_few_steps_go_to_x0_and_back_up_with_fresh_noise():
         velocity, noise = draw(*SHAPE, seed=10 + step), draw(*SHAPE, seed=20 + step)
         clean = latents - sigma * velocity
         expected = (1 - below) * clean + below * noise
-        latents = sampler.advance(latents, velocity, step, noise)
+        latents = sampler.step(latents, velocity, step, noise)
         assert_close(latents, expected, rtol=1e-5, atol=1e-5)
     velocity = draw(*SHAPE, seed=30)
-    last = sampler.advance(latents, velocity, 3, None)
+    last = sampler.step(latents, velocity, 3, None)
     assert_close(last, latents - 0.625 * velocity, rtol=1e-5, atol=1e-5)
 
 
@@ -86,7 +86,7 @@ def test_a_perfect_model_gives_x0_whatever_the_noise():
     for step, sigma in enumerate(sampler.sigmas()[:-1]):
         velocity = (latents - clean) / sigma
         fresh = keyed_noise(SHAPE, seed=0, chunk=0, step=step + 1) if sampler.needs_noise(step) else None
-        latents = sampler.advance(latents, velocity, step, fresh)
+        latents = sampler.step(latents, velocity, step, fresh)
     assert_close(latents, clean, rtol=0, atol=1e-5)
 
 
@@ -100,10 +100,10 @@ def test_steps_are_taken_in_float32(kind):
     latents, velocity, noise = (draw(*SHAPE, seed=seed).bfloat16() for seed in range(3))
     sampler = Sampler(kind=kind)
     noise = noise if sampler.needs_noise(1) else None
-    out = sampler.advance(latents, velocity, 1, noise)
+    out = sampler.step(latents, velocity, 1, noise)
     assert out.dtype == torch.float32
     wide = None if noise is None else noise.float()
-    assert_close(out, sampler.advance(latents.float(), velocity.float(), 1, wide), rtol=1e-6, atol=1e-6)
+    assert_close(out, sampler.step(latents.float(), velocity.float(), 1, wide), rtol=1e-6, atol=1e-6)
 
 
 KEYS = st.tuples(st.integers(-(2**63), 2**64), st.integers(0, 10**6), st.integers(0, 1000))

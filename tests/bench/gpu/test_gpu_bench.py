@@ -103,7 +103,7 @@ def test_a_steady_chunk_is_the_rollouts_own_in_a_full_window(monkeypatch):
     for _ in range(3):
         wanted = videos.denoise()
         assert videos.buffers.full
-        videos.commit()
+        videos.update_cache()
         if videos.number > filling(model.config) + 1:
             assert torch.equal(with_graphs(), wanted) and torch.equal(without(), wanted)
 

@@ -111,7 +111,7 @@ def test_recaching_under_the_same_prompt_changes_next_to_nothing_while_no_chunk_
     videos = Rollout(engine, again, SAMPLER, seeds=[SEED])
     for _ in range(at):
         videos.denoise()
-        videos.commit()
+        videos.update_cache()
     before, frame = videos.buffers.cache.clone(), videos.frame
     videos.denoise()
     # The debug window holds chunk 0's first frame and the newest chunk: two chunks, from number 2 on.
@@ -126,7 +126,7 @@ def test_a_reset_and_a_recache_after_it_keep_to_the_sink_and_what_came_since(eng
     videos = Rollout(engine, prompts, SAMPLER, seeds=[SEED])
     for _ in range(5):
         videos.denoise()
-        videos.commit()
+        videos.update_cache()
     assert videos.frame == 1 + 2 * 3  # the sink, and two chunks since
     assert sorted(videos.past.chunks) == [0, 4]
 

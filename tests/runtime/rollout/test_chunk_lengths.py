@@ -60,7 +60,7 @@ def made_by(videos, chunks):
     latents = []
     while videos.number < chunks:
         latents.append(videos.denoise())
-        videos.commit()
+        videos.update_cache()
     return latents
 
 

@@ -29,7 +29,7 @@ def latents_of(videos, chunks):
     made = []
     while videos.number < chunks:
         made.append(videos.denoise())
-        videos.commit()
+        videos.update_cache()
     return made
 
 

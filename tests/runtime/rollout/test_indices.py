@@ -51,7 +51,7 @@ def test_whatever_prompts_do_a_chunk_attends_to_the_sink_and_the_newest_frames(l
     for number, policy in enumerate(turns):
         own = frames_of(layout, number)
         if number and policy:
-            frame, again = past.turn(policy, number, frame)
+            frame, again = past.change_prompt(policy, number, frame)
             for place, kept in again:
                 slots.commit(kept, place)
             if policy == "reset":

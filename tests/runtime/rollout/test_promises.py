@@ -56,7 +56,7 @@ def plain(engine, prompts, sampler, *, seeds, chunks):
             timestep = torch.full((len(seeds), len(frames)), t)
             velocity, _ = engine.step(StepInputs(latents, timestep, text, cache, *window))
             fresh = noise(step + 1) if sampler.needs_noise(step) else None
-            latents = sampler.advance(latents, velocity, step, fresh)
+            latents = sampler.step(latents, velocity, step, fresh)
         _, entries = engine.step(StepInputs(latents, torch.zeros_like(timestep), text, cache, *window))
         layout.commit_(cache, entries, frames[0])
         yield latents
@@ -80,10 +80,10 @@ def test_the_entries_alone_are_those_of_the_whole_pass(layout):
     for _ in range(3):
         latents = videos.denoise()
         b = videos.buffers
-        inputs = StepInputs(latents, b.clean, *b.context)
+        inputs = StepInputs(latents, b.clean, *b.window)
         _, entries = engine.step(inputs)
         assert torch.equal(engine.entries(inputs), entries)
-        videos.commit()
+        videos.update_cache()
 
 
 @pytest.mark.parametrize("layout", ["mla", "mha"])
@@ -146,11 +146,11 @@ def test_every_chunk_is_the_same_computation_on_the_same_memory_and_reads_nothin
     videos = Rollout(engine, prompts, RENOISE, seeds=[1])
     seen, places = {False: [], True: []}, []
     for number in range(8):
-        videos._turn_to(prompts.at(number))  # texts are encoded on the way, outside of the graph
+        videos._change_prompt(prompts.at(number))  # texts are encoded on the way, outside of the graph
         with Operators() as chunk:
             videos.denoise()
             full = videos.buffers.full
-            videos.commit()
+            videos.update_cache()
         assert chunk.reads == 0
         seen[full].append(chunk.names)
         tensors = (item for item in vars(videos.buffers).values() if isinstance(item, torch.Tensor))
@@ -171,7 +171,7 @@ def test_no_position_ever_leaves_the_window():
         assert int(b.chunk_index.max()) < engine.layout.positions
         assert int(b.chunk_index.min()) >= 0
         assert int(b.target.max()) < b.cache.shape[2]
-        videos.commit()
+        videos.update_cache()
     assert videos.number == 60
 
 

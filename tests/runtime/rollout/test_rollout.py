@@ -145,7 +145,7 @@ def test_what_a_capture_computes_on_the_way_leaves_no_trace(monkeypatch):
         videos, latents = Rollout(tiny_engine(), prompts, RENOISE, seeds=[1]), []
         while videos.number < 9:
             latents.append(videos.denoise())
-            videos.commit()
+            videos.update_cache()
         return latents
 
     def run_before(function, *_):

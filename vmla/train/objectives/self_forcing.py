@@ -63,7 +63,7 @@ def self_rollout(
             with torch.set_grad_enabled(learns and step == exit_step):
                 velocity = memory.velocity(latents, sigma, number)
                 fresh = noise(number, step + 1) if step < exit_step else None
-                latents = sampler.advance(latents, velocity, step, fresh)
+                latents = sampler.step(latents, velocity, step, fresh)
         made.append(latents)
         with torch.no_grad():
             memory.commit(latents, number)
