@@ -6,7 +6,6 @@ import hashlib
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ def describe_job(job: Job, *, frames: int, scale: int) -> dict[str, Any]:
         },
         "layout": config.layout,
         "window": {"sink": config.sink, "history": config.history, "chunk": config.chunk},
-        "sampler": asdict(job.sampler),
+        "sampler": job.sampler.settings(),
         "engine": "eager" if manifest is None else manifest.backend,
         "precision": PRECISIONS[dtype] if manifest is None else manifest.precision,
         "engine_reason": job.engine_reason,

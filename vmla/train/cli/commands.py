@@ -11,6 +11,8 @@ import click
 from vmla.cli.command import OneLineErrors
 from vmla.train.stages import STAGES
 
+PARTS = ("generator_ema", "generator", "model", "critic", "state_dict", "module")
+"""As `vmla.weights.formats.pickles.PARTS`, which needs PyTorch."""
 FOLDER = click.Path(file_okay=False, path_type=Path)
 
 
@@ -195,7 +197,12 @@ def render(recipe: str, output: Path, checkpoint: str, threads: int | None, **op
 @main.command()
 @click.option("--from", "source", required=True, help="A folder, a file, a hub id, or wan-1.3b or wan-14b "
               "for a dry run without weights.")  # fmt: skip
-@click.option("--layout", type=click.Choice(["mla", "mha"]), default="mla", show_default=True)
+@click.option("--layout", type=click.Choice(["mla", "mha"]),
+              help="Of attention; mla if not given, with --preset the source's own.")  # fmt: skip
+@click.option("--preset", help="How a distilled model is sampled: self-forcing, causvid, longlive, "
+              "causal-forcing, causal-forcing-framewise or rolling-forcing.")  # fmt: skip
+@click.option("--with", "pipeline", help="A diffusers folder of Wan, or its hub id, that gives codec, text "
+              "encoder and tokenizer (default: the source, if it is a folder).")  # fmt: skip
 @click.option("--init", type=click.Choice(["spectral", "random"]), default="spectral", show_default=True)
 @click.option("-o", "--output", type=FOLDER, help="The checkpoint folder to write.")
 @click.option("--recipe", default="wan-1.3b", show_default=True, help="Of picture and window.")
@@ -220,8 +227,8 @@ def render(recipe: str, output: Path, checkpoint: str, threads: int | None, **op
 @click.option("--clips", type=click.IntRange(min=1), default=4, show_default=True, help="Of calibration.")
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
 @click.option("--seed", default=0, show_default=True)
-@click.option("--part", type=click.Choice(["generator_ema", "generator", "model", "critic"]),
-              help="Of a .pt file.")  # fmt: skip
+@click.option("--part", type=click.Choice(PARTS), help="Of a training checkpoint.")
+@click.option("--variant", help="Of the weights in a folder: fp16, say.")
 @click.option("--names", type=click.Path(path_type=Path), help="JSON: what a file calls latent projections.")
 @click.option("--revision", help="Of a hub repository.")
 @click.option("--offline", is_flag=True, help="Use what was downloaded before.")
