@@ -19,8 +19,10 @@ from vmla.weights.files import Shape, check_shapes, load_exactly, read_json
 from vmla.weights.formats.lazy_tensors import shape_of
 from vmla.weights.formats.locate_files import weights_in
 from vmla.weights.formats.open_file import OpenFile, open_file, refuse_lora
-from vmla.weights.formats.prefixes import names_of
+from vmla.weights.formats.prefixes import ANCHORS, names_of
 from vmla.weights.formats.scaled import ScaledTensors
+from vmla.weights.inspection.mapped_tensors import MappedTensors
+from vmla.weights.inspection.mapping import LatentMap
 from vmla.weights.key_mapping import LATENT, read_mapping, to_diffusers, to_wan
 from vmla.weights.published.families import (
     refuse_pictures_beside,
@@ -84,6 +86,7 @@ def open_source(
     part: str | None = None,
     mapping: Path | None = None,
     variant: str | None = None,
+    cuts: LatentMap | None = None,
 ) -> Source:
     """Open a transformer's weights.
 
@@ -94,6 +97,7 @@ def open_source(
         part: of a training checkpoint, one of `vmla.weights.formats.pickles.PARTS`.
         mapping: a JSON file that names the latent projections of a VideoMLA file.
         variant: of a folder's weights, `fp16` say.
+        cuts: how the latent attention of a VideoMLA file of another convention becomes ours.
 
     Raises:
         UserError: for a file of another model, or tensors that do not fit; at most ten are listed.
@@ -105,10 +109,14 @@ def open_source(
     refuse_lora(opened.tensors, weights)
     found = names_of(opened.tensors, weights, part)
     refuse_relatives(found.own, weights)
-    tensors = ScaledTensors(opened.tensors, found.own)
-    latent = LATENT if mapping is None else read_mapping(mapping)
-    translate = _naming(tensors, weights, latent)
-    shapes = {name: tensors.shape(name) for name in tensors}
+    tensors: Mapping[str, Tensor] = ScaledTensors(opened.tensors, found.own)
+    if cuts is None:
+        translate = _naming(tensors, weights, LATENT if mapping is None else read_mapping(mapping))
+    else:
+        translate = _Naming("mla", ANCHORS[0] in tensors, LATENT)
+        tensors = MappedTensors(tensors, cuts, translate, weights)
+        values = {**values, "num_attention_heads": cuts.heads}
+    shapes = {name: shape_of(tensors, name) for name in tensors}
     config = _sizes(shapes, values, like, translate, weights)
     expected = _file_shapes(config)
     check_shapes({translate(name): shape for name, shape in expected.items()}, shapes, weights, "model")
@@ -154,6 +162,11 @@ def _naming(names: Collection[str], path: Path, latent: Mapping[str, str]) -> _N
         return _Naming("mha", False, latent)
     if "time_projection.1.weight" in names:
         mla = f"blocks.0.self_attn.{latent['down_kv']}.weight" in names
+        if not mla and "blocks.0.self_attn.q.weight" not in names:
+            raise UserError(
+                f"{path} has attention of its own names; vmla-train inspect {path} -o map.yaml proposes a "
+                f"mapping for --map"
+            )
         return _Naming("mla" if mla else "mha", True, latent)
     known = next(iter(names), "nothing")
     raise UserError(f"{path} holds no Wan transformer (its first tensor is {known}); give a Wan2.1 model")

@@ -195,6 +195,24 @@ def render(recipe: str, output: Path, checkpoint: str, threads: int | None, **op
 
 
 @main.command()
+@click.argument("file", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path),
+              help="Propose how latent attention becomes ours, in this YAML file.")  # fmt: skip
+@click.option("--part", type=click.Choice(PARTS), help="Of a training checkpoint.")
+@click.option("--heads", type=click.IntRange(min=1), help="As many as are 128 wide, if not given.")
+@click.option("--rotary", type=click.Choice(["first", "last"]),
+              help="Rows of a fused projection that rotate (default: by its name, or last).")  # fmt: skip
+@click.option("--pairs", type=click.Choice(["interleaved", "halved"]), default="interleaved",
+              show_default=True, help="Rows that rotate together: neighbours, or half apart.")  # fmt: skip
+def inspect(file: Path, output: Path | None, part: str | None, **guess: Any) -> None:
+    """List the tensors of FILE by pattern and shape, and say what it is."""
+    from vmla.train.cli.inspect_options import inspect_file
+    from vmla.weights.inspection.propose import Guess
+
+    inspect_file(file, part, Guess(**guess), output, click.echo)
+
+
+@main.command()
 @click.option("--from", "source", required=True, help="A folder, a file, a hub id, or wan-1.3b or wan-14b "
               "for a dry run without weights.")  # fmt: skip
 @click.option("--layout", type=click.Choice(["mla", "mha"]),
@@ -230,6 +248,8 @@ def render(recipe: str, output: Path, checkpoint: str, threads: int | None, **op
 @click.option("--part", type=click.Choice(PARTS), help="Of a training checkpoint.")
 @click.option("--variant", help="Of the weights in a folder: fp16, say.")
 @click.option("--names", type=click.Path(path_type=Path), help="JSON: what a file calls latent projections.")
+@click.option("--map", "cuts", type=click.Path(path_type=Path),
+              help="YAML of vmla-train inspect: how a file's latent attention becomes ours.")  # fmt: skip
 @click.option("--revision", help="Of a hub repository.")
 @click.option("--offline", is_flag=True, help="Use what was downloaded before.")
 @click.option("--dry-run", is_flag=True, help="Print sizes and memory; write nothing.")

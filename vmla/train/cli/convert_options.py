@@ -14,6 +14,7 @@ from vmla.config import RECIPES, ModelConfig, recipe
 from vmla.weights.conversion.activations import Calibration
 from vmla.weights.conversion.convert import Conversion, plan
 from vmla.weights.conversion.spectral import Choices
+from vmla.weights.inspection.mapping import read_map
 from vmla.weights.locate import locate
 from vmla.weights.published.pipeline_parts import check_pipeline
 from vmla.weights.published.presets import Preset, preset
@@ -61,6 +62,7 @@ def _open(path: Path, options: Mapping[str, Any], told: Preset | None) -> Source
         part=options["part"],
         mapping=options["names"],
         variant=options["variant"],
+        cuts=None if options["cuts"] is None else read_map(options["cuts"]),
     )
     return source if told is None else replace(source, config=told.sizes(source.config))
 

@@ -47,8 +47,9 @@ class Preset:
 
     def sizes(self, like: ModelConfig) -> ModelConfig:
         """`like` with the window and the text length of the preset."""
-        window = {"sink": self.sink, "history": self.history, "chunk": self.chunk}
-        return replace(like, text_tokens=self.text_tokens, **window)
+        return replace(
+            like, sink=self.sink, history=self.history, chunk=self.chunk, text_tokens=self.text_tokens
+        )
 
     def record(self, name: str) -> dict[str, Any]:
         """As JSON values, for the checkpoint that it was applied to."""
