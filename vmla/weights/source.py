@@ -24,6 +24,7 @@ from vmla.weights.formats.scaled import ScaledTensors
 from vmla.weights.inspection.mapped_tensors import MappedTensors
 from vmla.weights.inspection.mapping import LatentMap
 from vmla.weights.key_mapping import LATENT, read_mapping, to_diffusers, to_wan
+from vmla.weights.lora import Lora, open_lora
 from vmla.weights.published.families import (
     refuse_pictures_beside,
     refuse_relatives,
@@ -46,6 +47,8 @@ class Source:
     config: ModelConfig
     beside: tuple[str, ...] = ()
     """What lies in the file and is clearly not the transformer's."""
+    lora: Lora | None = None
+    """What is added to weights when they are read."""
 
     def tensor(self, name: str) -> Tensor:
         """One tensor in float32, in our shape.
@@ -59,7 +62,18 @@ class Source:
             raise UserError(f"{self.path}: {self.names[name]} holds codes ({kind}); give weights in 16 bits")
         tensor = tensor.to(torch.float32)
         # A patch embedding is a convolution in a Wan file.
-        return tensor.flatten(1) if name == "patch_embedding.weight" else tensor
+        tensor = tensor.flatten(1) if name == "patch_embedding.weight" else tensor
+        return tensor if self.lora is None else self.lora(name, tensor)
+
+    def with_lora(self, path: Path, strength: float = 1.0) -> Source:
+        """The same with the changes of a LoRA file.
+
+        Raises:
+            UserError: if it is for another model.
+        """
+        shapes = shapes_of(self.config)
+        weights = [name for name, shape in shapes.items() if name.endswith(".weight") and len(shape) == 2]
+        return replace(self, lora=open_lora(path, weights, strength))
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names begin with `prefix`, without it."""

@@ -77,6 +77,7 @@ def self_forcing(model, text, *, steps, shift, warp, chunks, noise, wrapper_shif
 
 LISTS = {
     "self-forcing": {"steps": [1000, 750, 500, 250], "shift": 5, "warp": True},
+    "videomla": {"steps": [1000, 750, 500, 250], "shift": 5, "warp": True},
     "causvid": {"steps": [1000, 757, 522], "shift": 8, "warp": False},
     "longlive": {"steps": [1000, 750, 500, 250], "shift": 5, "warp": True},
     "causal-forcing": {"steps": [1000, 750, 500, 250], "shift": 5, "warp": True},
@@ -185,7 +186,7 @@ def test_ti2vs_folder_becomes_a_video_of_cells_of_sixteen(tmp_path):
 @pytest.mark.parametrize(
     ("change", "complaint"),
     [
-        ({"--preset": "self-forcng"}, "no such preset: self-forcng; there are self-forcing, causvid"),
+        ({"--preset": "self-forcng"}, "no such preset: self-forcng; there are videomla, self-forcing"),
         ({"--with": "release"}, "is Wan's own release; give the folder of the same name with -Diffusers"),
         ({"--with": "bare"}, "has no text_encoder; give a whole pipeline folder"),
         ({"--with": "other"}, "has 6 latent channels, the transformer 4"),

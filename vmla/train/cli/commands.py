@@ -218,7 +218,7 @@ def inspect(file: Path, output: Path | None, part: str | None, **guess: Any) -> 
 @click.option("--layout", type=click.Choice(["mla", "mha"]),
               help="Of attention; mla if not given, with --preset the source's own.")  # fmt: skip
 @click.option("--preset", help="How a distilled model is sampled: self-forcing, causvid, longlive, "
-              "causal-forcing, causal-forcing-framewise or rolling-forcing.")  # fmt: skip
+              "causal-forcing, causal-forcing-framewise, rolling-forcing or videomla.")  # fmt: skip
 @click.option("--with", "pipeline", help="A diffusers folder of Wan, or its hub id, that gives codec, text "
               "encoder and tokenizer (default: the source, if it is a folder).")  # fmt: skip
 @click.option("--init", type=click.Choice(["spectral", "random"]), default="spectral", show_default=True)
@@ -247,9 +247,12 @@ def inspect(file: Path, output: Path | None, part: str | None, **guess: Any) -> 
 @click.option("--seed", default=0, show_default=True)
 @click.option("--part", type=click.Choice(PARTS), help="Of a training checkpoint.")
 @click.option("--variant", help="Of the weights in a folder: fp16, say.")
+@click.option("--lora", help="A LoRA file, merged into the weights.")
+@click.option("--strength", default=1.0, show_default=True, help="Of the LoRA.")
 @click.option("--names", type=click.Path(path_type=Path), help="JSON: what a file calls latent projections.")
 @click.option("--map", "cuts", type=click.Path(path_type=Path),
-              help="YAML of vmla-train inspect: how a file's latent attention becomes ours.")  # fmt: skip
+              help="How latent attention becomes ours: a file of vmla-train inspect, or auto.")  # fmt: skip
+@click.option("--heads", type=click.IntRange(min=1), help="For --map auto; as many as are 128 wide.")
 @click.option("--revision", help="Of a hub repository.")
 @click.option("--offline", is_flag=True, help="Use what was downloaded before.")
 @click.option("--dry-run", is_flag=True, help="Print sizes and memory; write nothing.")

@@ -11,10 +11,12 @@ import torch
 
 from plugins.errors import UserError
 from vmla.config import RECIPES, ModelConfig, recipe
+from vmla.train.cli.inspect_options import proposal_of
 from vmla.weights.conversion.activations import Calibration
 from vmla.weights.conversion.convert import Conversion, plan
 from vmla.weights.conversion.spectral import Choices
-from vmla.weights.inspection.mapping import read_map
+from vmla.weights.inspection.mapping import LatentMap, read_map
+from vmla.weights.inspection.propose import Guess
 from vmla.weights.locate import locate
 from vmla.weights.published.pipeline_parts import check_pipeline
 from vmla.weights.published.presets import Preset, preset
@@ -23,6 +25,8 @@ from vmla.weights.source import Source, open_source
 if TYPE_CHECKING:
     from vmla.train.data.latents import LatentSet
 
+AUTO = "auto"
+"""In place of a file: the mapping that names and shapes propose."""
 Say = Callable[[str], None]
 
 
@@ -62,9 +66,24 @@ def _open(path: Path, options: Mapping[str, Any], told: Preset | None) -> Source
         part=options["part"],
         mapping=options["names"],
         variant=options["variant"],
-        cuts=None if options["cuts"] is None else read_map(options["cuts"]),
+        cuts=_cuts(path, options),
     )
+    if options["lora"] is not None:
+        source = source.with_lora(locate(options["lora"], offline=options["offline"]), options["strength"])
     return source if told is None else replace(source, config=told.sizes(source.config))
+
+
+def _cuts(path: Path, options: Mapping[str, Any]) -> LatentMap | None:
+    """The mapping in a file, or the one that names and shapes propose, if these leave nothing open."""
+    if options["cuts"] is None:
+        return None
+    if options["cuts"] != Path(AUTO):
+        return read_map(options["cuts"])
+    proposal = proposal_of(path, options["part"], Guess(heads=options["heads"]))
+    if proposal.open:
+        mend = f"vmla-train inspect {path} -o map.yaml writes a mapping to be mended, for --map map.yaml"
+        raise UserError(f"{path}: {'; '.join(proposal.open)}; {mend}")
+    return proposal.mapping
 
 
 def _pipeline(path: Path, config: ModelConfig, options: Mapping[str, Any]) -> Path | None:

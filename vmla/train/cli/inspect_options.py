@@ -11,7 +11,7 @@ from vmla.weights.formats.locate_files import weights_in
 from vmla.weights.formats.open_file import OpenFile, open_file
 from vmla.weights.formats.prefixes import names_of
 from vmla.weights.inspection.patterns import kind_of, patterns_of
-from vmla.weights.inspection.propose import Guess, propose
+from vmla.weights.inspection.propose import Guess, Proposal, propose
 from vmla.weights.published.families import refuse_two_experts
 
 Say = Callable[[str], None]
@@ -42,15 +42,28 @@ def _open(path: Path, part: str | None) -> OpenFile:
     return open_file(found.path, part, found.files if found.path.suffix == ".json" else ())
 
 
-def _propose(path: Path, opened: OpenFile, part: str | None, guess: Guess, output: Path, say: Say) -> None:
-    if output.exists():
-        raise UserError(f"{output} exists already; remove it or choose another file")
+def proposal_of(path: Path, part: str | None, guess: Guess) -> Proposal:
+    """A mapping of the latent attention in `path`.
+
+    Raises:
+        UserError: if there is none.
+    """
+    return _proposal(path, _open(path, part), part, guess)
+
+
+def _proposal(path: Path, opened: OpenFile, part: str | None, guess: Guess) -> Proposal:
     own = names_of(opened.tensors, path, part).own
     if "patch_embedding.weight" not in own:
         raise UserError(f"{path} is no Wan transformer: there is no attention to map")
     shapes = {name: shape_of(opened.tensors, original) for name, original in own.items()}
-    proposal = propose(shapes, shapes["patch_embedding.weight"][0], guess, path)
+    return propose(shapes, shapes["patch_embedding.weight"][0], guess, path)
+
+
+def _propose(path: Path, opened: OpenFile, part: str | None, guess: Guess, output: Path, say: Say) -> None:
+    if output.exists():
+        raise UserError(f"{output} exists already; remove it or choose another file")
+    proposal = _proposal(path, opened, part, guess)
     proposal.mapping.write(output)
-    for remark in proposal.remarks:
+    for remark in (*proposal.open, *proposal.remarks):
         say(remark)
     say(f"wrote {output}; look it over, then: vmla-train convert --from {path} --map {output} -o FOLDER")

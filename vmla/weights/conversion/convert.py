@@ -65,6 +65,8 @@ class Conversion:
 
     def _record(self, layers: list[dict[str, Any]]) -> dict[str, Any]:
         kept = {"source": str(self.source.path), "choices": asdict(self.choices), "layers": layers}
+        if (lora := self.source.lora) is not None:
+            kept["lora"] = {"file": str(lora.path), "strength": lora.strength}
         return {**kept, "tokens": self.calibration.latents[:, 0].numel() // self.config.patch_size**2}
 
     def _shards(

@@ -20,6 +20,8 @@ from plugins.errors import UserError
 
 PARTS = ("generator_ema", "generator", "model", "critic", "state_dict", "module")
 """Networks that a training checkpoint may hold, in the order in which one is chosen."""
+LORA_PART = "generator_lora"
+"""Of LongLive's LoRA files, in which that of the critic lies too."""
 PLAIN = (bool, int, float, str, bytes, type(None), np.generic)
 """What may lie among tensors and is no weight: a step, a loss, a version."""
 
@@ -55,7 +57,9 @@ def _chosen(path: Path, part: str | None) -> Mapping[str, Any]:
     held = _load(path)
     if not isinstance(held, Mapping):
         raise UserError(f"{path} holds a {type(held).__name__}, not tensors by name")
-    if "generator_lora" in held:
+    if part == LORA_PART:  # a file of one LoRA has its tensors at the top
+        part = part if part in held else None
+    elif LORA_PART in held:
         raise UserError(f"{path} holds LoRA weights; give their base model with --from, and it with --lora")
     chosen = _part(held, part, path)
     for name, value in chosen.items():
@@ -87,7 +91,7 @@ def _numbers() -> list[Any]:
 
 
 def _part(held: Mapping[str, Any], part: str | None, path: Path) -> Mapping[str, Any]:
-    there = [name for name in PARTS if isinstance(held.get(name), Mapping)]
+    there = [name for name in (*PARTS, LORA_PART) if isinstance(held.get(name), Mapping)]
     if part is None:
         return held[there[0]] if there else held
     if part not in there:

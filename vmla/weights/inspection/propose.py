@@ -16,10 +16,13 @@ NEEDED = ("kv_down", "q_down", "q_up")
 
 @dataclass(frozen=True)
 class Proposal:
-    """A mapping, and what in it is missing or was guessed."""
+    """A mapping, and what about it is not certain."""
 
     mapping: LatentMap
+    open: tuple[str, ...]
+    """Tensors that were not recognised, parts that were not found."""
     remarks: tuple[str, ...]
+    """What was taken for granted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,10 +57,10 @@ def propose(shapes: Mapping[str, Shape], width: int, guess: Guess, path: Path) -
     used = {cut.tensor for cut in parts.values()}
     left = [name for name in own if name not in used]
     missing = [target for target in TARGETS if target not in parts]
-    remarks = [f"not recognised: {name} {list(own[name])}" for name in left]
-    remarks += [f"not found: {target}" for target in missing] + modules.remarks
+    unknown = [f"not recognised: {name} {list(own[name])}" for name in left]
+    unknown += [f"not found: {target}" for target in missing]
     mapping = LatentMap(attention=prefix.replace(".0.", ".{layer}.", 1), heads=modules.heads, parts=parts)
-    return Proposal(mapping, tuple(remarks))
+    return Proposal(mapping, tuple(unknown), tuple(modules.remarks))
 
 
 def _any(shapes: Mapping[str, Shape], prefix: str) -> bool:

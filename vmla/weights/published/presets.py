@@ -1,7 +1,8 @@
 """How published distilled models are sampled, each number from its authors' own configuration.
 
 A `.pt` of the Self-Forcing family holds weights alone. Its window, its timesteps and its text length are in
-the code that it was trained with, read at the commits named here; no weights were run.
+the code that it was trained with, read at the commits named here; no weights were run. VideoMLA's numbers are
+the paper's.
 
 All of these re-noise to the next timestep after each step, have chunks of equal length
 (`independent_first_frame: false`, or no such setting) and write clean entries at t = 0 (`context_noise: 0`).
@@ -61,6 +62,12 @@ FOUR_STEPS = Sampler(kind="renoise", steps=4, shift=5.0)
 1000, 937.5, 833.3 and 625."""
 
 PRESETS: Mapping[str, Preset] = {
+    # arXiv 2605.30351: D.1 has the four steps and shift 5, D.4 one sink frame and the six most recent ones,
+    # C.1 chunks of three. Whether the chunk itself is among the six is left open (`vmla.config.WINDOWS`);
+    # here it is not. Its code and its configuration, stage3_long.yaml, are not public.
+    "videomla": Preset(
+        sampler=FOUR_STEPS, sink=1, history=6, chunk=3, source="arXiv 2605.30351 v1: C.1, D.1, D.4"
+    ),
     # configs/self_forcing_dmd.yaml: num_frame_per_block 3, the four steps; no local_attn_size, so that
     # pipeline/causal_inference.py allocates 32760 tokens; utils/wan_wrapper.py: sink_size 0.
     "self-forcing": Preset(
