@@ -4,6 +4,7 @@ import json
 
 import pytest
 import torch
+from kit.measure import assert_close
 from kit.models import draw, tiny_config, tiny_model
 from safetensors.torch import save_file
 
@@ -65,7 +66,7 @@ def test_changes_are_added_to_their_weights(tmp_path, source, name, strength):
         save_file(held, path)
     after = source.with_lora(path, strength).model().state_dict()
     for key, tensor in after.items():
-        torch.testing.assert_close(tensor, expected[key], rtol=1e-6, atol=1e-6)
+        assert_close(tensor, expected[key], rtol=1e-6, atol=1e-6)
     assert not torch.equal(after[CHANGED[0]], before[CHANGED[0]])
 
 
@@ -78,7 +79,7 @@ def test_pefts_configuration_has_the_alpha(tmp_path, source):
     )
     (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 12, "r": RANK}))
     after = source.with_lora(tmp_path / "lora.safetensors").tensor(CHANGED[0])
-    torch.testing.assert_close(after, before[CHANGED[0]] + 4 * (high @ low), rtol=1e-6, atol=1e-6)
+    assert_close(after, before[CHANGED[0]] + 4 * (high @ low), rtol=1e-6, atol=1e-6)
 
 
 def test_what_fits_no_layer_is_refused(tmp_path, source):

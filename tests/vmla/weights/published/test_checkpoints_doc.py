@@ -22,7 +22,7 @@ from vmla.weights.source import published
 
 pytestmark = pytest.mark.cpu
 
-DOCUMENT = Path(__file__).parents[3] / "docs" / "checkpoints.md"
+DOCUMENT = Path(__file__).parents[4] / "docs" / "checkpoints.md"
 PROGRAMS = {"vmla-train": vmla.train.cli.commands.main, "vmla-run": runtime.cli.run.main}
 HUB = re.compile(r"[\w-]+/([\w.-]+)(?::([\w./-]+))?")
 """A repository, and a file of it: what the test has under the repository's or the file's own name."""
