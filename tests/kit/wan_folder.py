@@ -70,3 +70,56 @@ def distilled(path, model, *, part="generator_ema", wrap="model.{}", **beside):
     held = {wrap.format(name): tensor for name, tensor in published(model, wan=True).items()}
     torch.save({part: held, **beside}, path)
     return path
+
+
+def release_folder(folder, seed=0):
+    """Wan2.1's own release without its transformer, small; gives the codec and the text encoder in it."""
+    from diffusers import AutoencoderKLWan
+    from transformers import UMT5Config, UMT5EncoderModel
+
+    vae = randomise(AutoencoderKLWan(base_dim=8), seed)
+    folder.mkdir()
+    state = vae.state_dict()
+    torch.save(
+        {theirs: state[ours] for ours, theirs in codec_names(state).items()}, folder / "Wan2.1_VAE.pth"
+    )
+    sizes = {"vocab_size": len(WORDS), "d_kv": 8, "num_heads": 2, "d_ff": 16, "num_layers": 2}
+    text = randomise(UMT5EncoderModel(UMT5Config(d_model=small_wan().text_dim, **sizes)), seed)
+    held = {
+        text_name(name): tensor for name, tensor in text.state_dict().items() if "embed_tokens" not in name
+    }
+    torch.save(held, folder / "models_t5_umt5-xxl-enc-bf16.pth")
+    small_tokenizer().save_pretrained(folder / "google" / "umt5-xxl")
+    return vae, text.eval()
+
+
+def codec_names(wanted):
+    """Names of diffusers' codec, each with that of Wan's release that diffusers' own table turns into it."""
+    from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
+
+    ends = [f"residual.{n}" for n in ("0.gamma", "2.weight", "2.bias", "3.gamma", "6.weight", "6.bias")]
+    ends += [f"{n}.{leaf}" for n in ("shortcut", "resample.1", "time_conv") for leaf in ("weight", "bias")]
+    rows = [f"{half}.{n}.{end}" for half in ("encoder.downsamples", "decoder.upsamples")
+            for n in range(15) for end in ends]  # fmt: skip
+    for half in ("encoder", "decoder"):
+        rows += [f"{half}.middle.{n}.{end}" for n in (0, 2) for end in ends]
+        rows += [f"{half}.middle.1.{end}" for end in ("norm.gamma", "to_qkv.weight", "to_qkv.bias",
+                                                      "proj.weight", "proj.bias")]  # fmt: skip
+        rows += [f"{half}.{end}" for end in ("head.0.gamma", "head.2.weight", "head.2.bias",
+                                             "conv1.weight", "conv1.bias")]  # fmt: skip
+    rows += ["conv1.weight", "conv1.bias", "conv2.weight", "conv2.bias"]
+    found = {ours: row for row in rows for ours in convert_wan_vae_to_diffusers({row: row})}
+    return {name: found[name] for name in wanted}
+
+
+def text_name(name):
+    """A name of transformers' UMT5 as Wan's release writes it, spelt out from its code."""
+    for theirs, wan in (
+        ("encoder.final_layer_norm", "norm"), ("encoder.block.", "blocks."), ("shared", "token_embedding"),
+        ("layer.0.SelfAttention.relative_attention_bias", "pos_embedding.embedding"),
+        ("layer.0.SelfAttention", "attn"), ("layer.0.layer_norm", "norm1"), ("layer.1.layer_norm", "norm2"),
+        ("layer.1.DenseReluDense.wi_0", "ffn.gate.0"), ("layer.1.DenseReluDense.wi_1", "ffn.fc1"),
+        ("layer.1.DenseReluDense.wo", "ffn.fc2"),
+    ):  # fmt: skip
+        name = name.replace(theirs, wan)
+    return name

@@ -122,9 +122,8 @@ def test_presets_have_the_timesteps_of_their_lists(name):
     assert sampler.timesteps().tolist() == pytest.approx(told, abs=1e-3)
     levels = [float(times[(times - t).abs().argmin()]) / 1000 for t in told]
     assert sampler.sigmas().tolist() == pytest.approx([*levels, 0], abs=1e-6)
-    assert PRESETS[name].sink + PRESETS[name].history + PRESETS[name].chunk == (
-        12 if name == "longlive" else 21
-    )
+    window = PRESETS[name].sink + PRESETS[name].history + PRESETS[name].chunk
+    assert window == {"longlive": 12, "videomla": 10}.get(name, 21)
 
 
 def test_the_checkpoint_is_whole_and_says_where_it_is_from(made):
@@ -187,7 +186,7 @@ def test_ti2vs_folder_becomes_a_video_of_cells_of_sixteen(tmp_path):
     ("change", "complaint"),
     [
         ({"--preset": "self-forcng"}, "no such preset: self-forcng; there are videomla, self-forcing"),
-        ({"--with": "release"}, "is Wan's own release; give the folder of the same name with -Diffusers"),
+        ({"--with": "release"}, "lacks models_t5_umt5-xxl-enc-bf16.pth; give the whole folder"),
         ({"--with": "bare"}, "has no text_encoder; give a whole pipeline folder"),
         ({"--with": "other"}, "has 6 latent channels, the transformer 4"),
         ({"--part": "generator"}, "has no part generator; it has generator_ema, critic"),
