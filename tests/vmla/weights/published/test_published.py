@@ -1,8 +1,10 @@
 """A distilled `.pt` and a Wan folder become a checkpoint that is sampled as its authors sample it."""
 
 import json
+import shutil
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
@@ -21,6 +23,7 @@ from vmla.scheduler import Sampler, keyed_noise
 from vmla.train.cli.commands import main
 from vmla.weights.checkpoint import open_checkpoint
 from vmla.weights.published.presets import PRESETS
+from vmla.weights.source import published
 
 pytestmark = pytest.mark.cpu
 
@@ -87,6 +90,28 @@ LISTS = {
 """Spelt out from their configurations, not from our table."""
 
 
+def latents_of(folder, *, chunks, seed):
+    """[z, chunks * F, h, w] of our rollout."""
+    checkpoint, cpu = open_checkpoint(folder), torch.device("cpu")
+    engine = EagerEngine(checkpoint.transformer(), checkpoint.text(), device=cpu, dtype=torch.float32)
+    made = rollout(
+        engine, NoDecoder(), FixedPrompts(PROMPT), checkpoint.sampler(), seeds=[seed], chunks=chunks
+    )
+    return torch.cat([chunk.frames[0].clone() for chunk in made]).transpose(0, 1)
+
+
+def theirs_of(model, folder, name, *, chunks, seed):
+    """The same of Self-Forcing's sampler, with our noise."""
+    config = model.config
+    shape = (config.in_channels, config.chunk, config.sample_height, config.sample_width)
+    text = open_checkpoint(folder).text()([PROMPT])
+
+    def noise(number, step):
+        return keyed_noise(shape, seed=seed, chunk=number, step=step)[None].double()
+
+    return self_forcing(model, text, **LISTS[name], chunks=chunks, noise=noise).float()
+
+
 @pytest.mark.parametrize("name", ["self-forcing", "causvid"])
 def test_the_same_seed_gives_the_latents_of_self_forcings_sampler(made, tmp_path, name):
     folder = made / "sf"
@@ -94,22 +119,30 @@ def test_the_same_seed_gives_the_latents_of_self_forcings_sampler(made, tmp_path
         folder = tmp_path / name
         parts = ("--from", made / "sf.pt", "--with", made / "wan", "--preset", name, "-o", folder)
         assert convert(*parts).exit_code == 0
-    checkpoint, chunks, seed = open_checkpoint(folder), 3, 7
-    engine = EagerEngine(
-        checkpoint.transformer(), checkpoint.text(), device=torch.device("cpu"), dtype=torch.float32
-    )
-    chosen = rollout(
-        engine, NoDecoder(), FixedPrompts(PROMPT), checkpoint.sampler(), seeds=[seed], chunks=chunks
-    )
-    ours = torch.cat([chunk.frames[0].clone() for chunk in chosen]).transpose(0, 1)
     model = small_denoiser(chunk=3, sink=0, history=18)
-    shape = (model.config.in_channels, 3, model.config.sample_height, model.config.sample_width)
-    theirs = self_forcing(
-        model, checkpoint.text()([PROMPT]), **LISTS[name], chunks=chunks,
-        noise=lambda number, step: keyed_noise(shape, seed=seed, chunk=number, step=step)[None].double(),
-    )  # fmt: skip
+    theirs = theirs_of(model, folder, name, chunks=3, seed=7)
     assert theirs.std() > 0.1
-    assert_close(ours, theirs.float(), rtol=1e-3, atol=1e-3)
+    assert_close(latents_of(folder, chunks=3, seed=7), theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_past_the_window_relative_positions_are_absolute_ones_where_there_is_no_sink(
+    made, tmp_path, monkeypatch
+):
+    """Only differences of positions count, so that Self-Forcing's absolute ones give the same latents."""
+    folder = shutil.copytree(made / "sf", tmp_path / "short")
+    path = folder / "transformer" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"history": 3}))
+
+    def absolute(config, number):
+        made = number * config.chunk
+        return {f: f for f in range(max(0, made - config.history), made)}, list(
+            range(made, made + config.chunk)
+        )
+
+    monkeypatch.setattr("kit.equations.window_of", absolute)
+    model = small_denoiser(chunk=3, sink=0, history=3)
+    theirs = theirs_of(model, folder, "self-forcing", chunks=4, seed=3)
+    assert_close(latents_of(folder, chunks=4, seed=3), theirs, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -124,6 +157,15 @@ def test_presets_have_the_timesteps_of_their_lists(name):
     assert sampler.sigmas().tolist() == pytest.approx([*levels, 0], abs=1e-6)
     window = PRESETS[name].sink + PRESETS[name].history + PRESETS[name].chunk
     assert window == {"longlive": 12, "videomla": 10}.get(name, 21)
+
+
+def test_what_lies_beside_the_model_is_said(made, tmp_path):
+    held = {f"net.{name}": tensor for name, tensor in published(small_denoiser(), wan=True).items()}
+    torch.save({**held, "step": np.int64(7), "logit_scale": torch.ones(1)}, tmp_path / "x.ckpt")
+    result = convert("--from", tmp_path / "x.ckpt", "--with", made / "wan", "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "left out, not of the transformer: logit_scale and 1 others" in result.output
+    assert "no --preset: sampled with 50 steps of Euler" in result.output
 
 
 def test_the_checkpoint_is_whole_and_says_where_it_is_from(made):
