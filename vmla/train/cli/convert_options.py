@@ -91,7 +91,7 @@ def _pipeline(path: Path, config: ModelConfig, options: Mapping[str, Any]) -> Pa
     if options["pipeline"] is None:
         return path if path.is_dir() else None
     pipeline = locate(options["pipeline"], offline=options["offline"])
-    check_pipeline(pipeline, config.in_channels)
+    check_pipeline(pipeline, config)
     return pipeline
 
 

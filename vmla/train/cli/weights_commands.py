@@ -14,7 +14,7 @@ PARTS = ("generator_ema", "generator", "model", "critic", "state_dict", "module"
 
 
 @click.command()
-@click.argument("file", type=click.Path(path_type=Path))
+@click.argument("file")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path),
               help="Propose how latent attention becomes ours, in this YAML file.")  # fmt: skip
 @click.option("--part", type=click.Choice(PARTS), help="Of a training checkpoint.")
@@ -23,12 +23,13 @@ PARTS = ("generator_ema", "generator", "model", "critic", "state_dict", "module"
               help="Rows of a fused projection that rotate (default: by its name, or last).")  # fmt: skip
 @click.option("--pairs", type=click.Choice(["interleaved", "halved"]), default="interleaved",
               show_default=True, help="Rows that rotate together: neighbours, or half apart.")  # fmt: skip
-def inspect(file: Path, output: Path | None, part: str | None, **guess: Any) -> None:
-    """List the tensors of FILE by pattern and shape, and say what it is."""
+def inspect(file: str, output: Path | None, part: str | None, **guess: Any) -> None:
+    """List the tensors of FILE, a path or hub id, by pattern and shape, and say what it is."""
     from vmla.train.cli.inspect_options import inspect_file
     from vmla.weights.inspection.propose import Guess
+    from vmla.weights.locate import locate
 
-    inspect_file(file, part, Guess(**guess), output, click.echo)
+    inspect_file(locate(file), part, Guess(**guess), output, click.echo)
 
 
 @click.command()

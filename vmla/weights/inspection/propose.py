@@ -147,6 +147,9 @@ class _Modules:
         content = self._head - self._rotary
         if "kv_up" in self._tensors:
             rows = {"up_k.weight": (0, content), "up_v.weight": (content, content + self._head)}
+            self.remarks.append(
+                f"{self._tensors['kv_up']}: each head's keys are taken to come before its values"
+            )
             return {t: self._cut("kv_up", self._latent, r, per_head=True) for t, r in rows.items()}
         names = {"up_k.weight": "k_up", "up_v.weight": "v_up"}
         return {t: self._cut(role, self._latent) for t, role in names.items() if role in self._tensors}

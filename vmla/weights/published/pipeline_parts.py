@@ -9,6 +9,7 @@ import shutil
 from pathlib import Path
 
 from plugins.errors import UserError
+from vmla.config import ModelConfig
 from vmla.weights.files import read_json, write_json
 from vmla.weights.formats.locate_files import KINDS, WeightFiles, weights_in
 from vmla.weights.formats.open_file import open_file
@@ -20,22 +21,28 @@ STEMS = {"vae": "diffusion_pytorch_model", "text_encoder": "model"}
 """Of the weights of each, as diffusers and transformers name them."""
 
 
-def check_pipeline(folder: Path, channels: int) -> None:
-    """Refuse a folder that cannot complete a transformer whose latents have `channels`.
+def check_pipeline(folder: Path, config: ModelConfig) -> None:
+    """Refuse a folder that cannot complete a transformer of the sizes of `config`.
 
     Raises:
         UserError: naming the part that is missing or does not fit.
     """
     if is_release(folder):
-        check_release(folder, channels)
+        check_release(folder, config.in_channels)
         return
     for part in PARTS:
         if not (folder / part).is_dir():
             raise UserError(f"{folder} has no {part}; give a whole pipeline folder, as diffusers saves it")
-    values = read_json(folder / "vae" / "config.json")
-    has = values.get("z_dim", values.get("latent_channels"))
-    if has not in (None, channels):
-        raise UserError(f"the codec in {folder} has {has} latent channels, the transformer {channels}")
+    codec, text = (read_json(folder / part / "config.json") for part in ("vae", "text_encoder"))
+    channels = codec.get("z_dim", codec.get("latent_channels"))
+    if channels not in (None, config.in_channels):
+        raise UserError(
+            f"the codec in {folder} has {channels} latent channels, the transformer {config.in_channels}"
+        )
+    if (width := text.get("d_model")) not in (None, config.text_dim):
+        raise UserError(
+            f"the text encoder in {folder} is {width} wide, the transformer reads {config.text_dim}"
+        )
 
 
 def carry_over(pipeline: Path, folder: Path) -> None:

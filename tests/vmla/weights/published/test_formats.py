@@ -130,6 +130,7 @@ class Bomb:
         return open, (str(self.path), "w")
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol 4")
 @pytest.mark.parametrize("how", ["zip", "legacy", "pickle"])
 def test_no_code_is_run(tmp_path, tensors, how):
     held = {"generator": tensors, "bomb": Bomb(tmp_path / "ran")}

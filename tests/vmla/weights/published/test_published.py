@@ -231,6 +231,7 @@ def test_ti2vs_folder_becomes_a_video_of_cells_of_sixteen(tmp_path):
         ({"--with": "release"}, "lacks models_t5_umt5-xxl-enc-bf16.pth; give the whole folder"),
         ({"--with": "bare"}, "has no text_encoder; give a whole pipeline folder"),
         ({"--with": "other"}, "has 6 latent channels, the transformer 4"),
+        ({"--with": "wide"}, "is 40 wide, the transformer reads 32"),
         ({"--part": "generator"}, "has no part generator; it has generator_ema, critic"),
     ],
 )
@@ -239,6 +240,7 @@ def test_what_does_not_fit_is_said_in_one_line(made, tmp_path, change, complaint
     (tmp_path / "release" / "Wan2.1_VAE.pth").write_bytes(b"")
     (tmp_path / "bare" / "vae").mkdir(parents=True)
     wan_folder(tmp_path / "other", config=small_wan(in_channels=6), transformer=False)
+    wan_folder(tmp_path / "wide", config=small_wan(text_dim=40), transformer=False)
     options = {
         "--from": made / "sf.pt", "--with": made / "wan", "--preset": "self-forcing", "-o": tmp_path / "out",
     }  # fmt: skip
