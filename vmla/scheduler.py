@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -52,17 +52,43 @@ class Sampler:
     kind: Literal["euler", "renoise"] = "renoise"
     steps: int = 4
     shift: float = 5.0
+    timestep_list: tuple[float, ...] = ()
+    """What the model is told at each step, from 1000 downwards, where it is not the even schedule. Its noise
+    is that of the nearest of the 1000 timesteps that are even before the shift, as in CausVid's code."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "timestep_list", tuple(self.timestep_list))  # of JSON, it is a list
         if self.kind not in ("euler", "renoise"):
             raise UserError(f"no such sampler: {self.kind}; use euler or renoise")
         if not 1 <= self.steps <= TIMESTEPS:
             raise UserError(f"{self.steps} denoising steps; use 1 to {TIMESTEPS}")
         if not 0 < self.shift < math.inf:
             raise UserError(f"the shift is {self.shift}; use a positive number, 1 for an even schedule")
+        if self.timestep_list:
+            self._check_list()
+
+    def _check_list(self) -> None:
+        told = self.timestep_list
+        if len(told) != self.steps:
+            raise UserError(
+                f"{self.steps} steps, but this model has {len(told)} timesteps of its own: {told}"
+            )
+        if not all(above > below > 0 for above, below in zip((TIMESTEPS + 1, *told), told, strict=False)):
+            raise UserError(f"timesteps {told} do not fall from {TIMESTEPS} towards 0")
+
+    def settings(self) -> dict[str, Any]:
+        """As JSON values; a list of timesteps, which is younger than most files, only where there is one."""
+        values = asdict(self)
+        told = values.pop("timestep_list")
+        return {**values, "timestep_list": list(told)} if told else values
 
     def sigmas(self) -> Tensor:
         """[steps + 1] float32 from 1 down to 0: linspace without its end, shifted, then 0."""
+        if self.timestep_list:
+            table = shifted(torch.linspace(1, 0, TIMESTEPS + 1, dtype=torch.float64)[:-1], self.shift)
+            told = torch.tensor(self.timestep_list, dtype=torch.float64) / TIMESTEPS
+            nearest = (table[None] - told[:, None]).abs().argmin(dim=1)
+            return torch.cat([table[nearest], table.new_zeros(1)]).float()
         even = torch.linspace(1, 0, self.steps + 1, dtype=torch.float64)
         return shifted(even, self.shift).float()
 
@@ -73,6 +99,8 @@ class Sampler:
 
     def timesteps(self) -> Tensor:
         """[steps] float32: what the model is told at each step."""
+        if self.timestep_list:
+            return torch.tensor(self.timestep_list, dtype=torch.float32)
         return self.sigmas()[:-1] * TIMESTEPS
 
     def step(self, latents: Tensor, velocity: Tensor, step: int, noise: Tensor | None) -> Tensor:

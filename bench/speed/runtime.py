@@ -267,7 +267,7 @@ def main(checkpoint: str, chunks: int, engine: Path | None, device: str, output:
     with ProgressLine(sys.stderr) as line:
         measured = measure(order_of, chunks, line.show, None if engine is None else compiled)
     figures = measured.pop("figures")
-    sampler, dtype = asdict(order.job.sampler), str(order.job.dtype).removeprefix("torch.")
+    sampler, dtype = order.job.sampler.settings(), str(order.job.dtype).removeprefix("torch.")
     record.save(checkpoint=checkpoint, sampler=sampler, dtype=dtype, **figures, **measured)
     for name, value in figures.items():
         click.echo(f"{name:>22}  {value}")

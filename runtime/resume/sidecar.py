@@ -6,7 +6,6 @@ import hashlib
 import json
 import platform
 from collections.abc import Sequence
-from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -44,7 +43,7 @@ def describe_video(job: Job, *, frames: int | None, scale: int) -> dict[str, Any
         "frames_per_second": FRAMES_PER_SECOND,
         "chunks": None if frames is None else job.chunks,
         "scale": scale,
-        "sampler": asdict(job.sampler),
+        "sampler": job.sampler.settings(),
     }
 
 

@@ -219,7 +219,7 @@ def save_checkpoint(
     _save_text(folder / "text_encoder", text.encoder, dtype, notes)
     text.tokenizer.save_pretrained(folder / "tokenizer")
     (folder / "scheduler").mkdir(parents=True, exist_ok=True)
-    scheduler = {"_class_name": "Sampler", **asdict(sampler)}
+    scheduler = {"_class_name": "Sampler", **sampler.settings()}
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     write_json(folder / "model_index.json", {
         "_class_name": "VideoMLAPipeline",

@@ -8,16 +8,11 @@ told by a small JSON file.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from plugins.errors import UserError
 from vmla.weights.files import read_json
-
-WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
-"""What FSDP, activation checkpointing and torch.compile put into names."""
-PREFIXES = ("model.", "module.", "diffusion_model.", "generator.")
-"""What a trainer puts before all of them."""
 
 LATENT = {
     "down_kv": "kv_down", "norm_kv": "kv_norm", "up_k": "k_up", "up_v": "v_up", "rotary_k": "k_rope",
@@ -80,17 +75,6 @@ def _translated(name: str, outer: Mapping[str, str], inner: Mapping[str, str]) -
     if rest in table:  # a parameter of the block itself
         return prefix + table[rest]
     return prefix + table.get(module, module) + dot + leaf
-
-
-def stripped(names: Iterable[str]) -> dict[str, str]:
-    """Names without what wrappers and trainers added, each with the name that it has in the file."""
-    bare = {WRAPPERS.sub("", name): name for name in names}
-    while bare:
-        prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in bare)), None)
-        if prefix is None:
-            break
-        bare = {name.removeprefix(prefix): original for name, original in bare.items()}
-    return bare
 
 
 def read_mapping(path: Path) -> dict[str, str]:

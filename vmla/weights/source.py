@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,18 +14,26 @@ from torch import Tensor
 from plugins.errors import UserError
 from vmla.config import RECIPES, Layout, ModelConfig
 from vmla.transformer import VideoMLA
-from vmla.weights.checkpoint import WEIGHTS, Uninitialised
+from vmla.weights.checkpoint import Uninitialised
 from vmla.weights.files import Shape, check_shapes, load_exactly, read_json
-from vmla.weights.key_mapping import LATENT, read_mapping, stripped, to_diffusers, to_wan
-from vmla.weights.lazy_tensors import LazyTensors, open_pickle, shape_of
+from vmla.weights.formats.lazy_tensors import shape_of
+from vmla.weights.formats.locate_files import weights_in
+from vmla.weights.formats.open_file import OpenFile, open_file, refuse_lora
+from vmla.weights.formats.prefixes import ANCHORS, names_of
+from vmla.weights.formats.scaled import ScaledTensors
+from vmla.weights.inspection.mapped_tensors import MappedTensors
+from vmla.weights.inspection.mapping import LatentMap
+from vmla.weights.key_mapping import LATENT, read_mapping, to_diffusers, to_wan
+from vmla.weights.lora import Lora, open_lora
+from vmla.weights.published.families import (
+    refuse_pictures_beside,
+    refuse_relatives,
+    refuse_two_experts,
+    with_own_picture,
+)
 
 WAN_HEAD = 128
 """Width of a head in every Wan model."""
-OTHERS = {
-    "image-to-video": ("img_emb.", "condition_embedder.image_embedder.", "k_img.", "add_k_proj."),
-    "VACE": ("vace_",),
-}
-"""Relatives of Wan's text-to-video model, by parts of names that only they have."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +43,37 @@ class Source:
     path: Path
     tensors: Mapping[str, Tensor]
     names: Mapping[str, str]
-    """Our names to those in the file."""
+    """Our names to those of `tensors`."""
     config: ModelConfig
+    beside: tuple[str, ...] = ()
+    """What lies in the file and is clearly not the transformer's."""
+    lora: Lora | None = None
+    """What is added to weights when they are read."""
 
     def tensor(self, name: str) -> Tensor:
-        """One tensor in float32, in our shape."""
+        """One tensor in float32, in our shape.
+
+        Raises:
+            UserError: if it holds codes in place of numbers.
+        """
+        tensor = self.tensors[self.names[name]]
+        if not tensor.is_floating_point():
+            kind = str(tensor.dtype).removeprefix("torch.")
+            raise UserError(f"{self.path}: {self.names[name]} holds codes ({kind}); give weights in 16 bits")
+        tensor = tensor.to(torch.float32)
         # A patch embedding is a convolution in a Wan file.
-        tensor = self.tensors[self.names[name]].to(torch.float32)
-        return tensor.flatten(1) if name == "patch_embedding.weight" else tensor
+        tensor = tensor.flatten(1) if name == "patch_embedding.weight" else tensor
+        return tensor if self.lora is None else self.lora(name, tensor)
+
+    def with_lora(self, path: Path, strength: float = 1.0) -> Source:
+        """The same with the changes of a LoRA file.
+
+        Raises:
+            UserError: if it is for another model.
+        """
+        shapes = shapes_of(self.config)
+        weights = [name for name, shape in shapes.items() if name.endswith(".weight") and len(shape) == 2]
+        return replace(self, lora=open_lora(path, weights, strength))
 
     def part(self, prefix: str) -> dict[str, Tensor]:
         """The tensors whose names begin with `prefix`, without it."""
@@ -68,57 +99,63 @@ def open_source(
     like: ModelConfig = RECIPES["wan-1.3b"],
     part: str | None = None,
     mapping: Path | None = None,
+    variant: str | None = None,
+    cuts: LatentMap | None = None,
 ) -> Source:
     """Open a transformer's weights.
 
     Args:
         path: a checkpoint of ours, a diffusers pipeline or `WanTransformer3DModel` folder, a folder of
-            Wan's release, a safetensors file, or a `.pt` of the Self-Forcing family.
+            Wan's release, or a file: safetensors, or what `torch.save` wrote.
         like: what weights do not say: picture, text tokens, chunk and window.
-        part: of a `.pt`, one of `vmla.weights.lazy_tensors.PARTS`.
+        part: of a training checkpoint, one of `vmla.weights.formats.pickles.PARTS`.
         mapping: a JSON file that names the latent projections of a VideoMLA file.
+        variant: of a folder's weights, `fp16` say.
+        cuts: how the latent attention of a VideoMLA file of another convention becomes ours.
 
     Raises:
         UserError: for a file of another model, or tensors that do not fit; at most ten are listed.
     """
-    weights, values = _find(path)
+    refuse_two_experts(path)
+    weights, opened, values = _open(path, part, variant)
     if values.get("_class_name") == "VideoMLA":
-        return _open_ours(weights, values)
-    tensors = open_pickle(weights, part) if weights.suffix in (".pt", ".pth") else LazyTensors(weights)
-    bare = stripped(tensors)
-    _refuse_others(bare, weights)
-    latent = LATENT if mapping is None else read_mapping(mapping)
-    translate = _naming(bare, weights, latent)
-    shapes = {name: shape_of(tensors, original) for name, original in bare.items()}
-    config = _sizes(shapes, values, like, translate)
+        return _open_ours(weights, opened.tensors, values)
+    refuse_lora(opened.tensors, weights)
+    found = names_of(opened.tensors, weights, part)
+    refuse_relatives(found.own, weights)
+    tensors: Mapping[str, Tensor] = ScaledTensors(opened.tensors, found.own)
+    if cuts is None:
+        translate = _naming(tensors, weights, LATENT if mapping is None else read_mapping(mapping))
+    else:
+        translate = _Naming("mla", ANCHORS[0] in tensors, LATENT)
+        tensors = MappedTensors(tensors, cuts, translate, weights)
+        values = {**values, "num_attention_heads": cuts.heads}
+    shapes = {name: shape_of(tensors, name) for name in tensors}
+    config = _sizes(shapes, values, like, translate, weights)
     expected = _file_shapes(config)
     check_shapes({translate(name): shape for name, shape in expected.items()}, shapes, weights, "model")
-    return Source(weights, tensors, {name: bare[translate(name)] for name in expected}, config)
+    names = {name: translate(name) for name in expected}
+    return Source(weights, tensors, names, config, (*found.beside, *opened.beside))
 
 
-def _find(path: Path) -> tuple[Path, dict[str, Any]]:
-    """The weights file (or where its index is) and the values of the configuration beside it."""
+def _open(path: Path, part: str | None, variant: str | None) -> tuple[Path, OpenFile, dict[str, Any]]:
+    """The weights file (or its index), its tensors, and the values of the configuration beside it."""
     if path.is_file():
         beside = path.with_name("config.json")
-        return path, read_json(beside) if beside.exists() else {}
+        return path, open_file(path, part), read_json(beside) if beside.exists() else {}
     folder = path / "transformer" if (path / "transformer").is_dir() else path
     if not (folder / "config.json").is_file():
         raise UserError(f"{path} has no transformer: neither transformer/config.json nor config.json")
-    return folder / WEIGHTS, read_json(folder / "config.json")
+    found = weights_in(folder, variant)
+    opened = open_file(found.path, part, found.files if found.path.suffix == ".json" else ())
+    return found.path, opened, read_json(folder / "config.json")
 
 
-def _open_ours(weights: Path, values: dict[str, Any]) -> Source:
+def _open_ours(weights: Path, tensors: Mapping[str, Tensor], values: dict[str, Any]) -> Source:
     config = ModelConfig.from_dict({key: value for key, value in values.items() if key != "_class_name"})
-    tensors, expected = LazyTensors(weights), shapes_of(config)
-    check_shapes(expected, {name: tensors.shape(name) for name in tensors}, weights)
+    expected = shapes_of(config)
+    check_shapes(expected, {name: shape_of(tensors, name) for name in tensors}, weights)
     return Source(weights, tensors, {name: name for name in expected}, config)
-
-
-def _refuse_others(names: Mapping[str, str], path: Path) -> None:
-    for kind, signs in OTHERS.items():
-        for name in names:
-            if any(sign in name for sign in signs):
-                raise UserError(f"{path} is of another family, {kind} (it has {name}); give text-to-video")
 
 
 class _Naming:
@@ -133,19 +170,24 @@ class _Naming:
         return to_wan(name, latent) if self._wan else to_diffusers(name)
 
 
-def _naming(names: Mapping[str, str], path: Path, latent: Mapping[str, str]) -> _Naming:
+def _naming(names: Collection[str], path: Path, latent: Mapping[str, str]) -> _Naming:
     """Wan's own convention or diffusers', with latent attention or without."""
     if "condition_embedder.time_proj.weight" in names:
         return _Naming("mha", False, latent)
     if "time_projection.1.weight" in names:
         mla = f"blocks.0.self_attn.{latent['down_kv']}.weight" in names
+        if not mla and "blocks.0.self_attn.q.weight" not in names:
+            raise UserError(
+                f"{path} has attention of its own names; vmla-train inspect {path} -o map.yaml proposes a "
+                f"mapping for --map"
+            )
         return _Naming("mla" if mla else "mha", True, latent)
     known = next(iter(names), "nothing")
     raise UserError(f"{path} holds no Wan transformer (its first tensor is {known}); give a Wan2.1 model")
 
 
 def _sizes(
-    shapes: Mapping[str, Shape], values: Mapping[str, Any], like: ModelConfig, translate: _Naming
+    shapes: Mapping[str, Shape], values: Mapping[str, Any], like: ModelConfig, translate: _Naming, path: Path
 ) -> ModelConfig:
     """Sizes read off the tensors' shapes; what they do not say, from its config.json or from `like`."""
 
@@ -158,8 +200,9 @@ def _sizes(
     patch, down = shape("patch_embedding.weight"), "blocks.0.attn1.{}.weight"
     if len(patch) != 5 or patch[2] != 1 or patch[3] != patch[4]:
         raise UserError(f"the source embeds patches of shape {list(patch[2:])}; Wan's are flat and square")
-    given = values.get("num_attention_heads", values.get("num_heads"))
-    heads = given or (like.num_attention_heads if patch[0] == like.inner_dim else patch[0] // WAN_HEAD)
+    refuse_pictures_beside(patch, shape("proj_out.weight"), path)
+    like = with_own_picture(like, patch[1])
+    heads = _heads(patch[0], values, like, path)
     latent = {} if translate.layout == "mha" else {
         "kv_lora_rank": shape(down.format("down_kv"))[0],
         "qk_rope_head_dim": shape(down.format("rotary_k"))[0],
@@ -180,6 +223,15 @@ def _sizes(
         position_table=translate("position_embedding") in shapes,
         **latent,
     )
+
+
+def _heads(width: int, values: Mapping[str, Any], like: ModelConfig, path: Path) -> int:
+    """As `config.json` has it, or `like` where it is as wide, or as many as have the width of Wan's."""
+    given = values.get("num_attention_heads", values.get("num_heads"))
+    heads = given or (like.num_attention_heads if width == like.inner_dim else width // WAN_HEAD)
+    if not isinstance(heads, int) or heads < 1 or width % heads:
+        raise UserError(f"{path}: {width} is no number of heads of {WAN_HEAD}; give config.json beside it")
+    return heads
 
 
 def shapes_of(config: ModelConfig) -> dict[str, Shape]:

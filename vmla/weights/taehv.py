@@ -11,7 +11,8 @@ from plugins.errors import UserError
 from vmla.vae.taehv import TAEHV_RECIPES, Taehv
 from vmla.weights.checkpoint import Uninitialised
 from vmla.weights.files import Shape, check_shapes, load_exactly
-from vmla.weights.lazy_tensors import LazyTensors, open_pickle, shape_of
+from vmla.weights.formats.lazy_tensors import LazyTensors, shape_of
+from vmla.weights.formats.pickles import open_pickle
 
 PICKLES, SAFETENSORS = (".pth", ".pt"), ".safetensors"
 PUBLISHED = "taew2_1"

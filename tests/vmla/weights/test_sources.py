@@ -16,7 +16,8 @@ from plugins.errors import UserError
 from vmla.cache import CacheLayout
 from vmla.transformer import VideoMLA
 from vmla.weights.checkpoint import WEIGHTS
-from vmla.weights.key_mapping import LATENT, stripped, to_wan
+from vmla.weights.formats.prefixes import stripped
+from vmla.weights.key_mapping import LATENT, to_wan
 from vmla.weights.locate import locate
 from vmla.weights.source import open_source, published
 

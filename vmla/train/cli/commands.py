@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from vmla.cli.command import OneLineErrors
+from vmla.train.cli.weights_commands import convert, inspect
 from vmla.train.stages import STAGES
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -211,74 +212,5 @@ def render(recipe: str, output: Path, checkpoint: str, threads: int | None, **op
         render_latents(settings, checkpoint, output, line.show, **options)
 
 
-@main.command()
-@click.option("--from", "source", required=True, help="A folder, a file, a hub id, or wan-1.3b or wan-14b "
-              "for a dry run without weights.")  # fmt: skip
-@click.option("--layout", type=click.Choice(["mla", "mha"]), default="mla", show_default=True)
-@click.option("--init", type=click.Choice(["spectral", "random"]), default="spectral", show_default=True)
-@click.option("-o", "--output", type=FOLDER, help="The checkpoint folder to write.")
-@click.option(
-    "--recipe", default="wan-1.3b", show_default=True, help="Named preset that gives picture size and window."
-)
-@click.option("--kv-lora-rank", "--content-width", "kv_lora_rank", type=click.IntRange(min=1),
-              help="Width of the shared latent (default: the recipe's).")  # fmt: skip
-@click.option("--qk-rope-head-dim", "--rotary-width", "qk_rope_head_dim", type=click.IntRange(min=2),
-              help="Width of the shared rotary key (default: the recipe's).")  # fmt: skip
-@click.option("--q-lora-rank", "--query-width", "q_lora_rank", type=click.IntRange(min=1),
-              help="Width of the query latent (default: half the model's).")  # fmt: skip
-@click.option(
-    "--whiten/--no-whiten",
-    default=True,
-    show_default=True,
-    help="Weigh the decomposition by the inputs that each layer sees.",
-)
-@click.option(
-    "--balance",
-    default=1.0,
-    show_default=True,
-    help="Share of the singular values that the down-projection takes.",
-)
-@click.option(
-    "--key-weight",
-    type=float,
-    default=1.0,
-    show_default=True,
-    help="Weight of keys against values in the decomposition.",
-)
-@click.option("--stack", type=click.Choice(["content", "whole"]), default="content", show_default=True,
-              help="Which rows of the keys are decomposed with the values.")  # fmt: skip
-@click.option("--gains", type=click.Choice(["fold", "drop"]), default="fold", show_default=True,
-              help="What becomes of Wan's gains on queries and keys.")  # fmt: skip
-@click.option("--rotary", type=click.Choice(["singular", "mean"]), default="singular", show_default=True)
-@click.option("--biases", type=click.Choice(["absorb", "drop"]), default="absorb", show_default=True)
-@click.option("--latent-gains", type=click.Choice(["fit", "one"]), default="fit", show_default=True,
-              help="Gains of the norms that the latents get.")  # fmt: skip
-@click.option(
-    "--calibration", type=FOLDER, help="Folder of encoded clips to calibrate with (default: pure noise)."
-)
-@click.option(
-    "--clips",
-    type=click.IntRange(min=1),
-    default=4,
-    show_default=True,
-    help="Number of clips to calibrate with.",
-)
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
-@click.option("--seed", default=0, show_default=True)
-@click.option("--part", type=click.Choice(["generator_ema", "generator", "model", "critic"]),
-              help="Which of its models to take from a .pt file.")  # fmt: skip
-@click.option(
-    "--names",
-    type=click.Path(path_type=Path),
-    help="JSON file that says what the source calls its latent projections.",
-)
-@click.option("--revision", help="Revision of a hub repository.")
-@click.option("--offline", is_flag=True, help="Use only what was downloaded before.")
-@click.option("--dry-run", is_flag=True, help="Print sizes and memory; write nothing.")
-def convert(**options: Any) -> None:
-    """Make a VideoMLA checkpoint of Wan weights, layer by layer."""
-    from vmla.cli.progress import ProgressLine
-    from vmla.train.cli.convert_options import run_conversion
-
-    with ProgressLine(sys.stderr) as line:
-        run_conversion(options, line.show, click.echo)
+main.add_command(inspect)
+main.add_command(convert)

@@ -11,15 +11,22 @@ import torch
 
 from plugins.errors import UserError
 from vmla.config import RECIPES, ModelConfig, recipe
+from vmla.train.cli.inspect_options import proposal_of
 from vmla.weights.conversion.activations import Calibration
 from vmla.weights.conversion.convert import Conversion, plan
 from vmla.weights.conversion.spectral import Choices
+from vmla.weights.inspection.mapping import LatentMap, read_map
+from vmla.weights.inspection.propose import Guess
 from vmla.weights.locate import locate
+from vmla.weights.published.pipeline_parts import check_pipeline
+from vmla.weights.published.presets import Preset, preset
 from vmla.weights.source import Source, open_source
 
 if TYPE_CHECKING:
     from vmla.train.data.latents import LatentSet
 
+AUTO = "auto"
+"""In place of a file: the mapping that names and shapes propose."""
 Say = Callable[[str], None]
 
 
@@ -34,17 +41,71 @@ def run_conversion(options: Mapping[str, Any], report: Say, say: Say) -> None:
         sizes = recipe(options["source"], layout="mha")
         _say_plan(sizes, wanted(sizes, options), options["clips"], dtype, say)
         return
+    told = None if options["preset"] is None else preset(options["preset"])
     path = locate(options["source"], revision=options["revision"], offline=options["offline"])
-    source = open_source(path, like=recipe(options["recipe"]), part=options["part"], mapping=options["names"])
+    source = _open(path, options, told)
     config = wanted(source.config, options)
     if options["dry_run"]:
         _say_plan(source.config, config, options["clips"], dtype, say)
         return
     if options["output"] is None:
         raise UserError("no output folder; give one with -o, or --dry-run")
+    pipeline = _pipeline(path, config, options)
     choices = Choices(**{field.name: options[field.name] for field in fields(Choices)})
-    job = Conversion(source, config, choices, calibration_of(source, options), dtype)
-    job.write(options["output"], report, pipeline=path if path.is_dir() else None)
+    sampler, notes = (None, {}) if told is None else (told.sampler, _notes(told, options))
+    job = Conversion(source, config, choices, calibration_of(source, options), dtype, sampler, notes)
+    _say_source(source, path, told, say)
+    job.write(options["output"], report, pipeline=pipeline)
+
+
+def _open(path: Path, options: Mapping[str, Any], told: Preset | None) -> Source:
+    like = recipe(options["recipe"])
+    source = open_source(
+        path,
+        like=like if told is None else told.sizes(like),
+        part=options["part"],
+        mapping=options["names"],
+        variant=options["variant"],
+        cuts=_cuts(path, options),
+    )
+    if options["lora"] is not None:
+        source = source.with_lora(locate(options["lora"], offline=options["offline"]), options["strength"])
+    return source if told is None else replace(source, config=told.sizes(source.config))
+
+
+def _cuts(path: Path, options: Mapping[str, Any]) -> LatentMap | None:
+    """The mapping in a file, or the one that names and shapes propose, if these leave nothing open."""
+    if options["cuts"] is None:
+        return None
+    if options["cuts"] != Path(AUTO):
+        return read_map(options["cuts"])
+    proposal = proposal_of(path, options["part"], Guess(heads=options["heads"]))
+    if proposal.open:
+        mend = f"vmla-train inspect {path} -o map.yaml writes a mapping to be mended, for --map map.yaml"
+        raise UserError(f"{path}: {'; '.join(proposal.open)}; {mend}")
+    return proposal.mapping
+
+
+def _pipeline(path: Path, config: ModelConfig, options: Mapping[str, Any]) -> Path | None:
+    """The folder that other parts come from: the one that is named, or the source itself."""
+    if options["pipeline"] is None:
+        return path if path.is_dir() else None
+    pipeline = locate(options["pipeline"], offline=options["offline"])
+    check_pipeline(pipeline, config)
+    return pipeline
+
+
+def _notes(told: Preset, options: Mapping[str, Any]) -> dict[str, Any]:
+    return {"preset": told.record(options["preset"])}
+
+
+def _say_source(source: Source, path: Path, told: Preset | None, say: Say) -> None:
+    """What of the source is not in the result, and what was taken for granted."""
+    if source.beside:
+        more = f" and {len(source.beside) - 1} others" if len(source.beside) > 1 else ""
+        say(f"left out, not of the transformer: {source.beside[0]}{more}")
+    if told is None and path.is_file():
+        say("no --preset: sampled with 50 steps of Euler, as a model that is not distilled")
 
 
 def wanted(source: ModelConfig, options: Mapping[str, Any]) -> ModelConfig:
@@ -53,7 +114,8 @@ def wanted(source: ModelConfig, options: Mapping[str, Any]) -> ModelConfig:
     latent = {key: value for key, value in given.items() if value is not None}
     if source.layout == "mha":
         latent.setdefault("q_lora_rank", source.inner_dim // 2)  # as the paper's 768 of 1536
-    return replace(source, layout=options["layout"], **latent)
+    own = "mla" if options["preset"] is None else source.layout
+    return replace(source, layout=options["layout"] or own, **latent)
 
 
 def calibration_of(source: Source, options: Mapping[str, Any]) -> Calibration:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import os
-import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +22,10 @@ from vmla.weights.conversion.activations import Calibration, Seen, all_frames, l
 from vmla.weights.conversion.spectral import Choices, Inputs, convert_attention
 from vmla.weights.conversion.to_mha import unfold_attention
 from vmla.weights.files import read_json, write_json, write_tensors
+from vmla.weights.published.pipeline_parts import carry_over
 from vmla.weights.source import Source, shapes_of
 
 REPORT = "conversion.json"
-PARTS = ("vae", "text_encoder", "tokenizer")
-"""Of a pipeline folder: carried over as they are."""
 SAMPLER = Sampler(kind="euler", steps=50, shift=5.0)
 """Of a model that is not distilled yet."""
 
@@ -43,6 +40,10 @@ class Conversion:
     choices: Choices
     calibration: Calibration
     dtype: torch.dtype = torch.float32
+    sampler: Sampler | None = None
+    """Of the result; the pipeline's own if it is one of ours, or `SAMPLER`, if not given."""
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    """What else its `model_index.json` says."""
 
     def write(self, folder: Path, report: Callable[[str], None], *, pipeline: Path | None = None) -> None:
         """Write the checkpoint to `folder`; a pipeline folder's other parts join it.
@@ -59,11 +60,13 @@ class Conversion:
             _write_shards(part, self._shards(records, report), self.config.num_layers + 1)
             write_json(part / "config.json", {"_class_name": "VideoMLA", **self.config.to_dict()})
             write_json(aside / REPORT, self._record(records))
-            finish_folder(aside, pipeline, _schedule(pipeline))
+            finish_folder(aside, pipeline, self.sampler or _schedule(pipeline), self.notes)
         report(f"wrote {folder}")
 
     def _record(self, layers: list[dict[str, Any]]) -> dict[str, Any]:
         kept = {"source": str(self.source.path), "choices": asdict(self.choices), "layers": layers}
+        if (lora := self.source.lora) is not None:
+            kept["lora"] = {"file": str(lora.path), "strength": lora.strength}
         return {**kept, "tokens": self.calibration.latents[:, 0].numel() // self.config.patch_size**2}
 
     def _shards(
@@ -153,24 +156,17 @@ def _schedule(pipeline: Path | None) -> Sampler:
     return SAMPLER
 
 
-def finish_folder(folder: Path, pipeline: Path | None, sampler: Sampler) -> None:
+def finish_folder(
+    folder: Path, pipeline: Path | None, sampler: Sampler, notes: Mapping[str, Any] | None = None
+) -> None:
     """Add the schedule, the other parts of `pipeline` (linked where the disk allows) and the index."""
     (folder / "scheduler").mkdir(exist_ok=True)
-    schedule = {"_class_name": "Sampler", **asdict(sampler)}
+    schedule = {"_class_name": "Sampler", **sampler.settings()}
     write_json(folder / "scheduler" / "scheduler_config.json", schedule)
-    for part in PARTS:
-        if pipeline is not None and (pipeline / part).is_dir():
-            shutil.copytree(pipeline / part, folder / part, copy_function=_link)
+    if pipeline is not None:
+        carry_over(pipeline, folder)
     index = {"_class_name": "VideoMLAPipeline", "transformer": ["vmla", "VideoMLA"]}
-    write_json(folder / "model_index.json", index)
-
-
-def _link(source: str, target: str) -> None:
-    """A second name for the same file; a copy where the disk has none."""
-    try:
-        os.link(Path(source).resolve(), target)
-    except OSError:
-        shutil.copy2(source, target)
+    write_json(folder / "model_index.json", {**index, **(notes or {})})
 
 
 def plan(source: ModelConfig, config: ModelConfig, *, tokens: int, dtype: torch.dtype) -> dict[str, int]:

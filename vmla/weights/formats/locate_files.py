@@ -1,0 +1,73 @@
+"""Which files of a folder hold a model's weights: one or several, plain or of a variant."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from plugins.errors import UserError
+from vmla.weights.files import read_json
+
+STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
+"""Of weights, as diffusers and transformers name them."""
+KINDS = (".safetensors", ".bin")
+"""In the order in which one is chosen."""
+NAME = re.compile(
+    r"(?P<stem>{})(\.(?P<variant>\w+))?(?P<kind>\.safetensors|\.bin)"
+    r"(?P<index>\.index(\.(?P<of>\w+))?\.json)?".format("|".join(STEMS))
+)
+
+
+@dataclass(frozen=True)
+class WeightFiles:
+    """The files that together hold a model's weights."""
+
+    path: Path
+    """The one file, or the index of several."""
+    files: tuple[Path, ...]
+    kind: str
+    """One of `KINDS`."""
+    variant: str | None
+    """`fp16`, say; None for plain weights."""
+
+
+def weights_in(folder: Path, variant: str | None = None) -> WeightFiles:
+    """The weights in `folder`, plain ones unless a `variant` is named or there are no others.
+
+    Raises:
+        UserError: if there are none, none of that variant, or several variants and none plain.
+    """
+    found = [made for path in sorted(folder.iterdir()) if (made := _weights(path)) is not None]
+    variants = sorted({made.variant for made in found if made.variant is not None})
+    if variant is None and not any(made.variant is None for made in found):
+        if len(variants) > 1:
+            raise UserError(f"{folder} has weights of {' and '.join(variants)}; choose one with --variant")
+        variant = variants[0] if variants else None
+    fitting = [made for made in found if made.variant == variant]
+    if not fitting:
+        there = f"its variants are {', '.join(variants)}" if variants else "copy the whole checkpoint folder"
+        wanted = f"weights of variant {variant}" if variant else f"{STEMS[0]}{KINDS[0]}"
+        raise UserError(f"{folder} lacks {wanted}; {there}")
+    return min(fitting, key=lambda made: (KINDS.index(made.kind), made.path.suffix != ".json"))
+
+
+def _weights(path: Path) -> WeightFiles | None:
+    """What a file of this name holds, None if it is no file of weights nor an index."""
+    named = NAME.fullmatch(path.name)
+    if named is None or not path.is_file():
+        return None
+    variant = named["variant"] or named["of"]
+    files = _listed(path) if named["index"] else (path,)
+    return WeightFiles(path, files, named["kind"], variant)
+
+
+def _listed(index: Path) -> tuple[Path, ...]:
+    """The shards that an index names, each of which lies beside it."""
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise UserError(f"{index} names no shards; copy the whole checkpoint folder")
+    names = sorted(set(weight_map.values()), key=str)
+    if any(not isinstance(name, str) or Path(name).name != name for name in names):
+        raise UserError(f"{index} names no shards; copy the whole checkpoint folder")
+    return tuple(index.with_name(name) for name in names)

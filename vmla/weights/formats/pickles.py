@@ -1,0 +1,100 @@
+"""Files that `torch.save` wrote, read as tensors alone: no code in them is ever run.
+
+A zip file (since PyTorch 1.6) is mapped, so that a tensor takes memory when it is used; a legacy file is
+read whole, because its tensors lie behind one another in one pickle.
+"""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from pickle import UnpicklingError
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from plugins.errors import UserError
+
+PARTS = ("generator_ema", "generator", "model", "critic", "state_dict", "module")
+"""Networks that a training checkpoint may hold, in the order in which one is chosen."""
+LORA_PART = "generator_lora"
+"""Of LongLive's LoRA files, in which that of the critic lies too."""
+PLAIN = (bool, int, float, str, bytes, type(None), np.generic)
+"""What may lie among tensors and is no weight: a step, a loss, a version."""
+
+
+def open_pickle(path: Path, part: str | None = None) -> dict[str, Tensor]:
+    """The tensors of `read_pickle`, among which nothing else may lie.
+
+    Raises:
+        UserError: as there, and for a value that is no tensor.
+    """
+    tensors, plain = read_pickle(path, part)
+    if plain:
+        raise _no_tensor(path, plain[0])
+    return tensors
+
+
+def read_pickle(path: Path, part: str | None = None) -> tuple[dict[str, Tensor], list[str]]:
+    """The state dict in a file of `torch.save`, and the names of the plain values among its tensors.
+
+    Args:
+        path: loaded with `weights_only`: no code in it is ever run.
+        part: one of `PARTS`; the first that is there if not given.
+
+    Raises:
+        UserError: if it is damaged, holds more than tensors, or has no such part.
+    """
+    chosen = _chosen(path, part)
+    tensors = {name: value for name, value in chosen.items() if isinstance(value, Tensor)}
+    return tensors, [name for name in chosen if name not in tensors]
+
+
+def _chosen(path: Path, part: str | None) -> Mapping[str, Any]:
+    held = _load(path)
+    if not isinstance(held, Mapping):
+        raise UserError(f"{path} holds a {type(held).__name__}, not tensors by name")
+    if part == LORA_PART:  # a file of one LoRA has its tensors at the top
+        part = part if part in held else None
+    elif LORA_PART in held:
+        raise UserError(f"{path} holds LoRA weights; give their base model with --from, and it with --lora")
+    chosen = _part(held, part, path)
+    for name, value in chosen.items():
+        if not isinstance(value, (Tensor, *PLAIN)):
+            raise _no_tensor(path, name)
+    return chosen
+
+
+def _no_tensor(path: Path, name: str) -> UserError:
+    return UserError(f"{path}: {name} is no tensor; save its state dict alone, or name its part")
+
+
+def _load(path: Path) -> Any:
+    try:
+        with torch.serialization.safe_globals(_numbers()):
+            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
+    except (OSError, RuntimeError, EOFError, UnpicklingError, ValueError, KeyError) as error:
+        raise UserError(
+            f"{path} cannot be read as a file of tensors alone; copy it again, or save its state dict anew"
+        ) from error
+
+
+def _numbers() -> list[Any]:
+    """What a pickled number of numpy is made of, under its names of numpy 1 and 2: it holds bytes alone."""
+    scalar = np.float64(0).__reduce__()[0]
+    kinds = {type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}
+    names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")
+    return [np.dtype, *kinds, *((scalar, name) for name in names)]
+
+
+def _part(held: Mapping[str, Any], part: str | None, path: Path) -> Mapping[str, Any]:
+    there = [name for name in (*PARTS, LORA_PART) if isinstance(held.get(name), Mapping)]
+    if part is None:
+        return held[there[0]] if there else held
+    if part not in there:
+        raise UserError(f"{path} has no part {part}; it has {', '.join(there) or 'tensors alone'}")
+    chosen: Mapping[str, Any] = held[part]
+    return chosen

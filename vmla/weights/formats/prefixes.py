@@ -1,0 +1,93 @@
+"""Which tensors of a file are the transformer's, whatever stands before their names or lies beside them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from plugins.errors import UserError
+
+WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
+"""What FSDP, activation checkpointing and torch.compile put into names."""
+PREFIXES = (
+    "model.", "module.", "diffusion_model.", "generator.", "net.", "dit.", "transformer.", "pipe.",
+)  # fmt: skip
+"""What a trainer or a pipeline puts before all of them."""
+ANCHORS = ("time_projection.1.weight", "condition_embedder.time_proj.weight")
+"""A tensor that every Wan transformer has once, by Wan's name and by diffusers'."""
+OWN = {
+    "blocks", "patch_embedding", "text_embedding", "time_embedding", "time_projection", "head",
+    "condition_embedder", "scale_shift_table", "proj_out", "position_embedding",
+    "img_emb", "vace_blocks", "vace_patch_embedding",
+}  # fmt: skip
+"""What names of Wan's transformers begin with, those of its relatives among them."""
+OTHERS = {
+    "vae", "first_stage_model", "text_encoder", "text_encoders", "cond_stage_model", "conditioner", "clip",
+    "t5", "critic", "fake_score", "real_score", "generator_ema", "generator", "optimizer",
+}  # fmt: skip
+"""What names of other models begin with that may lie in the same file."""
+BLOCK = re.compile(r"(^|\.)blocks\.\d+\.")
+
+
+@dataclass(frozen=True)
+class Names:
+    """The transformer's names, bare, each with that in the file; and the names of what lies beside it."""
+
+    own: dict[str, str]
+    beside: tuple[str, ...]
+
+
+def names_of(names: Iterable[str], path: Path, part: str | None = None) -> Names:
+    """Tell the transformer's tensors from those that are clearly not its own.
+
+    Args:
+        names: as in the file.
+        path: of the file, for errors.
+        part: where several transformers lie side by side, what the prefix of the wanted one holds.
+
+    Raises:
+        UserError: for several transformers, or a block that does not lie with the others.
+    """
+    bare = {WRAPPERS.sub("", name): name for name in names}
+    prefix = _prefix(bare, path, part)
+    if prefix is None:
+        return Names(stripped(bare.values()), ())
+    own, beside = {}, []
+    for name, original in bare.items():
+        inner = name.removeprefix(prefix)
+        if name.startswith(prefix) and inner.split(".")[0] in OWN:
+            own[inner] = original
+        elif name.split(".")[0] in OTHERS or not BLOCK.search(name):
+            beside.append(original)
+        else:
+            raise UserError(f"{path}: {original} lies beside the transformer {prefix}blocks; take it out")
+    return Names(own, tuple(beside))
+
+
+def _prefix(names: Iterable[str], path: Path, part: str | None) -> str | None:
+    """What stands before the transformer's names, None if there is no transformer of Wan's."""
+    found = {
+        name.removesuffix(anchor)
+        for name in names
+        for anchor in ANCHORS
+        if name == anchor or name.endswith("." + anchor)
+    }
+    fitting = sorted(prefix for prefix in found if part is None or part in prefix.split("."))
+    if part is not None and len(found) == 1:
+        fitting = sorted(found)  # the part was a level of its own, and is opened already
+    if len(fitting) > 1:
+        raise UserError(f"{path} holds several transformers ({', '.join(fitting)}); choose with --part")
+    return fitting[0] if fitting else None
+
+
+def stripped(names: Iterable[str]) -> dict[str, str]:
+    """Names without what wrappers and trainers added, each with the name that it has in the file."""
+    bare = {WRAPPERS.sub("", name): name for name in names}
+    while bare:
+        prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in bare)), None)
+        if prefix is None:
+            break
+        bare = {name.removeprefix(prefix): original for name, original in bare.items()}
+    return bare

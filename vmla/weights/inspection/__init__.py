@@ -1,0 +1,1 @@
+"""What a file of weights holds, and how latent attention of any convention becomes ours."""

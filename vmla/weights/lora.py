@@ -1,0 +1,128 @@
+"""LoRA files: low-rank changes to linear layers, added to their weights when these are read.
+
+W becomes W + strength * alpha / r * up @ down. Names are those of peft, of diffusers, of ComfyUI and
+kohya-ss; the layers' own names are Wan's or diffusers'.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from plugins.errors import UserError
+from vmla.weights.files import LISTED, read_json
+from vmla.weights.formats.open_file import open_file
+from vmla.weights.formats.pickles import LORA_PART
+from vmla.weights.formats.prefixes import WRAPPERS
+from vmla.weights.key_mapping import to_diffusers, to_wan
+
+ENDS = {
+    "down": re.compile(r"\.(lora_A(\.default)?|lora_down|lora\.down)\.weight$"),
+    "up": re.compile(r"\.(lora_B(\.default)?|lora_up|lora\.up)\.weight$"),
+    "alpha": re.compile(r"\.alpha$"),
+}
+UNDERSCORED = "lora_unet_"
+"""What kohya-ss puts before names whose dots it replaces."""
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Changes to weights, by our names of these."""
+
+    path: Path
+    tensors: Mapping[str, Tensor]
+    pairs: Mapping[str, Mapping[str, str]]
+    """For each weight, the names of its `down`, `up` and perhaps `alpha`."""
+    strength: float
+    alpha: float | None
+    """Of all, where a file has none for each; the rank, if None."""
+
+    def __call__(self, name: str, weight: Tensor) -> Tensor:
+        """The float32 weight [out, in] with its change, or as it is if it has none.
+
+        Raises:
+            UserError: if the change has another shape.
+        """
+        pair = self.pairs.get(name)
+        if pair is None:
+            return weight
+        down, up = (self.tensors[pair[half]].to(torch.float32).flatten(1) for half in ("down", "up"))
+        rank = len(down)
+        if up.shape != (weight.shape[0], rank) or down.shape[1] != weight.shape[1]:
+            shapes = f"{list(up.shape)} times {list(down.shape)}"
+            raise UserError(f"{self.path}: {pair['up']} is {shapes}; its layer is {list(weight.shape)}")
+        alpha = float(self.tensors[pair["alpha"]]) if "alpha" in pair else self.alpha or rank
+        return weight + self.strength * alpha / rank * (up @ down)
+
+
+def open_lora(path: Path, weights: Iterable[str], strength: float = 1.0) -> Lora:
+    """Open a LoRA file for a model whose weights have these of our names.
+
+    Args:
+        path: safetensors, or what `torch.save` wrote; peft's `adapter_config.json` beside it is read.
+        weights: all that may be changed.
+        strength: 1 as it was trained; less for less of it, negative for its opposite.
+
+    Raises:
+        UserError: for a tensor that belongs to no layer of the model, or a pair of which half is missing.
+    """
+    tensors = open_file(path, LORA_PART).tensors
+    layers, pairs = _layers(weights), dict[str, dict[str, str]]()
+    strange = []
+    for name in tensors:
+        half, module = _split(WRAPPERS.sub("", name))
+        layer = next((layers[m] for m in _tails(module) if m in layers), None)
+        if half is None or layer is None:
+            strange.append(name)
+        else:
+            pairs.setdefault(layer, {})[half] = name
+    if strange or not pairs:
+        more = f" and {len(strange) - LISTED} others" if len(strange) > LISTED else ""
+        listed = ", ".join(strange[:LISTED]) or "nothing"
+        raise UserError(f"{path} has {listed}{more}, which is no LoRA of a linear layer of this model")
+    for layer, pair in pairs.items():
+        if missing := {"down", "up"} - pair.keys():
+            raise UserError(f"{path} lacks the {missing.pop()} matrix of {layer}; copy it again")
+    return Lora(path, tensors, pairs, strength, _alpha(path))
+
+
+def _layers(weights: Iterable[str]) -> dict[str, str]:
+    """Our weights by all names that a file may have for their layers."""
+    found = {}
+    for weight in weights:
+        for name in (weight, to_wan(weight), to_diffusers(weight)):
+            module = name.removesuffix(".weight")
+            found[module] = weight
+            found[UNDERSCORED + module.replace(".", "_")] = weight
+    return found
+
+
+def _split(name: str) -> tuple[str | None, str]:
+    """Which half of a pair a tensor is, and the name of its layer."""
+    for half, end in ENDS.items():
+        if end.search(name):
+            return half, end.sub("", name)
+    return None, name
+
+
+def _tails(module: str) -> Iterator[str]:
+    """The name, and what is left of it behind each dot."""
+    yield module
+    while "." in module:
+        module = module.split(".", 1)[1]
+        yield module
+
+
+def _alpha(path: Path) -> float | None:
+    beside = path.with_name("adapter_config.json")
+    if not beside.is_file():
+        return None
+    alpha = read_json(beside).get("lora_alpha")
+    if alpha is not None and not isinstance(alpha, int | float):
+        raise UserError(f"{beside}: lora_alpha is {alpha!r}, no number")
+    return alpha

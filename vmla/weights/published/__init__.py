@@ -1,0 +1,1 @@
+"""What is known of published checkpoints: families that are refused by name, presets of distilled models."""

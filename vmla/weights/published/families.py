@@ -1,0 +1,99 @@
+"""Relatives of Wan's text-to-video model: refused by their names, with what to use instead.
+
+Wan2.2's TI2V-5B is none of them: its transformer and its codec are of diffusers' classes, with 48 latent
+channels of 16 x 16 pixels, and its pictures are of their own size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from plugins.errors import UserError
+from vmla.config import ModelConfig
+from vmla.weights.files import Shape, read_json
+
+INSTEAD = "use a text-to-video model: Wan2.1-T2V-1.3B, Wan2.1-T2V-14B or Wan2.2-TI2V-5B"
+EXPERTS = {"transformer_2", "high_noise_model", "low_noise_model"}
+"""Folders of a model of two experts, in diffusers' layout and in Wan's own."""
+HALVES = ("high_noise", "low_noise")
+"""What names of files and folders of one expert hold; its tensors look like those of Wan2.1's 14B."""
+RELATIVES = {
+    "image-to-video": ("img_emb.", "condition_embedder.image_embedder.", "k_img.", "add_k_proj."),
+    "VACE": ("vace_",),
+}
+"""By parts of names that only they have."""
+
+TI2V_CELLS = (44, 80)
+"""A latent frame of TI2V-5B, in cells of 16 x 16 pixels: 704 x 1280 (LongLive 2, main at 7860ad9:
+`image_or_video_shape` in configs/inference.yaml, `vae_stride` in wan_5b/configs/wan_ti2v_5B.py)."""
+TI2V_CHANNELS = 48
+WAN_CELLS = (60, 104)
+"""A latent frame of Wan2.1 at 480 x 832."""
+
+
+def refuse_two_experts(path: Path) -> None:
+    """Refuse Wan2.2's A14B, whole or one half of it.
+
+    Raises:
+        UserError: if `path` is one, naming what says so.
+    """
+    sign = next((name for name in sorted(EXPERTS) if (path / name).is_dir()), None)
+    index = path / "model_index.json"
+    if sign is None and index.is_file():
+        sign = next((key for key in ("boundary_ratio", "transformer_2") if _set(read_json(index), key)), None)
+    named = path.name if path.is_dir() else f"{path.parent.name}/{path.name}"
+    if sign is None:
+        sign = next((half for half in HALVES if half in named), None)
+    if sign is not None:
+        raise UserError(
+            f"{path} is of Wan2.2's two-expert model ({sign}), whose experts share the noise levels; "
+            f"one transformer is run here; {INSTEAD}"
+        )
+
+
+def _set(values: Mapping[str, Any], key: str) -> bool:
+    """Whether a pipeline names it; diffusers writes [null, null] for a part that is not there."""
+    value = values.get(key)
+    return value not in (None, [None, None])
+
+
+def refuse_relatives(names: Iterable[str], path: Path) -> None:
+    """Refuse models that have tensors of their own.
+
+    Raises:
+        UserError: naming such a tensor.
+    """
+    for name in names:
+        for kind, signs in RELATIVES.items():
+            if any(sign in name for sign in signs):
+                raise UserError(f"{path} is of another family, {kind} (it has {name}); {INSTEAD}")
+
+
+def refuse_pictures_beside(patch: Shape, head: Shape, path: Path) -> None:
+    """Refuse models whose latents come in with pictures or controls beside them.
+
+    Args:
+        patch: shape of the patch embedding's weight [D, channels in, 1, p, p].
+        head: shape of the head's weight [p * p * channels out, D].
+        path: of the file.
+
+    Raises:
+        UserError: if more channels come in than go out.
+    """
+    taken, given = patch[1], head[0] // (patch[3] * patch[4])
+    if taken != given:
+        kind = "image-to-video (I2V)" if taken == 36 else "conditioned on more than text"
+        raise UserError(
+            f"{path} is {kind}: it takes {taken} channels for a latent of {given}, "
+            f"the rest are pictures; {INSTEAD}"
+        )
+
+
+def with_own_picture(like: ModelConfig, channels: int) -> ModelConfig:
+    """`like`, with TI2V-5B's picture in place of Wan2.1's where latents have its `channels`."""
+    if channels != TI2V_CHANNELS or (like.sample_height, like.sample_width) != WAN_CELLS:
+        return like
+    return replace(like, sample_height=TI2V_CELLS[0], sample_width=TI2V_CELLS[1])
