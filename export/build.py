@@ -35,7 +35,7 @@ from vmla.cache import CacheLayout
 from vmla.cli.machine import peak_resident_bytes
 from vmla.transformer import VideoMLA
 from vmla.weights.checkpoint import Checkpoint
-from vmla.weights.files import hash_file
+from vmla.weights.formats.files import hash_file
 
 
 @dataclass(kw_only=True)

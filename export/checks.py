@@ -116,7 +116,7 @@ def check_files(manifest: Manifest, folder: Path) -> None:
     Raises:
         UserError: naming the file that is missing or damaged.
     """
-    from vmla.weights.files import hash_file
+    from vmla.weights.formats.files import hash_file
 
     for name, expected in manifest.files.items():
         path = folder / name

@@ -193,6 +193,10 @@ def test_no_two_modules_import_each_other(top):
     assert structure.circles(structure.House(ROOT).modules(top)) == []
 
 
+def test_no_two_folders_import_each_other():
+    assert structure.circles(structure.House(ROOT).rooms()) == []
+
+
 def test_no_folder_is_a_hall():
     full = {room: count for room, count in structure.House(ROOT).folders().items() if count > 9}
     assert not full

@@ -20,7 +20,7 @@ from click.core import ParameterSource
 
 from plugins.errors import UserError
 from vmla.cli.machine import commit, hardware
-from vmla.weights.files import read_json, write_json
+from vmla.weights.formats.files import read_json, write_json
 
 VERSION = 1
 """Of the documents' form."""

@@ -23,7 +23,7 @@ from plugins.errors import UserError
 from runtime.planning.request import choose_device
 from runtime.resume.sidecar import sidecar_path
 from vmla.cli.command import OneLineCommand
-from vmla.weights.files import read_json
+from vmla.weights.formats.files import read_json
 
 DIMENSIONS = (
     "aesthetic_quality", "background_consistency", "dynamic_degree", "imaging_quality", "motion_smoothness",

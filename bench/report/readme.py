@@ -22,7 +22,7 @@ from plugins.atomic_files import atomic_write_text
 from plugins.errors import UserError
 from vmla.cli.command import OneLineCommand
 from vmla.train.publish.model_card import grade_rows
-from vmla.weights.files import read_json
+from vmla.weights.formats.files import read_json
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results"

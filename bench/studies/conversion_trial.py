@@ -26,7 +26,7 @@ from vmla.weights.checkpoint import Checkpoint, open_checkpoint
 from vmla.weights.conversion.activations import Calibration, Seen, layers_of
 from vmla.weights.conversion.convert import REPORT, Conversion, output_error
 from vmla.weights.conversion.spectral import Choices
-from vmla.weights.files import read_json, write_json
+from vmla.weights.formats.files import read_json, write_json
 from vmla.weights.source import Source, open_source
 
 HELD_SHARE, MOST_HELD = 8, 64

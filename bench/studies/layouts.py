@@ -30,7 +30,7 @@ from runtime.rollout.rollout import Rollout
 from vmla.cli.command import OneLineCommand
 from vmla.cli.progress import ProgressLine
 from vmla.weights.checkpoint import Checkpoint, open_checkpoint
-from vmla.weights.files import hash_weights, read_json
+from vmla.weights.formats.files import hash_weights, read_json
 from vmla.world.worlds import FIRST
 
 MARKS = (5, 60, 180)

@@ -36,7 +36,7 @@ from vmla.vae.tiny import TinyCodec
 from vmla.weights.checkpoint import open_checkpoint, save_checkpoint
 from vmla.weights.conversion.convert import Conversion
 from vmla.weights.conversion.spectral import Choices, Init
-from vmla.weights.files import read_json, write_json
+from vmla.weights.formats.files import read_json, write_json
 from vmla.weights.source import open_source
 from vmla.world.worlds import world_named
 

@@ -18,7 +18,7 @@ from runtime.planning.request import Job
 from runtime.prompts.sources import Change
 from vmla.config import FRAMES_PER_SECOND, ModelConfig
 from vmla.weights.checkpoint import shipped_folder
-from vmla.weights.files import hash_weights, write_json
+from vmla.weights.formats.files import hash_weights, write_json
 
 
 def sidecar_path(output: Path) -> Path:

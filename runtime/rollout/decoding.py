@@ -15,7 +15,7 @@ from plugins.errors import UserError
 from runtime.device.threads import using
 from vmla.vae import Codec, Memory
 from vmla.weights.checkpoint import Checkpoint
-from vmla.weights.files import hash_file
+from vmla.weights.formats.files import hash_file
 from vmla.weights.taehv import load_taehv, recipe_of
 
 NOTHING = Path("none")

@@ -24,7 +24,7 @@ from vmla.train.stages.distillation import ConsistencyStage, DistributionStage
 from vmla.transformer import VideoMLA
 from vmla.weights.checkpoint import WEIGHTS, Checkpoint, open_checkpoint
 from vmla.weights.conversion.convert import finish_folder
-from vmla.weights.files import write_json, write_tensors
+from vmla.weights.formats.files import write_json, write_tensors
 
 RESULT = "checkpoint"
 """The folder of a finished stage that the next one starts from."""

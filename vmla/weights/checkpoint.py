@@ -25,7 +25,7 @@ from vmla.text import TextEncoder, tokenizer_class
 from vmla.transformer import VideoMLA
 from vmla.vae import Codec
 from vmla.vae.tiny import TinyCodec, TinyCodecConfig
-from vmla.weights.files import (
+from vmla.weights.formats.files import (
     count_elements,
     hash_weights,
     load_exactly,

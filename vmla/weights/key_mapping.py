@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from plugins.errors import UserError
-from vmla.weights.files import read_json
+from vmla.weights.formats.files import read_json
 
 LATENT = {
     "down_kv": "kv_down", "norm_kv": "kv_norm", "up_k": "k_up", "up_v": "v_up", "rotary_k": "k_rope",

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from plugins.errors import UserError
-from vmla.weights.files import LISTED, read_json
+from vmla.weights.formats.files import LISTED, read_json
 from vmla.weights.formats.open_file import open_file
 from vmla.weights.formats.pickles import LORA_PART
 from vmla.weights.formats.prefixes import WRAPPERS

@@ -15,7 +15,7 @@ from plugins.errors import UserError
 from vmla.config import RECIPES, Layout, ModelConfig
 from vmla.transformer import VideoMLA
 from vmla.weights.checkpoint import Uninitialised
-from vmla.weights.files import Shape, check_shapes, load_exactly, read_json
+from vmla.weights.formats.files import Shape, check_shapes, load_exactly, read_json
 from vmla.weights.formats.lazy_tensors import shape_of
 from vmla.weights.formats.locate_files import weights_in
 from vmla.weights.formats.open_file import OpenFile, open_file, refuse_lora

@@ -10,7 +10,7 @@ from torch import Tensor
 from plugins.errors import UserError
 from vmla.vae.taehv import TAEHV_RECIPES, Taehv
 from vmla.weights.checkpoint import Uninitialised
-from vmla.weights.files import Shape, check_shapes, load_exactly
+from vmla.weights.formats.files import Shape, check_shapes, load_exactly
 from vmla.weights.formats.lazy_tensors import LazyTensors, shape_of
 from vmla.weights.formats.pickles import open_pickle
 

@@ -12,7 +12,7 @@ from vmla.config import ModelConfig
 from vmla.train.data.latents import LatentSet, joined
 from vmla.train.data.shard_column import Column
 from vmla.train.loop.state import read_state
-from vmla.weights.files import read_json, read_tensors
+from vmla.weights.formats.files import read_json, read_tensors
 
 INDEX = "clips.json"
 NEGATIVE = "negative.safetensors"

@@ -18,7 +18,7 @@ from vmla.train.data.video_files import Unusable, captioned, read_video, text_of
 from vmla.train.loop.state import refuse_other_settings
 from vmla.vae import Codec
 from vmla.weights.checkpoint import open_checkpoint
-from vmla.weights.files import read_json, readable, write_json, write_tensors
+from vmla.weights.formats.files import read_json, readable, write_json, write_tensors
 
 Report = Callable[[str], None]
 Item = tuple[str, Path | None, str]

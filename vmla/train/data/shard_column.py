@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmla.weights.files import readable
+from vmla.weights.formats.files import readable
 
 
 class Column:

@@ -11,7 +11,7 @@ import torch
 from plugins.errors import UserError
 from vmla.train.loop.state import refuse_other_settings
 from vmla.train.optim.optimizers import Optimizers
-from vmla.weights.files import read_json, write_json
+from vmla.weights.formats.files import read_json, write_json
 
 
 def save_shards(

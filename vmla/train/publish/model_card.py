@@ -8,7 +8,7 @@ from typing import Any
 from plugins.atomic_files import atomic_write_text
 from plugins.errors import UserError
 from vmla.train.publish.pack import TRAINING
-from vmla.weights.files import read_json
+from vmla.weights.formats.files import read_json
 
 HEADER = """---
 license: apache-2.0

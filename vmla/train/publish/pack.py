@@ -19,7 +19,7 @@ from vmla.train.run import Run
 from vmla.train.stage import RESULT
 from vmla.vae.tiny import TinyCodec
 from vmla.weights.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
-from vmla.weights.files import read_json, write_json
+from vmla.weights.formats.files import read_json, write_json
 
 TRAINING = "training.json"
 """The record's file name in a checkpoint folder."""

@@ -21,7 +21,7 @@ from vmla.weights.checkpoint import WEIGHTS, Checkpoint
 from vmla.weights.conversion.activations import Calibration, Seen, all_frames, layers_of
 from vmla.weights.conversion.spectral import Choices, Inputs, convert_attention
 from vmla.weights.conversion.to_mha import unfold_attention
-from vmla.weights.files import read_json, write_json, write_tensors
+from vmla.weights.formats.files import read_json, write_json, write_tensors
 from vmla.weights.published.pipeline_parts import carry_over
 from vmla.weights.source import Source, shapes_of
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vmla.weights.files import Shape, readable, shards_of
+from vmla.weights.formats.files import Shape, readable, shards_of
 
 
 class LazyTensors(Mapping[str, Tensor]):

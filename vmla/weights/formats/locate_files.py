@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plugins.errors import UserError
-from vmla.weights.files import read_json
+from vmla.weights.formats.files import read_json
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 """Of weights, as diffusers and transformers name them."""

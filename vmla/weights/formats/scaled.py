@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
-from vmla.weights.files import Shape
+from vmla.weights.formats.files import Shape
 from vmla.weights.formats.lazy_tensors import shape_of
 
 SCALES = (".scale_weight", ".weight_scale")

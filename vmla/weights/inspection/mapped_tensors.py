@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from plugins.errors import UserError
-from vmla.weights.files import LISTED, Shape
+from vmla.weights.formats.files import LISTED, Shape
 from vmla.weights.formats.lazy_tensors import shape_of
 from vmla.weights.inspection.mapping import Cut, LatentMap
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vmla.weights.files import Shape
+from vmla.weights.formats.files import Shape
 from vmla.weights.formats.lazy_tensors import shape_of
 from vmla.weights.formats.open_file import LORA
 from vmla.weights.formats.prefixes import names_of

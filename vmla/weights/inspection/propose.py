@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plugins.errors import UserError
-from vmla.weights.files import Shape
+from vmla.weights.formats.files import Shape
 from vmla.weights.inspection.conventions import ATTENTIONS, role_of, rotary_first
 from vmla.weights.inspection.mapping import TARGETS, Cut, LatentMap
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from vmla.weights.files import write_json, write_tensors
+from vmla.weights.formats.files import write_json, write_tensors
 
 SHARD = 2**30
 """Bytes of a file that is written anew, about."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from plugins.errors import UserError
 from vmla.config import ModelConfig
-from vmla.weights.files import read_json, write_json
+from vmla.weights.formats.files import read_json, write_json
 from vmla.weights.formats.locate_files import KINDS, WeightFiles, weights_in
 from vmla.weights.formats.open_file import open_file
 from vmla.weights.published.copying import link, write_anew

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from plugins.errors import UserError, missing_extra
-from vmla.weights.files import Shape, check_shapes, write_json
+from vmla.weights.formats.files import Shape, check_shapes, write_json
 from vmla.weights.formats.pickles import open_pickle
 from vmla.weights.published.copying import link, write_anew
 
