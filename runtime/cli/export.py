@@ -24,19 +24,31 @@ def main() -> None:
 
 @main.command()
 @click.option("--checkpoint", default="sprites", show_default=True,
-              help="A checkpoint folder, or a shipped model.")  # fmt: skip
-@click.option("--backend", help="aoti, onnx, tensorrt or tensorrt-rtx; chosen by what is here if not given.")
-@click.option("--precision", default="fp32", show_default=True,
-              help="Of matrix products: fp32, bf16, fp16, fp8 or nvfp4; all else is float32.")  # fmt: skip
-@click.option("--batch", type=int, default=1, show_default=True, help="Videos made at once.")
-@click.option("--device", default="cpu", show_default=True, help="cpu or cuda, for aoti.")
-@click.option("--target", help="GPU architectures for tensorrt-rtx, as sm89,sm120.")
-@click.option("--calibration", type=click.Path(path_type=Path),
-              help="Of fp8 or nvfp4, by vmla-export calibrate; made anew if not given.")  # fmt: skip
-@click.option("--attention",
-              help="plugin: a node that our TensorRT plugin takes; native: TensorRT's own.")  # fmt: skip
+              help="Checkpoint folder or shipped model.")  # fmt: skip
+@click.option(
+    "--backend",
+    help="Backend: aoti, onnx, tensorrt or tensorrt-rtx (default: the fastest that this machine has).",
+)
+@click.option(
+    "--precision",
+    default="fp32",
+    show_default=True,
+    help="Precision of matrix products: fp32, bf16, fp16, fp8 or nvfp4; all else is float32.",
+)
+@click.option("--batch", type=int, default=1, show_default=True, help="Number of videos made at once.")
+@click.option("--device", default="cpu", show_default=True,
+              help="Torch device that an aoti engine runs on: cpu or cuda.")  # fmt: skip
+@click.option("--target", help="GPU architectures for tensorrt-rtx, e.g. sm89,sm120.")
+@click.option(
+    "--calibration",
+    type=click.Path(path_type=Path),
+    help="Calibration for fp8 or nvfp4, by vmla-export calibrate (default: calibrate anew).",
+)
+@click.option(
+    "--attention", help="Attention as our TensorRT plugin's node (plugin) or TensorRT's own (native)."
+)
 @click.option("-o", "--output", type=click.Path(path_type=Path),
-              help="The engine folder; one in ./engines named after its settings if not given.")  # fmt: skip
+              help="Engine folder to write (default: in ./engines, named after its settings).")  # fmt: skip
 def build(
     checkpoint: str,
     backend: str | None,
@@ -98,13 +110,15 @@ def _build(checkpoint: str, settings: Any, calibration: Path | None, output: Pat
 
 @main.command()
 @click.option("--checkpoint", default="sprites", show_default=True,
-              help="A checkpoint folder, or a shipped model.")  # fmt: skip
-@click.option("--prompts", type=click.IntRange(1), default=4, show_default=True, help="Videos made at once.")
-@click.option("--chunks", type=click.IntRange(1), default=6, show_default=True, help="Of each video.")
-@click.option("--seed", default=0, show_default=True, help="Of prompts and noise.")
+              help="Checkpoint folder or shipped model.")  # fmt: skip
+@click.option("--prompts", type=click.IntRange(1), default=4, show_default=True,
+              help="Number of videos made at once.")  # fmt: skip
+@click.option("--chunks", type=click.IntRange(1), default=6, show_default=True,
+              help="Number of chunks of each video.")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, help="Seed of prompts and noise.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True,
-              help="The JSON file, for: vmla-export build --calibration.")  # fmt: skip
+              help="JSON file to write, for vmla-export build --calibration.")  # fmt: skip
 def calibrate(checkpoint: str, prompts: int, chunks: int, seed: int, device: str, output: Path) -> None:
     """Measure how large the inputs of every linear layer become on rollouts."""
     import torch
@@ -126,7 +140,7 @@ def calibrate(checkpoint: str, prompts: int, chunks: int, seed: int, device: str
 
 @main.command()
 @click.argument("engine", type=click.Path(path_type=Path))
-@click.option("--json", "as_json", is_flag=True, help="Print the manifest itself.")
+@click.option("--json", "as_json", is_flag=True, help="Print the manifest itself as JSON.")
 def inspect(engine: Path, as_json: bool) -> None:
     """Print what ENGINE is, what it takes and gives, and where it runs."""
     from export.engine.manifest import NAME, Manifest
@@ -148,8 +162,9 @@ def list_engines(folder: Path) -> None:
 
 @main.command()
 @click.argument("engine", type=click.Path(path_type=Path))
-@click.option("--checkpoint", help="The checkpoint; the one that the engine names if not given.")
-@click.option("--chunks", type=click.IntRange(min=1), default=20, show_default=True, help="Of the rollout.")
+@click.option("--checkpoint", help="Checkpoint folder (default: the one that the engine names).")
+@click.option("--chunks", type=click.IntRange(min=1), default=20, show_default=True,
+              help="Number of chunks of the rollout.")  # fmt: skip
 def verify(engine: Path, checkpoint: str | None, chunks: int) -> None:
     """Compare ENGINE with the eager model in float32; exit with 1 where a bound is not met."""
     from export.engine.manifest import Manifest

@@ -25,44 +25,49 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
 
 
 @click.command(cls=OneLineCommand)
-@click.option("--prompt", help="What the video shows.")
+@click.option("--prompt", help="Text prompt: what the video shows.")
 @click.option("--prompts", type=click.Path(dir_okay=False, path_type=Path),
-              help="A file of prompts over time, `SECONDS: PROMPT` on each line.")  # fmt: skip
+              help="File of prompts over time, `SECONDS: PROMPT` on each line.")  # fmt: skip
 @click.option("--videos", type=click.Path(dir_okay=False, path_type=Path),
-              help="A file of videos to make at once, `NAME: PROMPT` on each line.")  # fmt: skip
-@click.option("--memory", help="What weights and --videos may take, as 8GiB; all that is free if not given.")
-@click.option("--minutes", type=float, help="Length of the video.")
-@click.option("--seconds", type=float, help="Length of the video; 10 if no length is given.")
+              help="File of videos to make at once, `NAME: PROMPT` on each line.")  # fmt: skip
+@click.option(
+    "--memory", help="Memory budget for weights and all --videos, e.g. 8GiB (default: all free memory)."
+)
+@click.option("--minutes", type=float, help="Length of the video in minutes.")
+@click.option("--seconds", type=float, help="Length of the video in seconds (default: 10).")
 @click.option("--chunks", type=click.IntRange(min=1), help="Length of the video in chunks.")
 @click.option("-o", "--output", type=click.Path(path_type=Path),
-              help="An .mp4 file, a folder for pictures, or null.")  # fmt: skip
-@click.option("--resume", type=click.Path(path_type=Path), help="Go on with a video that was stopped.")
+              help="Output: an .mp4 file, a folder for pictures, or null.")  # fmt: skip
+@click.option("--resume", type=click.Path(path_type=Path), help="Video that was stopped, to go on with.")
 @click.option("--repeat", type=click.Path(dir_okay=False, path_type=Path),
-              help="Make the video again that a sidecar (.json) describes.")  # fmt: skip
-@click.option("--seed", default=0, show_default=True, help="The same seed gives the same video.")
-@click.option("--checkpoint",
-              help="A checkpoint folder, or a shipped model; the engine's own, or else sprites.")  # fmt: skip
+              help="Sidecar (.json) of a video to make again.")  # fmt: skip
+@click.option("--seed", default=0, show_default=True,
+              help="Seed of the noise; the same seed gives the same video.")  # fmt: skip
+@click.option(
+    "--checkpoint", help="Checkpoint folder or shipped model (default: the engine's own, else sprites)."
+)
 @click.option("--engine", type=click.Path(path_type=Path),
-              help="A folder of vmla-export, or eager; what fits in ./engines if not given.")  # fmt: skip
+              help="Engine folder, or eager (default: one in ./engines that fits, else eager).")  # fmt: skip
 @click.option("--decoder", type=click.Path(path_type=Path),
-              help="Weights of TAEHV to decode with, or none: no frames, with -o null.")  # fmt: skip
-@click.option("--layout", type=click.Choice(["mla", "mha"]), help="Refuse a checkpoint of the other layout.")
-@click.option("--steps", type=int, help="Denoising steps; the checkpoint's own number if not given.")
-@click.option("--device", default="cpu", show_default=True, help="A torch device.")
+              help="File of TAEHV weights to decode with, or none for no frames (with -o null).")  # fmt: skip
+@click.option("--layout", type=click.Choice(["mla", "mha"]),
+              help="Attention layout that the checkpoint must have.")  # fmt: skip
+@click.option("--steps", type=int, help="Number of denoising steps (default: the checkpoint's own).")
+@click.option("--device", default="cpu", show_default=True, help="Torch device.")
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
-              show_default=True, help="What the model computes in.")  # fmt: skip
+              show_default=True, help="Type that the model computes in.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1),
-              help="CPU threads, of which a quarter decode; all cores if not given.")  # fmt: skip
+              help="Number of CPU threads, a quarter of which decode (default: all cores).")  # fmt: skip
 @click.option("--scale", type=click.IntRange(1, 16),
-              help="Enlarge frames; to at least 256 pixels if not given.")  # fmt: skip
+              help="Factor to enlarge frames by (default: to at least 256 pixels).")  # fmt: skip
 @click.option("--events", type=click.Path(dir_okay=False, path_type=Path),
-              help="Write a JSON line per chunk and change of prompt.")  # fmt: skip
+              help="File that gets a JSON line for each chunk and change of prompt.")  # fmt: skip
 @click.option("--metrics", type=click.Path(dir_okay=False, path_type=Path),
-              help="Keep the latest figures here as Prometheus text.")  # fmt: skip
+              help="File that holds the latest figures as Prometheus text.")  # fmt: skip
 @click.option("--save-every", type=click.FloatRange(min=0), default=5.0, show_default=True,
-              help="Seconds between two states on disk.")  # fmt: skip
-@click.option("--dry-run", is_flag=True, help="Print the plan and stop.")
-@click.option("--overwrite", is_flag=True, help="Replace an output that exists.")
+              help="Seconds between two saves of the video's state.")  # fmt: skip
+@click.option("--dry-run", is_flag=True, help="Print the plan and make nothing.")
+@click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
 @click.pass_context
 def main(context: click.Context, /, **options: Any) -> None:
     """Make a video of what a prompt says, of any length, written while it is made; or several at once."""

@@ -98,7 +98,7 @@ def recipes() -> None:
 @click.argument("recipe")
 @click.argument("folder", type=FOLDER)
 @varied
-@click.option("-o", "--output", type=FOLDER, required=True, help="The checkpoint folder to write.")
+@click.option("-o", "--output", type=FOLDER, required=True, help="Checkpoint folder to write.")
 def pack(recipe: str, folder: Path, output: Path, **changes: Any) -> None:
     """Write the finished run of RECIPE in FOLDER as a checkpoint folder."""
     from vmla.train.publish.pack import pack_run
@@ -110,7 +110,7 @@ def pack(recipe: str, folder: Path, output: Path, **changes: Any) -> None:
 @main.command("pack-stages")
 @click.argument("folders", type=FOLDER, nargs=-1, required=True)
 @click.option("--start", required=True, help="Checkpoint that the first stage trained.")
-@click.option("-o", "--output", type=FOLDER, required=True, help="The checkpoint folder to write.")
+@click.option("-o", "--output", type=FOLDER, required=True, help="Checkpoint folder to write.")
 def pack_stages(folders: tuple[Path, ...], start: str, output: Path) -> None:
     """Write what the last of the finished stages in FOLDERS made as a checkpoint folder, in float16."""
     from vmla.train.publish.pack import pack_stages as pack_all

@@ -16,9 +16,10 @@ PARTS = ("generator_ema", "generator", "model", "critic", "state_dict", "module"
 @click.command()
 @click.argument("file")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path),
-              help="Propose how latent attention becomes ours, in this YAML file.")  # fmt: skip
-@click.option("--part", type=click.Choice(PARTS), help="Of a training checkpoint.")
-@click.option("--heads", type=click.IntRange(min=1), help="As many as are 128 wide, if not given.")
+              help="YAML file that gets the proposed mapping of latent attention.")  # fmt: skip
+@click.option("--part", type=click.Choice(PARTS), help="Which model of a training checkpoint to take.")
+@click.option("--heads", type=click.IntRange(min=1),
+              help="Number of attention heads (default: as many as are 128 wide).")  # fmt: skip
 @click.option("--rotary", type=click.Choice(["first", "last"]),
               help="Rows of a fused projection that rotate (default: by its name, or last).")  # fmt: skip
 @click.option("--pairs", type=click.Choice(["interleaved", "halved"]), default="interleaved",
@@ -36,45 +37,56 @@ def inspect(file: str, output: Path | None, part: str | None, **guess: Any) -> N
 @click.option("--from", "source", required=True, help="A folder, a file, a hub id, or wan-1.3b or wan-14b "
               "for a dry run without weights.")  # fmt: skip
 @click.option("--layout", type=click.Choice(["mla", "mha"]),
-              help="Of attention; mla if not given, with --preset the source's own.")  # fmt: skip
+              help="Attention layout (default: mla; with --preset, the source's own).")  # fmt: skip
 @click.option("--preset", help="How a distilled model is sampled: self-forcing, causvid, longlive, "
               "causal-forcing, causal-forcing-framewise, rolling-forcing or videomla.")  # fmt: skip
 @click.option("--with", "pipeline", help="A diffusers folder of Wan, or its hub id, that gives codec, text "
               "encoder and tokenizer (default: the source, if it is a folder).")  # fmt: skip
 @click.option("--init", type=click.Choice(["spectral", "random"]), default="spectral", show_default=True)
-@click.option("-o", "--output", type=FOLDER, help="The checkpoint folder to write.")
-@click.option("--recipe", default="wan-1.3b", show_default=True, help="Of picture and window.")
+@click.option("-o", "--output", type=FOLDER, help="Checkpoint folder to write.")
+@click.option("--recipe", default="wan-1.3b", show_default=True,
+              help="Named preset that gives picture size and window.")  # fmt: skip
 @click.option("--kv-lora-rank", "--content-width", "kv_lora_rank", type=click.IntRange(min=1),
               help="Width of the shared latent (default: the recipe's).")  # fmt: skip
 @click.option("--qk-rope-head-dim", "--rotary-width", "qk_rope_head_dim", type=click.IntRange(min=2),
               help="Width of the shared rotary key (default: the recipe's).")  # fmt: skip
 @click.option("--q-lora-rank", "--query-width", "q_lora_rank", type=click.IntRange(min=1),
               help="Width of the query latent (default: half the model's).")  # fmt: skip
-@click.option("--whiten/--no-whiten", default=True, show_default=True, help="Weigh by inputs.")
-@click.option("--balance", default=1.0, show_default=True, help="Share of singular values that goes down.")
-@click.option("--key-weight", type=float, default=1.0, show_default=True, help="Of keys against values.")
+@click.option("--whiten/--no-whiten", default=True, show_default=True,
+              help="Weigh the decomposition by the inputs that each layer sees.")  # fmt: skip
+@click.option("--balance", default=1.0, show_default=True,
+              help="Share of the singular values that the down-projection takes.")  # fmt: skip
+@click.option("--key-weight", type=float, default=1.0, show_default=True,
+              help="Weight of keys against values in the decomposition.")  # fmt: skip
 @click.option("--stack", type=click.Choice(["content", "whole"]), default="content", show_default=True,
-              help="Rows of keys that are decomposed with the values.")  # fmt: skip
+              help="Which rows of the keys are decomposed with the values.")  # fmt: skip
 @click.option("--gains", type=click.Choice(["fold", "drop"]), default="fold", show_default=True,
-              help="Of Wan's norms of queries and keys.")  # fmt: skip
+              help="What becomes of Wan's gains on queries and keys.")  # fmt: skip
 @click.option("--rotary", type=click.Choice(["singular", "mean"]), default="singular", show_default=True)
 @click.option("--biases", type=click.Choice(["absorb", "drop"]), default="absorb", show_default=True)
 @click.option("--latent-gains", type=click.Choice(["fit", "one"]), default="fit", show_default=True,
-              help="Of the latents' own norms.")  # fmt: skip
-@click.option("--calibration", type=FOLDER, help="Encoded clips; pure noise if not given.")
-@click.option("--clips", type=click.IntRange(min=1), default=4, show_default=True, help="Of calibration.")
+              help="Gains of the norms that the latents get.")  # fmt: skip
+@click.option("--calibration", type=FOLDER,
+              help="Folder of encoded clips to calibrate with (default: pure noise).")  # fmt: skip
+@click.option("--clips", type=click.IntRange(min=1), default=4, show_default=True,
+              help="Number of clips to calibrate with.")  # fmt: skip
 @click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
 @click.option("--seed", default=0, show_default=True)
-@click.option("--part", type=click.Choice(PARTS), help="Of a training checkpoint.")
-@click.option("--variant", help="Of the weights in a folder: fp16, say.")
-@click.option("--lora", help="A LoRA file, merged into the weights.")
-@click.option("--strength", default=1.0, show_default=True, help="Of the LoRA.")
-@click.option("--names", type=click.Path(path_type=Path), help="JSON: what a file calls latent projections.")
+@click.option("--part", type=click.Choice(PARTS), help="Which model of a training checkpoint to take.")
+@click.option("--variant", help="Variant of the weights in a folder, e.g. fp16.")
+@click.option("--lora", help="LoRA file to merge into the weights.")
+@click.option("--strength", default=1.0, show_default=True, help="Strength of the LoRA.")
+@click.option("--names", type=click.Path(path_type=Path),
+              help="JSON file that says what the source calls its latent projections.")  # fmt: skip
 @click.option("--map", "cuts", type=click.Path(path_type=Path),
-              help="How latent attention becomes ours: a file of vmla-train inspect, or auto.")  # fmt: skip
-@click.option("--heads", type=click.IntRange(min=1), help="For --map auto; as many as are 128 wide.")
-@click.option("--revision", help="Of a hub repository.")
-@click.option("--offline", is_flag=True, help="Use what was downloaded before.")
+              help="Mapping of latent attention: a file of vmla-train inspect, or auto.")  # fmt: skip
+@click.option(
+    "--heads",
+    type=click.IntRange(min=1),
+    help="Number of attention heads, for --map auto (default: as many as are 128 wide).",
+)
+@click.option("--revision", help="Revision of a hub repository.")
+@click.option("--offline", is_flag=True, help="Use only what was downloaded before.")
 @click.option("--dry-run", is_flag=True, help="Print sizes and memory; write nothing.")
 def convert(**options: Any) -> None:
     """Make a VideoMLA checkpoint of Wan weights, layer by layer."""
