@@ -24,7 +24,7 @@ from runtime.planning.request import Job, prepare
 from runtime.prompts.schedule_file import Entry
 from runtime.prompts.sources import FixedPrompts, PromptSource
 from runtime.resume.state import State
-from runtime.session.destination import check_output, choose_scale, clear_output, open_sink
+from runtime.session.destination import Replacing, check_output, choose_scale, open_sink
 from runtime.session.generate import VideoFile
 from runtime.session.outcome import Outcome
 from runtime.session.replay import Order
@@ -162,7 +162,7 @@ class VideoPipeline:
             prompt, seconds, seed, steps: as of a video to iterate over; it cannot be endless.
             path: an `.mp4` file, or a folder for pictures.
             scale: enlarge frames; to at least 256 pixels if not given.
-            overwrite: replace what exists.
+            overwrite: replace a video that exists, once the new one has frames.
             save_every: seconds between two states on disk; None saves none.
             telemetry: is told of every chunk.
 
@@ -173,8 +173,7 @@ class VideoPipeline:
         check_output(output, overwrite=overwrite)
         job, frames = self._job.another(_prompts(prompt), seconds=seconds, seed=seed, steps=steps)
         order = Order(job=job, frames=frames, scale=choose_scale(job.height, scale))
-        sink = open_sink(output, scale=order.scale)
-        clear_output(output)
+        sink = Replacing(open_sink(output, scale=order.scale), output)
         video = VideoFile(
             self._session, output, order, sink, telemetry or NoTelemetry(),
             save_every=save_every, load_seconds=self._load_seconds,

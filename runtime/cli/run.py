@@ -67,7 +67,7 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
 @click.option("--save-every", type=click.FloatRange(min=0), default=5.0, show_default=True,
               help="Seconds between two saves of the video's state.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the plan and make nothing.")
-@click.option("--overwrite", is_flag=True, help="Replace the output if it exists.")
+@click.option("--overwrite", is_flag=True, help="Replace an older video, once the new one has frames.")
 @click.pass_context
 def main(context: click.Context, /, **options: Any) -> None:
     """Make a video of what a prompt says, of any length, written while it is made; or several at once."""

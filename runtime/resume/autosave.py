@@ -22,7 +22,13 @@ class Autosave(WorkerThread):
     """A context manager; a video's first state is due at once, so that hardly any is without one."""
 
     def __init__(
-        self, output: Path, describe: Callable[[], dict[str, Any]], *, every: float = 5.0, saved: bool = False
+        self,
+        output: Path,
+        describe: Callable[[], dict[str, Any]],
+        *,
+        every: float = 5.0,
+        saved: bool = False,
+        keeps_older: bool = False,
     ) -> None:
         """Save the states of the video `output`.
 
@@ -31,11 +37,13 @@ class Autosave(WorkerThread):
             describe: says what determines its frames, and may take its time.
             every: seconds between two states: the work that a crash may cost, at most.
             saved: whether there is a state already, which then is the first.
+            keeps_older: whether an older video lies there, whose state and sidecar stay until the new one
+                has frames.
         """
         super().__init__("autosave", capacity=1)
         self._output, self._describe, self._every = output, describe, every
         self._next = time.monotonic() + every if saved else 0.0
-        self._under_way = False
+        self._under_way, self._keeps_older = False, keeps_older
         self.saved = saved
         """Whether there is a state on disk."""
         self.video: dict[str, Any] | None = None
@@ -64,6 +72,9 @@ class Autosave(WorkerThread):
         self.put(lambda: self._write(state))
 
     def _write(self, state: State) -> None:
+        if self._keeps_older and not state.mark["frames"]:
+            self._under_way = False
+            return
         if self.video is None:
             self.video = self._describe()
             told = {"complete": False, "frames_written": state.mark["frames"]}

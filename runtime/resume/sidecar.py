@@ -26,6 +26,15 @@ def sidecar_path(output: Path) -> Path:
     return output.with_name(output.name + ".json")
 
 
+def is_sidecar(path: Path) -> bool:
+    """Whether `path` is a file that describes a video made here."""
+    try:
+        value = json.loads(path.read_text())
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        return False
+    return isinstance(value, dict) and value.keys() >= {"prompts", "seed", "weights", "sampler"}
+
+
 def describe_job(job: Job, *, frames: int, scale: int) -> dict[str, Any]:
     """What determines the video's frames, as JSON values; reads all weights."""
     return {**describe_video(job, frames=frames, scale=scale), **describe_model(job)}

@@ -142,6 +142,17 @@ def save_state(path: Path, state: State, video: Mapping[str, Any]) -> None:
     atomic_write_bytes(path, save(tensors, {"state": json.dumps(header)}))
 
 
+def is_state(path: Path) -> bool:
+    """Whether `path` is a whole file that holds a video's state; of the tensors nothing is read."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            return "state" in (file.metadata() or {})
+    except (OSError, SafetensorError):
+        return False
+
+
 def load_state(path: Path, *, mend: str) -> tuple[State, dict[str, Any]]:
     """The state at `path` and the description of its video.
 

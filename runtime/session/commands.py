@@ -21,6 +21,7 @@ class CommandQueue:
     def __init__(self) -> None:
         self._waiting: deque[Command] = deque()
         self._turn, self._news = threading.Lock(), threading.Event()
+        self._closed = False
 
     def post(self, command: Command) -> None:
         """Run `command` as soon as no chunk is being made; returns at once if one is."""
@@ -28,11 +29,18 @@ class CommandQueue:
         self._news.set()
         self._run_if_free()
 
+    def close(self) -> None:
+        """From now on nobody waits: whoever would, looks again at what there is to do."""
+        self._closed = True
+        self._news.set()
+
     @contextmanager
     def turn(self) -> Iterator[None]:
         """Inside, no command runs; those that were posted before have run."""
         with self._turn:
             self._news.clear()
+            if self._closed:  # looked at after clearing, so that closing is never missed
+                self._news.set()
             self._run_waiting()
             yield
         self._run_if_free()

@@ -22,7 +22,7 @@ from runtime.prompts.sources import FixedPrompts
 from runtime.prompts.videos_file import Video
 from runtime.resume.autosave import Autosave
 from runtime.resume.sidecar import describe_prompts
-from runtime.session.destination import NOWHERE, clear_output, open_sink
+from runtime.session.destination import NOWHERE, Replacing, leftovers, open_sink
 from runtime.session.outcome import Outcome, raise_failure, record
 from runtime.session.replay import Order
 from runtime.session.session import Session
@@ -54,6 +54,7 @@ class VideoFile:
         # An order to go on was compared with the weights when it was made, and knows the answer.
         told = None if order.described is None else order.describe
         self._describe = told or partial(session.describe, order.job, frames=order.frames, scale=order.scale)
+        self._keeps_older = order.state is None and bool(leftovers(output))
         self._autosave = self._autosaved(save_every)
         self.task: VideoTask = session.admit(
             order.job,
@@ -69,13 +70,14 @@ class VideoFile:
         if every is None or self._output == NOWHERE:
             return None
         saved = self._order.state is not None
-        return Autosave(self._output, self._describe, every=every, saved=saved)
+        return Autosave(self._output, self._describe, every=every, saved=saved, keeps_older=self._keeps_older)
 
     def _record(self, task: VideoTask) -> None:
         """Say in the sidecar what became of it."""
         outcome = Outcome.of(task, self._summary.figures(), load_seconds=self._load_seconds)
         self._outcome.append(outcome)
-        if task.failure is None and self._output != NOWHERE:
+        nothing = self._keeps_older and not outcome.frames  # then the older video is still there
+        if task.failure is None and self._output != NOWHERE and not nothing:
             known = None if self._autosave is None else self._autosave.video
             # Live prompts may have changed since it was described.
             now = describe_prompts(self._order.job.prompts.changes)
@@ -125,7 +127,7 @@ def make_videos(
     began = perf_counter()
     with Session(job, memory=memory) as session:
         load_seconds = perf_counter() - began
-        _make_way([output for output, order in orders.items() if order.state is None])
+        _make_folders([output for output, order in orders.items() if order.state is None])
         videos = [
             VideoFile(
                 session, output, order, sinks[output], telemetry(output),
@@ -168,12 +170,12 @@ def check_room(plan: Plan, videos: int, memory: int) -> None:
 def _sink(output: Path, order: Order) -> FrameSink:
     """Where the frames go; refuses early a file that cannot be gone on with."""
     if order.state is None:
-        return open_sink(output, scale=order.scale)
+        return Replacing(open_sink(output, scale=order.scale), output)
     return open_sink(output, scale=order.scale, after=order.state.mark)
 
 
-def _make_way(outputs: Sequence[Path]) -> None:
-    """Make the folder, and remove what earlier runs left.
+def _make_folders(outputs: Sequence[Path]) -> None:
+    """Make the folders of the files.
 
     Raises:
         UserError: if it cannot be done.
@@ -182,7 +184,6 @@ def _make_way(outputs: Sequence[Path]) -> None:
         for output in outputs:
             if output != NOWHERE:
                 output.parent.mkdir(exist_ok=True)
-                clear_output(output)
     except OSError as error:
         raise UserError(f"cannot write to {error.filename}: {error.strerror}") from error
 

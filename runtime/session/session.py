@@ -207,7 +207,7 @@ class Session:
     def close(self) -> None:
         """Let nobody in any more, and let `serve` return after the chunk under way."""
         self._closed.set()
-        self._commands.post(lambda: None)
+        self._commands.close()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

@@ -218,7 +218,15 @@ class Interrupt(NoTelemetry):
             signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 
 
-def test_an_interrupted_file_is_gone_on_with_by_the_command(pipeline, tmp_path):
+@pytest.fixture
+def ctrl_c():
+    """SIGINT raises KeyboardInterrupt, also where the tests run in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_an_interrupted_file_is_gone_on_with_by_the_command(pipeline, tmp_path, ctrl_c):
     with pytest.raises(KeyboardInterrupt):
         pipeline.save(RED, tmp_path / "a.mp4", seconds=24, seed=3, telemetry=Interrupt())
     told = json.loads((tmp_path / "a.mp4.json").read_text())

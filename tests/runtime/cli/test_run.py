@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from runtime import generate
 from runtime.cli.run import main
+from runtime.outputs.mp4 import Mp4Sink
 from vmla.cache import CacheLayout
 from vmla.config import recipe
 
@@ -86,9 +87,10 @@ def test_the_plan_is_the_truth(checkpoint):
 
 def test_an_existing_file_is_kept_unless_told_otherwise(checkpoint, tmp_path):
     output = tmp_path / "a.mp4"
-    output.write_bytes(b"mine")
+    assert make(checkpoint, output, "--chunks", 2).exit_code == 0
+    before = output.read_bytes()
     assert_one_line(make(checkpoint, output, "--chunks", 1), "exists already")
-    assert output.read_bytes() == b"mine"
+    assert output.read_bytes() == before
     assert make(checkpoint, output, "--chunks", 1, "--overwrite").exit_code == 0
     assert len(frames_of(output)) == 12
 
@@ -165,9 +167,12 @@ def test_a_truncated_checkpoint_is_refused(checkpoint, tmp_path):
 
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full to write to")
-def test_a_full_disk_is_named(checkpoint, tmp_path):
-    (tmp_path / "full.mp4").symlink_to("/dev/full")
-    result = make(checkpoint, tmp_path / "full.mp4", "--chunks", 3, "--overwrite")
+def test_a_full_disk_is_named(checkpoint, tmp_path, monkeypatch):
+    def full(sink, header):
+        return Path("/dev/full").open("r+b", buffering=0)  # noqa: SIM115 - the sink closes it
+
+    monkeypatch.setattr(Mp4Sink, "_open", full)
+    result = make(checkpoint, tmp_path / "full.mp4", "--chunks", 3)
     assert result.exit_code == 2
     assert "No space left" in result.output.splitlines()[-1]
     assert "Traceback" not in result.output

@@ -77,10 +77,10 @@ def test_a_self_rollout_is_a_rollout(layout, kind):
         config, layout = model.config, CacheLayout.of(model.config)
         device, dtype = torch.device("cpu"), torch.float32
 
-        def step(self, *inputs, full):
+        def step(self, inputs, full):
             return model(*inputs, full=full)
 
-        def entries(self, *inputs, full):
+        def entries(self, inputs, full):
             return model.entries(*inputs, full=full)
 
         def encode_prompt(self, prompts):

@@ -130,10 +130,10 @@ def test_without_a_jump_the_windows_are_those_of_a_rollout():
         config, layout = model.config, CacheLayout.of(model.config)
         device, dtype = torch.device("cpu"), torch.float32
 
-        def step(self, *inputs, full):
+        def step(self, inputs, full):
             return self(*inputs)
 
-        def entries(self, *inputs, full):
+        def entries(self, inputs, full):
             return self(*inputs)[1]
 
         def encode_prompt(self, prompts):

@@ -1,0 +1,136 @@
+"""What is not ours is never removed, and an older video stays until the new one has frames."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+from kit.checkpoints import debug_checkpoint
+from kit.refusals import assert_one_line
+
+from runtime.cli.run import main
+from runtime.pipeline import VideoPipeline
+from runtime.rollout.decoding import CodecDecoder
+
+pytestmark = pytest.mark.cpu
+
+PROMPT = "a red star bouncing on a navy background"
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return debug_checkpoint(tmp_path_factory.mktemp("debug") / "model")
+
+
+@pytest.fixture
+def inside(tmp_path, monkeypatch):
+    """A folder to work in that lies in another one."""
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+def make(checkpoint, output, *more):
+    asked = ("--prompt", PROMPT, "--checkpoint", checkpoint, "--chunks", 1, "--scale", 1, "-o", output, *more)
+    return CliRunner().invoke(main, [str(each) for each in asked])
+
+
+def contents(folder):
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {path.relative_to(folder): path.read_bytes() for path in files}
+
+
+def strange_folder(folder):
+    (folder / "photos").mkdir()
+    (folder / "photos" / "IMG_0001.jpg").write_bytes(b"mine")
+    return "photos"
+
+
+def numbered_pictures(folder):
+    (folder / "scan").mkdir()
+    (folder / "scan" / "000000.png").write_bytes(b"mine")
+    return "scan"
+
+
+def a_file(folder):
+    (folder / "holiday.mp4").write_bytes(b"mine")
+    return "holiday.mp4"
+
+
+def a_sidecar(folder):
+    (folder / "new.mp4.json").write_text(json.dumps({"mine": True}))
+    return "new.mp4"
+
+
+def a_link(folder):
+    (folder / "elsewhere.mp4").write_bytes(b"mine")
+    (folder / "link.mp4").symlink_to("elsewhere.mp4")
+    return "link.mp4"
+
+
+def a_pipe(folder):
+    os.mkfifo(folder / "pipe.mp4")
+    return "pipe.mp4"
+
+
+@pytest.mark.parametrize("lay", [strange_folder, numbered_pictures, a_file, a_sidecar, a_link, a_pipe])
+def test_what_is_not_ours_is_refused_and_stays(checkpoint, inside, lay):
+    output = lay(inside)
+    before = contents(inside)
+    assert_one_line(make(checkpoint, output, "--overwrite"), output)
+    assert contents(inside) == before
+
+
+@pytest.mark.parametrize("output", [".", "..", "/", "../work", ""])
+def test_a_folder_that_one_works_in_is_refused(checkpoint, inside, output):
+    (inside / "mine").write_text("mine")
+    assert_one_line(make(checkpoint, output, "--overwrite"), "is a folder that you work in")
+    assert (inside / "mine").exists()
+
+
+@pytest.mark.parametrize("output", ["a.mp4", "pictures"])
+def test_a_video_of_ours_is_replaced(checkpoint, inside, output):
+    assert make(checkpoint, output, "--chunks", 2).exit_code == 0
+    before = contents(inside)
+    result = make(checkpoint, output, "--overwrite")
+    assert result.exit_code == 0, result.output
+    told = json.loads((inside / f"{output}.json").read_text())
+    assert told["frames_written"] == told["frames"] == 12
+    assert len(contents(inside)) == len(before) - (12 if output == "pictures" else 0)
+
+
+def test_a_folder_of_ours_with_something_else_in_it_is_refused(checkpoint, inside):
+    assert make(checkpoint, "pictures").exit_code == 0
+    (inside / "pictures" / "notes.txt").write_text("mine")
+    assert_one_line(make(checkpoint, "pictures", "--overwrite"), "pictures/notes.txt")
+    assert (inside / "pictures" / "000000.png").exists()
+
+
+@pytest.mark.parametrize("output", ["a.mp4", "pictures"])
+def test_a_run_that_fails_before_its_first_frames_leaves_the_older_video(
+    checkpoint, inside, output, monkeypatch
+):
+    assert make(checkpoint, output).exit_code == 0
+    before = contents(inside)
+
+    def fail(*_):
+        raise RuntimeError("no")
+
+    monkeypatch.setattr(CodecDecoder, "decode", fail)
+    result = make(checkpoint, output, "--overwrite")
+    assert result.exit_code != 0
+    assert contents(inside) == before
+
+
+def test_a_pipeline_refuses_and_replaces_alike(checkpoint, inside):
+    with VideoPipeline.from_pretrained(checkpoint) as pipeline:
+        pipeline.save(PROMPT, "a.mp4", seconds=0.75)
+        first = (inside / "a.mp4").read_bytes()
+        pipeline.save(PROMPT, "a.mp4", seconds=0.75, seed=1, overwrite=True)
+        assert (inside / "a.mp4").read_bytes() != first
+        shutil.copy("a.mp4", "copy.mp4")  # nothing beside it says whose it is
+        with pytest.raises(Exception, match=r"copy\.mp4 is not of a video made here"):
+            pipeline.save(PROMPT, "copy.mp4", seconds=0.75, overwrite=True)
+    assert Path("copy.mp4").exists()
