@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,21 +93,38 @@ def word_tokenizer(words: Sequence[str]) -> Any:
     return tokenizer_class(FAST[0])(tokenizer_object=inner, model_input_names=inputs, **special)
 
 
+def clean_prompt(prompt: str) -> str:
+    """`prompt` as Wan and diffusers' `WanPipeline` clean it before they tokenize it.
+
+    Mojibake is repaired, HTML's entities are unescaped twice, whitespace of any length becomes one space.
+    """
+    import ftfy
+
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(prompt))).split())
+
+
 class TextEncoder:
     """A UMT5 encoder with its tokenizer, giving embeddings of a fixed number of tokens."""
 
-    def __init__(self, encoder: nn.Module, tokenizer: Any, *, tokens: int) -> None:
+    def __init__(self, encoder: nn.Module, tokenizer: Any, *, tokens: int, lower_case: bool = False) -> None:
+        """`lower_case` is for encoders that have only ever seen small letters."""
         self.encoder = encoder
         self.tokenizer = tokenizer
         self.tokens = tokens
+        self._lower_case = lower_case
+
+    def clean(self, prompt: str) -> str:
+        """What is tokenized of `prompt`."""
+        cleaned = clean_prompt(prompt)
+        return cleaned.lower() if self._lower_case else cleaned
 
     def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """Token numbers and mask, each [B, tokens] int64; whitespace is cleaned as in Wan.
+        """Token numbers and mask, each [B, tokens] int64, of the cleaned prompts.
 
         Raises:
             UserError: for an empty prompt.
         """
-        cleaned = [" ".join(prompt.split()) for prompt in prompts]
+        cleaned = [self.clean(prompt) for prompt in prompts]
         if not all(cleaned):
             raise UserError("the prompt is empty; describe what the video shows")
         batch = self.tokenizer(
@@ -116,7 +134,7 @@ class TextEncoder:
 
     def fits(self, prompt: str) -> bool:
         """Whether nothing of `prompt` is cut off."""
-        return len(self.tokenizer(" ".join(prompt.split()))["input_ids"]) <= self.tokens
+        return len(self.tokenizer(self.clean(prompt))["input_ids"]) <= self.tokens
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
         """[B, tokens, text width] in the encoder's type; what lies behind a prompt's end is zero."""

@@ -5,7 +5,9 @@ import torch
 from kit.measure import assert_close
 
 from plugins.errors import UserError
-from vmla.text import SmallTextConfig, TextEncoder
+from vmla.text import SmallTextConfig, TextEncoder, clean_prompt
+from vmla.weights.checkpoint import SHIPPED, open_checkpoint
+from vmla.world.caption import read
 
 pytestmark = pytest.mark.cpu
 
@@ -74,3 +76,41 @@ def test_no_graph_is_kept(text):
 
 def test_other_scripts_are_read(text):
     assert (text(["紅い星"])[0, :10].abs().sum(dim=1) > 0).all()
+
+
+UNTIDY = [
+    "a cat &amp;amp; a dog",
+    "&lt;b&gt;a red star&lt;/b&gt;",
+    "it\u2019s \u201cquoted\u201d",
+    "a \ufb01ne \ufb02ag",
+    "\uff21 \uff46\uff55\uff4c\uff4c\uff57\uff49\uff44\uff54\uff48 \u30ab\u30e1\u30e9",
+    "cafÃ© au lait",
+    "  tabs\tand\r\nlines  ",
+    "zero\u200bwidth",
+    "\u732b\u304c\u8d70\u308b",
+    "A Capital Letter",
+    "&nbsp;&eacute;",
+]
+
+
+@pytest.mark.parametrize("prompt", UNTIDY)
+def test_prompts_are_cleaned_as_wan_pipeline_cleans_them(text, prompt):
+    from diffusers.pipelines.wan.pipeline_wan import prompt_clean
+
+    assert clean_prompt(prompt) == prompt_clean(prompt)
+    assert torch.equal(text.tokenize([prompt])[0], text.tokenize([prompt_clean(prompt)])[0])
+
+
+def test_the_shipped_model_and_its_grader_read_capitals_as_small_letters():
+    encoder = open_checkpoint(SHIPPED).text()
+    small, capital = (
+        "a red star bouncing on a navy background",
+        "A RED Star bouncing\u00a0on a &quot;Navy&quot; background",
+    )
+    assert torch.equal(encoder([small]), encoder([small.upper()]))
+    assert read(small) == read(small.upper())
+    assert encoder.clean(capital) == 'a red star bouncing on a "navy" background'
+
+
+def test_an_encoder_of_words_as_they_are_written_keeps_capitals(text):
+    assert text.clean("A Star") == "A Star"

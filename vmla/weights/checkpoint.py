@@ -128,7 +128,10 @@ class Checkpoint:
 
     def text(self) -> TextEncoder:
         """The text encoder with its tokenizer, in float32."""
-        return TextEncoder(self._text_model(), self._tokenizer(), tokens=self._text_tokens())
+        lower_case = self.world() is not None  # captions of the world of moving shapes have no capitals
+        return TextEncoder(
+            self._text_model(), self._tokenizer(), tokens=self._text_tokens(), lower_case=lower_case
+        )
 
     def _text_tokens(self) -> int:
         """Those that the denoiser reads; a Wan pipeline always fills 512 and says so nowhere."""

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from vmla.text import clean_prompt
 from vmla.world.apart import can_stay_apart
 from vmla.world.scene import BACKGROUNDS, COLOURS, MOTIONS, ROUND, SHAPES, SIZES, Scene
 from vmla.world.worlds import FIRST, World
@@ -62,7 +63,7 @@ def read(prompt: str) -> Reading:
     background: str | None = None
     unknown: list[str] = []
     kinds = {"shape": SHAPES, "colour": tuple(COLOURS), "motion": MOTIONS, "size": SIZES}
-    for word in re.findall(r"[^\s,.;]+", prompt.lower()):
+    for word in re.findall(r"[^\s,.;]+", clean_prompt(prompt).lower()):
         kind = next((k for k, values in kinds.items() if word in values), None)
         if kind is not None:
             found[kind] = word
