@@ -86,6 +86,9 @@ def main(context: click.Context, /, **options: Any) -> None:
     output = options["resume"] or options["output"]
     if output is None:
         raise click.UsageError("give -o, for example: -o video.mp4")
+    for name in ("events", "metrics"):
+        if options[name] is not None and options[name].absolute() == output.absolute():
+            raise click.UsageError(f"--{name} and the video are both {output}; give each its own file")
     _make(order, output, options)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -28,6 +29,10 @@ from vmla.vae import frames_in
 from vmla.weights.checkpoint import SHIPPED, Checkpoint, open_checkpoint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+THREADS_PER_CORE = 16
+"""More are refused: they would only wait for each other."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,9 +163,22 @@ def prepare(
         engine_folder=engine,
         engine_reason=reason,
         decoder_file=decoder,
-        threads=threads or torch.get_num_threads(),
+        threads=choose_threads(threads),
     )
     return job, 0 if decoding.silent else frames
+
+
+def choose_threads(wish: int | None) -> int:
+    """The number of CPU threads: `wish`, or as many as PyTorch has.
+
+    Raises:
+        UserError: for more than a machine could have use for; tens of thousands end the process.
+    """
+    cores = os.cpu_count() or 1
+    if wish is not None and wish > THREADS_PER_CORE * cores:
+        most = THREADS_PER_CORE * cores
+        raise UserError(f"{wish} threads on {cores} cores; use at most {most}, or leave --threads out")
+    return wish or torch.get_num_threads()
 
 
 def as_source(prompts: str | PromptSource | Sequence[Entry], decoding: Decoding, chunks: int) -> PromptSource:

@@ -15,6 +15,8 @@ from runtime.resume.state import is_state, state_path
 from vmla.config import FRAMES_PER_SECOND
 
 NOWHERE = Path("null")
+MP4 = ".mp4"
+"""A file name's ending, in letters of any case."""
 PICTURE = re.compile(r"\d{6,}\.png(\.tmp)?|next\.tmp")
 """What a folder of pictures holds: pictures, and one that was being written when its process was killed."""
 WANTED_HEIGHT = 256
@@ -29,7 +31,7 @@ def check_output(path: Path, *, overwrite: bool) -> None:
     """
     if path == NOWHERE:
         return
-    if path.suffix not in (".mp4", ""):
+    if path.suffix.lower() not in (MP4, ""):
         raise UserError(f"cannot write {path.suffix} files; use an .mp4 file, a folder for pictures, or null")
     if path.is_symlink():
         raise UserError(f"{path} is a link to {path.readlink()}; name that instead")
@@ -39,7 +41,7 @@ def check_output(path: Path, *, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         more = f", or go on with it: {resume_command(path)}" if state_path(path).exists() else ""
         raise UserError(f"{path} exists already; choose another name or add --overwrite{more}")
-    if path.is_dir() and path.suffix == ".mp4":
+    if path.is_dir() and path.suffix.lower() == MP4:
         raise UserError(f"{path} is a folder; choose another name")
     if not path.absolute().parent.is_dir():
         raise UserError(f"there is no folder {path.parent}; make it first")
@@ -98,7 +100,7 @@ def open_sink(path: Path, *, scale: int, after: Mark | None = None) -> FrameSink
     """The sink that `path` names, at its start or where another one left its mark."""
     if path == NOWHERE:
         return NullSink()
-    if path.suffix == ".mp4":
+    if path.suffix.lower() == MP4:
         return Mp4Sink(path, frames_per_second=FRAMES_PER_SECOND, scale=scale, after=after)
     return PngSink(path, scale=scale, after=after)
 

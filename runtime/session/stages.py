@@ -191,6 +191,9 @@ class VideoStages:
         left = None if self._frames is None else self._frames - self.done
         try:
             with self._side.after(denoise[1], latents):
+                if not torch.isfinite(latents).all():
+                    mend = f"the weights are damaged, or {self.job.dtype} is too narrow for them"
+                    raise ValueError(f"it is not finite: {mend}")
                 pixels = to_pixels(self._decoder.decode(latents)[0])[:left]
         except (RuntimeError, ValueError) as error:
             reason = str(error).strip().splitlines()[0]

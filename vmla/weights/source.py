@@ -15,7 +15,7 @@ from plugins.errors import UserError
 from vmla.config import RECIPES, Layout, ModelConfig
 from vmla.transformer import VideoMLA
 from vmla.weights.checkpoint import Uninitialised
-from vmla.weights.formats.files import Shape, check_shapes, load_exactly, read_json
+from vmla.weights.formats.files import Shape, check_shapes, load_exactly, read_json, refuse_not_finite
 from vmla.weights.formats.lazy_tensors import shape_of
 from vmla.weights.formats.locate_files import weights_in
 from vmla.weights.formats.open_file import OpenFile, open_file, refuse_lora
@@ -54,13 +54,14 @@ class Source:
         """One tensor in float32, in our shape.
 
         Raises:
-            UserError: if it holds codes in place of numbers.
+            UserError: if it holds codes in place of numbers, or is not finite.
         """
         tensor = self.tensors[self.names[name]]
         if not tensor.is_floating_point():
             kind = str(tensor.dtype).removeprefix("torch.")
             raise UserError(f"{self.path}: {self.names[name]} holds codes ({kind}); give weights in 16 bits")
         tensor = tensor.to(torch.float32)
+        refuse_not_finite(self.names[name], tensor, self.path)
         # A patch embedding is a convolution in a Wan file.
         tensor = tensor.flatten(1) if name == "patch_embedding.weight" else tensor
         return tensor if self.lora is None else self.lora(name, tensor)

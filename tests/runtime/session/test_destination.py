@@ -9,10 +9,12 @@ import pytest
 from click.testing import CliRunner
 from kit.checkpoints import debug_checkpoint
 from kit.refusals import assert_one_line
+from safetensors.torch import load_file, save_file
 
 from runtime.cli.run import main
 from runtime.pipeline import VideoPipeline
 from runtime.rollout.decoding import CodecDecoder
+from runtime.rollout.rollout import Rollout
 
 pytestmark = pytest.mark.cpu
 
@@ -134,3 +136,42 @@ def test_a_pipeline_refuses_and_replaces_alike(checkpoint, inside):
         with pytest.raises(Exception, match=r"copy\.mp4 is not of a video made here"):
             pipeline.save(PROMPT, "copy.mp4", seconds=0.75, overwrite=True)
     assert Path("copy.mp4").exists()
+
+
+def test_a_suffix_in_capitals_is_one(checkpoint, inside):
+    assert make(checkpoint, "A.MP4").exit_code == 0
+    assert (inside / "A.MP4").is_file() and (inside / "A.MP4.json").is_file()
+
+
+@pytest.mark.parametrize("option", ["--events", "--metrics"])
+def test_a_report_never_goes_into_the_video(checkpoint, inside, option):
+    assert_one_line(make(checkpoint, "a.mp4", option, inside / "a.mp4"), option, "give each its own file")
+    assert contents(inside) == {}
+
+
+def test_more_threads_than_a_machine_has_use_for_are_refused(checkpoint, inside):
+    assert_one_line(make(checkpoint, "a.mp4", "--threads", 100_000), "100000 threads", "use at most")
+
+
+def test_a_chunk_that_is_not_finite_ends_the_video_by_its_number(checkpoint, inside, monkeypatch):
+    denoise, number = Rollout.denoise, [0]
+
+    def broken(rollout):
+        number[0] += 1
+        return denoise(rollout) * (float("nan") if number[0] == 3 else 1.0)
+
+    monkeypatch.setattr(Rollout, "denoise", broken)
+    result = make(checkpoint, "a.mp4", "--chunks", 4)
+    last = result.output.splitlines()[-1]
+    assert result.exit_code == 2
+    assert "decoding chunk 2 failed: it is not finite" in last and "24 frames were kept" in last
+
+
+def test_weights_that_are_not_finite_are_refused_by_name(checkpoint, inside):
+    shutil.copytree(checkpoint, inside / "model")
+    path = inside / "model" / "transformer" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(path)
+    tensors["proj_out.weight"][0, 0] = float("inf")
+    save_file(tensors, path)
+    assert_one_line(make(inside / "model", "a.mp4"), "tensor proj_out.weight is not finite")
+    assert not (inside / "a.mp4").exists()
