@@ -20,6 +20,8 @@ from runtime.outputs.mp4_fragment import encode, place
 
 HEAD = 8
 """Bytes of a box's size and type."""
+PIECE = 1 << 20
+"""Bytes read at a time."""
 
 
 class Mp4Sink:
@@ -39,6 +41,8 @@ class Mp4Sink:
         start = after or dict.fromkeys(("frames", "bytes", "fragments", "header", "header_crc32"), 0)
         self._frames, self._bytes, self._fragments = start["frames"], start["bytes"], start["fragments"]
         self._header, self._header_crc32 = start["header"], start["header_crc32"]
+        self._crc32: int | None = after.get("crc32") if after else 0
+        """Of all bytes so far; None if the file was begun by a version that did not count it."""
         if self._bytes:
             self._check()
 
@@ -60,8 +64,10 @@ class Mp4Sink:
         self._frames += len(frames)
 
     def mark(self) -> Mark:
-        """Frames, bytes and fragments in the file; length and checksum of its header."""
+        """Frames, bytes and fragments in the file; length and checksum of its header, checksum of all."""
+        whole = {} if self._crc32 is None else {"crc32": self._crc32}
         return {
+            **whole,
             "frames": self._frames,
             "bytes": self._bytes,
             "fragments": self._fragments,
@@ -73,10 +79,11 @@ class Mp4Sink:
         """Refuse a file that is not what the mark says."""
         try:
             with self.path.open("rb") as file:
-                header, size = file.read(self._header), os.fstat(file.fileno()).st_size
+                header = file.read(self._header)
+                whole = _checksum(file, self._bytes - self._header, zlib.crc32(header))
         except OSError as error:
             raise UserError(f"cannot go on with {self.path}: {error.strerror}") from error
-        if size < self._bytes or zlib.crc32(header) != self._header_crc32:
+        if whole is None or zlib.crc32(header) != self._header_crc32 or self._crc32 not in (None, whole):
             raise UserError(f"{self.path} was cut or changed; make it anew with --overwrite")
 
     def _open(self, header: bytes) -> BinaryIO:
@@ -85,7 +92,7 @@ class Mp4Sink:
             file = self.path.open("wb", buffering=0)
             file.write(header)
             self._bytes = self._header = len(header)
-            self._header_crc32 = zlib.crc32(header)
+            self._crc32 = self._header_crc32 = zlib.crc32(header)
             return file
         if zlib.crc32(header) != self._header_crc32:
             raise UserError(f"another encoder wrote {self.path}; make it anew with --overwrite")
@@ -103,8 +110,20 @@ class Mp4Sink:
             while left:  # a raw file may take a part
                 left = left[self._file.write(left) :]
         self._bytes += len(fragments)
+        if self._crc32 is not None:
+            self._crc32 = zlib.crc32(fragments, self._crc32)
 
     def close(self) -> None:
         """Close the file."""
         if self._file is not None:
             self._file.close()
+
+
+def _checksum(file: BinaryIO, count: int, begun: int) -> int | None:
+    """CRC-32, `begun` by what came before, of the next `count` bytes of `file`; None if it has fewer."""
+    while count:
+        piece = file.read(min(count, PIECE))
+        if not piece:
+            return None
+        begun, count = zlib.crc32(piece, begun), count - len(piece)
+    return begun

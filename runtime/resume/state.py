@@ -139,7 +139,9 @@ def save_state(path: Path, state: State, video: Mapping[str, Any]) -> None:
         "video": video,
         "sha256": _digest(tensors),
     }
-    atomic_write_bytes(path, save(tensors, {"state": json.dumps(header)}))
+    text = json.dumps(header)
+    metadata = {"state": text, "state_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    atomic_write_bytes(path, save(tensors, metadata))
 
 
 def is_state(path: Path) -> bool:
@@ -167,9 +169,12 @@ def load_state(path: Path, *, mend: str) -> tuple[State, dict[str, Any]]:
 
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})["state"])
+            metadata = file.metadata() or {}
+            header = json.loads(metadata["state"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
-        if header["schema"] != SCHEMA or header["sha256"] != _digest(tensors):
+        text = hashlib.sha256(metadata["state"].encode()).hexdigest()
+        sound = metadata.get("state_sha256", text) == text  # states of former versions have none
+        if not sound or header["schema"] != SCHEMA or header["sha256"] != _digest(tensors):
             raise ValueError("its hash or version is not right")
         state = _state(header, tensors)
         return state, dict(state.video)

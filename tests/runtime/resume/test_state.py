@@ -1,5 +1,6 @@
 """A video that was stopped or killed at any moment plays, and goes on to the identical file."""
 
+import hashlib
 import json
 import random
 import shutil
@@ -225,6 +226,13 @@ def flip(path, at):
     path.write_bytes(data)
 
 
+def reword(path, old, new):
+    content = path.read_bytes()
+    quoted = [text.replace(b'"', b'\\"') for text in (old, new)]  # JSON within the file's own JSON
+    assert quoted[0] in content
+    path.write_bytes(content.replace(*quoted))
+
+
 DAMAGE = {
     "weights": (other_weights, ["another weights.transformer"]),
     "no checkpoint": (lambda f: shutil.rmtree(f / "model"), ["no checkpoint"]),
@@ -236,6 +244,8 @@ DAMAGE = {
                                       state_path(f / "a.mp4")), ["no state of a video"]),
     "cut": (lambda f: (f / "a.mp4").write_bytes((f / "a.mp4").read_bytes()[:900]), ["was cut or changed"]),
     "changed": (lambda f: flip(f / "a.mp4", 40), ["was cut or changed"]),
+    "changed further on": (lambda f: flip(f / "a.mp4", 3000), ["was cut or changed"]),
+    "another seed": (lambda f: reword(state_path(f / "a.mp4"), b'"seed": 3', b'"seed": 4'), ["is torn"]),
     "gone": (lambda f: (f / "a.mp4").unlink(), ["No such file"]),
 }  # fmt: skip
 
@@ -260,7 +270,9 @@ def moved(folder, before, after):
     path = state_path(folder / "a.mp4")
     with safe_open(path, framework="pt") as file:
         text = file.metadata()["state"]
-    save_file(load_file(path), path, {"state": text.replace(before, after)})
+    text = text.replace(before, after)
+    metadata = {"state": text, "state_sha256": hashlib.sha256(text.encode()).hexdigest()}
+    save_file(load_file(path), path, metadata)
 
 
 def test_a_complete_video_has_nothing_to_go_on_with(whole):
