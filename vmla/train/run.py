@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
-from functools import cache
+from functools import cached_property
 from pathlib import Path
 
 from torch import nn
@@ -52,9 +52,12 @@ class Run:
             for name in STAGES[: STAGES.index(stage) + 1]:
                 getattr(self, name)()
 
-    @cache  # noqa: B019 - a run lives as long as its process
     def codec(self) -> TinyCodec:
         """The trained autoencoder, with the statistics of its latents: what encodes the training set."""
+        return self._codec
+
+    @cached_property
+    def _codec(self) -> TinyCodec:
         recipe = self.recipe
         stage = CodecStage(recipe.codec, recipe.codec_training)
         _train(stage.model, stage, self)

@@ -11,6 +11,7 @@ from kit.checkpoints import debug_checkpoint
 from kit.refusals import assert_one_line
 from safetensors.torch import load_file, save_file
 
+from plugins.errors import UserError
 from runtime.cli.run import main
 from runtime.pipeline import VideoPipeline
 from runtime.rollout.decoding import CodecDecoder
@@ -133,7 +134,7 @@ def test_a_pipeline_refuses_and_replaces_alike(checkpoint, inside):
         pipeline.save(PROMPT, "a.mp4", seconds=0.75, seed=1, overwrite=True)
         assert (inside / "a.mp4").read_bytes() != first
         shutil.copy("a.mp4", "copy.mp4")  # nothing beside it says whose it is
-        with pytest.raises(Exception, match=r"copy\.mp4 is not of a video made here"):
+        with pytest.raises(UserError, match=r"copy\.mp4 is not of a video made here"):
             pipeline.save(PROMPT, "copy.mp4", seconds=0.75, overwrite=True)
     assert Path("copy.mp4").exists()
 

@@ -120,18 +120,19 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -
     """
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     check_shapes(expected, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, path)
-    for name, tensor in tensors.items():
+    wide = {name: tensor.to(torch.float32) for name, tensor in tensors.items()}
+    for name, tensor in wide.items():
         refuse_not_finite(name, tensor, path)
-    module.load_state_dict({name: tensor.to(torch.float32) for name, tensor in tensors.items()}, assign=True)
+    module.load_state_dict(wide, assign=True)
 
 
 def refuse_not_finite(name: str, tensor: Tensor, path: Path) -> None:
-    """Refuse weights that would make nothing but black pictures.
+    """Refuse a float32 tensor of weights that would make nothing but black pictures.
 
     Raises:
         UserError: naming the tensor, if one of its numbers is infinite or none at all.
     """
-    if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+    if not torch.isfinite(tensor).all():
         raise UserError(f"{path}: tensor {name} is not finite; copy the file again, or train less boldly")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -94,10 +95,7 @@ class _Modules:
 
     def _shape(self, role: str) -> Shape:
         shape = self._own[self._tensors[role]]
-        outer = 1
-        for size in shape[:-1]:
-            outer *= size
-        return (outer, shape[-1]) if len(shape) > 1 else shape
+        return (math.prod(shape[:-1]), shape[-1]) if len(shape) > 1 else shape
 
     def _widths(self, path: Path) -> tuple[int, int]:
         """C and R: the rotary width from its own projection, or from what a fused one has over the latent."""
@@ -119,10 +117,13 @@ class _Modules:
         made = {**self._down(), **self._up(), **self._queries(), **self._norms(), **self._out()}
         return {target: made[target] for target in TARGETS if target in made}
 
-    def _cut(self, role: str, inputs: int, rows: tuple[int, int] | None = None, **how: object) -> Cut:
-        shape = self._shape(role)
+    def _cut(
+        self, role: str, inputs: int, rows: tuple[int, int] | None = None,
+        *, per_head: bool = False, pairs: str | None = None,
+    ) -> Cut:  # fmt: skip
+        shape, tensor = self._shape(role), self._tensors[role]
         turned = shape[-1] != inputs and shape[0] == inputs
-        return Cut(tensor=self._tensors[role], rows=rows, transposed=turned, **how)  # type: ignore[arg-type]
+        return Cut(tensor=tensor, rows=rows, transposed=turned, per_head=per_head, pairs=pairs)
 
     def _order(self, role: str, content: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Rows of content and of rotary channels within a fused projection."""
