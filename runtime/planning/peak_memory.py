@@ -84,10 +84,8 @@ def pass_scratch(config: ModelConfig, item: int) -> int:
     own = config.chunk * config.tokens_per_frame  # S
     window = layout.slots * config.tokens_per_frame + own  # K
     entries = config.num_layers * own * layout.entry_width
-    content, rotary = (
-        config.num_attention_heads * config.qk_nope_head_dim,
-        config.num_attention_heads * config.qk_rope_head_dim,
-    )
+    content = config.num_attention_heads * config.qk_nope_head_dim
+    rotary = config.num_attention_heads * config.qk_rope_head_dim
     expanded = layout.entry_width + 2 * content + rotary + width if latent else 5 * width
     attention = 4 * own * width + window * expanded
     feed_forward = 3 * own * width + 2 * own * config.ffn_dim

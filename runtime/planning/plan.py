@@ -72,9 +72,7 @@ class Plan:
                 "text keys and values": 2 * config.num_layers * config.text_tokens * config.inner_dim * size,
                 "noise and latents of a chunk": (noise_draws(sampler) + 1) * buffered,
                 "latents of the window": Past.capacity(layout) * picture,
-                "decoder memory": codec.stream_bytes(config.sample_height, config.sample_width)
-                if decodes
-                else 0,
+                "decoder memory": decodes * codec.stream_bytes(config.sample_height, config.sample_width),
             },
         )
 
