@@ -91,8 +91,9 @@ class VideoPipeline:
         return cls(job)
 
     def __call__(
-        self, prompt: Prompts, *, seconds: float | None = 10.0, seed: int = 0, steps: int | None = None
-    ) -> GeneratedVideo:
+        self, prompt: Prompts, *, seconds: float | None = 10.0, seed: int = 0, steps: int | None = None,
+        start: str | Path | None = None,
+    ) -> GeneratedVideo:  # fmt: skip
         """Begin a video and return it: an iterator over the frames of each chunk.
 
         Args:
@@ -101,12 +102,15 @@ class VideoPipeline:
             seconds: its length when played, at 16 frames per second; None makes it endless.
             seed: the same seed gives the same video.
             steps: denoising steps for each chunk; the checkpoint's own number if not given.
+            start: a video, an image or a folder of pictures that it goes on from; it begins with these.
 
         Raises:
-            UserError: for an empty prompt or an impossible length.
+            UserError: for an empty prompt, an impossible length, or a start that does not fit.
         """
         length = LONGEST_SECONDS if seconds is None else seconds
-        job, frames = self._job.another(_prompts(prompt), seconds=length, seed=seed, steps=steps)
+        job, frames = self._job.another(
+            _prompts(prompt), seconds=length, seed=seed, steps=steps, start=_path(start)
+        )
         queue = self._queue(FrameQueue())
         task = self._session.admit(job, queue, frames=None if seconds is None else frames)
         return GeneratedVideo(task, queue, pipeline=self)
@@ -150,8 +154,8 @@ class VideoPipeline:
 
     def save(
         self, prompt: Prompts, path: str | Path, *, seconds: float = 10.0, seed: int = 0,
-        steps: int | None = None, scale: int | None = None, overwrite: bool = False,
-        save_every: float | None = 5.0, telemetry: Telemetry | None = None,
+        steps: int | None = None, start: str | Path | None = None, scale: int | None = None,
+        overwrite: bool = False, save_every: float | None = 5.0, telemetry: Telemetry | None = None,
     ) -> Outcome:  # fmt: skip
         """Make a file as `vmla-run` does, and return when it is whole.
 
@@ -159,7 +163,7 @@ class VideoPipeline:
         goes on with what there is.
 
         Args:
-            prompt, seconds, seed, steps: as of a video to iterate over; it cannot be endless.
+            prompt, seconds, seed, steps, start: as of a video to iterate over; it cannot be endless.
             path: an `.mp4` file, or a folder for pictures.
             scale: enlarge frames; to at least 256 pixels if not given.
             overwrite: replace a video that exists, once the new one has frames.
@@ -171,7 +175,9 @@ class VideoPipeline:
         """
         output = Path(path)
         check_output(output, overwrite=overwrite)
-        job, frames = self._job.another(_prompts(prompt), seconds=seconds, seed=seed, steps=steps)
+        job, frames = self._job.another(
+            _prompts(prompt), seconds=seconds, seed=seed, steps=steps, start=_path(start)
+        )
         order = Order(job=job, frames=frames, scale=choose_scale(job.height, scale))
         sink = Replacing(open_sink(output, scale=order.scale), output)
         video = VideoFile(
@@ -245,6 +251,10 @@ def generate(
 def _serve(session: Session) -> None:
     with session:
         session.serve()
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)
 
 
 def _prompts(prompt: Prompts) -> str | PromptSource | Sequence[Entry]:

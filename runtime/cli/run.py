@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from runtime.telemetry.events import Telemetry
 
 AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layout", "steps", "device",
-          "dtype", "scale", "decoder", "threads")  # fmt: skip
+          "dtype", "scale", "decoder", "threads", "start")  # fmt: skip
 """Options that say what is made; with --resume and --repeat they may only say what was said before."""
 
 
@@ -33,6 +33,8 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
 @click.option(
     "--memory", help="Memory budget for weights and all --videos, e.g. 8GiB (default: all free memory)."
 )
+@click.option("--start", type=click.Path(path_type=Path),
+              help="Video, image or folder of pictures that the video goes on from.")  # fmt: skip
 @click.option("--minutes", type=float, help="Length of the video in minutes.")
 @click.option("--seconds", type=float, help="Length of the video in seconds (default: 10).")
 @click.option("--chunks", type=click.IntRange(min=1), help="Length of the video in chunks.")

@@ -20,7 +20,8 @@ from vmla.cache import CacheLayout
 from vmla.config import ModelConfig
 from vmla.text import TextEncoder
 from vmla.transformer import StepInputs
-from vmla.weights.checkpoint import Checkpoint, open_checkpoint
+from vmla.weights.checkpoint import Checkpoint
+from vmla.weights.locate import find_checkpoint
 
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
 """Of matrix products, by the type that the model would compute in."""
@@ -128,7 +129,7 @@ def fit(folder: Path, name: str | Path | None, *, device: str, dtype: str) -> tu
         UserError: if the engine cannot run here, or what is asked for is not what it was built for.
     """
     manifest = Manifest.read(folder)
-    checkpoint = open_checkpoint(manifest.checkpoint if name is None else name)
+    checkpoint = find_checkpoint(manifest.checkpoint if name is None else name)
     check_engine(manifest, folder, checkpoint)
     built = manifest.host.device, manifest.cache["dtype"]
     if device not in (built[0], "cpu"):

@@ -19,6 +19,7 @@ from runtime.engines.base import EagerEngine, Engine
 from runtime.engines.compiled import find_engine, fit, open_engine
 from runtime.outputs import Frames
 from runtime.planning.plan import Plan, check_length, chunks_for
+from runtime.planning.start import Start, open_start
 from runtime.prompts.schedule_file import Entry, to_schedule
 from runtime.prompts.sources import FixedPrompts, PromptSource
 from runtime.rollout.decoding import Decoder, Decoding
@@ -26,7 +27,8 @@ from vmla.cache import CacheLayout
 from vmla.config import FRAMES_PER_SECOND
 from vmla.scheduler import Sampler
 from vmla.vae import frames_in
-from vmla.weights.checkpoint import SHIPPED, Checkpoint, open_checkpoint
+from vmla.weights.checkpoint import SHIPPED, Checkpoint
+from vmla.weights.locate import find_checkpoint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -53,6 +55,8 @@ class Job:
     """What decodes in place of the checkpoint's own codec; see `runtime.rollout.decoding.Decoding`."""
     threads: int
     """Of a CPU, for denoiser and decoder together. What they come to differs in the last bits with it."""
+    start: Start | None = None
+    """What the video goes on from, which is its first chunks."""
 
     @property
     def decoding(self) -> Decoding:
@@ -72,7 +76,9 @@ class Job:
     def what_runs(self) -> list[str]:
         """Lines for a person to read: the engine and why it was chosen, and a decoder that was asked for."""
         engine = f"engine: {self.engine_folder or EAGER} ({self.engine_reason})"
-        return [engine] if self.decoder_file is None else [engine, self.decoding.line()]
+        decoder = [] if self.decoder_file is None else [self.decoding.line()]
+        start = [] if self.start is None else [f"start: {self.start.path} ({self.start.chunks} chunks)"]
+        return [engine, *decoder, *start]
 
     def plan(self) -> Plan:
         """What it will take; reads no weights."""
@@ -91,9 +97,21 @@ class Job:
         """The decoder, loaded: each call begins a video with it."""
         return self.decoding.decoders(self.device, self.cores.decoder)
 
+    def start_latents(self, made: int = 0) -> tuple[Tensor, ...]:
+        """Latents of the first chunks, of a video of which `made` are there already; none if none are needed.
+
+        Raises:
+            UserError: if what it goes on from is not what it was.
+        """
+        if self.start is None or made >= self.start.chunks:
+            return ()
+        with using(self.cores.denoiser):
+            return self.start.encode(self.checkpoint, self.device)
+
     def another(
-        self, prompts: str | PromptSource | Sequence[Entry], *, seconds: float, seed: int, steps: int | None
-    ) -> tuple[Job, int]:
+        self, prompts: str | PromptSource | Sequence[Entry], *, seconds: float, seed: int,
+        steps: int | None, start: Path | None = None,
+    ) -> tuple[Job, int]:  # fmt: skip
         """The same model for another video, and the number of its frames; see `prepare`.
 
         Raises:
@@ -102,7 +120,8 @@ class Job:
         chunks, frames = length_of(self.decoding, minutes=None, seconds=seconds, chunks=None)
         sampler = self.sampler if steps is None else replace(self.sampler, steps=steps)
         source = as_source(prompts, self.decoding, chunks)
-        job = replace(self, prompts=source, chunks=chunks, seed=seed, sampler=sampler)
+        begun = as_start(start, self.checkpoint, chunks)
+        job = replace(self, prompts=source, chunks=chunks, seed=seed, sampler=sampler, start=begun)
         return job, 0 if self.decoding.silent else frames
 
 
@@ -122,6 +141,7 @@ def prepare(
     engines: Path | None = None,
     decoder: Path | None = None,
     threads: int | None = None,
+    start: Path | Start | None = None,
 ) -> tuple[Job, int]:
     """A job and the number of its frames, with everything checked that can be checked without weights.
 
@@ -136,12 +156,14 @@ def prepare(
         engines: a folder of such folders; where none is given, one of these that fits is taken.
         decoder: a file of TAEHV's weights in place of the checkpoint's codec, or `NOTHING`: no frames.
         threads: of the CPU, for denoiser and decoder together; as many as PyTorch has, if None.
+        start: a video, an image or a folder of pictures that it goes on from; one that is known is not
+            looked at.
 
     Raises:
         UserError: for whatever cannot be.
     """
     if engine is None:
-        opened = open_checkpoint(SHIPPED if checkpoint is None else checkpoint)
+        opened = find_checkpoint(SHIPPED if checkpoint is None else checkpoint)
     else:
         opened, device, dtype = fit(engine, checkpoint, device=device, dtype=dtype)
     config = opened.model_config()
@@ -164,6 +186,7 @@ def prepare(
         engine_reason=reason,
         decoder_file=decoder,
         threads=choose_threads(threads),
+        start=as_start(start, opened, count),
     )
     return job, 0 if decoding.silent else frames
 
@@ -179,6 +202,20 @@ def choose_threads(wish: int | None) -> int:
         most = THREADS_PER_CORE * cores
         raise UserError(f"{wish} threads on {cores} cores; use at most {most}, or leave --threads out")
     return wish or torch.get_num_threads()
+
+
+def as_start(start: Path | Start | None, checkpoint: Checkpoint, chunks: int) -> Start | None:
+    """What `prepare` takes for a start, of a video of so many chunks.
+
+    Raises:
+        UserError: if it does not fit the model, or leaves nothing to be made.
+    """
+    known = open_start(start, checkpoint) if isinstance(start, Path) else start
+    if known is not None and known.chunks >= chunks:
+        raise UserError(
+            f"{known.path} is the first {known.chunks} chunks, and the video has {chunks}; make it longer"
+        )
+    return known
 
 
 def as_source(prompts: str | PromptSource | Sequence[Entry], decoding: Decoding, chunks: int) -> PromptSource:

@@ -15,6 +15,7 @@ import torch
 from export.engine.manifest import EAGER, Manifest
 from runtime.engines.compiled import PRECISIONS
 from runtime.planning.request import Job
+from runtime.planning.start import NOT_RECORDED
 from runtime.prompts.sources import Change
 from vmla.config import FRAMES_PER_SECOND, ModelConfig
 from vmla.weights.checkpoint import shipped_folder
@@ -53,6 +54,7 @@ def describe_video(job: Job, *, frames: int | None, scale: int) -> dict[str, Any
         "chunks": None if frames is None else job.chunks,
         "scale": scale,
         "sampler": job.sampler.settings(),
+        **(NOT_RECORDED if job.start is None else job.start.describe()),
     }
 
 

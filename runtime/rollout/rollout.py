@@ -50,13 +50,15 @@ class Rollout:
     def __init__(
         self, engine: Engine, prompts: PromptSource, sampler: Sampler,
         *, seeds: Sequence[int], threads: int | None = None, pool: Pool | None = None, graphs: bool = True,
+        start: Sequence[Tensor] = (),
     ) -> None:  # fmt: skip
         """`threads` of a CPU compute, PyTorch's own number if None; `pool` is for the graphs of a GPU.
 
-        Without `graphs`, a GPU is given every operation by itself.
+        Without `graphs`, a GPU is given every operation by itself. `start` has the clean latents
+        [B, z, F, h, w] of the first chunks, which are taken as they are.
         """
         self._engine, self._prompts, self._sampler, self._seeds = engine, prompts, sampler, seeds
-        self._threads = threads
+        self._threads, self._start = threads, start
         self._chunks, self.past = engine.layout.chunks, Past(engine.layout)
         self._buffers = allocate(engine, sampler, batch=len(seeds))
         self.buffers = self._buffers[self._chunks.first]
@@ -76,8 +78,11 @@ class Rollout:
         with using(self._threads):
             self._change_prompt(self._prompts.at(self.number))
             self._set_window(self.frame, self._chunks.length(self.number))
-            self.buffers.draw_noise(self._seeds, self.number)
-            self._captured().denoise()
+            if self.number < len(self._start):
+                self.buffers.latents.copy_(self._start[self.number])
+            else:
+                self.buffers.draw_noise(self._seeds, self.number)
+                self._captured().denoise()
         return self.buffers.latents.clone()
 
     @torch.inference_mode()

@@ -10,6 +10,7 @@ from typing import Any
 
 from plugins.errors import UserError
 from runtime.planning.request import Job, prepare
+from runtime.planning.start import NOT_RECORDED, Start
 from runtime.prompts.sources import Change, Schedule
 from runtime.resume.sidecar import describe_job, sidecar_path
 from runtime.resume.state import State, load_state, state_path
@@ -19,10 +20,10 @@ from vmla.world.caption import warning_for
 
 DETERMINING = (
     "decoder", "decoder_hash", "prompts", "seed", "frames", "chunks", "scale", "weights", "layout", "window",
-    "sampler", "engine", "engine_hash", "device", "dtype", "threads",
+    "sampler", "engine", "engine_hash", "device", "dtype", "threads", "start_hash",
 )  # fmt: skip
 """What must be as it was, in the words of `describe_job`; all that is wrong is named in this order."""
-OF_A_VIDEO = ("prompts", "seed", "frames", "chunks", "scale", "sampler")
+OF_A_VIDEO = ("prompts", "seed", "frames", "chunks", "scale", "sampler", "start_hash")
 """Those of them in which the videos of one session may differ."""
 OF_A_MODEL = tuple(name for name in DETERMINING if name not in OF_A_VIDEO)
 """Those of them that all videos of one session share."""
@@ -67,7 +68,10 @@ def repeat(sidecar: Path, given: Mapping[str, Any]) -> Order:
     Raises:
         UserError: if it describes none, or what it names is not as it was.
     """
-    return _as_recorded(_read(sidecar), given, sidecar)
+    order = _as_recorded(_read(sidecar), given, sidecar)
+    if order.job.start is not None:
+        order.job.start.verify()
+    return order
 
 
 def resume(output: Path, given: Mapping[str, Any]) -> Order:
@@ -83,7 +87,10 @@ def resume(output: Path, given: Mapping[str, Any]) -> Order:
         if not state_path(output).exists() and _read(sidecar).get("complete"):
             raise UserError(f"{output} is complete: there is nothing to go on with")
     state, recorded = load_state(state_path(output), mend=mend)
-    return replace(_as_recorded(recorded, given, output), state=state)
+    order = _as_recorded(recorded, given, output)
+    if order.job.start is not None and state.snapshot.number < order.job.start.chunks:
+        order.job.start.verify()
+    return replace(order, state=state)
 
 
 def _read(sidecar: Path) -> dict[str, Any]:
@@ -100,6 +107,7 @@ def _as_recorded(recorded: Mapping[str, Any], given: Mapping[str, Any], path: Pa
     Raises:
         UserError: naming the first thing that is not as it was.
     """
+    recorded = {**NOT_RECORDED, **recorded}
     if missing := [name for name in DETERMINING if name not in recorded]:
         raise UserError(f"{path} does not describe a video that can be made again: it lacks {missing[0]}")
     length = {"minutes", "seconds", "chunks"} & given.keys()
@@ -113,6 +121,7 @@ def _as_recorded(recorded: Mapping[str, Any], given: Mapping[str, Any], path: Pa
         "prompts": Schedule(changes_of(recorded["prompts"])),
         "scale": recorded["scale"],
         "threads": recorded["threads"],
+        "start": Start.recorded(recorded),
         **({} if length else {"seconds": recorded["frames"] / recorded["frames_per_second"]}),
         **given,
     }

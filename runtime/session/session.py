@@ -24,6 +24,7 @@ from runtime.device.cuda_graphs import SideStream, graph_pool
 from runtime.outputs import FrameSink
 from runtime.planning.plan import Plan
 from runtime.planning.request import Job
+from runtime.planning.start import NOT_RECORDED, Start
 from runtime.prompts.sources import LivePrompts, Schedule
 from runtime.resume.autosave import Autosave
 from runtime.resume.sidecar import describe_model, describe_video
@@ -128,7 +129,7 @@ class Session:
         Raises:
             UserError: if it is a state of another model, decoder, device or number of threads.
         """
-        if not state.video.keys() >= {*OF_A_MODEL, *OF_A_VIDEO}:
+        if not {*NOT_RECORDED, *state.video} >= {*OF_A_MODEL, *OF_A_VIDEO}:
             raise UserError("this state does not say what it is a state of; take it with `snapshot`")
         refuse_another("this state", OF_A_MODEL, state.video, self.describe(self._job, frames=None))
         job, frames = self.job_of(state), state.video["frames"]
@@ -145,6 +146,7 @@ class Session:
             seed=video["seed"],
             chunks=video["chunks"] or self._job.chunks,
             sampler=Sampler(**video["sampler"]),
+            start=Start.recorded(video),
         )
 
     def describe(self, job: Job, *, frames: int | None, scale: int = 1) -> dict[str, Any]:
@@ -258,6 +260,7 @@ class Session:
         rollout = Rollout(
             self._engine, job.prompts, job.sampler,
             seeds=[job.seed], threads=job.cores.denoiser, pool=self._pool,
+            start=job.start_latents(0 if asked.state is None else asked.state.snapshot.number),
         )  # fmt: skip
         return VideoStages(
             asked, rollout, self._decoder(), side=self._side,

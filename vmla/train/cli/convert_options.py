@@ -17,7 +17,7 @@ from vmla.weights.conversion.convert import Conversion, plan
 from vmla.weights.conversion.spectral import Choices
 from vmla.weights.inspection.mapping import LatentMap, read_map
 from vmla.weights.inspection.propose import Guess
-from vmla.weights.locate import locate
+from vmla.weights.locate import Hub, locate
 from vmla.weights.published.pipeline_parts import check_pipeline
 from vmla.weights.published.presets import Preset, preset
 from vmla.weights.source import Source, open_source
@@ -42,7 +42,7 @@ def run_conversion(options: Mapping[str, Any], report: Say, say: Say) -> None:
         _say_plan(sizes, wanted(sizes, options), options["clips"], dtype, say)
         return
     told = None if options["preset"] is None else preset(options["preset"])
-    path = locate(options["source"], revision=options["revision"], offline=options["offline"])
+    path = locate(options["source"], revision=options["revision"], hub=_hub(options))
     source = _open(path, options, told)
     config = wanted(source.config, options)
     if options["dry_run"]:
@@ -69,7 +69,7 @@ def _open(path: Path, options: Mapping[str, Any], told: Preset | None) -> Source
         cuts=_cuts(path, options),
     )
     if options["lora"] is not None:
-        source = source.with_lora(locate(options["lora"], offline=options["offline"]), options["strength"])
+        source = source.with_lora(locate(options["lora"], hub=_hub(options)), options["strength"])
     return source if told is None else replace(source, config=told.sizes(source.config))
 
 
@@ -90,9 +90,13 @@ def _pipeline(path: Path, config: ModelConfig, options: Mapping[str, Any]) -> Pa
     """The folder that other parts come from: the one that is named, or the source itself."""
     if options["pipeline"] is None:
         return path if path.is_dir() else None
-    pipeline = locate(options["pipeline"], offline=options["offline"])
+    pipeline = locate(options["pipeline"], hub=_hub(options))
     check_pipeline(pipeline, config)
     return pipeline
+
+
+def _hub(options: Mapping[str, Any]) -> Hub:
+    return Hub(offline=options["offline"])
 
 
 def _notes(told: Preset, options: Mapping[str, Any]) -> dict[str, Any]:

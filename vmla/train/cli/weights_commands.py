@@ -1,4 +1,4 @@
-"""`vmla-train inspect` and `convert`: other people's weights, looked at and taken over."""
+"""`vmla-train inspect`, `convert` and `push`: other people's weights taken over, and our own given away."""
 
 from __future__ import annotations
 
@@ -95,3 +95,15 @@ def convert(**options: Any) -> None:
 
     with ProgressLine(sys.stderr) as line:
         run_conversion(options, line.show, click.echo)
+
+
+@click.command()
+@click.argument("folder", type=FOLDER)
+@click.argument("repo")
+@click.option("--private", is_flag=True, help="Make a new repository private.")
+@click.option("--revision", help="Branch to upload to (default: main).")
+def push(folder: Path, repo: str, private: bool, revision: str | None) -> None:
+    """Upload checkpoint FOLDER with its model card to REPO, owner/name, on the Hugging Face hub."""
+    from vmla.train.publish.push import push as upload
+
+    click.echo(upload(folder, repo, click.echo, private=private, revision=revision))
