@@ -32,7 +32,8 @@ class Plan:
     width: int
     """Of a frame, pixels."""
     positions: int
-    """Window-relative positions that are ever used."""
+    """That are ever used: of the window, or all that were trained where they are those of the video."""
+    absolute: bool
     cache_bytes_per_token_and_layer: int
     shared: dict[str, int]
     """Memory by part in bytes: what all streams on a device have in common, or take turns with."""
@@ -58,7 +59,8 @@ class Plan:
             frames=frames_in(layout.chunks.start(chunks), codec),
             height=config.sample_height * codec.spatial_ratio,
             width=config.sample_width * codec.spatial_ratio,
-            positions=layout.positions,
+            positions=config.absolute_positions or layout.positions,
+            absolute=layout.absolute,
             cache_bytes_per_token_and_layer=layout.entry_width * size,
             shared={
                 "transformer": checkpoint.elements("transformer") * size,
@@ -97,9 +99,10 @@ class Plan:
     def lines(self) -> list[str]:
         """The plan for a person to read."""
         parts = self.shared | self.own
+        told = "counted from the video's start" if self.absolute else "whatever the length"
         return [
             f"{self.chunks} chunks, {self.frames} frames of {self.width}x{self.height}, {self.seconds:g} s",
-            f"positions 0 to {self.positions - 1}, whatever the length",
+            f"positions 0 to {self.positions - 1}, {told}",
             f"cache per token and layer: {self.cache_bytes_per_token_and_layer:,} bytes",
             *(f"{part}: {count:,} bytes" for part, count in parts.items()),
             f"in all: {self.bytes_for(1):,} bytes, {self.stream_bytes:,} more for each further stream",

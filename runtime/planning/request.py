@@ -243,6 +243,13 @@ def length_of(
     count = chunks or chunks_for(wanted, lengths, codec)
     whole = frames_in(lengths.start(count), codec)
     check_length(whole / FRAMES_PER_SECOND)
+    trained = decoding.checkpoint.model_config().absolute_positions
+    if 0 < trained < lengths.start(count):
+        most = frames_in(trained, codec) / FRAMES_PER_SECOND
+        raise UserError(
+            f"{decoding.checkpoint.folder} has absolute positions, trained for {trained} latent frames: ask "
+            f"for {most:g} s at most, or convert it without --absolute-positions"
+        )
     return count, whole if chunks else round(wanted * FRAMES_PER_SECOND)
 
 

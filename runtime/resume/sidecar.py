@@ -17,7 +17,7 @@ from runtime.engines.compiled import PRECISIONS
 from runtime.planning.request import Job
 from runtime.planning.start import NOT_RECORDED
 from runtime.prompts.sources import Change
-from vmla.config import FRAMES_PER_SECOND, ModelConfig
+from vmla.config import FRAMES_PER_SECOND, YOUNGER, ModelConfig
 from vmla.weights.checkpoint import shipped_folder
 from vmla.weights.formats.files import hash_weights, write_json
 
@@ -89,9 +89,9 @@ def describe_model(job: Job) -> dict[str, Any]:
 
 
 def describe_window(config: ModelConfig) -> dict[str, int]:
-    """Latent frames; of the first chunk only where it has not as many as the others."""
-    window = {"sink": config.sink, "history": config.history, "chunk": config.chunk}
-    return {**window, "first_chunk": config.first_chunk} if config.first_chunk else window
+    """Latent frames; of the younger settings only those that are set."""
+    names = ("sink", "history", "chunk", *(name for name in YOUNGER if getattr(config, name)))
+    return {name: getattr(config, name) for name in names}
 
 
 def describe_prompts(changes: Sequence[Change]) -> dict[str, Any]:

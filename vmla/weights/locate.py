@@ -101,7 +101,7 @@ def locate(source: str, *, revision: str | None = None, hub: Hub | None = None) 
 
 
 def find_checkpoint(name: str | Path = SHIPPED, *, hub: Hub | None = None) -> Checkpoint:
-    """As `open_checkpoint`; `owner/name` and `owner/name@revision` are downloaded once, if no folder is meant.
+    """As `open_checkpoint`; `owner/name` and `owner/name@revision` are downloaded once, unless they lie here.
 
     Raises:
         UserError: if there is none, or the repository holds a model of another kind; of such a one nothing

@@ -176,7 +176,9 @@ def stage(**options: Any) -> None:
     show_default=True,
     help="Length of each clip in latent frames.",
 )
-@click.option("--negative", help="Negative prompt that guidance steers away from.")
+@click.option(
+    "--negative", help="Negative prompt that guidance steers away from (default: the preset's, if any)."
+)
 @click.option(
     "--shard", type=click.IntRange(min=1), default=64, show_default=True, help="Number of clips in one file."
 )

@@ -108,6 +108,8 @@ def _say_source(source: Source, path: Path, told: Preset | None, say: Say) -> No
     if source.beside:
         more = f" and {len(source.beside) - 1} others" if len(source.beside) > 1 else ""
         say(f"left out, not of the transformer: {source.beside[0]}{more}")
+    if told is not None and told.note:
+        say(told.note)
     if told is None and path.is_file():
         say("no --preset: sampled with 50 steps of Euler, as a model that is not distilled")
 
@@ -119,7 +121,8 @@ def wanted(source: ModelConfig, options: Mapping[str, Any]) -> ModelConfig:
     if source.layout == "mha":
         latent.setdefault("q_lora_rank", source.inner_dim // 2)  # as the paper's 768 of 1536
     own = "mla" if options["preset"] is None else source.layout
-    return replace(source, layout=options["layout"] or own, **latent)
+    absolute = options["absolute_positions"] or source.absolute_positions
+    return replace(source, layout=options["layout"] or own, absolute_positions=absolute, **latent)
 
 
 def calibration_of(source: Source, options: Mapping[str, Any]) -> Calibration:

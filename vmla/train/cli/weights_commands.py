@@ -85,6 +85,9 @@ def inspect(file: str, output: Path | None, part: str | None, **guess: Any) -> N
     type=click.IntRange(min=1),
     help="Number of attention heads, for --map auto (default: as many as are 128 wide).",
 )
+@click.option("--absolute-positions", type=click.IntRange(min=1), metavar="FRAMES",
+              help="Count positions from the video's start, up to these latent frames, which were "
+              "trained (default: relative to the window).")  # fmt: skip
 @click.option("--revision", help="Revision of a hub repository.")
 @click.option("--offline", is_flag=True, help="Use only what was downloaded before.")
 @click.option("--dry-run", is_flag=True, help="Print sizes and memory; write nothing.")

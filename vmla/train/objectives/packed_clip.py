@@ -62,9 +62,9 @@ def unrolling(layout: CacheLayout, numbers: tuple[int, ...] | range) -> Unrollin
 def _seen(layout: CacheLayout, number: int, numbers: Sequence[int]) -> list[tuple[int, int]]:
     """Frames that chunk `number` sees, each with the position that it has when the chunk has its own."""
     start = layout.chunks.start(number)
-    slots, evicted = remembered(layout, number, numbers).tolist(), layout.evicted(start)
+    slots, shift = remembered(layout, number, numbers).tolist(), layout.shift(start)
     frames = layout.frame_in_slot(start)
-    return [(frame, slot + evicted) for frame, slot in zip(frames, slots, strict=True) if slot >= 0]
+    return [(frame, slot + shift) for frame, slot in zip(frames, slots, strict=True) if slot >= 0]
 
 
 def unrolled_velocity(
