@@ -13,10 +13,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
+from typing import Any, Literal, Unpack, overload
 
 import torch
+from torch import Tensor
 
 from plugins.errors import UserError
+from runtime.diffusers_arguments import (
+    WanArguments,
+    form_of,
+    one_prompt,
+    refuse_unlike,
+    seconds_of,
+    seed_of,
+)
 from runtime.outputs import Frames
 from runtime.outputs.frame_queue import FrameQueue
 from runtime.planning.plan import LONGEST_SECONDS
@@ -48,6 +58,8 @@ class VideoPipeline:
         began = perf_counter()
         self._job, self._session = job, Session(job)
         self._load_seconds = perf_counter() - began
+        self._interrupt = False
+        """Set by a callback of a diffusers user, to end the video that it was called for."""
         self._queues: weakref.WeakSet[FrameQueue] = weakref.WeakSet()
         self._thread = threading.Thread(
             target=_serve, args=(self._session,), name="video-pipeline", daemon=True
@@ -90,11 +102,26 @@ class VideoPipeline:
         )  # fmt: skip
         return cls(job)
 
+    @overload
     def __call__(
-        self, prompt: Prompts, *, seconds: float | None = 10.0, seed: int = 0, steps: int | None = None,
-        start: str | Path | None = None,
-    ) -> GeneratedVideo:  # fmt: skip
-        """Begin a video and return it: an iterator over the frames of each chunk.
+        self, prompt: Prompts | list[str], *, seconds: float | None = ..., seed: int = ...,
+        steps: int | None = ..., start: str | Path | None = ..., return_dict: Literal[True] = ...,
+        **wan: Unpack[WanArguments],
+    ) -> GeneratedVideo: ...  # fmt: skip
+
+    @overload
+    def __call__(
+        self, prompt: Prompts | list[str], *, seconds: float | None = ..., seed: int = ...,
+        steps: int | None = ..., start: str | Path | None = ..., return_dict: Literal[False],
+        **wan: Unpack[WanArguments],
+    ) -> tuple[Any]: ...  # fmt: skip
+
+    def __call__(
+        self, prompt: Prompts | list[str], *, seconds: float | None = 10.0, seed: int = 0,
+        steps: int | None = None, start: str | Path | None = None, return_dict: bool = True,
+        **wan: Unpack[WanArguments],
+    ) -> GeneratedVideo | tuple[Any]:  # fmt: skip
+        """Begin a video and return it: an iterator over the frames of each chunk, or all with `.frames`.
 
         Args:
             prompt: what it shows; a mapping gives prompts by the second from which on each is shown, and
@@ -103,17 +130,26 @@ class VideoPipeline:
             seed: the same seed gives the same video.
             steps: denoising steps for each chunk; the checkpoint's own number if not given.
             start: a video, an image or a folder of pictures that it goes on from; it begins with these.
+            return_dict: False waits for the video and returns a tuple of its frames alone.
+            wan: what diffusers' `WanPipeline` takes; see `runtime.diffusers_arguments.WanArguments`.
 
         Raises:
-            UserError: for an empty prompt, an impossible length, or a start that does not fit.
+            UserError: for an empty prompt, an impossible length, or what the model cannot do.
         """
-        length = LONGEST_SECONDS if seconds is None else seconds
+        refuse_unlike(wan, self._job.height, self._job.width)
+        length = seconds_of(wan, seconds)
         job, frames = self._job.another(
-            _prompts(prompt), seconds=length, seed=seed, steps=steps, start=_path(start)
-        )
-        queue = self._queue(FrameQueue())
-        task = self._session.admit(job, queue, frames=None if seconds is None else frames)
-        return GeneratedVideo(task, queue, pipeline=self)
+            _prompts(one_prompt(prompt)), seconds=LONGEST_SECONDS if length is None else length,
+            seed=seed_of(wan, seed), steps=wan.get("num_inference_steps", steps), start=_path(start),
+        )  # fmt: skip
+        form = form_of(wan, self._job.decoding.sizes(), wan.get("num_frames", frames))
+        self._interrupt, queue, latents = False, self._queue(FrameQueue()), list[Tensor]()
+        task = self._session.admit(
+            job, queue, frames=None if length is None else frames,
+            latents=latents.append if form.wants_latents else None,
+        )  # fmt: skip
+        video = GeneratedVideo(task, queue, pipeline=self, form=form, latents=latents)
+        return video if return_dict else (video.frames,)
 
     def many(
         self, prompts: Sequence[Prompts], *, seconds: float | None = 10.0, seed: int = 0,

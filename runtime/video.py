@@ -5,7 +5,11 @@ from __future__ import annotations
 import weakref
 from dataclasses import replace
 from types import TracebackType
+from typing import Any
 
+from torch import Tensor
+
+from runtime.diffusers_arguments import Form
 from runtime.outputs import Frames
 from runtime.outputs.frame_queue import FrameQueue
 from runtime.prompts.sources import PromptSource
@@ -21,10 +25,15 @@ class GeneratedVideo:
     holds any more, or whose `with` block is left, is cancelled.
     """
 
-    def __init__(self, task: VideoTask, frames: FrameQueue, *, pipeline: object) -> None:
+    def __init__(
+        self, task: VideoTask, frames: FrameQueue, *, pipeline: Any, form: Form | None = None,
+        latents: list[Tensor] | None = None,
+    ) -> None:  # fmt: skip
         """See `runtime.pipeline.VideoPipeline`, which stays open as long as the video is held."""
-        self._pipeline = pipeline
-        self._task, self._frames = task, frames
+        self._pipeline, self._form = pipeline, form or Form()
+        self._task, self._frames, self._taken = task, frames, 0
+        self._latents: list[Tensor] = [] if latents is None else latents
+        self._whole: Any = None
         self._abandon = weakref.finalize(self, frames.abandon)
 
     @property
@@ -36,6 +45,11 @@ class GeneratedVideo:
     def status(self) -> Status:
         """`running`, `paused`, `ending` (all is made, but not all taken) or `ended`."""
         return self._task.status
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks it has in all; of an endless one, as many as last a day."""
+        return self._task.stages.job.chunks
 
     def __iter__(self) -> GeneratedVideo:
         """The video itself: a second loop goes on where the first was left."""
@@ -53,7 +67,32 @@ class GeneratedVideo:
             if not self._frames.abandoned:
                 raise_failure(self._task)
             raise StopIteration
+        self._tell()
         return frames
+
+    @property
+    def frames(self) -> Any:
+        """All frames that were not taken yet, as a batch of one and in the form that was asked for, as
+        diffusers' pipelines hand them over: `np` is float32 [1, n, H, W, 3] in [0, 1].
+
+        Waits for the end of the video, and keeps its frames; for long ones, iterate.
+
+        Raises:
+            UserError: if the video failed, in one line.
+        """
+        if self._whole is None:
+            self._whole = self._form.of(list(self), self._latents)
+        return self._whole
+
+    def _tell(self) -> None:
+        """Call back for a chunk that is taken; whoever is called may end the video."""
+        number, self._taken = self._taken, self._taken + 1
+        if self._form.callback is None:
+            return
+        self._form.callback(self._pipeline, number, 0.0, {"latents": self._latents[number]})
+        if self._pipeline._interrupt:
+            self._pipeline._interrupt = False
+            self.close()
 
     def pause(self) -> None:
         """Make no more chunks until `resume`."""

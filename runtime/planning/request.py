@@ -73,6 +73,11 @@ class Job:
         """Of a frame, pixels."""
         return self.checkpoint.model_config().sample_height * self.decoding.sizes().spatial_ratio
 
+    @property
+    def width(self) -> int:
+        """Of a frame, pixels."""
+        return self.checkpoint.model_config().sample_width * self.decoding.sizes().spatial_ratio
+
     def what_runs(self) -> list[str]:
         """Lines for a person to read: the engine and why it was chosen, and a decoder that was asked for."""
         engine = f"engine: {self.engine_folder or EAGER} ({self.engine_reason})"
@@ -156,19 +161,15 @@ def prepare(
         engines: a folder of such folders; where none is given, one of these that fits is taken.
         decoder: a file of TAEHV's weights in place of the checkpoint's codec, or `NOTHING`: no frames.
         threads: of the CPU, for denoiser and decoder together; as many as PyTorch has, if None.
-        start: a video, an image or a folder of pictures that it goes on from; one that is known is not
-            looked at.
+        start: a video, an image or a folder of pictures to go on from; a known one is not looked at.
 
     Raises:
         UserError: for whatever cannot be.
     """
-    if engine is None:
-        opened = find_checkpoint(SHIPPED if checkpoint is None else checkpoint)
-    else:
-        opened, device, dtype = fit(engine, checkpoint, device=device, dtype=dtype)
-    config = opened.model_config()
-    if layout not in (None, config.layout):
-        raise UserError(f"checkpoint {opened.folder} has layout {config.layout}; name one with {layout}")
+    opened, device, dtype = _open(checkpoint, engine, device=device, dtype=dtype)
+    own = opened.model_config().layout
+    if layout not in (None, own):
+        raise UserError(f"checkpoint {opened.folder} has layout {own}; name one with {layout}")
     where = choose_device(device)
     compute = choose_dtype(dtype, where)
     decoding = Decoding(checkpoint=opened, file=decoder, dtype=compute)
@@ -189,6 +190,15 @@ def prepare(
         start=as_start(start, opened, count),
     )
     return job, 0 if decoding.silent else frames
+
+
+def _open(
+    checkpoint: str | Path | None, engine: Path | None, *, device: str, dtype: str
+) -> tuple[Checkpoint, str, str]:
+    """The checkpoint, device and type that are named, or those that the engine needs."""
+    if engine is None:
+        return find_checkpoint(SHIPPED if checkpoint is None else checkpoint), device, dtype
+    return fit(engine, checkpoint, device=device, dtype=dtype)
 
 
 def choose_threads(wish: int | None) -> int:

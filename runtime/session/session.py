@@ -19,6 +19,8 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any
 
+from torch import Tensor
+
 from plugins.errors import UserError
 from runtime.device.cuda_graphs import SideStream, graph_pool
 from runtime.outputs import FrameSink
@@ -86,6 +88,7 @@ class Session:
     def admit(
         self, job: Job, sink: FrameSink, *, frames: int | None, telemetry: Telemetry | None = None,
         autosave: Autosave | None = None, state: State | None = None, on_end: OnEnd | None = None,
+        latents: Callable[[Tensor], object] | None = None,
     ) -> VideoTask:  # fmt: skip
         """Begin the video `job`, or go on with it.
 
@@ -97,6 +100,7 @@ class Session:
             autosave: saves its state on the way and at an early end.
             state: to go on from.
             on_end: is told of the end on a thread of its own, once the sink has all frames.
+            latents: is told of each chunk's, on the thread that makes chunks.
 
         Raises:
             UserError: if it does not fit beside those that are being made, or is of another kind.
@@ -104,7 +108,7 @@ class Session:
         self._check_kind(job)
         asked = Admission(
             job=job, sink=sink, frames=frames, telemetry=telemetry or NoTelemetry(), autosave=autosave,
-            state=state,
+            state=state, latents=latents,
         )  # fmt: skip
         number = self._reserve()
         try:

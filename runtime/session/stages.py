@@ -49,6 +49,8 @@ class Admission:
     """Saves the state on the way, and at an early end."""
     state: State | None = None
     """To go on from."""
+    latents: Callable[[Tensor], object] | None = None
+    """Is told of the clean latents [1, z, F, h, w] of each chunk, before its frames are made."""
 
 
 class VideoStages:
@@ -67,6 +69,7 @@ class VideoStages:
         """
         self.job, self.autosave, self.earlier = asked.job, asked.autosave, 0
         self._rollout, self._decoder, self._telemetry = rollout, decoder, asked.telemetry
+        self._latents = asked.latents
         self._frames, self._chunks = asked.frames, None if asked.frames is None else asked.job.chunks
         self._side, self._chunk_seconds = side, chunk_seconds
         self.writer, self.decoding = FrameWriter(asked.sink), WorkerThread("decoder")
@@ -149,6 +152,8 @@ class VideoStages:
         began = stamp(device)
         latents = rollout.denoise()
         ready = stamp(device)
+        if self._latents is not None:
+            self._latents(latents)
         assert rollout.change is not None
         prompt = rollout.change.prompts[0]
         launches, self._launched = self._launched, rollout.launches

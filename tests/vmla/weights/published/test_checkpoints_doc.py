@@ -35,8 +35,8 @@ THEIRS = {"down_kv": "kv_a_proj", "norm_kv": "kv_a_layernorm", "up_k": "k_b_proj
 
 def blocks():
     """The fenced blocks of the document, each a list of commands."""
-    found = re.findall(r"^```\n(.*?)^```", DOCUMENT.read_text(), re.DOTALL | re.MULTILINE)
-    return [block.splitlines() for block in found]
+    found = re.findall(r"^```(\w*)\n(.*?)^```", DOCUMENT.read_text(), re.DOTALL | re.MULTILINE)
+    return [block.splitlines() for language, block in found if not language]
 
 
 def small(line):
@@ -103,6 +103,14 @@ def test_every_kind_of_checkpoint_becomes_a_video(files, hub, monkeypatch, lines
     preset = re.search(r"--preset ([\w-]+)", " ".join(lines))
     if preset is not None:
         assert open_checkpoint(files / folder).sampler() == PRESETS[preset[1]].sampler
+
+
+def test_the_lines_for_python_run(files, monkeypatch):
+    monkeypatch.chdir(files)
+    (code,) = re.findall(r"^```python\n(.*?)^```", DOCUMENT.read_text(), re.DOTALL | re.MULTILINE)
+    names = {}
+    exec(code.replace("81", "9"), names)  # noqa: S102 - the document's own
+    assert names["frames"].shape == (9, 64, 64, 3)
 
 
 def test_every_preset_is_led_to_a_video():
