@@ -31,7 +31,7 @@ from export.lowering.quantized_layers import quantized
 from export.lowering.trace import trace
 from export.settings import Settings
 from plugins.errors import UserError
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.cli.machine import peak_resident_bytes
 from vmla.transformer import VideoMLA
 from vmla.weights.checkpoint import Checkpoint
@@ -124,7 +124,7 @@ def describe(checkpoint: Checkpoint, settings: Settings, calibration: Calibratio
         checkpoint=_reference(checkpoint),
         code=_code_hash(),
         model=config.to_dict(),
-        cache={**asdict(CacheLayout.of(config)), "dtype": narrow},
+        cache={**asdict(CacheSpec.of(config)), "dtype": narrow},
         programs=contract(config, batch=settings.batch, narrow=narrow),
         layers=by_precision(config, settings),
         quantization=_quantization(checkpoint, settings, calibration),

@@ -27,7 +27,7 @@ from bench.speed import kernels
 from bench.speed.memory import BATCHES, LAYOUTS, compared, measured_cache, streams
 from export.backends.aoti import AOTI
 from runtime.engines.base import EagerEngine
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.config import Layout
 from vmla.flops import Counted
 from vmla.scheduler import Sampler
@@ -211,7 +211,7 @@ def _chunk_peaks(context: Context, layout: Layout) -> Iterator[dict[str, Any]]:
 def _caches(context: Context, layout: Layout) -> Iterator[Tensor]:
     """Caches of one video each, until the device's memory is full."""
     kept: list[Tensor] = []
-    shape = CacheLayout.of(replace(context.config, layout=layout))
+    shape = CacheSpec.of(replace(context.config, layout=layout))
     while len(kept) < context.most_streams:
         try:
             kept.append(shape.allocate(1, dtype=torch.bfloat16, device=context.device))

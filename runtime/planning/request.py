@@ -22,7 +22,7 @@ from runtime.planning.plan import Plan, check_length, chunks_for
 from runtime.prompts.schedule_file import Entry, to_schedule
 from runtime.prompts.sources import FixedPrompts, PromptSource
 from runtime.rollout.decoding import Decoder, Decoding
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.config import FRAMES_PER_SECOND
 from vmla.scheduler import Sampler
 from vmla.vae import frames_in
@@ -186,7 +186,7 @@ def as_source(prompts: str | PromptSource | Sequence[Entry], decoding: Decoding,
     if isinstance(prompts, str):
         return FixedPrompts(prompts)
     if isinstance(prompts, Sequence):
-        lengths, codec = CacheLayout.of(decoding.checkpoint.model_config()).chunks, decoding.sizes()
+        lengths, codec = CacheSpec.of(decoding.checkpoint.model_config()).chunks, decoding.sizes()
         return to_schedule(cast(Sequence[Entry], prompts), chunks=chunks, lengths=lengths, codec=codec)
     return prompts
 
@@ -201,7 +201,7 @@ def length_of(
     """
     if sum(length is not None for length in (minutes, seconds, chunks)) > 1:
         raise UserError("more than one length; give one of --minutes, --seconds, --chunks")
-    lengths, codec = CacheLayout.of(decoding.checkpoint.model_config()).chunks, decoding.sizes()
+    lengths, codec = CacheSpec.of(decoding.checkpoint.model_config()).chunks, decoding.sizes()
     wanted = 60 * minutes if minutes is not None else 10.0 if seconds is None else seconds
     count = chunks or chunks_for(wanted, lengths, codec)
     whole = frames_in(lengths.start(count), codec)

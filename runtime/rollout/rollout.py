@@ -57,7 +57,7 @@ class Rollout:
         """
         self._engine, self._prompts, self._sampler, self._seeds = engine, prompts, sampler, seeds
         self._threads = threads
-        self._chunks, self.past = engine.layout.chunks, Past(engine.layout)
+        self._chunks, self.past = engine.cache_spec.chunks, Past(engine.cache_spec)
         self._buffers = allocate(engine, sampler, batch=len(seeds))
         self.buffers = self._buffers[self._chunks.first]
         """Those of the chunk under way."""

@@ -9,7 +9,7 @@ from kit.models import tiny_config
 
 from plugins.errors import UserError
 from vmla.attention import LatentAttention
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.config import RECIPES, WINDOWS, ModelConfig, recipe
 from vmla.transformer import VideoMLA
 
@@ -84,15 +84,15 @@ def test_cache_bytes_are_those_of_the_paper(frames, dense, latent):
     """In bfloat16, batch 1, 30 layers, in GB."""
     for layout, expected in (("mha", dense), ("mla", latent)):
         config = dataclasses.replace(recipe("wan-1.3b", layout=layout), sink=1, history=frames - 1)
-        assert CacheLayout.of(config).bytes() / 1e9 == pytest.approx(expected, rel=3e-3)
+        assert CacheSpec.of(config).bytes() / 1e9 == pytest.approx(expected, rel=3e-3)
 
 
 def test_windows_are_the_three_readings():
     sizes = {}
     for name in WINDOWS:
         config = recipe("wan-1.3b", window=name)
-        layout = CacheLayout.of(config)
-        sizes[name] = (config.sink, layout.slots, layout.positions)
+        spec = CacheSpec.of(config)
+        sizes[name] = (config.sink, spec.slots, spec.positions)
     assert sizes == {"total-6": (1, 3, 6), "sink-1-local-6": (1, 4, 7), "sink-1-history-6": (1, 7, 10)}
 
 

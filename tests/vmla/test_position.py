@@ -15,7 +15,7 @@ from kit.passes import pass_inputs, window_at
 from export.lowering.trace import trace_step
 from export.onnx.decompositions import plain
 from plugins.errors import UserError
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.config import RECIPES, ModelConfig, recipe
 from vmla.train.cli.commands import main
 from vmla.train.objectives.teacher_forcing import Forcing, forcing_loss, forcing_loss_at_once
@@ -69,17 +69,17 @@ def test_a_table_of_zeros_changes_no_bit(layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_cached_rollout_equals_one_full_masked_forward(layout):
     model = tiny_model(layout=layout, position_table=True)
-    c, cache_layout, frames = model.config, CacheLayout.of(model.config), 4 * model.config.chunk
+    c, spec, frames = model.config, CacheSpec.of(model.config), 4 * model.config.chunk
     shape = (BATCH, c.in_channels, frames, c.sample_height, c.sample_width)
     clean, noisy, text = draw(*shape, seed=1), draw(*shape, seed=2), draw(BATCH, 5, 10, seed=3)
     timestep = 1000 * torch.rand(BATCH, frames, generator=torch.Generator().manual_seed(4))
-    text_kv, cache, rolled = model.encode_text(text), cache_layout.allocate(BATCH, dtype=torch.float32), []
+    text_kv, cache, rolled = model.encode_text(text), spec.allocate(BATCH, dtype=torch.float32), []
     for number in range(4):
         part = slice(number * c.chunk, (number + 1) * c.chunk)
-        window = window_at(cache_layout, number)
+        window = window_at(spec, number)
         rolled.append(model(noisy[:, :, part], timestep[:, part], text_kv, cache, *window)[0])
         entries = model.entries(clean[:, :, part], torch.zeros(BATCH, c.chunk), text_kv, cache, *window)
-        cache_layout.commit_(cache, entries, part.start)
+        spec.commit_(cache, entries, part.start)
     expected = Equations(model).run(clean, noisy, timestep, text)[0][:, :, frames:]
     assert_close(torch.cat(rolled, dim=2), expected, rtol=1e-4, atol=1e-4)
     still = Equations(tiny_model(layout=layout)).run(clean, noisy, timestep, text)[0][:, :, frames:]
@@ -93,7 +93,7 @@ def test_a_clip_at_once_has_the_loss_and_gradient_of_a_rollout(numbers):
         model = tiny_model(position_table=True).requires_grad_(True)
         c, forcing = model.config, Forcing(copies=1, own_share=0.0)
         latents = draw(BATCH, c.in_channels, len(numbers) * c.chunk, c.sample_height, c.sample_width)
-        rest = CacheLayout.of(c), latents, model.encode_text(draw(BATCH, 5, 10, seed=1)), numbers, forcing
+        rest = CacheSpec.of(c), latents, model.encode_text(draw(BATCH, 5, 10, seed=1)), numbers, forcing
         loss, run = (forcing_loss_at_once, model.unrolled) if at_once else (forcing_loss, model)
         losses.append(loss(run, *rest, torch.Generator().manual_seed(3)))
         losses[-1].backward()

@@ -7,7 +7,7 @@ import torch
 
 from bench.harness.operation_counts import flops_by_dispatch, operations
 from bench.harness.subject import random_model
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.config import recipe
 from vmla.flops import Counted
 
@@ -62,7 +62,7 @@ def test_absorbed_attention_without_a_kernel_sums_the_rotary_part_too():
     """The formula is the kernel's; SDPA takes keys for values and drops their rotary part afterwards."""
     config = recipe("debug")
     queries = config.chunk * config.tokens_per_frame
-    window = CacheLayout.of(config).positions * config.tokens_per_frame
+    window = CacheSpec.of(config).positions * config.tokens_per_frame
     dropped = 2 * config.num_layers * config.num_attention_heads * queries * window * config.qk_rope_head_dim
     seen = flops_by_dispatch(random_model(config), absorbed=True)
     assert seen - dropped == Counted(config=config, form="absorbed").flops

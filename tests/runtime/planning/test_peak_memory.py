@@ -20,7 +20,7 @@ from runtime.planning.request import prepare
 from runtime.prompts.sources import FixedPrompts
 from runtime.rollout.rollout import Rollout
 from runtime.session.session import Session
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.config import RECIPES
 from vmla.scheduler import Sampler
 from vmla.transformer import VideoMLA
@@ -68,7 +68,7 @@ def test_a_pass_takes_about_what_the_plan_says(changes):
     words = Words(config)
     engine = EagerEngine(VideoMLA(config), words, device=CPU, dtype=torch.float32, as_it_is=True)
     videos = Rollout(engine, FixedPrompts(RED), Sampler(kind="euler", steps=2), seeds=[0])
-    for _ in range(2 + CacheLayout.of(config).slots // config.chunk):  # until nothing is left out as empty
+    for _ in range(2 + CacheSpec.of(config).slots // config.chunk):  # until nothing is left out as empty
         videos.denoise()
         videos.update_cache()
     taken, planned = most_alive(videos._denoising_steps), pass_scratch(config, 4)

@@ -46,31 +46,31 @@ class ByHand:
     """The method written out once more: a list of entries by frame, and positions worked out from it."""
 
     def __init__(self, engine):
-        self.engine, self.layout = engine, engine.layout
+        self.engine, self.cache_spec = engine, engine.cache_spec
         self.sink, self.ring = [], []
 
     def window(self):
         """The cache as it is, and the indices of what it holds and of the chunk itself."""
-        held = self.sink + self.ring[len(self.ring) - min(len(self.ring), self.layout.history) :]
-        empty = torch.zeros(self.engine.config.num_layers, 1, 0, self.layout.entry_width)
-        own = torch.arange(len(held), len(held) + self.layout.chunk)
+        held = self.sink + self.ring[len(self.ring) - min(len(self.ring), self.cache_spec.history) :]
+        empty = torch.zeros(self.engine.config.num_layers, 1, 0, self.cache_spec.entry_width)
+        own = torch.arange(len(held), len(held) + self.cache_spec.chunk)
         return torch.cat([empty, *held], dim=2), torch.arange(len(held)).int(), own.int()
 
     def chunk(self, number, prompt):
         text, (cache, *indices) = self.engine.encode_prompt([prompt]), self.window()
-        x = keyed_noise((4, self.layout.chunk, 8, 8), seed=SEED, chunk=number, step=0)[None]
+        x = keyed_noise((4, self.cache_spec.chunk, 8, 8), seed=SEED, chunk=number, step=0)[None]
         sigmas = SAMPLER.sigmas()
         for sigma, below in zip(sigmas[:-1], sigmas[1:], strict=True):
-            t = torch.full((1, self.layout.chunk), float(sigma) * 1000)
+            t = torch.full((1, self.cache_spec.chunk), float(sigma) * 1000)
             x = x + (below - sigma) * self.engine.step(StepInputs(x, t, text, cache, *indices))[0]
         return x
 
     def commit(self, latents, prompt):
         text, (cache, *indices) = self.engine.encode_prompt([prompt]), self.window()
-        clean = torch.zeros(1, self.layout.chunk)
+        clean = torch.zeros(1, self.cache_spec.chunk)
         _, entries = self.engine.step(StepInputs(latents, clean, text, cache, *indices))
-        for frame in entries.split(self.layout.tokens_per_frame, dim=2):
-            (self.sink if len(self.sink) < self.layout.sink else self.ring).append(frame)
+        for frame in entries.split(self.cache_spec.tokens_per_frame, dim=2):
+            (self.sink if len(self.sink) < self.cache_spec.sink else self.ring).append(frame)
 
 
 def by_hand(engine, policy):

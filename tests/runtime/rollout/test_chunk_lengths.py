@@ -70,7 +70,7 @@ def test_a_rollout_equals_one_full_masked_forward_over_all_its_frames(layout, le
     """Every step of every chunk, after the chunks that the rollout itself has made."""
     engine = Recorder(tiny_engine(layout=layout, **lengths))
     config = engine.config
-    chunks = engine.layout.chunks.count(FRAMES)
+    chunks = engine.cache_spec.chunks.count(FRAMES)
     videos = Rollout(engine, FixedPrompts(RED, BLUE), RENOISE, seeds=[3, 8])
     latents = made_by(videos, chunks)
     assert [chunk.shape[2] for chunk in latents] == [len(frames_of(config, n)) for n in range(chunks)]

@@ -41,11 +41,11 @@ WINDOWS = [
 
 def plain(engine, prompts, sampler, *, seeds, chunks):
     """The rollout without fixed buffers: fresh tensors for every chunk, a whole step for the clean pass."""
-    layout, config = engine.layout, engine.config
-    cache = layout.allocate(len(seeds), dtype=engine.dtype)
+    spec, config = engine.cache_spec, engine.config
+    cache = spec.allocate(len(seeds), dtype=engine.dtype)
     for number in range(chunks):
         text = engine.encode_prompt(prompts)
-        frames, window = frames_of(config, number), window_at(layout, number)
+        frames, window = frames_of(config, number), window_at(spec, number)
         shape = (config.in_channels, len(frames), config.sample_height, config.sample_width)
 
         def noise(step, number=number, shape=shape):
@@ -58,7 +58,7 @@ def plain(engine, prompts, sampler, *, seeds, chunks):
             fresh = noise(step + 1) if sampler.needs_noise(step) else None
             latents = sampler.step(latents, velocity, step, fresh)
         _, entries = engine.step(StepInputs(latents, torch.zeros_like(timestep), text, cache, *window))
-        layout.commit_(cache, entries, frames[0])
+        spec.commit_(cache, entries, frames[0])
         yield latents
 
 
@@ -167,8 +167,8 @@ def test_no_position_ever_leaves_the_window():
     for _ in range(60):
         videos.denoise()
         b = videos.buffers
-        assert int(b.slot_index.max()) < engine.layout.positions
-        assert int(b.chunk_index.max()) < engine.layout.positions
+        assert int(b.slot_index.max()) < engine.cache_spec.positions
+        assert int(b.chunk_index.max()) < engine.cache_spec.positions
         assert int(b.chunk_index.min()) >= 0
         assert int(b.target.max()) < b.cache.shape[2]
         videos.update_cache()

@@ -118,7 +118,7 @@ def test_the_plan_of_a_stream_is_what_it_takes(job):
     assert own["latent cache"] == buffers.cache.nbytes
     assert own["text keys and values"] == buffers.text_kv.nbytes
     assert own["noise and latents of a chunk"] == buffers.noise.nbytes + buffers.latents.nbytes
-    assert own["latents of the window"] == Past.capacity(engine.layout) * buffers.latents.nbytes
+    assert own["latents of the window"] == Past.capacity(engine.cache_spec) * buffers.latents.nbytes
     assert own["decoder memory"] == memory_bytes(decoder.memory)
     held = [tensor.untyped_storage() for tensor in decoder.memory]
     assert sum(storage.nbytes() for storage in held) == own["decoder memory"]

@@ -13,7 +13,7 @@ from kit.models import draw, tiny_model
 from kit.passes import window_at
 
 from plugins.errors import UserError
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.config import recipe
 from vmla.train.cli.commands import main
 from vmla.train.data.latents import LatentSet
@@ -142,12 +142,12 @@ def test_a_share_of_prompts_lies_between_none_and_all(share):
 
 
 def step_inputs(model, seed=0):
-    config, layout = model.config, CacheLayout.of(model.config)
+    config, spec = model.config, CacheSpec.of(model.config)
     latents = draw(2, config.in_channels, config.chunk, config.sample_height, config.sample_width, seed=seed)
     text = draw(2, config.text_tokens, config.text_dim, seed=seed + 1)
-    cache = draw(*layout.shape(2), seed=seed + 2)
+    cache = draw(*spec.shape(2), seed=seed + 2)
     timestep = torch.full((2, config.chunk), 600.0)
-    return latents, text, (timestep, cache, *window_at(layout, 3))
+    return latents, text, (timestep, cache, *window_at(spec, 3))
 
 
 @pytest.mark.parametrize("layout", ["mla", "mha"])

@@ -12,7 +12,7 @@ from kit.passes import window_at
 from safetensors.torch import save_file
 
 from vmla.attention import LatentAttention
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.config import recipe
 from vmla.train.cli.commands import main
 from vmla.weights.checkpoint import WEIGHTS, open_checkpoint
@@ -227,10 +227,10 @@ def test_each_layer_sees_what_it_sees_in_the_model(tmp_path):
     for block in model.blocks:
         block.attn1.register_forward_hook(lambda _, args, out: seen.append((args[0], out[0])))
     calibration = Calibration.noised(draw(2, 3, 2, 4, 6), draw(2, 5, 10, seed=2), shift=3.0, seed=1)
-    layout = CacheLayout.of(model.config)
+    spec = CacheSpec.of(model.config)
     model(
         calibration.latents, calibration.timestep[:, None].expand(-1, 2), model.encode_text(calibration.text),
-        layout.allocate(2, dtype=torch.float32), *window_at(layout, 0),
+        spec.allocate(2, dtype=torch.float32), *window_at(spec, 0),
     )  # fmt: skip
     layers = list(layers_of(source, calibration))
     assert len(layers) == len(seen) == 2

@@ -17,7 +17,7 @@ from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel
 
 from plugins.errors import UserError
 from runtime.resume.sidecar import reference
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.config import recipe
 from vmla.scheduler import Sampler
 from vmla.vae.wan import WanCodec
@@ -94,10 +94,10 @@ def test_a_loaded_model_computes_what_the_saved_one_does(tmp_path, checkpoint):
     save_checkpoint(
         tmp_path, transformer=model, codec=codec, text=opened.text(), sampler=Sampler(), dtype=torch.float32
     )
-    layout = CacheLayout.of(model.config)
+    spec = CacheSpec.of(model.config)
     inputs = [
         draw(1, 4, 3, 8, 8, seed=1), torch.full((1, 3), 400.0), model.encode_text(draw(1, 96, 32, seed=2)),
-        draw(*layout.shape(1), seed=3), *window_at(layout, 4),
+        draw(*spec.shape(1), seed=3), *window_at(spec, 4),
     ]  # fmt: skip
     again = open_checkpoint(tmp_path)
     assert all(torch.equal(*pair) for pair in zip(again.transformer()(*inputs), model(*inputs), strict=True))

@@ -61,7 +61,7 @@ def consistency_loss(
     place = generator.device
     drawn = torch.randint(settings.grid - 1, (len(latents),), generator=generator, device=place)
     sigma, below = (settings.sigmas().to(place)[drawn + i].to(latents.device) for i in range(2))
-    lengths = networks.student.layout.chunks
+    lengths = networks.student.cache_spec.chunks
     chunks = lengths.split(latents, range(lengths.count(latents.shape[2])))
     noise = torch.cat([normal(chunk.shape, generator, latents.device) for chunk in chunks], dim=2)
     noisy = add_noise(latents, noise, level(sigma))

@@ -42,7 +42,7 @@ def self_rollout(
     first = 0 if sampler.kind == "renoise" else last
     if not first <= exit_step <= last:
         raise ValueError(f"this sampler exits after one of its steps {first} to {last}")
-    made, device, lengths = [], memory.text_kv.device, memory.layout.chunks
+    made, device, lengths = [], memory.text_kv.device, memory.cache_spec.chunks
     channels, *size = picture
 
     def noise(number: int, step: int) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from plugins.errors import UserError
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.scheduler import Sampler, add_noise
 from vmla.train.data.latents import LatentSet
 from vmla.train.loop.parallel import Calls, Parallel
@@ -130,7 +130,7 @@ class ConsistencyStage:
         if training.compiled:
             compile_blocks(student, target, teacher)
         self.training, self.schedule = training, training.schedule
-        self.batches, self.layout = _batches(training, data, device), CacheLayout.of(student.config)
+        self.batches, self.cache_spec = _batches(training, data, device), CacheSpec.of(student.config)
         self.negative = self.batches.negative(training.consistency.guidance != 1)
 
     def settings(self) -> dict[str, Any]:
@@ -139,7 +139,7 @@ class ConsistencyStage:
 
     def loss(self, step: int) -> Tensor:
         """The loss on the micro-batch of number `step`."""
-        frames = self.layout.chunks.start(self.training.chunks)
+        frames = self.cache_spec.chunks.start(self.training.chunks)
         with self.meter.waiting():
             latents, text = self.batches.video(step, 4, frames)
         generator = seeded(latents.device, self.training.seed * 1_000_003 + step)
@@ -152,7 +152,7 @@ class ConsistencyStage:
     def _memory(self, model: VideoMLA, text: Tensor) -> Memory:
         passes = self.calls(model, self.meter.dtype)
         unrolled = passes.unrolled if self.training.at_once else None
-        return Memory(passes.step, CacheLayout.of(model.config), passes.encode_text(text), unrolled=unrolled)
+        return Memory(passes.step, CacheSpec.of(model.config), passes.encode_text(text), unrolled=unrolled)
 
 
 class DistributionStage:
@@ -231,7 +231,7 @@ class DistributionStage:
 
         Exit and length are those of the whole group of micro-batches: all processes run the same passes.
         """
-        training, layout = self.training, CacheLayout.of(self.model.config)
+        training, spec = self.training, CacheSpec.of(self.model.config)
         rng = np.random.default_rng([training.seed, draw // self.group, key, 1])
         exit_step = int(rng.integers(training.sampler.steps))
         before = int(rng.integers(training.prelude + 1))
@@ -239,7 +239,7 @@ class DistributionStage:
         seeds = np.random.default_rng([training.seed, draw, key, 2]).integers(2**31, size=training.clips)
         config, count = self.model.config, before + training.chunks
         made = self_rollout(
-            Memory(passes.step, layout, passes.encode_text(text)),
+            Memory(passes.step, spec, passes.encode_text(text)),
             training.sampler,
             (config.in_channels, config.sample_height, config.sample_width),
             chunks=count,
@@ -248,7 +248,7 @@ class DistributionStage:
             learned=training.chunks,
         )
         numbers = list(range(count)) if before == 0 else [0, *range(before, count)]
-        chunks = layout.chunks.split(made, range(count))
+        chunks = spec.chunks.split(made, range(count))
         return torch.cat([chunks[number] for number in numbers], dim=2), numbers
 
     def _noise(self, x: Tensor, draw: int, key: int) -> tuple[Tensor, Tensor]:
@@ -265,17 +265,17 @@ class DistributionStage:
 
         def memory(numbers: list[int]) -> Memory:
             if self.training.whole_scores:
-                frames = CacheLayout.of(self.model.config).chunks.start(len(numbers))
-                layout = CacheLayout.of(replace(config, chunk=frames, first_chunk=0, sink=0, history=0))
-                return Memory(passes.step, layout, text_kv)
-            return Memory(passes.step, CacheLayout.of(config), text_kv, numbers, unrolled=unrolled)
+                frames = CacheSpec.of(self.model.config).chunks.start(len(numbers))
+                spec = CacheSpec.of(replace(config, chunk=frames, first_chunk=0, sink=0, history=0))
+                return Memory(passes.step, spec, text_kv)
+            return Memory(passes.step, CacheSpec.of(config), text_kv, numbers, unrolled=unrolled)
 
         return memory
 
     def _learned(self, x: Tensor, numbers: list[int]) -> Tensor:
         """Of a clip's chunks those that scores predict."""
         wanted = predicted(numbers)
-        chunks = CacheLayout.of(self.model.config).chunks.split(x, numbers)
+        chunks = CacheSpec.of(self.model.config).chunks.split(x, numbers)
         return torch.cat([c for number, c in zip(numbers, chunks, strict=True) if number in wanted], dim=2)
 
 

@@ -12,7 +12,7 @@ from kit.models import draw, randomise
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.config import recipe
 from vmla.flops import Counted, text_flops
 from vmla.train.data.latents import LatentSet
@@ -93,7 +93,7 @@ def test_a_pass_with_a_full_window_is_counted_to_the_last_operation(layout):
     step, encode_text, _ = meter.passes(narrowed)(model, torch.float32)
     frame = draw(2, 4, 3, 8, 8)
     with torch.no_grad(), counter() as seen:
-        memory = Memory(step, CacheLayout.of(model.config), encode_text(draw(2, 96, 32)))
+        memory = Memory(step, CacheSpec.of(model.config), encode_text(draw(2, 96, 32)))
         assert meter.take(1.0).flops == seen.get_total_flops()
         for number in range(2):
             memory.commit(frame, number)
@@ -107,7 +107,7 @@ def test_a_pass_with_a_full_window_is_counted_to_the_last_operation(layout):
 def test_a_clip_at_once_is_counted_but_for_what_its_mask_hides(layout):
     config, meter = recipe("debug", layout=layout), Meter(torch.float32)
     _, encode_text, unrolled = meter.passes(narrowed)(network(config), torch.float32)
-    clip = unrolling(CacheLayout.of(config), range(4))
+    clip = unrolling(CacheSpec.of(config), range(4))
     frames, columns = clip.visible.shape
     with torch.no_grad(), counter() as seen:
         text_kv = encode_text(draw(2, 96, 32))

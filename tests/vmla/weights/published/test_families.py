@@ -12,7 +12,7 @@ from kit.wan import wan_transformer
 from safetensors.torch import save_file
 
 from plugins.errors import UserError
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.config import RECIPES
 from vmla.vae.wan import WanCodec
 from vmla.weights.source import open_source, published
@@ -86,10 +86,10 @@ def test_ti2vs_transformer_and_codec_are_diffusers(tmp_path):
     model = open_source(tmp_path, like=config).model()
     latents = draw(1, 6, 4, config.sample_height, config.sample_width, seed=1)
     text, timestep = draw(1, config.text_tokens, config.text_dim, seed=2), torch.tensor([[640.0] * 4])
-    layout = CacheLayout.of(config)
+    spec = CacheSpec.of(config)
     velocity = model(
-        latents, timestep, model.encode_text(text), layout.allocate(1, dtype=torch.float32),
-        layout.slot_index(0), layout.chunk_index(0, config.chunk),
+        latents, timestep, model.encode_text(text), spec.allocate(1, dtype=torch.float32),
+        spec.slot_index(0), spec.chunk_index(0, config.chunk),
     )[0]  # fmt: skip
     of_tokens = timestep.repeat_interleave(config.tokens_per_frame, dim=1)
     assert_close(velocity, wan(latents, of_tokens, text, return_dict=False)[0], rtol=1e-5, atol=1e-5)
