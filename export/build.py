@@ -39,7 +39,7 @@ from vmla.weights.formats.files import hash_file
 
 
 @dataclass(kw_only=True)
-class Stage:
+class BuildStage:
     """A part of a build."""
 
     name: str
@@ -52,7 +52,7 @@ class Stage:
     """What it found."""
 
 
-Report = Callable[[Stage], None]
+Report = Callable[[BuildStage], None]
 
 SOURCES = (
     "plugins", "plugins.triton", "plugins.aot", "vmla",
@@ -228,8 +228,8 @@ def _reusable(folder: Path, wanted: Manifest, calibration: Calibration | None) -
 
 
 @contextmanager
-def _stage(name: str, report: Report) -> Iterator[Stage]:
-    stage, began = Stage(name=name), perf_counter()
+def _stage(name: str, report: Report) -> Iterator[BuildStage]:
+    stage, began = BuildStage(name=name), perf_counter()
     yield stage
     stage.seconds, stage.peak_bytes = perf_counter() - began, peak_resident_bytes(children=True)
     report(stage)

@@ -35,7 +35,7 @@ from vmla.train.recipes.from_checkpoint import pipeline
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class GpuStage:
     """One part of the run."""
 
     name: str
@@ -233,18 +233,18 @@ def training(context: Context) -> dict[str, Any]:
 
 
 STAGES = (
-    Stage(name="environment", seconds=5, run=gpu_checks.environment),
-    Stage(name="peaks", seconds=10, run=peaks),
-    Stage(name="checks", seconds=15, run=gpu_checks.checks),
-    Stage(name="memory", seconds=15, run=memory),
-    Stage(name="chunk", seconds=50, run=chunk),
-    Stage(name="graphs", seconds=40, run=graphs),
-    Stage(name="kernels", seconds=20, run=attention_kernels),
-    Stage(name="block", seconds=10, run=block),
-    Stage(name="fp8", seconds=5, run=fp8),
-    Stage(name="training", seconds=150, run=training),
-    Stage(name="compile", seconds=60, run=compiled),
-    Stage(name="aoti", seconds=160, run=packaged),
-    Stage(name="tests", seconds=100, run=gpu_checks.tests),
+    GpuStage(name="environment", seconds=5, run=gpu_checks.environment),
+    GpuStage(name="peaks", seconds=10, run=peaks),
+    GpuStage(name="checks", seconds=15, run=gpu_checks.checks),
+    GpuStage(name="memory", seconds=15, run=memory),
+    GpuStage(name="chunk", seconds=50, run=chunk),
+    GpuStage(name="graphs", seconds=40, run=graphs),
+    GpuStage(name="kernels", seconds=20, run=attention_kernels),
+    GpuStage(name="block", seconds=10, run=block),
+    GpuStage(name="fp8", seconds=5, run=fp8),
+    GpuStage(name="training", seconds=150, run=training),
+    GpuStage(name="compile", seconds=60, run=compiled),
+    GpuStage(name="aoti", seconds=160, run=packaged),
+    GpuStage(name="tests", seconds=100, run=gpu_checks.tests),
 )
 """In their order of value; memory while nothing else is held, and late what takes minutes."""

@@ -29,7 +29,7 @@ from runtime.planning.request import choose_device
 from vmla.cache import CacheSpec
 from vmla.cli.command import OneLineCommand
 from vmla.cli.progress import ProgressLine
-from vmla.config import WINDOWS, Layout, ModelConfig, recipe
+from vmla.config import WINDOWS, Layout, ModelConfig, model_preset
 from vmla.weights.checkpoint import Checkpoint
 
 LAYOUTS: tuple[Layout, ...] = ("mha", "mla")
@@ -155,7 +155,7 @@ def main(
 ) -> None:
     """Measure what the cache takes in both layouts, a pass's peak, and how many streams fit."""
     where, dtype = choose_device(device), torch.bfloat16
-    config, passes = recipe(cache_shape, window=window), open_subject(None, shape)
+    config, passes = model_preset(cache_shape, window=window), open_subject(None, shape)
     record = Record("memory", output, device=where)
     caches: dict[str, dict[str, Any]] = {}
     with ProgressLine(sys.stderr) as line:

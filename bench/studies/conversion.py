@@ -26,7 +26,7 @@ from rich.table import Table as Printed
 
 from bench.harness.document import Record
 from bench.report.sections import Table, conversion_section
-from bench.studies.conversion_trial import CLIPS, ConversionTrial, Start, Variant
+from bench.studies.conversion_trial import CLIPS, ConversionTrial, ConversionVariant, Start
 from bench.studies.study import spread
 from vmla.cli.command import OneLineCommand
 from vmla.cli.progress import ProgressLine
@@ -54,16 +54,18 @@ CALIBRATION = "calibration"
 DEFAULT = "the defaults"
 
 
-def variants(only: tuple[str, ...] = ()) -> list[Variant]:
+def variants(only: tuple[str, ...] = ()) -> list[ConversionVariant]:
     """The defaults, then every other value of the choices in `only`; of all, if it is empty."""
-    found, standard = [Variant(name=DEFAULT)], asdict(Choices())
+    found, standard = [ConversionVariant(name=DEFAULT)], asdict(Choices())
     for name, values in VALUES.items():
         if not only or name in only:
             changes = [{name: value} for value in values if value != standard[name]]
-            found += [Variant(name=_option(name, each[name]), choices=Choices(**each)) for each in changes]
+            found += [
+                ConversionVariant(name=_option(name, each[name]), choices=Choices(**each)) for each in changes
+            ]
     if not only or CALIBRATION in only:
-        found += [Variant(name=f"--clips {clips}", clips=clips) for clips in CLIPS_TRIED]
-        found.append(Variant(name="noise, no --calibration", noise=True))
+        found += [ConversionVariant(name=f"--clips {clips}", clips=clips) for clips in CLIPS_TRIED]
+        found.append(ConversionVariant(name="noise, no --calibration", noise=True))
     return found
 
 
@@ -76,7 +78,7 @@ def _option(name: str, value: Any) -> str:
 
 
 def trials(
-    starts: list[Start], chosen: list[Variant], heal: int, folder: Path, line: ProgressLine
+    starts: list[Start], chosen: list[ConversionVariant], heal: int, folder: Path, line: ProgressLine
 ) -> Iterator[ConversionTrial]:
     """Model by model, so that whatever ends early has compared all variants."""
     for start in starts:

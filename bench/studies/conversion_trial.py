@@ -23,7 +23,7 @@ from vmla.train.recipes.from_checkpoint import Pipeline
 from vmla.train.stages.denoiser import DenoiserStage
 from vmla.transformer import Block, VideoMLA
 from vmla.weights.checkpoint import Checkpoint, open_checkpoint
-from vmla.weights.conversion.activations import Calibration, Seen, layers_of
+from vmla.weights.conversion.activations import CalibrationBatch, TracedLayer, layers_of
 from vmla.weights.conversion.convert import REPORT, Conversion, output_error
 from vmla.weights.conversion.spectral import Choices
 from vmla.weights.formats.files import read_json, write_json
@@ -38,7 +38,7 @@ CLIPS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Variant:
+class ConversionVariant:
     """One way to convert a model, with a name."""
 
     name: str
@@ -83,11 +83,11 @@ class Start:
         return replace(self.source.config, layout="mla")
 
     @cached_property
-    def seen(self) -> list[Seen]:
+    def seen(self) -> list[TracedLayer]:
         """Its layers at work on held-out clips."""
         return list(layers_of(self.source, self.calibration(self.held, JUDGED)))
 
-    def calibration(self, clips: LatentSet, count: int) -> Calibration:
+    def calibration(self, clips: LatentSet, count: int) -> CalibrationBatch:
         """Inputs from the first `count` of some clips."""
         return calibration_on(clips, self.source.config, count=count, seed=self.seed)
 
@@ -121,7 +121,7 @@ class ConversionTrial:
     """One variant of one model, in a folder of its own."""
 
     start: Start
-    variant: Variant
+    variant: ConversionVariant
     heal: int
     """Steps of training after the conversion."""
     folder: Path
@@ -167,7 +167,7 @@ class ConversionTrial:
         start, variant, folder = self.start, self.variant, self.folder / "converted"
         shutil.rmtree(folder, ignore_errors=True)
         if variant.noise:
-            inputs = Calibration.noise(start.source.config, clips=variant.clips, seed=start.seed)
+            inputs = CalibrationBatch.noise(start.source.config, clips=variant.clips, seed=start.seed)
         else:
             inputs = start.calibration(start.data, variant.clips)
         Conversion(start.source, start.config, self._choices(), inputs).write(folder, self.report)

@@ -28,8 +28,8 @@ from vmla.train.loop.parallel import ALONE
 from vmla.train.loop.state import refuse_other_settings
 from vmla.train.recipes.from_checkpoint import Pipeline, pipeline
 from vmla.train.recipes.from_scratch import Recipe, training_recipe
-from vmla.train.run import Run
-from vmla.train.stage import RESULT, Job
+from vmla.train.run import TrainingRun
+from vmla.train.stage import RESULT, StageRun
 from vmla.train.stages.denoiser import DenoiserStage
 from vmla.transformer import VideoMLA
 from vmla.vae.tiny import TinyCodec
@@ -60,7 +60,7 @@ class SharedParts:
     @classmethod
     def made(cls, recipe: Recipe, folder: Path, report: Callable[[str], None]) -> SharedParts:
         """Train and render what is not in `folder` yet."""
-        run = Run(recipe, folder, report)
+        run = TrainingRun(recipe, folder, report)
         data = run.latents()
         return cls(recipe, folder, run.codec(), run.text(), data)
 
@@ -74,7 +74,7 @@ class SharedParts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arm:
+class StudyArm:
     """One setting of what the study varies."""
 
     name: str
@@ -98,14 +98,14 @@ def claimed(folder: Path) -> Iterator[None]:
         yield
 
 
-MHA = Arm(name="mha", questions=("layouts",), sizes={"layout": "mha"}, distilled=True, closely=True)
+MHA = StudyArm(name="mha", questions=("layouts",), sizes={"layout": "mha"}, distilled=True, closely=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """One arm with one seed in a folder of its own."""
 
-    arm: Arm
+    arm: StudyArm
     seed: int
     shared: SharedParts
     arms: Path
@@ -193,7 +193,7 @@ class Trial:
         """Both stages of distillation; the checkpoint of each."""
         data, made, teacher = self.shared.folder / "latents", dict[str, Path](), str(start)
         for name in ("consistency", "distribution"):
-            job = Job(
+            job = StageRun(
                 name=name, pipeline=self._pipeline(), start=str(start), teacher=teacher, data=data,
                 output=self.folder / name,
             )  # fmt: skip

@@ -22,7 +22,7 @@ LONGEST_SECONDS = 24 * 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class VideoPlan:
     """The plan of one video."""
 
     chunks: int
@@ -40,7 +40,7 @@ class Plan:
     """The same, of each stream."""
 
     @classmethod
-    def of(cls, decoding: Decoding, *, chunks: int, dtype: torch.dtype, sampler: Sampler) -> Plan:
+    def of(cls, decoding: Decoding, *, chunks: int, dtype: torch.dtype, sampler: Sampler) -> VideoPlan:
         """Plan `chunks` chunks of one video with the model computing in `dtype`.
 
         This takes a second: decoding is followed on the meta device, which loads a compiler.

@@ -18,7 +18,7 @@ from runtime.device.threads import Cores, using
 from runtime.engines.base import EagerEngine, Engine
 from runtime.engines.compiled import find_engine, fit, open_engine
 from runtime.outputs import Frames
-from runtime.planning.plan import Plan, check_length, chunks_for
+from runtime.planning.plan import VideoPlan, check_length, chunks_for
 from runtime.prompts.schedule_file import Entry, to_schedule
 from runtime.prompts.sources import FixedPrompts, PromptSource
 from runtime.rollout.decoding import Decoder, Decoding
@@ -74,9 +74,9 @@ class Job:
         engine = f"engine: {self.engine_folder or EAGER} ({self.engine_reason})"
         return [engine] if self.decoder_file is None else [engine, self.decoding.line()]
 
-    def plan(self) -> Plan:
+    def plan(self) -> VideoPlan:
         """What it will take; reads no weights."""
-        return Plan.of(self.decoding, chunks=self.chunks, dtype=self.dtype, sampler=self.sampler)
+        return VideoPlan.of(self.decoding, chunks=self.chunks, dtype=self.dtype, sampler=self.sampler)
 
     def engine(self) -> Engine:
         """The denoiser, loaded."""

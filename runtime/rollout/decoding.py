@@ -16,7 +16,7 @@ from runtime.device.threads import using
 from vmla.vae import Codec, Memory
 from vmla.weights.checkpoint import Checkpoint
 from vmla.weights.formats.files import hash_file
-from vmla.weights.taehv import load_taehv, recipe_of
+from vmla.weights.taehv import load_taehv, preset_of
 
 NOTHING = Path("none")
 """Asked for as a decoder: no frames."""
@@ -112,8 +112,8 @@ class Decoding:
         if self.file is None or self.silent:
             name = "own" if self.file is None else str(NOTHING)
             return {"decoder": name, "decoder_file": self.file and str(self.file), "decoder_hash": None}
-        recipe, place = recipe_of(load_taehv(self.file, weights=False)), self.file.resolve()
-        return {"decoder": recipe, "decoder_file": str(place), "decoder_hash": hash_file(place)}
+        preset, place = preset_of(load_taehv(self.file, weights=False)), self.file.resolve()
+        return {"decoder": preset, "decoder_file": str(place), "decoder_hash": hash_file(place)}
 
     def line(self) -> str:
         """What decodes, for a person to read."""

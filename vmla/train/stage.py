@@ -31,7 +31,7 @@ RESULT = "checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class StageRun:
     """One stage to be run."""
 
     name: str

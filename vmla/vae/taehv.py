@@ -41,7 +41,7 @@ class TaehvConfig:
     """Channels of the encoder at every size."""
 
 
-TAEHV_RECIPES = {
+TAEHV_PRESETS = {
     "taew2_1": TaehvConfig(),
     "debug": TaehvConfig(latent_channels=4, widths=(16, 8, 8, 8), encoder_width=8),
 }
@@ -55,7 +55,7 @@ class Clamp(nn.Module):
         return BOUND * torch.tanh(x / BOUND)
 
 
-class MemoryBlock(SeesFrameBefore):
+class MemBlock(SeesFrameBefore):
     """relu(x + conv(relu(conv(relu(conv([x, before])))))), each over 3 x 3 cells."""
 
     def __init__(self, width: int) -> None:
@@ -76,14 +76,14 @@ def _conv(inputs: int, outputs: int, *, stride: int = 1, bias: bool = True) -> n
 def _shrink(width: int, times: int) -> list[nn.Module]:
     """`times` frames to one of half the size, then memory blocks."""
     pool, halve = TimePool(width, times, bias=False), _conv(width, width, stride=2, bias=False)
-    return [pool, halve, *(MemoryBlock(width) for _ in range(BLOCKS))]
+    return [pool, halve, *(MemBlock(width) for _ in range(BLOCKS))]
 
 
 def _grow(width: int, following: int, times: int) -> list[nn.Module]:
     """Memory blocks, then one frame to `times` of twice the size and of `following` channels."""
     grow = TimeGrow(width, times, bias=False)
     double, last = Double(), _conv(width, following, bias=False)
-    return [*(MemoryBlock(width) for _ in range(BLOCKS)), double, grow, last]
+    return [*(MemBlock(width) for _ in range(BLOCKS)), double, grow, last]
 
 
 def _encoder(config: TaehvConfig) -> FrameStream:

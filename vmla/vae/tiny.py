@@ -40,7 +40,7 @@ class TinyCodecConfig:
                 raise UserError(f"{name} is {value!r}; it is {' or '.join(map(str, allowed))} numbers")
 
 
-class MemoryBlock(SeesFrameBefore):
+class TemporalResBlock(SeesFrameBefore):
     """Residual convolutions over a frame's features beside those of the frame before."""
 
     def __init__(self, width: int) -> None:
@@ -61,13 +61,13 @@ def _encoder(config: TinyCodecConfig) -> FrameStream:
     return FrameStream(
         nn.PixelUnshuffle(2),
         nn.Conv2d(12, narrow, 3, padding=1),
-        *(MemoryBlock(narrow) for _ in range(at_2)),
+        *(TemporalResBlock(narrow) for _ in range(at_2)),
         TimePool(narrow),
         nn.Conv2d(narrow, middle, 3, stride=2, padding=1),
-        *(MemoryBlock(middle) for _ in range(at_4)),
+        *(TemporalResBlock(middle) for _ in range(at_4)),
         TimePool(middle),
         nn.Conv2d(middle, wide, 3, stride=2, padding=1),
-        *(MemoryBlock(wide) for _ in range(at_8)),
+        *(TemporalResBlock(wide) for _ in range(at_8)),
         nn.Conv2d(wide, config.latent_channels, 3, padding=1),
     )
 
@@ -78,15 +78,15 @@ def _decoder(config: TinyCodecConfig) -> FrameStream:
     return FrameStream(
         nn.Conv2d(config.latent_channels, wide, 3, padding=1),
         nn.ReLU(),
-        *(MemoryBlock(wide) for _ in range(at_8)),
+        *(TemporalResBlock(wide) for _ in range(at_8)),
         nn.Conv2d(wide, 4 * middle, 1),
         nn.PixelShuffle(2),
         TimeGrow(middle),
-        *(MemoryBlock(middle) for _ in range(at_4)),
+        *(TemporalResBlock(middle) for _ in range(at_4)),
         nn.Conv2d(middle, 4 * narrow, 1),
         nn.PixelShuffle(2),
         TimeGrow(narrow),
-        *(MemoryBlock(narrow) for _ in range(at_2)),
+        *(TemporalResBlock(narrow) for _ in range(at_2)),
         nn.Conv2d(narrow, 12, 3, padding=1),
         nn.PixelShuffle(2),
     )

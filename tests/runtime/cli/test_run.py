@@ -20,7 +20,7 @@ from runtime import generate
 from runtime.cli.run import main
 from runtime.outputs.mp4 import Mp4Sink
 from vmla.cache import CacheSpec
-from vmla.config import recipe
+from vmla.config import model_preset
 
 pytestmark = pytest.mark.cpu
 
@@ -78,7 +78,7 @@ def test_pictures_and_nothing(checkpoint, tmp_path):
 def test_the_plan_is_the_truth(checkpoint):
     result = run("--prompt", PROMPT, "--checkpoint", checkpoint, "--minutes", 3, "--dry-run")
     assert result.exit_code == 0
-    spec = CacheSpec.of(recipe("debug"))
+    spec = CacheSpec.of(model_preset("debug"))
     cache = spec.allocate(1, dtype=torch.float32)
     assert f"cache: {cache.nbytes:,} bytes" in result.output
     assert "240 chunks, 2880 frames of 64x64, 180 s" in result.output

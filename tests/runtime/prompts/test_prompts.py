@@ -11,7 +11,7 @@ from plugins.errors import UserError
 from runtime.cli.run import main
 from runtime.engines.base import EagerEngine
 from runtime.prompts.schedule_file import Entry, read_schedule, to_schedule
-from runtime.prompts.sources import Change, FixedPrompts, LivePrompts, Schedule
+from runtime.prompts.sources import FixedPrompts, LivePrompts, PromptChange, PromptSchedule
 from runtime.rollout.decoding import NoDecoder
 from runtime.rollout.rollout import Rollout, rollout
 from vmla.cache import ChunkLengths
@@ -34,7 +34,9 @@ def engine(checkpoint):
 
 
 def switched(policy, at=SWITCH):
-    return Schedule([Change(chunk=0, prompts=(RED,)), Change(chunk=at, prompts=(BLUE,), policy=policy)])
+    return PromptSchedule(
+        [PromptChange(chunk=0, prompts=(RED,)), PromptChange(chunk=at, prompts=(BLUE,), policy=policy)]
+    )
 
 
 def latents_of(engine, prompts, chunks=CHUNKS):
@@ -107,7 +109,9 @@ def test_the_policies_differ_and_change_nothing_before_the_edge(engine):
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_recaching_under_the_same_prompt_changes_next_to_nothing_while_no_chunk_has_left(engine, at):
     """The same passes over the same latents: until a chunk has left the window, exactly what is there."""
-    again = Schedule([Change(chunk=0, prompts=(RED,)), Change(chunk=at, prompts=(RED,), policy="recache")])
+    again = PromptSchedule(
+        [PromptChange(chunk=0, prompts=(RED,)), PromptChange(chunk=at, prompts=(RED,), policy="recache")]
+    )
     videos = Rollout(engine, again, SAMPLER, seeds=[SEED])
     for _ in range(at):
         videos.denoise()
@@ -122,7 +126,7 @@ def test_recaching_under_the_same_prompt_changes_next_to_nothing_while_no_chunk_
 
 def test_a_reset_and_a_recache_after_it_keep_to_the_sink_and_what_came_since(engine):
     changes = [(0, RED, "keep"), (3, BLUE, "reset"), (4, RED, "recache")]
-    prompts = Schedule([Change(chunk=c, prompts=(p,), policy=how) for c, p, how in changes])
+    prompts = PromptSchedule([PromptChange(chunk=c, prompts=(p,), policy=how) for c, p, how in changes])
     videos = Rollout(engine, prompts, SAMPLER, seeds=[SEED])
     for _ in range(5):
         videos.denoise()

@@ -19,7 +19,7 @@ from runtime.engines.packed_linear import PackedLinear, packed
 from runtime.engines.timestep_tables import tabled
 from runtime.outputs import NullSink
 from runtime.planning.request import prepare
-from runtime.prompts.sources import Change, FixedPrompts, Schedule
+from runtime.prompts.sources import FixedPrompts, PromptChange, PromptSchedule
 from runtime.rollout.decoding import NoDecoder
 from runtime.rollout.rollout import Rollout, rollout
 from runtime.telemetry.events import NoTelemetry
@@ -142,7 +142,9 @@ def test_every_chunk_is_the_same_computation_on_the_same_memory_and_reads_nothin
     """Filling, or full, at a change of prompt: so one CUDA graph stands for all of each kind."""
     monkeypatch.setattr("plugins.sdpa.readable", lambda valid: False)  # as on a GPU
     engine = tiny_engine()
-    prompts = Schedule([Change(chunk=0, prompts=(RED,)), Change(chunk=5, prompts=(BLUE,), policy="reset")])
+    prompts = PromptSchedule(
+        [PromptChange(chunk=0, prompts=(RED,)), PromptChange(chunk=5, prompts=(BLUE,), policy="reset")]
+    )
     videos = Rollout(engine, prompts, RENOISE, seeds=[1])
     seen, places = {False: [], True: []}, []
     for number in range(8):

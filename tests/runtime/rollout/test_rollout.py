@@ -8,7 +8,7 @@ from kit.passes import window_at
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from runtime.engines.base import EagerEngine
-from runtime.prompts.sources import Change, FixedPrompts, Schedule
+from runtime.prompts.sources import FixedPrompts, PromptChange, PromptSchedule
 from runtime.rollout.decoding import CodecDecoder, NoDecoder
 from runtime.rollout.rollout import Rollout, rollout
 from vmla.scheduler import Sampler
@@ -139,7 +139,9 @@ def test_decoding_chunk_by_chunk_equals_decoding_the_whole(engine, checkpoint):
 def test_what_a_capture_computes_on_the_way_leaves_no_trace(monkeypatch):
     """On a GPU the passes run a few times before they are a graph: filling, full, at a change of prompt."""
     changes = [(0, "one", "keep"), (3, "another", "recache"), (6, "a third", "reset")]
-    prompts = Schedule([Change(chunk=n, prompts=(text,), policy=policy) for n, text, policy in changes])
+    prompts = PromptSchedule(
+        [PromptChange(chunk=n, prompts=(text,), policy=policy) for n, text, policy in changes]
+    )
 
     def made():
         videos, latents = Rollout(tiny_engine(), prompts, RENOISE, seeds=[1]), []

@@ -11,7 +11,7 @@ from kit.galleries import Gallery
 from plugins.errors import UserError
 from runtime.outputs import NullSink
 from runtime.planning.request import prepare
-from runtime.prompts.sources import Change, FixedPrompts, Schedule
+from runtime.prompts.sources import FixedPrompts, PromptChange, PromptSchedule
 from runtime.rollout.buffers import Buffers
 from runtime.rollout.recache import Past
 from runtime.session.session import Session
@@ -31,11 +31,11 @@ def job(checkpoint):
 
 def others(job):
     """Three videos that differ in length, prompt and seed."""
-    switch = [Change(chunk=0, prompts=(RED,)), Change(chunk=2, prompts=(BLUE,), policy="recache")]
+    switch = [PromptChange(chunk=0, prompts=(RED,)), PromptChange(chunk=2, prompts=(BLUE,), policy="recache")]
     return [
         replace(job, seed=1),
         replace(job, seed=2, chunks=3, prompts=FixedPrompts(BLUE)),
-        replace(job, seed=3, chunks=4, prompts=Schedule(switch)),
+        replace(job, seed=3, chunks=4, prompts=PromptSchedule(switch)),
     ]
 
 

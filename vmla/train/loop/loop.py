@@ -26,7 +26,7 @@ from vmla.train.loop.prefetch import Ahead
 from vmla.train.loop.sharded_state import load_shards, save_shards
 from vmla.train.loop.state import load_state, save_state
 from vmla.train.loop.throughput import Meter, matrix_peak
-from vmla.train.optim.optimizers import Optimizers, Schedule
+from vmla.train.optim.optimizers import Optimizers, TrainingSchedule
 
 Watcher = Callable[[str, dict[str, Any], dict[str, Tensor]], None]
 """Sees the stage's name, the logged line and the averaged weights after every step, in every process."""
@@ -40,7 +40,7 @@ class Stage(Protocol):
     """Counts what it does."""
 
     @property
-    def schedule(self) -> Schedule:
+    def schedule(self) -> TrainingSchedule:
         """Learning rates, averaging and number of steps."""
 
     @property

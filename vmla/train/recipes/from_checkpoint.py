@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from plugins.errors import UserError
-from vmla.config import RECIPES, ModelConfig
+from vmla.config import MODEL_PRESETS, ModelConfig
 from vmla.scheduler import Sampler
 from vmla.train.objectives.consistency import Consistency
 from vmla.train.objectives.teacher_forcing import Forcing
-from vmla.train.optim.optimizers import DistilSchedule, Schedule
+from vmla.train.optim.optimizers import DistilSchedule, TrainingSchedule
 from vmla.train.recipes.from_scratch import MINI_MODEL
 from vmla.train.stages.denoiser_settings import DenoiserTraining
 from vmla.train.stages.distillation import ConsistencyTraining, DistributionTraining
@@ -53,7 +53,7 @@ def _matching(*, steps: int, rate: float, critic: float, save: int, **others: ob
 _WAN_MATCHING = _matching(steps=1000, rate=2e-6, critic=4e-7, save=50, whole_scores=True, clips=4)
 WAN = Pipeline(
     name="wan-1.3b",
-    model=RECIPES["wan-1.3b"],
+    model=MODEL_PRESETS["wan-1.3b"],
     forcing=DenoiserTraining(
         schedule=DistilSchedule(steps=9500, learning_rate=5e-6, save_every=250),
         forcing=PLAIN, clips=1, jumps=0.0, at_once=True,
@@ -78,7 +78,7 @@ _SPRITES_MATCHING = replace(
 )
 SPRITES = Pipeline(
     name="sprites",
-    model=RECIPES["sprites"],
+    model=MODEL_PRESETS["sprites"],
     forcing=DenoiserTraining(
         schedule=DistilSchedule(steps=300, learning_rate=1e-4),
         forcing=Forcing(context_noise=0.1, own_sigma=0.5),  # of the model's own last stage
@@ -101,7 +101,7 @@ SPRITES_GPU = replace(
     SPRITES,
     name="sprites-gpu",
     forcing=DenoiserTraining(
-        schedule=Schedule(
+        schedule=TrainingSchedule(
             steps=1200, learning_rate=1e-3, matrix_rate=3.5e-3, warmup=100, decay=800, save_every=400
         ),
         forcing=Forcing(copies=1, own_share=0.0),
@@ -149,7 +149,7 @@ _DEBUG_MATCHING = _matching(
 )  # fmt: skip
 DEBUG = Pipeline(
     name="debug",
-    model=RECIPES["debug"],
+    model=MODEL_PRESETS["debug"],
     forcing=DenoiserTraining(
         schedule=_TINY, forcing=PLAIN, clips=2, chunks=3, jumps=0.0, precision="float32", at_once=True
     ),

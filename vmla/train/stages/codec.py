@@ -12,7 +12,7 @@ from torch import Tensor
 
 from vmla.train.loop.prefetch import Ahead
 from vmla.train.loop.throughput import Meter
-from vmla.train.optim.optimizers import Schedule
+from vmla.train.optim.optimizers import TrainingSchedule
 from vmla.train.optim.precision import Precision, resolve
 from vmla.vae.tiny import TinyCodec, TinyCodecConfig
 from vmla.world.render import coverage, render
@@ -24,7 +24,7 @@ from vmla.world.worlds import FIRST, SIZE, World, world_named
 class CodecTraining:
     """Settings of the stage that trains the codec."""
 
-    schedule: Schedule
+    schedule: TrainingSchedule
     frames: int = 12
     """Pixel frames of a clip."""
     crop: int = 32

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vmla.train.loop.prefetch import Ahead
 from vmla.train.loop.throughput import Meter
-from vmla.train.optim.optimizers import Schedule
+from vmla.train.optim.optimizers import TrainingSchedule
 from vmla.train.optim.precision import Precision, resolve
 from vmla.train.stages.codec import reconstruction_error
 from vmla.vae.tiny import TinyCodec
@@ -29,7 +29,7 @@ from vmla.world.worlds import FIRST, world_named
 class DecoderTraining:
     """Settings of the stage that trains the decoder on."""
 
-    schedule: Schedule
+    schedule: TrainingSchedule
     clips: int = 6
     frames: int = 12
     """Pixel frames of a clip."""

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vmla.cache import CacheSpec
-from vmla.config import recipe
+from vmla.config import model_preset
 from vmla.flops import Counted, text_flops
 from vmla.train.data.latents import LatentSet
 from vmla.train.loop.log import Speedometer, last_record, mean_speed
@@ -45,7 +45,7 @@ def network(config, *, seed=0, learns=True):
 
 def stage_of(name, layout="mla"):
     """Stages that go chunk by chunk."""
-    config = recipe("debug", layout=layout)
+    config = model_preset("debug", layout=layout)
     training = dataclasses.replace(getattr(PIPELINE, name), at_once=False)
     student = network(config)
     if name == "forcing":
@@ -89,7 +89,7 @@ def test_operations_are_those_that_run(name, layout):
 
 @pytest.mark.parametrize("layout", ["mla", "mha"])
 def test_a_pass_with_a_full_window_is_counted_to_the_last_operation(layout):
-    model, meter = network(recipe("debug", layout=layout)), Meter(torch.float32)
+    model, meter = network(model_preset("debug", layout=layout)), Meter(torch.float32)
     step, encode_text, _ = meter.passes(narrowed)(model, torch.float32)
     frame = draw(2, 4, 3, 8, 8)
     with torch.no_grad(), counter() as seen:
@@ -105,7 +105,7 @@ def test_a_pass_with_a_full_window_is_counted_to_the_last_operation(layout):
 
 @pytest.mark.parametrize("layout", ["mla", "mha"])
 def test_a_clip_at_once_is_counted_but_for_what_its_mask_hides(layout):
-    config, meter = recipe("debug", layout=layout), Meter(torch.float32)
+    config, meter = model_preset("debug", layout=layout), Meter(torch.float32)
     _, encode_text, unrolled = meter.passes(narrowed)(network(config), torch.float32)
     clip = unrolling(CacheSpec.of(config), range(4))
     frames, columns = clip.visible.shape
@@ -122,7 +122,7 @@ def test_a_clip_at_once_is_counted_but_for_what_its_mask_hides(layout):
 
 
 def test_tokens_are_those_that_learn():
-    config, training = recipe("debug"), PIPELINE.forcing
+    config, training = model_preset("debug"), PIPELINE.forcing
     stage = stage_of("forcing")
     stage.loss(0)
     chunk = training.clips * config.chunk * config.tokens_per_frame
