@@ -31,7 +31,7 @@ from vmla.cache import CacheSpec
 from vmla.config import Layout
 from vmla.flops import Counted
 from vmla.scheduler import Sampler
-from vmla.train.recipes.from_checkpoint import pipeline
+from vmla.train.recipes.from_checkpoint import distillation_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,7 +222,7 @@ def _caches(context: Context, layout: Layout) -> Iterator[Tensor]:
 
 def training(context: Context) -> dict[str, Any]:
     """Steps of every stage that fits one GPU whole, by the recipe of the shape's name."""
-    rows, recipe = [], pipeline(context.name)
+    rows, recipe = [], distillation_recipe(context.name)
     for name, steps in TRAINED.items():
         row, refusal = failing(partial(stage_steps, recipe, name, context.device, steps=steps))
         rows.append({"stage": name, "refused": refusal} if refusal else row)

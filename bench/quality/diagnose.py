@@ -27,7 +27,7 @@ from vmla.cli.progress import ProgressLine
 from vmla.config import FRAMES_PER_SECOND
 from vmla.scheduler import Sampler
 from vmla.text import TextEncoder
-from vmla.train.objectives.rollout_cache import Memory
+from vmla.train.objectives.cached_rollout import CachedRollout
 from vmla.train.objectives.self_forcing import self_rollout
 from vmla.transformer import VideoMLA
 from vmla.vae import Codec, frames_in
@@ -98,7 +98,7 @@ def after_true_chunks(opened: Opened, scenes: Sequence[Scene], *, true: int, see
     given = [codec.encode(render(scene, begun)[None]) for scene in scenes] if true else []
     latent = -(-SECOND_OF_GRADE * FRAMES_PER_SECOND // codec.temporal_ratio)
     latents = self_rollout(
-        Memory(model, spec, model.encode_text(opened.text(texts))), sampler,
+        CachedRollout(model, spec, model.encode_text(opened.text(texts))), sampler,
         (config.in_channels, config.sample_height, config.sample_width),
         chunks=spec.chunks.count(latent), exit_step=len(sampler.timesteps()) - 1,
         seeds=range(seed, seed + len(scenes)), given=torch.cat(given) if given else None,

@@ -31,7 +31,7 @@ from bench.studies.study import spread
 from vmla.cli.command import OneLineCommand
 from vmla.cli.progress import ProgressLine
 from vmla.train.data.clips import open_clips
-from vmla.train.recipes.from_checkpoint import PIPELINES, pipeline
+from vmla.train.recipes.from_checkpoint import DISTILLATION_RECIPES, distillation_recipe
 from vmla.weights.checkpoint import open_checkpoint
 from vmla.weights.conversion.spectral import Choices
 
@@ -117,7 +117,7 @@ def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @click.command("conversion", cls=OneLineCommand)
-@click.argument("name", type=click.Choice(list(PIPELINES)))
+@click.argument("name", type=click.Choice(list(DISTILLATION_RECIPES)))
 @click.option("--from", "checkpoints", multiple=True, required=True,
               type=click.Path(path_type=Path, file_okay=False),
               help="Checkpoint with the layout mha; repeat for several.")  # fmt: skip
@@ -165,7 +165,7 @@ def main(
 
 def _starts(name: str, checkpoints: tuple[Path, ...], calibration: Path) -> list[Start]:
     """The models, each with a seed of its own and all with the same clips."""
-    chosen, found = pipeline(name), []
+    chosen, found = distillation_recipe(name), []
     for seed, folder in enumerate(checkpoints):
         checkpoint = open_checkpoint(folder)
         clips = open_clips(calibration, checkpoint.model_config())

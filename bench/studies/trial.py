@@ -26,7 +26,7 @@ from vmla.train.loop.log import last_record, mean_speed, records
 from vmla.train.loop.loop import train
 from vmla.train.loop.parallel import ALONE
 from vmla.train.loop.state import refuse_other_settings
-from vmla.train.recipes.from_checkpoint import Pipeline, pipeline
+from vmla.train.recipes.from_checkpoint import DistillationRecipe, distillation_recipe
 from vmla.train.recipes.from_scratch import Recipe, training_recipe
 from vmla.train.run import TrainingRun
 from vmla.train.stage import RESULT, StageRun
@@ -167,7 +167,7 @@ class Trial:
         if (init := self.arm.init) is None:
             return DenoiserStage(recipe.model, recipe.denoiser_training, self.shared.data)
         model = open_checkpoint(self._converted(init)).transformer().requires_grad_(True)
-        return DenoiserStage(model.config, self._pipeline().forcing, self.shared.data, model=model)
+        return DenoiserStage(model.config, self._distillation().forcing, self.shared.data, model=model)
 
     def _converted(self, init: Init) -> Path:
         """The per-head model of the same seed with latent attention, before it trains."""
@@ -183,9 +183,9 @@ class Trial:
         job.write(folder, self._say, pipeline=start)
         return folder
 
-    def _pipeline(self) -> Pipeline:
+    def _distillation(self) -> DistillationRecipe:
         """The recipe's, its draws by this trial's seed."""
-        chosen = pipeline(self.shared.recipe.name)
+        chosen = distillation_recipe(self.shared.recipe.name)
         stages = ("forcing", "consistency", "distribution")
         return replace(chosen, **{name: replace(getattr(chosen, name), seed=self.seed) for name in stages})
 
@@ -194,7 +194,7 @@ class Trial:
         data, made, teacher = self.shared.folder / "latents", dict[str, Path](), str(start)
         for name in ("consistency", "distribution"):
             job = StageRun(
-                name=name, pipeline=self._pipeline(), start=str(start), teacher=teacher, data=data,
+                name=name, recipe=self._distillation(), start=str(start), teacher=teacher, data=data,
                 output=self.folder / name,
             )  # fmt: skip
             job.run(ALONE, self._say)
@@ -257,7 +257,7 @@ class Trial:
     def _settings(self) -> dict[str, Any]:
         """What may not differ when a trial is found again."""
         recipe = training_recipe(self.shared.recipe.name, seed=self.seed, **self.arm.sizes)
-        training = self._pipeline().forcing if self.arm.init else recipe.denoiser_training
+        training = self._distillation().forcing if self.arm.init else recipe.denoiser_training
         return {
             "model": asdict(recipe.model), "training": asdict(training), "init": self.arm.init,
             "prompts": self.prompts, "seconds": list(self.seconds),

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from plugins.errors import UserError
 from runtime.device.threads import using
-from vmla.vae import Codec, Memory
+from vmla.vae import Codec, DecoderState
 from vmla.weights.checkpoint import Checkpoint
 from vmla.weights.formats.files import hash_file
 from vmla.weights.taehv import load_taehv, preset_of
@@ -25,7 +25,7 @@ NOTHING = Path("none")
 class Decoder(Protocol):
     """Turns the chunks of one batch of videos into frames, in order."""
 
-    memory: Memory | None
+    state: DecoderState | None
     """What it remembers of the video so far: all that a later decoder needs to go on."""
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -38,20 +38,20 @@ class CodecDecoder:
     def __init__(self, codec: Codec, device: torch.device, threads: int | None = None) -> None:
         """`threads` of the CPU decode; None leaves PyTorch's own number."""
         self._codec, self._threads = codec.to(device), threads
-        self.memory: Memory | None = None
+        self.state: DecoderState | None = None
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, z, F, h, w] of the next chunk to frames [B, frames, 3, H, W] in [0, 1]."""
         with using(self._threads):
-            frames, self.memory = self._codec.decode(latents, self.memory)
+            frames, self.state = self._codec.decode(latents, self.state)
         return frames
 
 
 class NoDecoder:
     """Hands the latents on as they are, for measuring and for decoding elsewhere."""
 
-    memory: Memory | None = None
+    state: DecoderState | None = None
 
     def decode(self, latents: Tensor) -> Tensor:
         """The latents [B, z, F, h, w] with time first: [B, F, z, h, w]."""

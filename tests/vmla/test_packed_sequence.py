@@ -9,9 +9,9 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 from plugins.errors import UserError
 from vmla.cache import CacheSpec
 from vmla.packed_sequence import block_mask, dense_mask, masked_attention
+from vmla.train.objectives.cached_rollout import CachedRollout, clip_velocity
 from vmla.train.objectives.consistency import Consistency, Networks, consistency_loss
 from vmla.train.objectives.packed_clip import unrolling
-from vmla.train.objectives.rollout_cache import Memory, clip_velocity
 from vmla.train.objectives.teacher_forcing import Forcing, forcing_loss, forcing_loss_at_once
 from vmla.train.optim.optimizers import DistilSchedule
 from vmla.train.stages.denoiser_settings import DenoiserTraining
@@ -73,7 +73,7 @@ def test_velocities_of_a_clip_at_one_noise_level(layout, numbers):
     spec, sigma = CacheSpec.of(model.config), torch.tensor([0.3, 0.9])
     with torch.no_grad():
         one, other = (
-            clip_velocity(Memory(model, spec, text, numbers, unrolled=run), noisy, clean, sigma)
+            clip_velocity(CachedRollout(model, spec, text, numbers, unrolled=run), noisy, clean, sigma)
             for run in (None, model.unrolled)
         )
     assert_close(other, one, rtol=1e-4, atol=1e-5)
@@ -88,7 +88,7 @@ def test_consistency_at_once_is_that_of_a_rollout(guidance):
         latents, _ = clip_of(models[0], range(5))
         texts = [draw(BATCH, 5, 10, seed=4), draw(BATCH, 5, 10, seed=5)]
         student, target, teacher, free = (
-            Memory(model, CacheSpec.of(model.config), model.encode_text(texts[which]),
+            CachedRollout(model, CacheSpec.of(model.config), model.encode_text(texts[which]),
                    unrolled=model.unrolled if at_once else None)
             for model, which in ((models[0], 0), (models[1], 0), (models[2], 0), (models[2], 1))
         )  # fmt: skip

@@ -14,11 +14,11 @@ from runtime.rollout.rollout import rollout
 from vmla.cache import CacheSpec
 from vmla.scheduler import Sampler
 from vmla.train.loop.parallel import checkpoint_blocks
+from vmla.train.objectives.cached_rollout import CachedRollout, clip_velocity
 from vmla.train.objectives.consistency import Consistency, Networks, consistency_loss, teacher_velocity
 from vmla.train.objectives.dmd import critic_loss, generator_loss, matching_gradient, score_sigma
 from vmla.train.objectives.guidance import guided, guided_beyond
 from vmla.train.objectives.packed_clip import predicted
-from vmla.train.objectives.rollout_cache import Memory, clip_velocity
 from vmla.train.objectives.self_forcing import self_rollout
 from vmla.transformer import VideoMLA
 
@@ -29,7 +29,7 @@ BATCH, STUDENT = 2, Sampler(kind="renoise", steps=3, shift=3.0)
 
 def memory_of(model, text=None, numbers=None):
     text = draw(BATCH, 5, 10, seed=3) if text is None else text
-    return Memory(model, CacheSpec.of(model.config), model.encode_text(text), numbers)
+    return CachedRollout(model, CacheSpec.of(model.config), model.encode_text(text), numbers)
 
 
 def clip(config, chunks, seed=1):
@@ -106,7 +106,7 @@ def rolled(model, step, **how):
     config = model.config
     picture = (config.in_channels, config.sample_height, config.sample_width)
     text_kv = model.encode_text(draw(BATCH, 5, 10, seed=3))
-    memory = Memory(step, CacheSpec.of(config), text_kv)
+    memory = CachedRollout(step, CacheSpec.of(config), text_kv)
     return self_rollout(memory, STUDENT, picture, seeds=[1, 2], **how)
 
 

@@ -18,7 +18,7 @@ from vmla.train.loop.loop import Watcher
 from vmla.train.loop.parallel import whole
 from vmla.train.monitoring.contact_sheet import write_strip
 from vmla.train.objectives.alignment import without_aligner
-from vmla.train.objectives.rollout_cache import Memory
+from vmla.train.objectives.cached_rollout import CachedRollout
 from vmla.train.objectives.self_forcing import self_rollout
 from vmla.train.stages.denoiser import narrowed
 from vmla.transformer import VideoMLA
@@ -60,8 +60,8 @@ class Samples:
         step, encode_text, _ = narrowed(model.to(device).eval(), self.dtype)
         picture = (config.in_channels, config.sample_height, config.sample_width)
         return self_rollout(
-            Memory(step, spec, encode_text(self.text.to(device))), self.sampler, picture, chunks=CHUNKS,
-            exit_step=self.sampler.steps - 1, seeds=range(len(self.text)),
+            CachedRollout(step, spec, encode_text(self.text.to(device))), self.sampler, picture,
+            chunks=CHUNKS, exit_step=self.sampler.steps - 1, seeds=range(len(self.text)),
         )  # fmt: skip
 
 

@@ -18,9 +18,9 @@ from torch import Tensor
 
 from plugins.errors import UserError
 from vmla.scheduler import Sampler, add_noise
+from vmla.train.objectives.cached_rollout import CachedRollout, clip_velocity, level
 from vmla.train.objectives.guidance import guided
 from vmla.train.objectives.noise import normal
-from vmla.train.objectives.rollout_cache import Memory, clip_velocity, level
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +44,13 @@ class Consistency:
 
 @dataclass(frozen=True)
 class Networks:
-    """The three networks of the stage, each with its own memory."""
+    """The three networks of the stage, each with its own cache."""
 
-    student: Memory
-    target: Memory
+    student: CachedRollout
+    target: CachedRollout
     """The student's moving average."""
-    teacher: Memory
-    free: Memory | None
+    teacher: CachedRollout
+    free: CachedRollout | None
     """The teacher without its prompt; None where nothing is guided."""
 
 

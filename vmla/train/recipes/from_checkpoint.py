@@ -18,8 +18,8 @@ STAGES = ("forcing", "consistency", "distribution", "long")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pipeline:
-    """Settings of the stages of one model, in order."""
+class DistillationRecipe:
+    """Settings of the stages that start from a checkpoint of one model, in order."""
 
     name: str
     model: ModelConfig
@@ -51,7 +51,7 @@ def _matching(*, steps: int, rate: float, critic: float, save: int, **others: ob
 # Clips are for each GPU: 8 GPUs and --accumulate 4 give the paper's 128 in distribution matching, and by
 # the plan of `vmla.train.recipes.memory_budget` fit into 80 GB, which 8 clips would not.
 _WAN_MATCHING = _matching(steps=1000, rate=2e-6, critic=4e-7, save=50, whole_scores=True, clips=4)
-WAN = Pipeline(
+WAN = DistillationRecipe(
     name="wan-1.3b",
     model=MODEL_PRESETS["wan-1.3b"],
     forcing=DenoiserTraining(
@@ -76,7 +76,7 @@ _SPRITES_MATCHING = replace(
     ),
     sampler=_SMALL_STUDENT,
 )
-SPRITES = Pipeline(
+SPRITES = DistillationRecipe(
     name="sprites",
     model=MODEL_PRESETS["sprites"],
     forcing=DenoiserTraining(
@@ -128,7 +128,7 @@ _MINI_MATCHING = replace(
     clips=8,
     compiled=False,
 )
-MINI = Pipeline(
+MINI = DistillationRecipe(
     name="mini",
     model=MINI_MODEL,
     forcing=DenoiserTraining(
@@ -147,7 +147,7 @@ _DEBUG_MATCHING = _matching(
     steps=3, rate=1e-3, critic=1e-3, save=1, critic_updates=2, guidance=0.0, clips=2, chunks=2,
     precision="float32",
 )  # fmt: skip
-DEBUG = Pipeline(
+DEBUG = DistillationRecipe(
     name="debug",
     model=MODEL_PRESETS["debug"],
     forcing=DenoiserTraining(
@@ -165,15 +165,15 @@ DEBUG = Pipeline(
     long=replace(_DEBUG_MATCHING, prelude=2, at_once=True),
 )
 
-PIPELINES = {pipeline.name: pipeline for pipeline in (DEBUG, MINI, SPRITES, SPRITES_GPU, WAN)}
+DISTILLATION_RECIPES = {recipe.name: recipe for recipe in (DEBUG, MINI, SPRITES, SPRITES_GPU, WAN)}
 
 
-def pipeline(name: str) -> Pipeline:
-    """The named pipeline.
+def distillation_recipe(name: str) -> DistillationRecipe:
+    """The distillation recipe called `name`.
 
     Raises:
         UserError: for a name that does not exist.
     """
-    if name not in PIPELINES:
-        raise UserError(f"no such training recipe: {name}; there are {', '.join(PIPELINES)}")
-    return PIPELINES[name]
+    if name not in DISTILLATION_RECIPES:
+        raise UserError(f"no such training recipe: {name}; there are {', '.join(DISTILLATION_RECIPES)}")
+    return DISTILLATION_RECIPES[name]

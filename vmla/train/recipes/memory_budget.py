@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
-from vmla.train.recipes.from_checkpoint import Pipeline
+from vmla.train.recipes.from_checkpoint import DistillationRecipe
 from vmla.weights.source import shapes_of
 
 FULL, HALF = 4, 2
@@ -17,9 +17,9 @@ KEPT_PER_TOKEN = 34
 modulated and projected inputs of three sublayers, queries, keys, values, outputs, and two of FFN width."""
 
 
-def memory_by_part(pipeline: Pipeline, name: str, *, gpus: int) -> dict[str, int]:
+def memory_by_part(recipe: DistillationRecipe, name: str, *, gpus: int) -> dict[str, int]:
     """Bytes on each of `gpus` GPUs in stage `name`, by part, and their sum."""
-    training, config = getattr(pipeline, name), pipeline.model
+    training, config = getattr(recipe, name), recipe.model
     matching = name in ("distribution", "long")
     dense = replace(config, layout="mha")
     trained = [config, dense if training.whole_scores else config] if matching else [config]

@@ -15,12 +15,12 @@ from vmla.scheduler import Sampler, add_noise
 from vmla.train.data.latents import LatentSet
 from vmla.train.loop.parallel import Calls, Parallel
 from vmla.train.loop.throughput import Meter
+from vmla.train.objectives.cached_rollout import CachedRollout, clip_velocity, level
 from vmla.train.objectives.consistency import Consistency, Networks, consistency_loss
 from vmla.train.objectives.dmd import critic_loss, generator_loss, matching_gradient, score_sigma
 from vmla.train.objectives.guidance import guided_beyond
 from vmla.train.objectives.noise import normal, seeded, uniform
 from vmla.train.objectives.packed_clip import predicted
-from vmla.train.objectives.rollout_cache import Memory, clip_velocity, level
 from vmla.train.objectives.self_forcing import self_rollout
 from vmla.train.optim.optimizers import DistilSchedule, Optimizers
 from vmla.train.optim.precision import Precision, resolve
@@ -144,15 +144,17 @@ class ConsistencyStage:
             latents, text = self.batches.video(step, 4, frames)
         generator = seeded(latents.device, self.training.seed * 1_000_003 + step)
         with torch.no_grad():
-            target, teacher = self._memory(self.target, text), self._memory(self.teacher, text)
-            free = None if self.negative is None else self._memory(self.teacher, self.negative)
-        networks = Networks(self._memory(self.model, text), target, teacher, free)
+            target, teacher = self._rollout(self.target, text), self._rollout(self.teacher, text)
+            free = None if self.negative is None else self._rollout(self.teacher, self.negative)
+        networks = Networks(self._rollout(self.model, text), target, teacher, free)
         return consistency_loss(networks, latents, self.training.consistency, generator)
 
-    def _memory(self, model: VideoMLA, text: Tensor) -> Memory:
+    def _rollout(self, model: VideoMLA, text: Tensor) -> CachedRollout:
         passes = self.calls(model, self.meter.dtype)
         unrolled = passes.unrolled if self.training.at_once else None
-        return Memory(passes.step, CacheSpec.of(model.config), passes.encode_text(text), unrolled=unrolled)
+        return CachedRollout(
+            passes.step, CacheSpec.of(model.config), passes.encode_text(text), unrolled=unrolled
+        )
 
 
 class DistributionStage:
@@ -239,7 +241,7 @@ class DistributionStage:
         seeds = np.random.default_rng([training.seed, draw, key, 2]).integers(2**31, size=training.clips)
         config, count = self.model.config, before + training.chunks
         made = self_rollout(
-            Memory(passes.step, spec, passes.encode_text(text)),
+            CachedRollout(passes.step, spec, passes.encode_text(text)),
             training.sampler,
             (config.in_channels, config.sample_height, config.sample_width),
             chunks=count,
@@ -258,19 +260,19 @@ class DistributionStage:
         return sigma, normal(x.shape, generator, x.device)
 
     def _score(self, model: VideoMLA, text: Tensor) -> Any:
-        """A fresh memory of a score network, for chunks of given numbers."""
+        """Starts a rollout of a score network over the chunks of given numbers."""
         passes = self.calls(model, self.meter.dtype)
         text_kv, config = passes.encode_text(text), model.config
         unrolled = passes.unrolled if self.training.at_once else None
 
-        def memory(numbers: list[int]) -> Memory:
+        def new_rollout(numbers: list[int]) -> CachedRollout:
             if self.training.whole_scores:
                 frames = CacheSpec.of(self.model.config).chunks.start(len(numbers))
                 spec = CacheSpec.of(replace(config, chunk=frames, first_chunk=0, sink=0, history=0))
-                return Memory(passes.step, spec, text_kv)
-            return Memory(passes.step, CacheSpec.of(config), text_kv, numbers, unrolled=unrolled)
+                return CachedRollout(passes.step, spec, text_kv)
+            return CachedRollout(passes.step, CacheSpec.of(config), text_kv, numbers, unrolled=unrolled)
 
-        return memory
+        return new_rollout
 
     def _learned(self, x: Tensor, numbers: list[int]) -> Tensor:
         """Of a clip's chunks those that scores predict."""

@@ -1,4 +1,4 @@
-"""One network's cache during a rollout of training: the window, the step and the commit of inference.
+"""A rollout in training, with its cache: the window, the step and the commit of inference.
 
 Nothing is written in place. A commit makes a new cache, so a pass that activation checkpointing runs
 again in the backward pass sees the cache that it saw at first, evictions or not.
@@ -16,8 +16,8 @@ from vmla.scheduler import TIMESTEPS
 from vmla.train.objectives.packed_clip import Pass, Step, predicted, remembered, unrolled_velocity
 
 
-class Memory:
-    """What a network remembers of a batch of videos."""
+class CachedRollout:
+    """A network and the cache of a batch of videos that it rolls out."""
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class Memory:
         *,
         unrolled: Pass | None = None,
     ) -> None:
-        """An empty cache.
+        """Start with an empty cache.
 
         Args:
             step: `VideoMLA.forward`, in whatever precision.
@@ -67,27 +67,27 @@ def level(sigma: Tensor) -> Tensor:
     return sigma[:, None, None, None, None]
 
 
-def clip_velocity(memory: Memory, noisy: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
+def clip_velocity(rollout: CachedRollout, noisy: Tensor, clean: Tensor, sigma: Tensor) -> Tensor:
     """Velocities of a whole clip [B, z, frames, h, w] at one sigma [B], each chunk after clean ones.
 
     A network whose chunk is the whole clip sees all of it in both directions. Chunks that have lost
-    their history (`predicted`) are committed and left out of the result. A memory with `unrolled`
+    their history (`predicted`) are committed and left out of the result. A rollout with `unrolled`
     takes one pass for all.
     """
-    chunks = memory.cache_spec.chunks
-    numbers = memory.numbers or range(chunks.count(clean.shape[2]))
+    chunks = rollout.cache_spec.chunks
+    numbers = rollout.numbers or range(chunks.count(clean.shape[2]))
     wanted, velocities = predicted(numbers), []
     loud, quiet = chunks.split(noisy, numbers), chunks.split(clean, numbers)
-    if memory.unrolled is not None:
+    if rollout.unrolled is not None:
         chosen = torch.cat([x for number, x in zip(numbers, loud, strict=True) if number in wanted], dim=2)
         timestep = (sigma * TIMESTEPS)[:, None].expand(-1, chosen.shape[2])
         before = torch.cat([clean[:, :, :0], *quiet[:-1]], dim=2)
         return unrolled_velocity(
-            memory.unrolled, memory.cache_spec, memory.text_kv, numbers, chosen, before, timestep
+            rollout.unrolled, rollout.cache_spec, rollout.text_kv, numbers, chosen, before, timestep
         )
     for number, x, before in zip(numbers, loud, quiet, strict=True):
         if number in wanted:
-            velocities.append(memory.velocity(x, sigma, number))
+            velocities.append(rollout.velocity(x, sigma, number))
         if number != numbers[-1]:
-            memory.commit(before, number)
+            rollout.commit(before, number)
     return torch.cat(velocities, dim=2)
