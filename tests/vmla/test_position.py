@@ -19,7 +19,7 @@ from vmla.cache import CacheSpec
 from vmla.config import MODEL_PRESETS, ModelConfig, model_preset
 from vmla.train.cli.commands import main
 from vmla.train.objectives.teacher_forcing import Forcing, forcing_loss, forcing_loss_at_once
-from vmla.train.optim.optimizers import Optimizers, PromptSchedule
+from vmla.train.optim.optimizers import Optimizers, TrainingSchedule
 from vmla.train.stages.denoiser import initialised
 from vmla.transformer import VideoMLA
 from vmla.weights.checkpoint import open_checkpoint
@@ -107,7 +107,7 @@ def test_training_starts_with_it_and_leaves_it_to_adamw():
     torch.manual_seed(0)
     model = initialised(VideoMLA(tiny_config(position_table=True)))
     assert 0.01 < model.position_embedding.std() < 0.03
-    optimizers = Optimizers(model, PromptSchedule(steps=2, learning_rate=1e-3, matrix_rate=1e-3, decay=1))
+    optimizers = Optimizers(model, TrainingSchedule(steps=2, learning_rate=1e-3, matrix_rate=1e-3, decay=1))
     adamw = {id(p) for group in optimizers._all[0].param_groups for p in group["params"]}
     assert id(model.position_embedding) in adamw
     assert id(model.blocks[0].ffn.up.weight) not in adamw
