@@ -19,7 +19,7 @@ from torch import Tensor
 
 from plugins.errors import UserError
 from runtime.outputs import Frames
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.config import FRAMES_PER_SECOND
 from vmla.vae import Codec, frames_in
 from vmla.weights.checkpoint import Checkpoint
@@ -72,7 +72,7 @@ class Start:
         """
         self.verify()
         codec = checkpoint.codec().to(device)
-        lengths = CacheLayout.of(checkpoint.model_config()).chunks
+        lengths = CacheSpec.of(checkpoint.model_config()).chunks
         wanted = frames_in(lengths.start(self.chunks), codec)
         pixels = torch.from_numpy(_last_frames(self.path, wanted)).to(device)
         config = checkpoint.model_config()
@@ -97,9 +97,9 @@ def open_start(path: Path, checkpoint: Checkpoint) -> Start:
             f"{path} has {rate:g} frames a second, videos here {FRAMES_PER_SECOND}; convert it first: "
             f"ffmpeg -i {path} -r {FRAMES_PER_SECOND} ..."
         )
-    chunks = 1 if rate is None else _whole_chunks(CacheLayout.of(config), codec, count)
+    chunks = 1 if rate is None else _whole_chunks(CacheSpec.of(config), codec, count)
     if not chunks:
-        needed = frames_in(CacheLayout.of(config).chunks.length(0), codec)
+        needed = frames_in(CacheSpec.of(config).chunks.length(0), codec)
         raise UserError(f"{path} has {count} frames, a first chunk {needed}; use a longer clip, or an image")
     return Start(path=path, sha256=_hash(path), chunks=chunks)
 
@@ -114,11 +114,11 @@ def _check_size(path: Path, found: tuple[int, int], size: tuple[int, int]) -> No
         )
 
 
-def _whole_chunks(layout: CacheLayout, codec: Codec, frames: int) -> int:
+def _whole_chunks(spec: CacheSpec, codec: Codec, frames: int) -> int:
     """Chunks that `frames` pixel frames fill: as many as the window holds, or one if it holds none."""
     chunks = 0
-    held = max(layout.slots, layout.chunks.first)
-    while (following := layout.chunks.start(chunks + 1)) <= held and frames_in(following, codec) <= frames:
+    held = max(spec.slots, spec.chunks.first)
+    while (following := spec.chunks.start(chunks + 1)) <= held and frames_in(following, codec) <= frames:
         chunks += 1
     return chunks
 

@@ -51,7 +51,7 @@ def small(line):
     for length, chunks in (("--minutes 3", 1), ("--seconds 5", 1), ("--seconds 10", 2)):
         line = line.replace(length, f"--chunks {chunks}")
     if line.startswith("vmla-train convert"):
-        line += " --recipe debug" + (" --heads 2" if "--map auto" in line else "")
+        line += " --sizes debug" + (" --heads 2" if "--map auto" in line else "")
     return shlex.split(line + (" --heads 2" if line.startswith("vmla-train inspect") else ""))
 
 

@@ -20,7 +20,7 @@ from runtime.engines.base import EagerEngine
 from runtime.prompts.sources import FixedPrompts
 from runtime.rollout.decoding import NoDecoder
 from runtime.rollout.rollout import rollout
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.scheduler import Sampler, keyed_noise
 from vmla.train.cli.commands import main
 from vmla.train.data.clips import open_clips
@@ -36,7 +36,7 @@ PROMPT = "a red star"
 
 
 def convert(*arguments):
-    return CliRunner().invoke(main, ["convert", "--recipe", "debug", *map(str, arguments)])
+    return CliRunner().invoke(main, ["convert", "--sizes", "debug", *map(str, arguments)])
 
 
 @pytest.fixture(scope="module")
@@ -178,10 +178,8 @@ def test_with_a_sink_absolute_positions_are_those_of_the_video_and_end_where_tra
 
 
 def test_training_sees_absolute_positions_as_the_rollout_does():
-    layout = CacheLayout(
-        sink=1, history=3, chunk=3, tokens_per_frame=1, entry_width=1, layers=1, absolute=True
-    )
-    clip = unrolling(layout, range(4))
+    spec = CacheSpec(sink=1, history=3, chunk=3, tokens_per_frame=1, entry_width=1, layers=1, absolute=True)
+    clip = unrolling(spec, range(4))
     assert clip.positions.tolist() == [*range(9), *range(12)]
     assert len(clip.repeated) == 0
 
