@@ -16,7 +16,7 @@ from runtime.device.threads import using
 from vmla.vae import Codec, DecoderState
 from vmla.weights.checkpoint import Checkpoint
 from vmla.weights.formats.files import hash_file
-from vmla.weights.taehv import load_taehv, preset_of
+from vmla.weights.taehv import LIGHT, load_taehv, preset_of, scaled_if_light
 
 NOTHING = Path("none")
 """Asked for as a decoder: no frames."""
@@ -81,13 +81,14 @@ class Decoding:
         """
         if self.file is None or self.silent:
             return self.checkpoint.codec(weights=False)
-        codec, made = load_taehv(self.file, weights=False), self.checkpoint.model_config().in_channels
+        codec, own = load_taehv(self.file, weights=False), self.checkpoint.codec(weights=False)
+        made = self.checkpoint.model_config().in_channels
         if codec.latent_channels != made:
             raise UserError(
                 f"{self.file} decodes latents of {codec.latent_channels} channels, checkpoint "
                 f"{self.checkpoint.folder} makes {made}; name a decoder for these"
             )
-        return codec.to(self.dtype)
+        return scaled_if_light(codec, self.file, own).to(self.dtype)
 
     def decoders(self, device: torch.device, threads: int | None = None) -> Callable[[], Decoder]:
         """Load what decodes, with `threads` of the CPU; every call of the result begins a video with it."""
@@ -95,7 +96,8 @@ class Decoding:
             return NoDecoder
         if self.file is None:
             return partial(CodecDecoder, self.checkpoint.codec(), device, threads)
-        return partial(CodecDecoder, load_taehv(self.file).to(self.dtype), device, threads)
+        codec = scaled_if_light(load_taehv(self.file), self.file, self.checkpoint.codec(weights=False))
+        return partial(CodecDecoder, codec.to(self.dtype), device, threads)
 
     def codec_bytes(self) -> int:
         """Bytes of the weights; only headers are read."""
@@ -117,4 +119,12 @@ class Decoding:
 
     def line(self) -> str:
         """What decodes, for a person to read."""
-        return f"decoder: {self.file or 'own'}{' (no frames are made)' if self.silent else ''}"
+        light = self.file is not None and self.file.name.lower().startswith(LIGHT)
+        more = (
+            " (no frames are made)"
+            if self.silent
+            else " (LightTAE: latents are scaled first)"
+            if light
+            else ""
+        )
+        return f"decoder: {self.file or 'own'}{more}"

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from vmla.cli.command import OneLineErrors
-from vmla.train.cli.weights_commands import convert, inspect, push
+from vmla.train.cli.weights_commands import codec, convert, inspect, push
 from vmla.train.stages import STAGES
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -219,3 +219,4 @@ def render(recipe: str, output: Path, checkpoint: str, threads: int | None, **op
 main.add_command(inspect)
 main.add_command(convert)
 main.add_command(push)
+main.add_command(codec)

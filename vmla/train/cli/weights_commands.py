@@ -101,6 +101,34 @@ def convert(**options: Any) -> None:
 
 
 @click.command()
+@click.option("--like", type=click.Choice(["taehv"]), required=True, help="Architecture of the tiny decoder.")
+@click.option("--with", "checkpoint", required=True, help="Checkpoint whose codec is the teacher.")
+@click.option(
+    "--data", type=FOLDER, required=True, help="Folder of clips that vmla-train encode made with it."
+)
+@click.option("-o", "--output", type=FOLDER, required=True, help="Folder of the run; run again to resume.")
+@click.option("--steps", type=click.IntRange(min=1), default=20_000, show_default=True)
+@click.option("--clips", type=click.IntRange(min=1), default=4, show_default=True,
+              help="Number of clips of a step.")  # fmt: skip
+@click.option("--stop-after", type=click.IntRange(min=1), help="Stop after this many more steps.")
+@click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads (default: all cores).")
+@click.option("--device", default="cpu", show_default=True, help="Torch device: cpu or cuda.")
+def codec(like: str, checkpoint: str, data: Path, output: Path, threads: int | None, **options: Any) -> None:
+    """Distil a tiny decoder, for vmla-run --decoder, from the codec of a checkpoint."""
+    import torch
+
+    from vmla.cli.progress import ProgressLine
+    from vmla.train.cli.codec_options import distil
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with ProgressLine(sys.stderr) as line:
+        made = distil(checkpoint, data, output, line.show, **options)
+    if made is not None:
+        click.echo(f"wrote {made}; use it with: vmla-run --checkpoint {checkpoint} --decoder {made}")
+
+
+@click.command()
 @click.argument("folder", type=FOLDER)
 @click.argument("repo")
 @click.option("--private", is_flag=True, help="Make a new repository private.")

@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 from kit.hub import StandInHub
 from kit.models import draw, randomise
-from kit.videos import write_picture
+from kit.videos import write_picture, write_video
 from kit.wan_folder import distilled, small_denoiser, small_wan, wan_folder
 from safetensors.torch import save_file
 
@@ -44,7 +44,9 @@ def small(line):
     if line.startswith("vmla-train push"):
         return shlex.split(line)
     words = [
-        (found[2] or found[1]).replace("/", "_") if (found := HUB.fullmatch(word)) else word
+        (found[2] or found[1]).replace("/", "_")
+        if (found := HUB.fullmatch(word)) and not Path(word).exists()
+        else word
         for word in shlex.split(line)
     ]
     line = shlex.join(words)
@@ -52,6 +54,8 @@ def small(line):
         line = line.replace(length, f"--chunks {chunks}")
     if line.startswith("vmla-train convert"):
         line += " --sizes debug" + (" --heads 2" if "--map auto" in line else "")
+    if line.startswith("vmla-train codec"):
+        line += " --steps 2 --clips 1"
     return shlex.split(line + (" --heads 2" if line.startswith("vmla-train inspect") else ""))
 
 
@@ -80,6 +84,9 @@ def files(tmp_path_factory):
     single = {f"model.diffusion_model.{n}": t.half() for n, t in published(model, wan=True).items()}
     save_file(single, here / "wan2.1_t2v_1.3B_fp16.safetensors")
     write_picture(here / "picture.png")
+    (here / "clips").mkdir()
+    write_video(here / "clips" / "one.mp4", frames=24)
+    (here / "clips" / "one.txt").write_text("a red star")
     return here
 
 
