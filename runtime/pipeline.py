@@ -41,6 +41,7 @@ from runtime.session.replay import Order
 from runtime.session.session import Session
 from runtime.telemetry.events import NoTelemetry, Telemetry
 from runtime.video import GeneratedVideo
+from vmla.weights.checkpoint import Checkpoint
 
 Prompts = str | Mapping[float, str] | Sequence[Entry] | PromptSource
 """One prompt, prompts by the second at which each begins, or any source of prompts (`LivePrompts`)."""
@@ -150,6 +151,11 @@ class VideoPipeline:
         )  # fmt: skip
         video = GeneratedVideo(task, queue, pipeline=self, form=form, latents=latents)
         return video if return_dict else (video.frames,)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The loaded model's folder."""
+        return self._job.checkpoint
 
     def many(
         self, prompts: Sequence[Prompts], *, seconds: float | None = 10.0, seed: int = 0,
