@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from plugins.errors import UserError
-from vmla.scheduler import Sampler, add_noise
-from vmla.train.objectives.guidance import guided
+from vmla.scheduler import Sampler, add_noise, guided
 from vmla.train.objectives.noise import normal
 from vmla.train.objectives.rollout_cache import Memory, clip_velocity, level
 
