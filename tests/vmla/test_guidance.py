@@ -11,9 +11,9 @@ from runtime.engines.base import EagerEngine
 from runtime.prompts.sources import FixedPrompts
 from runtime.rollout.decoding import NoDecoder
 from runtime.rollout.rollout import rollout
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.scheduler import Sampler, keyed_noise
-from vmla.train.objectives.rollout_cache import Memory
+from vmla.train.objectives.cached_rollout import CachedRollout
 from vmla.train.objectives.self_forcing import self_rollout
 from vmla.weights.checkpoint import open_checkpoint
 
@@ -46,7 +46,7 @@ def by_formula(engine, opened, sampler, chunks=4):
     """The same with nothing but the model: both passes see the cache that the prompt alone has written."""
     model, config, text = opened.transformer(), engine.config, opened.text()
     told, free = (model.encode_text(text([what] * 2)) for what in (PROMPT, sampler.negative_prompt))
-    videos, sigmas = Memory(model, CacheLayout.of(config), told), sampler.sigmas().tolist()
+    videos, sigmas = CachedRollout(model, CacheSpec.of(config), told), sampler.sigmas().tolist()
     picture = (config.in_channels, config.chunk, config.sample_height, config.sample_width)
     found = []
     for number in range(chunks):
@@ -79,7 +79,7 @@ def test_guidance_by_the_prompt_itself_changes_nothing(engine):
 def test_training_rolls_out_as_the_runtime_does(engine, opened):
     sampler, model, config = replace(EULER, guidance_scale=2.0), opened.transformer(), engine.config
     told, free = (model.encode_text(opened.text()([what] * 2)) for what in (PROMPT, None))
-    videos = Memory(model, CacheLayout.of(config), told)
+    videos = CachedRollout(model, CacheSpec.of(config), told)
     picture = (config.in_channels, config.sample_height, config.sample_width)
     rest = {"chunks": 4, "exit_step": 2, "seeds": SEEDS}
     found = self_rollout(videos, sampler, picture, **rest, negative_text_kv=free)
