@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict, get_args
 
 import numpy as np
@@ -13,6 +13,7 @@ from torch import Tensor
 from plugins.errors import UserError, missing_extra
 from runtime.outputs import Frames
 from vmla.config import FRAMES_PER_SECOND
+from vmla.scheduler import Sampler
 from vmla.vae import Codec
 
 OutputType = Literal["np", "pil", "pt", "latent"]
@@ -36,7 +37,7 @@ class WanArguments(TypedDict, total=False):
     """Checked: a model has pictures of one size."""
     negative_prompt: str | list[str] | None
     guidance_scale: float
-    """Refused but for an empty prompt and 1: a distilled model is sampled without guidance."""
+    """Of classifier-free guidance, in place of the checkpoint's own; a prompt that is not read is refused."""
     output_type: OutputType
     """Of `GeneratedVideo.frames`, `np` if not given."""
     callback_on_step_end: OnStepEnd
@@ -97,7 +98,7 @@ def refuse_unlike(said: WanArguments, height: int, width: int) -> None:
     """Refuse what the model cannot do, and names that nobody has.
 
     Raises:
-        UserError: for another size of picture, or guidance.
+        UserError: for another size of picture.
         TypeError: for an argument that does not exist.
     """
     if unknown := sorted(said.keys() - WanArguments.__annotations__.keys()):
@@ -107,13 +108,24 @@ def refuse_unlike(said: WanArguments, height: int, width: int) -> None:
         raise UserError(
             f"pictures of {size[0]} x {size[1]} are asked for; the model's are {height} x {width}"
         )
-    negative = said.get("negative_prompt") or ""
-    if any(text.strip() for text in ([negative] if isinstance(negative, str) else negative)):
+
+
+def sampler_of(said: WanArguments, own: Sampler) -> Sampler:
+    """`own` with the guidance that is asked for.
+
+    Raises:
+        UserError: for a negative prompt that would change nothing, since nothing is guided.
+    """
+    sampler = replace(own, guidance_scale=said.get("guidance_scale", own.guidance_scale))
+    negative = one_prompt(said.get("negative_prompt"))
+    if sampler.guided:
+        return sampler if negative is None else replace(sampler, negative_prompt=negative)
+    if negative and negative.strip():
         raise UserError(
-            "negative_prompt would change nothing: this model is sampled without guidance; leave it out"
+            "negative_prompt would change nothing: this model is sampled without guidance; leave it out, or "
+            "give a guidance_scale other than 1"
         )
-    if said.get("guidance_scale", 1.0) != 1:
-        raise UserError("guidance_scale is not 1, and this model is sampled without guidance; leave it out")
+    return sampler
 
 
 def seconds_of(said: WanArguments, seconds: float | None) -> float | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -24,6 +25,7 @@ from runtime.diffusers_arguments import (
     form_of,
     one_prompt,
     refuse_unlike,
+    sampler_of,
     seconds_of,
     seed_of,
 )
@@ -143,6 +145,7 @@ class VideoPipeline:
             _prompts(one_prompt(prompt)), seconds=LONGEST_SECONDS if length is None else length,
             seed=seed_of(wan, seed), steps=wan.get("num_inference_steps", steps), start=_path(start),
         )  # fmt: skip
+        job = replace(job, sampler=sampler_of(wan, job.sampler))
         form = form_of(wan, self._job.decoding.sizes(), wan.get("num_frames", frames))
         self._interrupt, queue, latents = False, self._queue(FrameQueue()), list[Tensor]()
         task = self._session.admit(

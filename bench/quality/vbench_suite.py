@@ -191,8 +191,8 @@ def _make(folder: Path, samples: Sequence[Sample], options: dict[str, Any]) -> N
     device = options["device"]
     with VideoPipeline.from_pretrained(options["checkpoint"], device=device) as pipeline:
         settings = {
-            "model_hash": pipeline.checkpoint.model_hash(), "seconds": options["seconds"], "seed": options["seed"],
-            "steps": options["steps"],
+            "model_hash": pipeline.checkpoint.model_hash(), "seconds": options["seconds"],
+            "seed": options["seed"], "steps": options["steps"],
         }  # fmt: skip
         say: Say = click.echo
         make_suite(pipeline, samples, folder, settings, say, steps=options["steps"])

@@ -92,7 +92,7 @@ def test_a_callback_sees_each_chunk_and_may_end_the_video(pipeline, plain):
 def test_what_the_model_cannot_do_is_refused_in_a_line(pipeline):
     for said, why in (
         ({"negative_prompt": "blurry"}, "sampled without guidance"),
-        ({"guidance_scale": 5.0}, "sampled without guidance"),
+        ({"guidance_scale": -1.0}, "guidance_scale is -1.0"),
         ({"height": 480, "width": 832}, "480 x 832 are asked for; the model's are 64 x 64"),
         ({"num_frames": 0}, "num_frames is 0"),
         ({"output_type": "gif"}, "use one of np, pil, pt, latent"),
@@ -105,6 +105,15 @@ def test_what_the_model_cannot_do_is_refused_in_a_line(pipeline):
         pipeline([RED, RED])
     with pytest.raises(TypeError, match="'guidance'"):
         pipeline(RED, guidance=5.0)
+
+
+def test_guidance_and_its_negative_prompt_are_the_samplers(pipeline, plain):
+    guided = {"num_frames": 12, "seed": 3, "guidance_scale": 5.0}
+    free, told = (pipeline(RED, **guided, negative_prompt=text).frames for text in (None, ["blurry"]))
+    assert not np.array_equal(free, told)
+    assert np.abs(free[0] * 255 - plain[:12]).max() > 1
+    same = pipeline(RED, **guided | {"guidance_scale": 1.0}).frames
+    assert np.array_equal((same[0] * 255).round().astype(np.uint8), plain[:12])
 
 
 # ComfyUI, of which only the few functions are there that the nodes call.

@@ -14,6 +14,7 @@ from kit.videos import write_picture, write_video
 from kit.wan_folder import distilled, small_denoiser, small_wan, wan_folder
 from safetensors.torch import save_file
 
+import bench.cli
 import runtime.cli.run
 import vmla.train.cli.commands
 from vmla.transformer import VideoMLA
@@ -25,7 +26,8 @@ from vmla.weights.source import published
 pytestmark = pytest.mark.cpu
 
 DOCUMENT = Path(__file__).parents[4] / "docs" / "checkpoints.md"
-PROGRAMS = {"vmla-train": vmla.train.cli.commands.main, "vmla-run": runtime.cli.run.main}
+PROGRAMS = {"vmla-train": vmla.train.cli.commands.main, "vmla-run": runtime.cli.run.main,
+            "vmla-bench": bench.cli.main}  # fmt: skip
 HUB = re.compile(r"[\w-]+/([\w.-]+)(?::([\w./-]+))?")
 """A repository, and a file of it: what the test has under the repository's or the file's own name."""
 THEIRS = {"down_kv": "kv_a_proj", "norm_kv": "kv_a_layernorm", "up_k": "k_b_proj", "up_v": "v_b_proj",
@@ -50,6 +52,8 @@ def small(line):
         for word in shlex.split(line)
     ]
     line = shlex.join(words)
+    if line.startswith("vmla-bench"):
+        return shlex.split(line.replace("--seconds 5", "--seconds 0.5"))
     for length, chunks in (("--minutes 3", 1), ("--seconds 5", 1), ("--seconds 10", 2)):
         line = line.replace(length, f"--chunks {chunks}")
     if line.startswith("vmla-train convert"):
@@ -84,6 +88,7 @@ def files(tmp_path_factory):
     single = {f"model.diffusion_model.{n}": t.half() for n, t in published(model, wan=True).items()}
     save_file(single, here / "wan2.1_t2v_1.3B_fp16.safetensors")
     write_picture(here / "picture.png")
+    (here / "prompts.txt").write_text("a red star\n")
     (here / "clips").mkdir()
     write_video(here / "clips" / "one.mp4", frames=24)
     (here / "clips" / "one.txt").write_text("a red star")
@@ -105,6 +110,9 @@ def test_every_kind_of_checkpoint_becomes_a_video(files, hub, monkeypatch, lines
         program, *arguments = small(line)
         result = CliRunner().invoke(PROGRAMS[program], arguments)
         assert result.exit_code == 0, (line, result.output[-500:], result.exception)
+    if program == "vmla-bench":
+        assert [path.name for path in (files / arguments[1] / "videos").iterdir()] == ["a red star-0.mp4"]
+        return
     folder, video = arguments[1], arguments[-1]
     assert (files / video).stat().st_size > 0
     preset = re.search(r"--preset ([\w-]+)", " ".join(lines))
