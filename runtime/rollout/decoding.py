@@ -16,7 +16,7 @@ from runtime.device.threads import using
 from vmla.vae import Codec, DecoderState
 from vmla.weights.checkpoint import Checkpoint
 from vmla.weights.formats.files import hash_file
-from vmla.weights.taehv import LIGHT, load_taehv, preset_of, scaled_if_light
+from vmla.weights.taehv import is_light, load_taehv, preset_of, scaled_if_light
 
 NOTHING = Path("none")
 """Asked for as a decoder: no frames."""
@@ -115,11 +115,12 @@ class Decoding:
             name = "own" if self.file is None else str(NOTHING)
             return {"decoder": name, "decoder_file": self.file and str(self.file), "decoder_hash": None}
         preset, place = preset_of(load_taehv(self.file, weights=False)), self.file.resolve()
+        preset = f"light {preset}" if is_light(self.file) else preset
         return {"decoder": preset, "decoder_file": str(place), "decoder_hash": hash_file(place)}
 
     def line(self) -> str:
         """What decodes, for a person to read."""
-        light = self.file is not None and self.file.name.lower().startswith(LIGHT)
+        light = self.file is not None and is_light(self.file)
         more = (
             " (no frames are made)"
             if self.silent

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,8 +17,11 @@ HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?(:(?P<
 NEEDED = (
     "*.json", "diffusion_pytorch_model*.safetensors",
     "transformer/*", "vae/*", "text_encoder/*", "tokenizer/*", "scheduler/*",
+    "Wan*_VAE.pth", "models_t5_*.pth", "google/*",
 )  # fmt: skip
-"""What of a repository is downloaded when no single file is named."""
+"""What of a repository is downloaded where no file is named: of diffusers' folders, ours and Wan's own."""
+TRANSFORMER = ("transformer*/*.safetensors", "transformer*/*.bin", "diffusion_pytorch_model*")
+"""What is left there by whoever needs the other parts alone."""
 OURS = "VideoMLAPipeline"
 
 
@@ -32,8 +35,12 @@ class Hub:
     cache: Path | None = None
     endpoint: str | None = None
 
-    def download(self, repo: str, revision: str | None, file: str | None) -> Path:
+    def download(
+        self, repo: str, revision: str | None, file: str | None, *, leave: Sequence[str] = ()
+    ) -> Path:
         """A repository's folder, or one file of it, with a line of progress for what is not here yet.
+
+        Of a folder, files that match one of `leave` are not downloaded.
 
         Raises:
             UserError: if it cannot be had.
@@ -47,7 +54,9 @@ class Hub:
         with refusals(repo, revision, file):
             if file is not None:
                 return Path(hf_hub_download(repo, file, **how))
-            return Path(snapshot_download(repo, allow_patterns=list(NEEDED), **how))
+            return Path(
+                snapshot_download(repo, allow_patterns=list(NEEDED), ignore_patterns=list(leave), **how)
+            )
 
 
 @contextmanager
@@ -78,7 +87,9 @@ def refusals(repo: str, revision: str | None = None, file: str | None = None) ->
         raise UserError(f"cannot get {repo} from the hub: {reason}") from error
 
 
-def locate(source: str, *, revision: str | None = None, hub: Hub | None = None) -> Path:
+def locate(
+    source: str, *, revision: str | None = None, hub: Hub | None = None, leave: Sequence[str] = ()
+) -> Path:
     """The folder or file that `source` names, downloaded once if it is on the hub.
 
     Args:
@@ -86,6 +97,7 @@ def locate(source: str, *, revision: str | None = None, hub: Hub | None = None) 
             `owner/name:path/of/a/file`. What lies here under that name wins.
         revision: of the hub's repository, if `source` does not name one.
         hub: where to look.
+        leave: files that need not be downloaded with a folder.
 
     Raises:
         UserError: if there is nothing of that name.
@@ -97,7 +109,7 @@ def locate(source: str, *, revision: str | None = None, hub: Hub | None = None) 
     named = _hub_id(source)
     if named is None:
         raise UserError(f"{source} does not exist; give a folder, a file, or a hub id like owner/name")
-    return (hub or Hub()).download(named["repo"], named["revision"] or revision, named["file"])
+    return (hub or Hub()).download(named["repo"], named["revision"] or revision, named["file"], leave=leave)
 
 
 def find_checkpoint(name: str | Path = SHIPPED, *, hub: Hub | None = None) -> Checkpoint:

@@ -45,13 +45,18 @@ def load_taehv(path: Path, *, weights: bool = True) -> Taehv:
     return codec.eval().requires_grad_(False)
 
 
+def is_light(path: Path) -> bool:
+    """Whether `path` is called as LightTAE's files are."""
+    return path.name.lower().startswith(LIGHT)
+
+
 def scaled_if_light(codec: Taehv, path: Path, large: Codec) -> Taehv:
     """`codec`, read from `path`, with the statistics of the `large` autoencoder if it is LightTAE.
 
     Raises:
         UserError: if it is, and `large` is not Wan's.
     """
-    if not path.name.lower().startswith(LIGHT):
+    if not is_light(path):
         return codec
     from vmla.vae.wan import WanCodec
 

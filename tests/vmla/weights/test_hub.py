@@ -13,7 +13,7 @@ import vmla.train.cli.commands
 from plugins.errors import UserError
 from vmla.train.publish import push as pushing
 from vmla.weights.checkpoint import open_checkpoint
-from vmla.weights.locate import Hub, find_checkpoint
+from vmla.weights.locate import TRANSFORMER, Hub, find_checkpoint, locate
 
 pytestmark = pytest.mark.cpu
 
@@ -92,6 +92,18 @@ def test_what_the_hub_does_not_have_is_refused_in_a_line(server, hub, published,
     away = Hub(endpoint="http://127.0.0.1:9", cache=hub.cache)
     with pytest.raises(UserError, match="out of reach"):
         find_checkpoint("someone/other", hub=away)
+
+
+def test_of_a_folder_that_gives_other_parts_the_transformer_is_left_there(server, hub, published):
+    server.asked.clear()
+    found = locate(published, hub=Hub(endpoint=hub.endpoint, cache=hub.cache), leave=TRANSFORMER)
+    assert {path.name for path in found.iterdir()} >= {"vae", "text_encoder", "tokenizer", "transformer"}
+    assert [path.name for path in (found / "transformer").iterdir()] == ["config.json"]
+    assert not [
+        path for _, path in server.asked if path.endswith("transformer/diffusion_pytorch_model.safetensors")
+    ]
+    whole = find_checkpoint(published, hub=hub)
+    assert whole.weights_path("transformer").exists()
 
 
 def test_what_is_pushed_is_what_is_found_with_a_card(server, hub, checkpoint):

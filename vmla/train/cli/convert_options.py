@@ -17,7 +17,7 @@ from vmla.weights.conversion.convert import Conversion, plan
 from vmla.weights.conversion.spectral import Choices
 from vmla.weights.inspection.mapping import LatentMap, read_map
 from vmla.weights.inspection.propose import Guess
-from vmla.weights.locate import Hub, locate
+from vmla.weights.locate import TRANSFORMER, Hub, locate
 from vmla.weights.published.pipeline_parts import check_pipeline
 from vmla.weights.published.presets import Preset, preset
 from vmla.weights.source import Source, open_source
@@ -90,7 +90,7 @@ def _pipeline(path: Path, config: ModelConfig, options: Mapping[str, Any]) -> Pa
     """The folder that other parts come from: the one that is named, or the source itself."""
     if options["pipeline"] is None:
         return path if path.is_dir() else None
-    pipeline = locate(options["pipeline"], hub=_hub(options))
+    pipeline = locate(options["pipeline"], hub=_hub(options), leave=TRANSFORMER)
     check_pipeline(pipeline, config)
     return pipeline
 
