@@ -79,7 +79,9 @@ def refusals(repo: str, revision: str | None = None, file: str | None = None) ->
     except errors.RevisionNotFoundError as error:
         raise UserError(f"{repo} has no revision {revision}; name a branch, a tag or a commit") from error
     except errors.LocalEntryNotFoundError as error:
-        raise UserError(f"{repo} was not downloaded before and the hub is out of reach") from error
+        raise UserError(
+            f"{repo} is nothing here, it was not downloaded before, and the hub is out of reach"
+        ) from error
     except errors.EntryNotFoundError as error:
         raise UserError(f"{repo} has no file {file}; look at its list of files") from error
     except (errors.HfHubHTTPError, errors.HFValidationError, OSError) as error:

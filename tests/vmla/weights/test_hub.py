@@ -56,6 +56,16 @@ def test_a_repository_is_downloaded_once_and_found_again_offline(server, hub, pu
     assert find_checkpoint(f"{published}@main", hub=hub).folder == found.folder
 
 
+def test_the_hubs_own_switch_for_offline_use_holds(server, hub, published, monkeypatch):
+    found = find_checkpoint(published, hub=hub)
+    server.asked.clear()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert find_checkpoint(published, hub=hub).folder == found.folder
+    with pytest.raises(UserError, match="was not downloaded before"):
+        find_checkpoint("someone/other", hub=hub)
+    assert server.asked == []
+
+
 def test_the_command_makes_the_video_of_the_folder(server, hub, published, checkpoint, monkeypatch, tmp_path):
     asked = ("--prompt", PROMPT, "--chunks", 1)
     for name, output in ((checkpoint, "a.mp4"), (published, "b.mp4")):
