@@ -44,7 +44,7 @@ def run_videos(options: dict[str, Any], order_of: Callable[[str], Order]) -> Non
     else:
         memory, whence = bytes_of(allowed), "allowed"
     room = (
-        f"memory: {memory:,} bytes {whence} hold {plan.streams_in(memory)} such videos, "
+        f"memory: {memory:,} bytes {whence} hold {plan.videos_in(memory)} such videos, "
         f"{len(videos)} take {plan.bytes_for(len(videos)):,}"
     )
     if options["dry_run"]:

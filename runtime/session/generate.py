@@ -160,7 +160,7 @@ def check_room(plan: VideoPlan, videos: int, memory: int) -> None:
     Raises:
         UserError: naming how many do, and what would hold all.
     """
-    if (fit := plan.streams_in(memory)) < videos:
+    if (fit := plan.videos_in(memory)) < videos:
         raise UserError(
             f"{videos} videos at once take {plan.bytes_for(videos):,} bytes, but {memory:,} hold {fit}; "
             "make fewer at once, or give --memory what there is"
