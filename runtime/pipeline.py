@@ -1,4 +1,4 @@
-"""From Python: a model that stays loaded and makes videos, one or many at the same time.
+"""The Python interface: a model that stays loaded and makes videos, one or several at the same time.
 
 with VideoPipeline.from_pretrained("sprites") as pipeline:
     for frames in pipeline("a red star bouncing on a navy background", seconds=5):
@@ -46,14 +46,14 @@ from runtime.video import GeneratedVideo
 from vmla.weights.checkpoint import Checkpoint
 
 Prompts = str | Mapping[float, str] | Sequence[Entry] | PromptSource
-"""One prompt, prompts by the second at which each begins, or any source of prompts (`LivePrompts`)."""
+"""One prompt, prompts by the second at which each begins, or a source of prompts (`LivePrompts`)."""
 
 
 class VideoPipeline:
     """A loaded model, its decoder and a thread that makes videos with them; a context manager.
 
-    All methods are for any thread. Videos that are made at the same time share the weights; each is what it
-    would be alone, and the one whose viewer would run dry first goes on first.
+    Its methods may be called from any thread. Videos that are made at the same time share the weights. Each
+    has the frames it would have alone, and the one whose viewer would run out of frames first goes on first.
     """
 
     def __init__(self, job: Job) -> None:
@@ -90,7 +90,7 @@ class VideoPipeline:
             device: a torch device; `auto` is the engine's, else CUDA if there is a GPU, else the CPU.
             dtype: `float32`, `bfloat16`, `float16`, or `auto`: float32 on a CPU, bfloat16 elsewhere.
             decoder: a file of TAEHV's weights that decodes in place of the checkpoint's own codec.
-            threads: of the CPU, for denoiser and decoder together; as many as PyTorch has, if None.
+            threads: CPU threads of denoiser and decoder together; PyTorch's own number if None.
 
         Raises:
             UserError: for a missing checkpoint or device, or an engine that does not fit.
@@ -127,8 +127,8 @@ class VideoPipeline:
         """Begin a video and return it: an iterator over the frames of each chunk, or all with `.frames`.
 
         Args:
-            prompt: what it shows; a mapping gives prompts by the second from which on each is shown, and
-                `LivePrompts` may change it on the way, at the edges of chunks.
+            prompt: what the video shows. A mapping gives each prompt by the second at which it begins;
+                `LivePrompts` may change the prompt between two chunks.
             seconds: its length when played, at 16 frames per second; None makes it endless.
             seed: the same seed gives the same video.
             steps: denoising steps for each chunk; the checkpoint's own number if not given.
@@ -166,8 +166,8 @@ class VideoPipeline:
     ) -> list[GeneratedVideo]:  # fmt: skip
         """Begin a video for each of `prompts`; they are made at the same time.
 
-        `seeds` are those of each, otherwise all have the same `seed`. Whoever takes frames of one while the
-        others wait holds up nobody: a video that is a few chunks ahead of its taker makes way.
+        `seeds` gives each its own; without it, all have the same `seed`. The videos may be consumed in any
+        order: one that is a few chunks ahead of its reader makes way for the others.
 
         Raises:
             UserError: as for one; all are closed then.
@@ -186,10 +186,10 @@ class VideoPipeline:
         return videos
 
     def restore(self, state: State) -> GeneratedVideo:
-        """Go on with the video of `state`, with the frames that it would have had if it had never stopped.
+        """Resume the video of `state`; its frames are those it would have had without stopping.
 
-        The first are those that were made but not taken when the state was. A state may be restored any
-        number of times, at the same time too.
+        The first ones are those that were made but not yet taken when the state was. A state may be restored
+        any number of times, also at the same time.
 
         Raises:
             UserError: if it is a state of another model, decoder, device or number of threads.

@@ -1,4 +1,4 @@
-"""A video in the making, as Python sees it: chunks of frames to iterate over, and what steers it."""
+"""A video that is being made, for Python: an iterator over its frames, with controls."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from runtime.session.task import Status, VideoTask
 class GeneratedVideo:
     """An iterator over the frames of each chunk, [n, H, W, 3] uint8, red green blue.
 
-    The pipeline works a few chunks ahead of whoever takes them, and then waits. A video that nobody
-    holds any more, or whose `with` block is left, is cancelled.
+    The pipeline works a few chunks ahead of the caller, and then waits. A video that is garbage collected,
+    or whose `with` block is left, is cancelled.
     """
 
     def __init__(
@@ -38,12 +38,12 @@ class GeneratedVideo:
 
     @property
     def prompts(self) -> PromptSource:
-        """Its prompts; if they are `LivePrompts`, `prompts.change(...)` changes them on the way."""
+        """The source of its prompts; that of `LivePrompts` has `change(...)`."""
         return self._task.stages.job.prompts
 
     @property
     def status(self) -> Status:
-        """`running`, `paused`, `ending` (all is made, but not all taken) or `ended`."""
+        """`running`, `paused`, `ending` (all chunks are made, but not all taken) or `ended`."""
         return self._task.status
 
     @property
@@ -52,11 +52,11 @@ class GeneratedVideo:
         return self._task.stages.job.chunks
 
     def __iter__(self) -> GeneratedVideo:
-        """The video itself: a second loop goes on where the first was left."""
+        """Return the video itself: a second loop goes on where the first one stopped."""
         return self
 
     def __next__(self) -> Frames:
-        """The frames of the next chunk, as soon as they are there.
+        """Wait for the frames of the next chunk and return them.
 
         Raises:
             UserError: if the video failed, in one line.
@@ -99,34 +99,34 @@ class GeneratedVideo:
         self._task.pause()
 
     def resume(self) -> None:
-        """Go on after `pause`."""
+        """Make chunks again after `pause`."""
         self._task.resume()
 
     def snapshot(self) -> State:
-        """All that is needed to go on with the very next frame that was not taken yet.
+        """The state from which `VideoPipeline.restore` resumes at the next frame not yet taken.
 
-        The video itself goes on. `VideoPipeline.restore` takes the state, in this process or another;
-        `State.save` and `State.load` bring it to disk and back.
+        The video itself goes on. Another process may restore the state; `State.save` and `State.load` keep
+        it on disk.
 
         Raises:
             UserError: if the video has failed or was closed.
         """
-        self._task.describe()  # may read all weights: not while nothing bounds the queue
+        self._task.describe()  # may hash all weights, which must not happen while the queue is unbounded
         with self._frames.unbounded():
             state = self._task.snapshot()
             return replace(state, pending=self._frames.untaken(state.mark))
 
     def close(self) -> None:
-        """End it: what is not taken is dropped. A video that is over may be closed."""
+        """Cancel the video and drop the frames that were not taken. Closing it again does nothing."""
         self._abandon()
         self._task.cancel()
 
     def __enter__(self) -> GeneratedVideo:
-        """The video itself."""
+        """Return the video itself."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close it."""
+        """Close the video."""
         self.close()

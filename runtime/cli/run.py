@@ -96,8 +96,8 @@ def main(context: click.Context, /, **options: Any) -> None:
 
 def _check_decoder(options: dict[str, Any]) -> None:
     """Refuse to write a file of no frames."""
+    from runtime.outputs.registry import NOWHERE
     from runtime.rollout.decoding import NOTHING
-    from runtime.session.destination import NOWHERE
 
     written = [path for path in (options["resume"], options["output"]) if path not in (None, NOWHERE)]
     if options["decoder"] == NOTHING and written:
@@ -145,7 +145,7 @@ def _new(prompts: str | list[Entry], options: dict[str, Any]) -> Order:
 def _make(order: Order, output: Path, options: dict[str, Any]) -> None:
     """Make what is ordered, say how it went, and leave what is needed to go on if it was stopped."""
     from runtime.resume.autosave import resume_command
-    from runtime.session.destination import NOWHERE, check_output
+    from runtime.session.destination import check_output, is_kept
     from runtime.session.generate import make_videos, stopping_on_interrupt
     from runtime.telemetry.events import Several
 
@@ -166,7 +166,7 @@ def _make(order: Order, output: Path, options: dict[str, Any]) -> None:
     rate, now = outcome.made / outcome.seconds, "" if order.state is None else f", {outcome.made} of them"
     click.echo(f"{output}: {outcome.frames} frames{now} in {outcome.seconds:.1f} s, {rate:.0f} per second")
     if not outcome.complete:
-        if output != NOWHERE:
+        if is_kept(output):
             click.echo(f"stopped; go on with: {resume_command(output)}", err=True)
         sys.exit(130)
 

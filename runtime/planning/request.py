@@ -1,4 +1,4 @@
-"""What is asked of a rollout, what it will take, and the parts that carry it out."""
+"""What is asked for, checked without weights (`prepare`), and the parts that a `Job` loads to make it."""
 
 from __future__ import annotations
 
@@ -32,14 +32,13 @@ from vmla.weights.locate import find_checkpoint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-
 THREADS_PER_CORE = 16
-"""More are refused: they would only wait for each other."""
+"""More are refused: they would only wait for one another."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One video to make."""
+    """All that determines one video, with a model, a device and a decoder chosen but not loaded."""
 
     prompts: PromptSource
     checkpoint: Checkpoint
@@ -49,28 +48,28 @@ class Job:
     device: torch.device
     dtype: torch.dtype
     engine_folder: Path | None = None
-    """A compiled engine; without one, the eager model runs."""
+    """Folder of a compiled engine; None runs the eager model."""
     engine_reason: str = "as asked for"
     decoder_file: Path | None = None
-    """What decodes in place of the checkpoint's own codec; see `runtime.rollout.decoding.Decoding`."""
+    """A codec that decodes in place of the checkpoint's own; see `runtime.rollout.decoding.Decoding`."""
     threads: int
-    """Of a CPU, for denoiser and decoder together. What they come to differs in the last bits with it."""
+    """CPU threads of denoiser and decoder together. Results differ in the last bits with their number."""
     start: Start | None = None
-    """What the video goes on from, which is its first chunks."""
+    """What the video goes on from; it gives the first chunks."""
 
     @property
     def decoding(self) -> Decoding:
-        """What makes the frames."""
+        """The codec that decodes, not yet loaded."""
         return Decoding(checkpoint=self.checkpoint, file=self.decoder_file, dtype=self.dtype)
 
     @property
     def cores(self) -> Cores:
-        """Who computes with how many of the threads."""
+        """How denoiser and decoder divide the threads."""
         return Cores.of(self.threads, self.device, silent=self.decoding.silent)
 
     @property
     def height(self) -> int:
-        """Of a frame, pixels."""
+        """Pixels of a frame from top to bottom."""
         return self.checkpoint.model_config().sample_height * self.decoding.sizes().spatial_ratio
 
     @property
@@ -79,18 +78,18 @@ class Job:
         return self.checkpoint.model_config().sample_width * self.decoding.sizes().spatial_ratio
 
     def what_runs(self) -> list[str]:
-        """Lines for a person to read: the engine and why it was chosen, and a decoder that was asked for."""
+        """The engine and why it was chosen, and a decoder if one was asked for, in lines for a person."""
         engine = f"engine: {self.engine_folder or EAGER} ({self.engine_reason})"
         decoder = [] if self.decoder_file is None else [self.decoding.line()]
         start = [] if self.start is None else [f"start: {self.start.path} ({self.start.chunks} chunks)"]
         return [engine, *decoder, *start]
 
     def plan(self) -> VideoPlan:
-        """What it will take; reads no weights."""
+        """Length and memory of the video; no weights are read."""
         return VideoPlan.of(self.decoding, chunks=self.chunks, dtype=self.dtype, sampler=self.sampler)
 
     def engine(self) -> Engine:
-        """The denoiser, loaded."""
+        """Load the denoiser."""
         if self.engine_folder is not None:
             with using(self.cores.denoiser):
                 return open_engine(self.engine_folder, self.checkpoint)
@@ -99,7 +98,7 @@ class Job:
         )
 
     def decoders(self) -> Callable[[], Decoder]:
-        """The decoder, loaded: each call begins a video with it."""
+        """Load the codec. Each call of the result returns a decoder for a new video."""
         return self.decoding.decoders(self.device, self.cores.decoder)
 
     def start_latents(self, made: int = 0) -> tuple[Tensor, ...]:
@@ -117,7 +116,7 @@ class Job:
         self, prompts: str | PromptSource | Sequence[Entry], *, seconds: float, seed: int,
         steps: int | None, start: Path | None = None,
     ) -> tuple[Job, int]:  # fmt: skip
-        """The same model for another video, and the number of its frames; see `prepare`.
+        """A job of another video by the same model, and the number of its frames; see `prepare`.
 
         Raises:
             UserError: for an empty prompt or an impossible length or number of steps.
@@ -205,7 +204,7 @@ def choose_threads(wish: int | None) -> int:
     """The number of CPU threads: `wish`, or as many as PyTorch has.
 
     Raises:
-        UserError: for more than a machine could have use for; tens of thousands end the process.
+        UserError: for more than a machine has use for; tens of thousands would end the process.
     """
     cores = os.cpu_count() or 1
     if wish is not None and wish > THREADS_PER_CORE * cores:
@@ -229,7 +228,7 @@ def as_start(start: Path | Start | None, checkpoint: Checkpoint, chunks: int) ->
 
 
 def as_source(prompts: str | PromptSource | Sequence[Entry], decoding: Decoding, chunks: int) -> PromptSource:
-    """What `prepare` takes for prompts, chunk by chunk."""
+    """What `prepare` takes for prompts, as a source that is asked chunk by chunk."""
     if isinstance(prompts, str):
         return FixedPrompts(prompts)
     if isinstance(prompts, Sequence):
@@ -267,7 +266,7 @@ def look_up(
     checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype,
     engine: Path | None, engines: Path | None,
 ) -> tuple[Path | None, str]:  # fmt: skip
-    """The engine asked for, or one in the folder `engines` that runs in place of the model, and why."""
+    """The engine asked for, or a fitting one in the folder `engines`, or None; and the reason, in words."""
     if engine is not None or engines is None:
         return engine, "as asked for"
     name = str(dtype).removeprefix("torch.")
@@ -279,7 +278,7 @@ def choose_device(name: str) -> torch.device:
     """The device called `name`.
 
     Raises:
-        UserError: if it is not there.
+        UserError: if PyTorch cannot use it.
     """
     try:
         device = torch.device(name)

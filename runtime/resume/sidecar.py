@@ -1,4 +1,4 @@
-"""The JSON file beside a video: everything that made it."""
+"""The JSON file beside a video, which records everything that made it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from vmla.weights.formats.files import hash_weights, write_json
 
 
 def sidecar_path(output: Path) -> Path:
-    """Where the sidecar of `output` lies."""
+    """Path of the sidecar of the video `output`."""
     return output.with_name(output.name + ".json")
 
 
@@ -37,14 +37,14 @@ def is_sidecar(path: Path) -> bool:
 
 
 def describe_job(job: Job, *, frames: int, scale: int) -> dict[str, Any]:
-    """What determines the video's frames, as JSON values; reads all weights."""
+    """All that determines the video's frames, as JSON values; hashes all weights."""
     return {**describe_video(job, frames=frames, scale=scale), **describe_model(job)}
 
 
 def describe_video(job: Job, *, frames: int | None, scale: int) -> dict[str, Any]:
     """The part of `describe_job` in which the videos of one session may differ; reads no weights.
 
-    An endless video has no number of `frames`.
+    `frames` is None for an endless video.
     """
     return {
         **describe_prompts(job.prompts.changes),
@@ -59,7 +59,7 @@ def describe_video(job: Job, *, frames: int | None, scale: int) -> dict[str, Any
 
 
 def describe_model(job: Job) -> dict[str, Any]:
-    """The part of `describe_job` that all videos of one session share; reads all weights."""
+    """The part of `describe_job` that is the same for all videos of one session; hashes all weights."""
     config = job.checkpoint.model_config()
     manifest = None if job.engine_folder is None else Manifest.read(job.engine_folder)
     dtype = str(job.dtype).removeprefix("torch.")
@@ -89,7 +89,7 @@ def describe_model(job: Job) -> dict[str, Any]:
 
 
 def describe_window(config: ModelConfig) -> dict[str, int]:
-    """Latent frames; of the younger settings only those that are set."""
+    """The window in latent frames; of the younger settings only those that are set."""
     names = ("sink", "history", "chunk", *(name for name in YOUNGER if getattr(config, name)))
     return {name: getattr(config, name) for name in names}
 

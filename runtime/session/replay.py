@@ -1,4 +1,4 @@
-"""A video made before, from its own description: repeated, or gone on with after an interruption."""
+"""Repeats a video from its sidecar, or resumes one that was interrupted from its state."""
 
 from __future__ import annotations
 
@@ -24,30 +24,30 @@ DETERMINING = (
 )  # fmt: skip
 """What must be as it was, in the words of `describe_job`; all that is wrong is named in this order."""
 OF_A_VIDEO = ("prompts", "seed", "frames", "chunks", "scale", "sampler", "start_hash")
-"""Those of them in which the videos of one session may differ."""
+"""The names among them in which the videos of one session may differ."""
 OF_A_MODEL = tuple(name for name in DETERMINING if name not in OF_A_VIDEO)
-"""Those of them that all videos of one session share."""
+"""The names among them that are the same for all videos of one session."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """A video to make, and where it goes on."""
+    """A video to make, from its start or from a state."""
 
     job: Job
     frames: int
     scale: int
     state: State | None = None
     described: Mapping[str, Any] | None = None
-    """What `describe` found, if it was asked already."""
+    """What `describe` returned, if it was called already."""
     changed: tuple[str, ...] = ()
-    """What is not as it was when the video was first made, and might change a frame: versions."""
+    """Versions that differ from those the video was first made with, and might change a frame."""
 
     def describe(self) -> dict[str, Any]:
         """What determines the frames; reads all weights the first time."""
         return dict(self.described or describe_job(self.job, frames=self.frames, scale=self.scale))
 
     def warnings(self) -> list[str]:
-        """What may disappoint, a sentence each."""
+        """Reasons why the video may disappoint, a sentence each."""
         prompts = [change.prompts[0] for change in self.job.prompts.changes]
         world = self.job.checkpoint.world()
         told = [] if world is None else [text for p in prompts if (text := warning_for(p, world))]
@@ -57,7 +57,7 @@ class Order:
 
 
 def new(prompts: Any, checkpoint: str | None, *, scale: int | None, **options: Any) -> Order:
-    """A video that was never made; `prompts`, `checkpoint` and `options` are those of `prepare`."""
+    """Order a new video; `prompts`, `checkpoint` and `options` are those of `prepare`."""
     job, frames = prepare(prompts, checkpoint, **options)
     return Order(job=job, frames=frames, scale=choose_scale(job.height, scale))
 
