@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from plugins.errors import UserError
-from runtime.outputs import Frames, FrameSink, Mark, NullSink
+from runtime.outputs import Clear, FrameSink, Mark, NullSink
+from runtime.outputs.lock import locked
 from runtime.outputs.mp4 import Mp4Sink
 from runtime.outputs.png import PngSink
+from runtime.outputs.stream import StreamSink, is_stream
 from runtime.resume.autosave import resume_command
 from runtime.resume.sidecar import is_sidecar, sidecar_path
 from runtime.resume.state import is_state, state_path
@@ -23,13 +27,18 @@ WANTED_HEIGHT = 256
 """Pixels that a frame is enlarged to at least, if it is not told otherwise."""
 
 
+def is_kept(path: Path) -> bool:
+    """Whether a video at `path` stays there, with a sidecar and a state, and can be gone on with."""
+    return path != NOWHERE and not is_stream(path)
+
+
 def check_output(path: Path, *, overwrite: bool) -> None:
     """Refuse a path that frames cannot go to, or where something lies that is not ours to replace.
 
     Raises:
         UserError: if it exists already, is no file or folder of ours, or its folder does not exist.
     """
-    if path == NOWHERE:
+    if not is_kept(path):
         return
     if path.suffix.lower() not in (MP4, ""):
         raise UserError(f"cannot write {path.suffix} files; use an .mp4 file, a folder for pictures, or null")
@@ -57,10 +66,11 @@ def leftovers(path: Path) -> list[Path]:
     ]
 
 
-def clear_output(path: Path) -> None:
-    """Remove the files that an earlier video left at `path` and beside it; a folder stays."""
+def clear_output(path: Path, keep: Sequence[Path] = ()) -> None:
+    """Remove the files that an earlier video left at `path` and beside it, but `keep`; a folder stays."""
     for left in leftovers(path):
-        left.unlink(missing_ok=True)
+        if left not in keep:
+            left.unlink(missing_ok=True)
 
 
 def _not_ours(path: Path) -> Path | None:
@@ -74,35 +84,32 @@ def _not_ours(path: Path) -> Path | None:
     return None if is_sidecar(sidecar_path(path)) or is_state(state_path(path)) else left[0]
 
 
-class Replacing:
-    """A sink whose place is cleared of an earlier video only once the new one has frames."""
+@contextmanager
+def claimed(output: Path, *, fresh: bool, overwrite: bool) -> Iterator[None]:
+    """Inside, `output` is this video's alone, where it is a place that keeps videos.
 
-    def __init__(self, sink: FrameSink, path: Path) -> None:
-        self._sink, self._path, self._cleared = sink, path, False
-
-    def write(self, frames: Frames) -> None:
-        """See `FrameSink.write`."""
-        if len(frames) and not self._cleared:
-            clear_output(self._path)
-            self._cleared = True
-        self._sink.write(frames)
-
-    def mark(self) -> Mark:
-        """See `FrameSink.mark`."""
-        return self._sink.mark()
-
-    def close(self) -> None:
-        """See `FrameSink.close`."""
-        self._sink.close()
+    Raises:
+        UserError: if another video is being made there, or a `fresh` one may not be.
+    """
+    with locked(output) if is_kept(output) else nullcontext():
+        if fresh:
+            check_output(output, overwrite=overwrite)
+        yield
 
 
-def open_sink(path: Path, *, scale: int, after: Mark | None = None) -> FrameSink:
-    """The sink that `path` names, at its start or where another one left its mark."""
+def open_sink(path: Path, *, scale: int, after: Mark | None = None, clear: Clear | None = None) -> FrameSink:
+    """The sink that `path` names, at its start or where another one left its mark.
+
+    `clear` removes what lies there, once there are frames to take its place.
+    """
     if path == NOWHERE:
         return NullSink()
+    if is_stream(path):
+        return StreamSink(path, frames_per_second=FRAMES_PER_SECOND, scale=scale)
     if path.suffix.lower() == MP4:
-        return Mp4Sink(path, frames_per_second=FRAMES_PER_SECOND, scale=scale, after=after)
-    return PngSink(path, scale=scale, after=after)
+        rate = FRAMES_PER_SECOND
+        return Mp4Sink(path, frames_per_second=rate, scale=scale, after=after, clear=clear)
+    return PngSink(path, scale=scale, after=after, clear=clear)
 
 
 def choose_scale(height: int, wish: int | None) -> int:

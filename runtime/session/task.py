@@ -43,7 +43,7 @@ class VideoTask:
             on_end: told, on a thread of its own, when the sink has all frames that it will ever get.
         """
         self.number, self.stages = number, stages
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
         """What ended it early: of its sink, its decoder, its prompt or its state on disk."""
         self.started, self.ended = perf_counter(), 0.0
         """When it was let in, and when the sink had all that was made; of `time.perf_counter`."""
@@ -152,7 +152,9 @@ class VideoTask:
         """Keep to this video what goes wrong with it; the first error counts."""
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - who made the session asks for `failure`
+        except BaseException as error:  # noqa: BLE001 - who made the session asks for `failure`
+            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                raise  # it is meant for all videos
             self.failure = self.failure or error
 
     def _notice(self) -> None:
