@@ -89,7 +89,7 @@ def build(
 
 
 def _build(checkpoint: str, settings: Any, calibration: Path | None, output: Path | None, stop: Stop) -> None:
-    from export.build import Stage, build
+    from export.build import BuildStage, build
     from export.engine.atomic_folder import remove_asides
     from export.lowering.calibration import Calibration
     from runtime.rollout.calibration import drive
@@ -98,7 +98,7 @@ def _build(checkpoint: str, settings: Any, calibration: Path | None, output: Pat
     opened = open_checkpoint(checkpoint)
     folder = output or ENGINES / f"{opened.name}-{settings.name}"
 
-    def show(stage: Stage) -> None:
+    def show(stage: BuildStage) -> None:
         click.echo(f"{stage.name}: {stage.seconds:.1f} s, peak {stage.peak_bytes / 2**20:,.0f} MiB")
         for note in stage.notes:
             click.echo(f"  {note}")

@@ -38,8 +38,6 @@ def check_reports(options: Mapping[str, Any], outputs: Iterable[Path]) -> None:
             raise UserError(f"{option} and the video {taken[path]} are both {path}; give each its own file")
         if not path.parent.is_dir():
             raise UserError(f"there is no folder {path.parent} for {option}; make it first")
-        if path.is_dir():
-            raise UserError(f"{option} {path} is a folder; name a file")
         if not os.access(path if path.exists() else path.parent, os.W_OK):
             raise UserError(f"{option} {path} may not be written; name another file")
     if len(given) > len(set(given.values())):

@@ -53,10 +53,7 @@ class Commands:
         self._server.stdout.close()
 
     def start(self, *arguments, before=""):
-        """A run of `vmla-run` with these arguments; `before` it, its process runs this code.
-
-        The code may put another command in the place of `main`.
-        """
+        """A run of `vmla-run` with these arguments; `before` it, its process runs this code."""
         self._count += 1
         said = self._folder / f"said-{self._count}.txt"
         said.touch()  # one that is killed at once says nothing

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
+from vmla.cli.stopping import Stop
 from vmla.text import TextEncoder
 from vmla.train.data.latents import LatentSet, make_latents
 from vmla.train.loop.log import Report
@@ -29,7 +30,7 @@ class Stopped(Exception):  # noqa: N818 - no error
     """A stage made as many steps as were asked for and is not finished: nothing may build on it."""
 
 
-class Run:
+class TrainingRun:
     """One recipe in one folder. Each part trains when it is first asked for."""
 
     def __init__(
@@ -41,10 +42,12 @@ class Run:
         stop_after: int | None = None,
         watchers: Sequence[Watcher] = (),
         samples: int | None = None,
+        stop: Stop | None = None,
     ) -> None:
-        """`samples`: every how many steps the denoiser shows some clips; never if not given."""
+        """`samples`: every how many steps the denoiser shows some clips; `stop`: ends it after a step."""
         self.recipe, self.folder, self.report = recipe, folder, report
         self.stop_after, self.watchers, self.samples = stop_after, watchers, samples
+        self.stop = stop
 
     def until(self, stage: str) -> None:
         """Train up to and including `stage`, or for `stop_after` steps of one of its stages."""
@@ -115,17 +118,20 @@ class Run:
             return []
         model, sampler, text = self.recipe.model, self.recipe.sampler, embedded(self.text())
         return [Samples(folder=self.folder, every=self.samples, config=model, codec=self.decoder(), text=text,
-                        sampler=sampler, dtype=stage.meter.dtype)]  # fmt: skip
+                        sampler=sampler, dtype=stage.meter.dtype,
+                        negative=embedded(self.text(), [sampler.negative_prompt])[0])]  # fmt: skip
 
 
 def _train(
     model: nn.Module,
     stage: Stage,
-    run: Run,
+    run: TrainingRun,
     watchers: Sequence[Watcher] = (),
 ) -> None:
     seen_by = [*run.watchers, *watchers]
-    average = train(stage, run.folder, report=run.report, stop_after=run.stop_after, watchers=seen_by)
+    average = train(
+        stage, run.folder, report=run.report, stop_after=run.stop_after, watchers=seen_by, stop=run.stop
+    )
     if average is None:
         raise Stopped(stage.name)
     model.load_state_dict({**model.state_dict(), **average})

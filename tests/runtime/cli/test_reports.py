@@ -75,7 +75,7 @@ def test_metrics_on_a_disk_that_fills_are_given_up_with_one_warning(checkpoint, 
     [
         ("--events", "no/e.jsonl", "there is no folder"),
         ("--metrics", "no/m.prom", "there is no folder"),
-        ("--events", "folder", "is a folder"),
+        ("--events", "folder", "is a directory"),
         ("--metrics", "a.mp4.json", "give each its own file"),
         ("--events", "a.mp4.state", "give each its own file"),
     ],

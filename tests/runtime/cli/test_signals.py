@@ -1,10 +1,12 @@
 """Signals: the first ends a command tidily, the second at once, whatever it is doing."""
 
 import json
+import os
 import signal
 import time
 
 import pytest
+import torch
 from click.testing import CliRunner
 from kit.commands import Commands
 
@@ -12,6 +14,8 @@ from runtime.cli.run import main
 from runtime.outputs.mp4 import Mp4Sink
 from runtime.rollout.decoding import CodecDecoder
 from runtime.rollout.rollout import Rollout
+from vmla.train.cli.commands import main as train
+from vmla.train.loop import loop
 
 pytestmark = pytest.mark.cpu
 
@@ -27,7 +31,6 @@ def write(sink, frames):
     usual(sink, frames)
 Mp4Sink.write = write
 """
-TRAIN = "from vmla.train.cli.commands import main"
 
 
 @pytest.fixture(scope="module")
@@ -78,18 +81,24 @@ def test_the_second_leaves_a_sink_that_blocks_for_ever(commands, checkpoint, tmp
     assert CliRunner().invoke(main, ["--resume", str(output)]).exit_code == 0
 
 
-def test_training_finishes_its_step_and_goes_on(commands, tmp_path):
-    order = ("run", "debug", "-o", tmp_path / "run", "--until", "codec")
-    started = commands.start(*order, before=TRAIN)
-    log = tmp_path / "run" / "codec.jsonl"
-    wait_for(log, started)
-    started.send(signal.SIGTERM)
-    status, said = started.wait()
-    assert status in (0, 128 + signal.SIGTERM), said
-    assert "Traceback" not in said
-    if status:
-        assert (tmp_path / "run" / "codec.pt").exists()
-        assert "stopped by SIGTERM" in said
+def test_training_finishes_its_step_and_goes_on(tmp_path, monkeypatch):
+    order, usual = ["run", "debug", "-o", str(tmp_path), "--until", "codec"], loop._advance
+
+    def advance(stage, progress, parallel):
+        if progress.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return usual(stage, progress, parallel)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_advance", advance)
+        result = CliRunner().invoke(train, order)
+    assert result.exit_code == 128 + signal.SIGTERM, result.output
+    assert result.output.splitlines()[-1] == "stopped by SIGTERM"
+    step = torch.load(tmp_path / "codec.pt", weights_only=True)["step"]
+    assert step > 1
+    assert CliRunner().invoke(train, [*order, "--stop-after", "1"]).exit_code == 0
+    steps = [json.loads(line)["step"] for line in (tmp_path / "codec.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, step + 2))
 
 
 FAULTS = {

@@ -8,24 +8,27 @@ from typing import Any
 import torch
 
 from plugins.errors import UserError
+from vmla.cli.stopping import Stop
 from vmla.train.loop.parallel import processes
 from vmla.train.monitoring.dashboard import dashboard
-from vmla.train.recipes.from_checkpoint import pipeline
+from vmla.train.recipes.from_checkpoint import distillation_recipe
 from vmla.train.recipes.memory_budget import memory_by_part
-from vmla.train.stage import Job
+from vmla.train.stage import StageRun
 
 Say = Callable[[str], None]
 GIVEN = ("name", "start", "data", "output", "teacher", "critic", "samples")
 NEEDED = {"start": "--from", "data": "--data", "output": "-o"}
 
 
-def start_stage(options: Mapping[str, Any], report: Say, say: Say) -> None:
+def start_stage(options: Mapping[str, Any], report: Say, say: Say, stop: Stop) -> None:
     """Run a stage as the options of the command say; `report` shows progress, `say` prints results.
+
+    `stop` ends it after the step under way.
 
     Raises:
         UserError: for whatever does not fit.
     """
-    chosen = pipeline(options["recipe"])
+    chosen = distillation_recipe(options["recipe"])
     if options["dry_run"]:
         for part, size in memory_by_part(chosen, options["name"], gpus=options["gpus"]).items():
             say(f"{part}: {size / 2**30:.2f} GiB")
@@ -35,13 +38,13 @@ def start_stage(options: Mapping[str, Any], report: Say, say: Say) -> None:
             raise UserError(f"{option} is missing; see vmla-train stage --help")
     if options["threads"] is not None:
         torch.set_num_threads(options["threads"])
-    job = Job(pipeline=chosen, **{key: options[key] for key in GIVEN})
+    job = StageRun(recipe=chosen, **{key: options[key] for key in GIVEN})
     with (
         processes(options["accumulate"], options["device"]) as parallel,
         dashboard(options["log"], job.output, parallel) as watchers,
     ):
         said = report if parallel.rank == 0 else _silent
-        job.run(parallel, said, stop_after=options["stop_after"], watchers=watchers)
+        job.run(parallel, said, stop_after=options["stop_after"], watchers=watchers, stop=stop)
 
 
 def _silent(line: str) -> None:
