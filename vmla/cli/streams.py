@@ -7,27 +7,32 @@ import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 
 class ForgivingStream:
-    """A text stream that falls silent once it cannot be written to: closed, full, or nobody reads it."""
+    """A stream, of text or bytes, that falls silent once it cannot be written to: closed, full, not read."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: Any) -> None:
         self._stream, self.silent = stream, False
 
     def __getattr__(self, name: str) -> Any:
         """All else is the stream's own."""
         return getattr(self._stream, name)
 
-    def write(self, text: str) -> int:
+    @property
+    def buffer(self) -> ForgivingStream:
+        """What takes the bytes of a stream of text, for whoever encodes by himself."""
+        return ForgivingStream(self._stream.buffer)
+
+    def write(self, text: Any) -> int:
         """Write `text` if it can be."""
         if not self.silent:
             try:
-                return self._stream.write(text)
+                return int(self._stream.write(text))
             except UnicodeEncodeError:
                 known = self._stream.encoding
-                return self._stream.write(text.encode(known, "backslashreplace").decode(known))
+                return int(self._stream.write(text.encode(known, "backslashreplace").decode(known)))
             except (OSError, ValueError):  # a stream that is closed raises ValueError
                 self._fall_silent()
         return len(text)

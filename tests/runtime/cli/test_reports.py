@@ -3,7 +3,9 @@
 import errno
 import json
 import sys
+from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 from kit.refusals import assert_one_line
@@ -109,6 +111,18 @@ def test_a_stream_that_fails_falls_silent(error):
     stream.write("two")
     stream.flush()
     assert stream.silent and broken.writes == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full to write to")
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_a_full_standard_output_stops_nobody(monkeypatch, encoding):
+    with Path("/dev/full").open("w", encoding=encoding) as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with forgiving_streams():
+            for _ in range(3):
+                click.echo("heard by nobody")  # which encodes by itself where the stream is ASCII
+            assert sys.stdout.silent or encoding == "ascii"
+    assert full.closed
 
 
 def test_what_a_terminal_cannot_show_is_spelled_out(tmp_path):
