@@ -11,7 +11,7 @@ import io
 import struct
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from runtime.outputs import Frames
 
@@ -81,7 +81,9 @@ def encode(frames: Frames, *, rate: int, scale: int, matrix: int) -> tuple[bytes
         stream.codec_context.gop_size = rate
         stream.time_base = stream.codec_context.time_base = Fraction(1, rate)
         if matrix:
-            _name_colours(stream.codec_context, CODE[matrix])
+            named = stream.codec_context
+            named.color_range, named.colorspace = LIMITED, CODE[matrix]
+            named.color_primaries = named.color_trc = CODE[matrix]
         container.start_encoding()
         notes = BitStreamFilterContext(NO_NOTES, in_stream=stream, out_stream=stream)
         for number, pixels in enumerate(frames):
@@ -92,7 +94,7 @@ def encode(frames: Frames, *, rate: int, scale: int, matrix: int) -> tuple[bytes
                 dst_color_range=LIMITED if matrix else None,
             )  # fmt: skip
             if matrix:
-                _name_colours(picture, CODE[matrix])
+                picture.colorspace = CODE[matrix]  # the scaler's own name of it differs
             picture.pts = number
             for packet in stream.encode(picture):
                 container.mux(notes.filter(packet))
@@ -103,12 +105,6 @@ def encode(frames: Frames, *, rate: int, scale: int, matrix: int) -> tuple[bytes
     first = next(box.start for box in pieces if box.kind == b"moof")
     last = max(box.end for box in pieces if box.kind == b"mdat")
     return data[:first], bytearray(data[first:last])
-
-
-def _name_colours(of: Any, code: int) -> None:
-    """Say of an encoder or a picture how its colours are to be understood."""
-    of.color_range, of.colorspace = LIMITED, code
-    of.color_primaries = of.color_trc = code
 
 
 def place(header: bytes, fragments: bytearray, *, number: int, seconds: Fraction) -> int:
