@@ -11,6 +11,7 @@ import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -36,7 +37,7 @@ from runtime.planning.request import Job, prepare
 from runtime.prompts.schedule_file import Entry
 from runtime.prompts.sources import FixedPrompts, PromptSource
 from runtime.resume.state import State
-from runtime.session.destination import Replacing, check_output, choose_scale, open_sink
+from runtime.session.destination import choose_scale, claimed, clear_output, open_sink
 from runtime.session.generate import VideoFile
 from runtime.session.outcome import Outcome
 from runtime.session.replay import Order
@@ -219,22 +220,22 @@ class VideoPipeline:
             UserError: if there is such a file already, or it cannot be written.
         """
         output = Path(path)
-        check_output(output, overwrite=overwrite)
         job, frames = self._job.another(
             _prompts(prompt), seconds=seconds, seed=seed, steps=steps, start=_path(start)
         )
         order = Order(job=job, frames=frames, scale=choose_scale(job.height, scale))
-        sink = Replacing(open_sink(output, scale=order.scale), output)
-        video = VideoFile(
-            self._session, output, order, sink, telemetry or NoTelemetry(),
-            save_every=save_every, load_seconds=self._load_seconds,
-        )  # fmt: skip
-        try:
-            return video.outcome()
-        except KeyboardInterrupt:
-            video.task.end()
-            video.task.wait()
-            raise
+        with claimed(output, fresh=True, overwrite=overwrite):
+            sink = open_sink(output, scale=order.scale, clear=partial(clear_output, output))
+            video = VideoFile(
+                self._session, output, order, sink, telemetry or NoTelemetry(),
+                save_every=save_every, load_seconds=self._load_seconds,
+            )  # fmt: skip
+            try:
+                return video.outcome()
+            except KeyboardInterrupt:
+                video.task.end()
+                video.task.wait()
+                raise
 
     def close(self) -> None:
         """End all videos, those on their way to a file with their state on disk, and unload the model."""

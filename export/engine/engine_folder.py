@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def replacing(folder: Path) -> Iterator[Path]:
 @contextmanager
 def _renamed_at_the_end(folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    _sweep(folder)
+    _sweep(folder, lambda process: not _alive(process))
     aside, old = (folder.parent / f".{folder.name}.{os.getpid()}.{end}" for end in ("building", "old"))
     aside.mkdir()
     try:
@@ -50,11 +50,16 @@ def _renamed_at_the_end(folder: Path) -> Iterator[Path]:
         shutil.rmtree(old, ignore_errors=True)
 
 
-def _sweep(folder: Path) -> None:
-    """Remove the folders beside `folder` whose process is gone."""
+def remove_asides(folder: Path) -> None:
+    """Remove what this process has begun beside `folder`, where it is ended at once."""
+    _sweep(folder, lambda process: process == os.getpid())
+
+
+def _sweep(folder: Path, over: Callable[[int], bool]) -> None:
+    """Remove the folders beside `folder` whose process is `over`."""
     ours = re.compile(rf"\.{re.escape(folder.name)}\.(\d+)\.(building|old)")
     for left in folder.parent.iterdir():
-        if (found := ours.fullmatch(left.name)) and not _alive(int(found[1])):
+        if (found := ours.fullmatch(left.name)) and over(int(found[1])):
             shutil.rmtree(left, ignore_errors=True)
 
 

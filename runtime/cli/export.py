@@ -5,8 +5,8 @@ Its verbs `verify`, `calibrate` and, in fp8 and nvfp4, `build` roll out a model;
 
 from __future__ import annotations
 
-import signal
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import click
 from export.engine.manifest import ENGINES
 from plugins.errors import UserError
 from vmla.cli.command import OneLineErrors
+from vmla.cli.stopping import Stop
 
 
 @click.group(cls=OneLineErrors)
@@ -49,7 +50,10 @@ def main() -> None:
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path),
               help="Engine folder to write (default: in ./engines, named after its settings).")  # fmt: skip
+@click.pass_context
 def build(
+    context: click.Context,
+    /,
     checkpoint: str,
     backend: str | None,
     precision: str,
@@ -81,11 +85,12 @@ def build(
         raise UserError(f"precision {precision} takes no calibration; leave --calibration out")
     if (remark := settings.builder.remark(settings)) is not None:
         click.echo(remark)
-    _build(checkpoint, settings, calibration, output)
+    _build(checkpoint, settings, calibration, output, context.ensure_object(Stop))
 
 
-def _build(checkpoint: str, settings: Any, calibration: Path | None, output: Path | None) -> None:
+def _build(checkpoint: str, settings: Any, calibration: Path | None, output: Path | None, stop: Stop) -> None:
     from export.build import BuildStage, build
+    from export.engine.engine_folder import remove_asides
     from export.lowering.calibration import Calibration
     from runtime.rollout.calibration import drive
     from vmla.weights.locate import find_checkpoint
@@ -100,8 +105,8 @@ def _build(checkpoint: str, settings: Any, calibration: Path | None, output: Pat
         for warning in stage.warnings:
             click.echo(f"warning: {warning}", err=True)
 
-    # As Ctrl-C does: leave through every `finally`, so that nothing half-built stays.
-    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    # A signal leaves through every `finally`; a compiler that swallows it is ended, and this is done for it.
+    stop.last_acts = partial(remove_asides, folder)
     given = None if calibration is None else Calibration.read(calibration)
     manifest, built = build(opened, settings, folder, show, calibration=given, drive=drive)
     size = sum((folder / name).stat().st_size for name in manifest.files)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, redirect_stdout
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,9 +14,11 @@ from click.core import ParameterSource
 from export.engine.manifest import EAGER, ENGINES
 from plugins.errors import UserError
 from vmla.cli.command import OneLineCommand
+from vmla.cli.stopping import Stop
 
 if TYPE_CHECKING:
     from runtime.prompts.schedule_file import Entry
+    from runtime.session.generate import Ending
     from runtime.session.replay import Order
     from runtime.telemetry.events import Telemetry
 
@@ -39,7 +42,7 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
 @click.option("--seconds", type=float, help="Length of the video in seconds (default: 10).")
 @click.option("--chunks", type=click.IntRange(min=1), help="Length of the video in chunks.")
 @click.option("-o", "--output", type=click.Path(path_type=Path),
-              help="Output: an .mp4 file, a folder for pictures, or null.")  # fmt: skip
+              help="Output: an .mp4 file, a folder for pictures, a pipe, - or null.")  # fmt: skip
 @click.option("--resume", type=click.Path(path_type=Path), help="Video that was stopped, to go on with.")
 @click.option("--repeat", type=click.Path(dir_okay=False, path_type=Path),
               help="Sidecar (.json) of a video to make again.")  # fmt: skip
@@ -77,7 +80,7 @@ def main(context: click.Context, /, **options: Any) -> None:
     if options["videos"] is not None:
         from runtime.cli.videos import run_videos
 
-        run_videos(options, lambda prompt: _new(prompt, options))
+        run_videos(options, lambda prompt: _new(prompt, options), context.ensure_object(Stop))
         return
     if options["memory"] is not None:
         raise click.UsageError("--memory says how many --videos may be made at once; leave it out")
@@ -88,10 +91,7 @@ def main(context: click.Context, /, **options: Any) -> None:
     output = options["resume"] or options["output"]
     if output is None:
         raise click.UsageError("give -o, for example: -o video.mp4")
-    for name in ("events", "metrics"):
-        if options[name] is not None and options[name].absolute() == output.absolute():
-            raise click.UsageError(f"--{name} and the video are both {output}; give each its own file")
-    _make(order, output, options)
+    _make(order, output, options, context.ensure_object(Stop))
 
 
 def _check_decoder(options: dict[str, Any]) -> None:
@@ -142,44 +142,59 @@ def _new(prompts: str | list[Entry], options: dict[str, Any]) -> Order:
     return new(prompts, options["checkpoint"], scale=options["scale"], engines=engines, **rest)
 
 
-def _make(order: Order, output: Path, options: dict[str, Any]) -> None:
+def _make(order: Order, output: Path, options: dict[str, Any], stop: Stop) -> None:
     """Make what is ordered, say how it went, and leave what is needed to go on if it was stopped."""
-    from runtime.resume.autosave import resume_command
-    from runtime.session.destination import check_output, is_kept
-    from runtime.session.generate import make_videos, stopping_on_interrupt
+    from runtime.cli.reports import check_reports, ways_on
+    from runtime.outputs.stream import STANDARD_OUTPUT, is_standard_output, is_stream
+    from runtime.session.destination import check_output
+    from runtime.session.generate import make_videos
     from runtime.telemetry.events import Several
 
-    if order.state is None:
-        check_output(output, overwrite=options["overwrite"])
-    for warning in order.warnings():
-        click.echo(f"warning: {warning}", err=True)
     with ExitStack() as stack:
-        stop = stack.enter_context(stopping_on_interrupt())
-        listeners = Several(_listeners(stack, options))
+        if is_stream(output):
+            if is_standard_output(output):
+                output = STANDARD_OUTPUT
+                stack.enter_context(redirect_stdout(sys.stderr))
+            if options["overwrite"]:
+                raise UserError(f"{output} is a stream, where nothing is replaced; leave --overwrite out")
+            click.echo(f"{output} is a stream: no state is kept, and it cannot be resumed", err=True)
+        elif order.state is None:
+            check_output(output, overwrite=options["overwrite"])
+        check_reports(options, [output])
+        for warning in order.warnings():
+            click.echo(f"warning: {warning}", err=True)
+        stop.last_words = partial(ways_on, [output])
+        stack.enter_context(stop.polled())
         (ending,) = make_videos(
-            {output: order}, telemetry=lambda output: listeners, stop=stop, save_every=options["save_every"]
-        )
+            {output: order}, telemetry=lambda _: Several(_listeners(stack, options)), stop=stop,
+            save_every=options["save_every"], overwrite=options["overwrite"],
+        )  # fmt: skip
+        _tell(order, ending)
+    if not ending.outcome.complete:
+        sys.exit(stop.status)
+
+
+def _tell(order: Order, ending: Ending) -> None:
+    """Say how it went.
+
+    Raises:
+        UserError: if it failed.
+    """
     if ending.failure is not None:
         raise UserError(ending.failure)
-    outcome = ending.outcome
+    outcome, output = ending.outcome, ending.output
     click.echo("\n".join(order.job.what_runs()))
     rate, now = outcome.made / outcome.seconds, "" if order.state is None else f", {outcome.made} of them"
     click.echo(f"{output}: {outcome.frames} frames{now} in {outcome.seconds:.1f} s, {rate:.0f} per second")
     if not outcome.complete:
-        if is_kept(output):
-            click.echo(f"stopped; go on with: {resume_command(output)}", err=True)
-        sys.exit(130)
+        click.echo(ending.way_on(), err=True)
 
 
 def _listeners(stack: ExitStack, options: dict[str, Any]) -> list[Telemetry]:
     """Who is told how it goes."""
-    from runtime.telemetry.events import JsonLines, LineTelemetry
-    from runtime.telemetry.metrics import PrometheusFile
+    from runtime.cli.reports import open_reports
+    from runtime.telemetry.events import LineTelemetry
     from vmla.cli.progress import ProgressLine
 
-    listeners: list[Telemetry] = [LineTelemetry(stack.enter_context(ProgressLine(sys.stderr)))]
-    if options["events"] is not None:
-        listeners.append(stack.enter_context(JsonLines(options["events"])))
-    if options["metrics"] is not None:
-        listeners.append(PrometheusFile(options["metrics"]))
-    return listeners
+    reports = open_reports(stack, options)
+    return [LineTelemetry(stack.enter_context(ProgressLine(sys.stderr))), *reports]

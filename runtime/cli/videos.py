@@ -5,35 +5,37 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
 import click
 
 from plugins.errors import UserError
+from runtime.cli.reports import check_reports, open_reports, ways_on
 from runtime.device.memory import bytes_of, free_bytes
 from runtime.outputs.mp4 import MP4
-from runtime.outputs.registry import NOWHERE
 from runtime.prompts.videos_file import read_videos
-from runtime.resume.autosave import resume_command
-from runtime.session.destination import check_output
-from runtime.session.generate import Ending, check_room, make_videos, orders_of, stopping_on_interrupt
+from runtime.session.destination import check_output, is_kept
+from runtime.session.generate import Ending, check_room, make_videos, orders_of
 from runtime.session.replay import Order
 from runtime.telemetry.events import JsonLines, Several, Telemetry, TogetherLine
 from runtime.telemetry.metrics import PrometheusFile
 from vmla.cli.progress import ProgressLine
+from vmla.cli.stopping import Stop
 from vmla.config import FRAMES_PER_SECOND
 
 ALONE = ("prompt", "prompts", "resume", "repeat")
 """Options of a video that is made alone."""
 
 
-def run_videos(options: dict[str, Any], order_of: Callable[[str], Order]) -> None:
+def run_videos(options: dict[str, Any], order_of: Callable[[str], Order], stop: Stop) -> None:
     """Make the videos of a file at once.
 
     Args:
         options: of the command.
         order_of: the order that all other options make of a prompt.
+        stop: ends all after the chunk under way.
     """
     if given := [f"--{name}" for name in ALONE if options[name] is not None]:
         raise click.UsageError(f"--videos says what to make; leave out {', '.join(given)}")
@@ -56,8 +58,9 @@ def run_videos(options: dict[str, Any], order_of: Callable[[str], Order]) -> Non
         raise click.UsageError("give a folder with -o, for example: -o videos")
     check_room(plan, len(videos), memory)
     placed = _placed(orders, options["output"], overwrite=options["overwrite"])
+    check_reports(options, placed)
     click.echo("\n".join([*job.what_runs(), room]))
-    _make(placed, memory, options)
+    _make(placed, memory, options, stop)
 
 
 def _placed(orders: dict[str, Order], folder: Path, *, overwrite: bool) -> dict[Path, Order]:
@@ -66,7 +69,7 @@ def _placed(orders: dict[str, Order], folder: Path, *, overwrite: bool) -> dict[
     Raises:
         UserError: if it cannot be, or one of the files is there.
     """
-    if folder == NOWHERE or MP4.takes(folder) or (folder.exists() and not folder.is_dir()):
+    if not is_kept(folder) or MP4.takes(folder) or (folder.exists() and not folder.is_dir()):
         raise UserError(f"{folder} is no folder, which several videos need; give one with -o")
     if not folder.absolute().parent.is_dir():
         raise UserError(f"there is no folder {folder.parent}; make it first")
@@ -76,28 +79,29 @@ def _placed(orders: dict[str, Order], folder: Path, *, overwrite: bool) -> dict[
     return placed
 
 
-def _make(orders: dict[Path, Order], memory: int, options: dict[str, Any]) -> None:
-    """Make them and say how each went; exits with 130 if stopped, with 2 if one failed."""
+def _make(orders: dict[Path, Order], memory: int, options: dict[str, Any], stop: Stop) -> None:
+    """Make them and say how each went; exits with the signal's status if stopped, with 2 if one failed."""
     for warning in dict.fromkeys(warning for order in orders.values() for warning in order.warnings()):
         click.echo(f"warning: {warning}", err=True)
+    stop.last_words = partial(ways_on, list(orders))
     with ExitStack() as stack:
-        stop = stack.enter_context(stopping_on_interrupt())
-        telemetry = _telemetry(stack, options, videos=len(orders))
+        stack.enter_context(stop.polled())
         endings = make_videos(
-            orders, telemetry=telemetry, stop=stop, save_every=options["save_every"], memory=memory
-        )
+            orders, telemetry=_telemetry(stack, options, videos=len(orders)), stop=stop, memory=memory,
+            save_every=options["save_every"], overwrite=options["overwrite"],
+        )  # fmt: skip
     whole = [ending for ending in endings if ending.failure is None]
     for ending in whole:
         click.echo(f"{ending.output}: {ending.outcome.frames} frames")
     _say_speed(endings)
-    stopped = [ending.output for ending in whole if not ending.outcome.complete]
-    for output in stopped:
-        click.echo(f"stopped; go on with: {resume_command(output)}", err=True)
+    stopped = [ending for ending in whole if not ending.outcome.complete]
+    for ending in stopped:
+        click.echo(ending.way_on(), err=True)
     failed = [f"{ending.output}: {ending.failure}" for ending in endings if ending.failure is not None]
     if stopped:
         for failure in failed:
             click.echo(failure, err=True)
-        sys.exit(130)
+        sys.exit(stop.status)
     if failed:
         raise UserError(f"{len(failed)} of {len(endings)} videos failed: {'; '.join(failed)}")
 
@@ -114,12 +118,11 @@ def _say_speed(endings: list[Ending]) -> None:
 
 
 def _telemetry(stack: ExitStack, options: dict[str, Any], *, videos: int) -> Callable[[Path], Telemetry]:
-    """Who is told how it goes, for each output."""
-    listeners: list[TogetherLine | JsonLines | PrometheusFile] = [
-        TogetherLine(stack.enter_context(ProgressLine(sys.stderr)), videos=videos)
-    ]
-    if options["events"] is not None:
-        listeners.append(stack.enter_context(JsonLines(options["events"])))
-    if options["metrics"] is not None:
-        listeners.append(PrometheusFile(options["metrics"]))
-    return lambda output: Several([listener.of(output.stem) for listener in listeners])
+    """Who is told how it goes, for each output; opened when the first is asked for."""
+
+    @cache
+    def listeners() -> list[TogetherLine | JsonLines | PrometheusFile]:
+        reports = open_reports(stack, options)
+        return [TogetherLine(stack.enter_context(ProgressLine(sys.stderr)), videos=videos), *reports]
+
+    return lambda output: Several([listener.of(output.stem) for listener in listeners()])

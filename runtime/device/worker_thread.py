@@ -93,7 +93,7 @@ class WorkerThread:
         began = time.perf_counter()
         try:
             work()
-        except Exception as error:  # noqa: BLE001 - carried to the thread that puts; the first one tells
+        except BaseException as error:  # noqa: BLE001 - carried to the thread that puts; the first one tells
             if self._failure is None:
                 self._failure = error
                 if self.on_failure is not None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +14,10 @@ Frames = NDArray[np.uint8]
 
 Mark = dict[str, int]
 """How far a sink has come, as numbers that its own class understands; `frames` is always one."""
+
+
+Clear = Callable[[Sequence[Path]], None]
+"""Removes what an earlier video left at a place, but for some files that are of the new one already."""
 
 
 class FrameSink(Protocol):

@@ -19,7 +19,9 @@ class SinkKind:
     takes: Callable[[Path], bool]
     """Whether it writes to a path; asked before anything is there."""
     open: Callable[..., FrameSink]
-    """Opens a sink: `open(path, scale=..., after=...)`, at its start or after the mark of an earlier sink.
+    """Opens a sink, at its start or after the mark of an earlier one: `open(path, scale=, after=, clear=)`.
+
+    `clear` removes what lies there, once there are frames to take its place.
 
     Raises UserError if the video cannot be written or continued there.
     """

@@ -7,7 +7,6 @@ take what lies there for an unknown box that reaches to the end of the file, and
 
 from __future__ import annotations
 
-import errno
 import os
 import zlib
 from fractions import Fraction
@@ -15,10 +14,12 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
+from plugins.atomic_files import ASIDE
 from plugins.errors import UserError
-from runtime.outputs import Frames, Mark
+from runtime.outputs import Clear, Frames, Mark
 from runtime.outputs.kind import SinkKind
-from runtime.outputs.mp4_fragment import encode, place
+from runtime.outputs.mp4_fragment import encode, matrix_for, place
+from runtime.outputs.presence import check_presence
 from vmla.config import FRAMES_PER_SECOND
 
 HEAD = 8
@@ -28,24 +29,30 @@ PIECE = 1 << 20
 
 
 class Mp4Sink:
-    """One video file; it appears with its first frame."""
+    """One video file; it appears with its first frames."""
 
     def __init__(
-        self, path: Path, *, frames_per_second: int, scale: int = 1, after: Mark | None = None
-    ) -> None:
+        self, path: Path, *, frames_per_second: int, scale: int = 1, after: Mark | None = None,
+        clear: Clear | None = None,
+    ) -> None:  # fmt: skip
         """Write to `path`, each frame enlarged `scale` times; go on `after` the mark of another sink.
+
+        `clear` removes what is at `path`, once the first frames lie beside it.
 
         Raises:
             UserError: if the file is not the one that the mark was made of.
         """
         self.path = path
-        self._rate, self._scale = frames_per_second, scale
+        self._rate, self._scale, self._clear = frames_per_second, scale, clear
         self._file: BinaryIO | None = None
+        self._aside = path.with_name(path.name + ASIDE)
         start = after or dict.fromkeys(("frames", "bytes", "fragments", "header", "header_crc32"), 0)
         self._frames, self._bytes, self._fragments = start["frames"], start["bytes"], start["fragments"]
         self._header, self._header_crc32 = start["header"], start["header_crc32"]
         self._crc32: int | None = after.get("crc32") if after else 0
         """Of all bytes so far; None if the file was begun by a version that did not count it."""
+        self._matrix = start.get("matrix", 0) if self._bytes else None
+        """Of the colours: a file keeps the one that it was begun with; None before the first frame."""
         if self._bytes:
             self._check()
 
@@ -53,21 +60,27 @@ class Mp4Sink:
         """Encode [n, H, W, 3] frames and append them.
 
         Raises:
-            OSError: if the file cannot be written.
+            OSError: if the file cannot be written, or is not at its place any more.
             UserError: if the encoder is not the one that wrote the file so far.
         """
         if not len(frames):
             return
-        header, fragments = encode(frames, rate=self._rate, scale=self._scale)
+        if self._matrix is None:
+            self._matrix = matrix_for(frames.shape[1] * self._scale)
+        header, fragments = encode(frames, rate=self._rate, scale=self._scale, matrix=self._matrix)
+        begins, seconds = not self._bytes, Fraction(self._frames, self._rate)
         if self._file is None:
             self._file = self._open(header)
-        seconds = Fraction(self._frames, self._rate)
+        else:
+            check_presence(self.path, os.fstat(self._file.fileno()))
         self._fragments += place(header, fragments, number=self._fragments + 1, seconds=seconds)
         self._append(fragments)
+        if begins:
+            self._appear()
         self._frames += len(frames)
 
     def mark(self) -> Mark:
-        """Frames, bytes and fragments in the file; length and checksum of its header, checksum of all."""
+        """Frames, bytes and fragments in the file; its header's length and checksum, the colours' matrix."""
         whole = {} if self._crc32 is None else {"crc32": self._crc32}
         return {
             **whole,
@@ -76,6 +89,7 @@ class Mp4Sink:
             "fragments": self._fragments,
             "header": self._header,
             "header_crc32": self._header_crc32,
+            "matrix": self._matrix or 0,
         }
 
     def _check(self) -> None:
@@ -90,9 +104,10 @@ class Mp4Sink:
             raise UserError(f"{self.path} was cut or changed; make it anew with --overwrite")
 
     def _open(self, header: bytes) -> BinaryIO:
-        """The file with nothing but `header`, or cut behind the mark."""
+        """The file aside with nothing but `header`, or the one at its place, cut behind the mark."""
         if not self._bytes:
-            file = self.path.open("wb", buffering=0)
+            self._aside.unlink(missing_ok=True)
+            file = self._aside.open("xb", buffering=0)
             file.write(header)
             self._bytes = self._header = len(header)
             self._crc32 = self._header_crc32 = zlib.crc32(header)
@@ -103,10 +118,14 @@ class Mp4Sink:
         file.truncate(self._bytes)
         return file
 
+    def _appear(self) -> None:
+        """Put the file that lies aside, with its first frames, in its place."""
+        if self._clear is not None:
+            self._clear(())
+        self._aside.replace(self.path)
+
     def _append(self, fragments: bytearray) -> None:
         assert self._file is not None
-        if not os.fstat(self._file.fileno()).st_nlink:
-            raise FileNotFoundError(errno.ENOENT, "the file was removed or replaced")
         for start, piece in ((HEAD, fragments[HEAD:]), (0, fragments[:HEAD])):
             self._file.seek(self._bytes + start)
             left = memoryview(piece)
@@ -117,9 +136,11 @@ class Mp4Sink:
             self._crc32 = zlib.crc32(fragments, self._crc32)
 
     def close(self) -> None:
-        """Close the file."""
+        """Close the file; one that could not even take its first frames is removed."""
         if self._file is not None:
             self._file.close()
+            if not self._frames:
+                self._aside.unlink(missing_ok=True)
 
 
 MP4 = SinkKind(

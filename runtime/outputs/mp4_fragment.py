@@ -22,6 +22,18 @@ NO_NOTES = "filter_units=remove_types=6"
 """Drops the 700 bytes in which x264 describes itself at the start of each piece (SEI units)."""
 
 
+BT601, BT709 = 601, 709
+"""Matrices from red, green and blue to luma and chroma; 0 is BT.601 again, of which the file says nothing."""
+HD_HEIGHT = 720
+"""Lines from which on players expect BT.709 where a file says nothing."""
+LIMITED, FULL = 1, 2
+"""Ranges of values: 16 to 235 for luma, 0 to 255."""
+CODE = {BT601: 6, BT709: 1}
+"""Of a matrix, its primaries and its transfer, as a file has it (ITU-T H.273); 6 is SMPTE 170M."""
+SCALER = {0: None, BT601: "ITU601", BT709: "ITU709"}
+"""The matrix as the scaler calls it."""
+
+
 class Box(NamedTuple):
     """A box of an MP4: a piece of its bytes."""
 
@@ -44,8 +56,20 @@ def boxes(data: bytes | bytearray, start: int = 0, end: int | None = None) -> It
         start += size
 
 
-def encode(frames: Frames, *, rate: int, scale: int) -> tuple[bytes, bytearray]:
-    """The header of a file of such frames, and [n, H, W, 3] frames as fragments numbered from 1 at time 0."""
+def matrix_for(height: int) -> int:
+    """The matrix for pictures of so many lines: what players expect of such a height anyway."""
+    return BT709 if height >= HD_HEIGHT else BT601
+
+
+def encode(frames: Frames, *, rate: int, scale: int, matrix: int) -> tuple[bytes, bytearray]:
+    """The header of a file of such frames, and [n, H, W, 3] frames as fragments numbered from 1 at time 0.
+
+    Args:
+        frames: uint8, red green blue, 0 .. 255.
+        rate: frames per second.
+        scale: times that each is enlarged.
+        matrix: that the colours are converted with; file and stream name it, unless it is 0.
+    """
     import av
     from av.bitstream import BitStreamFilterContext
 
@@ -56,11 +80,21 @@ def encode(frames: Frames, *, rate: int, scale: int) -> tuple[bytes, bytearray]:
         stream.pix_fmt = "yuv420p"
         stream.codec_context.gop_size = rate
         stream.time_base = stream.codec_context.time_base = Fraction(1, rate)
+        if matrix:
+            named = stream.codec_context
+            named.color_range, named.colorspace = LIMITED, CODE[matrix]
+            named.color_primaries = named.color_trc = CODE[matrix]
         container.start_encoding()
         notes = BitStreamFilterContext(NO_NOTES, in_stream=stream, out_stream=stream)
         for number, pixels in enumerate(frames):
             picture = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            picture = picture.reformat(stream.width, stream.height, "yuv420p", interpolation="BICUBIC")
+            picture = picture.reformat(
+                stream.width, stream.height, "yuv420p", interpolation="BICUBIC",
+                dst_colorspace=SCALER[matrix], src_color_range=FULL if matrix else None,
+                dst_color_range=LIMITED if matrix else None,
+            )  # fmt: skip
+            if matrix:
+                picture.colorspace = CODE[matrix]  # the scaler's own name of it differs
             picture.pts = number
             for packet in stream.encode(picture):
                 container.mux(notes.filter(packet))

@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from plugins.atomic_files import atomic_write
-from plugins.errors import missing_extra
-from runtime.outputs import Frames, Mark
+import numpy as np
+from numpy.typing import NDArray
+
+from plugins.atomic_files import ASIDE, atomic_write
+from plugins.errors import UserError, missing_extra
+from runtime.outputs import Clear, Frames, Mark
 from runtime.outputs.kind import SinkKind
+from runtime.outputs.presence import check_presence
+
+if TYPE_CHECKING:
+    from PIL.Image import Image as Picture
 
 PICTURE = re.compile(r"\d{6,}\.png(\.tmp)?|next\.tmp")
 """Names of pictures, and of one that was being written when its process was killed."""
@@ -17,29 +26,79 @@ PICTURE = re.compile(r"\d{6,}\.png(\.tmp)?|next\.tmp")
 class PngSink:
     """Writes 000000.png, 000001.png, ... into a folder."""
 
-    def __init__(self, folder: Path, *, scale: int = 1, after: Mark | None = None) -> None:
+    def __init__(
+        self, folder: Path, *, scale: int = 1, after: Mark | None = None, clear: Clear | None = None
+    ) -> None:
         """Write into `folder`, each frame enlarged `scale` times; go on `after` the mark of another sink.
 
+        `clear` removes what is in `folder`, once the first pictures lie beside it there.
+
         Raises:
-            UserError: if Pillow is missing.
+            UserError: if Pillow is missing, or a picture before the mark.
         """
         try:
             from PIL import Image
         except ImportError as error:
             raise missing_extra("pillow", "png") from error
-        self._image = Image
+        self._images = Image
         self.path, self._scale, self._count = folder, scale, after["frames"] if after else 0
+        self._clear, self._known = clear, self._checked() if self._count else None
 
     def write(self, frames: Frames) -> None:
-        """Store [n, H, W, 3] frames, each at once."""
-        if not self._count:
+        """Store [n, H, W, 3] frames, each at once.
+
+        Raises:
+            OSError: if one cannot be written, or the folder is not at its place any more.
+        """
+        if not len(frames):
+            return
+        if self._known is None:
             self.path.mkdir(exist_ok=True)
+            self._known = self.path.stat()
+        check_presence(self.path, self._known)
+        if self._clear is not None:
+            self._replace(frames, self._clear)
+            self._clear = None
+            return
         for pixels in frames:
-            picture = self._image.fromarray(pixels)
-            size = (picture.width * self._scale, picture.height * self._scale)
-            with atomic_write(self.path / f"{self._count:06d}.png") as aside:
-                picture.resize(size, self._image.Resampling.BICUBIC).save(aside, format="png")
+            try:
+                with atomic_write(self._place(self._count)) as aside:
+                    self._picture(pixels).save(aside, format="png")
+            except FileNotFoundError:
+                check_presence(self.path, self._known)
+                raise
             self._count += 1
+
+    def _replace(self, frames: Frames, clear: Clear) -> None:
+        """Store the first frames in the place of older ones, which stay until all of these are there."""
+        places = [self._place(number) for number in range(len(frames))]
+        asides = [place.with_name(place.name + ASIDE) for place in places]
+        try:
+            for aside, pixels in zip(asides, frames, strict=True):
+                self._picture(pixels).save(aside, format="png")
+        except OSError:
+            for aside in asides:
+                aside.unlink(missing_ok=True)
+            raise
+        clear(asides)
+        for aside, place in zip(asides, places, strict=True):
+            aside.replace(place)
+        self._count = len(frames)
+
+    def _checked(self) -> os.stat_result:
+        """The folder of pictures that another sink has left."""
+        for number in range(self._count):
+            if not self._place(number).is_file():
+                raise UserError(f"{self._place(number)} is gone; make {self.path} anew with --overwrite")
+        return self.path.stat()
+
+    def _place(self, number: int) -> Path:
+        return self.path / f"{number:06d}.png"
+
+    def _picture(self, pixels: NDArray[np.uint8]) -> Picture:
+        picture = self._images.fromarray(pixels)
+        size = (picture.width * self._scale, picture.height * self._scale)
+        return picture.resize(size, self._images.Resampling.BICUBIC)
 
     def mark(self) -> Mark:
         """The number of the next picture."""

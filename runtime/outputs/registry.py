@@ -9,6 +9,7 @@ from runtime.outputs import FrameSink, NullSink
 from runtime.outputs.kind import SinkKind
 from runtime.outputs.mp4 import MP4
 from runtime.outputs.png import PNG
+from runtime.outputs.stream import STREAM
 
 NOWHERE = Path("null")
 
@@ -19,7 +20,7 @@ def _forget(path: Path, **_: object) -> FrameSink:
 
 NULL = SinkKind(what="null", takes=NOWHERE.__eq__, open=_forget, keeps=False)
 
-KINDS = (NULL, MP4, PNG)
+KINDS = (NULL, STREAM, MP4, PNG)
 
 
 def kind_of(path: Path) -> SinkKind:

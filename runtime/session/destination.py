@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from plugins.errors import UserError
-from runtime.outputs import Frames, FrameSink, Mark
+from runtime.outputs import Clear, FrameSink, Mark
+from runtime.outputs.lock import locked
 from runtime.outputs.registry import kind_of
 from runtime.resume.autosave import resume_command
 from runtime.resume.sidecar import is_sidecar, sidecar_path
@@ -52,10 +55,11 @@ def leftovers(path: Path) -> list[Path]:
     ]
 
 
-def clear_output(path: Path) -> None:
-    """Remove the files that an earlier video left at `path` and beside it; a folder stays."""
+def clear_output(path: Path, keep: Sequence[Path] = ()) -> None:
+    """Remove the files that an earlier video left at `path` and beside it, but `keep`; a folder stays."""
     for left in leftovers(path):
-        left.unlink(missing_ok=True)
+        if left not in keep:
+            left.unlink(missing_ok=True)
 
 
 def _not_ours(path: Path) -> Path | None:
@@ -69,31 +73,25 @@ def _not_ours(path: Path) -> Path | None:
     return None if is_sidecar(sidecar_path(path)) or is_state(state_path(path)) else left[0]
 
 
-class Replacing:
-    """A sink whose place is cleared of an earlier video only once the new one has frames."""
+@contextmanager
+def claimed(output: Path, *, fresh: bool, overwrite: bool) -> Iterator[None]:
+    """Inside, `output` is this video's alone, where it is a place that keeps videos.
 
-    def __init__(self, sink: FrameSink, path: Path) -> None:
-        self._sink, self._path, self._cleared = sink, path, False
-
-    def write(self, frames: Frames) -> None:
-        """See `FrameSink.write`."""
-        if len(frames) and not self._cleared:
-            clear_output(self._path)
-            self._cleared = True
-        self._sink.write(frames)
-
-    def mark(self) -> Mark:
-        """See `FrameSink.mark`."""
-        return self._sink.mark()
-
-    def close(self) -> None:
-        """See `FrameSink.close`."""
-        self._sink.close()
+    Raises:
+        UserError: if another video is being made there, or a `fresh` one may not be.
+    """
+    with locked(output) if is_kept(output) else nullcontext():
+        if fresh:
+            check_output(output, overwrite=overwrite)
+        yield
 
 
-def open_sink(path: Path, *, scale: int, after: Mark | None = None) -> FrameSink:
-    """Open the sink that `path` names, at its start or `after` the mark of an earlier one."""
-    return kind_of(path).open(path, scale=scale, after=after)
+def open_sink(path: Path, *, scale: int, after: Mark | None = None, clear: Clear | None = None) -> FrameSink:
+    """Open the sink that `path` names, at its start or `after` the mark of an earlier one.
+
+    `clear` removes what lies there, once there are frames to take its place.
+    """
+    return kind_of(path).open(path, scale=scale, after=after, clear=clear)
 
 
 def choose_scale(height: int, wish: int | None) -> int:

@@ -6,10 +6,9 @@ be stopped, and gone on with one by one or together.
 
 from __future__ import annotations
 
-import signal
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -18,12 +17,13 @@ from time import perf_counter
 from plugins.errors import UserError
 from runtime.outputs import FrameSink
 from runtime.planning.plan import VideoPlan
+from runtime.planning.request import Job
 from runtime.prompts.sources import FixedPrompts
 from runtime.prompts.videos_file import Video
-from runtime.resume.autosave import Autosave
+from runtime.resume.autosave import Autosave, resume_command
 from runtime.resume.sidecar import describe_prompts
-from runtime.session.destination import Replacing, is_kept, leftovers, open_sink
-from runtime.session.outcome import Outcome, raise_failure, record
+from runtime.session.destination import claimed, clear_output, is_kept, leftovers, open_sink
+from runtime.session.outcome import Outcome, in_one_line, raise_failure, record
 from runtime.session.replay import Order
 from runtime.session.session import Session
 from runtime.session.task import VideoTask
@@ -39,6 +39,12 @@ class Ending:
     outcome: Outcome
     failure: str | None
     """Why it ended early, in one line; None if it did not, or was stopped."""
+    resumable: bool
+    """Whether there is a state to go on from."""
+
+    def way_on(self) -> str:
+        """What is said of it if it was stopped."""
+        return f"stopped; go on with: {resume_command(self.output)}" if self.resumable else "stopped"
 
 
 class VideoFile:
@@ -54,7 +60,7 @@ class VideoFile:
         # An order to go on was compared with the weights when it was made, and knows the answer.
         told = None if order.described is None else order.describe
         self._describe = told or partial(session.describe, order.job, frames=order.frames, scale=order.scale)
-        self._keeps_older = order.state is None and bool(leftovers(output))
+        self._keeps_older = order.state is None and is_kept(output) and bool(leftovers(output))
         self._autosave = self._autosaved(save_every)
         self.task: VideoTask = session.admit(
             order.job,
@@ -101,12 +107,15 @@ class VideoFile:
             raise_failure(self.task)
         except UserError as error:
             failure = str(error)
-        return Ending(output=self._output, outcome=self._outcome[0], failure=failure)
+        resumable = self._autosave is not None and self._autosave.saved and not self._outcome[0].complete
+        return Ending(
+            output=self._output, outcome=self._outcome[0], failure=failure, resumable=resumable
+        )  # fmt: skip
 
 
 def make_videos(
     orders: Mapping[Path, Order], *, telemetry: Callable[[Path], Telemetry], stop: threading.Event,
-    save_every: float | None = 5.0, memory: int | None = None,
+    save_every: float | None = 5.0, memory: int | None = None, overwrite: bool = False,
 ) -> list[Ending]:  # fmt: skip
     """Make all `orders` at once, each to its place; new ones, and the rest of stopped ones.
 
@@ -116,18 +125,24 @@ def make_videos(
         stop: ends all after the chunk under way; what is unfinished then has its state on disk.
         save_every: seconds between two states of a video on disk; None saves none.
         memory: bytes for weights and videos together; not counted if None.
+        overwrite: let new videos take the places of older ones, once they have frames.
 
     Raises:
-        UserError: if they do not fit, or the engine cannot be loaded; nothing is written then.
+        UserError: if they do not fit, one of the places is not free, or the engine cannot be loaded;
+            nothing is written then.
     """
     job = next(iter(orders.values())).job
     if memory is not None:
         check_room(job.plan(), len(orders), memory)
-    sinks = {output: _sink(output, order) for output, order in orders.items()}
-    began = perf_counter()
-    with Session(job, memory=memory) as session:
+    with ExitStack() as stack:
+        there = {output for output in orders if output.absolute().parent.is_dir()}
+        _claim(stack, {output: orders[output] for output in orders if output in there}, overwrite=overwrite)
+        sinks = {output: _sink(output, order) for output, order in orders.items()}
+        began = perf_counter()
+        session = stack.enter_context(_loaded(job, memory))
         load_seconds = perf_counter() - began
         _make_folders([output for output, order in orders.items() if order.state is None])
+        _claim(stack, {output: orders[output] for output in orders if output not in there})
         videos = [
             VideoFile(
                 session, output, order, sinks[output], telemetry(output),
@@ -167,10 +182,28 @@ def check_room(plan: VideoPlan, videos: int, memory: int) -> None:
         )
 
 
+def _claim(stack: ExitStack, orders: Mapping[Path, Order], *, overwrite: bool = False) -> None:
+    """Keep the places of `orders` for them until `stack` is left."""
+    for output, order in orders.items():
+        stack.enter_context(claimed(output, fresh=order.state is None, overwrite=overwrite))
+
+
+def _loaded(job: Job, memory: int | None) -> Session:
+    """A session of `job`.
+
+    Raises:
+        UserError: if memory does not suffice, or the engine fails while it is loaded.
+    """
+    try:
+        return Session(job, memory=memory)
+    except (MemoryError, RuntimeError) as error:
+        raise UserError(f"cannot load the model: {in_one_line(error)}") from error
+
+
 def _sink(output: Path, order: Order) -> FrameSink:
     """Where the frames go; refuses early a file that cannot be gone on with."""
     if order.state is None:
-        return Replacing(open_sink(output, scale=order.scale), output)
+        return open_sink(output, scale=order.scale, clear=partial(clear_output, output))
     return open_sink(output, scale=order.scale, after=order.state.mark)
 
 
@@ -186,20 +219,3 @@ def _make_folders(outputs: Sequence[Path]) -> None:
                 output.parent.mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {error.filename}: {error.strerror}") from error
-
-
-@contextmanager
-def stopping_on_interrupt() -> Iterator[threading.Event]:
-    """An event that Ctrl-C sets; a second Ctrl-C interrupts at once."""
-    stop = threading.Event()
-
-    def on_interrupt(number: int, frame: object) -> None:
-        if stop.is_set():
-            raise KeyboardInterrupt
-        stop.set()
-
-    before = signal.signal(signal.SIGINT, on_interrupt)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)

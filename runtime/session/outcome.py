@@ -8,6 +8,8 @@ from typing import Any
 
 from plugins.errors import UserError
 from runtime.device.memory import peak_resident_bytes
+from runtime.outputs.presence import LostOutputError
+from runtime.outputs.stream import ReaderGoneError
 from runtime.resume.sidecar import list_changes, write_sidecar
 from runtime.resume.state import state_path
 from runtime.session.stages import DecodeError
@@ -60,23 +62,37 @@ def raise_failure(task: VideoTask) -> None:
     """Raise what ended a video early, if anything did.
 
     Raises:
-        UserError: in one line, if the sink, the decoder or the autosave failed.
-        Exception: any other failure, unchanged.
+        UserError: in one line, whatever it was.
     """
     failure = task.failure
-    if failure is None:
-        return
-    if isinstance(failure, OSError | DecodeError):
+    if isinstance(failure, UserError):
+        raise failure
+    if failure is not None:
         raise UserError(_ended_early(task, failure)) from failure
-    raise failure
 
 
-def _ended_early(task: VideoTask, error: Exception) -> str:
+def _ended_early(task: VideoTask, error: BaseException) -> str:
     """What ended the video early, how many frames there are, and the command that resumes it."""
-    what = f"cannot write the video: {error.strerror or error}" if isinstance(error, OSError) else error
-    autosave = task.stages.autosave
+    if isinstance(error, ReaderGoneError):
+        return f"{error.strerror}; {task.frames} frames were sent"
+    autosave, frames = task.stages.autosave, f"{task.frames} frames were kept"
     mend = f"; go on with: {autosave.command}" if autosave is not None and autosave.saved else ""
-    return f"{what}; {task.frames} frames were kept{mend}"
+    if isinstance(error, LostOutputError):
+        again = f"; put it back, and{mend[1:]}" if mend else ""
+        return f"{error.strerror}; it had {task.frames} frames{again}"
+    if isinstance(error, DecodeError):
+        return f"{error}; {frames}{mend}"
+    what = "cannot write the video" if isinstance(error, OSError) else f"chunk {task.made} failed"
+    return f"{what}: {in_one_line(error)}; {frames}{mend}"
+
+
+def in_one_line(error: BaseException) -> str:
+    """What an error says of itself, in a line."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    said = " ".join(str(error).split("\n")[0].split())
+    name = "memory ran out" if isinstance(error, MemoryError) else type(error).__name__
+    return f"{name}: {said}" if said else name
 
 
 def record(output: Path, video: dict[str, Any], outcome: Outcome) -> None:

@@ -43,7 +43,7 @@ class VideoTask:
             on_end: called on a thread of its own once the sink has all frames it will get.
         """
         self.number, self.stages = number, stages
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
         """What ended it early: a failure of its sink, decoder, prompt source or autosave."""
         self.started, self.ended = perf_counter(), 0.0
         """When it was admitted and when the sink had all its frames, by `time.perf_counter`."""
@@ -151,7 +151,9 @@ class VideoTask:
         """Record an exception as this video's failure, so that it affects no other; the first one counts."""
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - the owner of the session reads `failure`
+        except BaseException as error:  # noqa: BLE001 - the owner of the session reads `failure`
+            if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
+                raise  # it is meant for all videos
             self.failure = self.failure or error
 
     def _notice(self) -> None:

@@ -7,11 +7,14 @@ import threading
 from collections.abc import Callable, Sequence
 from copy import copy
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol
 
+from plugins.errors import UserError
 from runtime.prompts.sources import Receipt
+from runtime.telemetry.expendable import Expendable, Warn
 from vmla.cli.progress import ProgressLine
 
 
@@ -132,15 +135,26 @@ class TogetherLine:
 
 
 class JsonLines:
-    """Writes a JSON object per chunk and per request, to a file that always ends in a whole line."""
+    """Writes a JSON object per chunk and per request, to a file that always ends in a whole line.
 
-    def __init__(self, path: Path) -> None:
+    If it cannot be written any more, it is told nothing more.
+    """
+
+    def __init__(self, path: Path, warn: Warn) -> None:
         self._path, self._lock = path, threading.Lock()
         self._also: dict[str, Any] = {}
+        self._attempt = Expendable(path, warn)
 
     def __enter__(self) -> JsonLines:
-        """Open the file."""
-        self._file = self._path.open("w", buffering=1)
+        """Open the file.
+
+        Raises:
+            UserError: if it cannot be.
+        """
+        try:
+            self._file = self._path.open("wb", buffering=0)
+        except OSError as error:
+            raise UserError(f"cannot write {self._path}: {error.strerror}; name another file") from error
         return self
 
     def of(self, video: str) -> JsonLines:
@@ -161,14 +175,26 @@ class JsonLines:
         })  # fmt: skip
 
     def _write(self, event: dict[str, Any]) -> None:
+        line = (json.dumps(self._also | event) + "\n").encode()
         with self._lock:
-            self._file.write(json.dumps(self._also | event) + "\n")
+            self._attempt(partial(self._append, line))
+
+    def _append(self, line: bytes) -> None:
+        """Write a whole line, or none where that can be undone."""
+        left = memoryview(line)
+        try:
+            while left:
+                left = left[self._file.write(left) :]
+        except OSError:
+            if self._file.seekable():
+                self._file.truncate(self._file.tell() - (len(line) - len(left)))
+            raise
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Close the file."""
-        self._file.close()
+        self._attempt(self._file.close)
 
 
 class Several:

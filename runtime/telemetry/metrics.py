@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from plugins.atomic_files import atomic_write_text
+from plugins.errors import UserError
 from runtime.telemetry.events import ChunkReport, NoTelemetry, OneOf, Telemetry
+from runtime.telemetry.expendable import Expendable, Warn
 
 
 class Figures(NamedTuple):
@@ -86,11 +88,26 @@ def prometheus(figures: Mapping[str, Figures]) -> str:
 
 
 class PrometheusFile(NoTelemetry):
-    """Keeps the latest figures in a file for a text-file collector, rewritten once a second."""
+    """Keeps the latest figures in a file for a text-file collector, rewritten once a second.
 
-    def __init__(self, path: Path, *, seconds: float = 1.0) -> None:
+    If it cannot be written any more, it keeps those that it has.
+    """
+
+    def __init__(self, path: Path, warn: Warn, *, seconds: float = 1.0) -> None:
+        """Write it, without figures yet.
+
+        Raises:
+            UserError: if it cannot be written.
+        """
         self._path, self._seconds, self._next = path, seconds, 0.0
         self._lock, self._summaries = threading.Lock(), dict[str, Summary]()
+        self._attempt = Expendable(path, warn)
+        if path.exists() and not path.is_file():
+            raise UserError(f"{path} is no file that could be replaced by a newer one; name another")
+        try:
+            self._write()
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}; name another file") from error
 
     def of(self, video: str) -> Telemetry:
         """The telemetry of the video called `video`, whose figures carry that name."""
@@ -105,7 +122,7 @@ class PrometheusFile(NoTelemetry):
             self._summaries.setdefault(video, Summary()).chunk(report)
             if time.monotonic() >= self._next or report.chunk + 1 == report.chunks:
                 self._next = time.monotonic() + self._seconds
-                self._write()
+                self._attempt(self._write)
 
     def _write(self) -> None:
         found = {video: summary.figures() for video, summary in self._summaries.items()}

@@ -140,24 +140,33 @@ from runtime.cli.export import main
 def package(program, path, options):
     path.write_text("half")
     print("stuck", flush=True)
+    while "swallowed" in sys.argv[-1]:
+        try:
+            time.sleep(600)
+        except BaseException:
+            pass
     time.sleep(600)
 aoti.package = package
 main()
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_a_killed_build_leaves_nothing_for_long(checkpoint, tmp_path, compiled, number):
-    folder = tmp_path / "engine"
+@pytest.mark.parametrize(
+    ("number", "name"),
+    [(signal.SIGTERM, "engine"), (signal.SIGTERM, "swallowed"), (signal.SIGKILL, "engine")],
+)
+def test_a_killed_build_leaves_nothing_for_long(checkpoint, tmp_path, compiled, number, name):
+    folder = tmp_path / name
     options = ["--checkpoint", str(checkpoint), "--backend", "aoti", "-o", str(folder)]
     command = [sys.executable, "-c", STUCK, "build", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         while "stuck" not in (line := process.stdout.readline()):
             assert line, "the build ended by itself"
         os.kill(process.pid, number)
-        process.wait(60)
+        status = process.wait(60)
     assert not folder.exists()
     if number == signal.SIGTERM:
+        assert status == 128 + number
         assert list(tmp_path.iterdir()) == []
     assert build(checkpoint, folder).exit_code == 0
     assert list(tmp_path.iterdir()) == [folder]

@@ -23,6 +23,7 @@ for line in sys.stdin:
     elif (answer := os.fork()) == 0:
         said = os.open(order["said"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         os.dup2(said, 1), os.dup2(said, 2)
+        exec(order["before"])
         main(order["run"])
     print(json.dumps(answer), flush=True)
 """
@@ -51,12 +52,12 @@ class Commands:
         self._server.wait(600)
         self._server.stdout.close()
 
-    def start(self, *arguments):
-        """A run of `vmla-run` with these arguments."""
+    def start(self, *arguments, before=""):
+        """A run of `vmla-run` with these arguments; `before` it, its process runs this code."""
         self._count += 1
         said = self._folder / f"said-{self._count}.txt"
         said.touch()  # one that is killed at once says nothing
-        order = {"run": [str(a) for a in arguments], "said": str(said)}
+        order = {"run": [str(a) for a in arguments], "said": str(said), "before": before}
         return Run(self, self.ask(order), said)
 
     def ask(self, order):

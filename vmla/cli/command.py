@@ -1,4 +1,8 @@
-"""How every command of the project fails: one line on the error stream, no traceback, status 2."""
+"""How every command of the project ends: in one line on the error stream, no traceback.
+
+A mistake of the user has status 2; a signal has 128 and its number, by one mechanism (`Stop`, which is the
+`obj` of click's context). Neither stream that a command speaks to can end it.
+"""
 
 from __future__ import annotations
 
@@ -7,24 +11,30 @@ from typing import Any
 import click
 
 from plugins.errors import UserError
+from vmla.cli.stopping import Interrupted, Stop
+from vmla.cli.streams import forgiving_streams
 
 
-class OneLineErrors(click.Group):
+class OneLine(click.Command):
+    """What `OneLineErrors` and `OneLineCommand` share."""
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command, with signals and streams taken care of."""
+        with forgiving_streams(), Stop() as stop:
+            return super().main(*args, obj=stop, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; `UserError` becomes its message."""
+        with one_line_errors(), ctx.ensure_object(Stop).raised():
+            return super().invoke(ctx)
+
+
+class OneLineErrors(OneLine, click.Group):
     """A command group whose user errors and interruptions end in one line."""
 
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; `UserError` becomes its message."""
-        with one_line_errors():
-            return super().invoke(ctx)
 
-
-class OneLineCommand(click.Command):
+class OneLineCommand(OneLine):
     """As `OneLineErrors`, for a command without subcommands."""
-
-    def invoke(self, ctx: click.Context) -> Any:
-        """Run the command; `UserError` becomes its message."""
-        with one_line_errors():
-            return super().invoke(ctx)
 
 
 class Refusal(click.ClickException):
@@ -34,7 +44,7 @@ class Refusal(click.ClickException):
 
 
 class one_line_errors:  # noqa: N801 - reads as a statement
-    """Turns a `UserError` raised inside into click's own exit with one line."""
+    """Turns a `UserError` raised inside into click's own exit with one line, a signal into its status."""
 
     def __enter__(self) -> None:
         """Nothing to prepare."""
@@ -43,3 +53,8 @@ class one_line_errors:  # noqa: N801 - reads as a statement
         """Replace the error of a user."""
         if isinstance(error, UserError):
             raise Refusal(str(error)) from error
+        if isinstance(error, Interrupted):
+            click.echo(f"stopped by {error}", err=True)
+            raise click.exceptions.Exit(error.status) from error
+        if isinstance(error, MemoryError):
+            raise Refusal("memory ran out; ask for less at once") from error

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import nn
 
+from vmla.cli.stopping import Stop
 from vmla.text import TextEncoder
 from vmla.train.data.latents import LatentSet, make_latents
 from vmla.train.loop.log import Report
@@ -41,10 +42,12 @@ class TrainingRun:
         stop_after: int | None = None,
         watchers: Sequence[Watcher] = (),
         samples: int | None = None,
+        stop: Stop | None = None,
     ) -> None:
-        """`samples`: every how many steps the denoiser shows some clips; never if not given."""
+        """`samples`: every how many steps the denoiser shows some clips; `stop`: ends it after a step."""
         self.recipe, self.folder, self.report = recipe, folder, report
         self.stop_after, self.watchers, self.samples = stop_after, watchers, samples
+        self.stop = stop
 
     def until(self, stage: str) -> None:
         """Train up to and including `stage`, or for `stop_after` steps of one of its stages."""
@@ -126,7 +129,9 @@ def _train(
     watchers: Sequence[Watcher] = (),
 ) -> None:
     seen_by = [*run.watchers, *watchers]
-    average = train(stage, run.folder, report=run.report, stop_after=run.stop_after, watchers=seen_by)
+    average = train(
+        stage, run.folder, report=run.report, stop_after=run.stop_after, watchers=seen_by, stop=run.stop
+    )
     if average is None:
         raise Stopped(stage.name)
     model.load_state_dict({**model.state_dict(), **average})

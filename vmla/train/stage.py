@@ -10,6 +10,7 @@ import torch
 
 from plugins.atomic_files import atomic_folder
 from plugins.errors import UserError
+from vmla.cli.stopping import Stop
 from vmla.scheduler import Sampler
 from vmla.train.data.clips import open_clips
 from vmla.train.data.latents import LatentSet
@@ -55,6 +56,7 @@ class StageRun:
         *,
         stop_after: int | None = None,
         watchers: Sequence[Watcher] = (),
+        stop: Stop | None = None,
     ) -> None:
         """Train, or go on, and write the averaged weights as a checkpoint when it is finished.
 
@@ -68,8 +70,9 @@ class StageRun:
         stage = self._stage(data, parallel)
         seen_by = [*watchers, *self._clips(checkpoint, stage, parallel)]
         average = train(
-            stage, self.output, report=report, stop_after=stop_after, parallel=parallel, watchers=seen_by
-        )
+            stage, self.output, report=report, stop_after=stop_after, parallel=parallel, watchers=seen_by,
+            stop=stop,
+        )  # fmt: skip
         if average is None or (self.output / RESULT).exists():
             return
         tensors = without_aligner(whole(average))

@@ -19,11 +19,14 @@ PROMPT = "a red star bouncing on a navy background"
 class RawSink:
     """The bytes of all frames, one after the other."""
 
-    def __init__(self, path, *, scale, after=None):
+    def __init__(self, path, *, scale, after=None, clear=None):
         self.path, self.frames = path, after["frames"] if after else 0
-        self._scale, self._bytes = scale, after["bytes"] if after else 0
+        self._scale, self._bytes, self._clear = scale, after["bytes"] if after else 0, clear
 
     def write(self, frames):
+        if self._clear is not None:
+            self._clear(())
+            self._clear = None
         large = frames.repeat(self._scale, 1).repeat(self._scale, 2)
         with self.path.open("r+b" if self._bytes else "wb") as file:
             file.seek(self._bytes)

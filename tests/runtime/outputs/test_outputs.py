@@ -1,6 +1,7 @@
 """Frames come back from every sink as they went in, also while it is still being written."""
 
 import threading
+import zlib
 from fractions import Fraction
 
 import av
@@ -10,6 +11,7 @@ from PIL import Image
 
 from runtime.outputs import NullSink
 from runtime.outputs.mp4 import Mp4Sink
+from runtime.outputs.mp4_fragment import encode
 from runtime.outputs.png import PngSink
 from runtime.outputs.writer import FrameWriter
 
@@ -61,6 +63,41 @@ def test_an_mp4_plays_before_it_is_closed(tmp_path):
     played = read(tmp_path / "early.mp4")
     assert len(played) >= 16
     assert error(played, frames[: len(played)]) < 4
+
+
+PURE = np.array([
+    (255, 0, 0), (0, 255, 0), (0, 0, 255), (0, 255, 255), (255, 0, 255), (255, 255, 0),
+    (255, 255, 255), (0, 0, 0), (128, 128, 128),
+], np.uint8)  # fmt: skip
+
+
+@pytest.mark.parametrize(("height", "code"), [(64, 6), (480, 6), (720, 1)])
+def test_colours_come_back_by_the_matrix_that_the_file_names(tmp_path, height, code):
+    frames = np.broadcast_to(PURE[:, None, None], (len(PURE), height, 64, 3))
+    sink = Mp4Sink(tmp_path / "a.mp4", frames_per_second=16)
+    sink.write(np.ascontiguousarray(frames))
+    sink.close()
+    assert np.abs(read(tmp_path / "a.mp4").astype(int) - frames).max() <= 3
+    with av.open(str(tmp_path / "a.mp4")) as file:
+        named = file.streams.video[0].codec_context
+        assert (named.color_range, named.colorspace, named.color_primaries, named.color_trc) == (
+            1, code, code, code,
+        )  # fmt: skip
+
+
+def test_a_file_that_was_begun_without_a_named_matrix_goes_on_without(tmp_path):
+    frames, path = draw(24), tmp_path / "a.mp4"
+    header, fragments = encode(frames[:12], rate=16, scale=1, matrix=0)
+    path.write_bytes(header + fragments)
+    crc = zlib.crc32(header)
+    former = {"frames": 12, "bytes": len(header + fragments), "fragments": 1, "header": len(header)}
+    sink = Mp4Sink(path, frames_per_second=16, after={**former, "header_crc32": crc})
+    sink.write(frames[12:])
+    sink.close()
+    assert sink.mark()["matrix"] == 0
+    with av.open(str(path)) as file:
+        assert file.streams.video[0].codec_context.colorspace == 2  # unspecified
+    assert error(read(path), frames) < 4
 
 
 def test_frames_are_enlarged(tmp_path):

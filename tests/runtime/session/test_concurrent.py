@@ -192,8 +192,10 @@ class FullDisk(Mp4Sink):
 def test_one_whose_sink_fails_ends_alone_and_goes_on_later(checkpoint, alone, listing, tmp_path, monkeypatch):
     out, usual = tmp_path / "out", generate.open_sink
 
-    def sink(path, *, scale):
-        return FullDisk(path, frames_per_second=16) if path.stem == "ring" else usual(path, scale=scale)
+    def sink(path, *, scale, clear):
+        if path.stem == "ring":
+            return FullDisk(path, frames_per_second=16, clear=clear)
+        return usual(path, scale=scale, clear=clear)
 
     with monkeypatch.context() as patch:
         patch.setattr(generate, "open_sink", sink)

@@ -1,5 +1,6 @@
 """What is not ours is never removed, and an older video stays until the new one has frames."""
 
+import errno
 import json
 import os
 import shutil
@@ -13,6 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from plugins.errors import UserError
 from runtime.cli.run import main
+from runtime.outputs.mp4 import Mp4Sink
+from runtime.outputs.png import PngSink
 from runtime.pipeline import VideoPipeline
 from runtime.rollout.decoding import CodecDecoder
 from runtime.rollout.rollout import Rollout
@@ -125,6 +128,47 @@ def test_a_run_that_fails_before_its_first_frames_leaves_the_older_video(
     result = make(checkpoint, output, "--overwrite")
     assert result.exit_code != 0
     assert contents(inside) == before
+
+
+@pytest.mark.parametrize(
+    ("output", "sink", "method"), [("a.mp4", Mp4Sink, "_append"), ("pictures", PngSink, "_picture")]
+)
+def test_a_disk_that_is_full_at_the_first_frames_leaves_the_older_video(
+    checkpoint, inside, output, sink, method, monkeypatch
+):
+    assert make(checkpoint, output).exit_code == 0
+    before, usual, calls = contents(inside), getattr(sink, method), []
+
+    def fill(*arguments):
+        calls.append(method)
+        if method == "_append" or len(calls) == 5:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return usual(*arguments)
+
+    monkeypatch.setattr(sink, method, fill)
+    result = make(checkpoint, output, "--overwrite")
+    assert result.exit_code == 2
+    assert "No space left on device; 0 frames were kept" in result.output.splitlines()[-1]
+    assert contents(inside) == before
+
+
+def test_a_video_behind_a_link_is_gone_on_with_in_its_own_place(checkpoint, inside, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("no")
+
+    assert make(checkpoint, "whole.mp4", "--chunks", 3).exit_code == 0
+    with monkeypatch.context() as patch:
+        usual, calls = CodecDecoder.decode, []
+        patch.setattr(
+            CodecDecoder, "decode", lambda *a: calls.append(a) or (fail if calls[2:] else usual)(*a)
+        )
+        assert make(checkpoint, "a.mp4", "--chunks", 3, "--save-every", 0).exit_code == 2
+    (inside / "elsewhere").mkdir()
+    (inside / "a.mp4").rename(inside / "elsewhere" / "b.mp4")
+    (inside / "a.mp4").symlink_to("elsewhere/b.mp4")
+    assert CliRunner().invoke(main, ["--resume", "a.mp4"]).exit_code == 0
+    assert (inside / "a.mp4").is_symlink()
+    assert (inside / "elsewhere" / "b.mp4").read_bytes() == (inside / "whole.mp4").read_bytes()
 
 
 def test_a_pipeline_refuses_and_replaces_alike(checkpoint, inside):

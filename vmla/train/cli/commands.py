@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from vmla.cli.command import OneLineErrors
+from vmla.cli.stopping import Stop
 from vmla.train.cli.weights_commands import codec, convert, inspect, push
 from vmla.train.stages import STAGES
 
@@ -55,7 +56,10 @@ def watched(command: Any) -> Any:
 @click.option("--until", type=click.Choice(STAGES), default=STAGES[-1], help="The last stage to train.")
 @click.option("--stop-after", type=click.IntRange(min=1), help="Stop after this many more steps of a stage.")
 @click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads (default: all cores).")
+@click.pass_context
 def run(
+    context: click.Context,
+    /,
     recipe: str,
     output: Path,
     until: str,
@@ -78,8 +82,9 @@ def run(
     chosen = training_recipe(recipe, **changes)
     with dashboard(log, output) as watchers, ProgressLine(sys.stderr) as line:
         TrainingRun(
-            chosen, output, line.show, stop_after=stop_after, watchers=watchers, samples=samples
-        ).until(until)
+            chosen, output, line.show, stop_after=stop_after, watchers=watchers, samples=samples,
+            stop=context.ensure_object(Stop),
+        ).until(until)  # fmt: skip
 
 
 @main.command()
@@ -158,13 +163,14 @@ def card(folder: Path, grades: Path, grader: Path) -> None:
     show_default=True,
     help="Number of GPUs to plan for, with --dry-run.",
 )
-def stage(**options: Any) -> None:
+@click.pass_context
+def stage(context: click.Context, /, **options: Any) -> None:
     """Train stage NAME from a checkpoint to a checkpoint, alone or under torchrun."""
     from vmla.cli.progress import ProgressLine
     from vmla.train.cli.stage_options import start_stage
 
     with ProgressLine(sys.stderr) as line:
-        start_stage(options, line.show, click.echo)
+        start_stage(options, line.show, click.echo, context.ensure_object(Stop))
 
 
 @main.command()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from plugins.errors import UserError
+from vmla.cli.stopping import Stop
 from vmla.train.loop.parallel import processes
 from vmla.train.monitoring.dashboard import dashboard
 from vmla.train.recipes.from_checkpoint import distillation_recipe
@@ -19,8 +20,10 @@ GIVEN = ("name", "start", "data", "output", "teacher", "critic", "samples")
 NEEDED = {"start": "--from", "data": "--data", "output": "-o"}
 
 
-def start_stage(options: Mapping[str, Any], report: Say, say: Say) -> None:
+def start_stage(options: Mapping[str, Any], report: Say, say: Say, stop: Stop) -> None:
     """Run a stage as the options of the command say; `report` shows progress, `say` prints results.
+
+    `stop` ends it after the step under way.
 
     Raises:
         UserError: for whatever does not fit.
@@ -41,7 +44,7 @@ def start_stage(options: Mapping[str, Any], report: Say, say: Say) -> None:
         dashboard(options["log"], job.output, parallel) as watchers,
     ):
         said = report if parallel.rank == 0 else _silent
-        job.run(parallel, said, stop_after=options["stop_after"], watchers=watchers)
+        job.run(parallel, said, stop_after=options["stop_after"], watchers=watchers, stop=stop)
 
 
 def _silent(line: str) -> None:

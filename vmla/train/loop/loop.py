@@ -20,6 +20,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from vmla.cli.stopping import Interrupted, Stop
 from vmla.train.loop.log import Report, Speedometer, forget_after, record
 from vmla.train.loop.parallel import ALONE, Parallel
 from vmla.train.loop.prefetch import Prefetcher
@@ -98,6 +99,7 @@ def train(
     stop_after: int | None = None,
     parallel: Parallel = ALONE,
     watchers: Sequence[Watcher] = (),
+    stop: Stop | None = None,
 ) -> dict[str, Tensor] | None:
     """Train `stage` in `folder` to its last step, or for `stop_after` steps; resumes what is there.
 
@@ -108,11 +110,14 @@ def train(
         stop_after: a number of steps; all of them if not given.
         parallel: this process among others, which all call this.
         watchers: are called after each step; nothing they do may change what is computed.
+        stop: ends it after the step under way, with its state saved; processes that share weights, which
+            would end after different steps, are interrupted instead.
 
     Returns:
         The averaged weights, by parameter name; None if it stopped before its last step.
 
     Raises:
+        Interrupted: if it was stopped.
         UserError: if `folder` holds this stage with other settings, or its state is damaged.
     """
     progress = _resume(stage, folder, parallel)
@@ -122,8 +127,9 @@ def train(
     if progress.step < end:
         speeds = Speedometer(matrix_peak(stage.meter.dtype, parallel.device), parallel.world)
     log_file = (folder / f"{stage.name}.jsonl").open("a") if parallel.rank == 0 else StringIO()
-    with log_file as log, _drawing_ahead(stage):
-        while progress.step < end:
+    stop, stopped = stop or Stop(), False
+    with log_file as log, _drawing_ahead(stage), nullcontext() if parallel.sharded else stop.polled():
+        while progress.step < end and not stopped:
             started = time.monotonic()
             loss = _advance(stage, progress, parallel)
             speed = speeds.add(stage.meter.take(time.monotonic() - started))
@@ -132,11 +138,14 @@ def train(
             line = record(progress.step, loss, rate, progress.seconds, speed)
             log.write(json.dumps(line) + "\n")
             report(_shown(stage, progress, loss, speeds))
-            if progress.step % stage.schedule.save_every == 0 or progress.step == end:
+            stopped = stop.is_set()
+            if progress.step % stage.schedule.save_every == 0 or progress.step == end or stopped:
                 log.flush()
                 _save(stage, progress, folder, parallel)
             for watch in watchers:
                 watch(stage.name, line, progress.average)
+    if stopped:
+        raise Interrupted(stop.number)
     return progress.average if progress.step == whole else None
 
 

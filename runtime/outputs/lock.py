@@ -1,0 +1,80 @@
+"""One process at a time for one place: a lock that dies with its process, however that ends.
+
+The lock is the system's (`flock`), held on a file of ours beside the place; the file alone means nothing.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from plugins.errors import UserError
+
+MARK = b"videomla "
+"""What a lock file begins with; the number of the process that holds it follows."""
+
+
+def lock_path(output: Path) -> Path:
+    """The file that stands for `output`."""
+    return output.with_name(output.name + ".lock")
+
+
+@contextmanager
+def locked(output: Path) -> Iterator[None]:
+    """Inside, nobody else makes a video at `output`, in this process or another.
+
+    Raises:
+        UserError: if somebody else does, or the place cannot be written to.
+    """
+    path = lock_path(output)
+    file = _held(path, output)
+    try:
+        os.truncate(file, 0)
+        os.pwrite(file, MARK + b"%d\n" % os.getpid(), 0)
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # before it is let go: whoever comes next makes a new one
+        os.close(file)
+
+
+def _held(path: Path, output: Path) -> int:
+    """The open lock file at `path`, locked."""
+    while True:
+        try:
+            file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        except OSError as error:
+            raise UserError(f"cannot write {path}: {error.strerror}; choose another name") from error
+        try:
+            if _is_ours(file, path, output) and _is_still(file, path):
+                return file
+        except BaseException:
+            os.close(file)
+            raise
+        os.close(file)  # its holder has just let it go and removed it: take the next one
+
+
+def _is_ours(file: int, path: Path, output: Path) -> bool:
+    found = os.pread(file, 64, 0)
+    if found and not found.startswith(MARK):
+        raise UserError(f"{path} is no lock of a video, and is never removed; choose another name")
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        holder = found.removeprefix(MARK).decode(errors="replace").strip()
+        named = f" (process {holder})" if holder else ""
+        raise UserError(f"{output} is being made already{named}; wait, or choose another name") from error
+    except OSError as error:
+        mend = "choose a place on another file system"
+        raise UserError(f"cannot lock {path}: {error.strerror}; {mend}") from error
+    return True
+
+
+def _is_still(file: int, path: Path) -> bool:
+    """Whether `path` is the open file."""
+    try:
+        return os.path.samestat(os.fstat(file), path.stat(follow_symlinks=False))
+    except FileNotFoundError:
+        return False

@@ -1,0 +1,28 @@
+"""Whether what is being written is still where it was: nobody moved, removed or replaced it."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+
+
+class LostOutputError(OSError):
+    """The file or folder that was being written is not at its place any more."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(errno.ESTALE, f"{path} was moved, removed or replaced meanwhile")
+
+
+def check_presence(path: Path, known: os.stat_result) -> None:
+    """Refuse to go on if `path` is not what `known` was told of any more.
+
+    Raises:
+        LostOutputError: then.
+    """
+    try:
+        there = os.path.samestat(path.stat(), known)
+    except OSError:
+        there = False
+    if not there:
+        raise LostOutputError(path)

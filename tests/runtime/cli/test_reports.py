@@ -1,0 +1,140 @@
+"""Neither a terminal nor a file of reports ever ends a video."""
+
+import errno
+import json
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.testing import CliRunner
+from kit.refusals import assert_one_line
+
+from runtime.cli.run import main
+from runtime.telemetry import events, metrics
+from vmla.cli.streams import ForgivingStream, forgiving_streams
+
+pytestmark = pytest.mark.cpu
+
+
+def run(checkpoint, output, *more):
+    asked = ("--prompt", "a red star", "--checkpoint", checkpoint, "--chunks", 4, "--scale", 1, "-o", output)
+    return CliRunner().invoke(main, [str(each) for each in (*asked, *more)])
+
+
+class Full:
+    """A file on a disk that is full after some lines."""
+
+    def __init__(self, file, lines):
+        self._file, self._left = file, lines
+
+    def __getattr__(self, name):
+        return getattr(self._file, name)
+
+    def write(self, line):
+        self._left -= 1
+        if self._left < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return self._file.write(line)
+
+
+def whole(output):
+    return json.loads(output.with_name(output.name + ".json").read_text())["complete"]
+
+
+def test_events_on_a_disk_that_fills_are_given_up_with_one_warning(checkpoint, tmp_path, monkeypatch):
+    usual, output, told = events.JsonLines.__enter__, tmp_path / "a.mp4", tmp_path / "e.jsonl"
+
+    def enter(lines):
+        usual(lines)
+        lines._file = Full(lines._file, 2)
+        return lines
+
+    monkeypatch.setattr(events.JsonLines, "__enter__", enter)
+    result = run(checkpoint, output, "--events", told)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("warning") == 1
+    assert f"warning: {told} is not written any more: No space left on device" in result.stderr
+    assert [json.loads(line)["chunk"] for line in told.read_text().splitlines()] == [0, 1]
+    assert whole(output)
+
+
+def test_metrics_on_a_disk_that_fills_are_given_up_with_one_warning(checkpoint, tmp_path, monkeypatch):
+    def refuse(path, text):
+        if "videomla_chunks 1\n" in text:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        path.write_text(text)
+
+    monkeypatch.setattr(metrics, "atomic_write_text", refuse)
+    result = run(checkpoint, tmp_path / "a.mp4", "--metrics", tmp_path / "m.prom")
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("m.prom is not written any more: No space left") == 1
+    assert whole(tmp_path / "a.mp4")
+
+
+@pytest.mark.parametrize(
+    ("option", "name", "said"),
+    [
+        ("--events", "no/e.jsonl", "there is no folder"),
+        ("--metrics", "no/m.prom", "there is no folder"),
+        ("--events", "folder", "is a directory"),
+        ("--metrics", "a.mp4.json", "give each its own file"),
+        ("--events", "a.mp4.state", "give each its own file"),
+    ],
+)
+def test_what_can_be_known_before_is_refused_before(checkpoint, tmp_path, option, name, said):
+    (tmp_path / "folder").mkdir()
+    assert_one_line(run(checkpoint, tmp_path / "a.mp4", option, tmp_path / name), option, said)
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_what_is_no_file_is_never_replaced_by_metrics(checkpoint, tmp_path):
+    assert_one_line(run(checkpoint, tmp_path / "a.mp4", "--metrics", "/dev/null"), "/dev/null is no file")
+
+
+@pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), BrokenPipeError(), ValueError("closed")])
+def test_a_stream_that_fails_falls_silent(error):
+    class Broken:
+        encoding = "utf-8"
+        writes = 0
+
+        def write(self, text):
+            self.writes += 1
+            raise error
+
+        def fileno(self):
+            raise ValueError
+
+    broken = Broken()
+    stream = ForgivingStream(broken)
+    assert stream.write("one") == 3
+    stream.write("two")
+    stream.flush()
+    assert stream.silent and broken.writes == 1
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="the system has no /dev/full to write to")
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_a_full_standard_output_stops_nobody(monkeypatch, encoding):
+    with Path("/dev/full").open("w", encoding=encoding) as full:
+        monkeypatch.setattr(sys, "stdout", full)
+        with forgiving_streams():
+            for _ in range(3):
+                click.echo("heard by nobody")  # which encodes by itself where the stream is ASCII
+            assert sys.stdout.silent or encoding == "ascii"
+    assert full.closed
+
+
+def test_what_a_terminal_cannot_show_is_spelled_out(tmp_path):
+    with (tmp_path / "said").open("w", encoding="ascii") as file:
+        ForgivingStream(file).write("café")
+    assert (tmp_path / "said").read_text() == "caf\\xe9"
+
+
+def test_a_stream_that_was_closed_at_the_start_takes_everything(monkeypatch):
+    monkeypatch.setattr(sys, "stderr", None)
+    with forgiving_streams():
+        sys.stderr.write("heard by nobody")
+        sys.stderr.flush()
+        assert not sys.stderr.silent
+    assert sys.stderr is None

@@ -1,0 +1,132 @@
+"""Signals: the first ends a command tidily, the second at once, whatever it is doing."""
+
+import json
+import os
+import signal
+import time
+
+import pytest
+import torch
+from click.testing import CliRunner
+from kit.commands import Commands
+
+from runtime.cli.run import main
+from runtime.outputs.mp4 import Mp4Sink
+from runtime.rollout.decoding import CodecDecoder
+from runtime.rollout.rollout import Rollout
+from vmla.train.cli.commands import main as train
+from vmla.train.loop import loop
+
+pytestmark = pytest.mark.cpu
+
+STUCK = """
+import time
+from runtime.outputs.mp4 import Mp4Sink
+usual = Mp4Sink.write
+def write(sink, frames):
+    if sink.mark()["frames"] >= 24:
+        open(f"{sink.path}.stuck", "w").close()
+        while True:
+            time.sleep(600)
+    usual(sink, frames)
+Mp4Sink.write = write
+"""
+
+
+@pytest.fixture(scope="module")
+def commands(tmp_path_factory):
+    with Commands(tmp_path_factory.mktemp("commands")) as started:
+        yield started
+
+
+def asked(checkpoint, output, chunks):
+    return ("--prompt", "a red star", "--checkpoint", checkpoint, "--chunks", chunks, "--scale", 1,
+            "--save-every", 0, "-o", output)  # fmt: skip
+
+
+def wait_for(path, started):
+    while started.running() and not path.exists():
+        time.sleep(0.01)
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_the_first_finishes_the_chunk_and_says_how_to_go_on(commands, checkpoint, tmp_path, number):
+    output = tmp_path / "a.mp4"
+    started = commands.start(*asked(checkpoint, output, 4000))
+    wait_for(output, started)
+    started.send(number)
+    status, said = started.wait()
+    assert status == 128 + number, said
+    assert f"stopped; go on with: vmla-run --resume {output}" in said
+    assert "Traceback" not in said
+    told = json.loads((tmp_path / "a.mp4.json").read_text())
+    assert told["complete"] is False and told["frames_written"] % 12 == 0
+
+
+def test_the_second_leaves_a_sink_that_blocks_for_ever(commands, checkpoint, tmp_path):
+    output = tmp_path / "a.mp4"
+    started = commands.start(*asked(checkpoint, output, 40), before=STUCK)
+    wait_for(tmp_path / "a.mp4.stuck", started)
+    while not (tmp_path / "a.mp4.state").exists():
+        time.sleep(0.01)
+    started.send(signal.SIGINT)
+    time.sleep(0.5)
+    assert started.running()
+    began = time.monotonic()
+    started.send(signal.SIGTERM)
+    status, said = started.wait()
+    assert time.monotonic() - began < 2
+    assert status == 128 + signal.SIGTERM
+    assert f"stopped; go on with: vmla-run --resume {output}" in said
+    assert CliRunner().invoke(main, ["--resume", str(output)]).exit_code == 0
+
+
+def test_training_finishes_its_step_and_goes_on(tmp_path, monkeypatch):
+    order, usual = ["run", "debug", "-o", str(tmp_path), "--until", "codec"], loop._advance
+
+    def advance(stage, progress, parallel):
+        if progress.step == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return usual(stage, progress, parallel)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_advance", advance)
+        result = CliRunner().invoke(train, order)
+    assert result.exit_code == 128 + signal.SIGTERM, result.output
+    assert result.output.splitlines()[-1] == "stopped by SIGTERM"
+    step = torch.load(tmp_path / "codec.pt", weights_only=True)["step"]
+    assert step > 1
+    assert CliRunner().invoke(train, [*order, "--stop-after", "1"]).exit_code == 0
+    steps = [json.loads(line)["step"] for line in (tmp_path / "codec.jsonl").read_text().splitlines()]
+    assert steps == list(range(1, step + 2))
+
+
+FAULTS = {
+    "denoiser": (Rollout, "denoise", RuntimeError("out of memory\nand more"), "RuntimeError: out of memory;"),
+    "memory": (Rollout, "denoise", MemoryError(), "chunk 2 failed: memory ran out;"),
+    "thread": (CodecDecoder, "decode", SystemExit(3), "SystemExit: 3;"),
+    "encoder": (Mp4Sink, "write", ValueError("no such picture"), "ValueError: no such picture;"),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_whatever_fails_ends_in_one_line_that_says_how_to_go_on(checkpoint, tmp_path, monkeypatch, name):
+    place, method, error, fragment = FAULTS[name]
+    usual, calls, output = getattr(place, method), [], tmp_path / "a.mp4"
+
+    def failing(*arguments):
+        calls.append(method)
+        if len(calls) == 3:
+            time.sleep(0.5)  # the state before it is on disk
+            raise error
+        return usual(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(place, method, failing)
+        result = CliRunner().invoke(main, [str(each) for each in asked(checkpoint, output, 6)])
+    assert result.exit_code == 2, result.output
+    last = result.output.splitlines()[-1]
+    assert fragment in last and "24 frames were kept" in last and "Traceback" not in result.output
+    assert last.endswith(f"go on with: vmla-run --resume {output}")
+    assert CliRunner().invoke(main, ["--resume", str(output)]).exit_code == 0
+    assert json.loads((tmp_path / "a.mp4.json").read_text())["complete"] is True

@@ -1,0 +1,61 @@
+"""One video at a time for one place, in one process or several; what is no lock of ours stays."""
+
+import os
+import signal
+
+import pytest
+from click.testing import CliRunner
+from kit.refusals import assert_one_line
+
+from plugins.errors import UserError
+from runtime.cli.run import main
+from runtime.outputs.lock import lock_path, locked
+
+pytestmark = pytest.mark.cpu
+
+
+def test_a_second_one_is_refused_while_the_first_runs(tmp_path):
+    output = tmp_path / "a.mp4"
+    said = rf"being made already \(process {os.getpid()}\)"
+    with locked(output), pytest.raises(UserError, match=said), locked(output):
+        pass
+    with locked(output):
+        assert lock_path(output).exists()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_dies_with_its_process_and_its_file_is_no_obstacle(tmp_path):
+    output = tmp_path / "a.mp4"
+    hears, says = os.pipe()
+    if (other := os.fork()) == 0:
+        with locked(output):
+            os.write(says, b"x")
+            signal.pause()
+    assert os.read(hears, 1) == b"x"
+    with pytest.raises(UserError, match=rf"process {other}"), locked(output):
+        pass
+    os.kill(other, signal.SIGKILL)
+    os.waitpid(other, 0)
+    assert lock_path(output).exists()
+    with locked(output):
+        pass
+    assert not lock_path(output).exists()
+
+
+def test_a_file_that_is_no_lock_stays(tmp_path):
+    output = tmp_path / "a.mp4"
+    lock_path(output).write_text("mine")
+    with pytest.raises(UserError, match="no lock of a video"), locked(output):
+        pass
+    assert lock_path(output).read_text() == "mine"
+
+
+@pytest.mark.parametrize("output", ["a.mp4", "pictures"])
+def test_a_command_is_refused_where_another_one_works(checkpoint, tmp_path, monkeypatch, output):
+    monkeypatch.chdir(tmp_path)
+    asked = ["--prompt", "a red star", "--checkpoint", str(checkpoint), "--chunks", "1", "-o", output]
+    with locked(tmp_path / output):
+        assert_one_line(CliRunner().invoke(main, asked), f"{output} is being made already")
+        assert list(tmp_path.iterdir()) == [lock_path(tmp_path / output)]
+    assert CliRunner().invoke(main, asked).exit_code == 0
+    assert not lock_path(tmp_path / output).exists()

@@ -1,0 +1,170 @@
+"""How every command is stopped: by Ctrl-C, SIGTERM and SIGHUP alike, first tidily, a second time at once.
+
+The first signal is raised as `Interrupted` in the main thread; work that looks for itself whether it should
+end (`Stop.polled`) is only told. The second ends the process from a thread of its own, so that no sink,
+decoder or queue that blocks can hold it up. The same happens where the first was raised in vain, because
+something swallowed it.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import threading
+import time
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from types import FrameType, TracebackType
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+PATIENCE = 10.0
+"""Seconds that a command which was interrupted may take to tidy up."""
+LAST_WORDS = 1.0
+"""Seconds that the last words may take: whoever should read them may not."""
+_SHOW_CURSOR = "\x1b[?25h"
+"""What a live line on a terminal has hidden."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """A signal asks the command to end; raised in the main thread."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.status = 128 + number
+        """What the process exits with, as shells have it."""
+
+
+class Stop(threading.Event):
+    """A context manager; set once a signal has asked the command to end."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.number = 0
+        """The signal's, once there was one."""
+        self.last_words: Callable[[], Sequence[str]] = tuple
+        """Lines that are said when the process is ended at once: how to go on."""
+        self.last_acts: Callable[[], object] = tuple
+        """What is done when the process is ended at once; it may take a second."""
+        self._raising = self._raised = self._listening = False
+
+    @property
+    def status(self) -> int:
+        """What a command that was stopped exits with."""
+        return 128 + self.number
+
+    @contextmanager
+    def raised(self) -> Iterator[None]:
+        """Inside, the first signal is raised, also one that came before.
+
+        Raises:
+            Interrupted: by the first signal.
+        """
+        with self._set_raising(True):
+            if self.is_set():
+                self._handle(self.number, None)
+            yield
+
+    @contextmanager
+    def polled(self) -> Iterator[None]:
+        """Inside, as before `raised`, the first signal only sets the event: whoever works looks at it."""
+        with self._set_raising(False):
+            yield
+
+    @contextmanager
+    def _set_raising(self, value: bool) -> Iterator[None]:
+        before, self._raising = self._raising, value
+        try:
+            yield
+        finally:
+            self._raising = before
+
+    def __enter__(self) -> Stop:
+        """Listen to signals, if this is the main thread: no other one can."""
+        self._listening = threading.current_thread() is threading.main_thread()
+        if self._listening:
+            # Whoever ignores SIGHUP was started by nohup, to outlive the terminal.
+            heard = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
+            self._read, self._write = os.pipe()
+            os.set_blocking(self._write, False)
+            self._former_pipe = signal.set_wakeup_fd(self._write, warn_on_full_buffer=False)
+            self._watcher = threading.Thread(target=self._watch, name="signals", daemon=True)
+            self._watcher.start()
+            self._former = {number: signal.signal(number, self._handle) for number in heard}
+            forget = weakref.WeakMethod(self._forget)
+            os.register_at_fork(after_in_child=lambda: (method := forget()) and method())
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Leave signals to whoever had them before."""
+        if not self._listening:
+            return
+        self._listening = False
+        for number, former in self._former.items():
+            signal.signal(number, former)
+        signal.set_wakeup_fd(self._former_pipe)
+        os.write(self._write, b"\0")
+        self._watcher.join()
+        os.close(self._read)
+        os.close(self._write)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        """In the main thread, between two of its instructions."""
+        if self._raising and not self._raised:
+            self._raised = True
+            raise Interrupted(number)
+
+    def _watch(self) -> None:
+        """Hear of signals whatever the main thread is doing: the system writes their numbers to the pipe."""
+        leave_at = None
+        while True:
+            left = None if leave_at is None else max(0.0, leave_at - time.monotonic())
+            if not select.select([self._read], [], [], left)[0]:
+                self._leave(self.number)
+            number = os.read(self._read, 1)[0]
+            if number == 0:
+                return
+            if number not in SIGNALS:
+                continue
+            if self.is_set():
+                self._leave(number)
+            self.number = number
+            if self._raising or self._raised:
+                leave_at = time.monotonic() + PATIENCE
+            self.set()
+
+    def _leave(self, number: int) -> None:
+        """End the process, and the processes that it has started."""
+        try:
+            last = threading.Thread(target=self._say_and_do, name="last-words", daemon=True)
+            last.start()
+            last.join(LAST_WORDS)
+            _end_children()
+        finally:
+            os._exit(128 + number)
+
+    def _say_and_do(self) -> None:
+        with suppress(OSError):
+            lines = "".join(f"{line}\n" for line in self.last_words())
+            os.write(2, f"{_SHOW_CURSOR if os.isatty(2) else ''}\n{lines}".encode())
+        self.last_acts()
+
+    def _forget(self) -> None:
+        """In a process forked from this one: signals are not this command's any more."""
+        if self._listening:
+            self._listening = False
+            signal.set_wakeup_fd(-1)
+            for number in self._former:
+                signal.signal(number, signal.SIG_DFL)
+
+
+def _end_children() -> None:
+    """Ask the processes that this one has started to end, where the system tells which they are."""
+    for listed in Path("/proc/self/task").glob("*/children"):
+        for child in listed.read_text().split():
+            with suppress(OSError):
+                os.kill(int(child), signal.SIGTERM)

@@ -1,0 +1,79 @@
+"""Standard output and standard error that never end a command: what cannot be said is not said."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+
+class ForgivingStream:
+    """A stream, of text or bytes, that falls silent once it cannot be written to: closed, full, not read."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream, self.silent = stream, False
+
+    def __getattr__(self, name: str) -> Any:
+        """All else is the stream's own."""
+        return getattr(self._stream, name)
+
+    @property
+    def buffer(self) -> ForgivingStream:
+        """What takes the bytes of a stream of text, for whoever encodes by himself."""
+        return ForgivingStream(self._stream.buffer)
+
+    def write(self, text: Any) -> int:
+        """Write `text` if it can be."""
+        if not self.silent:
+            try:
+                return int(self._stream.write(text))
+            except UnicodeEncodeError:
+                known = self._stream.encoding
+                return int(self._stream.write(text.encode(known, "backslashreplace").decode(known)))
+            except (OSError, ValueError):  # a stream that is closed raises ValueError
+                self._fall_silent()
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        """Write all `lines` if they can be."""
+        self.write("".join(lines))
+
+    def flush(self) -> None:
+        """Bring to its place what was written, if it can be."""
+        if not self.silent:
+            try:
+                self._stream.flush()
+            except (OSError, ValueError):
+                self._fall_silent()
+
+    def _fall_silent(self) -> None:
+        """Let nothing that still waits in a buffer fail at the end of the process either."""
+        self.silent = True
+        with suppress(OSError, ValueError), Path(os.devnull).open("w") as nowhere:
+            os.dup2(nowhere.fileno(), self._stream.fileno())
+
+
+@contextmanager
+def forgiving_streams() -> Iterator[None]:
+    """Inside, `sys.stdout` and `sys.stderr` fall silent instead of failing."""
+    _fill_closed()
+    before = sys.stdout, sys.stderr
+    with Path(os.devnull).open("w") as nowhere:  # in place of a stream that was closed at the start
+        streams = [ForgivingStream(stream or nowhere) for stream in before]
+        sys.stdout, sys.stderr = streams  # type: ignore[assignment]
+        try:
+            yield
+        finally:
+            for stream in streams:
+                stream.flush()
+            sys.stdout, sys.stderr = before
+
+
+def _fill_closed() -> None:
+    """Let no file that is opened later get the number of a standard stream that is closed."""
+    while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(number)
