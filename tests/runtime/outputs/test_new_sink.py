@@ -56,7 +56,7 @@ def run(checkpoint, output, *more):
 def test_a_sink_takes_one_file_and_one_entry(checkpoint, tmp_path, monkeypatch):
     output = tmp_path / "video.raw"
     assert_one_line(
-        run(checkpoint, output), "cannot write .raw files; use null, an .mp4 file or a folder for"
+        run(checkpoint, output), "cannot write .raw files; use null, - for standard output, an .mp4 file or"
     )
     monkeypatch.setattr(registry, "KINDS", (*registry.KINDS, RAW))
     assert run(checkpoint, output).exit_code == 0
