@@ -30,8 +30,8 @@ from runtime.diffusers_arguments import (
     seconds_of,
     seed_of,
 )
+from runtime.frame_queue import FrameQueue
 from runtime.outputs import Frames
-from runtime.outputs.frame_queue import FrameQueue
 from runtime.planning.plan import LONGEST_SECONDS
 from runtime.planning.request import Job, prepare
 from runtime.prompts.schedule_file import Entry

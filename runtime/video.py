@@ -10,8 +10,8 @@ from typing import Any
 from torch import Tensor
 
 from runtime.diffusers_arguments import Form
+from runtime.frame_queue import FrameQueue
 from runtime.outputs import Frames
-from runtime.outputs.frame_queue import FrameQueue
 from runtime.prompts.sources import PromptSource
 from runtime.resume.state import State
 from runtime.session.outcome import raise_failure

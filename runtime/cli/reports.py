@@ -11,8 +11,8 @@ from typing import Any
 import click
 
 from plugins.errors import UserError
-from runtime.outputs.lock import lock_path
 from runtime.resume.autosave import resume_command
+from runtime.resume.lock import lock_path
 from runtime.resume.sidecar import sidecar_path
 from runtime.resume.state import state_path
 from runtime.telemetry.events import JsonLines

@@ -8,9 +8,9 @@ from pathlib import Path
 
 from plugins.errors import UserError
 from runtime.outputs import Clear, FrameSink, Mark
-from runtime.outputs.lock import locked
 from runtime.outputs.registry import kind_of
 from runtime.resume.autosave import resume_command
+from runtime.resume.lock import locked
 from runtime.resume.sidecar import is_sidecar, sidecar_path
 from runtime.resume.state import is_state, state_path
 

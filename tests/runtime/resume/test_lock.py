@@ -9,7 +9,7 @@ from kit.refusals import assert_one_line
 
 from plugins.errors import UserError
 from runtime.cli.run import main
-from runtime.outputs.lock import lock_path, locked
+from runtime.resume.lock import lock_path, locked
 
 pytestmark = pytest.mark.cpu
 
