@@ -18,9 +18,10 @@ import click
 import torch
 from click.core import ParameterSource
 
+from plugins.documents.json_file import read_json
 from plugins.errors import UserError
 from vmla.cli.machine import commit, hardware
-from vmla.weights.formats.files import read_json, write_json
+from vmla.weights.formats.files import write_json
 
 VERSION = 1
 """Of the documents' form."""

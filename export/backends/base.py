@@ -93,6 +93,8 @@ class Backend(ABC):
 
     name: ClassVar[str]
     """As `--backend` and manifests have it."""
+    ending: ClassVar[str]
+    """Of the file of a program: that of `step` is `step` with this behind it."""
     requires: ClassVar[tuple[Requirement, ...]] = ()
     """What a build needs; the versions of these packages are recorded in the manifest."""
     pinned: ClassVar[tuple[str, ...]] = ()
@@ -166,7 +168,7 @@ class Backend(ABC):
             name: `step` or `prompt`.
             program: in its precision, on the device that it will run on.
             manifest: of the engine; its `files` are not known yet.
-            folder: of the engine in the making.
+            folder: of the engine in the making, where its file is called `name` and `ending`.
 
         Returns:
             What parser and compiler warned of.
@@ -177,7 +179,9 @@ class Backend(ABC):
 
     @abstractmethod
     def load(self, folder: Path, name: str, manifest: Manifest) -> Program:
-        """The program called `name` of the engine in `folder`, ready to run.
+        """The program called `name` of the engine whose files lie in `folder`, ready to run.
+
+        The folder is a private copy, which is gone when all programs of the engine are loaded.
 
         Raises:
             UserError: if a package is missing, or this machine can never run it.

@@ -5,28 +5,51 @@ Free of torch, so that engines are listed and refused at once; what is refused i
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+import os
+import re
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Ge, Le
 
 from export.engine.target import Host
 from plugins.atomic_files import atomic_write_text
+from plugins.documents.json_file import read_json
+from plugins.documents.typed import typed
 from plugins.errors import UserError
 from vmla.config import current_names
 
 NAME = "manifest.json"
-SCHEMA = 3
-
-
-ENGINES = Path("engines")
-"""Where engines go, and are looked for, unless told otherwise."""
+SCHEMA = 4
+CONTENT = "content"
+"""The field that holds the SHA-256 of all others."""
+AGAIN = "build the engine again"
 
 EAGER = "eager"
 """Said in the place of an engine's folder and of its backend where there is none: the model itself."""
 
 Attention = Literal["plugin", "native"]
 """Self-attention as a node that our TensorRT plugin takes, or in operations that every backend knows."""
+
+
+PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+"""A name of a program or a file that stays inside its folder."""
+
+
+def engine_store() -> Path | None:
+    """Where engines go, and are looked for, unless told otherwise: a folder of the user's own.
+
+    An engine is a program, so none is run that merely lies where one works. None for a user without a home.
+    """
+    data = os.environ.get("XDG_DATA_HOME", "")
+    try:
+        own = Path(data) if data.startswith("/") else Path.home() / ".local" / "share"
+    except RuntimeError:
+        return None
+    return own / "videomla" / "engines"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +90,7 @@ class Manifest:
     backend: str
     precision: str
     attention: Attention
-    batch: int
+    batch: Annotated[int, Ge(1), Le(2**12)]
     model_hash: str
     """SHA-256 of the transformer's configuration and weights."""
     checkpoint: str
@@ -105,21 +128,24 @@ class Manifest:
             UserError: if there is none, or none that this version understands.
         """
         path = folder / NAME
-        try:
-            values = json.loads(path.read_text())
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise UserError(f"{folder} is no engine: {path} is missing; build one with: vmla-export build") \
-                from error  # fmt: skip
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not valid JSON ({error}); build the engine again") from error
-        if not isinstance(values, dict) or values.get("schema") != SCHEMA:
-            found = values.get("schema") if isinstance(values, dict) else None
-            raise UserError(f"{path}: schema is {found}, this version reads {SCHEMA}; build the engine again")
-        return _from_json(values, path)
+        if not path.exists():
+            mend = "build one with: vmla-export build"
+            raise UserError(f"{folder} is no engine: {path} is missing; {mend}")
+        values = read_json(path, mend=AGAIN)
+        if (found := values.get("schema")) != SCHEMA:
+            raise UserError(f"{path}: schema is {found!r:.40}, this version reads {SCHEMA}; {AGAIN}")
+        if values.pop(CONTENT, None) != _hash(values):
+            raise UserError(f"{path} was changed after the engine was built; {AGAIN}")
+        manifest = typed(values, cls, str(path), mend=AGAIN)
+        for name in (*manifest.files, *manifest.programs):
+            if not PLAIN.fullmatch(name):
+                raise UserError(f"{path}: {name!r:.40} leads out of the folder; {AGAIN}")
+        return _as_built(manifest, path)
 
     def write(self, folder: Path) -> None:
-        """Write it into `folder` at once."""
-        atomic_write_text(folder / NAME, json.dumps(asdict(self), indent=2) + "\n")
+        """Write it into `folder` at once, with the hash that binds it."""
+        values = asdict(self)
+        atomic_write_text(folder / NAME, json.dumps({**values, CONTENT: _hash(values)}, indent=2) + "\n")
 
     def same_build(self, other: Manifest) -> bool:
         """Whether both describe the same build, whatever their files."""
@@ -127,34 +153,15 @@ class Manifest:
         return all(ours[name] == theirs[name] for name in ours if name not in ("files", "checkpoint"))
 
 
-def _from_json(values: dict[str, Any], path: Path) -> Manifest:
-    """A manifest from JSON values: lists become tuples, objects become what they describe."""
-    known = {field.name for field in fields(Manifest)}
-    if wrong := sorted(values.keys() ^ known):
-        state = "missing" if wrong[0] in known else "unknown"
-        raise UserError(f"{path}: field {wrong[0]} is {state}; build the engine again")
-    if any(Path(name).name != name for name in values["files"]):
-        raise UserError(f"{path}: files: a name leads out of the folder; build the engine again")
-    try:
-        programs = {name: _signature(value) for name, value in values["programs"].items()}
-        host = Host(**{**values["host"], "features": tuple(values["host"]["features"])})
-        layers = {name: tuple(value) for name, value in values["layers"].items()}
-        model = current_names(values["model"])  # an engine may be older than the names of its settings
-        said = values["quantization"] and _quantization(values["quantization"])
-    except (TypeError, KeyError, AttributeError) as error:
-        reason = f"programs, layers or host are incomplete ({error})"
-        raise UserError(f"{path}: {reason}; build the engine again") from error
-    made = {"programs": programs, "host": host, "layers": layers, "model": model, "quantization": said}
-    return Manifest(**{**values, **made})
+def _hash(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
 
 
-def _quantization(value: dict[str, Any]) -> Quantization:
-    watched = {**value["calibration"], "prompts": tuple(value["calibration"]["prompts"])}
-    return Quantization(**{**value, "calibration": watched})
-
-
-def _signature(value: dict[str, Any]) -> Signature:
-    def specs(key: str) -> tuple[TensorSpec, ...]:
-        return tuple(TensorSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in value[key])
-
-    return Signature(inputs=specs("inputs"), outputs=specs("outputs"))
+def _as_built(manifest: Manifest, path: Path) -> Manifest:
+    """The same with what JSON cannot say: current names of a model's settings, prompts that are a tuple."""
+    model = current_names(manifest.model, str(path))
+    if manifest.quantization is None:
+        return replace(manifest, model=model)
+    watched = {**manifest.quantization.calibration}
+    watched["prompts"] = tuple(watched.get("prompts", ()))
+    return replace(manifest, model=model, quantization=replace(manifest.quantization, calibration=watched))

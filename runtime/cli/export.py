@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from export.engine.manifest import ENGINES
+from export.engine.manifest import engine_store
 from plugins.errors import UserError
 from vmla.cli.command import OneLineErrors
 
@@ -48,7 +48,7 @@ def main() -> None:
     "--attention", help="Attention as our TensorRT plugin's node (plugin) or TensorRT's own (native)."
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path),
-              help="Engine folder to write (default: in ./engines, named after its settings).")  # fmt: skip
+              help="Engine folder to write (default: among your own, named after its settings).")  # fmt: skip
 def build(
     checkpoint: str,
     backend: str | None,
@@ -91,7 +91,7 @@ def _build(checkpoint: str, settings: Any, calibration: Path | None, output: Pat
     from vmla.weights.checkpoint import open_checkpoint
 
     opened = open_checkpoint(checkpoint)
-    folder = output or ENGINES / f"{opened.name}-{settings.name}"
+    folder = output or _store() / f"{opened.name}-{settings.name}"
 
     def show(stage: Stage) -> None:
         click.echo(f"{stage.name}: {stage.seconds:.1f} s, peak {stage.peak_bytes / 2**20:,.0f} MiB")
@@ -152,12 +152,19 @@ def inspect(engine: Path, as_json: bool) -> None:
 
 
 @main.command(name="list")
-@click.argument("folder", type=click.Path(path_type=Path), default=ENGINES)
-def list_engines(folder: Path) -> None:
-    """List the engines in FOLDER (./engines if not given), and whether they run on this machine."""
+@click.argument("folder", type=click.Path(path_type=Path), required=False)
+def list_engines(folder: Path | None) -> None:
+    """List the engines in FOLDER (your own if not given), and whether they run on this machine."""
     from export.inspect import table
 
-    click.echo("\n".join(table(folder)))
+    click.echo("\n".join(table(folder or _store())))
+
+
+def _store() -> Path:
+    """The user's own engines."""
+    if (store := engine_store()) is None:
+        raise UserError("there is no home folder to keep engines in; name a folder, or set XDG_DATA_HOME")
+    return store
 
 
 @main.command()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from export.engine.manifest import EAGER, ENGINES
+from export.engine.manifest import EAGER, engine_store
 from plugins.errors import UserError
 from vmla.cli.command import OneLineCommand
 
@@ -47,7 +47,7 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
     "--checkpoint", help="Checkpoint folder or shipped model (default: the engine's own, else sprites)."
 )
 @click.option("--engine", type=click.Path(path_type=Path),
-              help="Engine folder, or eager (default: one in ./engines that fits, else eager).")  # fmt: skip
+              help="Engine folder, or eager (default: one of your own that fits, else eager).")  # fmt: skip
 @click.option("--decoder", type=click.Path(path_type=Path),
               help="File of TAEHV weights to decode with, or none for no frames (with -o null).")  # fmt: skip
 @click.option("--layout", type=click.Choice(["mla", "mha"]),
@@ -134,7 +134,7 @@ def _new(prompts: str | list[Entry], options: dict[str, Any]) -> Order:
     from runtime.session.replay import new
 
     rest = {name: options[name] for name in AFRESH if name not in ("checkpoint", "scale")}
-    engines = ENGINES if rest["engine"] is None else None
+    engines = engine_store() if rest["engine"] is None else None
     if rest["engine"] == Path(EAGER):
         rest["engine"] = None
     return new(prompts, options["checkpoint"], scale=options["scale"], engines=engines, **rest)

@@ -217,8 +217,7 @@ def look_up(
     if engine is not None or engines is None:
         return engine, "as asked for"
     name = str(dtype).removeprefix("torch.")
-    found = find_engine(checkpoint, device=device.type, dtype=name, engines=engines)
-    return found, f"found in {engines}" if found else f"nothing in {engines} fits"
+    return find_engine(checkpoint, device=device.type, dtype=name, engines=engines)
 
 
 def choose_device(name: str) -> torch.device:

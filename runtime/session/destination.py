@@ -100,9 +100,12 @@ def open_sink(path: Path, *, scale: int, after: Mark | None = None) -> FrameSink
     """The sink that `path` names, at its start or where another one left its mark."""
     if path == NOWHERE:
         return NullSink()
-    if path.suffix.lower() == MP4:
-        return Mp4Sink(path, frames_per_second=FRAMES_PER_SECOND, scale=scale, after=after)
-    return PngSink(path, scale=scale, after=after)
+    try:
+        if path.suffix.lower() == MP4:
+            return Mp4Sink(path, frames_per_second=FRAMES_PER_SECOND, scale=scale, after=after)
+        return PngSink(path, scale=scale, after=after)
+    except KeyError as error:
+        raise UserError(f"the state of {path} does not say its {error}; make it anew") from error
 
 
 def choose_scale(height: int, wish: int | None) -> int:

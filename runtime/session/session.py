@@ -26,16 +26,15 @@ from runtime.planning.plan import Plan
 from runtime.planning.request import Job
 from runtime.prompts.sources import LivePrompts, Schedule
 from runtime.resume.autosave import Autosave
-from runtime.resume.sidecar import describe_model, describe_video
+from runtime.resume.sidecar import Recorded, describe_model, describe_video
 from runtime.resume.state import State
 from runtime.rollout.rollout import Rollout
 from runtime.session.commands import CommandQueue
-from runtime.session.replay import OF_A_MODEL, OF_A_VIDEO, changes_of, refuse_another
+from runtime.session.replay import OF_A_MODEL, OF_A_VIDEO, refuse_another
 from runtime.session.stages import Admission, VideoStages
 from runtime.session.task import VideoTask
 from runtime.telemetry.events import NoTelemetry, Telemetry
 from vmla.config import FRAMES_PER_SECOND
-from vmla.scheduler import Sampler
 
 SHARED = ("checkpoint", "device", "dtype", "engine_folder", "decoder_file", "threads")
 """What all jobs of a session have in common."""
@@ -138,13 +137,13 @@ class Session:
 
     def job_of(self, state: State) -> Job:
         """The job of the video of `state`, with the prompts that it had and will have."""
-        video, changes = state.video, changes_of(state.video["prompts"])
+        video = Recorded.of(state.video, "this state")
         return replace(
             self._job,
-            prompts=LivePrompts.continued(changes) if video.get("live") else Schedule(changes),
-            seed=video["seed"],
-            chunks=video["chunks"] or self._job.chunks,
-            sampler=Sampler(**video["sampler"]),
+            prompts=LivePrompts.continued(video.changes()) if video.live else Schedule(video.changes()),
+            seed=video.seed,
+            chunks=video.chunks or self._job.chunks,
+            sampler=video.sampler,
         )
 
     def describe(self, job: Job, *, frames: int | None, scale: int = 1) -> dict[str, Any]:

@@ -11,8 +11,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from plugins.documents.json_file import read_json
 from plugins.errors import UserError
-from vmla.weights.formats.files import read_json
 
 LATENT = {
     "down_kv": "kv_down", "norm_kv": "kv_norm", "up_k": "k_up", "up_v": "v_up", "rotary_k": "k_rope",

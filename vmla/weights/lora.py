@@ -14,8 +14,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from plugins.documents.json_file import read_json
 from plugins.errors import UserError
-from vmla.weights.formats.files import LISTED, read_json
+from vmla.weights.formats.files import LISTED
 from vmla.weights.formats.open_file import open_file
 from vmla.weights.formats.pickles import LORA_PART
 from vmla.weights.formats.prefixes import WRAPPERS

@@ -7,12 +7,13 @@ from typing import Any
 
 import torch
 
+from plugins.documents.json_file import read_json
 from plugins.errors import UserError
 from vmla.config import ModelConfig
 from vmla.train.data.latents import LatentSet, joined
 from vmla.train.data.shard_column import Column
 from vmla.train.loop.state import read_state
-from vmla.weights.formats.files import read_json, read_tensors
+from vmla.weights.formats.files import read_tensors
 
 INDEX = "clips.json"
 NEGATIVE = "negative.safetensors"

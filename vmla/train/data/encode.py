@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plugins.documents.json_file import read_json
 from plugins.errors import UserError
 from vmla.text import TextEncoder
 from vmla.train.data.clips import INDEX, NEGATIVE
@@ -18,7 +19,7 @@ from vmla.train.data.video_files import Unusable, captioned, read_video, text_of
 from vmla.train.loop.state import refuse_other_settings
 from vmla.vae import Codec
 from vmla.weights.checkpoint import open_checkpoint
-from vmla.weights.formats.files import read_json, readable, write_json, write_tensors
+from vmla.weights.formats.files import readable, write_json, write_tensors
 
 Report = Callable[[str], None]
 Item = tuple[str, Path | None, str]
