@@ -2,7 +2,7 @@
 
     vmla-bench gpu
 
-Needs torch, numpy, safetensors, click, rich and pydantic, and nothing else: no network, no TensorRT, no video library.
+Needs torch, numpy, safetensors, click and rich, and nothing else: no network, no TensorRT, no video library.
 A stage is begun only if the time that it may take is left; one that fails is on record with its reason, and
 the next goes on.
 """

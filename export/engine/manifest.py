@@ -13,12 +13,10 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from annotated_types import Ge, Le
-
 from export.engine.target import Host
 from plugins.atomic_files import atomic_write_text
 from plugins.documents.json_file import read_json
-from plugins.documents.typed import typed
+from plugins.documents.typed import Between, typed
 from plugins.errors import UserError
 from vmla.config import current_names
 
@@ -90,7 +88,7 @@ class Manifest:
     backend: str
     precision: str
     attention: Attention
-    batch: Annotated[int, Ge(1), Le(2**12)]
+    batch: Annotated[int, Between(1, 2**12)]
     model_hash: str
     """SHA-256 of the transformer's configuration and weights."""
     checkpoint: str

@@ -6,7 +6,7 @@ Imported where a document is read, and not before: it takes a sixth of a second.
 from __future__ import annotations
 
 import json
-from collections.abc import Hashable
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal, TypeVar, cast
 
@@ -14,6 +14,18 @@ from plugins.documents.json_file import field, shown
 from plugins.errors import UserError
 
 T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Between:
+    """Bounds of a number in a document: `Annotated[int, Between(1, 16)]`."""
+
+    least: float
+    most: float
+
+    def __get_pydantic_core_schema__(self, kind: Any, handler: Any) -> Any:
+        """That of the number, with its bounds."""
+        return {**handler(kind), "ge": self.least, "le": self.most}
 
 
 def typed(
@@ -35,9 +47,7 @@ def typed(
 
     try:
         # Of JSON, strict types are those that JSON can say: a list for a tuple, an object for a dataclass.
-        document: Any = _model(cast(Hashable, kind), others).model_validate_json(
-            json.dumps({"value": values})
-        )
+        document: Any = _model(cast(Any, kind), others).model_validate_json(json.dumps({"value": values}))
     except ValidationError as error:
         raise UserError(f"{where}: {_said(error.errors(include_url=False))}{mend and f'; {mend}'}") from error
     except UserError as error:
@@ -47,7 +57,7 @@ def typed(
 
 
 @lru_cache(maxsize=64)
-def _model(kind: Hashable, others: Literal["forbid", "ignore"]) -> Any:
+def _model(kind: Any, others: Literal["forbid", "ignore"]) -> Any:
     """What pydantic makes of a type; settings of a model hold for the dataclasses within it."""
     from pydantic import ConfigDict, create_model
 

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-from annotated_types import Ge, Le, MinLen
 
 from export.engine.manifest import EAGER, Manifest
 from plugins.documents.json_file import read_json
-from plugins.documents.typed import typed
+from plugins.documents.typed import Between, typed
 from plugins.errors import UserError
 from runtime.engines.compiled import PRECISIONS
 from runtime.planning.request import Job
@@ -39,7 +38,7 @@ def sidecar_path(output: Path) -> Path:
 class RecordedChange:
     """A prompt of a video and the chunk where it begins."""
 
-    chunk: Annotated[int, Ge(0)]
+    chunk: Annotated[int, Between(0, 2**63)]
     prompt: str
     policy: Policy
 
@@ -51,12 +50,12 @@ class Recorded:
     Descriptions grow with their versions: what else stands there says how it went, or is younger than this.
     """
 
-    prompts: Annotated[tuple[RecordedChange, ...], MinLen(1)]
+    prompts: tuple[RecordedChange, ...]
     seed: int
-    frames: Annotated[int, Ge(0), Le(FRAMES)] | None
+    frames: Annotated[int, Between(0, FRAMES)] | None
     frames_per_second: Literal[16]
-    chunks: Annotated[int, Ge(1), Le(FRAMES)] | None
-    scale: Annotated[int, Ge(1), Le(16)]
+    chunks: Annotated[int, Between(1, FRAMES)] | None
+    scale: Annotated[int, Between(1, 16)]
     sampler: Sampler
     checkpoint: str
     weights: dict[str, str]
@@ -70,9 +69,13 @@ class Recorded:
     decoder_hash: str | None
     device: str
     dtype: Literal["float32", "bfloat16", "float16"]
-    threads: Annotated[int, Ge(1)]
+    threads: Annotated[int, Between(1, 2**31)]
     versions: dict[str, str]
     live: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise UserError("it has no prompts")
 
     @classmethod
     def of(cls, values: Mapping[str, Any], where: str) -> Recorded:

@@ -16,13 +16,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from annotated_types import Ge
 from torch import Tensor
 
 from plugins.atomic_files import atomic_write_bytes
 from plugins.documents.json_file import parse_json
 from plugins.documents.tensor_header import read_header
-from plugins.documents.typed import typed
+from plugins.documents.typed import Between, typed
 from plugins.errors import UserError
 from runtime.device.cuda_graphs import Stamp, host_copy, stamp, wait_for
 from runtime.outputs import Frames, Mark
@@ -37,12 +36,12 @@ class StateHeader:
     """The JSON in a state's header."""
 
     schema: str
-    number: Annotated[int, Ge(0)]
+    number: Annotated[int, Between(0, 2**63)]
     position: tuple[int, int]
     """Whole chunks and frames: see `_first_frame`."""
-    forgotten: Annotated[int, Ge(0)]
+    forgotten: Annotated[int, Between(0, 2**63)]
     memory: list[Any] | None
-    mark: dict[str, Annotated[int, Ge(0)]]
+    mark: dict[str, Annotated[int, Between(0, 2**63)]]
     video: dict[str, Any]
     sha256: str
 

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from annotated_types import Ge, Le
 from torch import Tensor, nn
 
+from plugins.documents.typed import Between
 from plugins.errors import UserError, missing_extra
 
 MOST = 2**12
@@ -38,15 +38,15 @@ nothing yet, and occurs only after a single latent frame."""
 class WanSizes:
     """What the configuration of an `AutoencoderKLWan` must say within bounds; Wan2.1's stand for the rest."""
 
-    base_dim: Annotated[int, Ge(1), Le(MOST)] = 96
-    decoder_base_dim: Annotated[int, Ge(1), Le(MOST)] | None = None
-    z_dim: Annotated[int, Ge(1), Le(MOST)] = 16
-    dim_mult: tuple[Annotated[int, Ge(1), Le(64)], ...] = (1, 2, 4, 4)
-    num_res_blocks: Annotated[int, Ge(1), Le(64)] = 2
+    base_dim: Annotated[int, Between(1, MOST)] = 96
+    decoder_base_dim: Annotated[int, Between(1, MOST)] | None = None
+    z_dim: Annotated[int, Between(1, MOST)] = 16
+    dim_mult: tuple[Annotated[int, Between(1, 64)], ...] = (1, 2, 4, 4)
+    num_res_blocks: Annotated[int, Between(1, 64)] = 2
     temperal_downsample: tuple[bool, ...] = (False, True, True)
     latents_mean: tuple[float, ...] = ()
     latents_std: tuple[float, ...] = ()
-    patch_size: Annotated[int, Ge(1), Le(64)] | None = None
+    patch_size: Annotated[int, Between(1, 64)] | None = None
 
     def __post_init__(self) -> None:
         if len(self.dim_mult) > 8 or len(self.dim_mult) != len(self.temperal_downsample) + 1:

@@ -15,11 +15,10 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
-from annotated_types import Ge, Le
 from torch import nn
 
 from plugins.documents.json_file import read_json
-from plugins.documents.typed import typed
+from plugins.documents.typed import Between, typed
 from plugins.errors import UserError
 from vmla.config import ModelConfig
 from vmla.scheduler import Sampler
@@ -67,13 +66,13 @@ class TokenizerKind:
 class TextSizes:
     """What a text encoder's `config.json` must say within bounds; UMT5's own defaults stand for the rest."""
 
-    vocab_size: Annotated[int, Ge(1), Le(2**20)] = 1
-    d_model: Annotated[int, Ge(1), Le(2**16)] = 1
-    d_kv: Annotated[int, Ge(1), Le(2**16)] = 1
-    d_ff: Annotated[int, Ge(1), Le(2**20)] = 1
-    num_layers: Annotated[int, Ge(1), Le(2**10)] = 1
-    num_heads: Annotated[int, Ge(1), Le(2**12)] = 1
-    relative_attention_num_buckets: Annotated[int, Ge(1), Le(2**16)] = 1
+    vocab_size: Annotated[int, Between(1, 2**20)] = 1
+    d_model: Annotated[int, Between(1, 2**16)] = 1
+    d_kv: Annotated[int, Between(1, 2**16)] = 1
+    d_ff: Annotated[int, Between(1, 2**20)] = 1
+    num_layers: Annotated[int, Between(1, 2**10)] = 1
+    num_heads: Annotated[int, Between(1, 2**12)] = 1
+    relative_attention_num_buckets: Annotated[int, Between(1, 2**16)] = 1
 
 
 @dataclass(frozen=True)

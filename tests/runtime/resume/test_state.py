@@ -296,7 +296,7 @@ def test_a_complete_video_has_nothing_to_go_on_with(whole):
         ({"frames_per_second": 0}, "field frames_per_second is 0; input should be 16"),
         ({"sampler": {"kind": "renoise", "steps": 1.5}}, "field sampler.steps is 1.5"),
         ({"sampler": {"kind": "renoise", "steps": 10**9}}, "1000000000 denoising steps"),
-        ({"prompts": []}, "field prompts is []"),
+        ({"prompts": []}, "it has no prompts"),
         ({"prompts": [{"chunk": 0, "prompt": 5, "policy": "keep"}]}, "field prompts[0].prompt is 5"),
         ({"seed": "3"}, "field seed is '3'; input should be a valid integer"),
         ({"threads": True}, "field threads is True"),
