@@ -58,7 +58,7 @@ def read_document(path: Path) -> dict[str, Any]:
     Raises:
         UserError: if it is none, or of another version.
     """
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"no results file {path}; every verb of vmla-bench prints where it writes one")
     document = read_json(path)
     if not isinstance(document.get("kind"), str) or "machine" not in document:

@@ -91,11 +91,11 @@ def field(place: tuple[Any, ...]) -> str:
     return text.removeprefix(".")
 
 
-def shown(key: object) -> str:
+def shown(key: object, longest: int = 60) -> str:
     """A key for a person to read, on one line and not too long."""
     text = str(key)
     text = text if text.isprintable() else ascii(text)
-    return text if len(text) <= 60 else f"{text[:60]}..."
+    return text if len(text) <= longest else f"{text[:longest]}..."
 
 
 def _odd(value: Any) -> str | None:
