@@ -20,15 +20,19 @@ NUMBER = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _NO_KEY = object()
 
 
-def read_yaml(path: Path) -> Any:
+def read_yaml(path: Path, *, mend: str = "") -> Any:
     """The value in a YAML file, None if it is empty.
+
+    Args:
+        path: of the file.
+        mend: what to do where it is not there.
 
     Raises:
         UserError: if it is missing, or holds something else than lists, mappings and plain values.
     """
     import yaml
 
-    text = read_text(path)
+    text = read_text(path, mend=mend)
     try:
         events = yaml.parse(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
         value = _Tree(yaml).grown(events)

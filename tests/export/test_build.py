@@ -184,7 +184,10 @@ def test_a_folder_that_is_no_engine_is_left_alone(checkpoint, tmp_path, compiled
         (["--precision", "int3"], "no such precision: int3"),
         (["--precision", "nvfp4", "--backend", "aoti"], "nvfp4 is for TensorRT engines of Blackwell GPUs"),
         (["--precision", "bf16", "--calibration", "x.json"], "precision bf16 takes no calibration"),
-        (["--precision", "fp8", "--calibration", "x.json"], "x.json is no calibration (FileNotFoundError)"),
+        (
+            ["--precision", "fp8", "--calibration", "x.json"],
+            "x.json is missing; make one with: vmla-export calibrate",
+        ),
         (["--batch", "0"], "batch is 0"),
         (["--device", "tpu"], "no such device: tpu"),
         (["--backend", "onnx", "--device", "cuda"], "leave --device out"),
