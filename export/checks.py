@@ -127,7 +127,7 @@ def check_claims(manifest: Manifest, folder: Path) -> None:
         UserError: naming the field.
     """
     from export.engine.signature import contract
-    from vmla.cache import CacheLayout
+    from vmla.cache import CacheSpec
     from vmla.config import ModelConfig
 
     mend = build_command(manifest, folder)
@@ -136,7 +136,7 @@ def check_claims(manifest: Manifest, folder: Path) -> None:
     narrow = NARROW.get(base)
     if narrow is None:
         raise _refusal(folder, "precision", f"there is none called {base}", mend)
-    if manifest.cache != {**asdict(CacheLayout.of(config)), "dtype": narrow}:
+    if manifest.cache != {**asdict(CacheSpec.of(config)), "dtype": narrow}:
         raise _refusal(folder, "cache", f"it is not that of the model in {base}", mend)
     if manifest.programs != contract(config, batch=manifest.batch, narrow=narrow):
         raise _refusal(folder, "programs", f"they take and give not what the model does in {base}", mend)

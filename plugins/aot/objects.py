@@ -130,7 +130,7 @@ def save_record(path: Path, kernels: Sequence[Compiled], versions: Mapping[str, 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Record:
+class KernelRecord:
     """The file that lists the kernels of a folder."""
 
     versions: dict[str, str]
@@ -147,7 +147,7 @@ def load(folder: Path) -> list[Compiled]:
     if not path.is_file():
         mend = f"python -m plugins.aot.compile -o {folder}"
         raise UserError(f"no compiled kernels in {folder}; make them with: {mend}")
-    return typed(read_json(path), Record, str(path)).objects
+    return typed(read_json(path), KernelRecord, str(path)).objects
 
 
 def ptx_of(folder: Path, kernel: Compiled) -> bytes:

@@ -17,7 +17,7 @@ from export.checks import check_engine
 from export.engine.manifest import NAME, Manifest
 from plugins.errors import UserError
 from runtime.engines.programs import check_inputs, load_programs
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
 from vmla.text import TextEncoder
 from vmla.transformer import StepInputs
@@ -35,7 +35,7 @@ class CompiledEngine:
     def __init__(self, manifest: Manifest, programs: dict[str, Program], text: TextEncoder) -> None:
         self.manifest = manifest
         self.config = ModelConfig.from_dict(manifest.model)
-        self.layout = CacheLayout.of(self.config)
+        self.cache_spec = CacheSpec.of(self.config)
         self.dtype: torch.dtype = getattr(torch, manifest.cache["dtype"])
         self.device = torch.device(manifest.host.device)
         self._programs = programs
@@ -112,7 +112,7 @@ def find_engine(
             manifest = Manifest.read(path.parent)
             _refuse_other_kind(manifest, path.parent, device, PRECISIONS[dtype])
             check_engine(manifest, path.parent, checkpoint)
-        except UserError as refusal:
+        except (UserError, OSError) as refusal:
             log.info("%s", refusal)
             passed.append(str(refusal))
             continue

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from plugins.errors import UserError
 from runtime.prompts.prompt_file import read_listing
-from runtime.prompts.sources import Change, Policy, Schedule
+from runtime.prompts.sources import Policy, PromptChange, PromptSchedule
 from vmla.cache import ChunkLengths
 from vmla.config import FRAMES_PER_SECOND
 from vmla.vae import Codec, frames_in
@@ -33,7 +33,7 @@ class Entry:
     policy: Policy = "recache"
 
     def __post_init__(self) -> None:
-        Change(chunk=0, prompts=(self.prompt,), policy=self.policy)  # refuses what cannot be
+        PromptChange(chunk=0, prompts=(self.prompt,), policy=self.policy)  # refuses what cannot be
 
 
 def read_schedule(path: Path) -> list[Entry]:
@@ -45,7 +45,9 @@ def read_schedule(path: Path) -> list[Entry]:
     return read_listing(path, Entry, key="at", example="0: a red star")
 
 
-def to_schedule(entries: Sequence[Entry], *, chunks: int, lengths: ChunkLengths, codec: Codec) -> Schedule:
+def to_schedule(
+    entries: Sequence[Entry], *, chunks: int, lengths: ChunkLengths, codec: Codec
+) -> PromptSchedule:
     """The entries at the edges of chunks: each applies from the first chunk that begins at or after it.
 
     Raises:
@@ -53,7 +55,7 @@ def to_schedule(entries: Sequence[Entry], *, chunks: int, lengths: ChunkLengths,
     """
     frames = [frames_in(lengths.start(n), codec) if n else 0 for n in range(chunks)]
     starts = [first / FRAMES_PER_SECOND for first in frames]
-    changes: list[Change] = []
+    changes: list[PromptChange] = []
     before = 0.0
     for entry in entries:
         if not entry.at >= before:
@@ -69,11 +71,11 @@ def to_schedule(entries: Sequence[Entry], *, chunks: int, lengths: ChunkLengths,
                 f"prompts overlap: those at {before:g} s and {entry.at:g} s both begin with the chunk "
                 f"at {starts[number]:g} s; keep them {_longest(starts):g} s apart"
             )
-        changes.append(Change(chunk=number, prompts=(entry.prompt,), policy=entry.policy))
+        changes.append(PromptChange(chunk=number, prompts=(entry.prompt,), policy=entry.policy))
         before = entry.at
     if not changes or changes[0].chunk != 0:
         raise UserError("no prompt begins at 0 s; add one, or give the first with --prompt")
-    return Schedule(changes)
+    return PromptSchedule(changes)
 
 
 def _longest(starts: Sequence[float]) -> float:

@@ -19,7 +19,7 @@ from plugins.documents.typed import Between, typed
 from plugins.errors import UserError
 from runtime.engines.compiled import PRECISIONS
 from runtime.planning.request import Job
-from runtime.prompts.sources import Change, Policy
+from runtime.prompts.sources import Policy, PromptChange
 from vmla.config import FRAMES_PER_SECOND, ModelConfig
 from vmla.scheduler import Sampler
 from vmla.weights.checkpoint import shipped_folder
@@ -87,9 +87,9 @@ class Recorded:
         said = f"{where} does not describe a video that can be made again"
         return typed(dict(values), cls, said, others="ignore")
 
-    def changes(self) -> list[Change]:
+    def changes(self) -> list[PromptChange]:
         """The prompts of the video."""
-        return [Change(chunk=c.chunk, prompts=(c.prompt,), policy=c.policy) for c in self.prompts]
+        return [PromptChange(chunk=c.chunk, prompts=(c.prompt,), policy=c.policy) for c in self.prompts]
 
 
 def is_sidecar(path: Path) -> bool:
@@ -157,7 +157,7 @@ def describe_window(config: ModelConfig) -> dict[str, int]:
     return {**window, "first_chunk": config.first_chunk} if config.first_chunk else window
 
 
-def describe_prompts(changes: Sequence[Change]) -> dict[str, Any]:
+def describe_prompts(changes: Sequence[PromptChange]) -> dict[str, Any]:
     """The first prompt of a video, and all its prompts."""
     return {"prompt": changes[0].prompts[0], "prompts": list_changes(changes)}
 
@@ -167,7 +167,7 @@ def reference(folder: Path) -> str:
     return folder.name if folder.parent == shipped_folder().resolve() else str(folder)
 
 
-def list_changes(changes: Sequence[Change]) -> list[dict[str, Any]]:
+def list_changes(changes: Sequence[PromptChange]) -> list[dict[str, Any]]:
     """The prompts of one video, each with the chunk where it begins."""
     return [
         {"chunk": change.chunk, "prompt": change.prompts[0], "policy": change.policy} for change in changes

@@ -18,7 +18,7 @@ from torch import Tensor
 from runtime.device.cuda_graphs import Pool, captured, graph_pool, replays_of
 from runtime.device.threads import using
 from runtime.engines.base import Engine
-from runtime.prompts.sources import Change, PromptSource
+from runtime.prompts.sources import PromptChange, PromptSource
 from runtime.rollout.buffers import allocate
 from runtime.rollout.decoding import Decoder
 from runtime.rollout.recache import Past
@@ -57,7 +57,7 @@ class Rollout:
         """
         self._engine, self._prompts, self._sampler, self._seeds = engine, prompts, sampler, seeds
         self._threads = threads
-        self._chunks, self.past = engine.layout.chunks, Past(engine.layout)
+        self._chunks, self.past = engine.cache_spec.chunks, Past(engine.cache_spec)
         self._buffers = allocate(engine, sampler, batch=len(seeds))
         self.buffers = self._buffers[self._chunks.first]
         """Those of the chunk under way."""
@@ -65,7 +65,7 @@ class Rollout:
         """The chunk that is next, or under way."""
         self.frame = 0
         """Its first latent frame, counted from where the history was dropped last (`vmla.cache`)."""
-        self.change: Change | None = None
+        self.change: PromptChange | None = None
         self._pool = pool or graph_pool(engine.device)
         self._with_graphs = graphs
         self._computations: dict[tuple[int, bool], Computations] = {}
@@ -104,7 +104,7 @@ class Rollout:
         inputs = StepInputs(self.buffers.latents, self.buffers.clean, *self.buffers.window)
         self.buffers.commit(self._engine.entries(inputs, full=self.buffers.full))
 
-    def _change_prompt(self, change: Change) -> None:
+    def _change_prompt(self, change: PromptChange) -> None:
         """Take the prompt; where it is new, its policy says what becomes of the cache."""
         if self.change is None or self.change.prompts != change.prompts:
             self.buffers.text_kv.copy_(self._engine.encode_prompt(change.prompts))

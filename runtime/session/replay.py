@@ -12,7 +12,7 @@ from export.engine.manifest import engine_store
 from plugins.documents.json_file import read_json
 from plugins.errors import UserError
 from runtime.planning.request import Job, prepare
-from runtime.prompts.sources import Schedule
+from runtime.prompts.sources import PromptSchedule
 from runtime.resume.sidecar import Recorded, describe_job, sidecar_path
 from runtime.resume.state import State, load_state, state_path
 from runtime.session.destination import choose_scale
@@ -104,7 +104,7 @@ def _as_recorded(recorded: Mapping[str, Any], given: Mapping[str, Any], path: Pa
         "seed": told.seed,
         "device": told.device,
         "dtype": told.dtype,
-        "prompts": Schedule(told.changes()),
+        "prompts": PromptSchedule(told.changes()),
         "scale": told.scale,
         "threads": told.threads,
         **({} if length else {"seconds": told.frames / told.frames_per_second}),

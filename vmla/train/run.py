@@ -29,7 +29,7 @@ class Stopped(Exception):  # noqa: N818 - no error
     """A stage made as many steps as were asked for and is not finished: nothing may build on it."""
 
 
-class Run:
+class TrainingRun:
     """One recipe in one folder. Each part trains when it is first asked for."""
 
     def __init__(
@@ -121,7 +121,7 @@ class Run:
 def _train(
     model: nn.Module,
     stage: Stage,
-    run: Run,
+    run: TrainingRun,
     watchers: Sequence[Watcher] = (),
 ) -> None:
     seen_by = [*run.watchers, *watchers]

@@ -18,7 +18,7 @@ from vmla.train.loop.parallel import Parallel, checkpoint_blocks, direct, shard,
 from vmla.train.monitoring.samples import Samples, embedded, joining
 from vmla.train.objectives.alignment import without_aligner
 from vmla.train.optim.precision import resolve
-from vmla.train.recipes.from_checkpoint import Pipeline
+from vmla.train.recipes.from_checkpoint import DistillationRecipe
 from vmla.train.stages.denoiser import DenoiserStage, narrowed
 from vmla.train.stages.distillation import ConsistencyStage, DistributionStage
 from vmla.transformer import VideoMLA
@@ -31,12 +31,12 @@ RESULT = "checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class StageRun:
     """One stage to be run."""
 
     name: str
     """One of `vmla.train.recipes.from_checkpoint.STAGES`."""
-    pipeline: Pipeline
+    recipe: DistillationRecipe
     start: str
     """The checkpoint that is trained."""
     data: Path
@@ -78,7 +78,7 @@ class Job:
             report(f"wrote {self.output / RESULT}")
 
     def _stage(self, data: LatentSet, parallel: Parallel) -> Stage:
-        settings = getattr(self.pipeline, self.name)
+        settings = getattr(self.recipe, self.name)
         dtype = resolve(settings.precision, parallel.device)
         calls = direct if parallel.sharded else narrowed
 
@@ -92,7 +92,7 @@ class Job:
         if self.name == "forcing":
             if parallel.sharded and (settings.jumps or settings.openings or settings.opening_steps):
                 # Each batch draws them by itself, and processes that share weights must run the same passes.
-                raise UserError(f"{self.pipeline.name} draws jumps or openings; run it without torchrun")
+                raise UserError(f"{self.recipe.name} draws jumps or openings; run it without torchrun")
             stage = DenoiserStage(student.config, settings, data, model=student, calls=calls)
             stage.name = self.name
             return stage
@@ -119,7 +119,7 @@ class Job:
 
     def _sampler(self, checkpoint: Checkpoint) -> Sampler:
         """How the result is sampled: as before, or in the student's few steps."""
-        return checkpoint.sampler() if self.name == "forcing" else self.pipeline.distribution.sampler
+        return checkpoint.sampler() if self.name == "forcing" else self.recipe.distribution.sampler
 
 
 def _write(folder: Path, start: Checkpoint, tensors: dict[str, torch.Tensor], sampler: Sampler) -> None:

@@ -169,8 +169,12 @@ class Checkpoint:
         values = read_json(folder / "config.json")
         typed(values, TextSizes, str(folder / "config.json"), others="ignore")
         tensors = read_tensors(path)
-        with WithoutRoom():
-            model = UMT5EncoderModel(UMT5Config.from_dict(values))
+        try:
+            with WithoutRoom():
+                model = UMT5EncoderModel(UMT5Config.from_dict(values))
+        except Exception as error:  # noqa: BLE001 - each setting is read in a place and a way of its own
+            said = " ".join(str(error).split())[:200]
+            raise UserError(f"{folder / 'config.json'} describes no text encoder: {said}") from error
         # One matrix under two names: files hold either or both.
         embedding = tensors.pop("encoder.embed_tokens.weight", None)
         if embedding is not None:

@@ -11,18 +11,18 @@ from bench.report.schema.parts import Document
 from plugins.documents.typed import typed
 
 KINDS: dict[str, type[Document]] = {
-    "engines": speed.Engines,
-    "roofline": speed.Roofline,
-    "memory": speed.Memory,
-    "rollout": speed.Rollout,
-    "kernels": speed.Kernels,
-    "gpu": speed.Gpu,
-    "grades": quality.Grades,
-    "layouts": quality.Layouts,
-    "spectrum": quality.Spectrum,
-    "quality": quality.Quality,
-    "study": quality.Study,
-    "conversion": quality.Conversion,
+    "engines": speed.EnginesResults,
+    "roofline": speed.RooflineResults,
+    "memory": speed.MemoryResults,
+    "rollout": speed.RolloutResults,
+    "kernels": speed.KernelsResults,
+    "gpu": speed.GpuResults,
+    "grades": quality.GradesResults,
+    "layouts": quality.LayoutsResults,
+    "spectrum": quality.SpectrumResults,
+    "quality": quality.QualityResults,
+    "study": quality.StudyResults,
+    "conversion": quality.ConversionResults,
 }
 """The schema of each kind; of another one a report shows the heading alone."""
 

@@ -49,7 +49,7 @@ class Document:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rate:
+class RateFigures:
     """Operations, bytes or tokens in a second."""
 
     per_second: Positive

@@ -13,7 +13,7 @@ from vmla.world.grader.grade import QUESTIONS
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grades(Document):
+class GradesResults(Document):
     """`vmla-bench grades`."""
 
     prompts: Count
@@ -71,7 +71,7 @@ class LayoutModel:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layouts(Document):
+class LayoutsResults(Document):
     """`vmla-bench layouts`."""
 
     prompts: Count
@@ -85,7 +85,7 @@ class Layouts(Document):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Layer:
+class LayerRanks:
     """Effective ranks of one matrix of one layer, by the share of energy that is kept."""
 
     matrix: str
@@ -100,12 +100,12 @@ class SpectrumCheckpoint:
 
     checkpoint: str
     layout: str
-    layers: tuple[Layer, ...]
+    layers: tuple[LayerRanks, ...]
     medians: Annotated[dict[str, dict[Share, Number]], Field(min_length=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Spectrum(Document):
+class SpectrumResults(Document):
     """`vmla-bench spectrum`."""
 
     checkpoints: Annotated[tuple[SpectrumCheckpoint, ...], Field(min_length=1)]
@@ -119,7 +119,7 @@ class QualitySummary:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Quality(Document):
+class QualityResults(Document):
     """`vmla-bench quality`."""
 
     scores: dict[str, Number]
@@ -127,13 +127,13 @@ class Quality(Document):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grade:
+class MeanGrade:
     """Over the seeds of an arm."""
 
     mean: MeanDeviation
 
 
-StageGrades = dict[Mark, Grade]
+StageGrades = dict[Mark, MeanGrade]
 """By the second."""
 
 
@@ -157,7 +157,7 @@ class Arm:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study(Document):
+class StudyResults(Document):
     """`vmla-bench study`."""
 
     compared: tuple[Arm, ...]
@@ -182,7 +182,7 @@ class Variant:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conversion(Document):
+class ConversionResults(Document):
     """`vmla-bench conversion`."""
 
     heal: Count

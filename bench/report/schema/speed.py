@@ -16,13 +16,13 @@ from bench.report.schema.parts import (
     Layout,
     Number,
     Positive,
-    Rate,
+    RateFigures,
 )
 from plugins.errors import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
-class Engines(Document):
+class EnginesResults(Document):
     """`vmla-bench engines`."""
 
     baseline: str
@@ -30,7 +30,7 @@ class Engines(Document):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Floor:
+class FloorFigures:
     """The time that a chunk takes at least."""
 
     layout: str
@@ -51,7 +51,7 @@ class Gap:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Part:
+class PassPart:
     """Of a pass: its operations, and the numbers that they touch."""
 
     flops: Positive
@@ -64,22 +64,22 @@ class Pass:
 
     layout: str
     form: str
-    parts: dict[str, Part]
+    parts: dict[str, PassPart]
 
 
 @dataclass(frozen=True, kw_only=True)
 class MachinePeaks:
     """Of matrix products by precision, and of copying."""
 
-    matrix: Annotated[dict[str, Rate], Field(min_length=1)]
-    copy: Rate
+    matrix: Annotated[dict[str, RateFigures], Field(min_length=1)]
+    copy: RateFigures
 
 
 @dataclass(frozen=True, kw_only=True)
-class Roofline(Document):
+class RooflineResults(Document):
     """`vmla-bench roofline`."""
 
-    floors: tuple[Floor, ...] = ()
+    floors: tuple[FloorFigures, ...] = ()
     gaps: tuple[Gap, ...] = ()
     passes: tuple[Pass, ...] = ()
     peaks: MachinePeaks | None = None
@@ -122,7 +122,7 @@ class PassMemory:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Memory(Document):
+class MemoryResults(Document):
     """`vmla-bench memory`."""
 
     caches: dict[Layout, Cache]
@@ -155,7 +155,7 @@ class Seen:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Chunk:
+class ChunkFigures:
     """Of a rollout."""
 
     second: Number
@@ -164,7 +164,7 @@ class Chunk:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rollout(Document):
+class RolloutResults(Document):
     """`vmla-bench rollout`."""
 
     wall_seconds: Number
@@ -174,7 +174,7 @@ class Rollout(Document):
     peak_bytes: Number
     drift: dict[str, Number] = Field(default_factory=dict)
     picture: tuple[Seen, ...] = ()
-    chunks: tuple[Chunk, ...] = ()
+    chunks: tuple[ChunkFigures, ...] = ()
 
     def __post_init__(self) -> None:
         if len({point.grades is None for point in self.picture}) > 1:
@@ -182,14 +182,14 @@ class Rollout(Document):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Kernels(Document):
+class KernelsResults(Document):
     """`vmla-bench kernels`."""
 
     rows: tuple[KernelRow, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class EngineStage:
     """Engines that were measured in turns."""
 
     refused: str | None = None
@@ -227,16 +227,16 @@ class GpuPeaks:
     """Of the GPU."""
 
     refused: str | None = None
-    products: dict[str, Rate] = Field(default_factory=dict)
+    products: dict[str, RateFigures] = Field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gpu(Document):
+class GpuResults(Document):
     """`vmla-bench gpu`; stages that a report does not show are not looked at."""
 
-    chunk: Stage = Stage()
-    compile: Stage = Stage()
-    aoti: Stage = Stage()
+    chunk: EngineStage = EngineStage()
+    compile: EngineStage = EngineStage()
+    aoti: EngineStage = EngineStage()
     graphs: GraphStage = GraphStage()
     kernels: KernelStage = KernelStage()
     peaks: GpuPeaks | None = None

@@ -1,12 +1,12 @@
 """Results that are damaged, odd or hostile: named and left out of a report, which shows the others."""
 
-import copy
 import json
 import random
 from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
+from kit.damage import damaged
 from kit.results import documents
 
 from bench.cli import main as vmla_bench
@@ -18,24 +18,6 @@ from plugins.errors import UserError
 pytestmark = pytest.mark.cpu
 
 RESULTS = sorted((Path(__file__).parents[3] / "bench" / "results").glob("*.json"))
-ODD = (
-    None,
-    True,
-    -1,
-    0,
-    10**15,
-    10**40,
-    1.5,
-    -1e300,
-    5e-324,
-    "",
-    "<script>",
-    "9" * 400,
-    [],
-    {},
-    [1],
-    {"a": 1},
-)
 
 
 def report(folder, *paths):
@@ -52,28 +34,6 @@ def test_every_result_of_this_repository_is_shown(path):
     assert f"<h2>{document['kind']}" in html([(document, document)])
     assert f"## {document['kind']}" in markdown([(document, None)])
     assert regressions([(document, document)]) == []
-
-
-def places(value, found):
-    """Every container in `value` with each of its keys, of lists the first three."""
-    keys = list(value) if isinstance(value, dict) else range(min(len(value), 3))
-    for key in keys:
-        found.append((value, key))
-        if isinstance(value[key], dict | list):
-            places(value[key], found)
-    return found
-
-
-def damaged(document, rng):
-    """A copy with one or two values that are gone, or something odd."""
-    made = copy.deepcopy(document)
-    for _ in range(rng.randint(1, 2)):
-        container, key = rng.choice(places(made, []))
-        if rng.random() < 0.35:
-            del container[key]
-        else:
-            container[key] = copy.deepcopy(rng.choice(ODD))
-    return made
 
 
 def test_a_damaged_file_is_shown_whole_or_refused_in_one_line(tmp_path):

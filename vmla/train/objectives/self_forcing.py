@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from vmla.scheduler import Sampler, keyed_noise
-from vmla.train.objectives.rollout_cache import Memory
+from vmla.train.objectives.cached_rollout import CachedRollout
 
 
 def self_rollout(
-    memory: Memory,
+    rollout: CachedRollout,
     sampler: Sampler,
     picture: tuple[int, int, int],
     *,
@@ -29,7 +29,7 @@ def self_rollout(
     """Latents [B, z, frames, h, w] that the student made, as a rollout at inference would.
 
     Args:
-        memory: of the student.
+        rollout: of the student, with an empty cache.
         sampler: each chunk takes `exit_step` + 1 of its steps; all of them unless it is a `renoise` sampler.
         picture: [z, h, w] of a latent frame.
         chunks: how many.
@@ -42,7 +42,7 @@ def self_rollout(
     first = 0 if sampler.kind == "renoise" else last
     if not first <= exit_step <= last:
         raise ValueError(f"this sampler exits after one of its steps {first} to {last}")
-    made, device, lengths = [], memory.text_kv.device, memory.layout.chunks
+    made, device, lengths = [], rollout.text_kv.device, rollout.cache_spec.chunks
     channels, *size = picture
 
     def noise(number: int, step: int) -> Tensor:
@@ -54,17 +54,17 @@ def self_rollout(
     for number, latents in enumerate(begun):
         made.append(latents)
         with torch.no_grad():
-            memory.commit(latents, number)
+            rollout.commit(latents, number)
     for number in range(len(made), chunks):
         learns = torch.is_grad_enabled() and number >= chunks - (chunks if learned is None else learned)
         latents = noise(number, 0)
         for step in range(exit_step + 1):
             sigma = sampler.sigmas()[step].expand(len(seeds)).to(device)
             with torch.set_grad_enabled(learns and step == exit_step):
-                velocity = memory.velocity(latents, sigma, number)
+                velocity = rollout.velocity(latents, sigma, number)
                 fresh = noise(number, step + 1) if step < exit_step else None
                 latents = sampler.step(latents, velocity, step, fresh)
         made.append(latents)
         with torch.no_grad():
-            memory.commit(latents, number)
+            rollout.commit(latents, number)
     return torch.cat(made, dim=2)

@@ -69,10 +69,6 @@ class LatentMap:
     def __post_init__(self) -> None:
         if "{layer}" not in self.attention:
             raise UserError("attention has {layer} in it, and heads is 1 or more")
-        if unknown := sorted(self.parts.keys() - set(TARGETS)):
-            raise UserError(f"it maps {unknown[0]}, which latent attention does not have")
-        if missing := [target for target in TARGETS if target not in self.parts]:
-            raise UserError(f"it names no tensor for {', '.join(missing)}; add it, or null for zeros")
 
     def write(self, path: Path) -> None:
         """Write it as YAML, at once."""
@@ -95,4 +91,9 @@ def read_map(path: Path) -> LatentMap:
         UserError: naming the field that is missing, unknown or no such thing.
     """
     mend = "vmla-train inspect writes one"
-    return typed(read_yaml(path, mend=mend), LatentMap, str(path), mend=mend)
+    found = typed(read_yaml(path, mend=mend), LatentMap, str(path), mend=mend)
+    if unknown := sorted(found.parts.keys() - set(TARGETS)):
+        raise UserError(f"{path} maps {unknown[0]}, which latent attention does not have")
+    if missing := [target for target in TARGETS if target not in found.parts]:
+        raise UserError(f"{path} names no tensor for {', '.join(missing)}; add it, or null for zeros")
+    return found
