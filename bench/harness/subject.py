@@ -82,7 +82,7 @@ class RandomText(TextEncoder):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(_Embeddings(config), None, tokens=config.text_tokens)
 
-    def __call__(self, prompts: Sequence[str]) -> Tensor:
+    def __call__(self, prompts: Sequence[str | None]) -> Tensor:
         """[B, tokens, text width]"""
         rows: Tensor = self.encoder.rows  # type: ignore[assignment]
         return rows.expand(len(prompts), -1, -1).contiguous()

@@ -97,11 +97,13 @@ def after_true_chunks(opened: Opened, scenes: Sequence[Scene], *, true: int, see
     begun = frames_in(spec.chunks.start(true), codec) if true else 0
     given = [codec.encode(render(scene, begun)[None]) for scene in scenes] if true else []
     latent = -(-SECOND_OF_GRADE * FRAMES_PER_SECOND // codec.temporal_ratio)
+    negative = opened.text([sampler.negative_prompt] * len(texts)) if sampler.guided else None
     latents = self_rollout(
         CachedRollout(model, spec, model.encode_text(opened.text(texts))), sampler,
         (config.in_channels, config.sample_height, config.sample_width),
         chunks=spec.chunks.count(latent), exit_step=len(sampler.timesteps()) - 1,
         seeds=range(seed, seed + len(scenes)), given=torch.cat(given) if given else None,
+        negative_text_kv=None if negative is None else model.encode_text(negative),
     )  # fmt: skip
     video = codec.decode(latents)[0][:, : SECOND_OF_GRADE * FRAMES_PER_SECOND][:, -WINDOW:]
     return grade_windows(texts, SECOND_OF_GRADE, as_bytes(video), opened.world)

@@ -25,8 +25,8 @@ class Engine(Protocol):
     dtype: torch.dtype
     device: torch.device
 
-    def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
-        """Cross-attention keys and values [L, 2, B, tokens, D] of one prompt for each video."""
+    def encode_prompt(self, prompts: Sequence[str | None]) -> Tensor:
+        """Cross-attention keys and values [L, 2, B, tokens, D] of one prompt for each video; None is no text."""
 
     def step(self, inputs: StepInputs, *, full: bool = False) -> tuple[Tensor, Tensor]:
         """Velocity and entries: see `VideoMLA.forward`; an engine need not make use of `full`."""
@@ -71,7 +71,7 @@ class EagerEngine:
         return tabled(model)
 
     @torch.inference_mode()
-    def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
+    def encode_prompt(self, prompts: Sequence[str | None]) -> Tensor:
         """Cross-attention keys and values [L, 2, B, tokens, D] of one prompt for each video."""
         return self._model.encode_text(self._text(prompts).to(self.dtype))
 

@@ -43,7 +43,7 @@ class CompiledEngine:
         text.encoder.to(self.device)
 
     @torch.inference_mode()
-    def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
+    def encode_prompt(self, prompts: Sequence[str | None]) -> Tensor:
         """Cross-attention keys and values [L, 2, B, tokens, D] of one prompt for each video."""
         (text_kv,) = self._run("prompt", self._text(prompts).float())
         return text_kv

@@ -57,8 +57,10 @@ class Buffers:
             self.cache = spec.allocate(batch, dtype=engine.dtype, device=device)
             text = (config.num_layers, 2, batch, config.text_tokens, config.inner_dim)
             self.text_kv = torch.zeros(text, dtype=engine.dtype, device=device)
+            self.negative_text_kv = self.text_kv.clone() if sampler.guided else self.text_kv
         else:
             self.cache, self.text_kv = beside.cache, beside.text_kv
+            self.negative_text_kv = beside.negative_text_kv
         self.slot_index = torch.full((spec.slots,), -1, dtype=torch.int32, device=device)
         self.chunk_index = torch.zeros(frames, dtype=torch.int32, device=device)
         rows = frames * spec.tokens_per_frame if spec.slots else 0

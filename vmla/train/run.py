@@ -115,7 +115,8 @@ class TrainingRun:
             return []
         model, sampler, text = self.recipe.model, self.recipe.sampler, embedded(self.text())
         return [Samples(folder=self.folder, every=self.samples, config=model, codec=self.decoder(), text=text,
-                        sampler=sampler, dtype=stage.meter.dtype)]  # fmt: skip
+                        sampler=sampler, dtype=stage.meter.dtype,
+                        negative=embedded(self.text(), [sampler.negative_prompt])[0])]  # fmt: skip
 
 
 def _train(

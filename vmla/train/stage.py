@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -64,7 +64,7 @@ class StageRun:
         checkpoint = open_checkpoint(self.start)
         config = checkpoint.model_config()
         video = self.name in ("forcing", "consistency")
-        data = open_clips(self.data, config, video=video).to(parallel.device)
+        data = self._with_negative(open_clips(self.data, config, video=video)).to(parallel.device)
         stage = self._stage(data, parallel)
         seen_by = [*watchers, *self._clips(checkpoint, stage, parallel)]
         average = train(
@@ -76,6 +76,14 @@ class StageRun:
         if parallel.rank == 0:
             _write(self.output / RESULT, checkpoint, tensors, self._sampler(checkpoint))
             report(f"wrote {self.output / RESULT}")
+
+    def _with_negative(self, data: LatentSet) -> LatentSet:
+        """With the negative prompt of the teacher's sampler, if it is guided and the clips name none."""
+        teacher = open_checkpoint(self.teacher or self.start)
+        sampler = teacher.sampler()
+        if data.negative is not None or not sampler.guided:
+            return data
+        return replace(data, negative=embedded(teacher.text(), [sampler.negative_prompt])[0])
 
     def _stage(self, data: LatentSet, parallel: Parallel) -> Stage:
         settings = getattr(self.recipe, self.name)
@@ -115,6 +123,7 @@ class StageRun:
             folder=self.output, every=self.samples, config=checkpoint.model_config(),
             codec=checkpoint.codec(), text=embedded(checkpoint.text()), sampler=self._sampler(checkpoint),
             dtype=stage.meter.dtype, device=parallel.device,
+            negative=embedded(checkpoint.text(), [self._sampler(checkpoint).negative_prompt])[0],
         )]  # fmt: skip
 
     def _sampler(self, checkpoint: Checkpoint) -> Sampler:

@@ -12,12 +12,17 @@ from runtime.prompts.sources import FixedPrompts
 from runtime.rollout.decoding import NoDecoder
 from runtime.rollout.rollout import rollout
 from vmla.cache import CacheSpec
-from vmla.scheduler import Sampler
+from vmla.scheduler import Sampler, guided
 from vmla.train.loop.parallel import checkpoint_blocks
 from vmla.train.objectives.cached_rollout import CachedRollout, clip_velocity
 from vmla.train.objectives.consistency import Consistency, Networks, consistency_loss, teacher_velocity
-from vmla.train.objectives.dmd import critic_loss, generator_loss, matching_gradient, score_sigma
-from vmla.train.objectives.guidance import guided, guided_beyond
+from vmla.train.objectives.dmd import (
+    critic_loss,
+    generator_loss,
+    guided_beyond,
+    matching_gradient,
+    score_sigma,
+)
 from vmla.train.objectives.packed_clip import predicted
 from vmla.train.objectives.self_forcing import self_rollout
 from vmla.transformer import VideoMLA

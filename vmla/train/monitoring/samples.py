@@ -42,6 +42,8 @@ class Samples:
     """[prompts, text tokens, text width]"""
     sampler: Sampler
     dtype: torch.dtype
+    negative: Tensor | None = None
+    """[text tokens, text width], what a guided sampler's second pass is told."""
     device: torch.device = torch.device("cpu")
 
     def __call__(self, name: str, line: dict[str, Any], average: dict[str, Tensor]) -> None:
@@ -58,10 +60,12 @@ class Samples:
             model = VideoMLA(config)
         model.load_state_dict({**model.state_dict(), **tensors})
         step, encode_text, _ = narrowed(model.to(device).eval(), self.dtype)
+        negative = None if self.negative is None else self.negative.expand_as(self.text)
         picture = (config.in_channels, config.sample_height, config.sample_width)
         return self_rollout(
             CachedRollout(step, spec, encode_text(self.text.to(device))), self.sampler, picture,
             chunks=CHUNKS, exit_step=self.sampler.steps - 1, seeds=range(len(self.text)),
+            negative_text_kv=None if negative is None else encode_text(negative.to(device)),
         )  # fmt: skip
 
 
@@ -76,6 +80,6 @@ def joining(every: int) -> Watcher:
 
 
 @torch.no_grad()
-def embedded(text: TextEncoder, prompts: Sequence[str] = PROMPTS) -> Tensor:
+def embedded(text: TextEncoder, prompts: Sequence[str | None] = PROMPTS) -> Tensor:
     """What samples are made of: [prompts, text tokens, text width]."""
     return text(list(prompts)).float().cpu()

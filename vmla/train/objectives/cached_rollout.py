@@ -41,10 +41,14 @@ class CachedRollout:
         self.step, self.cache_spec, self.text_kv, self.numbers = step, spec, text_kv, numbers
         self.cache = spec.allocate(text_kv.shape[2], dtype=text_kv.dtype, device=text_kv.device)
 
-    def velocity(self, noisy: Tensor, sigma: Tensor, number: int) -> Tensor:
-        """The velocity of chunk `number`, noisy [B, z, F, h, w] at sigma [B], in float32."""
+    def velocity(self, noisy: Tensor, sigma: Tensor, number: int, *, text_kv: Tensor | None = None) -> Tensor:
+        """The velocity of chunk `number`, noisy [B, z, F, h, w] at sigma [B], in float32.
+
+        `text_kv` [L, 2, B, tokens, D] is another text for this pass alone.
+        """
+        text_kv = self.text_kv if text_kv is None else text_kv
         timestep = (sigma * TIMESTEPS)[:, None].expand(-1, noisy.shape[2])
-        velocity, _ = self.step(noisy, timestep, self.text_kv, self.cache, *self._window(number))
+        velocity, _ = self.step(noisy, timestep, text_kv, self.cache, *self._window(number))
         return velocity.float()
 
     def commit(self, latents: Tensor, number: int) -> None:

@@ -17,9 +17,8 @@ import torch
 from torch import Tensor
 
 from plugins.errors import UserError
-from vmla.scheduler import Sampler, add_noise
+from vmla.scheduler import Sampler, add_noise, guided
 from vmla.train.objectives.cached_rollout import CachedRollout, clip_velocity, level
-from vmla.train.objectives.guidance import guided
 from vmla.train.objectives.noise import normal
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vmla.scheduler import Sampler, keyed_noise
+from vmla.scheduler import Sampler, guided, keyed_noise
 from vmla.train.objectives.cached_rollout import CachedRollout
 
 
@@ -25,6 +25,7 @@ def self_rollout(
     seeds: Sequence[int],
     learned: int | None = None,
     given: Tensor | None = None,
+    negative_text_kv: Tensor | None = None,
 ) -> Tensor:
     """Latents [B, z, frames, h, w] that the student made, as a rollout at inference would.
 
@@ -37,6 +38,7 @@ def self_rollout(
         seeds: one for each video, as `vmla-run --seed`.
         learned: how many of the last chunks carry gradients; all if not given.
         given: [B, z, frames, h, w] of the first chunks, which are not made but committed as they are.
+        negative_text_kv: [L, 2, B, tokens, D], what a guided sampler's second pass is told.
     """
     last = len(sampler.timesteps()) - 1
     first = 0 if sampler.kind == "renoise" else last
@@ -61,10 +63,28 @@ def self_rollout(
         for step in range(exit_step + 1):
             sigma = sampler.sigmas()[step].expand(len(seeds)).to(device)
             with torch.set_grad_enabled(learns and step == exit_step):
-                velocity = rollout.velocity(latents, sigma, number)
+                velocity = _velocity(rollout, latents, sigma, number, sampler, negative_text_kv)
                 fresh = noise(number, step + 1) if step < exit_step else None
                 latents = sampler.step(latents, velocity, step, fresh)
         made.append(latents)
         with torch.no_grad():
             rollout.commit(latents, number)
     return torch.cat(made, dim=2)
+
+
+def _velocity(
+    rollout: CachedRollout,
+    latents: Tensor,
+    sigma: Tensor,
+    number: int,
+    sampler: Sampler,
+    negative: Tensor | None,
+) -> Tensor:
+    """As `runtime.rollout.rollout` has it: guidance's second pass looks at the same cache."""
+    velocity = rollout.velocity(latents, sigma, number)
+    if not sampler.guided:
+        return velocity
+    if negative is None:
+        raise ValueError("a guided sampler needs the keys and values of its negative prompt")
+    free = rollout.velocity(latents, sigma, number, text_kv=negative)
+    return guided(velocity, free, sampler.guidance_scale)

@@ -101,7 +101,7 @@ SPRITES = Recipe(
         alignment=5.0,
         compiled=True,
     ),
-    sampler=Sampler(kind="euler", steps=8, shift=2.0),
+    sampler=Sampler(kind="euler", steps=8, shift=2.0, guidance_scale=2.0),
 ).in_world(SECOND.name)
 
 # Every stage in seconds, to see that it all runs; it learns nothing.

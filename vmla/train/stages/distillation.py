@@ -17,8 +17,13 @@ from vmla.train.loop.parallel import Calls, Parallel
 from vmla.train.loop.throughput import Meter
 from vmla.train.objectives.cached_rollout import CachedRollout, clip_velocity, level
 from vmla.train.objectives.consistency import Consistency, Networks, consistency_loss
-from vmla.train.objectives.dmd import critic_loss, generator_loss, matching_gradient, score_sigma
-from vmla.train.objectives.guidance import guided_beyond
+from vmla.train.objectives.dmd import (
+    critic_loss,
+    generator_loss,
+    guided_beyond,
+    matching_gradient,
+    score_sigma,
+)
 from vmla.train.objectives.noise import normal, seeded, uniform
 from vmla.train.objectives.packed_clip import predicted
 from vmla.train.objectives.self_forcing import self_rollout
