@@ -318,6 +318,15 @@ def test_a_damaged_tokenizer_is_refused(wan, tmp_path):
     assert "tokenizer.json is not valid JSON" in refusal(lambda: open_checkpoint(folder).text())
 
 
+def test_no_code_that_lies_beside_a_tokenizer_is_run(copy, tmp_path):
+    folder, ran = copy / "tokenizer", tmp_path / "ran"
+    (folder / "evil.py").write_text(f"open({str(ran)!r}, 'w')\nclass Evil: pass\n")
+    values = {"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", None]}}
+    (folder / "tokenizer_config.json").write_text(json.dumps(values))
+    assert "cannot load the tokenizer in" in refusal(lambda: open_checkpoint(copy).text())
+    assert not ran.exists()
+
+
 @pytest.mark.parametrize("name", shipped_names())
 def test_a_shipped_model_is_found_by_its_name_everywhere(name):
     checkpoint = open_checkpoint(name)
