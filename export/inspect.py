@@ -51,10 +51,7 @@ def _layers(manifest: Manifest) -> Iterator[str]:
     if (made := manifest.quantization) is not None:
         watched = made.calibration
         yield f"products of codes: {made.products}"
-        yield (
-            f"calibrated on {len(watched['prompts'])} prompts, {watched['chunks']} chunks, "
-            f"seed {watched['seed']}"
-        )
+        yield (f"calibrated on {len(watched.prompts)} prompts, {watched.chunks} chunks, seed {watched.seed}")
 
 
 def _reason(manifest: Manifest, precision: str, layer: str) -> str:

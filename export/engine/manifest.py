@@ -18,7 +18,7 @@ from plugins.atomic_files import atomic_write_text
 from plugins.documents.json_file import read_json
 from plugins.documents.typed import Between, typed
 from plugins.errors import UserError
-from vmla.config import current_names
+from vmla.config import ModelConfig
 
 NAME = "manifest.json"
 SCHEMA = 4
@@ -69,6 +69,15 @@ class Signature:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Watched:
+    """The rollouts that scales come from: the fields of `export.lowering.calibration.Rollouts`."""
+
+    prompts: tuple[str, ...]
+    seed: int
+    chunks: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Quantization:
     """What is said of an engine whose products are of codes with scales."""
 
@@ -76,8 +85,7 @@ class Quantization:
     """The precision of all other products."""
     products: str
     """How it multiplies the codes, or that it does not."""
-    calibration: dict[str, Any]
-    """The rollouts that the scales come from: `export.lowering.calibration.Rollouts`."""
+    calibration: Watched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,7 +146,7 @@ class Manifest:
         for name in (*manifest.files, *manifest.programs):
             if not PLAIN.fullmatch(name):
                 raise UserError(f"{path}: {name!r:.40} leads out of the folder; {AGAIN}")
-        return _as_built(manifest, path)
+        return replace(manifest, model=ModelConfig.from_dict(manifest.model, str(path)).to_dict())
 
     def write(self, folder: Path) -> None:
         """Write it into `folder` at once, with the hash that binds it."""
@@ -153,13 +161,3 @@ class Manifest:
 
 def _hash(values: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
-
-
-def _as_built(manifest: Manifest, path: Path) -> Manifest:
-    """The same with what JSON cannot say: current names of a model's settings, prompts that are a tuple."""
-    model = current_names(manifest.model, str(path))
-    if manifest.quantization is None:
-        return replace(manifest, model=model)
-    watched = {**manifest.quantization.calibration}
-    watched["prompts"] = tuple(watched.get("prompts", ()))
-    return replace(manifest, model=model, quantization=replace(manifest.quantization, calibration=watched))

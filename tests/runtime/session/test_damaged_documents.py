@@ -10,7 +10,9 @@ from kit.checkpoints import debug_checkpoint
 from kit.damage import damaged
 
 from export.build import describe
-from export.engine.manifest import CONTENT, NAME, Manifest
+from export.checks import check_engine
+from export.engine.manifest import CONTENT, NAME, Manifest, _hash
+from export.inspect import describe as lines_of
 from export.settings import Settings
 from plugins.errors import UserError
 from runtime.planning.plan import check_cache
@@ -73,20 +75,21 @@ def test_a_sidecar(mine, tmp_path):
     assert used + refused == 60 and refused > 20
 
 
-def test_a_manifest_whose_hash_is_made_to_fit(mine, tmp_path):
-    manifest = describe(open_checkpoint(mine), Settings(backend="onnx", precision="fp32"))
+@pytest.mark.parametrize("precision", ["fp32", "fp8"])
+def test_a_manifest_whose_hash_is_made_to_fit(mine, tmp_path, precision):
+    manifest = describe(open_checkpoint(mine), Settings(backend="onnx", precision=precision))
     made = replace(manifest, files={"step.onnx": "0" * 64, "prompt.onnx": "0" * 64})
     made.write(tmp_path)
-    path, rng, refused = tmp_path / NAME, random.Random(2), 0
+    path, rng, refused = tmp_path / NAME, random.Random(precision), 0
     values = json.loads(path.read_text())
     del values[CONTENT]
-    from export.engine.manifest import _hash
-
     for _ in range(60):
         odd = damaged(values, rng)
         path.write_text(json.dumps({**odd, CONTENT: _hash(odd)}))
         try:
-            Manifest.read(tmp_path)
+            read = Manifest.read(tmp_path)
+            check_engine(read, tmp_path, open_checkpoint(mine), batch=read.batch)
+            assert all(isinstance(line, str) for line in lines_of(read))
         except UserError as error:
             assert "\n" not in str(error)
             refused += 1
