@@ -148,8 +148,7 @@ def prepare(
     if layout not in (None, config.layout):
         raise UserError(f"checkpoint {opened.folder} has layout {config.layout}; name one with {layout}")
     where = choose_device(device)
-    compute = choose_dtype(dtype, where)
-    check_cache(config, compute, where)
+    check_cache(config, compute := choose_dtype(dtype, where), where)
     decoding = Decoding(checkpoint=opened, file=decoder, dtype=compute)
     count, frames = length_of(decoding, minutes=minutes, seconds=seconds, chunks=chunks)
     engine, reason = look_up(opened, where, compute, engine, engines)
