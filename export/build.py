@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 
 from export.checks import check_files
 from export.engine.engine_folder import replacing
-from export.engine.manifest import NAME, Manifest, Quantization, Signature
+from export.engine.manifest import NAME, Manifest, Quantization, Signature, Watched
 from export.engine.signature import contract
 from export.layers import by_precision
 from export.lowering.calibration import NAME as CALIBRATION
@@ -142,7 +142,7 @@ def _quantization(
         return None
     watched = calibration.rollouts if calibration else Rollouts.of(checkpoint)
     products = settings.builder.products(settings)
-    return Quantization(base=settings.base, products=products, calibration=asdict(watched))
+    return Quantization(base=settings.base, products=products, calibration=Watched(**asdict(watched)))
 
 
 def _reference(checkpoint: Checkpoint) -> str:
@@ -166,7 +166,7 @@ def _calibrate(model: VideoMLA, checkpoint: Checkpoint, wanted: Manifest, drive:
     if drive is None or wanted.quantization is None:
         mend = "make one with: vmla-export calibrate"
         raise UserError(f"precision {wanted.precision} needs a calibration; {mend}")
-    rollouts = Rollouts(**wanted.quantization.calibration)
+    rollouts = Rollouts(**asdict(wanted.quantization.calibration))
     return calibrate(model, checkpoint, rollouts, drive)
 
 

@@ -5,16 +5,21 @@ Free of torch unless a GPU must be asked, so that engines are listed and refused
 
 from __future__ import annotations
 
+import hashlib
 import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING, BinaryIO
 
 from export.backends.aoti import AOTI
 from export.backends.base import Backend
 from export.backends.registry import BACKENDS
 from export.engine.manifest import NAME, Manifest
 from export.engine.target import NO_GPU, Host
+from plugins.documents.regular_file import opened
 from plugins.errors import UserError
 
 if TYPE_CHECKING:
@@ -22,6 +27,10 @@ if TYPE_CHECKING:
 
 ON_CPU = {"backend": AOTI.name, "device": "cpu"}
 """Options of an engine that runs without a GPU."""
+NARROW = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""The type of cache and text, by the precision of what is not quantised."""
+PIECE = 2**20
+"""Bytes that are read at once."""
 
 
 def backend_of(manifest: Manifest, folder: Path) -> Backend:
@@ -66,6 +75,7 @@ def check_engine(
     """
     check_host(manifest, folder, here)
     check_model(manifest, folder, checkpoint)
+    check_claims(manifest, folder)
     if batch != manifest.batch:
         reason = f"built for {manifest.batch} videos at once, not {batch}"
         raise _refusal(folder, "batch", reason, build_command(manifest, folder, batch=batch))
@@ -110,21 +120,82 @@ def check_model(manifest: Manifest, folder: Path, checkpoint: Checkpoint) -> Non
         raise _refusal(folder, "model_hash", f"built from other weights than those of {name}", mend)
 
 
+def check_claims(manifest: Manifest, folder: Path) -> None:
+    """Refuse a manifest whose cache, programs and precision are not those of the model that it names.
+
+    Raises:
+        UserError: naming the field.
+    """
+    from export.engine.signature import contract
+    from vmla.cache import CacheSpec
+    from vmla.config import ModelConfig
+
+    mend = build_command(manifest, folder)
+    config = ModelConfig.from_dict(manifest.model, str(folder / NAME))
+    base = manifest.precision if manifest.quantization is None else manifest.quantization.base
+    narrow = NARROW.get(base)
+    if narrow is None:
+        raise _refusal(folder, "precision", f"there is none called {base}", mend)
+    if manifest.cache != {**asdict(CacheSpec.of(config)), "dtype": narrow}:
+        raise _refusal(folder, "cache", f"it is not that of the model in {base}", mend)
+    if manifest.programs != contract(config, batch=manifest.batch, narrow=narrow):
+        raise _refusal(folder, "programs", f"they take and give not what the model does in {base}", mend)
+
+
 def check_files(manifest: Manifest, folder: Path) -> None:
     """Read every file of the engine and compare its hash.
 
     Raises:
-        UserError: naming the file that is missing or damaged.
+        UserError: naming the file that is missing, a link or damaged, or that the manifest has no hash of.
     """
-    from vmla.weights.formats.files import hash_file
+    _check_table(manifest, folder)
+    for name in manifest.files:
+        _check_file(manifest, folder, name, None)
 
-    for name, expected in manifest.files.items():
-        path = folder / name
-        if not path.is_file():
-            raise _refusal(folder, name, "the file is missing", build_command(manifest, folder))
-        if hash_file(path) != expected:
-            reason = "the file is damaged, its SHA-256 is not that of the manifest"
-            raise _refusal(folder, name, reason, build_command(manifest, folder))
+
+@contextmanager
+def sound_copy(manifest: Manifest, folder: Path) -> Iterator[Path]:
+    """A private folder with the files of the engine, to be loaded from while this lasts.
+
+    What was hashed is what lies there, whatever becomes of the engine's own folder meanwhile.
+
+    Raises:
+        UserError: as `check_files`, or where there is no room for it.
+    """
+    _check_table(manifest, folder)
+    with TemporaryDirectory(prefix="videomla-engine-") as place:
+        for name in manifest.files:
+            try:
+                with (Path(place) / name).open("xb") as copy:
+                    _check_file(manifest, folder, name, copy)
+            except OSError as error:
+                mend = "make room there, or name a larger folder in TMPDIR"
+                raise UserError(
+                    f"cannot copy {folder / name} to {place}: {error.strerror}; {mend}"
+                ) from error
+        yield Path(place)
+
+
+def _check_table(manifest: Manifest, folder: Path) -> None:
+    """Refuse an engine with a program whose file has no hash."""
+    ending = backend_of(manifest, folder).ending
+    for program in manifest.programs:
+        if (name := f"{program}{ending}") not in manifest.files:
+            raise _refusal(folder, name, "its manifest has no hash of it", build_command(manifest, folder))
+
+
+def _check_file(manifest: Manifest, folder: Path, name: str, copy: BinaryIO | None) -> None:
+    """Compare the hash of one file, written to `copy` on the way."""
+    path, mend, digest = folder / name, build_command(manifest, folder), hashlib.sha256()
+    if not path.exists():
+        raise _refusal(folder, name, "the file is missing", mend)
+    with opened(path, links=False) as file:
+        while piece := file.read(PIECE):
+            digest.update(piece)
+            if copy is not None:
+                copy.write(piece)
+    if digest.hexdigest() != manifest.files[name]:
+        raise _refusal(folder, name, "the file is damaged, its SHA-256 is not that of the manifest", mend)
 
 
 def _refusal(folder: Path, field: str, reason: str, mend: str) -> UserError:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from export.checks import check_host
 from export.engine.manifest import NAME, Manifest, TensorSpec
 from export.lowering.exclusions import UNEVEN, reason_to_exclude
+from plugins.documents.json_file import read_json
+from plugins.documents.typed import typed
 from plugins.errors import UserError
 
 
@@ -49,10 +51,7 @@ def _layers(manifest: Manifest) -> Iterator[str]:
     if (made := manifest.quantization) is not None:
         watched = made.calibration
         yield f"products of codes: {made.products}"
-        yield (
-            f"calibrated on {len(watched['prompts'])} prompts, {watched['chunks']} chunks, "
-            f"seed {watched['seed']}"
-        )
+        yield (f"calibrated on {len(watched.prompts)} prompts, {watched.chunks} chunks, seed {watched.seed}")
 
 
 def _reason(manifest: Manifest, precision: str, layer: str) -> str:
@@ -61,23 +60,41 @@ def _reason(manifest: Manifest, precision: str, layer: str) -> str:
     return f": {reason_to_exclude(layer, (), manifest.model['num_layers']) or UNEVEN}"
 
 
+LARGEST_RECORD = 2**26
+"""Bytes: of thirty layers TensorRT says some megabytes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerRecord:
+    """What is read of TensorRT's record of a layer."""
+
+    LayerType: str = "unknown"
+    Outputs: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layers:
+    """What is read of TensorRT's record of an engine."""
+
+    Layers: list[LayerRecord]
+
+
 def layers(folder: Path, manifest: Manifest) -> Iterator[str]:
     """The layers that TensorRT built for each program, counted by kind and precision, plugins included."""
     for name in manifest.programs:
         path = folder / f"{name}.layers.json"
         if path.is_file():
             yield f"layers of {name}:"
-            counted = Counter(map(_kind, json.loads(path.read_text())["Layers"]))
+            told = typed(read_json(path, largest=LARGEST_RECORD), Layers, str(path), others="ignore")
+            counted = Counter(map(_kind, told.Layers))
             yield from (f"  {count} {kind}" for kind, count in sorted(counted.items()))
 
 
-def _kind(layer: dict[str, Any]) -> str:
+def _kind(layer: LayerRecord) -> str:
     """A layer's kind and the type of its first output, the last word of `Row major linear FP16 format`."""
-    kind = str(layer.get("LayerType", "unknown"))
-    outputs = layer.get("Outputs") or [{}]
-    written = str(outputs[0].get("Format/Datatype"))
+    written = str(layer.Outputs[0].get("Format/Datatype")) if layer.Outputs else ""
     types = re.findall(r"\b(?:FP|BF|Float|Half|Int|INT|Bool|BOOL|E4M3)\w*", written)
-    return f"{kind} {types[-1]}" if types else kind
+    return f"{layer.LayerType} {types[-1]}" if types else layer.LayerType
 
 
 def table(folder: Path) -> Iterator[str]:

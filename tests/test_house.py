@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[1]
 ROOMS = ("plugins", "vmla", "export", "runtime", "bench")
 """Arrows run one way: each may import itself and those before it."""
 TIERS = ("cpu", "gpu", "trt", "slow")
-HEAVY = ("tensorrt", "tensorrt_rtx", "triton", "diffusers", "transformers", "av", "onnx", "PIL")
+HEAVY = ("tensorrt", "tensorrt_rtx", "triton", "diffusers", "transformers", "av", "onnx", "PIL", "pydantic")
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 KERNELS = {"plugins/triton/absorbed.py": 80}
 """A kernel whose one loop carries a dozen tiles, which no function could take over without all of them."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, Literal, get_args
 
+from plugins.documents.typed import typed
 from plugins.errors import UserError
 
 Layout = Literal["mla", "mha"]
@@ -20,6 +21,10 @@ one sink and six with the current chunk among them, or one sink and six before t
 
 YOUNGER = ("first_chunk", "absolute_positions")
 """Settings that most files of a model lack, because it has none of them: 0."""
+WIDEST, MOST = 2**16, 2**12
+"""Of a model that anybody could run: numbers in a vector or tokens of a text, and any other size."""
+LONGEST = 2**20
+"""Latent frames of a video: three days."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,10 +77,18 @@ class ModelConfig:
         for field in fields(self):
             value = getattr(self, field.name)
             least = 0 if field.name in YOUNGER or field.name in ("sink", "history") else 1
-            if field.type == "int" and (type(value) is not int or value < least):
-                raise UserError(f"{field.name} is {value!r}; it is a whole number, {least} or more")
+            most = WIDEST if field.name.endswith(("dim", "rank", "tokens")) else MOST
+            if field.name == "absolute_positions":
+                most = LONGEST
+            if field.type == "int" and (type(value) is not int or not least <= value <= most):
+                said = f"it is a whole number, {least} or more and at most {most}"
+                raise UserError(f"{field.name} is {value!r}; {said}")
             if field.type == "bool" and type(value) is not bool:
                 raise UserError(f"{field.name} is {value!r}; it is true or false")
+        if type(self.eps) is not float or not 0 < self.eps < 1:
+            raise UserError(f"eps is {self.eps!r}; it is a number between 0 and 1")
+        if self.inner_dim > WIDEST:
+            raise UserError(f"num_attention_heads makes a width of {self.inner_dim}; it is at most {WIDEST}")
         if self.first_chunk > self.chunk:
             raise UserError(f"first_chunk is {self.first_chunk}; it is at most chunk, which is {self.chunk}")
         if self.attention_head_dim <= self.qk_rope_head_dim:
@@ -129,20 +142,17 @@ class ModelConfig:
         return {name: value for name, value in asdict(self).items() if value or name not in YOUNGER}
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
+    def from_dict(cls, values: Mapping[str, Any], where: str = "model settings") -> ModelConfig:
         """A configuration from JSON values, under the current names or the former ones.
 
+        Args:
+            values: as in a file.
+            where: what is called so in an error: the file.
+
         Raises:
-            UserError: for a key that does not exist or one that is missing.
+            UserError: for a setting that does not exist, is missing, or is not what it should be.
         """
-        values = current_names(values)
-        known = {field.name for field in fields(cls)}
-        if extra := sorted(values.keys() - known):
-            raise UserError(f"unknown model setting: {extra[0]}; known are {', '.join(sorted(known))}")
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise UserError(f"model settings are incomplete: {error}") from error
+        return typed(current_names(values, where), cls, where)
 
 
 FORMER_NAMES = {
@@ -154,7 +164,7 @@ FORMER_NAMES = {
 """What files written before the settings had the names of diffusers and DeepSeek call them."""
 
 
-def current_names(values: Mapping[str, Any]) -> dict[str, Any]:
+def current_names(values: Mapping[str, Any], where: str = "model settings") -> dict[str, Any]:
     """Model settings under the current names: those of former files are renamed, others left as they are.
 
     Raises:
@@ -163,13 +173,13 @@ def current_names(values: Mapping[str, Any]) -> dict[str, Any]:
     now = {former: name for name, former in FORMER_NAMES.items()}
     settings = {now.get(name, name): value for name, value in values.items() if name != "width"}
     if (width := values.get("width")) is not None:
-        settings["attention_head_dim"] = _head_dim(width, settings.get("num_attention_heads"))
+        settings["attention_head_dim"] = _head_dim(width, settings.get("num_attention_heads"), where)
     return settings
 
 
-def _head_dim(width: Any, heads: Any) -> int:
+def _head_dim(width: Any, heads: Any, where: str) -> int:
     if type(width) is not int or type(heads) is not int or heads < 1 or width % heads:
-        raise UserError(f"width {width!r} is not a whole number of heads ({heads!r}) wide")
+        raise UserError(f"{where}: width {width!r} is not a whole number of heads ({heads!r}) wide")
     return width // heads
 
 

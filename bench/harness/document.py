@@ -18,9 +18,10 @@ import click
 import torch
 from click.core import ParameterSource
 
+from plugins.documents.json_file import read_json
 from plugins.errors import UserError
 from vmla.cli.machine import commit, hardware
-from vmla.weights.formats.files import read_json, write_json
+from vmla.weights.formats.files import write_json
 
 VERSION = 1
 """Of the documents' form."""
@@ -57,7 +58,7 @@ def read_document(path: Path) -> dict[str, Any]:
     Raises:
         UserError: if it is none, or of another version.
     """
-    if not path.is_file():
+    if not path.exists():
         raise UserError(f"no results file {path}; every verb of vmla-bench prints where it writes one")
     document = read_json(path)
     if not isinstance(document.get("kind"), str) or "machine" not in document:

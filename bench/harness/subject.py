@@ -21,7 +21,8 @@ from vmla.config import Layout, ModelConfig, model_preset
 from vmla.scheduler import Sampler
 from vmla.text import TextEncoder
 from vmla.transformer import VideoMLA
-from vmla.weights.checkpoint import SHIPPED, Checkpoint, Uninitialised, open_checkpoint
+from vmla.weights.checkpoint import SHIPPED, Checkpoint, open_checkpoint
+from vmla.weights.uninitialised import Uninitialised
 
 PROMPT = "a red star bouncing on a navy background"
 ENDLESS = 1 << 40

@@ -20,11 +20,11 @@ from typing import Any
 import click
 
 from bench.harness.document import Record
+from plugins.documents.json_file import read_json
 from plugins.errors import UserError
 from runtime.planning.request import choose_device
 from runtime.resume.sidecar import sidecar_path
 from vmla.cli.command import OneLineCommand
-from vmla.weights.formats.files import read_json
 
 DIMENSIONS = (
     "aesthetic_quality", "background_consistency", "dynamic_degree", "imaging_quality", "motion_smoothness",

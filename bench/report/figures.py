@@ -64,6 +64,8 @@ def _grades(document: dict[str, Any]) -> Iterator[tuple[str, Figure]]:
 
 def _kernels(document: dict[str, Any]) -> Iterator[tuple[str, Figure]]:
     for row in document["rows"]:
+        if "refused" in row:
+            continue
         name = f"{row['arm']}, {row['dtype']}, {row['shape']['keys']} keys, batch {row['shape']['batch']}"
         yield f"{name}, TFLOP/s", Figure(value=row["tflops"])
 
@@ -79,7 +81,7 @@ def _gpu(document: dict[str, Any]) -> Iterator[tuple[str, Figure]]:
 
 
 def _roofline(document: dict[str, Any]) -> Iterator[tuple[str, Figure]]:
-    for precision, rate in document.get("peaks", {}).get("matrix", {}).items():
+    for precision, rate in (document.get("peaks") or {}).get("matrix", {}).items():
         yield f"matrix peak {precision}", Figure(value=rate["per_second"])
     for gap in document.get("gaps", []):
         name = f"{gap['engine']} {gap['precision']}, times the floor"

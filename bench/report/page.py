@@ -9,7 +9,8 @@ new ones of the same kind and subject; a figure that became worse by more than t
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+import sys
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
@@ -17,10 +18,12 @@ from typing import Any
 
 import click
 
-from bench.harness.document import machine_name, read_document
+from bench.harness.document import machine_name
 from bench.report.figures import Figure, figures
-from bench.report.sections import SECTIONS, Section, Table
+from bench.report.schema.kinds import read_results
+from bench.report.sections import SECTIONS, Section, Table, plain
 from plugins.atomic_files import atomic_write_text
+from plugins.documents.json_file import shown
 from plugins.errors import UserError
 from vmla.cli.command import OneLineCommand
 
@@ -108,6 +111,11 @@ def command(document: dict[str, Any]) -> str:
     return str(document.get("command", f"vmla-bench {document['kind']}"))
 
 
+def _code(document: dict[str, Any]) -> str:
+    """Its command between back quotes."""
+    return " ".join(command(document).replace("`", "'").split())
+
+
 def change_table(found: list[FigureChange]) -> Table:
     """Old and new side by side."""
     rows = [
@@ -120,12 +128,19 @@ def markdown(pairs: list[tuple[dict[str, Any], dict[str, Any] | None]]) -> str:
     """The summary of all documents, as Markdown."""
     lines = ["# Results"]
     for document, before in pairs:
-        lines += ["", f"## {heading(document)}", "", facts(document), "", f"`{command(document)}`"]
+        lines += [
+            "",
+            f"## {plain(heading(document))}",
+            "",
+            plain(facts(document)),
+            "",
+            f"`{_code(document)}`",
+        ]
         tables = [*_section(document).tables]
         if before is not None:
             tables.append(change_table(changes(document, before)))
         for table in tables:
-            lines += ["", f"**{table.title}**", "", *table.markdown()]
+            lines += ["", f"**{plain(table.title)}**", "", *table.markdown()]
     return "\n".join(lines) + "\n"
 
 
@@ -175,16 +190,33 @@ def regressions(pairs: list[tuple[dict[str, Any], dict[str, Any] | None]]) -> li
 @click.option("--output", "-o", type=click.Path(path_type=Path, file_okay=False), show_default=True,
               default=Path("build/report"), help="The folder for report.html and report.md.")  # fmt: skip
 def main(results: tuple[Path, ...], against: tuple[Path, ...], across_machines: bool, output: Path) -> None:
-    """One page and one summary from RESULTS, with old results beside new ones."""
-    new, old = ([read_document(path) for path in paths] for paths in (results, against))
+    """One page and one summary from RESULTS, with old results beside new ones; exits with 1 if a file was
+    left out because it is damaged."""
+    left_out: list[str] = []
+    new, old = (list(_readable(paths, left_out)) for paths in (results, against))
+    if not new:
+        raise UserError(left_out[0])
+    for reason in left_out:
+        click.echo(f"left out: {reason}", err=True)
     pairs = pair_up(new, old, across=across_machines)
     output.mkdir(parents=True, exist_ok=True)
     for name, text in (("report.html", html(pairs)), ("report.md", markdown(pairs))):
         atomic_write_text(output / name, text)
     worse = regressions(pairs)
-    click.echo("\n".join([*(f"worse: {name}" for name in worse), str(output / "report.html")]))
+    click.echo("\n".join([*(f"worse: {shown(name, 200)}" for name in worse), str(output / "report.html")]))
     line = {"kind": "report", "output": str(output), "results": len(pairs), "worse": worse}
-    click.echo(json.dumps(line))
+    click.echo(json.dumps({**line, "left_out": len(left_out)}))
+    if left_out:
+        sys.exit(1)
+
+
+def _readable(paths: Sequence[Path], left_out: list[str]) -> Iterator[dict[str, Any]]:
+    """The results files that are whole; what is wrong with each other one goes to `left_out`."""
+    for path in paths:
+        try:
+            yield read_results(path)
+        except UserError as error:
+            left_out.append(str(error))
 
 
 if __name__ == "__main__":

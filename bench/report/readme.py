@@ -19,10 +19,10 @@ from bench.report import gpu_tables
 from bench.report import sections as report_sections
 from bench.report.engines_table import or_dash, ratio
 from plugins.atomic_files import atomic_write_text
+from plugins.documents.json_file import read_json
 from plugins.errors import UserError
 from vmla.cli.command import OneLineCommand
 from vmla.train.publish.model_card import grade_rows
-from vmla.weights.formats.files import read_json
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results"

@@ -48,8 +48,16 @@ class Section:
     plots: list[str]
 
 
+def plain(text: str) -> str:
+    """Text that Markdown shows as it is, on one line: no markup, no HTML, no end of a table's cell."""
+    text = escape(" ".join(text.split()), quote=False)
+    for sign in ("\\", "`", "[", "|"):
+        text = text.replace(sign, f"\\{sign}")
+    return text
+
+
 def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |"
+    return "| " + " | ".join(map(plain, cells)) + " |"
 
 
 def engines_section(document: dict[str, Any]) -> Section:
@@ -99,7 +107,7 @@ def roofline_section(document: dict[str, Any]) -> Section:
     ]
     if gaps:
         tables.append(Table(title="gaps", headings=["engine", "frames/s", "times the floor"], rows=gaps))
-    return Section(tables=tables, plots=[_roof(document)] if "peaks" in document else [])
+    return Section(tables=tables, plots=[_roof(document)] if document.get("peaks") else [])
 
 
 def _roof(document: dict[str, Any]) -> str:
@@ -111,7 +119,7 @@ def _roof(document: dict[str, Any]) -> str:
         ridge = peak / copy
         roofs[precision] = [(ridge / 1e3, peak / 1e3), (ridge, peak), (ridge * 1e3, peak)]
     best = max(rate["per_second"] for rate in document["peaks"]["matrix"].values())
-    for one in document["passes"]:
+    for one in document.get("passes", []):
         if (one["layout"], one["form"]) == ("mla", "expanded"):
             for name, part in one["parts"].items():
                 intensity = part["flops"] / (2 * part["numbers"])
@@ -152,7 +160,7 @@ def rollout_section(document: dict[str, Any]) -> Section:
         first = {name: points[0][name] or 1.0 for name in MEASURES}
         curves = {name: [(p["second"], p[name] / first[name]) for p in points] for name in MEASURES}
         plots.append(svg.lines("the picture against time", curves, "seconds", "times its first", zero=True))
-        if "grades" in points[0]:
+        if points[0].get("grades"):
             passed = {"passes all": [(p["second"], float(p["grades"]["all"])) for p in points]}
             plots.append(svg.lines("grades against time", passed, "seconds", "1: passed", zero=True))
     if chunks := document.get("chunks"):
@@ -197,7 +205,7 @@ def gpu_section(document: dict[str, Any]) -> Section:
     """The stages: chunks, graphs and kernels as bars, what failed as a table."""
     rows, bars = [], []
     for name, stage in document.items():
-        if isinstance(stage, dict) and "refused" in stage:
+        if isinstance(stage, dict) and isinstance(stage.get("refused"), str):
             rows.append([name, stage["refused"]])
     for name in ("chunk", "compile", "aoti"):
         for row in document.get(name, {}).get("rows", []):
@@ -208,7 +216,7 @@ def gpu_section(document: dict[str, Any]) -> Section:
     for row in document.get("graphs", {}).get("rows", []):
         bars.append((f"graph, {FORMS[row['layout']]}", row["frames_per_second"], None))
     tables = [Table(title="stages without figures", headings=["stage", "why"], rows=rows)] if rows else []
-    if products := document.get("peaks", {}).get("products"):
+    if products := (document.get("peaks") or {}).get("products"):
         rates = [[name, f"{rate['per_second'] / 1e12:.1f}"] for name, rate in products.items()]
         tables.append(Table(title="products of a layer", headings=["product", "TFLOP/s"], rows=rates))
     return Section(tables=tables, plots=[svg.bars("frames per second", bars, "")] if bars else [])
@@ -227,6 +235,7 @@ def kernels_section(document: dict[str, Any]) -> Section:
         [row["arm"], row["dtype"], str(row["shape"]["batch"]), str(row["shape"]["keys"]),
          f"{row['tflops']:.3g}", f"{row['time_over_sdpa']:.3f}", f"{row['error']:.1e}"]
         for row in document["rows"]
+        if "refused" not in row
     ]  # fmt: skip
     headings = ["arm", "type", "batch", "keys", "TFLOP/s", "time over SDPA", "error"]
     return Section(tables=[Table(title="attention of one layer", headings=headings, rows=rows)], plots=[])

@@ -36,8 +36,9 @@ class Axis:
         low, high = (min(known), max(known)) if known else (1.0, 2.0)
         if zero and not log:
             low, high = min(low, 0.0), max(high, 0.0)
-        if low == high:
-            low, high = (low / 2, high * 2) if log else (low - 0.5, high + 0.5)
+        if high - low <= 1e-12 * max(abs(low), abs(high)):
+            half = max(0.5, 1e-6 * abs(low))  # of large numbers more, or nothing would be added
+            low, high = (low / 2, high * 2) if log else (low - half, high + half)
         return cls(label=label, low=low, high=high, begin=begin, end=end, log=log)
 
     def place(self, value: float) -> float:

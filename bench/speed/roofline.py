@@ -19,7 +19,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
-from bench.harness.document import Record, machine_name, read_document
+from bench.harness.document import Record, machine_name
 from bench.harness.peaks import TYPES, machine_peaks
 from bench.harness.subject import open_subject
 from plugins.errors import UserError
@@ -158,9 +158,11 @@ def main(
     against: Path | None, across_machines: bool, output: Path | None,
 ) -> None:  # fmt: skip
     """Say what a pass costs, what this machine can do, and the floor that follows."""
+    from bench.report.schema.kinds import read_results
+
     where, kinds = choose_device(device), _precisions(precisions)
     subject = open_subject(checkpoint, shape)
-    earlier = None if against is None else read_document(against)
+    earlier = None if against is None else read_results(against)
     record = Record("roofline", output, device=where)
     if earlier is not None:
         _same_machine(record.document, earlier, across_machines)

@@ -12,6 +12,7 @@ from typing import Any, cast
 
 import torch
 
+from plugins.documents.json_file import read_json
 from plugins.errors import UserError
 from vmla.attention import LatentAttention
 from vmla.config import ModelConfig
@@ -26,7 +27,7 @@ from vmla.weights.checkpoint import Checkpoint, open_checkpoint
 from vmla.weights.conversion.activations import CalibrationBatch, TracedLayer, layers_of
 from vmla.weights.conversion.convert import REPORT, Conversion, output_error
 from vmla.weights.conversion.spectral import Choices
-from vmla.weights.formats.files import read_json, write_json
+from vmla.weights.formats.files import write_json
 from vmla.weights.source import Source, open_source
 
 HELD_SHARE, MOST_HELD = 8, 64

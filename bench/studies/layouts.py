@@ -24,13 +24,14 @@ from bench.harness.subject import filling
 from bench.quality.drift import MEASURES, drift, measures
 from bench.quality.grades import grade_windows, held_out_prompts, open_denoiser, seen_rollouts, shares
 from bench.report.sections import layouts_section
+from plugins.documents.json_file import read_json
 from plugins.errors import UserError
 from runtime.prompts.sources import FixedPrompts
 from runtime.rollout.rollout import Rollout
 from vmla.cli.command import OneLineCommand
 from vmla.cli.progress import ProgressLine
 from vmla.weights.checkpoint import Checkpoint, open_checkpoint
-from vmla.weights.formats.files import hash_weights, read_json
+from vmla.weights.formats.files import hash_weights
 from vmla.world.worlds import FIRST
 
 MARKS = (5, 60, 180)

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from bench.quality.grades import grade_windows, held_out_prompts, open_denoiser, seen_rollouts, shares
 from plugins.atomic_files import atomic_folder
+from plugins.documents.json_file import read_json
 from vmla.cli.progress import ProgressLine
 from vmla.text import TextEncoder
 from vmla.train.cli.convert_options import calibration_of
@@ -36,7 +37,7 @@ from vmla.vae.tiny import TinyCodec
 from vmla.weights.checkpoint import open_checkpoint, save_checkpoint
 from vmla.weights.conversion.convert import Conversion
 from vmla.weights.conversion.spectral import Choices, Init
-from vmla.weights.formats.files import read_json, write_json
+from vmla.weights.formats.files import write_json
 from vmla.weights.source import open_source
 from vmla.world.worlds import world_named
 

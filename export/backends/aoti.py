@@ -29,6 +29,7 @@ class AOTI(Backend):
     """Compiles to machine code for one processor or GPU and one version of PyTorch."""
 
     name = "aoti"
+    ending = ".pt2"
     pinned = ("torch",)
     devices = ("cpu", "cuda")
     takes = frozenset({"device"})
@@ -59,14 +60,14 @@ class AOTI(Backend):
 
     def compile(self, name: str, program: ExportedProgram, manifest: Manifest, folder: Path) -> list[str]:
         """Compile the program into `NAME.pt2`."""
-        package(program, folder / f"{name}.pt2", manifest.compiler)
+        package(program, folder / f"{name}{self.ending}", manifest.compiler)
         return []
 
     def load(self, folder: Path, name: str, manifest: Manifest) -> Program:
         """Load `NAME.pt2`; on a GPU with PyTorch's loader, whose calls launch kernels and return at once."""
         from export.loading import aoti_library
 
-        path = folder / f"{name}.pt2"
+        path = folder / f"{name}{self.ending}"
         if manifest.host.device == "cpu":
             return aoti_library.Library(path)
         return aoti_library.loaded_by_torch(path)

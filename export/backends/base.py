@@ -93,6 +93,8 @@ class Backend(ABC):
 
     name: ClassVar[str]
     """Its name in `--backend` and in manifests."""
+    ending: ClassVar[str]
+    """What a program's name and its file's name differ by, such as `.onnx`."""
     requires: ClassVar[tuple[Requirement, ...]] = ()
     """Packages that a build needs; the manifest records their versions."""
     pinned: ClassVar[tuple[str, ...]] = ()
@@ -166,7 +168,7 @@ class Backend(ABC):
             name: `step` or `prompt`.
             program: already lowered to its precision, on the device it will run on.
             manifest: the engine's, still without `files`.
-            folder: the engine's, which is being built.
+            folder: the engine's, which is being built; the file there is called `name` and `ending`.
 
         Returns:
             Warnings of parser and compiler.
@@ -177,7 +179,9 @@ class Backend(ABC):
 
     @abstractmethod
     def load(self, folder: Path, name: str, manifest: Manifest) -> Program:
-        """Load the program called `name` of the engine in `folder`.
+        """Load the program called `name` of the engine whose files are in `folder`.
+
+        The folder is a private copy, which is gone when all programs of the engine are loaded.
 
         Raises:
             UserError: if a package is missing, or this machine cannot run it.

@@ -19,6 +19,7 @@ class ONNX(Backend):
     """Exports an ONNX graph, which runs on any machine."""
 
     name = "onnx"
+    ending = ".onnx"
     requires = (EXPORTER,)
     portable = True
     takes = frozenset({"attention"})
@@ -43,14 +44,14 @@ class ONNX(Backend):
         from export.loading.onnx_session import session
 
         RUNTIME.imported()
-        return session(folder / f"{name}.onnx", manifest.programs[name])
+        return session(folder / f"{name}{self.ending}", manifest.programs[name])
 
 
 def write_graph(name: str, program: ExportedProgram, manifest: Manifest, folder: Path) -> Path:
     """Write the graph of `program`, with attention in the manifest's form, and return its path."""
     from export.onnx import graph
 
-    path = folder / f"{name}.onnx"
+    path = folder / f"{name}{ONNX.ending}"
     graph.save(program, manifest.programs[name], path, attention_nodes=manifest.attention == "plugin")
     return path
 

@@ -25,6 +25,7 @@ class TensorRT(Backend):
     """Builds a TensorRT plan for one GPU and one version of TensorRT."""
 
     name = "tensorrt"
+    ending = ".engine"
     requires = (EXPORTER, LIBRARY, KERNELS)
     pinned = ("tensorrt",)
     devices = ("cuda",)
@@ -95,7 +96,7 @@ class TensorRT(Backend):
         return BuildRequest(
             library="tensorrt",
             graph=str(graph),
-            engine=str(graph.with_suffix(".engine")),
+            engine=str(graph.with_suffix(self.ending)),
             target=target,
             attention_nodes=nodes,
             kernels=str(scratch) if nodes else None,
@@ -107,4 +108,4 @@ class TensorRT(Backend):
         """Load the plan onto this machine's GPU."""
         from export.loading.tensorrt_plan import load_plan
 
-        return load_plan(LIBRARY.imported(), folder / f"{name}.engine", manifest.programs[name])
+        return load_plan(LIBRARY.imported(), folder / f"{name}{self.ending}", manifest.programs[name])

@@ -27,6 +27,7 @@ class TensorRTRTX(Backend):
     """Builds a plan for one or several GPU architectures, with TensorRT's own attention."""
 
     name = "tensorrt-rtx"
+    ending = ".engine"
     requires = (EXPORTER, LIBRARY)
     pinned = ("tensorrt_rtx",)
     devices = ("cuda",)
@@ -66,7 +67,7 @@ class TensorRTRTX(Backend):
             BuildRequest(
                 library="tensorrt_rtx",
                 graph=str(graph),
-                engine=str(graph.with_suffix(".engine")),
+                engine=str(graph.with_suffix(self.ending)),
                 target=manifest.host.architecture,
             )
         )
@@ -77,7 +78,7 @@ class TensorRTRTX(Backend):
         """Load the plan onto this machine's GPU."""
         from export.loading.tensorrt_plan import load_plan
 
-        return load_plan(LIBRARY.imported(), folder / f"{name}.engine", manifest.programs[name])
+        return load_plan(LIBRARY.imported(), folder / f"{name}{self.ending}", manifest.programs[name])
 
 
 def check_targets(targets: str) -> str:

@@ -5,28 +5,49 @@ This module does not import torch, so engines are listed and refused at once; `e
 
 from __future__ import annotations
 
+import hashlib
 import json
-from dataclasses import asdict, dataclass, field, fields
+import os
+import re
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from export.engine.target import Host
 from plugins.atomic_files import atomic_write_text
+from plugins.documents.json_file import read_json
+from plugins.documents.typed import Between, typed
 from plugins.errors import UserError
-from vmla.config import current_names
+from vmla.config import ModelConfig
 
 NAME = "manifest.json"
-SCHEMA = 3
-
-
-ENGINES = Path("engines")
-"""The folder where engines are written and looked for by default."""
+SCHEMA = 4
+CONTENT = "content"
+"""The field that holds the SHA-256 of all others."""
+AGAIN = "build the engine again"
 
 EAGER = "eager"
 """Said in the place of an engine's folder and of its backend where there is none: the model itself."""
 
 Attention = Literal["plugin", "native"]
 """Self-attention as one node for our TensorRT plugin, or as operations that every backend supports."""
+
+
+PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+"""A name of a program or a file that stays inside its folder."""
+
+
+def engine_store() -> Path | None:
+    """Where engines go, and are looked for, unless told otherwise: a folder of the user's own.
+
+    An engine is a program, so none is run that merely lies where one works. None for a user without a home.
+    """
+    data = os.environ.get("XDG_DATA_HOME", "")
+    try:
+        own = Path(data) if data.startswith("/") else Path.home() / ".local" / "share"
+    except RuntimeError:
+        return None
+    return own / "videomla" / "engines"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +69,15 @@ class Signature:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Watched:
+    """The rollouts that scales come from: the fields of `export.lowering.calibration.Rollouts`."""
+
+    prompts: tuple[str, ...]
+    seed: int
+    chunks: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Quantization:
     """How an fp8 or nvfp4 engine was quantised."""
 
@@ -55,8 +85,7 @@ class Quantization:
     """The precision of all other products."""
     products: str
     """How the engine multiplies codes, in words."""
-    calibration: dict[str, Any]
-    """The rollouts that the scales come from: `export.lowering.calibration.Rollouts`."""
+    calibration: Watched
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,7 +96,7 @@ class Manifest:
     backend: str
     precision: str
     attention: Attention
-    batch: int
+    batch: Annotated[int, Between(1, 2**12)]
     model_hash: str
     """SHA-256 of the transformer's configuration and weights."""
     checkpoint: str
@@ -105,21 +134,24 @@ class Manifest:
             UserError: if there is none, or none that this version understands.
         """
         path = folder / NAME
-        try:
-            values = json.loads(path.read_text())
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise UserError(f"{folder} is no engine: {path} is missing; build one with: vmla-export build") \
-                from error  # fmt: skip
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} is not valid JSON ({error}); build the engine again") from error
-        if not isinstance(values, dict) or values.get("schema") != SCHEMA:
-            found = values.get("schema") if isinstance(values, dict) else None
-            raise UserError(f"{path}: schema is {found}, this version reads {SCHEMA}; build the engine again")
-        return _from_json(values, path)
+        if not path.exists():
+            mend = "build one with: vmla-export build"
+            raise UserError(f"{folder} is no engine: {path} is missing; {mend}")
+        values = read_json(path, mend=AGAIN)
+        if (found := values.get("schema")) != SCHEMA:
+            raise UserError(f"{path}: schema is {found!r:.40}, this version reads {SCHEMA}; {AGAIN}")
+        if values.pop(CONTENT, None) != _hash(values):
+            raise UserError(f"{path} was changed after the engine was built; {AGAIN}")
+        manifest = typed(values, cls, str(path), mend=AGAIN)
+        for name in (*manifest.files, *manifest.programs):
+            if not PLAIN.fullmatch(name):
+                raise UserError(f"{path}: {name!r:.40} leads out of the folder; {AGAIN}")
+        return replace(manifest, model=ModelConfig.from_dict(manifest.model, str(path)).to_dict())
 
     def write(self, folder: Path) -> None:
-        """Write it into `folder` at once."""
-        atomic_write_text(folder / NAME, json.dumps(asdict(self), indent=2) + "\n")
+        """Write it into `folder` at once, with the hash that binds it."""
+        values = asdict(self)
+        atomic_write_text(folder / NAME, json.dumps({**values, CONTENT: _hash(values)}, indent=2) + "\n")
 
     def same_build(self, other: Manifest) -> bool:
         """Whether both describe the same build, whatever their files."""
@@ -127,34 +159,5 @@ class Manifest:
         return all(ours[name] == theirs[name] for name in ours if name not in ("files", "checkpoint"))
 
 
-def _from_json(values: dict[str, Any], path: Path) -> Manifest:
-    """A manifest from JSON values: lists become tuples, objects become what they describe."""
-    known = {field.name for field in fields(Manifest)}
-    if wrong := sorted(values.keys() ^ known):
-        state = "missing" if wrong[0] in known else "unknown"
-        raise UserError(f"{path}: field {wrong[0]} is {state}; build the engine again")
-    if any(Path(name).name != name for name in values["files"]):
-        raise UserError(f"{path}: files: a name leads out of the folder; build the engine again")
-    try:
-        programs = {name: _signature(value) for name, value in values["programs"].items()}
-        host = Host(**{**values["host"], "features": tuple(values["host"]["features"])})
-        layers = {name: tuple(value) for name, value in values["layers"].items()}
-        model = current_names(values["model"])  # an engine may be older than the names of its settings
-        said = values["quantization"] and _quantization(values["quantization"])
-    except (TypeError, KeyError, AttributeError) as error:
-        reason = f"programs, layers or host are incomplete ({error})"
-        raise UserError(f"{path}: {reason}; build the engine again") from error
-    made = {"programs": programs, "host": host, "layers": layers, "model": model, "quantization": said}
-    return Manifest(**{**values, **made})
-
-
-def _quantization(value: dict[str, Any]) -> Quantization:
-    watched = {**value["calibration"], "prompts": tuple(value["calibration"]["prompts"])}
-    return Quantization(**{**value, "calibration": watched})
-
-
-def _signature(value: dict[str, Any]) -> Signature:
-    def specs(key: str) -> tuple[TensorSpec, ...]:
-        return tuple(TensorSpec(**{**spec, "shape": tuple(spec["shape"])}) for spec in value[key])
-
-    return Signature(inputs=specs("inputs"), outputs=specs("outputs"))
+def _hash(values: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from plugins.atomic_files import atomic_write_text
+from plugins.documents.json_file import read_json
+from plugins.documents.typed import typed
 from plugins.errors import UserError
 from vmla.transformer import VideoMLA
 from vmla.weights.checkpoint import Checkpoint
@@ -81,6 +83,10 @@ class Calibration:
     largest: dict[str, float]
     """The largest magnitude of the inputs of each layer, by its name."""
 
+    def __post_init__(self) -> None:
+        if odd := [name for name, value in self.largest.items() if value < 0]:
+            raise UserError(f"the largest input of {odd[0]} is negative")
+
     def text(self) -> str:
         """The calibration as JSON; equal calibrations have equal texts."""
         return json.dumps(asdict(self), indent=2) + "\n"
@@ -101,13 +107,8 @@ class Calibration:
         Raises:
             UserError: if the file is not a calibration.
         """
-        try:
-            values = json.loads(path.read_text())
-            rollouts = {**values["rollouts"], "prompts": tuple(values["rollouts"]["prompts"])}
-            return cls(**{**values, "rollouts": Rollouts(**rollouts)})
-        except (OSError, ValueError, TypeError, KeyError) as error:
-            mend = "make one with: vmla-export calibrate"
-            raise UserError(f"{path} is no calibration ({type(error).__name__}); {mend}") from error
+        mend = "make one with: vmla-export calibrate"
+        return typed(read_json(path, mend=mend), cls, f"{path} is no calibration", mend=mend)
 
     def of_layers(self, layers: Collection[str], model_hash: str) -> dict[str, float]:
         """The largest inputs of `layers`.

@@ -7,6 +7,7 @@ points and those that produce cache entries 0.6.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 
@@ -42,8 +43,8 @@ def reason_to_exclude(layer: str, shape: Sequence[int], blocks: int) -> str | No
     for pattern, reason in EXCLUDED.items():
         if fnmatchcase(layer, pattern):
             return reason
-    edge, place = ends(blocks), int(layer.split(".")[1])
-    if not edge <= place < blocks - edge:
+    edge, block = ends(blocks), re.match(r"blocks\.(\d{1,9})\.", layer)
+    if block is None or not edge <= int(block[1]) < blocks - edge:
         return AT_THE_ENDS
     return UNEVEN if any(width % WIDTHS for width in shape) else None
 

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from plugins.atomic_files import atomic_write_bytes
+from plugins.documents.json_file import read_json
+from plugins.documents.typed import typed
 from plugins.errors import UserError
 from plugins.triton.tiles import COMPACT_MEMORY, SHARED_MEMORY, Family, Operator, Size
 
@@ -127,6 +129,14 @@ def save_record(path: Path, kernels: Sequence[Compiled], versions: Mapping[str, 
     atomic_write_bytes(path, text.encode())
 
 
+@dataclass(frozen=True, kw_only=True)
+class KernelRecord:
+    """The file that lists the kernels of a folder."""
+
+    versions: dict[str, str]
+    objects: list[Compiled]
+
+
 def load(folder: Path) -> list[Compiled]:
     """Read the records of the kernels in a folder.
 
@@ -137,7 +147,7 @@ def load(folder: Path) -> list[Compiled]:
     if not path.is_file():
         mend = f"python -m plugins.aot.compile -o {folder}"
         raise UserError(f"no compiled kernels in {folder}; make them with: {mend}")
-    return [Compiled(**values) for values in json.loads(path.read_text())["objects"]]
+    return typed(read_json(path), KernelRecord, str(path)).objects
 
 
 def ptx_of(folder: Path, kernel: Compiled) -> bytes:

@@ -12,7 +12,7 @@ from typing import Any
 
 import click
 
-from export.engine.manifest import ENGINES
+from export.engine.manifest import engine_store
 from plugins.errors import UserError
 from vmla.cli.command import OneLineErrors
 from vmla.cli.stopping import Stop
@@ -49,7 +49,7 @@ def main() -> None:
     "--attention", help="Attention as our TensorRT plugin's node (plugin) or TensorRT's own (native)."
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path),
-              help="Engine folder to write (default: in ./engines, named after its settings).")  # fmt: skip
+              help="Engine folder to write (default: in your store, named after its settings).")  # fmt: skip
 @click.pass_context
 def build(
     context: click.Context,
@@ -96,7 +96,7 @@ def _build(checkpoint: str, settings: Any, calibration: Path | None, output: Pat
     from vmla.weights.locate import find_checkpoint
 
     opened = find_checkpoint(checkpoint)
-    folder = output or ENGINES / f"{opened.name}-{settings.name}"
+    folder = output or _store() / f"{opened.name}-{settings.name}"
 
     def show(stage: BuildStage) -> None:
         click.echo(f"{stage.name}: {stage.seconds:.1f} s, peak {stage.peak_bytes / 2**20:,.0f} MiB")
@@ -157,12 +157,19 @@ def inspect(engine: Path, as_json: bool) -> None:
 
 
 @main.command(name="list")
-@click.argument("folder", type=click.Path(path_type=Path), default=ENGINES)
-def list_engines(folder: Path) -> None:
-    """List the engines in FOLDER (./engines if not given), and whether they run on this machine."""
+@click.argument("folder", type=click.Path(path_type=Path), required=False)
+def list_engines(folder: Path | None) -> None:
+    """List the engines in FOLDER (your own if not given), and whether they run on this machine."""
     from export.inspect import table
 
-    click.echo("\n".join(table(folder)))
+    click.echo("\n".join(table(folder or _store())))
+
+
+def _store() -> Path:
+    """The user's own engines."""
+    if (store := engine_store()) is None:
+        raise UserError("there is no home folder to keep engines in; name a folder, or set XDG_DATA_HOME")
+    return store
 
 
 @main.command()

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from click.core import ParameterSource
 
-from export.engine.manifest import EAGER, ENGINES
+from export.engine.manifest import EAGER, engine_store
 from plugins.errors import UserError
 from vmla.cli.command import OneLineCommand
 from vmla.cli.stopping import Stop
@@ -42,7 +42,7 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
 @click.option("--seconds", type=float, help="Length of the video in seconds (default: 10).")
 @click.option("--chunks", type=click.IntRange(min=1), help="Length of the video in chunks.")
 @click.option("-o", "--output", type=click.Path(path_type=Path),
-              help="Output: an .mp4 file, a folder for pictures, - for standard output, a pipe, or null.")  # fmt: skip
+              help="An .mp4 file, a folder for pictures, - for standard output, a pipe, or null.")  # fmt: skip
 @click.option("--resume", type=click.Path(path_type=Path), help="Video that was stopped, to go on with.")
 @click.option("--repeat", type=click.Path(dir_okay=False, path_type=Path),
               help="Sidecar (.json) of a video to make again.")  # fmt: skip
@@ -52,7 +52,7 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
     "--checkpoint", help="Checkpoint folder or shipped model (default: the engine's own, else sprites)."
 )
 @click.option("--engine", type=click.Path(path_type=Path),
-              help="Engine folder, or eager (default: one in ./engines that fits, else eager).")  # fmt: skip
+              help="Engine folder, or eager (default: one of your own that fits, else eager).")  # fmt: skip
 @click.option("--decoder", type=click.Path(path_type=Path),
               help="File of TAEHV weights to decode with, or none for no frames (with -o null).")  # fmt: skip
 @click.option("--layout", type=click.Choice(["mla", "mha"]),
@@ -136,7 +136,7 @@ def _new(prompts: str | list[Entry], options: dict[str, Any]) -> Order:
     from runtime.session.replay import new
 
     rest = {name: options[name] for name in AFRESH if name not in ("checkpoint", "scale")}
-    engines = ENGINES if rest["engine"] is None else None
+    engines = engine_store() if rest["engine"] is None else None
     if rest["engine"] == Path(EAGER):
         rest["engine"] = None
     return new(prompts, options["checkpoint"], scale=options["scale"], engines=engines, **rest)

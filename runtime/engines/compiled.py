@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
@@ -12,10 +13,10 @@ from torch import Tensor
 
 from export.backends.base import Program
 from export.backends.registry import BACKENDS
-from export.checks import check_engine, check_files
+from export.checks import check_engine
 from export.engine.manifest import NAME, Manifest
 from plugins.errors import UserError
-from runtime.engines.programs import check_inputs, load_program
+from runtime.engines.programs import check_inputs, load_programs
 from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
 from vmla.text import TextEncoder
@@ -94,30 +95,45 @@ def open_engine(folder: Path, checkpoint: Checkpoint, *, batch: int = 1) -> Comp
     """
     manifest = Manifest.read(folder)
     check_engine(manifest, folder, checkpoint, batch=batch)
-    check_files(manifest, folder)
-    programs = {name: load_program(folder, name, manifest) for name in manifest.programs}
-    return CompiledEngine(manifest, programs, checkpoint.text())
+    return CompiledEngine(manifest, load_programs(folder, manifest), checkpoint.text())
 
 
-def find_engine(checkpoint: Checkpoint, *, device: str, dtype: str, engines: Path) -> Path | None:
+def find_engine(
+    checkpoint: Checkpoint, *, device: str, dtype: str, engines: Path
+) -> tuple[Path | None, str]:
     """Find an engine in the folder `engines` that computes on this machine what the model itself would.
 
     Its manifest must name `checkpoint`, the device type `device`, and matrix products in `dtype`, never in a
     narrower type. Of several engines, the one whose backend comes first in the registry is taken, then the
-    first by name. Why an engine was refused is logged.
+    first by name. Why an engine was passed over is logged.
+
+    Returns:
+        Its folder, or None; and why it was taken, or why none was.
     """
-    found = []
+    found, passed = [], []
     for path in sorted(engines.glob(f"[!.]*/{NAME}")):
         try:
             manifest = Manifest.read(path.parent)
-            if (manifest.host.device, manifest.precision) != (device, PRECISIONS[dtype]):
-                continue
+            _refuse_other_kind(manifest, path.parent, device, PRECISIONS[dtype])
             check_engine(manifest, path.parent, checkpoint)
-        except UserError as refusal:
+        except (UserError, OSError) as refusal:
             log.info("%s", refusal)
+            passed.append(str(refusal))
             continue
         found.append((list(BACKENDS).index(manifest.backend), path.parent))
-    return min(found)[1] if found else None
+    if found:
+        return min(found)[1], f"found in {engines}"
+    if not passed:
+        return None, f"no engine in {engines}"
+    more = f"; and {len(passed) - 1} others that do not" if len(passed) > 1 else ""
+    return None, f"nothing in {engines} fits: {passed[0]}{more}"
+
+
+def _refuse_other_kind(manifest: Manifest, folder: Path, device: str, precision: str) -> None:
+    built = manifest.precision, manifest.host.device
+    if built != (precision, device):
+        said = " on ".join(built)
+        raise UserError(f"{folder} computes in {said}; ask for it with --engine {shlex.quote(str(folder))}")
 
 
 def fit(folder: Path, name: str | Path | None, *, device: str, dtype: str) -> tuple[Checkpoint, str, str]:

@@ -7,22 +7,28 @@ from pathlib import Path
 
 from torch import Tensor
 
-from export.backends.base import Program
-from export.checks import backend_of, build_command
+from export.backends.base import Backend, Program
+from export.checks import backend_of, build_command, sound_copy
 from export.engine.manifest import Manifest, Signature
 from plugins.errors import UserError
 
 
-def load_program(folder: Path, name: str, manifest: Manifest) -> Program:
-    """Load the program called `name` of the engine in `folder`.
+def load_programs(folder: Path, manifest: Manifest) -> dict[str, Program]:
+    """Load all programs of the engine in `folder`, from files whose hashes are those of its manifest.
 
     Raises:
-        UserError: if its file does not load on this machine.
+        UserError: if a file is not what it was when the engine was built, or does not load here.
     """
+    backend = backend_of(manifest, folder)
+    with sound_copy(manifest, folder) as copy:
+        return {name: _loaded(backend, copy, name, manifest, folder) for name in manifest.programs}
+
+
+def _loaded(backend: Backend, copy: Path, name: str, manifest: Manifest, folder: Path) -> Program:
     try:
-        return backend_of(manifest, folder).load(folder, name, manifest)
+        return backend.load(copy, name, manifest)
     except (RuntimeError, OSError) as error:
-        said = str(error).strip().splitlines()[0]
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0]
         mend = build_command(manifest, folder)
         raise UserError(f"{folder}: {name} does not load ({said}); run: {mend}") from error
 

@@ -8,17 +8,22 @@ from dataclasses import dataclass
 import torch
 
 from plugins.errors import UserError
+from runtime.device.memory import free_bytes
 from runtime.planning.peak_memory import decoding_scratch, pass_scratch
 from runtime.rollout.buffers import noise_draws, picture_shape
 from runtime.rollout.decoding import Decoding
 from runtime.rollout.recache import Past
 from vmla.cache import CacheSpec, ChunkLengths
-from vmla.config import FRAMES_PER_SECOND
+from vmla.config import FRAMES_PER_SECOND, ModelConfig
 from vmla.scheduler import Sampler
 from vmla.vae import Codec, frames_in
 
 LONGEST_SECONDS = 24 * 3600.0
 """A day. A rollout could go on for longer, but whoever asks for more has mistyped."""
+
+
+ALWAYS_THERE = 2**30
+"""Bytes of a cache that no system is asked about."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,3 +133,17 @@ def check_length(seconds: float) -> None:
     """
     if not 0 < seconds <= LONGEST_SECONDS:
         raise UserError(f"no video lasts {seconds:g} s; ask for more than 0 and at most {LONGEST_SECONDS:g}")
+
+
+def check_cache(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
+    """Refuse a model whose cache alone does not fit, before any of it is allocated.
+
+    Raises:
+        UserError: naming what it takes and what there is.
+    """
+    needed = CacheSpec.of(config).bytes(element_size=dtype.itemsize)
+    if needed <= ALWAYS_THERE or device.type not in ("cpu", "cuda"):
+        return
+    if needed > (free := free_bytes(device)):
+        where = f"{device} has {free:,} free"
+        raise UserError(f"the cache of this model takes {needed:,} bytes, {where}; use a smaller window")

@@ -18,7 +18,7 @@ from runtime.device.threads import Cores, using
 from runtime.engines.base import EagerEngine, Engine
 from runtime.engines.compiled import find_engine, fit, open_engine
 from runtime.outputs import Frames
-from runtime.planning.plan import VideoPlan, check_length, chunks_for
+from runtime.planning.plan import VideoPlan, check_cache, check_length, chunks_for
 from runtime.planning.start import Start, open_start
 from runtime.prompts.schedule_file import Entry, to_schedule
 from runtime.prompts.sources import FixedPrompts, PromptSource
@@ -170,7 +170,7 @@ def prepare(
     if layout not in (None, own):
         raise UserError(f"checkpoint {opened.folder} has layout {own}; name one with {layout}")
     where = choose_device(device)
-    compute = choose_dtype(dtype, where)
+    check_cache(opened.model_config(), compute := choose_dtype(dtype, where), where)
     decoding = Decoding(checkpoint=opened, file=decoder, dtype=compute)
     count, frames = length_of(decoding, minutes=minutes, seconds=seconds, chunks=chunks)
     engine, reason = look_up(opened, where, compute, engine, engines)
@@ -270,8 +270,7 @@ def look_up(
     if engine is not None or engines is None:
         return engine, "as asked for"
     name = str(dtype).removeprefix("torch.")
-    found = find_engine(checkpoint, device=device.type, dtype=name, engines=engines)
-    return found, f"found in {engines}" if found else f"nothing in {engines} fits"
+    return find_engine(checkpoint, device=device.type, dtype=name, engines=engines)
 
 
 def choose_device(name: str) -> torch.device:

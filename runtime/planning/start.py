@@ -39,16 +39,6 @@ class Start:
     chunks: int
     """How many of the video's first chunks it is."""
 
-    @classmethod
-    def recorded(cls, video: Mapping[str, Any]) -> Start | None:
-        """What `describe` said of it; the file is not looked at."""
-        known = {**NOT_RECORDED, **video}
-        if known["start_hash"] is None:
-            return None
-        return cls(
-            path=Path(known["start_file"]), sha256=known["start_hash"], chunks=int(known["start_chunks"])
-        )
-
     def describe(self) -> dict[str, Any]:
         """As JSON values, for the description of a video."""
         return {

@@ -6,65 +6,45 @@ list, is the same as one object. What the key is called, and what else may stand
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from plugins.documents.json_file import read_json_lines
+from plugins.documents.typed import typed
+from plugins.documents.yaml_file import read_yaml
 from plugins.errors import UserError
 
+T = TypeVar("T")
 
-def read_listing(path: Path, *, key: str, example: str) -> list[Any]:
-    """What the lines of the file at `path` say, in their order: objects, if all is well.
+
+def read_listing(path: Path, kind: type[T], *, key: str, example: str) -> list[T]:
+    """What the lines of the file at `path` say, in their order.
 
     Args:
         path: of the file.
+        kind: the dataclass of one line.
         key: what an object calls that which stands before the colon in YAML.
         example: of a line, for who wrote none.
 
     Raises:
-        UserError: if there is no such file, or none with any line in it.
+        UserError: if there is no such file, none with any line in it, or a line is no such thing.
     """
-    try:
-        text = path.read_text()
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the prompts in {path}: {error}") from error
     mend = f"write one a line, for example: {example}"
-    values = _from_json_lines(text, path) if path.suffix == ".jsonl" else _from_yaml(text, path, key, mend)
+    if path.suffix == ".jsonl":
+        values = list(read_json_lines(path))
+    else:
+        lines = _from_yaml(path, key, mend)
+        values = [(f"{path}, entry {number}", line) for number, line in enumerate(lines, 1)]
     if not values:
         raise UserError(f"{path} holds no prompt; {mend}")
-    return values
+    return [typed(value, kind, where) for where, value in values]
 
 
-def _from_json_lines(text: str, path: Path) -> list[Any]:
-    values = []
-    for number, line in enumerate(text.splitlines(), 1):
-        if line.strip():
-            try:
-                values.append(json.loads(line))
-            except json.JSONDecodeError as error:
-                raise UserError(f"{path}, line {number} is not valid JSON: {error}") from error
-    return values
-
-
-def _from_yaml(text: str, path: Path, key: str, mend: str) -> list[Any]:
-    """A list as it is; of a mapping each pair in its order, also doubles, which YAML would drop."""
-    import yaml
-
-    loader = yaml.SafeLoader(text)
-    try:
-        node = loader.get_single_node()
-        if not isinstance(node, yaml.MappingNode):
-            value = None if node is None else loader.construct_document(node)
-        else:
-            value = [
-                _object(path, key, *(loader.construct_object(part, deep=True) for part in (before, said)))
-                for before, said in node.value
-            ]
-    except yaml.YAMLError as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is not valid YAML: {reason}") from error
-    finally:
-        loader.dispose()
+def _from_yaml(path: Path, key: str, mend: str) -> list[Any]:
+    """A list as it is; of a mapping each pair in its order."""
+    value = read_yaml(path)
+    if isinstance(value, dict):
+        return [_object(path, key, before, said) for before, said in value.items()]
     if value is not None and not isinstance(value, list):
         raise UserError(f"{path} holds no list of prompts; {mend}")
     return value or []

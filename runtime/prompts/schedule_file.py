@@ -10,11 +10,11 @@ of such objects will do as well. `at` counts seconds of the video.
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, cast
 
 from plugins.errors import UserError
 from runtime.prompts.prompt_file import read_listing
@@ -32,6 +32,9 @@ class Entry:
     prompt: str
     policy: Policy = "recache"
 
+    def __post_init__(self) -> None:
+        PromptChange(chunk=0, prompts=(self.prompt,), policy=self.policy)  # refuses what cannot be
+
 
 def read_schedule(path: Path) -> list[Entry]:
     """The entries of the file at `path`, in their order.
@@ -39,8 +42,7 @@ def read_schedule(path: Path) -> list[Entry]:
     Raises:
         UserError: if there is no such file, or a line of it is no entry.
     """
-    values = read_listing(path, key="at", example="0: a red star")
-    return [_entry(value, f"{path}, entry {number}") for number, value in enumerate(values, 1)]
+    return read_listing(path, Entry, key="at", example="0: a red star")
 
 
 def to_schedule(
@@ -58,8 +60,8 @@ def to_schedule(
     for entry in entries:
         if not entry.at >= before:
             raise UserError(f"prompts out of order: one at {entry.at:g} s comes after one at {before:g} s")
-        number = next((n for n, start in enumerate(starts) if start >= entry.at), None)
-        if number is None:
+        number = bisect_left(starts, entry.at)
+        if number == len(starts):
             raise UserError(
                 f"the prompt at {entry.at:g} s would begin past the last chunk, at {starts[-1]:g} s; "
                 "make the video longer or leave the prompt out"
@@ -79,15 +81,3 @@ def to_schedule(
 def _longest(starts: Sequence[float]) -> float:
     """Seconds of the longest chunk before the last; 1 for a lone chunk, whose length is not known here."""
     return max((after - before for before, after in pairwise(starts)), default=1.0)
-
-
-def _entry(value: Any, where: str) -> Entry:
-    if not isinstance(value, dict) or not {"at", "prompt"} <= value.keys() <= {"at", "prompt", "policy"}:
-        raise UserError(f"{where} is not what a prompt looks like: it has at, prompt and perhaps policy")
-    at, prompt, policy = value["at"], value["prompt"], value.get("policy", "recache")
-    if isinstance(at, bool) or not isinstance(at, int | float):
-        raise UserError(f"{where}: {at!r} is no time; give seconds of the video")
-    if not isinstance(prompt, str):
-        raise UserError(f"{where}: {prompt!r} is no prompt; put quotes around it")
-    PromptChange(chunk=0, prompts=(prompt,), policy=policy)  # refuses what cannot be
-    return Entry(at=float(at), prompt=prompt, policy=cast(Policy, policy))

@@ -8,6 +8,7 @@ sink's.
 from __future__ import annotations
 
 import threading
+from bisect import bisect_right
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
@@ -89,6 +90,7 @@ class PromptSchedule:
         chunks = [change.chunk for change in self.changes]
         if chunks[:1] != [0] or chunks != sorted(set(chunks)):
             raise UserError(f"prompts begin at chunks {chunks}; the first begins at 0, each after the other")
+        self._chunks = chunks
         self._heard: Heard | None = None
 
     def listen(self, heard: Heard) -> None:
@@ -99,7 +101,7 @@ class PromptSchedule:
 
     def at(self, chunk: int) -> PromptChange:
         """The latest change at or before `chunk`."""
-        number = max(n for n, change in enumerate(self.changes) if change.chunk <= chunk)
+        number = bisect_right(self._chunks, chunk) - 1
         change = self.changes[number]
         if self._heard is not None and number and change.chunk == chunk:
             self._heard("applied", self._receipt(number))

@@ -12,7 +12,6 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from plugins.errors import UserError
 from runtime.prompts.prompt_file import read_listing
@@ -32,6 +31,14 @@ class Video:
     seed: int | None = None
     """None for that of all who name none."""
 
+    def __post_init__(self) -> None:
+        name = self.name
+        if not name.isprintable() or name != name.strip(" .") or not name or set(name) & set("/\\:"):
+            raise UserError(f"{name!r} is no name for a file; use letters, figures and dashes")
+        if len(name.encode()) > LONGEST_NAME:
+            raise UserError(f"its name has more than {LONGEST_NAME} bytes; use a shorter one")
+        FixedPrompts(self.prompt)  # refuses what cannot be
+
 
 def read_videos(path: Path) -> list[Video]:
     """The videos of the file at `path`, in their order, no two of one name.
@@ -39,28 +46,9 @@ def read_videos(path: Path) -> list[Video]:
     Raises:
         UserError: if there is no such file, or a line of it is no video.
     """
-    values = read_listing(path, key="name", example="star: a red star")
-    videos = [_video(value, f"{path}, video {number}") for number, value in enumerate(values, 1)]
+    videos = read_listing(path, Video, key="name", example="star: a red star")
     # Some file systems take names that differ in case alone for the same.
     name, count = Counter(video.name.casefold() for video in videos).most_common(1)[0]
     if count > 1:
         raise UserError(f"{path} names {count} videos {name!r}; give each a name of its own")
     return videos
-
-
-def _video(value: Any, where: str) -> Video:
-    if not isinstance(value, dict) or not {"name", "prompt"} <= value.keys() <= {"name", "prompt", "seed"}:
-        raise UserError(f"{where} is not what a video looks like: it has name, prompt and perhaps seed")
-    name, prompt, seed = value["name"], value["prompt"], value.get("seed")
-    if not isinstance(name, str):
-        raise UserError(f"{where}: {name!r} is no name; put quotes around it")
-    if not name.isprintable() or name != name.strip(" .") or not name or set(name) & set("/\\:"):
-        raise UserError(f"{where}: {name!r} is no name for a file; use letters, figures and dashes")
-    if len(name.encode()) > LONGEST_NAME:
-        raise UserError(f"{where}: its name has more than {LONGEST_NAME} bytes; use a shorter one")
-    if not isinstance(prompt, str):
-        raise UserError(f"{where}: {prompt!r} is no prompt; put quotes around it")
-    if "seed" in value and (isinstance(seed, bool) or not isinstance(seed, int)):
-        raise UserError(f"{where}: {seed!r} is no seed; give a whole number")
-    FixedPrompts(prompt)  # refuses what cannot be
-    return Video(name=name, prompt=prompt, seed=seed)

@@ -5,21 +5,29 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import torch
 
 from export.engine.manifest import EAGER, Manifest
+from plugins.documents.json_file import read_json
+from plugins.documents.typed import Between, typed
+from plugins.errors import UserError
 from runtime.engines.compiled import PRECISIONS
 from runtime.planning.request import Job
-from runtime.planning.start import NOT_RECORDED
-from runtime.prompts.sources import PromptChange
+from runtime.planning.start import NOT_RECORDED, Start
+from runtime.prompts.sources import Policy, PromptChange
 from vmla.config import FRAMES_PER_SECOND, YOUNGER, ModelConfig
+from vmla.scheduler import Sampler
 from vmla.weights.checkpoint import shipped_folder
 from vmla.weights.formats.files import hash_weights, write_json
+
+FRAMES = 24 * 3600 * FRAMES_PER_SECOND
+"""Those of a day, the longest that a video lasts; it has fewer chunks than that."""
 
 
 def sidecar_path(output: Path) -> Path:
@@ -27,13 +35,80 @@ def sidecar_path(output: Path) -> Path:
     return output.with_name(output.name + ".json")
 
 
+@dataclass(frozen=True, kw_only=True)
+class RecordedChange:
+    """A prompt of a video and the chunk where it begins."""
+
+    chunk: Annotated[int, Between(0, 2**63)]
+    prompt: str
+    policy: Policy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recorded:
+    """What is read of a description of a video, in the words of `describe_job`.
+
+    Descriptions grow with their versions: what else stands there says how it went, or is younger than this.
+    """
+
+    prompts: tuple[RecordedChange, ...]
+    seed: int
+    frames: Annotated[int, Between(0, FRAMES)] | None
+    frames_per_second: Literal[16]
+    chunks: Annotated[int, Between(1, FRAMES)] | None
+    scale: Annotated[int, Between(1, 16)]
+    sampler: Sampler
+    checkpoint: str
+    weights: dict[str, str]
+    layout: str
+    window: dict[str, int]
+    engine: str
+    engine_folder: str | None
+    engine_hash: str | None
+    decoder: str
+    decoder_file: str | None
+    decoder_hash: str | None
+    device: str
+    dtype: Literal["float32", "bfloat16", "float16"]
+    threads: Annotated[int, Between(1, 2**31)]
+    versions: dict[str, str]
+    live: bool = False
+    start_file: str | None = None
+    start_hash: str | None = None
+    start_chunks: Annotated[int, Between(0, FRAMES)] = 0
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise UserError("it has no prompts")
+
+    @classmethod
+    def of(cls, values: Mapping[str, Any], where: str) -> Recorded:
+        """The description in `values`, which `where` holds.
+
+        Raises:
+            UserError: naming the field that is missing, or is not what it should be.
+        """
+        said = f"{where} does not describe a video that can be made again"
+        return typed(dict(values), cls, said, others="ignore")
+
+    @property
+    def start(self) -> Start | None:
+        """What the video went on from; the file is not looked at."""
+        if self.start_file is None or self.start_hash is None:
+            return None
+        return Start(path=Path(self.start_file), sha256=self.start_hash, chunks=self.start_chunks)
+
+    def changes(self) -> list[PromptChange]:
+        """The prompts of the video."""
+        return [PromptChange(chunk=c.chunk, prompts=(c.prompt,), policy=c.policy) for c in self.prompts]
+
+
 def is_sidecar(path: Path) -> bool:
     """Whether `path` is a file that describes a video made here."""
     try:
-        value = json.loads(path.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError):
+        return read_json(path).keys() >= {"prompts", "seed", "weights", "sampler"}
+    except UserError:
         return False
-    return isinstance(value, dict) and value.keys() >= {"prompts", "seed", "weights", "sampler"}
 
 
 def describe_job(job: Job, *, frames: int, scale: int) -> dict[str, Any]:

@@ -13,12 +13,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from plugins.atomic_files import atomic_write_bytes
+from plugins.documents.json_file import parse_json
+from plugins.documents.tensor_header import read_header
+from plugins.documents.typed import Between, typed
 from plugins.errors import UserError
 from runtime.device.cuda_graphs import Stamp, host_copy, stamp, wait_for
 from runtime.outputs import Frames, Mark
@@ -26,6 +29,21 @@ from runtime.rollout.rollout import Rollout
 from vmla.vae import DecoderState
 
 SCHEMA = "1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class StateHeader:
+    """The JSON in a state's header."""
+
+    schema: str
+    number: Annotated[int, Between(0, 2**63)]
+    position: tuple[int, int]
+    """Whole chunks and frames: see `_first_frame`."""
+    forgotten: Annotated[int, Between(0, 2**63)]
+    memory: list[Any] | None
+    mark: dict[str, Annotated[int, Between(0, 2**63)]]
+    video: dict[str, Any]
+    sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +74,14 @@ class Snapshot:
         )
 
     def restore(self, rollout: Rollout) -> None:
-        """Let `rollout` go on from here."""
-        buffers = rollout.buffers
+        """Let `rollout` go on from here.
+
+        Raises:
+            UserError: if this is of a rollout with another cache.
+        """
+        buffers, ours = rollout.buffers, tuple(self.cache.shape)
+        if ours != tuple(buffers.cache.shape):
+            raise UserError(f"the state has a cache of {ours}, the model one of {tuple(buffers.cache.shape)}")
         rollout.number, rollout.frame = self.number, self.frame
         buffers.cache.copy_(self.cache)
         past = {number: latents.to(buffers.latents.device) for number, latents in self.past.items()}
@@ -146,12 +170,9 @@ def save_state(path: Path, state: State, video: Mapping[str, Any]) -> None:
 
 def is_state(path: Path) -> bool:
     """Whether `path` is a whole file that holds a video's state; of the tensors nothing is read."""
-    from safetensors import SafetensorError, safe_open
-
     try:
-        with safe_open(path, framework="pt") as file:
-            return "state" in (file.metadata() or {})
-    except (OSError, SafetensorError):
+        return "state" in read_header(path).metadata
+    except UserError:
         return False
 
 
@@ -167,49 +188,49 @@ def load_state(path: Path, *, mend: str) -> tuple[State, dict[str, Any]]:
     """
     from safetensors import SafetensorError, safe_open
 
+    if not path.exists():
+        raise UserError(f"there is no {path}: nothing to go on from; {mend}")
     try:
+        metadata = read_header(path, mend="").metadata
+        header = typed(parse_json(metadata["state"], "its header"), StateHeader, "its header")
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            header = json.loads(metadata["state"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         text = hashlib.sha256(metadata["state"].encode()).hexdigest()
         sound = metadata.get("state_sha256", text) == text  # states of former versions have none
-        if not sound or header["schema"] != SCHEMA or header["sha256"] != _digest(tensors):
+        if not sound or header.schema != SCHEMA or header.sha256 != _digest(tensors):
             raise ValueError("its hash or version is not right")
         state = _state(header, tensors)
         return state, dict(state.video)
-    except FileNotFoundError as error:
-        raise UserError(f"there is no {path}: nothing to go on from; {mend}") from error
-    except (SafetensorError, KeyError, TypeError, ValueError) as error:
+    except (SafetensorError, OSError, UserError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{path} is torn or no state of a video ({error}); {mend}") from error
 
 
-def _state(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> State:
-    items = header["memory"]
+def _state(header: StateHeader, tensors: Mapping[str, Tensor]) -> State:
+    items = header.memory
     if items is not None:
         items = [tensors[f"memory.{n}"] if item == _TENSOR else item for n, item in enumerate(items)]
     past = {int(name[5:]): tensor for name, tensor in tensors.items() if name.startswith("past.")}
     pending = sorted((int(name[8:]), tensor) for name, tensor in tensors.items() if name[:8] == "pending.")
     snapshot = Snapshot(
-        number=header["number"],
+        number=header.number,
         frame=_first_frame(header),
-        forgotten=header["forgotten"],
+        forgotten=header.forgotten,
         cache=tensors["cache"],
         past=past,
     )
     return State(
         snapshot=snapshot,
         decoder_state=items,
-        mark=header["mark"],
-        video=header["video"],
+        mark=header.mark,
+        video=header.video,
         pending=tuple(frames.numpy() for _, frames in pending),
     )
 
 
-def _first_frame(header: Mapping[str, Any]) -> int:
+def _first_frame(header: StateHeader) -> int:
     """`Snapshot.frame` from a position: whole chunks, in which older states count, and frames beside them."""
-    chunks, frames = header["position"]
-    return frames + (chunks * header["video"]["window"]["chunk"] if chunks else 0)
+    chunks, frames = header.position
+    return frames + (chunks * header.video["window"]["chunk"] if chunks else 0)
 
 
 _TENSOR = {"tensor": True}

@@ -90,8 +90,14 @@ def open_sink(path: Path, *, scale: int, after: Mark | None = None, clear: Clear
     """Open the sink that `path` names, at its start or `after` the mark of an earlier one.
 
     `clear` removes what lies there, once there are frames to take its place.
+
+    Raises:
+        UserError: if the video cannot be written there, or the mark is not that of such a sink.
     """
-    return kind_of(path).open(path, scale=scale, after=after, clear=clear)
+    try:
+        return kind_of(path).open(path, scale=scale, after=after, clear=clear)
+    except KeyError as error:
+        raise UserError(f"the state of {path} does not say its {error}; make it anew") from error
 
 
 def choose_scale(height: int, wish: int | None) -> int:

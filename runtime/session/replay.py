@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from export.engine.manifest import engine_store
+from plugins.documents.json_file import read_json
 from plugins.errors import UserError
 from runtime.planning.request import Job, prepare
-from runtime.planning.start import NOT_RECORDED, Start
-from runtime.prompts.sources import PromptChange, PromptSchedule
-from runtime.resume.sidecar import describe_job, sidecar_path
+from runtime.planning.start import NOT_RECORDED
+from runtime.prompts.sources import PromptSchedule
+from runtime.resume.sidecar import Recorded, describe_job, sidecar_path
 from runtime.resume.state import State, load_state, state_path
 from runtime.session.destination import choose_scale
-from vmla.scheduler import Sampler
 from vmla.world.caption import warning_for
 
 DETERMINING = (
@@ -68,7 +69,7 @@ def repeat(sidecar: Path, given: Mapping[str, Any]) -> Order:
     Raises:
         UserError: if it describes none, or what it names is not as it was.
     """
-    order = _as_recorded(_read(sidecar), given, sidecar)
+    order = _as_recorded(read_json(sidecar), given, sidecar)
     if order.job.start is not None:
         order.job.start.verify()
     return order
@@ -84,21 +85,13 @@ def resume(output: Path, given: Mapping[str, Any]) -> Order:
     mend = "make it anew"
     if sidecar.exists():
         mend += f" with: vmla-run --repeat {sidecar} -o {output} --overwrite"
-        if not state_path(output).exists() and _read(sidecar).get("complete"):
+        if not state_path(output).exists() and read_json(sidecar).get("complete"):
             raise UserError(f"{output} is complete: there is nothing to go on with")
     state, recorded = load_state(state_path(output), mend=mend)
     order = _as_recorded(recorded, given, output)
     if order.job.start is not None and state.snapshot.number < order.job.start.chunks:
         order.job.start.verify()
     return replace(order, state=state)
-
-
-def _read(sidecar: Path) -> dict[str, Any]:
-    try:
-        recorded = json.loads(sidecar.read_text())
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise UserError(f"cannot read the sidecar {sidecar}: {error}") from error
-    return recorded if isinstance(recorded, dict) else {}
 
 
 def _as_recorded(recorded: Mapping[str, Any], given: Mapping[str, Any], path: Path) -> Order:
@@ -108,37 +101,48 @@ def _as_recorded(recorded: Mapping[str, Any], given: Mapping[str, Any], path: Pa
         UserError: naming the first thing that is not as it was.
     """
     recorded = {**NOT_RECORDED, **recorded}
-    if missing := [name for name in DETERMINING if name not in recorded]:
-        raise UserError(f"{path} does not describe a video that can be made again: it lacks {missing[0]}")
+    told = Recorded.of(recorded, str(path))
+    if told.frames is None:
+        raise UserError(f"{path} describes a video without an end, which its own session alone goes on with")
     length = {"minutes", "seconds", "chunks"} & given.keys()
     options: dict[str, Any] = {
-        "checkpoint": recorded["checkpoint"],
-        "engine": recorded["engine_folder"] and Path(recorded["engine_folder"]),
-        "decoder": recorded["decoder_file"] and Path(recorded["decoder_file"]),
-        "seed": recorded["seed"],
-        "device": recorded["device"],
-        "dtype": recorded["dtype"],
-        "prompts": PromptSchedule(changes_of(recorded["prompts"])),
-        "scale": recorded["scale"],
-        "threads": recorded["threads"],
-        "start": Start.recorded(recorded),
-        **({} if length else {"seconds": recorded["frames"] / recorded["frames_per_second"]}),
+        "checkpoint": told.checkpoint,
+        "engine": None if "engine" in given else _trusted(told.engine_folder, path),
+        "decoder": told.decoder_file and Path(told.decoder_file),
+        "seed": told.seed,
+        "device": told.device,
+        "dtype": told.dtype,
+        "prompts": PromptSchedule(told.changes()),
+        "scale": told.scale,
+        "threads": told.threads,
+        "start": told.start,
+        **({} if length else {"seconds": told.frames / told.frames_per_second}),
         **given,
     }
     order = new(options.pop("prompts"), options.pop("checkpoint"), **options)
     if given.get("steps") is None:
-        order = replace(order, job=replace(order.job, sampler=Sampler(**recorded["sampler"])))
+        order = replace(order, job=replace(order.job, sampler=told.sampler))
     now = order.describe()
     refuse_another(str(path), DETERMINING, recorded, now)
-    then, here = recorded["versions"], now["versions"]
+    then, here = told.versions, now["versions"]
     changed = [name for name in here if then.get(name) != here[name]]
-    told = tuple(f"{name} was {then.get(name)}, is {here[name]}" for name in changed)
-    return replace(order, described=now, changed=told)
+    lines = tuple(f"{name} was {then.get(name)}, is {here[name]}" for name in changed)
+    return replace(order, described=now, changed=lines)
 
 
-def changes_of(prompts: Sequence[Mapping[str, Any]]) -> list[PromptChange]:
-    """The prompts of a video from what is recorded of them."""
-    return [PromptChange(chunk=c["chunk"], prompts=(c["prompt"],), policy=c["policy"]) for c in prompts]
+def _trusted(folder: str | None, path: Path) -> Path | None:
+    """The engine that a recorded video was made with: a program, which a file alone cannot have run.
+
+    Raises:
+        UserError: unless it lies among the user's own engines.
+    """
+    if folder is None:
+        return None
+    engine, store = Path(folder).resolve(), engine_store()
+    if store is None or not engine.is_relative_to(store.resolve()):
+        mend = f"if you trust whoever built it, name it: --engine {shlex.quote(folder)}"
+        raise UserError(f"{path} names the engine {folder}, which is a program and not one of yours; {mend}")
+    return engine
 
 
 def refuse_another(

@@ -27,19 +27,18 @@ from runtime.device.cuda_graphs import SideStream, graph_pool
 from runtime.outputs import FrameSink
 from runtime.planning.plan import VideoPlan
 from runtime.planning.request import Job
-from runtime.planning.start import NOT_RECORDED, Start
+from runtime.planning.start import NOT_RECORDED
 from runtime.prompts.sources import LivePrompts, PromptSchedule
 from runtime.resume.autosave import Autosave
-from runtime.resume.sidecar import describe_model, describe_video
+from runtime.resume.sidecar import Recorded, describe_model, describe_video
 from runtime.resume.state import State
 from runtime.rollout.rollout import Rollout
 from runtime.session.commands import CommandQueue
-from runtime.session.replay import OF_A_MODEL, OF_A_VIDEO, changes_of, refuse_another
+from runtime.session.replay import OF_A_MODEL, OF_A_VIDEO, refuse_another
 from runtime.session.stages import Admission, VideoStages
 from runtime.session.task import VideoTask
 from runtime.telemetry.events import NoTelemetry, Telemetry
 from vmla.config import FRAMES_PER_SECOND
-from vmla.scheduler import Sampler
 
 SHARED = ("checkpoint", "device", "dtype", "engine_folder", "decoder_file", "threads")
 """Attributes that all jobs of a session have in common."""
@@ -144,14 +143,14 @@ class Session:
 
     def job_of(self, state: State) -> Job:
         """The job of the video of `state`, with the prompts that it has had and those to come."""
-        video, changes = state.video, changes_of(state.video["prompts"])
+        video = Recorded.of(state.video, "this state")
         return replace(
             self._job,
-            prompts=LivePrompts.continued(changes) if video.get("live") else PromptSchedule(changes),
-            seed=video["seed"],
-            chunks=video["chunks"] or self._job.chunks,
-            sampler=Sampler(**video["sampler"]),
-            start=Start.recorded(video),
+            prompts=LivePrompts.continued(video.changes()) if video.live else PromptSchedule(video.changes()),
+            seed=video.seed,
+            chunks=video.chunks or self._job.chunks,
+            sampler=video.sampler,
+            start=video.start,
         )
 
     def describe(self, job: Job, *, frames: int | None, scale: int = 1) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch._inductor import aoti_load_package
 from export.engine.manifest import Manifest
 from export.loading.aoti_library import Library
 from plugins.errors import UserError
-from runtime.engines.programs import load_program
+from runtime.engines.programs import load_programs
 
 pytestmark = pytest.mark.cpu
 
@@ -93,4 +93,4 @@ def test_a_library_that_does_not_load_is_one_line(aoti_engine, monkeypatch):
 
     monkeypatch.setattr("export.loading.aoti_library.ctypes.CDLL", broken)
     with pytest.raises(UserError, match=r"step does not load \(invalid ELF header\); run: vmla-export build"):
-        load_program(aoti_engine, "step", Manifest.read(aoti_engine))
+        load_programs(aoti_engine, Manifest.read(aoti_engine))

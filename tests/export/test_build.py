@@ -193,7 +193,10 @@ def test_a_folder_that_is_no_engine_is_left_alone(checkpoint, tmp_path, compiled
         (["--precision", "int3"], "no such precision: int3"),
         (["--precision", "nvfp4", "--backend", "aoti"], "nvfp4 is for TensorRT engines of Blackwell GPUs"),
         (["--precision", "bf16", "--calibration", "x.json"], "precision bf16 takes no calibration"),
-        (["--precision", "fp8", "--calibration", "x.json"], "x.json is no calibration (FileNotFoundError)"),
+        (
+            ["--precision", "fp8", "--calibration", "x.json"],
+            "x.json is missing; make one with: vmla-export calibrate",
+        ),
         (["--batch", "0"], "batch is 0"),
         (["--device", "tpu"], "no such device: tpu"),
         (["--backend", "onnx", "--device", "cuda"], "leave --device out"),
@@ -277,3 +280,25 @@ def test_engines_are_listed_and_inspected(checkpoint, tmp_path, compiled, monkey
     empty = CliRunner().invoke(main, ["list", str(tmp_path / "nowhere")])
     assert empty.exit_code == 2
     assert "no engines in" in empty.output
+
+
+def test_without_a_name_an_engine_is_the_user_s_own(checkpoint, tmp_path, compiled, monkeypatch):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.chdir(tmp_path)
+    store = tmp_path / "data" / "videomla" / "engines"
+    nothing = CliRunner().invoke(main, ["list"])
+    assert nothing.exit_code == 2 and f"no engines in {store}" in nothing.output
+    arguments = ["build", "--checkpoint", str(checkpoint), "--backend", "aoti"]
+    result = CliRunner().invoke(main, arguments)
+    assert result.exit_code == 0, result.output
+    assert f"{store / 'debug-aoti-fp32'}: built" in result.output.splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["data"]
+    assert f"{store / 'debug-aoti-fp32'}: aoti fp32" in CliRunner().invoke(main, ["list"]).output
+    monkeypatch.setattr("export.engine.manifest.Path.home", nowhere)
+    monkeypatch.delenv("XDG_DATA_HOME")
+    homeless = CliRunner().invoke(main, ["list"])
+    assert homeless.exit_code == 2 and "there is no home folder to keep engines in" in homeless.output
+
+
+def nowhere():
+    raise RuntimeError("Could not determine home directory.")

@@ -3,6 +3,7 @@
 import json
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from kit.checkpoints import debug_checkpoint
 from kit.measure import assert_close
 from kit.passes import pass_inputs
 
+from export.backends.registry import BACKENDS
 from export.engine.manifest import NAME, Manifest
 from plugins.errors import UserError
 from runtime.cli.export import main as export_main
@@ -152,6 +154,63 @@ def test_a_damaged_file_is_refused_before_it_is_loaded(engine_folder, checkpoint
         open_engine(folder, open_checkpoint(checkpoint))
 
 
+def test_what_is_loaded_is_what_was_hashed(engine_folder, checkpoint, tmp_path, monkeypatch):
+    """Whoever replaces the files in between gains nothing: nothing is opened by its path a second time."""
+    folder, places = copy_of(engine_folder, tmp_path), []
+    backend = BACKENDS[Manifest.read(folder).backend]
+    load = type(backend).load
+
+    def swapped(self, place, name, manifest):
+        for path in folder.iterdir():
+            path.write_bytes(b"somebody else's program")
+        places.append(place)
+        return load(self, place, name, manifest)
+
+    monkeypatch.setattr(type(backend), "load", swapped)
+    with open_engine(folder, open_checkpoint(checkpoint)) as engine:
+        assert engine.encode_prompt([PROMPT]).isfinite().all()
+    assert len(places) == 2 and folder not in places
+    assert not any(place.exists() for place in places)
+
+
+def test_a_link_out_of_the_folder_is_refused(engine_folder, checkpoint, tmp_path):
+    folder = copy_of(engine_folder, tmp_path)
+    name = next(name for name in Manifest.read(folder).files if name.startswith("step"))
+    (folder / name).rename(tmp_path / "elsewhere")
+    (folder / name).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match=re.escape(f"cannot read {folder / name}")):
+        open_engine(folder, open_checkpoint(checkpoint))
+
+
+def test_a_program_without_a_hash_is_refused(engine_folder, checkpoint, tmp_path):
+    folder = copy_of(engine_folder, tmp_path)
+    manifest = Manifest.read(folder)
+    name = f"step{BACKENDS[manifest.backend].ending}"
+    rest = {key: digest for key, digest in manifest.files.items() if key != name}
+    replace(manifest, files=rest).write(folder)
+    with pytest.raises(UserError, match=re.escape(f"{name}: its manifest has no hash of it")):
+        open_engine(folder, open_checkpoint(checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"precision": "bf16"}, "cache: it is not that of the model in bf16"),
+        ({"precision": "int3"}, "precision: there is none called int3"),
+        ({"batch": 2}, "programs: they take and give not"),
+    ],
+)
+def test_a_manifest_that_lies_is_refused(engine_folder, checkpoint, tmp_path, changes, said):
+    folder = copy_of(engine_folder, tmp_path)
+    replace(Manifest.read(folder), **changes).write(folder)
+    with pytest.raises(UserError, match=re.escape(said)):
+        open_engine(folder, open_checkpoint(checkpoint), batch=changes.get("batch", 1))
+    values = json.loads((folder / NAME).read_text())
+    (folder / NAME).write_text(json.dumps({**values, "precision": "fp32", "batch": 1}))
+    with pytest.raises(UserError, match="was changed after the engine was built; build the engine again"):
+        open_engine(folder, open_checkpoint(checkpoint))
+
+
 def test_verify_measures_every_chunk(engine_folder):
     result = command(export_main, "verify", engine_folder, "--chunks", 3)
     assert result.exit_code == 0, result.output
@@ -166,8 +225,7 @@ def test_verify_fails_for_an_engine_of_other_weights(engine_folder, tmp_path):
     """One that claims to be of a checkpoint and is not."""
     folder = copy_of(engine_folder, tmp_path)
     other = open_checkpoint(debug_checkpoint(tmp_path / "other", seed=1))
-    values = json.loads((folder / NAME).read_text())
-    (folder / NAME).write_text(json.dumps({**values, "model_hash": other.model_hash()}))
+    replace(Manifest.read(folder), model_hash=other.model_hash()).write(folder)
     result = command(export_main, "verify", folder, "--checkpoint", other.folder, "--chunks", 2)
     assert result.exit_code == 1
     assert "NOT met" in result.output

@@ -12,16 +12,17 @@ from kit.checkpoints import debug_checkpoint
 
 from export.build import describe
 from export.checks import check_engine, check_files, check_host
-from export.engine.manifest import NAME, SCHEMA, Manifest
+from export.engine.manifest import CONTENT, NAME, SCHEMA, Manifest, _hash, engine_store
 from export.engine.target import Host
 from export.settings import Settings
 from plugins.errors import UserError
 from runtime.cli.export import main
-from runtime.engines.programs import load_program
+from runtime.engines.programs import load_programs
 from vmla.weights.checkpoint import open_checkpoint
 
 pytestmark = pytest.mark.cpu
 
+FILES = {"step.pt2": "0" * 64, "prompt.pt2": "0" * 64}
 HERE = Host(device="cpu", architecture="x86_64", features=("avx2", "fma"), versions={"torch": "2.13.0"})
 
 
@@ -29,7 +30,7 @@ HERE = Host(device="cpu", architecture="x86_64", features=("avx2", "fma"), versi
 def manifest(checkpoint):
     """Of an engine that was never built."""
     settings = Settings(backend="aoti", precision="bf16")
-    return replace(describe(open_checkpoint(checkpoint), settings), host=HERE, files={"step.pt2": "0" * 64})
+    return replace(describe(open_checkpoint(checkpoint), settings), host=HERE, files=FILES)
 
 
 @pytest.fixture
@@ -41,7 +42,9 @@ def folder(manifest, tmp_path):
 
 def edit(folder, **changes):
     path = folder / NAME
-    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+    values = {**json.loads(path.read_text()), **changes}
+    values.pop(CONTENT)
+    path.write_text(json.dumps({**values, CONTENT: _hash(values)}))
 
 
 def assert_refused(said, call, *arguments, **options):
@@ -182,12 +185,19 @@ def test_missing_and_damaged_files_are_refused(manifest, folder):
     ("changes", "said"),
     [
         ({"schema": 99}, "schema is 99"),
+        ({"schema": 3}, "schema is 3, this version reads 4; build the engine again"),
         ({"color": "red"}, "field color is unknown"),
-        ({"files": {"../step.pt2": "0"}}, "leads out of the folder"),
-        ({"programs": {"step": {"inputs": []}}}, "programs, layers or host are incomplete"),
-        ({"layers": {"fp32": 3}}, "programs, layers or host are incomplete"),
-        ({"quantization": {"base": "fp32"}}, "programs, layers or host are incomplete"),
-        ({"host": {"device": "cpu"}}, "programs, layers or host are incomplete"),
+        ({"files": {"../step.pt2": "0"}}, "'../step.pt2' leads out of the folder"),
+        ({"files": {"..": "0"}}, "'..' leads out of the folder"),
+        ({"files": {"": "0"}}, "'' leads out of the folder"),
+        ({"files": {"/etc/passwd": "0"}}, "'/etc/passwd' leads out of the folder"),
+        ({"programs": {"../step": {"inputs": [], "outputs": []}}}, "'../step' leads out of the folder"),
+        ({"programs": {"step": {"inputs": []}}}, "field programs.step.outputs is missing"),
+        ({"layers": {"fp32": 3}}, "field layers.fp32 is 3; input should be a valid array"),
+        ({"quantization": {"base": "fp32"}}, "field quantization.products is missing"),
+        ({"host": {"device": "cpu"}}, "field host.architecture is missing"),
+        ({"batch": 10**15}, "field batch is 1000000000000000; input should be less than or equal to 4096"),
+        ({"batch": True}, "field batch is True; input should be a valid integer"),
     ],
 )
 def test_a_manifest_that_cannot_be_understood_is_refused(folder, changes, said):
@@ -198,7 +208,7 @@ def test_a_manifest_that_cannot_be_understood_is_refused(folder, changes, said):
 def test_a_backend_that_this_version_lacks_is_refused(manifest, folder):
     strange, said = replace(manifest, backend="abacus"), "backend abacus is unknown; known are aoti, onnx"
     assert_refused(said, check_host, strange, folder, HERE)
-    assert_refused(said, load_program, folder, "step", strange)
+    assert_refused(said, load_programs, folder, strange)
 
 
 def test_what_is_no_engine_is_refused(folder, tmp_path_factory):
@@ -208,7 +218,18 @@ def test_what_is_no_engine_is_refused(folder, tmp_path_factory):
     assert_refused("is not valid JSON", Manifest.read, folder)
     values = {"schema": SCHEMA}
     (folder / NAME).write_text(json.dumps(values))
-    assert_refused("is missing", Manifest.read, folder)
+    assert_refused("was changed after the engine was built", Manifest.read, folder)
+    (folder / NAME).write_text('{"schema": 4, "schema": 4}')
+    assert_refused("the key schema stands there twice", Manifest.read, folder)
+
+
+def test_engines_are_kept_where_the_user_keeps_data(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path))
+    assert engine_store() == tmp_path / "videomla" / "engines"
+    for odd in ("", "relative/folder"):
+        monkeypatch.setenv("XDG_DATA_HOME", odd)
+        monkeypatch.setenv("HOME", str(tmp_path))
+        assert engine_store() == tmp_path / ".local" / "share" / "videomla" / "engines"
 
 
 def test_reading_a_manifest_loads_no_torch(folder):

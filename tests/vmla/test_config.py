@@ -144,6 +144,10 @@ def test_recipes_differ_in_the_layout_alone():
         ({"chunk": 0}, "chunk is 0; it is a whole number, 1 or more"),
         ({"history": -1}, "history is -1; it is a whole number, 0 or more"),
         ({"num_layers": "2"}, "num_layers is '2'"),
+        ({"num_layers": 10**9}, "num_layers is 1000000000; it is a whole number, 1 or more and at most 4096"),
+        ({"ffn_dim": 10**9}, "ffn_dim is 1000000000"),
+        ({"num_attention_heads": 4096, "attention_head_dim": 128}, "makes a width of 524288"),
+        ({"eps": float("nan")}, "eps is nan"),
     ],
 )
 def test_sizes_that_do_not_fit_are_refused(changes, complaint):
@@ -157,9 +161,9 @@ def test_sizes_that_do_not_fit_are_refused(changes, complaint):
     [
         (lambda: model_preset("wan-2b"), "no such model preset: wan-2b; there are debug"),
         (lambda: model_preset("debug", window="la6"), "no such window: la6; there are total-6"),
-        (lambda: ModelConfig.from_dict({"widht": 3}), "unknown model setting: widht; known are"),
-        (lambda: ModelConfig.from_dict({"ffn_dim": 8}), "model settings are incomplete"),
-        (lambda: ModelConfig.from_dict({**WHOLE, "ffn_dim": 64.0}), "ffn_dim is 64.0; it is a whole number"),
+        (lambda: ModelConfig.from_dict({"widht": 3}), "model settings: field widht is unknown"),
+        (lambda: ModelConfig.from_dict({"ffn_dim": 8}), "field num_attention_heads is missing"),
+        (lambda: ModelConfig.from_dict({**WHOLE, "ffn_dim": 64.0}), "field ffn_dim is 64.0; input"),
     ],
 )
 def test_names_and_keys_that_do_not_exist_are_refused(call, complaint):

@@ -14,6 +14,9 @@ from torch import Tensor, nn
 from plugins.errors import UserError
 from vmla.vae.stream import FrameStream, SeesFrameBefore, TimeGrow, TimePool, fold
 
+MOST = 2**12
+"""Channels, and blocks of one size."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TinyCodecConfig:
@@ -38,6 +41,11 @@ class TinyCodecConfig:
             value = getattr(self, name)
             if not isinstance(value, tuple) or len(value) not in allowed:
                 raise UserError(f"{name} is {value!r}; it is {' or '.join(map(str, allowed))} numbers")
+        counts = (self.latent_channels, *self.widths, *self.encoder_blocks, *self.decoder_blocks)
+        if not all(0 <= count <= MOST for count in counts) or 0 in (self.latent_channels, *self.widths):
+            raise UserError(f"widths and numbers of blocks are {counts}; they are at most {MOST}")
+        if not 1 <= self.first_frames <= 4:
+            raise UserError(f"first_frames is {self.first_frames}; it is 1 to 4")
 
 
 class TemporalResBlock(SeesFrameBefore):

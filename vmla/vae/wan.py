@@ -16,17 +16,41 @@ The arithmetic is that of `AutoencoderKLWan._decode`, which has not changed from
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
+from plugins.documents.typed import Between
 from plugins.errors import UserError, missing_extra
+
+MOST = 2**12
+"""Channels."""
 
 Features = list[Tensor | str]
 """What the decoder's convolutions saw last. The string marks a temporal upsampling that has seen
 nothing yet, and occurs only after a single latent frame."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WanSizes:
+    """What the configuration of an `AutoencoderKLWan` must say within bounds; Wan2.1's stand for the rest."""
+
+    base_dim: Annotated[int, Between(1, MOST)] = 96
+    decoder_base_dim: Annotated[int, Between(1, MOST)] | None = None
+    z_dim: Annotated[int, Between(1, MOST)] = 16
+    dim_mult: tuple[Annotated[int, Between(1, 64)], ...] = (1, 2, 4, 4)
+    num_res_blocks: Annotated[int, Between(1, 64)] = 2
+    temperal_downsample: tuple[bool, ...] = (False, True, True)
+    latents_mean: tuple[float, ...] = ()
+    latents_std: tuple[float, ...] = ()
+    patch_size: Annotated[int, Between(1, 64)] | None = None
+
+    def __post_init__(self) -> None:
+        if len(self.dim_mult) > 8 or len(self.dim_mult) != len(self.temperal_downsample) + 1:
+            raise UserError("dim_mult has one entry more than temperal_downsample, and at most 8")
 
 
 class WanCodec:
@@ -66,8 +90,8 @@ class WanCodec:
                 use_safetensors=True,
                 output_loading_info=True,
             )
-        except (OSError, ValueError, RuntimeError) as error:
-            raise _unreadable(folder, str(error).split(". ")[0]) from error
+        except Exception as error:  # noqa: BLE001 - each setting is read in a place and a way of its own
+            raise _unreadable(folder, " ".join(str(error).split(". ")[0].split())[:200]) from error
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys"):
             if found[kind]:
                 raise _unreadable(folder, f"{kind.replace('_', ' ')}: {found[kind][0]} and perhaps others")
@@ -85,9 +109,12 @@ class WanCodec:
         except ImportError as error:
             raise missing_extra("diffusers", "wan") from error
         _check_class(AutoencoderKLWan, Path(folder))
-        with torch.device("meta"):
-            vae = AutoencoderKLWan.from_config(AutoencoderKLWan.load_config(folder, local_files_only=True))
-        return cls(vae)
+        try:
+            with torch.device("meta"):
+                values = AutoencoderKLWan.load_config(folder, local_files_only=True)
+                return cls(AutoencoderKLWan.from_config(values))
+        except Exception as error:  # noqa: BLE001 - as above
+            raise _unreadable(folder, " ".join(str(error).split(". ")[0].split())[:200]) from error
 
     @property
     def statistics(self) -> tuple[Tensor, Tensor]:

@@ -10,14 +10,15 @@ from __future__ import annotations
 import hashlib
 import importlib.resources
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
+from plugins.documents.json_file import read_json
+from plugins.documents.typed import Between, typed
 from plugins.errors import UserError
 from vmla.config import ModelConfig
 from vmla.scheduler import Sampler
@@ -29,33 +30,49 @@ from vmla.weights.formats.files import (
     count_elements,
     hash_weights,
     load_exactly,
-    read_json,
     read_tensors,
     write_json,
     write_tensors,
 )
+from vmla.weights.uninitialised import WithoutRoom
 from vmla.world.worlds import World, world_named
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 """diffusers' file name for the weights of a transformer or an autoencoder."""
 SHIPPED = "sprites"
 WAN_TEXT_TOKENS = 512
+INDEX = "model_index.json"
+TOKENIZER_FILES = ("tokenizer.json", "added_tokens.json", "special_tokens_map.json")
+LARGEST_TOKENIZER = 2**26
+"""Bytes: UMT5's vocabulary of 256,000 pieces takes a quarter."""
 
 
-class Uninitialised(TorchFunctionMode):
-    """While it is active, new layers keep whatever their memory held: a checkpoint follows at once.
+@dataclass(frozen=True, kw_only=True)
+class Index:
+    """What we read of `model_index.json`."""
 
-    The meta device would do as well, but starting it loads a compiler, which takes seconds.
-    """
+    trained_on: str | None = None
+    """A world of moving shapes."""
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        """Leave out `torch.nn.init`, do everything else."""
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return kwargs["tensor"] if "tensor" in kwargs else args[0]
-        return func(*args, **kwargs)
+
+@dataclass(frozen=True, kw_only=True)
+class TokenizerKind:
+    """What we read of `tokenizer_config.json`."""
+
+    tokenizer_class: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextSizes:
+    """What a text encoder's `config.json` must say within bounds; UMT5's own defaults stand for the rest."""
+
+    vocab_size: Annotated[int, Between(1, 2**20)] = 1
+    d_model: Annotated[int, Between(1, 2**16)] = 1
+    d_kv: Annotated[int, Between(1, 2**16)] = 1
+    d_ff: Annotated[int, Between(1, 2**20)] = 1
+    num_layers: Annotated[int, Between(1, 2**10)] = 1
+    num_heads: Annotated[int, Between(1, 2**12)] = 1
+    relative_attention_num_buckets: Annotated[int, Between(1, 2**16)] = 1
 
 
 @dataclass(frozen=True)
@@ -74,22 +91,23 @@ class Checkpoint:
 
     def world(self) -> World | None:
         """The world of moving shapes that it was trained on, None for a model of anything else."""
-        name = self.index.get("trained_on")
-        return None if name is None else world_named(name)
+        told = typed(self.index, Index, str(self.folder / INDEX), others="ignore")
+        return None if told.trained_on is None else world_named(told.trained_on)
 
     def model_config(self) -> ModelConfig:
         """The sizes of the transformer, before any weight is read."""
-        values = read_json(self.folder / "transformer" / "config.json")
+        path = self.folder / "transformer" / "config.json"
+        values = read_json(path)
         kind = values.pop("_class_name", None)
         if kind != "VideoMLA":
             raise UserError(f"{self.folder / 'transformer'} holds a {kind}, not a VideoMLA transformer")
-        return ModelConfig.from_dict(values)
+        return ModelConfig.from_dict(values, str(path))
 
     def transformer(self) -> VideoMLA:
         """The denoiser in float32, ready to run."""
         config, path = self.model_config(), self.folder / "transformer" / WEIGHTS
         tensors = read_tensors(path)
-        with Uninitialised():
+        with WithoutRoom():
             model = VideoMLA(config)
         load_exactly(model, tensors, path)
         return model.eval().requires_grad_(False)
@@ -103,12 +121,15 @@ class Checkpoint:
         values = read_json(folder / "config.json")
         kind = values.pop("_class_name", None)
         if kind == "AutoencoderKLWan":
-            from vmla.vae.wan import WanCodec
+            from vmla.vae.wan import WanCodec, WanSizes
 
+            typed(values, WanSizes, str(folder / "config.json"), others="ignore")
             return WanCodec.from_pretrained(folder) if weights else WanCodec.from_config(folder)
         if kind != "TinyCodec":
             raise UserError(f"{folder} holds a {kind}; known are TinyCodec and AutoencoderKLWan")
-        codec = TinyCodec(_tiny_config(values, folder))
+        config = typed(values, TinyCodecConfig, str(folder / "config.json"))
+        with WithoutRoom():
+            codec = TinyCodec(config)
         if not weights:
             return codec.to("meta")
         load_exactly(codec, read_tensors(folder / WEIGHTS), folder / WEIGHTS)
@@ -147,8 +168,15 @@ class Checkpoint:
 
         folder = self.folder / "text_encoder"
         path = folder / "model.safetensors"
+        values = read_json(folder / "config.json")
+        typed(values, TextSizes, str(folder / "config.json"), others="ignore")
         tensors = read_tensors(path)
-        model = UMT5EncoderModel(UMT5Config.from_dict(read_json(folder / "config.json")))
+        try:
+            with WithoutRoom():
+                model = UMT5EncoderModel(UMT5Config.from_dict(values))
+        except Exception as error:  # noqa: BLE001 - each setting is read in a place and a way of its own
+            said = " ".join(str(error).split())[:200]
+            raise UserError(f"{folder / 'config.json'} describes no text encoder: {said}") from error
         # One matrix under two names: files hold either or both.
         embedding = tensors.pop("encoder.embed_tokens.weight", None)
         if embedding is not None:
@@ -161,8 +189,11 @@ class Checkpoint:
 
     def _tokenizer(self) -> Any:
         folder = self.folder / "tokenizer"
-        kind = read_json(folder / "tokenizer_config.json").get("tokenizer_class")
-        loader = tokenizer_class(kind)
+        for name in TOKENIZER_FILES:
+            if (folder / name).exists():
+                read_json(folder / name, largest=LARGEST_TOKENIZER)
+        values, where = read_json(folder / "tokenizer_config.json"), str(folder / "tokenizer_config.json")
+        loader = tokenizer_class(typed(values, TokenizerKind, where, others="ignore").tokenizer_class)
         try:  # no code that lies in the folder runs, whatever its files ask for
             return loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except Exception as error:  # noqa: BLE001 - what reads tokenizer.json raises the bare class
@@ -175,12 +206,7 @@ class Checkpoint:
         kind = values.pop("_class_name", None)
         if kind != "Sampler":
             raise UserError(f"{path} holds a {kind}, not a Sampler")
-        if extra := sorted(values.keys() - {field.name for field in fields(Sampler)}):
-            raise UserError(f"{path} has an unknown setting {extra[0]}")
-        try:
-            return Sampler(**values)
-        except TypeError as error:
-            raise UserError(f"{path}: {error}") from error
+        return typed(values, Sampler, str(path))
 
 
 def open_checkpoint(name: str | Path = SHIPPED) -> Checkpoint:
@@ -193,7 +219,7 @@ def open_checkpoint(name: str | Path = SHIPPED) -> Checkpoint:
     if not str(name) or not folder.is_dir():
         known = " or ".join(shipped_names())
         raise UserError(f"no checkpoint {str(name)!r}; give a folder, or {known} for a shipped model")
-    return Checkpoint(folder, read_json(folder / "model_index.json"))
+    return Checkpoint(folder, read_json(folder / INDEX, mend="is this a checkpoint folder?"))
 
 
 def shipped_folder() -> Path:
@@ -226,7 +252,7 @@ def save_checkpoint(
     (folder / "scheduler").mkdir(parents=True, exist_ok=True)
     scheduler = {"_class_name": "Sampler", **sampler.settings()}
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
-    write_json(folder / "model_index.json", {
+    write_json(folder / INDEX, {
         "_class_name": "VideoMLAPipeline",
         "transformer": ["vmla", "VideoMLA"],
         "vae": ["vmla", "TinyCodec"],
@@ -253,12 +279,3 @@ def _save_text(folder: Path, encoder: Any, dtype: torch.dtype, notes: dict[str, 
     tensors = {name: tensor.to(dtype) for name, tensor in encoder.state_dict().items()}
     tensors.pop("encoder.embed_tokens.weight", None)
     write_tensors(folder / "model.safetensors", tensors, {"format": "pt", **notes})
-
-
-def _tiny_config(values: dict[str, Any], folder: Path) -> TinyCodecConfig:
-    """JSON lists become the tuples of a configuration."""
-    frozen: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
-    try:
-        return TinyCodecConfig(**frozen)
-    except (TypeError, UserError) as error:
-        raise UserError(f"{folder / 'config.json'}: {error}") from error

@@ -11,8 +11,9 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
+from plugins.documents.json_file import read_json
+from plugins.documents.typed import typed
 from plugins.errors import UserError
-from vmla.weights.formats.files import read_json
 
 LATENT = {
     "down_kv": "kv_down", "norm_kv": "kv_norm", "up_k": "k_up", "up_v": "v_up", "rotary_k": "k_rope",
@@ -83,11 +84,9 @@ def read_mapping(path: Path) -> dict[str, str]:
     Raises:
         UserError: for a module that latent attention does not have, or a name that is no text.
     """
-    mapping = read_json(path)
+    mapping = typed(read_json(path), dict[str, str], str(path))
     if unknown := sorted(mapping.keys() - LATENT.keys()):
         raise UserError(
             f"{path} maps {unknown[0]}, which latent attention does not have; it has {', '.join(LATENT)}"
         )
-    if wrong := [key for key, value in mapping.items() if not isinstance(value, str)]:
-        raise UserError(f"{path}: the name of {wrong[0]} is not a text")
     return {**LATENT, **mapping}

@@ -14,8 +14,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from plugins.documents.json_file import read_json
+from plugins.documents.typed import typed
 from plugins.errors import UserError
-from vmla.weights.formats.files import LISTED, read_json
+from vmla.weights.formats.files import LISTED
 from vmla.weights.formats.open_file import open_file
 from vmla.weights.formats.pickles import LORA_PART
 from vmla.weights.formats.prefixes import WRAPPERS
@@ -118,11 +120,15 @@ def _tails(module: str) -> Iterator[str]:
         yield module
 
 
+@dataclass(frozen=True, kw_only=True)
+class AdapterConfig:
+    """What is read of peft's `adapter_config.json`."""
+
+    lora_alpha: float | None = None
+
+
 def _alpha(path: Path) -> float | None:
     beside = path.with_name("adapter_config.json")
     if not beside.is_file():
         return None
-    alpha = read_json(beside).get("lora_alpha")
-    if alpha is not None and not isinstance(alpha, int | float):
-        raise UserError(f"{beside}: lora_alpha is {alpha!r}, no number")
-    return alpha
+    return typed(read_json(beside), AdapterConfig, str(beside), others="ignore").lora_alpha

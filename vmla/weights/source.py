@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plugins.documents.json_file import read_json
 from plugins.errors import UserError
 from vmla.config import MODEL_PRESETS, Layout, ModelConfig
 from vmla.transformer import VideoMLA
-from vmla.weights.checkpoint import Uninitialised
-from vmla.weights.formats.files import Shape, check_shapes, load_exactly, read_json, refuse_not_finite
+from vmla.weights.formats.files import Shape, check_shapes, load_exactly, refuse_not_finite
 from vmla.weights.formats.lazy_tensors import shape_of
 from vmla.weights.formats.locate_files import weights_in
 from vmla.weights.formats.open_file import OpenFile, open_file, refuse_lora
@@ -31,6 +31,7 @@ from vmla.weights.published.families import (
     refuse_two_experts,
     with_own_picture,
 )
+from vmla.weights.uninitialised import WithoutRoom
 
 WAN_HEAD = 128
 """Width of a head in every Wan model."""
@@ -88,7 +89,7 @@ class Source:
 
     def model(self) -> VideoMLA:
         """The whole transformer in float32, ready to run."""
-        with Uninitialised():
+        with WithoutRoom():
             model = VideoMLA(self.config)
         load_exactly(model, {name: self.tensor(name) for name in self.names}, self.path)
         return model.eval().requires_grad_(False)

@@ -10,10 +10,10 @@ from torch import Tensor
 from plugins.errors import UserError
 from vmla.vae import Codec
 from vmla.vae.taehv import TAEHV_PRESETS, Taehv
-from vmla.weights.checkpoint import Uninitialised
 from vmla.weights.formats.files import Shape, check_shapes, load_exactly
 from vmla.weights.formats.lazy_tensors import LazyTensors, shape_of
 from vmla.weights.formats.pickles import open_pickle
+from vmla.weights.uninitialised import WithoutRoom
 
 PICKLES, SAFETENSORS = (".pth", ".pt"), ".safetensors"
 PUBLISHED = "taew2_1"
@@ -35,7 +35,7 @@ def load_taehv(path: Path, *, weights: bool = True) -> Taehv:
     tensors = _open(path)
     shapes = {name: shape_of(tensors, name) for name in tensors}
     preset = _preset(shapes, path)
-    with Uninitialised():
+    with WithoutRoom():
         codec = Taehv(TAEHV_PRESETS[preset])
     expected = {name: tuple(tensor.shape) for name, tensor in codec.state_dict().items()}
     check_shapes(expected, shapes, path, preset)

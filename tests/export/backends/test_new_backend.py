@@ -32,6 +32,7 @@ class Saved(Backend):
     """torch.export's own file of a program, run node by node."""
 
     name = "saved"
+    ending = ".pt2"
     requires = (Requirement(modules=("torch",), extra="none"),)
     pinned = ("torch",)
 
@@ -102,7 +103,7 @@ def test_a_video_is_made_of_it_and_verify_measures_it(folder, checkpoint, tmp_pa
     verified = CliRunner().invoke(export_main, ["verify", str(folder), "--chunks", "2"])
     assert verified.exit_code == 0, verified.output
     found = find_engine(open_checkpoint(checkpoint), device="cpu", dtype="float32", engines=folder.parent)
-    assert found == folder
+    assert found == (folder, f"found in {folder.parent}")
 
 
 @pytest.mark.parametrize(

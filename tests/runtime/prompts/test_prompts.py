@@ -1,6 +1,9 @@
 """Prompts over time: each policy equals the same thing done by hand; schedules and live changes say so."""
 
+import os
+import re
 import threading
+import time
 
 import pytest
 import torch
@@ -201,21 +204,34 @@ def test_every_way_to_write_a_schedule_is_read_alike(tmp_path, checkpoint, name)
     [
         (f"0: {RED}\n2: {BLUE}\n1: {RED}\n", ["out of order", "1 s comes after one at 2 s"]),
         (f"0: {RED}\n0.8: {BLUE}\n1.4: {RED}\n", ["overlap", "0.8 s and 1.4 s"]),
-        (f"0: {RED}\n0: {BLUE}\n", ["overlap", "0 s and 0 s"]),
+        (f"0: {RED}\n0: {BLUE}\n", ["line 2: the key 0 stands there twice"]),
         (f"0: {RED}\n99: {BLUE}\n", ["past the last chunk"]),
         (f"1: {RED}\n", ["no prompt begins at 0 s"]),
         (f"-1: {RED}\n", ["out of order"]),
-        (f".nan: {RED}\n", ["out of order"]),
+        (f".nan: {RED}\n", ["nan: the number is not finite"]),
         ("", ["holds no prompt"]),
         ("hello", ["no list of prompts"]),
         ("0: [", ["not valid YAML"]),
-        (f"soon: {RED}\n", ["'soon' is no time"]),
-        ("0: 5\n", ["5 is no prompt"]),
+        (f"soon: {RED}\n", ["entry 1: field at is 'soon'; input should be a valid number"]),
+        ("0: 5\n", ["field prompt is 5; input should be a valid string"]),
         ("0: ''\n", ["the prompt is empty"]),
-        (f"- {{at: 0, prompt: {RED}, colour: red}}\n", ["entry 1 is not what a prompt looks like"]),
-        (f"- {{at: 0, prompt: {RED}, policy: forget}}\n", ["no such policy: forget"]),
+        (f"- {{at: 0, prompt: {RED}, colour: red}}\n", ["entry 1: field colour is unknown"]),
+        (
+            f"- {{at: 0, prompt: {RED}, policy: forget}}\n",
+            ["field policy is 'forget'; input should be 'keep', 'recache' or 'reset'"],
+        ),
+        (f"0: {RED}\n2024-13-45: {BLUE}\n", ["entry 2: field at is '2024-13-45'"]),
+        (f"0: {RED}\n2024-02-03: {BLUE}\n", ["entry 2: field at is '2024-02-03'"]),
+        ("0: !!python/object/apply:os.getcwd []\n", ["line 1 has the tag", "which is not read here"]),
+        ("0: &a red\n1: *a\n", ["line 1 has an anchor or alias"]),
+        ("0: " + "[" * 500 + "]" * 500, ["line 1 is nested more than 32 deep"]),
+        ("0: " + "[" * 100_000, ["not valid YAML"]),
+        ("0: red\x00star\n", ["control characters are not allowed"]),
+        ("0: red\x1b[2Jstar\n", ["control characters are not allowed"]),
+        (f"{'9' * 5000}: {RED}\n", ["line 1 has a number of 5000 characters"]),
+        (f"0: {RED}\n--- \n1: {BLUE}\n", ["more than one document"]),
     ],
-    ids=str,
+    ids=lambda value: str(value)[:40].encode("unicode_escape").decode(),
 )
 def test_a_schedule_that_cannot_be_is_refused_in_one_line(checkpoint, tmp_path, text, fragments):
     file, output = tmp_path / "prompts.yaml", tmp_path / "a.mp4"
@@ -227,3 +243,48 @@ def test_a_schedule_that_cannot_be_is_refused_in_one_line(checkpoint, tmp_path, 
     for fragment in fragments:
         assert fragment in result.output
     assert list(tmp_path.iterdir()) == [file]
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\xff\xfe", "is not UTF-8 text: byte 0"),
+        (b'{"at": 0, "prompt": "a", "at": 1}', "line 1 is not valid JSON: the key at stands there twice"),
+        (b'{"at": NaN, "prompt": "a"}', "line 1 is not valid JSON: NaN is no number"),
+        (b'{"at": 1e999, "prompt": "a"}', "line 1: at: the number is not finite"),
+        (b"[" * 100_000, "line 1 is nested more than 32 deep"),
+    ],
+    ids=["no UTF-8", "double", "NaN", "infinite", "deep"],
+)
+def test_json_lines_that_cannot_be_are_refused(tmp_path, content, said):
+    (tmp_path / "prompts.jsonl").write_bytes(content)
+    with pytest.raises(UserError, match=re.escape(said)) as caught:
+        read_schedule(tmp_path / "prompts.jsonl")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_mark_of_the_byte_order_is_no_text(tmp_path):
+    (tmp_path / "prompts.yaml").write_bytes(b"\xef\xbb\xbf0: a red star\n")
+    assert read_schedule(tmp_path / "prompts.yaml") == [Entry(at=0.0, prompt="a red star")]
+
+
+def test_a_pipe_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "prompts.yaml")
+    with pytest.raises(UserError, match="is no regular file"):
+        read_schedule(tmp_path / "prompts.yaml")
+
+
+def test_a_long_file_takes_a_time_in_proportion(tmp_path, checkpoint):
+    """Ten times the lines; what took the square of their number would take a hundred times as long."""
+    taken = []
+    codec = open_checkpoint(checkpoint).codec(weights=False)
+    for count in (1_000, 10_000):
+        (tmp_path / "prompts.yaml").write_text("".join(f"{n}: a red star, the {n}th\n" for n in range(count)))
+        began = time.process_time()
+        entries = read_schedule(tmp_path / "prompts.yaml")
+        schedule = to_schedule(
+            entries, chunks=2 * count, lengths=ChunkLengths(first=3, following=3), codec=codec
+        )
+        assert [schedule.at(n).chunk <= n for n in range(2 * count)] == [True] * 2 * count
+        taken.append(time.process_time() - began)
+    assert taken[1] < 40 * taken[0]

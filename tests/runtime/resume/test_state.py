@@ -277,11 +277,43 @@ def moved(folder, before, after):
 
 def test_a_complete_video_has_nothing_to_go_on_with(whole):
     assert_one_line(run("--resume", whole / "a.mp4"), "is complete")
-    assert_one_line(run("--repeat", whole / "nothing.json", "-o", "null"), "cannot read the sidecar")
+    assert_one_line(run("--repeat", whole / "nothing.json", "-o", "null"), "nothing.json is missing")
     again = ("--repeat", whole / "a.mp4.json", "-o", "null")
     assert_one_line(run(*again, "--seed", 9), "another seed: 0, not 9")
     (whole / "empty.json").write_text("{}")
-    assert_one_line(run("--repeat", whole / "empty.json", "-o", "null"), "it lacks decoder")
+    assert_one_line(
+        run("--repeat", whole / "empty.json", "-o", "null"),
+        "does not describe a video that can be made again: field prompts is missing",
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"frames": 10**15}, "field frames is 1000000000000000; input should be less than or equal to"),
+        ({"frames": None}, "describes a video without an end"),
+        ({"frames": -1}, "field frames is -1"),
+        ({"frames_per_second": 0}, "field frames_per_second is 0; input should be 16"),
+        ({"sampler": {"kind": "renoise", "steps": 1.5}}, "field sampler.steps is 1.5"),
+        ({"sampler": {"kind": "renoise", "steps": 10**9}}, "1000000000 denoising steps"),
+        ({"prompts": []}, "it has no prompts"),
+        ({"prompts": [{"chunk": 0, "prompt": 5, "policy": "keep"}]}, "field prompts[0].prompt is 5"),
+        ({"seed": "3"}, "field seed is '3'; input should be a valid integer"),
+        ({"threads": True}, "field threads is True"),
+        ({"scale": 0}, "field scale is 0"),
+        ({"dtype": "object"}, "field dtype is 'object'"),
+        ({"checkpoint": "a\0b"}, "no checkpoint"),
+        ({"versions": 3}, "field versions is 3"),
+    ],
+    ids=str,
+)
+def test_a_sidecar_whose_values_cannot_be_is_refused_before_anything_is_written(
+    whole, tmp_path, changes, said
+):
+    values = json.loads((whole / "a.mp4.json").read_text())
+    (tmp_path / "odd.json").write_text(json.dumps({**values, **changes}))
+    assert_one_line(run("--repeat", tmp_path / "odd.json", "-o", tmp_path / "b.mp4"), said)
+    assert [path.name for path in tmp_path.iterdir()] == ["odd.json"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)

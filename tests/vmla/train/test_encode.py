@@ -118,14 +118,14 @@ def test_another_encoding_does_not_go_on(videos, checkpoint, tmp_path):
         (lambda folder: folder.mkdir(), "holds no videos"),
         (lambda folder: (folder.mkdir(), (folder / "x.txt").write_text("hi")), "a caption without a video"),
         (lambda folder: folder.write_text("\n\n"), "holds no prompts"),
-        (lambda folder: folder.write_bytes(b"\xff\xfe"), "is no text in UTF-8"),
+        (lambda folder: folder.write_bytes(b"\xff\xfe"), "is not UTF-8 text"),
         (
             lambda folder: (
                 folder.mkdir(),
                 (folder / "x.mp4").touch(),
                 (folder / "x.txt").write_bytes(b"\xff"),
             ),
-            "x.txt is no text in UTF-8",
+            "x.txt is not UTF-8 text",
         ),
     ],
 )

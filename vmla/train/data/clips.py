@@ -2,20 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from plugins.documents.json_file import read_json
+from plugins.documents.typed import typed
 from plugins.errors import UserError
 from vmla.config import ModelConfig
 from vmla.train.data.latents import LatentSet, joined
 from vmla.train.data.shard_column import Column
 from vmla.train.loop.state import read_state
-from vmla.weights.formats.files import read_json, read_tensors
+from vmla.weights.formats.files import read_tensors
 
 INDEX = "clips.json"
 NEGATIVE = "negative.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shard:
+    """One file of an encoded set, and the names of its clips."""
+
+    file: str
+    names: list[str]
+
+    def __post_init__(self) -> None:
+        if self.file in ("", "..") or Path(self.file).name != self.file:
+            raise UserError(f"the shard {self.file!r:.60} does not lie beside its index")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipIndex:
+    """What is read of `clips.json`."""
+
+    settings: dict[str, Any]
+    shards: list[Shard]
 
 
 def open_clips(folder: Path, config: ModelConfig, *, video: bool = True) -> LatentSet:
@@ -46,12 +69,10 @@ def _check(folder: Path, what: str, found: tuple[int, ...], wanted: tuple[int, .
 
 
 def _encoded(folder: Path) -> LatentSet:
-    index = read_json(folder / INDEX)
-    try:
-        shards = [(folder / shard["file"], len(shard["names"])) for shard in index["shards"]]
-        settings, has_video = index["settings"], bool(index["settings"]["frames"])
-    except (KeyError, TypeError) as error:
-        raise UserError(f"{folder / INDEX} is incomplete; run vmla-train encode again") from error
+    mend = "run vmla-train encode again"
+    index = typed(read_json(folder / INDEX), ClipIndex, str(folder / INDEX), others="ignore", mend=mend)
+    shards = [(folder / shard.file, len(shard.names)) for shard in index.shards]
+    settings, has_video = index.settings, bool(index.settings.get("frames"))
     if not shards:
         raise UserError(f"{folder} holds no clips; look at what vmla-train encode skipped")
     path = folder / NEGATIVE

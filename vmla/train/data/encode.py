@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from plugins.documents.json_file import parse_json, read_json
+from plugins.documents.tensor_header import read_header
+from plugins.documents.typed import typed
 from plugins.errors import UserError
 from vmla.text import TextEncoder
 from vmla.train.data.clips import INDEX, NEGATIVE
@@ -18,7 +21,7 @@ from vmla.train.data.video_files import Unusable, captioned, read_video, text_of
 from vmla.train.loop.state import refuse_other_settings
 from vmla.vae import Codec
 from vmla.weights.checkpoint import open_checkpoint
-from vmla.weights.formats.files import read_json, readable, write_json, write_tensors
+from vmla.weights.formats.files import write_json, write_tensors
 
 Report = Callable[[str], None]
 Item = tuple[str, Path | None, str]
@@ -129,19 +132,26 @@ def _shard(items: list[Item], folder: Path, first: int, encoder: Encoder, report
     return notes
 
 
+@dataclass(frozen=True, kw_only=True)
+class ShardNotes:
+    """What lies in a shard, and what was left out of it."""
+
+    file: str
+    names: list[str]
+    skipped: dict[str, str]
+    wanted: list[str]
+
+
 def _notes(path: Path) -> dict[str, Any] | None:
     """What a shard says of itself; None if it is not there.
 
     Raises:
         UserError: if it is cut short.
     """
-    from safetensors import safe_open
-
     if not path.exists():
         return None
-    with readable(path), safe_open(path, framework="pt") as file:
-        notes: dict[str, Any] = json.loads((file.metadata() or {}).get("notes", "null"))
-    return notes
+    notes = parse_json(read_header(path, mend="remove it").metadata.get("notes", "{}"), str(path))
+    return asdict(typed(notes, ShardNotes, str(path), mend="remove it"))
 
 
 def _skipped(shards: list[dict[str, Any]]) -> dict[str, str]:

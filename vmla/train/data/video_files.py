@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from plugins.documents.regular_file import read_text
 from plugins.errors import UserError
 from vmla.config import FRAMES_PER_SECOND
 
@@ -97,12 +98,9 @@ def text_of(path: Path) -> str:
     """What a text file says.
 
     Raises:
-        UserError: if it is no text.
+        UserError: if it is no text in UTF-8, or not a file.
     """
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no text in UTF-8; write it anew") from error
+    return read_text(path, mend="write it anew")
 
 
 SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi")

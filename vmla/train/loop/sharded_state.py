@@ -8,10 +8,11 @@ from typing import Any
 
 import torch
 
+from plugins.documents.json_file import read_json
 from plugins.errors import UserError
 from vmla.train.loop.state import refuse_other_settings
 from vmla.train.optim.optimizers import Optimizers
-from vmla.weights.formats.files import read_json, write_json
+from vmla.weights.formats.files import write_json
 
 
 def save_shards(

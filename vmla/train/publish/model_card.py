@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from plugins.atomic_files import atomic_write_text
+from plugins.documents.json_file import read_json
 from plugins.errors import UserError
 from vmla.train.publish.pack import TRAINING
-from vmla.weights.formats.files import read_json
 
 HEADER = """---
 license: apache-2.0

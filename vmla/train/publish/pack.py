@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from plugins.atomic_files import atomic_folder
+from plugins.documents.json_file import read_json
 from plugins.errors import UserError
 from vmla.cli.machine import commit, hardware
 from vmla.train.loop.log import last_record, mean_speed
@@ -19,7 +20,7 @@ from vmla.train.run import TrainingRun
 from vmla.train.stage import RESULT
 from vmla.vae.tiny import TinyCodec
 from vmla.weights.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
-from vmla.weights.formats.files import read_json, write_json
+from vmla.weights.formats.files import write_json
 
 TRAINING = "training.json"
 """The record's file name in a checkpoint folder."""

@@ -14,8 +14,8 @@ from vmla.config import ModelConfig
 from vmla.rope import Rotary3D
 from vmla.scheduler import TIMESTEPS, add_noise, shifted
 from vmla.transformer import Block, VideoMLA
-from vmla.weights.checkpoint import Uninitialised
 from vmla.weights.source import Source
+from vmla.weights.uninitialised import Uninitialised
 
 
 @dataclass(frozen=True)

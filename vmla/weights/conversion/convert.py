@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from plugins.atomic_files import atomic_folder
+from plugins.documents.json_file import read_json
 from plugins.errors import UserError
 from vmla.attention import HeadAttention, LatentAttention
 from vmla.config import ModelConfig
@@ -21,7 +22,7 @@ from vmla.weights.checkpoint import WEIGHTS, Checkpoint
 from vmla.weights.conversion.activations import CalibrationBatch, TracedLayer, all_frames, layers_of
 from vmla.weights.conversion.spectral import AttentionInputs, Choices, convert_attention
 from vmla.weights.conversion.to_mha import unfold_attention
-from vmla.weights.formats.files import read_json, write_json, write_tensors
+from vmla.weights.formats.files import write_json, write_tensors
 from vmla.weights.published.pipeline_parts import carry_over
 from vmla.weights.source import Source, shapes_of
 

@@ -7,6 +7,7 @@ import json
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from plugins.atomic_files import atomic_write, atomic_write_text
+from plugins.documents.json_file import read_json
+from plugins.documents.tensor_header import read_header
+from plugins.documents.typed import typed
 from plugins.errors import UserError
 
 Shape = tuple[int, ...]
@@ -21,21 +25,12 @@ LISTED = 10
 """Tensors named in a complaint."""
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file.
+@dataclass(frozen=True, kw_only=True)
+class ShardIndex:
+    """What we read of the index of several files that are one."""
 
-    Raises:
-        UserError: if it is missing or is not a JSON object.
-    """
-    try:
-        value = json.loads(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing; is this a checkpoint folder?") from error
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} is not valid JSON: {error}") from error
-    if not isinstance(value, dict):
-        raise UserError(f"{path} does not hold a JSON object")
-    return value
+    weight_map: dict[str, str]
+    """The file that each tensor lies in."""
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
@@ -53,6 +48,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     tensors: dict[str, Tensor] = {}
     for shard in shards_of(path):
+        shapes_in(shard)  # refuses what is no whole file
         with readable(shard):
             tensors |= load_file(shard)
     return tensors
@@ -64,14 +60,16 @@ def count_elements(path: Path) -> int:
     Raises:
         UserError: as `read_tensors`.
     """
-    from safetensors import safe_open
+    return sum(math.prod(shape) for shard in shards_of(path) for shape in shapes_in(shard).values())
 
-    count = 0
-    for shard in shards_of(path):
-        with readable(shard), safe_open(shard, framework="pt") as file:
-            # torch-free shapes: a slice of a safetensors file knows its own without being read
-            count += sum(math.prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118
-    return count
+
+def shapes_in(shard: Path) -> dict[str, Shape]:
+    """The shapes of the tensors of one safetensors file, by name.
+
+    Raises:
+        UserError: if it is missing, or its header does not fit it.
+    """
+    return read_header(shard, mend="copy the whole checkpoint folder").shapes
 
 
 def shards_of(path: Path) -> list[Path]:
@@ -83,11 +81,20 @@ def shards_of(path: Path) -> list[Path]:
     index = path.with_name(path.name + ".index.json")
     if not index.exists():
         return [path]
-    try:
-        names = sorted(set(read_json(index)["weight_map"].values()))
-        return [path.with_name(name) for name in names]
-    except (KeyError, AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{index} names no shards; copy the whole checkpoint folder") from error
+    return shards_named(index)
+
+
+def shards_named(index: Path) -> list[Path]:
+    """The shards that the file `index` names, each of which lies beside it.
+
+    Raises:
+        UserError: if it names none, or one that lies elsewhere.
+    """
+    told = typed(read_json(index), ShardIndex, str(index), others="ignore")
+    names = sorted(set(told.weight_map.values()))
+    if not names or any(name in ("", "..") or Path(name).name != name for name in names):
+        raise UserError(f"{index} names no shards beside it; copy the whole checkpoint folder")
+    return [index.with_name(name) for name in names]
 
 
 @contextmanager

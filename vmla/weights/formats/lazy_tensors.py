@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from vmla.weights.formats.files import Shape, readable, shards_of
+from vmla.weights.formats.files import Shape, readable, shapes_in, shards_of
 
 
 class LazyTensors(Mapping[str, Tensor]):
@@ -23,7 +23,9 @@ class LazyTensors(Mapping[str, Tensor]):
         from safetensors import safe_open
 
         self._files: dict[str, Any] = {}
+        self._shapes: dict[str, Shape] = {}
         for shard in files or shards_of(path):
+            self._shapes |= shapes_in(shard)
             with readable(shard):
                 file: Any = safe_open(shard, framework="pt")
             self._files |= dict.fromkeys(file.keys(), file)
@@ -43,7 +45,7 @@ class LazyTensors(Mapping[str, Tensor]):
 
     def shape(self, name: str) -> Shape:
         """The shape of a tensor, from its header."""
-        return tuple(self._files[name].get_slice(name).get_shape())
+        return self._shapes[name]
 
 
 def shape_of(tensors: Mapping[str, Tensor], name: str) -> Shape:

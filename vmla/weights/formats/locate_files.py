@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plugins.errors import UserError
-from vmla.weights.formats.files import read_json
+from vmla.weights.formats.files import shards_named
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
 """Of weights, as diffusers and transformers name them."""
@@ -58,16 +58,5 @@ def _weights(path: Path) -> WeightFiles | None:
     if named is None or not path.is_file():
         return None
     variant = named["variant"] or named["of"]
-    files = _listed(path) if named["index"] else (path,)
+    files = tuple(shards_named(path)) if named["index"] else (path,)
     return WeightFiles(path, files, named["kind"], variant)
-
-
-def _listed(index: Path) -> tuple[Path, ...]:
-    """The shards that an index names, each of which lies beside it."""
-    weight_map = read_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise UserError(f"{index} names no shards; copy the whole checkpoint folder")
-    names = sorted(set(weight_map.values()), key=str)
-    if any(not isinstance(name, str) or Path(name).name != name for name in names):
-        raise UserError(f"{index} names no shards; copy the whole checkpoint folder")
-    return tuple(index.with_name(name) for name in names)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from plugins.atomic_files import atomic_write_text
+from plugins.documents.typed import Between, typed
+from plugins.documents.yaml_file import read_yaml
 from plugins.errors import UserError
 
 TARGETS = (
@@ -15,7 +17,7 @@ TARGETS = (
     "norm_q.weight", "up_q.weight", "rotary_q.weight", "to_out.weight", "to_out.bias",
 )  # fmt: skip
 """The tensors of our latent attention."""
-PAIRS = ("interleaved", "halved")
+Pairs = Literal["interleaved", "halved"]
 """Which two rows rotate together: neighbours, as Wan's and ours, or those half a width apart."""
 HEADER = """\
 # How the latent attention of a file becomes ours, proposed from names and shapes. Mend it, then:
@@ -38,9 +40,15 @@ class Cut:
     """Its name behind `Mapping.attention`, None for zeros."""
     rows: tuple[int, int] | None = None
     per_head: bool = False
-    pairs: str | None = None
-    """One of `PAIRS` for a rotary part."""
+    pairs: Pairs | None = None
+    """Of a rotary part."""
     transposed: bool = False
+
+    def __post_init__(self) -> None:
+        if self.rows is not None and not 0 <= self.rows[0] < self.rows[1]:
+            raise UserError(
+                f"rows of {self.tensor} is {list(self.rows)}; it is [from, to), two whole numbers"
+            )
 
     def settings(self) -> dict[str, Any]:
         """As YAML values, without what is as usual."""
@@ -53,10 +61,14 @@ class LatentMap:
     """How one file's latent attention becomes ours."""
 
     attention: str
-    heads: int
+    heads: Annotated[int, Between(1, 2**12)]
     parts: Mapping[str, Cut]
     """By our tensors' names, of `TARGETS`."""
     ignore: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if "{layer}" not in self.attention:
+            raise UserError("attention has {layer} in it, and heads is 1 or more")
 
     def write(self, path: Path) -> None:
         """Write it as YAML, at once."""
@@ -78,50 +90,10 @@ def read_map(path: Path) -> LatentMap:
     Raises:
         UserError: naming the field that is missing, unknown or no such thing.
     """
-    import yaml
-
-    try:
-        values = yaml.safe_load(path.read_text())
-    except FileNotFoundError as error:
-        raise UserError(f"{path} is missing; vmla-train inspect writes one") from error
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"{path} is not valid YAML: {str(error).splitlines()[0]}") from error
-    wanted = {"attention": str, "heads": int, "parts": dict}
-    for name, kind in wanted.items():
-        if not isinstance(values, dict) or not isinstance(values.get(name), kind):
-            raise UserError(f"{path}: {name} is missing or no {kind.__name__}; vmla-train inspect writes one")
-    if "{layer}" not in values["attention"] or values["heads"] < 1:
-        raise UserError(f"{path}: attention has {{layer}} in it, and heads is 1 or more")
-    ignored = values.get("ignore") or []
-    if not isinstance(ignored, list) or not all(isinstance(name, str) for name in ignored):
-        raise UserError(f"{path}: ignore is a list of names")
-    parts = values["parts"]
-    if unknown := sorted(map(str, parts.keys() - set(TARGETS))):
+    mend = "vmla-train inspect writes one"
+    found = typed(read_yaml(path, mend=mend), LatentMap, str(path), mend=mend)
+    if unknown := sorted(found.parts.keys() - set(TARGETS)):
         raise UserError(f"{path} maps {unknown[0]}, which latent attention does not have")
-    if missing := [target for target in TARGETS if target not in parts]:
+    if missing := [target for target in TARGETS if target not in found.parts]:
         raise UserError(f"{path} names no tensor for {', '.join(missing)}; add it, or null for zeros")
-    cuts = {target: _cut(parts[target], f"{path}: {target}") for target in TARGETS}
-    return LatentMap(attention=values["attention"], heads=values["heads"], parts=cuts, ignore=tuple(ignored))
-
-
-def _is_range(rows: Any) -> bool:
-    whole = isinstance(rows, list) and len(rows) == 2 and all(type(n) is int for n in rows)
-    return whole and 0 <= rows[0] < rows[1]
-
-
-def _cut(values: Any, where: str) -> Cut:
-    if not isinstance(values, dict) or "tensor" not in values:
-        raise UserError(f"{where} is no mapping with the name of a tensor")
-    if unknown := sorted(map(str, values.keys() - {field.name for field in fields(Cut)})):
-        raise UserError(f"{where} has an unknown field {unknown[0]}")
-    rows, pairs = values.get("rows"), values.get("pairs")
-    if rows is not None and not _is_range(rows):
-        raise UserError(f"{where}: rows is {rows}; it is [from, to), two whole numbers")
-    if pairs not in (None, *PAIRS):
-        raise UserError(f"{where}: pairs is {pairs}; it is {' or '.join(PAIRS)}")
-    if not isinstance(values["tensor"], str | None):
-        raise UserError(f"{where}: tensor is no name")
-    for flag in ("per_head", "transposed"):
-        if type(values.get(flag, False)) is not bool:
-            raise UserError(f"{where}: {flag} is true or false")
-    return Cut(**{**values, "rows": None if rows is None else (rows[0], rows[1])})
+    return found

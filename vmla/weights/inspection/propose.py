@@ -10,7 +10,7 @@ from pathlib import Path
 from plugins.errors import UserError
 from vmla.weights.formats.files import Shape
 from vmla.weights.inspection.conventions import ATTENTIONS, role_of, rotary_first
-from vmla.weights.inspection.mapping import TARGETS, Cut, LatentMap
+from vmla.weights.inspection.mapping import TARGETS, Cut, LatentMap, Pairs
 
 NEEDED = ("kv_down", "q_down", "q_up")
 
@@ -34,7 +34,7 @@ class Guess:
     """As many as have the width of Wan's, if not given."""
     rotary: str | None = None
     """`first` or `last` within a fused projection; by the order of words in its name, if not given."""
-    pairs: str = "interleaved"
+    pairs: Pairs = "interleaved"
 
 
 def propose(shapes: Mapping[str, Shape], width: int, guess: Guess, path: Path) -> Proposal:
@@ -119,7 +119,7 @@ class _Modules:
 
     def _cut(
         self, role: str, inputs: int, rows: tuple[int, int] | None = None,
-        *, per_head: bool = False, pairs: str | None = None,
+        *, per_head: bool = False, pairs: Pairs | None = None,
     ) -> Cut:  # fmt: skip
         shape, tensor = self._shape(role), self._tensors[role]
         turned = shape[-1] != inputs and shape[0] == inputs

@@ -11,9 +11,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from plugins.documents.json_file import read_json
 from plugins.errors import UserError
 from vmla.config import ModelConfig
-from vmla.weights.formats.files import Shape, read_json
+from vmla.weights.formats.files import Shape
 
 INSTEAD = "use a text-to-video model: Wan2.1-T2V-1.3B, Wan2.1-T2V-14B or Wan2.2-TI2V-5B"
 EXPERTS = {"transformer_2", "high_noise_model", "low_noise_model"}

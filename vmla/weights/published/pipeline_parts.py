@@ -8,9 +8,10 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
+from plugins.documents.json_file import read_json
 from plugins.errors import UserError
 from vmla.config import ModelConfig
-from vmla.weights.formats.files import read_json, write_json
+from vmla.weights.formats.files import write_json
 from vmla.weights.formats.locate_files import KINDS, WeightFiles, weights_in
 from vmla.weights.formats.open_file import open_file
 from vmla.weights.published.copying import link, write_anew

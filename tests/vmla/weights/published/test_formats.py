@@ -83,7 +83,7 @@ def test_an_index_that_names_no_shards_is_refused(tmp_path):
     for weight_map in ({}, {"a": 3}, {"a": "../b"}, ["a"]):
         index = tmp_path / "diffusion_pytorch_model.safetensors.index.json"
         index.write_text(json.dumps({"weight_map": weight_map}))
-        assert f"{index} names no shards" in refusal(lambda: opened(tmp_path))
+        assert str(index) in refusal(lambda: opened(tmp_path))
 
 
 # Pickles

@@ -215,16 +215,25 @@ def test_what_is_left_over_is_refused_in_one_line(tmp_path):
             "has no tensor named blocks.{layer}.attn....; mend attention",
         ),
         ({"attention": "blocks.0."}, "attention has {layer} in it"),
-        ({"parts": {**parts, "up_z.weight": {}}}, "maps up_z.weight, which latent attention does not have"),
+        (
+            {"parts": {**parts, "up_z.weight": {"tensor": None}}},
+            "maps up_z.weight, which latent attention does not have",
+        ),
         ({"parts": {"to_out.bias": {"tensor": None}}}, "names no tensor for down_kv.weight, norm_kv.weight"),
         (
             {"parts": {**parts, "up_k.weight": {"tensor": "x"}}},
             "has no tensor blocks.0.self_attn.x; mend the",
         ),
-        ({"parts": {**parts, "up_k.weight": {"rows": [0, 1]}}}, "up_k.weight is no mapping with the name"),
-        ({"parts": {**parts, "up_k.weight": {"tensor": "x", "rows": [3, 1]}}}, "rows is [3, 1]; it is [from"),
-        ({"parts": {**parts, "up_k.weight": {"tensor": "x", "pairs": "odd"}}}, "pairs is odd; it is interle"),
-        ({"heads": "2"}, "heads is missing or no int"),
+        ({"parts": {**parts, "up_k.weight": {"rows": [0, 1]}}}, "field parts.up_k.weight.tensor is missing"),
+        (
+            {"parts": {**parts, "up_k.weight": {"tensor": "x", "rows": [3, 1]}}},
+            "rows of x is [3, 1]; it is [from",
+        ),
+        (
+            {"parts": {**parts, "up_k.weight": {"tensor": "x", "pairs": "odd"}}},
+            "field parts.up_k.weight.pairs is 'odd'; input should be 'interleaved'",
+        ),
+        ({"heads": "2"}, "field heads is '2'; input should be a valid integer"),
     ):
         assert complaint in refusal(lambda changes=changes: edited(**{**ignored, **changes}))
     (tmp_path / "bad.yaml").write_text("a: [")

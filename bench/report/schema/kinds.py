@@ -1,0 +1,41 @@
+"""Results files that a report can show, checked as a whole before any of it is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bench.harness.document import read_document
+from bench.report.schema import quality, speed
+from bench.report.schema.parts import Document
+from plugins.documents.typed import typed
+
+KINDS: dict[str, type[Document]] = {
+    "engines": speed.EnginesResults,
+    "roofline": speed.RooflineResults,
+    "memory": speed.MemoryResults,
+    "rollout": speed.RolloutResults,
+    "kernels": speed.KernelsResults,
+    "gpu": speed.GpuResults,
+    "grades": quality.GradesResults,
+    "layouts": quality.LayoutsResults,
+    "spectrum": quality.SpectrumResults,
+    "quality": quality.QualityResults,
+    "study": quality.StudyResults,
+    "conversion": quality.ConversionResults,
+}
+"""The schema of each kind; of another one a report shows the heading alone."""
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """A results file whose figures are all there and are what they should be.
+
+    Raises:
+        UserError: as `read_document`, and naming the field that is missing or odd.
+    """
+    document = read_document(path)
+    # What a report does not show may be anything.
+    typed(
+        document, KINDS.get(document["kind"], Document), str(path), others="ignore", mend="measure it again"
+    )
+    return document

@@ -1,0 +1,242 @@
+"""Results of the benchmarks of speed and memory, as far as a report shows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Field
+
+from bench.report.schema.parts import (
+    Count,
+    Document,
+    EngineFigures,
+    EngineRow,
+    KernelRow,
+    Layout,
+    Number,
+    Positive,
+    RateFigures,
+)
+from plugins.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class EnginesResults(Document):
+    """`vmla-bench engines`."""
+
+    baseline: str
+    rows: tuple[EngineRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FloorFigures:
+    """The time that a chunk takes at least."""
+
+    layout: str
+    form: str
+    precision: str
+    chunk_seconds: Number
+    frames_per_second: Number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gap:
+    """How far an engine is from its floor."""
+
+    engine: str
+    precision: str
+    frames_per_second: Number
+    times_the_floor: Number
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassPart:
+    """Of a pass: its operations, and the numbers that they touch."""
+
+    flops: Positive
+    numbers: Positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pass:
+    """The parts of a pass by name."""
+
+    layout: str
+    form: str
+    parts: dict[str, PassPart]
+
+
+@dataclass(frozen=True, kw_only=True)
+class MachinePeaks:
+    """Of matrix products by precision, and of copying."""
+
+    matrix: Annotated[dict[str, RateFigures], Field(min_length=1)]
+    copy: RateFigures
+
+
+@dataclass(frozen=True, kw_only=True)
+class RooflineResults(Document):
+    """`vmla-bench roofline`."""
+
+    floors: tuple[FloorFigures, ...] = ()
+    gaps: tuple[Gap, ...] = ()
+    passes: tuple[Pass, ...] = ()
+    peaks: MachinePeaks | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cache:
+    """Of one layout."""
+
+    bytes_per_token_and_layer: Number
+    bytes_per_video: Number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Streams:
+    """How many videos of a layout fit."""
+
+    layout: Layout
+    streams: Count
+    weights_bytes: Number
+    memory_bytes: Number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compared:
+    """Of the two caches."""
+
+    less: Number
+    times_smaller: Number
+
+
+@dataclass(frozen=True, kw_only=True)
+class PassMemory:
+    """Of one pass."""
+
+    arm: str
+    window: str
+    batch: Count
+    peak_bytes: Number | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryResults(Document):
+    """`vmla-bench memory`."""
+
+    caches: dict[Layout, Cache]
+    streams: Annotated[tuple[Streams, ...], Field(min_length=1)]
+    compared: Compared
+    passes: tuple[PassMemory, ...] = ()
+
+    def __post_init__(self) -> None:
+        if missing := self.caches.keys() - {row.layout for row in self.streams}:
+            raise UserError(f"streams says nothing of the layout {min(missing)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Passed:
+    """The grades of a window of a video."""
+
+    all: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """A window of a video: see `bench.quality.drift.measures`."""
+
+    second: Number
+    saturation: Number
+    luma: Number
+    sharpness: Number
+    motion: Number
+    grades: Passed | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkFigures:
+    """Of a rollout."""
+
+    second: Number
+    chunk_seconds: Number
+    resident_bytes: Number
+
+
+@dataclass(frozen=True, kw_only=True)
+class RolloutResults(Document):
+    """`vmla-bench rollout`."""
+
+    wall_seconds: Number
+    first_frame_seconds: Number
+    frames_per_second: Number
+    times_real_time: Number
+    peak_bytes: Number
+    drift: dict[str, Number] = Field(default_factory=dict)
+    picture: tuple[Seen, ...] = ()
+    chunks: tuple[ChunkFigures, ...] = ()
+
+    def __post_init__(self) -> None:
+        if len({point.grades is None for point in self.picture}) > 1:
+            raise UserError("picture has grades at some seconds and none at others")
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelsResults(Document):
+    """`vmla-bench kernels`."""
+
+    rows: tuple[KernelRow, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineStage:
+    """Engines that were measured in turns."""
+
+    refused: str | None = None
+    rows: tuple[EngineRow, ...] = ()
+    baseline: EngineFigures | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphRow:
+    """A chunk with CUDA graphs."""
+
+    layout: Layout
+    frames_per_second: Number
+    spread: Number
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphStage:
+    """Chunks with CUDA graphs."""
+
+    refused: str | None = None
+    rows: tuple[GraphRow, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelStage:
+    """Kernels at the model's size."""
+
+    refused: str | None = None
+    rows: tuple[KernelRow, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuPeaks:
+    """Of the GPU."""
+
+    refused: str | None = None
+    products: dict[str, RateFigures] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuResults(Document):
+    """`vmla-bench gpu`; stages that a report does not show are not looked at."""
+
+    chunk: EngineStage = EngineStage()
+    compile: EngineStage = EngineStage()
+    aoti: EngineStage = EngineStage()
+    graphs: GraphStage = GraphStage()
+    kernels: KernelStage = KernelStage()
+    peaks: GpuPeaks | None = None

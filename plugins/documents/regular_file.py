@@ -1,0 +1,70 @@
+"""Files that are opened without waiting, read up to a limit, and refused in one line."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO
+
+from plugins.errors import UserError
+
+LARGEST = 2**24
+"""Bytes of a document; of what one of them asks in memory, Python's objects are the tenfold."""
+
+
+@contextmanager
+def opened(path: Path, *, mend: str = "", links: bool = True) -> Iterator[BinaryIO]:
+    """A regular file, open for reading its bytes.
+
+    Args:
+        path: of the file.
+        mend: what to do where it is not there.
+        links: whether the file may be a link to another one.
+
+    Raises:
+        UserError: if it is missing, not to be read, or a folder, a pipe or a device.
+    """
+    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if links else os.O_NOFOLLOW)  # a pipe waits not
+    try:
+        descriptor = os.open(path, flags)
+    except FileNotFoundError as error:
+        raise UserError(f"{path} is missing{mend and f'; {mend}'}") from error
+    except (OSError, ValueError) as error:  # a name with a NUL in it
+        said = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"cannot read {path}: {said}{mend and f'; {mend}'}") from error
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise UserError(f"{path} is no regular file{mend and f'; {mend}'}")
+    with open(descriptor, "rb") as file:  # noqa: PTH123 - of a descriptor
+        yield file
+
+
+def read_bytes(path: Path, *, mend: str = "", largest: int = LARGEST) -> bytes:
+    """The content of a regular file.
+
+    Raises:
+        UserError: as `opened`, and for more than `largest` bytes.
+    """
+    with opened(path, mend=mend) as file:
+        try:
+            content = file.read(largest + 1)
+        except OSError as error:
+            raise UserError(f"cannot read {path}: {error.strerror}") from error
+    if len(content) > largest:
+        raise UserError(f"{path} has more than {largest:,} bytes, which no such file needs")
+    return content
+
+
+def read_text(path: Path, *, mend: str = "", largest: int = LARGEST) -> str:
+    """The text of a regular file in UTF-8, with a byte order mark or without.
+
+    Raises:
+        UserError: as `read_bytes`, and for what is no UTF-8.
+    """
+    try:
+        return read_bytes(path, mend=mend, largest=largest).decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: byte {error.start} cannot be read") from error

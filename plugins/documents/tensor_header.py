@@ -1,0 +1,93 @@
+"""What a safetensors file says of its tensors, read without any of them.
+
+Eight bytes with the length of a JSON object, that object, and the tensors one behind the other.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from plugins.documents.json_file import parse_json
+from plugins.documents.regular_file import LARGEST, opened
+from plugins.documents.typed import typed
+from plugins.errors import UserError
+
+METADATA = "__metadata__"
+BYTES = {
+    "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
+    "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1,
+}  # fmt: skip
+"""Of one number, by the format's name of its type."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorEntry:
+    """One tensor of a file."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    data_offsets: tuple[int, int]
+    """Its first byte and the one behind its last, counted from the end of the header."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TensorHeader:
+    """Names, shapes and notes of a file of tensors."""
+
+    tensors: Mapping[str, TensorEntry]
+    metadata: Mapping[str, str]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """By name."""
+        return {name: entry.shape for name, entry in self.tensors.items()}
+
+
+def read_header(path: Path, *, mend: str = "copy it again") -> TensorHeader:
+    """The header of the safetensors file `path`, which must be whole.
+
+    Args:
+        path: of the file.
+        mend: what to do where it is missing or damaged.
+
+    Raises:
+        UserError: if it is missing, cut short, or says what its bytes do not hold.
+    """
+    with opened(path, mend=mend) as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(LARGEST, size - 8):
+            raise UserError(f"{path} is damaged (it has no whole header){mend and f'; {mend}'}")
+        content = file.read(length)
+    try:
+        values = parse_json(content.decode(), str(path), mend=mend)
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is damaged (its header is no text){mend and f'; {mend}'}") from error
+    metadata = values.pop(METADATA, {}) if isinstance(values, dict) else {}
+    tensors = typed(values, dict[str, TensorEntry], f"{path} is damaged", mend=mend)
+    header = TensorHeader(
+        tensors=tensors,
+        metadata=typed(metadata, dict[str, str], f"{path} is damaged: {METADATA}", mend=mend),
+    )
+    if (fault := _fault(tensors, size - 8 - length)) is not None:
+        raise UserError(f"{path} is damaged ({fault}){mend and f'; {mend}'}")
+    return header
+
+
+def _fault(tensors: Mapping[str, TensorEntry], held: int) -> str | None:
+    """What is wrong with where the tensors are said to lie in the `held` bytes behind the header."""
+    end = 0
+    for name, entry in sorted(tensors.items(), key=lambda pair: pair[1].data_offsets):
+        first, behind = entry.data_offsets
+        if first != end or behind < first or any(length < 0 for length in entry.shape):
+            return f"tensor {name} lies where no tensor should"
+        width: Any = BYTES.get(entry.dtype)
+        if width is not None and math.prod(entry.shape) * width != behind - first:
+            return f"tensor {name} has not the bytes of its shape"
+        end = behind
+    return None if end == held else f"its tensors take {end:,} bytes, it holds {held:,}"
