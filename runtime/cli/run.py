@@ -13,6 +13,7 @@ from click.core import ParameterSource
 from export.engine.manifest import EAGER, ENGINES
 from plugins.errors import UserError
 from vmla.cli.command import OneLineCommand
+from vmla.cli.terminal import say, warn
 
 if TYPE_CHECKING:
     from runtime.prompts.schedule_file import Entry
@@ -57,7 +58,8 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
               show_default=True, help="Type that the model computes in.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1),
-              help="Number of CPU threads, a quarter of which decode (default: all cores).")  # fmt: skip
+              help="Number of CPU threads, a quarter of which decode (default: 2, so that a seed's video "
+              "does not depend on the machine's cores).")  # fmt: skip
 @click.option("--scale", type=click.IntRange(1, 16),
               help="Factor to enlarge frames by (default: to at least 256 pixels).")  # fmt: skip
 @click.option("--events", type=click.Path(dir_okay=False, path_type=Path),
@@ -81,7 +83,10 @@ def main(context: click.Context, /, **options: Any) -> None:
         raise click.UsageError("--memory says how many --videos may be made at once; leave it out")
     order = _order(context, options)
     if options["dry_run"]:
-        click.echo("\n".join([*order.job.what_runs(), *order.job.plan().lines()]))
+        from runtime.session.replay import warnings_of
+
+        warn(warnings_of([order]))
+        say(*order.job.what_runs(), *order.job.plan().lines())
         return
     output = options["resume"] or options["output"]
     if output is None:
@@ -145,12 +150,12 @@ def _make(order: Order, output: Path, options: dict[str, Any]) -> None:
     from runtime.resume.autosave import resume_command
     from runtime.session.destination import NOWHERE, check_output
     from runtime.session.generate import make_videos, stopping_on_interrupt
+    from runtime.session.replay import warnings_of
     from runtime.telemetry.events import Several
 
     if order.state is None:
         check_output(output, overwrite=options["overwrite"])
-    for warning in order.warnings():
-        click.echo(f"warning: {warning}", err=True)
+    warn(warnings_of([order]))
     with ExitStack() as stack:
         stop = stack.enter_context(stopping_on_interrupt())
         listeners = Several(_listeners(stack, options))
@@ -160,12 +165,12 @@ def _make(order: Order, output: Path, options: dict[str, Any]) -> None:
     if ending.failure is not None:
         raise UserError(ending.failure)
     outcome = ending.outcome
-    click.echo("\n".join(order.job.what_runs()))
+    say(*order.job.what_runs())
     rate, now = outcome.made / outcome.seconds, "" if order.state is None else f", {outcome.made} of them"
-    click.echo(f"{output}: {outcome.frames} frames{now} in {outcome.seconds:.1f} s, {rate:.0f} per second")
+    say(f"{output}: {outcome.frames} frames{now} in {outcome.seconds:.1f} s, {rate:.0f} per second")
     if not outcome.complete:
         if output != NOWHERE:
-            click.echo(f"stopped; go on with: {resume_command(output)}", err=True)
+            say(f"stopped; go on with: {resume_command(output)}", err=True)
         sys.exit(130)
 
 

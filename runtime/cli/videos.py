@@ -16,10 +16,11 @@ from runtime.prompts.videos_file import read_videos
 from runtime.resume.autosave import resume_command
 from runtime.session.destination import NOWHERE, check_output
 from runtime.session.generate import Ending, check_room, make_videos, orders_of, stopping_on_interrupt
-from runtime.session.replay import Order
+from runtime.session.replay import Order, warnings_of
 from runtime.telemetry.events import JsonLines, Several, Telemetry, TogetherLine
 from runtime.telemetry.metrics import PrometheusFile
 from vmla.cli.progress import ProgressLine
+from vmla.cli.terminal import say, warn
 from vmla.config import FRAMES_PER_SECOND
 
 ALONE = ("prompt", "prompts", "resume", "repeat")
@@ -48,13 +49,14 @@ def run_videos(options: dict[str, Any], order_of: Callable[[str], Order]) -> Non
         f"{len(videos)} take {plan.bytes_for(len(videos)):,}"
     )
     if options["dry_run"]:
-        click.echo("\n".join([*job.what_runs(), *plan.lines(), room]))
+        warn(warnings_of(list(orders.values())))
+        say(*job.what_runs(), *plan.lines(), room)
         return
     if options["output"] is None:
         raise click.UsageError("give a folder with -o, for example: -o videos")
     check_room(plan, len(videos), memory)
     placed = _placed(orders, options["output"], overwrite=options["overwrite"])
-    click.echo("\n".join([*job.what_runs(), room]))
+    say(*job.what_runs(), room)
     _make(placed, memory, options)
 
 
@@ -76,8 +78,7 @@ def _placed(orders: dict[str, Order], folder: Path, *, overwrite: bool) -> dict[
 
 def _make(orders: dict[Path, Order], memory: int, options: dict[str, Any]) -> None:
     """Make them and say how each went; exits with 130 if stopped, with 2 if one failed."""
-    for warning in dict.fromkeys(warning for order in orders.values() for warning in order.warnings()):
-        click.echo(f"warning: {warning}", err=True)
+    warn(warnings_of(list(orders.values())))
     with ExitStack() as stack:
         stop = stack.enter_context(stopping_on_interrupt())
         telemetry = _telemetry(stack, options, videos=len(orders))
@@ -86,15 +87,15 @@ def _make(orders: dict[Path, Order], memory: int, options: dict[str, Any]) -> No
         )
     whole = [ending for ending in endings if ending.failure is None]
     for ending in whole:
-        click.echo(f"{ending.output}: {ending.outcome.frames} frames")
+        say(f"{ending.output}: {ending.outcome.frames} frames")
     _say_speed(endings)
     stopped = [ending.output for ending in whole if not ending.outcome.complete]
     for output in stopped:
-        click.echo(f"stopped; go on with: {resume_command(output)}", err=True)
+        say(f"stopped; go on with: {resume_command(output)}", err=True)
     failed = [f"{ending.output}: {ending.failure}" for ending in endings if ending.failure is not None]
     if stopped:
         for failure in failed:
-            click.echo(failure, err=True)
+            say(failure, err=True)
         sys.exit(130)
     if failed:
         raise UserError(f"{len(failed)} of {len(endings)} videos failed: {'; '.join(failed)}")
@@ -105,7 +106,7 @@ def _say_speed(endings: list[Ending]) -> None:
     seconds = max(ending.outcome.seconds for ending in endings)
     rate = frames / max(seconds, 1e-9)
     each = rate / len(endings) / FRAMES_PER_SECOND
-    click.echo(
+    say(
         f"{len(endings)} videos, {frames} frames in {seconds:.1f} s, {rate:.0f} per second, "
         f"{each:.1f}x real time each"
     )

@@ -31,6 +31,9 @@ from vmla.weights.checkpoint import SHIPPED, Checkpoint, open_checkpoint
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
+THREADS = 2
+"""If nobody says how many: one denoises, one decodes. Not as many as a machine has cores, or a seed would
+give another video on another machine: an operation that is shared out among more threads rounds otherwise."""
 THREADS_PER_CORE = 16
 """More are refused: they would only wait for each other."""
 
@@ -135,7 +138,7 @@ def prepare(
         engine: a folder made by `vmla-export`.
         engines: a folder of such folders; where none is given, one of these that fits is taken.
         decoder: a file of TAEHV's weights in place of the checkpoint's codec, or `NOTHING`: no frames.
-        threads: of the CPU, for denoiser and decoder together; as many as PyTorch has, if None.
+        threads: of the CPU, for denoiser and decoder together; one for each, if None.
 
     Raises:
         UserError: for whatever cannot be.
@@ -169,7 +172,7 @@ def prepare(
 
 
 def choose_threads(wish: int | None) -> int:
-    """The number of CPU threads: `wish`, or as many as PyTorch has.
+    """The number of CPU threads: `wish`, or the same on every machine.
 
     Raises:
         UserError: for more than a machine could have use for; tens of thousands end the process.
@@ -178,7 +181,7 @@ def choose_threads(wish: int | None) -> int:
     if wish is not None and wish > THREADS_PER_CORE * cores:
         most = THREADS_PER_CORE * cores
         raise UserError(f"{wish} threads on {cores} cores; use at most {most}, or leave --threads out")
-    return wish or torch.get_num_threads()
+    return wish or THREADS
 
 
 def as_source(prompts: str | PromptSource | Sequence[Entry], decoding: Decoding, chunks: int) -> PromptSource:

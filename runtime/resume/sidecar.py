@@ -20,6 +20,9 @@ from vmla.config import FRAMES_PER_SECOND, ModelConfig
 from vmla.weights.checkpoint import shipped_folder
 from vmla.weights.formats.files import hash_weights, write_json
 
+PACKAGES = ("numpy", "av", "transformers", "tokenizers", "ftfy")
+"""Beside PyTorch: what reads the prompt, and what encodes the frames."""
+
 
 def sidecar_path(output: Path) -> Path:
     """Where the sidecar of `output` lies."""
@@ -82,8 +85,19 @@ def describe_model(job: Job) -> dict[str, Any]:
             "videomla": version("videomla"),
             "torch": torch.__version__,
             "python": platform.python_version(),
+            **{package: version(package) for package in PACKAGES},
         },
+        "machine": describe_machine(job.device),
     }
+
+
+def describe_machine(device: torch.device) -> dict[str, str]:
+    """What of a machine decides how numbers round, beside the number of threads: not its number of cores."""
+    found = {"instruction_set": torch.backends.cpu.get_cpu_capability(), "architecture": platform.machine()}
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+        found |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
+    return found
 
 
 def describe_window(config: ModelConfig) -> dict[str, int]:

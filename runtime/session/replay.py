@@ -39,20 +39,28 @@ class Order:
     described: Mapping[str, Any] | None = None
     """What `describe` found, if it was asked already."""
     changed: tuple[str, ...] = ()
-    """What is not as it was when the video was first made, and might change a frame: versions."""
+    """What is not as it was when the video was first made, and might change a frame."""
 
     def describe(self) -> dict[str, Any]:
         """What determines the frames; reads all weights the first time."""
         return dict(self.described or describe_job(self.job, frames=self.frames, scale=self.scale))
 
-    def warnings(self) -> list[str]:
-        """What may disappoint, a sentence each."""
-        prompts = [change.prompts[0] for change in self.job.prompts.changes]
-        world = self.job.checkpoint.world()
-        told = [] if world is None else [text for p in prompts if (text := warning_for(p, world))]
-        if self.changed:
-            told.append(f"frames may differ from before: {', '.join(self.changed)}")
-        return told
+
+def warnings_of(orders: Sequence[Order]) -> list[str]:
+    """What may disappoint in videos of one checkpoint, a sentence each; reads no weights.
+
+    A plan (`--dry-run`) and the run itself warn of the same.
+    """
+    checkpoint = orders[0].job.checkpoint
+    world, tokenizer = checkpoint.world(), checkpoint.prompt_tokenizer()
+    told: list[str] = []
+    for order in orders:
+        prompts = dict.fromkeys(change.prompts[0] for change in order.job.prompts.changes)
+        told += [str(cut) for prompt in prompts if (cut := tokenizer.cut(prompt)) is not None]
+        told += [] if world is None else [text for prompt in prompts if (text := warning_for(prompt, world))]
+        if order.changed:
+            told.append(f"frames may differ from before: {', '.join(order.changed)}")
+    return list(dict.fromkeys(told))
 
 
 def new(prompts: Any, checkpoint: str | None, *, scale: int | None, **options: Any) -> Order:
@@ -121,10 +129,16 @@ def _as_recorded(recorded: Mapping[str, Any], given: Mapping[str, Any], path: Pa
         order = replace(order, job=replace(order.job, sampler=Sampler(**recorded["sampler"])))
     now = order.describe()
     refuse_another(str(path), DETERMINING, recorded, now)
-    then, here = recorded["versions"], now["versions"]
-    changed = [name for name in here if then.get(name) != here[name]]
-    told = tuple(f"{name} was {then.get(name)}, is {here[name]}" for name in changed)
+    told = tuple(line for part in ("versions", "machine") for line in _changes(recorded.get(part), now[part]))
     return replace(order, described=now, changed=told)
+
+
+def _changes(then: Any, here: Mapping[str, Any]) -> list[str]:
+    """What was recorded and is another now; older files recorded less."""
+    if not isinstance(then, Mapping):
+        return []
+    changed = [name for name in here if name in then and then[name] != here[name]]
+    return [f"{name.replace('_', ' ')} was {then[name]}, is {here[name]}" for name in changed]
 
 
 def changes_of(prompts: Sequence[Mapping[str, Any]]) -> list[PromptChange]:

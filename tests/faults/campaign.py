@@ -48,8 +48,9 @@ class Trial:
 class Campaign:
     """A context manager that holds the samples; the process must not have computed anything before."""
 
-    def __init__(self, seed: int) -> None:
-        self._seed = seed
+    def __init__(self, seed: int, seconds: float | None = None) -> None:
+        """`seconds`: after which a run has hung; each surface's own if not given."""
+        self._seed, self._seconds = seed, seconds
 
     def __enter__(self) -> Campaign:
         """Import everything and write the samples."""
@@ -98,7 +99,7 @@ class Campaign:
         if damage is not None:
             damage.apply(sandbox / file, luck)
         before = listing(sandbox)
-        ended = run_alone(surface.call(), sandbox, seconds=surface.seconds)
+        ended = run_alone(surface.call(), sandbox, seconds=self._seconds or surface.seconds)
         refused = damage is not None and damage.refused
         found = violations(ended, before, listing(sandbox), refused=refused, own=own)
         return Trial(
@@ -123,8 +124,11 @@ class Tally:
     @classmethod
     def by(cls, trials: list[Trial], what: str) -> Tally:
         """Count by an attribute: `kind`, `file`, or `command`."""
-        names = [trial.surface.words[0] if what == "command" else str(getattr(trial, what)) for trial in trials]
-        pairs = list(zip(names, trials, strict=True))
+        pairs = [
+            (trial.surface.words[0] if what == "command" else str(getattr(trial, what)), trial)
+            for trial in trials
+        ]
+        names = [name for name, _ in pairs]
         return cls(Counter(names), Counter(name for name, trial in pairs if trial.faults))
 
     def rows(self) -> Iterator[str]:

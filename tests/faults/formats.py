@@ -38,7 +38,8 @@ def _not_finite(data: bytes, luck: Random) -> bytes:
     tensors = {k: v for k, v in json.loads(data[8 : 8 + size]).items() if k != "__metadata__"}
     chosen = luck.choice([each for each in tensors.values() if each["dtype"] in ("F16", "F32")])
     begin, end = (8 + size + offset for offset in chosen["data_offsets"])
-    number = struct.pack("<e" if chosen["dtype"] == "F16" else "<f", luck.choice((float("nan"), float("inf"))))
+    form = "<e" if chosen["dtype"] == "F16" else "<f"
+    number = struct.pack(form, luck.choice((float("nan"), float("inf"))))
     return data[:begin] + number * ((end - begin) // len(number)) + data[end:]
 
 

@@ -21,10 +21,13 @@ from faults.contract import Ended
 
 MEMORY = 2**30
 """Bytes of address space that a run may ask for beside what it began with."""
+HOMES = ("HOME", "TMPDIR", "XDG_DATA_HOME", "XDG_CACHE_HOME")
 POLL_SECONDS = 0.003
 
 
-def run_alone(call: Callable[[], object], folder: Path, *, seconds: float, memory: int | None = MEMORY) -> Ended:
+def run_alone(
+    call: Callable[[], object], folder: Path, *, seconds: float, memory: int | None = MEMORY
+) -> Ended:
     """Call `call` with `folder` as working directory and home; it is killed after `seconds`."""
     with tempfile.TemporaryFile() as said, tempfile.TemporaryFile() as complained:
         began = time.monotonic()
@@ -75,14 +78,13 @@ def _become(call: Callable[[], object], folder: Path, said: int, complained: int
 
 def _confine(folder: Path, said: int, complained: int, memory: int | None) -> None:
     os.chdir(folder)
-    os.environ.update({name: str(folder / "home") for name in ("HOME", "TMPDIR", "XDG_DATA_HOME", "XDG_CACHE_HOME")})
+    os.environ.update(dict.fromkeys(HOMES, str(folder / "home")))
     tempfile.tempdir = None
-    with open(os.devnull, "rb") as nothing:
-        os.dup2(nothing.fileno(), 0)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(said, 1)
     os.dup2(complained, 2)
-    sys.stdout = open(1, "w", encoding="utf-8", closefd=False)
-    sys.stderr = open(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
+    sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)
+    sys.stderr = os.fdopen(2, "w", encoding="utf-8", errors="backslashreplace", closefd=False)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if memory is not None:
         pages = int(Path("/proc/self/statm").read_text().split()[0])

@@ -49,7 +49,7 @@ def _checkpoint(folder: Path) -> None:
     import torch
     from kit.models import randomise
 
-    from vmla.config import recipe
+    from vmla.config import model_preset
     from vmla.scheduler import Sampler
     from vmla.text import SmallTextConfig, TextEncoder
     from vmla.transformer import VideoMLA
@@ -58,7 +58,7 @@ def _checkpoint(folder: Path) -> None:
     from vmla.world.caption import vocabulary
 
     torch.manual_seed(0)
-    config = recipe("debug")
+    config = model_preset("debug")
     sizes = {"width": 32, "head_width": 16, "heads": 2, "ffn_width": 32, "layers": 1}
     text, tokenizer = SmallTextConfig(words=vocabulary(), **sizes).build()
     codec = TinyCodecConfig(latent_channels=config.in_channels, widths=(8, 8, 8), decoder_blocks=(1, 1, 1))

@@ -14,8 +14,8 @@ DEEP = 100_000
 ESCAPES = "\x1b[2J\x1b]0;title\x07\r\x08"
 """Clears a terminal, names its window, writes over the line."""
 TEXTS = (
-    "", " ", ESCAPES, "a\0b", "\ud800", "../../outside", "/etc/passwd", "x" * 1_000_000, "\u202eright to left",
-    "first\nsecond", "<script>alert(1)</script>",
+    "", " ", ESCAPES, "a\0b", "\ud800", "../../outside", "/etc/passwd", "x" * 1_000_000,
+    "\u202eright to left", "first\nsecond", "<script>alert(1)</script>",
 )  # fmt: skip
 HUGE = (10**15, 10**30, -(10**15), 2**63, 1e308, -1e308, 10**9)
 OTHERS = (None, True, False, "text", "7", 7, 0.5, [], {}, [1, 2], {"a": 1}, [[]])
@@ -148,4 +148,6 @@ def in_json(change: Change) -> Callable[[bytes, Random], bytes]:
     return apply
 
 
-JSON = tuple(Damage(kind, rewritten(in_json(change)), refused) for kind, change, refused in CHANGES + ENCODINGS)
+JSON = tuple(
+    Damage(kind, rewritten(in_json(change)), refused) for kind, change, refused in CHANGES + ENCODINGS
+)

@@ -7,10 +7,16 @@ from typing import Any
 import click
 
 from plugins.errors import UserError
+from vmla.cli.terminal import one_line
 
 
 class OneLineErrors(click.Group):
     """A command group whose user errors and interruptions end in one line."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        """Read the command line; what is wrong with it is said in one line too."""
+        with one_line_errors():
+            return super().make_context(*arguments, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; `UserError` becomes its message."""
@@ -20,6 +26,11 @@ class OneLineErrors(click.Group):
 
 class OneLineCommand(click.Command):
     """As `OneLineErrors`, for a command without subcommands."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        """Read the command line; what is wrong with it is said in one line too."""
+        with one_line_errors():
+            return super().make_context(*arguments, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; `UserError` becomes its message."""
@@ -34,7 +45,7 @@ class Refusal(click.ClickException):
 
 
 class one_line_errors:  # noqa: N801 - reads as a statement
-    """Turns a `UserError` raised inside into click's own exit with one line."""
+    """Turns a `UserError` raised inside into click's own exit with one line that can be printed."""
 
     def __enter__(self) -> None:
         """Nothing to prepare."""
@@ -42,4 +53,6 @@ class one_line_errors:  # noqa: N801 - reads as a statement
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """Replace the error of a user."""
         if isinstance(error, UserError):
-            raise Refusal(str(error)) from error
+            raise Refusal(one_line(str(error))) from error
+        if isinstance(error, click.ClickException):
+            error.message = one_line(error.message)
