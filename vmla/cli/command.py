@@ -10,6 +10,10 @@ from plugins.errors import UserError
 from vmla.cli.terminal import one_line
 
 
+HELP: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
+"""What click since 8.2 raises where a command has nothing to do: its help, which has many lines."""
+
+
 class OneLineErrors(click.Group):
     """A command group whose user errors and interruptions end in one line."""
 
@@ -54,5 +58,7 @@ class one_line_errors:  # noqa: N801 - reads as a statement
         """Replace the error of a user."""
         if isinstance(error, UserError):
             raise Refusal(one_line(str(error))) from error
-        if isinstance(error, click.ClickException):
-            error.message = one_line(error.message)
+        if isinstance(error, click.UsageError) and not isinstance(error, HELP):
+            said = error.format_message()
+            if one_line(said) != said:
+                raise click.UsageError(one_line(said), error.ctx) from error
