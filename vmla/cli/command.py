@@ -9,7 +9,6 @@ import click
 from plugins.errors import UserError
 from vmla.cli.terminal import one_line
 
-
 HELP: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 """What click since 8.2 raises where a command has nothing to do: its help, which has many lines."""
 
