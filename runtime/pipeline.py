@@ -91,7 +91,7 @@ class VideoPipeline:
             device: a torch device; `auto` is the engine's, else CUDA if there is a GPU, else the CPU.
             dtype: `float32`, `bfloat16`, `float16`, or `auto`: float32 on a CPU, bfloat16 elsewhere.
             decoder: a file of TAEHV's weights that decodes in place of the checkpoint's own codec.
-            threads: CPU threads of denoiser and decoder together; PyTorch's own number if None.
+            threads: CPU threads of denoiser and decoder together; one for each if None.
 
         Raises:
             UserError: for a missing checkpoint or device, or an engine that does not fit.

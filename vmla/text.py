@@ -103,12 +103,50 @@ def clean_prompt(prompt: str) -> str:
     return " ".join(html.unescape(html.unescape(ftfy.fix_text(prompt))).split())
 
 
-class TextEncoder:
-    """A UMT5 encoder with its tokenizer, giving embeddings of a fixed number of tokens."""
+def check_prompt(prompt: str) -> None:
+    """Refuse what is no text, or says nothing.
 
-    def __init__(self, encoder: nn.Module, tokenizer: Any, *, tokens: int, lower_case: bool = False) -> None:
+    Raises:
+        UserError: for an empty prompt, or one with bytes that are not UTF-8.
+    """
+    if not prompt.strip():
+        raise UserError("the prompt is empty; describe what the video shows")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        place = error.start + 1
+        raise UserError(f"the prompt is not UTF-8 text: character {place} is none; write it anew") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """What an encoder does not read of a prompt that is too long for it."""
+
+    tokens: int
+    """Of the whole prompt, its end included."""
+    read: int
+    """Of those, as many as the encoder reads."""
+    text: str
+    """The cleaned prompt up to the place where it is cut."""
+
+    def __str__(self) -> str:
+        """In one sentence."""
+        start = "..." if len(self.text) > ENDING else ""
+        return (
+            f"the prompt has {self.tokens} tokens, of which the model reads {self.read}: "
+            f"it is cut after {start + self.text[-ENDING:]!r}"
+        )
+
+
+ENDING = 40
+"""Characters before the place of a cut that are shown."""
+
+
+class PromptTokenizer:
+    """What an encoder reads of a prompt: cleaned, cut into tokens, and no more of them than fit."""
+
+    def __init__(self, tokenizer: Any, *, tokens: int, lower_case: bool = False) -> None:
         """`lower_case` is for encoders that have only ever seen small letters."""
-        self.encoder = encoder
         self.tokenizer = tokenizer
         self.tokens = tokens
         self._lower_case = lower_case
@@ -122,11 +160,13 @@ class TextEncoder:
         """Token numbers and mask, each [B, tokens] int64, of the cleaned prompts.
 
         Raises:
-            UserError: for an empty prompt.
+            UserError: for an empty prompt, or one that is no text.
         """
+        for prompt in prompts:
+            check_prompt(prompt)
         cleaned = [self.clean(prompt) for prompt in prompts]
-        if not all(cleaned):
-            raise UserError("the prompt is empty; describe what the video shows")
+        for text in cleaned:
+            check_prompt(text)  # cleaning may leave nothing
         batch = self.tokenizer(
             cleaned, padding="max_length", truncation=True, max_length=self.tokens, return_tensors="pt"
         )
@@ -134,7 +174,31 @@ class TextEncoder:
 
     def fits(self, prompt: str) -> bool:
         """Whether nothing of `prompt` is cut off."""
-        return len(self.tokenizer(self.clean(prompt))["input_ids"]) <= self.tokens
+        return self.cut(prompt) is None
+
+    def cut(self, prompt: str) -> Cut | None:
+        """What is left out of `prompt`, None if all of it is read."""
+        cleaned = self.clean(prompt)
+        count = len(self.tokenizer(cleaned, verbose=False)["input_ids"])
+        if count <= self.tokens:
+            return None
+        how = {"truncation": True, "max_length": self.tokens}
+        if self.tokenizer.is_fast:  # which knows where in the text its tokens lie
+            places = self.tokenizer(cleaned, return_offsets_mapping=True, **how)["offset_mapping"]
+            text = cleaned[: max(end for _, end in places)]
+        else:
+            numbers = self.tokenizer(cleaned, **how)["input_ids"]
+            text = self.tokenizer.decode(numbers, skip_special_tokens=True)
+        return Cut(tokens=count, read=self.tokens, text=text)
+
+
+class TextEncoder(PromptTokenizer):
+    """A UMT5 encoder with its tokenizer, giving embeddings of a fixed number of tokens."""
+
+    def __init__(self, encoder: nn.Module, tokenizer: Any, *, tokens: int, lower_case: bool = False) -> None:
+        """`lower_case` as for `PromptTokenizer`."""
+        super().__init__(tokenizer, tokens=tokens, lower_case=lower_case)
+        self.encoder = encoder
 
     def __call__(self, prompts: Sequence[str | None]) -> Tensor:
         """[B, tokens, text width] in the encoder's type; what lies behind a prompt's end is zero.

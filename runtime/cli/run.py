@@ -15,6 +15,7 @@ from export.engine.manifest import EAGER, engine_store
 from plugins.errors import UserError
 from vmla.cli.command import OneLineCommand
 from vmla.cli.stopping import Stop
+from vmla.cli.terminal import say, warn
 
 if TYPE_CHECKING:
     from runtime.prompts.schedule_file import Entry
@@ -42,7 +43,7 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
 @click.option("--seconds", type=float, help="Length of the video in seconds (default: 10).")
 @click.option("--chunks", type=click.IntRange(min=1), help="Length of the video in chunks.")
 @click.option("-o", "--output", type=click.Path(path_type=Path),
-              help="An .mp4 file, a folder for pictures, - for standard output, a pipe, or null.")  # fmt: skip
+              help="An .mp4 file, a folder for pictures, a pipe, - for standard output, null.")  # fmt: skip
 @click.option("--resume", type=click.Path(path_type=Path), help="Video that was stopped, to go on with.")
 @click.option("--repeat", type=click.Path(dir_okay=False, path_type=Path),
               help="Sidecar (.json) of a video to make again.")  # fmt: skip
@@ -62,7 +63,8 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
               show_default=True, help="Type that the model computes in.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1),
-              help="Number of CPU threads, a quarter of which decode (default: all cores).")  # fmt: skip
+              help="Number of CPU threads, a quarter of which decode (default: 2, so that a seed's video "
+              "does not depend on the machine's cores).")  # fmt: skip
 @click.option("--scale", type=click.IntRange(1, 16),
               help="Factor to enlarge frames by (default: to at least 256 pixels).")  # fmt: skip
 @click.option("--events", type=click.Path(dir_okay=False, path_type=Path),
@@ -86,7 +88,10 @@ def main(context: click.Context, /, **options: Any) -> None:
         raise click.UsageError("--memory says how many --videos may be made at once; leave it out")
     order = _order(context, options)
     if options["dry_run"]:
-        click.echo("\n".join([*order.job.what_runs(), *order.job.plan().lines()]))
+        from runtime.session.replay import warnings_of
+
+        warn(warnings_of([order]))
+        say(*order.job.what_runs(), *order.job.plan().lines())
         return
     output = options["resume"] or options["output"]
     if output is None:
@@ -148,6 +153,7 @@ def _make(order: Order, output: Path, options: dict[str, Any], stop: Stop) -> No
     from runtime.outputs.stream import STANDARD_OUTPUT, is_standard_output, is_stream
     from runtime.session.destination import check_output
     from runtime.session.generate import make_videos
+    from runtime.session.replay import warnings_of
     from runtime.telemetry.events import Several
 
     with ExitStack() as stack:
@@ -157,12 +163,11 @@ def _make(order: Order, output: Path, options: dict[str, Any], stop: Stop) -> No
                 stack.enter_context(redirect_stdout(sys.stderr))
             if options["overwrite"]:
                 raise UserError(f"{output} is a stream, where nothing is replaced; leave --overwrite out")
-            click.echo(f"{output} is a stream: no state is kept, and it cannot be resumed", err=True)
+            say(f"{output} is a stream: no state is kept, and it cannot be resumed", err=True)
         elif order.state is None:
             check_output(output, overwrite=options["overwrite"])
         check_reports(options, [output])
-        for warning in order.warnings():
-            click.echo(f"warning: {warning}", err=True)
+        warn(warnings_of([order]))
         stop.last_words = partial(ways_on, [output])
         stack.enter_context(stop.polled())
         (ending,) = make_videos(
@@ -183,11 +188,11 @@ def _tell(order: Order, ending: Ending) -> None:
     if ending.failure is not None:
         raise UserError(ending.failure)
     outcome, output = ending.outcome, ending.output
-    click.echo("\n".join(order.job.what_runs()))
+    say(*order.job.what_runs())
     rate, now = outcome.made / outcome.seconds, "" if order.state is None else f", {outcome.made} of them"
-    click.echo(f"{output}: {outcome.frames} frames{now} in {outcome.seconds:.1f} s, {rate:.0f} per second")
+    say(f"{output}: {outcome.frames} frames{now} in {outcome.seconds:.1f} s, {rate:.0f} per second")
     if not outcome.complete:
-        click.echo(ending.way_on(), err=True)
+        say(ending.way_on(), err=True)
 
 
 def _listeners(stack: ExitStack, options: dict[str, Any]) -> list[Telemetry]:

@@ -18,11 +18,12 @@ from runtime.outputs.mp4 import MP4
 from runtime.prompts.videos_file import read_videos
 from runtime.session.destination import check_output, is_kept
 from runtime.session.generate import Ending, check_room, make_videos, orders_of
-from runtime.session.replay import Order
+from runtime.session.replay import Order, warnings_of
 from runtime.telemetry.events import JsonLines, Several, Telemetry, TogetherLine
 from runtime.telemetry.metrics import PrometheusFile
 from vmla.cli.progress import ProgressLine
 from vmla.cli.stopping import Stop
+from vmla.cli.terminal import say, warn
 from vmla.config import FRAMES_PER_SECOND
 
 ALONE = ("prompt", "prompts", "resume", "repeat")
@@ -52,14 +53,15 @@ def run_videos(options: dict[str, Any], order_of: Callable[[str], Order], stop: 
         f"{len(videos)} take {plan.bytes_for(len(videos)):,}"
     )
     if options["dry_run"]:
-        click.echo("\n".join([*job.what_runs(), *plan.lines(), room]))
+        warn(warnings_of(list(orders.values())))
+        say(*job.what_runs(), *plan.lines(), room)
         return
     if options["output"] is None:
         raise click.UsageError("give a folder with -o, for example: -o videos")
     check_room(plan, len(videos), memory)
     placed = _placed(orders, options["output"], overwrite=options["overwrite"])
     check_reports(options, placed)
-    click.echo("\n".join([*job.what_runs(), room]))
+    say(*job.what_runs(), room)
     _make(placed, memory, options, stop)
 
 
@@ -81,8 +83,7 @@ def _placed(orders: dict[str, Order], folder: Path, *, overwrite: bool) -> dict[
 
 def _make(orders: dict[Path, Order], memory: int, options: dict[str, Any], stop: Stop) -> None:
     """Make them and say how each went; exits with the signal's status if stopped, with 2 if one failed."""
-    for warning in dict.fromkeys(warning for order in orders.values() for warning in order.warnings()):
-        click.echo(f"warning: {warning}", err=True)
+    warn(warnings_of(list(orders.values())))
     stop.last_words = partial(ways_on, list(orders))
     with ExitStack() as stack:
         stack.enter_context(stop.polled())
@@ -92,15 +93,15 @@ def _make(orders: dict[Path, Order], memory: int, options: dict[str, Any], stop:
         )  # fmt: skip
     whole = [ending for ending in endings if ending.failure is None]
     for ending in whole:
-        click.echo(f"{ending.output}: {ending.outcome.frames} frames")
+        say(f"{ending.output}: {ending.outcome.frames} frames")
     _say_speed(endings)
     stopped = [ending for ending in whole if not ending.outcome.complete]
     for ending in stopped:
-        click.echo(ending.way_on(), err=True)
+        say(ending.way_on(), err=True)
     failed = [f"{ending.output}: {ending.failure}" for ending in endings if ending.failure is not None]
     if stopped:
         for failure in failed:
-            click.echo(failure, err=True)
+            say(failure, err=True)
         sys.exit(stop.status)
     if failed:
         raise UserError(f"{len(failed)} of {len(endings)} videos failed: {'; '.join(failed)}")
@@ -111,7 +112,7 @@ def _say_speed(endings: list[Ending]) -> None:
     seconds = max(ending.outcome.seconds for ending in endings)
     rate = frames / max(seconds, 1e-9)
     each = rate / len(endings) / FRAMES_PER_SECOND
-    click.echo(
+    say(
         f"{len(endings)} videos, {frames} frames in {seconds:.1f} s, {rate:.0f} per second, "
         f"{each:.1f}x real time each"
     )

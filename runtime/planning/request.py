@@ -32,6 +32,10 @@ from vmla.weights.locate import find_checkpoint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
+
+THREADS = 2
+"""If nobody says how many: one denoises, one decodes. Not as many as a machine has cores, or a seed would
+give another video on another machine: an operation that is shared out among more threads rounds otherwise."""
 THREADS_PER_CORE = 16
 """More are refused: they would only wait for one another."""
 
@@ -159,7 +163,7 @@ def prepare(
         engine: a folder made by `vmla-export`.
         engines: a folder of such folders; where none is given, one of these that fits is taken.
         decoder: a file of TAEHV's weights in place of the checkpoint's codec, or `NOTHING`: no frames.
-        threads: of the CPU, for denoiser and decoder together; as many as PyTorch has, if None.
+        threads: CPU threads of denoiser and decoder together; one for each if None.
         start: a video, an image or a folder of pictures to go on from; a known one is not looked at.
 
     Raises:
@@ -201,7 +205,7 @@ def _open(
 
 
 def choose_threads(wish: int | None) -> int:
-    """The number of CPU threads: `wish`, or as many as PyTorch has.
+    """The number of CPU threads: `wish`, or the same on every machine.
 
     Raises:
         UserError: for more than a machine has use for; tens of thousands would end the process.
@@ -210,7 +214,7 @@ def choose_threads(wish: int | None) -> int:
     if wish is not None and wish > THREADS_PER_CORE * cores:
         most = THREADS_PER_CORE * cores
         raise UserError(f"{wish} threads on {cores} cores; use at most {most}, or leave --threads out")
-    return wish or torch.get_num_threads()
+    return wish or THREADS
 
 
 def as_start(start: Path | Start | None, checkpoint: Checkpoint, chunks: int) -> Start | None:

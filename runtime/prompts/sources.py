@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol, get_args
 
 from plugins.errors import UserError
+from vmla.text import check_prompt
 
 Policy = Literal["keep", "recache", "reset"]
 
@@ -29,8 +30,8 @@ class PromptChange:
     def __post_init__(self) -> None:
         if self.policy not in get_args(Policy):
             raise UserError(f"no such policy: {self.policy}; use {', '.join(get_args(Policy))}")
-        if not all(prompt.strip() for prompt in self.prompts):
-            raise UserError("the prompt is empty; describe what the video shows")
+        for prompt in self.prompts:
+            check_prompt(prompt)
 
 
 Heard = Callable[[str, "Receipt"], None]

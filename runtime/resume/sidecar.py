@@ -6,7 +6,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -28,6 +28,8 @@ from vmla.weights.formats.files import hash_weights, write_json
 
 FRAMES = 24 * 3600 * FRAMES_PER_SECOND
 """Those of a day, the longest that a video lasts; it has fewer chunks than that."""
+PACKAGES = ("numpy", "av", "transformers", "tokenizers", "ftfy")
+"""Beside PyTorch: what reads the prompt, and what encodes the frames."""
 
 
 def sidecar_path(output: Path) -> Path:
@@ -72,6 +74,7 @@ class Recorded:
     dtype: Literal["float32", "bfloat16", "float16"]
     threads: Annotated[int, Between(1, 2**31)]
     versions: dict[str, str]
+    machine: dict[str, str] = field(default_factory=dict)
     live: bool = False
     start_file: str | None = None
     start_hash: str | None = None
@@ -159,8 +162,19 @@ def describe_model(job: Job) -> dict[str, Any]:
             "videomla": version("videomla"),
             "torch": torch.__version__,
             "python": platform.python_version(),
+            **{package: version(package) for package in PACKAGES},
         },
+        "machine": describe_machine(job.device),
     }
+
+
+def describe_machine(device: torch.device) -> dict[str, str]:
+    """What of a machine decides how numbers round, beside the number of threads: not its number of cores."""
+    found = {"instruction_set": torch.backends.cpu.get_cpu_capability(), "architecture": platform.machine()}
+    if device.type == "cuda":
+        found["gpu"] = torch.cuda.get_device_name(device)
+        found |= {"cuda": str(torch.version.cuda), "cudnn": str(torch.backends.cudnn.version())}
+    return found
 
 
 def describe_window(config: ModelConfig) -> dict[str, int]:

@@ -41,20 +41,28 @@ class Order:
     described: Mapping[str, Any] | None = None
     """What `describe` returned, if it was called already."""
     changed: tuple[str, ...] = ()
-    """Versions that differ from those the video was first made with, and might change a frame."""
+    """What differs from when the video was first made, and might change a frame."""
 
     def describe(self) -> dict[str, Any]:
         """What determines the frames; reads all weights the first time."""
         return dict(self.described or describe_job(self.job, frames=self.frames, scale=self.scale))
 
-    def warnings(self) -> list[str]:
-        """Reasons why the video may disappoint, a sentence each."""
-        prompts = [change.prompts[0] for change in self.job.prompts.changes]
-        world = self.job.checkpoint.world()
-        told = [] if world is None else [text for p in prompts if (text := warning_for(p, world))]
-        if self.changed:
-            told.append(f"frames may differ from before: {', '.join(self.changed)}")
-        return told
+
+def warnings_of(orders: Sequence[Order]) -> list[str]:
+    """What may disappoint in videos of one checkpoint, a sentence each; reads no weights.
+
+    A plan (`--dry-run`) and the run itself warn of the same.
+    """
+    checkpoint = orders[0].job.checkpoint
+    world, tokenizer = checkpoint.world(), checkpoint.prompt_tokenizer()
+    told: list[str] = []
+    for order in orders:
+        prompts = dict.fromkeys(change.prompts[0] for change in order.job.prompts.changes)
+        told += [str(cut) for prompt in prompts if (cut := tokenizer.cut(prompt)) is not None]
+        told += [] if world is None else [text for prompt in prompts if (text := warning_for(prompt, world))]
+        if order.changed:
+            told.append(f"frames may differ from before: {', '.join(order.changed)}")
+    return list(dict.fromkeys(told))
 
 
 def new(prompts: Any, checkpoint: str | None, *, scale: int | None, **options: Any) -> Order:
@@ -124,10 +132,15 @@ def _as_recorded(recorded: Mapping[str, Any], given: Mapping[str, Any], path: Pa
         order = replace(order, job=replace(order.job, sampler=told.sampler))
     now = order.describe()
     refuse_another(str(path), DETERMINING, recorded, now)
-    then, here = told.versions, now["versions"]
-    changed = [name for name in here if then.get(name) != here[name]]
-    lines = tuple(f"{name} was {then.get(name)}, is {here[name]}" for name in changed)
+    pairs = (told.versions, now["versions"]), (told.machine, now["machine"])
+    lines = tuple(line for then, here in pairs for line in _changes(then, here))
     return replace(order, described=now, changed=lines)
+
+
+def _changes(then: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
+    """What was recorded and is another now; older files recorded less."""
+    changed = [name for name in here if name in then and then[name] != here[name]]
+    return [f"{name.replace('_', ' ')} was {then[name]}, is {here[name]}" for name in changed]
 
 
 def _trusted(folder: str | None, path: Path) -> Path | None:

@@ -5,7 +5,8 @@ import torch
 from kit.measure import assert_close
 
 from plugins.errors import UserError
-from vmla.text import SmallTextConfig, TextEncoder, clean_prompt
+from runtime.prompts.sources import FixedPrompts
+from vmla.text import PromptTokenizer, SmallTextConfig, TextEncoder, clean_prompt, word_tokenizer
 from vmla.weights.checkpoint import SHIPPED, open_checkpoint
 from vmla.world.caption import read
 
@@ -114,3 +115,28 @@ def test_the_shipped_model_and_its_grader_read_capitals_as_small_letters():
 
 def test_an_encoder_of_words_as_they_are_written_keeps_capitals(text):
     assert text.clean("A Star") == "A Star"
+
+
+def test_what_is_too_long_says_how_much_is_read_and_where_it_is_cut(text):
+    assert text.cut("x" * (TOKENS - 1)) is None
+    cut = text.cut("  a red star " + "x" * 40)
+    assert (cut.tokens, cut.read) == (len("a red star ") + 40 + 1, TOKENS)
+    assert cut.text == "a red star " + "x" * (TOKENS - 1 - len("a red star "))
+    said = str(cut)
+    assert f"has {cut.tokens} tokens, of which the model reads {TOKENS}" in said
+    assert said.endswith(f"it is cut after {cut.text!r}")
+
+
+def test_a_tokenizer_of_words_says_where_in_the_text_it_stops():
+    reader = PromptTokenizer(word_tokenizer(("a", "red", "star")), tokens=24, lower_case=True)
+    cut = reader.cut("A red star, " * 10)
+    assert (cut.tokens, cut.read) == (31, 24)
+    assert cut.text == "a red star, " * 7 + "a red"  # 23 words and the end
+
+
+@pytest.mark.parametrize("prompt", ["a red \ud800 star", "\udcff"], ids=ascii)
+def test_what_is_no_utf8_is_refused(text, prompt):
+    with pytest.raises(UserError, match="the prompt is not UTF-8 text: character"):
+        text([prompt])
+    with pytest.raises(UserError, match="the prompt is not UTF-8 text"):
+        FixedPrompts(prompt)

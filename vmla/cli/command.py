@@ -13,6 +13,10 @@ import click
 from plugins.errors import UserError
 from vmla.cli.stopping import Interrupted, Stop
 from vmla.cli.streams import forgiving_streams
+from vmla.cli.terminal import one_line
+
+HELP: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
+"""What click since 8.2 raises where a command has nothing to do: its help, which has many lines."""
 
 
 class OneLine(click.Command):
@@ -22,6 +26,11 @@ class OneLine(click.Command):
         """Run the command, with signals and streams taken care of."""
         with forgiving_streams(), Stop() as stop:
             return super().main(*args, obj=stop, **kwargs)
+
+    def make_context(self, *arguments: Any, **options: Any) -> click.Context:
+        """Read the command line; what is wrong with it is said in one line too."""
+        with one_line_errors():
+            return super().make_context(*arguments, **options)
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; `UserError` becomes its message."""
@@ -52,9 +61,13 @@ class one_line_errors:  # noqa: N801 - reads as a statement
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """Replace the error of a user."""
         if isinstance(error, UserError):
-            raise Refusal(str(error)) from error
+            raise Refusal(one_line(str(error))) from error
         if isinstance(error, Interrupted):
             click.echo(f"stopped by {error}", err=True)
             raise click.exceptions.Exit(error.status) from error
         if isinstance(error, MemoryError):
             raise Refusal("memory ran out; ask for less at once") from error
+        if isinstance(error, click.UsageError) and not isinstance(error, HELP):
+            said = error.format_message()
+            if one_line(said) != said:
+                raise click.UsageError(one_line(said), error.ctx) from error

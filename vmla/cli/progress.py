@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, TextIO
 if TYPE_CHECKING:
     from rich.live import Live
 
+from vmla.cli.terminal import printable
+
 
 class ProgressLine:
     """Shows the latest of many messages: in place on a terminal, else every `seconds` seconds.
@@ -35,8 +37,11 @@ class ProgressLine:
 
     def show(self, message: str) -> None:
         """Make `message` the current one."""
+        message = printable(message)
         if self._live is not None:
-            self._live.update(message)
+            from rich.text import Text
+
+            self._live.update(Text(message))  # a plain string is read as markup: prompts have brackets
             return
         self._waiting = message
         if time.monotonic() - self._shown_at >= self._seconds:

@@ -22,7 +22,7 @@ from plugins.documents.typed import Between, typed
 from plugins.errors import UserError
 from vmla.config import ModelConfig
 from vmla.scheduler import Sampler
-from vmla.text import TextEncoder, tokenizer_class
+from vmla.text import PromptTokenizer, TextEncoder, tokenizer_class
 from vmla.transformer import VideoMLA
 from vmla.vae import Codec
 from vmla.vae.tiny import TinyCodec, TinyCodecConfig
@@ -151,10 +151,15 @@ class Checkpoint:
 
     def text(self) -> TextEncoder:
         """The text encoder with its tokenizer, in float32."""
-        lower_case = self.world() is not None  # captions of the world of moving shapes have no capitals
-        return TextEncoder(
-            self._text_model(), self._tokenizer(), tokens=self._text_tokens(), lower_case=lower_case
-        )
+        return TextEncoder(self._text_model(), self._tokenizer(), **self._reading())
+
+    def prompt_tokenizer(self) -> PromptTokenizer:
+        """What the text encoder reads of a prompt; no weights are read."""
+        return PromptTokenizer(self._tokenizer(), **self._reading())
+
+    def _reading(self) -> dict[str, Any]:
+        # captions of the world of moving shapes have no capitals
+        return {"tokens": self._text_tokens(), "lower_case": self.world() is not None}
 
     def _text_tokens(self) -> int:
         """Those that the denoiser reads; a Wan pipeline always fills 512 and says so nowhere."""

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from runtime import generate
 from runtime.cli.run import main
 from runtime.outputs.mp4 import Mp4Sink
+from runtime.planning.request import THREADS, prepare
 from vmla.cache import CacheSpec
 from vmla.config import model_preset
 
@@ -188,6 +189,64 @@ def test_a_prompt_of_another_world_is_warned_about(checkpoint, tmp_path):
     odd = make(folder, "null", "--chunks", 1, prompt="a cat playing the piano")
     assert odd.exit_code == 0
     assert "does not know 'cat'" in odd.output
+
+
+def test_a_plan_warns_of_all_that_the_run_warns_of(checkpoint, tmp_path):
+    folder = tmp_path / "sprites"
+    shutil.copytree(checkpoint, folder)
+    index = json.loads((folder / "model_index.json").read_text())
+    (folder / "model_index.json").write_text(json.dumps({**index, "trained_on": "sprites"}))
+    asked = ("--prompt", "a cat playing the piano" * 9, "--checkpoint", folder, "--chunks", 1)
+    plan, made = run(*asked, "--dry-run"), run(*asked, "-o", "null")
+    assert (plan.exit_code, made.exit_code) == (0, 0)
+    warnings = [[x for x in done.stderr.splitlines() if x.startswith("warning: ")] for done in (plan, made)]
+    assert warnings[0] == warnings[1]
+    assert "the prompt has 208 tokens, of which the model reads 96" in warnings[0][0]
+    assert "does not know 'cat'" in warnings[0][1]
+    (tmp_path / "videos.yaml").write_text("a: a dog\nb: a dog\nc: a bird\n")
+    several = run("--videos", tmp_path / "videos.yaml", "--checkpoint", folder, "--dry-run")
+    assert [line.count("does not know") for line in several.stderr.splitlines()] == [1, 1]
+
+
+@pytest.mark.parametrize("odd", ["\x1b[2J", "\x07\r\x08", "\x9b31m", "\u202e", "a\nb"], ids=ascii)
+def test_nothing_that_a_terminal_obeys_is_printed(checkpoint, tmp_path, odd):
+    said = [
+        make(checkpoint, "null", "--chunks", 1, prompt=f"a {odd} star"),
+        make(checkpoint, tmp_path / odd / "a.mp4"),
+        run("--prompt", PROMPT, "--checkpoint", odd),
+        run(f"--{odd}"),
+        run("--prompt", PROMPT, "--checkpoint", checkpoint, "--dry-run", "--dtype", odd),
+    ]
+    assert [done.exit_code for done in said] == [0, 2, 2, 2, 2]
+    for done in said:
+        assert "".join(done.output.splitlines()).isprintable(), done.output
+    assert "\\" in said[1].output
+
+
+def test_a_prompt_that_is_no_text_is_refused_in_one_line(checkpoint):
+    assert_one_line(make(checkpoint, "null", prompt="a \udcff star"), "the prompt is not UTF-8 text")
+
+
+def test_by_default_a_video_does_not_depend_on_the_cores(checkpoint, tmp_path, monkeypatch):
+    for cores in (1, 64):
+        monkeypatch.setattr(os, "cpu_count", lambda cores=cores: cores)
+        monkeypatch.setattr(torch, "get_num_threads", lambda cores=cores: cores)
+        assert prepare(PROMPT, checkpoint, seconds=1)[0].threads == THREADS
+
+
+def test_a_sidecar_says_what_decides_how_numbers_round(checkpoint, tmp_path):
+    assert make(checkpoint, tmp_path / "a.mp4", "--chunks", 1).exit_code == 0
+    path = tmp_path / "a.mp4.json"
+    told = json.loads(path.read_text())
+    assert told["machine"]["instruction_set"] == torch.backends.cpu.get_cpu_capability()
+    assert told["versions"].keys() >= {"torch", "numpy", "av", "transformers", "tokenizers", "ftfy"}
+    told["machine"]["instruction_set"] = "AVX1024"
+    path.write_text(json.dumps(told))
+    again = run("--repeat", path, "--dry-run")
+    assert "frames may differ from before: instruction set was AVX1024, is" in again.stderr
+    del told["machine"]
+    path.write_text(json.dumps(told))
+    assert run("--repeat", path, "--dry-run").stderr == ""
 
 
 def start(checkpoint, output, *more):
