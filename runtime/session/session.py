@@ -30,6 +30,7 @@ from runtime.resume.sidecar import describe_model, describe_video
 from runtime.resume.state import State
 from runtime.rollout.rollout import Rollout
 from runtime.session.commands import CommandQueue
+from runtime.session.pacing import Pacing
 from runtime.session.replay import OF_A_MODEL, OF_A_VIDEO, changes_of, refuse_another
 from runtime.session.stages import Admission, VideoStages
 from runtime.session.task import VideoTask
@@ -85,6 +86,7 @@ class Session:
     def admit(
         self, job: Job, sink: FrameSink, *, frames: int | None, telemetry: Telemetry | None = None,
         autosave: Autosave | None = None, state: State | None = None, on_end: OnEnd | None = None,
+        pacing: Pacing | None = None,
     ) -> VideoTask:  # fmt: skip
         """Begin the video `job`, or go on with it.
 
@@ -96,6 +98,7 @@ class Session:
             autosave: saves its state on the way and at an early end.
             state: to go on from.
             on_end: is told of the end on a thread of its own, once the sink has all frames.
+            pacing: says when chunks are wanted; without it, as soon as the sink takes them.
 
         Raises:
             UserError: if it does not fit beside those that are being made, or is of another kind.
@@ -103,7 +106,7 @@ class Session:
         self._check_kind(job)
         asked = Admission(
             job=job, sink=sink, frames=frames, telemetry=telemetry or NoTelemetry(), autosave=autosave,
-            state=state,
+            state=state, pacing=pacing,
         )  # fmt: skip
         number = self._reserve()
         try:
@@ -119,7 +122,7 @@ class Session:
 
     def restore(
         self, state: State, sink: FrameSink, *, telemetry: Telemetry | None = None,
-        autosave: Autosave | None = None, on_end: OnEnd | None = None,
+        autosave: Autosave | None = None, on_end: OnEnd | None = None, pacing: Pacing | None = None,
     ) -> VideoTask:  # fmt: skip
         """Go on with the video of `state`, of this or another session, as if it had never stopped.
 
@@ -133,8 +136,9 @@ class Session:
         refuse_another("this state", OF_A_MODEL, state.video, self.describe(self._job, frames=None))
         job, frames = self.job_of(state), state.video["frames"]
         return self.admit(
-            job, sink, frames=frames, telemetry=telemetry, autosave=autosave, state=state, on_end=on_end
-        )
+            job, sink, frames=frames, telemetry=telemetry, autosave=autosave, state=state, on_end=on_end,
+            pacing=pacing,
+        )  # fmt: skip
 
     def job_of(self, state: State) -> Job:
         """The job of the video of `state`, with the prompts that it had and will have."""

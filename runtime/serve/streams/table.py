@@ -1,0 +1,343 @@
+"""All streams of a server: begun, forked, taken over, brought into memory, put to rest, forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import re
+import secrets
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+
+from plugins.errors import UserError
+from runtime.prompts.sources import Change, Policy
+from runtime.resume.sidecar import list_changes
+from runtime.resume.state import State, save_state
+from runtime.serve.disk.folder import Kind, StreamFolder, StreamInfo
+from runtime.serve.edge.errors import ApiError, busy, invalid, not_found
+from runtime.serve.edge.logs import log
+from runtime.serve.edge.metrics import Metrics
+from runtime.serve.edge.settings import ServeSettings
+from runtime.serve.streams.places import Places
+from runtime.serve.streams.stream import Stream, Surroundings
+from runtime.serve.streams.worker import Worker
+from vmla.config import FRAMES_PER_SECOND
+
+LOGGER = logging.getLogger("vmla.serve")
+PREFIX = {"session": "session_", "video": "video_"}
+ID = re.compile(r"(session|video)_[0-9a-f]{24}")
+LOOK_SECONDS = 0.5
+"""How often it is looked whether a stream may rest."""
+
+
+class Streams:
+    """For the event loop; what takes long runs on other threads."""
+
+    def __init__(self, worker: Worker, settings: ServeSettings, metrics: Metrics) -> None:
+        self.worker, self.settings, self._metrics = worker, settings, metrics
+        self.places = Places(worker.places, metrics)
+        self._streams: dict[str, Stream] = {}
+        self._around: Surroundings | None = None
+        self._jobs: set[asyncio.Task[None]] = set()
+        self.ready = False
+
+    # From start to end.
+
+    async def start(self) -> None:
+        """Load what there is on disk and begin to make chunks.
+
+        Raises:
+            UserError: if another server has the store.
+        """
+        loop = asyncio.get_running_loop()
+        self._around = Surroundings(
+            worker=self.worker, settings=self.settings, metrics=self._metrics, loop=loop
+        )
+        self._lock_store()
+        await asyncio.to_thread(self.worker.start)
+        for folder in sorted(self.settings.store.iterdir()):
+            if ID.fullmatch(folder.name):
+                self._load(StreamFolder(folder))
+        self._spawn(self._look())
+        self.ready = True
+        self._start_jobs()
+
+    def _lock_store(self) -> None:
+        self.settings.store.mkdir(parents=True, exist_ok=True)
+        self._lock = (self.settings.store / ".lock").open("w")
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            self._lock.close()
+            store = self.settings.store
+            raise UserError(f"another server has {store}; stop it, or name another --store") from error
+
+    def _load(self, folder: StreamFolder) -> None:
+        try:
+            info = folder.read()
+        except (OSError, ValueError, TypeError):
+            LOGGER.warning("unreadable", extra={"fields": {"stream": folder.path.name}})
+            return
+        if info.status == "ready":
+            info = replace(info, status="queued" if info.kind == "video" else "paused")
+        stream = self._add(folder, info)
+        if info.kind == "video" and info.status == "queued":
+            self.places.queue.append(stream)
+
+    async def close(self) -> None:
+        """End what is being made, with its state on disk."""
+        self.ready = False
+        for job in list(self._jobs):
+            job.cancel()
+        there = [stream for stream in self if stream.resident]
+        for stream in there:
+            stream.leave("queued" if stream.info.kind == "video" else "paused")
+        for stream in there:
+            await stream.gone()
+        await asyncio.to_thread(self.worker.close)
+        self._lock.close()
+
+    # What there is.
+
+    def __iter__(self) -> Iterator[Stream]:
+        """All streams."""
+        return iter(list(self._streams.values()))
+
+    def get(self, name: str, kind: Kind) -> Stream:
+        """The stream of that name.
+
+        Raises:
+            ApiError: if there is none.
+        """
+        stream = self._streams.get(name)
+        if stream is None or stream.info.kind != kind:
+            raise not_found(kind)
+        return stream
+
+    @property
+    def viewers(self) -> int:
+        """Viewers of all streams."""
+        return sum(len(stream.viewers) for stream in self._streams.values())
+
+    def measure(self) -> None:
+        """Bring the figures up to date that are counted when they are asked for."""
+        self._metrics.count_streams(Counter((one.info.kind, one.info.status) for one in self))
+        self._metrics.resident.set(sum(one.resident for one in self))
+        self._metrics.viewers.set(self.viewers)
+        self._metrics.waiting.set(len(self.places.queue))
+
+    # What is done with them.
+
+    async def begin(
+        self, kind: Kind, *, prompt: str, seed: int, frames: int | None, lease: float | None = None
+    ) -> Stream:
+        """A new stream, in memory unless it is a job, which waits for its turn.
+
+        Raises:
+            ApiError: if there is no room.
+        """
+        self._check_room(kind)
+        name = PREFIX[kind] + secrets.token_hex(12)
+        info = StreamInfo(
+            id=name, kind=kind, prompt=prompt, seed=seed, frames=frames, created=time.time(),
+            lease=self.settings.lease_seconds if lease is None else lease,
+        )  # fmt: skip
+        folder = StreamFolder(self.settings.store / name)
+        await asyncio.to_thread(folder.write, info)
+        stream = self._add(folder, info)
+        log("begun", stream=name, kind=kind)
+        if kind == "video":
+            self.places.queue.append(stream)
+            self._start_jobs()
+        else:
+            await self._activate_new(stream)
+        return stream
+
+    def _check_room(self, kind: Kind) -> None:
+        limits = self.settings.limits
+        if not self.ready:
+            raise ApiError(503, "not_ready", "the server is starting or stopping", retry_after=5)
+        if len(self._streams) >= limits.stored:
+            raise busy(f"{limits.stored} streams are kept; delete one first")
+        if kind == "video" and len(self.places.queue) >= limits.waiting:
+            raise busy(f"{limits.waiting} jobs wait already; try again later", retry_after=30)
+
+    async def activate(self, stream: Stream) -> None:
+        """Bring `stream` into memory, unless it is there, or over.
+
+        Raises:
+            ApiError: if there is no place, or it cannot be gone on with.
+        """
+        async with stream.lock:
+            if stream.leaving:
+                await stream.gone()
+            if stream.over or stream.resident:
+                return
+            if not self.ready:
+                raise ApiError(503, "not_ready", "the server is starting or stopping", retry_after=5)
+            await self.places.take(stream)
+            await self._bring(stream)
+
+    async def _bring(self, stream: Stream) -> None:
+        """Into the place that it has."""
+        try:
+            await asyncio.to_thread(stream.begin)
+        except (UserError, OSError) as error:
+            self.places.give_back(stream)
+            log("not brought back", stream=stream.id, reason=str(error))
+            raise ApiError(409, "not_resumable", "this stream cannot be gone on with") from error
+        except BaseException:
+            self.places.give_back(stream)
+            raise
+
+    async def _activate_new(self, stream: Stream) -> None:
+        """As `activate`; if it cannot be, nothing is left of it."""
+        try:
+            await self.activate(stream)
+        except ApiError:
+            await self.remove(stream)
+            raise
+
+    async def fork(self, stream: Stream, *, prompt: str | None, policy: Policy, seed: int | None) -> Stream:
+        """A new stream with the past of `stream`, and from the next chunk on another prompt or seed.
+
+        Raises:
+            ApiError: if there is no room or nothing to go on from.
+        """
+        self._check_room("session")
+        state = await self.snapshot(stream)
+        number, seed = state.snapshot.number, stream.info.seed if seed is None else seed
+        prompts = list(state.video["prompts"])
+        if prompt is not None:
+            kept = [one for one in prompts if one["chunk"] < max(number, 1)]
+            prompts = [*kept, *list_changes([Change(chunk=number, prompts=(prompt,), policy=policy)])]
+        name = PREFIX["session"] + secrets.token_hex(12)
+        info = replace(
+            stream.info,
+            id=name,
+            kind="session",
+            seed=seed,
+            created=time.time(),
+            parent=stream.id,
+            status="paused",
+        )
+        video = {**state.video, "seed": seed, "prompts": prompts}
+        folder = await asyncio.to_thread(self._copy, stream, state, info, video)
+        other = self._add(folder, info)
+        log("forked", stream=name, parent=stream.id, chunk=number)
+        await self._activate_new(other)
+        return other
+
+    def _copy(self, stream: Stream, state: State, info: StreamInfo, video: dict[str, object]) -> StreamFolder:
+        past = [change for change in stream.changes if change.chunk < state.snapshot.number]
+        end = state.mark["bytes"] if stream.folder.video.exists() else 0
+        folder = stream.folder.fork(self.settings.store / info.id, info, end=end, changes=past)
+        save_state(folder.state, state, video)
+        return folder
+
+    async def snapshot(self, stream: Stream) -> State:
+        """The state of `stream` after the chunk under way.
+
+        Raises:
+            ApiError: if it has none.
+        """
+        try:
+            return await asyncio.to_thread(stream.snapshot)
+        except UserError as error:
+            raise ApiError(409, "no_state", "there is nothing to go on from: it failed or is over") from error
+
+    async def adopt(self, name: str, state: State) -> Stream:
+        """A stream that was made elsewhere, to be gone on with here.
+
+        Raises:
+            ApiError: if there is one of that name, or no room.
+        """
+        self._check_room("session")
+        if not re.fullmatch(PREFIX["session"] + "[0-9a-f]{24}", name):
+            raise invalid("this is no name of a session")
+        if name in self._streams:
+            raise ApiError(409, "exists", "there is a session of that name here already")
+        before = [one for one in state.video["prompts"] if one["chunk"] <= state.snapshot.number]
+        info = StreamInfo(
+            id=name, kind="session", prompt=before[-1]["prompt"], seed=state.video["seed"],
+            frames=state.video["frames"], created=time.time(), lease=self.settings.lease_seconds,
+            first=state.snapshot.number, status="paused",
+        )  # fmt: skip
+        folder = StreamFolder(self.settings.store / name)
+        await asyncio.to_thread(folder.write, info)
+        await asyncio.to_thread(save_state, folder.state, state, state.video)
+        log("taken over", stream=name, chunk=info.first)
+        return self._add(folder, info)
+
+    async def remove(self, stream: Stream) -> None:
+        """End `stream` and forget it, its files too."""
+        self._streams.pop(stream.id, None)
+        with suppress(ValueError):
+            self.places.queue.remove(stream)
+        async with stream.lock:
+            if stream.resident:
+                stream.leave("stopped")
+                await stream.gone()
+            elif not stream.over:
+                stream.leave("stopped")
+        await asyncio.to_thread(stream.folder.remove)
+        log("removed", stream=stream.id)
+
+    # What happens by itself.
+
+    def _add(self, folder: StreamFolder, info: StreamInfo) -> Stream:
+        assert self._around is not None
+        stream = Stream(folder, info, self._around, self._ended)
+        self._streams[stream.id] = stream
+        return stream
+
+    def _ended(self, stream: Stream) -> None:
+        """`stream` has left memory."""
+        self.places.give_back(stream)
+        log("out of memory", stream=stream.id, status=stream.info.status)
+        if stream.info.kind == "video" and stream.info.status == "queued":
+            self.places.queue.appendleft(stream)
+        self._start_jobs()
+
+    def _start_jobs(self) -> None:
+        while self.ready and (job := self.places.next_job(self._is_waiting)) is not None:
+            self.places.hold(job)
+            self._spawn(self._run(job))
+
+    def _is_waiting(self, job: Stream) -> bool:
+        return job.id in self._streams and job.info.status == "queued"
+
+    async def _run(self, job: Stream) -> None:
+        async with job.lock:
+            try:
+                await self._bring(job)
+            except ApiError as error:
+                job.set(status="failed", error=error.message)
+
+    def _spawn(self, work: object) -> None:
+        job = asyncio.ensure_future(work)  # type: ignore[call-overload]
+        self._jobs.add(job)
+        job.add_done_callback(self._jobs.discard)
+
+    async def _look(self) -> None:
+        """Put to rest who is not watched, end what is too long, forget what nobody asks for."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            now = time.monotonic()
+            for stream in self:
+                alone = now - stream.left_at if not stream.viewers else 0.0
+                if stream.info.kind == "session" and stream.resident and not stream.leaving:
+                    if alone > stream.info.lease:
+                        stream.leave("paused")
+                    elif stream.index.frames > self.settings.limits.stream_seconds * FRAMES_PER_SECOND:
+                        stream.leave("completed")
+                if (
+                    not stream.resident
+                    and alone > self.settings.keep_seconds
+                    and stream.info.status != "queued"
+                ):
+                    await self.remove(stream)
