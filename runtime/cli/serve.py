@@ -77,7 +77,8 @@ def _keys(options: dict[str, Any]) -> tuple[str, ...]:
         return keys
     if options["host"] not in LOOPBACK and not options["no_auth"]:
         raise UserError(
-            f"others can reach {options['host']}; give a file of keys with --api-key, or let anyone in with --no-auth"
+            f"others can reach {options['host']}; give a file of keys with --api-key, "
+            "or let anyone in with --no-auth"
         )
     return ()
 

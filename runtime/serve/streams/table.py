@@ -329,15 +329,15 @@ class Streams:
             await asyncio.sleep(LOOK_SECONDS)
             now = time.monotonic()
             for stream in self:
-                alone = now - stream.left_at if not stream.viewers else 0.0
-                if stream.info.kind == "session" and stream.resident and not stream.leaving:
-                    if alone > stream.info.lease:
-                        stream.leave("paused")
-                    elif stream.index.frames > self.settings.limits.stream_seconds * FRAMES_PER_SECOND:
-                        stream.leave("completed")
-                if (
-                    not stream.resident
-                    and alone > self.settings.keep_seconds
-                    and stream.info.status != "queued"
-                ):
-                    await self.remove(stream)
+                await self._look_at(stream, alone=0.0 if stream.viewers else now - stream.left_at)
+
+    async def _look_at(self, stream: Stream, *, alone: float) -> None:
+        longest = self.settings.limits.stream_seconds * FRAMES_PER_SECOND
+        if stream.info.kind == "session" and stream.resident and not stream.leaving:
+            if alone > stream.info.lease:
+                stream.leave("paused")
+            elif stream.index.frames > longest:
+                stream.leave("completed")
+        unwanted = not stream.resident and stream.info.status != "queued"
+        if unwanted and alone > self.settings.keep_seconds:
+            await self.remove(stream)
