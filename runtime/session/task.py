@@ -80,7 +80,7 @@ class VideoTask:
 
     @property
     def deadline(self) -> float:
-        """When somebody who watches from the beginning on has seen all that is made, or as the pacing says."""
+        """When somebody who watches from the start has seen all that is made, or as the pacing says."""
         if self.stages.pacing is not None:
             return self.stages.pacing.deadline(self.stages.made)
         return self._watched_since + self.stages.ahead_seconds
