@@ -120,3 +120,7 @@ def _serve(options: dict[str, Any], keys: tuple[str, ...]) -> None:
             raise UserError("the server could not start; its log says why")
     finally:
         listening.close()
+
+
+if __name__ == "__main__":
+    main()

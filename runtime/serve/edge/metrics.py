@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -20,7 +21,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()
-        made = {"registry": self.registry, "namespace": "videomla"}
+        made: dict[str, Any] = {"registry": self.registry, "namespace": "videomla"}
         self.chunks = Counter("chunks", "Chunks made.", **made)
         self.frames = Counter("frames", "Frames made.", **made)
         self.chunk_seconds = Histogram(

@@ -7,6 +7,7 @@ import logging
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import Any
 
 from plugins.errors import UserError
 from runtime.outputs import Mark
@@ -176,8 +177,10 @@ class Stream:
         around, self._pacing = self._around, self._new_pacing()
         self._rewatch()
         state = self._state()
-        ends = {"telemetry": self, "pacing": self._pacing, "on_end": self._on_end}
-        common = {"folder": self.folder, "save_every": around.settings.save_every, **ends}
+        common: dict[str, Any] = {
+            "folder": self.folder, "save_every": around.settings.save_every,
+            "telemetry": self, "pacing": self._pacing, "on_end": self._on_end,
+        }  # fmt: skip
         self._goal, self._leaving = "paused", False
         if state is not None:
             self._record_changes(changes_of(state.video["prompts"]), state.snapshot.number)
