@@ -93,10 +93,11 @@ class Watching:
             plain = socket.socket()
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
             plain.connect(("127.0.0.1", port))
-        self.socket = connect(
+        self._connecting = connect(
             f"ws://127.0.0.1:{port}/v1/realtime/video", max_size=None, additional_headers=headers,
             sock=plain, compression=None, max_queue=1 if plain else 16,
         )  # fmt: skip
+        self.socket = self._connecting.__enter__()
         self.events, self.chunks, self.done = [], [], None
         self.media = b""
         if start:
@@ -135,6 +136,12 @@ class Watching:
         while (event := self.next())["type"] != kind:
             assert event["type"] not in ("error", "session.done"), event
         return event
+
+    def until_done(self):
+        """The last message."""
+        while self.done is None:
+            self.next()
+        return self.done
 
     def all(self):
         """Everything up to the end."""

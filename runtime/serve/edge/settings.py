@@ -37,7 +37,7 @@ class Limits:
     """Streams and jobs on disk."""
     stream_seconds: float = 6 * 3600.0
     """The longest stream, and what an endless one ends at."""
-    lease_seconds: float = 3600.0
+    longest_lease: float = 3600.0
     """The longest lease that may be asked for."""
 
 

@@ -31,7 +31,7 @@ SPARE = 4 << 20
 async def begin(body: NewSession, server: ThisServer) -> dict[str, Any]:
     """A new session; its first chunks are made at once, the others while somebody watches."""
     server.check_model(body.model)
-    longest, lease = server.settings.limits.lease_seconds, body.lease_seconds
+    longest, lease = server.settings.limits.longest_lease, body.lease_seconds
     if lease is not None and lease > longest:
         raise invalid(f"lease_seconds: at most {longest:g}")
     frames = server.frames_of(body.seconds)

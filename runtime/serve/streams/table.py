@@ -179,8 +179,11 @@ class Streams:
                 return
             if not self.ready:
                 raise ApiError(503, "not_ready", "the server is starting or stopping", retry_after=5)
-            await self.places.take(stream)
-            await self._bring(stream)
+            try:
+                await self.places.take(stream)
+                await self._bring(stream)
+            finally:
+                self._start_jobs()
 
     async def _bring(self, stream: Stream) -> None:
         """Into the place that it has."""
