@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from plugins.atomic_files import ASIDE, atomic_write_text
-from runtime.prompts.sources import Change, Policy
+from runtime.prompts.sources import Policy, PromptChange
 from runtime.resume.sidecar import sidecar_path
 from runtime.resume.state import state_path
 from runtime.serve.disk.index import ChunkIndex
@@ -46,7 +46,7 @@ class StreamInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptChange:
+class AppliedChange:
     """A change of prompt that took effect."""
 
     chunk: int
@@ -56,9 +56,9 @@ class PromptChange:
     """What those who asked for it called it."""
 
     @property
-    def change(self) -> Change:
+    def change(self) -> PromptChange:
         """The same for a rollout."""
-        return Change(chunk=self.chunk, prompts=(self.prompt,), policy=self.policy)
+        return PromptChange(chunk=self.chunk, prompts=(self.prompt,), policy=self.policy)
 
 
 class StreamFolder:
@@ -83,19 +83,19 @@ class StreamFolder:
         self.path.mkdir(exist_ok=True)
         atomic_write_text(self._info, json.dumps(asdict(info), indent=1))
 
-    def changes(self) -> list[PromptChange]:
+    def changes(self) -> list[AppliedChange]:
         """The prompts that took effect after the first, as far as they were recorded."""
         lines = self._prompts.read_text().split("\n")[:-1] if self._prompts.exists() else []
         read: list[dict[str, Any]] = [json.loads(line) for line in lines]
-        return [PromptChange(**one | {"event_ids": tuple(one["event_ids"])}) for one in read]
+        return [AppliedChange(**one | {"event_ids": tuple(one["event_ids"])}) for one in read]
 
-    def add_change(self, change: PromptChange) -> None:
+    def add_change(self, change: AppliedChange) -> None:
         """Record it, before any chunk is made under it."""
         with self._prompts.open("a") as file:
             file.write(json.dumps(asdict(change)) + "\n")
 
     def fork(
-        self, path: Path, info: StreamInfo, *, end: int, changes: Sequence[PromptChange]
+        self, path: Path, info: StreamInfo, *, end: int, changes: Sequence[AppliedChange]
     ) -> StreamFolder:
         """A new folder at `path` with the past of this one: its first `end` bytes and these `changes`."""
         other = StreamFolder(path)

@@ -11,7 +11,7 @@ from plugins.atomic_files import atomic_write_text
 
 
 @dataclass(frozen=True)
-class Chunk:
+class StoredChunk:
     """Where a chunk lies in the file."""
 
     number: int
@@ -52,11 +52,11 @@ class ChunkIndex:
         lines = (f"{end} {frames}\n" for end, frames in zip(self._ends, self._frames, strict=True))
         atomic_write_text(self._path, "".join(lines))
 
-    def __getitem__(self, number: int) -> Chunk:
+    def __getitem__(self, number: int) -> StoredChunk:
         """Chunk `number`; the first has the head of the file with it."""
         at = number - self.first
         start = self._ends[at - 1] if at else 0
-        return Chunk(number, start, self._ends[at], self._frames[at])
+        return StoredChunk(number, start, self._ends[at], self._frames[at])
 
     @property
     def bytes(self) -> int:

@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from plugins.errors import UserError
-from runtime.prompts.sources import Change, Schedule
+from runtime.prompts.sources import PromptChange, PromptSchedule
 from runtime.resume.state import State, load_state
 from runtime.session.replay import OF_A_MODEL, OF_A_VIDEO, changes_of, refuse_another
 
@@ -59,8 +59,8 @@ def load_received(
 
 
 def _check_video(video: Mapping[str, Any], *, characters: int, frames: int) -> None:
-    changes: list[Change] = changes_of(video["prompts"])
-    Schedule(changes)
+    changes: list[PromptChange] = changes_of(video["prompts"])
+    PromptSchedule(changes)
     for change in changes:
         (prompt,) = change.prompts
         if type(change.chunk) is not int or not isinstance(prompt, str) or len(prompt) > characters:
@@ -96,7 +96,7 @@ def _check_tensors(state: State, template: State) -> None:
     for number, latents in state.snapshot.past.items():
         if (latents.dtype, latents.shape) not in kinds or not 0 <= number < state.snapshot.number:
             raise ValueError(f"chunk {number} of its window is none")
-    mine, theirs = list(template.memory or ()), list(state.memory or ())
+    mine, theirs = list(template.decoder_state or ()), list(state.decoder_state or ())
     if state.snapshot.number and len(mine) != len(theirs):
         raise ValueError("its decoder remembers something else")
     for one, other in zip(theirs, mine, strict=False):

@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from plugins.errors import UserError
-from runtime.serve.disk.index import Chunk
+from runtime.serve.disk.index import StoredChunk
 from runtime.serve.edge.errors import ApiError, invalid, sentence_of
 from runtime.serve.edge.logs import log
 from runtime.serve.routes.messages import LiveInteraction, SessionInteraction, SessionPlayback, SessionStart
@@ -162,7 +162,7 @@ class Connection:
                 raise ApiError(408, "stalled", "nothing was made and nothing was heard for too long")
         return True
 
-    def _metadata(self, stream: Stream, chunk: Chunk, length: int, head: int) -> dict[str, Any]:
+    def _metadata(self, stream: Stream, chunk: StoredChunk, length: int, head: int) -> dict[str, Any]:
         started, superseded = stream.events_at(chunk.number)
         return {
             "type": "video.chunk_metadata",
@@ -238,7 +238,7 @@ class Connection:
         await self.send({"type": "session.interaction.queued", **names, **also, "warnings": warnings})
 
 
-def _read(stream: Stream, chunk: Chunk, *, with_head: bool) -> tuple[bytes, int]:
+def _read(stream: Stream, chunk: StoredChunk, *, with_head: bool) -> tuple[bytes, int]:
     """The bytes of `chunk`, and how many of them are the head of the file; the first chunk has it anyway."""
     file = os.open(stream.folder.video, os.O_RDONLY)
     try:

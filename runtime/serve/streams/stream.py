@@ -12,10 +12,10 @@ from typing import Any
 from plugins.errors import UserError
 from runtime.outputs import Mark
 from runtime.outputs.mp4 import Mp4Sink
-from runtime.prompts.sources import Change, LivePrompts, Policy, Receipt
+from runtime.prompts.sources import LivePrompts, Policy, PromptChange, Receipt
 from runtime.resume.sidecar import list_changes
 from runtime.resume.state import State, load_state
-from runtime.serve.disk.folder import OVER, PromptChange, Status, StreamFolder, StreamInfo
+from runtime.serve.disk.folder import OVER, AppliedChange, Status, StreamFolder, StreamInfo
 from runtime.serve.disk.index import ChunkIndex
 from runtime.serve.disk.sink import StreamSink, elsewhere
 from runtime.serve.edge.metrics import Metrics
@@ -186,7 +186,7 @@ class Stream:
             self._record_changes(changes_of(state.video["prompts"]), state.snapshot.number)
             self.task = around.worker.go_on(state, self._sink(self._mark(state)), **common)
         else:
-            first = Change(chunk=0, prompts=(self.info.prompt,))
+            first = PromptChange(chunk=0, prompts=(self.info.prompt,))
             prompts = LivePrompts.continued([first, *(one.change for one in self.changes)])
             longest = around.settings.limits.stream_seconds
             job = around.worker.order(prompts, frames=self.info.frames, seed=self.info.seed, longest=longest)
@@ -300,7 +300,7 @@ class Stream:
         )
         return StreamSink(file, self.index, self._heard)
 
-    def _record_changes(self, changes: list[Change], number: int) -> None:
+    def _record_changes(self, changes: list[PromptChange], number: int) -> None:
         """Record what `changes` have from chunk `number` on that is not recorded yet."""
         recorded = {one.chunk for one in self.changes}
         for change in changes:
@@ -310,7 +310,7 @@ class Stream:
                 self._record(change.chunk, change.prompts[0], change.policy, ids)
 
     def _record(self, chunk: int, prompt: str, policy: Policy, ids: tuple[str, ...]) -> None:
-        change = PromptChange(chunk=chunk, prompt=prompt, policy=policy, event_ids=ids)
+        change = AppliedChange(chunk=chunk, prompt=prompt, policy=policy, event_ids=ids)
         self.folder.add_change(change)
         self.changes = [*self.changes, change]
 

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import replace
 
 from plugins.errors import UserError
-from runtime.prompts.sources import Change, Policy
+from runtime.prompts.sources import Policy, PromptChange
 from runtime.resume.sidecar import list_changes
 from runtime.resume.state import State, save_state
 from runtime.serve.disk.folder import Kind, StreamFolder, StreamInfo
@@ -217,7 +217,7 @@ class Streams:
         prompts = list(state.video["prompts"])
         if prompt is not None:
             kept = [one for one in prompts if one["chunk"] < max(number, 1)]
-            prompts = [*kept, *list_changes([Change(chunk=number, prompts=(prompt,), policy=policy)])]
+            prompts = [*kept, *list_changes([PromptChange(chunk=number, prompts=(prompt,), policy=policy)])]
         name = PREFIX["session"] + secrets.token_hex(12)
         info = replace(
             stream.info,

@@ -9,7 +9,7 @@ import pytest
 from kit.serving import BLUE, ENOUGH, RED, wait_for
 
 from runtime.pipeline import VideoPipeline
-from runtime.prompts.sources import Change, Schedule
+from runtime.prompts.sources import PromptChange, PromptSchedule
 
 pytestmark = pytest.mark.cpu
 
@@ -65,8 +65,11 @@ def test_a_prompt_changes_at_the_next_edge_and_its_viewer_is_told(server, file_o
     assert first[0]["completed_event_ids"] == ["blue"]
     number = first[0]["generation_chunk_index"]
     assert [event["prompt"] for event, _ in viewer.chunks] == [RED] * number + [BLUE] * (10 - number)
-    changes = [Change(chunk=0, prompts=(RED,)), Change(chunk=number, prompts=(BLUE,), policy="reset")]
-    assert viewer.media == file_of(Schedule(changes), seconds=7.5, seed=5)
+    changes = [
+        PromptChange(chunk=0, prompts=(RED,)),
+        PromptChange(chunk=number, prompts=(BLUE,), policy="reset"),
+    ]
+    assert viewer.media == file_of(PromptSchedule(changes), seconds=7.5, seed=5)
 
 
 def test_what_cannot_be_changed_is_said_with_its_name_and_the_video_goes_on(server):

@@ -8,7 +8,7 @@ from kit.serving import BLUE, RED, serving
 from safetensors.torch import load, save
 
 from runtime.pipeline import VideoPipeline
-from runtime.prompts.sources import Change, Schedule
+from runtime.prompts.sources import PromptChange, PromptSchedule
 
 pytestmark = pytest.mark.cpu
 
@@ -93,10 +93,13 @@ def test_a_fork_has_the_same_past_and_a_future_of_its_own(server, reference):
     assert fork["parent"] == one["id"]
     told, _ = chunks_of(server, fork["id"], 0)
     number = next(event["sequence_number"] for event in told if event["prompt"] == BLUE)
-    changes = [Change(chunk=0, prompts=(RED,)), Change(chunk=number, prompts=(BLUE,), policy="reset")]
+    changes = [
+        PromptChange(chunk=0, prompts=(RED,)),
+        PromptChange(chunk=number, prompts=(BLUE,), policy="reset"),
+    ]
     content = server.http.get(f"/v1/sessions/{fork['id']}/content").content
     assert number == 3
-    assert content == reference(Schedule(changes), seconds=6, seed=3)
+    assert content == reference(PromptSchedule(changes), seconds=6, seed=3)
     chunks_of(server, one["id"], 0)  # the original knows nothing of it
     assert server.http.get(f"/v1/sessions/{one['id']}/content").content == reference(RED, seconds=6, seed=3)
     assert server.http.post(f"/v1/sessions/{one['id']}/fork", json={}).status_code == 409
