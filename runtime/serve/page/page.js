@@ -233,6 +233,7 @@ class Stream {
   change(prompt) {
     if (!prompt) return;
     this.send({ type: "session.interaction", interaction: { event: { prompt }, policy: this.policy } });
+    find(".prompt", this.card).value = "";
   }
 
   async fork(prompt) {
@@ -244,6 +245,7 @@ class Stream {
       const named = prompt ? "another prompt" : `seed ${body.seed}`;
       new Stream({ session_id: other.id, sequence_number: Math.min(number, other.sequence_number) },
         { after: this, origin: `The same past, ${named} from chunk ${other.sequence_number} on` });
+      find(".prompt", this.card).value = "";
       say("Forked");
     } catch (error) { this.note(error.message); }
   }
@@ -310,7 +312,7 @@ class Stream {
 
 function arrange() {
   document.body.classList.toggle("playing", streams.length > 0);
-  find("#streams").classList.toggle("one", streams.length === 1);
+  find("#streams").dataset.count = Math.min(streams.length, 3);
 }
 
 // The address names the streams, so that it can be sent to somebody, or loaded again.
