@@ -4,6 +4,7 @@
 const BUFFER_SECONDS = 2;       // asked of the server: how much is made ahead of what is shown
 const KEPT_SECONDS = 30;        // of what was shown, in the player's memory
 const WAITS = [0.5, 1, 2, 4];   // seconds before each new attempt to reach the server; then the last, for ever
+const DONE = { completed: "Complete", stopped: "Ended", paused: "At rest; load the page again to go on" };
 const GONE = ["not_found", "gone", "generation_failed", "not_resumable", "model_not_found", "invalid_request"];
 
 const find = (selector, within = document) => within.querySelector(selector);
@@ -125,7 +126,7 @@ class Stream {
     if (message.type === "video.start") this.begun(message);
     if (message.type === "video.chunk_metadata") this.about = message;
     if (message.type === "session.interaction.queued") this.note("Takes effect with the next chunk", message.warnings);
-    if (message.type === "session.done") this.finish(message.stopped ? "Ended" : "Complete");
+    if (message.type === "session.done") this.finish(DONE[message.status] || "Ended");
     if (message.type === "error") this.failed(message);
   }
 

@@ -129,6 +129,7 @@ class Connection:
         await self.send({
             "type": "session.done", "request_id": stream.id, "chunks": self._sent,
             "stopped": self._stopped or stream.info.status != "completed", "sequence_number": viewer.next,
+            "status": stream.info.status,
         })  # fmt: skip
 
     # What goes out.

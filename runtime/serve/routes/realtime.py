@@ -22,6 +22,8 @@ from runtime.serve.streams.stream import Stream
 from vmla.config import FRAMES_PER_SECOND
 
 router = APIRouter()
+UNSAVED = 256
+"""Chunks that a viewer may have seen and a crash undone: they are made again before others come."""
 
 
 @router.websocket("/v1/realtime/video")
@@ -75,7 +77,7 @@ async def _open(server: Server, start: SessionStart) -> Stream:
     number = start.sequence_number
     if number is not None and number < stream.info.first:
         raise ApiError(410, "gone", f"this server has the session from chunk {stream.info.first} on")
-    if number is not None and stream.over and number > stream.next:
+    if number is not None and number > stream.next + (0 if stream.over else UNSAVED):
         raise not_found("chunk")
     await streams.activate(stream)
     return stream

@@ -31,12 +31,14 @@ class Events:
     def supersede(self, receipt: Receipt) -> None:
         """Another request came before it took effect."""
         if (event := self._waiting.pop(receipt.number, None)) is not None:
-            self._dropped.append(event)
+            self._dropped = [*self._dropped[-KNOWN:], event]
 
     def apply(self, receipt: Receipt, chunk: int) -> tuple[str, ...]:
         """It takes effect at `chunk`; its ids."""
         if self._dropped:
             self.superseded[chunk], self._dropped = self._dropped, []
+            if len(self.superseded) > KNOWN:
+                self.superseded.pop(next(iter(self.superseded)))
         event = self._waiting.pop(receipt.number, None)
         return () if event is None else (event,)
 

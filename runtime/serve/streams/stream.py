@@ -255,7 +255,7 @@ class Stream:
         elif task.stages.complete:
             status = "completed"
             self.folder.state.unlink(missing_ok=True)
-        self.task = None
+        self.task, self._leaving = None, False
         self.set(status=status, error=error)
         self._gone.set()
         self.left_at = time.monotonic()
