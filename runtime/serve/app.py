@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from fastapi import FastAPI
 
 from runtime.planning.request import Job
+from runtime.serve.disk.store import Store
 from runtime.serve.edge import errors
 from runtime.serve.edge.access import Door
 from runtime.serve.edge.metrics import Metrics
@@ -22,11 +23,11 @@ def create_app(job: Job, settings: ServeSettings, *, memory: int) -> FastAPI:
     """The application that serves the model of `job` within `memory` bytes; it is loaded here.
 
     Raises:
-        UserError: if it does not fit.
+        UserError: if it does not fit, or another server has the store.
     """
-    metrics = Metrics()
+    store, metrics = Store(settings.store), Metrics()
     worker = Worker(job, memory=memory, most=settings.limits.resident)
-    streams = Streams(worker, settings, metrics)
+    streams = Streams(store, worker, settings, metrics)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -6,7 +6,7 @@ import json
 import shutil
 from collections.abc import Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -95,18 +95,16 @@ class StreamFolder:
             file.write(json.dumps(asdict(change)) + "\n")
 
     def fork(
-        self, path: Path, info: StreamInfo, *, end: int, changes: Sequence[AppliedChange]
-    ) -> StreamFolder:
-        """A new folder at `path` with the past of this one: its first `end` bytes and these `changes`."""
-        other = StreamFolder(path)
-        other.write(replace(info, status="paused"))
+        self, other: StreamFolder, info: StreamInfo, *, end: int, changes: Sequence[AppliedChange]
+    ) -> None:
+        """Give `other`, of the stream `info`, the past of this one: `end` bytes and these `changes`."""
+        other.write(info)
         if end:
             _copy(self.video, other.video, end)
             shutil.copyfile(self.chunks, other.chunks)
             ChunkIndex(other.chunks, info.first).cut(end)
         for change in changes:
             other.add_change(change)
-        return other
 
     def remove(self) -> None:
         """Remove what was written here, and the folder if nothing else is in it."""

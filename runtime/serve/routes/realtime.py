@@ -41,8 +41,10 @@ async def realtime_video(socket: WebSocket, server: ThisServer) -> None:
         await connection.serve(stream, start, began=began)
     except ApiError as error:
         await connection.refuse(error)
-    except (TimeoutError, WebSocketDisconnect, RuntimeError):
+    except (TimeoutError, WebSocketDisconnect):
         pass  # gone, or takes nothing any more: the stream waits for whoever comes
+    except FileNotFoundError:
+        await connection.refuse(not_found("session"))  # it was deleted while it was watched
     finally:
         await connection.close()
 

@@ -13,11 +13,13 @@ from fastapi.responses import FileResponse, Response
 
 from plugins.errors import UserError
 from runtime.resume.state import State
+from runtime.serve.disk.store import INCOMING
 from runtime.serve.disk.transfer import load_received, without_places
 from runtime.serve.edge.access import too_large
 from runtime.serve.edge.errors import ApiError, invalid
 from runtime.serve.routes.messages import Fork, Interaction, NewSession
 from runtime.serve.routes.serving import Server, ThisServer
+from runtime.serve.streams import descent
 from runtime.serve.streams.stream import Stream
 from vmla.config import FRAMES_PER_SECOND
 
@@ -100,7 +102,7 @@ async def fork(name: str, body: Fork, server: ThisServer) -> dict[str, Any]:
     stream = server.streams.get(name, "session")
     if stream.info.status == "completed":
         raise ApiError(409, "over", "this session is complete; there is nothing to go on with")
-    other = await server.streams.fork(stream, prompt=body.prompt, policy=body.policy, seed=body.seed)
+    other = await descent.fork(server.streams, stream, prompt=body.prompt, policy=body.policy, seed=body.seed)
     return server.describe(other)
 
 
@@ -125,12 +127,12 @@ async def take_over(name: str, request: Request, server: ThisServer) -> dict[str
     if int(request.headers.get("content-length") or 0) > most:
         raise too_large(most)
     received = await _received(request, most, server)
-    return server.describe(await server.streams.adopt(name, received))
+    return server.describe(await descent.adopt(server.streams, name, received))
 
 
 async def _received(request: Request, most: int, server: Server) -> State:
     """The state in the body of `request`; nothing in it is run, and all of it is checked."""
-    handle, name = tempfile.mkstemp(prefix="incoming-", dir=server.settings.store)
+    handle, name = tempfile.mkstemp(prefix=INCOMING, dir=server.streams.store.path)
     try:
         count = 0
         with os.fdopen(handle, "wb") as file:

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
-import re
-import secrets
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -14,11 +11,10 @@ from contextlib import suppress
 from dataclasses import replace
 
 from plugins.errors import UserError
-from runtime.prompts.sources import Policy, PromptChange
-from runtime.resume.sidecar import list_changes
-from runtime.resume.state import State, save_state
+from runtime.resume.state import State
 from runtime.serve.disk.folder import Kind, StreamFolder, StreamInfo
-from runtime.serve.edge.errors import ApiError, busy, invalid, not_found
+from runtime.serve.disk.store import Store
+from runtime.serve.edge.errors import ApiError, busy, not_found
 from runtime.serve.edge.logs import log
 from runtime.serve.edge.metrics import Metrics
 from runtime.serve.edge.settings import ServeSettings
@@ -28,8 +24,6 @@ from runtime.serve.streams.worker import Worker
 from vmla.config import FRAMES_PER_SECOND
 
 LOGGER = logging.getLogger("vmla.serve")
-PREFIX = {"session": "session_", "video": "video_"}
-ID = re.compile(r"(session|video)_[0-9a-f]{24}")
 LOOK_SECONDS = 0.5
 """How often it is looked whether a stream may rest."""
 
@@ -37,44 +31,29 @@ LOOK_SECONDS = 0.5
 class Streams:
     """For the event loop; what takes long runs on other threads."""
 
-    def __init__(self, worker: Worker, settings: ServeSettings, metrics: Metrics) -> None:
-        self.worker, self.settings, self._metrics = worker, settings, metrics
+    def __init__(self, store: Store, worker: Worker, settings: ServeSettings, metrics: Metrics) -> None:
+        self.store, self.worker, self.settings, self._metrics = store, worker, settings, metrics
         self.places = Places(worker.places, metrics)
         self._streams: dict[str, Stream] = {}
         self._around: Surroundings | None = None
         self._jobs: set[asyncio.Task[None]] = set()
+        self._looking: asyncio.Task[None] | None = None
         self.ready = False
 
     # From start to end.
 
     async def start(self) -> None:
-        """Load what there is on disk and begin to make chunks.
-
-        Raises:
-            UserError: if another server has the store.
-        """
+        """Load what there is on disk and begin to make chunks."""
         loop = asyncio.get_running_loop()
         self._around = Surroundings(
             worker=self.worker, settings=self.settings, metrics=self._metrics, loop=loop
         )
-        self._lock_store()
         await asyncio.to_thread(self.worker.start)
-        for folder in sorted(self.settings.store.iterdir()):
-            if ID.fullmatch(folder.name):
-                self._load(StreamFolder(folder))
-        self._spawn(self._look())
+        for folder in self.store.folders():
+            self._load(folder)
+        self._looking = asyncio.create_task(self._look())
         self.ready = True
         self._start_jobs()
-
-    def _lock_store(self) -> None:
-        self.settings.store.mkdir(parents=True, exist_ok=True)
-        self._lock = (self.settings.store / ".lock").open("w")
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            self._lock.close()
-            store = self.settings.store
-            raise UserError(f"another server has {store}; stop it, or name another --store") from error
 
     def _load(self, folder: StreamFolder) -> None:
         try:
@@ -84,22 +63,23 @@ class Streams:
             return
         if info.status == "ready":
             info = replace(info, status="queued" if info.kind == "video" else "paused")
-        stream = self._add(folder, info)
+        stream = self.add(folder, info)
         if info.kind == "video" and info.status == "queued":
             self.places.queue.append(stream)
 
     async def close(self) -> None:
         """End what is being made, with its state on disk."""
         self.ready = False
-        for job in list(self._jobs):
-            job.cancel()
+        if self._looking is not None:
+            self._looking.cancel()
+        await asyncio.gather(*self._jobs)
         there = [stream for stream in self if stream.resident]
         for stream in there:
             stream.leave("queued" if stream.info.kind == "video" else "paused")
         for stream in there:
             await stream.gone()
         await asyncio.to_thread(self.worker.close)
-        self._lock.close()
+        self.store.close()
 
     # What there is.
 
@@ -123,6 +103,10 @@ class Streams:
         """Viewers of all streams."""
         return sum(len(stream.viewers) for stream in self._streams.values())
 
+    def has(self, name: str) -> bool:
+        """Whether there is a stream of that name."""
+        return name in self._streams
+
     def measure(self) -> None:
         """Bring the figures up to date that are counted when they are asked for."""
         self._metrics.count_streams(Counter((one.info.kind, one.info.status) for one in self))
@@ -140,24 +124,29 @@ class Streams:
         Raises:
             ApiError: if there is no room.
         """
-        self._check_room(kind)
-        name = PREFIX[kind] + secrets.token_hex(12)
+        self.check_room(kind)
+        name = self.store.new_name(kind)
         info = StreamInfo(
             id=name, kind=kind, prompt=prompt, seed=seed, frames=frames, created=time.time(),
             lease=self.settings.lease_seconds if lease is None else lease,
         )  # fmt: skip
-        folder = StreamFolder(self.settings.store / name)
+        folder = self.store.folder(name)
         await asyncio.to_thread(folder.write, info)
-        stream = self._add(folder, info)
+        stream = self.add(folder, info)
         log("begun", stream=name, kind=kind)
         if kind == "video":
             self.places.queue.append(stream)
             self._start_jobs()
         else:
-            await self._activate_new(stream)
+            await self.activate_new(stream)
         return stream
 
-    def _check_room(self, kind: Kind) -> None:
+    def check_room(self, kind: Kind) -> None:
+        """Refuse a new stream that there is no room for.
+
+        Raises:
+            ApiError: naming what there is too much of.
+        """
         limits = self.settings.limits
         if not self.ready:
             raise ApiError(503, "not_ready", "the server is starting or stopping", retry_after=5)
@@ -197,50 +186,17 @@ class Streams:
             self.places.give_back(stream)
             raise
 
-    async def _activate_new(self, stream: Stream) -> None:
-        """As `activate`; if it cannot be, nothing is left of it."""
+    async def activate_new(self, stream: Stream) -> None:
+        """As `activate`; if it cannot be, nothing is left of `stream`.
+
+        Raises:
+            ApiError: as there.
+        """
         try:
             await self.activate(stream)
         except ApiError:
             await self.remove(stream)
             raise
-
-    async def fork(self, stream: Stream, *, prompt: str | None, policy: Policy, seed: int | None) -> Stream:
-        """A new stream with the past of `stream`, and from the next chunk on another prompt or seed.
-
-        Raises:
-            ApiError: if there is no room or nothing to go on from.
-        """
-        self._check_room("session")
-        state = await self.snapshot(stream)
-        number, seed = state.snapshot.number, stream.info.seed if seed is None else seed
-        prompts = list(state.video["prompts"])
-        if prompt is not None:
-            kept = [one for one in prompts if one["chunk"] < max(number, 1)]
-            prompts = [*kept, *list_changes([PromptChange(chunk=number, prompts=(prompt,), policy=policy)])]
-        name = PREFIX["session"] + secrets.token_hex(12)
-        info = replace(
-            stream.info,
-            id=name,
-            kind="session",
-            seed=seed,
-            created=time.time(),
-            parent=stream.id,
-            status="paused",
-        )
-        video = {**state.video, "seed": seed, "prompts": prompts}
-        folder = await asyncio.to_thread(self._copy, stream, state, info, video)
-        other = self._add(folder, info)
-        log("forked", stream=name, parent=stream.id, chunk=number)
-        await self._activate_new(other)
-        return other
-
-    def _copy(self, stream: Stream, state: State, info: StreamInfo, video: dict[str, object]) -> StreamFolder:
-        past = [change for change in stream.changes if change.chunk < state.snapshot.number]
-        end = state.mark["bytes"] if stream.folder.video.exists() else 0
-        folder = stream.folder.fork(self.settings.store / info.id, info, end=end, changes=past)
-        save_state(folder.state, state, video)
-        return folder
 
     async def snapshot(self, stream: Stream) -> State:
         """The state of `stream` after the chunk under way.
@@ -249,32 +205,15 @@ class Streams:
             ApiError: if it has none.
         """
         try:
-            return await asyncio.to_thread(stream.snapshot)
+            try:
+                return await asyncio.to_thread(stream.snapshot)
+            except UserError:
+                if stream.resident and not stream.leaving:
+                    raise
+                await stream.gone()  # it left meanwhile: its state is on disk now
+                return await asyncio.to_thread(stream.snapshot)
         except UserError as error:
             raise ApiError(409, "no_state", "there is nothing to go on from: it failed or is over") from error
-
-    async def adopt(self, name: str, state: State) -> Stream:
-        """A stream that was made elsewhere, to be gone on with here.
-
-        Raises:
-            ApiError: if there is one of that name, or no room.
-        """
-        self._check_room("session")
-        if not re.fullmatch(PREFIX["session"] + "[0-9a-f]{24}", name):
-            raise invalid("this is no name of a session")
-        if name in self._streams:
-            raise ApiError(409, "exists", "there is a session of that name here already")
-        before = [one for one in state.video["prompts"] if one["chunk"] <= state.snapshot.number]
-        info = StreamInfo(
-            id=name, kind="session", prompt=before[-1]["prompt"], seed=state.video["seed"],
-            frames=state.video["frames"], created=time.time(), lease=self.settings.lease_seconds,
-            first=state.snapshot.number, status="paused",
-        )  # fmt: skip
-        folder = StreamFolder(self.settings.store / name)
-        await asyncio.to_thread(folder.write, info)
-        await asyncio.to_thread(save_state, folder.state, state, state.video)
-        log("taken over", stream=name, chunk=info.first)
-        return self._add(folder, info)
 
     async def remove(self, stream: Stream) -> None:
         """End `stream` and forget it, its files too."""
@@ -292,7 +231,8 @@ class Streams:
 
     # What happens by itself.
 
-    def _add(self, folder: StreamFolder, info: StreamInfo) -> Stream:
+    def add(self, folder: StreamFolder, info: StreamInfo) -> Stream:
+        """The stream in `folder`, which is one of all from now on."""
         assert self._around is not None
         stream = Stream(folder, info, self._around, self._ended)
         self._streams[stream.id] = stream
@@ -309,7 +249,9 @@ class Streams:
     def _start_jobs(self) -> None:
         while self.ready and (job := self.places.next_job(self._is_waiting)) is not None:
             self.places.hold(job)
-            self._spawn(self._run(job))
+            running = asyncio.create_task(self._run(job))
+            self._jobs.add(running)
+            running.add_done_callback(self._jobs.discard)
 
     def _is_waiting(self, job: Stream) -> bool:
         return job.id in self._streams and job.info.status == "queued"
@@ -320,11 +262,6 @@ class Streams:
                 await self._bring(job)
             except ApiError as error:
                 job.set(status="failed", error=error.message)
-
-    def _spawn(self, work: object) -> None:
-        job = asyncio.ensure_future(work)  # type: ignore[call-overload]
-        self._jobs.add(job)
-        job.add_done_callback(self._jobs.discard)
 
     async def _look(self) -> None:
         """Put to rest who is not watched, end what is too long, forget what nobody asks for."""

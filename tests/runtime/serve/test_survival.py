@@ -11,8 +11,8 @@ from kit.serving import BLUE, RED, serving, wait_for
 
 from plugins.errors import UserError
 from runtime.serve.disk.index import ChunkIndex
+from runtime.serve.disk.store import Store
 from runtime.serve.streams.places import Places
-from runtime.serve.streams.table import Streams
 
 pytestmark = pytest.mark.cpu
 
@@ -62,9 +62,8 @@ def test_a_server_that_is_stopped_and_started_goes_on_with_streams_and_jobs(chec
 
 
 def test_a_store_has_one_server(server):
-    streams = Streams(server.streams.worker, server.parts.settings, server.parts.metrics)
     with pytest.raises(UserError, match="another server"):
-        streams._lock_store()
+        Store(server.parts.settings.store)
 
 
 def test_viewers_that_come_and_go_leave_nothing_behind(checkpoint, tmp_path):
