@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -115,7 +116,8 @@ def _serve(options: dict[str, Any], keys: tuple[str, ...]) -> None:
         where = f"[{host}]" if ":" in host else host
         click.echo("\n".join([*job.what_runs(), f"page: http://{where}:{port}/"]))
         server = server_for(app, settings)
-        server.run(sockets=[listening])
+        with suppress(KeyboardInterrupt):  # what uvicorn raises again once all is put away
+            server.run(sockets=[listening])
         if not server.started:
             raise UserError("the server could not start; its log says why")
     finally:

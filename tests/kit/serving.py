@@ -16,7 +16,7 @@ from runtime.serve.edge.settings import Limits, ServeSettings
 from runtime.serve.listen import open_socket, server_for
 
 RED, BLUE = "a red star bouncing on a navy background", "a blue ring resting on a gray background"
-ENOUGH = 60
+ENOUGH = 120
 """Seconds within which anything here happens."""
 
 

@@ -171,12 +171,14 @@ def test_a_viewer_that_says_where_it_is_gets_so_much_ahead_and_no_more(server):
 
 
 def test_an_endless_stream_is_made_no_faster_than_it_is_played(server):
+    began = time.monotonic()
     with server.watch(prompt=RED) as viewer:
         name = viewer.next()["session_id"]
         assert viewer.events[0]["config"]["seconds"] is None
         viewer.take(4)
         time.sleep(0.3)
-        assert server.session(name)["sequence_number"] <= 6
+        made = server.session(name)["sequence_number"]
+        assert made * 0.75 <= time.monotonic() - began + 3.0 + 0.75
 
 
 def test_one_that_comes_back_is_given_what_it_missed_then_goes_on_live(server, file_of):
@@ -223,7 +225,7 @@ def test_a_stream_that_everybody_left_rests_on_disk_and_comes_back(server, file_
             again.take(1)
         cold = time.perf_counter() - began
         again.all()
-    assert cold < 3  # 0.05 s on a quiet machine
+    assert cold < 15  # and not a time to live, or a time-out, more
     event, payload = again.chunks[0]
     rest = payload[event["head_length"] :] + b"".join(data for _, data in again.chunks[1:])
     assert before + rest == file_of(RED, seconds=7.5, seed=2)
