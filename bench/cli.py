@@ -22,6 +22,7 @@ VERBS = {
     "grades": "bench.quality.grades",
     "grader": "bench.quality.grader",
     "diagnose": "bench.quality.diagnose",
+    "sheet": "bench.quality.sheet",
     "kernels": "bench.speed.kernels",
     "graph": "bench.speed.onnx_graph",
     "study": "bench.studies.study",
