@@ -98,7 +98,7 @@ def playing(page, video, *, beyond):
 
 
 def test_it_plays_changes_forks_and_survives_its_server(chromium, process):
-    page = chromium.new_page(viewport={"width": 1280, "height": 1180})
+    page = chromium.new_page(viewport={"width": 1280, "height": 1240})
     troubles = []
     page.on("pageerror", lambda error: troubles.append(str(error)))
     page.goto(process.url)
