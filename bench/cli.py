@@ -16,6 +16,7 @@ VERBS = {
     "gpu": "bench.gpu.run",
     "spectrum": "bench.studies.spectrum",
     "quality": "bench.quality.vbench",
+    "vbench": "bench.quality.vbench_suite",
     "report": "bench.report.page",
     "rollout": "bench.speed.rollout",
     "runtime": "bench.speed.runtime",

@@ -46,7 +46,7 @@ async def models(server: ThisServer) -> dict[str, Any]:
         "steps": worker.job.sampler.steps,
         "layout": config.layout,
         "places": worker.places,
-        "stream_bytes": worker.session.plan.stream_bytes,
+        "stream_bytes": worker.session.plan.video_bytes,
         "longest_seconds": server.settings.limits.stream_seconds,
         "knows": None if world is None else knows,
     }

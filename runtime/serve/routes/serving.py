@@ -73,7 +73,7 @@ class Server:
             "height": worker.height,
             "fps": FRAMES_PER_SECOND,
             "making_fps": round(stream.speed, 1),
-            "memory_bytes": plan.stream_bytes if stream.resident else 0,
+            "memory_bytes": plan.video_bytes if stream.resident else 0,
             "file_bytes": index.bytes,
             "warnings": worker.warnings(stream.prompt_at(stream.next)),
         }

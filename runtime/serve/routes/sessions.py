@@ -123,7 +123,7 @@ async def state(name: str, server: ThisServer) -> Response:
 @router.put("/{name}/state", status_code=201)
 async def take_over(name: str, request: Request, server: ThisServer) -> dict[str, Any]:
     """Go on here with a session of another server, by its state."""
-    most = server.streams.worker.session.plan.stream_bytes + SPARE
+    most = server.streams.worker.session.plan.video_bytes + SPARE
     if int(request.headers.get("content-length") or 0) > most:
         raise too_large(most)
     received = await _received(request, most, server)
