@@ -139,7 +139,11 @@ class LivePrompts:
 
     @classmethod
     def continued(cls, changes: Sequence[PromptChange]) -> LivePrompts:
-        """The live prompts of a resumed video, which has had these `changes` so far."""
+        """The live prompts of a video that goes on with these `changes`.
+
+        Some may begin at chunks that are still to be made: then they begin there, and requests wait for the
+        last of them.
+        """
         prompts = cls(changes[0].prompts[0])
         prompts.changes = list(changes)
         return prompts
@@ -170,24 +174,30 @@ class LivePrompts:
     def at(self, chunk: int) -> PromptChange:
         """The prompt of `chunk`; a request that waits is applied to it."""
         with self._lock:
-            receipt, self._waiting = self._waiting, None
+            receipt = None if self._known_from(chunk) else self._waiting
             if receipt is not None:
+                self._waiting = None
                 change = PromptChange(chunk=chunk, prompts=(receipt.prompt,), policy=receipt.policy)
                 self.changes = [*self.changes, change] if chunk else [change]
-            now = self.changes[-1]
+            now = next(change for change in reversed(self.changes) if change.chunk <= chunk)
         if receipt is not None:
             receipt.settle(chunk)
             self._tell("applied", receipt)
         return now
 
     def known_before(self, chunk: int) -> Sequence[PromptChange]:
-        """The changes so far, with a request that waits as one at `chunk`."""
+        """The changes so far, with a request that waits as one at `chunk`, or after the last of them."""
         with self._lock:
             changes, waiting = self.changes, self._waiting
         if waiting is None:
             return changes
-        change = PromptChange(chunk=chunk, prompts=(waiting.prompt,), policy=waiting.policy)
-        return [*changes, change] if chunk else [change]
+        place = changes[-1].chunk + 1 if self._known_from(chunk) else chunk
+        change = PromptChange(chunk=place, prompts=(waiting.prompt,), policy=waiting.policy)
+        return [*changes, change] if place else [change]
+
+    def _known_from(self, chunk: int) -> bool:
+        """Whether a change is known already that begins at `chunk`, other than the first, or after it."""
+        return self.changes[-1].chunk >= chunk > 0
 
     def _tell(self, state: str, receipt: Receipt) -> None:
         if self._heard is not None:

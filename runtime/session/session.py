@@ -34,6 +34,7 @@ from runtime.resume.sidecar import Recorded, describe_model, describe_video
 from runtime.resume.state import State
 from runtime.rollout.rollout import Rollout
 from runtime.session.commands import CommandQueue
+from runtime.session.pacing import Pacing
 from runtime.session.replay import OF_A_MODEL, OF_A_VIDEO, refuse_another
 from runtime.session.stages import Admission, VideoStages
 from runtime.session.task import VideoTask
@@ -88,6 +89,7 @@ class Session:
     def admit(
         self, job: Job, sink: FrameSink, *, frames: int | None, telemetry: Telemetry | None = None,
         autosave: Autosave | None = None, state: State | None = None, on_end: OnEnd | None = None,
+        pacing: Pacing | None = None,
         latents: Callable[[Tensor], object] | None = None,
     ) -> VideoTask:  # fmt: skip
         """Begin the video of `job`, or resume it from `state`.
@@ -101,6 +103,7 @@ class Session:
             state: where to resume.
             on_end: called on a thread of its own once the sink has all frames.
             latents: called with each chunk's latents, on the thread that makes chunks.
+            pacing: says when chunks are wanted; without it, as soon as the sink takes them.
 
         Raises:
             UserError: if memory does not suffice for another video, or `job` is not of the session's kind.
@@ -108,7 +111,7 @@ class Session:
         self._check_kind(job)
         asked = Admission(
             job=job, sink=sink, frames=frames, telemetry=telemetry or NoTelemetry(), autosave=autosave,
-            state=state, latents=latents,
+            state=state, latents=latents, pacing=pacing,
         )  # fmt: skip
         number = self._reserve()
         try:
@@ -124,7 +127,7 @@ class Session:
 
     def restore(
         self, state: State, sink: FrameSink, *, telemetry: Telemetry | None = None,
-        autosave: Autosave | None = None, on_end: OnEnd | None = None,
+        autosave: Autosave | None = None, on_end: OnEnd | None = None, pacing: Pacing | None = None,
     ) -> VideoTask:  # fmt: skip
         """Resume the video of `state`, which this or another session has made, as if it had never stopped.
 
@@ -138,8 +141,9 @@ class Session:
         refuse_another("this state", OF_A_MODEL, state.video, self.describe(self._job, frames=None))
         job, frames = self.job_of(state), state.video["frames"]
         return self.admit(
-            job, sink, frames=frames, telemetry=telemetry, autosave=autosave, state=state, on_end=on_end
-        )
+            job, sink, frames=frames, telemetry=telemetry, autosave=autosave, state=state, on_end=on_end,
+            pacing=pacing,
+        )  # fmt: skip
 
     def job_of(self, state: State) -> Job:
         """The job of the video of `state`, with the prompts that it has had and those to come."""

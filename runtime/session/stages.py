@@ -27,6 +27,7 @@ from runtime.resume.sidecar import describe_prompts
 from runtime.resume.state import Snapshot, State
 from runtime.rollout.decoding import Decoder
 from runtime.rollout.rollout import Rollout
+from runtime.session.pacing import Pacing
 from runtime.telemetry.events import ChunkReport, NoTelemetry, Telemetry
 from vmla.config import FRAMES_PER_SECOND
 
@@ -51,6 +52,8 @@ class Admission:
     """Where to resume; None begins a new video."""
     latents: Callable[[Tensor], object] | None = None
     """Called with the clean latents [1, z, F, h, w] of each chunk, before its frames are made."""
+    pacing: Pacing | None = None
+    """When its chunks are wanted; without one, as soon as the sink takes them."""
 
 
 class VideoStages:
@@ -67,7 +70,7 @@ class VideoStages:
             side: the stream in which chunks of all videos are decoded.
             chunk_seconds: how long a chunk lasts when it is played.
         """
-        self.job, self.autosave, self.earlier = asked.job, asked.autosave, 0
+        self.job, self.autosave, self.pacing, self.earlier = asked.job, asked.autosave, asked.pacing, 0
         self._rollout, self._decoder, self._telemetry = rollout, decoder, asked.telemetry
         self._latents = asked.latents
         self._frames, self._chunks = asked.frames, None if asked.frames is None else asked.job.chunks
@@ -135,8 +138,9 @@ class VideoStages:
 
     @property
     def blocked(self) -> bool:
-        """Whether the next chunk would have to wait for the sink."""
-        return self.decoding.full and self.writer.full
+        """Whether the next chunk is not wanted yet, or would wait for a sink that takes nothing."""
+        unwanted = self.pacing is not None and not self.pacing.wanted(self.made)
+        return unwanted or (self.decoding.full and self.writer.full)
 
     @property
     def ahead_seconds(self) -> float:

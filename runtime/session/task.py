@@ -80,7 +80,9 @@ class VideoTask:
 
     @property
     def deadline(self) -> float:
-        """When a viewer who has watched from the beginning will have seen every chunk made so far."""
+        """When a viewer from the start will have seen every chunk made so far, or what the pacing says."""
+        if self.stages.pacing is not None:
+            return self.stages.pacing.deadline(self.stages.made)
         return self._watched_since + self.stages.ahead_seconds
 
     def pause(self) -> None:

@@ -1,0 +1,128 @@
+"""`vmla-serve`: live video over a network."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import click
+
+from export.engine.manifest import EAGER, engine_store
+from plugins.errors import UserError, missing_extra
+from vmla.cli.command import OneLineCommand
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+LEVELS = ("debug", "info", "warning", "error")
+
+
+@click.command(cls=OneLineCommand)
+@click.option(
+    "--checkpoint", help="Checkpoint folder or shipped model (default: the engine's own, else sprites)."
+)
+@click.option("--engine", type=click.Path(path_type=Path),
+              help="Engine folder, or eager (default: one in your store that fits, else eager).")  # fmt: skip
+@click.option("--decoder", type=click.Path(path_type=Path), help="File of TAEHV weights to decode with.")
+@click.option("--device", default="cpu", show_default=True, help="Torch device.")
+@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
+              show_default=True, help="Type that the model computes in.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads (default: 2).")
+@click.option(
+    "--memory", help="Memory budget for weights and all streams, e.g. 8GiB (default: all free memory)."
+)
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True,
+              help="Port to listen at; 0 for any that is free.")  # fmt: skip
+@click.option("--store", type=click.Path(file_okay=False, path_type=Path), default=Path("streams"),
+              show_default=True, help="Folder that keeps the streams and jobs.")  # fmt: skip
+@click.option("--name", help="Name of the model for clients (default: that of the checkpoint).")
+@click.option("--api-key", type=click.Path(exists=True, dir_okay=False, path_type=Path),
+              help="File of API keys, one on each line, any of which opens the server.")  # fmt: skip
+@click.option("--no-auth", is_flag=True, help="Let anyone in who reaches the address.")
+@click.option("--allow-origin", multiple=True, help="Origin of web pages elsewhere that may use the server.")
+@click.option("--lease", type=click.FloatRange(min=0, min_open=True), default=30.0, show_default=True,
+              help="Seconds that a stream without viewers stays in memory.")  # fmt: skip
+@click.option("--keep", type=click.FloatRange(min=0, min_open=True), default=24.0, show_default=True,
+              help="Hours that a stream or job that nobody asks for stays on disk.")  # fmt: skip
+@click.option("--save-every", type=click.FloatRange(min=0), default=5.0, show_default=True,
+              help="Seconds between two saves of a stream's state.")  # fmt: skip
+@click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True,
+              help="Least that is logged.")  # fmt: skip
+def main(**options: Any) -> None:
+    """Serve live video, sessions and jobs over HTTP and WebSocket, and a page to watch them."""
+    keys = _keys(options)
+    try:
+        import fastapi  # noqa: F401
+        import prometheus_client  # noqa: F401
+        import python_multipart  # noqa: F401
+        import uvicorn  # noqa: F401
+        import websockets  # noqa: F401
+    except ImportError as error:
+        raise missing_extra(error.name or "fastapi", "serve") from error
+    _serve(options, keys)
+
+
+def _keys(options: dict[str, Any]) -> tuple[str, ...]:
+    """The keys that open the server.
+
+    Raises:
+        UserError: if others than this machine could reach it without any and nobody said that they may.
+    """
+    if options["no_auth"] and options["api_key"] is not None:
+        raise click.UsageError("--no-auth lets anyone in; leave out --api-key")
+    if options["api_key"] is not None:
+        lines = options["api_key"].read_text().splitlines()
+        keys = tuple(line.strip() for line in lines if line.strip())
+        if not keys or min(map(len, keys)) < 16:
+            raise UserError(f"{options['api_key']} needs keys of at least 16 characters, one on each line")
+        return keys
+    if options["host"] not in LOOPBACK and not options["no_auth"]:
+        raise UserError(
+            f"others can reach {options['host']}; give a file of keys with --api-key, "
+            "or let anyone in with --no-auth"
+        )
+    return ()
+
+
+def _serve(options: dict[str, Any], keys: tuple[str, ...]) -> None:
+    """Serve until interrupted."""
+    from runtime.device.memory import bytes_of, free_bytes
+    from runtime.planning.request import prepare
+    from runtime.prompts.sources import FixedPrompts
+    from runtime.serve.app import create_app
+    from runtime.serve.edge.logs import log_to_stderr
+    from runtime.serve.edge.settings import ServeSettings
+    from runtime.serve.listen import open_socket, server_for
+
+    engine = options["engine"]
+    job, _ = prepare(
+        FixedPrompts("a video"), options["checkpoint"], device=options["device"], dtype=options["dtype"],
+        engine=None if engine == Path(EAGER) else engine, engines=engine_store() if engine is None else None,
+        decoder=options["decoder"], threads=options["threads"],
+    )  # fmt: skip
+    allowed = options["memory"]
+    settings = ServeSettings(
+        store=options["store"].absolute(), name=options["name"] or job.checkpoint.folder.resolve().name,
+        host=options["host"], port=options["port"], api_keys=keys, origins=options["allow_origin"],
+        lease_seconds=options["lease"], keep_seconds=3600 * options["keep"], save_every=options["save_every"],
+    )  # fmt: skip
+    log_to_stderr(options["log_level"])
+    listening = open_socket(settings)
+    try:
+        app = create_app(
+            job, settings, memory=free_bytes(job.device) if allowed is None else bytes_of(allowed)
+        )
+        host, port = listening.getsockname()[:2]
+        where = f"[{host}]" if ":" in host else host
+        click.echo("\n".join([*job.what_runs(), f"page: http://{where}:{port}/"]))
+        server = server_for(app, settings)
+        with suppress(KeyboardInterrupt):  # what uvicorn raises again once all is put away
+            server.run(sockets=[listening])
+        if not server.started:
+            raise UserError("the server could not start; its log says why")
+    finally:
+        listening.close()
+
+
+if __name__ == "__main__":
+    main()

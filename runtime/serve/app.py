@@ -1,0 +1,46 @@
+"""The application: doors, routes and streams put together."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+from fastapi import FastAPI
+
+from runtime.planning.request import Job
+from runtime.serve.disk.store import Store
+from runtime.serve.edge import errors
+from runtime.serve.edge.access import Door
+from runtime.serve.edge.metrics import Metrics
+from runtime.serve.edge.settings import ServeSettings
+from runtime.serve.routes import about, realtime, sessions, videos
+from runtime.serve.routes.serving import Server
+from runtime.serve.streams.table import Streams
+from runtime.serve.streams.worker import Worker
+
+
+def create_app(job: Job, settings: ServeSettings, *, memory: int) -> FastAPI:
+    """The application that serves the model of `job` within `memory` bytes; it is loaded here.
+
+    Raises:
+        UserError: if it does not fit, or another server has the store.
+    """
+    store, metrics = Store(settings.store), Metrics()
+    worker = Worker(job, memory=memory, most=settings.limits.resident)
+    streams = Streams(store, worker, settings, metrics)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        await streams.start()
+        try:
+            yield
+        finally:
+            await streams.close()
+
+    app = FastAPI(title="vmla-serve", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.server = Server(streams=streams, settings=settings, metrics=metrics)
+    errors.install(app)
+    for part in (about, sessions, videos, realtime):
+        app.include_router(part.router)
+    app.add_middleware(Door, settings=settings, metrics=metrics)
+    return app

@@ -1,0 +1,1 @@
+"""What lies on disk of a stream, and how its state travels."""

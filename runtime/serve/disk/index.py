@@ -1,0 +1,69 @@
+"""Where each chunk of a stream lies in its file."""
+
+from __future__ import annotations
+
+from array import array
+from bisect import bisect_right
+from dataclasses import dataclass
+from pathlib import Path
+
+from plugins.atomic_files import atomic_write_text
+
+
+@dataclass(frozen=True)
+class StoredChunk:
+    """Where a chunk lies in the file."""
+
+    number: int
+    start: int
+    end: int
+    frames: int
+
+
+class ChunkIndex:
+    """Where each chunk lies: in memory ten bytes of each, on disk a line of each."""
+
+    def __init__(self, path: Path, first: int) -> None:
+        """Read what there is; what a crash left of the last line is dropped."""
+        self._path, self.first = path, first
+        self._ends, self._frames = array("Q"), array("H")
+        lines = path.read_text().split("\n")[:-1] if path.exists() else []
+        for line in lines:
+            end, frames = map(int, line.split())
+            self._frames.append(frames)
+            self._ends.append(end)
+
+    @property
+    def next(self) -> int:
+        """The number of the chunk that comes next."""
+        return self.first + len(self._ends)
+
+    def add(self, end: int, frames: int) -> None:
+        """A chunk of so many frames is in the file, up to its byte `end`."""
+        with self._path.open("a") as file:
+            file.write(f"{end} {frames}\n")
+        self._frames.append(frames)
+        self._ends.append(end)  # last: whoever sees it sees all of it
+
+    def cut(self, end: int) -> None:
+        """Forget chunks past the byte `end` of the file."""
+        kept = bisect_right(self._ends, end)
+        del self._ends[kept:], self._frames[kept:]
+        lines = (f"{end} {frames}\n" for end, frames in zip(self._ends, self._frames, strict=True))
+        atomic_write_text(self._path, "".join(lines))
+
+    def __getitem__(self, number: int) -> StoredChunk:
+        """Chunk `number`; the first has the head of the file with it."""
+        at = number - self.first
+        start = self._ends[at - 1] if at else 0
+        return StoredChunk(number, start, self._ends[at], self._frames[at])
+
+    @property
+    def bytes(self) -> int:
+        """Of the file, up to the end of the last chunk."""
+        return self._ends[-1] if self._ends else 0
+
+    @property
+    def frames(self) -> int:
+        """In the file."""
+        return sum(self._frames)

@@ -1,0 +1,38 @@
+"""A stream's file: fragments of MP4, each chunk in the index once it can be read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from runtime.outputs import Frames, Mark
+from runtime.outputs.mp4 import Mp4Sink
+from runtime.serve.disk.index import ChunkIndex
+
+
+class StreamSink:
+    """Writes a chunk, puts it into the index, and tells `heard`; on the thread of the writer."""
+
+    def __init__(self, file: Mp4Sink, index: ChunkIndex, heard: Callable[[], None]) -> None:
+        self._file, self._index, self._heard = file, index, heard
+
+    def write(self, frames: Frames) -> None:
+        """Take the frames of one chunk."""
+        if not len(frames):
+            return
+        self._file.write(frames)
+        self._index.add(self._file.mark()["bytes"], len(frames))
+        self._heard()
+
+    def mark(self) -> Mark:
+        """See `FrameSink.mark`."""
+        return self._file.mark()
+
+    def close(self) -> None:
+        """See `FrameSink.close`."""
+        self._file.close()
+
+
+def elsewhere(mark: Mark) -> Mark:
+    """The mark of a sink that goes on with numbers and times, but in a new file."""
+    nothing = dict.fromkeys(("bytes", "header", "header_crc32", "crc32"), 0)
+    return {"frames": mark["frames"], "fragments": mark["fragments"], **nothing}

@@ -1,0 +1,1 @@
+"""What every request passes: settings, access, errors, figures, logs."""

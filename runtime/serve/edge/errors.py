@@ -1,0 +1,92 @@
+"""Errors as clients see them: JSON with a code for programs and a sentence for people."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi import HTTPException as FastAPIError
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+LOGGER = logging.getLogger("vmla.serve")
+
+
+class ApiError(FastAPIError):
+    """A request that is refused; FastAPI's own kind of error, which it lets through while it reads a body."""
+
+    def __init__(self, status: int, code: str, message: str, *, retry_after: int | None = None) -> None:
+        """`status` of HTTP; after `retry_after` seconds it may be worth another try."""
+        headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+        headers |= {"WWW-Authenticate": "Bearer"} if status == 401 else {}
+        super().__init__(status, message, headers)
+        self.code, self.message = code, message
+
+    @property
+    def body(self) -> dict[str, Any]:
+        """What goes into the answer."""
+        return {"error": {"code": self.code, "message": self.message}}
+
+
+def not_found(what: str) -> ApiError:
+    """There is no such thing."""
+    return ApiError(404, "not_found", f"there is no such {what}")
+
+
+def busy(message: str, *, retry_after: int = 5) -> ApiError:
+    """It may work later."""
+    return ApiError(429, "busy", message, retry_after=retry_after)
+
+
+def invalid(message: str) -> ApiError:
+    """What was asked for cannot be."""
+    return ApiError(422, "invalid_request", message)
+
+
+def sentence_of(errors: Any) -> str:
+    """What pydantic says of a body, as one sentence without the values that were sent."""
+    first = errors[0]
+    place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
+    reason = str(first["msg"]).removeprefix("Value error, ")
+    return f"{place}: {reason}" if place else reason
+
+
+def answer(error: ApiError) -> JSONResponse:
+    """The answer that `error` is."""
+    return JSONResponse(error.body, status_code=error.status_code, headers=error.headers)
+
+
+def install(app: FastAPI) -> None:
+    """Let every error of `app` be JSON."""
+    app.add_exception_handler(ApiError, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(Exception, _unexpected)
+
+
+async def _refused(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, ApiError)
+    return answer(error)
+
+
+async def _invalid(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, RequestValidationError)
+    return answer(invalid(sentence_of(error.errors())))
+
+
+async def _http(request: Request, error: Exception) -> JSONResponse:
+    assert isinstance(error, HTTPException)
+    codes: Mapping[int, str] = {404: "not_found", 405: "method_not_allowed", 416: "range_not_satisfiable"}
+    code = codes.get(error.status_code, "invalid_request")
+    refused = ApiError(error.status_code, code, f"{request.method} {request.url.path}: {error.detail}")
+    response = answer(refused)
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _unexpected(request: Request, error: Exception) -> JSONResponse:
+    LOGGER.exception("unexpected", extra={"fields": {"path": request.url.path}}, exc_info=error)
+    return answer(ApiError(500, "internal", "something went wrong on the server; its log says what"))

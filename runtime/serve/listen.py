@@ -1,0 +1,81 @@
+"""Listening: a socket, uvicorn around the application, and connections that must not take for ever."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from plugins.errors import UserError
+from runtime.serve.edge.settings import ServeSettings
+
+SEND_BUFFER = 1 << 18
+"""Bytes that the system keeps for a viewer who does not take them: a few chunks, not a minute of them."""
+CONNECTIONS = 1_024
+
+
+class TimelyHttp(H11Protocol):
+    """HTTP/1.1, where whoever connects must also ask for something."""
+
+    patience = 30.0
+    """Seconds for the head of the first request."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait."""
+        super().connection_made(transport)
+        self._late = asyncio.get_running_loop().call_later(self.patience, self._give_up)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no more."""
+        self._late.cancel()
+        super().connection_lost(exc)
+
+    def _give_up(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():
+            self.transport.close()
+
+
+def open_socket(settings: ServeSettings) -> socket.socket:
+    """A socket that listens at the address of `settings`; port 0 is any that is free.
+
+    Raises:
+        UserError: if it cannot be had.
+    """
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listening = socket.socket(family, socket.SOCK_STREAM)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+    try:
+        listening.bind((settings.host, settings.port))
+    except OSError as error:
+        listening.close()
+        where = f"{settings.host}:{settings.port}"
+        raise UserError(f"cannot listen at {where}: {error.strerror}; choose another --port") from error
+    return listening
+
+
+def server_for(app: FastAPI, settings: ServeSettings) -> uvicorn.Server:
+    """uvicorn for `app`, to be run on a socket of `open_socket`."""
+    limits = settings.limits
+    timely = type("Timely", (TimelyHttp,), {"patience": limits.request_seconds})
+    options: dict[str, Any] = {
+        "http": timely,
+        "ws_max_size": limits.message_bytes,
+        "ws_max_queue": 8,
+        "ws_per_message_deflate": False,  # video does not get smaller
+        "ws_ping_interval": 20.0,
+        "ws_ping_timeout": 20.0,
+        "timeout_keep_alive": 15,
+        "timeout_graceful_shutdown": 5,
+        "limit_concurrency": CONNECTIONS,
+        "backlog": CONNECTIONS,
+        "server_header": False,
+        "log_config": None,
+        "access_log": False,
+        "lifespan": "on",
+    }
+    return uvicorn.Server(uvicorn.Config(app, **options))

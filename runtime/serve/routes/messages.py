@@ -1,0 +1,125 @@
+"""What clients send: bodies of requests and messages of the live protocol, checked field by field.
+
+The live protocol is the one that vLLM-Omni's clients speak on `/v1/realtime/video`; fields beyond it are
+`session_id`, `sequence_number`, `seconds`, `position_seconds` and `policy`.
+"""
+
+from __future__ import annotations
+
+import secrets
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from runtime.prompts.sources import Policy
+
+LARGEST_SEED = 2**53 - 1
+"""The largest number that JavaScript counts to exactly."""
+LONGEST_PROMPT = 2_000
+
+Prompt = Annotated[str, Field(min_length=1, max_length=LONGEST_PROMPT)]
+Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
+Seconds = Annotated[float, Field(gt=0, le=24 * 3600, allow_inf_nan=False)]
+EventId = Annotated[str, Field(min_length=1, max_length=128)]
+
+
+class Body(BaseModel):
+    """A body in which fields that are not known are refused."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Spoken(BaseModel):
+    """A prompt that says something."""
+
+    prompt: Prompt
+
+    @field_validator("prompt")
+    @classmethod
+    def _says_something(cls, prompt: str) -> str:
+        if not prompt.strip():
+            raise ValueError("the prompt is empty; describe what the video shows")
+        return prompt
+
+
+class NewSession(Spoken, Body):
+    """`POST /v1/sessions`."""
+
+    model: str | None = None
+    seed: Seed = 0
+    seconds: Seconds | None = None
+    """None is endless."""
+    lease_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+
+
+class Interaction(Spoken, Body):
+    """`POST /v1/sessions/{id}/interaction`."""
+
+    policy: Policy = "recache"
+    event_id: EventId = Field(default_factory=lambda: secrets.token_hex(8))
+
+
+class Fork(Body):
+    """`POST /v1/sessions/{id}/fork`."""
+
+    prompt: Prompt | None = None
+    policy: Policy = "recache"
+    seed: Seed | None = None
+
+
+class NewVideo(Spoken):
+    """`POST /v1/videos`; of the public API's fields, those that mean something here are read."""
+
+    model: str | None = None
+    seconds: Seconds | None = None
+    num_frames: Annotated[int, Field(ge=1)] | None = None
+    seed: Seed = 0
+    size: str | None = None
+    fps: int | None = None
+    num_inference_steps: int | None = None
+
+
+class SessionStart(BaseModel):
+    """The first message: a new stream, or one that there is (`session_id`)."""
+
+    type: Literal["session.start"]
+    prompt: Prompt | None = None
+    model: str | None = None
+    format: Literal["m4s"] = "m4s"
+    seed: Seed | None = None
+    num_frames: Annotated[int, Field(ge=1)] | None = None
+    seconds: Seconds | None = None
+    streaming_buffer_seconds: Annotated[float, Field(gt=0, le=60, allow_inf_nan=False)] | None = None
+    session_id: str | None = None
+    sequence_number: Annotated[int, Field(ge=0)] | None = None
+    """The chunk that is wanted first; the newest if not given."""
+
+
+class Event(BaseModel):
+    """What shall change."""
+
+    prompt: Prompt | None = None
+    multi_modal_data: Any = None
+
+
+class LiveInteraction(BaseModel):
+    """A change of prompt on its way."""
+
+    event_id: EventId = Field(default_factory=lambda: secrets.token_hex(8))
+    event: Event
+    transition_chunks: int | None = None
+    policy: Policy = "recache"
+
+
+class SessionInteraction(BaseModel):
+    """`session.interaction`."""
+
+    type: Literal["session.interaction"]
+    interaction: LiveInteraction
+
+
+class SessionPlayback(BaseModel):
+    """`session.playback`: how far the viewer's player is."""
+
+    type: Literal["session.playback"]
+    position_seconds: Annotated[float, Field(ge=0, le=7 * 24 * 3600, allow_inf_nan=False)]

@@ -1,0 +1,85 @@
+"""`WS /v1/realtime/video`: a stream while it is made, in the protocol of vLLM-Omni's clients.
+
+Control messages are JSON; each `video.chunk_metadata` is followed by one binary message with the chunk's
+fragments of MP4. The first binary message of a connection has the file's head before them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from fastapi import APIRouter, WebSocket
+from pydantic import ValidationError
+from starlette.websockets import WebSocketDisconnect
+
+from runtime.serve.edge.access import PROTOCOL
+from runtime.serve.edge.errors import ApiError, busy, invalid, not_found, sentence_of
+from runtime.serve.routes.connection import Connection
+from runtime.serve.routes.messages import SessionStart
+from runtime.serve.routes.serving import Server, ThisServer
+from runtime.serve.streams.stream import Stream
+from vmla.config import FRAMES_PER_SECOND
+
+router = APIRouter()
+UNSAVED = 256
+"""Chunks that a viewer may have seen and a crash undone: they are made again before others come."""
+
+
+@router.websocket("/v1/realtime/video")
+async def realtime_video(socket: WebSocket, server: ThisServer) -> None:
+    """Serve one viewer."""
+    spoken = socket.scope.get("subprotocols", [])
+    await socket.accept(subprotocol=PROTOCOL if PROTOCOL in spoken else None)
+    connection = Connection(socket, server)
+    try:
+        if server.streams.viewers >= server.settings.limits.viewers:
+            raise busy("too many viewers are connected")
+        start = await _first(connection, server)
+        began = time.perf_counter()
+        stream = await _open(server, start)
+        await connection.serve(stream, start, began=began)
+    except ApiError as error:
+        await connection.refuse(error)
+    except (TimeoutError, WebSocketDisconnect):
+        pass  # gone, or takes nothing any more: the stream waits for whoever comes
+    except FileNotFoundError:
+        await connection.refuse(not_found("session"))  # it was deleted while it was watched
+    finally:
+        await connection.close()
+
+
+async def _first(connection: Connection, server: Server) -> SessionStart:
+    """What the viewer wants; it must say so soon.
+
+    Raises:
+        ApiError: if it says nothing, or nothing that can be.
+    """
+    try:
+        message = await asyncio.wait_for(connection.receive(), server.settings.limits.start_seconds)
+    except TimeoutError as error:
+        raise ApiError(408, "start_timeout", "no session.start came") from error
+    try:
+        return SessionStart.model_validate(message)
+    except ValidationError as error:
+        raise invalid(sentence_of(error.errors())) from error
+
+
+async def _open(server: Server, start: SessionStart) -> Stream:
+    """The stream that is asked for, a new one or one that there is, in memory unless it is over."""
+    streams = server.streams
+    server.check_model(start.model)
+    if start.session_id is None:
+        if start.prompt is None or not start.prompt.strip():
+            raise invalid("prompt: the prompt is empty; describe what the video shows")
+        seconds = start.seconds if start.num_frames is None else start.num_frames / FRAMES_PER_SECOND
+        frames = server.frames_of(seconds)
+        return await streams.begin("session", prompt=start.prompt, seed=start.seed or 0, frames=frames)
+    stream = streams.get(start.session_id, "session")
+    number = start.sequence_number
+    if number is not None and number < stream.info.first:
+        raise ApiError(410, "gone", f"this server has the session from chunk {stream.info.first} on")
+    if number is not None and number > stream.next + (0 if stream.over else UNSAVED):
+        raise not_found("chunk")
+    await streams.activate(stream)
+    return stream

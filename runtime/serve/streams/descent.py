@@ -1,0 +1,84 @@
+"""Streams that come of others: forked here, or made elsewhere and gone on with here."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from runtime.prompts.sources import Policy, PromptChange
+from runtime.resume.sidecar import list_changes
+from runtime.resume.state import State, save_state
+from runtime.serve.disk.folder import StreamFolder, StreamInfo
+from runtime.serve.edge.errors import ApiError, invalid
+from runtime.serve.edge.logs import log
+from runtime.serve.streams.stream import Stream
+from runtime.serve.streams.table import Streams
+
+
+async def fork(
+    streams: Streams, stream: Stream, *, prompt: str | None, policy: Policy, seed: int | None
+) -> Stream:
+    """A new stream with the past of `stream`, and from the next chunk on another prompt or seed.
+
+    Raises:
+        ApiError: if there is no room or nothing to go on from.
+    """
+    streams.check_room("session")
+    state = await streams.snapshot(stream)
+    number, seed = state.snapshot.number, stream.info.seed if seed is None else seed
+    prompts = list(state.video["prompts"])
+    if prompt is not None:
+        change = PromptChange(chunk=number, prompts=(prompt,), policy=policy)
+        prompts = [one for one in prompts if one["chunk"] < number] + list_changes([change])
+    info = replace(
+        stream.info, id=streams.store.new_name("session"), kind="session", prompt=prompts[0]["prompt"],
+        seed=seed, created=time.time(), parent=stream.id, status="paused",
+    )  # fmt: skip
+    video = {**state.video, "seed": seed, "prompts": prompts}
+    folder = await asyncio.to_thread(_copy, stream, state, streams.store.folder(info.id), info, video)
+    other = streams.add(folder, info)
+    log("forked", stream=other.id, parent=stream.id, chunk=number)
+    await streams.activate_new(other)
+    return other
+
+
+def _copy(
+    stream: Stream, state: State, folder: StreamFolder, info: StreamInfo, video: Mapping[str, Any]
+) -> StreamFolder:
+    past = [change for change in stream.changes if change.chunk < state.snapshot.number]
+    end = state.mark["bytes"] if stream.folder.video.exists() else 0
+    stream.folder.fork(folder, info, end=end, changes=past)
+    save_state(folder.state, state, video)
+    return folder
+
+
+async def adopt(streams: Streams, name: str, state: State) -> Stream:
+    """A stream that was made elsewhere, to be gone on with here; it rests until somebody comes.
+
+    Raises:
+        ApiError: if there is one of that name, or no room.
+    """
+    streams.check_room("session")
+    if not name.startswith("session_"):
+        raise invalid("this is no name of a session")
+    try:
+        folder = streams.store.folder(name)
+    except ValueError as error:
+        raise invalid(str(error)) from error
+    if streams.has(name):
+        raise ApiError(409, "exists", "there is a session of that name here already")
+    before = [one for one in state.video["prompts"] if one["chunk"] <= state.snapshot.number]
+    info = StreamInfo(
+        id=name, kind="session", prompt=before[-1]["prompt"], seed=state.video["seed"],
+        frames=state.video["frames"], created=time.time(), lease=streams.settings.lease_seconds,
+        first=state.snapshot.number, status="paused",
+    )  # fmt: skip
+    stream = streams.add(folder, info)
+    async with stream.lock:  # nobody begins it before its state is there
+        await asyncio.to_thread(folder.write, info)
+        await asyncio.to_thread(save_state, folder.state, state, state.video)
+    log("taken over", stream=name, chunk=info.first)
+    return stream

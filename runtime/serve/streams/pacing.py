@@ -1,0 +1,62 @@
+"""When chunks of a stream are wanted: as far ahead as its viewers allow, or in the background."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from runtime.serve.streams.viewer import LEAD, Viewer
+
+BACKGROUND = 1e12
+"""A deadline, in seconds, behind that of everybody who watches."""
+
+
+class LivePacing:
+    """Made for whoever watches; the one that is furthest ahead counts, the others read the file."""
+
+    def __init__(
+        self, *, chunk_seconds: float, clock: Callable[[], float], missed: Callable[[], None]
+    ) -> None:
+        """`missed` is told when a chunk comes after what was made is played."""
+        self._seconds, self._clock, self._missed = chunk_seconds, clock, missed
+        self._viewers: tuple[Viewer, ...] = ()
+        self._idle = LEAD
+        self._made: int | None = None
+        self._due, self._asked = clock(), clock()
+
+    def watch(self, viewers: Iterable[Viewer], *, idle: int) -> None:
+        """These watch now; while nobody does, making stops before chunk `idle`."""
+        self._idle, self._viewers = idle, tuple(viewers)
+
+    def wanted(self, made: int) -> bool:
+        """See `Pacing.wanted`."""
+        wanted = made < max((viewer.limit() for viewer in self._viewers), default=self._idle)
+        if not wanted:
+            self._asked = self._clock()
+        return wanted
+
+    def deadline(self, made: int) -> float:
+        """When the last chunk is played, by somebody who takes each as soon as it is there."""
+        now = self._clock()
+        if self._made is None:
+            self._made, self._due = made, now
+        if made > self._made:
+            if now > max(self._due, self._asked) + self._seconds:
+                self._missed()
+            self._due = max(self._due, now) + (made - self._made) * self._seconds
+            self._made = made
+        return self._due
+
+
+class BackgroundPacing:
+    """Made in the time that nobody else needs; of several, whoever has made fewer chunks goes on."""
+
+    def __init__(self, *, chunk_seconds: float) -> None:
+        self._seconds = chunk_seconds
+
+    def wanted(self, made: int) -> bool:
+        """Always."""
+        return True
+
+    def deadline(self, made: int) -> float:
+        """See `Pacing.deadline`."""
+        return BACKGROUND + made * self._seconds

@@ -1,0 +1,322 @@
+"""One stream: a video in the making or at rest, those who watch it, and its file."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+from plugins.errors import UserError
+from runtime.outputs import Mark
+from runtime.outputs.mp4 import Mp4Sink
+from runtime.prompts.sources import LivePrompts, Policy, PromptChange, Receipt
+from runtime.resume.sidecar import Recorded, list_changes
+from runtime.resume.state import State, load_state
+from runtime.serve.disk.folder import OVER, AppliedChange, Status, StreamFolder, StreamInfo
+from runtime.serve.disk.index import ChunkIndex
+from runtime.serve.disk.sink import StreamSink, elsewhere
+from runtime.serve.edge.metrics import Metrics
+from runtime.serve.edge.settings import ServeSettings
+from runtime.serve.streams.events import Events
+from runtime.serve.streams.pacing import BackgroundPacing, LivePacing
+from runtime.serve.streams.viewer import LEAD, Viewer
+from runtime.serve.streams.worker import Worker
+from runtime.session.stages import DecodeError
+from runtime.session.task import VideoTask
+from runtime.telemetry.events import ChunkReport
+from vmla.config import FRAMES_PER_SECOND
+
+LOGGER = logging.getLogger("vmla.serve")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surroundings:
+    """What all streams of a server have in common."""
+
+    worker: Worker
+    settings: ServeSettings
+    metrics: Metrics
+    loop: asyncio.AbstractEventLoop
+
+
+class Stream:
+    """Its methods are for the event loop, but for those that say otherwise."""
+
+    def __init__(
+        self, folder: StreamFolder, info: StreamInfo, around: Surroundings, ended: Callable[[Stream], None]
+    ) -> None:
+        """The stream in `folder`; `ended` is told, on the event loop, when it has left memory."""
+        self.folder, self.info, self._around, self._tell_ended = folder, info, around, ended
+        self.index = ChunkIndex(folder.chunks, info.first)
+        self.changes = folder.changes()
+        self.viewers: set[Viewer] = set()
+        self.lock = asyncio.Lock()
+        """Held while it comes into memory."""
+        self.task: VideoTask | None = None
+        self.left_at = time.monotonic()
+        """When the last viewer left, or it came here."""
+        self.report: ChunkReport | None = None
+        self._frames = 0
+        self._pacing = self._new_pacing()
+        self._gone = asyncio.Event()
+        self._gone.set()
+        self._goal: Status = "paused"
+        self._leaving = False
+        self._events = Events()
+
+    # What it is.
+
+    @property
+    def id(self) -> str:
+        """Its name."""
+        return self.info.id
+
+    @property
+    def resident(self) -> bool:
+        """Whether it is in memory."""
+        return self.task is not None
+
+    @property
+    def leaving(self) -> bool:
+        """Whether it is on its way out of memory."""
+        return self._leaving
+
+    @property
+    def over(self) -> bool:
+        """Whether no more chunks will be made."""
+        return self.info.status in OVER
+
+    @property
+    def next(self) -> int:
+        """The number of the chunk that comes next."""
+        return self.index.next
+
+    @property
+    def speed(self) -> float:
+        """Frames made in a second of work; 0 if none were made lately."""
+        report = self.report
+        if report is None:
+            return 0.0
+        worked = report.denoise_seconds + report.clean_seconds + report.decode_seconds
+        return self._around.worker.chunk_frames / max(worked, 1e-9)
+
+    @property
+    def expires(self) -> int | None:
+        """When it leaves memory if nobody comes, in seconds since 1970; None if it is not there."""
+        if not self.resident:
+            return None
+        alone = 0.0 if self.viewers else time.monotonic() - self.left_at
+        return int(time.time() + self.info.lease - alone)
+
+    def prompt_at(self, number: int) -> str:
+        """What chunk `number` shows."""
+        before = [change for change in self.changes if change.chunk <= number]
+        return before[-1].prompt if before else self.info.prompt
+
+    def events_at(self, number: int) -> tuple[list[str], list[str]]:
+        """What took effect with chunk `number`, and what was superseded before it could, by their ids."""
+        started = [event for c in self.changes if c.chunk == number for event in c.event_ids]
+        return started, self._events.superseded.get(number, [])
+
+    # Who watches it.
+
+    def attach(self, number: int | None, *, buffer_seconds: float | None) -> Viewer:
+        """A viewer that takes chunk `number` next, or the newest that there is."""
+        worker = self._around.worker
+        number = max(self.info.first, self.next - 1) if number is None else number
+        viewer = Viewer(
+            next=number, endless=self.info.frames is None, chunk_seconds=worker.chunk_seconds,
+            clock=worker.clock, buffer_seconds=buffer_seconds,
+        )  # fmt: skip
+        self.viewers.add(viewer)
+        self._rewatch()
+        return viewer
+
+    def detach(self, viewer: Viewer) -> None:
+        """It watches no longer."""
+        self.viewers.discard(viewer)
+        self.left_at = time.monotonic()
+        self._rewatch()
+
+    def _rewatch(self) -> None:
+        if isinstance(self._pacing, LivePacing):
+            # What is made at most for nobody: the first chunks, for whoever comes.
+            self._pacing.watch(self.viewers, idle=self.info.first + LEAD)
+
+    def wake(self) -> None:
+        """Let every viewer look again."""
+        for viewer in self.viewers:
+            viewer.news.set()
+
+    # What is done with it.
+
+    def change(self, prompt: str, policy: Policy, event_id: str) -> None:
+        """Ask for another prompt from the next chunk on; the same `event_id` counts once.
+
+        Raises:
+            UserError: for an empty prompt, or if its prompts are fixed.
+        """
+        assert self.task is not None
+        prompts = self.task.stages.job.prompts
+        if not isinstance(prompts, LivePrompts):
+            raise UserError("the prompt of this video is fixed")
+        with self._events.lock:
+            if event_id not in self._events.known:
+                self._events.expect(prompts.change(prompt, policy=policy), event_id)
+
+    def begin(self) -> None:
+        """Come into memory and make chunks, from the start or from the state on disk; on any thread.
+
+        Raises:
+            UserError: if its state or file is not what it was.
+        """
+        around, self._pacing = self._around, self._new_pacing()
+        self._rewatch()
+        state = self._state()
+        common: dict[str, Any] = {
+            "folder": self.folder, "save_every": around.settings.save_every,
+            "telemetry": self, "pacing": self._pacing, "on_end": self._on_end,
+        }  # fmt: skip
+        self._goal, self._leaving = "paused", False
+        if state is not None:
+            self._record_changes(Recorded.of(state.video, "its state").changes(), state.snapshot.number)
+            self.task = around.worker.go_on(state, self._sink(self._mark(state)), **common)
+        else:
+            first = PromptChange(chunk=0, prompts=(self.info.prompt,))
+            prompts = LivePrompts.continued([first, *(one.change for one in self.changes)])
+            longest = around.settings.limits.stream_seconds
+            job = around.worker.order(prompts, frames=self.info.frames, seed=self.info.seed, longest=longest)
+            self.task = around.worker.begin(job, self._sink(None), frames=self.info.frames, **common)
+        self._gone.clear()
+        self.set(status="ready")
+
+    def leave(self, goal: Status = "paused") -> None:
+        """Leave memory after the chunk under way, with its state on disk, and be `goal` then."""
+        if self.task is not None:
+            self._goal, self._leaving = goal, True
+            self.task.end()
+        elif not self.over:
+            self.set(status=goal)
+            self.wake()
+
+    async def gone(self) -> None:
+        """Wait until it is out of memory."""
+        await self._gone.wait()
+
+    def snapshot(self) -> State:
+        """All that is needed to go on with it elsewhere; on any thread, and waits for the chunk under way.
+
+        Raises:
+            UserError: if there is no such state.
+        """
+        task = self.task
+        if task is not None:
+            return task.snapshot()
+        return load_state(self.folder.state, mend="begin it anew")[0]
+
+    def set(self, *, status: Status, error: str | None = None) -> None:
+        """Be in `status` from now on, on disk too; on any thread."""
+        self.info = replace(self.info, status=status, error=error)
+        self.folder.write(self.info)
+
+    # What follows is called by the threads that make it.
+
+    def chunk(self, report: ChunkReport) -> None:
+        """See `Telemetry.chunk`."""
+        self.report = report
+        self._around.metrics.chunk(report)
+        self._around.metrics.frames.inc(report.frames - max(self._frames, report.earlier))
+        self._frames = report.frames
+
+    def prompt(self, state: str, receipt: Receipt) -> None:
+        """See `Telemetry.prompt`: a change that is applied is on disk before a chunk is made under it."""
+        self._around.metrics.prompt(state, receipt)
+        with self._events.lock:
+            if state == "superseded":
+                self._events.supersede(receipt)
+            if state == "applied" and receipt.chunk is not None:
+                ids = self._events.apply(receipt, receipt.chunk)
+                self._record(receipt.chunk, receipt.prompt, receipt.policy, ids)
+
+    def _heard(self) -> None:
+        self._around.loop.call_soon_threadsafe(self.wake)
+
+    def _on_end(self, task: VideoTask) -> None:
+        self._around.loop.call_soon_threadsafe(self._ended, task)
+
+    def _ended(self, task: VideoTask) -> None:
+        status, error = self._goal, None
+        if task.failure is not None:
+            status, error = "failed", self._sentence(task.failure)
+        elif task.stages.complete:
+            status = "completed"
+            self.folder.state.unlink(missing_ok=True)
+        self.task, self._leaving = None, False
+        self.set(status=status, error=error)
+        self._gone.set()
+        self.left_at = time.monotonic()
+        self.wake()
+        self._tell_ended(self)
+
+    def _sentence(self, failure: BaseException) -> str:
+        """What went wrong, for the network: without paths of this machine."""
+        LOGGER.error("failed", extra={"fields": {"stream": self.id, "reason": str(failure)}})
+        if isinstance(failure, OSError):
+            return f"cannot write the video: {failure.strerror or 'the disk refuses'}"
+        if isinstance(failure, UserError | DecodeError):
+            return str(failure).replace(str(self.folder.path), "the stream")
+        return "something went wrong on the server; its log says what"
+
+    # On disk.
+
+    def _state(self) -> State | None:
+        """The state on disk, with all prompts that are recorded; None if there is none."""
+        if not self.folder.state.exists():
+            return None
+        state = load_state(self.folder.state, mend="begin it anew")[0]
+        known = Recorded.of(state.video, "its state").changes()
+        later = [one.change for one in self.changes if one.chunk >= state.snapshot.number]
+        if later:  # what was recorded since counts: chunks were made, and seen, under it
+            known = [one for one in known if one.chunk < state.snapshot.number] + later
+        return replace(state, video={**state.video, "prompts": list_changes(known), "live": True})
+
+    def _mark(self, state: State) -> Mark:
+        """Where the file goes on; one that came from elsewhere begins here."""
+        here = self.folder.video.exists() or state.snapshot.number != self.info.first
+        return state.mark if here else elsewhere(state.mark)
+
+    def _sink(self, mark: Mark | None) -> StreamSink:
+        """The file, cut behind `mark`."""
+        self.index.cut(0 if mark is None else mark["bytes"])
+        file = Mp4Sink(
+            self.folder.video,
+            frames_per_second=FRAMES_PER_SECOND,
+            scale=self._around.worker.scale,
+            after=mark,
+        )
+        return StreamSink(file, self.index, self._heard)
+
+    def _record_changes(self, changes: list[PromptChange], number: int) -> None:
+        """Record what `changes` have from chunk `number` on that is not recorded yet."""
+        recorded = {one.chunk for one in self.changes}
+        for change in changes:
+            if change.chunk >= number and change.chunk not in recorded and change.chunk:
+                with self._events.lock:
+                    ids = self._events.at_rest()
+                self._record(change.chunk, change.prompts[0], change.policy, ids)
+
+    def _record(self, chunk: int, prompt: str, policy: Policy, ids: tuple[str, ...]) -> None:
+        change = AppliedChange(chunk=chunk, prompt=prompt, policy=policy, event_ids=ids)
+        self.folder.add_change(change)
+        self.changes = [*self.changes, change]
+
+    def _new_pacing(self) -> LivePacing | BackgroundPacing:
+        seconds = self._around.worker.chunk_seconds
+        if self.info.kind == "video":
+            return BackgroundPacing(chunk_seconds=seconds)
+        return LivePacing(
+            chunk_seconds=seconds, clock=self._around.worker.clock, missed=self._around.metrics.misses.inc
+        )

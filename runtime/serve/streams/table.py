@@ -1,0 +1,283 @@
+"""All streams of a server: begun, forked, taken over, brought into memory, put to rest, forgotten."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import replace
+
+from plugins.errors import UserError
+from runtime.resume.state import State
+from runtime.serve.disk.folder import Kind, StreamFolder, StreamInfo
+from runtime.serve.disk.store import Store
+from runtime.serve.edge.errors import ApiError, busy, not_found
+from runtime.serve.edge.logs import log
+from runtime.serve.edge.metrics import Metrics
+from runtime.serve.edge.settings import ServeSettings
+from runtime.serve.streams.places import Places
+from runtime.serve.streams.stream import Stream, Surroundings
+from runtime.serve.streams.worker import Worker
+from vmla.config import FRAMES_PER_SECOND
+
+LOGGER = logging.getLogger("vmla.serve")
+LOOK_SECONDS = 0.5
+"""How often it is looked whether a stream may rest."""
+
+
+class Streams:
+    """For the event loop; what takes long runs on other threads."""
+
+    def __init__(self, store: Store, worker: Worker, settings: ServeSettings, metrics: Metrics) -> None:
+        self.store, self.worker, self.settings, self._metrics = store, worker, settings, metrics
+        self.places = Places(worker.places, metrics)
+        self._streams: dict[str, Stream] = {}
+        self._around: Surroundings | None = None
+        self._jobs: set[asyncio.Task[None]] = set()
+        self._looking: asyncio.Task[None] | None = None
+        self.ready = False
+
+    # From start to end.
+
+    async def start(self) -> None:
+        """Load what there is on disk and begin to make chunks."""
+        loop = asyncio.get_running_loop()
+        self._around = Surroundings(
+            worker=self.worker, settings=self.settings, metrics=self._metrics, loop=loop
+        )
+        await asyncio.to_thread(self.worker.start)
+        for folder in self.store.folders():
+            self._load(folder)
+        self._looking = asyncio.create_task(self._look())
+        self.ready = True
+        self._start_jobs()
+
+    def _load(self, folder: StreamFolder) -> None:
+        try:
+            info = folder.read()
+        except (OSError, ValueError, TypeError):
+            LOGGER.warning("unreadable", extra={"fields": {"stream": folder.path.name}})
+            return
+        if info.status == "ready":
+            info = replace(info, status="queued" if info.kind == "video" else "paused")
+        stream = self.add(folder, info)
+        if info.kind == "video" and info.status == "queued":
+            self.places.queue.append(stream)
+
+    async def close(self) -> None:
+        """End what is being made, with its state on disk."""
+        self.ready = False
+        if self._looking is not None:
+            self._looking.cancel()
+        await asyncio.gather(*self._jobs)
+        there = [stream for stream in self if stream.resident]
+        for stream in there:
+            stream.leave("queued" if stream.info.kind == "video" else "paused")
+        for stream in there:
+            await stream.gone()
+        await asyncio.to_thread(self.worker.close)
+        self.store.close()
+
+    # What there is.
+
+    def __iter__(self) -> Iterator[Stream]:
+        """All streams."""
+        return iter(list(self._streams.values()))
+
+    def get(self, name: str, kind: Kind) -> Stream:
+        """The stream of that name.
+
+        Raises:
+            ApiError: if there is none.
+        """
+        stream = self._streams.get(name)
+        if stream is None or stream.info.kind != kind:
+            raise not_found(kind)
+        return stream
+
+    @property
+    def viewers(self) -> int:
+        """Viewers of all streams."""
+        return sum(len(stream.viewers) for stream in self._streams.values())
+
+    def has(self, name: str) -> bool:
+        """Whether there is a stream of that name."""
+        return name in self._streams
+
+    def measure(self) -> None:
+        """Bring the figures up to date that are counted when they are asked for."""
+        self._metrics.count_streams(Counter((one.info.kind, one.info.status) for one in self))
+        self._metrics.resident.set(sum(one.resident for one in self))
+        self._metrics.viewers.set(self.viewers)
+        self._metrics.waiting.set(len(self.places.queue))
+
+    # What is done with them.
+
+    async def begin(
+        self, kind: Kind, *, prompt: str, seed: int, frames: int | None, lease: float | None = None
+    ) -> Stream:
+        """A new stream, in memory unless it is a job, which waits for its turn.
+
+        Raises:
+            ApiError: if there is no room.
+        """
+        self.check_room(kind)
+        name = self.store.new_name(kind)
+        info = StreamInfo(
+            id=name, kind=kind, prompt=prompt, seed=seed, frames=frames, created=time.time(),
+            lease=self.settings.lease_seconds if lease is None else lease,
+        )  # fmt: skip
+        folder = self.store.folder(name)
+        await asyncio.to_thread(folder.write, info)
+        stream = self.add(folder, info)
+        log("begun", stream=name, kind=kind)
+        if kind == "video":
+            self.places.queue.append(stream)
+            self._start_jobs()
+        else:
+            await self.activate_new(stream)
+        return stream
+
+    def check_room(self, kind: Kind) -> None:
+        """Refuse a new stream that there is no room for.
+
+        Raises:
+            ApiError: naming what there is too much of.
+        """
+        limits = self.settings.limits
+        if not self.ready:
+            raise ApiError(503, "not_ready", "the server is starting or stopping", retry_after=5)
+        if len(self._streams) >= limits.stored:
+            raise busy(f"{limits.stored} streams are kept; delete one first")
+        if kind == "video" and len(self.places.queue) >= limits.waiting:
+            raise busy(f"{limits.waiting} jobs wait already; try again later", retry_after=30)
+
+    async def activate(self, stream: Stream) -> None:
+        """Bring `stream` into memory, unless it is there, or over.
+
+        Raises:
+            ApiError: if there is no place, or it cannot be gone on with.
+        """
+        async with stream.lock:
+            if stream.leaving:
+                await stream.gone()
+            if stream.over or stream.resident:
+                return
+            if not self.ready:
+                raise ApiError(503, "not_ready", "the server is starting or stopping", retry_after=5)
+            try:
+                await self.places.take(stream)
+                await self._bring(stream)
+            finally:
+                self._start_jobs()
+
+    async def _bring(self, stream: Stream) -> None:
+        """Into the place that it has."""
+        try:
+            await asyncio.to_thread(stream.begin)
+        except (UserError, OSError) as error:
+            self.places.give_back(stream)
+            log("not brought back", stream=stream.id, reason=str(error))
+            raise ApiError(409, "not_resumable", "this stream cannot be gone on with") from error
+        except BaseException:
+            self.places.give_back(stream)
+            raise
+
+    async def activate_new(self, stream: Stream) -> None:
+        """As `activate`; if it cannot be, nothing is left of `stream`.
+
+        Raises:
+            ApiError: as there.
+        """
+        try:
+            await self.activate(stream)
+        except ApiError:
+            await self.remove(stream)
+            raise
+
+    async def snapshot(self, stream: Stream) -> State:
+        """The state of `stream` after the chunk under way.
+
+        Raises:
+            ApiError: if it has none.
+        """
+        try:
+            try:
+                return await asyncio.to_thread(stream.snapshot)
+            except UserError:
+                if stream.resident and not stream.leaving:
+                    raise
+                await stream.gone()  # it left meanwhile: its state is on disk now
+                return await asyncio.to_thread(stream.snapshot)
+        except UserError as error:
+            raise ApiError(409, "no_state", "there is nothing to go on from: it failed or is over") from error
+
+    async def remove(self, stream: Stream) -> None:
+        """End `stream` and forget it, its files too."""
+        self._streams.pop(stream.id, None)
+        with suppress(ValueError):
+            self.places.queue.remove(stream)
+        async with stream.lock:
+            if stream.resident:
+                stream.leave("stopped")
+                await stream.gone()
+            elif not stream.over:
+                stream.leave("stopped")
+        await asyncio.to_thread(stream.folder.remove)
+        log("removed", stream=stream.id)
+
+    # What happens by itself.
+
+    def add(self, folder: StreamFolder, info: StreamInfo) -> Stream:
+        """The stream in `folder`, which is one of all from now on."""
+        assert self._around is not None
+        stream = Stream(folder, info, self._around, self._ended)
+        self._streams[stream.id] = stream
+        return stream
+
+    def _ended(self, stream: Stream) -> None:
+        """`stream` has left memory."""
+        self.places.give_back(stream)
+        log("out of memory", stream=stream.id, status=stream.info.status)
+        if stream.info.kind == "video" and stream.info.status == "queued":
+            self.places.queue.appendleft(stream)
+        self._start_jobs()
+
+    def _start_jobs(self) -> None:
+        while self.ready and (job := self.places.next_job(self._is_waiting)) is not None:
+            self.places.hold(job)
+            running = asyncio.create_task(self._run(job))
+            self._jobs.add(running)
+            running.add_done_callback(self._jobs.discard)
+
+    def _is_waiting(self, job: Stream) -> bool:
+        return job.id in self._streams and job.info.status == "queued"
+
+    async def _run(self, job: Stream) -> None:
+        async with job.lock:
+            try:
+                await self._bring(job)
+            except ApiError as error:
+                job.set(status="failed", error=error.message)
+
+    async def _look(self) -> None:
+        """Put to rest who is not watched, end what is too long, forget what nobody asks for."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            now = time.monotonic()
+            for stream in self:
+                await self._look_at(stream, alone=0.0 if stream.viewers else now - stream.left_at)
+
+    async def _look_at(self, stream: Stream, *, alone: float) -> None:
+        longest = self.settings.limits.stream_seconds * FRAMES_PER_SECOND
+        if stream.info.kind == "session" and stream.resident and not stream.leaving:
+            if alone > stream.info.lease:
+                stream.leave("paused")
+            elif stream.index.frames > longest:
+                stream.leave("completed")
+        unwanted = not stream.resident and stream.info.status != "queued"
+        if unwanted and alone > self.settings.keep_seconds:
+            await self.remove(stream)

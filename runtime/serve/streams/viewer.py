@@ -1,0 +1,54 @@
+"""One who watches a stream: how far along, and how much may be made ahead of it."""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+
+LEAD = 3
+"""Chunks that are made ahead of what a viewer has taken."""
+AHEAD_SECONDS = 3.0
+"""How far an endless stream is ahead of real time, for viewers that do not say where they are."""
+
+
+class Viewer:
+    """Its place in a stream; changed on the event loop alone, read by the thread that makes chunks."""
+
+    def __init__(
+        self, *, next: int, endless: bool, chunk_seconds: float, clock: Callable[[], float],
+        buffer_seconds: float | None = None,
+    ) -> None:  # fmt: skip
+        """A viewer that takes chunk `next` first.
+
+        Args:
+            next: the number of the chunk that it takes next.
+            endless: whether the stream is; then it is made no faster than it is played.
+            chunk_seconds: how long a chunk lasts when it is played.
+            clock: seconds.
+            buffer_seconds: how much it wants to have beyond where it says it is; see `played`.
+        """
+        self.next, self._clock, self._chunk_seconds = next, clock, chunk_seconds
+        self._buffer, self._endless = buffer_seconds, endless
+        self._began, self._from = clock(), next
+        self._position: float | None = None
+        self.news = asyncio.Event()
+        """Set whenever the stream has changed."""
+
+    def played(self, seconds: float) -> None:
+        """It shows what lies `seconds` after the start of the video; it never goes back."""
+        self._position = max(self._position or 0.0, seconds)
+
+    def limit(self) -> int:
+        """The number of the chunk before which making may go on for this viewer."""
+        most = self.next + LEAD
+        if self._buffer is not None:
+            since = self._from * self._chunk_seconds if self._position is None else self._position
+            return min(most, self._chunks(since + self._buffer))
+        if self._endless:
+            played = self._clock() - self._began + AHEAD_SECONDS
+            return min(most, self._from + self._chunks(played))
+        return most
+
+    def _chunks(self, seconds: float) -> int:
+        return max(1, math.ceil(seconds / self._chunk_seconds))
