@@ -20,6 +20,7 @@ from vmla.cache import CacheLayout
 from vmla.config import Layout, ModelConfig, recipe
 from vmla.scheduler import Sampler
 from vmla.text import TextEncoder
+from vmla.text.byte_tokenizer import ByteTokenizer
 from vmla.transformer import VideoMLA
 from vmla.weights.checkpoint import SHIPPED, Checkpoint, Uninitialised, open_checkpoint
 
@@ -79,7 +80,7 @@ class RandomText(TextEncoder):
     """A text encoder that gives the same noise for every prompt."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__(_Embeddings(config), None, tokens=config.text_tokens)
+        super().__init__(_Embeddings(config), ByteTokenizer(), tokens=config.text_tokens)
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
         """[B, tokens, text width]"""

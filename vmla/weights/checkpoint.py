@@ -21,7 +21,9 @@ from torch.overrides import TorchFunctionMode
 from plugins.errors import UserError
 from vmla.config import ModelConfig
 from vmla.scheduler import Sampler
-from vmla.text import TextEncoder, tokenizer_class
+from vmla.text import TextEncoder
+from vmla.text.tokenizer import read_tokenizer
+from vmla.text.umt5 import UMT5Config, UMT5Encoder
 from vmla.transformer import VideoMLA
 from vmla.vae import Codec
 from vmla.vae.tiny import TinyCodec, TinyCodecConfig
@@ -130,7 +132,10 @@ class Checkpoint:
         """The text encoder with its tokenizer, in float32."""
         lower_case = self.world() is not None  # captions of the world of moving shapes have no capitals
         return TextEncoder(
-            self._text_model(), self._tokenizer(), tokens=self._text_tokens(), lower_case=lower_case
+            self._text_model(),
+            read_tokenizer(self.folder / "tokenizer"),
+            tokens=self._text_tokens(),
+            lower_case=lower_case,
         )
 
     def _text_tokens(self) -> int:
@@ -139,32 +144,22 @@ class Checkpoint:
         wan = not path.exists() or read_json(path).get("_class_name") == "WanTransformer3DModel"
         return WAN_TEXT_TOKENS if wan else self.model_config().text_tokens
 
-    def _text_model(self) -> nn.Module:
-        from transformers.models.umt5.configuration_umt5 import UMT5Config
-        from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
-
+    def _text_model(self) -> UMT5Encoder:
         folder = self.folder / "text_encoder"
         path = folder / "model.safetensors"
         tensors = read_tensors(path)
-        model = UMT5EncoderModel(UMT5Config.from_dict(read_json(folder / "config.json")))
+        config = UMT5Config.from_dict(read_json(folder / "config.json"))
+        with Uninitialised():
+            model = UMT5Encoder(config)
         # One matrix under two names: files hold either or both.
         embedding = tensors.pop("encoder.embed_tokens.weight", None)
         if embedding is not None:
             tensors.setdefault("shared.weight", embedding)
-        if "shared.weight" in tensors and "encoder.embed_tokens.weight" in model.state_dict():
+        if "shared.weight" in tensors:
             tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"]
         load_exactly(model, tensors, path)
-        model.encoder.embed_tokens.weight = model.shared.weight
+        model.tie()
         return model.eval().requires_grad_(False)
-
-    def _tokenizer(self) -> Any:
-        folder = self.folder / "tokenizer"
-        kind = read_json(folder / "tokenizer_config.json").get("tokenizer_class")
-        loader = tokenizer_class(kind)
-        try:  # no code that lies in the folder runs, whatever its files ask for
-            return loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # noqa: BLE001 - what reads tokenizer.json raises the bare class
-            raise UserError(f"cannot load the tokenizer in {folder}; copy it again") from error
 
     def sampler(self) -> Sampler:
         """How the model is sampled unless told otherwise."""
@@ -220,7 +215,7 @@ def save_checkpoint(
     _save_part(folder / "transformer", transformer, transformer.config.to_dict(), dtype, notes)
     _save_part(folder / "vae", codec, asdict(codec.config), dtype, notes)
     _save_text(folder / "text_encoder", text.encoder, dtype, notes)
-    text.tokenizer.save_pretrained(folder / "tokenizer")
+    text.tokenizer.save(folder / "tokenizer")
     (folder / "scheduler").mkdir(parents=True, exist_ok=True)
     scheduler = {"_class_name": "Sampler", **sampler.settings()}
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
@@ -229,7 +224,7 @@ def save_checkpoint(
         "transformer": ["vmla", "VideoMLA"],
         "vae": ["vmla", "TinyCodec"],
         "text_encoder": ["transformers", "UMT5EncoderModel"],
-        "tokenizer": ["transformers", type(text.tokenizer).__name__],
+        "tokenizer": ["transformers", text.tokenizer.kind],
         "scheduler": ["vmla", "Sampler"],
         **({} if trained_on is None else {"trained_on": trained_on}),
     })  # fmt: skip
@@ -247,7 +242,7 @@ def _save_part(
 def _save_text(folder: Path, encoder: Any, dtype: torch.dtype, notes: dict[str, str]) -> None:
     """As transformers writes it, without its progress bar; the embedding has two names and is kept once."""
     folder.mkdir(parents=True, exist_ok=True)
-    encoder.config.save_pretrained(folder)
+    write_json(folder / "config.json", encoder.config.to_dict())
     tensors = {name: tensor.to(dtype) for name, tensor in encoder.state_dict().items()}
     tensors.pop("encoder.embed_tokens.weight", None)
     write_tensors(folder / "model.safetensors", tensors, {"format": "pt", **notes})
