@@ -31,7 +31,7 @@ from export.lowering.quantized_layers import quantized
 from export.lowering.trace import trace
 from export.settings import Settings
 from plugins.errors import UserError
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.cli.machine import peak_resident_bytes
 from vmla.transformer import VideoMLA
 from vmla.weights.checkpoint import Checkpoint
@@ -39,7 +39,7 @@ from vmla.weights.formats.files import hash_file
 
 
 @dataclass(kw_only=True)
-class Stage:
+class BuildStage:
     """A part of a build."""
 
     name: str
@@ -52,7 +52,7 @@ class Stage:
     """What it found."""
 
 
-Report = Callable[[Stage], None]
+Report = Callable[[BuildStage], None]
 
 SOURCES = (
     "plugins", "plugins.triton", "plugins.aot", "vmla",
@@ -124,7 +124,7 @@ def describe(checkpoint: Checkpoint, settings: Settings, calibration: Calibratio
         checkpoint=_reference(checkpoint),
         code=_code_hash(),
         model=config.to_dict(),
-        cache={**asdict(CacheLayout.of(config)), "dtype": narrow},
+        cache={**asdict(CacheSpec.of(config)), "dtype": narrow},
         programs=contract(config, batch=settings.batch, narrow=narrow),
         layers=by_precision(config, settings),
         quantization=_quantization(checkpoint, settings, calibration),
@@ -228,8 +228,8 @@ def _reusable(folder: Path, wanted: Manifest, calibration: Calibration | None) -
 
 
 @contextmanager
-def _stage(name: str, report: Report) -> Iterator[Stage]:
-    stage, began = Stage(name=name), perf_counter()
+def _stage(name: str, report: Report) -> Iterator[BuildStage]:
+    stage, began = BuildStage(name=name), perf_counter()
     yield stage
     stage.seconds, stage.peak_bytes = perf_counter() - began, peak_resident_bytes(children=True)
     report(stage)

@@ -52,7 +52,7 @@ class ChunkLengths:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CacheLayout:
+class CacheSpec:
     """Shape and bookkeeping of the cache, as pure functions of the latent frame (from 0)."""
 
     sink: int
@@ -65,8 +65,8 @@ class CacheLayout:
     """Latent frames of a video's first chunk; 0 is as many as the others have."""
 
     @classmethod
-    def of(cls, config: ModelConfig) -> CacheLayout:
-        """The layout of a model's cache."""
+    def of(cls, config: ModelConfig) -> CacheSpec:
+        """Spec of the cache that a model with `config` needs."""
         return cls(
             sink=config.sink,
             history=config.history,

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
 
 Form = Literal["expanded", "absorbed", "once"]
@@ -57,7 +57,7 @@ class Counted:
         """Tokens that a pass attends to."""
         if self.keys is not None:
             return self.keys
-        return CacheLayout.of(self.config).positions * self.config.tokens_per_frame
+        return CacheSpec.of(self.config).positions * self.config.tokens_per_frame
 
     def parts(self) -> list[Part]:
         """Every part, the layers' first."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cached_property
 from typing import Any, Literal
 
@@ -17,6 +17,8 @@ from torch import Tensor
 from plugins.errors import UserError
 
 TIMESTEPS = 1000
+YOUNG = ("timestep_list", "guidance_scale", "negative_prompt")
+"""Settings that files of the first models do not have."""
 
 
 def shifted(sigma: Tensor, shift: float) -> Tensor:
@@ -27,6 +29,11 @@ def shifted(sigma: Tensor, shift: float) -> Tensor:
 def add_noise(clean: Tensor, noise: Tensor, sigma: Tensor) -> Tensor:
     """x_t = (1 - sigma) x0 + sigma eps; sigma broadcasts against both."""
     return (1 - sigma) * clean + sigma * noise
+
+
+def guided(conditional: Tensor, unconditional: Tensor, weight: float) -> Tensor:
+    """u + w (c - u): 1 is no guidance (classifier-free guidance as samplers state it, arXiv 2207.12598)."""
+    return unconditional + weight * (conditional - unconditional)
 
 
 def keyed_noise(shape: tuple[int, ...] | torch.Size, *, seed: int, chunk: int, step: int) -> Tensor:
@@ -55,6 +62,10 @@ class Sampler:
     timestep_list: tuple[float, ...] = ()
     """What the model is told at each step, from 1000 downwards, where it is not the even schedule. Its noise
     is that of the nearest of the 1000 timesteps that are even before the shift, as in CausVid's code."""
+    guidance_scale: float = 1.0
+    """w of classifier-free guidance; at any other than 1, each step takes a second pass."""
+    negative_prompt: str | None = None
+    """What that pass is told; None is nothing at all, as where training drops a prompt."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "timestep_list", tuple(self.timestep_list))  # of JSON, it is a list
@@ -64,6 +75,8 @@ class Sampler:
             raise UserError(f"{self.steps} denoising steps; use 1 to {TIMESTEPS}")
         if not 0 < self.shift < math.inf:
             raise UserError(f"the shift is {self.shift}; use a positive number, 1 for an even schedule")
+        if not 0 <= self.guidance_scale < math.inf:
+            raise UserError(f"guidance_scale is {self.guidance_scale}; use 1 for none, or more")
         if self.timestep_list:
             self._check_list()
 
@@ -77,10 +90,16 @@ class Sampler:
             raise UserError(f"timesteps {told} do not fall from {TIMESTEPS} towards 0")
 
     def settings(self) -> dict[str, Any]:
-        """As JSON values; a list of timesteps, which is younger than most files, only where there is one."""
+        """As JSON values; what is younger than the first files only where it is not what they mean."""
         values = asdict(self)
-        told = values.pop("timestep_list")
-        return {**values, "timestep_list": list(told)} if told else values
+        young = {field.name: field.default for field in fields(self) if field.name in YOUNG}
+        values = {key: value for key, value in values.items() if key not in young or value != young[key]}
+        return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+    @property
+    def guided(self) -> bool:
+        """Whether a step takes a second pass, which is told the negative prompt."""
+        return self.guidance_scale != 1
 
     def sigmas(self) -> Tensor:
         """[steps + 1] float32 from 1 down to 0: linspace without its end, shifted, then 0."""

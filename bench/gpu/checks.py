@@ -14,7 +14,7 @@ import torch
 from bench.gpu.context import Context
 from bench.harness.engine_arms import failing
 from bench.harness.peaks import scaled_product
-from bench.speed.attention_arms import Inputs, Shape, absorbed, expanded, expansion, relative
+from bench.speed.attention_arms import RotatingInputs, Shape, absorbed, expanded, expansion, relative
 from plugins import Backend, mla_attention, sdpa
 from plugins.checks import FLOAT8 as FLOAT8_TYPE
 from plugins.errors import UserError
@@ -58,7 +58,9 @@ def checks(context: Context) -> dict[str, Any]:
     rows = [
         {"operator": operator, "backend": backend, "dtype": str(dtype).removeprefix("torch."), **found}
         for dtype in _types(context)
-        for operator, backend, found in _checked(Inputs(CHECKED, dtype=dtype, device=context.device), dtype)
+        for operator, backend, found in _checked(
+            RotatingInputs(CHECKED, dtype=dtype, device=context.device), dtype
+        )
     ]
     return {"rows": rows, "right": all(row.get("right", False) for row in rows)}
 
@@ -69,7 +71,7 @@ def _types(context: Context) -> tuple[torch.dtype, ...]:
     return (torch.float32,)
 
 
-def _checked(inputs: Inputs, dtype: torch.dtype) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def _checked(inputs: RotatingInputs, dtype: torch.dtype) -> Iterator[tuple[str, str, dict[str, Any]]]:
     backends: tuple[Backend, ...] = ("sdpa", "triton") if inputs.device.type == "cuda" else ("sdpa",)
     arms = {"attention": expanded, "absorbed": absorbed}
     if dtype != FLOAT8_TYPE:
@@ -90,7 +92,7 @@ def _judged(call: Any, dtype: torch.dtype) -> dict[str, Any]:
     return {"error": error, "limit": LIMITS[dtype], "right": error <= LIMITS[dtype]}
 
 
-def _masked(inputs: Inputs, backend: Backend) -> float:
+def _masked(inputs: RotatingInputs, backend: Backend) -> float:
     """Error of attention where a third of the keys is empty and holds what must not matter."""
     query, valid = inputs.query[0], torch.arange(inputs.shape.keys, device=inputs.device) % 3 > 0
     most = torch.finfo(inputs.dtype).max

@@ -12,7 +12,7 @@ import torch
 from bench.harness.subject import RandomCheckpoint, random_model
 from bench.speed.attention_arms import Shape
 from bench.speed.engines import Bench, open_bench
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.config import Layout, ModelConfig
 from vmla.transformer import VideoMLA
 
@@ -47,10 +47,10 @@ class Context:
     @property
     def attention(self) -> Shape:
         """The shape of one layer's attention."""
-        c, layout = self.config, CacheLayout.of(self.config)
+        c, spec = self.config, CacheSpec.of(self.config)
         return Shape(
             batch=1, heads=c.num_attention_heads, queries=c.chunk * c.tokens_per_frame,
-            keys=layout.positions * c.tokens_per_frame, nope=c.qk_nope_head_dim, rotary=c.qk_rope_head_dim,
+            keys=spec.positions * c.tokens_per_frame, nope=c.qk_nope_head_dim, rotary=c.qk_rope_head_dim,
             value=c.attention_head_dim, content=c.kv_lora_rank,
         )  # fmt: skip
 

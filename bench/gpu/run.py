@@ -15,18 +15,18 @@ from pathlib import Path
 import click
 import torch
 
-from bench.gpu.stages import STAGES, Context, Stage
+from bench.gpu.stages import STAGES, Context, GpuStage
 from bench.harness.document import Record
 from bench.harness.engine_arms import failing
 from bench.harness.time_budget import Budget
 from plugins.errors import UserError
 from vmla.cli.command import OneLineCommand
 from vmla.cli.progress import ProgressLine
-from vmla.config import WINDOWS, recipe
+from vmla.config import WINDOWS, model_preset
 
 
 def run_stages(
-    context: Context, stages: list[Stage], record: Record, budget: Budget, line: ProgressLine
+    context: Context, stages: list[GpuStage], record: Record, budget: Budget, line: ProgressLine
 ) -> None:
     """Run `stages` in order and save each under its name; what earlier ones found is in the context."""
     for number, stage in enumerate(stages):
@@ -42,7 +42,7 @@ def run_stages(
             torch.cuda.empty_cache()
 
 
-def choose_stages(names: str | None) -> list[Stage]:
+def choose_stages(names: str | None) -> list[GpuStage]:
     """The stages of comma-separated names; all if none is named.
 
     Raises:
@@ -77,7 +77,7 @@ def main(
     shape: str, window: str, stages: str | None, minutes: float, rounds: int, output: Path | None
 ) -> None:
     """Measure a GPU: peaks, kernels, a block, chunks, graphs, fp8, memory."""
-    chosen, config, budget = choose_stages(stages), recipe(shape, window=window), Budget(60 * minutes)
+    chosen, config, budget = choose_stages(stages), model_preset(shape, window=window), Budget(60 * minutes)
     if not torch.cuda.is_available():
         raise UserError("no CUDA device here; run this on a machine with a GPU")
     device = torch.device("cuda")

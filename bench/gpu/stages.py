@@ -27,15 +27,15 @@ from bench.speed import kernels
 from bench.speed.memory import BATCHES, LAYOUTS, compared, measured_cache, streams
 from export.backends.aoti import AOTI
 from runtime.engines.base import EagerEngine
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.config import Layout
 from vmla.flops import Counted
 from vmla.scheduler import Sampler
-from vmla.train.recipes.from_checkpoint import pipeline
+from vmla.train.recipes.from_checkpoint import distillation_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class GpuStage:
     """One part of the run."""
 
     name: str
@@ -211,7 +211,7 @@ def _chunk_peaks(context: Context, layout: Layout) -> Iterator[dict[str, Any]]:
 def _caches(context: Context, layout: Layout) -> Iterator[Tensor]:
     """Caches of one video each, until the device's memory is full."""
     kept: list[Tensor] = []
-    shape = CacheLayout.of(replace(context.config, layout=layout))
+    shape = CacheSpec.of(replace(context.config, layout=layout))
     while len(kept) < context.most_streams:
         try:
             kept.append(shape.allocate(1, dtype=torch.bfloat16, device=context.device))
@@ -222,7 +222,7 @@ def _caches(context: Context, layout: Layout) -> Iterator[Tensor]:
 
 def training(context: Context) -> dict[str, Any]:
     """Steps of every stage that fits one GPU whole, by the recipe of the shape's name."""
-    rows, recipe = [], pipeline(context.name)
+    rows, recipe = [], distillation_recipe(context.name)
     for name, steps in TRAINED.items():
         row, refusal = failing(partial(stage_steps, recipe, name, context.device, steps=steps))
         rows.append({"stage": name, "refused": refusal} if refusal else row)
@@ -233,18 +233,18 @@ def training(context: Context) -> dict[str, Any]:
 
 
 STAGES = (
-    Stage(name="environment", seconds=5, run=gpu_checks.environment),
-    Stage(name="peaks", seconds=10, run=peaks),
-    Stage(name="checks", seconds=15, run=gpu_checks.checks),
-    Stage(name="memory", seconds=15, run=memory),
-    Stage(name="chunk", seconds=50, run=chunk),
-    Stage(name="graphs", seconds=40, run=graphs),
-    Stage(name="kernels", seconds=20, run=attention_kernels),
-    Stage(name="block", seconds=10, run=block),
-    Stage(name="fp8", seconds=5, run=fp8),
-    Stage(name="training", seconds=150, run=training),
-    Stage(name="compile", seconds=60, run=compiled),
-    Stage(name="aoti", seconds=160, run=packaged),
-    Stage(name="tests", seconds=100, run=gpu_checks.tests),
+    GpuStage(name="environment", seconds=5, run=gpu_checks.environment),
+    GpuStage(name="peaks", seconds=10, run=peaks),
+    GpuStage(name="checks", seconds=15, run=gpu_checks.checks),
+    GpuStage(name="memory", seconds=15, run=memory),
+    GpuStage(name="chunk", seconds=50, run=chunk),
+    GpuStage(name="graphs", seconds=40, run=graphs),
+    GpuStage(name="kernels", seconds=20, run=attention_kernels),
+    GpuStage(name="block", seconds=10, run=block),
+    GpuStage(name="fp8", seconds=5, run=fp8),
+    GpuStage(name="training", seconds=150, run=training),
+    GpuStage(name="compile", seconds=60, run=compiled),
+    GpuStage(name="aoti", seconds=160, run=packaged),
+    GpuStage(name="tests", seconds=100, run=gpu_checks.tests),
 )
 """In their order of value; memory while nothing else is held, and late what takes minutes."""

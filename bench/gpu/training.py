@@ -25,7 +25,7 @@ from vmla.train.loop.parallel import Parallel, checkpoint_blocks, direct, shard
 from vmla.train.loop.throughput import Speed, matrix_peak
 from vmla.train.optim.optimizers import Optimizers
 from vmla.train.optim.precision import resolve
-from vmla.train.recipes.from_checkpoint import Pipeline
+from vmla.train.recipes.from_checkpoint import DistillationRecipe
 from vmla.train.recipes.memory_budget import memory_by_part
 from vmla.train.stages.denoiser import DenoiserStage
 from vmla.train.stages.distillation import ConsistencyStage, DistributionStage
@@ -37,12 +37,12 @@ CLIPS = 4
 """Of the random data."""
 
 
-def stage_steps(pipeline: Pipeline, name: str, device: torch.device, *, steps: int) -> dict[str, Any]:
+def stage_steps(recipe: DistillationRecipe, name: str, device: torch.device, *, steps: int) -> dict[str, Any]:
     """Measure `steps` steps of stage `name` after one that compiles, on one device."""
     with TemporaryDirectory() as folder, _alone(device, Path(folder)) as parallel:
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
-        stage = _stage(pipeline, name, device)
+        stage = _stage(recipe, name, device)
         optimizers = Optimizers(stage.model, stage.schedule, stage.meter.dtype)
         peak = matrix_peak(stage.meter.dtype, device)
         rows = [_step(stage, optimizers, parallel, step, peak) for step in range(steps + 1)]
@@ -51,13 +51,13 @@ def stage_steps(pipeline: Pipeline, name: str, device: torch.device, *, steps: i
         "first_seconds": rows[0]["seconds"],
         "steps": rows[1:],
         "peak_bytes": torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None,
-        "planned": _planned(pipeline, name),
+        "planned": _planned(recipe, name),
     }
 
 
-def _planned(pipeline: Pipeline, name: str) -> dict[str, int]:
+def _planned(recipe: DistillationRecipe, name: str) -> dict[str, int]:
     """The plan for one GPU, without the average that a run keeps and this does not."""
-    parts = memory_by_part(pipeline, name, gpus=1)
+    parts = memory_by_part(recipe, name, gpus=1)
     average = parts.pop("average, sharded")
     return {**parts, "all": parts["all"] - average}
 
@@ -75,28 +75,28 @@ def _alone(device: torch.device, folder: Path) -> Iterator[Parallel]:
         torch.distributed.destroy_process_group()
 
 
-def _stage(pipeline: Pipeline, name: str, device: torch.device) -> Stage:
-    settings = getattr(pipeline, name)
+def _stage(recipe: DistillationRecipe, name: str, device: torch.device) -> Stage:
+    settings = getattr(recipe, name)
     dtype = resolve(settings.precision, device)
 
-    def network(seed: int, *, learns: bool, config: ModelConfig = pipeline.model) -> VideoMLA:
+    def network(seed: int, *, learns: bool, config: ModelConfig = recipe.model) -> VideoMLA:
         model = random_model(config, seed=seed, device=device.type).requires_grad_(learns)
         return shard(checkpoint_blocks(model) if learns else model, dtype)
 
-    data, student = _data(pipeline, settings.chunks, device), network(0, learns=True)
+    data, student = _data(recipe, settings.chunks, device), network(0, learns=True)
     if name == "forcing":
-        return DenoiserStage(pipeline.model, settings, data, model=student, calls=direct)
+        return DenoiserStage(recipe.model, settings, data, model=student, calls=direct)
     if name == "distribution":
-        judging = replace(pipeline.model, layout="mha") if settings.whole_scores else pipeline.model
+        judging = replace(recipe.model, layout="mha") if settings.whole_scores else recipe.model
         critic, judge = (network(1, learns=learns, config=judging) for learns in (True, False))
         return DistributionStage(student, critic, judge, settings, data, calls=direct)
     target, teacher = network(0, learns=False), network(1, learns=False)
     return ConsistencyStage(student, target, teacher, settings, data, calls=direct)
 
 
-def _data(pipeline: Pipeline, chunks: int, device: torch.device) -> LatentSet:
+def _data(recipe: DistillationRecipe, chunks: int, device: torch.device) -> LatentSet:
     """Noise in the place of clips and prompts."""
-    c, generator = pipeline.model, torch.Generator(device).manual_seed(0)
+    c, generator = recipe.model, torch.Generator(device).manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:
         return torch.randn(shape, generator=generator, device=device).half()

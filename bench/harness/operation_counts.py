@@ -13,7 +13,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
 from vmla.transformer import StepInputs, VideoMLA
 
@@ -48,15 +48,15 @@ class Operations(TorchDispatchMode):
 
 def pass_inputs(config: ModelConfig, batch: int = 1) -> StepInputs:
     """Random inputs of `VideoMLA.forward` with a full window."""
-    layout = CacheLayout.of(config)
+    spec = CacheSpec.of(config)
     picture = (batch, config.in_channels, config.chunk, config.sample_height, config.sample_width)
     return StepInputs(
         latents=torch.randn(picture),
         timestep=torch.full((batch, config.chunk), 500.0),
         text_kv=torch.randn(config.num_layers, 2, batch, config.text_tokens, config.inner_dim),
-        cache=torch.randn(layout.shape(batch)),
-        slot_index=layout.slot_index(layout.slots),
-        chunk_index=layout.chunk_index(layout.slots, config.chunk),
+        cache=torch.randn(spec.shape(batch)),
+        slot_index=spec.slot_index(spec.slots),
+        chunk_index=spec.chunk_index(spec.slots, config.chunk),
     )
 
 

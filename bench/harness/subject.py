@@ -16,8 +16,8 @@ from runtime.engines.base import Engine
 from runtime.prompts.sources import FixedPrompts
 from runtime.rollout.decoding import Decoder, NoDecoder
 from runtime.rollout.rollout import Chunk, Rollout, rollout
-from vmla.cache import CacheLayout
-from vmla.config import Layout, ModelConfig, recipe
+from vmla.cache import CacheSpec
+from vmla.config import Layout, ModelConfig, model_preset
 from vmla.scheduler import Sampler
 from vmla.text import TextEncoder
 from vmla.text.byte_tokenizer import ByteTokenizer
@@ -82,7 +82,7 @@ class RandomText(TextEncoder):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__(_Embeddings(config), ByteTokenizer(), tokens=config.text_tokens)
 
-    def __call__(self, prompts: Sequence[str]) -> Tensor:
+    def __call__(self, prompts: Sequence[str | None]) -> Tensor:
         """[B, tokens, text width]"""
         rows: Tensor = self.encoder.rows  # type: ignore[assignment]
         return rows.expand(len(prompts), -1, -1).contiguous()
@@ -113,7 +113,7 @@ def open_subject(checkpoint: str | None, shape: str | None, *, device: str = "cp
     if checkpoint is not None and shape is not None:
         raise UserError("give --checkpoint or --shape, not both")
     if shape is not None:
-        return RandomCheckpoint.of(recipe(shape), shape, device=device)
+        return RandomCheckpoint.of(model_preset(shape), shape, device=device)
     return open_checkpoint(SHIPPED if checkpoint is None else checkpoint)
 
 
@@ -144,7 +144,7 @@ def steady(engine: Engine, sampler: Sampler, *, batch: int = 1, graphs: bool = T
     videos = Rollout(engine, prompts, sampler, seeds=range(batch), graphs=graphs)
     # Rather than filled chunk by chunk, which takes as long as what is measured: a full window is data.
     videos.number = filling(engine.config)
-    videos.frame = engine.layout.chunks.start(videos.number)
+    videos.frame = engine.cache_spec.chunks.start(videos.number)
     generator = torch.Generator(engine.device).manual_seed(0)
     videos.buffers.cache.normal_(generator=generator)
 
@@ -159,5 +159,5 @@ def steady(engine: Engine, sampler: Sampler, *, batch: int = 1, graphs: bool = T
 
 def filling(config: ModelConfig) -> int:
     """Chunks until the window is full: from then on every chunk costs the same."""
-    layout = CacheLayout.of(config)
-    return layout.chunks.count(layout.slots)
+    spec = CacheSpec.of(config)
+    return spec.chunks.count(spec.slots)

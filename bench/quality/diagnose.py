@@ -21,13 +21,13 @@ import torch
 from bench.harness.document import Record
 from bench.quality.grades import WINDOW, Graded, as_bytes, grade_windows, grouped, shares, show
 from plugins.errors import UserError
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.cli.command import OneLineCommand
 from vmla.cli.progress import ProgressLine
 from vmla.config import FRAMES_PER_SECOND
 from vmla.scheduler import Sampler
 from vmla.text import TextEncoder
-from vmla.train.objectives.rollout_cache import Memory
+from vmla.train.objectives.cached_rollout import CachedRollout
 from vmla.train.objectives.self_forcing import self_rollout
 from vmla.transformer import VideoMLA
 from vmla.vae import Codec, frames_in
@@ -93,15 +93,17 @@ def after_true_chunks(opened: Opened, scenes: Sequence[Scene], *, true: int, see
     """Grades of five seconds whose first `true` chunks are those of the scene itself."""
     model, codec, sampler = opened.model, opened.codec, opened.sampler
     config, texts = model.config, [describe(scene) for scene in scenes]
-    layout = CacheLayout.of(config)
-    begun = frames_in(layout.chunks.start(true), codec) if true else 0
+    spec = CacheSpec.of(config)
+    begun = frames_in(spec.chunks.start(true), codec) if true else 0
     given = [codec.encode(render(scene, begun)[None]) for scene in scenes] if true else []
     latent = -(-SECOND_OF_GRADE * FRAMES_PER_SECOND // codec.temporal_ratio)
+    negative = opened.text([sampler.negative_prompt] * len(texts)) if sampler.guided else None
     latents = self_rollout(
-        Memory(model, layout, model.encode_text(opened.text(texts))), sampler,
+        CachedRollout(model, spec, model.encode_text(opened.text(texts))), sampler,
         (config.in_channels, config.sample_height, config.sample_width),
-        chunks=layout.chunks.count(latent), exit_step=len(sampler.timesteps()) - 1,
+        chunks=spec.chunks.count(latent), exit_step=len(sampler.timesteps()) - 1,
         seeds=range(seed, seed + len(scenes)), given=torch.cat(given) if given else None,
+        negative_text_kv=None if negative is None else model.encode_text(negative),
     )  # fmt: skip
     video = codec.decode(latents)[0][:, : SECOND_OF_GRADE * FRAMES_PER_SECOND][:, -WINDOW:]
     return grade_windows(texts, SECOND_OF_GRADE, as_bytes(video), opened.world)

@@ -25,8 +25,8 @@ from torch.nn.functional import conv2d, pad
 from bench.harness.document import Record
 from vmla.cli.command import OneLineCommand
 from vmla.cli.progress import ProgressLine
-from vmla.world.caption import Reading, Request, describe, read
-from vmla.world.grader.grade import QUESTIONS, Grade, Seen, grade, look, match
+from vmla.world.caption import ObjectRequest, Reading, describe, read
+from vmla.world.grader.grade import QUESTIONS, Grade, Observation, grade, look, match
 from vmla.world.render import render
 from vmla.world.scene import BACKGROUNDS, COLOURS, MOTIONS, ROUND, SHAPES, Scene, draw_scene
 from vmla.world.worlds import FIRST, WORLDS, World
@@ -40,7 +40,7 @@ BLUR, NOISE, SHIFT = 0.7, 0.03, 0.02
 
 
 @dataclass(frozen=True, kw_only=True)
-class Case:
+class LabelledWindow:
     """A rendered window and the scene that it shows."""
 
     scene: Scene
@@ -50,14 +50,14 @@ class Case:
 
 def draw_cases(
     count: int, seed: int, *, degraded: bool, world: World = FIRST, objects: int | None = None
-) -> Iterator[Case]:
+) -> Iterator[LabelledWindow]:
     """`count` windows: every other one from held-out combinations, half of 64 and half of 80 frames."""
     rng = np.random.default_rng(seed)
     generator = torch.Generator().manual_seed(seed)
     for i in range(count):
         scene = draw_scene(rng, held_out=i % 2 == 1, objects=objects, world=world)
         frames = render(scene, WINDOWS[i // 2 % 2], int(rng.integers(LATEST_START)))
-        yield Case(scene=scene, frames=degrade(frames, generator) if degraded else frames)
+        yield LabelledWindow(scene=scene, frames=degrade(frames, generator) if degraded else frames)
 
 
 def degrade(frames: Tensor, generator: torch.Generator) -> Tensor:
@@ -87,7 +87,7 @@ def ask_wrongly(reading: Reading, question: str, rng: np.random.Generator) -> Re
     if question == "background":
         return replace(reading, background=other)
     if question == "count" and len(requests) == 1:
-        requests.append(Request(shape=asked.shape, colour=other, motion=asked.motion))
+        requests.append(ObjectRequest(shape=asked.shape, colour=other, motion=asked.motion))
     elif question == "count":
         del requests[which]
     else:
@@ -112,7 +112,7 @@ class Tally:
     )
     seconds: float = 0.0
 
-    def add(self, seen: Seen, reading: Reading, rng: np.random.Generator) -> Grade:
+    def add(self, seen: Observation, reading: Reading, rng: np.random.Generator) -> Grade:
         """Count one scene; returns the grade for its own prompt."""
         own = grade(seen, reading)
         self.scenes += 1
@@ -130,7 +130,7 @@ class Tally:
         return self.right[question] / self.scenes
 
 
-def _pairs(question: str, seen: Seen, reading: Reading) -> list[tuple[str, str]]:
+def _pairs(question: str, seen: Observation, reading: Reading) -> list[tuple[str, str]]:
     if question == "background":
         return [(str(reading.background), str(seen.background))]
     if question == "count":

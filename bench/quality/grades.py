@@ -102,7 +102,7 @@ def seen_rollouts(
     Windows are [batch, WINDOW, 3, H, W] uint8.
     """
     decoder = CodecDecoder(checkpoint.codec(), engine.device)
-    chunks = engine.layout.chunks.count(-(-max(seconds) * FRAMES_PER_SECOND // 4))
+    chunks = engine.cache_spec.chunks.count(-(-max(seconds) * FRAMES_PER_SECOND // 4))
     seeds = [seed + number for number in range(batch)]
     asked = FixedPrompts(*prompts, *prompts[-1:] * (batch - len(prompts)))
     windows = Windows(seconds)

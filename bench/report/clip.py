@@ -41,7 +41,7 @@ def film(checkpoint: str, *, start: float, seconds: float) -> Tensor:
     opened, device = open_checkpoint(checkpoint), torch.device("cpu")
     engine = EagerEngine(opened.transformer(), opened.text(), device=device, dtype=torch.float32)
     first, last = (round(edge * FRAMES_PER_SECOND) for edge in (start, start + seconds))
-    chunks = engine.layout.chunks.count(-(-last // 4))
+    chunks = engine.cache_spec.chunks.count(-(-last // 4))
     stream = rollout(
         engine, CodecDecoder(opened.codec(), device), FixedPrompts(*PROMPTS), opened.sampler(),
         seeds=range(len(PROMPTS)), chunks=chunks,

@@ -35,7 +35,7 @@ STYLE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
+class FigureChange:
     """One figure, then and now."""
 
     name: str
@@ -62,11 +62,11 @@ def key(document: dict[str, Any]) -> tuple[str, str]:
     return document["kind"], str(document.get("subject") or document.get("checkpoint") or "")
 
 
-def changes(new: dict[str, Any], old: dict[str, Any]) -> list[Change]:
+def changes(new: dict[str, Any], old: dict[str, Any]) -> list[FigureChange]:
     """The figures that both have."""
     now, then = figures(new), figures(old)
     return [
-        Change(name=name, old=then[name], new=figure)
+        FigureChange(name=name, old=then[name], new=figure)
         for name, figure in now.items()
         if name in then and then[name].value
     ]
@@ -108,7 +108,7 @@ def command(document: dict[str, Any]) -> str:
     return str(document.get("command", f"vmla-bench {document['kind']}"))
 
 
-def change_table(found: list[Change]) -> Table:
+def change_table(found: list[FigureChange]) -> Table:
     """Old and new side by side."""
     rows = [
         [c.name, f"{c.old.value:.4g}", f"{c.new.value:.4g}", f"{c.ratio - 1:+.1%}", c.verdict] for c in found

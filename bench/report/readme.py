@@ -35,7 +35,7 @@ MISSING = "not measured yet"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Block:
+class GeneratedTable:
     """A table of a document: its results file, how that becomes lines, and the command that measures it."""
 
     file: str
@@ -121,17 +121,19 @@ def _where(result: dict[str, Any]) -> str:
 
 
 TABLES = {
-    "rollout": Block(
+    "rollout": GeneratedTable(
         file="rollout-sprites.json", table=rollout_table, command="python -m bench.speed.rollout"
     ),
-    "grades": Block(file="grades-sprites.json", table=grades_table, command="python -m bench.quality.grades"),
-    "grades_4": Block(
+    "grades": GeneratedTable(
+        file="grades-sprites.json", table=grades_table, command="python -m bench.quality.grades"
+    ),
+    "grades_4": GeneratedTable(
         file="grades-sprites-4.json", table=grades_table, command="vmla-bench grades --checkpoint sprites-4"
     ),
-    "engines": Block(file="engines-sprites.json", table=engines_table, command="vmla-bench engines"),
-    "memory": Block(file="memory-wan.json", table=memory_table, command="vmla-bench memory"),
-    "study": Block(file="study-mini.json", table=section_tables, command="vmla-bench study mini"),
-    "layouts": Block(
+    "engines": GeneratedTable(file="engines-sprites.json", table=engines_table, command="vmla-bench engines"),
+    "memory": GeneratedTable(file="memory-wan.json", table=memory_table, command="vmla-bench memory"),
+    "study": GeneratedTable(file="study-mini.json", table=section_tables, command="vmla-bench study mini"),
+    "layouts": GeneratedTable(
         file="layouts-sprites.json",
         table=section_tables,
         command="vmla-bench layouts --prompts 32 "
@@ -140,7 +142,7 @@ TABLES = {
             for name, layout in (("latent", "mla"), ("per head", "mha"))
         ),
     ),
-    "spectrum": Block(
+    "spectrum": GeneratedTable(
         file="spectrum-mini.json",
         table=section_tables,
         command="vmla-bench spectrum "
@@ -150,16 +152,18 @@ TABLES = {
             for name in (*(f"step-{step:06d}" for step in (0, 300, 600, 900)), "checkpoint")
         ),
     ),
-    "conversion": Block(
+    "conversion": GeneratedTable(
         file="conversion-mini.json",
         table=section_tables,
         command="vmla-bench conversion mini "
         + " ".join(f"--from runs/study/mini/mha-{seed}/denoiser/checkpoint" for seed in range(3))
         + " --calibration runs/study/mini/world/latents",
     ),
-    "gpu": Block(file="gpu-wan.json", table=gpu_tables.chunk_table, command="vmla-bench gpu"),
-    "gpu_kernels": Block(file="gpu-wan.json", table=gpu_tables.kernel_table, command="vmla-bench gpu"),
-    "gpu_training": Block(
+    "gpu": GeneratedTable(file="gpu-wan.json", table=gpu_tables.chunk_table, command="vmla-bench gpu"),
+    "gpu_kernels": GeneratedTable(
+        file="gpu-wan.json", table=gpu_tables.kernel_table, command="vmla-bench gpu"
+    ),
+    "gpu_training": GeneratedTable(
         file="gpu-training.json", table=gpu_tables.training_table, command="vmla-bench gpu --stages training"
     ),
 }

@@ -57,7 +57,7 @@ class Shape:
 
 
 @dataclass(frozen=True)
-class Arm:
+class AttentionArm:
     """One thing that is timed."""
 
     name: str
@@ -67,7 +67,7 @@ class Arm:
     """Largest error against the reference over the largest value of the reference."""
 
 
-class Inputs:
+class RotatingInputs:
     """Random inputs of unit size, as normalised activations are, in rotating sets."""
 
     def __init__(self, shape: Shape, *, dtype: torch.dtype, device: torch.device, seed: int = 0) -> None:
@@ -94,16 +94,16 @@ class Inputs:
         ]
 
 
-def bare_sdpa(inputs: Inputs) -> Arm:
+def bare_sdpa(inputs: RotatingInputs) -> AttentionArm:
     """A library's attention on the same tensors, without validity: what everything is held against."""
 
     def call(turn: int) -> Tensor:
         return dense_attention(inputs.query[turn], inputs.keys[turn], inputs.values[turn])
 
-    return Arm("sdpa, no mask", inputs.shape.flops_expanded, call, lambda: _error(inputs, call(0)))
+    return AttentionArm("sdpa, no mask", inputs.shape.flops_expanded, call, lambda: _error(inputs, call(0)))
 
 
-def expanded(inputs: Inputs, backend: Backend) -> Arm:
+def expanded(inputs: RotatingInputs, backend: Backend) -> AttentionArm:
     """Expanded attention, as `plugins.mla_attention` computes it."""
     scales = inputs.scales if inputs.dtype == FLOAT8 else None
 
@@ -111,10 +111,12 @@ def expanded(inputs: Inputs, backend: Backend) -> Arm:
         tensors = inputs.query[turn], inputs.keys[turn], inputs.values[turn], inputs.tables[2]
         return mla_attention(*tensors, scales=scales, backend=backend)
 
-    return Arm(f"expanded, {backend}", inputs.shape.flops_expanded, call, lambda: _error(inputs, call(0)))
+    return AttentionArm(
+        f"expanded, {backend}", inputs.shape.flops_expanded, call, lambda: _error(inputs, call(0))
+    )
 
 
-def absorbed(inputs: Inputs, backend: Backend) -> Arm:
+def absorbed(inputs: RotatingInputs, backend: Backend) -> AttentionArm:
     """Absorbed attention, as `plugins.mla_attention_absorbed` computes it."""
     scales = inputs.scales[:2] if inputs.dtype == FLOAT8 else None
     scale = inputs.shape.width**-0.5
@@ -131,10 +133,10 @@ def absorbed(inputs: Inputs, backend: Backend) -> Arm:
         wanted = run(inputs.latent_query[0][:, :, rows].contiguous(), 0, "reference")
         return relative(call(0)[:, :, rows], wanted)
 
-    return Arm(f"absorbed, {backend}", inputs.shape.flops_absorbed, call, error)
+    return AttentionArm(f"absorbed, {backend}", inputs.shape.flops_absorbed, call, error)
 
 
-def expansion(inputs: Inputs, backend: Backend) -> Arm:
+def expansion(inputs: RotatingInputs, backend: Backend) -> AttentionArm:
     """The expansion alone, as `plugins.expand` computes it."""
 
     def run(turn: int, chosen: Backend) -> tuple[Tensor, Tensor]:
@@ -147,7 +149,9 @@ def expansion(inputs: Inputs, backend: Backend) -> Arm:
         pairs = zip(run(0, backend), run(0, "reference"), strict=True)
         return max(relative(out, wanted) for out, wanted in pairs)
 
-    return Arm(f"expand, {backend}", inputs.shape.flops_expand, lambda turn: run(turn, backend), error)
+    return AttentionArm(
+        f"expand, {backend}", inputs.shape.flops_expand, lambda turn: run(turn, backend), error
+    )
 
 
 def relative(out: Tensor, wanted: Tensor) -> float:
@@ -155,7 +159,7 @@ def relative(out: Tensor, wanted: Tensor) -> float:
     return float((out.float() - wanted.float()).abs().max() / wanted.float().abs().max())
 
 
-def _error(inputs: Inputs, out: Tensor) -> float:
+def _error(inputs: RotatingInputs, out: Tensor) -> float:
     rows = slice(0, CHECKED_QUERIES)
     scales = inputs.scales if inputs.dtype == FLOAT8 else None
     tensors = inputs.query[0][:, :, rows].contiguous(), inputs.keys[0], inputs.values[0], inputs.tables[2]

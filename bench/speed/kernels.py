@@ -21,7 +21,15 @@ from rich.table import Table
 from bench.harness.document import Record
 from bench.harness.paired_timing import Clock, paired
 from bench.harness.peaks import clock_for
-from bench.speed.attention_arms import Arm, Inputs, Shape, absorbed, bare_sdpa, expanded, expansion
+from bench.speed.attention_arms import (
+    AttentionArm,
+    RotatingInputs,
+    Shape,
+    absorbed,
+    bare_sdpa,
+    expanded,
+    expansion,
+)
 from plugins import sdpa
 from plugins.checks import FLOAT8
 from plugins.errors import UserError
@@ -74,25 +82,30 @@ def _shapes(device: torch.device) -> list[Shape]:
     return [replace(PUBLISHED, batch=batch, keys=keys) for batch in (1, 2) for keys in WINDOWS]
 
 
-def groups(device: torch.device, shapes: list[Shape]) -> Iterator[tuple[Inputs, list[Arm], Arm]]:
+def groups(
+    device: torch.device, shapes: list[Shape]
+) -> Iterator[tuple[RotatingInputs, list[AttentionArm], AttentionArm]]:
     """Inputs of each shape and type, the arms to be timed on them, and their baseline."""
     for shape in shapes:
         if device.type == "cpu":
-            inputs = Inputs(shape, dtype=torch.float32, device=device)
+            inputs = RotatingInputs(shape, dtype=torch.float32, device=device)
             arms = [expanded(inputs, "auto"), absorbed(inputs, "auto"), expansion(inputs, "auto")]
             yield inputs, arms, bare_sdpa(inputs)
             continue
-        wide = Inputs(shape, dtype=torch.bfloat16, device=device)
+        wide = RotatingInputs(shape, dtype=torch.bfloat16, device=device)
         baseline = bare_sdpa(wide)
         arms = [expanded(wide, "sdpa"), expanded(wide, "triton")]
         arms += [absorbed(wide, "triton"), expansion(wide, "sdpa"), expansion(wide, "triton")]
         yield wide, arms, baseline
-        narrow = Inputs(shape, dtype=FLOAT8, device=device)
+        narrow = RotatingInputs(shape, dtype=FLOAT8, device=device)
         yield narrow, [expanded(narrow, "triton"), absorbed(narrow, "triton")], baseline
 
 
 def measured(
-    group: tuple[Inputs, list[Arm], Arm], clock: Clock, rounds: int, peaks: dict[str, float]
+    group: tuple[RotatingInputs, list[AttentionArm], AttentionArm],
+    clock: Clock,
+    rounds: int,
+    peaks: dict[str, float],
 ) -> Iterator[dict[str, Any]]:
     """One row for each arm, the baseline's samples beside its own."""
     inputs, arms, baseline = group

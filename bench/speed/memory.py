@@ -26,10 +26,10 @@ from bench.harness.memory_use import Peak, held
 from bench.harness.subject import RandomCheckpoint, endless, open_subject
 from plugins.errors import UserError
 from runtime.planning.request import choose_device
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.cli.command import OneLineCommand
 from vmla.cli.progress import ProgressLine
-from vmla.config import WINDOWS, Layout, ModelConfig, recipe
+from vmla.config import WINDOWS, Layout, ModelConfig, model_preset
 from vmla.weights.checkpoint import Checkpoint
 
 LAYOUTS: tuple[Layout, ...] = ("mha", "mla")
@@ -51,11 +51,11 @@ def measured_cache(config: ModelConfig, dtype: torch.dtype, device: torch.device
     Raises:
         UserError: if the system does not say what a process holds.
     """
-    layout = CacheLayout.of(config)
-    videos = -(-LEAST_BYTES // layout.bytes(element_size=dtype.itemsize))
+    spec = CacheSpec.of(config)
+    videos = -(-LEAST_BYTES // spec.bytes(element_size=dtype.itemsize))
     gc.collect()
     before = held(device)
-    cache = layout.allocate(videos, dtype=dtype, device=device).fill_(1)
+    cache = spec.allocate(videos, dtype=dtype, device=device).fill_(1)
     after = held(device)
     if before is None or after is None:
         raise UserError("this system does not say what a process holds in memory; measure on Linux or a GPU")
@@ -64,7 +64,7 @@ def measured_cache(config: ModelConfig, dtype: torch.dtype, device: torch.device
     return {
         "layout": config.layout,
         "videos": videos,
-        "slots": layout.slots,
+        "slots": spec.slots,
         "tokens": tokens,
         "layers": layers,
         "entry_width": config.entry_width,
@@ -105,7 +105,7 @@ def _peak(engine: Any, subject: Checkpoint, batch: int, device: torch.device) ->
         next(stream)
     return {
         "peak_bytes": peak.bytes(),
-        "cache_bytes": engine.layout.bytes(batch, element_size=size),
+        "cache_bytes": engine.cache_spec.bytes(batch, element_size=size),
         "text_bytes": 2 * config.num_layers * batch * config.text_tokens * config.inner_dim * size,
     }
 
@@ -155,7 +155,7 @@ def main(
 ) -> None:
     """Measure what the cache takes in both layouts, a pass's peak, and how many streams fit."""
     where, dtype = choose_device(device), torch.bfloat16
-    config, passes = recipe(cache_shape, window=window), open_subject(None, shape)
+    config, passes = model_preset(cache_shape, window=window), open_subject(None, shape)
     record = Record("memory", output, device=where)
     caches: dict[str, dict[str, Any]] = {}
     with ProgressLine(sys.stderr) as line:

@@ -32,7 +32,7 @@ from torch import Tensor
 from bench.harness.document import Record
 from export.backends.onnx import ONNX
 from export.backends.tensorrt import TensorRT
-from export.backends.tensorrt_build import Request
+from export.backends.tensorrt_build import BuildRequest
 from export.backends.tensorrt_build import build as build_plan
 from export.backends.tensorrt_rtx import check_targets
 from export.build import lower
@@ -48,7 +48,7 @@ from export.settings import Settings
 from plugins.errors import UserError
 from vmla.cli.command import OneLineCommand
 from vmla.cli.machine import peak_resident_bytes
-from vmla.config import RECIPES, ModelConfig, recipe
+from vmla.config import MODEL_PRESETS, ModelConfig, model_preset
 from vmla.transformer import VideoMLA
 
 CODES = torch.float8_e4m3fn
@@ -185,9 +185,11 @@ def faults(path: Path) -> dict[str, Any]:
 
 
 @click.command(cls=OneLineCommand)
-@click.option("--shape", default="wan-1.3b", show_default=True, help=f"One of {', '.join(RECIPES)}.")
+@click.option("--shape", default="wan-1.3b", show_default=True, help=f"One of {', '.join(MODEL_PRESETS)}.")
 @click.option(
-    "--layers", type=click.IntRange(min=1), help="Number of the model's layers (default: the recipe's own)."
+    "--layers",
+    type=click.IntRange(min=1),
+    help="Number of the model's layers (default: as many as the preset has).",
 )
 @click.option("--precision", default="bf16", show_default=True, help="Precision of the matrix products.")
 @click.option("--target", multiple=True, help="Build a TensorRT-RTX engine for this GPU, as sm_89.")
@@ -209,7 +211,7 @@ def main(
     """Export a model of a named shape without its weights, and build engines of random ones."""
     for each in target:
         check_targets(each)
-    config, kind = recipe(shape), check_precision(precision)
+    config, kind = model_preset(shape), check_precision(precision)
     if layers is not None:
         config = replace(config, num_layers=layers)
     record = Record("graph", output)
@@ -258,7 +260,7 @@ def measure(
 def _engine(graph: Path, target: str) -> dict[str, Any]:
     """Build one engine; the peak is that of the largest building process so far."""
     began, engine = perf_counter(), graph.with_name(f"step-{target}.engine")
-    request = Request(library="tensorrt_rtx", graph=str(graph), engine=str(engine), target=target)
+    request = BuildRequest(library="tensorrt_rtx", graph=str(graph), engine=str(engine), target=target)
     warnings = build_plan(request)
     told = {
         "target": target,

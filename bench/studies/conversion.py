@@ -26,12 +26,12 @@ from rich.table import Table as Printed
 
 from bench.harness.document import Record
 from bench.report.sections import Table, conversion_section
-from bench.studies.conversion_trial import CLIPS, ConversionTrial, Start, Variant
+from bench.studies.conversion_trial import CLIPS, ConversionTrial, ConversionVariant, Start
 from bench.studies.study import spread
 from vmla.cli.command import OneLineCommand
 from vmla.cli.progress import ProgressLine
 from vmla.train.data.clips import open_clips
-from vmla.train.recipes.from_checkpoint import PIPELINES, pipeline
+from vmla.train.recipes.from_checkpoint import DISTILLATION_RECIPES, distillation_recipe
 from vmla.weights.checkpoint import open_checkpoint
 from vmla.weights.conversion.spectral import Choices
 
@@ -54,16 +54,18 @@ CALIBRATION = "calibration"
 DEFAULT = "the defaults"
 
 
-def variants(only: tuple[str, ...] = ()) -> list[Variant]:
+def variants(only: tuple[str, ...] = ()) -> list[ConversionVariant]:
     """The defaults, then every other value of the choices in `only`; of all, if it is empty."""
-    found, standard = [Variant(name=DEFAULT)], asdict(Choices())
+    found, standard = [ConversionVariant(name=DEFAULT)], asdict(Choices())
     for name, values in VALUES.items():
         if not only or name in only:
             changes = [{name: value} for value in values if value != standard[name]]
-            found += [Variant(name=_option(name, each[name]), choices=Choices(**each)) for each in changes]
+            found += [
+                ConversionVariant(name=_option(name, each[name]), choices=Choices(**each)) for each in changes
+            ]
     if not only or CALIBRATION in only:
-        found += [Variant(name=f"--clips {clips}", clips=clips) for clips in CLIPS_TRIED]
-        found.append(Variant(name="noise, no --calibration", noise=True))
+        found += [ConversionVariant(name=f"--clips {clips}", clips=clips) for clips in CLIPS_TRIED]
+        found.append(ConversionVariant(name="noise, no --calibration", noise=True))
     return found
 
 
@@ -76,7 +78,7 @@ def _option(name: str, value: Any) -> str:
 
 
 def trials(
-    starts: list[Start], chosen: list[Variant], heal: int, folder: Path, line: ProgressLine
+    starts: list[Start], chosen: list[ConversionVariant], heal: int, folder: Path, line: ProgressLine
 ) -> Iterator[ConversionTrial]:
     """Model by model, so that whatever ends early has compared all variants."""
     for start in starts:
@@ -115,7 +117,7 @@ def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 @click.command("conversion", cls=OneLineCommand)
-@click.argument("name", type=click.Choice(list(PIPELINES)))
+@click.argument("name", type=click.Choice(list(DISTILLATION_RECIPES)))
 @click.option("--from", "checkpoints", multiple=True, required=True,
               type=click.Path(path_type=Path, file_okay=False),
               help="Checkpoint with the layout mha; repeat for several.")  # fmt: skip
@@ -163,7 +165,7 @@ def main(
 
 def _starts(name: str, checkpoints: tuple[Path, ...], calibration: Path) -> list[Start]:
     """The models, each with a seed of its own and all with the same clips."""
-    chosen, found = pipeline(name), []
+    chosen, found = distillation_recipe(name), []
     for seed, folder in enumerate(checkpoints):
         checkpoint = open_checkpoint(folder)
         clips = open_clips(calibration, checkpoint.model_config())

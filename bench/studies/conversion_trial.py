@@ -19,11 +19,11 @@ from vmla.train.cli.convert_options import calibration_on
 from vmla.train.data.latents import LatentSet
 from vmla.train.loop.loop import train
 from vmla.train.loop.state import refuse_other_settings
-from vmla.train.recipes.from_checkpoint import Pipeline
+from vmla.train.recipes.from_checkpoint import DistillationRecipe
 from vmla.train.stages.denoiser import DenoiserStage
 from vmla.transformer import Block, VideoMLA
 from vmla.weights.checkpoint import Checkpoint, open_checkpoint
-from vmla.weights.conversion.activations import Calibration, Seen, layers_of
+from vmla.weights.conversion.activations import CalibrationBatch, TracedLayer, layers_of
 from vmla.weights.conversion.convert import REPORT, Conversion, output_error
 from vmla.weights.conversion.spectral import Choices
 from vmla.weights.formats.files import read_json, write_json
@@ -38,7 +38,7 @@ CLIPS = 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class Variant:
+class ConversionVariant:
     """One way to convert a model, with a name."""
 
     name: str
@@ -56,12 +56,12 @@ class Start:
     checkpoint: Checkpoint
     seed: int
     """Of what is drawn at random: another for each model."""
-    pipeline: Pipeline
+    recipe: DistillationRecipe
     data: LatentSet
     held: LatentSet
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, clips: LatentSet, pipeline: Pipeline, seed: int) -> Start:
+    def of(cls, checkpoint: Checkpoint, clips: LatentSet, recipe: DistillationRecipe, seed: int) -> Start:
         """`clips` are divided.
 
         Raises:
@@ -70,7 +70,7 @@ class Start:
         if checkpoint.model_config().layout != "mha":
             raise UserError(f"{checkpoint.folder} has latent attention; give a model of the layout mha")
         data, held = divided(clips)
-        return cls(checkpoint=checkpoint, seed=seed, pipeline=pipeline, data=data, held=held)
+        return cls(checkpoint=checkpoint, seed=seed, recipe=recipe, data=data, held=held)
 
     @cached_property
     def source(self) -> Source:
@@ -83,17 +83,17 @@ class Start:
         return replace(self.source.config, layout="mla")
 
     @cached_property
-    def seen(self) -> list[Seen]:
+    def seen(self) -> list[TracedLayer]:
         """Its layers at work on held-out clips."""
         return list(layers_of(self.source, self.calibration(self.held, JUDGED)))
 
-    def calibration(self, clips: LatentSet, count: int) -> Calibration:
+    def calibration(self, clips: LatentSet, count: int) -> CalibrationBatch:
         """Inputs from the first `count` of some clips."""
         return calibration_on(clips, self.source.config, count=count, seed=self.seed)
 
     def loss(self, model: VideoMLA) -> float:
         """Teacher-forcing loss on held-out clips: the same batches and noise for every model."""
-        forcing = self.pipeline.forcing
+        forcing = self.recipe.forcing
         clips = min(forcing.clips, len(self.held.latents))
         settings = replace(forcing, clips=clips, precision="float32", compiled=False)
         stage = DenoiserStage(model.config, settings, self.held, model=model)
@@ -121,7 +121,7 @@ class ConversionTrial:
     """One variant of one model, in a folder of its own."""
 
     start: Start
-    variant: Variant
+    variant: ConversionVariant
     heal: int
     """Steps of training after the conversion."""
     folder: Path
@@ -167,7 +167,7 @@ class ConversionTrial:
         start, variant, folder = self.start, self.variant, self.folder / "converted"
         shutil.rmtree(folder, ignore_errors=True)
         if variant.noise:
-            inputs = Calibration.noise(start.source.config, clips=variant.clips, seed=start.seed)
+            inputs = CalibrationBatch.noise(start.source.config, clips=variant.clips, seed=start.seed)
         else:
             inputs = start.calibration(start.data, variant.clips)
         Conversion(start.source, start.config, self._choices(), inputs).write(folder, self.report)
@@ -179,7 +179,7 @@ class ConversionTrial:
 
     def _healed(self, model: VideoMLA) -> float:
         """The held-out loss of the averaged weights after some steps of the recipe's stage `forcing`."""
-        forcing = self.start.pipeline.forcing
+        forcing = self.start.recipe.forcing
         settings = replace(forcing, schedule=replace(forcing.schedule, steps=self.heal))
         stage = DenoiserStage(model.config, settings, self.start.data, model=model.requires_grad_(True))
         average = train(stage, self.folder / "healing", report=self.report)
@@ -196,7 +196,7 @@ class ConversionTrial:
             "source": self.start.checkpoint.model_hash(),
             "choices": asdict(self._choices()),
             "calibration": {"clips": self.variant.clips, "noise": self.variant.noise},
-            "training": asdict(self.start.pipeline.forcing),
+            "training": asdict(self.start.recipe.forcing),
             "heal": self.heal,
             "data": self.start.data.settings,
         }

@@ -22,7 +22,7 @@ import torch
 
 from bench.harness.document import Record
 from bench.quality.grades import mean_right
-from bench.studies.trial import MHA, Arm, SharedParts, Trial
+from bench.studies.trial import MHA, SharedParts, StudyArm, Trial
 from vmla.cli.command import OneLineCommand
 from vmla.cli.progress import ProgressLine
 from vmla.train.recipes.from_scratch import training_recipe
@@ -45,24 +45,24 @@ class Study:
     seconds: tuple[int, ...]
     """When to grade."""
 
-    def arms(self) -> list[Arm]:
+    def arms(self) -> list[StudyArm]:
         """All of them; the recipe's own model answers three questions."""
         model = training_recipe(self.recipe).model
         own = model.kv_lora_rank, model.qk_rope_head_dim
         found = [
-            Arm(name="mla", questions=("layouts", "widths", "splits"), distilled=True, closely=True),
+            StudyArm(name="mla", questions=("layouts", "widths", "splits"), distilled=True, closely=True),
             MHA,
         ]
         for width in self.widths:
             if width != own[0]:
                 sizes = {"kv_lora_rank": width}
-                found.append(Arm(name=f"content-{width}", questions=("widths",), sizes=sizes))
+                found.append(StudyArm(name=f"content-{width}", questions=("widths",), sizes=sizes))
         for content, rotary in self.splits:
             if (content, rotary) != own:
                 sizes = {"kv_lora_rank": content, "qk_rope_head_dim": rotary}
-                found.append(Arm(name=f"split-{content}-{rotary}", questions=("splits",), sizes=sizes))
+                found.append(StudyArm(name=f"split-{content}-{rotary}", questions=("splits",), sizes=sizes))
         inits = get_args(Init)
-        return found + [Arm(name=name, questions=("inits",), init=name, closely=True) for name in inits]
+        return found + [StudyArm(name=name, questions=("inits",), init=name, closely=True) for name in inits]
 
 
 STUDIES = {
@@ -77,13 +77,13 @@ STUDIES = {
 }  # fmt: skip
 
 
-def chosen_arms(study: Study, only: tuple[str, ...]) -> list[Arm]:
+def chosen_arms(study: Study, only: tuple[str, ...]) -> list[StudyArm]:
     """The arms of the questions in `only`; all if it is empty."""
     return [arm for arm in study.arms() if not only or set(only) & set(arm.questions)]
 
 
 def trials(
-    study: Study, arms: list[Arm], seeds: int, shared: SharedParts, folder: Path, line: ProgressLine
+    study: Study, arms: list[StudyArm], seeds: int, shared: SharedParts, folder: Path, line: ProgressLine
 ) -> Iterator[Trial]:
     """Seed by seed, so that whatever ends early has compared all arms."""
     for seed in range(seeds):

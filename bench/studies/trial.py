@@ -26,10 +26,10 @@ from vmla.train.loop.log import last_record, mean_speed, records
 from vmla.train.loop.loop import train
 from vmla.train.loop.parallel import ALONE
 from vmla.train.loop.state import refuse_other_settings
-from vmla.train.recipes.from_checkpoint import Pipeline, pipeline
+from vmla.train.recipes.from_checkpoint import DistillationRecipe, distillation_recipe
 from vmla.train.recipes.from_scratch import Recipe, training_recipe
-from vmla.train.run import Run
-from vmla.train.stage import RESULT, Job
+from vmla.train.run import TrainingRun
+from vmla.train.stage import RESULT, StageRun
 from vmla.train.stages.denoiser import DenoiserStage
 from vmla.transformer import VideoMLA
 from vmla.vae.tiny import TinyCodec
@@ -60,7 +60,7 @@ class SharedParts:
     @classmethod
     def made(cls, recipe: Recipe, folder: Path, report: Callable[[str], None]) -> SharedParts:
         """Train and render what is not in `folder` yet."""
-        run = Run(recipe, folder, report)
+        run = TrainingRun(recipe, folder, report)
         data = run.latents()
         return cls(recipe, folder, run.codec(), run.text(), data)
 
@@ -74,7 +74,7 @@ class SharedParts:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Arm:
+class StudyArm:
     """One setting of what the study varies."""
 
     name: str
@@ -98,14 +98,14 @@ def claimed(folder: Path) -> Iterator[None]:
         yield
 
 
-MHA = Arm(name="mha", questions=("layouts",), sizes={"layout": "mha"}, distilled=True, closely=True)
+MHA = StudyArm(name="mha", questions=("layouts",), sizes={"layout": "mha"}, distilled=True, closely=True)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Trial:
     """One arm with one seed in a folder of its own."""
 
-    arm: Arm
+    arm: StudyArm
     seed: int
     shared: SharedParts
     arms: Path
@@ -167,7 +167,7 @@ class Trial:
         if (init := self.arm.init) is None:
             return DenoiserStage(recipe.model, recipe.denoiser_training, self.shared.data)
         model = open_checkpoint(self._converted(init)).transformer().requires_grad_(True)
-        return DenoiserStage(model.config, self._pipeline().forcing, self.shared.data, model=model)
+        return DenoiserStage(model.config, self._distillation().forcing, self.shared.data, model=model)
 
     def _converted(self, init: Init) -> Path:
         """The per-head model of the same seed with latent attention, before it trains."""
@@ -183,9 +183,9 @@ class Trial:
         job.write(folder, self._say, pipeline=start)
         return folder
 
-    def _pipeline(self) -> Pipeline:
+    def _distillation(self) -> DistillationRecipe:
         """The recipe's, its draws by this trial's seed."""
-        chosen = pipeline(self.shared.recipe.name)
+        chosen = distillation_recipe(self.shared.recipe.name)
         stages = ("forcing", "consistency", "distribution")
         return replace(chosen, **{name: replace(getattr(chosen, name), seed=self.seed) for name in stages})
 
@@ -193,8 +193,8 @@ class Trial:
         """Both stages of distillation; the checkpoint of each."""
         data, made, teacher = self.shared.folder / "latents", dict[str, Path](), str(start)
         for name in ("consistency", "distribution"):
-            job = Job(
-                name=name, pipeline=self._pipeline(), start=str(start), teacher=teacher, data=data,
+            job = StageRun(
+                name=name, recipe=self._distillation(), start=str(start), teacher=teacher, data=data,
                 output=self.folder / name,
             )  # fmt: skip
             job.run(ALONE, self._say)
@@ -257,7 +257,7 @@ class Trial:
     def _settings(self) -> dict[str, Any]:
         """What may not differ when a trial is found again."""
         recipe = training_recipe(self.shared.recipe.name, seed=self.seed, **self.arm.sizes)
-        training = self._pipeline().forcing if self.arm.init else recipe.denoiser_training
+        training = self._distillation().forcing if self.arm.init else recipe.denoiser_training
         return {
             "model": asdict(recipe.model), "training": asdict(training), "init": self.arm.init,
             "prompts": self.prompts, "seconds": list(self.seconds),

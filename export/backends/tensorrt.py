@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from export.backends.base import Backend, BuildOptions, Offer, Program, Requirement
 from export.backends.onnx import EXPORTER, remove_graph, write_graph
-from export.backends.tensorrt_build import PRODUCTS, Request, build, compile_kernels, timing_cache_name
+from export.backends.tensorrt_build import PRODUCTS, BuildRequest, build, compile_kernels, timing_cache_name
 from export.engine.manifest import Attention, Manifest
 from export.engine.target import NO_GPU, gpu_architecture
 from plugins.errors import UserError
@@ -79,7 +79,7 @@ class TensorRT(Backend):
         remove_graph(graph)
         return warned
 
-    def request(self, graph: Path, manifest: Manifest, scratch: Path) -> Request:
+    def request(self, graph: Path, manifest: Manifest, scratch: Path) -> BuildRequest:
         """What is asked of TensorRT for `graph`; its plugin's kernels are compiled into `scratch`."""
         import torch
 
@@ -92,7 +92,7 @@ class TensorRT(Backend):
             dtype: Any = "fp16" if manifest.precision == "fp16" else "bf16"
             compile_kernels(scratch, architecture=target, dtype=dtype, head=head)
         times = timing_cache_name(version=version, gpu=torch.cuda.get_device_name())
-        return Request(
+        return BuildRequest(
             library="tensorrt",
             graph=str(graph),
             engine=str(graph.with_suffix(".engine")),

@@ -27,7 +27,7 @@ NAMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class BuildRequest:
     """One engine to build from one graph; paths are strings, for it travels as JSON."""
 
     library: Literal["tensorrt", "tensorrt_rtx"]
@@ -67,13 +67,13 @@ def compile_kernels(folder: Path, *, architecture: str, dtype: Literal["bf16", "
     """
     from plugins.aot.compile import compile_variant
     from plugins.aot.objects import save
-    from plugins.aot.variants import Variant, Widths
+    from plugins.aot.variants import KernelVariant, Widths
 
     if halves(head) != (head, 0):
         raise UserError(f"the attention plugin has no kernels for heads of {head}; use --attention native")
     family = kernel_family(architecture)
     widths = Widths(nope=head // 2, rotary=head - head // 2, value=head)  # keys are as wide as values
-    variant = Variant(operator="mla_attention", dtype=dtype, size="compact", arch=family, widths=widths)
+    variant = KernelVariant(operator="mla_attention", dtype=dtype, size="compact", arch=family, widths=widths)
     save(folder, [compile_variant(variant)], {})
 
 
@@ -82,7 +82,7 @@ def timing_cache_name(*, version: str, gpu: str, level: int = LEVEL) -> str:
     return f"tensorrt-{version}-{re.sub(r'[^A-Za-z0-9]+', '-', gpu)}-level{level}.cache"
 
 
-def build(request: Request) -> list[str]:
+def build(request: BuildRequest) -> list[str]:
     """Build what is asked for, in a process of its own.
 
     Returns:

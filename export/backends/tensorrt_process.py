@@ -14,12 +14,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from export.backends.tensorrt_build import Request, kernel_family
+from export.backends.tensorrt_build import BuildRequest, kernel_family
 from plugins.atomic_files import atomic_write_bytes
 from plugins.errors import UserError
 
 
-def main(request: Request) -> int:
+def main(request: BuildRequest) -> int:
     """Parse, build and record; the exit status."""
     trt = importlib.import_module(request.library)
     logger = _logger(trt)
@@ -47,7 +47,7 @@ def main(request: Request) -> int:
     return 0
 
 
-def configure(trt: Any, builder: Any, request: Request) -> Any:
+def configure(trt: Any, builder: Any, request: BuildRequest) -> Any:
     """The builder's configuration."""
     config = builder.create_builder_config()
     if request.library == "tensorrt_rtx":
@@ -69,7 +69,7 @@ def configure(trt: Any, builder: Any, request: Request) -> Any:
     return config
 
 
-def _register(request: Request) -> None:
+def _register(request: BuildRequest) -> None:
     """Make the attention plugin known, with the kernels that were compiled for this engine."""
     from plugins.aot.tensorrt_plugin import register
 
@@ -96,7 +96,7 @@ def _take_apart_wide_attention(trt: Any, network: Any) -> None:
             layer.attention.decomposable = True
 
 
-def _record_layers(trt: Any, logger: Any, plan: bytes, request: Request) -> bool:
+def _record_layers(trt: Any, logger: Any, plan: bytes, request: BuildRequest) -> bool:
     """Write what the engine is made of, and check that our plugin is still in it."""
     runtime = trt.Runtime(logger)
     engine = runtime.deserialize_cuda_engine(plan)
@@ -111,7 +111,7 @@ def _record_layers(trt: Any, logger: Any, plan: bytes, request: Request) -> bool
     return found == request.attention_nodes
 
 
-def _keep_times(config: Any, request: Request) -> None:
+def _keep_times(config: Any, request: BuildRequest) -> None:
     """Write the timing cache back at once."""
     if request.timing_cache is None:
         return
@@ -146,7 +146,7 @@ def _say(severity: str, message: str) -> None:
 
 if __name__ == "__main__":
     try:
-        sys.exit(main(Request(**json.loads(sys.argv[1]))))
+        sys.exit(main(BuildRequest(**json.loads(sys.argv[1]))))
     except UserError as error:
         _say("error", str(error))
         sys.exit(1)

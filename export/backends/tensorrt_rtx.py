@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from export.backends.base import Backend, BuildOptions, Offer, Program, Requirement
 from export.backends.onnx import EXPORTER, remove_graph, write_graph
-from export.backends.tensorrt_build import PRODUCTS, Request, build
+from export.backends.tensorrt_build import PRODUCTS, BuildRequest, build
 from export.engine.manifest import Manifest
 from export.engine.target import Host
 from plugins.errors import UserError
@@ -63,7 +63,7 @@ class TensorRTRTX(Backend):
         """Write `NAME.engine`."""
         graph = write_graph(name, program, manifest, folder)
         warned = build(
-            Request(
+            BuildRequest(
                 library="tensorrt_rtx",
                 graph=str(graph),
                 engine=str(graph.with_suffix(".engine")),

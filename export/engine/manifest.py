@@ -84,7 +84,7 @@ class Manifest:
     model: dict[str, Any]
     """The fields of `vmla.config.ModelConfig`."""
     cache: dict[str, Any]
-    """The fields of `vmla.cache.CacheLayout`, and `dtype`."""
+    """The fields of `vmla.cache.CacheSpec`, and `dtype`."""
     programs: dict[str, Signature]
     layers: dict[str, tuple[str, ...]]
     """Linear layers, all of them, by the precision of their products."""

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from export.engine.manifest import Signature, TensorSpec
 from plugins.errors import UserError
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
 from vmla.transformer import StepInputs
 
@@ -25,9 +25,9 @@ def contract(config: ModelConfig, *, batch: int, narrow: str = "float32") -> dic
     Raises:
         UserError: for chunks of two lengths.
     """
-    layout = CacheLayout.of(config)
-    if layout.chunks.first != layout.chunk:
-        lengths = f"a first chunk of {layout.chunks.first} latent frames and others of {layout.chunk}"
+    spec = CacheSpec.of(config)
+    if spec.chunks.first != spec.chunk:
+        lengths = f"a first chunk of {spec.chunks.first} latent frames and others of {spec.chunk}"
         raise UserError(f"an engine makes chunks of one length, this model has {lengths}; run it without one")
     picture = (batch, config.in_channels, config.chunk, config.sample_height, config.sample_width)
     text_kv = (config.num_layers, 2, batch, config.text_tokens, config.inner_dim)
@@ -36,8 +36,8 @@ def contract(config: ModelConfig, *, batch: int, narrow: str = "float32") -> dic
         "latents": (picture, "float32"),
         "timestep": ((batch, config.chunk), "float32"),
         "text_kv": (text_kv, narrow),
-        "cache": (layout.shape(batch), narrow),
-        "slot_index": ((layout.slots,), "int32"),
+        "cache": (spec.shape(batch), narrow),
+        "slot_index": ((spec.slots,), "int32"),
         "chunk_index": ((config.chunk,), "int32"),
         "velocity": (picture, "float32"),
         "entries": (entries, narrow),

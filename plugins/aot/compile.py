@@ -14,18 +14,18 @@ import click
 
 from plugins.aot.objects import Compiled, faults, save, save_record
 from plugins.aot.ptx import UnfitKernelError, assemble, keep_parameters, rename, version
-from plugins.aot.variants import Plan, Variant, options, plan, variants
+from plugins.aot.variants import KernelVariant, LaunchConfig, compile_options, launch_config, variants
 from plugins.errors import UserError, missing_extra
 from plugins.triton.tiles import FAMILIES, Family
 
 
-def compile_variant(variant: Variant) -> tuple[Compiled, str, bytes]:
+def compile_variant(variant: KernelVariant) -> tuple[Compiled, str, bytes]:
     """A kernel's record, PTX and machine code.
 
     Raises:
         UserError: if Triton is missing, or what it makes cannot be launched or spills registers.
     """
-    how = plan(variant)
+    how = launch_config(variant)
     built = _triton(variant, how)
     try:
         original = built.metadata.name
@@ -74,7 +74,7 @@ def fingerprint() -> str:
     return hashlib.sha256(b"".join(sources)).hexdigest()
 
 
-def _triton(variant: Variant, how: Plan) -> Any:
+def _triton(variant: KernelVariant, how: LaunchConfig) -> Any:
     """Compile with Triton for the variant's target."""
     try:
         import triton
@@ -99,10 +99,11 @@ def _triton(variant: Variant, how: Plan) -> Any:
     with triton.knobs.compilation.scope():
         # Without lines of source the PTX does not depend on where the sources lie.
         triton.knobs.compilation.disable_line_info = True
-        return triton.compile(source, target=GPUTarget("cuda", variant.arch, 32), options=options(variant))
+        target, given = GPUTarget("cuda", variant.arch, 32), compile_options(variant)
+        return triton.compile(source, target=target, options=given)
 
 
-def _kernel(variant: Variant) -> Any:
+def _kernel(variant: KernelVariant) -> Any:
     from plugins.triton.absorbed import absorbed
     from plugins.triton.attention import attention
     from plugins.triton.expand import expand

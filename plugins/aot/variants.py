@@ -1,7 +1,7 @@
 """Which kernels are compiled ahead of time, and how each is launched; pure values, no Triton.
 
-Widths are compiled in, those of the published model unless others are given. The numbers of tokens,
-heads and videos stay free: grids and scalars are expressions over them (`plugins.aot.objects`).
+The widths are compiled in; they are those of the published model unless others are given. The numbers of
+tokens, heads and videos stay free: grids and scalars are expressions over them (`plugins.aot.objects`).
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from plugins.triton.tiles import (
 )
 
 PTX_ISA = 87
-"""8.7, the oldest that knows all three targets (CUDA 12.8); a driver older than the ISA cannot load it."""
+"""PTX ISA 8.7, the oldest that knows all three targets (CUDA 12.8); an older driver cannot load it."""
 POINTERS = {"bf16": "*bf16", "fp16": "*fp16", "fp8": "*fp8e4nv"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Widths:
-    """What is compiled in: the published model's."""
+    """Channels that are compiled into a kernel; the defaults are the published model's."""
 
     nope: int = 96
     rotary: int = 32
@@ -41,13 +41,13 @@ class Widths:
 
     @property
     def scale(self) -> float:
-        """1 / sqrt(dn + R)."""
+        """The factor of the scores, 1 / sqrt(dn + R)."""
         return (self.nope + self.rotary) ** -0.5
 
 
 @dataclass(frozen=True, kw_only=True)
-class Variant:
-    """One kernel to be compiled."""
+class KernelVariant:
+    """One kernel, for one data type, tile size and architecture."""
 
     operator: Operator
     dtype: str
@@ -57,37 +57,40 @@ class Variant:
 
     @property
     def name(self) -> str:
-        """A name that no other variant has."""
+        """The symbol of the kernel, unique among all variants."""
         t = tile(self.operator, capability=self.arch, size=self.size)
         shape = f"{t.rows}x{t.columns}" if t.columns else str(t.rows)
         return f"vmla_{self.operator}_{self.dtype}_{shape}_w{t.warps}s{t.stages}_sm{self.arch}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """How a variant is compiled and launched."""
+class LaunchConfig:
+    """Signature, compile-time constants and grid of a variant."""
 
     inputs: dict[str, str]
+    """Triton's pointer type of each input, in the order of the arguments."""
     scalars: dict[str, Expression]
+    """How each integer argument follows from the sizes of a call."""
     outputs: dict[str, str]
     constants: dict[str, Any]
     grid: list[Expression]
     fixed: dict[str, float]
+    """Sizes that a call must have for the kernel to fit."""
 
 
-def variants(arch: Family) -> Iterator[Variant]:
-    """All that are made for one architecture."""
+def variants(arch: Family) -> Iterator[KernelVariant]:
+    """Every kernel that ships for one architecture; `compact` only where its tile differs from `fast`."""
     for operator in get_args(Operator):
         for dtype in ("bf16", "fp16") if operator == "expand" else ("bf16", "fp16", "fp8"):
             for size in get_args(Size):
-                variant = Variant(operator=operator, dtype=dtype, size=size, arch=arch)
-                other = Variant(operator=operator, dtype=dtype, size="fast", arch=arch)
+                variant = KernelVariant(operator=operator, dtype=dtype, size=size, arch=arch)
+                other = KernelVariant(operator=operator, dtype=dtype, size="fast", arch=arch)
                 if size == "fast" or variant.name != other.name:
                     yield variant
 
 
-def options(variant: Variant) -> dict[str, Any]:
-    """What the compiler is told besides the target."""
+def compile_options(variant: KernelVariant) -> dict[str, Any]:
+    """Options of Triton's compiler, besides the target."""
     size = _tile(variant)
     return {
         "num_warps": size.warps,
@@ -97,17 +100,21 @@ def options(variant: Variant) -> dict[str, Any]:
     }
 
 
-def plan(variant: Variant) -> Plan:
-    """Signature, constants and launch of a variant."""
+def launch_config(variant: KernelVariant) -> LaunchConfig:
+    """How `variant` is compiled and launched.
+
+    Raises:
+        UserError: if the absorbed kernel has no tile for the variant's content width.
+    """
     if variant.operator == "expand":
-        return _plan_expand(variant)
-    return _plan_attention(variant) if variant.operator == "mla_attention" else _plan_absorbed(variant)
+        return _launch_expand(variant)
+    return _launch_attention(variant) if variant.operator == "mla_attention" else _launch_absorbed(variant)
 
 
-def _plan_expand(variant: Variant) -> Plan:
+def _launch_expand(variant: KernelVariant) -> LaunchConfig:
     w, t, kind = variant.widths, _tile(variant), POINTERS[variant.dtype]
     entries = dict.fromkeys(("cached", "own", "up_key", "up_value"), kind)
-    return Plan(
+    return LaunchConfig(
         inputs=entries | {"cos": "*fp32", "sin": "*fp32", "valid": "*i1"},
         scalars={"n_cached": "T", "n_own": "O"},
         outputs={"keys": kind, "values": kind},
@@ -121,10 +128,10 @@ def _plan_expand(variant: Variant) -> Plan:
     )  # fmt: skip
 
 
-def _plan_attention(variant: Variant) -> Plan:
+def _launch_attention(variant: KernelVariant) -> LaunchConfig:
     w, t, kind = variant.widths, _tile(variant), POINTERS[variant.dtype]
     width = w.nope + w.rotary
-    return Plan(
+    return LaunchConfig(
         inputs=dict.fromkeys(("query", "keys", "values"), kind) | {"valid": "*i1"} | _scales(variant),
         scalars={"n_queries": "S", "n_keys": "K", "heads": "N"},
         outputs={"out": _result(variant)},
@@ -137,13 +144,13 @@ def _plan_attention(variant: Variant) -> Plan:
     )  # fmt: skip
 
 
-def _plan_absorbed(variant: Variant) -> Plan:
+def _launch_absorbed(variant: KernelVariant) -> LaunchConfig:
     w, t, kind = variant.widths, _tile(variant), POINTERS[variant.dtype]
     parts = halves(w.content)
     if parts is None:
         raise UserError(f"a content width of {w.content} is not one or two powers of two of at least 16")
     tables = {"cos": "*fp32", "sin": "*fp32", "valid": "*i1"}
-    return Plan(
+    return LaunchConfig(
         inputs=dict.fromkeys(("query", "cached", "own"), kind) | tables | _scales(variant),
         scalars={"n_rows": ["mul", "N", "S"], "n_queries": "S", "n_cached": "T", "n_own": "O"},
         outputs={"out": _result(variant)},
@@ -157,13 +164,13 @@ def _plan_absorbed(variant: Variant) -> Plan:
     )  # fmt: skip
 
 
-def _tile(variant: Variant) -> Tile:
+def _tile(variant: KernelVariant) -> Tile:
     return tile(variant.operator, capability=variant.arch, size=variant.size)
 
 
-def _scales(variant: Variant) -> dict[str, str]:
+def _scales(variant: KernelVariant) -> dict[str, str]:
     return {"scales": "*fp32"} if variant.dtype == "fp8" else {}
 
 
-def _result(variant: Variant) -> str:
+def _result(variant: KernelVariant) -> str:
     return "*bf16" if variant.dtype == "fp8" else POINTERS[variant.dtype]

@@ -14,7 +14,7 @@ from plugins.triton.absorbed import absorbed as absorbed_kernel
 from plugins.triton.attention import attention as attention_kernel
 from plugins.triton.attention import merge as merge_kernel
 from plugins.triton.expand import expand as expand_kernel
-from plugins.triton.split_kv import shares as best_shares
+from plugins.triton.split_kv import best_splits
 from plugins.triton.tiles import (
     LOG2_E,
     Operator,
@@ -50,13 +50,13 @@ def attention(
     values: Tensor,
     valid: Tensor,
     scales: Tensor | None,
-    shares: int | None = None,
+    splits: int | None = None,
 ) -> Tensor:
-    """See `plugins.mla_attention`; `shares` overrides how many parts the keys are cut into."""
+    """See `plugins.mla_attention`; `splits` overrides into how many parts the keys are cut."""
     batch, heads, rows, _ = query.shape
-    if shares is None:
-        shares = _shares("mla_attention", query, rows, batch * heads, valid.shape[0])
-    out: Tensor = _attention(query, keys, values, valid, scales, shares)
+    if splits is None:
+        splits = _splits("mla_attention", query, rows, batch * heads, valid.shape[0])
+    out: Tensor = _attention(query, keys, values, valid, scales, splits)
     return out
 
 
@@ -69,13 +69,13 @@ def absorbed(
     valid: Tensor,
     scale: float,
     scales: Tensor | None,
-    shares: int | None = None,
+    splits: int | None = None,
 ) -> Tensor:
-    """See `plugins.mla_attention_absorbed`; `shares` overrides how many parts the keys are cut into."""
+    """See `plugins.mla_attention_absorbed`; `splits` overrides into how many parts the keys are cut."""
     batch, heads, rows, _ = query.shape
-    if shares is None:
-        shares = _shares("mla_attention_absorbed", query, heads * rows, batch, valid.shape[0])
-    out: Tensor = _absorbed(query, cached, own, cos, sin, valid, scale, scales, shares)
+    if splits is None:
+        splits = _splits("mla_attention_absorbed", query, heads * rows, batch, valid.shape[0])
+    out: Tensor = _absorbed(query, cached, own, cos, sin, valid, scale, scales, splits)
     return out
 
 
@@ -108,17 +108,17 @@ def _expand(
 
 @triton_op("vmla::triton_attention", mutates_args=())
 def _attention(
-    query: Tensor, keys: Tensor, values: Tensor, valid: Tensor, scales: Tensor | None, shares: int
+    query: Tensor, keys: Tensor, values: Tensor, valid: Tensor, scales: Tensor | None, splits: int
 ) -> Tensor:
     batch, heads, rows, width = query.shape
     deep, size = values.shape[-1], _tile("mla_attention", query)
-    out, parts, sums = _outputs(query, deep, shares)
-    wrap_triton(attention_kernel)[(-(-rows // size.rows), batch * heads, shares)](
+    out, parts, sums = _outputs(query, deep, splits)
+    wrap_triton(attention_kernel)[(-(-rows // size.rows), batch * heads, splits)](
         query, keys, values, valid, scales, rows, valid.shape[0], heads, parts, sums,
         SCALE=width**-0.5 * LOG2_E, D=width, DV=deep, BLOCK_Q=size.rows, BLOCK_K=size.columns,
-        SPLITS=shares, num_warps=size.warps, num_stages=size.stages,
+        SPLITS=splits, num_warps=size.warps, num_stages=size.stages,
     )  # fmt: skip
-    return _merged(out, parts, sums, shares)
+    return _merged(out, parts, sums, splits)
 
 
 @triton_op("vmla::triton_absorbed", mutates_args=())
@@ -131,40 +131,40 @@ def _absorbed(
     valid: Tensor,
     scale: float,
     scales: Tensor | None,
-    shares: int,
+    splits: int,
 ) -> Tensor:
     batch, heads, rows, entry = query.shape
     rotary = 2 * cos.shape[1]
     parts_of_content = halves(entry - rotary)
     assert parts_of_content is not None, "checked when the backend was chosen"
     size = _tile("mla_attention_absorbed", query)
-    out, parts, sums = _outputs(query, entry - rotary, shares)
-    wrap_triton(absorbed_kernel)[(-(-heads * rows // size.rows), batch, shares)](
+    out, parts, sums = _outputs(query, entry - rotary, splits)
+    wrap_triton(absorbed_kernel)[(-(-heads * rows // size.rows), batch, splits)](
         query, cached, own, cos, sin, valid, scales, heads * rows, rows, cached.shape[1], own.shape[1],
         parts, sums, SCALE=scale * LOG2_E, C0=parts_of_content[0], C1=parts_of_content[1], R=rotary,
         HALF=rotary_pairs(rotary, query.element_size()), BLOCK_Q=size.rows, BLOCK_K=size.columns,
-        SPLITS=shares, num_warps=size.warps, num_stages=size.stages,
+        SPLITS=splits, num_warps=size.warps, num_stages=size.stages,
     )  # fmt: skip
-    return _merged(out, parts, sums, shares)
+    return _merged(out, parts, sums, splits)
 
 
-def _outputs(query: Tensor, deep: int, shares: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The result [B, N, S, deep], where the kernel writes, and its log-sums if it writes shares."""
+def _outputs(query: Tensor, deep: int, splits: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The result [B, N, S, deep], where the kernel writes, and its log-sums if the keys are split."""
     kind = torch.bfloat16 if query.dtype == torch.float8_e4m3fn else query.dtype
     out = query.new_empty(*query.shape[:-1], deep, dtype=kind)
-    if shares == 1:
+    if splits == 1:
         return out, out, None
-    parts = query.new_empty(shares, *out.shape, dtype=torch.float32)
+    parts = query.new_empty(splits, *out.shape, dtype=torch.float32)
     return out, parts, query.new_empty(parts.shape[:-1], dtype=torch.float32)
 
 
-def _merged(out: Tensor, parts: Tensor, sums: Tensor | None, shares: int) -> Tensor:
+def _merged(out: Tensor, parts: Tensor, sums: Tensor | None, splits: int) -> Tensor:
     if sums is not None:
         deep = out.shape[-1]
         rows = out.numel() // deep
         wrap_triton(merge_kernel)[(-(-rows // MERGE_ROWS),)](
             parts, sums, rows, out,
-            WIDTH=deep, DEEP=power_of_two(deep), BLOCK=MERGE_ROWS, SPLITS=shares,
+            WIDTH=deep, DEEP=power_of_two(deep), BLOCK=MERGE_ROWS, SPLITS=splits,
         )  # fmt: skip
     return out
 
@@ -176,9 +176,9 @@ def _tile(operator: Operator, like: Tensor) -> Tile:
     return tile(operator, capability=90, size="compact")
 
 
-def _shares(operator: Operator, like: Tensor, rows: int, batch: int, tokens: int) -> int:
+def _splits(operator: Operator, like: Tensor, rows: int, batch: int, tokens: int) -> int:
     if like.device.type != "cuda":
         return 1
     size = _tile(operator, like)
     processors = torch.cuda.get_device_properties(like.device).multi_processor_count
-    return best_shares(-(-rows // size.rows) * batch, tokens, processors)
+    return best_splits(-(-rows // size.rows) * batch, tokens, processors)

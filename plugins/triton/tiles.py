@@ -1,4 +1,4 @@
-"""How much one program of a kernel does, by operator, type and architecture; pure values, no Triton.
+"""How much work one program of a kernel does, by operator and architecture; pure values, no Triton.
 
 `fast` is meant for speed, `compact` stays within the 48 KiB of shared memory that a launch gets
 without asking the driver for more. On Hopper the fast tiles of both attentions are the fastest, in
@@ -16,16 +16,16 @@ Operator = Literal["expand", "mla_attention", "mla_attention_absorbed"]
 Family = Literal[90, 100, 120]
 FAMILIES: tuple[Family, ...] = (90, 100, 120)
 SHARED_MEMORY: dict[Family, int] = {90: 227 << 10, 100: 227 << 10, 120: 99 << 10}
-"""Bytes of shared memory that one program can have (CUDA programming guide, compute capabilities)."""
+"""Bytes of shared memory that one program may use (CUDA programming guide, compute capabilities)."""
 COMPACT_MEMORY = 48 << 10
-"""What it gets without an attribute set on the function."""
+"""Bytes that a program gets without raising the function's limit (cudaFuncSetAttribute)."""
 
 LOG2_E = 1.4426950408889634
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """Rows and columns of one program, its warps, and the stages of its loads."""
+    """Rows and columns of one program, its warps, and the stages of its software pipeline."""
 
     rows: int
     columns: int = 0
@@ -67,7 +67,7 @@ COMPACT: dict[Operator, dict[Family, Tile]] = {
 
 
 def family(capability: int) -> Family:
-    """The nearest architecture that there are tiles for: Hopper, data-centre or consumer Blackwell."""
+    """The architecture whose tiles a GPU uses: Hopper, data-centre Blackwell or consumer Blackwell."""
     return 120 if capability >= 120 else 100 if capability >= 100 else 90
 
 
@@ -92,7 +92,7 @@ def divisor(width: int) -> int:
 
 
 def halves(width: int) -> tuple[int, int] | None:
-    """A width as two powers of two of at least 16, or one and 0: 192 is (128, 64); None if it has none."""
+    """`width` as a sum of two powers of two of at least 16 (192 is 128 + 64), or of one and 0; else None."""
     first = 1 << (width.bit_length() - 1)
     rest = width - first
     good = first >= 16 and (rest == 0 or (rest >= 16 and rest & (rest - 1) == 0))

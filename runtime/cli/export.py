@@ -85,7 +85,7 @@ def build(
 
 
 def _build(checkpoint: str, settings: Any, calibration: Path | None, output: Path | None) -> None:
-    from export.build import Stage, build
+    from export.build import BuildStage, build
     from export.lowering.calibration import Calibration
     from runtime.rollout.calibration import drive
     from vmla.weights.checkpoint import open_checkpoint
@@ -93,7 +93,7 @@ def _build(checkpoint: str, settings: Any, calibration: Path | None, output: Pat
     opened = open_checkpoint(checkpoint)
     folder = output or ENGINES / f"{opened.name}-{settings.name}"
 
-    def show(stage: Stage) -> None:
+    def show(stage: BuildStage) -> None:
         click.echo(f"{stage.name}: {stage.seconds:.1f} s, peak {stage.peak_bytes / 2**20:,.0f} MiB")
         for note in stage.notes:
             click.echo(f"  {note}")

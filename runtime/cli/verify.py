@@ -83,7 +83,7 @@ def verify(engine: CompiledEngine, checkpoint: Checkpoint, *, chunks: int) -> Ve
 
 def single_pass(engine: Engine, eager: Engine, batch: int) -> dict[str, float]:
     """Errors of velocity and entries in the second chunk, after entries of any kind; empty slots hold NaN."""
-    config, layout = eager.config, eager.layout
+    config, spec = eager.config, eager.cache_spec
     generator = torch.Generator().manual_seed(0)
 
     def draw(*shape: int) -> Tensor:
@@ -91,11 +91,11 @@ def single_pass(engine: Engine, eager: Engine, batch: int) -> dict[str, float]:
 
     latents = draw(batch, config.in_channels, config.chunk, config.sample_height, config.sample_width)
     timestep = torch.full((batch, config.chunk), TIMESTEPS / 2, device=eager.device)
-    second = layout.chunk  # the first latent frame of the second chunk
-    slots = layout.slot_index(second).to(eager.device)
-    own = layout.chunk_index(second, layout.chunk).to(eager.device)
-    empty = (slots < 0).repeat_interleave(layout.tokens_per_frame)[:, None]
-    cache = draw(*layout.shape(batch)).masked_fill(empty, float("nan"))
+    second = spec.chunk  # the first latent frame of the second chunk
+    slots = spec.slot_index(second).to(eager.device)
+    own = spec.chunk_index(second, spec.chunk).to(eager.device)
+    empty = (slots < 0).repeat_interleave(spec.tokens_per_frame)[:, None]
+    cache = draw(*spec.shape(batch)).masked_fill(empty, float("nan"))
     text = prompts(batch)
     want, got = (
         one.step(StepInputs(latents, timestep, one.encode_prompt(text), cache.to(one.dtype), slots, own))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from runtime.engines.packed_linear import packable, packed
 from runtime.engines.timestep_tables import tabled
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
 from vmla.text import TextEncoder
 from vmla.transformer import StepInputs, VideoMLA
@@ -21,12 +21,12 @@ class Engine(Protocol):
     """The step of `vmla.transformer.VideoMLA.forward` and the text function that goes with it."""
 
     config: ModelConfig
-    layout: CacheLayout
+    cache_spec: CacheSpec
     dtype: torch.dtype
     device: torch.device
 
-    def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
-        """Cross-attention keys and values [L, 2, B, tokens, D] of one prompt for each video."""
+    def encode_prompt(self, prompts: Sequence[str | None]) -> Tensor:
+        """Cross-attention keys and values [L, 2, B, tokens, D] of one prompt for each video; None is no text."""
 
     def step(self, inputs: StepInputs, *, full: bool = False) -> tuple[Tensor, Tensor]:
         """Velocity and entries: see `VideoMLA.forward`; an engine need not make use of `full`."""
@@ -53,7 +53,7 @@ class EagerEngine:
     ) -> None:
         """`as_it_is` runs the modules of `model` themselves, for whoever watches them: slower on a CPU."""
         self.config = model.config
-        self.layout = CacheLayout.of(model.config)
+        self.cache_spec = CacheSpec.of(model.config)
         self.device, self.dtype, self.absorbed = device, dtype, absorbed
         self._model = model.to(device=device, dtype=dtype)
         self._model.rope.float()  # angles are never taken in less than float32
@@ -71,7 +71,7 @@ class EagerEngine:
         return tabled(model)
 
     @torch.inference_mode()
-    def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
+    def encode_prompt(self, prompts: Sequence[str | None]) -> Tensor:
         """Cross-attention keys and values [L, 2, B, tokens, D] of one prompt for each video."""
         return self._model.encode_text(self._text(prompts).to(self.dtype))
 

@@ -16,7 +16,7 @@ from export.checks import check_engine, check_files
 from export.engine.manifest import NAME, Manifest
 from plugins.errors import UserError
 from runtime.engines.programs import check_inputs, load_program
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
 from vmla.text import TextEncoder
 from vmla.transformer import StepInputs
@@ -34,7 +34,7 @@ class CompiledEngine:
     def __init__(self, manifest: Manifest, programs: dict[str, Program], text: TextEncoder) -> None:
         self.manifest = manifest
         self.config = ModelConfig.from_dict(manifest.model)
-        self.layout = CacheLayout.of(self.config)
+        self.cache_spec = CacheSpec.of(self.config)
         self.dtype: torch.dtype = getattr(torch, manifest.cache["dtype"])
         self.device = torch.device(manifest.host.device)
         self._programs = programs
@@ -42,7 +42,7 @@ class CompiledEngine:
         text.encoder.to(self.device)
 
     @torch.inference_mode()
-    def encode_prompt(self, prompts: Sequence[str]) -> Tensor:
+    def encode_prompt(self, prompts: Sequence[str | None]) -> Tensor:
         """Cross-attention keys and values [L, 2, B, tokens, D] of one prompt for each video."""
         (text_kv,) = self._run("prompt", self._text(prompts).float())
         return text_kv

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
 from vmla.vae import Codec
 
@@ -80,13 +80,13 @@ def pass_scratch(config: ModelConfig, item: int) -> int:
     not in it: only bfloat16 on a CPU keeps them (`plugins.matmul`), and takes more. It is an estimate: what
     else layers hold for a moment makes it up to 17 % too small, or 15 % too large for the layout `mha`.
     """
-    layout, width, latent = CacheLayout.of(config), config.inner_dim, config.layout == "mla"
+    spec, width, latent = CacheSpec.of(config), config.inner_dim, config.layout == "mla"
     own = config.chunk * config.tokens_per_frame  # S
-    window = layout.slots * config.tokens_per_frame + own  # K
-    entries = config.num_layers * own * layout.entry_width
+    window = spec.slots * config.tokens_per_frame + own  # K
+    entries = config.num_layers * own * spec.entry_width
     content = config.num_attention_heads * config.qk_nope_head_dim
     rotary = config.num_attention_heads * config.qk_rope_head_dim
-    expanded = layout.entry_width + 2 * content + rotary + width if latent else 5 * width
+    expanded = spec.entry_width + 2 * content + rotary + width if latent else 5 * width
     attention = 4 * own * width + window * expanded
     feed_forward = 3 * own * width + 2 * own * config.ffn_dim
     return item * max(entries + max(attention, feed_forward), 2 * entries + 2 * own * width)

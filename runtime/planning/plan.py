@@ -12,7 +12,7 @@ from runtime.planning.peak_memory import decoding_scratch, pass_scratch
 from runtime.rollout.buffers import noise_draws, picture_shape
 from runtime.rollout.decoding import Decoding
 from runtime.rollout.recache import Past
-from vmla.cache import CacheLayout, ChunkLengths
+from vmla.cache import CacheSpec, ChunkLengths
 from vmla.config import FRAMES_PER_SECOND
 from vmla.scheduler import Sampler
 from vmla.vae import Codec, frames_in
@@ -22,7 +22,7 @@ LONGEST_SECONDS = 24 * 3600.0
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
+class VideoPlan:
     """The plan of one video."""
 
     chunks: int
@@ -40,26 +40,26 @@ class Plan:
     """The same, of each stream."""
 
     @classmethod
-    def of(cls, decoding: Decoding, *, chunks: int, dtype: torch.dtype, sampler: Sampler) -> Plan:
+    def of(cls, decoding: Decoding, *, chunks: int, dtype: torch.dtype, sampler: Sampler) -> VideoPlan:
         """Plan `chunks` chunks of one video with the model computing in `dtype`.
 
         This takes a second: decoding is followed on the meta device, which loads a compiler.
         """
         checkpoint, codec = decoding.checkpoint, decoding.sizes()
         config = checkpoint.model_config()
-        layout, size = CacheLayout.of(config), dtype.itemsize
+        spec, size = CacheSpec.of(config), dtype.itemsize
         single = torch.float32.itemsize
         decodes = not decoding.silent
         picture = math.prod(picture_shape(config, config.chunk)) * single
-        lengths = {layout.chunks.first, layout.chunks.following}  # each has buffers of its own
+        lengths = {spec.chunks.first, spec.chunks.following}  # each has buffers of its own
         buffered = sum(math.prod(picture_shape(config, frames)) for frames in lengths) * single
         return cls(
             chunks=chunks,
-            frames=frames_in(layout.chunks.start(chunks), codec),
+            frames=frames_in(spec.chunks.start(chunks), codec),
             height=config.sample_height * codec.spatial_ratio,
             width=config.sample_width * codec.spatial_ratio,
-            positions=layout.positions,
-            cache_bytes_per_token_and_layer=layout.entry_width * size,
+            positions=spec.positions,
+            cache_bytes_per_token_and_layer=spec.entry_width * size,
             shared={
                 "transformer": checkpoint.elements("transformer") * size,
                 "text encoder": checkpoint.elements("text_encoder") * single,
@@ -68,10 +68,10 @@ class Plan:
                 "scratch of decoding": decoding_scratch(codec, config) if decodes else 0,
             },
             own={
-                "latent cache" if config.layout == "mla" else "cache": layout.bytes(element_size=size),
+                "latent cache" if config.layout == "mla" else "cache": spec.bytes(element_size=size),
                 "text keys and values": 2 * config.num_layers * config.text_tokens * config.inner_dim * size,
                 "noise and latents of a chunk": (noise_draws(sampler) + 1) * buffered,
-                "latents of the window": Past.capacity(layout) * picture,
+                "latents of the window": Past.capacity(spec) * picture,
                 "decoder memory": decodes * codec.stream_bytes(config.sample_height, config.sample_width),
             },
         )

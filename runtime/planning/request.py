@@ -18,11 +18,11 @@ from runtime.device.threads import Cores, using
 from runtime.engines.base import EagerEngine, Engine
 from runtime.engines.compiled import find_engine, fit, open_engine
 from runtime.outputs import Frames
-from runtime.planning.plan import Plan, check_length, chunks_for
+from runtime.planning.plan import VideoPlan, check_length, chunks_for
 from runtime.prompts.schedule_file import Entry, to_schedule
 from runtime.prompts.sources import FixedPrompts, PromptSource
 from runtime.rollout.decoding import Decoder, Decoding
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.config import FRAMES_PER_SECOND
 from vmla.scheduler import Sampler
 from vmla.vae import frames_in
@@ -74,9 +74,9 @@ class Job:
         engine = f"engine: {self.engine_folder or EAGER} ({self.engine_reason})"
         return [engine] if self.decoder_file is None else [engine, self.decoding.line()]
 
-    def plan(self) -> Plan:
+    def plan(self) -> VideoPlan:
         """What it will take; reads no weights."""
-        return Plan.of(self.decoding, chunks=self.chunks, dtype=self.dtype, sampler=self.sampler)
+        return VideoPlan.of(self.decoding, chunks=self.chunks, dtype=self.dtype, sampler=self.sampler)
 
     def engine(self) -> Engine:
         """The denoiser, loaded."""
@@ -186,7 +186,7 @@ def as_source(prompts: str | PromptSource | Sequence[Entry], decoding: Decoding,
     if isinstance(prompts, str):
         return FixedPrompts(prompts)
     if isinstance(prompts, Sequence):
-        lengths, codec = CacheLayout.of(decoding.checkpoint.model_config()).chunks, decoding.sizes()
+        lengths, codec = CacheSpec.of(decoding.checkpoint.model_config()).chunks, decoding.sizes()
         return to_schedule(cast(Sequence[Entry], prompts), chunks=chunks, lengths=lengths, codec=codec)
     return prompts
 
@@ -201,7 +201,7 @@ def length_of(
     """
     if sum(length is not None for length in (minutes, seconds, chunks)) > 1:
         raise UserError("more than one length; give one of --minutes, --seconds, --chunks")
-    lengths, codec = CacheLayout.of(decoding.checkpoint.model_config()).chunks, decoding.sizes()
+    lengths, codec = CacheSpec.of(decoding.checkpoint.model_config()).chunks, decoding.sizes()
     wanted = 60 * minutes if minutes is not None else 10.0 if seconds is None else seconds
     count = chunks or chunks_for(wanted, lengths, codec)
     whole = frames_in(lengths.start(count), codec)

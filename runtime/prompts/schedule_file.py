@@ -18,7 +18,7 @@ from typing import Any, cast
 
 from plugins.errors import UserError
 from runtime.prompts.prompt_file import read_listing
-from runtime.prompts.sources import Change, Policy, Schedule
+from runtime.prompts.sources import Policy, PromptChange, PromptSchedule
 from vmla.cache import ChunkLengths
 from vmla.config import FRAMES_PER_SECOND
 from vmla.vae import Codec, frames_in
@@ -43,7 +43,9 @@ def read_schedule(path: Path) -> list[Entry]:
     return [_entry(value, f"{path}, entry {number}") for number, value in enumerate(values, 1)]
 
 
-def to_schedule(entries: Sequence[Entry], *, chunks: int, lengths: ChunkLengths, codec: Codec) -> Schedule:
+def to_schedule(
+    entries: Sequence[Entry], *, chunks: int, lengths: ChunkLengths, codec: Codec
+) -> PromptSchedule:
     """The entries at the edges of chunks: each applies from the first chunk that begins at or after it.
 
     Raises:
@@ -51,7 +53,7 @@ def to_schedule(entries: Sequence[Entry], *, chunks: int, lengths: ChunkLengths,
     """
     frames = [frames_in(lengths.start(n), codec) if n else 0 for n in range(chunks)]
     starts = [first / FRAMES_PER_SECOND for first in frames]
-    changes: list[Change] = []
+    changes: list[PromptChange] = []
     before = 0.0
     for entry in entries:
         if not entry.at >= before:
@@ -67,11 +69,11 @@ def to_schedule(entries: Sequence[Entry], *, chunks: int, lengths: ChunkLengths,
                 f"prompts overlap: those at {before:g} s and {entry.at:g} s both begin with the chunk "
                 f"at {starts[number]:g} s; keep them {_longest(starts):g} s apart"
             )
-        changes.append(Change(chunk=number, prompts=(entry.prompt,), policy=entry.policy))
+        changes.append(PromptChange(chunk=number, prompts=(entry.prompt,), policy=entry.policy))
         before = entry.at
     if not changes or changes[0].chunk != 0:
         raise UserError("no prompt begins at 0 s; add one, or give the first with --prompt")
-    return Schedule(changes)
+    return PromptSchedule(changes)
 
 
 def _longest(starts: Sequence[float]) -> float:
@@ -87,5 +89,5 @@ def _entry(value: Any, where: str) -> Entry:
         raise UserError(f"{where}: {at!r} is no time; give seconds of the video")
     if not isinstance(prompt, str):
         raise UserError(f"{where}: {prompt!r} is no prompt; put quotes around it")
-    Change(chunk=0, prompts=(prompt,), policy=policy)  # refuses what cannot be
+    PromptChange(chunk=0, prompts=(prompt,), policy=policy)  # refuses what cannot be
     return Entry(at=float(at), prompt=prompt, policy=cast(Policy, policy))

@@ -18,7 +18,7 @@ Policy = Literal["keep", "recache", "reset"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
+class PromptChange:
     """From chunk number `chunk` on, `prompts` are what the videos of the batch show."""
 
     chunk: int
@@ -40,16 +40,16 @@ class PromptSource(Protocol):
     """What each chunk shall show."""
 
     @property
-    def changes(self) -> Sequence[Change]:
+    def changes(self) -> Sequence[PromptChange]:
         """All that is known so far, in order; the first is at chunk 0."""
 
     def listen(self, heard: Heard) -> None:
         """Tell `heard` of every request from now on, and of those that wait already."""
 
-    def at(self, chunk: int) -> Change:
-        """The change in force at chunk number `chunk`, made there (`Change.chunk == chunk`) or before."""
+    def at(self, chunk: int) -> PromptChange:
+        """The change in force at chunk number `chunk`, made at it or before."""
 
-    def known_before(self, chunk: int) -> Sequence[Change]:
+    def known_before(self, chunk: int) -> Sequence[PromptChange]:
         """All changes that are known before `at` is asked for `chunk`, what would begin there included."""
 
 
@@ -76,10 +76,10 @@ class Receipt:
         self._applied.set()
 
 
-class Schedule:
+class PromptSchedule:
     """Prompts known beforehand, in the order of their chunks, the first at chunk 0."""
 
-    def __init__(self, changes: Sequence[Change]) -> None:
+    def __init__(self, changes: Sequence[PromptChange]) -> None:
         """Raises UserError unless each change comes after the one before it."""
         self.changes = tuple(changes)
         chunks = [change.chunk for change in self.changes]
@@ -93,7 +93,7 @@ class Schedule:
         for number in range(1, len(self.changes)):
             heard("accepted", self._receipt(number))
 
-    def at(self, chunk: int) -> Change:
+    def at(self, chunk: int) -> PromptChange:
         """The latest change that has begun."""
         number = max(n for n, change in enumerate(self.changes) if change.chunk <= chunk)
         change = self.changes[number]
@@ -101,7 +101,7 @@ class Schedule:
             self._heard("applied", self._receipt(number))
         return change
 
-    def known_before(self, chunk: int) -> Sequence[Change]:
+    def known_before(self, chunk: int) -> Sequence[PromptChange]:
         """All changes: a schedule knows them from the start."""
         return self.changes
 
@@ -110,11 +110,11 @@ class Schedule:
         return Receipt(number, change.prompts[0], change.policy, change.chunk)
 
 
-class FixedPrompts(Schedule):
+class FixedPrompts(PromptSchedule):
     """The same prompts for the whole video."""
 
     def __init__(self, *prompts: str) -> None:
-        super().__init__([Change(chunk=0, prompts=prompts)])
+        super().__init__([PromptChange(chunk=0, prompts=prompts)])
 
 
 class LivePrompts:
@@ -125,13 +125,13 @@ class LivePrompts:
 
     def __init__(self, prompt: str) -> None:
         self._lock = threading.Lock()
-        self.changes = [Change(chunk=0, prompts=(prompt,))]
+        self.changes = [PromptChange(chunk=0, prompts=(prompt,))]
         self._waiting: Receipt | None = None
         self._requests = 0
         self._heard: Heard | None = None
 
     @classmethod
-    def continued(cls, changes: Sequence[Change]) -> LivePrompts:
+    def continued(cls, changes: Sequence[PromptChange]) -> LivePrompts:
         """The live prompts of a video that goes on after these `changes`."""
         prompts = cls(changes[0].prompts[0])
         prompts.changes = list(changes)
@@ -149,7 +149,7 @@ class LivePrompts:
         Raises:
             UserError: for an empty prompt or an unknown policy.
         """
-        Change(chunk=0, prompts=(prompt,), policy=policy)  # refuses what cannot be
+        PromptChange(chunk=0, prompts=(prompt,), policy=policy)  # refuses what cannot be
         with self._lock:
             self._requests += 1
             receipt, before = Receipt(self._requests, prompt, policy), self._waiting
@@ -160,12 +160,12 @@ class LivePrompts:
             self._tell("superseded", before)
         return receipt
 
-    def at(self, chunk: int) -> Change:
+    def at(self, chunk: int) -> PromptChange:
         """The prompt of this chunk: a request that waits is applied now."""
         with self._lock:
             receipt, self._waiting = self._waiting, None
             if receipt is not None:
-                change = Change(chunk=chunk, prompts=(receipt.prompt,), policy=receipt.policy)
+                change = PromptChange(chunk=chunk, prompts=(receipt.prompt,), policy=receipt.policy)
                 self.changes = [*self.changes, change] if chunk else [change]
             now = self.changes[-1]
         if receipt is not None:
@@ -173,13 +173,13 @@ class LivePrompts:
             self._tell("applied", receipt)
         return now
 
-    def known_before(self, chunk: int) -> Sequence[Change]:
+    def known_before(self, chunk: int) -> Sequence[PromptChange]:
         """The changes so far, and a request that waits as one at `chunk`."""
         with self._lock:
             changes, waiting = self.changes, self._waiting
         if waiting is None:
             return changes
-        change = Change(chunk=chunk, prompts=(waiting.prompt,), policy=waiting.policy)
+        change = PromptChange(chunk=chunk, prompts=(waiting.prompt,), policy=waiting.policy)
         return [*changes, change] if chunk else [change]
 
     def _tell(self, state: str, receipt: Receipt) -> None:

@@ -15,7 +15,7 @@ import torch
 from export.engine.manifest import EAGER, Manifest
 from runtime.engines.compiled import PRECISIONS
 from runtime.planning.request import Job
-from runtime.prompts.sources import Change
+from runtime.prompts.sources import PromptChange
 from vmla.config import FRAMES_PER_SECOND, ModelConfig
 from vmla.weights.checkpoint import shipped_folder
 from vmla.weights.formats.files import hash_weights, write_json
@@ -92,7 +92,7 @@ def describe_window(config: ModelConfig) -> dict[str, int]:
     return {**window, "first_chunk": config.first_chunk} if config.first_chunk else window
 
 
-def describe_prompts(changes: Sequence[Change]) -> dict[str, Any]:
+def describe_prompts(changes: Sequence[PromptChange]) -> dict[str, Any]:
     """The first prompt of a video, and all its prompts."""
     return {"prompt": changes[0].prompts[0], "prompts": list_changes(changes)}
 
@@ -102,7 +102,7 @@ def reference(folder: Path) -> str:
     return folder.name if folder.parent == shipped_folder().resolve() else str(folder)
 
 
-def list_changes(changes: Sequence[Change]) -> list[dict[str, Any]]:
+def list_changes(changes: Sequence[PromptChange]) -> list[dict[str, Any]]:
     """The prompts of one video, each with the chunk where it begins."""
     return [
         {"chunk": change.chunk, "prompt": change.prompts[0], "policy": change.policy} for change in changes

@@ -23,7 +23,7 @@ from plugins.errors import UserError
 from runtime.device.cuda_graphs import Stamp, host_copy, stamp, wait_for
 from runtime.outputs import Frames, Mark
 from runtime.rollout.rollout import Rollout
-from vmla.vae import Memory
+from vmla.vae import DecoderState
 
 SCHEMA = "1"
 
@@ -69,8 +69,8 @@ class State:
     """A video between two chunks: all that is needed to go on with it, here, elsewhere or later."""
 
     snapshot: Snapshot
-    memory: Memory | None
-    """The decoder's: None, or a list of tensors and a few other JSON values."""
+    decoder_state: DecoderState | None
+    """None, or a list of tensors and a few other JSON values."""
     mark: Mark
     """How far the sink had come."""
     video: Mapping[str, Any] = field(default_factory=dict)
@@ -100,13 +100,13 @@ class State:
         wait_for(self.snapshot.ready)
         past = {number: latents.cpu() for number, latents in self.snapshot.past.items()}
         snapshot = replace(self.snapshot, past=past, ready=0.0)
-        return replace(self, snapshot=snapshot, memory=self.memory_on(torch.device("cpu")))
+        return replace(self, snapshot=snapshot, decoder_state=self.decoder_state_on(torch.device("cpu")))
 
-    def memory_on(self, device: torch.device) -> Memory | None:
-        """The decoder's memory with its tensors on `device`."""
-        if self.memory is None:
+    def decoder_state_on(self, device: torch.device) -> DecoderState | None:
+        """The decoder's state with its tensors on `device`."""
+        if self.decoder_state is None:
             return None
-        return [item.to(device) if isinstance(item, Tensor) else item for item in self.memory]
+        return [item.to(device) if isinstance(item, Tensor) else item for item in self.decoder_state]
 
 
 def state_path(output: Path) -> Path:
@@ -122,11 +122,11 @@ def save_state(path: Path, state: State, video: Mapping[str, Any]) -> None:
     """
     from safetensors.torch import save
 
-    memory, snapshot = list(state.memory or ()), state.snapshot
+    items, snapshot = list(state.decoder_state or ()), state.snapshot
     wait_for(snapshot.ready)
     tensors = {"cache": snapshot.cache}
     tensors |= {f"past.{number}": latents for number, latents in snapshot.past.items()}
-    tensors |= {f"memory.{n}": item for n, item in enumerate(memory) if isinstance(item, Tensor)}
+    tensors |= {f"memory.{n}": item for n, item in enumerate(items) if isinstance(item, Tensor)}
     tensors |= {f"pending.{n}": torch.from_numpy(frames) for n, frames in enumerate(state.pending)}
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
     header = {
@@ -134,7 +134,7 @@ def save_state(path: Path, state: State, video: Mapping[str, Any]) -> None:
         "number": snapshot.number,
         "position": [0, snapshot.frame],
         "forgotten": snapshot.forgotten,
-        "memory": None if state.memory is None else [_plain(item) for item in memory],
+        "memory": None if state.decoder_state is None else [_to_json(item) for item in items],
         "mark": state.mark,
         "video": video,
         "sha256": _digest(tensors),
@@ -185,9 +185,9 @@ def load_state(path: Path, *, mend: str) -> tuple[State, dict[str, Any]]:
 
 
 def _state(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> State:
-    memory = header["memory"]
-    if memory is not None:
-        memory = [tensors[f"memory.{n}"] if item == _TENSOR else item for n, item in enumerate(memory)]
+    items = header["memory"]
+    if items is not None:
+        items = [tensors[f"memory.{n}"] if item == _TENSOR else item for n, item in enumerate(items)]
     past = {int(name[5:]): tensor for name, tensor in tensors.items() if name.startswith("past.")}
     pending = sorted((int(name[8:]), tensor) for name, tensor in tensors.items() if name[:8] == "pending.")
     snapshot = Snapshot(
@@ -199,7 +199,7 @@ def _state(header: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> State:
     )
     return State(
         snapshot=snapshot,
-        memory=memory,
+        decoder_state=items,
         mark=header["mark"],
         video=header["video"],
         pending=tuple(frames.numpy() for _, frames in pending),
@@ -215,8 +215,8 @@ def _first_frame(header: Mapping[str, Any]) -> int:
 _TENSOR = {"tensor": True}
 
 
-def _plain(item: Any) -> Any:
-    """What stands for an item of a memory in JSON."""
+def _to_json(item: Any) -> Any:
+    """What stands for `item` of the decoder's state in the header; its tensors lie beside the header."""
     return _TENSOR if isinstance(item, Tensor) else item
 
 

@@ -33,7 +33,7 @@ def allocate(engine: Engine, sampler: Sampler, *, batch: int) -> dict[int, Buffe
     Shapes are static, so a first chunk that is shorter than the others has buffers of its own, but for the
     cache and the text.
     """
-    chunks = engine.layout.chunks
+    chunks = engine.cache_spec.chunks
     usual = Buffers(engine, sampler, batch=batch, frames=chunks.following)
     if chunks.first == chunks.following:
         return {chunks.following: usual}
@@ -48,20 +48,22 @@ class Buffers:
         self, engine: Engine, sampler: Sampler, *, batch: int, frames: int, beside: Buffers | None = None
     ) -> None:
         """`beside` those for chunks of another length, whose cache and text these share."""
-        config, layout, device = engine.config, engine.layout, engine.device
-        self.layout, self.frames, self._sampler = layout, frames, sampler
+        config, spec, device = engine.config, engine.cache_spec, engine.device
+        self.cache_spec, self.frames, self._sampler = spec, frames, sampler
         self._picture = picture_shape(config, frames)
         self.noise = torch.zeros(noise_draws(sampler), batch, *self._picture, device=device)
         self.latents = torch.zeros(batch, *self._picture, device=device)
         if beside is None:
-            self.cache = layout.allocate(batch, dtype=engine.dtype, device=device)
+            self.cache = spec.allocate(batch, dtype=engine.dtype, device=device)
             text = (config.num_layers, 2, batch, config.text_tokens, config.inner_dim)
             self.text_kv = torch.zeros(text, dtype=engine.dtype, device=device)
+            self.negative_text_kv = self.text_kv.clone() if sampler.guided else self.text_kv
         else:
             self.cache, self.text_kv = beside.cache, beside.text_kv
-        self.slot_index = torch.full((layout.slots,), -1, dtype=torch.int32, device=device)
+            self.negative_text_kv = beside.negative_text_kv
+        self.slot_index = torch.full((spec.slots,), -1, dtype=torch.int32, device=device)
         self.chunk_index = torch.zeros(frames, dtype=torch.int32, device=device)
-        rows = frames * layout.tokens_per_frame if layout.slots else 0
+        rows = frames * spec.tokens_per_frame if spec.slots else 0
         self.source = torch.zeros(rows, dtype=torch.int64, device=device)
         self.target = torch.zeros(rows, dtype=torch.int64, device=device)
         levels = sampler.timesteps().tolist()
@@ -94,11 +96,11 @@ class Buffers:
 
     def set_window(self, frame: int) -> None:
         """Fill in what the chunk from latent frame `frame` on attends to, and what its commit replaces."""
-        source, target = self.layout.token_indices(frame, self.frames, padded=True)
-        slots = self.layout.slot_index(frame)
+        source, target = self.cache_spec.token_indices(frame, self.frames, padded=True)
+        slots = self.cache_spec.slot_index(frame)
         self.full = -1 not in slots.tolist()
         self._put(self.slot_index, slots)
-        self._put(self.chunk_index, self.layout.chunk_index(frame, self.frames))
+        self._put(self.chunk_index, self.cache_spec.chunk_index(frame, self.frames))
         self.commits = len(source) > 0
         if self.commits:
             self._put(self.source, source)

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from plugins.errors import UserError
 from runtime.device.threads import using
-from vmla.vae import Codec, Memory
+from vmla.vae import Codec, DecoderState
 from vmla.weights.checkpoint import Checkpoint
 from vmla.weights.formats.files import hash_file
-from vmla.weights.taehv import load_taehv, recipe_of
+from vmla.weights.taehv import load_taehv, preset_of
 
 NOTHING = Path("none")
 """Asked for as a decoder: no frames."""
@@ -25,7 +25,7 @@ NOTHING = Path("none")
 class Decoder(Protocol):
     """Turns the chunks of one batch of videos into frames, in order."""
 
-    memory: Memory | None
+    state: DecoderState | None
     """What it remembers of the video so far: all that a later decoder needs to go on."""
 
     def decode(self, latents: Tensor) -> Tensor:
@@ -38,20 +38,20 @@ class CodecDecoder:
     def __init__(self, codec: Codec, device: torch.device, threads: int | None = None) -> None:
         """`threads` of the CPU decode; None leaves PyTorch's own number."""
         self._codec, self._threads = codec.to(device), threads
-        self.memory: Memory | None = None
+        self.state: DecoderState | None = None
 
     @torch.inference_mode()
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, z, F, h, w] of the next chunk to frames [B, frames, 3, H, W] in [0, 1]."""
         with using(self._threads):
-            frames, self.memory = self._codec.decode(latents, self.memory)
+            frames, self.state = self._codec.decode(latents, self.state)
         return frames
 
 
 class NoDecoder:
     """Hands the latents on as they are, for measuring and for decoding elsewhere."""
 
-    memory: Memory | None = None
+    state: DecoderState | None = None
 
     def decode(self, latents: Tensor) -> Tensor:
         """The latents [B, z, F, h, w] with time first: [B, F, z, h, w]."""
@@ -112,8 +112,8 @@ class Decoding:
         if self.file is None or self.silent:
             name = "own" if self.file is None else str(NOTHING)
             return {"decoder": name, "decoder_file": self.file and str(self.file), "decoder_hash": None}
-        recipe, place = recipe_of(load_taehv(self.file, weights=False)), self.file.resolve()
-        return {"decoder": recipe, "decoder_file": str(place), "decoder_hash": hash_file(place)}
+        preset, place = preset_of(load_taehv(self.file, weights=False)), self.file.resolve()
+        return {"decoder": preset, "decoder_file": str(place), "decoder_hash": hash_file(place)}
 
     def line(self) -> str:
         """What decodes, for a person to read."""

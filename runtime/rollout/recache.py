@@ -7,24 +7,24 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from runtime.prompts.sources import Policy
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 
 
 class Past:
     """The chunks of the sink and the newest ones, by their number in the video."""
 
-    def __init__(self, layout: CacheLayout) -> None:
-        self._layout = layout
-        self._first = layout.chunks.count(layout.sink)
-        self._newest = -(-layout.history // layout.chunk)
+    def __init__(self, spec: CacheSpec) -> None:
+        self._spec = spec
+        self._first = spec.chunks.count(spec.sink)
+        self._newest = -(-spec.history // spec.chunk)
         self.chunks: dict[int, Tensor] = {}
         self.forgotten = 0
         """The chunk before which the history was dropped last; 0 if never."""
 
     @staticmethod
-    def capacity(layout: CacheLayout) -> int:
+    def capacity(spec: CacheSpec) -> int:
         """Chunks that are kept at most."""
-        return layout.chunks.count(layout.sink) + -(-layout.history // layout.chunk)
+        return spec.chunks.count(spec.sink) + -(-spec.history // spec.chunk)
 
     def add(self, number: int, latents: Tensor) -> None:
         """Chunk `number` [B, z, F, h, w] is made; what left the window goes."""
@@ -55,12 +55,12 @@ class Past:
             if not whole and number >= self.forgotten:
                 frame, whole = self._sink_only(frame), True
             again.append((frame, self.chunks[number]))
-            frame += self._layout.chunks.length(number)
+            frame += self._spec.chunks.length(number)
         return frame if whole else self._sink_only(frame), again
 
     def _sink_only(self, frame: int) -> int:
         """Where time begins anew without a history: after those of `frame` frames that are in the sink."""
-        return min(self._layout.sink, frame)
+        return min(self._spec.sink, frame)
 
     def _keep_from(self, number: int) -> None:
         self.chunks = {n: c for n, c in self.chunks.items() if n < self._first or n >= number}

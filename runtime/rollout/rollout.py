@@ -18,11 +18,11 @@ from torch import Tensor
 from runtime.device.cuda_graphs import Pool, captured, graph_pool, replays_of
 from runtime.device.threads import using
 from runtime.engines.base import Engine
-from runtime.prompts.sources import Change, PromptSource
+from runtime.prompts.sources import PromptChange, PromptSource
 from runtime.rollout.buffers import allocate
 from runtime.rollout.decoding import Decoder
 from runtime.rollout.recache import Past
-from vmla.scheduler import Sampler
+from vmla.scheduler import Sampler, guided
 from vmla.transformer import StepInputs
 
 
@@ -57,15 +57,18 @@ class Rollout:
         """
         self._engine, self._prompts, self._sampler, self._seeds = engine, prompts, sampler, seeds
         self._threads = threads
-        self._chunks, self.past = engine.layout.chunks, Past(engine.layout)
+        self._chunks, self.past = engine.cache_spec.chunks, Past(engine.cache_spec)
         self._buffers = allocate(engine, sampler, batch=len(seeds))
         self.buffers = self._buffers[self._chunks.first]
+        if sampler.guided:
+            negative = engine.encode_prompt([sampler.negative_prompt] * len(seeds))
+            self.buffers.negative_text_kv.copy_(negative)
         """Those of the chunk under way."""
         self.number = 0
         """The chunk that is next, or under way."""
         self.frame = 0
         """Its first latent frame, counted from where the history was dropped last (`vmla.cache`)."""
-        self.change: Change | None = None
+        self.change: PromptChange | None = None
         self._pool = pool or graph_pool(engine.device)
         self._with_graphs = graphs
         self._computations: dict[tuple[int, bool], Computations] = {}
@@ -91,12 +94,20 @@ class Rollout:
     @torch.inference_mode()
     def _denoising_steps(self) -> None:
         """From noise to clean latents, level by level."""
-        latents, window, full = self.buffers.noise[0], self.buffers.window, self.buffers.full
+        latents = self.buffers.noise[0]
         for step, timestep in enumerate(self.buffers.timesteps):
-            # Only the velocity gets a name: one for the entries would keep them alive through the next step.
-            velocity = self._engine.step(StepInputs(latents, timestep, *window), full=full)[0]
+            velocity = self._velocity(StepInputs(latents, timestep, *self.buffers.window))
             latents = self._sampler.step(latents, velocity, step, self.buffers.renoise(step))
         self.buffers.latents.copy_(latents)
+
+    def _velocity(self, inputs: StepInputs) -> Tensor:
+        """Of a step; with guidance, of a second pass over the same window too, told the negative prompt."""
+        full = self.buffers.full
+        velocity = self._engine.step(inputs, full=full)[0]
+        if not self._sampler.guided:
+            return velocity
+        negative = self._engine.step(inputs._replace(text_kv=self.buffers.negative_text_kv), full=full)[0]
+        return guided(velocity.float(), negative.float(), self._sampler.guidance_scale)
 
     @torch.inference_mode()
     def _clean_pass(self) -> None:
@@ -104,7 +115,7 @@ class Rollout:
         inputs = StepInputs(self.buffers.latents, self.buffers.clean, *self.buffers.window)
         self.buffers.commit(self._engine.entries(inputs, full=self.buffers.full))
 
-    def _change_prompt(self, change: Change) -> None:
+    def _change_prompt(self, change: PromptChange) -> None:
         """Take the prompt; where it is new, its policy says what becomes of the cache."""
         if self.change is None or self.change.prompts != change.prompts:
             self.buffers.text_kv.copy_(self._engine.encode_prompt(change.prompts))

@@ -17,7 +17,7 @@ from time import perf_counter
 
 from plugins.errors import UserError
 from runtime.outputs import FrameSink
-from runtime.planning.plan import Plan
+from runtime.planning.plan import VideoPlan
 from runtime.prompts.sources import FixedPrompts
 from runtime.prompts.videos_file import Video
 from runtime.resume.autosave import Autosave
@@ -154,7 +154,7 @@ def orders_of(videos: Sequence[Video], kind: Order) -> dict[str, Order]:
     }
 
 
-def check_room(plan: Plan, videos: int, memory: int) -> None:
+def check_room(plan: VideoPlan, videos: int, memory: int) -> None:
     """Refuse more videos than fit.
 
     Raises:

@@ -10,7 +10,7 @@ from typing import Any
 
 from plugins.errors import UserError
 from runtime.planning.request import Job, prepare
-from runtime.prompts.sources import Change, Schedule
+from runtime.prompts.sources import PromptChange, PromptSchedule
 from runtime.resume.sidecar import describe_job, sidecar_path
 from runtime.resume.state import State, load_state, state_path
 from runtime.session.destination import choose_scale
@@ -110,7 +110,7 @@ def _as_recorded(recorded: Mapping[str, Any], given: Mapping[str, Any], path: Pa
         "seed": recorded["seed"],
         "device": recorded["device"],
         "dtype": recorded["dtype"],
-        "prompts": Schedule(changes_of(recorded["prompts"])),
+        "prompts": PromptSchedule(changes_of(recorded["prompts"])),
         "scale": recorded["scale"],
         "threads": recorded["threads"],
         **({} if length else {"seconds": recorded["frames"] / recorded["frames_per_second"]}),
@@ -127,9 +127,9 @@ def _as_recorded(recorded: Mapping[str, Any], given: Mapping[str, Any], path: Pa
     return replace(order, described=now, changed=told)
 
 
-def changes_of(prompts: Sequence[Mapping[str, Any]]) -> list[Change]:
+def changes_of(prompts: Sequence[Mapping[str, Any]]) -> list[PromptChange]:
     """The prompts of a video from what is recorded of them."""
-    return [Change(chunk=c["chunk"], prompts=(c["prompt"],), policy=c["policy"]) for c in prompts]
+    return [PromptChange(chunk=c["chunk"], prompts=(c["prompt"],), policy=c["policy"]) for c in prompts]
 
 
 def refuse_another(

@@ -22,9 +22,9 @@ from typing import Any
 from plugins.errors import UserError
 from runtime.device.cuda_graphs import SideStream, graph_pool
 from runtime.outputs import FrameSink
-from runtime.planning.plan import Plan
+from runtime.planning.plan import VideoPlan
 from runtime.planning.request import Job
-from runtime.prompts.sources import LivePrompts, Schedule
+from runtime.prompts.sources import LivePrompts, PromptSchedule
 from runtime.resume.autosave import Autosave
 from runtime.resume.sidecar import describe_model, describe_video
 from runtime.resume.state import State
@@ -73,7 +73,7 @@ class Session:
         return self
 
     @cached_property
-    def plan(self) -> Plan:
+    def plan(self) -> VideoPlan:
         """What one video takes, and what all have in common; takes a second."""
         return self._job.plan()
 
@@ -141,7 +141,7 @@ class Session:
         video, changes = state.video, changes_of(state.video["prompts"])
         return replace(
             self._job,
-            prompts=LivePrompts.continued(changes) if video.get("live") else Schedule(changes),
+            prompts=LivePrompts.continued(changes) if video.get("live") else PromptSchedule(changes),
             seed=video["seed"],
             chunks=video["chunks"] or self._job.chunks,
             sampler=Sampler(**video["sampler"]),

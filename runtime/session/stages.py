@@ -89,7 +89,7 @@ class VideoStages:
             self._rollout.number = state.snapshot.number  # all is made: nothing else matters
             return
         state.snapshot.restore(self._rollout)
-        self._decoder.memory = state.memory_on(self.job.device)
+        self._decoder.state = state.decoder_state_on(self.job.device)
 
     def start(self, on_failure: Callable[[], None]) -> None:
         """Start the threads, any of which calls `on_failure` when something has gone wrong there."""
@@ -173,9 +173,11 @@ class VideoStages:
             video["live"] = True
 
         def at_decoder() -> None:
-            memory = self._decoder.memory
+            decoder_state = self._decoder.state
             self.writer.mark(
-                lambda mark: tell(State(snapshot=snapshot, memory=memory, mark=mark, video=video))
+                lambda mark: tell(
+                    State(snapshot=snapshot, decoder_state=decoder_state, mark=mark, video=video)
+                )
             )
 
         self.decoding.put(at_decoder, even_if_full=True)

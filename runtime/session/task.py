@@ -199,7 +199,7 @@ class VideoTask:
     def _last_state(self) -> State:
         """Of a complete video: nothing is to be made any more."""
         nothing = Snapshot(number=self.made, frame=0, forgotten=0, cache=torch.empty(0), past={})
-        return State(snapshot=nothing, memory=None, mark=self.stages.writer.sink.mark())
+        return State(snapshot=nothing, decoder_state=None, mark=self.stages.writer.sink.mark())
 
 
 def _give(answer: Future[State], state: State) -> None:

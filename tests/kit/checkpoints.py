@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from kit.models import randomise
 
-from vmla.config import Layout, recipe
+from vmla.config import Layout, model_preset
 from vmla.scheduler import Sampler
 from vmla.text import SmallTextConfig, TextEncoder
 from vmla.transformer import VideoMLA
@@ -18,7 +18,7 @@ from vmla.weights.checkpoint import save_checkpoint
 def debug_checkpoint(folder: Path, *, layout: Layout = "mla", seed: int = 0, **sizes: Any) -> Path:
     """Write the `debug` model to `folder`; every weight counts, gates and head included."""
     torch.manual_seed(seed)
-    config = replace(recipe("debug", layout=layout), **sizes)
+    config = replace(model_preset("debug", layout=layout), **sizes)
     text, tokenizer = SmallTextConfig(width=32, head_width=16, heads=2, ffn_width=32, layers=1).build()
     model = randomise(VideoMLA(config), seed)
     codec = TinyCodec(

@@ -8,11 +8,11 @@ from pathlib import Path
 import torch
 from kit.models import draw, randomise
 
-from vmla.config import recipe
+from vmla.config import model_preset
 from vmla.train.data.latents import LatentSet
 from vmla.train.loop.loop import train
 from vmla.train.loop.parallel import checkpoint_blocks, direct, processes, shard, whole
-from vmla.train.recipes.from_checkpoint import PIPELINES
+from vmla.train.recipes.from_checkpoint import DISTILLATION_RECIPES
 from vmla.train.stages.denoiser import DenoiserStage
 from vmla.train.stages.distillation import ConsistencyStage
 from vmla.transformer import VideoMLA
@@ -24,9 +24,9 @@ def forcing_stage(*, sharded):
     """Teacher forcing of a random debug model, ten steps; the same in every process."""
     import dataclasses
 
-    training = PIPELINES["debug"].forcing
+    training = DISTILLATION_RECIPES["debug"].forcing
     schedule = dataclasses.replace(training.schedule, steps=STEPS, save_every=3)
-    config = recipe("debug")
+    config = model_preset("debug")
     latents = draw(4, config.in_channels, 12, config.sample_height, config.sample_width).half()
     text = draw(4, config.text_tokens, config.text_dim, seed=1).half()
     model = randomise(VideoMLA(config)).requires_grad_(True)
@@ -40,7 +40,7 @@ def forcing_stage(*, sharded):
 
 def consistency_stage(*, sharded):
     """Consistency distillation, whose target is a moving average that never sees a backward pass."""
-    config = recipe("debug")
+    config = model_preset("debug")
     latents = draw(4, config.in_channels, 12, config.sample_height, config.sample_width).half()
     text = draw(4, config.text_tokens, config.text_dim, seed=1).half()
     models = [randomise(VideoMLA(config), seed) for seed in (0, 0, 1)]
@@ -48,7 +48,7 @@ def consistency_stage(*, sharded):
     if sharded:
         models = [shard(model, torch.float32) for model in models]
     data = LatentSet(latents, text, {"made": "here"})
-    return ConsistencyStage(*models, PIPELINES["debug"].consistency, data, calls=direct)
+    return ConsistencyStage(*models, DISTILLATION_RECIPES["debug"].consistency, data, calls=direct)
 
 
 def hanging(folder, step, rank):

@@ -42,7 +42,7 @@ def check_attention():
             inputs = head_window(case, seed=3, dtype=dtype)
             expected = mla_attention(*inputs, backend="reference")
             assert_relative(mla_attention(*inputs, backend="triton"), expected, limit)
-            assert_relative(launch.attention(*inputs, None, shares=3), expected, limit)
+            assert_relative(launch.attention(*inputs, None, splits=3), expected, limit)
 
 
 def check_absorbed():
@@ -52,7 +52,7 @@ def check_absorbed():
             inputs = (query, *latent_window(case, seed=5, dtype=dtype), 0.15)
             expected = mla_attention_absorbed(*inputs, backend="reference")
             assert_relative(mla_attention_absorbed(*inputs, backend="triton"), expected, limit)
-            assert_relative(launch.absorbed(*inputs, None, shares=2), expected, limit)
+            assert_relative(launch.absorbed(*inputs, None, splits=2), expected, limit)
 
 
 def check_float8():
@@ -78,8 +78,8 @@ def check_float8_absorbed():
 def check_nothing_valid():
     query, keys, values, valid = head_window(widths_of_powers(CASES[0]), seed=9)
     inputs = (query.half(), keys.half(), values.half(), torch.zeros_like(valid))
-    assert launch.attention(*inputs, None, shares=1).eq(0).all()
-    assert launch.attention(*inputs, None, shares=2).eq(0).all()
+    assert launch.attention(*inputs, None, splits=1).eq(0).all()
+    assert launch.attention(*inputs, None, splits=2).eq(0).all()
 
 
 def widths_of_powers(case):

@@ -13,7 +13,7 @@ import plugins
 from plugins.aot import compile as aot
 from plugins.aot.objects import Compiled, cdiv, evaluate, faults, launch, load, ptx_of
 from plugins.aot.ptx import UnfitKernelError, keep_parameters, rename
-from plugins.aot.variants import Variant, plan, variants
+from plugins.aot.variants import KernelVariant, launch_config, variants
 from plugins.errors import UserError
 from plugins.triton.tiles import COMPACT_MEMORY, FAMILIES
 
@@ -73,7 +73,7 @@ def test_pointers_and_numbers_are_all_that_is_passed():
     """No tensor descriptors, no floats: TensorRT passes pointers and 32-bit integers."""
     for arch in FAMILIES:
         for variant in variants(arch):
-            how = plan(variant)
+            how = launch_config(variant)
             kinds = set(how.inputs.values()) | set(how.outputs.values())
             assert kinds <= {"*bf16", "*fp16", "*fp8e4nv", "*fp32", "*i1"}
             assert all(isinstance(evaluate(s, PUBLISHED, cdiv), int) for s in how.scalars.values())
@@ -93,9 +93,9 @@ def test_launches_at_the_published_shape():
 
 @pytest.mark.parametrize("arch", FAMILIES)
 def test_a_kernel_compiles_as_recorded(arch):
-    variant = Variant(operator="mla_attention", dtype="bf16", size="compact", arch=arch)
+    variant = KernelVariant(operator="mla_attention", dtype="bf16", size="compact", arch=arch)
     kernel, ptx, cubin = aot.compile_variant(variant)
-    how, recorded = plan(variant), OBJECTS[variant.name]
+    how, recorded = launch_config(variant), OBJECTS[variant.name]
     assert ptx.count(".visible .entry") == 1
     assert ptx.count(f".param .u64 .ptr .global .align 1 {variant.name}_param_") == len(how.inputs) + 1
     assert cubin[:4] == b"\x7fELF"
@@ -104,7 +104,7 @@ def test_a_kernel_compiles_as_recorded(arch):
 
 
 def test_the_command_writes_kernels_that_load(tmp_path, monkeypatch):
-    chosen = Variant(operator="expand", dtype="bf16", size="compact", arch=90)
+    chosen = KernelVariant(operator="expand", dtype="bf16", size="compact", arch=90)
     monkeypatch.setattr(aot, "variants", lambda arch: [chosen])
     folder = tmp_path / "objects"
     done = CliRunner().invoke(aot.main, ["-o", str(folder), "--arch", "90"], catch_exceptions=False)
@@ -129,5 +129,5 @@ def test_spare_parameters_go_and_the_entry_is_renamed():
 
 
 def test_the_scale_that_is_compiled_in_is_the_operator_s():
-    how = plan(Variant(operator="mla_attention_absorbed", dtype="bf16", size="fast", arch=90))
+    how = launch_config(KernelVariant(operator="mla_attention_absorbed", dtype="bf16", size="fast", arch=90))
     assert how.constants["SCALE"] == pytest.approx(128**-0.5 / float(torch.tensor(2.0).log()))

@@ -88,12 +88,12 @@ def test_expand(dtype, case):
         assert_relative(out, expected, LIMITS[dtype])
 
 
-@pytest.mark.parametrize("shares", [1, 2, 5])
-def test_shares_of_the_keys_add_up(shares):
+@pytest.mark.parametrize("splits", [1, 2, 5])
+def test_splits_of_the_keys_add_up(splits):
     from plugins.triton import launch as kernels
 
     inputs = heads(SMALL, torch.bfloat16)
-    out = kernels.attention(*inputs, shares=shares)
+    out = kernels.attention(*inputs, splits=splits)
     assert_relative(out, expected_of("mla_attention", inputs), 1e-2)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from plugins.triton.split_kv import shares
+from plugins.triton.split_kv import best_splits
 from plugins.triton.tiles import divisor, halves, power_of_two
 
 pytestmark = pytest.mark.cpu
@@ -34,12 +34,12 @@ def test_interpreted(check, outcomes):
 
 
 def test_keys_are_split_where_the_last_wave_would_be_mostly_idle():
-    assert shares(tiles=4, keys=9360, processors=132) == 8
-    assert shares(tiles=133, keys=32760, processors=132) > 1
-    assert shares(tiles=132, keys=9360, processors=132) == 1
-    assert shares(tiles=444, keys=9360, processors=148) == 1
-    assert shares(tiles=1, keys=100, processors=132) == 1
-    assert shares(tiles=1, keys=400, processors=132) <= 3
+    assert best_splits(tiles=4, keys=9360, processors=132) == 8
+    assert best_splits(tiles=133, keys=32760, processors=132) > 1
+    assert best_splits(tiles=132, keys=9360, processors=132) == 1
+    assert best_splits(tiles=444, keys=9360, processors=148) == 1
+    assert best_splits(tiles=1, keys=100, processors=132) == 1
+    assert best_splits(tiles=1, keys=400, processors=132) <= 3
 
 
 def test_widths_are_taken_apart():

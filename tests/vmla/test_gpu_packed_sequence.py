@@ -5,7 +5,7 @@ import torch
 from kit.measure import assert_close
 from kit.models import draw, tiny_model
 
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.packed_sequence import Unrolled, dense_mask
 from vmla.train.objectives.packed_clip import unrolling
 from vmla.train.objectives.teacher_forcing import Forcing, forcing_loss, forcing_loss_at_once
@@ -35,7 +35,7 @@ def test_loss_and_gradients_are_those_of_a_rollout(layout, numbers):
     text = draw(2, config.text_tokens, config.text_dim, seed=1).cuda()
     passes = (rolled, forcing_loss, rolled), (at_once, forcing_loss_at_once, at_once.unrolled)
     for model, loss, run in passes:
-        rest = CacheLayout.of(config), latents, model.encode_text(text), numbers, FIXED
+        rest = CacheSpec.of(config), latents, model.encode_text(text), numbers, FIXED
         losses.append(loss(run, *rest, torch.Generator().manual_seed(3)))
         losses[-1].backward()
     # Products in TF32 or other orders: the bound is that of reduced precision, the gradients' too.
@@ -48,7 +48,7 @@ def test_loss_and_gradients_are_those_of_a_rollout(layout, numbers):
 
 def test_on_a_gpu_blocks_are_left_out_and_pairs_hidden_alike():
     model = tiny_model(**SIZES).cuda()
-    clip = unrolling(CacheLayout.of(model.config), range(5))
+    clip = unrolling(CacheSpec.of(model.config), range(5))
     window = clip.window(model.rope, torch.device("cuda"))
     assert not isinstance(window.mask, torch.Tensor)
     tokens = model.config.tokens_per_frame

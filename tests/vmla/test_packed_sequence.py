@@ -7,11 +7,11 @@ from kit.models import draw, tiny_model
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from plugins.errors import UserError
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.packed_sequence import block_mask, dense_mask, masked_attention
+from vmla.train.objectives.cached_rollout import CachedRollout, clip_velocity
 from vmla.train.objectives.consistency import Consistency, Networks, consistency_loss
 from vmla.train.objectives.packed_clip import unrolling
-from vmla.train.objectives.rollout_cache import Memory, clip_velocity
 from vmla.train.objectives.teacher_forcing import Forcing, forcing_loss, forcing_loss_at_once
 from vmla.train.optim.optimizers import DistilSchedule
 from vmla.train.stages.denoiser_settings import DenoiserTraining
@@ -34,7 +34,7 @@ NUMBERS = [[0], [0, 1, 2, 3, 4], [0, 2, 3, 4], [0, 7, 8, 9]]
 
 def clip_of(model, numbers, seed=1):
     config = model.config
-    frames = len(CacheLayout.of(config).chunks.frames_of(numbers))
+    frames = len(CacheSpec.of(config).chunks.frames_of(numbers))
     shape = (BATCH, config.in_channels, frames, config.sample_height, config.sample_width)
     text = model.encode_text(draw(BATCH, config.text_tokens, config.text_dim, seed=seed + 1))
     return draw(*shape, seed=seed), text
@@ -57,7 +57,7 @@ def test_teacher_forcing_at_once_has_the_loss_and_gradients_of_a_rollout(layout,
     for model, loss, run in passes:
         latents, text = clip_of(model, numbers)
         generator = torch.Generator().manual_seed(3)
-        losses.append(loss(run, CacheLayout.of(model.config), latents, text, numbers, FIXED, generator))
+        losses.append(loss(run, CacheSpec.of(model.config), latents, text, numbers, FIXED, generator))
         losses[-1].backward()
     assert_close(losses[1], losses[0], rtol=1e-5, atol=0)
     if len(numbers) > 1:  # a lone chunk's keys of clean entries have no gradient
@@ -70,10 +70,10 @@ def test_velocities_of_a_clip_at_one_noise_level(layout, numbers):
     model = tiny_model(layout=layout)
     chunks = 5 if numbers is None else len(numbers)
     (noisy, text), (clean, _) = clip_of(model, range(chunks)), clip_of(model, range(chunks), seed=8)
-    layout_of, sigma = CacheLayout.of(model.config), torch.tensor([0.3, 0.9])
+    spec, sigma = CacheSpec.of(model.config), torch.tensor([0.3, 0.9])
     with torch.no_grad():
         one, other = (
-            clip_velocity(Memory(model, layout_of, text, numbers, unrolled=run), noisy, clean, sigma)
+            clip_velocity(CachedRollout(model, spec, text, numbers, unrolled=run), noisy, clean, sigma)
             for run in (None, model.unrolled)
         )
     assert_close(other, one, rtol=1e-4, atol=1e-5)
@@ -88,7 +88,7 @@ def test_consistency_at_once_is_that_of_a_rollout(guidance):
         latents, _ = clip_of(models[0], range(5))
         texts = [draw(BATCH, 5, 10, seed=4), draw(BATCH, 5, 10, seed=5)]
         student, target, teacher, free = (
-            Memory(model, CacheLayout.of(model.config), model.encode_text(texts[which]),
+            CachedRollout(model, CacheSpec.of(model.config), model.encode_text(texts[which]),
                    unrolled=model.unrolled if at_once else None)
             for model, which in ((models[0], 0), (models[1], 0), (models[2], 0), (models[2], 1))
         )  # fmt: skip
@@ -101,22 +101,22 @@ def test_consistency_at_once_is_that_of_a_rollout(guidance):
 
 def test_the_sink_is_seen_where_a_window_keeps_it():
     """Sink 1, history 6, chunks of 3: from chunk 3 on frame 0 is nearer than it is."""
-    layout = CacheLayout(sink=1, history=6, chunk=3, tokens_per_frame=1, entry_width=1, layers=1)
-    clip = unrolling(layout, range(6))
+    spec = CacheSpec(sink=1, history=6, chunk=3, tokens_per_frame=1, entry_width=1, layers=1)
+    clip = unrolling(spec, range(6))
     assert clip.repeated.tolist() == [0, 0, 0]
     assert clip.positions[:3].tolist() == [2, 5, 8]
     # Each of chunk 5's frames, the last three noisy ones: the sink at 8, frames 9 to 14, itself.
     at = [int(clip.positions[column]) for column in clip.visible[-1].nonzero().flatten()]
     assert at == [8, 9, 10, 11, 12, 13, 14, 15, 16, 17]
-    assert int(clip.visible[-1].sum()) == layout.positions
+    assert int(clip.visible[-1].sum()) == spec.positions
     # A plain pass would have seen it fifteen frames away.
     assert not clip.visible[-1, 3]
 
 
 def seen_and_drawn():
     """Frames that see each other, and queries, keys and values of two heads, four tokens to a frame."""
-    layout = CacheLayout(sink=1, history=6, chunk=3, tokens_per_frame=4, entry_width=1, layers=1)
-    visible = unrolling(layout, range(6)).visible
+    spec = CacheSpec(sink=1, history=6, chunk=3, tokens_per_frame=4, entry_width=1, layers=1)
+    visible = unrolling(spec, range(6)).visible
     rows, columns = (4 * frames for frames in visible.shape)
     return visible, draw(2, 2, rows, 8), draw(2, 2, columns, 8, seed=1), draw(2, 2, columns, 8, seed=2)
 
@@ -129,7 +129,7 @@ def test_flex_attention_is_the_masked_one():
 
 @pytest.mark.parametrize("tokens", [4, 60, 64, 300])
 def test_blocks_are_those_that_all_pairs_would_give(tokens):
-    visible = unrolling(CacheLayout(sink=1, history=6, chunk=3, tokens_per_frame=tokens, entry_width=1,
+    visible = unrolling(CacheSpec(sink=1, history=6, chunk=3, tokens_per_frame=tokens, entry_width=1,
                                     layers=1), range(6)).visible  # fmt: skip
     ours = block_mask(visible, tokens)
     frames, seen = (count * tokens for count in visible.shape)

@@ -15,11 +15,11 @@ from kit.passes import pass_inputs, window_at
 from export.lowering.trace import trace_step
 from export.onnx.decompositions import plain
 from plugins.errors import UserError
-from vmla.cache import CacheLayout
-from vmla.config import RECIPES, ModelConfig, recipe
+from vmla.cache import CacheSpec
+from vmla.config import MODEL_PRESETS, ModelConfig, model_preset
 from vmla.train.cli.commands import main
 from vmla.train.objectives.teacher_forcing import Forcing, forcing_loss, forcing_loss_at_once
-from vmla.train.optim.optimizers import Optimizers, Schedule
+from vmla.train.optim.optimizers import Optimizers, TrainingSchedule
 from vmla.train.stages.denoiser import initialised
 from vmla.transformer import VideoMLA
 from vmla.weights.checkpoint import open_checkpoint
@@ -33,7 +33,7 @@ BATCH = 2
 
 
 def test_it_is_off_unless_asked_for():
-    assert [name for name, config in RECIPES.items() if config.position_table] == ["sprites"]
+    assert [name for name, config in MODEL_PRESETS.items() if config.position_table] == ["sprites"]
     without, with_one = (VideoMLA(tiny_config(position_table=on)).state_dict() for on in (False, True))
     assert with_one.keys() - without.keys() == {TABLE}
     config = tiny_config()
@@ -43,7 +43,7 @@ def test_it_is_off_unless_asked_for():
 @pytest.mark.parametrize("value", ["yes", 1, None])
 def test_it_is_on_or_off_and_nothing_else(value):
     with pytest.raises(UserError, match=f"position_table is {value!r}; it is true or false"):
-        ModelConfig.from_dict({**asdict(recipe("debug")), "position_table": value})
+        ModelConfig.from_dict({**asdict(model_preset("debug")), "position_table": value})
 
 
 def test_everything_else_starts_as_without_one():
@@ -69,17 +69,17 @@ def test_a_table_of_zeros_changes_no_bit(layout):
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_cached_rollout_equals_one_full_masked_forward(layout):
     model = tiny_model(layout=layout, position_table=True)
-    c, cache_layout, frames = model.config, CacheLayout.of(model.config), 4 * model.config.chunk
+    c, spec, frames = model.config, CacheSpec.of(model.config), 4 * model.config.chunk
     shape = (BATCH, c.in_channels, frames, c.sample_height, c.sample_width)
     clean, noisy, text = draw(*shape, seed=1), draw(*shape, seed=2), draw(BATCH, 5, 10, seed=3)
     timestep = 1000 * torch.rand(BATCH, frames, generator=torch.Generator().manual_seed(4))
-    text_kv, cache, rolled = model.encode_text(text), cache_layout.allocate(BATCH, dtype=torch.float32), []
+    text_kv, cache, rolled = model.encode_text(text), spec.allocate(BATCH, dtype=torch.float32), []
     for number in range(4):
         part = slice(number * c.chunk, (number + 1) * c.chunk)
-        window = window_at(cache_layout, number)
+        window = window_at(spec, number)
         rolled.append(model(noisy[:, :, part], timestep[:, part], text_kv, cache, *window)[0])
         entries = model.entries(clean[:, :, part], torch.zeros(BATCH, c.chunk), text_kv, cache, *window)
-        cache_layout.commit_(cache, entries, part.start)
+        spec.commit_(cache, entries, part.start)
     expected = Equations(model).run(clean, noisy, timestep, text)[0][:, :, frames:]
     assert_close(torch.cat(rolled, dim=2), expected, rtol=1e-4, atol=1e-4)
     still = Equations(tiny_model(layout=layout)).run(clean, noisy, timestep, text)[0][:, :, frames:]
@@ -93,7 +93,7 @@ def test_a_clip_at_once_has_the_loss_and_gradient_of_a_rollout(numbers):
         model = tiny_model(position_table=True).requires_grad_(True)
         c, forcing = model.config, Forcing(copies=1, own_share=0.0)
         latents = draw(BATCH, c.in_channels, len(numbers) * c.chunk, c.sample_height, c.sample_width)
-        rest = CacheLayout.of(c), latents, model.encode_text(draw(BATCH, 5, 10, seed=1)), numbers, forcing
+        rest = CacheSpec.of(c), latents, model.encode_text(draw(BATCH, 5, 10, seed=1)), numbers, forcing
         loss, run = (forcing_loss_at_once, model.unrolled) if at_once else (forcing_loss, model)
         losses.append(loss(run, *rest, torch.Generator().manual_seed(3)))
         losses[-1].backward()
@@ -107,7 +107,7 @@ def test_training_starts_with_it_and_leaves_it_to_adamw():
     torch.manual_seed(0)
     model = initialised(VideoMLA(tiny_config(position_table=True)))
     assert 0.01 < model.position_embedding.std() < 0.03
-    optimizers = Optimizers(model, Schedule(steps=2, learning_rate=1e-3, matrix_rate=1e-3, decay=1))
+    optimizers = Optimizers(model, TrainingSchedule(steps=2, learning_rate=1e-3, matrix_rate=1e-3, decay=1))
     adamw = {id(p) for group in optimizers._all[0].param_groups for p in group["params"]}
     assert id(model.position_embedding) in adamw
     assert id(model.blocks[0].ffn.up.weight) not in adamw
@@ -126,15 +126,15 @@ def test_a_checkpoint_keeps_it(folder):
     config = json.loads((folder / "transformer" / "config.json").read_text())
     assert config["position_table"] is True
     opened = open_checkpoint(folder)
-    assert opened.model_config() == replace(recipe("debug"), position_table=True)
+    assert opened.model_config() == replace(model_preset("debug"), position_table=True)
     assert opened.transformer().position_embedding.std() > 0.1
 
 
 def test_a_model_without_one_is_known_by_the_settings_it_had():
-    sizes = recipe("debug").identity()
+    sizes = model_preset("debug").identity()
     assert "position_table" not in sizes
-    assert ModelConfig.from_dict(sizes) == recipe("debug")
-    assert replace(recipe("debug"), position_table=True).identity()["position_table"] is True
+    assert ModelConfig.from_dict(sizes) == model_preset("debug")
+    assert replace(model_preset("debug"), position_table=True).identity()["position_table"] is True
 
 
 def test_it_survives_the_way_to_heads_and_back(folder, tmp_path):

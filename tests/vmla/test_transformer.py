@@ -8,7 +8,7 @@ from kit.measure import assert_close
 from kit.models import draw, tiny_model
 from kit.passes import window_at
 
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 
 pytestmark = pytest.mark.cpu
 
@@ -30,7 +30,7 @@ CHUNKS, BATCH = 5, 2
 
 def draw_inputs(config, chunks=CHUNKS, seed=0):
     """Clean and noisy latents, timesteps of the noisy ones, text embeddings."""
-    frames = CacheLayout.of(config).chunks.start(chunks)
+    frames = CacheSpec.of(config).chunks.start(chunks)
     shape = (BATCH, config.in_channels, frames, config.sample_height, config.sample_width)
     timestep = 1000 * torch.rand(BATCH, frames, generator=torch.Generator().manual_seed(seed))
     text = draw(BATCH, config.text_tokens, config.text_dim, seed=seed + 3)
@@ -39,20 +39,20 @@ def draw_inputs(config, chunks=CHUNKS, seed=0):
 
 def roll(model, clean, noisy, timestep, text, **how):
     """Velocities of both passes of each chunk, joined along time, and all entries [L, B, frames, P, E]."""
-    layout, text_kv = CacheLayout.of(model.config), model.encode_text(text)
-    cache = layout.allocate(BATCH, dtype=clean.dtype)
+    spec, text_kv = CacheSpec.of(model.config), model.encode_text(text)
+    cache = spec.allocate(BATCH, dtype=clean.dtype)
     velocities, left = [[], []], []
-    for number in range(layout.chunks.count(clean.shape[2])):
+    for number in range(spec.chunks.count(clean.shape[2])):
         frames = frames_of(model.config, number)
         part, size = slice(frames[0], frames[-1] + 1), len(frames)
-        window = window_at(layout, number)
+        window = window_at(spec, number)
         still = torch.zeros(BATCH, size)
         quiet, entries = model(clean[:, :, part], still, text_kv, cache, *window, **how)
         loud, _ = model(noisy[:, :, part], timestep[:, part], text_kv, cache, *window, **how)
         velocities[0].append(quiet)
         velocities[1].append(loud)
         left.append(entries.unflatten(2, (size, -1)))
-        layout.commit_(cache, entries, frames[0])
+        spec.commit_(cache, entries, frames[0])
     return torch.cat([*velocities[0], *velocities[1]], dim=2), torch.cat(left, dim=2)
 
 
@@ -70,12 +70,12 @@ def test_a_cached_rollout_equals_one_full_masked_forward(layout, window):
 
 def one_pass(model, number, *, seed=0, cache=None):
     """Inputs of a pass over chunk `number`, with random entries in every slot that is not empty."""
-    config, layout = model.config, CacheLayout.of(model.config)
-    slots, own = window_at(layout, number)
+    config, spec = model.config, CacheSpec.of(model.config)
+    slots, own = window_at(spec, number)
     latents = draw(BATCH, config.in_channels, len(own), config.sample_height, config.sample_width, seed=seed)
     timestep = torch.full((BATCH, len(own)), 437.5)
     text_kv = model.encode_text(draw(BATCH, config.text_tokens, config.text_dim, seed=seed + 1))
-    cache = draw(*layout.shape(BATCH), seed=seed + 2) if cache is None else cache
+    cache = draw(*spec.shape(BATCH), seed=seed + 2) if cache is None else cache
     return [latents, timestep, text_kv, cache, slots, own]
 
 
@@ -84,10 +84,10 @@ def one_pass(model, number, *, seed=0, cache=None):
 def test_the_ring_equals_naive_concatenation_at_every_fill_level(layout, window):
     """The naive cache is as long as the window is full, in the order of time, and made anew each time."""
     model = tiny_model(layout=layout, **window)
-    layout = CacheLayout.of(model.config)
-    frames = layout.chunks.start(6)
-    entries = draw(model.config.num_layers, BATCH, frames, layout.tokens_per_frame, layout.entry_width)
-    ring = layout.allocate(BATCH, dtype=torch.float32)
+    spec = CacheSpec.of(model.config)
+    frames = spec.chunks.start(6)
+    entries = draw(model.config.num_layers, BATCH, frames, spec.tokens_per_frame, spec.entry_width)
+    ring = spec.allocate(BATCH, dtype=torch.float32)
     for number in range(6):
         inputs = one_pass(model, number, seed=number, cache=ring)
         before, positions = window_of(model.config, number)
@@ -96,7 +96,7 @@ def test_the_ring_equals_naive_concatenation_at_every_fill_level(layout, window)
         for ours, naive in zip(model(*inputs), model(*inputs[:3], whole, *index), strict=True):
             assert_close(ours, naive, rtol=1e-4, atol=1e-5)
         own = frames_of(model.config, number)
-        layout.commit_(ring, entries[:, :, own].flatten(2, 3), own[0])
+        spec.commit_(ring, entries[:, :, own].flatten(2, 3), own[0])
 
 
 @pytest.mark.parametrize("absorbed", [False, True], ids=["expanded", "absorbed"])
@@ -164,7 +164,7 @@ def test_absorbed_equals_expanded(window):
 def test_a_window_that_is_known_to_be_full_gives_the_same_without_a_mask(layout, monkeypatch):
     monkeypatch.setattr("plugins.sdpa.readable", lambda valid: False)  # as on a GPU
     model = tiny_model(layout=layout, sink=1, history=3, chunk=2)
-    shape = CacheLayout.of(model.config)
+    shape = CacheSpec.of(model.config)
     _, noisy, timestep, text = draw_inputs(model.config, chunks=1)
     window = window_at(shape, 4)
     assert -1 not in window[0].tolist()

@@ -60,12 +60,17 @@ class TextEncoder:
         """Whether nothing of `prompt` is cut off."""
         return len(self.tokenizer.numbers(self.clean(prompt))) <= self.tokens
 
-    def __call__(self, prompts: Sequence[str]) -> Tensor:
-        """[B, tokens, text width] in the encoder's type; what lies behind a prompt's end is zero."""
-        numbers, mask = self.tokenize(prompts)
+    def __call__(self, prompts: Sequence[str | None]) -> Tensor:
+        """[B, tokens, text width] in the encoder's type; what lies behind a prompt's end is zero.
+
+        None in place of a prompt tells the model nothing: zeros alone.
+        """
+        numbers, mask = self.tokenize(["nothing" if prompt is None else prompt for prompt in prompts])
         device = next(self.encoder.parameters()).device
         with torch.no_grad():
-            return embed(self.encoder, numbers.to(device), mask.to(device))
+            embeddings = embed(self.encoder, numbers.to(device), mask.to(device))
+            embeddings[[number for number, prompt in enumerate(prompts) if prompt is None]] = 0
+        return embeddings
 
 
 def embed(encoder: nn.Module, numbers: Tensor, mask: Tensor) -> Tensor:

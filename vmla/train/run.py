@@ -29,7 +29,7 @@ class Stopped(Exception):  # noqa: N818 - no error
     """A stage made as many steps as were asked for and is not finished: nothing may build on it."""
 
 
-class Run:
+class TrainingRun:
     """One recipe in one folder. Each part trains when it is first asked for."""
 
     def __init__(
@@ -115,13 +115,14 @@ class Run:
             return []
         model, sampler, text = self.recipe.model, self.recipe.sampler, embedded(self.text())
         return [Samples(folder=self.folder, every=self.samples, config=model, codec=self.decoder(), text=text,
-                        sampler=sampler, dtype=stage.meter.dtype)]  # fmt: skip
+                        sampler=sampler, dtype=stage.meter.dtype,
+                        negative=embedded(self.text(), [sampler.negative_prompt])[0])]  # fmt: skip
 
 
 def _train(
     model: nn.Module,
     stage: Stage,
-    run: Run,
+    run: TrainingRun,
     watchers: Sequence[Watcher] = (),
 ) -> None:
     seen_by = [*run.watchers, *watchers]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -18,7 +18,7 @@ from vmla.train.loop.parallel import Parallel, checkpoint_blocks, direct, shard,
 from vmla.train.monitoring.samples import Samples, embedded, joining
 from vmla.train.objectives.alignment import without_aligner
 from vmla.train.optim.precision import resolve
-from vmla.train.recipes.from_checkpoint import Pipeline
+from vmla.train.recipes.from_checkpoint import DistillationRecipe
 from vmla.train.stages.denoiser import DenoiserStage, narrowed
 from vmla.train.stages.distillation import ConsistencyStage, DistributionStage
 from vmla.transformer import VideoMLA
@@ -31,12 +31,12 @@ RESULT = "checkpoint"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
+class StageRun:
     """One stage to be run."""
 
     name: str
     """One of `vmla.train.recipes.from_checkpoint.STAGES`."""
-    pipeline: Pipeline
+    recipe: DistillationRecipe
     start: str
     """The checkpoint that is trained."""
     data: Path
@@ -64,7 +64,7 @@ class Job:
         checkpoint = open_checkpoint(self.start)
         config = checkpoint.model_config()
         video = self.name in ("forcing", "consistency")
-        data = open_clips(self.data, config, video=video).to(parallel.device)
+        data = self._with_negative(open_clips(self.data, config, video=video)).to(parallel.device)
         stage = self._stage(data, parallel)
         seen_by = [*watchers, *self._clips(checkpoint, stage, parallel)]
         average = train(
@@ -77,8 +77,16 @@ class Job:
             _write(self.output / RESULT, checkpoint, tensors, self._sampler(checkpoint))
             report(f"wrote {self.output / RESULT}")
 
+    def _with_negative(self, data: LatentSet) -> LatentSet:
+        """With the negative prompt of the teacher's sampler, if it is guided and the clips name none."""
+        teacher = open_checkpoint(self.teacher or self.start)
+        sampler = teacher.sampler()
+        if data.negative is not None or not sampler.guided:
+            return data
+        return replace(data, negative=embedded(teacher.text(), [sampler.negative_prompt])[0])
+
     def _stage(self, data: LatentSet, parallel: Parallel) -> Stage:
-        settings = getattr(self.pipeline, self.name)
+        settings = getattr(self.recipe, self.name)
         dtype = resolve(settings.precision, parallel.device)
         calls = direct if parallel.sharded else narrowed
 
@@ -92,7 +100,7 @@ class Job:
         if self.name == "forcing":
             if parallel.sharded and (settings.jumps or settings.openings or settings.opening_steps):
                 # Each batch draws them by itself, and processes that share weights must run the same passes.
-                raise UserError(f"{self.pipeline.name} draws jumps or openings; run it without torchrun")
+                raise UserError(f"{self.recipe.name} draws jumps or openings; run it without torchrun")
             stage = DenoiserStage(student.config, settings, data, model=student, calls=calls)
             stage.name = self.name
             return stage
@@ -115,11 +123,12 @@ class Job:
             folder=self.output, every=self.samples, config=checkpoint.model_config(),
             codec=checkpoint.codec(), text=embedded(checkpoint.text()), sampler=self._sampler(checkpoint),
             dtype=stage.meter.dtype, device=parallel.device,
+            negative=embedded(checkpoint.text(), [self._sampler(checkpoint).negative_prompt])[0],
         )]  # fmt: skip
 
     def _sampler(self, checkpoint: Checkpoint) -> Sampler:
         """How the result is sampled: as before, or in the student's few steps."""
-        return checkpoint.sampler() if self.name == "forcing" else self.pipeline.distribution.sampler
+        return checkpoint.sampler() if self.name == "forcing" else self.recipe.distribution.sampler
 
 
 def _write(folder: Path, start: Checkpoint, tensors: dict[str, torch.Tensor], sampler: Sampler) -> None:

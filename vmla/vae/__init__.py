@@ -7,8 +7,8 @@ from typing import Any, Protocol, Self
 import torch
 from torch import Tensor
 
-Memory = Any
-"""What a codec remembers between two calls of `decode`; opaque to everyone else."""
+DecoderState = Any
+"""What a codec carries from one call of `decode` to the next; opaque to everyone else."""
 
 
 class Codec(Protocol):
@@ -39,14 +39,14 @@ class Codec(Protocol):
     def encode(self, video: Tensor) -> Tensor:
         """[B, frames, 3, H, W] in [0, 1] to normalised latents [B, z, F, h, w]."""
 
-    def decode(self, latents: Tensor, memory: Memory | None = None) -> tuple[Tensor, Memory]:
+    def decode(self, latents: Tensor, state: DecoderState | None = None) -> tuple[Tensor, DecoderState]:
         """Normalised latents [B, z, F, h, w] to frames [B, frames, 3, H, W] in [0, 1].
 
-        `memory` is what the previous call returned; None starts a new video.
+        `state` is what the previous call returned; None starts a new video.
         """
 
     def stream_bytes(self, height: int, width: int) -> int:
-        """Bytes that one video's memory holds for latent frames of `height` x `width` cells."""
+        """Bytes of one video's decoder state for latent frames of `height` x `width` cells."""
 
 
 def frames_in(latent_frames: int, codec: Codec) -> int:

@@ -58,13 +58,13 @@ class Double(nn.Module):
 class FrameStream(nn.Sequential):
     """Layers over frames folded into the batch; what sees the frame before carries its last input along."""
 
-    def run(self, x: Tensor, batch: int, memory: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
-        """x [batch * frames, ...], batch-major; returns the result and the memory for the next call."""
+    def run(self, x: Tensor, batch: int, state: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
+        """x [batch * frames, ...], batch-major; returns the result and the state for the next call."""
         left: list[Tensor] = []
         for layer in self:
             if isinstance(layer, SeesFrameBefore):
                 frames = x.reshape(batch, -1, *x.shape[1:])
-                first = torch.zeros_like(frames[:, :1]) if memory is None else memory[len(left)]
+                first = torch.zeros_like(frames[:, :1]) if state is None else state[len(left)]
                 before = torch.cat([first, frames[:, :-1]], dim=1)
                 left.append(frames[:, -1:].clone())  # a view would keep all frames in memory
                 x = layer(x, before.reshape(x.shape))
@@ -73,7 +73,7 @@ class FrameStream(nn.Sequential):
         return x, left
 
     def remembered(self, cells: int) -> int:
-        """How many numbers the memory of one video holds whose first layer sees `cells` cells."""
+        """Numbers in the state of one video whose first layer sees `cells` cells."""
         count = 0
         for layer in self:
             if isinstance(layer, nn.PixelShuffle):

@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from vmla.vae.stream import Double, FrameStream, SeesFrameBefore, TimeGrow, TimePool, fold
 
 BLOCKS = 3
-"""Memory blocks at each size of the picture."""
+"""`MemBlock`s at each size of the picture."""
 BOUND = 3.0
 """Latents are bent to at most this, smoothly; normalised ones have deviation 1."""
 
@@ -41,7 +41,7 @@ class TaehvConfig:
     """Channels of the encoder at every size."""
 
 
-TAEHV_RECIPES = {
+TAEHV_PRESETS = {
     "taew2_1": TaehvConfig(),
     "debug": TaehvConfig(latent_channels=4, widths=(16, 8, 8, 8), encoder_width=8),
 }
@@ -55,7 +55,7 @@ class Clamp(nn.Module):
         return BOUND * torch.tanh(x / BOUND)
 
 
-class MemoryBlock(SeesFrameBefore):
+class MemBlock(SeesFrameBefore):
     """relu(x + conv(relu(conv(relu(conv([x, before])))))), each over 3 x 3 cells."""
 
     def __init__(self, width: int) -> None:
@@ -74,16 +74,16 @@ def _conv(inputs: int, outputs: int, *, stride: int = 1, bias: bool = True) -> n
 
 
 def _shrink(width: int, times: int) -> list[nn.Module]:
-    """`times` frames to one of half the size, then memory blocks."""
+    """`times` frames to one of half the size, then `MemBlock`s."""
     pool, halve = TimePool(width, times, bias=False), _conv(width, width, stride=2, bias=False)
-    return [pool, halve, *(MemoryBlock(width) for _ in range(BLOCKS))]
+    return [pool, halve, *(MemBlock(width) for _ in range(BLOCKS))]
 
 
 def _grow(width: int, following: int, times: int) -> list[nn.Module]:
-    """Memory blocks, then one frame to `times` of twice the size and of `following` channels."""
+    """`MemBlock`s, then one frame to `times` of twice the size and of `following` channels."""
     grow = TimeGrow(width, times, bias=False)
     double, last = Double(), _conv(width, following, bias=False)
-    return [*(MemoryBlock(width) for _ in range(BLOCKS)), double, grow, last]
+    return [*(MemBlock(width) for _ in range(BLOCKS)), double, grow, last]
 
 
 def _encoder(config: TaehvConfig) -> FrameStream:
@@ -140,16 +140,16 @@ class Taehv(nn.Module):
         z, _ = self.encoder.run(fold(video).to(self._dtype), batch, None)
         return z.reshape(batch, -1, *z.shape[1:]).transpose(1, 2).float()
 
-    def decode(self, latents: Tensor, memory: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+    def decode(self, latents: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         """Normalised latents [B, z, F, h, w] to frames [B, frames, 3, H, W] float32 in [0, 1]."""
         batch = latents.shape[0]
-        x, left = self.decoder.run(fold(latents.transpose(1, 2)).to(self._dtype), batch, memory)
+        x, left = self.decoder.run(fold(latents.transpose(1, 2)).to(self._dtype), batch, state)
         video = x.reshape(batch, -1, *x.shape[1:])
-        missing = self.temporal_ratio - self.first_frames if memory is None else 0
+        missing = self.temporal_ratio - self.first_frames if state is None else 0
         return video[:, missing:].float().clamp(0, 1), left
 
     def stream_bytes(self, height: int, width: int) -> int:
-        """Bytes that one video's memory holds for latent frames of `height` x `width` cells."""
+        """Bytes of one video's decoder state for latent frames of `height` x `width` cells."""
         return self.decoder.remembered(height * width) * self._dtype.itemsize
 
     @property

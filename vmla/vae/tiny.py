@@ -23,7 +23,7 @@ class TinyCodecConfig:
     widths: tuple[int, int, int] = (96, 64, 32)
     """Channels at 1/8, 1/4 and 1/2 of the picture's size."""
     encoder_blocks: tuple[int, int, int] = (1, 1, 1)
-    """Memory blocks at those sizes."""
+    """Residual blocks at those sizes."""
     decoder_blocks: tuple[int, int, int] = (3, 2, 1)
     first_frames: int = 4
     """Pixel frames of the very first latent frame: 4, or 1 as in Wan."""
@@ -40,7 +40,7 @@ class TinyCodecConfig:
                 raise UserError(f"{name} is {value!r}; it is {' or '.join(map(str, allowed))} numbers")
 
 
-class MemoryBlock(SeesFrameBefore):
+class TemporalResBlock(SeesFrameBefore):
     """Residual convolutions over a frame's features beside those of the frame before."""
 
     def __init__(self, width: int) -> None:
@@ -61,13 +61,13 @@ def _encoder(config: TinyCodecConfig) -> FrameStream:
     return FrameStream(
         nn.PixelUnshuffle(2),
         nn.Conv2d(12, narrow, 3, padding=1),
-        *(MemoryBlock(narrow) for _ in range(at_2)),
+        *(TemporalResBlock(narrow) for _ in range(at_2)),
         TimePool(narrow),
         nn.Conv2d(narrow, middle, 3, stride=2, padding=1),
-        *(MemoryBlock(middle) for _ in range(at_4)),
+        *(TemporalResBlock(middle) for _ in range(at_4)),
         TimePool(middle),
         nn.Conv2d(middle, wide, 3, stride=2, padding=1),
-        *(MemoryBlock(wide) for _ in range(at_8)),
+        *(TemporalResBlock(wide) for _ in range(at_8)),
         nn.Conv2d(wide, config.latent_channels, 3, padding=1),
     )
 
@@ -78,15 +78,15 @@ def _decoder(config: TinyCodecConfig) -> FrameStream:
     return FrameStream(
         nn.Conv2d(config.latent_channels, wide, 3, padding=1),
         nn.ReLU(),
-        *(MemoryBlock(wide) for _ in range(at_8)),
+        *(TemporalResBlock(wide) for _ in range(at_8)),
         nn.Conv2d(wide, 4 * middle, 1),
         nn.PixelShuffle(2),
         TimeGrow(middle),
-        *(MemoryBlock(middle) for _ in range(at_4)),
+        *(TemporalResBlock(middle) for _ in range(at_4)),
         nn.Conv2d(middle, 4 * narrow, 1),
         nn.PixelShuffle(2),
         TimeGrow(narrow),
-        *(MemoryBlock(narrow) for _ in range(at_2)),
+        *(TemporalResBlock(narrow) for _ in range(at_2)),
         nn.Conv2d(narrow, 12, 3, padding=1),
         nn.PixelShuffle(2),
     )
@@ -138,23 +138,23 @@ class TinyCodec(nn.Module):
         z, _ = self.encoder.run(frames, batch, None)
         return z.reshape(batch, -1, *z.shape[1:]).transpose(1, 2)
 
-    def decode(self, latents: Tensor, memory: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+    def decode(self, latents: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         """Normalised latents [B, z, F, h, w] to frames [B, frames, 3, H, W] in [0, 1]."""
-        video, left = self.decode_raw(latents.float() * self.std + self.mean, memory)
+        video, left = self.decode_raw(latents.float() * self.std + self.mean, state)
         return video.float().clamp(0, 1), left
 
-    def decode_raw(self, latents: Tensor, memory: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
+    def decode_raw(self, latents: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         """As `decode`, of latents as `encode_raw` gives them, before the result is clamped: for training."""
         batch = latents.shape[0]
         # Bounds what a denoiser may hand over, smoothly: raw latents are trained to have deviation 1.
         bounded = torch.tanh(latents.float() / 3) * 3
-        x, left = self.decoder.run(fold(bounded.transpose(1, 2)).to(self._dtype), batch, memory)
+        x, left = self.decoder.run(fold(bounded.transpose(1, 2)).to(self._dtype), batch, state)
         video = x.reshape(batch, -1, *x.shape[1:]) / 2 + 0.5
-        missing = self.temporal_ratio - self.first_frames if memory is None else 0
+        missing = self.temporal_ratio - self.first_frames if state is None else 0
         return video[:, missing:], left
 
     def stream_bytes(self, height: int, width: int) -> int:
-        """Bytes that one video's memory holds for latent frames of `height` x `width` cells."""
+        """Bytes of one video's decoder state for latent frames of `height` x `width` cells."""
         return self.decoder.remembered(height * width) * self._dtype.itemsize
 
     @property

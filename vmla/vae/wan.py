@@ -125,39 +125,39 @@ class WanCodec:
         return (raw.float() - self._mean.to(raw.device)) / self._std.to(raw.device)
 
     @torch.no_grad()
-    def decode(self, latents: Tensor, memory: Features | None = None) -> tuple[Tensor, Features]:
+    def decode(self, latents: Tensor, state: Features | None = None) -> tuple[Tensor, Features]:
         """Normalised latents [B, z, F, h, w] to frames [B, n, 3, H, W] float32 in [0, 1].
 
-        A video's first latent frame gives one frame, every other one `temporal_ratio`. `memory`
-        is read and left as it is: the same memory may be decoded from again.
+        A video's first latent frame gives one frame, every other one `temporal_ratio`. `state`
+        is not changed in place: the same state may be decoded from again.
         """
         raw = latents.float() * self._std.to(latents.device) + self._mean.to(latents.device)
         pieces = []
         for frame in raw.to(self.vae.dtype).unbind(2):
-            piece, memory = self._decode_frame(frame.unsqueeze(2), memory)
+            piece, state = self._decode_frame(frame.unsqueeze(2), state)
             pieces.append(piece)
-        if memory is None:
+        if state is None:
             raise ValueError("there is no latent frame to decode")
         video = torch.cat(pieces, dim=2).transpose(1, 2)
-        return (video.float() / 2 + 0.5).clamp(0, 1), memory
+        return (video.float() / 2 + 0.5).clamp(0, 1), state
 
     def stream_bytes(self, height: int, width: int) -> int:
-        """Bytes that one video's memory holds for latent frames of `height` x `width` cells.
+        """Bytes of one video's decoder state for latent frames of `height` x `width` cells.
 
         Measured on the meta device, where nothing is computed; two frames fill every feature.
         """
         config, kind = self.vae.config, type(self.vae)
         with torch.device("meta"):
             empty = WanCodec(kind.from_config(config)).to(dtype=self.vae.dtype)
-            _, memory = empty.decode(torch.empty(1, self.latent_channels, 2, height, width))
-        return memory_bytes(memory)
+            _, state = empty.decode(torch.empty(1, self.latent_channels, 2, height, width))
+        return state_bytes(state)
 
-    def _decode_frame(self, z: Tensor, memory: Features | None) -> tuple[Tensor, Features]:
+    def _decode_frame(self, z: Tensor, state: Features | None) -> tuple[Tensor, Features]:
         """z [B, z, 1, h, w], not normalised, to pixels [B, 3, n, H, W] in about [-1, 1]."""
-        features: list[Any] = [None] * _convolutions(self.vae.decoder) if memory is None else list(memory)
+        features: list[Any] = [None] * _convolutions(self.vae.decoder) if state is None else list(state)
         used = [0]
         x = self.vae.decoder(
-            self.vae.post_quant_conv(z), feat_cache=features, feat_idx=used, first_chunk=memory is None
+            self.vae.post_quant_conv(z), feat_cache=features, feat_idx=used, first_chunk=state is None
         )
         # The rest belongs to convolutions over a single frame, which remember nothing.
         return self._unpatchify(x), features[: used[0]]
@@ -180,9 +180,9 @@ class WanCodec:
             raise ValueError(f"{height} x {width} pixels do not fill cells of {self.spatial_ratio}")
 
 
-def memory_bytes(memory: Features | None) -> int:
-    """Bytes that a codec's memory holds on to between two calls of `decode`."""
-    return sum(item.nbytes for item in memory or () if isinstance(item, Tensor))
+def state_bytes(state: Features | None) -> int:
+    """Bytes of a decoder state, as it is held between two calls of `decode`."""
+    return sum(item.nbytes for item in state or () if isinstance(item, Tensor))
 
 
 def _convolutions(decoder: nn.Module) -> int:

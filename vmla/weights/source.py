@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from plugins.errors import UserError
-from vmla.config import RECIPES, Layout, ModelConfig
+from vmla.config import MODEL_PRESETS, Layout, ModelConfig
 from vmla.transformer import VideoMLA
 from vmla.weights.checkpoint import Uninitialised
 from vmla.weights.formats.files import Shape, check_shapes, load_exactly, read_json, refuse_not_finite
@@ -97,7 +97,7 @@ class Source:
 def open_source(
     path: Path,
     *,
-    like: ModelConfig = RECIPES["wan-1.3b"],
+    like: ModelConfig = MODEL_PRESETS["wan-1.3b"],
     part: str | None = None,
     mapping: Path | None = None,
     variant: str | None = None,

@@ -8,7 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from plugins.errors import UserError
-from vmla.vae.taehv import TAEHV_RECIPES, Taehv
+from vmla.vae.taehv import TAEHV_PRESETS, Taehv
 from vmla.weights.checkpoint import Uninitialised
 from vmla.weights.formats.files import Shape, check_shapes, load_exactly
 from vmla.weights.formats.lazy_tensors import LazyTensors, shape_of
@@ -27,24 +27,24 @@ def load_taehv(path: Path, *, weights: bool = True) -> Taehv:
     checked, and nothing else is read.
 
     Raises:
-        UserError: for a file that cannot be read, or whose tensors are not those of a known recipe.
+        UserError: for a file that cannot be read, or whose tensors are not those of a known preset.
     """
     tensors = _open(path)
     shapes = {name: shape_of(tensors, name) for name in tensors}
-    recipe = _recipe(shapes, path)
+    preset = _preset(shapes, path)
     with Uninitialised():
-        codec = Taehv(TAEHV_RECIPES[recipe])
+        codec = Taehv(TAEHV_PRESETS[preset])
     expected = {name: tuple(tensor.shape) for name, tensor in codec.state_dict().items()}
-    check_shapes(expected, shapes, path, recipe)
+    check_shapes(expected, shapes, path, preset)
     if not weights:
         return codec.to("meta")
     load_exactly(codec, tensors, path)
     return codec.eval().requires_grad_(False)
 
 
-def recipe_of(codec: Taehv) -> str:
-    """The name of the recipe that `codec` has."""
-    return next(name for name, config in TAEHV_RECIPES.items() if config == codec.config)
+def preset_of(codec: Taehv) -> str:
+    """The name of the preset that `codec` was built from."""
+    return next(name for name, config in TAEHV_PRESETS.items() if config == codec.config)
 
 
 def _open(path: Path) -> Mapping[str, Tensor]:
@@ -56,13 +56,13 @@ def _open(path: Path) -> Mapping[str, Tensor]:
     return LazyTensors(path) if path.suffix == SAFETENSORS else open_pickle(path)
 
 
-def _recipe(shapes: Mapping[str, Shape], path: Path) -> str:
-    """The recipe whose latents have the channels that the tensors ask for."""
+def _preset(shapes: Mapping[str, Shape], path: Path) -> str:
+    """Name of the preset whose latents have as many channels as the first convolution reads."""
     first = shapes.get(FIRST, ())
     if len(first) < 2:
         return PUBLISHED  # what is wrong besides this tensor is said when all are compared
-    fitting = [name for name, config in TAEHV_RECIPES.items() if config.latent_channels == first[1]]
+    fitting = [name for name, config in TAEHV_PRESETS.items() if config.latent_channels == first[1]]
     if not fitting:
-        known = " or ".join(f"{c.latent_channels} ({name})" for name, c in TAEHV_RECIPES.items())
+        known = " or ".join(f"{c.latent_channels} ({name})" for name, c in TAEHV_PRESETS.items())
         raise UserError(f"{path} decodes latents of {first[1]} channels; name a file for {known}")
     return fitting[0]

@@ -16,7 +16,7 @@ FILLERS = frozenset({"a", "an", "one", "is", "and", "on", "over", "background", 
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request:
+class ObjectRequest:
     """One object that a prompt asks for; what the prompt leaves open is None."""
 
     shape: str
@@ -29,7 +29,7 @@ class Request:
 class Reading:
     """What a prompt says in the language of the sprite world."""
 
-    requests: tuple[Request, ...]
+    requests: tuple[ObjectRequest, ...]
     background: str | None
     unknown: tuple[str, ...]
     """Words that the world has no meaning for, in their order."""
@@ -58,7 +58,7 @@ def describe(scene: Scene, rng: np.random.Generator | None = None) -> str:
 
 def read(prompt: str) -> Reading:
     """Read `prompt`; an object counts once its colour, shape and motion are all named."""
-    requests: list[Request] = []
+    requests: list[ObjectRequest] = []
     found: dict[str, str] = {}
     background: str | None = None
     unknown: list[str] = []
@@ -72,7 +72,7 @@ def read(prompt: str) -> Reading:
         elif word not in FILLERS:
             unknown.append(word)
         if {"shape", "colour", "motion"} <= found.keys():
-            requests.append(Request(**found))
+            requests.append(ObjectRequest(**found))
             found = {}
     return Reading(requests=tuple(requests), background=background, unknown=tuple(unknown))
 
@@ -97,7 +97,7 @@ def warning_for(prompt: str, world: World = FIRST) -> str | None:
     return None
 
 
-def _fit(requests: tuple[Request, ...], world: World) -> bool:
+def _fit(requests: tuple[ObjectRequest, ...], world: World) -> bool:
     """Whether two objects can stay apart, in any sizes that their prompt leaves open."""
     kinds = [[(r.motion, size) for size in ((r.size,) if r.size else SIZES)] for r in requests]
     return any(can_stay_apart(world, one, other) for one in kinds[0] for other in kinds[1])

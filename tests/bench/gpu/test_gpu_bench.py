@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from bench.cli import main as vmla_bench
 from bench.gpu import run as gpu
 from bench.gpu.context import Context
-from bench.gpu.stages import STAGES, Stage
+from bench.gpu.stages import STAGES, GpuStage
 from bench.harness import peaks
 from bench.harness.document import Record, read_document
 from bench.harness.subject import PROMPT, RandomText, filling, random_model, steady
@@ -21,7 +21,7 @@ from runtime.engines.base import EagerEngine
 from runtime.prompts.sources import FixedPrompts
 from runtime.rollout.rollout import Rollout
 from vmla.cli.progress import ProgressLine
-from vmla.config import recipe
+from vmla.config import model_preset
 from vmla.scheduler import Sampler
 
 pytestmark = pytest.mark.cpu
@@ -34,7 +34,7 @@ SLOW = ("compile", "aoti", "tests")
 
 def context(tmp_path):
     return Context(
-        config=recipe("debug"), name="debug", device=torch.device("cpu"), rounds=2, folder=tmp_path,
+        config=model_preset("debug"), name="debug", device=torch.device("cpu"), rounds=2, folder=tmp_path,
         most_streams=3,
     )  # fmt: skip
 
@@ -68,9 +68,9 @@ def test_a_stage_that_fails_costs_no_other(tmp_path):
         raise RuntimeError("CUDA error: it is hot\nand more")
 
     stages = [
-        Stage(name="one", seconds=1, run=broken),
-        Stage(name="two", seconds=1, run=lambda _: {"found": 7}),
-        Stage(name="three", seconds=1e12, run=broken),
+        GpuStage(name="one", seconds=1, run=broken),
+        GpuStage(name="two", seconds=1, run=lambda _: {"found": 7}),
+        GpuStage(name="three", seconds=1e12, run=broken),
     ]
     document = run(stages, tmp_path)
     assert document["one"]["refused"] == "RuntimeError: CUDA error: it is hot"
@@ -93,7 +93,7 @@ def test_a_steady_chunk_is_the_rollouts_own_in_a_full_window(monkeypatch):
         return function
 
     monkeypatch.setattr("runtime.rollout.rollout.captured", captured)
-    model = random_model(recipe("debug"))
+    model = random_model(model_preset("debug"))
     engine = EagerEngine(model, RandomText(model.config), device=torch.device("cpu"), dtype=torch.float32)
     with_graphs, without = (steady(engine, Sampler(steps=2), batch=2, graphs=on) for on in (True, False))
     assert len(captures) == 2
@@ -162,10 +162,10 @@ from bench.harness import peaks
 from bench.cli import main
 from bench.harness.time_budget import Budget
 from bench.harness.document import Record
-from vmla.config import recipe
+from vmla.config import model_preset
 from vmla.cli.progress import ProgressLine
 peaks.SIDES["cpu"], peaks.COPIED["cpu"] = 64, 1 << 16
-context = gpu_stages.Context(config=recipe("debug"), name="debug", device=torch.device("cpu"), rounds=2,
+context = gpu_stages.Context(config=model_preset("debug"), name="debug", device=torch.device("cpu"), rounds=2,
                              folder=Path({str(tmp_path)!r}), most_streams=2)
 record = Record("gpu", Path({str(tmp_path)!r}) / "gpu.json")
 stages = gpu.choose_stages("environment,checks,chunk,graphs,memory")

@@ -7,13 +7,13 @@ import torch
 
 from bench.harness.operation_counts import flops_by_dispatch, operations
 from bench.harness.subject import random_model
-from vmla.cache import CacheLayout
-from vmla.config import recipe
+from vmla.cache import CacheSpec
+from vmla.config import model_preset
 from vmla.flops import Counted
 
 pytestmark = pytest.mark.cpu
 
-WAN = recipe("wan-1.3b")
+WAN = model_preset("wan-1.3b")
 WINDOWS = (9360, 10920, 32760)
 LAYER_PASSES = 150
 """30 layers, four steps and the clean pass."""
@@ -53,16 +53,16 @@ def test_the_parts_of_a_layer_are_those_of_the_table():
 @pytest.mark.parametrize("layout", ["mla", "mha"])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_formula_counts_what_runs(layout, batch):
-    config = recipe("debug", layout=layout)
+    config = model_preset("debug", layout=layout)
     seen = flops_by_dispatch(random_model(config), batch=batch)
     assert seen == Counted(config=config, batch=batch).flops
 
 
 def test_absorbed_attention_without_a_kernel_sums_the_rotary_part_too():
     """The formula is the kernel's; SDPA takes keys for values and drops their rotary part afterwards."""
-    config = recipe("debug")
+    config = model_preset("debug")
     queries = config.chunk * config.tokens_per_frame
-    window = CacheLayout.of(config).positions * config.tokens_per_frame
+    window = CacheSpec.of(config).positions * config.tokens_per_frame
     dropped = 2 * config.num_layers * config.num_attention_heads * queries * window * config.qk_rope_head_dim
     seen = flops_by_dispatch(random_model(config), absorbed=True)
     assert seen - dropped == Counted(config=config, form="absorbed").flops
@@ -89,6 +89,6 @@ def _matrices(config):
 
 def test_a_pass_reads_nothing_back():
     for layout in ("mla", "mha"):
-        seen = operations(recipe("debug", layout=layout))
+        seen = operations(model_preset("debug", layout=layout))
         assert seen.reads == 0
         assert seen.launches > 100

@@ -66,8 +66,8 @@ def test_a_model_of_no_world_is_refused_and_one_of_a_world_measured(checkpoint, 
 
 
 def test_given_chunks_are_those_of_the_result(checkpoint):
-    from vmla.cache import CacheLayout
-    from vmla.train.objectives.rollout_cache import Memory
+    from vmla.cache import CacheSpec
+    from vmla.train.objectives.cached_rollout import CachedRollout
     from vmla.train.objectives.self_forcing import self_rollout
 
     opened = open_checkpoint(checkpoint)
@@ -76,7 +76,7 @@ def test_given_chunks_are_those_of_the_result(checkpoint):
     picture = config.in_channels, config.sample_height, config.sample_width
 
     def rolled(given=None):
-        memory = Memory(model, CacheLayout.of(config), text_kv)
+        memory = CachedRollout(model, CacheSpec.of(config), text_kv)
         sampler, steps = opened.sampler(), opened.sampler().steps
         return self_rollout(
             memory, sampler, picture, chunks=4, exit_step=steps - 1, seeds=[3], given=given

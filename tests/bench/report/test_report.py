@@ -19,7 +19,7 @@ from bench.quality.drift import WINDOW, chunk_curve, curve, drift, drift_of, fra
 from bench.quality.vbench import DIMENSIONS, link_as_vbench_expects
 from bench.report import svg
 from bench.report.figures import Figure, figures
-from bench.report.page import Change
+from bench.report.page import FigureChange
 from bench.report.readme import TABLES, render
 from bench.studies.spectrum import effective_rank, energy_kept, singular_of_product
 from vmla.weights.checkpoint import open_checkpoint
@@ -125,7 +125,7 @@ def test_what_became_worse_is_marked(tmp_path):
 def test_a_change_within_the_noise_is_none():
     def verdict(old, new, **kind):
         a, b = (Figure(value=value, **kind) for value in (old, new))
-        return Change(name="x", old=a, new=b).verdict
+        return FigureChange(name="x", old=a, new=b).verdict
 
     assert verdict(100, 92, spread=0.02) == "same" and verdict(100, 90, spread=0.02) == "worse"
     assert verdict(100, 96) == "same" and verdict(100, 94) == "worse" and verdict(100, 110) == "better"

@@ -11,7 +11,7 @@ import tensorrt_rtx as trt
 import torch
 
 from bench.speed.onnx_graph import Graph, export_graph, holes, random_weights
-from vmla.config import recipe
+from vmla.config import model_preset
 
 pytestmark = pytest.mark.cpu
 
@@ -24,7 +24,7 @@ COMMAND = [sys.executable, "-c", "from bench.cli import main; main()", "graph"]
 def wide(tmp_path_factory):
     """Two layers of the published width, in bfloat16, at the published sizes."""
     path = tmp_path_factory.mktemp("graph") / "step.onnx"
-    config = replace(recipe("wan-1.3b"), num_layers=2)
+    config = replace(model_preset("wan-1.3b"), num_layers=2)
     return path, export_graph(config, "bf16", path, attention_nodes=True, weights=holes(config))
 
 
@@ -56,7 +56,7 @@ def test_tensorrt_s_parser_takes_it(wide):
 
 
 def test_random_weights_are_those_of_the_model_and_no_others(tmp_path):
-    config = recipe("debug")
+    config = model_preset("debug")
     path = tmp_path / "step.onnx"
     export_graph(config, "bf16", path, attention_nodes=False, weights=random_weights(config))
     assert np.fromfile(path.with_name("step.onnx.data"), np.uint8).astype(bool).sum() > 10_000
@@ -66,7 +66,7 @@ def test_random_weights_are_those_of_the_model_and_no_others(tmp_path):
 
 
 def test_an_fp8_graph_holds_codes_and_scales_of_random_weights(tmp_path):
-    config, path = replace(recipe("debug"), num_layers=3), tmp_path / "step.onnx"
+    config, path = replace(model_preset("debug"), num_layers=3), tmp_path / "step.onnx"
     graph = export_graph(config, "fp8", path, attention_nodes=False, weights=random_weights(config))
     assert graph.operations["QuantizeLinear"] > 3
     assert "FLOAT8E4M3FN" in graph.types

@@ -8,7 +8,7 @@ import torch
 from click.testing import CliRunner
 
 from bench.harness.paired_timing import Pair, paired
-from bench.speed.attention_arms import Inputs, bare_sdpa, expanded
+from bench.speed.attention_arms import RotatingInputs, bare_sdpa, expanded
 from bench.speed.kernels import MOST_OVERHEAD, PUBLISHED, SMALL, main
 
 pytestmark = pytest.mark.cpu
@@ -50,7 +50,7 @@ def test_the_operator_costs_at_most_a_twentieth_over_sdpa():
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        inputs = Inputs(SMALL, dtype=torch.float32, device=torch.device("cpu"))
+        inputs = RotatingInputs(SMALL, dtype=torch.float32, device=torch.device("cpu"))
         with torch.inference_mode():
             pair = paired(bare_sdpa(inputs).call, expanded(inputs, "auto").call, ProcessorClock(), rounds=20)
     finally:

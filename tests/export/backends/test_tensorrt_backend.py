@@ -11,7 +11,7 @@ import pytest
 from kit.tensorrt_bindings import OLDEST, run_with_bindings
 
 from export.backends.tensorrt import TensorRT
-from export.backends.tensorrt_build import Request, compile_kernels
+from export.backends.tensorrt_build import BuildRequest, compile_kernels
 from export.build import describe
 from export.checks import check_host
 from export.engine.manifest import Manifest
@@ -112,7 +112,7 @@ def test_a_request_names_everything_that_the_process_needs(checkpoint, tmp_path,
     (tmp_path / "scratch").mkdir()
     folder = tmp_path / "aside"
     request = TensorRT().request(folder / "step.onnx", wanted, tmp_path / "scratch")
-    assert request == Request(
+    assert request == BuildRequest(
         library="tensorrt", graph=str(folder / "step.onnx"), engine=str(folder / "step.engine"),
         target="sm_90", attention_nodes=2, kernels=str(tmp_path / "scratch"),
         layers=str(folder / "step.layers.json"),

@@ -39,7 +39,7 @@ def test_the_engine_is_built_for_its_targets(engine):
 
 
 def request(graph, engine, target, **more):
-    return tensorrt.Request(
+    return tensorrt.BuildRequest(
         library="tensorrt_rtx", graph=str(graph), engine=str(engine), target=target, **more
     )
 

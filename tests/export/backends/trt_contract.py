@@ -17,7 +17,7 @@ import torch
 from kit.tensorrt_bindings import StandIn, maker
 
 from export.backends import tensorrt_process
-from export.backends.tensorrt_build import Request
+from export.backends.tensorrt_build import BuildRequest
 from export.engine.manifest import Signature, TensorSpec
 from export.loading.tensorrt_plan import PlanProgram
 
@@ -79,13 +79,13 @@ def built(folder, **script):
     """One build: exit status, what was called and set, and the files that it left."""
     folder.mkdir()
     journal = []
-    request = Request(
+    request = BuildRequest(
         library="tensorrt", graph="step.onnx", engine=str(folder / "step.engine"), target="sm_90",
         attention_nodes=script.pop("nodes", 3), layers=str(folder / "layers.json"),
         timing_cache=str(folder / "times" / "a.cache"),
     )  # fmt: skip
     with scripted(journal, SCRIPT | {"EngineInspector.get_engine_information": layers_of(3)} | script):
-        status = tensorrt_process.main(Request(**json.loads(json.dumps(asdict(request)))))
+        status = tensorrt_process.main(BuildRequest(**json.loads(json.dumps(asdict(request)))))
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     calls = [[key, [plain(value) for value in values]] for key, values in journal]
     return {"status": status, "calls": calls, "files": files}

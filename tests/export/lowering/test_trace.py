@@ -11,7 +11,7 @@ from kit.models import draw, tiny_model
 from kit.passes import pass_inputs
 
 from export.lowering.trace import trace
-from vmla.config import recipe
+from vmla.config import model_preset
 from vmla.transformer import VideoMLA
 
 pytestmark = pytest.mark.cpu
@@ -91,11 +91,11 @@ FULL_SIZE = """
 import json
 from export.lowering.precision import in_precision
 from export.lowering.trace import fake_model, trace
-from vmla.config import recipe
+from vmla.config import model_preset
 from vmla.cli.machine import peak_resident_bytes
 
 before = peak_resident_bytes()
-programs = trace(fake_model(recipe("wan-1.3b")), batch=1)
+programs = trace(fake_model(model_preset("wan-1.3b")), batch=1)
 step = programs["step"]
 shapes = {node.name: list(node.meta["val"].shape) for node in step.graph.nodes
           if node.name in step.graph_signature.user_inputs + step.graph_signature.user_outputs}
@@ -121,7 +121,7 @@ def test_the_full_model_is_traced_without_its_weights():
         "entries": [30, 1, 3 * 1560, 224],
     }
     with torch.device("meta"):
-        count = sum(weight.numel() for weight in VideoMLA(recipe("wan-1.3b")).parameters())
+        count = sum(weight.numel() for weight in VideoMLA(model_preset("wan-1.3b")).parameters())
     assert told["weights"] == count > 1.2e9
     assert 2.2e9 < told["bf16 bytes"] < 2.5e9
     assert told["grown"] < 1e9 < 4 * count  # bytes; the weights alone would take four for each number

@@ -19,8 +19,8 @@ from safetensors.torch import load_file, save_file
 from runtime import generate
 from runtime.cli.run import main
 from runtime.outputs.mp4 import Mp4Sink
-from vmla.cache import CacheLayout
-from vmla.config import recipe
+from vmla.cache import CacheSpec
+from vmla.config import model_preset
 
 pytestmark = pytest.mark.cpu
 
@@ -78,11 +78,11 @@ def test_pictures_and_nothing(checkpoint, tmp_path):
 def test_the_plan_is_the_truth(checkpoint):
     result = run("--prompt", PROMPT, "--checkpoint", checkpoint, "--minutes", 3, "--dry-run")
     assert result.exit_code == 0
-    layout = CacheLayout.of(recipe("debug"))
-    cache = layout.allocate(1, dtype=torch.float32)
+    spec = CacheSpec.of(model_preset("debug"))
+    cache = spec.allocate(1, dtype=torch.float32)
     assert f"cache: {cache.nbytes:,} bytes" in result.output
     assert "240 chunks, 2880 frames of 64x64, 180 s" in result.output
-    assert f"positions 0 to {layout.positions - 1}," in result.output
+    assert f"positions 0 to {spec.positions - 1}," in result.output
 
 
 def test_an_existing_file_is_kept_unless_told_otherwise(checkpoint, tmp_path):

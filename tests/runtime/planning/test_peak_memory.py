@@ -20,8 +20,8 @@ from runtime.planning.request import prepare
 from runtime.prompts.sources import FixedPrompts
 from runtime.rollout.rollout import Rollout
 from runtime.session.session import Session
-from vmla.cache import CacheLayout
-from vmla.config import RECIPES
+from vmla.cache import CacheSpec
+from vmla.config import MODEL_PRESETS
 from vmla.scheduler import Sampler
 from vmla.transformer import VideoMLA
 from vmla.vae.wan import WanCodec
@@ -63,12 +63,12 @@ def test_the_most_that_lives_at_once_is_counted(device):
     ],
 )  # fmt: skip
 def test_a_pass_takes_about_what_the_plan_says(changes):
-    config = replace(RECIPES["sprites"], **changes)
+    config = replace(MODEL_PRESETS["sprites"], **changes)
     torch.manual_seed(0)
     words = Words(config)
     engine = EagerEngine(VideoMLA(config), words, device=CPU, dtype=torch.float32, as_it_is=True)
     videos = Rollout(engine, FixedPrompts(RED), Sampler(kind="euler", steps=2), seeds=[0])
-    for _ in range(2 + CacheLayout.of(config).slots // config.chunk):  # until nothing is left out as empty
+    for _ in range(2 + CacheSpec.of(config).slots // config.chunk):  # until nothing is left out as empty
         videos.denoise()
         videos.update_cache()
     taken, planned = most_alive(videos._denoising_steps), pass_scratch(config, 4)
@@ -95,7 +95,7 @@ def test_wan_s_decoder_takes_what_the_plan_says():
     sizes = {"base_dim": 16, "dim_mult": [1, 1, 2, 2], "num_res_blocks": 1, "z_dim": 4}
     more = {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
     torch.manual_seed(0)
-    codec, config = WanCodec(AutoencoderKLWan(**sizes, **more)), RECIPES["debug"]
+    codec, config = WanCodec(AutoencoderKLWan(**sizes, **more)), MODEL_PRESETS["debug"]
     with torch.device("meta"):
         empty = WanCodec(AutoencoderKLWan(**sizes, **more))
     latents = torch.randn(1, config.in_channels, config.chunk, config.sample_height, config.sample_width)

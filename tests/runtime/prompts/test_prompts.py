@@ -11,7 +11,7 @@ from plugins.errors import UserError
 from runtime.cli.run import main
 from runtime.engines.base import EagerEngine
 from runtime.prompts.schedule_file import Entry, read_schedule, to_schedule
-from runtime.prompts.sources import Change, FixedPrompts, LivePrompts, Schedule
+from runtime.prompts.sources import FixedPrompts, LivePrompts, PromptChange, PromptSchedule
 from runtime.rollout.decoding import NoDecoder
 from runtime.rollout.rollout import Rollout, rollout
 from vmla.cache import ChunkLengths
@@ -34,7 +34,9 @@ def engine(checkpoint):
 
 
 def switched(policy, at=SWITCH):
-    return Schedule([Change(chunk=0, prompts=(RED,)), Change(chunk=at, prompts=(BLUE,), policy=policy)])
+    return PromptSchedule(
+        [PromptChange(chunk=0, prompts=(RED,)), PromptChange(chunk=at, prompts=(BLUE,), policy=policy)]
+    )
 
 
 def latents_of(engine, prompts, chunks=CHUNKS):
@@ -46,31 +48,31 @@ class ByHand:
     """The method written out once more: a list of entries by frame, and positions worked out from it."""
 
     def __init__(self, engine):
-        self.engine, self.layout = engine, engine.layout
+        self.engine, self.cache_spec = engine, engine.cache_spec
         self.sink, self.ring = [], []
 
     def window(self):
         """The cache as it is, and the indices of what it holds and of the chunk itself."""
-        held = self.sink + self.ring[len(self.ring) - min(len(self.ring), self.layout.history) :]
-        empty = torch.zeros(self.engine.config.num_layers, 1, 0, self.layout.entry_width)
-        own = torch.arange(len(held), len(held) + self.layout.chunk)
+        held = self.sink + self.ring[len(self.ring) - min(len(self.ring), self.cache_spec.history) :]
+        empty = torch.zeros(self.engine.config.num_layers, 1, 0, self.cache_spec.entry_width)
+        own = torch.arange(len(held), len(held) + self.cache_spec.chunk)
         return torch.cat([empty, *held], dim=2), torch.arange(len(held)).int(), own.int()
 
     def chunk(self, number, prompt):
         text, (cache, *indices) = self.engine.encode_prompt([prompt]), self.window()
-        x = keyed_noise((4, self.layout.chunk, 8, 8), seed=SEED, chunk=number, step=0)[None]
+        x = keyed_noise((4, self.cache_spec.chunk, 8, 8), seed=SEED, chunk=number, step=0)[None]
         sigmas = SAMPLER.sigmas()
         for sigma, below in zip(sigmas[:-1], sigmas[1:], strict=True):
-            t = torch.full((1, self.layout.chunk), float(sigma) * 1000)
+            t = torch.full((1, self.cache_spec.chunk), float(sigma) * 1000)
             x = x + (below - sigma) * self.engine.step(StepInputs(x, t, text, cache, *indices))[0]
         return x
 
     def commit(self, latents, prompt):
         text, (cache, *indices) = self.engine.encode_prompt([prompt]), self.window()
-        clean = torch.zeros(1, self.layout.chunk)
+        clean = torch.zeros(1, self.cache_spec.chunk)
         _, entries = self.engine.step(StepInputs(latents, clean, text, cache, *indices))
-        for frame in entries.split(self.layout.tokens_per_frame, dim=2):
-            (self.sink if len(self.sink) < self.layout.sink else self.ring).append(frame)
+        for frame in entries.split(self.cache_spec.tokens_per_frame, dim=2):
+            (self.sink if len(self.sink) < self.cache_spec.sink else self.ring).append(frame)
 
 
 def by_hand(engine, policy):
@@ -107,7 +109,9 @@ def test_the_policies_differ_and_change_nothing_before_the_edge(engine):
 @pytest.mark.parametrize("at", [1, 2, 3])
 def test_recaching_under_the_same_prompt_changes_next_to_nothing_while_no_chunk_has_left(engine, at):
     """The same passes over the same latents: until a chunk has left the window, exactly what is there."""
-    again = Schedule([Change(chunk=0, prompts=(RED,)), Change(chunk=at, prompts=(RED,), policy="recache")])
+    again = PromptSchedule(
+        [PromptChange(chunk=0, prompts=(RED,)), PromptChange(chunk=at, prompts=(RED,), policy="recache")]
+    )
     videos = Rollout(engine, again, SAMPLER, seeds=[SEED])
     for _ in range(at):
         videos.denoise()
@@ -122,7 +126,7 @@ def test_recaching_under_the_same_prompt_changes_next_to_nothing_while_no_chunk_
 
 def test_a_reset_and_a_recache_after_it_keep_to_the_sink_and_what_came_since(engine):
     changes = [(0, RED, "keep"), (3, BLUE, "reset"), (4, RED, "recache")]
-    prompts = Schedule([Change(chunk=c, prompts=(p,), policy=how) for c, p, how in changes])
+    prompts = PromptSchedule([PromptChange(chunk=c, prompts=(p,), policy=how) for c, p, how in changes])
     videos = Rollout(engine, prompts, SAMPLER, seeds=[SEED])
     for _ in range(5):
         videos.denoise()

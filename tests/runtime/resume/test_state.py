@@ -295,7 +295,7 @@ def test_a_state_comes_back_as_it_went(tmp_path, dtype, memory):
         number=7, frame=7, forgotten=3,
         cache=torch.randn(2, 1, 8, 5).to(dtype), past={0: torch.randn(1, 2), 6: torch.randn(1, 2)},
     )  # fmt: skip
-    state = State(snapshot=snapshot, memory=memory, mark={"frames": 84, "bytes": 10**12})
+    state = State(snapshot=snapshot, decoder_state=memory, mark={"frames": 84, "bytes": 10**12})
     save_state(tmp_path / "s", state, {"seed": 3})
     again, video = load_state(tmp_path / "s", mend="")
     assert video == {"seed": 3}
@@ -303,8 +303,8 @@ def test_a_state_comes_back_as_it_went(tmp_path, dtype, memory):
     assert torch.equal(again.snapshot.cache, snapshot.cache)
     assert again.snapshot.cache.dtype == dtype
     assert again.snapshot.past.keys() == {0, 6}
-    assert (again.memory is None) == (memory is None)
-    for one, other in zip(again.memory or [], memory or [], strict=True):
+    assert (again.decoder_state is None) == (memory is None)
+    for one, other in zip(again.decoder_state or [], memory or [], strict=True):
         assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
 
 
@@ -312,7 +312,7 @@ def test_states_that_count_in_chunks_are_read_and_new_ones_mean_the_same_to_who_
     """Once a position was whole chunks since the history was dropped and the sink's frames before those."""
     path, video = tmp_path / "s", {"window": {"sink": 1, "history": 3, "chunk": 3}}
     snapshot = Snapshot(number=9, frame=7, forgotten=7, cache=torch.randn(2), past={})
-    save_state(path, State(snapshot=snapshot, memory=None, mark={"frames": 0}), video)
+    save_state(path, State(snapshot=snapshot, decoder_state=None, mark={"frames": 0}), video)
     with safe_open(path, framework="pt") as file:
         header = json.loads(file.metadata()["state"])
     chunks, ahead = header["position"]
@@ -328,7 +328,7 @@ def test_states_are_not_asked_for_faster_than_they_are_written(tmp_path):
     assert not autosave.due()  # the first is still on its way
     state = State(
         snapshot=Snapshot(number=0, frame=0, forgotten=0, cache=torch.randn(2), past={}),
-        memory=None,
+        decoder_state=None,
         mark={"frames": 0},
     )
     with autosave:

@@ -19,12 +19,12 @@ from runtime.cli.export import main as vmla_export
 from runtime.outputs import NullSink
 from runtime.planning.request import prepare
 from runtime.prompts.schedule_file import Entry, to_schedule
-from runtime.prompts.sources import Change, FixedPrompts, Schedule
+from runtime.prompts.sources import FixedPrompts, PromptChange, PromptSchedule
 from runtime.resume.state import Snapshot
 from runtime.rollout.rollout import Rollout
 from runtime.telemetry.events import NoTelemetry
 from vmla.cache import ChunkLengths
-from vmla.config import ModelConfig, recipe
+from vmla.config import ModelConfig, model_preset
 from vmla.scheduler import Sampler, keyed_noise
 
 pytestmark = pytest.mark.cpu
@@ -70,7 +70,7 @@ def test_a_rollout_equals_one_full_masked_forward_over_all_its_frames(layout, le
     """Every step of every chunk, after the chunks that the rollout itself has made."""
     engine = Recorder(tiny_engine(layout=layout, **lengths))
     config = engine.config
-    chunks = engine.layout.chunks.count(FRAMES)
+    chunks = engine.cache_spec.chunks.count(FRAMES)
     videos = Rollout(engine, FixedPrompts(RED, BLUE), RENOISE, seeds=[3, 8])
     latents = made_by(videos, chunks)
     assert [chunk.shape[2] for chunk in latents] == [len(frames_of(config, n)) for n in range(chunks)]
@@ -102,7 +102,7 @@ def test_chunks_of_two_lengths_share_one_cache_and_are_three_computations(monkey
 
     monkeypatch.setattr("runtime.rollout.rollout.captured", captured)
     changes = [(0, RED, "keep"), (2, BLUE, "recache"), (7, RED, "reset")]
-    prompts = Schedule([Change(chunk=n, prompts=(text,), policy=how) for n, text, how in changes])
+    prompts = PromptSchedule([PromptChange(chunk=n, prompts=(text,), policy=how) for n, text, how in changes])
     videos = Rollout(tiny_engine(**LENGTHS["1, 3, 3"]), prompts, RENOISE, seeds=[1])
     cache = videos.buffers.cache
     made_by(videos, 9)
@@ -113,7 +113,7 @@ def test_chunks_of_two_lengths_share_one_cache_and_are_three_computations(monkey
 @pytest.mark.parametrize("stop", [1, 3, 6])
 def test_it_goes_on_from_a_snapshot(stop):
     changes = [(0, RED, "keep"), (2, BLUE, "recache"), (5, RED, "reset")]
-    prompts = Schedule([Change(chunk=n, prompts=(text,), policy=how) for n, text, how in changes])
+    prompts = PromptSchedule([PromptChange(chunk=n, prompts=(text,), policy=how) for n, text, how in changes])
     whole, half, rest = (
         Rollout(tiny_engine(**LENGTHS["1, 3, 3"]), prompts, RENOISE, seeds=[1]) for _ in range(3)
     )
@@ -159,7 +159,7 @@ def test_no_engine_is_built_for_chunks_of_two_lengths(short_first, tmp_path):
 
 
 def test_a_configuration_names_a_first_chunk_only_where_it_is_set():
-    config = recipe("debug")
+    config = model_preset("debug")
     assert "first_chunk" not in config.to_dict() | config.identity()
     short = replace(config, first_chunk=1)
     assert short.to_dict()["first_chunk"] == short.identity()["first_chunk"] == 1

@@ -25,7 +25,7 @@ from runtime.session.destination import open_sink
 from runtime.session.replay import new
 from runtime.session.session import Session
 from runtime.telemetry.events import NoTelemetry
-from vmla.vae.wan import memory_bytes
+from vmla.vae.wan import state_bytes
 
 pytestmark = pytest.mark.cpu
 
@@ -186,7 +186,7 @@ def test_the_plan_is_what_the_decoder_takes(checkpoint, decoders, dtype):
     decoder = job.decoders()()
     decoder.decode(draw(1, 4, 3, 8, 8))
     assert plan["codec"] == sum(tensor.nbytes for tensor in decoder._codec.state_dict().values())
-    assert plan["decoder memory"] == memory_bytes(decoder.memory)
+    assert plan["decoder memory"] == state_bytes(decoder.state)
 
 
 def test_the_plan_without_a_decoder_has_none(checkpoint):

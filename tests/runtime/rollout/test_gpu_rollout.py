@@ -6,7 +6,7 @@ import pytest
 import torch
 from kit.engines import tiny_engine
 
-from runtime.prompts.sources import Change, Schedule
+from runtime.prompts.sources import PromptChange, PromptSchedule
 from runtime.resume.state import Snapshot
 from runtime.rollout import rollout as module
 from runtime.rollout.rollout import Rollout
@@ -22,7 +22,9 @@ RENOISE = Sampler(kind="renoise", steps=3)
 
 def prompts():
     changes = [(0, "one", "keep"), (3, "another", "recache"), (5, "a third", "reset")]
-    return Schedule([Change(chunk=n, prompts=(text,), policy=policy) for n, text, policy in changes])
+    return PromptSchedule(
+        [PromptChange(chunk=n, prompts=(text,), policy=policy) for n, text, policy in changes]
+    )
 
 
 def latents_of(videos, chunks):

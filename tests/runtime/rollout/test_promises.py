@@ -19,7 +19,7 @@ from runtime.engines.packed_linear import PackedLinear, packed
 from runtime.engines.timestep_tables import tabled
 from runtime.outputs import NullSink
 from runtime.planning.request import prepare
-from runtime.prompts.sources import Change, FixedPrompts, Schedule
+from runtime.prompts.sources import FixedPrompts, PromptChange, PromptSchedule
 from runtime.rollout.decoding import NoDecoder
 from runtime.rollout.rollout import Rollout, rollout
 from runtime.telemetry.events import NoTelemetry
@@ -41,11 +41,11 @@ WINDOWS = [
 
 def plain(engine, prompts, sampler, *, seeds, chunks):
     """The rollout without fixed buffers: fresh tensors for every chunk, a whole step for the clean pass."""
-    layout, config = engine.layout, engine.config
-    cache = layout.allocate(len(seeds), dtype=engine.dtype)
+    spec, config = engine.cache_spec, engine.config
+    cache = spec.allocate(len(seeds), dtype=engine.dtype)
     for number in range(chunks):
         text = engine.encode_prompt(prompts)
-        frames, window = frames_of(config, number), window_at(layout, number)
+        frames, window = frames_of(config, number), window_at(spec, number)
         shape = (config.in_channels, len(frames), config.sample_height, config.sample_width)
 
         def noise(step, number=number, shape=shape):
@@ -58,7 +58,7 @@ def plain(engine, prompts, sampler, *, seeds, chunks):
             fresh = noise(step + 1) if sampler.needs_noise(step) else None
             latents = sampler.step(latents, velocity, step, fresh)
         _, entries = engine.step(StepInputs(latents, torch.zeros_like(timestep), text, cache, *window))
-        layout.commit_(cache, entries, frames[0])
+        spec.commit_(cache, entries, frames[0])
         yield latents
 
 
@@ -142,7 +142,9 @@ def test_every_chunk_is_the_same_computation_on_the_same_memory_and_reads_nothin
     """Filling, or full, at a change of prompt: so one CUDA graph stands for all of each kind."""
     monkeypatch.setattr("plugins.sdpa.readable", lambda valid: False)  # as on a GPU
     engine = tiny_engine()
-    prompts = Schedule([Change(chunk=0, prompts=(RED,)), Change(chunk=5, prompts=(BLUE,), policy="reset")])
+    prompts = PromptSchedule(
+        [PromptChange(chunk=0, prompts=(RED,)), PromptChange(chunk=5, prompts=(BLUE,), policy="reset")]
+    )
     videos = Rollout(engine, prompts, RENOISE, seeds=[1])
     seen, places = {False: [], True: []}, []
     for number in range(8):
@@ -167,8 +169,8 @@ def test_no_position_ever_leaves_the_window():
     for _ in range(60):
         videos.denoise()
         b = videos.buffers
-        assert int(b.slot_index.max()) < engine.layout.positions
-        assert int(b.chunk_index.max()) < engine.layout.positions
+        assert int(b.slot_index.max()) < engine.cache_spec.positions
+        assert int(b.chunk_index.max()) < engine.cache_spec.positions
         assert int(b.chunk_index.min()) >= 0
         assert int(b.target.max()) < b.cache.shape[2]
         videos.update_cache()

@@ -8,7 +8,7 @@ from kit.passes import window_at
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from runtime.engines.base import EagerEngine
-from runtime.prompts.sources import Change, FixedPrompts, Schedule
+from runtime.prompts.sources import FixedPrompts, PromptChange, PromptSchedule
 from runtime.rollout.decoding import CodecDecoder, NoDecoder
 from runtime.rollout.rollout import Rollout, rollout
 from vmla.scheduler import Sampler
@@ -63,30 +63,30 @@ def test_the_prompt_and_the_few_step_sampler_matter(engine):
 
 def test_the_rollout_is_the_method_step_by_step(engine):
     """Written out once more with nothing but the engine, and with a cache that only grows."""
-    sampler, layout = Sampler(kind="euler", steps=3), engine.layout
+    sampler, spec = Sampler(kind="euler", steps=3), engine.cache_spec
     text = engine.encode_prompt([PROMPT])
     kept: list[tuple[int, torch.Tensor]] = []
     videos = []
     from vmla.scheduler import keyed_noise
 
     for number in range(4):
-        first = number * layout.chunk
-        sinks = [(n, e) for n, e in kept if n < layout.sink]
-        ring = [(n, e) for n, e in kept if n >= layout.sink][-layout.history :]
+        first = number * spec.chunk
+        sinks = [(n, e) for n, e in kept if n < spec.sink]
+        ring = [(n, e) for n, e in kept if n >= spec.sink][-spec.history :]
         window = sinks + ring
-        gone = max(first - layout.slots, 0)
-        places = [n if n < layout.sink else n - gone for n, _ in window]
-        own = torch.arange(min(first, layout.slots), min(first, layout.slots) + layout.chunk)
-        shape = (engine.config.num_layers, 1, 0, layout.entry_width)
+        gone = max(first - spec.slots, 0)
+        places = [n if n < spec.sink else n - gone for n, _ in window]
+        own = torch.arange(min(first, spec.slots), min(first, spec.slots) + spec.chunk)
+        shape = (engine.config.num_layers, 1, 0, spec.entry_width)
         cache = torch.cat([torch.zeros(shape), *(e for _, e in window)], dim=2)
         position = torch.tensor(places, dtype=torch.int32), own.int()
-        x = keyed_noise((1, 4, layout.chunk, 8, 8)[1:], seed=5, chunk=number, step=0)[None]
+        x = keyed_noise((1, 4, spec.chunk, 8, 8)[1:], seed=5, chunk=number, step=0)[None]
         for sigma, below in zip(sampler.sigmas()[:-1], sampler.sigmas()[1:], strict=True):
-            t = torch.full((1, layout.chunk), float(sigma) * 1000)
+            t = torch.full((1, spec.chunk), float(sigma) * 1000)
             x = x + (below - sigma) * engine.step(StepInputs(x, t, text, cache, *position))[0]
-        _, entries = engine.step(StepInputs(x, torch.zeros(1, layout.chunk), text, cache, *position))
-        tokens = layout.tokens_per_frame
-        kept += [(first + f, entries[:, :, f * tokens : (f + 1) * tokens]) for f in range(layout.chunk)]
+        _, entries = engine.step(StepInputs(x, torch.zeros(1, spec.chunk), text, cache, *position))
+        tokens = spec.tokens_per_frame
+        kept += [(first + f, entries[:, :, f * tokens : (f + 1) * tokens]) for f in range(spec.chunk)]
         videos.append(x.transpose(1, 2))
     made = latents_of(engine, seeds=[5], chunks=4, sampler=sampler)
     assert_close(made, torch.cat(videos, dim=1), rtol=0, atol=1e-4)
@@ -118,13 +118,13 @@ def test_no_tensor_grows_with_the_video(engine):
 
 
 def test_a_pass_reads_no_value_back(engine):
-    layout = engine.layout
+    spec = engine.cache_spec
     text = engine.encode_prompt([PROMPT])
-    latents = torch.randn(1, 4, layout.chunk, 8, 8)
-    cache = torch.randn(layout.shape(1))
+    latents = torch.randn(1, 4, spec.chunk, 8, 8)
+    cache = torch.randn(spec.shape(1))
     with CountAllocations() as seen:
-        timestep = torch.full((1, layout.chunk), 500.0)
-        engine.step(StepInputs(latents, timestep, text, cache, *window_at(layout, 3)))
+        timestep = torch.full((1, spec.chunk), 500.0)
+        engine.step(StepInputs(latents, timestep, text, cache, *window_at(spec, 3)))
     assert seen.reads == 0
 
 
@@ -139,7 +139,9 @@ def test_decoding_chunk_by_chunk_equals_decoding_the_whole(engine, checkpoint):
 def test_what_a_capture_computes_on_the_way_leaves_no_trace(monkeypatch):
     """On a GPU the passes run a few times before they are a graph: filling, full, at a change of prompt."""
     changes = [(0, "one", "keep"), (3, "another", "recache"), (6, "a third", "reset")]
-    prompts = Schedule([Change(chunk=n, prompts=(text,), policy=policy) for n, text, policy in changes])
+    prompts = PromptSchedule(
+        [PromptChange(chunk=n, prompts=(text,), policy=policy) for n, text, policy in changes]
+    )
 
     def made():
         videos, latents = Rollout(tiny_engine(), prompts, RENOISE, seeds=[1]), []

@@ -17,7 +17,7 @@ from kit.galleries import Gallery, Stalling
 from plugins.errors import UserError
 from runtime.outputs import NullSink
 from runtime.planning.request import prepare
-from runtime.prompts.sources import Change, FixedPrompts, LivePrompts, Schedule
+from runtime.prompts.sources import FixedPrompts, LivePrompts, PromptChange, PromptSchedule
 from runtime.resume.state import State
 from runtime.session.commands import CommandQueue
 from runtime.session.session import Session
@@ -260,7 +260,9 @@ def switching(job):
     return replace(
         job,
         seed=4,
-        prompts=Schedule([Change(chunk=n, prompts=(p,), policy=policy) for n, p, policy in changes]),
+        prompts=PromptSchedule(
+            [PromptChange(chunk=n, prompts=(p,), policy=policy) for n, p, policy in changes]
+        ),
     )
 
 

@@ -110,14 +110,14 @@ class Failing:
 
     def __init__(self, decoder):
         self._decoder, self._calls = decoder, 0
-        self.memory = None
+        self.state = None
 
     def decode(self, latents):
         self._calls += 1
         if self._calls == 3:
             raise RuntimeError("out of memory\nand more about it")
         frames = self._decoder.decode(latents)
-        self.memory = self._decoder.memory
+        self.state = self._decoder.state
         return frames
 
 

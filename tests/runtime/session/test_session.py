@@ -11,12 +11,12 @@ from kit.galleries import Gallery
 from plugins.errors import UserError
 from runtime.outputs import NullSink
 from runtime.planning.request import prepare
-from runtime.prompts.sources import Change, FixedPrompts, Schedule
+from runtime.prompts.sources import FixedPrompts, PromptChange, PromptSchedule
 from runtime.rollout.buffers import Buffers
 from runtime.rollout.recache import Past
 from runtime.session.session import Session
 from runtime.telemetry.events import NoTelemetry
-from vmla.vae.wan import memory_bytes
+from vmla.vae.wan import state_bytes
 
 pytestmark = pytest.mark.cpu
 
@@ -31,11 +31,11 @@ def job(checkpoint):
 
 def others(job):
     """Three videos that differ in length, prompt and seed."""
-    switch = [Change(chunk=0, prompts=(RED,)), Change(chunk=2, prompts=(BLUE,), policy="recache")]
+    switch = [PromptChange(chunk=0, prompts=(RED,)), PromptChange(chunk=2, prompts=(BLUE,), policy="recache")]
     return [
         replace(job, seed=1),
         replace(job, seed=2, chunks=3, prompts=FixedPrompts(BLUE)),
-        replace(job, seed=3, chunks=4, prompts=Schedule(switch)),
+        replace(job, seed=3, chunks=4, prompts=PromptSchedule(switch)),
     ]
 
 
@@ -118,9 +118,9 @@ def test_the_plan_of_a_stream_is_what_it_takes(job):
     assert own["latent cache"] == buffers.cache.nbytes
     assert own["text keys and values"] == buffers.text_kv.nbytes
     assert own["noise and latents of a chunk"] == buffers.noise.nbytes + buffers.latents.nbytes
-    assert own["latents of the window"] == Past.capacity(engine.layout) * buffers.latents.nbytes
-    assert own["decoder memory"] == memory_bytes(decoder.memory)
-    held = [tensor.untyped_storage() for tensor in decoder.memory]
+    assert own["latents of the window"] == Past.capacity(engine.cache_spec) * buffers.latents.nbytes
+    assert own["decoder memory"] == state_bytes(decoder.state)
+    held = [tensor.untyped_storage() for tensor in decoder.state]
     assert sum(storage.nbytes() for storage in held) == own["decoder memory"]
 
 

@@ -11,13 +11,13 @@ from kit.models import draw, randomise, tiny_config, tiny_model
 from kit.refusals import assert_one_line
 
 from plugins.errors import UserError
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.train.cli.commands import main
 from vmla.train.data.latents import LatentSet
 from vmla.train.loop.loop import train
 from vmla.train.loop.parallel import direct
-from vmla.train.objectives.rollout_cache import Memory
-from vmla.train.recipes.from_checkpoint import PIPELINES
+from vmla.train.objectives.cached_rollout import CachedRollout
+from vmla.train.recipes.from_checkpoint import DISTILLATION_RECIPES
 from vmla.train.stages.denoiser import narrowed
 from vmla.train.stages.distillation import ConsistencyStage, DistributionStage
 from vmla.transformer import VideoMLA
@@ -25,7 +25,7 @@ from vmla.weights.checkpoint import open_checkpoint
 
 pytestmark = pytest.mark.cpu
 
-DEBUG = PIPELINES["debug"]
+DEBUG = DISTILLATION_RECIPES["debug"]
 
 
 def debug_data(negative=False):
@@ -111,7 +111,7 @@ def test_the_critic_learns_more_often_and_the_teacher_never(tmp_path):
 @pytest.mark.parametrize("stage", ["distribution", "long"])
 def test_the_critic_learns_at_its_rate_until_its_last_update(name, stage):
     """It makes more steps than the generator, whose length its schedule once had: it went uphill after."""
-    training = getattr(PIPELINES[name], stage)
+    training = getattr(DISTILLATION_RECIPES[name], stage)
     small = {"clips": 2, "chunks": 2, "whole_scores": False, "guidance": 0.0, "compiled": False}
     optimizers = distribution_stage(dataclasses.replace(training, **small)).companion_optimizers
     last = training.schedule.steps * training.critic_updates - 1
@@ -157,7 +157,7 @@ def test_a_per_head_teacher_judges_whole_clips():
     training = dataclasses.replace(DEBUG.distribution, whole_scores=True)
     stage = DistributionStage(debug_model(), wan.requires_grad_(True), wan, training, debug_data())
     memory = stage._score(wan, stage.batches.text(0, 5)[1])([0, 1])
-    assert (memory.layout.chunk, memory.layout.slots, memory.cache.shape[2]) == (6, 0, 0)
+    assert (memory.cache_spec.chunk, memory.cache_spec.slots, memory.cache.shape[2]) == (6, 0, 0)
     assert stage.loss(0).isfinite()
     stage.critic_loss(0).backward()
     assert all(parameter.grad is not None for parameter in wan.parameters())
@@ -168,7 +168,7 @@ def test_direct_and_narrowed_passes_agree_in_float32():
     velocities = []
     for calls in (direct, narrowed):
         step, encode_text, _ = calls(tiny_model(), torch.float32)
-        memory = Memory(step, CacheLayout.of(tiny_config()), encode_text(text))
+        memory = CachedRollout(step, CacheSpec.of(tiny_config()), encode_text(text))
         velocities.append(memory.velocity(inputs, torch.tensor([0.2, 0.7]), 0))
     assert torch.equal(*velocities)
 

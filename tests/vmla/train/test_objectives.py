@@ -11,14 +11,19 @@ from kit.models import draw, randomise, tiny_config, tiny_model
 from runtime.prompts.sources import FixedPrompts
 from runtime.rollout.decoding import NoDecoder
 from runtime.rollout.rollout import rollout
-from vmla.cache import CacheLayout
-from vmla.scheduler import Sampler
+from vmla.cache import CacheSpec
+from vmla.scheduler import Sampler, guided
 from vmla.train.loop.parallel import checkpoint_blocks
+from vmla.train.objectives.cached_rollout import CachedRollout, clip_velocity
 from vmla.train.objectives.consistency import Consistency, Networks, consistency_loss, teacher_velocity
-from vmla.train.objectives.dmd import critic_loss, generator_loss, matching_gradient, score_sigma
-from vmla.train.objectives.guidance import guided, guided_beyond
+from vmla.train.objectives.dmd import (
+    critic_loss,
+    generator_loss,
+    guided_beyond,
+    matching_gradient,
+    score_sigma,
+)
 from vmla.train.objectives.packed_clip import predicted
-from vmla.train.objectives.rollout_cache import Memory, clip_velocity
 from vmla.train.objectives.self_forcing import self_rollout
 from vmla.transformer import VideoMLA
 
@@ -29,7 +34,7 @@ BATCH, STUDENT = 2, Sampler(kind="renoise", steps=3, shift=3.0)
 
 def memory_of(model, text=None, numbers=None):
     text = draw(BATCH, 5, 10, seed=3) if text is None else text
-    return Memory(model, CacheLayout.of(model.config), model.encode_text(text), numbers)
+    return CachedRollout(model, CacheSpec.of(model.config), model.encode_text(text), numbers)
 
 
 def clip(config, chunks, seed=1):
@@ -74,7 +79,7 @@ def test_a_self_rollout_is_a_rollout(layout, kind):
     text, chunks = draw(1, 5, 10), 4
 
     class Engine:
-        config, layout = model.config, CacheLayout.of(model.config)
+        config, cache_spec = model.config, CacheSpec.of(model.config)
         device, dtype = torch.device("cpu"), torch.float32
 
         def step(self, inputs, full):
@@ -106,7 +111,7 @@ def rolled(model, step, **how):
     config = model.config
     picture = (config.in_channels, config.sample_height, config.sample_width)
     text_kv = model.encode_text(draw(BATCH, 5, 10, seed=3))
-    memory = Memory(step, CacheLayout.of(config), text_kv)
+    memory = CachedRollout(step, CacheSpec.of(config), text_kv)
     return self_rollout(memory, STUDENT, picture, seeds=[1, 2], **how)
 
 
@@ -134,9 +139,9 @@ def test_checkpointing_changes_no_gradient_once_frames_are_evicted(layout):
     gradients = []
     for prepare in (lambda model: model, checkpoint_blocks):
         model = prepare(tiny_model(layout=layout).requires_grad_(True))
-        layout_of = CacheLayout.of(model.config)
+        spec = CacheSpec.of(model.config)
         latents = rolled(model, model, chunks=5, exit_step=1)
-        assert latents.shape[2] > layout_of.slots + layout_of.chunk
+        assert latents.shape[2] > spec.slots + spec.chunk
         (latents * clip(model.config, 5, seed=9)).sum().backward()
         gradients.append([parameter.grad for parameter in model.parameters()])
     for plain, kept in zip(*gradients, strict=True):

@@ -13,12 +13,12 @@ from kit.models import draw, tiny_model
 from kit.passes import window_at
 
 from plugins.errors import UserError
-from vmla.cache import CacheLayout
-from vmla.config import recipe
+from vmla.cache import CacheSpec
+from vmla.config import model_preset
 from vmla.train.cli.commands import main
 from vmla.train.data.latents import LatentSet
 from vmla.train.recipes.from_scratch import TRAINING_RECIPES
-from vmla.train.run import Run
+from vmla.train.run import TrainingRun
 from vmla.train.stages.codec import draw_clips, with_statistics
 from vmla.train.stages.decoder import colour_error
 from vmla.train.stages.denoiser import DenoiserStage, initialised, narrowed
@@ -142,12 +142,12 @@ def test_a_share_of_prompts_lies_between_none_and_all(share):
 
 
 def step_inputs(model, seed=0):
-    config, layout = model.config, CacheLayout.of(model.config)
+    config, spec = model.config, CacheSpec.of(model.config)
     latents = draw(2, config.in_channels, config.chunk, config.sample_height, config.sample_width, seed=seed)
     text = draw(2, config.text_tokens, config.text_dim, seed=seed + 1)
-    cache = draw(*layout.shape(2), seed=seed + 2)
+    cache = draw(*spec.shape(2), seed=seed + 2)
     timestep = torch.full((2, config.chunk), 600.0)
-    return latents, text, (timestep, cache, *window_at(layout, 3))
+    return latents, text, (timestep, cache, *window_at(spec, 3))
 
 
 @pytest.mark.parametrize("layout", ["mla", "mha"])
@@ -173,7 +173,7 @@ def test_narrowing_changes_the_type_of_the_computation_alone(layout, dtype, allo
 
 def test_training_starts_from_a_model_that_predicts_nothing():
     torch.manual_seed(0)
-    model = initialised(VideoMLA(recipe("debug")))
+    model = initialised(VideoMLA(model_preset("debug")))
     latents, text, (timestep, cache, *window) = step_inputs(model)
     velocity, entries = model(latents, timestep, model.encode_text(text), cache, *window)
     assert not velocity.any()
@@ -277,7 +277,7 @@ def test_a_finished_run_is_packed_into_a_checkpoint(finished, tmp_path):
     result = CliRunner().invoke(main, ["pack", "debug", str(folder), "-o", str(tmp_path / "packed")])
     assert result.exit_code == 0, result.output
     opened, reports = open_checkpoint(tmp_path / "packed"), []
-    trained = Run(DEBUG, folder, reports.append).refine().state_dict()
+    trained = TrainingRun(DEBUG, folder, reports.append).refine().state_dict()
     for name, tensor in opened.transformer().state_dict().items():
         assert torch.equal(tensor, trained[name].half().float())
     assert reports == []
@@ -300,7 +300,7 @@ def test_what_is_not_finished_is_not_packed(tmp_path):
 
 
 def test_the_decoder_learns_and_the_encoder_stays(tmp_path):
-    run = Run(DEBUG, tmp_path, lambda line: None)
+    run = TrainingRun(DEBUG, tmp_path, lambda line: None)
     before, after = run.codec(), run.decoder()
     assert all(
         torch.equal(a, b)

@@ -9,7 +9,7 @@ from kit.models import draw, tiny_config, tiny_model
 from runtime.prompts.sources import FixedPrompts
 from runtime.rollout.decoding import NoDecoder
 from runtime.rollout.rollout import rollout
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.scheduler import Sampler
 from vmla.train.objectives.packed_clip import remembered
 from vmla.train.objectives.teacher_forcing import Forcing, forcing_loss
@@ -28,8 +28,8 @@ def draw_batch(config, chunks):
 
 
 def loss_of(model, latents, text, numbers, forcing, *, seed=0, step=None):
-    layout, generator = CacheLayout.of(model.config), torch.Generator().manual_seed(seed)
-    return forcing_loss(step or model, layout, latents, model.encode_text(text), numbers, forcing, generator)
+    spec, generator = CacheSpec.of(model.config), torch.Generator().manual_seed(seed)
+    return forcing_loss(step or model, spec, latents, model.encode_text(text), numbers, forcing, generator)
 
 
 class Recorder:
@@ -112,14 +112,14 @@ def test_loss_and_gradients_under_other_windows(layout, window):
 @pytest.mark.parametrize("sink", range(5))
 @pytest.mark.parametrize("history", [1, 2, 3, 6])
 def test_a_jump_forgets_all_but_the_sink_that_was_made(sink, history):
-    layout = CacheLayout(sink=sink, history=history, chunk=2, tokens_per_frame=1, entry_width=1, layers=1)
+    spec = CacheSpec(sink=sink, history=history, chunk=2, tokens_per_frame=1, entry_width=1, layers=1)
     for numbers in ([0, 1, 2, 3], [0, 3, 4, 5, 6], [0, 9, 10]):
         for number in numbers:
-            shown = remembered(layout, number, numbers)
+            shown = remembered(spec, number, numbers)
             since = max(n for n in (0, numbers[1]) if n <= number and (n == 0 or n - 1 not in numbers))
-            for slot, frame in enumerate(layout.frame_in_slot(2 * number)):
+            for slot, frame in enumerate(spec.frame_in_slot(2 * number)):
                 known = frame >= 0 and frame // 2 in numbers and (frame < sink or frame // 2 >= since)
-                assert shown[slot] == (layout.slot_index(2 * number)[slot] if known else -1)
+                assert shown[slot] == (spec.slot_index(2 * number)[slot] if known else -1)
 
 
 def test_without_a_jump_the_windows_are_those_of_a_rollout():
@@ -127,7 +127,7 @@ def test_without_a_jump_the_windows_are_those_of_a_rollout():
     text, chunks = draw(1, model.config.text_tokens, model.config.text_dim), 6
 
     class Engine(Recorder):
-        config, layout = model.config, CacheLayout.of(model.config)
+        config, cache_spec = model.config, CacheSpec.of(model.config)
         device, dtype = torch.device("cpu"), torch.float32
 
         def step(self, inputs, full):
@@ -153,11 +153,11 @@ def test_without_a_jump_the_windows_are_those_of_a_rollout():
 
 
 def test_after_a_jump_the_window_grows_into_that_of_a_rollout():
-    layout = CacheLayout.of(tiny_config(history=4))
+    spec = CacheSpec.of(tiny_config(history=4))
     numbers = [0, 7, 8, 9]
-    counts = [int((remembered(layout, number, numbers) >= 0).sum()) for number in numbers]
+    counts = [int((remembered(spec, number, numbers) >= 0).sum()) for number in numbers]
     assert counts == [0, 1, 3, 5]
-    assert torch.equal(remembered(layout, 9, numbers), layout.slot_index(9 * layout.chunk))
+    assert torch.equal(remembered(spec, 9, numbers), spec.slot_index(9 * spec.chunk))
 
 
 def test_what_is_remembered_is_the_truth_under_noise_or_a_trusted_estimate():

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from plugins.errors import UserError
 from vmla.vae.taehv import Taehv
 from vmla.vae.tiny import TinyCodec, TinyCodecConfig
-from vmla.vae.wan import WanCodec, memory_bytes
+from vmla.vae.wan import WanCodec, state_bytes
 
 pytestmark = pytest.mark.cpu
 
@@ -93,7 +93,7 @@ def test_a_stream_equals_decoding_at_once(codec, split):
         pieces.append(frames)
     assert whole.std() > 0.03
     assert_close(torch.cat(pieces, dim=1), whole, rtol=0, atol=1e-5)
-    assert memory_bytes(memory) == memory_bytes(last) > 0
+    assert state_bytes(memory) == state_bytes(last) > 0
 
 
 @pytest.mark.parametrize("make", [wan, wan_2_2])
@@ -148,13 +148,13 @@ def test_memory_does_not_grow(codec):
     memory, sizes = None, []
     for seed in range(4):
         _, memory = codec.decode(draw_latents(seed, frames=3), memory)
-        sizes.append(memory_bytes(memory))
+        sizes.append(state_bytes(memory))
     assert len(set(sizes)) == 1
 
 
 def test_the_size_of_the_memory_is_known_before(codec):
     _, memory = codec.decode(draw_latents(frames=5))
-    assert BATCH * codec.stream_bytes(*CELLS) == memory_bytes(memory)
+    assert BATCH * codec.stream_bytes(*CELLS) == state_bytes(memory)
 
 
 def test_encoding_is_causal(codec):

@@ -12,15 +12,15 @@ from kit.passes import window_at
 from safetensors.torch import save_file
 
 from vmla.attention import LatentAttention
-from vmla.cache import CacheLayout
-from vmla.config import recipe
+from vmla.cache import CacheSpec
+from vmla.config import model_preset
 from vmla.train.cli.commands import main
 from vmla.weights.checkpoint import WEIGHTS, open_checkpoint
-from vmla.weights.conversion.activations import Calibration, all_frames, layers_of
+from vmla.weights.conversion.activations import CalibrationBatch, all_frames, layers_of
 from vmla.weights.conversion.convert import Conversion
 from vmla.weights.conversion.spectral import (
+    AttentionInputs,
     Choices,
-    Inputs,
     channels,
     convert_attention,
     factor,
@@ -110,7 +110,7 @@ def test_what_the_rank_holds_is_kept_exactly():
     x = 5 * x @ basis
     expected, choices = wan_by_formula(wan, x, config, config.eps, frames), Choices(whiten=False, balance=0.0)
     assert expected.std() > 0.1
-    made, energy = convert_attention(wan, config, Inputs.of(x, whiten=False), choices)
+    made, energy = convert_attention(wan, config, AttentionInputs.of(x, whiten=False), choices)
     assert all(abs(kept - 1) < 1e-9 for kept in energy.values())
     assert_close(run(made, config, x, frames), expected, rtol=1e-5, atol=1e-5)
 
@@ -122,7 +122,7 @@ def test_content_keys_and_values_are_those_of_wan_where_the_rank_suffices(whiten
     config, (wan, _) = tiny_config(**EXACT), low_rank_wan(3)
     x, (_, content) = draw(40, WIDTH, seed=10).double(), channels(config)
     choices = Choices(whiten=whiten, balance=balance, key_weight=2.0, stack=stack)
-    made, _ = convert_attention(wan, config, Inputs.of(x, whiten=whiten), choices)
+    made, _ = convert_attention(wan, config, AttentionInputs.of(x, whiten=whiten), choices)
     key = x @ wan["to_k.weight"].T
     size = (key.square().mean(-1) + config.eps).sqrt()
     expected = wan["norm_k.weight"] * key * size.sum() / size.square().sum()
@@ -135,7 +135,7 @@ def test_content_keys_and_values_are_those_of_wan_where_the_rank_suffices(whiten
 
 def test_energy_and_error_are_those_of_the_singular_values():
     matrix, x = draw(40, 24, seed=1).double(), draw(300, 24, seed=2).double()
-    inputs = Inputs.of(x @ torch.diag(torch.linspace(0.1, 3, 24).double()), whiten=True)
+    inputs = AttentionInputs.of(x @ torch.diag(torch.linspace(0.1, 3, 24).double()), whiten=True)
     parts = factor(matrix, 9, inputs, 0.3)
     whole = matrix @ inputs.moment @ matrix.T
     values = torch.linalg.eigvalsh(whole).flip(0)
@@ -155,7 +155,7 @@ def test_gains_are_a_least_squares_fit():
 def test_an_absorbed_bias_is_the_best_matrix_without_one():
     weight, bias = draw(5, 8, seed=1).double(), draw(5, seed=2).double()
     x = draw(4000, 8, seed=3).double() + 0.5
-    inputs = Inputs.of(x, whiten=True)
+    inputs = AttentionInputs.of(x, whiten=True)
     fitted = torch.linalg.lstsq(x, x @ weight.T + bias).solution.T
     # A ridge of a thousandth lies between them.
     assert_close(inputs.absorbed(weight, bias, Choices()), fitted, rtol=0, atol=5e-3)
@@ -165,7 +165,7 @@ def test_an_absorbed_bias_is_the_best_matrix_without_one():
 def converted(wan, **chosen):
     """Of Wan's weights at ranks that lose something."""
     config = tiny_config(kv_lora_rank=6, qk_rope_head_dim=8, q_lora_rank=14)
-    inputs = Inputs.of(draw(60, WIDTH, seed=10), whiten=True)
+    inputs = AttentionInputs.of(draw(60, WIDTH, seed=10), whiten=True)
     return convert_attention(wan, config, inputs, Choices(**chosen))
 
 
@@ -210,8 +210,12 @@ def test_random_keeps_size_and_wans_output_projection():
     )
     wan = {name: draw(*[96] * tensor.ndim, seed=i) for i, (name, tensor) in enumerate(wan.items())}
     x = draw(200, 96).double()
-    made, _ = convert_attention(wan, config, Inputs.of(x, whiten=True), Choices(init="random", seed=4))
-    again, _ = convert_attention(wan, config, Inputs.of(x, whiten=True), Choices(init="random", seed=4))
+    made, _ = convert_attention(
+        wan, config, AttentionInputs.of(x, whiten=True), Choices(init="random", seed=4)
+    )
+    again, _ = convert_attention(
+        wan, config, AttentionInputs.of(x, whiten=True), Choices(init="random", seed=4)
+    )
     assert all(torch.equal(tensor, again[name]) for name, tensor in made.items())
     assert torch.equal(made["to_out.weight"], wan["to_out.weight"])
     assert torch.equal(made["to_out.bias"], wan["to_out.bias"])
@@ -226,11 +230,11 @@ def test_each_layer_sees_what_it_sees_in_the_model(tmp_path):
     source, seen = wan_source(tmp_path, model), []
     for block in model.blocks:
         block.attn1.register_forward_hook(lambda _, args, out: seen.append((args[0], out[0])))
-    calibration = Calibration.noised(draw(2, 3, 2, 4, 6), draw(2, 5, 10, seed=2), shift=3.0, seed=1)
-    layout = CacheLayout.of(model.config)
+    calibration = CalibrationBatch.noised(draw(2, 3, 2, 4, 6), draw(2, 5, 10, seed=2), shift=3.0, seed=1)
+    spec = CacheSpec.of(model.config)
     model(
         calibration.latents, calibration.timestep[:, None].expand(-1, 2), model.encode_text(calibration.text),
-        layout.allocate(2, dtype=torch.float32), *window_at(layout, 0),
+        spec.allocate(2, dtype=torch.float32), *window_at(spec, 0),
     )  # fmt: skip
     layers = list(layers_of(source, calibration))
     assert len(layers) == len(seen) == 2
@@ -253,14 +257,14 @@ def wan_folder(tmp_path_factory):
     from vmla.transformer import VideoMLA
 
     folder = tmp_path_factory.mktemp("wan")
-    model = randomise(VideoMLA(recipe("debug", layout="mha")))
+    model = randomise(VideoMLA(model_preset("debug", layout="mha")))
     save_file({n: t.contiguous() for n, t in published(model, wan=True).items()}, folder / WEIGHTS)
     (folder / "config.json").write_text(json.dumps({"_class_name": "WanModel", "num_heads": 2}))
     return folder
 
 
 def command(*arguments):
-    return CliRunner().invoke(main, ["convert", "--recipe", "debug", *map(str, arguments)])
+    return CliRunner().invoke(main, ["convert", "--sizes", "debug", *map(str, arguments)])
 
 
 def test_the_command_writes_a_checkpoint_and_a_report(wan_folder, tmp_path):
@@ -269,7 +273,7 @@ def test_the_command_writes_a_checkpoint_and_a_report(wan_folder, tmp_path):
     opened = open_checkpoint(tmp_path / "mla")
     model, config = opened.transformer(), opened.model_config()
     assert (config.layout, config.kv_lora_rank, config.q_lora_rank) == ("mla", 24, 32)
-    original = open_source(wan_folder, like=recipe("debug")).model().state_dict()
+    original = open_source(wan_folder, like=model_preset("debug")).model().state_dict()
     for name, tensor in model.state_dict().items():
         if ".attn1." not in name:
             assert torch.equal(tensor, original[name]), name
@@ -293,7 +297,7 @@ def test_wider_latents_lose_less(wan_folder, tmp_path):
 def test_the_same_layout_is_copied(wan_folder, tmp_path):
     assert command("--from", wan_folder, "--layout", "mha", "-o", tmp_path / "mha").exit_code == 0
     ours = open_checkpoint(tmp_path / "mha").transformer().state_dict()
-    original = open_source(wan_folder, like=recipe("debug")).model().state_dict()
+    original = open_source(wan_folder, like=model_preset("debug")).model().state_dict()
     assert all(torch.equal(tensor, original[name]) for name, tensor in ours.items())
 
 
@@ -331,7 +335,7 @@ def test_what_cannot_be_converted_is_said_in_one_line(wan_folder, tmp_path, argu
 
 def test_other_parts_of_a_pipeline_come_along(checkpoint, tmp_path):
     source = open_source(checkpoint)
-    noise = Calibration.noise(source.config, clips=1, seed=0)
+    noise = CalibrationBatch.noise(source.config, clips=1, seed=0)
     Conversion(source, source.config, Choices(), noise).write(tmp_path / "x", print, pipeline=checkpoint)
     copy = open_checkpoint(tmp_path / "x")
     assert copy.codec().config == open_checkpoint(checkpoint).codec().config

@@ -13,7 +13,7 @@ from kit.wan import wan_transformer
 from safetensors.torch import save_file
 
 from plugins.errors import UserError
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.transformer import VideoMLA
 from vmla.weights.checkpoint import WEIGHTS
 from vmla.weights.formats.prefixes import stripped
@@ -67,10 +67,10 @@ def test_a_diffusers_folder_computes_what_diffusers_does(tmp_path):
     assert ours.config == config
     latents = draw(BATCH, config.in_channels, FRAMES, config.sample_height, config.sample_width, seed=1)
     text, timestep = draw(BATCH, config.text_tokens, config.text_dim, seed=2), torch.tensor([731.5, 88.25])
-    layout = CacheLayout.of(config)
+    spec = CacheSpec.of(config)
     velocity = ours(
         latents, timestep[:, None].expand(-1, FRAMES), ours.encode_text(text),
-        layout.allocate(BATCH, dtype=torch.float32), *window_at(layout, 0),
+        spec.allocate(BATCH, dtype=torch.float32), *window_at(spec, 0),
     )[0]  # fmt: skip
     assert_close(velocity, wan(latents, timestep, text, return_dict=False)[0], rtol=1e-5, atol=1e-5)
 
@@ -78,19 +78,19 @@ def test_a_diffusers_folder_computes_what_diffusers_does(tmp_path):
 def test_diffusers_weights_chunk_by_chunk_equal_a_masked_forward(tmp_path):
     config = tiny_config(layout="mha")
     randomise(wan_transformer(config)).save_pretrained(tmp_path)
-    model, layout, size = open_source(tmp_path, like=config).model(), CacheLayout.of(config), config.chunk
+    model, spec, size = open_source(tmp_path, like=config).model(), CacheSpec.of(config), config.chunk
     shape = (BATCH, config.in_channels, 4 * size, config.sample_height, config.sample_width)
     clean, noisy, text = draw(*shape, seed=1), draw(*shape, seed=2), draw(BATCH, 5, 10, seed=3)
     timestep = 1000 * torch.rand(BATCH, 4 * size, generator=torch.Generator().manual_seed(4))
-    text_kv, cache, outputs = model.encode_text(text), layout.allocate(BATCH, dtype=torch.float32), []
+    text_kv, cache, outputs = model.encode_text(text), spec.allocate(BATCH, dtype=torch.float32), []
     for number in range(4):
         part, window = (
             slice(number * size, (number + 1) * size),
-            window_at(layout, number),
+            window_at(spec, number),
         )
         outputs.append(model(noisy[:, :, part], timestep[:, part], text_kv, cache, *window)[0])
         _, entries = model(clean[:, :, part], torch.zeros(BATCH, size), text_kv, cache, *window)
-        cache = layout.commit(cache, entries, number * size)
+        cache = spec.commit(cache, entries, number * size)
     expected = Equations(model).run(clean, noisy, timestep, text)[0][:, :, 4 * size :]
     assert_close(torch.cat(outputs, dim=2), expected, rtol=1e-4, atol=1e-4)
 

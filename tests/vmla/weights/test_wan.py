@@ -8,7 +8,7 @@ from kit.models import draw, randomise, tiny_config
 from kit.passes import window_at
 from kit.wan import from_diffusers, wan_transformer
 
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.transformer import VideoMLA
 
 pytestmark = pytest.mark.cpu
@@ -27,9 +27,9 @@ def wan_and_ours(**changes):
 
 def run_bidirectional(model, latents, timestep, text):
     """Our step over all frames at once, with nothing in the cache."""
-    layout = CacheLayout.of(model.config)
-    cache = layout.allocate(BATCH, dtype=torch.float32)
-    window = window_at(layout, 0)
+    spec = CacheSpec.of(model.config)
+    cache = spec.allocate(BATCH, dtype=torch.float32)
+    window = window_at(spec, 0)
     return model(latents, timestep, model.encode_text(text), cache, *window)[0]
 
 

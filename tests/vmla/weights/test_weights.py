@@ -17,8 +17,8 @@ from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel
 
 from plugins.errors import UserError
 from runtime.resume.sidecar import reference
-from vmla.cache import CacheLayout
-from vmla.config import recipe
+from vmla.cache import CacheSpec
+from vmla.config import model_preset
 from vmla.scheduler import Sampler
 from vmla.vae.wan import WanCodec
 from vmla.weights.checkpoint import WEIGHTS, open_checkpoint, save_checkpoint, shipped_names
@@ -77,7 +77,7 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path, layout):
         assert all(torch.equal(tensor, expected[name]) for name, tensor in ours.state_dict().items())
         assert not any(parameter.requires_grad for parameter in ours.parameters())
         assert not ours.training
-    assert second.model_config() == recipe("debug", layout=layout)
+    assert second.model_config() == model_preset("debug", layout=layout)
     assert second.sampler() == Sampler(steps=3)
     assert loaded[1].config == parts["codec"].config
     assert torch.equal(second.text()(["a red star"]), parts["text"](["a red star"]))
@@ -94,10 +94,10 @@ def test_a_loaded_model_computes_what_the_saved_one_does(tmp_path, checkpoint):
     save_checkpoint(
         tmp_path, transformer=model, codec=codec, text=opened.text(), sampler=Sampler(), dtype=torch.float32
     )
-    layout = CacheLayout.of(model.config)
+    spec = CacheSpec.of(model.config)
     inputs = [
         draw(1, 4, 3, 8, 8, seed=1), torch.full((1, 3), 400.0), model.encode_text(draw(1, 96, 32, seed=2)),
-        draw(*layout.shape(1), seed=3), *window_at(layout, 4),
+        draw(*spec.shape(1), seed=3), *window_at(spec, 4),
     ]  # fmt: skip
     again = open_checkpoint(tmp_path)
     assert all(torch.equal(*pair) for pair in zip(again.transformer()(*inputs), model(*inputs), strict=True))
@@ -318,6 +318,8 @@ def test_a_shipped_model_is_found_by_its_name_everywhere(name):
     assert checkpoint.folder == locate(name)
     assert reference(checkpoint.folder.resolve()) == name
     # Both are of the first world, whose codec had other latents and whose prompts were read as bytes.
-    first = dataclasses.replace(recipe("sprites"), in_channels=16, text_tokens=112, position_table=False)
+    first = dataclasses.replace(
+        model_preset("sprites"), in_channels=16, text_tokens=112, position_table=False
+    )
     assert checkpoint.transformer().config == first
     assert checkpoint.sampler().steps == {"sprites": 8, "sprites-4": 4}[name]

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vmla.world.caption import Request, describe, read, warning_for
+from vmla.world.caption import ObjectRequest, describe, read, warning_for
 from vmla.world.scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES, Scene, Sprite, draw_scene
 
 pytestmark = pytest.mark.cpu
@@ -49,7 +49,7 @@ def test_without_a_generator_sizes_are_told_and_the_form_is_plain():
 
 
 def test_reading_minds_neither_case_nor_order_nor_punctuation():
-    expected = (Request(shape="star", colour="red", motion="bouncing", size=None),)
+    expected = (ObjectRequest(shape="star", colour="red", motion="bouncing", size=None),)
     for prompt in (
         "A RED star, bouncing; on a Navy background.",
         "on a navy background: a bouncing star red".replace(":", ","),

@@ -8,8 +8,8 @@ import torch
 from kit.measure import assert_close
 
 from bench.quality.grader import degrade, draw_cases, measure
-from vmla.world.caption import Reading, Request, read
-from vmla.world.grader.grade import QUESTIONS, Grade, Seen, SeenObject, grade, look
+from vmla.world.caption import ObjectRequest, Reading, read
+from vmla.world.grader.grade import QUESTIONS, Grade, Observation, SeenObject, grade, look
 from vmla.world.grader.motion import Track, name_motion, split_legs
 from vmla.world.grader.template_matching import best_pose, make_bank
 from vmla.world.render import coverage, render
@@ -150,7 +150,7 @@ def test_changing_background_is_no_background():
 
 def test_empty_video():
     empty = film()[:, :, :1, :1].expand(FRAMES, 3, 64, 64)
-    assert look(empty) == Seen(background="navy", objects=())
+    assert look(empty) == Observation(background="navy", objects=())
     assert judge(empty) == Grade(background=True, colour=False, shape=False, motion=False, count=False)
 
 
@@ -189,10 +189,10 @@ def test_objects_are_matched_by_colour():
         return SeenObject(colour=colour, shape=shape, size="small", motion=motion, presence=1.0)
 
     objects = (thing("red", "star", "resting"), thing("blue", "ring", "drifting"))
-    seen = Seen(background="gray", objects=objects)
+    seen = Observation(background="gray", objects=objects)
     asked = (
-        Request(colour="blue", shape="ring", motion="drifting"),
-        Request(colour="red", shape="star", motion="resting"),
+        ObjectRequest(colour="blue", shape="ring", motion="drifting"),
+        ObjectRequest(colour="red", shape="star", motion="resting"),
     )
     assert grade(seen, Reading(requests=asked, background="gray", unknown=())).all
     swapped = (replace(asked[0], colour="red"), replace(asked[1], colour="blue"))
@@ -203,7 +203,7 @@ def test_objects_are_matched_by_colour():
 
 def test_round_shapes_spin_unseen():
     ring = SeenObject(colour="red", shape="ring", size="small", motion="resting", presence=1.0)
-    seen = Seen(background="gray", objects=(ring,))
+    seen = Observation(background="gray", objects=(ring,))
     assert grade(seen, read("a red ring spinning on a gray background")).motion
     assert not grade(seen, read("a red ring orbiting on a gray background")).motion
 

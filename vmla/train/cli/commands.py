@@ -71,13 +71,15 @@ def run(
     from vmla.cli.progress import ProgressLine
     from vmla.train.monitoring.dashboard import dashboard
     from vmla.train.recipes.from_scratch import training_recipe
-    from vmla.train.run import Run
+    from vmla.train.run import TrainingRun
 
     if threads is not None:
         torch.set_num_threads(threads)
     chosen = training_recipe(recipe, **changes)
     with dashboard(log, output) as watchers, ProgressLine(sys.stderr) as line:
-        Run(chosen, output, line.show, stop_after=stop_after, watchers=watchers, samples=samples).until(until)
+        TrainingRun(
+            chosen, output, line.show, stop_after=stop_after, watchers=watchers, samples=samples
+        ).until(until)
 
 
 @main.command()

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from plugins.errors import UserError
-from vmla.config import RECIPES, ModelConfig, recipe
+from vmla.config import MODEL_PRESETS, ModelConfig, model_preset
 from vmla.train.cli.inspect_options import proposal_of
-from vmla.weights.conversion.activations import Calibration
+from vmla.weights.conversion.activations import CalibrationBatch
 from vmla.weights.conversion.convert import Conversion, plan
 from vmla.weights.conversion.spectral import Choices
 from vmla.weights.inspection.mapping import LatentMap, read_map
@@ -37,8 +37,8 @@ def run_conversion(options: Mapping[str, Any], report: Say, say: Say) -> None:
         UserError: for whatever does not fit.
     """
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[options["dtype"]]
-    if options["dry_run"] and options["source"] in RECIPES:
-        sizes = recipe(options["source"], layout="mha")
+    if options["dry_run"] and options["source"] in MODEL_PRESETS:
+        sizes = model_preset(options["source"], layout="mha")
         _say_plan(sizes, wanted(sizes, options), options["clips"], dtype, say)
         return
     told = None if options["preset"] is None else preset(options["preset"])
@@ -59,7 +59,7 @@ def run_conversion(options: Mapping[str, Any], report: Say, say: Say) -> None:
 
 
 def _open(path: Path, options: Mapping[str, Any], told: Preset | None) -> Source:
-    like = recipe(options["recipe"])
+    like = model_preset(options["sizes"])
     source = open_source(
         path,
         like=like if told is None else told.sizes(like),
@@ -118,22 +118,22 @@ def wanted(source: ModelConfig, options: Mapping[str, Any]) -> ModelConfig:
     return replace(source, layout=options["layout"] or own, **latent)
 
 
-def calibration_of(source: Source, options: Mapping[str, Any]) -> Calibration:
+def calibration_of(source: Source, options: Mapping[str, Any]) -> CalibrationBatch:
     """Noise, or clips of an encoded folder at noise levels spread over the schedule."""
     count, seed = options["clips"], options["seed"]
     folder: Path | None = options["calibration"]
     if folder is None:
-        return Calibration.noise(source.config, clips=count, seed=seed)
+        return CalibrationBatch.noise(source.config, clips=count, seed=seed)
     from vmla.train.data.clips import open_clips
 
     return calibration_on(open_clips(folder, source.config), source.config, count=count, seed=seed)
 
 
-def calibration_on(clips: LatentSet, config: ModelConfig, *, count: int, seed: int) -> Calibration:
+def calibration_on(clips: LatentSet, config: ModelConfig, *, count: int, seed: int) -> CalibrationBatch:
     """The first chunk of each of the first `count` clips, noised."""
     chosen = torch.arange(min(count, len(clips.latents)))
     latents, text = clips.latents[chosen][:, :, : config.chunk], clips.text[chosen]
-    return Calibration.noised(latents.float(), text.float(), shift=5.0, seed=seed)
+    return CalibrationBatch.noised(latents.float(), text.float(), shift=5.0, seed=seed)
 
 
 def _say_plan(source: ModelConfig, config: ModelConfig, clips: int, dtype: torch.dtype, say: Say) -> None:

@@ -10,9 +10,9 @@ import torch
 from plugins.errors import UserError
 from vmla.train.loop.parallel import processes
 from vmla.train.monitoring.dashboard import dashboard
-from vmla.train.recipes.from_checkpoint import pipeline
+from vmla.train.recipes.from_checkpoint import distillation_recipe
 from vmla.train.recipes.memory_budget import memory_by_part
-from vmla.train.stage import Job
+from vmla.train.stage import StageRun
 
 Say = Callable[[str], None]
 GIVEN = ("name", "start", "data", "output", "teacher", "critic", "samples")
@@ -25,7 +25,7 @@ def start_stage(options: Mapping[str, Any], report: Say, say: Say) -> None:
     Raises:
         UserError: for whatever does not fit.
     """
-    chosen = pipeline(options["recipe"])
+    chosen = distillation_recipe(options["recipe"])
     if options["dry_run"]:
         for part, size in memory_by_part(chosen, options["name"], gpus=options["gpus"]).items():
             say(f"{part}: {size / 2**30:.2f} GiB")
@@ -35,7 +35,7 @@ def start_stage(options: Mapping[str, Any], report: Say, say: Say) -> None:
             raise UserError(f"{option} is missing; see vmla-train stage --help")
     if options["threads"] is not None:
         torch.set_num_threads(options["threads"])
-    job = Job(pipeline=chosen, **{key: options[key] for key in GIVEN})
+    job = StageRun(recipe=chosen, **{key: options[key] for key in GIVEN})
     with (
         processes(options["accumulate"], options["device"]) as parallel,
         dashboard(options["log"], job.output, parallel) as watchers,

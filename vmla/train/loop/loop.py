@@ -22,11 +22,11 @@ from torch import Tensor, nn
 
 from vmla.train.loop.log import Report, Speedometer, forget_after, record
 from vmla.train.loop.parallel import ALONE, Parallel
-from vmla.train.loop.prefetch import Ahead
+from vmla.train.loop.prefetch import Prefetcher
 from vmla.train.loop.sharded_state import load_shards, save_shards
 from vmla.train.loop.state import load_state, save_state
 from vmla.train.loop.throughput import Meter, matrix_peak
-from vmla.train.optim.optimizers import Optimizers, Schedule
+from vmla.train.optim.optimizers import Optimizers, TrainingSchedule
 
 Watcher = Callable[[str, dict[str, Any], dict[str, Tensor]], None]
 """Sees the stage's name, the logged line and the averaged weights after every step, in every process."""
@@ -40,7 +40,7 @@ class Stage(Protocol):
     """Counts what it does."""
 
     @property
-    def schedule(self) -> Schedule:
+    def schedule(self) -> TrainingSchedule:
         """Learning rates, averaging and number of steps."""
 
     @property
@@ -77,7 +77,7 @@ class Accompanied(Protocol):
 class Drawing(Protocol):
     """A stage whose batches are drawn while it computes."""
 
-    ahead: Ahead[Any]
+    prefetcher: Prefetcher[Any]
 
 
 @dataclass
@@ -142,7 +142,7 @@ def train(
 
 def _drawing_ahead(stage: Stage) -> AbstractContextManager[Any]:
     """Ends the stage's thread, if it has one, however training ends."""
-    return stage.ahead if isinstance(stage, Drawing) else nullcontext()
+    return stage.prefetcher if isinstance(stage, Drawing) else nullcontext()
 
 
 def _advance(stage: Stage, progress: Progress, parallel: Parallel) -> float:

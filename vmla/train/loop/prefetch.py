@@ -9,8 +9,8 @@ from typing import Generic, TypeVar
 Batch = TypeVar("Batch")
 
 
-class Ahead(Generic[Batch]):
-    """Batches that depend on their number alone. Within a `with`, the next one is drawn ahead.
+class Prefetcher(Generic[Batch]):
+    """Batches that depend on their number alone. Within a `with`, the next one is drawn beforehand.
 
     The next number is guessed to be as far on as the last was; a wrong guess is only drawn in vain.
     """
@@ -22,7 +22,7 @@ class Ahead(Generic[Batch]):
         self._next: tuple[int, Future[Batch]] | None = None
         self._last: int | None = None
 
-    def __enter__(self) -> Ahead[Batch]:
+    def __enter__(self) -> Prefetcher[Batch]:
         """Start the thread that draws batches ahead."""
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="batch")
         return self

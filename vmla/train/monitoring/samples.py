@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
 from vmla.scheduler import Sampler
 from vmla.text import TextEncoder
@@ -18,7 +18,7 @@ from vmla.train.loop.loop import Watcher
 from vmla.train.loop.parallel import whole
 from vmla.train.monitoring.contact_sheet import write_strip
 from vmla.train.objectives.alignment import without_aligner
-from vmla.train.objectives.rollout_cache import Memory
+from vmla.train.objectives.cached_rollout import CachedRollout
 from vmla.train.objectives.self_forcing import self_rollout
 from vmla.train.stages.denoiser import narrowed
 from vmla.transformer import VideoMLA
@@ -42,6 +42,8 @@ class Samples:
     """[prompts, text tokens, text width]"""
     sampler: Sampler
     dtype: torch.dtype
+    negative: Tensor | None = None
+    """[text tokens, text width], what a guided sampler's second pass is told."""
     device: torch.device = torch.device("cpu")
 
     def __call__(self, name: str, line: dict[str, Any], average: dict[str, Tensor]) -> None:
@@ -53,15 +55,17 @@ class Samples:
     @torch.no_grad()
     def latents(self, tensors: dict[str, Tensor]) -> Tensor:
         """What a model with these weights makes: [prompts, z, frames, h, w]."""
-        config, layout, device = self.config, CacheLayout.of(self.config), self.device
+        config, spec, device = self.config, CacheSpec.of(self.config), self.device
         with torch.random.fork_rng(devices=[]):  # a model draws weights when it is made
             model = VideoMLA(config)
         model.load_state_dict({**model.state_dict(), **tensors})
         step, encode_text, _ = narrowed(model.to(device).eval(), self.dtype)
+        negative = None if self.negative is None else self.negative.expand_as(self.text)
         picture = (config.in_channels, config.sample_height, config.sample_width)
         return self_rollout(
-            Memory(step, layout, encode_text(self.text.to(device))), self.sampler, picture, chunks=CHUNKS,
-            exit_step=self.sampler.steps - 1, seeds=range(len(self.text)),
+            CachedRollout(step, spec, encode_text(self.text.to(device))), self.sampler, picture,
+            chunks=CHUNKS, exit_step=self.sampler.steps - 1, seeds=range(len(self.text)),
+            negative_text_kv=None if negative is None else encode_text(negative.to(device)),
         )  # fmt: skip
 
 
@@ -76,6 +80,6 @@ def joining(every: int) -> Watcher:
 
 
 @torch.no_grad()
-def embedded(text: TextEncoder, prompts: Sequence[str] = PROMPTS) -> Tensor:
+def embedded(text: TextEncoder, prompts: Sequence[str | None] = PROMPTS) -> Tensor:
     """What samples are made of: [prompts, text tokens, text width]."""
     return text(list(prompts)).float().cpu()

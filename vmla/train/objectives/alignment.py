@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from plugins.errors import UserError
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.train.objectives.packed_clip import predicted
 from vmla.transformer import VideoMLA
 
@@ -93,7 +93,7 @@ def alignment_loss(
     """
     assert labels is not None
     aligner, wanted, passes = getattr(model, ALIGNER), predicted(numbers), iter(seen)
-    errors, chunks = [], CacheLayout.of(model.config).chunks
+    errors, chunks = [], CacheSpec.of(model.config).chunks
     for number, truth in zip(numbers, chunks.split(labels, numbers, dim=1), strict=True):
         truth = truth.flatten(1, 2).to(seen[0].device)
         for _ in range((number in wanted) + (number != numbers[-1])):

@@ -17,10 +17,9 @@ import torch
 from torch import Tensor
 
 from plugins.errors import UserError
-from vmla.scheduler import Sampler, add_noise
-from vmla.train.objectives.guidance import guided
+from vmla.scheduler import Sampler, add_noise, guided
+from vmla.train.objectives.cached_rollout import CachedRollout, clip_velocity, level
 from vmla.train.objectives.noise import normal
-from vmla.train.objectives.rollout_cache import Memory, clip_velocity, level
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,13 +43,13 @@ class Consistency:
 
 @dataclass(frozen=True)
 class Networks:
-    """The three networks of the stage, each with its own memory."""
+    """The three networks of the stage, each with its own cache."""
 
-    student: Memory
-    target: Memory
+    student: CachedRollout
+    target: CachedRollout
     """The student's moving average."""
-    teacher: Memory
-    free: Memory | None
+    teacher: CachedRollout
+    free: CachedRollout | None
     """The teacher without its prompt; None where nothing is guided."""
 
 
@@ -61,7 +60,7 @@ def consistency_loss(
     place = generator.device
     drawn = torch.randint(settings.grid - 1, (len(latents),), generator=generator, device=place)
     sigma, below = (settings.sigmas().to(place)[drawn + i].to(latents.device) for i in range(2))
-    lengths = networks.student.layout.chunks
+    lengths = networks.student.cache_spec.chunks
     chunks = lengths.split(latents, range(lengths.count(latents.shape[2])))
     noise = torch.cat([normal(chunk.shape, generator, latents.device) for chunk in chunks], dim=2)
     noisy = add_noise(latents, noise, level(sigma))

@@ -24,6 +24,14 @@ def score_sigma(uniform: Tensor, shift: float) -> Tensor:
     return shifted(uniform, shift).clamp(LEAST, MOST)
 
 
+def guided_beyond(conditional: Tensor, unconditional: Tensor, extra: float) -> Tensor:
+    """c + g (c - u): 0 is no guidance (DMD's real score, arXiv 2405.14867).
+
+    It is `vmla.scheduler.guided` with weight g + 1: a weight of one is not a weight of the other.
+    """
+    return conditional + extra * (conditional - unconditional)
+
+
 def matching_gradient(x: Tensor, fake: Tensor, real: Tensor) -> Tensor:
     """Where to move x [B, ...] away from: (fake - real), scaled by how far x is from real; NaN is 0."""
     axes = tuple(range(1, x.ndim))

@@ -12,7 +12,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.packed_sequence import Unrolling
 
 Step = Callable[..., tuple[Tensor, Tensor]]
@@ -21,17 +21,17 @@ Pass = Callable[[Tensor, Tensor, Tensor, Unrolling], Tensor]
 """`VideoMLA.unrolled`, in whatever precision."""
 
 
-def remembered(layout: CacheLayout, number: int, numbers: Sequence[int]) -> Tensor:
+def remembered(spec: CacheSpec, number: int, numbers: Sequence[int]) -> Tensor:
     """`slot_index` of chunk `number` when only the chunks in `numbers` were ever made; a jump forgets.
 
     Only the sink survives a jump, as it is all that survives in a rollout of that length.
     """
-    chunks = layout.chunks
+    chunks = spec.chunks
     start = chunks.start(max(n for n in numbers if n <= number and n - 1 not in numbers))
-    frames = layout.frame_in_slot(chunks.start(number))
-    sink = [frame < layout.sink and chunks.number_of(frame) in numbers for frame in frames]
+    frames = spec.frame_in_slot(chunks.start(number))
+    sink = [frame < spec.sink and chunks.number_of(frame) in numbers for frame in frames]
     kept = [frame >= start or old for frame, old in zip(frames, sink, strict=True)]
-    return torch.where(torch.tensor(kept), layout.slot_index(chunks.start(number)), -1)
+    return torch.where(torch.tensor(kept), spec.slot_index(chunks.start(number)), -1)
 
 
 def predicted(numbers: Sequence[int]) -> list[int]:
@@ -40,12 +40,12 @@ def predicted(numbers: Sequence[int]) -> list[int]:
 
 
 @lru_cache(maxsize=64)
-def unrolling(layout: CacheLayout, numbers: tuple[int, ...] | range) -> Unrolling:
+def unrolling(spec: CacheSpec, numbers: tuple[int, ...] | range) -> Unrolling:
     """The sequence of all chunks in `numbers` but the last, clean, then the predicted ones, noisy."""
-    chunks = layout.chunks
+    chunks = spec.chunks
     rows = [(n, frame) for n in (*numbers[:-1], *predicted(numbers)) for frame in chunks.frames_of([n])]
     clean = {frame: row for row, frame in enumerate(chunks.frames_of(numbers[:-1]))}
-    seen = {n: _seen(layout, n, numbers) for n in numbers}
+    seen = {n: _seen(spec, n, numbers) for n in numbers}
     nearer = [(n, frame, place) for n in numbers for frame, place in seen[n] if place != frame]
     again = {(n, frame): column for column, (n, frame, _) in enumerate(nearer)}
     visible = torch.zeros(len(rows), len(nearer) + len(rows), dtype=torch.bool)
@@ -59,23 +59,23 @@ def unrolling(layout: CacheLayout, numbers: tuple[int, ...] | range) -> Unrollin
     return Unrolling(torch.tensor(repeated, dtype=torch.int64), torch.tensor(positions), visible)
 
 
-def _seen(layout: CacheLayout, number: int, numbers: Sequence[int]) -> list[tuple[int, int]]:
+def _seen(spec: CacheSpec, number: int, numbers: Sequence[int]) -> list[tuple[int, int]]:
     """Frames that chunk `number` sees, each with the position that it has when the chunk has its own."""
-    start = layout.chunks.start(number)
-    slots, evicted = remembered(layout, number, numbers).tolist(), layout.evicted(start)
-    frames = layout.frame_in_slot(start)
+    start = spec.chunks.start(number)
+    slots, evicted = remembered(spec, number, numbers).tolist(), spec.evicted(start)
+    frames = spec.frame_in_slot(start)
     return [(frame, slot + evicted) for frame, slot in zip(frames, slots, strict=True) if slot >= 0]
 
 
 def unrolled_velocity(
-    run: Pass, layout: CacheLayout, text_kv: Tensor, numbers: Sequence[int], noisy: Tensor, clean: Tensor,
+    run: Pass, spec: CacheSpec, text_kv: Tensor, numbers: Sequence[int], noisy: Tensor, clean: Tensor,
     timestep: Tensor,
 ) -> Tensor:  # fmt: skip
     """Velocities of the predicted chunks, each after clean ones, in float32.
 
     Args:
         run: one pass over a sequence.
-        layout: of the cache of which the windows are.
+        spec: geometry of the cache, which decides the windows.
         text_kv: [L, 2, B, tokens, D].
         numbers: the chunks of the clip, which may jump once.
         noisy: [B, z, frames, h, w] of the predicted chunks.
@@ -84,5 +84,5 @@ def unrolled_velocity(
     """
     still = timestep.new_zeros(len(timestep), clean.shape[2])
     sequence, times = torch.cat([clean, noisy], dim=2), torch.cat([still, timestep], dim=1)
-    velocity = run(sequence, times, text_kv, unrolling(layout, tuple(numbers)))
+    velocity = run(sequence, times, text_kv, unrolling(spec, tuple(numbers)))
     return velocity[:, :, clean.shape[2] :].float()

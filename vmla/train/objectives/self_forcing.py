@@ -11,12 +11,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from vmla.scheduler import Sampler, keyed_noise
-from vmla.train.objectives.rollout_cache import Memory
+from vmla.scheduler import Sampler, guided, keyed_noise
+from vmla.train.objectives.cached_rollout import CachedRollout
 
 
 def self_rollout(
-    memory: Memory,
+    rollout: CachedRollout,
     sampler: Sampler,
     picture: tuple[int, int, int],
     *,
@@ -25,11 +25,12 @@ def self_rollout(
     seeds: Sequence[int],
     learned: int | None = None,
     given: Tensor | None = None,
+    negative_text_kv: Tensor | None = None,
 ) -> Tensor:
     """Latents [B, z, frames, h, w] that the student made, as a rollout at inference would.
 
     Args:
-        memory: of the student.
+        rollout: of the student, with an empty cache.
         sampler: each chunk takes `exit_step` + 1 of its steps; all of them unless it is a `renoise` sampler.
         picture: [z, h, w] of a latent frame.
         chunks: how many.
@@ -37,12 +38,13 @@ def self_rollout(
         seeds: one for each video, as `vmla-run --seed`.
         learned: how many of the last chunks carry gradients; all if not given.
         given: [B, z, frames, h, w] of the first chunks, which are not made but committed as they are.
+        negative_text_kv: [L, 2, B, tokens, D], what a guided sampler's second pass is told.
     """
     last = len(sampler.timesteps()) - 1
     first = 0 if sampler.kind == "renoise" else last
     if not first <= exit_step <= last:
         raise ValueError(f"this sampler exits after one of its steps {first} to {last}")
-    made, device, lengths = [], memory.text_kv.device, memory.layout.chunks
+    made, device, lengths = [], rollout.text_kv.device, rollout.cache_spec.chunks
     channels, *size = picture
 
     def noise(number: int, step: int) -> Tensor:
@@ -54,17 +56,35 @@ def self_rollout(
     for number, latents in enumerate(begun):
         made.append(latents)
         with torch.no_grad():
-            memory.commit(latents, number)
+            rollout.commit(latents, number)
     for number in range(len(made), chunks):
         learns = torch.is_grad_enabled() and number >= chunks - (chunks if learned is None else learned)
         latents = noise(number, 0)
         for step in range(exit_step + 1):
             sigma = sampler.sigmas()[step].expand(len(seeds)).to(device)
             with torch.set_grad_enabled(learns and step == exit_step):
-                velocity = memory.velocity(latents, sigma, number)
+                velocity = _velocity(rollout, latents, sigma, number, sampler, negative_text_kv)
                 fresh = noise(number, step + 1) if step < exit_step else None
                 latents = sampler.step(latents, velocity, step, fresh)
         made.append(latents)
         with torch.no_grad():
-            memory.commit(latents, number)
+            rollout.commit(latents, number)
     return torch.cat(made, dim=2)
+
+
+def _velocity(
+    rollout: CachedRollout,
+    latents: Tensor,
+    sigma: Tensor,
+    number: int,
+    sampler: Sampler,
+    negative: Tensor | None,
+) -> Tensor:
+    """As `runtime.rollout.rollout` has it: guidance's second pass looks at the same cache."""
+    velocity = rollout.velocity(latents, sigma, number)
+    if not sampler.guided:
+        return velocity
+    if negative is None:
+        raise ValueError("a guided sampler needs the keys and values of its negative prompt")
+    free = rollout.velocity(latents, sigma, number, text_kv=negative)
+    return guided(velocity, free, sampler.guidance_scale)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.scheduler import TIMESTEPS, add_noise, shifted
 from vmla.train.objectives.noise import normal, uniform
 from vmla.train.objectives.packed_clip import Pass, Step, predicted, remembered, unrolled_velocity
@@ -43,7 +43,7 @@ class Forcing:
 
 def forcing_loss(
     step: Step,
-    layout: CacheLayout,
+    spec: CacheSpec,
     latents: Tensor,
     text_kv: Tensor,
     numbers: Sequence[int],
@@ -54,7 +54,7 @@ def forcing_loss(
 
     Args:
         step: the denoiser's forward.
-        layout: of its cache.
+        spec: geometry of the cache.
         latents: [B, z, frames, h, w], the true chunks one after the other.
         text_kv: [L, 2, B, tokens, D].
         numbers: the chunk numbers that they stand for. They start at 0 and may jump once, which
@@ -63,12 +63,12 @@ def forcing_loss(
         forcing: how noise is drawn.
         generator: where noise is drawn from.
     """
-    cache = layout.allocate(latents.shape[0], dtype=text_kv.dtype, device=latents.device)
+    cache = spec.allocate(latents.shape[0], dtype=text_kv.dtype, device=latents.device)
     text_copies = torch.cat([text_kv] * forcing.copies, dim=2)
-    losses, sizes, chunks = [], [], layout.chunks
+    losses, sizes, chunks = [], [], spec.chunks
     for clean, number, before in zip(chunks.split(latents, numbers), numbers, [-1, *numbers], strict=False):
         start, device = chunks.start(number), latents.device
-        slots, own = remembered(layout, number, numbers), layout.chunk_index(start, clean.shape[2])
+        slots, own = remembered(spec, number, numbers), spec.chunk_index(start, clean.shape[2])
         positions = (slots.to(device), own.to(device))
         estimate, trusted = clean, torch.zeros(len(clean), dtype=torch.bool, device=clean.device)
         if number == before + 1:
@@ -80,14 +80,14 @@ def forcing_loss(
         context = _context(clean, estimate, trusted, forcing, generator)
         quiet = torch.zeros(clean.shape[0], clean.shape[2], device=clean.device)
         _, entries = step(context, quiet, text_kv, cache, *positions)
-        cache = layout.commit(cache, entries, start)
+        cache = spec.commit(cache, entries, start)
     usual = sum(sizes) / len(sizes)  # every frame counts alike, in a short first chunk too
     return torch.stack([loss * (size / usual) for loss, size in zip(losses, sizes, strict=True)]).mean()
 
 
 def forcing_loss_at_once(
     run: Pass,
-    layout: CacheLayout,
+    spec: CacheSpec,
     latents: Tensor,
     text_kv: Tensor,
     numbers: Sequence[int],
@@ -98,13 +98,13 @@ def forcing_loss_at_once(
 
     Args:
         run: one pass over a sequence, `VideoMLA.unrolled`.
-        layout: of the cache whose windows are meant.
+        spec: geometry of the cache, which decides the windows.
         latents, text_kv, numbers, generator: see `forcing_loss`, which draws the same noise.
         forcing: with one copy and no estimates (`Forcing.fixed`).
     """
     wanted = predicted(numbers)
     drawn, contexts, targets = [], [], []
-    for clean, number in zip(layout.chunks.split(latents, numbers), numbers, strict=True):
+    for clean, number in zip(spec.chunks.split(latents, numbers), numbers, strict=True):
         if number in wanted:
             drawn.append(_noised(clean, forcing, generator))
             targets.append(clean)
@@ -115,7 +115,7 @@ def forcing_loss_at_once(
     _, noise, noisy = zip(*drawn, strict=True)
     timestep = torch.cat(levels, dim=1) * TIMESTEPS
     context = torch.cat([latents[:, :, :0], *contexts], dim=2)
-    velocity = unrolled_velocity(run, layout, text_kv, numbers, torch.cat(noisy, dim=2), context, timestep)
+    velocity = unrolled_velocity(run, spec, text_kv, numbers, torch.cat(noisy, dim=2), context, timestep)
     return (velocity - (torch.cat(noise, dim=2) - torch.cat(targets, dim=2))).square().mean()
 
 

@@ -14,7 +14,7 @@ AVERAGED_BETAS = (0.9, 0.98)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Schedule:
+class TrainingSchedule:
     """Length and rates of a stage: a linear rise, a plateau, and a linear fall to zero."""
 
     steps: int
@@ -43,7 +43,7 @@ class Schedule:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DistilSchedule(Schedule):
+class DistilSchedule(TrainingSchedule):
     """Of the stages that start from trained weights: AdamW without momentum, as Self-Forcing has it."""
 
     betas: tuple[float, float] = (0.0, 0.999)  # type: ignore[misc]
@@ -57,7 +57,9 @@ class DistilSchedule(Schedule):
 class Optimizers:
     """The optimizers of one model under one schedule, stepped together."""
 
-    def __init__(self, model: nn.Module, schedule: Schedule, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, model: nn.Module, schedule: TrainingSchedule, dtype: torch.dtype = torch.float32
+    ) -> None:
         """`dtype` is what Muon multiplies in; all that is kept is float32."""
         self._schedule = schedule
         self._parameters = list(model.parameters())

@@ -15,7 +15,7 @@ from vmla.cli.machine import commit, hardware
 from vmla.train.loop.log import last_record, mean_speed
 from vmla.train.loop.state import read_state
 from vmla.train.recipes.from_scratch import Recipe
-from vmla.train.run import Run
+from vmla.train.run import TrainingRun
 from vmla.train.stage import RESULT
 from vmla.vae.tiny import TinyCodec
 from vmla.weights.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
@@ -34,7 +34,7 @@ def pack_run(recipe: Recipe, folder: Path, output: Path, report: Callable[[str],
     if output.exists():
         raise UserError(f"{output} exists already; remove it or choose another folder")
     stages = {name: _finished(folder, name, steps) for name, steps in recipe.steps().items()}
-    run = Run(recipe, folder, report, stop_after=0)
+    run = TrainingRun(recipe, folder, report, stop_after=0)
     with atomic_folder(output) as aside:
         save_checkpoint(
             aside,

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from plugins.errors import UserError
-from vmla.config import RECIPES, ModelConfig
+from vmla.config import MODEL_PRESETS, ModelConfig
 from vmla.scheduler import Sampler
 from vmla.train.objectives.consistency import Consistency
 from vmla.train.objectives.teacher_forcing import Forcing
-from vmla.train.optim.optimizers import DistilSchedule, Schedule
+from vmla.train.optim.optimizers import DistilSchedule, TrainingSchedule
 from vmla.train.recipes.from_scratch import MINI_MODEL
 from vmla.train.stages.denoiser_settings import DenoiserTraining
 from vmla.train.stages.distillation import ConsistencyTraining, DistributionTraining
@@ -18,8 +18,8 @@ STAGES = ("forcing", "consistency", "distribution", "long")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pipeline:
-    """Settings of the stages of one model, in order."""
+class DistillationRecipe:
+    """Settings of the stages that start from a checkpoint of one model, in order."""
 
     name: str
     model: ModelConfig
@@ -51,9 +51,9 @@ def _matching(*, steps: int, rate: float, critic: float, save: int, **others: ob
 # Clips are for each GPU: 8 GPUs and --accumulate 4 give the paper's 128 in distribution matching, and by
 # the plan of `vmla.train.recipes.memory_budget` fit into 80 GB, which 8 clips would not.
 _WAN_MATCHING = _matching(steps=1000, rate=2e-6, critic=4e-7, save=50, whole_scores=True, clips=4)
-WAN = Pipeline(
+WAN = DistillationRecipe(
     name="wan-1.3b",
-    model=RECIPES["wan-1.3b"],
+    model=MODEL_PRESETS["wan-1.3b"],
     forcing=DenoiserTraining(
         schedule=DistilSchedule(steps=9500, learning_rate=5e-6, save_every=250),
         forcing=PLAIN, clips=1, jumps=0.0, at_once=True,
@@ -76,9 +76,9 @@ _SPRITES_MATCHING = replace(
     ),
     sampler=_SMALL_STUDENT,
 )
-SPRITES = Pipeline(
+SPRITES = DistillationRecipe(
     name="sprites",
-    model=RECIPES["sprites"],
+    model=MODEL_PRESETS["sprites"],
     forcing=DenoiserTraining(
         schedule=DistilSchedule(steps=300, learning_rate=1e-4),
         forcing=Forcing(context_noise=0.1, own_sigma=0.5),  # of the model's own last stage
@@ -101,7 +101,7 @@ SPRITES_GPU = replace(
     SPRITES,
     name="sprites-gpu",
     forcing=DenoiserTraining(
-        schedule=Schedule(
+        schedule=TrainingSchedule(
             steps=1200, learning_rate=1e-3, matrix_rate=3.5e-3, warmup=100, decay=800, save_every=400
         ),
         forcing=Forcing(copies=1, own_share=0.0),
@@ -128,7 +128,7 @@ _MINI_MATCHING = replace(
     clips=8,
     compiled=False,
 )
-MINI = Pipeline(
+MINI = DistillationRecipe(
     name="mini",
     model=MINI_MODEL,
     forcing=DenoiserTraining(
@@ -147,9 +147,9 @@ _DEBUG_MATCHING = _matching(
     steps=3, rate=1e-3, critic=1e-3, save=1, critic_updates=2, guidance=0.0, clips=2, chunks=2,
     precision="float32",
 )  # fmt: skip
-DEBUG = Pipeline(
+DEBUG = DistillationRecipe(
     name="debug",
-    model=RECIPES["debug"],
+    model=MODEL_PRESETS["debug"],
     forcing=DenoiserTraining(
         schedule=_TINY, forcing=PLAIN, clips=2, chunks=3, jumps=0.0, precision="float32", at_once=True
     ),
@@ -165,15 +165,15 @@ DEBUG = Pipeline(
     long=replace(_DEBUG_MATCHING, prelude=2, at_once=True),
 )
 
-PIPELINES = {pipeline.name: pipeline for pipeline in (DEBUG, MINI, SPRITES, SPRITES_GPU, WAN)}
+DISTILLATION_RECIPES = {recipe.name: recipe for recipe in (DEBUG, MINI, SPRITES, SPRITES_GPU, WAN)}
 
 
-def pipeline(name: str) -> Pipeline:
-    """The named pipeline.
+def distillation_recipe(name: str) -> DistillationRecipe:
+    """The distillation recipe called `name`.
 
     Raises:
         UserError: for a name that does not exist.
     """
-    if name not in PIPELINES:
-        raise UserError(f"no such training recipe: {name}; there are {', '.join(PIPELINES)}")
-    return PIPELINES[name]
+    if name not in DISTILLATION_RECIPES:
+        raise UserError(f"no such training recipe: {name}; there are {', '.join(DISTILLATION_RECIPES)}")
+    return DISTILLATION_RECIPES[name]

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from plugins.errors import UserError
-from vmla.config import RECIPES, ModelConfig
+from vmla.config import MODEL_PRESETS, ModelConfig
 from vmla.scheduler import Sampler
 from vmla.text import SmallTextConfig
 from vmla.train.data.latents import LatentSettings
 from vmla.train.objectives.teacher_forcing import Forcing
-from vmla.train.optim.optimizers import Schedule
+from vmla.train.optim.optimizers import TrainingSchedule
 from vmla.train.stages.codec import CodecTraining
 from vmla.train.stages.decoder import DecoderTraining
 from vmla.train.stages.denoiser_settings import DenoiserTraining
@@ -50,37 +50,45 @@ class Recipe:
         }
         return steps if self.refinement is None else {**steps, "refine": self.refinement.schedule.steps}
 
+    def in_world(self, world: str) -> Recipe:
+        """The same recipe with every stage that renders learning from `world`."""
+        decoder = self.decoder_training
+        return replace(
+            self,
+            codec_training=replace(self.codec_training, world=world),
+            decoder_training=None if decoder is None else replace(decoder, world=world),
+            text_training=replace(self.text_training, world=world),
+            latents=replace(self.latents, world=world),
+        )
+
 
 # On two shared CPU cores 30 minutes for the codec and 10 for text and latents; by its first steps, on one,
 # the decoder takes an hour and the denoiser some thirteen. The models that ship were made by an earlier
 # recipe of this name.
 SPRITES = Recipe(
     name="sprites",
-    model=RECIPES["sprites"],
+    model=MODEL_PRESETS["sprites"],
     codec=TinyCodecConfig(latent_channels=8),
     text=SmallTextConfig(words=vocabulary()),
     codec_training=CodecTraining(
-        schedule=Schedule(
+        schedule=TrainingSchedule(
             steps=3800, learning_rate=1e-3, matrix_rate=2e-3, decay=1600, average=0.995, save_every=100
         ),
         crop_steps=1500,
         noise=0.3,
         decorrelation=0.1,
-        world=SECOND.name,
     ),
     decoder_training=DecoderTraining(
-        schedule=Schedule(steps=3000, learning_rate=1e-3, warmup=20, decay=2000, average=0.995),
-        world=SECOND.name,
+        schedule=TrainingSchedule(steps=3000, learning_rate=1e-3, warmup=20, decay=2000, average=0.995),
     ),
     text_training=TextTraining(
-        schedule=Schedule(steps=1600, learning_rate=2e-3, decay=1000, average=0.98, save_every=200),
-        world=SECOND.name,
+        schedule=TrainingSchedule(steps=1600, learning_rate=2e-3, decay=1000, average=0.98, save_every=200),
     ),
-    latents=LatentSettings(clips=2560, world=SECOND.name, label_grid=4),
+    latents=LatentSettings(clips=2560, label_grid=4),
     # First chunks long alone, of one object before two, as image pretraining is; then rollouts over a past
     # that is nearly that of a video, for motion cannot be read from a coarse one.
     denoiser_training=DenoiserTraining(
-        schedule=Schedule(
+        schedule=TrainingSchedule(
             steps=16000, learning_rate=1.5e-3, matrix_rate=5e-3, warmup=50, decay=6000, average=0.998
         ),
         forcing=Forcing(context_noise=0.1, own_sigma=0.5),
@@ -93,38 +101,42 @@ SPRITES = Recipe(
         alignment=5.0,
         compiled=True,
     ),
-    sampler=Sampler(kind="euler", steps=8, shift=2.0),
-)
+    sampler=Sampler(kind="euler", steps=8, shift=2.0, guidance_scale=2.0),
+).in_world(SECOND.name)
 
 # Every stage in seconds, to see that it all runs; it learns nothing.
 DEBUG = Recipe(
     name="debug",
-    model=RECIPES["debug"],
+    model=MODEL_PRESETS["debug"],
     codec=TinyCodecConfig(latent_channels=4, widths=(8, 8, 8), decoder_blocks=(1, 1, 1)),
     text=SmallTextConfig(width=32, head_width=16, heads=2, ffn_width=32, layers=1),
     codec_training=CodecTraining(
-        schedule=Schedule(steps=4, learning_rate=1e-3, matrix_rate=1e-3, decay=2, save_every=2),
+        schedule=TrainingSchedule(steps=4, learning_rate=1e-3, matrix_rate=1e-3, decay=2, save_every=2),
         crop_steps=2,
         crops=2,
         wholes=2,
         precision="float32",
     ),
     decoder_training=DecoderTraining(
-        schedule=Schedule(steps=4, learning_rate=1e-3, decay=2, save_every=2), clips=2, precision="float32"
+        schedule=TrainingSchedule(steps=4, learning_rate=1e-3, decay=2, save_every=2),
+        clips=2,
+        precision="float32",
     ),
     text_training=TextTraining(
-        schedule=Schedule(steps=4, learning_rate=1e-3, decay=2, save_every=2), captions=4, precision="float32"
+        schedule=TrainingSchedule(steps=4, learning_rate=1e-3, decay=2, save_every=2),
+        captions=4,
+        precision="float32",
     ),
     latents=LatentSettings(clips=4, frames=12, shard=2),
     denoiser_training=DenoiserTraining(
-        schedule=Schedule(steps=4, learning_rate=1e-3, matrix_rate=1e-3, decay=2, save_every=2),
+        schedule=TrainingSchedule(steps=4, learning_rate=1e-3, matrix_rate=1e-3, decay=2, save_every=2),
         forcing=Forcing(),
         clips=2,
         chunks=3,
         precision="float32",
     ),
     refinement=DenoiserTraining(
-        schedule=Schedule(steps=2, learning_rate=1e-3, matrix_rate=1e-3, decay=1, save_every=1),
+        schedule=TrainingSchedule(steps=2, learning_rate=1e-3, matrix_rate=1e-3, decay=1, save_every=1),
         forcing=Forcing(context_noise=0.1),
         clips=2,
         chunks=3,
@@ -135,7 +147,7 @@ DEBUG = Recipe(
 
 # A smaller model of the same world, so that studies with seeds are affordable.
 MINI_MODEL = replace(
-    RECIPES["sprites"], num_attention_heads=2, attention_head_dim=64, num_layers=3, ffn_dim=512,
+    MODEL_PRESETS["sprites"], num_attention_heads=2, attention_head_dim=64, num_layers=3, ffn_dim=512,
     text_dim=64, text_tokens=112, in_channels=16, kv_lora_rank=16, qk_rope_head_dim=16,
     q_lora_rank=64, position_table=False,
 )  # fmt: skip
@@ -145,17 +157,19 @@ MINI = Recipe(
     codec=TinyCodecConfig(widths=(48, 32, 16), decoder_blocks=(1, 1, 1)),
     text=SmallTextConfig(width=64, head_width=32, heads=2, ffn_width=128, layers=1),
     codec_training=CodecTraining(
-        schedule=Schedule(
+        schedule=TrainingSchedule(
             steps=600, learning_rate=1e-3, matrix_rate=2e-3, decay=300, average=0.99, save_every=100
         ),
         crop_steps=400,
     ),
     text_training=TextTraining(
-        schedule=Schedule(steps=600, learning_rate=2e-3, decay=300, average=0.98, save_every=100)
+        schedule=TrainingSchedule(steps=600, learning_rate=2e-3, decay=300, average=0.98, save_every=100)
     ),
     latents=LatentSettings(clips=512),
     denoiser_training=DenoiserTraining(
-        schedule=Schedule(steps=1200, learning_rate=1.5e-3, matrix_rate=5e-3, decay=500, average=0.99),
+        schedule=TrainingSchedule(
+            steps=1200, learning_rate=1.5e-3, matrix_rate=5e-3, decay=500, average=0.99
+        ),
         forcing=Forcing(),
         clips=12,
         chunks=4,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
-from vmla.train.recipes.from_checkpoint import Pipeline
+from vmla.train.recipes.from_checkpoint import DistillationRecipe
 from vmla.weights.source import shapes_of
 
 FULL, HALF = 4, 2
@@ -17,9 +17,9 @@ KEPT_PER_TOKEN = 34
 modulated and projected inputs of three sublayers, queries, keys, values, outputs, and two of FFN width."""
 
 
-def memory_by_part(pipeline: Pipeline, name: str, *, gpus: int) -> dict[str, int]:
+def memory_by_part(recipe: DistillationRecipe, name: str, *, gpus: int) -> dict[str, int]:
     """Bytes on each of `gpus` GPUs in stage `name`, by part, and their sum."""
-    training, config = getattr(pipeline, name), pipeline.model
+    training, config = getattr(recipe, name), recipe.model
     matching = name in ("distribution", "long")
     dense = replace(config, layout="mha")
     trained = [config, dense if training.whole_scores else config] if matching else [config]
@@ -42,7 +42,7 @@ def _of_clips(scorer: ModelConfig, config: ModelConfig, training: object) -> dic
     """What grows with the clips of a micro-batch."""
     clips, chunks = training.clips, training.chunks  # type: ignore[attr-defined]
     copies = getattr(getattr(training, "forcing", None), "copies", 1)
-    layout, tokens = CacheLayout.of(config), config.chunk * config.tokens_per_frame
+    spec, tokens = CacheSpec.of(config), config.chunk * config.tokens_per_frame
     whole = getattr(training, "whole_scores", False)
     at_once = getattr(training, "at_once", False)
     passes = [chunks * (copies + 1) * tokens, chunks * tokens if whole else 0]
@@ -55,7 +55,7 @@ def _of_clips(scorer: ModelConfig, config: ModelConfig, training: object) -> dic
     return {
         "inputs of blocks": HALF * clips * max(passes) * scorer.num_layers * config.inner_dim,
         "one block's inside": HALF * inside,
-        "caches, one for each chunk": cached * layout.bytes(clips * (copies + 1), element_size=HALF),
+        "caches, one for each chunk": cached * spec.bytes(clips * (copies + 1), element_size=HALF),
         "keys and values of the text": HALF * text * 2,
     }
 

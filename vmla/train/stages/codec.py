@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vmla.train.loop.prefetch import Ahead
+from vmla.train.loop.prefetch import Prefetcher
 from vmla.train.loop.throughput import Meter
-from vmla.train.optim.optimizers import Schedule
+from vmla.train.optim.optimizers import TrainingSchedule
 from vmla.train.optim.precision import Precision, resolve
 from vmla.vae.tiny import TinyCodec, TinyCodecConfig
 from vmla.world.render import coverage, render
@@ -24,7 +24,7 @@ from vmla.world.worlds import FIRST, SIZE, World, world_named
 class CodecTraining:
     """Settings of the stage that trains the codec."""
 
-    schedule: Schedule
+    schedule: TrainingSchedule
     frames: int = 12
     """Pixel frames of a clip."""
     crop: int = 32
@@ -58,7 +58,7 @@ class CodecStage:
         self.training = training
         self.schedule = training.schedule
         self.meter = Meter(resolve(training.precision, torch.device("cpu")))
-        self.ahead = Ahead(self.draw)
+        self.prefetcher = Prefetcher(self.draw)
 
     def settings(self) -> dict[str, Any]:
         """All that determines the result."""
@@ -68,7 +68,7 @@ class CodecStage:
         """Mean absolute and squared error, and a pull of the raw latents towards mean 0, deviation 1."""
         settings = self.training
         with self.meter.waiting():
-            video, near = self.ahead.take(step)
+            video, near = self.prefetcher.take(step)
         generator = torch.Generator().manual_seed(step)
         narrow = torch.autocast("cpu", torch.bfloat16, enabled=self.meter.dtype == torch.bfloat16)
         with self.meter.counting(video.shape), narrow:

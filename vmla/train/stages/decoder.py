@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vmla.train.loop.prefetch import Ahead
+from vmla.train.loop.prefetch import Prefetcher
 from vmla.train.loop.throughput import Meter
-from vmla.train.optim.optimizers import Schedule
+from vmla.train.optim.optimizers import TrainingSchedule
 from vmla.train.optim.precision import Precision, resolve
 from vmla.train.stages.codec import reconstruction_error
 from vmla.vae.tiny import TinyCodec
@@ -29,7 +29,7 @@ from vmla.world.worlds import FIRST, world_named
 class DecoderTraining:
     """Settings of the stage that trains the decoder on."""
 
-    schedule: Schedule
+    schedule: TrainingSchedule
     clips: int = 6
     frames: int = 12
     """Pixel frames of a clip."""
@@ -55,7 +55,7 @@ class DecoderStage:
         self.codec.encoder.requires_grad_(False)
         self.training, self.schedule = training, training.schedule
         self.meter = Meter(resolve(training.precision, torch.device("cpu")))
-        self.ahead = Ahead(self.draw)
+        self.prefetcher = Prefetcher(self.draw)
 
     @property
     def model(self) -> nn.Module:
@@ -72,7 +72,7 @@ class DecoderStage:
         """Error of the pixels, and of the mean colour of each object in each frame."""
         training = self.training
         with self.meter.waiting():
-            video, covered = self.ahead.take(step)
+            video, covered = self.prefetcher.take(step)
         generator = torch.Generator().manual_seed(step)
         narrow = torch.autocast("cpu", torch.bfloat16, enabled=self.meter.dtype == torch.bfloat16)
         with self.meter.counting(video.shape), narrow:

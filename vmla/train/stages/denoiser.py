@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call
 
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
 from vmla.packed_sequence import Unrolling
 from vmla.train.data.latents import LatentSet
@@ -48,7 +48,7 @@ class DenoiserStage:
             compile_blocks(self.model)
         if training.alignment:
             attach_aligner(self.model, data.labels)
-        self.layout = CacheLayout.of(config)
+        self.cache_spec = CacheSpec.of(config)
         self.training, self.schedule, self.data = training, training.schedule, data
 
     def settings(self) -> dict[str, Any]:
@@ -67,7 +67,7 @@ class DenoiserStage:
         generator = seeded(device, training.seed * 1_000_003 + step)
         passes = self.calls(self.model, self.meter.dtype)
         text_kv = passes.encode_text(batch.text.to(device))
-        rest = self.layout, batch.latents.to(device), text_kv, batch.numbers, training.forcing, generator
+        rest = self.cache_spec, batch.latents.to(device), text_kv, batch.numbers, training.forcing, generator
         if training.at_once and len(batch.numbers) > 1:  # one chunk is one pass anyway
             return forcing_loss_at_once(passes.unrolled, *rest)
         if not training.alignment:
@@ -78,7 +78,7 @@ class DenoiserStage:
 
     def draw(self, step: int) -> Batch:
         """The batch of `step`; it depends on seed and step alone."""
-        return draw_batch(self.training, self.data, self.layout.chunks, step)
+        return draw_batch(self.training, self.data, self.cache_spec.chunks, step)
 
 
 def narrowed(model: VideoMLA, dtype: torch.dtype) -> Passes:

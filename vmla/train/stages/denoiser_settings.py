@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from plugins.errors import UserError
 from vmla.train.objectives.teacher_forcing import Forcing
-from vmla.train.optim.optimizers import Schedule
+from vmla.train.optim.optimizers import TrainingSchedule
 from vmla.train.optim.precision import Precision
 
 
@@ -14,7 +14,7 @@ from vmla.train.optim.precision import Precision
 class DenoiserTraining:
     """Settings of the stage that trains the denoiser."""
 
-    schedule: Schedule
+    schedule: TrainingSchedule
     forcing: Forcing
     clips: int = 16
     """Clips of a batch."""

@@ -10,17 +10,22 @@ import torch
 from torch import Tensor
 
 from plugins.errors import UserError
-from vmla.cache import CacheLayout
+from vmla.cache import CacheSpec
 from vmla.scheduler import Sampler, add_noise
 from vmla.train.data.latents import LatentSet
 from vmla.train.loop.parallel import Calls, Parallel
 from vmla.train.loop.throughput import Meter
+from vmla.train.objectives.cached_rollout import CachedRollout, clip_velocity, level
 from vmla.train.objectives.consistency import Consistency, Networks, consistency_loss
-from vmla.train.objectives.dmd import critic_loss, generator_loss, matching_gradient, score_sigma
-from vmla.train.objectives.guidance import guided_beyond
+from vmla.train.objectives.dmd import (
+    critic_loss,
+    generator_loss,
+    guided_beyond,
+    matching_gradient,
+    score_sigma,
+)
 from vmla.train.objectives.noise import normal, seeded, uniform
 from vmla.train.objectives.packed_clip import predicted
-from vmla.train.objectives.rollout_cache import Memory, clip_velocity, level
 from vmla.train.objectives.self_forcing import self_rollout
 from vmla.train.optim.optimizers import DistilSchedule, Optimizers
 from vmla.train.optim.precision import Precision, resolve
@@ -130,7 +135,7 @@ class ConsistencyStage:
         if training.compiled:
             compile_blocks(student, target, teacher)
         self.training, self.schedule = training, training.schedule
-        self.batches, self.layout = _batches(training, data, device), CacheLayout.of(student.config)
+        self.batches, self.cache_spec = _batches(training, data, device), CacheSpec.of(student.config)
         self.negative = self.batches.negative(training.consistency.guidance != 1)
 
     def settings(self) -> dict[str, Any]:
@@ -139,20 +144,22 @@ class ConsistencyStage:
 
     def loss(self, step: int) -> Tensor:
         """The loss on the micro-batch of number `step`."""
-        frames = self.layout.chunks.start(self.training.chunks)
+        frames = self.cache_spec.chunks.start(self.training.chunks)
         with self.meter.waiting():
             latents, text = self.batches.video(step, 4, frames)
         generator = seeded(latents.device, self.training.seed * 1_000_003 + step)
         with torch.no_grad():
-            target, teacher = self._memory(self.target, text), self._memory(self.teacher, text)
-            free = None if self.negative is None else self._memory(self.teacher, self.negative)
-        networks = Networks(self._memory(self.model, text), target, teacher, free)
+            target, teacher = self._rollout(self.target, text), self._rollout(self.teacher, text)
+            free = None if self.negative is None else self._rollout(self.teacher, self.negative)
+        networks = Networks(self._rollout(self.model, text), target, teacher, free)
         return consistency_loss(networks, latents, self.training.consistency, generator)
 
-    def _memory(self, model: VideoMLA, text: Tensor) -> Memory:
+    def _rollout(self, model: VideoMLA, text: Tensor) -> CachedRollout:
         passes = self.calls(model, self.meter.dtype)
         unrolled = passes.unrolled if self.training.at_once else None
-        return Memory(passes.step, CacheLayout.of(model.config), passes.encode_text(text), unrolled=unrolled)
+        return CachedRollout(
+            passes.step, CacheSpec.of(model.config), passes.encode_text(text), unrolled=unrolled
+        )
 
 
 class DistributionStage:
@@ -231,7 +238,7 @@ class DistributionStage:
 
         Exit and length are those of the whole group of micro-batches: all processes run the same passes.
         """
-        training, layout = self.training, CacheLayout.of(self.model.config)
+        training, spec = self.training, CacheSpec.of(self.model.config)
         rng = np.random.default_rng([training.seed, draw // self.group, key, 1])
         exit_step = int(rng.integers(training.sampler.steps))
         before = int(rng.integers(training.prelude + 1))
@@ -239,7 +246,7 @@ class DistributionStage:
         seeds = np.random.default_rng([training.seed, draw, key, 2]).integers(2**31, size=training.clips)
         config, count = self.model.config, before + training.chunks
         made = self_rollout(
-            Memory(passes.step, layout, passes.encode_text(text)),
+            CachedRollout(passes.step, spec, passes.encode_text(text)),
             training.sampler,
             (config.in_channels, config.sample_height, config.sample_width),
             chunks=count,
@@ -248,7 +255,7 @@ class DistributionStage:
             learned=training.chunks,
         )
         numbers = list(range(count)) if before == 0 else [0, *range(before, count)]
-        chunks = layout.chunks.split(made, range(count))
+        chunks = spec.chunks.split(made, range(count))
         return torch.cat([chunks[number] for number in numbers], dim=2), numbers
 
     def _noise(self, x: Tensor, draw: int, key: int) -> tuple[Tensor, Tensor]:
@@ -258,24 +265,24 @@ class DistributionStage:
         return sigma, normal(x.shape, generator, x.device)
 
     def _score(self, model: VideoMLA, text: Tensor) -> Any:
-        """A fresh memory of a score network, for chunks of given numbers."""
+        """Starts a rollout of a score network over the chunks of given numbers."""
         passes = self.calls(model, self.meter.dtype)
         text_kv, config = passes.encode_text(text), model.config
         unrolled = passes.unrolled if self.training.at_once else None
 
-        def memory(numbers: list[int]) -> Memory:
+        def new_rollout(numbers: list[int]) -> CachedRollout:
             if self.training.whole_scores:
-                frames = CacheLayout.of(self.model.config).chunks.start(len(numbers))
-                layout = CacheLayout.of(replace(config, chunk=frames, first_chunk=0, sink=0, history=0))
-                return Memory(passes.step, layout, text_kv)
-            return Memory(passes.step, CacheLayout.of(config), text_kv, numbers, unrolled=unrolled)
+                frames = CacheSpec.of(self.model.config).chunks.start(len(numbers))
+                spec = CacheSpec.of(replace(config, chunk=frames, first_chunk=0, sink=0, history=0))
+                return CachedRollout(passes.step, spec, text_kv)
+            return CachedRollout(passes.step, CacheSpec.of(config), text_kv, numbers, unrolled=unrolled)
 
-        return memory
+        return new_rollout
 
     def _learned(self, x: Tensor, numbers: list[int]) -> Tensor:
         """Of a clip's chunks those that scores predict."""
         wanted = predicted(numbers)
-        chunks = CacheLayout.of(self.model.config).chunks.split(x, numbers)
+        chunks = CacheSpec.of(self.model.config).chunks.split(x, numbers)
         return torch.cat([c for number, c in zip(numbers, chunks, strict=True) if number in wanted], dim=2)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vmla.text import SmallTextConfig, TextEncoder, embed
 from vmla.train.loop.throughput import Meter
-from vmla.train.optim.optimizers import Schedule
+from vmla.train.optim.optimizers import TrainingSchedule
 from vmla.train.optim.precision import Precision, resolve
 from vmla.world.caption import describe, read
 from vmla.world.scene import BACKGROUNDS, COLOURS, MOTIONS, SHAPES, SIZES, draw_scene
@@ -30,7 +30,7 @@ OBJECTS = 2
 class TextTraining:
     """Settings of the stage that trains the text encoder."""
 
-    schedule: Schedule
+    schedule: TrainingSchedule
     captions: int = 64
     """Captions of a batch."""
     world: str = FIRST.name

@@ -19,7 +19,7 @@ from vmla.weights.source import Source
 
 
 @dataclass(frozen=True)
-class Calibration:
+class CalibrationBatch:
     """Inputs of a denoiser."""
 
     latents: Tensor
@@ -30,7 +30,7 @@ class Calibration:
     """[clips, text tokens, text width]."""
 
     @classmethod
-    def noise(cls, config: ModelConfig, *, clips: int, seed: int) -> Calibration:
+    def noise(cls, config: ModelConfig, *, clips: int, seed: int) -> CalibrationBatch:
         """Pure noise at t = 1000 and no text, which a denoiser does meet: no data needed."""
         generator = torch.Generator().manual_seed(seed)
         shape = (clips, config.in_channels, config.chunk, config.sample_height, config.sample_width)
@@ -38,7 +38,7 @@ class Calibration:
         return cls(torch.randn(shape, generator=generator), torch.full((clips,), float(TIMESTEPS)), text)
 
     @classmethod
-    def noised(cls, clean: Tensor, text: Tensor, *, shift: float, seed: int) -> Calibration:
+    def noised(cls, clean: Tensor, text: Tensor, *, shift: float, seed: int) -> CalibrationBatch:
         """True latents [clips, z, F, h, w] at noise levels spread over the schedule."""
         generator = torch.Generator().manual_seed(seed)
         sigma = shifted((torch.arange(len(clean)) + 0.5) / len(clean), shift)
@@ -47,7 +47,7 @@ class Calibration:
 
 
 @dataclass(frozen=True)
-class Seen:
+class TracedLayer:
     """One layer of the source, and its attention at work."""
 
     layer: int
@@ -58,7 +58,7 @@ class Seen:
     """[clips, S, D]: of self-attention."""
 
 
-def layers_of(source: Source, calibration: Calibration) -> Iterator[Seen]:
+def layers_of(source: Source, calibration: CalibrationBatch) -> Iterator[TracedLayer]:
     """Each layer in turn; never more than one layer's weights are in memory.
 
     Attention is among the frames of a clip in both directions, as in a rollout's first chunk.
@@ -83,7 +83,7 @@ def layers_of(source: Source, calibration: Calibration) -> Iterator[Seen]:
             states[clip] = block(x, modulation, block.attn2.keys_values(text), empty, window, False)[0]
         hook.remove()
         inputs, outputs = (torch.cat(parts) for parts in zip(*seen, strict=True))
-        yield Seen(layer, weights, inputs, outputs)
+        yield TracedLayer(layer, weights, inputs, outputs)
 
 
 def all_frames(rope: Rotary3D, frames: int) -> Window:

@@ -18,8 +18,8 @@ from vmla.config import ModelConfig
 from vmla.scheduler import Sampler
 from vmla.transformer import VideoMLA
 from vmla.weights.checkpoint import WEIGHTS, Checkpoint
-from vmla.weights.conversion.activations import Calibration, Seen, all_frames, layers_of
-from vmla.weights.conversion.spectral import Choices, Inputs, convert_attention
+from vmla.weights.conversion.activations import CalibrationBatch, TracedLayer, all_frames, layers_of
+from vmla.weights.conversion.spectral import AttentionInputs, Choices, convert_attention
 from vmla.weights.conversion.to_mha import unfold_attention
 from vmla.weights.formats.files import read_json, write_json, write_tensors
 from vmla.weights.published.pipeline_parts import carry_over
@@ -38,7 +38,7 @@ class Conversion:
     config: ModelConfig
     """Of the result; its layout may be the source's own."""
     choices: Choices
-    calibration: Calibration
+    calibration: CalibrationBatch
     dtype: torch.dtype = torch.float32
     sampler: Sampler | None = None
     """Of the result; the pipeline's own if it is one of ours, or `SAMPLER`, if not given."""
@@ -86,10 +86,10 @@ class Conversion:
             new = {f"attn1.{name}": tensor for name, tensor in attention.items()}
             yield self._cast({**others, **new}, seen.layer)
 
-    def attention(self, seen: Seen) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def attention(self, seen: TracedLayer) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """One layer's latent attention, and how far both initialisations are from what it replaces."""
         wan = {n.removeprefix("attn1."): t for n, t in seen.weights.items() if n.startswith("attn1.")}
-        inputs = Inputs.of(seen.inputs.flatten(0, 1), whiten=self.choices.whiten)
+        inputs = AttentionInputs.of(seen.inputs.flatten(0, 1), whiten=self.choices.whiten)
         made, errors = {}, {}
         energy: dict[str, float] = {}
         for init in ("spectral", "random"):
@@ -101,7 +101,7 @@ class Conversion:
             energy |= kept
         return made[self.choices.init], {"layer": seen.layer, "energy": energy, "output error": errors}
 
-    def unfolded(self, seen: Seen) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    def unfolded(self, seen: TracedLayer) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """One layer's attention per head, and how far it is from the latent one that it replaces."""
         latent = {n.removeprefix("attn1."): t for n, t in seen.weights.items() if n.startswith("attn1.")}
         seed = self.choices.seed * 1_000_003 + seen.layer
@@ -116,7 +116,7 @@ class Conversion:
         return {prefix + name: tensor.to(self.dtype) for name, tensor in tensors.items()}
 
 
-def output_error(attention: LatentAttention | HeadAttention, seen: Seen, config: ModelConfig) -> float:
+def output_error(attention: LatentAttention | HeadAttention, seen: TracedLayer, config: ModelConfig) -> float:
     """Distance of the attention's outputs from those of the source, as a share of their size."""
     window = all_frames(VideoMLA.rotary(config), seen.inputs.shape[1] // config.tokens_per_frame)
     lost = size = 0.0

@@ -67,7 +67,7 @@ class Choices:
 
 
 @dataclass(frozen=True)
-class Inputs:
+class AttentionInputs:
     """Calibration inputs of one layer's attention, and their moments."""
 
     tokens: Tensor
@@ -81,7 +81,7 @@ class Inputs:
     """[D, D]: R and R^-1; the identity without whitening."""
 
     @classmethod
-    def of(cls, tokens: Tensor, *, whiten: bool) -> Inputs:
+    def of(cls, tokens: Tensor, *, whiten: bool) -> AttentionInputs:
         """Moments of `tokens` [n, D]."""
         tokens = tokens.double()
         moment = tokens.T @ tokens / len(tokens)
@@ -112,7 +112,7 @@ class Factored:
     """Share of the squared singular values that was kept."""
 
 
-def factor(matrix: Tensor, rank: int, inputs: Inputs, balance: float) -> Factored:
+def factor(matrix: Tensor, rank: int, inputs: AttentionInputs, balance: float) -> Factored:
     """The best `rank` directions of `matrix` [outputs, inputs] for these inputs.
 
     Raises:
@@ -155,7 +155,7 @@ def channels(config: ModelConfig) -> tuple[list[int], list[int]]:
 
 
 def convert_attention(
-    wan: Mapping[str, Tensor], config: ModelConfig, inputs: Inputs, choices: Choices
+    wan: Mapping[str, Tensor], config: ModelConfig, inputs: AttentionInputs, choices: Choices
 ) -> tuple[dict[str, Tensor], dict[str, float]]:
     """The weights of `LatentAttention` from those of `HeadAttention`.
 
@@ -185,7 +185,7 @@ def convert_attention(
 
 
 def _content(
-    wan: Mapping[str, Tensor], gain: Tensor, config: ModelConfig, inputs: Inputs, choices: Choices
+    wan: Mapping[str, Tensor], gain: Tensor, config: ModelConfig, inputs: AttentionInputs, choices: Choices
 ) -> tuple[dict[str, Tensor], float]:
     """W_dKV, its norm, W_uK and W_uV: content keys and values decomposed together."""
     content = channels(config)[1]
@@ -207,7 +207,7 @@ def _content(
 
 
 def _rotary(
-    wan: Mapping[str, Tensor], gain: Tensor, config: ModelConfig, inputs: Inputs, choices: Choices
+    wan: Mapping[str, Tensor], gain: Tensor, config: ModelConfig, inputs: AttentionInputs, choices: Choices
 ) -> tuple[dict[str, Tensor], Tensor, float]:
     """W_rK, the factor [N, pairs] (complex) of each head for each shared pair, and the energy kept.
 
@@ -233,7 +233,7 @@ def _rotary(
 
 
 def _queries(
-    wan: Mapping[str, Tensor], turns: Tensor, config: ModelConfig, inputs: Inputs, choices: Choices
+    wan: Mapping[str, Tensor], turns: Tensor, config: ModelConfig, inputs: AttentionInputs, choices: Choices
 ) -> tuple[dict[str, Tensor], float]:
     """W_dQ, its norm, W_uQ and W_rQ. Up is orthonormal: the latent is as large as the query itself."""
     plain = inputs.absorbed(wan["to_q.weight"], wan["to_q.bias"], choices)

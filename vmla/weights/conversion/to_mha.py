@@ -21,7 +21,7 @@ from torch import Tensor
 
 from vmla.config import ModelConfig
 from vmla.rope import Rotary3D
-from vmla.weights.conversion.spectral import Inputs, channels, norm_gain, rms
+from vmla.weights.conversion.spectral import AttentionInputs, channels, norm_gain, rms
 
 
 def unfold_attention(
@@ -40,7 +40,7 @@ def unfold_attention(
         heads) that a head has channels for.
     """
     latent = {name: tensor.double() for name, tensor in latent.items()}
-    seen = Inputs.of(inputs, whiten=False)
+    seen = AttentionInputs.of(inputs, whiten=False)
     down_kv, down_q = (_normed_latent(latent, part, seen, config) for part in ("kv", "q"))
     content_q, content_k, kept = _content(latent, config)
     content_q, content_k = content_q @ down_q, _filled(content_k @ down_kv, seed)
@@ -69,7 +69,9 @@ def slowest_first(config: ModelConfig) -> list[int]:
     return sorted(content, key=lambda channel: (float(speeds[channel // 2]), channel))
 
 
-def _normed_latent(latent: Mapping[str, Tensor], part: str, inputs: Inputs, config: ModelConfig) -> Tensor:
+def _normed_latent(
+    latent: Mapping[str, Tensor], part: str, inputs: AttentionInputs, config: ModelConfig
+) -> Tensor:
     """D: the matrix whose products with these inputs are nearest to the latent after its norm."""
     plain = inputs.tokens @ latent[f"down_{part}.weight"].T
     wanted = latent[f"norm_{part}.weight"] * plain / rms(plain, config.eps)

@@ -8,7 +8,7 @@ from itertools import permutations
 import torch
 from torch import Tensor
 
-from vmla.world.caption import Reading, Request
+from vmla.world.caption import ObjectRequest, Reading
 from vmla.world.grader.colours import find_background
 from vmla.world.grader.detection import Found, find_objects
 from vmla.world.grader.motion import name_motion
@@ -39,7 +39,7 @@ class SeenObject:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class Observation:
     """What a window of a video shows."""
 
     background: str | None
@@ -65,7 +65,7 @@ class Grade:
 QUESTIONS = tuple(field.name for field in fields(Grade))
 
 
-def look(frames: Tensor, world: World = FIRST) -> Seen:
+def look(frames: Tensor, world: World = FIRST) -> Observation:
     """What `frames` show of `world`: [F, 3, 64, 64] at 16 frames/s, uint8 or floating in [0, 1].
 
     Windows of three to five seconds are meant; in less than three a slow drifter is hard to tell from
@@ -80,7 +80,7 @@ def look(frames: Tensor, world: World = FIRST) -> Seen:
     pixels = pixels / 255 if frames.dtype == torch.uint8 else pixels.clamp(0, 1)
     name, colour = find_background(pixels)
     objects = (_see(found) for found in find_objects(pixels, colour, world))
-    return Seen(background=name, objects=tuple(o for o in objects if o.presence > FLASH))
+    return Observation(background=name, objects=tuple(o for o in objects if o.presence > FLASH))
 
 
 def _see(found: Found) -> SeenObject:
@@ -93,7 +93,7 @@ def _see(found: Found) -> SeenObject:
     )
 
 
-def grade(seen: Seen, reading: Reading) -> Grade:
+def grade(seen: Observation, reading: Reading) -> Grade:
     """Hold what is seen against what a prompt asks for; what the prompt leaves open is right.
 
     Each object asked for is matched with one that is seen: by colour, where that fails by shape, then
@@ -110,8 +110,8 @@ def grade(seen: Seen, reading: Reading) -> Grade:
 
 
 def match(
-    objects: tuple[SeenObject, ...], requests: tuple[Request, ...]
-) -> list[tuple[Request, SeenObject | None]]:
+    objects: tuple[SeenObject, ...], requests: tuple[ObjectRequest, ...]
+) -> list[tuple[ObjectRequest, SeenObject | None]]:
     """Each request with its own object, or None when there are too few."""
     pool = [*objects, *[None] * len(requests)]
 
@@ -122,14 +122,14 @@ def match(
     return list(zip(requests, best, strict=True))
 
 
-def _likeness(found: SeenObject | None, asked: Request) -> int:
+def _likeness(found: SeenObject | None, asked: ObjectRequest) -> int:
     if found is None:
         return 0
     like = (found.presence >= PRESENT, _moves_as(found, asked), found.shape == asked.shape)
     return 1 + 8 * like[2] + 4 * like[1] + 2 * like[0] + 32 * (found.colour == asked.colour)
 
 
-def _moves_as(found: SeenObject, asked: Request) -> bool:
+def _moves_as(found: SeenObject, asked: ObjectRequest) -> bool:
     # Nobody can see a circle spin.
     hidden = asked.motion == "spinning" and asked.shape in ROUND and found.motion == "resting"
     return found.motion == asked.motion or hidden

@@ -7,7 +7,7 @@ import torch
 
 from plugins.errors import UserError
 from vmla.train.loop.loop import train
-from vmla.train.loop.prefetch import Ahead
+from vmla.train.loop.prefetch import Prefetcher
 from vmla.train.recipes.from_scratch import TRAINING_RECIPES
 from vmla.train.stages.codec import CodecStage
 
@@ -33,7 +33,7 @@ def test_weights_are_those_of_drawing_in_place_and_of_resuming(tmp_path, monkeyp
     assert run(stage(), tmp_path / "parts", stop_after=2) is None
     parts = run(stage(), tmp_path / "parts")
     with monkeypatch.context() as patched:
-        patched.setattr(Ahead, "__enter__", lambda self: self)
+        patched.setattr(Prefetcher, "__enter__", lambda self: self)
         plain = run(stage(), tmp_path / "plain")
     for name, tensor in plain.items():
         assert torch.equal(whole[name], tensor), name
@@ -50,7 +50,7 @@ def test_the_next_batch_is_drawn_while_the_present_one_is_used():
             begun.set()
         return number
 
-    ahead = Ahead(draw)
+    ahead = Prefetcher(draw)
     assert ahead.take(1) == 1
     assert drawn == [(1, True)]
     with ahead:
@@ -75,7 +75,7 @@ def test_an_error_in_drawing_arrives_with_its_message(tmp_path):
             raise UserError("shard-2 is cut short; encode anew")
         return inner(step)
 
-    made.ahead = Ahead(draw)
+    made.prefetcher = Prefetcher(draw)
     with pytest.raises(UserError, match="shard-2 is cut short; encode anew"):
         run(made, tmp_path)
     assert len((tmp_path / "codec.jsonl").read_text().splitlines()) == 2

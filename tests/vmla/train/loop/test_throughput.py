@@ -12,16 +12,16 @@ from kit.models import draw, randomise
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from vmla.cache import CacheLayout
-from vmla.config import recipe
+from vmla.cache import CacheSpec
+from vmla.config import model_preset
 from vmla.flops import Counted, text_flops
 from vmla.train.data.latents import LatentSet
 from vmla.train.loop.log import Speedometer, last_record, mean_speed
 from vmla.train.loop.loop import train
 from vmla.train.loop.throughput import Meter, Speed, Work, matrix_peak
+from vmla.train.objectives.cached_rollout import CachedRollout
 from vmla.train.objectives.packed_clip import unrolling
-from vmla.train.objectives.rollout_cache import Memory
-from vmla.train.recipes.from_checkpoint import PIPELINES
+from vmla.train.recipes.from_checkpoint import DISTILLATION_RECIPES
 from vmla.train.recipes.from_scratch import TRAINING_RECIPES
 from vmla.train.stages.codec import CodecStage
 from vmla.train.stages.denoiser import DenoiserStage, narrowed
@@ -31,7 +31,7 @@ from vmla.transformer import VideoMLA
 
 pytestmark = pytest.mark.cpu
 
-RECIPE, PIPELINE = TRAINING_RECIPES["debug"], PIPELINES["debug"]
+RECIPE, DISTILLATION = TRAINING_RECIPES["debug"], DISTILLATION_RECIPES["debug"]
 
 
 def data(config):
@@ -45,15 +45,17 @@ def network(config, *, seed=0, learns=True):
 
 def stage_of(name, layout="mla"):
     """Stages that go chunk by chunk."""
-    config = recipe("debug", layout=layout)
-    training = dataclasses.replace(getattr(PIPELINE, name), at_once=False)
+    config = model_preset("debug", layout=layout)
+    training = dataclasses.replace(getattr(DISTILLATION, name), at_once=False)
     student = network(config)
     if name == "forcing":
         return DenoiserStage(config, training, data(config), model=student)
     still = [network(config, seed=seed, learns=False) for seed in (1, 2)]
     if name == "consistency":
         return ConsistencyStage(student, *still, training, data(config))
-    return DistributionStage(student, network(config, seed=1), still[1], PIPELINE.distribution, data(config))
+    return DistributionStage(
+        student, network(config, seed=1), still[1], DISTILLATION.distribution, data(config)
+    )
 
 
 @contextmanager
@@ -89,11 +91,11 @@ def test_operations_are_those_that_run(name, layout):
 
 @pytest.mark.parametrize("layout", ["mla", "mha"])
 def test_a_pass_with_a_full_window_is_counted_to_the_last_operation(layout):
-    model, meter = network(recipe("debug", layout=layout)), Meter(torch.float32)
+    model, meter = network(model_preset("debug", layout=layout)), Meter(torch.float32)
     step, encode_text, _ = meter.passes(narrowed)(model, torch.float32)
     frame = draw(2, 4, 3, 8, 8)
     with torch.no_grad(), counter() as seen:
-        memory = Memory(step, CacheLayout.of(model.config), encode_text(draw(2, 96, 32)))
+        memory = CachedRollout(step, CacheSpec.of(model.config), encode_text(draw(2, 96, 32)))
         assert meter.take(1.0).flops == seen.get_total_flops()
         for number in range(2):
             memory.commit(frame, number)
@@ -105,9 +107,9 @@ def test_a_pass_with_a_full_window_is_counted_to_the_last_operation(layout):
 
 @pytest.mark.parametrize("layout", ["mla", "mha"])
 def test_a_clip_at_once_is_counted_but_for_what_its_mask_hides(layout):
-    config, meter = recipe("debug", layout=layout), Meter(torch.float32)
+    config, meter = model_preset("debug", layout=layout), Meter(torch.float32)
     _, encode_text, unrolled = meter.passes(narrowed)(network(config), torch.float32)
-    clip = unrolling(CacheLayout.of(config), range(4))
+    clip = unrolling(CacheSpec.of(config), range(4))
     frames, columns = clip.visible.shape
     with torch.no_grad(), counter() as seen:
         text_kv = encode_text(draw(2, 96, 32))
@@ -122,7 +124,7 @@ def test_a_clip_at_once_is_counted_but_for_what_its_mask_hides(layout):
 
 
 def test_tokens_are_those_that_learn():
-    config, training = recipe("debug"), PIPELINE.forcing
+    config, training = model_preset("debug"), DISTILLATION.forcing
     stage = stage_of("forcing")
     stage.loss(0)
     chunk = training.clips * config.chunk * config.tokens_per_frame
@@ -189,7 +191,7 @@ def test_every_line_of_the_log_has_its_speed(tmp_path):
     lines = []
     train(stage_of("forcing"), tmp_path, report=lines.append)
     logged = [json.loads(line) for line in (tmp_path / "denoiser.jsonl").read_text().splitlines()]
-    assert len(logged) == PIPELINE.forcing.schedule.steps
+    assert len(logged) == DISTILLATION.forcing.schedule.steps
     for line in logged:
         assert line["tokens_per_second"] > 0
         assert 0 < line["utilisation"] < 1.5
@@ -211,5 +213,5 @@ def test_a_log_that_began_without_speeds_goes_on(tmp_path):
     log.write_text("".join(json.dumps(line) + "\n" for line in old))
     assert mean_speed(log) == {}
     train(stage_of("forcing"), tmp_path, report=lambda line: None)
-    assert last_record(log)["step"] == PIPELINE.forcing.schedule.steps
+    assert last_record(log)["step"] == DISTILLATION.forcing.schedule.steps
     assert mean_speed(log)["tokens_per_second"] > 0

@@ -13,7 +13,7 @@ from vmla.train.data.latents import LatentSet, LatentSettings, make_latents
 from vmla.train.loop.log import last_record
 from vmla.train.loop.loop import train
 from vmla.train.loop.state import load_state, save_state
-from vmla.train.optim.optimizers import Optimizers, Schedule
+from vmla.train.optim.optimizers import Optimizers, TrainingSchedule
 from vmla.train.recipes.from_scratch import TRAINING_RECIPES, training_recipe
 from vmla.train.stages.codec import CodecStage
 from vmla.train.stages.denoiser import DenoiserStage
@@ -219,7 +219,7 @@ def test_the_parts_of_a_recipe_fit_together(recipe):
 # Optimizers
 
 
-SCHEDULE = Schedule(steps=100, learning_rate=1e-2, warmup=10, decay=30)
+SCHEDULE = TrainingSchedule(steps=100, learning_rate=1e-2, warmup=10, decay=30)
 
 
 def test_rates_rise_stay_and_fall():

@@ -45,7 +45,7 @@ def small(line):
     ]
     line = shlex.join(words).replace("--minutes 3", "--chunks 1").replace("--seconds 5", "--chunks 1")
     if line.startswith("vmla-train convert"):
-        line += " --recipe debug" + (" --heads 2" if "--map auto" in line else "")
+        line += " --sizes debug" + (" --heads 2" if "--map auto" in line else "")
     return shlex.split(line + (" --heads 2" if line.startswith("vmla-train inspect") else ""))
 
 

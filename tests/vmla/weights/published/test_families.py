@@ -12,8 +12,8 @@ from kit.wan import wan_transformer
 from safetensors.torch import save_file
 
 from plugins.errors import UserError
-from vmla.cache import CacheLayout
-from vmla.config import RECIPES
+from vmla.cache import CacheSpec
+from vmla.config import MODEL_PRESETS
 from vmla.vae.wan import WanCodec
 from vmla.weights.source import open_source, published
 
@@ -71,7 +71,7 @@ def test_ti2v_has_a_picture_of_its_own_unless_another_is_named(tmp_path):
     tensors = {name: tensor.contiguous() for name, tensor in published(model, wan=True).items()}
     save_file(tensors, tmp_path / "x.safetensors")
     (tmp_path / "config.json").write_text('{"num_attention_heads": 2}')
-    like = replace(RECIPES["wan-1.3b"], qk_rope_head_dim=8)
+    like = replace(MODEL_PRESETS["wan-1.3b"], qk_rope_head_dim=8)
     config = open_source(tmp_path / "x.safetensors", like=like).config
     assert (config.in_channels, config.sample_height, config.sample_width) == (48, 44, 80)
     small = open_source(tmp_path / "x.safetensors", like=tiny_config()).config
@@ -86,10 +86,10 @@ def test_ti2vs_transformer_and_codec_are_diffusers(tmp_path):
     model = open_source(tmp_path, like=config).model()
     latents = draw(1, 6, 4, config.sample_height, config.sample_width, seed=1)
     text, timestep = draw(1, config.text_tokens, config.text_dim, seed=2), torch.tensor([[640.0] * 4])
-    layout = CacheLayout.of(config)
+    spec = CacheSpec.of(config)
     velocity = model(
-        latents, timestep, model.encode_text(text), layout.allocate(1, dtype=torch.float32),
-        layout.slot_index(0), layout.chunk_index(0, config.chunk),
+        latents, timestep, model.encode_text(text), spec.allocate(1, dtype=torch.float32),
+        spec.slot_index(0), spec.chunk_index(0, config.chunk),
     )[0]  # fmt: skip
     of_tokens = timestep.repeat_interleave(config.tokens_per_frame, dim=1)
     assert_close(velocity, wan(latents, of_tokens, text, return_dict=False)[0], rtol=1e-5, atol=1e-5)

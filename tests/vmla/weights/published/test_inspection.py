@@ -171,7 +171,7 @@ def test_convert_applies_an_edited_mapping(tmp_path):
     values["parts"]["up_q.weight"]["rows"] = [ROTARY, ROTARY + content]
     values["parts"]["rotary_q.weight"] |= {"rows": [0, ROTARY], "pairs": "halved"}
     (tmp_path / "map.yaml").write_text(yaml.safe_dump(values))
-    arguments = ["--from", path, "--map", tmp_path / "map.yaml", "--recipe", "debug", "-o", tmp_path / "out"]
+    arguments = ["--from", path, "--map", tmp_path / "map.yaml", "--sizes", "debug", "-o", tmp_path / "out"]
     result = CliRunner().invoke(main, ["convert", *map(str, arguments)])
     assert result.exit_code == 0, result.output
     from vmla.weights.checkpoint import open_checkpoint

@@ -31,7 +31,7 @@ PROMPT = "a red star"
 
 
 def convert(*arguments):
-    return CliRunner().invoke(main, ["convert", "--recipe", "debug", *map(str, arguments)])
+    return CliRunner().invoke(main, ["convert", "--sizes", "debug", *map(str, arguments)])
 
 
 @pytest.fixture(scope="module")

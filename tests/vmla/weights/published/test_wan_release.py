@@ -20,7 +20,7 @@ def test_a_release_and_a_distilled_file_make_a_checkpoint(tmp_path):
     vae, text = release_folder(tmp_path / "Wan2.1-T2V-1.3B")
     distilled(tmp_path / "sf.pt", small_denoiser(in_channels=16))
     arguments = ["--from", tmp_path / "sf.pt", "--with", tmp_path / "Wan2.1-T2V-1.3B", "--preset",
-                 "self-forcing", "--recipe", "debug", "-o", tmp_path / "sf"]  # fmt: skip
+                 "self-forcing", "--sizes", "debug", "-o", tmp_path / "sf"]  # fmt: skip
     result = CliRunner().invoke(main, ["convert", *map(str, arguments)])
     assert result.exit_code == 0, result.output
     made = open_checkpoint(tmp_path / "sf")
