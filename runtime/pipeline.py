@@ -14,8 +14,6 @@ from pathlib import Path
 from time import perf_counter
 from types import TracebackType
 
-import torch
-
 from plugins.errors import UserError
 from runtime.outputs import Frames
 from runtime.outputs.frame_queue import FrameQueue
@@ -80,8 +78,6 @@ class VideoPipeline:
         Raises:
             UserError: for a missing checkpoint or device, or an engine that does not fit.
         """
-        if device == "auto":
-            device = "cuda" if engine is None and torch.cuda.is_available() else "cpu"
         # Each video brings its own prompt and length; those of this job are never made.
         job, _ = prepare(
             FixedPrompts("a video"), folder_or_name, device=device, dtype=dtype, threads=threads,

@@ -153,7 +153,8 @@ def steady(engine: Engine, sampler: Sampler, *, batch: int = 1, graphs: bool = T
         videos.update_cache()
         return latents
 
-    chunk()  # the prompt is encoded, graphs are captured
+    chunk()  # the prompt is encoded
+    chunk()  # graphs are captured
     return chunk
 
 

@@ -3,39 +3,38 @@
 from __future__ import annotations
 
 import copy
+import weakref
 
 from torch import Tensor, nn
 
 from vmla.transformer import Conditioning, VideoMLA
 
-CAPACITY = 256
-"""Timesteps that are remembered: several streams of several steps each."""
-
-
 class ConditioningTable(nn.Module):
     """As the `Conditioning` that it is made from, which it asks once for each timestep tensor.
 
-    Only the very same tensor, not written into since, is taken for the same. Nothing is ever
-    forgotten, because a CUDA graph may read it; when the table is full, the rest is worked out anew.
+    Only the very same tensor, not written into since, is taken for the same. What belongs to it is kept
+    as long as it lives, because a CUDA graph of the rollout that holds it may read it, and no longer.
     """
 
     def __init__(self, conditioning: Conditioning) -> None:
         super().__init__()
         self.conditioning = conditioning
         self.text_embedder = conditioning.text_embedder
-        self._known: dict[int, tuple[Tensor, int, tuple[Tensor, Tensor]]] = {}
+        self._known: dict[int, tuple[weakref.ref[Tensor], int, tuple[Tensor, Tensor]]] = {}
 
     def forward(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
         """See `Conditioning.forward`."""
         if timestep.is_inference():  # torch does not note whether such a tensor was written into
             made: tuple[Tensor, Tensor] = self.conditioning(timestep)
             return made
-        tensor, version, known = self._known.get(id(timestep), (None, -1, None))
-        if tensor is timestep and version == timestep._version and known is not None:
-            return known
+        number, version = id(timestep), timestep._version
+        known = self._known.get(number)
+        if known is not None and known[1] == version:
+            return known[2]
         made = self.conditioning(timestep)
-        if id(timestep) not in self._known and len(self._known) < CAPACITY:
-            self._known[id(timestep)] = timestep, timestep._version, made
+        if known is None:
+            gone = weakref.ref(timestep, lambda _: self._known.pop(number, None))
+            self._known[number] = gone, version, made
         return made
 
 

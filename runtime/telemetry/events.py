@@ -45,7 +45,8 @@ class ChunkReport:
     """Allocated on the GPU, if there is one."""
     launches: int | None
     """The host's for this chunk and the clean pass before it: graphs and uploads of their data, prompts and
-    decoding left out. None where no graph is replayed: on a CPU, or after a warning that there is none."""
+    decoding left out. None where no graph is replayed: on a CPU, after a warning that there is
+    none, and in the first two chunks, for the first one and its clean pass wait for no capture."""
     frames_per_second: float
     """Of the video, when played."""
     prompt: str
