@@ -1,9 +1,9 @@
-"""From a checkpoint folder to an engine folder: built aside, renamed when whole, reused when unchanged.
+"""Builds an engine folder from a checkpoint folder: aside, renamed when whole, reused when unchanged.
 
 The folder holds `manifest.json`, the two programs, and the calibration of an fp8 engine. Text encoder,
-tokenizer, codec and sampler stay in the checkpoint, which the manifest names and knows by hash: they are
-not compiled, Wan's text encoder alone is four times the size of the denoiser, and a rollout opens the
-checkpoint for its codec anyway.
+tokenizer, codec and sampler stay in the checkpoint, which the manifest records by name and hash: they are not
+compiled, Wan's text encoder alone is four times the size of the denoiser, and a rollout opens the checkpoint
+for its codec anyway.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from time import perf_counter
 from torch.export import ExportedProgram
 
 from export.checks import check_files
-from export.engine.atomic_folder import aside_of
+from export.engine.engine_folder import replacing
 from export.engine.manifest import NAME, Manifest, Quantization, Signature
 from export.engine.signature import contract
 from export.layers import by_precision
@@ -40,16 +40,16 @@ from vmla.weights.formats.files import hash_file
 
 @dataclass(kw_only=True)
 class BuildStage:
-    """A part of a build."""
+    """One step of a build, with its duration and memory."""
 
     name: str
     seconds: float = 0.0
     peak_bytes: int = 0
-    """The most that this process or a compiler that it started ever held."""
+    """The most memory that this process, or a compiler it has started, ever held."""
     warnings: list[str] = field(default_factory=list)
-    """Of a parser or compiler."""
+    """Warnings of a parser or compiler."""
     notes: list[str] = field(default_factory=list)
-    """What it found."""
+    """Results worth printing."""
 
 
 Report = Callable[[BuildStage], None]
@@ -73,23 +73,25 @@ def build(
     """Build the engine of `checkpoint` in `folder`.
 
     Args:
-        checkpoint, settings, folder: what to build of what, and where.
-        report: is told of each stage when it has ended.
-        calibration: of an fp8 or nvfp4 engine; made anew if not given.
-        drive: rolls out the model to that end.
+        checkpoint: the model to build from.
+        settings: backend, precision, batch and device.
+        folder: where the engine goes; a sound one of the same build is reused.
+        report: called with each stage when it has ended.
+        calibration: for an fp8 or nvfp4 engine; None calibrates.
+        drive: rolls out the model to calibrate it.
 
     Returns:
-        Its manifest, and whether anything had to be built.
+        The manifest, and whether anything had to be built.
 
     Raises:
-        UserError: if tools or a calibration are missing, or `folder` holds something else than an engine.
+        UserError: if tools or a calibration are missing, or `folder` exists and is not an engine.
     """
     with _stage("read the checkpoint", report):
         wanted = describe(checkpoint, settings, calibration)
     if (existing := _reusable(folder, wanted, calibration)) is not None:
         return existing, False
     settings.check_tools()
-    with aside_of(folder) as aside:
+    with replacing(folder) as aside:
         with _stage("load", report):
             model = checkpoint.transformer().to(settings.device)
         largest = None
@@ -112,7 +114,7 @@ def build(
 
 
 def describe(checkpoint: Checkpoint, settings: Settings, calibration: Calibration | None = None) -> Manifest:
-    """The manifest that a build will have, but for its files; reads no weights but to hash them."""
+    """The manifest that a build will have, without its files. Weights are read only to hash them."""
     config = checkpoint.model_config()
     narrow = str(DTYPES[settings.base]).removeprefix("torch.")
     return Manifest(
@@ -151,7 +153,7 @@ def _reference(checkpoint: Checkpoint) -> str:
 
 
 def _code_hash() -> str:
-    """SHA-256 of the sources that determine a program, so that no edit of them reuses an old engine."""
+    """SHA-256 of the sources that determine a program, so that editing them never reuses an old engine."""
     digest = hashlib.sha256()
     for package in SOURCES:
         for path in sorted(Path(str(importlib.resources.files(package))).glob("*.py")):
@@ -175,7 +177,7 @@ def _programs(
     largest: Mapping[str, float] | None,
     report: Report,
 ) -> dict[str, ExportedProgram]:
-    """The programs in the precision asked for, on the device asked for."""
+    """Trace the model and lower its programs to the precision of `settings`, on their device."""
     with _stage("trace", report):
         programs = trace(model, batch=settings.batch)
     with _stage(f"lower to {settings.precision}", report):
@@ -191,13 +193,13 @@ def lower(
     settings: Settings,
     largest: Mapping[str, float] | None = None,
 ) -> ExportedProgram:
-    """A traced program in the precision of `settings`, its tensors held as `signature` says.
+    """Lower a traced program to the precision of `settings`, with inputs and outputs as in `signature`.
 
     Args:
-        program: is used up.
-        signature: of it.
+        program: consumed; do not use it afterwards.
+        signature: names, shapes and dtypes of inputs and outputs.
         settings: of the build.
-        largest: of the inputs of each layer that is quantised, by its name.
+        largest: the largest magnitude of the inputs of each quantised layer, by the layer's name.
     """
     if largest:
         program = quantized(program, largest, settings.precision)
@@ -209,10 +211,10 @@ def lower(
 
 
 def _reusable(folder: Path, wanted: Manifest, calibration: Calibration | None) -> Manifest | None:
-    """The manifest of a sound engine in `folder` that is what a build would give.
+    """The manifest of the engine in `folder` if it is sound and equals what a build would give.
 
     Raises:
-        UserError: if `folder` holds something else than an engine.
+        UserError: if `folder` exists and is not an engine.
     """
     if not folder.exists():
         return None

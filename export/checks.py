@@ -21,14 +21,14 @@ if TYPE_CHECKING:
     from vmla.weights.checkpoint import Checkpoint
 
 ON_CPU = {"backend": AOTI.name, "device": "cpu"}
-"""What runs where there is no GPU."""
+"""Options of an engine that runs without a GPU."""
 
 
 def backend_of(manifest: Manifest, folder: Path) -> Backend:
     """The backend that built the engine in `folder`.
 
     Raises:
-        UserError: if this version knows none of that name.
+        UserError: if this version has no backend of that name.
     """
     if manifest.backend not in BACKENDS:
         known = ", ".join(sorted(BACKENDS))
@@ -37,7 +37,7 @@ def backend_of(manifest: Manifest, folder: Path) -> Backend:
 
 
 def build_command(manifest: Manifest, folder: Path, **changes: str | int) -> str:
-    """The command that builds the engine in `folder` anew, with other settings if given."""
+    """The command that rebuilds the engine in `folder`, with other settings where `changes` gives them."""
     options: dict[str, str | int] = {
         "checkpoint": manifest.checkpoint,
         "backend": backend_of(manifest, folder).name,
@@ -72,7 +72,7 @@ def check_engine(
 
 
 def check_host(manifest: Manifest, folder: Path, here: Host | None = None) -> None:
-    """Refuse a machine that the engine was not built for; `here` is this one unless given.
+    """Refuse a machine that the engine was not built for; `here` defaults to this one.
 
     Raises:
         UserError: as `check_engine`.

@@ -1,4 +1,4 @@
-"""Engines as text for a person to read."""
+"""Describes engines as text for a person to read."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from plugins.errors import UserError
 
 
 def describe(manifest: Manifest) -> Iterator[str]:
-    """What an engine is, line by line."""
+    """The contents of a manifest, line by line."""
     host, sizes = manifest.host, manifest.model
     yield f"backend: {manifest.backend}, precision {manifest.precision}, batch {manifest.batch}"
     yield f"checkpoint: {manifest.checkpoint}, model {manifest.model_hash}"
@@ -38,7 +38,7 @@ def describe(manifest: Manifest) -> Iterator[str]:
 
 
 def _layers(manifest: Manifest) -> Iterator[str]:
-    """Linear layers by precision and kind; of those that could be quantised and are not, why."""
+    """Linear layers by precision and kind, with the reason why some are not quantised."""
     yield "linear layers:"
     for precision, names in manifest.layers.items():
         yield f"  {precision}: {len(names)}"
@@ -62,7 +62,7 @@ def _reason(manifest: Manifest, precision: str, layer: str) -> str:
 
 
 def layers(folder: Path, manifest: Manifest) -> Iterator[str]:
-    """What TensorRT made of each program: its layers by kind and precision, plugins among them."""
+    """The layers that TensorRT built for each program, counted by kind and precision, plugins included."""
     for name in manifest.programs:
         path = folder / f"{name}.layers.json"
         if path.is_file():

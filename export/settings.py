@@ -1,4 +1,4 @@
-"""What is asked of a build, and the backend that is taken if none is named."""
+"""Settings of a build, and the choice of a backend where none is named."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from plugins.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(BuildOptions):
-    """One engine to build from a checkpoint."""
+    """Options of one engine, checked against what its backend can build."""
 
     backend: str
 
@@ -39,27 +39,27 @@ class Settings(BuildOptions):
 
     @property
     def builder(self) -> Backend:
-        """The backend itself."""
+        """The backend that builds the engine."""
         return backend_named(self.backend)
 
     @property
     def base(self) -> Precision:
-        """The precision of what is not quantised."""
+        """The precision of layers that are not quantised."""
         return base_of(self.precision, gpu=self.builder.device(self) == "cuda")
 
     @property
     def quantized(self) -> bool:
-        """Whether scales are needed."""
+        """Whether the precision is one with scales, so that a calibration is needed."""
         return self.precision in QUANTIZED
 
     @property
     def attention_form(self) -> Attention:
-        """As asked for, or else what suits the backend."""
+        """The form of attention asked for, or the backend's default."""
         return self.builder.attention(self)
 
     @property
     def name(self) -> str:
-        """The settings as a part of a folder's name, the usual ones left out."""
+        """The settings as part of a folder name, without those that are defaults."""
         batch = f"b{self.batch}" if self.batch != 1 else None
         device = self.device if self.device != "cpu" else None
         native = "attention" in self.builder.takes and self.attention == "native"
@@ -68,7 +68,7 @@ class Settings(BuildOptions):
         return "-".join(part for part in parts if part)
 
     def check_tools(self) -> None:
-        """Refuse early what the machine has no tools for.
+        """Refuse early what this machine has no tools to build.
 
         Raises:
             UserError: naming what to install.
@@ -77,10 +77,13 @@ class Settings(BuildOptions):
 
 
 def choose_backend(target: str | None = None) -> tuple[str, str | None, str]:
-    """The backend to use if none is asked for, its target, and why.
+    """Choose a backend where none is asked for.
 
     Args:
-        target: the GPU asked for, which only some backends can build for from elsewhere.
+        target: the architecture asked for; only some backends can build for another machine's GPU.
+
+    Returns:
+        The backend's name, its target, and the reason in words.
 
     Raises:
         UserError: if no backend offers itself.

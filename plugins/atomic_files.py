@@ -1,4 +1,4 @@
-"""Files and folders that appear whole or not at all: written aside, then renamed."""
+"""Writes files and folders that appear whole or not at all: aside first, then renamed."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ASIDE = ".tmp"
-"""What ends the name of a file or folder that is being written: one that is found later is no loss."""
+"""Suffix of files and folders that are being written; one that is left over may be deleted."""
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A path beside `path` to write a file to, which takes the place of `path` at the end.
+    """Inside, write to the path given, beside `path`; at the end it replaces `path`.
 
-    Where the writing fails, `path` stays as it was.
+    If writing fails, `path` stays as it was.
     """
     aside = path.with_name(path.name + ASIDE)
     yield aside
@@ -23,22 +23,22 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def atomic_write_text(path: Path, text: str) -> None:
-    """As `Path.write_text`, at once."""
+    """Write a text file that is never seen half-written."""
     with atomic_write(path) as aside:
         aside.write_text(text)
 
 
 def atomic_write_bytes(path: Path, content: bytes) -> None:
-    """As `Path.write_bytes`, at once."""
+    """Write a binary file that is never seen half-written."""
     with atomic_write(path) as aside:
         aside.write_bytes(content)
 
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder`, which is renamed to it at the end; there must be no such folder yet.
+    """Inside, fill the new folder given, beside `folder`; at the end it is renamed to `folder`.
 
-    What a process that was killed has left aside is removed first.
+    `folder` must not exist yet. A folder aside that a killed process has left is removed first.
     """
     aside = folder.with_name(folder.name + ASIDE)
     shutil.rmtree(aside, ignore_errors=True)

@@ -1,7 +1,7 @@
-"""What the operators accept, refused before anything is launched; no value on a device is read.
+"""Checks the operators' arguments before anything is launched; no value on a device is read.
 
-Messages name the operator, the argument and what was expected of it. Under autocast the types of
-the arguments may differ, as autocast itself unites them.
+Messages name the operator, the argument and what was expected. Under autocast the dtypes of the arguments may
+differ, because autocast converts them.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ def check_absorbed(
 
 
 def _check_window(name: str, cached: Tensor, own: Tensor, cos: Tensor, sin: Tensor, valid: Tensor) -> int:
-    """Check the entries and what is known of each of them; gives the content width."""
+    """Check entries, rotation tables and validity, and return the content width."""
     if cached.ndim != 3:
         raise _wrong_shape(name, "cached", "[B, T, E]", cached)
     batch, before, width = cached.shape
@@ -103,7 +103,7 @@ def _check_window(name: str, cached: Tensor, own: Tensor, cos: Tensor, sin: Tens
 
 
 def _check_query(name: str, query: Tensor, scales: Tensor | None, rows: int) -> None:
-    """float8 comes with scales for each head, anything else without."""
+    """Check the query, and that scales for each head are given for float8 and only for float8."""
     if query.dtype == FLOAT8:
         shape = (rows, query.shape[1])
         if scales is None:

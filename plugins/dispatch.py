@@ -1,10 +1,10 @@
 """The one place where a backend is chosen: plain PyTorch, SDPA, matrix products or Triton.
 
-On a GPU `auto` takes Triton. Attention in latent space (keys wider than values) and float8 inputs no
-library offers: where Triton cannot have these, `auto` says why, once. Expanded attention with a mask and the
-expansion itself it does faster than PyTorch (1.9 and 2.5 times on an H200: LOG.md, 2026-11-27), and quietly
-leaves to SDPA what it cannot have. Its kernels have no backward, so whatever needs a gradient takes
-SDPA, as does a CPU, but for bfloat16 there: matrix products (`plugins.matmul`).
+On a GPU `auto` takes Triton. No library offers attention in latent space (keys wider than values) or float8
+inputs; where Triton cannot take these, `auto` warns once with the reason. Triton is faster than PyTorch in
+expanded attention with a mask and in the expansion itself (1.9 and 2.5 times on an H200: LOG.md, 2026-11-27);
+what it cannot take goes to SDPA without a warning. Its kernels have no backward, so whatever needs a gradient
+takes SDPA. A CPU takes SDPA too, or matrix products in bfloat16 (`plugins.matmul`).
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ KERNEL_TYPES = {
     "mla_attention": (torch.bfloat16, torch.float16, FLOAT8),
     "mla_attention_absorbed": (torch.bfloat16, torch.float16, FLOAT8),
 }
-"""What the Triton kernels compute in."""
+"""Dtypes of the Triton kernels."""
 
 log = logging.getLogger(__name__)
 
 
 def choose(operator: str, wanted: str, inputs: tuple[Tensor, ...]) -> Chosen:
-    """The backend for `inputs`, the first of which decides about type and device.
+    """Choose the backend for `inputs`, the first of which determines dtype and device.
 
     Raises:
-        ValueError: for a backend that does not exist, or one that is demanded and cannot take the inputs.
+        ValueError: if `wanted` does not exist, or is a backend that cannot take the inputs.
     """
     if wanted == "reference":
         return "reference"
@@ -85,7 +85,7 @@ def unfit(operator: str, inputs: tuple[Tensor, ...]) -> str | None:
 
 
 def _unfit_widths(operator: str, inputs: tuple[Tensor, ...]) -> str | None:
-    """Why the widths do not fit the tiles of a kernel, or None if they do."""
+    """Why a kernel has no tiles for the widths, or None if it has."""
     if operator == "mla_attention":
         widths = inputs[0].shape[-1], inputs[2].shape[-1]
         if any(halves(width) != (width, 0) for width in widths):
@@ -100,12 +100,12 @@ def _unfit_widths(operator: str, inputs: tuple[Tensor, ...]) -> str | None:
 
 
 def _suits_kernels(first: Tensor) -> bool:
-    """Whether kernels are asked for at all."""
+    """Whether `auto` considers kernels for this input at all."""
     return first.device.type == "cuda"
 
 
 def _needs_kernel(operator: str, first: Tensor) -> bool:
-    """Whether no library does it well: float8, and keys wider than values."""
+    """Whether no library supports it: float8, and keys wider than values."""
     return operator == "mla_attention_absorbed" or first.dtype == FLOAT8
 
 

@@ -1,7 +1,7 @@
 """The operator as two matrix products in the type of its inputs, for bfloat16 on a CPU.
 
-PyTorch's fused CPU kernel converts bfloat16 as it goes and is several times slower than this, backward
-above all: LOG.md, 2026-11-25.
+PyTorch's fused CPU kernel converts bfloat16 as it goes and is several times slower, above all in the backward
+pass (LOG.md, 2026-11-25).
 """
 
 from __future__ import annotations

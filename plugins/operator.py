@@ -1,7 +1,7 @@
 """Self-attention over the latent window as three operators of PyTorch, in the namespace `vmla`.
 
-Each is registered as a composition (CompositeImplicitAutograd) that checks its arguments, chooses a
-backend and calls it. That one registration serves all users:
+Each is registered as a composition (CompositeImplicitAutograd) that checks its arguments, chooses a backend
+and calls it. That one registration serves all users:
 
 - `torch.export` keeps the operator as a single node, so an ONNX or TensorRT export may translate it;
 - `run_decompositions`, `torch.compile` and AOTInductor replace it by the matrix products and the
@@ -10,7 +10,7 @@ backend and calls it. That one registration serves all users:
 - autograd and fake tensors go through the composition, so there is no second formula to keep equal.
 
 The functions of this module call the operator where a graph is traced, and its composition directly
-where none is: the same code, without the dispatcher's share (6 us of about 100 for a small layer).
+where none is. That is the same code without the dispatcher's overhead (6 us of about 100 for a small layer).
 
 An operator with kernels of its own registered from Python would be opaque to Inductor and would have
 to be registered wherever a package is loaded. The Triton kernels are leaves below (`plugins.triton`).
@@ -74,8 +74,8 @@ def mla_attention(
 ) -> Tensor:
     """Rotated queries against expanded keys and values: see `plugins.reference.attention`.
 
-    With float8_e4m3fn inputs, `scales` [3, N] float32 is what a unit stands for in the queries, keys
-    and values of each head, and the result is bfloat16.
+    With float8_e4m3fn inputs, `scales` [3, N] float32 are the scales of queries, keys and values of each
+    head, and the result is bfloat16.
     """
     run = _ATTENTION if torch.compiler.is_compiling() else _attention
     out: Tensor = run(query, keys, values, valid, scales=scales, backend=backend)
@@ -96,8 +96,8 @@ def mla_attention_absorbed(
 ) -> Tensor:
     """Queries in latent space against the ring itself: see `plugins.reference.attention_absorbed`.
 
-    With float8_e4m3fn inputs, `scales` [2, N] float32 is what a unit stands for in the queries of
-    each head and in the entries as that head reads them, and the result is bfloat16.
+    With float8_e4m3fn inputs, `scales` [2, N] float32 are the scales of each head's queries and of the
+    entries as that head reads them, and the result is bfloat16.
     """
     run = _ABSORBED if torch.compiler.is_compiling() else _absorbed
     out: Tensor = run(query, cached, own, cos, sin, valid, scale, scales=scales, backend=backend)
@@ -107,7 +107,7 @@ def mla_attention_absorbed(
 def dense_attention(query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """softmax(q k^T / sqrt(d)) v for query [B, N, S, d], keys [B, N, K, d], values [B, N, K, dv].
 
-    Attention to all keys, as a text needs it: every library has it, so it is no operator of its own.
+    Attention to all keys, for the text; every library has it, so it is not an operator of its own.
     """
     if matmul.suits(query):
         return (query @ keys.transpose(-1, -2) * query.shape[-1] ** -0.5).softmax(-1) @ values
@@ -183,15 +183,14 @@ def _absorbed(
     if scales is None:
         return attend(query, *window, scale)
     wide = _width_of(chosen)
-    # What a head reads of the shared entries is scaled by its own factor: on the way in with the
-    # queries, on the way out with the sums.
+    # The shared entries have a scale for each head: it is applied to that head's queries, and to its sums.
     scaled = reference.dequantized(query, scales[0] * scales[1], wide)
     sums = attend(scaled, cached.to(wide), own.to(wide), cos, sin, valid, scale)
     return (sums * scales[1][:, None, None]).to(torch.bfloat16)
 
 
 def _width_of(backend: str) -> torch.dtype:
-    """What float8 inputs are computed in where no kernel takes them as they are."""
+    """The dtype that float8 inputs are computed in by a backend without float8 kernels."""
     return torch.float32 if backend == "reference" else torch.bfloat16
 
 

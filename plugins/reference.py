@@ -13,9 +13,9 @@ from torch import Tensor
 
 
 def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn neighbouring channels of x [..., tokens, 2 * pairs] by the angles of cos, sin [tokens, pairs].
+    """Rotate neighbouring channels of x [..., tokens, 2 * pairs] by the angles of cos, sin [tokens, pairs].
 
-    Computed in the wider of both types, returned in that of x.
+    It is computed in the wider of both dtypes and returned in the dtype of x.
     """
     even, odd = x[..., 0::2], x[..., 1::2]
     turned = torch.stack([even * cos - odd * sin, even * sin + odd * cos], dim=-1)
@@ -70,7 +70,7 @@ def attention(query: Tensor, keys: Tensor, values: Tensor, valid: Tensor) -> Ten
     Args:
         query: [B, N, S, d], already rotated.
         keys, values: [B, N, K, d] and [B, N, K, dv].
-        valid: [K] bool; what lies where it is False contributes nothing, NaN included.
+        valid: [K] bool; keys and values where it is False contribute nothing, even if they are NaN.
 
     Returns:
         [B, N, S, dv] in the type of `query`; zeros if nothing is valid.

@@ -1,9 +1,9 @@
 """The operator through `torch.nn.functional.scaled_dot_product_attention`.
 
-On a GPU of the Hopper generation or later cuDNN is asked for first, then Flash, then the
-memory-efficient kernel; `taken` tells which one a call gets. On a CPU that runs eagerly the mask is
-read: empty slots are left out instead of masked, which is faster and safe from what lies in them.
-Everywhere else, traced graphs included, validity stays data.
+On a GPU of the Hopper generation or later cuDNN is preferred, then Flash, then the memory-efficient kernel;
+`taken` tells which one a call uses. In eager mode on a CPU the mask is read, and empty slots are left out
+rather than masked, which is faster and safe whatever they contain. Everywhere else, in traced graphs too,
+validity stays data.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def expand(
 def attention(query: Tensor, keys: Tensor, values: Tensor, valid: Tensor) -> Tensor:
     """See `plugins.reference.attention`."""
     keys, values, mask = without_empty(keys, values, valid)
-    if mask is not None:  # a row for each query: ONNX Runtime takes no other
+    if mask is not None:  # ONNX Runtime requires a row for each query
         mask = mask.expand(1, 1, query.shape[2], -1)
     with preferred(query):
         return F.scaled_dot_product_attention(query, keys, values, attn_mask=mask)
@@ -54,8 +54,8 @@ def attention_absorbed(
 ) -> Tensor:
     """See `plugins.reference.attention_absorbed`.
 
-    The heads share their keys, so they are rows of one head. The keys serve as values too, and the
-    rotary part of their sum is dropped: only equal widths take a fused kernel.
+    All heads share their keys, so they become rows of one head. The keys serve as values too, and the rotary
+    part of the sum is dropped, because fused kernels require equal widths.
     """
     keys = turned(_entries(cached, own, valid), cos, sin)[:, None]
     keys, _, mask = without_empty(keys, keys, valid)
@@ -66,12 +66,12 @@ def attention_absorbed(
 
 
 def readable(valid: Tensor) -> bool:
-    """Whether its values can be looked at for nothing: on a CPU, and not while a graph is traced."""
+    """Whether reading its values is free: on a CPU, unless a graph is being traced."""
     return type(valid) is Tensor and valid.device.type == "cpu" and not torch.compiler.is_compiling()
 
 
 def taken(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> str:
-    """The backend that PyTorch takes for such a call: `cudnn`, `flash`, `efficient` or `math`."""
+    """The backend that PyTorch uses for such a call: `cudnn`, `flash`, `efficient` or `math`."""
     with preferred(query):
         choice = SDPBackend(torch._fused_sdp_choice(query, keys, values, attn_mask=mask))
     return choice.name.removesuffix("_ATTENTION").lower()
@@ -85,7 +85,7 @@ def _entries(cached: Tensor, own: Tensor, valid: Tensor) -> Tensor:
 
 
 def without_empty(keys: Tensor, values: Tensor, valid: Tensor) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Keys and values without what lies in empty slots, and the mask that is still needed."""
+    """Keys and values without those of empty slots, and the mask that is still needed."""
     if not readable(valid):
         clean = torch.where(valid[:, None], keys, 0)
         return clean, torch.where(valid[:, None], values, 0), valid[None, None, None]
@@ -96,7 +96,7 @@ def without_empty(keys: Tensor, values: Tensor, valid: Tensor) -> tuple[Tensor, 
 
 
 def preferred(query: Tensor) -> AbstractContextManager[None]:
-    """Ask for cuDNN first where it is the fastest."""
+    """Inside, PyTorch prefers cuDNN where that is fastest."""
     if query.device.type == "cuda" and torch.cuda.get_device_capability(query.device) >= HOPPER:
         return sdpa_kernel(ORDER, set_priority=True)
     return nullcontext()

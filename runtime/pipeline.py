@@ -1,4 +1,4 @@
-"""From Python: a model that stays loaded and makes videos, one or many at the same time.
+"""The Python interface: a model that stays loaded and makes videos, one or several at the same time.
 
 with VideoPipeline.from_pretrained("sprites") as pipeline:
     for frames in pipeline("a red star bouncing on a navy background", seconds=5):
@@ -10,11 +10,25 @@ from __future__ import annotations
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
+from typing import Any, Literal, Unpack, overload
+
+import torch
+from torch import Tensor
 
 from plugins.errors import UserError
+from runtime.diffusers_arguments import (
+    WanArguments,
+    form_of,
+    one_prompt,
+    refuse_unlike,
+    sampler_of,
+    seconds_of,
+    seed_of,
+)
 from runtime.outputs import Frames
 from runtime.outputs.frame_queue import FrameQueue
 from runtime.planning.plan import LONGEST_SECONDS
@@ -29,16 +43,17 @@ from runtime.session.replay import Order
 from runtime.session.session import Session
 from runtime.telemetry.events import NoTelemetry, Telemetry
 from runtime.video import GeneratedVideo
+from vmla.weights.checkpoint import Checkpoint
 
 Prompts = str | Mapping[float, str] | Sequence[Entry] | PromptSource
-"""One prompt, prompts by the second at which each begins, or any source of prompts (`LivePrompts`)."""
+"""One prompt, prompts by the second at which each begins, or a source of prompts (`LivePrompts`)."""
 
 
 class VideoPipeline:
     """A loaded model, its decoder and a thread that makes videos with them; a context manager.
 
-    All methods are for any thread. Videos that are made at the same time share the weights; each is what it
-    would be alone, and the one whose viewer would run dry first goes on first.
+    Its methods may be called from any thread. Videos that are made at the same time share the weights. Each
+    has the frames it would have alone, and the one whose viewer would run out of frames first goes on first.
     """
 
     def __init__(self, job: Job) -> None:
@@ -46,6 +61,8 @@ class VideoPipeline:
         began = perf_counter()
         self._job, self._session = job, Session(job)
         self._load_seconds = perf_counter() - began
+        self._interrupt = False
+        """Set by a callback of a diffusers user, to end the video that it was called for."""
         self._queues: weakref.WeakSet[FrameQueue] = weakref.WeakSet()
         self._thread = threading.Thread(
             target=_serve, args=(self._session,), name="video-pipeline", daemon=True
@@ -73,11 +90,13 @@ class VideoPipeline:
             device: a torch device; `auto` is the engine's, else CUDA if there is a GPU, else the CPU.
             dtype: `float32`, `bfloat16`, `float16`, or `auto`: float32 on a CPU, bfloat16 elsewhere.
             decoder: a file of TAEHV's weights that decodes in place of the checkpoint's own codec.
-            threads: of the CPU, for denoiser and decoder together; as many as PyTorch has, if None.
+            threads: CPU threads of denoiser and decoder together; PyTorch's own number if None.
 
         Raises:
             UserError: for a missing checkpoint or device, or an engine that does not fit.
         """
+        if device == "auto":
+            device = "cuda" if engine is None and torch.cuda.is_available() else "cpu"
         # Each video brings its own prompt and length; those of this job are never made.
         job, _ = prepare(
             FixedPrompts("a video"), folder_or_name, device=device, dtype=dtype, threads=threads,
@@ -86,26 +105,60 @@ class VideoPipeline:
         )  # fmt: skip
         return cls(job)
 
+    @overload
     def __call__(
-        self, prompt: Prompts, *, seconds: float | None = 10.0, seed: int = 0, steps: int | None = None
-    ) -> GeneratedVideo:
-        """Begin a video and return it: an iterator over the frames of each chunk.
+        self, prompt: Prompts | list[str], *, seconds: float | None = ..., seed: int = ...,
+        steps: int | None = ..., start: str | Path | None = ..., return_dict: Literal[True] = ...,
+        **wan: Unpack[WanArguments],
+    ) -> GeneratedVideo: ...  # fmt: skip
+
+    @overload
+    def __call__(
+        self, prompt: Prompts | list[str], *, seconds: float | None = ..., seed: int = ...,
+        steps: int | None = ..., start: str | Path | None = ..., return_dict: Literal[False],
+        **wan: Unpack[WanArguments],
+    ) -> tuple[Any]: ...  # fmt: skip
+
+    def __call__(
+        self, prompt: Prompts | list[str], *, seconds: float | None = 10.0, seed: int = 0,
+        steps: int | None = None, start: str | Path | None = None, return_dict: bool = True,
+        **wan: Unpack[WanArguments],
+    ) -> GeneratedVideo | tuple[Any]:  # fmt: skip
+        """Begin a video and return it: an iterator over the frames of each chunk, or all with `.frames`.
 
         Args:
-            prompt: what it shows; a mapping gives prompts by the second from which on each is shown, and
-                `LivePrompts` may change it on the way, at the edges of chunks.
+            prompt: what the video shows. A mapping gives each prompt by the second at which it begins;
+                `LivePrompts` may change the prompt between two chunks.
             seconds: its length when played, at 16 frames per second; None makes it endless.
             seed: the same seed gives the same video.
             steps: denoising steps for each chunk; the checkpoint's own number if not given.
+            start: a video, an image or a folder of pictures that it goes on from; it begins with these.
+            return_dict: False waits for the video and returns a tuple of its frames alone.
+            wan: what diffusers' `WanPipeline` takes; see `runtime.diffusers_arguments.WanArguments`.
 
         Raises:
-            UserError: for an empty prompt or an impossible length.
+            UserError: for an empty prompt, an impossible length, or what the model cannot do.
         """
-        length = LONGEST_SECONDS if seconds is None else seconds
-        job, frames = self._job.another(_prompts(prompt), seconds=length, seed=seed, steps=steps)
-        queue = self._queue(FrameQueue())
-        task = self._session.admit(job, queue, frames=None if seconds is None else frames)
-        return GeneratedVideo(task, queue, pipeline=self)
+        refuse_unlike(wan, self._job.height, self._job.width)
+        length = seconds_of(wan, seconds)
+        job, frames = self._job.another(
+            _prompts(one_prompt(prompt)), seconds=LONGEST_SECONDS if length is None else length,
+            seed=seed_of(wan, seed), steps=wan.get("num_inference_steps", steps), start=_path(start),
+        )  # fmt: skip
+        job = replace(job, sampler=sampler_of(wan, job.sampler))
+        form = form_of(wan, self._job.decoding.sizes(), wan.get("num_frames", frames))
+        self._interrupt, queue, latents = False, self._queue(FrameQueue()), list[Tensor]()
+        task = self._session.admit(
+            job, queue, frames=None if length is None else frames,
+            latents=latents.append if form.wants_latents else None,
+        )  # fmt: skip
+        video = GeneratedVideo(task, queue, pipeline=self, form=form, latents=latents)
+        return video if return_dict else (video.frames,)
+
+    @property
+    def checkpoint(self) -> Checkpoint:
+        """The loaded model's folder."""
+        return self._job.checkpoint
 
     def many(
         self, prompts: Sequence[Prompts], *, seconds: float | None = 10.0, seed: int = 0,
@@ -113,8 +166,8 @@ class VideoPipeline:
     ) -> list[GeneratedVideo]:  # fmt: skip
         """Begin a video for each of `prompts`; they are made at the same time.
 
-        `seeds` are those of each, otherwise all have the same `seed`. Whoever takes frames of one while the
-        others wait holds up nobody: a video that is a few chunks ahead of its taker makes way.
+        `seeds` gives each its own; without it, all have the same `seed`. The videos may be consumed in any
+        order: one that is a few chunks ahead of its reader makes way for the others.
 
         Raises:
             UserError: as for one; all are closed then.
@@ -133,10 +186,10 @@ class VideoPipeline:
         return videos
 
     def restore(self, state: State) -> GeneratedVideo:
-        """Go on with the video of `state`, with the frames that it would have had if it had never stopped.
+        """Resume the video of `state`; its frames are those it would have had without stopping.
 
-        The first are those that were made but not taken when the state was. A state may be restored any
-        number of times, at the same time too.
+        The first ones are those that were made but not yet taken when the state was. A state may be restored
+        any number of times, also at the same time.
 
         Raises:
             UserError: if it is a state of another model, decoder, device or number of threads.
@@ -146,8 +199,8 @@ class VideoPipeline:
 
     def save(
         self, prompt: Prompts, path: str | Path, *, seconds: float = 10.0, seed: int = 0,
-        steps: int | None = None, scale: int | None = None, overwrite: bool = False,
-        save_every: float | None = 5.0, telemetry: Telemetry | None = None,
+        steps: int | None = None, start: str | Path | None = None, scale: int | None = None,
+        overwrite: bool = False, save_every: float | None = 5.0, telemetry: Telemetry | None = None,
     ) -> Outcome:  # fmt: skip
         """Make a file as `vmla-run` does, and return when it is whole.
 
@@ -155,7 +208,7 @@ class VideoPipeline:
         goes on with what there is.
 
         Args:
-            prompt, seconds, seed, steps: as of a video to iterate over; it cannot be endless.
+            prompt, seconds, seed, steps, start: as of a video to iterate over; it cannot be endless.
             path: an `.mp4` file, or a folder for pictures.
             scale: enlarge frames; to at least 256 pixels if not given.
             overwrite: replace a video that exists, once the new one has frames.
@@ -167,7 +220,9 @@ class VideoPipeline:
         """
         output = Path(path)
         check_output(output, overwrite=overwrite)
-        job, frames = self._job.another(_prompts(prompt), seconds=seconds, seed=seed, steps=steps)
+        job, frames = self._job.another(
+            _prompts(prompt), seconds=seconds, seed=seed, steps=steps, start=_path(start)
+        )
         order = Order(job=job, frames=frames, scale=choose_scale(job.height, scale))
         sink = Replacing(open_sink(output, scale=order.scale), output)
         video = VideoFile(
@@ -241,6 +296,10 @@ def generate(
 def _serve(session: Session) -> None:
     with session:
         session.serve()
+
+
+def _path(path: str | Path | None) -> Path | None:
+    return None if path is None else Path(path)
 
 
 def _prompts(prompt: Prompts) -> str | PromptSource | Sequence[Entry]:

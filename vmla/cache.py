@@ -63,6 +63,9 @@ class CacheSpec:
     layers: int
     first_chunk: int = 0
     """Latent frames of a video's first chunk; 0 is as many as the others have."""
+    absolute: bool = False
+    """Whether positions are those of the video, as Self-Forcing's own code has them: for comparison with it,
+    within the length that was trained."""
 
     @classmethod
     def of(cls, config: ModelConfig) -> CacheSpec:
@@ -75,6 +78,7 @@ class CacheSpec:
             entry_width=config.entry_width,
             layers=config.num_layers,
             first_chunk=config.first_chunk,
+            absolute=config.absolute_positions > 0,
         )
 
     @property
@@ -89,7 +93,7 @@ class CacheSpec:
 
     @property
     def positions(self) -> int:
-        """Window-relative positions in use, whatever the length of the video."""
+        """Latent frames of a full window: positions in use where they are relative to it."""
         return self.slots + self.chunk
 
     def shape(self, batch: int = 1) -> tuple[int, int, int, int]:
@@ -120,19 +124,23 @@ class CacheSpec:
         """How many frames have left the window before `frame` is made."""
         return max(frame - self.slots, 0)
 
+    def shift(self, frame: int) -> int:
+        """By how much positions lie behind frames of the video when `frame` is made."""
+        return 0 if self.absolute else self.evicted(frame)
+
     def slot_index(self, frame: int) -> Tensor:
         """[slots] int32: the window-relative frame in each slot before `frame` is made, -1 where it is empty.
 
         Absolute until the cache is full; from then on the sink keeps its place and the history
         closes up behind it, so that no position grows with the video (arXiv 2605.30351, D.5).
         """
-        evicted = self.evicted(frame)
+        evicted = self.shift(frame)
         held = self.frame_in_slot(frame)
         return torch.tensor([one if one < self.sink else one - evicted for one in held], dtype=torch.int32)
 
     def chunk_index(self, frame: int, frames: int) -> Tensor:
         """[F] int32: the window-relative frames of a chunk of `frames` from `frame` on."""
-        first = min(frame, self.slots)
+        first = frame - self.shift(frame)
         return torch.arange(first, first + frames, dtype=torch.int32)
 
     def commits(self, frame: int, frames: int) -> tuple[list[int], list[int]]:

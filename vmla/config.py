@@ -18,6 +18,10 @@ WINDOWS = {"total-6": (1, 2), "sink-1-local-6": (1, 3), "sink-1-history-6": (1, 
 one sink and six with the current chunk among them, or one sink and six before the chunk."""
 
 
+YOUNGER = ("first_chunk", "absolute_positions")
+"""Settings that most files of a model lack, because it has none of them: 0."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """Sizes of a `VideoMLA` transformer. The paper's, where it has one, are those of `wan-1.3b`."""
@@ -58,13 +62,16 @@ class ModelConfig:
     first_chunk: int = 0
     """Latent frames of a video's first chunk, at most `chunk`; 0 is as many as the others have.
     Self-Forcing's `independent_first_frame` is 1."""
+    absolute_positions: int = 0
+    """Latent frames that were trained with positions counted from the start of the video, which is then no
+    longer; 0 is positions relative to the window, which no length runs out of."""
 
     def __post_init__(self) -> None:
         if self.layout not in get_args(Layout):
             raise UserError(f"no such layout: {self.layout}; use mla or mha")
         for field in fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name in ("sink", "history", "first_chunk") else 1
+            least = 0 if field.name in YOUNGER or field.name in ("sink", "history") else 1
             if field.type == "int" and (type(value) is not int or value < least):
                 raise UserError(f"{field.name} is {value!r}; it is a whole number, {least} or more")
             if field.type == "bool" and type(value) is not bool:
@@ -118,11 +125,8 @@ class ModelConfig:
         return width | {FORMER_NAMES.get(name, name): value for name, value in settings.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values; `first_chunk`, which is younger than most such files, only where it is set."""
-        settings = asdict(self)
-        if not self.first_chunk:
-            del settings["first_chunk"]
-        return settings
+        """As JSON values; settings that are younger than most such files, only where they are set."""
+        return {name: value for name, value in asdict(self).items() if value or name not in YOUNGER}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:

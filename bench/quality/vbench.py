@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
+from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -54,11 +55,16 @@ def prompt_of(video: Path) -> str:
     return re.sub(r"-\d+$", "", video.stem)
 
 
+def file_name(prompt: str) -> str:
+    """What VBench calls a video of `prompt`, before its number."""
+    return re.sub(r"[/\0]", " ", prompt)[:200]
+
+
 def link_as_vbench_expects(videos: tuple[Path, ...], folder: Path) -> dict[str, Path]:
     """Link each video into `folder` as `PROMPT-NUMBER.mp4`, numbered within its prompt."""
     links: dict[str, Path] = {}
     for video in videos:
-        prompt = re.sub(r"[/\0]", " ", prompt_of(video))[:200]
+        prompt = file_name(prompt_of(video))
         number = sum(name.rsplit("-", 1)[0] == prompt for name in links)
         name = f"{prompt}-{number}{video.suffix}"
         (folder / name).symlink_to(video.resolve())
@@ -71,19 +77,38 @@ def six_metric_mean(scores: dict[str, float]) -> float:
     return sum(scores[name] for name in DIMENSIONS) / len(DIMENSIONS)
 
 
-def evaluate(folder: Path, device: str, *, long: bool) -> dict[str, float]:
+def check_installed(*, long: bool) -> str:
+    """The name of VBench's package.
+
+    Raises:
+        UserError: without it, with how to install it.
+    """
+    package = "vbench2_beta_long" if long else "vbench"
+    if find_spec(package) is None:
+        raise UserError(INSTALL_LONG if long else INSTALL)
+    return package
+
+
+def evaluate(
+    folder: Path, device: str, *, long: bool, dimensions: Sequence[str] = DIMENSIONS,
+    prompts: Mapping[str, str] | None = None, standard: int = 0,
+) -> dict[str, float]:  # fmt: skip
     """VBench's score of each dimension over the videos in `folder`.
+
+    Args:
+        folder: of videos, named as VBench expects.
+        device: of torch.
+        long: VBench-Long cuts each video into clips and scores these.
+        dimensions: VBench's names of them.
+        prompts: by file name; without them, VBench reads them off the names.
+        standard: videos for each prompt of VBench's own list, which these are; 0 if they are others.
 
     Raises:
         UserError: without VBench, with how to install it.
     """
-    package, name, mode = (
-        ("vbench2_beta_long", "VBenchLong", "long_custom_input")
-        if long
-        else ("vbench", "VBench", "custom_input")
-    )
-    if find_spec(package) is None:
-        raise UserError(INSTALL_LONG if long else INSTALL)
+    package, name = check_installed(long=long), "VBenchLong" if long else "VBench"
+    mode = "vbench_standard" if standard and not long else "custom_input"
+    mode = ("long_vbench_standard" if standard else "long_custom_input") if long else mode
     module: Any = __import__(package)
     results = folder.parent / "results"
     info = Path(str(module.__file__)).parent / "VBench_full_info.json"
@@ -91,11 +116,15 @@ def evaluate(folder: Path, device: str, *, long: bool) -> dict[str, float]:
     settings: dict[str, Any] = {"imaging_quality_preprocessing_mode": "longer"}
     if long:
         settings |= LONG | {"slow_fast_eval_config": str(info.parent / "configs" / "slow_fast_params.yaml")}
+    if long and standard:
+        settings["num_of_samples_per_prompt"] = standard
+    if prompts is not None:
+        settings["prompt_list"] = dict(prompts)
     judge.evaluate(
-        videos_path=str(folder), name="videos", dimension_list=list(DIMENSIONS), mode=mode, **settings
+        videos_path=str(folder), name="videos", dimension_list=list(dimensions), mode=mode, **settings
     )
     found = json.loads((results / "videos_eval_results.json").read_text())
-    return {dimension: float(found[dimension][0]) for dimension in DIMENSIONS}
+    return {dimension: float(found[dimension][0]) for dimension in dimensions}
 
 
 @click.command("quality", cls=OneLineCommand)

@@ -17,17 +17,16 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
 OPTIONS: dict[str, dict[str, Any]] = {"cpu": {"freezing": True}, "cuda": {}}
-"""What Inductor is told beyond its defaults, by device.
+"""Inductor's options that are not defaults, by device.
 
-Frozen weights are constants, which Inductor lays out for oneDNN while it compiles: linear layers in float32
-then use all that the processor has, as those of `runtime.engines.packed_linear` do, which MKL on an AMD
-processor does not. Whatever depends on weights alone, codes of fp8 dequantised for instance, is worked out
-then too.
+Frozen weights are constants, which Inductor lays out for oneDNN at compile time: float32 linear layers then
+use the processor's full vector width, as those of `runtime.engines.packed_linear` do and MKL on AMD
+processors does not. Whatever depends only on weights, such as dequantised fp8 codes, is folded then too.
 """
 
 
 class AOTI(Backend):
-    """A library of machine code for one processor or GPU and one version of PyTorch."""
+    """Compiles to machine code for one processor or GPU and one version of PyTorch."""
 
     name = "aoti"
     pinned = ("torch",)
@@ -43,28 +42,28 @@ class AOTI(Backend):
             check_hardware(options.precision, gpu_architecture())
 
     def offer(self, gpu: str, target: str | None) -> Offer | None:
-        """Where a C++ compiler is."""
+        """Offer to build wherever there is a C++ compiler."""
         if target is not None or find_compiler() is None:
             return None
         return Offer(reason=f"{lacking(gpu)}; it runs wherever torch does, and a C++ compiler is here")
 
     def compiler(self, options: BuildOptions) -> dict[str, Any]:
-        """What Inductor is told."""
+        """Inductor's options for the device of `options`."""
         return OPTIONS[options.device]
 
     def products(self, options: BuildOptions) -> str:
-        """How an engine multiplies codes, in words."""
+        """How engines multiply codes, in words."""
         if options.device == "cuda":
             return "torch._scaled_mm multiplies the codes"
         return "simulated: what the codes stand for is multiplied in float32"
 
     def compile(self, name: str, program: ExportedProgram, manifest: Manifest, folder: Path) -> list[str]:
-        """Write `NAME.pt2`."""
+        """Compile the program into `NAME.pt2`."""
         package(program, folder / f"{name}.pt2", manifest.compiler)
         return []
 
     def load(self, folder: Path, name: str, manifest: Manifest) -> Program:
-        """On a GPU by PyTorch's own loader: there a call launches kernels and returns at once."""
+        """Load `NAME.pt2`; on a GPU with PyTorch's loader, whose calls launch kernels and return at once."""
         from export.loading import aoti_library
 
         path = folder / f"{name}.pt2"
@@ -74,10 +73,10 @@ class AOTI(Backend):
 
 
 def check_compiler(device: str) -> None:
-    """Refuse early where nothing could be compiled.
+    """Refuse early a machine that cannot compile.
 
     Raises:
-        UserError: without a C++ compiler, which a GPU's package needs as well, or without the GPU.
+        UserError: if there is no C++ compiler, which GPU packages need too, or no CUDA device for `cuda`.
     """
     import torch
 
@@ -88,20 +87,20 @@ def check_compiler(device: str) -> None:
 
 
 def find_compiler() -> str | None:
-    """The C++ compiler that Inductor would find."""
+    """The C++ compiler that Inductor would use; None if there is none."""
     return next((found for name in ("g++", "clang++") if (found := shutil.which(name))), None)
 
 
 def package(program: ExportedProgram, path: Path, options: Mapping[str, Any]) -> None:
-    """Compile `program` for the device and processor where its weights lie, into the file `path`.
+    """Compile `program` for the device on which its weights are, into the file `path`.
 
     Args:
-        program: in its precision.
-        path: ends in `.pt2`.
-        options: of Inductor, as in `OPTIONS`.
+        program: already lowered to its precision.
+        path: must end in `.pt2`.
+        options: Inductor's, as in `OPTIONS`.
 
     Raises:
-        UserError: if the C++ compiler fails, with the last that it said.
+        UserError: if the C++ compiler fails, with the last line of its output.
     """
     import torch
     from torch._inductor import aoti_compile_and_package

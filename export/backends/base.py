@@ -1,7 +1,7 @@
-"""What a backend is: a way to compile a program into the files of an engine, and to load it from them.
+"""The interface of backends, which compile a program into files of an engine and load it from them.
 
-A subclass and its name in `export.backends.registry` are all that a new backend takes. Its module loads
-neither torch nor a compiler before a method needs them: engines are listed and refused without either.
+A new backend takes a subclass and its name in `export.backends.registry`. Its module must import torch and
+compilers only inside methods: engines are listed and refused without either.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from export.lowering.precision import Precision
 
 Program = Callable[..., Sequence["Tensor"]]
-"""Dense tensors in the order of the signature's inputs, to those of its outputs."""
+"""Maps dense tensors in the order of the signature's inputs to those of its outputs."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +36,11 @@ class Requirement:
     extra: str
 
     def installed(self) -> bool:
-        """Whether all of them are here; none is imported."""
+        """Whether all modules can be found; none is imported."""
         return all(find_spec(module) is not None for module in self.modules)
 
     def check(self) -> None:
-        """Refuse a machine without them.
+        """Refuse a machine that lacks one of them.
 
         Raises:
             UserError: naming what to install.
@@ -49,7 +49,7 @@ class Requirement:
             raise missing_extra(" or ".join(self.modules).replace("_", "-"), self.extra)
 
     def imported(self) -> Any:
-        """The first of them as a module.
+        """Import the first module and return it.
 
         Raises:
             UserError: as `check`.
@@ -62,61 +62,61 @@ class Requirement:
 
 @dataclass(frozen=True, kw_only=True)
 class BuildOptions:
-    """What is asked of a build, whatever the backend."""
+    """Options of a build that do not depend on the backend."""
 
     precision: Precision
     batch: int = 1
     device: str = "cpu"
-    """Where the engine runs, for a backend that takes `device`."""
+    """Device type that the engine runs on, for a backend that takes `device`."""
     target: str | None = None
-    """The architecture that the engine is for, as `sm_89`, or several, as `sm_89,sm_120`; for a backend that
-    takes `target`."""
+    """Architectures that the engine is for, such as `sm_89` or `sm_89,sm_120`, for a backend that takes
+    `target`."""
     attention: Attention | None = None
-    """What was asked for; `Backend.attention` says what it comes to."""
+    """The form asked for; `Backend.attention` decides if None."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Offer:
-    """Why a backend is the one to take on this machine if none is named."""
+    """A backend's offer to be used on this machine where none is named."""
 
     reason: str
     target: str | None = None
 
 
 def lacking(gpu: str) -> str:
-    """Why no TensorRT is taken, for an offer; `gpu` is the architecture of this machine's."""
+    """The reason in an offer why TensorRT is not used; `gpu` is this machine's architecture."""
     return "no GPU is here" if gpu == NO_GPU else f"no TensorRT for {gpu} is here"
 
 
 class Backend(ABC):
-    """One kind of engine: what it needs, what it can, how it is compiled and loaded."""
+    """One kind of engine: its requirements and abilities, and how it is compiled and loaded."""
 
     name: ClassVar[str]
-    """As `--backend` and manifests have it."""
+    """Its name in `--backend` and in manifests."""
     requires: ClassVar[tuple[Requirement, ...]] = ()
-    """What a build needs; the versions of these packages are recorded in the manifest."""
+    """Packages that a build needs; the manifest records their versions."""
     pinned: ClassVar[tuple[str, ...]] = ()
-    """Packages that must have the very version that built an engine for it to load."""
+    """Packages whose version must be the one that built the engine, or it does not load."""
     portable: ClassVar[bool] = False
     """Whether an engine runs on any machine, not only on the processor or GPU that it was compiled for."""
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
-    """Types of torch device that engines run on; of several, `--device` chooses."""
+    """Torch device types that engines run on; `--device` chooses among several."""
     takes: ClassVar[frozenset[str]] = frozenset()
-    """Options that only some backends have, of `device`, `target` and `attention`."""
+    """Which of the options `device`, `target` and `attention` the backend accepts."""
     nvfp4: ClassVar[bool] = False
-    """Whether engines may be in nvfp4."""
+    """Whether it can build engines in nvfp4."""
 
     def check(self, options: BuildOptions) -> None:
-        """Refuse what engines of this backend cannot be, on whatever machine.
+        """Refuse options that this backend cannot build on any machine.
 
         Raises:
-            UserError: saying in one line what to ask for instead.
+            UserError: in one line, with what to ask for instead.
         """
         if options.precision == "nvfp4" and not self.nvfp4:
             raise UserError("precision nvfp4 is for TensorRT engines of Blackwell GPUs alone; use fp8")
 
     def check_tools(self, options: BuildOptions) -> None:
-        """Refuse what cannot be built on this machine.
+        """Refuse options that cannot be built on this machine.
 
         Raises:
             UserError: naming what to install, or what to build instead.
@@ -125,16 +125,16 @@ class Backend(ABC):
             requirement.check()
 
     def offer(self, gpu: str, target: str | None) -> Offer | None:
-        """Why to take this backend if none is named, or None: then the next one of the registry is asked.
+        """Offer to build where no backend is named, or return None: the registry's next one is asked then.
 
         Args:
-            gpu: the architecture of this machine's, or `export.engine.target.NO_GPU`.
-            target: the architectures asked for.
+            gpu: architecture of this machine's GPU, or `export.engine.target.NO_GPU`.
+            target: architectures asked for, if any.
         """
         return None
 
     def remark(self, options: BuildOptions) -> str | None:
-        """A line for whoever builds, on what was chosen for them."""
+        """A line that tells the user what was chosen by default; None if nothing was."""
         return None
 
     def device(self, options: BuildOptions) -> str:
@@ -142,44 +142,44 @@ class Backend(ABC):
         return options.device if "device" in self.takes else self.devices[0]
 
     def attention(self, options: BuildOptions) -> Attention:
-        """As asked for, or else the plugin's node wherever a plugin can take it."""
+        """The form asked for; by default the plugin's node if the backend accepts one."""
         return options.attention or ("plugin" if "attention" in self.takes else "native")
 
     def compiler(self, options: BuildOptions) -> dict[str, Any]:
-        """What the compiler is told beyond its defaults, for the manifest."""
+        """Options of the compiler that are not its defaults; recorded in the manifest."""
         return {}
 
     def products(self, options: BuildOptions) -> str:
-        """How an engine multiplies the codes of a quantised precision, in words."""
+        """How engines multiply the codes of a quantised precision, in words."""
         return "left to what runs it"
 
     def host(self, options: BuildOptions) -> Host:
-        """The machine that the engine is for: this one, unless there is a target."""
+        """The machine that the engine is for: this one, unless `options` has a target."""
         modules = (module for requirement in self.requires for module in requirement.modules)
         return Host.here(self.device(options), ("videomla", "torch", *modules))
 
     @abstractmethod
     def compile(self, name: str, program: ExportedProgram, manifest: Manifest, folder: Path) -> list[str]:
-        """Write the program called `name` into `folder`, in files whose names begin with it.
+        """Compile the program called `name` into files in `folder` whose names begin with `name`.
 
         Args:
             name: `step` or `prompt`.
-            program: in its precision, on the device that it will run on.
-            manifest: of the engine; its `files` are not known yet.
-            folder: of the engine in the making.
+            program: already lowered to its precision, on the device it will run on.
+            manifest: the engine's, still without `files`.
+            folder: the engine's, which is being built.
 
         Returns:
-            What parser and compiler warned of.
+            Warnings of parser and compiler.
 
         Raises:
-            UserError: if they refuse.
+            UserError: if parser or compiler fails.
         """
 
     @abstractmethod
     def load(self, folder: Path, name: str, manifest: Manifest) -> Program:
-        """The program called `name` of the engine in `folder`, ready to run.
+        """Load the program called `name` of the engine in `folder`.
 
         Raises:
-            UserError: if a package is missing, or this machine can never run it.
+            UserError: if a package is missing, or this machine cannot run it.
             RuntimeError, OSError: if its file is damaged or does not load.
         """

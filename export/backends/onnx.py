@@ -1,4 +1,4 @@
-"""ONNX graphs for ONNX Runtime on a CPU; the TensorRT backends begin with the same graph."""
+"""ONNX graphs for ONNX Runtime on a CPU; the TensorRT backends start from the same graph."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ RUNTIME = Requirement(modules=("onnxruntime",), extra="onnx")
 
 
 class ONNX(Backend):
-    """A graph, which runs anywhere."""
+    """Exports an ONNX graph, which runs on any machine."""
 
     name = "onnx"
     requires = (EXPORTER,)
@@ -24,22 +24,22 @@ class ONNX(Backend):
     takes = frozenset({"attention"})
 
     def offer(self, gpu: str, target: str | None) -> Offer | None:
-        """What is left where nothing can be compiled."""
+        """Offer to build where nothing can be compiled."""
         if target is not None:
             return None
         return Offer(reason=f"{lacking(gpu)}, nor a C++ compiler, which aoti would need")
 
     def products(self, options: BuildOptions) -> str:
-        """How an engine multiplies codes, in words."""
+        """How engines multiply codes, in words."""
         return "left to what runs the graph; ONNX Runtime multiplies what the codes stand for in float32"
 
     def compile(self, name: str, program: ExportedProgram, manifest: Manifest, folder: Path) -> list[str]:
-        """Write `NAME.onnx`, and beside it what is too large for one file."""
+        """Write `NAME.onnx`, with weights beside it where they are too large for one file."""
         write_graph(name, program, manifest, folder)
         return []
 
     def load(self, folder: Path, name: str, manifest: Manifest) -> Program:
-        """A session of ONNX Runtime."""
+        """Open `NAME.onnx` in a session of ONNX Runtime."""
         from export.loading.onnx_session import session
 
         RUNTIME.imported()
@@ -47,7 +47,7 @@ class ONNX(Backend):
 
 
 def write_graph(name: str, program: ExportedProgram, manifest: Manifest, folder: Path) -> Path:
-    """The file of the graph of `program`, with attention in the form that `manifest` says."""
+    """Write the graph of `program`, with attention in the manifest's form, and return its path."""
     from export.onnx import graph
 
     path = folder / f"{name}.onnx"
@@ -56,6 +56,6 @@ def write_graph(name: str, program: ExportedProgram, manifest: Manifest, folder:
 
 
 def remove_graph(graph: Path) -> None:
-    """Delete it with the weights beside it, once an engine was built from it."""
+    """Delete a graph and the weights beside it, once an engine has been built from it."""
     for part in graph.parent.glob(f"{graph.name}*"):
         part.unlink()

@@ -1,4 +1,4 @@
-"""The backends by name, the fastest first: in this order they are chosen, where several would do."""
+"""The backends by name, fastest first; where several would do, they are chosen in this order."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def backend_named(name: str) -> Backend:
     """The backend called `name`.
 
     Raises:
-        UserError: if there is none, with those that there are.
+        UserError: if there is none, listing those there are.
     """
     if name not in BACKENDS:
         raise UserError(f"no such backend: {name}; there are {', '.join(sorted(BACKENDS))}")

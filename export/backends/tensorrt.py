@@ -22,7 +22,7 @@ KERNELS = Requirement(modules=("triton",), extra="gpu")
 
 
 class TensorRT(Backend):
-    """A plan for one GPU and one version of TensorRT."""
+    """Builds a TensorRT plan for one GPU and one version of TensorRT."""
 
     name = "tensorrt"
     requires = (EXPORTER, LIBRARY, KERNELS)
@@ -32,7 +32,7 @@ class TensorRT(Backend):
     nvfp4 = True
 
     def check(self, options: BuildOptions) -> None:
-        """Refuse what no engine can be."""
+        """Refuse, besides what every backend refuses, the plugin in fp32."""
         super().check(options)
         if (options.attention, options.precision) == ("plugin", "fp32"):
             raise UserError("the attention plugin computes in bf16 and fp16; use --precision bf16")
@@ -50,29 +50,29 @@ class TensorRT(Backend):
         check_hardware(options.precision, gpu)
 
     def offer(self, gpu: str, target: str | None) -> Offer | None:
-        """Where it and a GPU are."""
+        """Offer to build where TensorRT and a GPU are found."""
         if target is not None or gpu == NO_GPU or not LIBRARY.installed():
             return None
         return Offer(reason=f"TensorRT and a GPU, {gpu}, are here")
 
     def remark(self, options: BuildOptions) -> str | None:
-        """Which attention it is, if it was not asked for."""
+        """The form of attention, if it was chosen by default."""
         if options.attention is not None:
             return None
         return f"attention: {self.attention(options)} (the plugin computes in bf16 and fp16)"
 
     def attention(self, options: BuildOptions) -> Attention:
-        """As asked for, or else the plugin but in fp32, which its kernels do not compute in."""
+        """The form asked for; by default the plugin, except in fp32, for which it has no kernels."""
         if options.attention is None and options.precision == "fp32":
             return "native"
         return super().attention(options)
 
     def products(self, options: BuildOptions) -> str:
-        """How an engine multiplies codes, in words."""
+        """How engines multiply codes, in words."""
         return PRODUCTS
 
     def compile(self, name: str, program: ExportedProgram, manifest: Manifest, folder: Path) -> list[str]:
-        """Write `NAME.engine`, and the record of its layers."""
+        """Build `NAME.engine`, and write the record of its layers."""
         graph = write_graph(name, program, manifest, folder)
         with TemporaryDirectory(dir=folder) as scratch:
             warned = build(self.request(graph, manifest, Path(scratch)))
@@ -80,7 +80,7 @@ class TensorRT(Backend):
         return warned
 
     def request(self, graph: Path, manifest: Manifest, scratch: Path) -> BuildRequest:
-        """What is asked of TensorRT for `graph`; its plugin's kernels are compiled into `scratch`."""
+        """The request to build from `graph`; the plugin's kernels are compiled into `scratch`."""
         import torch
 
         from export.onnx.attention_node import attention_nodes
@@ -104,7 +104,7 @@ class TensorRT(Backend):
         )
 
     def load(self, folder: Path, name: str, manifest: Manifest) -> Program:
-        """The plan on this machine's GPU."""
+        """Load the plan onto this machine's GPU."""
         from export.loading.tensorrt_plan import load_plan
 
         return load_plan(LIBRARY.imported(), folder / f"{name}.engine", manifest.programs[name])

@@ -1,7 +1,7 @@
-"""What is asked of TensorRT and TensorRT-RTX, and what comes back: plans from an ONNX graph.
+"""Has TensorRT or TensorRT-RTX build a plan from an ONNX graph.
 
-Building runs in a process of its own (`export.backends.tensorrt_process`): the libraries end the process on
-some mistakes, keep state between builds, and hold the weights several times over while they work.
+The build runs in a process of its own (`export.backends.tensorrt_process`): both libraries abort the process
+on some errors, keep state between builds, and hold the weights several times over while they work.
 """
 
 from __future__ import annotations
@@ -18,40 +18,40 @@ from plugins.errors import UserError
 from plugins.triton.tiles import Family, halves
 
 LEVEL = 3
-"""How hard TensorRT looks for kernels, of 0 to 5: its default. From 4 on it compiles every candidate."""
+"""TensorRT's default optimization level, of 0 to 5. From 4 on it compiles every candidate kernel."""
 
 PRODUCTS = "left to TensorRT, which multiplies codes where it fuses quantising into a product"
-"""What becomes of products of codes, in words."""
+"""How TensorRT multiplies codes, in words."""
 
 NAMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildRequest:
-    """One engine to build from one graph; paths are strings, for it travels as JSON."""
+    """One engine to build from one graph. Paths are strings, because it is sent to a process as JSON."""
 
     library: Literal["tensorrt", "tensorrt_rtx"]
     graph: str
     engine: str
-    """Where it goes."""
+    """File to write."""
     target: str
-    """The GPU architecture, as `sm_90`; for TensorRT-RTX also several, as `sm_89,sm_120`."""
+    """The GPU architecture, such as `sm_90`; for TensorRT-RTX also several, such as `sm_89,sm_120`."""
     attention_nodes: int = 0
-    """So many nodes of the graph must become layers of our plugin."""
+    """Number of nodes of the graph that must become layers of our plugin."""
     kernels: str | None = None
-    """The folder of the plugin's kernels (`plugins.aot.compile`); without it no plugin is registered."""
+    """Folder of the plugin's kernels (`plugins.aot.compile`); None registers no plugin."""
     layers: str | None = None
-    """Where the record of the engine's layers goes, which needs the GPU."""
+    """File for the record of the engine's layers, which takes a GPU; None writes none."""
     timing_cache: str | None = None
-    """A file of the times that kernels took, read if it is there and written back."""
+    """File of measured kernel times, read if it exists and written back; None uses none."""
     level: int = LEVEL
 
 
 def kernel_family(architecture: str) -> Family:
-    """The kernels of the attention plugin that run on a GPU; they are not forward compatible.
+    """The family of the attention plugin's kernels for an architecture; kernels are not forward compatible.
 
     Raises:
-        UserError: if there are none.
+        UserError: if there are no kernels for it.
     """
     for family in get_args(Family):
         if architecture == f"sm_{family}":
@@ -78,18 +78,18 @@ def compile_kernels(folder: Path, *, architecture: str, dtype: Literal["bf16", "
 
 
 def timing_cache_name(*, version: str, gpu: str, level: int = LEVEL) -> str:
-    """The file of the times measured by one version on one GPU at one level."""
+    """Name of the file with kernel times measured by one version on one GPU at one level."""
     return f"tensorrt-{version}-{re.sub(r'[^A-Za-z0-9]+', '-', gpu)}-level{level}.cache"
 
 
 def build(request: BuildRequest) -> list[str]:
-    """Build what is asked for, in a process of its own.
+    """Build the engine in a process of its own.
 
     Returns:
-        The warnings of parser and builder.
+        Warnings of parser and builder.
 
     Raises:
-        UserError: if they refuse, with their last error.
+        UserError: if the build fails, with its last error.
     """
     command = [sys.executable, "-m", "export.backends.tensorrt_process", json.dumps(asdict(request))]
     done = subprocess.run(command, capture_output=True, text=True, check=False)

@@ -1,8 +1,8 @@
 """The process that builds one TensorRT(-RTX) engine: `python -m export.backends.tensorrt_process REQUEST`.
 
-The one module of this package that imports either library, under the name `trt`. The library's own
-calls are used rather than Polygraphy's: its builder configuration sets what would have to be undone
-(a timing cache of its own, precision flags that TensorRT 11 no longer has). Messages leave as lines of
+It is the only module of this package that imports either library, under the name `trt`. It calls the library
+directly rather than through Polygraphy, whose builder configuration sets what would have to be undone (a
+timing cache of its own, precision flags that TensorRT 11 no longer has). Messages are printed as lines of
 JSON, `["warning", text]`.
 """
 
@@ -20,7 +20,7 @@ from plugins.errors import UserError
 
 
 def main(request: BuildRequest) -> int:
-    """Parse, build and record; the exit status."""
+    """Parse the graph, build the engine and write it; return the exit status."""
     trt = importlib.import_module(request.library)
     logger = _logger(trt)
     if request.kernels is not None:
@@ -37,10 +37,10 @@ def main(request: BuildRequest) -> int:
     _take_apart_wide_attention(trt, network)
     config = configure(trt, builder, request)
     plan = builder.build_serialized_network(network, config)
-    if plan is None:  # what a failed build gives; a plugin's exception goes to stderr
+    if plan is None:  # the build failed; an exception in a plugin goes to stderr
         return 1
     content = bytes(plan)
-    _keep_times(config, request)
+    _save_timing_cache(config, request)
     if request.layers is not None and not _record_layers(trt, logger, content, request):
         return 1
     Path(request.engine).write_bytes(content)
@@ -48,7 +48,7 @@ def main(request: BuildRequest) -> int:
 
 
 def configure(trt: Any, builder: Any, request: BuildRequest) -> Any:
-    """The builder's configuration."""
+    """The builder's configuration for `request`."""
     config = builder.create_builder_config()
     if request.library == "tensorrt_rtx":
         targets = request.target.replace("_", "").upper().split(",")
@@ -58,9 +58,9 @@ def configure(trt: Any, builder: Any, request: BuildRequest) -> Any:
                 raise UserError(f"it takes no target {target}")
         return config
     config.builder_optimization_level = request.level
-    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # without it the inspector knows names alone
+    config.profiling_verbosity = trt.ProfilingVerbosity.DETAILED  # otherwise the inspector knows only names
     config.max_aux_streams = 0  # one stream: less scratch memory, and a graph can be captured
-    config.clear_flag(trt.BuilderFlag.TF32)  # what the precision pass keeps in float32 is float32
+    config.clear_flag(trt.BuilderFlag.TF32)  # float32 layers shall compute in float32
     if request.timing_cache is not None:
         path = Path(request.timing_cache)
         cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
@@ -70,14 +70,14 @@ def configure(trt: Any, builder: Any, request: BuildRequest) -> Any:
 
 
 def _register(request: BuildRequest) -> None:
-    """Make the attention plugin known, with the kernels that were compiled for this engine."""
+    """Register the attention plugin with the kernels compiled for this engine."""
     from plugins.aot.tensorrt_plugin import register
 
     register(Path(str(request.kernels)), kernel_family(request.target), only=("mla_attention",))
 
 
 def _has_plugins(trt: Any, network: Any, expected: int) -> bool:
-    """Whether all attention nodes became plugin layers: without the plugin the parser takes the function."""
+    """Whether all attention nodes became plugin layers; without a plugin the parser inlines the function."""
     layers = map(network.get_layer, range(network.num_layers))
     found = sum(layer.type == trt.LayerType.PLUGIN_V3 for layer in layers)
     if found != expected:
@@ -86,18 +86,18 @@ def _has_plugins(trt: Any, network: Any, expected: int) -> bool:
 
 
 def _take_apart_wide_attention(trt: Any, network: Any) -> None:
-    """Allow matrix products in the place of attention in float32, which has no fused kernel.
+    """Allow float32 attention, which has no fused kernel, to become matrix products.
 
-    In any other type a build fails where there is none, instead of being slow.
+    In any other type the build fails where there is no fused kernel, rather than becoming slow.
     """
     for layer in map(network.get_layer, range(network.num_layers)):
         if layer.type == trt.LayerType.ATTENTION_INPUT and layer.get_input(0).dtype == trt.float32:
-            layer.__class__ = trt.IAttentionInputLayer  # the network hands out every layer as a plain one
+            layer.__class__ = trt.IAttentionInputLayer  # the network returns every layer as an ILayer
             layer.attention.decomposable = True
 
 
 def _record_layers(trt: Any, logger: Any, plan: bytes, request: BuildRequest) -> bool:
-    """Write what the engine is made of, and check that our plugin is still in it."""
+    """Write the record of the engine's layers, and check that our plugin is among them."""
     runtime = trt.Runtime(logger)
     engine = runtime.deserialize_cuda_engine(plan)
     if engine is None:
@@ -111,8 +111,8 @@ def _record_layers(trt: Any, logger: Any, plan: bytes, request: BuildRequest) ->
     return found == request.attention_nodes
 
 
-def _keep_times(config: Any, request: BuildRequest) -> None:
-    """Write the timing cache back at once."""
+def _save_timing_cache(config: Any, request: BuildRequest) -> None:
+    """Write the timing cache back, whole or not at all."""
     if request.timing_cache is None:
         return
     path = Path(request.timing_cache)
@@ -121,7 +121,7 @@ def _keep_times(config: Any, request: BuildRequest) -> None:
 
 
 def _logger(trt: Any) -> Any:
-    """A logger that says every warning and error in a line of JSON."""
+    """A logger that prints every warning and error as a line of JSON."""
     severities = {
         trt.Logger.Severity.WARNING: "warning",
         trt.Logger.Severity.ERROR: "error",

@@ -1,4 +1,4 @@
-"""TensorRT-RTX engines: for GeForce and RTX GPUs, built for a named one on any machine."""
+"""TensorRT-RTX engines for GeForce and RTX GPUs, built for a named GPU on any machine."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ TARGETS = ("sm_75", "sm_80", "sm_86", "sm_89", "sm_120", "sm_121")
 
 
 class TensorRTRTX(Backend):
-    """A plan for one or several GPU architectures, with TensorRT's own attention."""
+    """Builds a plan for one or several GPU architectures, with TensorRT's own attention."""
 
     name = "tensorrt-rtx"
     requires = (EXPORTER, LIBRARY)
@@ -34,7 +34,7 @@ class TensorRTRTX(Backend):
     nvfp4 = True
 
     def check(self, options: BuildOptions) -> None:
-        """Refuse targets that it does not build for, or that lack the precision."""
+        """Refuse targets that TensorRT-RTX does not build for, or that lack the precision."""
         from export.lowering.precision import check_hardware
 
         super().check(options)
@@ -43,7 +43,7 @@ class TensorRTRTX(Backend):
             check_hardware(options.precision, options.target)
 
     def offer(self, gpu: str, target: str | None) -> Offer | None:
-        """For a named GPU, which it alone builds for, or for the one that is here."""
+        """Offer to build for a named GPU, as no other backend can, or for this machine's."""
         if target is not None:
             return Offer(reason="which builds for a named GPU", target=target)
         if gpu not in TARGETS or not LIBRARY.installed():
@@ -51,16 +51,16 @@ class TensorRTRTX(Backend):
         return Offer(reason=f"TensorRT-RTX is here, and a GPU that it builds for: {gpu}", target=gpu)
 
     def products(self, options: BuildOptions) -> str:
-        """How an engine multiplies codes, in words."""
+        """How engines multiply codes, in words."""
         return PRODUCTS
 
     def host(self, options: BuildOptions) -> Host:
-        """The target, with the packages of this machine."""
+        """The target's architecture with this machine's package versions."""
         assert options.target is not None
         return replace(super().host(options), architecture=options.target)
 
     def compile(self, name: str, program: ExportedProgram, manifest: Manifest, folder: Path) -> list[str]:
-        """Write `NAME.engine`."""
+        """Build `NAME.engine`."""
         graph = write_graph(name, program, manifest, folder)
         warned = build(
             BuildRequest(
@@ -74,17 +74,17 @@ class TensorRTRTX(Backend):
         return warned
 
     def load(self, folder: Path, name: str, manifest: Manifest) -> Program:
-        """The plan on this machine's GPU."""
+        """Load the plan onto this machine's GPU."""
         from export.loading.tensorrt_plan import load_plan
 
         return load_plan(LIBRARY.imported(), folder / f"{name}.engine", manifest.programs[name])
 
 
 def check_targets(targets: str) -> str:
-    """GPUs such as `sm_89` or `sm89,sm120`, as a manifest spells them: `sm_89,sm_120`.
+    """Architectures such as `sm_89` or `sm89,sm120` as manifests spell them: `sm_89,sm_120`.
 
     Raises:
-        UserError: for one that TensorRT-RTX has no engines for, naming those that it has.
+        UserError: for an architecture that TensorRT-RTX does not support, listing those it does.
     """
     spelled = [re.sub(r"^sm_?", "sm_", target.strip()) for target in targets.split(",")]
     for target in spelled:

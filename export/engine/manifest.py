@@ -1,6 +1,6 @@
 """`manifest.json` of an engine folder: what the engine is, and what it was built for.
 
-Free of torch, so that engines are listed and refused at once; what is refused is in `export.checks`.
+This module does not import torch, so engines are listed and refused at once; `export.checks` refuses them.
 """
 
 from __future__ import annotations
@@ -20,28 +20,28 @@ SCHEMA = 3
 
 
 ENGINES = Path("engines")
-"""Where engines go, and are looked for, unless told otherwise."""
+"""The folder where engines are written and looked for by default."""
 
 EAGER = "eager"
 """Said in the place of an engine's folder and of its backend where there is none: the model itself."""
 
 Attention = Literal["plugin", "native"]
-"""Self-attention as a node that our TensorRT plugin takes, or in operations that every backend knows."""
+"""Self-attention as one node for our TensorRT plugin, or as operations that every backend supports."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorSpec:
-    """A tensor that goes in or comes out."""
+    """Name, shape and dtype of an input or output."""
 
     name: str
     shape: tuple[int, ...]
     dtype: str
-    """As torch calls it: `float32`, `bfloat16`, `int32`."""
+    """Torch's name of it: `float32`, `bfloat16`, `int32`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Signature:
-    """What a program takes and gives, in order."""
+    """Inputs and outputs of a program, in order."""
 
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
@@ -49,12 +49,12 @@ class Signature:
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """What is said of an engine whose products are of codes with scales."""
+    """How an fp8 or nvfp4 engine was quantised."""
 
     base: str
     """The precision of all other products."""
     products: str
-    """How it multiplies the codes, or that it does not."""
+    """How the engine multiplies codes, in words."""
     calibration: dict[str, Any]
     """The rollouts that the scales come from: `export.lowering.calibration.Rollouts`."""
 
@@ -71,7 +71,7 @@ class Manifest:
     model_hash: str
     """SHA-256 of the transformer's configuration and weights."""
     checkpoint: str
-    """Where the checkpoint was: a shipped name or a path. The text encoder and codec stay there."""
+    """Name of a shipped checkpoint, or a path. Text encoder and codec are loaded from there."""
     code: str
     """SHA-256 of the sources that made the programs.
 
@@ -87,15 +87,15 @@ class Manifest:
     """The fields of `vmla.cache.CacheSpec`, and `dtype`."""
     programs: dict[str, Signature]
     layers: dict[str, tuple[str, ...]]
-    """Linear layers, all of them, by the precision of their products."""
+    """All linear layers, by the precision of their products."""
     quantization: Quantization | None = None
     """None unless the precision is fp8 or nvfp4."""
     compiler: dict[str, Any] = field(default_factory=dict)
-    """What the compiler of the backend was told beyond its defaults."""
+    """Options of the backend's compiler that are not its defaults."""
     host: Host
-    """The machine that it was built for."""
+    """The machine that the engine was built for."""
     files: dict[str, str] = field(default_factory=dict)
-    """SHA-256 by name."""
+    """SHA-256 of each file of the engine, by its name."""
 
     @classmethod
     def read(cls, folder: Path) -> Manifest:

@@ -1,4 +1,4 @@
-"""Seam 1 as data: the names, shapes and types that every engine takes and gives back."""
+"""The contract of every engine as data: names, shapes and dtypes of its inputs and outputs."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ STEP, PROMPT = "step", "prompt"
 
 
 def contract(config: ModelConfig, *, batch: int, narrow: str = "float32") -> dict[str, Signature]:
-    """What the step and the prompt step take and give, with cache and text in the type `narrow`.
+    """Signatures of the step and the prompt step, with cache and text in the dtype `narrow`.
 
-    Latents and velocity are float32 in every precision: the sampler adds up small differences of them.
+    Latents and velocity are float32 in every precision, because the sampler accumulates small differences.
 
     Raises:
-        UserError: for chunks of two lengths.
+        UserError: if the first chunk is shorter than the others; an engine has one shape.
     """
     spec = CacheSpec.of(config)
     if spec.chunks.first != spec.chunk:

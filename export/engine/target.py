@@ -1,4 +1,4 @@
-"""The machine that an engine was built for, or that would run it: what decides whether it can."""
+"""Describes the machine that an engine was built for, or that would run it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from pathlib import Path
 CPU_INFO = Path("/proc/cpuinfo")
 
 NO_GPU = "no GPU"
-"""The architecture of one that is not there."""
+"""The architecture reported where there is no GPU."""
 
 _EMITTED = re.compile(r"^(s?sse|avx|amx|fma|f16c|bmi|abm|adx|movbe|popcnt|sve|asimd|bf16|i8mm)")
 """Instruction sets that a C++ compiler uses on its own under `-march=native`."""
@@ -20,7 +20,7 @@ _EMITTED = re.compile(r"^(s?sse|avx|amx|fma|f16c|bmi|abm|adx|movbe|popcnt|sve|as
 
 @dataclass(frozen=True, kw_only=True)
 class Host:
-    """A processor or GPU, and the libraries beside it."""
+    """A processor or GPU, with the versions of the libraries installed."""
 
     device: str
     """Type of a torch device: `cpu` or `cuda`."""
@@ -29,11 +29,11 @@ class Host:
     features: tuple[str, ...] = ()
     """Instruction sets of a processor."""
     versions: dict[str, str]
-    """Of the packages that engines depend on, where they are installed."""
+    """Versions of the installed packages that engines depend on."""
 
     @classmethod
     def here(cls, device: str, packages: Iterable[str]) -> Host:
-        """This machine with the versions of `packages`; a GPU is asked only if `device` is one."""
+        """Describe this machine with the versions of `packages`; the GPU is queried only for `cuda`."""
         versions = {name: version for name in packages if (version := _version(name)) is not None}
         if device == "cuda":
             return cls(device=device, architecture=gpu_architecture(), versions=versions)
@@ -59,7 +59,7 @@ def _instruction_sets() -> tuple[str, ...]:
 
 
 def gpu_architecture() -> str:
-    """That of this machine's GPU, as `sm_90`, or `NO_GPU`."""
+    """Architecture of this machine's GPU, such as `sm_90`, or `NO_GPU`."""
     import torch
 
     if not torch.cuda.is_available():

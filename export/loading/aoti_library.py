@@ -1,9 +1,9 @@
-"""AOTInductor's packages for a CPU, run without holding Python's global lock.
+"""Runs AOTInductor's packages on a CPU without holding Python's global interpreter lock.
 
-PyTorch's own loader holds that lock for as long as a program runs, 3.6 ms in each pass of `sprites` on two
-cores, and the threads that decode and encode, which let go of it with every operation, wait for it anew each
-time. Here the library in the package is called by its C interface, through ctypes, which lets go of the lock.
-The interface is `torch/csrc/inductor/aoti_runtime/interface.h`.
+PyTorch's own loader holds the lock as long as a program runs, 3.6 ms in each pass of `sprites` on two cores.
+The threads that decode and encode release it with every operation, so they would wait each time. Here the
+package's library is called through its C interface by ctypes, which releases the lock. The interface is
+`torch/csrc/inductor/aoti_runtime/interface.h`.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from torch import Tensor
 from torch._C import _aoti
 
 METADATA = "_metadata.json"
-"""How names of files end that describe a library; any other JSON file lists calls back into PyTorch."""
+"""Suffixes of files that describe a library; any other JSON file lists calls back into PyTorch."""
 
 
 class Library:
-    """The compiled program of one package; a function of dense tensors, for one thread at a time."""
+    """The compiled program of one package: a function of dense tensors, called by one thread at a time."""
 
     def __init__(self, package: Path) -> None:
-        """Load it.
+        """Load the library in `package`.
 
         Raises:
-            RuntimeError: if the file is no such package, or needs what only PyTorch's own loader has.
+            RuntimeError: if the file is not such a package, or needs what only PyTorch's own loader provides.
         """
-        # An open library stays when its file goes: nothing is left behind, however this process ends.
+        # A loaded library outlives its file, so nothing is left on disk however this process ends.
         with tempfile.TemporaryDirectory() as folder:
             self._library = ctypes.CDLL(str(_unpacked(package, Path(folder))))
         self._container = ctypes.c_void_p()
@@ -43,10 +43,10 @@ class Library:
         self._outputs = outputs.value
 
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
-        """Run it; the outputs are new tensors.
+        """Run the program; its outputs are new tensors.
 
         Raises:
-            RuntimeError: if it gives up.
+            RuntimeError: if the program reports an error.
         """
         given = [_pointer(capsule) for capsule in _aoti.unsafe_alloc_void_ptrs_from_tensors(list(tensors))]
         inputs, outputs = (ctypes.c_void_p * len(given))(*given), (ctypes.c_void_p * self._outputs)()
@@ -62,7 +62,7 @@ class Library:
 
 
 def _unpacked(package: Path, folder: Path) -> Path:
-    """The one library of `package`, written to `folder`."""
+    """Extract the only library in `package` to `folder`."""
     try:
         with zipfile.ZipFile(package) as archive:
             names = archive.namelist()
@@ -76,7 +76,7 @@ def _unpacked(package: Path, folder: Path) -> Path:
 
 
 def loaded_by_torch(package: Path) -> Callable[..., Sequence[Tensor]]:
-    """The compiled program of a package for a GPU."""
+    """Load a package for a GPU with PyTorch's own loader."""
     from torch._inductor import aoti_load_package
 
     compiled = aoti_load_package(str(package))
@@ -96,10 +96,10 @@ _new_capsule.argtypes = [ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p]
 
 
 def _pointer(capsule: object) -> int:
-    """What a capsule of PyTorch holds: a handle of a tensor."""
+    """The tensor handle in a PyCapsule of PyTorch."""
     return int(_get_pointer(capsule, None))
 
 
 def _capsule(pointer: int | None) -> Any:
-    """The reverse."""
+    """A PyCapsule around the tensor handle `pointer`."""
     return _new_capsule(pointer, None, None)

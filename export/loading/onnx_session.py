@@ -1,4 +1,4 @@
-"""ONNX graphs as functions of tensors, by ONNX Runtime on the CPU."""
+"""Runs ONNX graphs as functions of tensors, with ONNX Runtime on the CPU."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ from plugins.errors import UserError
 
 
 def session(graph: Path, signature: Signature) -> Callable[..., Sequence[Tensor]]:
-    """The graph, ready to run with as many threads as torch has now.
+    """Open `graph` in a session with as many threads as torch uses now.
 
     Raises:
-        UserError: if it takes or gives what ONNX Runtime does not know on a CPU.
+        UserError: if it has inputs or outputs of a type that ONNX Runtime does not support on a CPU.
         RuntimeError: if it does not load.
     """
     import onnxruntime
@@ -25,7 +25,7 @@ def session(graph: Path, signature: Signature) -> Callable[..., Sequence[Tensor]
     if any(spec.dtype == "bfloat16" for spec in (*signature.inputs, *signature.outputs)):
         raise UserError("ONNX Runtime has no bfloat16 on a CPU; build with --precision fp32 or fp16")
     options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors: it warns of every constant that it does not fold
+    options.log_severity_level = 3  # errors only: it warns about every constant that it does not fold
     options.intra_op_num_threads = torch.get_num_threads()
     try:
         made = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])

@@ -1,7 +1,7 @@
-"""Plans of TensorRT and TensorRT-RTX as functions of tensors: static buffers and a stream of their own.
+"""Runs plans of TensorRT and TensorRT-RTX as functions of tensors, on static buffers and their own stream.
 
-Copying the inputs into buffers that never move costs a thousandth of a pass and lets TensorRT keep
-everything that depends on an address.
+Copying inputs into buffers that never move costs a thousandth of a pass, and lets TensorRT reuse everything
+that depends on an address.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ log = logging.getLogger(__name__)
 
 
 class PlanProgram:
-    """A plan with its buffers: dense tensors in the order of the signature's inputs, to its outputs."""
+    """A plan with its buffers; maps dense tensors in the order of the signature's inputs to its outputs."""
 
     def __init__(self, trt: Any, plan: bytes, signature: Signature, *, device: str = "cuda") -> None:
         """Load `plan` and bind it to buffers on the GPU.
 
         Raises:
-            RuntimeError: if it does not load, or does not take and give what the signature says.
+            RuntimeError: if it does not load, or its inputs and outputs are not the signature's.
         """
         self._device = device
         self._runtime = trt.Runtime(_logger(trt))
@@ -38,7 +38,7 @@ class PlanProgram:
         self._stream = torch.cuda.Stream()
 
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
-        """Run it; the results stay when it runs again."""
+        """Run the plan; results are copies that the next run does not overwrite."""
         for buffer, tensor in zip(self._inputs, tensors, strict=True):
             buffer.copy_(tensor)
         caller = torch.cuda.current_stream()
@@ -56,7 +56,7 @@ class PlanProgram:
 
 
 def load_plan(trt: Any, path: Path, signature: Signature) -> PlanProgram:
-    """The plan in the file `path`, by the library `trt`: TensorRT or TensorRT-RTX.
+    """Load the plan in the file `path` with the library `trt`: TensorRT or TensorRT-RTX.
 
     Raises:
         RuntimeError: as `PlanProgram`.
@@ -94,14 +94,14 @@ def check_table(trt: Any, engine: Any, signature: Signature) -> None:
 
 
 def _given(value: Any, otherwise: str) -> Any:
-    """`value`, where the library would give None or False instead of an error."""
+    """Return `value`, or raise if it is the None or False by which the library reports an error."""
     if value is None:
         raise RuntimeError(otherwise)
     return value
 
 
 def _logger(trt: Any) -> Any:
-    """A logger that hands warnings and errors on to this module's."""
+    """A logger that forwards warnings and errors to this module's."""
     levels = {
         trt.Logger.Severity.WARNING: logging.WARNING,
         trt.Logger.Severity.ERROR: logging.ERROR,

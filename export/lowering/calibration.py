@@ -1,8 +1,8 @@
-"""How large the inputs of linear layers become: watched on rollouts, kept as JSON beside the engine.
+"""The largest inputs of linear layers, observed on rollouts and kept as JSON beside the engine.
 
-The rollouts are those of inference: same sampler, noise and cache, every denoising step and the clean
-pass, from the empty cache until the window has moved on. What is recorded is the largest magnitude: a
-percentile was measured too and does not pay, since e4m3 is a floating format (see `export.lowering.fp8`).
+The rollouts are those of inference: same sampler, noise and cache, every denoising step and the clean pass,
+from the empty cache until the window has moved on. The largest magnitude is recorded. A percentile was tried
+and does not help, because e4m3 is a floating-point format (see `export.lowering.fp8`).
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ PROMPTS = (
     "Two children run through a field of tall grass, handheld camera",
     "Neon signs are reflected in a wet street at night",
 )
-"""For models of the real world."""
+"""Prompts for models that were trained on real videos."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rollouts:
-    """What a model is watched on."""
+    """The rollouts on which a model is observed."""
 
     prompts: tuple[str, ...]
     seed: int
-    """Of the first prompt's video; each further one adds 1."""
+    """Seed of the first prompt's video; each further one adds 1."""
     chunks: int
 
     @classmethod
@@ -72,34 +72,34 @@ class Drive(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """The largest inputs of linear layers, and what they were seen on."""
+    """The largest inputs of linear layers, and the rollouts they were observed on."""
 
     model_hash: str
     rollouts: Rollouts
     passes: int
-    """Of the denoiser, each of all videos at once."""
+    """Passes of the denoiser, each over all videos at once."""
     largest: dict[str, float]
     """The largest magnitude of the inputs of each layer, by its name."""
 
     def text(self) -> str:
-        """As JSON; the same calibration always gives the same text."""
+        """The calibration as JSON; equal calibrations have equal texts."""
         return json.dumps(asdict(self), indent=2) + "\n"
 
     @property
     def digest(self) -> str:
-        """SHA-256 of `text`: that of the file."""
+        """SHA-256 of `text`, and so of the file."""
         return hashlib.sha256(self.text().encode()).hexdigest()
 
     def write(self, path: Path) -> None:
-        """Write it to `path` at once."""
+        """Write it to `path`, whole or not at all."""
         atomic_write_text(path, self.text())
 
     @classmethod
     def read(cls, path: Path) -> Calibration:
-        """The calibration in the file `path`.
+        """Read the calibration in the file `path`.
 
         Raises:
-            UserError: if it is none.
+            UserError: if the file is not a calibration.
         """
         try:
             values = json.loads(path.read_text())
@@ -110,10 +110,10 @@ class Calibration:
             raise UserError(f"{path} is no calibration ({type(error).__name__}); {mend}") from error
 
     def of_layers(self, layers: Collection[str], model_hash: str) -> dict[str, float]:
-        """The largest inputs of `layers` alone.
+        """The largest inputs of `layers`.
 
         Raises:
-            UserError: if this was calibrated on another model, or a layer was not watched.
+            UserError: if this is the calibration of another model, or lacks a layer.
         """
         if self.model_hash != model_hash:
             raise UserError("the calibration is of other weights; make one with: vmla-export calibrate")
@@ -122,7 +122,7 @@ class Calibration:
         return {name: self.largest[name] for name in layers}
 
     def lines(self, layers: Collection[str] | None = None) -> Iterator[str]:
-        """For a person to read: the range of the largest inputs of `layers`, or of all, by kind."""
+        """The range of the largest inputs of `layers`, or of all, by kind: lines for a person to read."""
         watched = self.rollouts
         yield (
             f"calibrated on {len(watched.prompts)} prompts, {watched.chunks} chunks, {self.passes} passes, "
@@ -136,7 +136,7 @@ class Calibration:
 
 
 def calibrate(model: VideoMLA, checkpoint: Checkpoint, rollouts: Rollouts, drive: Drive) -> Calibration:
-    """Watch the inputs of all linear layers of `model`, which is that of `checkpoint`, on `rollouts`.
+    """Observe the inputs of all linear layers of `model`, which is `checkpoint`'s, on `rollouts`.
 
     Raises:
         UserError: if an input is not finite.
@@ -153,9 +153,9 @@ def calibrate(model: VideoMLA, checkpoint: Checkpoint, rollouts: Rollouts, drive
 
 @contextmanager
 def observed(model: nn.Module) -> Iterator[dict[str, tuple[int, Tensor]]]:
-    """A dictionary that, while active, learns of each linear layer its calls and largest |input|.
+    """Inside, a dictionary collects the calls and the largest |input| of each linear layer.
 
-    Nothing is read from the device; NaN stays NaN. A layer that is never called is not in it.
+    Nothing is read from the device; NaN stays NaN. A layer that is never called has no entry.
     """
     seen: dict[str, tuple[int, Tensor]] = {}
 

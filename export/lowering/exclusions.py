@@ -1,8 +1,8 @@
-"""Which linear layers an fp8 or nvfp4 program leaves in its base precision, and why: the one place.
+"""The one place that says which linear layers fp8 and nvfp4 leave in the base precision, and why.
 
-Measured on the first sprites model, as the error that fp8 makes in one pass's velocity (and entries): with
-the layers below left out 2.4 % (0.8 %), with none left out 6.2 % (1.9 %); the layers at the ends alone add
-0.9 points, those that make what is cached 0.6.
+Measured on the first sprites model, as the error of fp8 in one pass's velocity (and entries): 2.4 % (0.8 %)
+with the layers below left out, 6.2 % (1.9 %) with none left out. Of that, the layers at the ends add 0.9
+points and those that produce cache entries 0.6.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ EXCLUDED = {
     "blocks.*.attn1.to_[kv]": "makes what is cached: every later chunk reads its error again",
     "blocks.*.attn1.up_[kv]": "its product lies inside the operator vmla::expand",
 }
-"""Reasons by layer, as a pattern of its name; the first that fits counts."""
+"""Reasons by a pattern of the layer's name; the first match counts."""
 
 AT_THE_ENDS = "in the first or last blocks, whose errors reach the picture most directly"
 
 WIDTHS = 16
-"""What the widths of a layer must divide by: tensor cores, and the blocks of nvfp4."""
+"""A layer's widths must be multiples of this, for tensor cores and for the blocks of nvfp4."""
 
 UNEVEN = f"its widths do not divide by {WIDTHS}"
 
@@ -35,9 +35,9 @@ def reason_to_exclude(layer: str, shape: Sequence[int], blocks: int) -> str | No
     """Why the layer called `layer`, a matrix of `shape`, is not quantised; None if it is.
 
     Args:
-        layer: its name in the model, as `blocks.3.ffn.up`.
-        shape: outputs and inputs.
-        blocks: of the whole model.
+        layer: its name in the model, such as `blocks.3.ffn.up`.
+        shape: number of outputs and of inputs.
+        blocks: number of blocks of the model.
     """
     for pattern, reason in EXCLUDED.items():
         if fnmatchcase(layer, pattern):
@@ -49,8 +49,8 @@ def reason_to_exclude(layer: str, shape: Sequence[int], blocks: int) -> str | No
 
 
 def ends(blocks: int) -> int:
-    """How many blocks at either end stay as they are: 3 in 40, as in ModelOpt's preset for Wan.
+    """How many blocks at either end are not quantised: 3 in 40, as in ModelOpt's preset for Wan.
 
-    At least one, but none of a model that would have no others.
+    At least one, but none in a model that would have no other blocks.
     """
     return max(1, round(blocks * 3 / 40)) if blocks > 2 else 0

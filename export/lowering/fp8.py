@@ -1,14 +1,14 @@
-"""fp8: e4m3 codes with scales, as operators that a program's graph keeps as nodes.
+"""fp8: e4m3 codes with scales, as operators that stay nodes in a program's graph.
 
 A layer W x + b becomes  s_w s_x (W / s_w)_8 (x / s_x)_8 + b, where (.)_8 rounds to float8_e4m3fn and
-saturates at 448. Inputs have one scale per tensor, from the calibration, weights one per output channel,
-from the weights. In the graph this is quantise, dequantise, linear: what TensorRT fuses into one product
-of codes, ONNX Runtime runs step by step, and `export.lowering.fp8_matmul` turns into PyTorch's own product of
-codes.
+saturates at 448. Inputs have one scale per tensor, from the calibration; weights have one per output channel,
+from the weights. In the graph this is quantise, dequantise, linear. TensorRT fuses it into one product of
+codes, ONNX Runtime runs it step by step, and `export.lowering.fp8_matmul` turns it into PyTorch's own product
+of codes.
 
-Scales are powers of two. In a floating format that costs no precision, only part of the range (measured
-on the shipped model: no difference to the exact maximum); in return dividing by them is exact and so is
-each scale in float32, bfloat16 and float16 alike, so that every backend makes the same codes.
+Scales are powers of two. In a floating-point format that costs no precision, only range; on the shipped model
+no difference from the exact maximum was measured. In return, dividing by a scale is exact and every scale is
+exact in float32, bfloat16 and float16, so every backend produces the same codes.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ DEQUANTIZE_ROWS = torch.ops.vmla.dequantize_rows.default
 
 
 def quantize(x: Tensor, scale: float) -> Tensor:
-    """The float8_e4m3fn codes of x / scale, to the nearest even, saturated at 448."""
-    # Clamped first: what PyTorch's cast does beyond 448 depends on version and device.
+    """The float8_e4m3fn codes of x / scale, rounded to nearest even and saturated at 448."""
+    # PyTorch's cast of values beyond 448 depends on version and device, so they are clamped first.
     return (x / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
 
 
 def dequantize(codes: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
-    """What `codes` stand for, in `dtype`."""
+    """The values of `codes` in `dtype`."""
     return codes.to(dtype) * scale
 
 
 def dequantize_rows(codes: Tensor, scales: Tensor) -> Tensor:
-    """What `codes` [out, in] stand for with `scales` [out], in the type of the scales."""
+    """The values of `codes` [out, in] with `scales` [out], in the dtype of the scales."""
     return codes.to(scales.dtype) * scales[:, None]
 
 
-# Compositions, as in `plugins.operator`: a traced graph keeps them as nodes, a compiler looks inside.
+# Compositions, as in `plugins.operator`: nodes in a traced graph, transparent to a compiler.
 for _name, _composition in (
     ("quantize", quantize),
     ("dequantize", dequantize),
@@ -57,7 +57,7 @@ for _name, _composition in (
 
 
 def input_scale(largest: float) -> float:
-    """The smallest power of two that brings inputs up to `largest` within reach; 1 for zeros."""
+    """The smallest power of two by which inputs up to `largest` divide into range; 1 for zeros."""
     part, exponent = math.frexp(largest / LARGEST)  # part * 2^exponent with 1/2 <= part < 1
     return math.ldexp(1.0, exponent - (part == 0.5))
 

@@ -1,4 +1,4 @@
-"""fp8 layers as products of codes: `torch._scaled_mm`, for GPUs from Ada and Hopper on."""
+"""fp8 layers as products of codes (`torch._scaled_mm`), for GPUs from Ada and Hopper on."""
 
 from __future__ import annotations
 
@@ -13,20 +13,20 @@ from export.lowering.trace import rebuilt
 
 
 def scaled_linear(codes: Tensor, scale: float, weight: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
-    """The linear layer of `export.lowering.fp8` from its codes, in float32.
+    """A linear layer of `export.lowering.fp8`, computed from its codes.
 
     Args:
         codes: [..., in] float8_e4m3fn.
-        scale: of all of them.
+        scale: of all `codes`.
         weight: [out, in] float8_e4m3fn.
         scales: [out] float32.
         bias: [out] or None.
 
     Returns:
-        [..., out], rounded to bfloat16 by the product: with scales by row it gives nothing wider.
+        [..., out] float32, rounded to bfloat16 by the product, which returns nothing wider with row scales.
     """
     rows = codes.reshape([-1, codes.shape[-1]])
-    # One scale for all inputs, written out by row: the product takes both scales by row or neither.
+    # The scale of the inputs is repeated for each row: the product takes both scales by row or neither.
     of_inputs = torch.full([rows.shape[0], 1], scale, dtype=torch.float32, device=codes.device)
     made = torch.ops.aten._scaled_mm.default(
         rows,
@@ -48,7 +48,7 @@ SCALED = torch.ops.vmla.scaled_linear.default
 
 
 def scaled(program: ExportedProgram) -> ExportedProgram:
-    """The quantised `program`, given up for this one, with every fp8 layer as a product of its codes."""
+    """Turn every fp8 layer of the quantised `program`, which is consumed, into a product of codes."""
     for node in list(program.graph.nodes):
         if node.target is not LINEAR or not _is(node.args[0], DEQUANTIZE):
             continue

@@ -1,11 +1,11 @@
 """nvfp4: e2m1 codes, an e4m3 scale for each 16 along a row, and one scale for the whole tensor.
 
-What a code c in the block b of a tensor t stands for is  s_t s_b c. With s_t = max|t| / (6 * 448), rounded
-up to a power of two (see `export.lowering.fp8`), and s_b = max|b| / (6 s_t) in e4m3, the largest of each
-block is the largest code, 6. Tensor cores of Blackwell GPUs multiply such codes; nothing older does.
+A code c in block b of tensor t has the value  s_t s_b c. With s_t = max|t| / (6 * 448), rounded
+up to a power of two (see `export.lowering.fp8`), and s_b = max|b| / (6 s_t) in e4m3, the largest
+element of each block has the largest code, 6. Only tensor cores of Blackwell GPUs multiply such codes.
 
-Weights are kept as codes. Inputs get their block scales while they are read, and only s_t beforehand: the
-node TRT_FP4DynamicQuantize of TensorRT, which `round_to` is in PyTorch.
+Weights are stored as codes. Of inputs only s_t is known beforehand; their block scales are computed as they
+are read, by TensorRT's node TRT_FP4DynamicQuantize, which `round_to` implements in PyTorch.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from export.lowering.fp8 import quantize as quantize_e4m3
 
 BLOCK = 16
 VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-"""What the codes 0 to 7 stand for; 8 to 15 are their negatives."""
+"""Values of the codes 0 to 7; those of 8 to 15 are their negatives."""
 
 _BELOW_EVEN = {1, 3, 5}
-"""Codes whose upper neighbour is the even one, to which a tie goes."""
+"""Codes whose upper neighbour is even; ties are rounded to it."""
 
 _LIBRARY = torch.library.Library("vmla", "FRAGMENT")
 _LIBRARY.define("nvfp4_round(Tensor x, float scale) -> Tensor")
@@ -49,18 +49,18 @@ def quantize(x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
 
 
 def dequantize(codes: Tensor, scales: Tensor, scale: float) -> Tensor:
-    """What the results of `quantize` stand for, in float32: exact in bfloat16 as well."""
+    """The values of the results of `quantize` in float32; bfloat16 would hold them exactly too."""
     both = codes.view(torch.uint8)
     return _values(torch.stack([both & 15, both >> 4], dim=-1).flatten(-2), scales, scale)
 
 
 def round_to(x: Tensor, scale: float) -> Tensor:
-    """`x` [..., n] with every element rounded to what its code stands for."""
+    """`x` [..., n] with every element rounded to the value of its code."""
     return _values(*_codes(x, scale), scale)
 
 
 def _codes(x: Tensor, scale: float) -> tuple[Tensor, Tensor]:
-    """Codes [..., n] uint8, each by itself, and block scales."""
+    """Codes [..., n] uint8, not packed in pairs, and block scales."""
     blocks = x.unflatten(-1, (-1, BLOCK))
     scales = quantize_e4m3(blocks.abs().amax(dim=-1) / VALUES[-1], scale)
     unit = scales.float()[..., None] * scale

@@ -1,17 +1,17 @@
-"""What a program computes in which type, as one pass over its graph; the model knows nothing of it.
+"""Decides which operations of a program run in which precision, in one pass over its graph.
 
-The policy: matrix products and attention run in the precision asked for, everything else in float32,
-which means the residual stream, norms, modulation, rotation and activations; what attention does
-inside is its operator's affair. The products at the edges (`KEPT_WIDE`) stay float32 as in Wan: what
-they read or make is the latents themselves, or the modulation of every layer, at a thousandth of the
-cost. Cache and text keys and values are held narrow, latents and velocity in float32.
+The policy: matrix products and attention run in the precision asked for. Everything else is float32: the
+residual stream, norms, modulation, rotation and activations. Precision inside attention is up to its
+operator. The products at the edges (`KEPT_WIDE`) stay float32 as in Wan: they read or produce the latents
+themselves, or the modulation of every layer, and are a thousandth of the cost. Cache and text keys and values
+are narrow, latents and velocity float32.
 
-fp8 and nvfp4 are for linear layers alone (`export.lowering.fp8`), and not for all of them
-(`export.lowering.exclusions`); whatever else there is runs in a base precision (`base_of`).
+fp8 and nvfp4 are for linear layers only (`export.lowering.fp8`), and not for all of them
+(`export.lowering.exclusions`); everything else runs in a base precision (`base_of`).
 
-The pass is exact about where rounding happens: each product reads narrowed arguments and its result
-is widened at once. `_Narrowing.narrowed` then looks back through operations that only move numbers,
-so that a value which was narrow before is not widened and narrowed again on its way.
+The pass fixes where rounding happens: each product reads narrowed arguments, and its result is widened at
+once. `_Narrowing.narrowed` then looks back through operations that only move numbers, so that a value which
+was narrow before is not widened and narrowed again.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ Precision = Literal["fp32", "bf16", "fp16", "fp8", "nvfp4"]
 DTYPES: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 QUANTIZED = {"fp8": 89, "nvfp4": 100}
-"""Precisions of codes with scales, and the first GPU architecture whose tensor cores multiply them."""
+"""Precisions with codes and scales, and the first GPU architecture whose tensor cores support them."""
 
 PRODUCTS = {
     "aten.linear.default": 3,
@@ -46,12 +46,12 @@ PRODUCTS = {
     "vmla.expand.default": 4,
     "vmla.mla_attention.default": 3,
 }
-"""Operations that run narrow, and how many of their first arguments are narrowed."""
+"""Operations that run in the narrow type, with the number of leading arguments to narrow."""
 
 _TO = torch.ops.aten.to.dtype
 
 KEPT_WIDE = ("patch_embedding.", "condition_embedder.time_", "proj_out.")
-"""Weights whose products stay float32, by the beginning of their names."""
+"""Prefixes of the names of weights whose products stay float32."""
 
 MOVES = {
     "aten.cat.default", "aten.chunk.default", "aten.expand.default", "aten.flatten.using_ints",
@@ -60,14 +60,14 @@ MOVES = {
     "aten.split_with_sizes.default", "aten.stack.default", "aten.transpose.int", "aten.unbind.int",
     "aten.unflatten.int", "aten.unsqueeze.default", "aten.view.default", "aten.where.ScalarOther",
 }  # fmt: skip
-"""Operations that move or pick numbers and compute none: they commute with a change of type."""
+"""Operations that only move or select numbers, and so commute with a change of type."""
 
 
 def check_precision(name: str) -> Precision:
-    """`name`, if there is such a precision.
+    """Return `name` if there is such a precision.
 
     Raises:
-        UserError: if not, with those that there are.
+        UserError: if there is none, listing those there are.
     """
     for known in get_args(Precision):
         if name == known:
@@ -76,10 +76,10 @@ def check_precision(name: str) -> Precision:
 
 
 def check_hardware(precision: Precision, architectures: str) -> None:
-    """Refuse GPUs, as `sm_90` or `sm_89,sm_120`, whose tensor cores know nothing of `precision`.
+    """Refuse GPUs, such as `sm_90` or `sm_89,sm_120`, whose tensor cores lack `precision`.
 
     Raises:
-        UserError: naming the first that do.
+        UserError: naming the first architecture that has it.
     """
     first = QUANTIZED.get(precision, 0)
     for name in architectures.split(","):
@@ -89,21 +89,19 @@ def check_hardware(precision: Precision, architectures: str) -> None:
 
 
 def base_of(precision: Precision, *, gpu: bool) -> Precision:
-    """The precision of all that is not quantised: on a CPU single, for ONNX Runtime has no bfloat16."""
+    """The precision of everything not quantised; fp32 on a CPU, where ONNX Runtime has no bfloat16."""
     if precision not in QUANTIZED:
         return precision
     return "bf16" if gpu else "fp32"
 
 
 def in_precision(program: ExportedProgram, precision: Precision, held: Sequence[str]) -> ExportedProgram:
-    """The program in `precision`; weights that only products read are stored in it.
-
-    The given program is used up.
+    """Lower the program to `precision`; weights that only products read are stored in it.
 
     Args:
-        program: traced in float32, as by `export.lowering.trace`.
+        program: traced in float32, as by `export.lowering.trace`; it is consumed.
         precision: of matrix products; `fp32` changes nothing.
-        held: inputs and outputs that are held in it: cache, entries, text keys and values.
+        held: inputs and outputs that have this precision too: cache, entries, text keys and values.
     """
     if precision == "fp32":
         return program
@@ -145,13 +143,13 @@ class _Narrowing:
         return isinstance(weight, Node) and self.weights.get(weight, "").startswith(KEPT_WIDE)
 
     def narrow_inputs(self, names: Sequence[str]) -> None:
-        """Let the inputs called `names` come in narrow."""
+        """Make the inputs called `names` narrow."""
         for node in list(self.graph.nodes):
             if node.op == "placeholder" and node.name in names:
                 self._store_narrow(node)
 
     def narrow_product(self, node: Node) -> None:
-        """Narrow what `node` reads and widen what it gives."""
+        """Narrow the arguments of `node` and widen its results."""
         count = PRODUCTS[str(node.target)]
         with self.graph.inserting_before(node):
             read = tuple(self.narrowed(a) if isinstance(a, Node) else a for a in node.args[:count])
@@ -165,7 +163,7 @@ class _Narrowing:
         return None
 
     def narrow_outputs(self, names: Sequence[str]) -> None:
-        """Hand out the outputs called `names` narrow."""
+        """Make the outputs called `names` narrow."""
         end = self.graph.output_node()
         outputs = list(end.args[0])  # type: ignore[arg-type]
         for place, spec in enumerate(self.program.graph_signature.output_specs):
@@ -177,7 +175,7 @@ class _Narrowing:
         end.args = (tuple(outputs),)
 
     def narrowed(self, node: Node) -> Node:
-        """The narrow form of a float32 `node`, made at the graph's insertion point if there is none."""
+        """The narrow form of a float32 `node`, inserted at the graph's insertion point if there is none."""
         if node in self.narrow_of:
             return self.narrow_of[node]
         if node in self.weights:
@@ -196,14 +194,14 @@ class _Narrowing:
         return narrow
 
     def _store_narrow(self, placeholder: Node) -> Node:
-        """Make an input or a weight narrow, widened for whoever still reads it wide."""
+        """Make an input or a weight narrow, and widen it for users that still read float32."""
         self.stored.add(placeholder)
         placeholder.meta["val"] = placeholder.meta["val"].to(self.dtype)
         self._widen(placeholder, after=self.last_placeholder)
         return placeholder
 
     def _widen(self, node: Node, *, after: Node) -> None:
-        """Put float32 in the place of the narrow `node`, for all its users."""
+        """Replace the narrow `node` by its float32 form for all its users."""
         with self.graph.inserting_after(after):
             wide = self._call(_TO, (node, torch.float32), {})
         node.replace_all_uses_with(wide, delete_user_cb=lambda user: user is not wide)
@@ -216,19 +214,19 @@ class _Narrowing:
 
 
 def _moves(node: Node) -> bool:
-    """Whether `node` only moves numbers; picking one of several results does if what gave them does."""
+    """Whether `node` only moves numbers; selecting one of several results does if their producer does."""
     source = node.args[0] if node.target is operator.getitem else node
     return isinstance(source, Node) and str(source.target) in MOVES
 
 
 def _is_wide(node: Node) -> bool:
-    """Whether a node gives float32; a tuple of tensors is judged by its first."""
+    """Whether a node's result is float32; a tuple is judged by its first tensor."""
     value = node.meta["val"]
     first = value[0] if isinstance(value, tuple | list) else value
     return isinstance(first, Tensor) and first.dtype is torch.float32
 
 
 def _value(node: Node) -> Any:
-    """The fake tensor that `node` gives, from those that it reads."""
+    """The fake tensor that `node` returns, computed from those of its arguments."""
     args, kwargs = map_arg((node.args, node.kwargs), lambda a: a.meta["val"])
     return node.target(*args, **kwargs)  # type: ignore[operator]

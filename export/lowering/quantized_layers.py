@@ -1,4 +1,4 @@
-"""The pass that puts quantised linear layers into a traced program's graph."""
+"""The pass that quantises linear layers in a traced program's graph."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from export.lowering.fp8 import DEQUANTIZE, DEQUANTIZE_ROWS, QUANTIZE, input_sca
 from export.lowering.trace import rebuilt
 
 HEADROOM = 1.1
-"""How much larger than on the calibration's rollouts inputs may become before they saturate."""
+"""Factor by which inputs may exceed the largest in calibration before they saturate."""
 
 LINEAR = torch.ops.aten.linear.default
 
@@ -41,12 +41,10 @@ def linear_layers(program: ExportedProgram) -> list[Layer]:
 
 
 def quantized(program: ExportedProgram, largest: Mapping[str, float], precision: str) -> ExportedProgram:
-    """The program with the layers of `largest` in `precision`; all others are left alone.
-
-    The given program is used up.
+    """Quantise the layers named in `largest` to `precision`; all others are left as they are.
 
     Args:
-        program: traced in float32, as by `export.lowering.trace`.
+        program: traced in float32, as by `export.lowering.trace`; it is consumed.
         largest: the largest magnitude of the inputs of each layer, by its name.
         precision: `fp8` or `nvfp4`.
     """
@@ -60,17 +58,17 @@ def quantized(program: ExportedProgram, largest: Mapping[str, float], precision:
 
 
 class _Edit:
-    """A pass that replaces weights by codes and adds parameters."""
+    """Edits a program: replaces weights by codes and adds parameters."""
 
     def __init__(self, program: ExportedProgram) -> None:
         self.program, self.graph = program, program.graph
         self.state_dict = dict(program.state_dict)
         self.specs: list[InputSpec] = list(program.graph_signature.input_specs)
         self.codes: dict[tuple[Node, float], Node] = {}
-        """What layers share: the codes of one input."""
+        """The quantised form of each input at each scale, which layers that read the same input share."""
 
     def fp8(self, layer: Layer, reach: float) -> tuple[Node, Node]:
-        """Input and weight as e4m3 codes, dequantised before the product; codes are kept, not weights."""
+        """Quantise input and weight to e4m3 codes that are dequantised before the product."""
         weight, scale = self.state_dict[f"{layer.name}.weight"], input_scale(reach)
         scales = row_scales(weight)
         self.replace(layer.weight, quantize(weight / scales[:, None], 1.0))
@@ -81,7 +79,7 @@ class _Edit:
             return values, self.call(DEQUANTIZE_ROWS, layer.weight, scales_node)
 
     def nvfp4(self, layer: Layer, reach: float) -> tuple[Node, Node]:
-        """The same with e2m1 codes and a scale for each 16; those of the input are made as it runs."""
+        """The same with e2m1 codes and a scale for each 16; the input is quantised at run time."""
         weight = self.state_dict[f"{layer.name}.weight"]
         scale = nvfp4.tensor_scale(float(weight.abs().max()))
         codes, scales = nvfp4.quantize(weight, scale)
@@ -92,20 +90,20 @@ class _Edit:
             return values, self.call(nvfp4.DEQUANTIZE, layer.weight, scales_node, scale)
 
     def replace(self, weight: Node, codes: Tensor) -> None:
-        """Let the parameter behind the placeholder `weight` be `codes`."""
+        """Replace the parameter behind the placeholder `weight` by `codes`."""
         name = self.program.graph_signature.inputs_to_parameters[weight.name]
         self.state_dict[name] = nn.Parameter(codes, requires_grad=False)
         weight.meta["val"] = weight.meta["val"].new_empty(codes.shape, dtype=codes.dtype)
 
     def codes_of(self, x: Node, scale: float) -> Node:
-        """The codes of `x`, made once for all who read it with this scale."""
+        """The codes of `x`, computed once for all layers that read it with this scale."""
         if (x, scale) not in self.codes:
             with self.graph.inserting_after(x):
                 self.codes[x, scale] = self.call(QUANTIZE, x, scale)
         return self.codes[x, scale]
 
     def parameter(self, name: str, value: Tensor, *, before: Node) -> Node:
-        """A new parameter of the program, in front of the one whose placeholder is `before`."""
+        """Add a parameter to the program, in front of the one whose placeholder is `before`."""
         with self.graph.inserting_before(before):
             node: Node = self.graph.placeholder("p_" + name.replace(".", "_"))
         node.meta["val"] = before.meta["val"].new_empty(value.shape, dtype=value.dtype)
@@ -121,7 +119,7 @@ class _Edit:
         return node
 
     def done(self) -> ExportedProgram:
-        """The edited program."""
+        """The program after the edit, checked again by torch."""
         signature = ExportGraphSignature(self.specs, self.program.graph_signature.output_specs)
         constants = self.program.constants
         return rebuilt(self.program, signature=signature, state_dict=self.state_dict, constants=constants)

@@ -38,13 +38,13 @@ class PromptStep(VideoMLA):
 
 
 def fake_model(config: ModelConfig) -> VideoMLA:
-    """A model of any size without its weights: tensors that know their shapes and hold nothing."""
+    """A model of any size with fake weights, which have shapes but no storage."""
     with FakeTensorMode():
         return VideoMLA(config).eval().requires_grad_(False)
 
 
 def trace(model: VideoMLA, *, batch: int) -> dict[str, ExportedProgram]:
-    """Both programs of `model`, which may be fake, for `batch` videos on the device where it lies."""
+    """Trace both programs of `model`, which may be fake, for `batch` videos on its own device."""
     return {STEP: trace_step(model, batch=batch), PROMPT: trace_prompt(model, batch=batch)}
 
 
@@ -77,7 +77,7 @@ def _mode(model: VideoMLA) -> AbstractContextManager[object]:
 
 
 def _drop_type_checks(program: ExportedProgram) -> None:
-    """Take out what `.to(x.dtype)` leaves: the assertion of the traced type, and a cast to that type."""
+    """Remove what `.to(x.dtype)` leaves in a graph: an assertion of the traced dtype, and a cast to it."""
     for node in list(program.graph.nodes):
         if node.target is torch.ops.aten._assert_tensor_metadata.default:
             program.graph.erase_node(node)
@@ -87,7 +87,7 @@ def _drop_type_checks(program: ExportedProgram) -> None:
 
 
 def _name_outputs(program: ExportedProgram, names: list[str]) -> None:
-    """Give the nodes that are handed back the names of the contract."""
+    """Give the output nodes the names of the contract."""
     outputs = program.graph.output_node().args[0]
     for node, spec, name in zip(outputs, program.graph_signature.output_specs, names, strict=True):  # type: ignore[arg-type]
         node.name = spec.arg.name = name  # type: ignore[union-attr]
@@ -119,7 +119,7 @@ def rebuilt(
     state_dict: dict[str, Tensor],
     constants: Mapping[str, Any],
 ) -> ExportedProgram:
-    """`program` after its graph was edited, checked anew by torch."""
+    """`program` after an edit of its graph, checked again by torch."""
     program.graph.lint()
     program.graph_module.recompile()
     return ExportedProgram(

@@ -1,12 +1,11 @@
-"""Self-attention as one node of an ONNX graph, and the function that says what the node computes.
+"""Self-attention as one node of an ONNX graph, and the model-local function that defines the node.
 
-The node is `vmla::mla_attention`, with the inputs of the operator of that name. TensorRT's parser puts
-our plugin in its place: the attribute `plugin_namespace` makes it look for one before anything else.
-Whatever has no such plugin, ONNX Runtime for one, runs the model-local function of the same name.
+The node is `vmla::mla_attention`, with the inputs of the operator of that name. TensorRT's parser replaces it
+by our plugin: the attribute `plugin_namespace` makes it look for a plugin first. A runtime without that
+plugin, such as ONNX Runtime, runs the function of the same name.
 
-The function is not written down here. It is the operator's own composition, exported as all else is,
-for the shapes and types at hand. The exporter inlines every function that it sees, so it is attached
-when the exporter has done.
+The function is not written by hand. It is the operator's own composition, exported like everything else for
+the shapes and types at hand. The exporter inlines every function that it sees, so it is attached afterwards.
 """
 
 from __future__ import annotations
@@ -31,11 +30,11 @@ INPUTS = ("query", "keys", "values", "valid")
 OPERATOR = torch.ops.vmla.mla_attention.default
 
 LOOKUP = {"plugin_namespace": NAMESPACE, "plugin_version": "1", "aot": 1}
-"""By these TensorRT's parser finds the plugin; `aot` asks for the kernel compiled ahead of time."""
+"""Attributes by which TensorRT's parser finds the plugin; `aot` selects its ahead-of-time kernel."""
 
 
 class Composition(nn.Module):
-    """What the node computes: the composition that ONNX Runtime and TensorRT have a fused kernel for."""
+    """What the node computes, in the form for which ONNX Runtime and TensorRT have a fused kernel."""
 
     def forward(self, query: Tensor, keys: Tensor, values: Tensor, valid: Tensor) -> Tensor:
         """See `plugins.reference.attention`."""
@@ -43,7 +42,7 @@ class Composition(nn.Module):
 
 
 def translation() -> dict[Any, Callable[..., Any]]:
-    """The exporter's table of translations in which the operator becomes the node."""
+    """A translation table for the exporter that turns the operator into the node."""
     from onnxscript import values
 
     node = values.Op(values.Opset(NAMESPACE, 1), NAME, _schema())
@@ -55,10 +54,10 @@ def translation() -> dict[Any, Callable[..., Any]]:
 
 
 def example(program: ExportedProgram) -> tuple[Tensor, ...] | None:
-    """What the operator is called with in `program`, without numbers; None if it is not called.
+    """Fake arguments of the operator's calls in `program`; None if it is not called.
 
     Raises:
-        ValueError: if its calls differ in shape or type, for which one function would not do.
+        ValueError: if its calls differ in shape or dtype, so that one function cannot serve all.
     """
     calls = [node for node in program.graph.nodes if node.target is OPERATOR]
     kinds = {
@@ -73,7 +72,7 @@ def example(program: ExportedProgram) -> tuple[Tensor, ...] | None:
 
 
 def attach(model: onnx_ir.Model, body: onnx_ir.Model) -> None:
-    """Let `model` know `body`, the exported `Composition`, as the function behind its nodes."""
+    """Add `body`, the exported `Composition`, to `model` as the function of its nodes."""
     import onnx_ir as ir
 
     if body.graph.initializers:
@@ -84,7 +83,7 @@ def attach(model: onnx_ir.Model, body: onnx_ir.Model) -> None:
 
 
 def attention_nodes(graph: Path) -> int:
-    """How many attention nodes the ONNX file `graph` has."""
+    """Number of attention nodes in the ONNX file `graph`."""
     import onnx
 
     nodes = onnx.load(str(graph), load_external_data=False).graph.node
@@ -92,7 +91,7 @@ def attention_nodes(graph: Path) -> int:
 
 
 def _schema() -> Any:
-    """The node's inputs and attributes; without a schema the exporter makes no node."""
+    """The schema of the node, without which the exporter does not emit it."""
     from onnx import defs
 
     formal, attribute, kinds = (

@@ -1,7 +1,7 @@
-"""Programs in fewer and plainer operations, before an ONNX graph is made of them.
+"""Rewrites programs in fewer and simpler operations before they are exported to ONNX.
 
-The exporter translates each operation by itself and for any shape: a split becomes a sequence, which
-TensorRT does not know, and a reshape computes at run time what is known here.
+The exporter translates each operation by itself and for any shape: a split becomes a sequence, which TensorRT
+does not support, and a reshape computes at run time what is known here.
 """
 
 from __future__ import annotations
@@ -71,10 +71,10 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Any:
-    """Queries are scaled beforehand and in float32, and a mask over keys is written out for each query.
+    """Attention with queries scaled beforehand in float32, and the mask over keys repeated for each query.
 
-    TensorRT would multiply queries and keys by the root of the scale, rounded to their type: an error of
-    every score in the same direction. ONNX Runtime (1.32) takes no mask without a row for each query.
+    TensorRT would multiply queries and keys by the root of the scale, rounded to their type, which shifts
+    every score in the same direction. ONNX Runtime (1.32) requires a row of the mask for each query.
     """
     if scale == 1 and (mask is None or mask.shape[-2] == query.shape[-2]):
         return NotImplemented
@@ -91,7 +91,7 @@ def _window_attention(query: Tensor, keys: Tensor, values: Tensor, valid: Tensor
 def _layer_norm(
     x: Tensor, shape: list[int], weight: Tensor | None = None, bias: Tensor | None = None, *rest: Any
 ) -> Any:
-    """ONNX has none without a gain."""
+    """Layer norm with a gain of ones where there is none: ONNX requires a gain."""
     if weight is not None:
         return NotImplemented
     return F.layer_norm(x, shape, torch.ones(shape, dtype=x.dtype, device=x.device), bias, rest[0])

@@ -1,4 +1,4 @@
-"""Weights beside an ONNX graph, written one at a time: no model is ever whole in memory."""
+"""Writes weights beside an ONNX graph one at a time, so that no model is ever whole in memory."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ import torch
 from torch import Tensor
 
 Source = Callable[[str, Tensor], Tensor | None]
-"""The numbers of a weight, by its name and a tensor of its shape and type; None for zeros."""
+"""Returns the values of a weight, given its name and a tensor of its shape and dtype; None for zeros."""
 
 ALIGNMENT = 4096
-"""Bytes; a page, so that each weight can be mapped into memory."""
+"""Alignment in bytes: a page, so that each weight can be memory-mapped."""
 
 
 def put_beside(model: Any, path: Path, source: Source) -> None:
-    """Write the weights of `model` to a file beside `path`, and let the model refer to it.
+    """Write the weights of `model` to a file beside `path`, and make the model refer to it.
 
-    A weight of zeros is a hole in the file: it takes no room on the disk.
+    A weight of zeros becomes a hole in the file, which takes no disk space.
     """
     import onnx_ir as ir
 

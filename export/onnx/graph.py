@@ -1,4 +1,4 @@
-"""ONNX graphs of the two programs: opset 23, names of the contract, weights beside the graph when large."""
+"""Exports the programs as ONNX: opset 23, the contract's names, large weights beside the graph."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from export.onnx.external_weights import Source, put_beside
 from plugins.errors import UserError
 
 OPSET = 23
-"""The first in which attention and RMS norm are one node each."""
+"""The first opset in which attention and RMS norm are one node each."""
 
 LARGEST = 2**31 - 2**20
-"""Bytes of weights that a graph may carry itself: protobuf ends at 2 GiB, and the graph needs some room."""
+"""Bytes of weights that a graph may hold itself; protobuf is limited to 2 GiB in all."""
 
 
 def save(
@@ -68,7 +68,7 @@ def save(
 
 
 def weight_bytes(program: ExportedProgram) -> int:
-    """Bytes of all parameters."""
+    """Bytes of all parameters of `program`."""
     return sum(value.nbytes for value in program.state_dict.values())
 
 
@@ -98,7 +98,7 @@ def _graph(program: ExportedProgram, inputs: list[str], outputs: list[str]) -> A
 
 
 def _forget_sources(model: Any) -> None:
-    """Take out the stack trace of every node: most of the file's bytes, and paths of the machine."""
+    """Remove the stack traces of nodes, which are most of the file's bytes and hold local paths."""
     for node in model.graph.all_nodes():
         node.metadata_props.clear()
         for value in node.outputs:
@@ -107,7 +107,7 @@ def _forget_sources(model: Any) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's own deprecations, and its word on packages that it looked for in vain."""
+    """Inside, the exporter's own deprecation warnings and its notes on missing packages are silenced."""
     logger = logging.getLogger("torch.onnx")
     before = logger.level
     logger.setLevel(logging.ERROR)

@@ -1,7 +1,7 @@
-"""The quantised layers of a program as nodes of ONNX: QuantizeLinear and DequantizeLinear, opset 23.
+"""Quantised layers as ONNX nodes: QuantizeLinear and DequantizeLinear of opset 23.
 
-A scale has the type of what is quantised or of what comes out, as TensorRT demands; a power of two is
-the same number in each of them. The inputs of nvfp4 layers go through a node that TensorRT alone knows.
+TensorRT requires a scale to have the dtype of the node's unquantised side; a power of two is the same number
+in each. Inputs of nvfp4 layers go through a node that only TensorRT has.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from export.lowering.fp8 import DEQUANTIZE, DEQUANTIZE_ROWS, QUANTIZE
 
 
 def translation() -> dict[Any, Callable[..., Any]]:
-    """What the exporter writes for each operator of `export.lowering.fp8`."""
+    """A translation table for the exporter, with the operators of `export.lowering.fp8`."""
     import onnx_ir
     from onnxscript import opset23 as op
 
@@ -57,7 +57,7 @@ def translation() -> dict[Any, Callable[..., Any]]:
 
 
 def _dynamic_quantize() -> Any:
-    """TensorRT's node that makes codes and block scales; the exporter wants a schema of it."""
+    """The schema of TensorRT's node that computes codes and block scales; the exporter requires one."""
     from onnx import defs
     from onnxscript import values
 

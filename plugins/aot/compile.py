@@ -1,7 +1,7 @@
 """Compiles the kernels ahead of time, for any architecture on any machine: `python -m plugins.aot.compile`.
 
-Triton compiles for a named target without a GPU. What comes out is checked against what a launcher
-outside Triton can do, and a kernel that fails a check is an error, not a warning.
+Triton compiles for a named target without a GPU. The result is checked against what a launcher outside Triton
+can do, and a kernel that fails a check is an error, not a warning.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ from plugins.triton.tiles import FAMILIES, Family
 
 
 def compile_variant(variant: KernelVariant) -> tuple[Compiled, str, bytes]:
-    """A kernel's record, PTX and machine code.
+    """Compile a kernel to its record, PTX and machine code.
 
     Raises:
-        UserError: if Triton is missing, or what it makes cannot be launched or spills registers.
+        UserError: if Triton is missing, or the kernel cannot be launched from outside or spills registers.
     """
     how = launch_config(variant)
     built = _triton(variant, how)
@@ -67,7 +67,7 @@ NAMES = ("attention", "absorbed", "expand", "softmax", "tiles")
 
 
 def fingerprint() -> str:
-    """A hash of all that decides what the kernels compile to, but for the version of Triton."""
+    """A hash of the sources of all kernels; with Triton's version it determines what they compile to."""
     here = Path(__file__).parents[1]
     kernels = [here / "triton" / f"{name}.py" for name in NAMES]
     sources = [path.read_bytes() for path in [*kernels, here / "aot" / "variants.py"]]
@@ -85,7 +85,7 @@ def _triton(variant: KernelVariant, how: LaunchConfig) -> Any:
     kernel = _kernel(variant)
     runtime = how.inputs | dict.fromkeys(how.scalars, "i32") | how.outputs
     names = kernel.arg_names
-    # Arguments of a kernel that a variant has no use for (scales, log-sums) are constants: None.
+    # Arguments that a variant does not use (scales, log-sums) are compile-time constants: None.
     source = ASTSource(
         fn=kernel,
         signature={name: runtime.get(name, "constexpr") for name in names},
@@ -97,7 +97,7 @@ def _triton(variant: KernelVariant, how: LaunchConfig) -> Any:
         },
     )
     with triton.knobs.compilation.scope():
-        # Without lines of source the PTX does not depend on where the sources lie.
+        # Without line information the PTX does not depend on the path of the sources.
         triton.knobs.compilation.disable_line_info = True
         target, given = GPUTarget("cuda", variant.arch, 32), compile_options(variant)
         return triton.compile(source, target=target, options=given)
@@ -113,7 +113,7 @@ def _kernel(variant: KernelVariant) -> Any:
 
 
 def _assembler(arch: Family) -> Path:
-    """The assembler that Triton ships: one for Blackwell, which also knows the older targets."""
+    """The assembler that Triton ships for `arch`; Blackwell has one of its own."""
     from triton.backends import nvidia
 
     folder = Path(nvidia.__file__).parent / "bin"

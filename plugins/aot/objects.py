@@ -1,4 +1,4 @@
-"""Kernels compiled ahead of time: what is known of each, and how it is launched.
+"""Records of kernels compiled ahead of time, and how each is launched.
 
 A launch is written in expressions over the sizes of the tensors, so that the same record serves a
 CUDA driver, which wants numbers, and TensorRT, which wants symbols. An expression is a number, a
@@ -22,25 +22,25 @@ from plugins.triton.tiles import COMPACT_MEMORY, SHARED_MEMORY, Family, Operator
 Expression = int | str | list[Any]
 RECORD = "objects.json"
 LARGEST_GRID = 65535
-"""Of the second and third dimension (CUDA programming guide)."""
+"""The largest second and third dimension of a grid (CUDA programming guide)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compiled:
-    """One kernel for one type, size and architecture."""
+    """The record of one kernel, for one dtype, tile size and architecture."""
 
     name: str
     operator: Operator
     dtype: str
-    """bf16, fp16 or fp8, as the inputs are."""
+    """Dtype of the inputs: bf16, fp16 or fp8."""
     size: Size
     arch: Family
     widths: dict[str, float]
     """What was fixed when it was compiled: D, DV, or C, R and scale, or C, R, DN and DV; and heads free."""
     inputs: list[str]
-    """Pointers, in the order of the kernel's parameters; the scalars follow, then the outputs."""
+    """Pointer arguments in the order of the kernel's parameters; scalars follow, then outputs."""
     scalars: list[Expression]
-    """32-bit integers."""
+    """Expressions of the 32-bit integer arguments."""
     outputs: list[str]
     grid: list[Expression]
     warps: int
@@ -53,7 +53,7 @@ class Compiled:
     clusters: int
     cooperative: bool
     tensor_memory: int
-    """Columns, which the kernel takes and gives back itself (sm_100)."""
+    """Columns of tensor memory, which the kernel allocates and frees itself (sm_100)."""
     ptx_version: str
     ptx_sha256: str
 
@@ -64,12 +64,12 @@ class Compiled:
 
     @property
     def compact(self) -> bool:
-        """Whether it launches without an attribute set on the function."""
+        """Whether it launches without raising the function's limit of shared memory."""
         return self.shared <= COMPACT_MEMORY
 
 
 def faults(kernel: Compiled) -> list[str]:
-    """Why a kernel should not be shipped: what no plugin could launch, and what would make it slow."""
+    """Reasons not to ship a kernel: what a plugin cannot launch, and what would make it slow."""
     found = {
         f"{kernel.spills} bytes of registers spill": kernel.spills > 0,
         f"{kernel.scratch} bytes of scratch memory": kernel.scratch > 0,
@@ -82,7 +82,7 @@ def faults(kernel: Compiled) -> list[str]:
 
 
 def evaluate(expression: Expression, sizes: Mapping[str, Any], cdiv: Callable[[Any, int], Any]) -> Any:
-    """The value of an expression where letters stand for `sizes`, numbers or symbols alike."""
+    """Evaluate an expression whose letters stand for `sizes`, which may be numbers or symbols."""
     if isinstance(expression, int):
         return expression
     if isinstance(expression, str):
@@ -95,15 +95,15 @@ def evaluate(expression: Expression, sizes: Mapping[str, Any], cdiv: Callable[[A
 
 
 def cdiv(numerator: int, denominator: int) -> int:
-    """The quotient, rounded up."""
+    """`numerator` / `denominator`, rounded up."""
     return -(-numerator // denominator)
 
 
 def launch(kernel: Compiled, sizes: Mapping[str, int]) -> tuple[tuple[int, ...], list[int]]:
-    """Grid and scalars of a launch on tensors of given sizes.
+    """Grid and scalar arguments of a launch on tensors of given sizes.
 
     Raises:
-        UserError: if the grid is larger than a GPU takes.
+        UserError: if the grid exceeds a GPU's limits.
     """
     grid = tuple(evaluate(axis, sizes, cdiv) for axis in kernel.grid)
     if max(grid[1:]) > LARGEST_GRID:
@@ -121,17 +121,17 @@ def save(folder: Path, kernels: Sequence[tuple[Compiled, str, bytes]], versions:
 
 
 def save_record(path: Path, kernels: Sequence[Compiled], versions: Mapping[str, str]) -> None:
-    """Write what is known of the kernels, one to a line."""
+    """Write the records of the kernels, one a line."""
     lines = ",\n  ".join(json.dumps(asdict(kernel)) for kernel in kernels)
     text = f'{{\n "versions": {json.dumps(dict(versions))},\n "objects": [\n  {lines}\n ]\n}}\n'
     atomic_write_bytes(path, text.encode())
 
 
 def load(folder: Path) -> list[Compiled]:
-    """What is known of the kernels in a folder.
+    """Read the records of the kernels in a folder.
 
     Raises:
-        UserError: if there is no record in it.
+        UserError: if the folder has none.
     """
     path = folder / RECORD
     if not path.is_file():
@@ -141,7 +141,7 @@ def load(folder: Path) -> list[Compiled]:
 
 
 def ptx_of(folder: Path, kernel: Compiled) -> bytes:
-    """The PTX of a kernel, as it was when its record was written.
+    """Read the PTX of a kernel, and check that it is the one its record describes.
 
     Raises:
         UserError: if the file is missing or has changed.

@@ -1,8 +1,8 @@
-"""PTX from Triton made fit for other launchers: spare parameters removed, one name for each variant.
+"""Makes PTX from Triton fit for other launchers: removes unused parameters and renames the entry.
 
-Triton appends two pointers to every kernel (scratch memory) that it never reads where the sizes are
-zero, and names the entry after the Python function. A TensorRT plugin passes only what is declared,
-and two variants of one name would shadow each other.
+Triton appends two pointers to scratch memory to every kernel, which reads neither if their sizes are zero,
+and names the entry after the Python function. A TensorRT plugin passes only declared arguments, and two
+variants of one name would shadow each other.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ from pathlib import Path
 
 
 class UnfitKernelError(Exception):
-    """A kernel that cannot be launched from outside Triton, and why."""
+    """A kernel cannot be launched from outside Triton; the message says why."""
 
 
 @dataclass(frozen=True)
 class Assembly:
-    """What the assembler makes of PTX."""
+    """Machine code, and what the assembler reports of it."""
 
     cubin: bytes
     registers: int
@@ -29,10 +29,10 @@ class Assembly:
 
 
 def keep_parameters(ptx: str, name: str, count: int) -> str:
-    """PTX whose entry `name` has its first `count` parameters only.
+    """Remove all but the first `count` parameters of the entry `name`.
 
     Raises:
-        UnfitKernelError: if the entry is not there, or one of the other parameters is used.
+        UnfitKernelError: if there is no such entry, or it uses one of the other parameters.
     """
     found = re.search(rf"\.visible \.entry {re.escape(name)}\((.*?)\)", ptx, re.DOTALL)
     if found is None:
@@ -49,7 +49,7 @@ def keep_parameters(ptx: str, name: str, count: int) -> str:
 
 
 def rename(ptx: str, old: str, new: str) -> str:
-    """PTX with the entry `old` and its parameters called `new`."""
+    """Rename the entry `old` and its parameters to `new`."""
     ptx = re.sub(rf"\b{re.escape(old)}\b", new, ptx)
     return ptx.replace(f"{old}_param_", f"{new}_param_")
 
@@ -63,10 +63,10 @@ def version(ptx: str) -> str:
 
 
 def assemble(ptx: str, assembler: Path) -> Assembly:
-    """Machine code for the architecture that the PTX itself names.
+    """Assemble PTX for the architecture that it names itself.
 
     Raises:
-        UnfitKernelError: with the assembler's own words.
+        UnfitKernelError: if the assembler fails, with its message.
     """
     target = re.search(r"^\.target\s+(\w+)", ptx, re.MULTILINE)
     if target is None:

@@ -29,16 +29,16 @@ COMPACT, FAST = 1, 2
 
 @dataclass(frozen=True, kw_only=True)
 class Face:
-    """One plugin: an operator for some types, with the sizes that its tensors have."""
+    """One plugin: an operator for some dtypes, with the sizes of its tensors."""
 
     name: str
     operator: Operator
     dtypes: dict[str, str]
-    """TensorRT's name of a type to the kernels'."""
+    """Maps TensorRT's name of a dtype to the kernels'."""
     inputs: tuple[str, ...]
     attributes: dict[str, type] = field(default_factory=dict)
     sizes: dict[str, tuple[str, int]]
-    """Where each letter of a launch is found: an input and one of its dimensions."""
+    """The input and the dimension that each letter of a launch expression stands for."""
 
 
 WIDE = {"BF16": "bf16", "FP16": "fp16"}
@@ -86,11 +86,11 @@ def register(
     lazy: bool = False,
     only: Collection[str] | None = None,
 ) -> list[str]:
-    """Make the plugins known to TensorRT for one architecture, from the kernels compiled in `folder`.
+    """Register the plugins with TensorRT for one architecture, with the kernels compiled in `folder`.
 
     Args:
         folder: what `python -m plugins.aot.compile` wrote.
-        arch: 90, 100 or 120, as the GPU that the engine is built for.
+        arch: of the GPU that the engine is built for: 90, 100 or 120.
         large: also offer the kernels that take more than 48 KiB of shared memory.
         lazy: only when a plugin is first used; without it TensorRT's libraries must be loaded.
         only: names of faces; all of them if not given.
@@ -130,7 +130,7 @@ Kernels = dict[tuple[str, int], tuple[Compiled, bytes]]
 
 
 def _describe(trtp: Any, face: Face) -> Callable[..., Any]:
-    """What the output is, from the inputs: [B, N, S, width of a value], bfloat16 for float8."""
+    """Describes the output: [B, N, S, width of a value], in bfloat16 for float8 inputs."""
     import tensorrt as trt
 
     def describe(*arguments: Any, **attributes: Any) -> Any:
@@ -148,7 +148,7 @@ def _describe(trtp: Any, face: Face) -> Callable[..., Any]:
 
 
 def _autotune(trtp: Any, face: Face, kernels: Kernels) -> Callable[..., Any]:
-    """The types that there are kernels for, and a tactic for each kernel of a type."""
+    """Lists the dtypes that have kernels, with a tactic for each kernel."""
 
     def autotune(*arguments: Any) -> list[Any]:
         combinations = []
@@ -164,7 +164,7 @@ def _autotune(trtp: Any, face: Face, kernels: Kernels) -> Callable[..., Any]:
 
 
 def _implement(trtp: Any, face: Face, kernels: Kernels) -> Callable[..., Any]:
-    """The kernel for the chosen type and tactic, and its launch in expressions over the shapes."""
+    """Returns the kernel for the chosen dtype and tactic, and its launch as expressions of the shapes."""
     import tensorrt as trt
 
     known = {"BF16": trt.bfloat16, "FP16": trt.float16, "FP8": trt.fp8}
@@ -195,7 +195,7 @@ def _implement(trtp: Any, face: Face, kernels: Kernels) -> Callable[..., Any]:
 def _check_widths(
     face: Face, kernel: Compiled, shapes: dict[str, Sequence[int]], attributes: dict[str, float]
 ) -> None:
-    """Refuse what the kernel was not compiled for.
+    """Refuse widths that the kernel was not compiled for.
 
     Raises:
         ValueError: naming the plugin, the argument, and the width.

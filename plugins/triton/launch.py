@@ -1,7 +1,7 @@
-"""The kernels as operators: their outputs are allocated, their tiles chosen, and they are launched.
+"""Launches the kernels: chooses tiles and splits, and allocates outputs.
 
-Each launch is a `torch.library.triton_op`, so that compilation sees the kernel and a package carries
-it. Under TRITON_INTERPRET=1 the same code runs on CPU tensors.
+Each launch is a `torch.library.triton_op`, so that compilers see the kernel and packages contain it. Under
+TRITON_INTERPRET=1 the same code runs on CPU tensors.
 """
 
 from __future__ import annotations

@@ -88,9 +88,9 @@ def _build(checkpoint: str, settings: Any, calibration: Path | None, output: Pat
     from export.build import BuildStage, build
     from export.lowering.calibration import Calibration
     from runtime.rollout.calibration import drive
-    from vmla.weights.checkpoint import open_checkpoint
+    from vmla.weights.locate import find_checkpoint
 
-    opened = open_checkpoint(checkpoint)
+    opened = find_checkpoint(checkpoint)
     folder = output or ENGINES / f"{opened.name}-{settings.name}"
 
     def show(stage: BuildStage) -> None:
@@ -125,11 +125,11 @@ def calibrate(checkpoint: str, prompts: int, chunks: int, seed: int, device: str
 
     from export.lowering.calibration import Rollouts, calibrate
     from runtime.rollout.calibration import drive
-    from vmla.weights.checkpoint import open_checkpoint
+    from vmla.weights.locate import find_checkpoint
 
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA device here; leave --device out")
-    opened = open_checkpoint(checkpoint)
+    opened = find_checkpoint(checkpoint)
     rollouts = Rollouts.of(opened, prompts=prompts, chunks=chunks, seed=seed)
     model = opened.transformer().to(device)
     made = calibrate(model, opened, rollouts, drive)
@@ -170,10 +170,10 @@ def verify(engine: Path, checkpoint: str | None, chunks: int) -> None:
     from export.engine.manifest import Manifest
     from runtime.cli.verify import verify
     from runtime.engines.compiled import open_engine
-    from vmla.weights.checkpoint import open_checkpoint
+    from vmla.weights.locate import find_checkpoint
 
     manifest = Manifest.read(engine)
-    opened = open_checkpoint(checkpoint or manifest.checkpoint)
+    opened = find_checkpoint(checkpoint or manifest.checkpoint)
     with open_engine(engine, opened, batch=manifest.batch) as compiled:
         result = verify(compiled, opened, chunks=chunks)
     click.echo("\n".join(result.lines()))

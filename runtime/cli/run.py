@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from runtime.telemetry.events import Telemetry
 
 AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layout", "steps", "device",
-          "dtype", "scale", "decoder", "threads")  # fmt: skip
+          "dtype", "scale", "decoder", "threads", "start")  # fmt: skip
 """Options that say what is made; with --resume and --repeat they may only say what was said before."""
 
 
@@ -33,6 +33,8 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
 @click.option(
     "--memory", help="Memory budget for weights and all --videos, e.g. 8GiB (default: all free memory)."
 )
+@click.option("--start", type=click.Path(path_type=Path),
+              help="Video, image or folder of pictures that the video goes on from.")  # fmt: skip
 @click.option("--minutes", type=float, help="Length of the video in minutes.")
 @click.option("--seconds", type=float, help="Length of the video in seconds (default: 10).")
 @click.option("--chunks", type=click.IntRange(min=1), help="Length of the video in chunks.")
@@ -95,8 +97,8 @@ def main(context: click.Context, /, **options: Any) -> None:
 
 def _check_decoder(options: dict[str, Any]) -> None:
     """Refuse to write a file of no frames."""
+    from runtime.outputs.registry import NOWHERE
     from runtime.rollout.decoding import NOTHING
-    from runtime.session.destination import NOWHERE
 
     written = [path for path in (options["resume"], options["output"]) if path not in (None, NOWHERE)]
     if options["decoder"] == NOTHING and written:
@@ -146,7 +148,7 @@ def _new(prompts: str | list[Entry], options: dict[str, Any]) -> Order:
 def _make(order: Order, output: Path, options: dict[str, Any]) -> None:
     """Make what is ordered, say how it went, and leave what is needed to go on if it was stopped."""
     from runtime.resume.autosave import resume_command
-    from runtime.session.destination import NOWHERE, check_output
+    from runtime.session.destination import check_output, is_kept
     from runtime.session.generate import make_videos, stopping_on_interrupt
     from runtime.telemetry.events import Several
 
@@ -167,7 +169,7 @@ def _make(order: Order, output: Path, options: dict[str, Any]) -> None:
     rate, now = outcome.made / outcome.seconds, "" if order.state is None else f", {outcome.made} of them"
     click.echo(f"{output}: {outcome.frames} frames{now} in {outcome.seconds:.1f} s, {rate:.0f} per second")
     if not outcome.complete:
-        if output != NOWHERE:
+        if is_kept(output):
             click.echo(f"stopped; go on with: {resume_command(output)}", err=True)
         sys.exit(130)
 

@@ -12,9 +12,11 @@ import click
 
 from plugins.errors import UserError
 from runtime.device.memory import bytes_of, free_bytes
+from runtime.outputs.mp4 import MP4
+from runtime.outputs.registry import NOWHERE
 from runtime.prompts.videos_file import read_videos
 from runtime.resume.autosave import resume_command
-from runtime.session.destination import NOWHERE, check_output
+from runtime.session.destination import check_output
 from runtime.session.generate import Ending, check_room, make_videos, orders_of, stopping_on_interrupt
 from runtime.session.replay import Order
 from runtime.telemetry.events import JsonLines, Several, Telemetry, TogetherLine
@@ -44,7 +46,7 @@ def run_videos(options: dict[str, Any], order_of: Callable[[str], Order]) -> Non
     else:
         memory, whence = bytes_of(allowed), "allowed"
     room = (
-        f"memory: {memory:,} bytes {whence} hold {plan.streams_in(memory)} such videos, "
+        f"memory: {memory:,} bytes {whence} hold {plan.videos_in(memory)} such videos, "
         f"{len(videos)} take {plan.bytes_for(len(videos)):,}"
     )
     if options["dry_run"]:
@@ -64,7 +66,7 @@ def _placed(orders: dict[str, Order], folder: Path, *, overwrite: bool) -> dict[
     Raises:
         UserError: if it cannot be, or one of the files is there.
     """
-    if folder == NOWHERE or folder.suffix == ".mp4" or (folder.exists() and not folder.is_dir()):
+    if folder == NOWHERE or MP4.takes(folder) or (folder.exists() and not folder.is_dir()):
         raise UserError(f"{folder} is no folder, which several videos need; give one with -o")
     if not folder.absolute().parent.is_dir():
         raise UserError(f"there is no folder {folder.parent}; make it first")

@@ -1,4 +1,4 @@
-"""What is different on a GPU, with the same face on a CPU: graphs, a second stream, clocks."""
+"""What differs between a GPU and a CPU, behind one interface: graphs, a second stream, clocks."""
 
 from __future__ import annotations
 
@@ -13,47 +13,47 @@ import torch
 from torch import Tensor
 
 WARM_UPS = 2
-"""Calls before a capture: libraries choose and allocate on the first ones."""
+"""Calls before a capture: libraries choose algorithms and allocate workspaces in the first ones."""
 
 Stamp = float | torch.cuda.Event
-"""A moment: of this process on a CPU, in the current stream on a GPU."""
+"""A point in time: of this process on a CPU, of the current stream on a GPU."""
 
 Pool = Any
-"""What PyTorch calls memory that graphs share."""
+"""PyTorch's handle of memory that several graphs share."""
 
 
 class Replay:
-    """A captured graph: calling it launches the whole of it, and counts that."""
+    """A captured graph. Calling it launches the graph and counts the launch."""
 
     def __init__(self, graph: torch.cuda.CUDAGraph) -> None:
         self._graph = graph
         self.count = 0
 
     def __call__(self) -> None:
-        """Launch it."""
+        """Launch the whole graph."""
         self._graph.replay()
         self.count += 1
 
 
 def replays_of(functions: Sequence[Callable[[], None]]) -> int | None:
-    """How often the host has launched graphs for all of them; None if there are none, or one is no graph."""
+    """Launches of all `functions` together; None if there are none, or one of them is not a graph."""
     counts = [function.count for function in functions if isinstance(function, Replay)]
     return sum(counts) if counts and len(counts) == len(functions) else None
 
 
 def graph_pool(device: torch.device) -> Pool | None:
-    """Memory for what graphs hold for a moment: for all of them together that are replayed one at a time."""
+    """Memory for intermediate results, shared by graphs that are replayed one at a time; None on a CPU."""
     return torch.cuda.graph_pool_handle() if device.type == "cuda" else None
 
 
 def captured(
     function: Callable[[], None], device: torch.device, pool: Pool | None = None
 ) -> Callable[[], None]:
-    """`function` itself on a CPU; on CUDA its graph, or with a warning itself where it cannot be captured.
+    """`function` as a CUDA graph; `function` itself on a CPU or, with a warning, where capture fails.
 
-    It may take no arguments and read and write only tensors that outlive the result. It is called a
-    few times on the way: what these tensors hold afterwards means nothing. All else lies in `pool`, which
-    other graphs may overwrite between two replays.
+    `function` may read and write only tensors that outlive the graph. It is called a few times on the way, so
+    what these tensors hold afterwards is undefined. Its intermediate results lie in `pool`, which other
+    graphs may overwrite between two replays.
     """
     if device.type != "cuda":
         return function
@@ -65,7 +65,7 @@ def captured(
             for _ in range(WARM_UPS):
                 function()
         torch.cuda.current_stream(device).wait_stream(aside)
-        # Other threads decode meanwhile; what they allocate is no part of the graph.
+        # Other threads decode meanwhile; what they allocate must stay out of the graph.
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             function()
     except RuntimeError as error:
@@ -76,9 +76,9 @@ def captured(
 
 
 class SideStream:
-    """Work on results of the rollout while the rollout goes on; on a CPU, threads alone do that.
+    """A second CUDA stream for work on the results of a rollout that goes on; on a CPU only a lock.
 
-    One at a time: two at once would take twice the memory and not be done sooner.
+    One thread works at a time: two at once would take twice the memory and finish no sooner.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -87,7 +87,7 @@ class SideStream:
 
     @contextmanager
     def after(self, ready: Stamp, *tensors: Tensor) -> Iterator[None]:
-        """Inside, work waits on the device for the moment `ready`, when `tensors` are complete."""
+        """Inside, the device starts work only at `ready`, when `tensors` are complete."""
         with self._lock:
             if self._stream is None or not isinstance(ready, torch.cuda.Event):
                 yield
@@ -100,7 +100,7 @@ class SideStream:
 
 
 def host_copy(tensor: Tensor) -> Tensor:
-    """A copy of `tensor` in main memory; from a GPU it is complete once the current stream comes so far."""
+    """A copy of `tensor` in main memory. From a GPU it is complete once the current stream has got there."""
     if tensor.device.type != "cuda":
         return tensor.clone()
     host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
@@ -108,7 +108,7 @@ def host_copy(tensor: Tensor) -> Tensor:
 
 
 def to_host(tensor: Tensor) -> Tensor:
-    """`tensor` in main memory, through pinned memory; waits for the current stream alone."""
+    """`tensor` in main memory, copied through pinned memory; waits for the current stream only."""
     if tensor.device.type != "cuda":
         return tensor.cpu()
     host = host_copy(tensor)
@@ -117,13 +117,13 @@ def to_host(tensor: Tensor) -> Tensor:
 
 
 def wait_for(moment: Stamp) -> None:
-    """Wait until the device has come to `moment`."""
+    """Block until the device has reached `moment`."""
     if isinstance(moment, torch.cuda.Event):
         moment.synchronize()
 
 
 def stamp(device: torch.device) -> Stamp:
-    """Now."""
+    """The present: a time on a CPU, an event recorded in the current stream on a GPU."""
     if device.type != "cuda":
         return perf_counter()
     event = torch.cuda.Event(enable_timing=True)
@@ -132,7 +132,7 @@ def stamp(device: torch.device) -> Stamp:
 
 
 def between(first: Stamp, last: Stamp) -> float:
-    """Seconds from one moment to another that has passed on the device."""
+    """Seconds between two stamps; waits for the later one on a GPU."""
     if isinstance(first, torch.cuda.Event) and isinstance(last, torch.cuda.Event):
         last.synchronize()
         return first.elapsed_time(last) / 1000

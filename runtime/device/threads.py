@@ -1,7 +1,7 @@
-"""Who computes with how many threads: on a CPU, denoiser and decoder each have cores of their own.
+"""Divides a CPU's threads: denoiser and decoder each have cores of their own.
 
-They work at the same time. If both spread their operations over all cores, each operation of one waits
-for threads that the other holds up: slower, and uneven from chunk to chunk (`LOG.md` has the figures).
+Both work at the same time. If each spread its operations over all cores, every operation would wait for
+threads that the other one holds, which is slower and uneven from chunk to chunk (`LOG.md` has the figures).
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ from dataclasses import dataclass
 import torch
 
 DECODER_SHARE = 4
-"""One thread in so many decodes: denoising a chunk of `sprites` takes three to four times as long."""
+"""One thread in four decodes: denoising a chunk of `sprites` takes three to four times as long."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cores:
-    """Threads of the parts; None leaves PyTorch's own number."""
+    """Threads of denoiser and decoder; None leaves PyTorch's own number."""
 
     denoiser: int | None
     decoder: int | None
 
     @classmethod
     def of(cls, threads: int, device: torch.device, *, silent: bool) -> Cores:
-        """Share out `threads`; nothing is decoded if `silent`, and on a GPU threads matter to nobody."""
+        """Divide `threads`. Nothing is decoded if `silent`; on a GPU the number does not matter."""
         if device.type != "cpu":
             return cls(denoiser=None, decoder=None)
         decoder = 0 if silent else max(1, threads // DECODER_SHARE)
@@ -34,7 +34,7 @@ class Cores:
 
 @contextmanager
 def using(threads: int | None) -> Iterator[None]:
-    """Let PyTorch compute with so many `threads` for the thread that calls."""
+    """Inside, PyTorch computes with `threads` threads for the calling thread."""
     before = torch.get_num_threads()
     if threads in (None, before):
         yield

@@ -1,4 +1,4 @@
-"""A thread that does what it is handed, one thing after the other, behind a queue of a few places."""
+"""A thread that runs callables one after the other, behind a queue of a few places."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ CAPACITY = 2
 
 
 class WorkerThread:
-    """A context manager; `put` waits only while the queue is full, and raises what went wrong before."""
+    """A context manager. `put` blocks only while the queue is full, and raises what failed earlier."""
 
     def __init__(self, name: str, *, capacity: int = CAPACITY, finish: Work | None = None) -> None:
-        """Run `finish` at the end, whatever happened."""
+        """Name the thread; it runs `finish` at its end, even after a failure."""
         self._waiting: deque[Work | None] = deque()
         self._capacity, self._changed = capacity, threading.Condition()
         self._finish = finish
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self.on_failure: Callable[[], None] | None = None
-        """Called on this thread, once, when something has gone wrong."""
+        """Called once, on the worker thread, when something has failed."""
         self.stalled_seconds, self.stalls = 0.0, 0
-        """How long and how often somebody has waited for a place so far."""
+        """How long and how often callers have waited for a place so far."""
         self.busy_seconds = 0.0
-        """How long the thread has worked so far."""
+        """Seconds that the thread has spent working so far."""
 
     def __enter__(self) -> WorkerThread:
         """Start the thread."""
@@ -38,16 +38,20 @@ class WorkerThread:
 
     @property
     def depth(self) -> int:
-        """Things that wait."""
+        """Callables in the queue."""
         return len(self._waiting)
 
     @property
     def full(self) -> bool:
-        """Whether `put` would wait."""
+        """Whether `put` would block."""
         return self.depth >= self._capacity
 
     def put(self, work: Work, *, even_if_full: bool = False) -> None:
-        """Queue `work`."""
+        """Queue `work`, waiting for a place unless `even_if_full`.
+
+        Raises:
+            Exception: whatever earlier work has raised.
+        """
         self.check()
         with self._changed:
             if self.full and not even_if_full:
@@ -57,12 +61,12 @@ class WorkerThread:
             self._append(work)
 
     def stalled(self, seconds: float, *, again: bool = False) -> None:
-        """Count that somebody has waited for a place, or waited on `again` for the same one."""
+        """Count a wait of `seconds` for a place; with `again` it continues an earlier wait."""
         self.stalled_seconds += seconds
         self.stalls += not again
 
     def check(self) -> None:
-        """Raise what has gone wrong so far."""
+        """Raise the first exception that work has raised, if any."""
         if self._failure is not None:
             raise self._failure
 
@@ -99,7 +103,7 @@ class WorkerThread:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Let everything be done; a failure is raised unless another one already is."""
+        """Finish everything in the queue; a failure is raised unless an exception is already under way."""
         self._append(None)
         self._thread.join()
         if error is None:

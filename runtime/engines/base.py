@@ -1,4 +1,4 @@
-"""Engines: the denoiser behind one face, whether it runs eagerly or was compiled ahead of time."""
+"""Engines: one interface to the denoiser, whether it runs eagerly or was compiled ahead of time."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vmla.transformer import StepInputs, VideoMLA
 
 
 class Engine(Protocol):
-    """The step of `vmla.transformer.VideoMLA.forward` and the text function that goes with it."""
+    """Runs the denoiser's step (`vmla.transformer.VideoMLA.forward`) and encodes its prompts."""
 
     config: ModelConfig
     cache_spec: CacheSpec
@@ -29,17 +29,17 @@ class Engine(Protocol):
         """Cross-attention keys and values [L, 2, B, tokens, D] of one prompt for each video; None is no text."""
 
     def step(self, inputs: StepInputs, *, full: bool = False) -> tuple[Tensor, Tensor]:
-        """Velocity and entries: see `VideoMLA.forward`; an engine need not make use of `full`."""
+        """Velocity and entries: see `VideoMLA.forward`. An engine may ignore `full`."""
 
     def entries(self, inputs: StepInputs, *, full: bool = False) -> Tensor:
-        """The entries that `step` would give, without what only the velocity needs where that is possible."""
+        """The entries that `step` would return; where possible without computing what only the velocity needs."""
 
     def close(self) -> None:
-        """Give back what the engine holds."""
+        """Release the memory and handles that the engine holds."""
 
 
 class EagerEngine:
-    """The PyTorch model itself."""
+    """Runs the PyTorch model without compiling it."""
 
     def __init__(
         self,
@@ -51,19 +51,23 @@ class EagerEngine:
         absorbed: bool = False,
         as_it_is: bool = False,
     ) -> None:
-        """`as_it_is` runs the modules of `model` themselves, for whoever watches them: slower on a CPU."""
+        """Move `model` and the text encoder to `device`.
+
+        With `as_it_is` the modules of `model` run themselves, so that hooks on them fire; that is slower on a
+        CPU.
+        """
         self.config = model.config
         self.cache_spec = CacheSpec.of(model.config)
         self.device, self.dtype, self.absorbed = device, dtype, absorbed
         self._model = model.to(device=device, dtype=dtype)
-        self._model.rope.float()  # angles are never taken in less than float32
+        self._model.rope.float()  # angles always take float32
         if not as_it_is:
-            self._model = self._hastened()
+            self._model = self._optimized()
         self._text = text
         text.encoder.to(device)
 
-    def _hastened(self) -> VideoMLA:
-        """The model with its weights laid out for this machine, and what timesteps alone decide kept."""
+    def _optimized(self) -> VideoMLA:
+        """The model with its weights laid out for this machine and its conditioning tabled by timestep."""
         model = self._model
         if packable(self.device, self.dtype):
             rows = self.config.chunk * self.config.tokens_per_frame
@@ -87,11 +91,11 @@ class EagerEngine:
         return self._model.entries(*self._cast(inputs), absorbed=self.absorbed, full=full)
 
     def _cast(self, inputs: StepInputs) -> StepInputs:
-        """The same with latents, which a rollout holds in float32, in the type that is computed in."""
+        """`inputs` with the latents, which a rollout holds in float32, in the engine's dtype."""
         return inputs._replace(latents=inputs.latents.to(self.dtype))
 
     def close(self) -> None:
-        """Nothing to give back."""
+        """Do nothing: the model is freed with its last reference."""
 
     def __enter__(self) -> EagerEngine:
         """The engine itself."""

@@ -20,16 +20,17 @@ from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
 from vmla.text import TextEncoder
 from vmla.transformer import StepInputs
-from vmla.weights.checkpoint import Checkpoint, open_checkpoint
+from vmla.weights.checkpoint import Checkpoint
+from vmla.weights.locate import find_checkpoint
 
 PRECISIONS = {"float32": "fp32", "bfloat16": "bf16", "float16": "fp16"}
-"""Of matrix products, by the type that the model would compute in."""
+"""The precision of an engine's matrix products that equals a dtype of the model."""
 
 log = logging.getLogger(__name__)
 
 
 class CompiledEngine:
-    """The step and the prompt step of an engine folder behind the face of `runtime.engines.base.Engine`."""
+    """An engine folder's two programs, the step and the prompt step, as a `runtime.engines.base.Engine`."""
 
     def __init__(self, manifest: Manifest, programs: dict[str, Program], text: TextEncoder) -> None:
         self.manifest = manifest
@@ -49,26 +50,29 @@ class CompiledEngine:
 
     @torch.inference_mode()
     def step(self, inputs: StepInputs, *, full: bool = False) -> tuple[Tensor, Tensor]:
-        """Velocity and entries: see `VideoMLA.forward`; one program serves every window, `full` or not.
+        """Velocity and entries: see `VideoMLA.forward`. One program serves every window, `full` or not.
 
         Raises:
-            ValueError: naming a tensor that has not the shape or type of the manifest.
+            ValueError: naming a tensor whose shape or dtype is not the manifest's.
         """
         velocity, entries = self._run("step", *inputs._replace(latents=inputs.latents.float()))
         return velocity, entries
 
     def entries(self, inputs: StepInputs, *, full: bool = False) -> Tensor:
-        """The entries of `step`, whose velocity is made and dropped: a program of their own would save 2 % of
-        a chunk of a small model, less of a large one, and hold all weights a second time (LOG.md)."""
+        """The entries that `step` returns; its velocity is dropped.
+
+        A program for the entries alone would save 2 % of a chunk of a small model and less of a large one,
+        and would hold all weights a second time (LOG.md).
+        """
         return self.step(inputs)[1]
 
     def _run(self, name: str, *tensors: Tensor) -> Sequence[Tensor]:
         check_inputs(self.manifest.programs[name], tensors)
-        # Compiled code was made for dense tensors and does not look at strides.
+        # Compiled code expects dense tensors and does not check their strides.
         return self._programs[name](*(tensor.contiguous() for tensor in tensors))
 
     def close(self) -> None:
-        """Let go of the programs and their weights."""
+        """Drop the programs and their weights."""
         self._programs = {}
 
     def __enter__(self) -> CompiledEngine:
@@ -83,10 +87,10 @@ class CompiledEngine:
 
 
 def open_engine(folder: Path, checkpoint: Checkpoint, *, batch: int = 1) -> CompiledEngine:
-    """The engine in `folder`, with the text encoder of the `checkpoint` that it was built from.
+    """Load the engine in `folder`, with the text encoder of the `checkpoint` that it was built from.
 
     Raises:
-        UserError: if it does not fit this machine, the checkpoint or `batch`, or is damaged.
+        UserError: if it does not fit this machine, the checkpoint or `batch`, or if a file is damaged.
     """
     manifest = Manifest.read(folder)
     check_engine(manifest, folder, checkpoint, batch=batch)
@@ -96,11 +100,11 @@ def open_engine(folder: Path, checkpoint: Checkpoint, *, batch: int = 1) -> Comp
 
 
 def find_engine(checkpoint: Checkpoint, *, device: str, dtype: str, engines: Path) -> Path | None:
-    """The engine in the folder `engines` that its manifest says runs `checkpoint` here as the model would.
+    """Find an engine in the folder `engines` that computes on this machine what the model itself would.
 
-    That is on `device`, a type of device, and with matrix products in `dtype`: never in a narrower one. Of
-    several the one whose backend comes first in the registry, then the first by name. What was refused is
-    logged.
+    Its manifest must name `checkpoint`, the device type `device`, and matrix products in `dtype`, never in a
+    narrower type. Of several engines, the one whose backend comes first in the registry is taken, then the
+    first by name. Why an engine was refused is logged.
     """
     found = []
     for path in sorted(engines.glob(f"[!.]*/{NAME}")):
@@ -117,18 +121,18 @@ def find_engine(checkpoint: Checkpoint, *, device: str, dtype: str, engines: Pat
 
 
 def fit(folder: Path, name: str | Path | None, *, device: str, dtype: str) -> tuple[Checkpoint, str, str]:
-    """The checkpoint, device and type that the engine in `folder` needs; reads no weights but to hash them.
+    """The checkpoint, device and dtype that the engine in `folder` needs. Weights are read only to hash them.
 
     Args:
         folder: of the engine.
         name: the checkpoint asked for, None for the engine's own.
-        device, dtype: those asked for; `cpu` and `auto` ask for nothing.
+        device, dtype: those asked for; `cpu` and `auto` leave the choice to the engine.
 
     Raises:
         UserError: if the engine cannot run here, or what is asked for is not what it was built for.
     """
     manifest = Manifest.read(folder)
-    checkpoint = open_checkpoint(manifest.checkpoint if name is None else name)
+    checkpoint = find_checkpoint(manifest.checkpoint if name is None else name)
     check_engine(manifest, folder, checkpoint)
     built = manifest.host.device, manifest.cache["dtype"]
     if device not in (built[0], "cpu", "auto"):

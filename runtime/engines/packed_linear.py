@@ -1,7 +1,7 @@
-"""Linear layers with their weights laid out for oneDNN, once: for float32 inference on a CPU.
+"""Linear layers whose weights are laid out for oneDNN once, for float32 inference on a CPU.
 
-PyTorch's own float32 `linear` goes to MKL, which keeps to AVX2 on AMD processors; oneDNN uses what the
-processor has. At the sizes of `sprites` (48 rows, 256 x 1024) that is twice as fast on a Zen 5.
+PyTorch's own float32 `linear` calls MKL, which uses no more than AVX2 on AMD processors; oneDNN uses whatever
+the processor has. At the sizes of `sprites` (48 rows, 256 x 1024) that is twice as fast on a Zen 5.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ import torch
 from torch import Tensor, nn
 
 READ_BY_WEIGHT = ("up_k", "up_v")
-"""Layers that attention never calls: it takes their weights (`vmla.attention.LatentAttention`)."""
+"""Layers that attention never calls: it reads their weights (`vmla.attention.LatentAttention`)."""
 
 
 class PackedLinear(nn.Module):
-    """As the `nn.Linear` that it is made from; no gradients pass."""
+    """Computes what the given `nn.Linear` does, without gradients."""
 
     def __init__(self, linear: nn.Linear, rows: int) -> None:
-        """`rows` is how many it will mostly be called with: oneDNN chooses a layout for that."""
+        """Pack the weights of `linear`; oneDNN picks the memory format that is best for inputs of `rows` rows."""
         super().__init__()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), rows)
         self._bias = None if linear.bias is None else linear.bias.detach()
@@ -36,7 +36,7 @@ def packable(device: torch.device, dtype: torch.dtype) -> bool:
 
 
 def packed(module: nn.Module, rows: int, name: str = "") -> nn.Module:
-    """A copy of `module` that shares everything with it but its linear layers, which are packed."""
+    """A shallow copy of `module`, sharing its parameters, whose linear layers are packed."""
     if isinstance(module, nn.Linear):
         return module if name in READ_BY_WEIGHT else PackedLinear(module, rows)
     shared = copy.copy(module)

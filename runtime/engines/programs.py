@@ -1,4 +1,4 @@
-"""The programs of an engine folder, loaded by the backend that built them; what may be given to them."""
+"""Loads the programs of an engine folder through the backend that built them, and checks their inputs."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from plugins.errors import UserError
 
 
 def load_program(folder: Path, name: str, manifest: Manifest) -> Program:
-    """The program called `name` of the engine in `folder`.
+    """Load the program called `name` of the engine in `folder`.
 
     Raises:
-        UserError: if its file does not load here.
+        UserError: if its file does not load on this machine.
     """
     try:
         return backend_of(manifest, folder).load(folder, name, manifest)
@@ -28,7 +28,7 @@ def load_program(folder: Path, name: str, manifest: Manifest) -> Program:
 
 
 def check_inputs(signature: Signature, tensors: Sequence[Tensor]) -> None:
-    """Refuse tensors of another shape or type than the program was compiled for; it would not notice.
+    """Refuse tensors whose shape or dtype the program was not compiled for; it would not notice itself.
 
     Raises:
         ValueError: naming the tensor.

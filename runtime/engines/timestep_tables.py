@@ -1,45 +1,45 @@
-"""What depends on the timestep alone, worked out once for each of the few that a sampler has."""
+"""Conditioning that depends on the timestep alone, computed once for each of a sampler's few timesteps."""
 
 from __future__ import annotations
 
 import copy
-import weakref
+from collections.abc import MutableMapping
 
 from torch import Tensor, nn
+from torch.utils.weak import WeakTensorKeyDictionary
 
 from vmla.transformer import Conditioning, VideoMLA
 
-class ConditioningTable(nn.Module):
-    """As the `Conditioning` that it is made from, which it asks once for each timestep tensor.
 
-    Only the very same tensor, not written into since, is taken for the same. What belongs to it is kept
-    as long as it lives, because a CUDA graph of the rollout that holds it may read it, and no longer.
+class ConditioningTable(nn.Module):
+    """Wraps a `Conditioning`, which it calls once for each timestep tensor.
+
+    A result is reused for the very same tensor, as long as nothing has been written into it. It is kept as
+    long as that tensor lives: a CUDA graph may read it, and the graphs of a rollout die with its buffers.
     """
 
     def __init__(self, conditioning: Conditioning) -> None:
         super().__init__()
         self.conditioning = conditioning
         self.text_embedder = conditioning.text_embedder
-        self._known: dict[int, tuple[weakref.ref[Tensor], int, tuple[Tensor, Tensor]]] = {}
+        self._known: MutableMapping[Tensor, tuple[int, tuple[Tensor, Tensor]]] = WeakTensorKeyDictionary()
 
     def forward(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
         """See `Conditioning.forward`."""
-        if timestep.is_inference():  # torch does not note whether such a tensor was written into
+        if timestep.is_inference():  # PyTorch does not track writes into such a tensor
             made: tuple[Tensor, Tensor] = self.conditioning(timestep)
             return made
-        number, version = id(timestep), timestep._version
-        known = self._known.get(number)
-        if known is not None and known[1] == version:
-            return known[2]
+        version, known = self._known.get(timestep, (-1, None))
+        if version == timestep._version and known is not None:
+            return known
         made = self.conditioning(timestep)
-        if known is None:
-            gone = weakref.ref(timestep, lambda _: self._known.pop(number, None))
-            self._known[number] = gone, version, made
+        if known is None:  # an older result stays, for a graph that was captured with it
+            self._known[timestep] = timestep._version, made
         return made
 
 
 def tabled(model: VideoMLA) -> VideoMLA:
-    """A copy of `model` that shares everything with it but has such a table."""
+    """A shallow copy of `model`, sharing its weights, whose conditioning goes through a `ConditioningTable`."""
     shared = copy.copy(model)
     table = ConditioningTable(model.condition_embedder)
     shared.__dict__["_modules"] = {**model._modules, "condition_embedder": table}

@@ -11,12 +11,15 @@ import errno
 import os
 import zlib
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
 from plugins.errors import UserError
 from runtime.outputs import Frames, Mark
+from runtime.outputs.kind import SinkKind
 from runtime.outputs.mp4_fragment import encode, place
+from vmla.config import FRAMES_PER_SECOND
 
 HEAD = 8
 """Bytes of a box's size and type."""
@@ -117,6 +120,13 @@ class Mp4Sink:
         """Close the file."""
         if self._file is not None:
             self._file.close()
+
+
+MP4 = SinkKind(
+    what="an .mp4 file",
+    takes=lambda path: path.suffix.lower() == ".mp4",
+    open=partial(Mp4Sink, frames_per_second=FRAMES_PER_SECOND),
+)
 
 
 def _checksum(file: BinaryIO, count: int, begun: int) -> int | None:

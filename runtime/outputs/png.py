@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 from plugins.atomic_files import atomic_write
 from plugins.errors import missing_extra
 from runtime.outputs import Frames, Mark
+from runtime.outputs.kind import SinkKind
+
+PICTURE = re.compile(r"\d{6,}\.png(\.tmp)?|next\.tmp")
+"""Names of pictures, and of one that was being written when its process was killed."""
 
 
 class PngSink:
@@ -42,3 +47,8 @@ class PngSink:
 
     def close(self) -> None:
         """Nothing is open."""
+
+
+PNG = SinkKind(
+    what="a folder for pictures", takes=lambda path: not path.suffix, open=PngSink, pictures=PICTURE
+)

@@ -1,4 +1,4 @@
-"""Memory that comes and goes: the most that a pass or a decoding holds at once beyond what lasts."""
+"""Scratch memory: the most that a pass or a decoding holds at once, besides what outlives it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from vmla.vae import Codec
 
 
 class Living(TorchDispatchMode):
-    """Counts the bytes of tensors that were made inside and are still held; on any device, meta too."""
+    """Counts the bytes of tensors made inside that are still referenced, on any device including meta."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -28,7 +28,7 @@ class Living(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Run the operation, and take note of memory that none of its inputs had."""
+        """Run the operation, and count storage of its results that no input has."""
         given = {id(storage) for storage in _storages((args, kwargs))}
         made = func(*args, **(kwargs or {}))
         for storage in _storages(made):
@@ -61,24 +61,24 @@ def most_alive(function: Callable[[], object]) -> int:
 
 
 def decoding_scratch(codec: Codec, config: ModelConfig) -> int:
-    """Bytes for decoding a chunk of one video, by a `codec` that lies on the meta device.
+    """Bytes that decoding a chunk of one video takes, with a `codec` on the meta device.
 
-    What convolutions work with inside a library is not known, and not in it.
+    Workspaces inside convolution libraries are unknown and not counted.
     """
     latents = torch.empty(
         1, config.in_channels, config.chunk, config.sample_height, config.sample_width, device="meta"
     )
-    _, memory = codec.decode(latents)
-    return most_alive(partial(codec.decode, latents, memory))
+    _, state = codec.decode(latents)
+    return most_alive(partial(codec.decode, latents, state))
 
 
 def pass_scratch(config: ModelConfig, item: int) -> int:
-    """About how many bytes a pass over a chunk of one video takes, with `item` bytes for each number.
+    """An estimate of the bytes that a pass over a chunk of one video takes, with `item` bytes a number.
 
-    The larger of a layer's feed-forward and its attention, when keys and values of all heads lie beside what
-    they are made of, and with it the entries of all layers, which become one tensor at the end. Scores are
-    not in it: only bfloat16 on a CPU keeps them (`plugins.matmul`), and takes more. It is an estimate: what
-    else layers hold for a moment makes it up to 17 % too small, or 15 % too large for the layout `mha`.
+    It counts the larger of a layer's feed-forward and its attention, whose keys and values of all heads exist
+    beside the entries they are expanded from, plus the entries of all layers, which are stacked at the end.
+    Scores are not counted: only bfloat16 on a CPU materialises them (`plugins.matmul`), and takes more. Other
+    temporary tensors make the estimate up to 17 % too small, or 15 % too large for the layout `mha`.
     """
     spec, width, latent = CacheSpec.of(config), config.inner_dim, config.layout == "mla"
     own = config.chunk * config.tokens_per_frame  # S

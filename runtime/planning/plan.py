@@ -1,4 +1,4 @@
-"""How long, how large and how heavy a rollout will be, known before any of it is allocated."""
+"""How long and how large a video will be and what memory it takes, before anything is allocated."""
 
 from __future__ import annotations
 
@@ -18,26 +18,27 @@ from vmla.scheduler import Sampler
 from vmla.vae import Codec, frames_in
 
 LONGEST_SECONDS = 24 * 3600.0
-"""A day: nothing in the rollout ends there, but a longer wish is a slip of the finger."""
+"""A day. A rollout could go on for longer, but whoever asks for more has mistyped."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class VideoPlan:
-    """The plan of one video."""
+    """Length, picture size and memory of one video."""
 
     chunks: int
     frames: int
-    """Pixel frames of all chunks."""
+    """Pixel frames of all chunks together."""
     height: int
     width: int
     """Of a frame, pixels."""
     positions: int
-    """Window-relative positions that are ever used."""
+    """That are ever used: of the window, or all that were trained where they are those of the video."""
+    absolute: bool
     cache_bytes_per_token_and_layer: int
     shared: dict[str, int]
-    """Memory by part in bytes: what all streams on a device have in common, or take turns with."""
+    """Bytes by part of what all videos on a device share: weights, and scratch used by one at a time."""
     own: dict[str, int]
-    """The same, of each stream."""
+    """Bytes by part of what each video holds."""
 
     @classmethod
     def of(cls, decoding: Decoding, *, chunks: int, dtype: torch.dtype, sampler: Sampler) -> VideoPlan:
@@ -58,7 +59,8 @@ class VideoPlan:
             frames=frames_in(spec.chunks.start(chunks), codec),
             height=config.sample_height * codec.spatial_ratio,
             width=config.sample_width * codec.spatial_ratio,
-            positions=spec.positions,
+            positions=config.absolute_positions or spec.positions,
+            absolute=spec.absolute,
             cache_bytes_per_token_and_layer=spec.entry_width * size,
             shared={
                 "transformer": checkpoint.elements("transformer") * size,
@@ -82,27 +84,28 @@ class VideoPlan:
         return self.frames / FRAMES_PER_SECOND
 
     @property
-    def stream_bytes(self) -> int:
-        """What one stream takes beside what all have in common."""
+    def video_bytes(self) -> int:
+        """Bytes that one video takes besides what all share."""
         return sum(self.own.values())
 
-    def bytes_for(self, streams: int) -> int:
-        """What all have in common and so many streams take together."""
-        return sum(self.shared.values()) + streams * self.stream_bytes
+    def bytes_for(self, videos: int) -> int:
+        """Bytes that so many videos take at once, with what they share."""
+        return sum(self.shared.values()) + videos * self.video_bytes
 
-    def streams_in(self, memory: int) -> int:
-        """How many such streams `memory` bytes hold."""
-        return max(0, memory - self.bytes_for(0)) // self.stream_bytes
+    def videos_in(self, memory: int) -> int:
+        """How many such videos fit into `memory` bytes at once."""
+        return max(0, memory - self.bytes_for(0)) // self.video_bytes
 
     def lines(self) -> list[str]:
         """The plan for a person to read."""
         parts = self.shared | self.own
+        told = "counted from the video's start" if self.absolute else "whatever the length"
         return [
             f"{self.chunks} chunks, {self.frames} frames of {self.width}x{self.height}, {self.seconds:g} s",
-            f"positions 0 to {self.positions - 1}, whatever the length",
+            f"positions 0 to {self.positions - 1}, {told}",
             f"cache per token and layer: {self.cache_bytes_per_token_and_layer:,} bytes",
             *(f"{part}: {count:,} bytes" for part, count in parts.items()),
-            f"in all: {self.bytes_for(1):,} bytes, {self.stream_bytes:,} more for each further stream",
+            f"in all: {self.bytes_for(1):,} bytes, {self.video_bytes:,} more for each further video",
         ]
 
 

@@ -1,4 +1,4 @@
-"""What is asked of a rollout, what it will take, and the parts that carry it out."""
+"""What is asked for, checked without weights (`prepare`), and the parts that a `Job` loads to make it."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from runtime.engines.base import EagerEngine, Engine
 from runtime.engines.compiled import find_engine, fit, open_engine
 from runtime.outputs import Frames
 from runtime.planning.plan import VideoPlan, check_length, chunks_for
+from runtime.planning.start import Start, open_start
 from runtime.prompts.schedule_file import Entry, to_schedule
 from runtime.prompts.sources import FixedPrompts, PromptSource
 from runtime.rollout.decoding import Decoder, Decoding
@@ -26,18 +27,18 @@ from vmla.cache import CacheSpec
 from vmla.config import FRAMES_PER_SECOND
 from vmla.scheduler import Sampler
 from vmla.vae import frames_in
-from vmla.weights.checkpoint import SHIPPED, Checkpoint, open_checkpoint
+from vmla.weights.checkpoint import SHIPPED, Checkpoint
+from vmla.weights.locate import find_checkpoint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-
 THREADS_PER_CORE = 16
-"""More are refused: they would only wait for each other."""
+"""More are refused: they would only wait for one another."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One video to make."""
+    """All that determines one video, with a model, a device and a decoder chosen but not loaded."""
 
     prompts: PromptSource
     checkpoint: Checkpoint
@@ -47,39 +48,48 @@ class Job:
     device: torch.device
     dtype: torch.dtype
     engine_folder: Path | None = None
-    """A compiled engine; without one, the eager model runs."""
+    """Folder of a compiled engine; None runs the eager model."""
     engine_reason: str = "as asked for"
     decoder_file: Path | None = None
-    """What decodes in place of the checkpoint's own codec; see `runtime.rollout.decoding.Decoding`."""
+    """A codec that decodes in place of the checkpoint's own; see `runtime.rollout.decoding.Decoding`."""
     threads: int
-    """Of a CPU, for denoiser and decoder together. What they come to differs in the last bits with it."""
+    """CPU threads of denoiser and decoder together. Results differ in the last bits with their number."""
+    start: Start | None = None
+    """What the video goes on from; it gives the first chunks."""
 
     @property
     def decoding(self) -> Decoding:
-        """What makes the frames."""
+        """The codec that decodes, not yet loaded."""
         return Decoding(checkpoint=self.checkpoint, file=self.decoder_file, dtype=self.dtype)
 
     @property
     def cores(self) -> Cores:
-        """Who computes with how many of the threads."""
+        """How denoiser and decoder divide the threads."""
         return Cores.of(self.threads, self.device, silent=self.decoding.silent)
 
     @property
     def height(self) -> int:
-        """Of a frame, pixels."""
+        """Pixels of a frame from top to bottom."""
         return self.checkpoint.model_config().sample_height * self.decoding.sizes().spatial_ratio
 
+    @property
+    def width(self) -> int:
+        """Of a frame, pixels."""
+        return self.checkpoint.model_config().sample_width * self.decoding.sizes().spatial_ratio
+
     def what_runs(self) -> list[str]:
-        """Lines for a person to read: the engine and why it was chosen, and a decoder that was asked for."""
+        """The engine and why it was chosen, and a decoder if one was asked for, in lines for a person."""
         engine = f"engine: {self.engine_folder or EAGER} ({self.engine_reason})"
-        return [engine] if self.decoder_file is None else [engine, self.decoding.line()]
+        decoder = [] if self.decoder_file is None else [self.decoding.line()]
+        start = [] if self.start is None else [f"start: {self.start.path} ({self.start.chunks} chunks)"]
+        return [engine, *decoder, *start]
 
     def plan(self) -> VideoPlan:
-        """What it will take; reads no weights."""
+        """Length and memory of the video; no weights are read."""
         return VideoPlan.of(self.decoding, chunks=self.chunks, dtype=self.dtype, sampler=self.sampler)
 
     def engine(self) -> Engine:
-        """The denoiser, loaded."""
+        """Load the denoiser."""
         if self.engine_folder is not None:
             with using(self.cores.denoiser):
                 return open_engine(self.engine_folder, self.checkpoint)
@@ -88,13 +98,25 @@ class Job:
         )
 
     def decoders(self) -> Callable[[], Decoder]:
-        """The decoder, loaded: each call begins a video with it."""
+        """Load the codec. Each call of the result returns a decoder for a new video."""
         return self.decoding.decoders(self.device, self.cores.decoder)
 
+    def start_latents(self, made: int = 0) -> tuple[Tensor, ...]:
+        """Latents of the first chunks, of a video of which `made` are there already; none if none are needed.
+
+        Raises:
+            UserError: if what it goes on from is not what it was.
+        """
+        if self.start is None or made >= self.start.chunks:
+            return ()
+        with using(self.cores.denoiser):
+            return self.start.encode(self.checkpoint, self.device)
+
     def another(
-        self, prompts: str | PromptSource | Sequence[Entry], *, seconds: float, seed: int, steps: int | None
-    ) -> tuple[Job, int]:
-        """The same model for another video, and the number of its frames; see `prepare`.
+        self, prompts: str | PromptSource | Sequence[Entry], *, seconds: float, seed: int,
+        steps: int | None, start: Path | None = None,
+    ) -> tuple[Job, int]:  # fmt: skip
+        """A job of another video by the same model, and the number of its frames; see `prepare`.
 
         Raises:
             UserError: for an empty prompt or an impossible length or number of steps.
@@ -102,7 +124,8 @@ class Job:
         chunks, frames = length_of(self.decoding, minutes=None, seconds=seconds, chunks=None)
         sampler = self.sampler if steps is None else replace(self.sampler, steps=steps)
         source = as_source(prompts, self.decoding, chunks)
-        job = replace(self, prompts=source, chunks=chunks, seed=seed, sampler=sampler)
+        begun = as_start(start, self.checkpoint, chunks)
+        job = replace(self, prompts=source, chunks=chunks, seed=seed, sampler=sampler, start=begun)
         return job, 0 if self.decoding.silent else frames
 
 
@@ -122,6 +145,7 @@ def prepare(
     engines: Path | None = None,
     decoder: Path | None = None,
     threads: int | None = None,
+    start: Path | Start | None = None,
 ) -> tuple[Job, int]:
     """A job and the number of its frames, with everything checked that can be checked without weights.
 
@@ -136,17 +160,15 @@ def prepare(
         engines: a folder of such folders; where none is given, one of these that fits is taken.
         decoder: a file of TAEHV's weights in place of the checkpoint's codec, or `NOTHING`: no frames.
         threads: of the CPU, for denoiser and decoder together; as many as PyTorch has, if None.
+        start: a video, an image or a folder of pictures to go on from; a known one is not looked at.
 
     Raises:
         UserError: for whatever cannot be.
     """
-    if engine is None:
-        opened = open_checkpoint(SHIPPED if checkpoint is None else checkpoint)
-    else:
-        opened, device, dtype = fit(engine, checkpoint, device=device, dtype=dtype)
-    config = opened.model_config()
-    if layout not in (None, config.layout):
-        raise UserError(f"checkpoint {opened.folder} has layout {config.layout}; name one with {layout}")
+    opened, device, dtype = _open(checkpoint, engine, device=device, dtype=dtype)
+    own = opened.model_config().layout
+    if layout not in (None, own):
+        raise UserError(f"checkpoint {opened.folder} has layout {own}; name one with {layout}")
     where = choose_device(device)
     compute = choose_dtype(dtype, where)
     decoding = Decoding(checkpoint=opened, file=decoder, dtype=compute)
@@ -164,15 +186,25 @@ def prepare(
         engine_reason=reason,
         decoder_file=decoder,
         threads=choose_threads(threads),
+        start=as_start(start, opened, count),
     )
     return job, 0 if decoding.silent else frames
+
+
+def _open(
+    checkpoint: str | Path | None, engine: Path | None, *, device: str, dtype: str
+) -> tuple[Checkpoint, str, str]:
+    """The checkpoint, device and type that are named, or those that the engine needs."""
+    if engine is None:
+        return find_checkpoint(SHIPPED if checkpoint is None else checkpoint), device, dtype
+    return fit(engine, checkpoint, device=device, dtype=dtype)
 
 
 def choose_threads(wish: int | None) -> int:
     """The number of CPU threads: `wish`, or as many as PyTorch has.
 
     Raises:
-        UserError: for more than a machine could have use for; tens of thousands end the process.
+        UserError: for more than a machine has use for; tens of thousands would end the process.
     """
     cores = os.cpu_count() or 1
     if wish is not None and wish > THREADS_PER_CORE * cores:
@@ -181,8 +213,22 @@ def choose_threads(wish: int | None) -> int:
     return wish or torch.get_num_threads()
 
 
+def as_start(start: Path | Start | None, checkpoint: Checkpoint, chunks: int) -> Start | None:
+    """What `prepare` takes for a start, of a video of so many chunks.
+
+    Raises:
+        UserError: if it does not fit the model, or leaves nothing to be made.
+    """
+    known = open_start(start, checkpoint) if isinstance(start, Path) else start
+    if known is not None and known.chunks >= chunks:
+        raise UserError(
+            f"{known.path} is the first {known.chunks} chunks, and the video has {chunks}; make it longer"
+        )
+    return known
+
+
 def as_source(prompts: str | PromptSource | Sequence[Entry], decoding: Decoding, chunks: int) -> PromptSource:
-    """What `prepare` takes for prompts, chunk by chunk."""
+    """What `prepare` takes for prompts, as a source that is asked chunk by chunk."""
     if isinstance(prompts, str):
         return FixedPrompts(prompts)
     if isinstance(prompts, Sequence):
@@ -206,6 +252,13 @@ def length_of(
     count = chunks or chunks_for(wanted, lengths, codec)
     whole = frames_in(lengths.start(count), codec)
     check_length(whole / FRAMES_PER_SECOND)
+    trained = decoding.checkpoint.model_config().absolute_positions
+    if 0 < trained < lengths.start(count):
+        most = frames_in(trained, codec) / FRAMES_PER_SECOND
+        raise UserError(
+            f"{decoding.checkpoint.folder} has absolute positions, trained for {trained} latent frames: ask "
+            f"for {most:g} s at most, or convert it without --absolute-positions"
+        )
     return count, whole if chunks else round(wanted * FRAMES_PER_SECOND)
 
 
@@ -213,7 +266,7 @@ def look_up(
     checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype,
     engine: Path | None, engines: Path | None,
 ) -> tuple[Path | None, str]:  # fmt: skip
-    """The engine asked for, or one in the folder `engines` that runs in place of the model, and why."""
+    """The engine asked for, or a fitting one in the folder `engines`, or None; and the reason, in words."""
     if engine is not None or engines is None:
         return engine, "as asked for"
     name = str(dtype).removeprefix("torch.")
@@ -225,7 +278,7 @@ def choose_device(name: str) -> torch.device:
     """The device called `name`; `auto` is a GPU if there is one, else the CPU.
 
     Raises:
-        UserError: if it is not there.
+        UserError: if PyTorch cannot use it.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"

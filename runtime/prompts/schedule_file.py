@@ -26,7 +26,7 @@ from vmla.vae import Codec, frames_in
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One line of a file: what shall be seen from second `at` on."""
+    """One line of a file: the prompt from second `at` of the video on."""
 
     at: float
     prompt: str
@@ -77,7 +77,7 @@ def to_schedule(
 
 
 def _longest(starts: Sequence[float]) -> float:
-    """Seconds of the longest chunk but the last; of a lone one nothing is known."""
+    """Seconds of the longest chunk before the last; 1 for a lone chunk, whose length is not known here."""
     return max((after - before for before, after in pairwise(starts)), default=1.0)
 
 

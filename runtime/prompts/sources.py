@@ -1,8 +1,8 @@
-"""Where prompts come from: asked anew before each chunk, so that a prompt may change on the way.
+"""Where prompts come from. A source is asked before each chunk, so a prompt may change during a video.
 
-A change takes effect at the edge of a chunk, under one of three policies for what the cache holds:
-`keep` leaves it, `recache` makes its entries anew from the same latents under the new prompt, `reset`
-forgets all but the sink.
+A change takes effect between two chunks, under one of three policies for the cache: `keep` leaves its entries
+as they are, `recache` recomputes them from the same latents under the new prompt, `reset` drops all but the
+sink's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Policy = Literal["keep", "recache", "reset"]
 
 @dataclass(frozen=True, kw_only=True)
 class PromptChange:
-    """From chunk number `chunk` on, `prompts` are what the videos of the batch show."""
+    """From chunk number `chunk` on, the videos of the batch show `prompts`, one each."""
 
     chunk: int
     prompts: tuple[str, ...]
@@ -33,54 +33,58 @@ class PromptChange:
 
 
 Heard = Callable[[str, "Receipt"], None]
-"""Is told that a request was `accepted`, and later that it was `applied` or `superseded`."""
+"""Called when a request is `accepted`, and again when it is `applied` or `superseded`."""
 
 
 class PromptSource(Protocol):
-    """What each chunk shall show."""
+    """Knows the prompt of every chunk, at the latest when that chunk begins."""
 
     @property
     def changes(self) -> Sequence[PromptChange]:
-        """All that is known so far, in order; the first is at chunk 0."""
+        """The changes known so far, in order; the first is at chunk 0."""
 
     def listen(self, heard: Heard) -> None:
-        """Tell `heard` of every request from now on, and of those that wait already."""
+        """Call `heard` for every request from now on, and for those that wait already."""
 
     def at(self, chunk: int) -> PromptChange:
         """The change in force at chunk number `chunk`, made at it or before."""
 
     def known_before(self, chunk: int) -> Sequence[PromptChange]:
-        """All changes that are known before `at` is asked for `chunk`, what would begin there included."""
+        """The changes known before `at(chunk)` is called, with any that would begin at `chunk`."""
 
 
 @dataclass
 class Receipt:
-    """What became of a request for another prompt: first accepted, later applied at a chunk."""
+    """Tracks a request for another prompt: accepted first, applied later at a chunk."""
 
     number: int
-    """From 1, in the order of acceptance."""
+    """Counted from 1 in the order of acceptance."""
     prompt: str
     policy: Policy
     chunk: int | None = None
-    """Where it is applied, if that is known; never, if a later request comes before the edge."""
+    """The chunk at which it is applied; None while that is unknown, or if a later request superseded it."""
     _applied: threading.Event = field(default_factory=threading.Event, repr=False)
 
     def wait(self, timeout: float | None = None) -> int | None:
-        """The chunk where it was applied, once it is known that it was or will never be."""
+        """Wait until it is applied or superseded, for `timeout` seconds at most, and return `chunk`."""
         self._applied.wait(timeout)
         return self.chunk
 
     def settle(self, chunk: int | None) -> None:
-        """It was applied at `chunk`, or never will be."""
+        """Record that it was applied at `chunk`, or with None that it never will be."""
         self.chunk = chunk
         self._applied.set()
 
 
 class PromptSchedule:
-    """Prompts known beforehand, in the order of their chunks, the first at chunk 0."""
+    """Prompts that are all known before the video begins; the first is at chunk 0."""
 
     def __init__(self, changes: Sequence[PromptChange]) -> None:
-        """Raises UserError unless each change comes after the one before it."""
+        """Schedule `changes`.
+
+        Raises:
+            UserError: unless the first is at chunk 0 and each comes after the one before it.
+        """
         self.changes = tuple(changes)
         chunks = [change.chunk for change in self.changes]
         if chunks[:1] != [0] or chunks != sorted(set(chunks)):
@@ -88,13 +92,13 @@ class PromptSchedule:
         self._heard: Heard | None = None
 
     def listen(self, heard: Heard) -> None:
-        """All changes but the first are requests, and accepted now."""
+        """Report every change but the first as accepted, and each as applied when its chunk begins."""
         self._heard = heard
         for number in range(1, len(self.changes)):
             heard("accepted", self._receipt(number))
 
     def at(self, chunk: int) -> PromptChange:
-        """The latest change that has begun."""
+        """The latest change at or before `chunk`."""
         number = max(n for n, change in enumerate(self.changes) if change.chunk <= chunk)
         change = self.changes[number]
         if self._heard is not None and number and change.chunk == chunk:
@@ -118,9 +122,9 @@ class FixedPrompts(PromptSchedule):
 
 
 class LivePrompts:
-    """A prompt that any thread may change while the video is made; takes effect at the next chunk edge.
+    """A prompt that any thread may change while the video is made; a change waits for the next chunk.
 
-    Each request is acknowledged twice: by its receipt, and there again when it is applied.
+    Each request is acknowledged by a receipt, which later says at which chunk it was applied.
     """
 
     def __init__(self, prompt: str) -> None:
@@ -132,19 +136,19 @@ class LivePrompts:
 
     @classmethod
     def continued(cls, changes: Sequence[PromptChange]) -> LivePrompts:
-        """The live prompts of a video that goes on after these `changes`."""
+        """The live prompts of a resumed video, which has had these `changes` so far."""
         prompts = cls(changes[0].prompts[0])
         prompts.changes = list(changes)
         return prompts
 
     def listen(self, heard: Heard) -> None:
-        """Tell `heard` from now on."""
+        """Call `heard` for every request from now on, and for one that waits."""
         self._heard = heard
         if self._waiting is not None:
             heard("accepted", self._waiting)
 
     def change(self, prompt: str, *, policy: Policy = "recache") -> Receipt:
-        """Ask for another prompt; the newest request before an edge counts.
+        """Ask for another prompt. Of several requests before the next chunk, the newest counts.
 
         Raises:
             UserError: for an empty prompt or an unknown policy.
@@ -161,7 +165,7 @@ class LivePrompts:
         return receipt
 
     def at(self, chunk: int) -> PromptChange:
-        """The prompt of this chunk: a request that waits is applied now."""
+        """The prompt of `chunk`; a request that waits is applied to it."""
         with self._lock:
             receipt, self._waiting = self._waiting, None
             if receipt is not None:
@@ -174,7 +178,7 @@ class LivePrompts:
         return now
 
     def known_before(self, chunk: int) -> Sequence[PromptChange]:
-        """The changes so far, and a request that waits as one at `chunk`."""
+        """The changes so far, with a request that waits as one at `chunk`."""
         with self._lock:
             changes, waiting = self.changes, self._waiting
         if waiting is None:

@@ -1,4 +1,4 @@
-"""The JSON file beside a video: everything that made it."""
+"""The JSON file beside a video, which records everything that made it."""
 
 from __future__ import annotations
 
@@ -15,14 +15,15 @@ import torch
 from export.engine.manifest import EAGER, Manifest
 from runtime.engines.compiled import PRECISIONS
 from runtime.planning.request import Job
+from runtime.planning.start import NOT_RECORDED
 from runtime.prompts.sources import PromptChange
-from vmla.config import FRAMES_PER_SECOND, ModelConfig
+from vmla.config import FRAMES_PER_SECOND, YOUNGER, ModelConfig
 from vmla.weights.checkpoint import shipped_folder
 from vmla.weights.formats.files import hash_weights, write_json
 
 
 def sidecar_path(output: Path) -> Path:
-    """Where the sidecar of `output` lies."""
+    """Path of the sidecar of the video `output`."""
     return output.with_name(output.name + ".json")
 
 
@@ -36,14 +37,14 @@ def is_sidecar(path: Path) -> bool:
 
 
 def describe_job(job: Job, *, frames: int, scale: int) -> dict[str, Any]:
-    """What determines the video's frames, as JSON values; reads all weights."""
+    """All that determines the video's frames, as JSON values; hashes all weights."""
     return {**describe_video(job, frames=frames, scale=scale), **describe_model(job)}
 
 
 def describe_video(job: Job, *, frames: int | None, scale: int) -> dict[str, Any]:
     """The part of `describe_job` in which the videos of one session may differ; reads no weights.
 
-    An endless video has no number of `frames`.
+    `frames` is None for an endless video.
     """
     return {
         **describe_prompts(job.prompts.changes),
@@ -53,11 +54,12 @@ def describe_video(job: Job, *, frames: int | None, scale: int) -> dict[str, Any
         "chunks": None if frames is None else job.chunks,
         "scale": scale,
         "sampler": job.sampler.settings(),
+        **(NOT_RECORDED if job.start is None else job.start.describe()),
     }
 
 
 def describe_model(job: Job) -> dict[str, Any]:
-    """The part of `describe_job` that all videos of one session share; reads all weights."""
+    """The part of `describe_job` that is the same for all videos of one session; hashes all weights."""
     config = job.checkpoint.model_config()
     manifest = None if job.engine_folder is None else Manifest.read(job.engine_folder)
     dtype = str(job.dtype).removeprefix("torch.")
@@ -87,9 +89,9 @@ def describe_model(job: Job) -> dict[str, Any]:
 
 
 def describe_window(config: ModelConfig) -> dict[str, int]:
-    """Latent frames; of the first chunk only where it has not as many as the others."""
-    window = {"sink": config.sink, "history": config.history, "chunk": config.chunk}
-    return {**window, "first_chunk": config.first_chunk} if config.first_chunk else window
+    """The window in latent frames; of the younger settings only those that are set."""
+    names = ("sink", "history", "chunk", *(name for name in YOUNGER if getattr(config, name)))
+    return {name: getattr(config, name) for name in names}
 
 
 def describe_prompts(changes: Sequence[PromptChange]) -> dict[str, Any]:

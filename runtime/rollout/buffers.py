@@ -47,7 +47,7 @@ class Buffers:
     def __init__(
         self, engine: Engine, sampler: Sampler, *, batch: int, frames: int, beside: Buffers | None = None
     ) -> None:
-        """`beside` those for chunks of another length, whose cache and text these share."""
+        """Allocate them, but for cache and text those of `beside`, which is for chunks of another length."""
         config, spec, device = engine.config, engine.cache_spec, engine.device
         self.cache_spec, self.frames, self._sampler = spec, frames, sampler
         self._picture = picture_shape(config, frames)
@@ -70,15 +70,15 @@ class Buffers:
         self.timesteps = [torch.full((batch, frames), t, device=device) for t in levels]
         self.clean = torch.zeros(batch, frames, device=device)
         self.uploads = 0
-        """Copies from main memory so far."""
+        """Copies from main memory to the device so far."""
         self.commits = False
-        """Whether anything of the chunk is cached: nothing is without a history, once the sink is full."""
+        """Whether the chunk is cached at all: without a history nothing is, once the sink is full."""
         self.full = False
         """Whether no slot of the window is empty."""
 
     @property
     def window(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What every pass reads beside latents and timestep, in the order of `Engine.step`."""
+        """What every pass reads besides latents and timestep, in the order of `StepInputs`."""
         return self.text_kv, self.cache, self.slot_index, self.chunk_index
 
     def draw_noise(self, seeds: Sequence[int], chunk: int) -> None:
@@ -91,11 +91,11 @@ class Buffers:
         self._put(self.noise, torch.stack(drawn).view(self.noise.shape))
 
     def renoise(self, step: int) -> Tensor | None:
-        """The noise that step number `step` ends with, if it does."""
+        """The noise that step number `step` adds at its end; None if the sampler adds none."""
         return self.noise[step + 1] if self._sampler.needs_noise(step) else None
 
     def set_window(self, frame: int) -> None:
-        """Fill in what the chunk from latent frame `frame` on attends to, and what its commit replaces."""
+        """Set the window of the chunk that begins at latent frame `frame`, and the slots of its commit."""
         source, target = self.cache_spec.token_indices(frame, self.frames, padded=True)
         slots = self.cache_spec.slot_index(frame)
         self.full = -1 not in slots.tolist()
@@ -108,7 +108,7 @@ class Buffers:
 
     @contextmanager
     def restored_afterwards(self) -> Iterator[None]:
-        """Whatever passes inside write into latents and cache is taken back."""
+        """Restore the latents and the cache afterwards, whatever passes inside have written into them."""
         rows = self.cache.index_select(2, self.target)
         latents = self.latents.clone()
         yield
@@ -116,11 +116,11 @@ class Buffers:
         self.cache.index_copy_(2, self.target, rows)
 
     def _put(self, buffer: Tensor, value: Tensor) -> None:
-        """Copy from main memory; to a GPU through pinned memory, which torch keeps until it is read."""
+        """Copy from main memory; to a GPU through pinned memory, which PyTorch holds until it is read."""
         on_gpu = buffer.device.type == "cuda"
         buffer.copy_(value.pin_memory() if on_gpu else value, non_blocking=on_gpu)
         self.uploads += 1
 
     def commit(self, entries: Tensor) -> None:
-        """Write `entries` [L, B, S, E] of the chunk whose window is set into its slots."""
+        """Write `entries` [L, B, S, E] of the chunk whose window is set into the cache."""
         self.cache.index_copy_(2, self.target, entries.index_select(2, self.source))

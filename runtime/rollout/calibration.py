@@ -1,4 +1,4 @@
-"""A rollout for whoever watches the model from inside: nothing is decoded, nothing is kept."""
+"""A rollout for callers that observe the model through hooks: nothing is decoded and nothing is kept."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vmla.weights.checkpoint import Checkpoint
 
 
 def drive(model: VideoMLA, checkpoint: Checkpoint, prompts: Sequence[str], *, seed: int, chunks: int) -> None:
-    """Roll out `prompts` at once with `model` in float32 where it lies, number i with seed `seed` + i."""
+    """Roll out `prompts` as one batch with `model`, in float32 on its device; prompt i has seed + i."""
     device = next(model.parameters()).device
     engine = EagerEngine(model, checkpoint.text(), device=device, dtype=torch.float32, as_it_is=True)
     seeds = [seed + number for number in range(len(prompts))]

@@ -1,4 +1,4 @@
-"""Latents to frames inside the rollout, by the checkpoint's codec or a file's, or not at all."""
+"""Decodes latents to frames during a rollout, by the checkpoint's codec, by one in a file, or not at all."""
 
 from __future__ import annotations
 
@@ -16,27 +16,27 @@ from runtime.device.threads import using
 from vmla.vae import Codec, DecoderState
 from vmla.weights.checkpoint import Checkpoint
 from vmla.weights.formats.files import hash_file
-from vmla.weights.taehv import load_taehv, preset_of
+from vmla.weights.taehv import is_light, load_taehv, preset_of, scaled_if_light
 
 NOTHING = Path("none")
-"""Asked for as a decoder: no frames."""
+"""The decoder to ask for where no frames are wanted."""
 
 
 class Decoder(Protocol):
     """Turns the chunks of one batch of videos into frames, in order."""
 
     state: DecoderState | None
-    """What it remembers of the video so far: all that a later decoder needs to go on."""
+    """What it carries from chunk to chunk: all that another decoder needs to continue the video."""
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, z, F, h, w] of the next chunk to frames [B, frames, 3, H, W] in [0, 1]."""
 
 
 class CodecDecoder:
-    """A codec and what it remembers of the video so far."""
+    """Decodes with a codec, as a stream."""
 
     def __init__(self, codec: Codec, device: torch.device, threads: int | None = None) -> None:
-        """`threads` of the CPU decode; None leaves PyTorch's own number."""
+        """Move `codec` to `device`; it decodes with `threads` CPU threads, PyTorch's own number if None."""
         self._codec, self._threads = codec.to(device), threads
         self.state: DecoderState | None = None
 
@@ -49,7 +49,7 @@ class CodecDecoder:
 
 
 class NoDecoder:
-    """Hands the latents on as they are, for measuring and for decoding elsewhere."""
+    """Returns the latents undecoded, for measurements and for decoding elsewhere."""
 
     state: DecoderState | None = None
 
@@ -60,13 +60,13 @@ class NoDecoder:
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """What makes frames of a checkpoint's latents."""
+    """Which codec decodes a checkpoint's latents, before any of it is loaded."""
 
     checkpoint: Checkpoint
     file: Path | None
     """Weights of TAEHV's architecture, or `NOTHING`; None is the checkpoint's own codec."""
     dtype: torch.dtype
-    """What a file's codec computes in; the checkpoint's own always does in float32."""
+    """What a file's codec computes in; the checkpoint's own always computes in float32."""
 
     @property
     def silent(self) -> bool:
@@ -74,31 +74,33 @@ class Decoding:
         return self.file == NOTHING
 
     def sizes(self) -> Codec:
-        """The codec without its weights; without frames, the one that says how long the video would be.
+        """The codec without its weights; where no frames are made the checkpoint's, which gives their number.
 
         Raises:
             UserError: if a file's tensors are wrong, or its latents are not the checkpoint's.
         """
         if self.file is None or self.silent:
             return self.checkpoint.codec(weights=False)
-        codec, made = load_taehv(self.file, weights=False), self.checkpoint.model_config().in_channels
+        codec, own = load_taehv(self.file, weights=False), self.checkpoint.codec(weights=False)
+        made = self.checkpoint.model_config().in_channels
         if codec.latent_channels != made:
             raise UserError(
                 f"{self.file} decodes latents of {codec.latent_channels} channels, checkpoint "
                 f"{self.checkpoint.folder} makes {made}; name a decoder for these"
             )
-        return codec.to(self.dtype)
+        return scaled_if_light(codec, self.file, own).to(self.dtype)
 
     def decoders(self, device: torch.device, threads: int | None = None) -> Callable[[], Decoder]:
-        """Load what decodes, with `threads` of the CPU; every call of the result begins a video with it."""
+        """Load the codec. Each call of the result returns a decoder for a new video."""
         if self.silent:
             return NoDecoder
         if self.file is None:
             return partial(CodecDecoder, self.checkpoint.codec(), device, threads)
-        return partial(CodecDecoder, load_taehv(self.file).to(self.dtype), device, threads)
+        codec = scaled_if_light(load_taehv(self.file), self.file, self.checkpoint.codec(weights=False))
+        return partial(CodecDecoder, codec.to(self.dtype), device, threads)
 
     def codec_bytes(self) -> int:
-        """Bytes of the weights; only headers are read."""
+        """Bytes of the codec's weights; only file headers are read."""
         if self.silent:
             return 0
         if self.file is None:
@@ -108,13 +110,17 @@ class Decoding:
         return sum(parameter.nbytes for parameter in codec.parameters())
 
     def describe(self) -> dict[str, Any]:
-        """What decodes, as JSON values; reads a file whole."""
+        """The codec as JSON values; hashes its file, if it has one."""
         if self.file is None or self.silent:
             name = "own" if self.file is None else str(NOTHING)
             return {"decoder": name, "decoder_file": self.file and str(self.file), "decoder_hash": None}
         preset, place = preset_of(load_taehv(self.file, weights=False)), self.file.resolve()
+        preset = f"light {preset}" if is_light(self.file) else preset
         return {"decoder": preset, "decoder_file": str(place), "decoder_hash": hash_file(place)}
 
     def line(self) -> str:
-        """What decodes, for a person to read."""
-        return f"decoder: {self.file or 'own'}{' (no frames are made)' if self.silent else ''}"
+        """The codec, for a person to read."""
+        if self.silent:
+            return "decoder: none (no frames are made)"
+        light = self.file is not None and is_light(self.file)
+        return f"decoder: {self.file or 'own'}{' (LightTAE: latents are scaled first)' if light else ''}"

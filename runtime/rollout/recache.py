@@ -1,4 +1,4 @@
-"""Clean latents of the chunks that the window holds: what its entries can be made from anew."""
+"""Clean latents of the chunks in the window, from which a new prompt can have its entries recomputed."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vmla.cache import CacheSpec
 
 
 class Past:
-    """The chunks of the sink and the newest ones, by their number in the video."""
+    """Clean latents of the sink's chunks and of the newest ones, by their number in the video."""
 
     def __init__(self, spec: CacheSpec) -> None:
         self._spec = spec
@@ -23,19 +23,20 @@ class Past:
 
     @staticmethod
     def capacity(spec: CacheSpec) -> int:
-        """Chunks that are kept at most."""
+        """The most chunks that are ever kept."""
         return spec.chunks.count(spec.sink) + -(-spec.history // spec.chunk)
 
     def add(self, number: int, latents: Tensor) -> None:
-        """Chunk `number` [B, z, F, h, w] is made; what left the window goes."""
+        """Keep the latents [B, z, F, h, w] of chunk `number`, and drop those that have left the window."""
         self.chunks[number] = latents
         self._keep_from(max(number + 1 - self._newest, self.forgotten))
 
     def change_prompt(self, policy: Policy, number: int, frame: int) -> tuple[int, list[tuple[int, Tensor]]]:
-        """What a new prompt at chunk `number`, which begins at latent frame `frame`, does to the cache.
+        """Apply the policy of a new prompt at chunk `number`, which begins at latent frame `frame`.
 
         Returns:
-            The chunk's first frame now, and the chunks to be committed again before it, each with its own.
+            The first latent frame of the chunk from now on, and the chunks to commit again before it, each as
+            its first latent frame and its latents.
         """
         if policy == "reset":
             self.forgotten = number
@@ -44,11 +45,11 @@ class Past:
         return self._replay() if policy == "recache" else (frame, [])
 
     def restore(self, chunks: Mapping[int, Tensor], forgotten: int) -> None:
-        """Become what another one was."""
+        """Take over the chunks and the mark of an earlier `Past`."""
         self.chunks, self.forgotten = dict(chunks), forgotten
 
     def _replay(self) -> tuple[int, list[tuple[int, Tensor]]]:
-        """The kept chunks in order, placed as if nothing had ever been between them."""
+        """The kept chunks in order, placed as if they followed one another without a gap."""
         again: list[tuple[int, Tensor]] = []
         frame, whole = 0, not self.forgotten
         for number in sorted(self.chunks):
@@ -59,7 +60,7 @@ class Past:
         return frame if whole else self._sink_only(frame), again
 
     def _sink_only(self, frame: int) -> int:
-        """Where time begins anew without a history: after those of `frame` frames that are in the sink."""
+        """The latent frame at which time restarts without a history: after the frames of the sink."""
         return min(self._spec.sink, frame)
 
     def _keep_from(self, number: int) -> None:

@@ -50,20 +50,23 @@ class Rollout:
     def __init__(
         self, engine: Engine, prompts: PromptSource, sampler: Sampler,
         *, seeds: Sequence[int], threads: int | None = None, pool: Pool | None = None, graphs: bool = True,
+        start: Sequence[Tensor] = (),
     ) -> None:  # fmt: skip
-        """`threads` of a CPU compute, PyTorch's own number if None; `pool` is for the graphs of a GPU.
+        """Allocate the buffers of one video for each of `seeds`.
 
-        Without `graphs`, a GPU is given every operation by itself.
+        A CPU computes with `threads` threads, or PyTorch's own number if None. On a GPU intermediate results
+        of graphs lie in `pool`; without `graphs`, every operation is launched by itself. `start` has the
+        clean latents [B, z, F, h, w] of the first chunks, which are taken as they are.
         """
         self._engine, self._prompts, self._sampler, self._seeds = engine, prompts, sampler, seeds
-        self._threads = threads
+        self._threads, self._start = threads, start
         self._chunks, self.past = engine.cache_spec.chunks, Past(engine.cache_spec)
         self._buffers = allocate(engine, sampler, batch=len(seeds))
         self.buffers = self._buffers[self._chunks.first]
+        """The buffers of the chunk under way."""
         if sampler.guided:
             negative = engine.encode_prompt([sampler.negative_prompt] * len(seeds))
             self.buffers.negative_text_kv.copy_(negative)
-        """Those of the chunk under way."""
         self.number = 0
         """The chunk that is next, or under way."""
         self.frame = 0
@@ -82,13 +85,16 @@ class Rollout:
         with using(self._threads):
             self._change_prompt(self._prompts.at(self.number))
             self._set_window(self.frame, self._chunks.length(self.number))
-            self.buffers.draw_noise(self._seeds, self.number)
-            self._captured().denoise()
+            if self.number < len(self._start):
+                self.buffers.latents.copy_(self._start[self.number])
+            else:
+                self.buffers.draw_noise(self._seeds, self.number)
+                self._captured().denoise()
         return self.buffers.latents.clone()
 
     @torch.inference_mode()
     def update_cache(self) -> None:
-        """Leave the chunk just denoised in the cache."""
+        """Commit the chunk just denoised to the cache."""
         with using(self._threads):
             self._update_cache()
         self.past.add(self.number, self.buffers.latents.clone())
@@ -120,7 +126,7 @@ class Rollout:
         self.buffers.commit(self._engine.entries(inputs, full=self.buffers.full))
 
     def _change_prompt(self, change: PromptChange) -> None:
-        """Take the prompt; where it is new, its policy says what becomes of the cache."""
+        """Encode the prompt if it has changed, and apply its policy to the cache."""
         if self.change is None or self.change.prompts != change.prompts:
             self.buffers.text_kv.copy_(self._engine.encode_prompt(change.prompts))
         self.change = change
@@ -132,7 +138,7 @@ class Rollout:
                 self._update_cache()
 
     def _set_window(self, frame: int, frames: int) -> None:
-        """Turn to the chunk of `frames` latent frames that begins at `frame`."""
+        """Select the buffers for `frames` latent frames and set the window that begins at `frame`."""
         self.buffers = self._buffers[frames]
         self.buffers.set_window(frame)
 

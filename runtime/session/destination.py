@@ -1,38 +1,33 @@
-"""The place a video goes to: chosen and checked before anything is made, left tidy whatever happens."""
+"""The place that a video goes to: checked before anything is made, and left tidy whatever happens."""
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from plugins.errors import UserError
-from runtime.outputs import Frames, FrameSink, Mark, NullSink
-from runtime.outputs.mp4 import Mp4Sink
-from runtime.outputs.png import PngSink
+from runtime.outputs import Frames, FrameSink, Mark
+from runtime.outputs.registry import kind_of
 from runtime.resume.autosave import resume_command
 from runtime.resume.sidecar import is_sidecar, sidecar_path
 from runtime.resume.state import is_state, state_path
-from vmla.config import FRAMES_PER_SECOND
 
-NOWHERE = Path("null")
-MP4 = ".mp4"
-"""A file name's ending, in letters of any case."""
-PICTURE = re.compile(r"\d{6,}\.png(\.tmp)?|next\.tmp")
-"""What a folder of pictures holds: pictures, and one that was being written when its process was killed."""
 WANTED_HEIGHT = 256
-"""Pixels that a frame is enlarged to at least, if it is not told otherwise."""
+"""Pixels that small frames are enlarged to at least, by default."""
+
+
+def is_kept(path: Path) -> bool:
+    """Whether a video at `path` stays there, with a sidecar and a state, and can be resumed."""
+    return kind_of(path).keeps
 
 
 def check_output(path: Path, *, overwrite: bool) -> None:
-    """Refuse a path that frames cannot go to, or where something lies that is not ours to replace.
+    """Refuse a path that frames cannot be written to, or where something lies that is not ours to replace.
 
     Raises:
-        UserError: if it exists already, is no file or folder of ours, or its folder does not exist.
+        UserError: if it exists already, is not a file or folder of ours, or its folder does not exist.
     """
-    if path == NOWHERE:
+    if not is_kept(path):
         return
-    if path.suffix.lower() not in (MP4, ""):
-        raise UserError(f"cannot write {path.suffix} files; use an .mp4 file, a folder for pictures, or null")
     if path.is_symlink():
         raise UserError(f"{path} is a link to {path.readlink()}; name that instead")
     here = Path.cwd()
@@ -41,7 +36,7 @@ def check_output(path: Path, *, overwrite: bool) -> None:
     if path.exists() and not overwrite:
         more = f", or go on with it: {resume_command(path)}" if state_path(path).exists() else ""
         raise UserError(f"{path} exists already; choose another name or add --overwrite{more}")
-    if path.is_dir() and path.suffix.lower() == MP4:
+    if path.is_dir() and kind_of(path).pictures is None:
         raise UserError(f"{path} is a folder; choose another name")
     if not path.absolute().parent.is_dir():
         raise UserError(f"there is no folder {path.parent}; make it first")
@@ -50,7 +45,7 @@ def check_output(path: Path, *, overwrite: bool) -> None:
 
 
 def leftovers(path: Path) -> list[Path]:
-    """What an earlier video left at `path` and beside it."""
+    """The files that an earlier video has left at `path` and beside it."""
     at = sorted(path.iterdir()) if path.is_dir() else [path]
     return [
         each for each in (*at, sidecar_path(path), state_path(path)) if each.exists() or each.is_symlink()
@@ -64,10 +59,10 @@ def clear_output(path: Path) -> None:
 
 
 def _not_ours(path: Path) -> Path | None:
-    """The first of the leftovers that nothing shows to be ours: it would have to be removed."""
-    left = leftovers(path)
+    """The first of the leftovers that nothing shows to be ours, and that would have to be removed."""
+    left, pictures = leftovers(path), kind_of(path).pictures
     inside = [each for each in left if each.parent == path]
-    odd = [each for each in inside if not PICTURE.fullmatch(each.name)]
+    odd = [each for each in inside if pictures is None or not pictures.fullmatch(each.name)]
     odd += [each for each in left if each.is_symlink() or not each.is_file()]
     if odd or not left:
         return odd[0] if odd else None
@@ -97,14 +92,10 @@ class Replacing:
 
 
 def open_sink(path: Path, *, scale: int, after: Mark | None = None) -> FrameSink:
-    """The sink that `path` names, at its start or where another one left its mark."""
-    if path == NOWHERE:
-        return NullSink()
-    if path.suffix.lower() == MP4:
-        return Mp4Sink(path, frames_per_second=FRAMES_PER_SECOND, scale=scale, after=after)
-    return PngSink(path, scale=scale, after=after)
+    """Open the sink that `path` names, at its start or `after` the mark of an earlier one."""
+    return kind_of(path).open(path, scale=scale, after=after)
 
 
 def choose_scale(height: int, wish: int | None) -> int:
-    """How many times a frame of `height` pixels is enlarged: small models make small pictures."""
+    """The factor by which frames of `height` pixels are enlarged; small models make small pictures."""
     return wish or max(1, -(-WANTED_HEIGHT // height))

@@ -22,7 +22,7 @@ from runtime.prompts.sources import FixedPrompts
 from runtime.prompts.videos_file import Video
 from runtime.resume.autosave import Autosave
 from runtime.resume.sidecar import describe_prompts
-from runtime.session.destination import NOWHERE, Replacing, leftovers, open_sink
+from runtime.session.destination import Replacing, is_kept, leftovers, open_sink
 from runtime.session.outcome import Outcome, raise_failure, record
 from runtime.session.replay import Order
 from runtime.session.session import Session
@@ -67,7 +67,7 @@ class VideoFile:
         )
 
     def _autosaved(self, every: float | None) -> Autosave | None:
-        if every is None or self._output == NOWHERE:
+        if every is None or not is_kept(self._output):
             return None
         saved = self._order.state is not None
         return Autosave(self._output, self._describe, every=every, saved=saved, keeps_older=self._keeps_older)
@@ -77,7 +77,7 @@ class VideoFile:
         outcome = Outcome.of(task, self._summary.figures(), load_seconds=self._load_seconds)
         self._outcome.append(outcome)
         nothing = self._keeps_older and not outcome.frames  # then the older video is still there
-        if task.failure is None and self._output != NOWHERE and not nothing:
+        if task.failure is None and is_kept(self._output) and not nothing:
             known = None if self._autosave is None else self._autosave.video
             # Live prompts may have changed since it was described.
             now = describe_prompts(self._order.job.prompts.changes)
@@ -160,7 +160,7 @@ def check_room(plan: VideoPlan, videos: int, memory: int) -> None:
     Raises:
         UserError: naming how many do, and what would hold all.
     """
-    if (fit := plan.streams_in(memory)) < videos:
+    if (fit := plan.videos_in(memory)) < videos:
         raise UserError(
             f"{videos} videos at once take {plan.bytes_for(videos):,} bytes, but {memory:,} hold {fit}; "
             "make fewer at once, or give --memory what there is"
@@ -182,7 +182,7 @@ def _make_folders(outputs: Sequence[Path]) -> None:
     """
     try:
         for output in outputs:
-            if output != NOWHERE:
+            if is_kept(output):
                 output.parent.mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {error.filename}: {error.strerror}") from error

@@ -1,4 +1,4 @@
-"""How a video ended: in figures, in its sidecar, and in one line if it failed."""
+"""The outcome of a video: its figures, its sidecar, and one line of error if it failed."""
 
 from __future__ import annotations
 
@@ -17,29 +17,29 @@ from runtime.telemetry.metrics import Figures
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """How a video ended."""
+    """Frames, times and memory of a video that has ended."""
 
     complete: bool
     """False if it was interrupted."""
     frames: int
-    """In the sink, those of earlier runs included."""
+    """Frames in the sink, those of earlier runs included."""
     made: int
-    """By this run."""
+    """Frames that this run has made."""
     load_seconds: float
     first_frame_seconds: float
     """From the start of the rollout to the first frame in the sink's queue."""
     seconds: float
-    """Of the rollout and the writing, without loading."""
+    """From admission until the last frame was written, without loading."""
     peak_bytes: int
     state_seconds: float
-    """Spent on states on disk, on a thread of its own."""
+    """Spent writing states to disk, on a thread of its own."""
     applied: list[dict[str, Any]]
-    """The prompts that chunks were made under, each with its first chunk."""
+    """The prompts that were applied, each with its first chunk."""
     figures: Figures | None
 
     @classmethod
     def of(cls, task: VideoTask, figures: Figures | None, *, load_seconds: float) -> Outcome:
-        """Outcome of a video whose sink has all frames that it will ever get."""
+        """The outcome of `task`, whose sink has all frames it will get."""
         stages = task.stages
         applied = [change for change in stages.job.prompts.changes if change.chunk < task.made]
         return cls(
@@ -60,8 +60,8 @@ def raise_failure(task: VideoTask) -> None:
     """Raise what ended a video early, if anything did.
 
     Raises:
-        UserError: in one line, where the sink, the decoder, a prompt or the state on disk failed.
-        Exception: whatever else it was, as it was.
+        UserError: in one line, if the sink, the decoder or the autosave failed.
+        Exception: any other failure, unchanged.
     """
     failure = task.failure
     if failure is None:
@@ -72,7 +72,7 @@ def raise_failure(task: VideoTask) -> None:
 
 
 def _ended_early(task: VideoTask, error: Exception) -> str:
-    """What ended a video early, how much of it there is and how it goes on."""
+    """What ended the video early, how many frames there are, and the command that resumes it."""
     what = f"cannot write the video: {error.strerror or error}" if isinstance(error, OSError) else error
     autosave = task.stages.autosave
     mend = f"; go on with: {autosave.command}" if autosave is not None and autosave.saved else ""
@@ -80,7 +80,7 @@ def _ended_early(task: VideoTask, error: Exception) -> str:
 
 
 def record(output: Path, video: dict[str, Any], outcome: Outcome) -> None:
-    """Write the sidecar of a video that has ended; a complete one needs its state no more."""
+    """Write the sidecar of a video that has ended, and remove the state of a complete one."""
     figures = {} if outcome.figures is None else outcome.figures._asdict()
     write_sidecar(
         output,

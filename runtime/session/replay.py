@@ -1,4 +1,4 @@
-"""A video made before, from its own description: repeated, or gone on with after an interruption."""
+"""Repeats a video from its sidecar, or resumes one that was interrupted from its state."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 from plugins.errors import UserError
 from runtime.planning.request import Job, prepare
+from runtime.planning.start import NOT_RECORDED, Start
 from runtime.prompts.sources import PromptChange, PromptSchedule
 from runtime.resume.sidecar import describe_job, sidecar_path
 from runtime.resume.state import State, load_state, state_path
@@ -19,34 +20,34 @@ from vmla.world.caption import warning_for
 
 DETERMINING = (
     "decoder", "decoder_hash", "prompts", "seed", "frames", "chunks", "scale", "weights", "layout", "window",
-    "sampler", "engine", "engine_hash", "device", "dtype", "threads",
+    "sampler", "engine", "engine_hash", "device", "dtype", "threads", "start_hash",
 )  # fmt: skip
 """What must be as it was, in the words of `describe_job`; all that is wrong is named in this order."""
-OF_A_VIDEO = ("prompts", "seed", "frames", "chunks", "scale", "sampler")
-"""Those of them in which the videos of one session may differ."""
+OF_A_VIDEO = ("prompts", "seed", "frames", "chunks", "scale", "sampler", "start_hash")
+"""The names among them in which the videos of one session may differ."""
 OF_A_MODEL = tuple(name for name in DETERMINING if name not in OF_A_VIDEO)
-"""Those of them that all videos of one session share."""
+"""The names among them that are the same for all videos of one session."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
-    """A video to make, and where it goes on."""
+    """A video to make, from its start or from a state."""
 
     job: Job
     frames: int
     scale: int
     state: State | None = None
     described: Mapping[str, Any] | None = None
-    """What `describe` found, if it was asked already."""
+    """What `describe` returned, if it was called already."""
     changed: tuple[str, ...] = ()
-    """What is not as it was when the video was first made, and might change a frame: versions."""
+    """Versions that differ from those the video was first made with, and might change a frame."""
 
     def describe(self) -> dict[str, Any]:
         """What determines the frames; reads all weights the first time."""
         return dict(self.described or describe_job(self.job, frames=self.frames, scale=self.scale))
 
     def warnings(self) -> list[str]:
-        """What may disappoint, a sentence each."""
+        """Reasons why the video may disappoint, a sentence each."""
         prompts = [change.prompts[0] for change in self.job.prompts.changes]
         world = self.job.checkpoint.world()
         told = [] if world is None else [text for p in prompts if (text := warning_for(p, world))]
@@ -56,7 +57,7 @@ class Order:
 
 
 def new(prompts: Any, checkpoint: str | None, *, scale: int | None, **options: Any) -> Order:
-    """A video that was never made; `prompts`, `checkpoint` and `options` are those of `prepare`."""
+    """Order a new video; `prompts`, `checkpoint` and `options` are those of `prepare`."""
     job, frames = prepare(prompts, checkpoint, **options)
     return Order(job=job, frames=frames, scale=choose_scale(job.height, scale))
 
@@ -67,7 +68,10 @@ def repeat(sidecar: Path, given: Mapping[str, Any]) -> Order:
     Raises:
         UserError: if it describes none, or what it names is not as it was.
     """
-    return _as_recorded(_read(sidecar), given, sidecar)
+    order = _as_recorded(_read(sidecar), given, sidecar)
+    if order.job.start is not None:
+        order.job.start.verify()
+    return order
 
 
 def resume(output: Path, given: Mapping[str, Any]) -> Order:
@@ -83,7 +87,10 @@ def resume(output: Path, given: Mapping[str, Any]) -> Order:
         if not state_path(output).exists() and _read(sidecar).get("complete"):
             raise UserError(f"{output} is complete: there is nothing to go on with")
     state, recorded = load_state(state_path(output), mend=mend)
-    return replace(_as_recorded(recorded, given, output), state=state)
+    order = _as_recorded(recorded, given, output)
+    if order.job.start is not None and state.snapshot.number < order.job.start.chunks:
+        order.job.start.verify()
+    return replace(order, state=state)
 
 
 def _read(sidecar: Path) -> dict[str, Any]:
@@ -100,6 +107,7 @@ def _as_recorded(recorded: Mapping[str, Any], given: Mapping[str, Any], path: Pa
     Raises:
         UserError: naming the first thing that is not as it was.
     """
+    recorded = {**NOT_RECORDED, **recorded}
     if missing := [name for name in DETERMINING if name not in recorded]:
         raise UserError(f"{path} does not describe a video that can be made again: it lacks {missing[0]}")
     length = {"minutes", "seconds", "chunks"} & given.keys()
@@ -113,6 +121,7 @@ def _as_recorded(recorded: Mapping[str, Any], given: Mapping[str, Any], path: Pa
         "prompts": PromptSchedule(changes_of(recorded["prompts"])),
         "scale": recorded["scale"],
         "threads": recorded["threads"],
+        "start": Start.recorded(recorded),
         **({} if length else {"seconds": recorded["frames"] / recorded["frames_per_second"]}),
         **given,
     }

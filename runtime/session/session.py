@@ -1,12 +1,13 @@
 """One session: one engine and one copy of the weights make any number of videos at the same time.
 
-Chunk by chunk, the video whose viewer would run dry first goes on (earliest deadline first); one whose
-sink takes nothing waits without holding up the others. As many are let in as the memory plan says will fit;
-they take turns at what needs memory for a moment: passes and decoding. One that fails ends alone.
+Before each chunk, the video whose viewer would run out of frames first is chosen (earliest deadline first). A
+video whose sink takes nothing waits without holding up the others. As many videos are admitted as the memory
+plan says will fit; only one at a time uses scratch memory, for passes and for decoding. A video that fails
+ends alone.
 
-Which thread may do what: one thread makes chunks (`step`, `run`, `serve`). All else, `admit`, `restore`,
-`close` and everything of a `VideoTask`, is for any thread, while chunks are being made or not; it takes
-effect between two chunks (`runtime.session.commands`).
+Threads: one thread makes chunks (`step`, `run`, `serve`). `admit`, `restore`, `close` and everything of a
+`VideoTask` may be called from any thread at any time, and take effect between two chunks
+(`runtime.session.commands`).
 """
 
 from __future__ import annotations
@@ -19,11 +20,14 @@ from time import perf_counter
 from types import TracebackType
 from typing import Any
 
+from torch import Tensor
+
 from plugins.errors import UserError
 from runtime.device.cuda_graphs import SideStream, graph_pool
 from runtime.outputs import FrameSink
 from runtime.planning.plan import VideoPlan
 from runtime.planning.request import Job
+from runtime.planning.start import NOT_RECORDED, Start
 from runtime.prompts.sources import LivePrompts, PromptSchedule
 from runtime.resume.autosave import Autosave
 from runtime.resume.sidecar import describe_model, describe_video
@@ -38,15 +42,15 @@ from vmla.config import FRAMES_PER_SECOND
 from vmla.scheduler import Sampler
 
 SHARED = ("checkpoint", "device", "dtype", "engine_folder", "decoder_file", "threads")
-"""What all jobs of a session have in common."""
+"""Attributes that all jobs of a session have in common."""
 BLOCKED_SECONDS = 0.02
-"""How often it is looked whether a sink has taken something, while none of them does."""
+"""Seconds between two looks at whether a sink has taken something, while every sink is full."""
 
 OnEnd = Callable[[VideoTask], None]
 
 
 class Session:
-    """A context manager that holds the engine, the decoder and all videos that are made with them."""
+    """Makes videos with one engine and one decoder; a context manager."""
 
     def __init__(
         self, job: Job, *, memory: int | None = None, clock: Callable[[], float] = perf_counter
@@ -54,56 +58,58 @@ class Session:
         """Load the engine and the decoder of `job`.
 
         Args:
-            job: of the first video; all others have its checkpoint, engine, decoder, device and types.
-            memory: bytes for weights and videos together, within which as many are let in as fit, all
-                with the sampler of `job`; without it, nothing is counted.
-            clock: seconds, by which deadlines are kept.
+            job: of the first video; all others must have its checkpoint, engine, decoder, device and dtype.
+            memory: bytes for weights and videos together. As many videos are admitted as fit, all with the
+                sampler of `job`; None admits any number.
+            clock: returns seconds; deadlines are measured by it.
         """
         self._job, self._memory, self._clock = job, memory, clock
         self._engine, self._decoder = job.engine(), job.decoders()
         self._side, self._pool = SideStream(job.device), graph_pool(job.device)
         self._commands, self._closed = CommandQueue(), threading.Event()
         self._tasks: list[VideoTask] = []
-        """Those that have not ended; changed between two chunks alone."""
+        """The videos that have not ended; changed only between two chunks."""
         self._lock, self._admitted, self._held = threading.Lock(), 0, 0
         self._described = threading.Lock()
 
     def __enter__(self) -> Session:
-        """The session."""
+        """Return the session itself."""
         return self
 
     @cached_property
     def plan(self) -> VideoPlan:
-        """What one video takes, and what all have in common; takes a second."""
+        """The memory of one video, and of what all videos share; computing it takes a second."""
         return self._job.plan()
 
     @cached_property
     def capacity(self) -> int | None:
-        """How many videos fit at once; None if memory is not counted."""
-        return None if self._memory is None else self.plan.streams_in(self._memory)
+        """How many videos fit at once; None if memory is unlimited."""
+        return None if self._memory is None else self.plan.videos_in(self._memory)
 
     def admit(
         self, job: Job, sink: FrameSink, *, frames: int | None, telemetry: Telemetry | None = None,
         autosave: Autosave | None = None, state: State | None = None, on_end: OnEnd | None = None,
+        latents: Callable[[Tensor], object] | None = None,
     ) -> VideoTask:  # fmt: skip
-        """Begin the video `job`, or go on with it.
+        """Begin the video of `job`, or resume it from `state`.
 
         Args:
-            job: of the session's checkpoint, engine, decoder, device and types.
-            sink: takes its frames; it stands where the `state` left it.
-            frames: of the whole video; None makes it endless, until it is ended or cancelled.
-            telemetry: is told of every chunk, and of prompts that change.
-            autosave: saves its state on the way and at an early end.
-            state: to go on from.
-            on_end: is told of the end on a thread of its own, once the sink has all frames.
+            job: must have the session's checkpoint, engine, decoder, device and dtype.
+            sink: takes the frames; with a `state`, it must stand where the state's mark says.
+            frames: number of the whole video; None makes it endless, until it is ended or cancelled.
+            telemetry: told of every chunk and of every change of the prompt.
+            autosave: saves the state as the video is made, and when it ends early.
+            state: where to resume.
+            on_end: called on a thread of its own once the sink has all frames.
+            latents: called with each chunk's latents, on the thread that makes chunks.
 
         Raises:
-            UserError: if it does not fit beside those that are being made, or is of another kind.
+            UserError: if memory does not suffice for another video, or `job` is not of the session's kind.
         """
         self._check_kind(job)
         asked = Admission(
             job=job, sink=sink, frames=frames, telemetry=telemetry or NoTelemetry(), autosave=autosave,
-            state=state,
+            state=state, latents=latents,
         )  # fmt: skip
         number = self._reserve()
         try:
@@ -121,14 +127,14 @@ class Session:
         self, state: State, sink: FrameSink, *, telemetry: Telemetry | None = None,
         autosave: Autosave | None = None, on_end: OnEnd | None = None,
     ) -> VideoTask:  # fmt: skip
-        """Go on with the video of `state`, of this or another session, as if it had never stopped.
+        """Resume the video of `state`, which this or another session has made, as if it had never stopped.
 
-        The state may be restored any number of times: each makes the same frames.
+        A state may be restored any number of times; each resumed video has the same frames.
 
         Raises:
             UserError: if it is a state of another model, decoder, device or number of threads.
         """
-        if not state.video.keys() >= {*OF_A_MODEL, *OF_A_VIDEO}:
+        if not {*NOT_RECORDED, *state.video} >= {*OF_A_MODEL, *OF_A_VIDEO}:
             raise UserError("this state does not say what it is a state of; take it with `snapshot`")
         refuse_another("this state", OF_A_MODEL, state.video, self.describe(self._job, frames=None))
         job, frames = self.job_of(state), state.video["frames"]
@@ -137,7 +143,7 @@ class Session:
         )
 
     def job_of(self, state: State) -> Job:
-        """The job of the video of `state`, with the prompts that it had and will have."""
+        """The job of the video of `state`, with the prompts that it has had and those to come."""
         video, changes = state.video, changes_of(state.video["prompts"])
         return replace(
             self._job,
@@ -145,10 +151,11 @@ class Session:
             seed=video["seed"],
             chunks=video["chunks"] or self._job.chunks,
             sampler=Sampler(**video["sampler"]),
+            start=Start.recorded(video),
         )
 
     def describe(self, job: Job, *, frames: int | None, scale: int = 1) -> dict[str, Any]:
-        """What determines the frames of one of the videos; reads all weights the first time."""
+        """All that determines the frames of a video, as JSON values; hashes all weights the first time."""
         with self._described:
             model = self._model
         return {**describe_video(job, frames=frames, scale=scale), **model}
@@ -158,16 +165,16 @@ class Session:
         return describe_model(self._job)
 
     def step(self, stop: threading.Event | None = None) -> VideoTask | None:
-        """Make a chunk of the video that is due first.
+        """Make one chunk of the video that is due first.
 
-        Waits while no sink takes anything, until `stop` is set.
+        While every sink is full it waits, until `stop` is set.
 
         Returns:
-            Whose chunk was made; None if there is none to make, or it was stopped.
+            The video whose chunk was made; None if there is no chunk to make, or `stop` was set.
         """
         waited = False
         while stop is None or not stop.is_set():
-            with self._commands.turn():
+            with self._commands.exclusive():
                 task = self._due()
                 if task is None:
                     return None
@@ -186,7 +193,7 @@ class Session:
         return min(running, key=lambda one: (one.stages.blocked, one.deadline, one.number), default=None)
 
     def run(self, stop: threading.Event | None = None) -> None:
-        """Make all videos that were let in, and wait for their last frames.
+        """Make all admitted videos, and wait for their last frames.
 
         Returns when each has ended or is paused, or after the chunk under way once `stop` is set.
         """
@@ -194,28 +201,28 @@ class Session:
             pass
 
     def _wait_for_one(self) -> bool:
-        """Wait for the last frames of a video, if there is one of which no more chunks are made."""
+        """Wait for the last frames of a video that is ending; False if there is none."""
         ending = next((task for task in self._tasks if task.status == "ending"), None)
         return ending is not None and ending.wait()
 
     def serve(self) -> None:
-        """Make all videos that are let in, and wait for more, until `close` is called."""
+        """Make all admitted videos and wait for more, until `close` is called."""
         while not self._closed.is_set():
             if self.step(self._closed) is None:
                 self._commands.wait()
 
     def close(self) -> None:
-        """Let nobody in any more, and let `serve` return after the chunk under way."""
+        """Admit no more videos, and let `serve` return after the chunk under way."""
         self._closed.set()
         self._commands.close()
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End what is still being made, with its state unless something went wrong; close the engine."""
+        """End the remaining videos, saving states unless an exception is under way; close the engine."""
         self.close()
         failure = error if isinstance(error, Exception) else None
-        with self._commands.turn():
+        with self._commands.exclusive():
             tasks = list(self._tasks)
             for task in tasks:
                 task.close(save=error is None, failure=failure)
@@ -230,14 +237,14 @@ class Session:
                 raise UserError(f"this video has another {name} than the session; make it on its own")
 
     def _reserve(self) -> int:
-        """A place among those that fit, and the number of the video that takes it."""
+        """Count another video against the memory budget, and return its number."""
         with self._lock:
             if self._closed.is_set():
                 raise UserError("the session is closed; begin another one")
             if self.capacity is not None and self._held >= self.capacity:
                 raise UserError(
                     f"{self._memory:,} bytes hold {self.capacity} videos and no more; "
-                    f"end one, or allow {self.plan.stream_bytes:,} bytes for another"
+                    f"end one, or allow {self.plan.video_bytes:,} bytes for another"
                 )
             self._held += 1
             self._admitted += 1
@@ -248,7 +255,7 @@ class Session:
             self._held -= 1
 
     def _release(self, on_end: OnEnd | None, task: VideoTask) -> None:
-        """Give back the place of a video that has ended, whatever its owner does about it."""
+        """Free the place of a video that has ended before its owner is told, who may fail."""
         self._give_back()
         if on_end is not None:
             on_end(task)
@@ -258,6 +265,7 @@ class Session:
         rollout = Rollout(
             self._engine, job.prompts, job.sampler,
             seeds=[job.seed], threads=job.cores.denoiser, pool=self._pool,
+            start=job.start_latents(0 if asked.state is None else asked.state.snapshot.number),
         )  # fmt: skip
         return VideoStages(
             asked, rollout, self._decoder(), side=self._side,
@@ -268,5 +276,5 @@ class Session:
         if asked.frames is None:
             config = self._job.checkpoint.model_config()
             return config.chunk * self._job.decoding.sizes().temporal_ratio
-        # Without frames there is nobody to watch: whoever has made fewer chunks goes on.
+        # Without frames nobody watches: the video with the fewest chunks goes on.
         return (asked.frames or asked.job.chunks) / asked.job.chunks

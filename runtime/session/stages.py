@@ -1,7 +1,7 @@
 """One video from its latents to its sink: denoising, decoding and encoding at the same time.
 
-The rollout runs on the thread that calls, the decoder and the sink on one each, with short queues
-between them: who is faster waits for who is slower only when a queue is full, and that is counted.
+The rollout runs on the calling thread, the decoder and the sink on a thread each, with short queues between
+them. A faster stage waits for a slower one only when the queue between them is full, and the wait is counted.
 """
 
 from __future__ import annotations
@@ -32,41 +32,44 @@ from vmla.config import FRAMES_PER_SECOND
 
 
 class DecodeError(Exception):
-    """The decoder gave up; says at which chunk, and why."""
+    """Decoding failed; the message names the chunk and the reason."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Admission:
-    """What a session is asked to make, and for whom."""
+    """A request to a session: the video to make, and who takes its frames and hears of it."""
 
     job: Job
     sink: FrameSink
-    """Where the frames go; it stands where the `state` left it, if there is one."""
+    """Takes the frames; with a `state`, it stands where the state's mark says."""
     frames: int | None
-    """Of the whole video; None for an endless one."""
+    """Frames of the whole video; None for an endless one."""
     telemetry: Telemetry = NoTelemetry()
     autosave: Autosave | None = None
-    """Saves the state on the way, and at an early end."""
+    """Saves the state as the video is made, and when it ends early."""
     state: State | None = None
-    """To go on from."""
+    """Where to resume; None begins a new video."""
+    latents: Callable[[Tensor], object] | None = None
+    """Called with the clean latents [1, z, F, h, w] of each chunk, before its frames are made."""
 
 
 class VideoStages:
-    """A video in the making: a rollout, and the threads that decode, write and save what it makes."""
+    """Makes one video: a rollout, and the threads that decode, write and save what it makes."""
 
     def __init__(
         self, asked: Admission, rollout: Rollout, decoder: Decoder, *, side: SideStream, chunk_seconds: float
     ) -> None:
-        """Begin with the first chunk, or where the state of `asked` left off.
+        """Begin with the first chunk, or resume from the state in `asked`.
 
         Args:
             asked: the video.
-            rollout, decoder: at the start of a video.
-            side: where chunks are decoded, those of other videos too.
+            rollout, decoder: new ones.
+            side: the stream in which chunks of all videos are decoded.
             chunk_seconds: how long a chunk lasts when it is played.
         """
         self.job, self.autosave, self.earlier = asked.job, asked.autosave, 0
         self._rollout, self._decoder, self._telemetry = rollout, decoder, asked.telemetry
+        self._latents = asked.latents
         self._frames, self._chunks = asked.frames, None if asked.frames is None else asked.job.chunks
         self._side, self._chunk_seconds = side, chunk_seconds
         self.writer, self.decoding = FrameWriter(asked.sink), WorkerThread("decoder")
@@ -76,7 +79,7 @@ class VideoStages:
         self.done = self.earlier
         """Frames handed to the writer."""
         self.made = self._first = rollout.number
-        """Chunks denoised."""
+        """Chunks denoised so far, those before the state included."""
         self.first_frame_seconds = 0.0
         self._began = 0.0
         self._clean: tuple[Stamp, Stamp] | None = None
@@ -92,17 +95,17 @@ class VideoStages:
         self._decoder.state = state.decoder_state_on(self.job.device)
 
     def start(self, on_failure: Callable[[], None]) -> None:
-        """Start the threads, any of which calls `on_failure` when something has gone wrong there."""
+        """Start the threads; each calls `on_failure` when something fails on it."""
         for thread in (self.autosave, self.writer, self.decoding):
             if thread is not None:
                 thread.on_failure = on_failure
                 self._threads.enter_context(thread)
 
     def close(self) -> None:
-        """Let all that was made reach the sink, and give back the memory of the rollout.
+        """Let every frame made so far reach the sink, then free the memory of the rollout.
 
         Raises:
-            Exception: what has gone wrong on one of the threads.
+            Exception: whatever has failed on one of the threads.
         """
         try:
             self._threads.close()
@@ -110,12 +113,12 @@ class VideoStages:
             del self._rollout, self._decoder
 
     def drop(self) -> None:
-        """Forget what is made but not written yet, and write nothing more."""
+        """Discard what is made but not written yet, and write nothing more."""
         self._dropped = True
         self.writer.drop()
 
     def check(self) -> None:
-        """Raise what has gone wrong on one of the threads so far."""
+        """Raise what has failed on one of the threads so far, if anything."""
         for thread in (self.decoding, self.writer, self.autosave):
             if thread is not None:
                 thread.check()
@@ -127,21 +130,21 @@ class VideoStages:
 
     @property
     def complete(self) -> bool:
-        """Whether all chunks are made and the writer has been handed all frames."""
+        """Whether all chunks are made and the writer has all frames."""
         return self.finished and (self._frames is None or self.done >= self._frames)
 
     @property
     def blocked(self) -> bool:
-        """Whether the next chunk would wait for a sink that takes nothing."""
+        """Whether the next chunk would have to wait for the sink."""
         return self.decoding.full and self.writer.full
 
     @property
     def ahead_seconds(self) -> float:
-        """How long somebody who watches has something to see in what these stages have made."""
+        """Seconds of video in the chunks that these stages have made."""
         return (self.made - self._first) * self._chunk_seconds
 
     def step(self) -> None:
-        """Make one chunk and hand it on, then its clean pass, if another follows; first the state, if due."""
+        """Save the state if due, make a chunk and pass it on, then run its clean pass if another follows."""
         if self.autosave is not None and self.autosave.due():
             self.save(self.autosave.save)
         rollout, device = self._rollout, self.job.device
@@ -149,6 +152,8 @@ class VideoStages:
         began = stamp(device)
         latents = rollout.denoise()
         ready = stamp(device)
+        if self._latents is not None:
+            self._latents(latents)
         assert rollout.change is not None
         prompt = rollout.change.prompts[0]
         before, after = self._launched, rollout.launches
@@ -163,9 +168,9 @@ class VideoStages:
             self._clean = clean, stamp(device)
 
     def save(self, tell: Callable[[State], None]) -> None:
-        """Tell the state between two chunks, once all frames before it are in the sink.
+        """Call `tell` with the state between two chunks, once all frames before it are in the sink.
 
-        It goes the way of the frames, through the queues of both threads, and never waits for a place.
+        The request follows the frames through the queues of both threads, and never waits for a place there.
         """
         rollout = Snapshot.of(self._rollout)
         snapshot = replace(rollout, number=self.made)
@@ -187,7 +192,7 @@ class VideoStages:
         self, number: int, latents: Tensor, prompt: str, denoise: tuple[Stamp, Stamp],
         clean: tuple[Stamp, Stamp] | None, launches: int | None,
     ) -> None:  # fmt: skip
-        """Decode a chunk and hand it to the writer."""
+        """Decode chunk `number`, hand its frames to the writer and report it."""
         if self._dropped:
             return
         began = perf_counter()

@@ -1,4 +1,4 @@
-"""One video of a session, as it is steered from outside."""
+"""One video of a session, and how other threads control it."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ Status = Literal["running", "paused", "ending", "ended"]
 
 
 class VideoTask:
-    """A video from its admission to its end.
+    """A video, from its admission to its end.
 
-    `pause`, `resume`, `end`, `cancel`, `snapshot`, `wait` and all properties are for any thread. The
+    `pause`, `resume`, `end`, `cancel`, `snapshot`, `wait` and all properties may be used from any thread. The
     first four return at once and take effect after the chunk under way.
     """
 
@@ -35,20 +35,20 @@ class VideoTask:
         """Start the threads of `stages`.
 
         Args:
-            number: in the order of admission.
+            number: counts the videos of the session in the order of admission.
             stages: make the video.
-            commands: the door of the session.
-            clock: seconds, by which it is known who watches since when.
-            describe: says what determines the frames.
-            on_end: told, on a thread of its own, when the sink has all frames that it will ever get.
+            commands: the session's queue of commands.
+            clock: returns seconds; the deadline is measured by it.
+            describe: returns all that determines the frames, as JSON values.
+            on_end: called on a thread of its own once the sink has all frames it will get.
         """
         self.number, self.stages = number, stages
         self.failure: Exception | None = None
-        """What ended it early: of its sink, its decoder, its prompt or its state on disk."""
+        """What ended it early: a failure of its sink, decoder, prompt source or autosave."""
         self.started, self.ended = perf_counter(), 0.0
-        """When it was let in, and when the sink had all that was made; of `time.perf_counter`."""
+        """When it was admitted and when the sink had all its frames, by `time.perf_counter`."""
         self.describe = describe
-        """What determines the frames; may read all weights, the first time."""
+        """Returns all that determines the frames; may hash all weights the first time."""
         self._commands, self._clock, self._on_end = commands, clock, on_end
         self._watched_since, self._paused_at = clock(), 0.0
         self._paused = self._closing = False
@@ -58,7 +58,7 @@ class VideoTask:
 
     @property
     def status(self) -> Status:
-        """`ending` from the last chunk on until its frames are in the sink, then `ended`."""
+        """`ending` lasts from the last chunk until its frames are in the sink; `ended` follows."""
         if self._done.is_set():
             return "ended"
         return "ending" if self._closing else "paused" if self._paused else "running"
@@ -75,59 +75,58 @@ class VideoTask:
 
     @property
     def frames(self) -> int:
-        """Frames that the sink has, those of an earlier run included."""
+        """Frames in the sink, those of an earlier run included."""
         return self.stages.earlier + self.stages.writer.written
 
     @property
     def deadline(self) -> float:
-        """When somebody who watches from the beginning on has seen all that is made."""
+        """When a viewer who has watched from the beginning will have seen every chunk made so far."""
         return self._watched_since + self.stages.ahead_seconds
 
     def pause(self) -> None:
-        """Make no more chunks until `resume`; what is made is decoded and written."""
+        """Make no more chunks until `resume`; those already made are decoded and written."""
         self._commands.post(self._pause)
 
     def resume(self) -> None:
-        """Go on after `pause`, for somebody whose watching paused as long."""
+        """Make chunks again; the deadline moves by the length of the pause."""
         self._commands.post(self._resume)
 
     def end(self) -> None:
-        """Make no more chunks; what is made reaches the sink, and the state the disk if it is saved."""
+        """End the video; chunks already made reach the sink, and autosave writes a last state."""
         self._commands.post(self.close)
 
     def cancel(self) -> None:
-        """Make no more chunks, and drop what is made but not written; no further state is saved."""
+        """End the video, discarding what is not written yet; no further state is saved."""
         self._commands.post(self._cancel)
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Wait until it has ended, at most so many seconds; whether it has."""
+        """Wait until it has ended, for `timeout` seconds at most; return whether it has."""
         return self._done.wait(timeout)
 
     def snapshot(self) -> State:
-        """All that is needed to go on from the end of the chunk under way; the video itself goes on.
+        """The state after the chunk under way; the video itself goes on.
 
-        Waits until all frames before that moment are in the sink. Reads all weights the first time, to
-        say what they are.
+        It waits until all frames before that point are in the sink, and hashes all weights the first time.
 
         Raises:
-            UserError: if the video ends early first, and so has no such state.
+            UserError: if the video ends early before that, and so has no such state.
         """
         answer: Future[State] = Future()
         self._commands.post(partial(self._answer, answer))
         state = answer.result().in_main_memory()
         return replace(state, video={**self.describe(), **state.video})
 
-    # What follows is for the session, and runs in its turn.
+    # What follows is called by the session, while no chunk is being made.
 
     def step(self) -> None:
-        """Make its next chunk."""
+        """Make the next chunk; end the video after its last one, or if it fails."""
         with self._alone():
             self.stages.step()
         if self.failure is not None or self.stages.finished:
             self.close()
 
     def close(self, *, save: bool = True, failure: Exception | None = None) -> None:
-        """Begin to end it; of an unfinished video, `save` the state, unless it ends by a `failure`."""
+        """Begin to end the video. An unfinished one `save`s its state, unless a `failure` ends it."""
         if self._closing:
             return
         self._closing = True
@@ -149,14 +148,14 @@ class VideoTask:
 
     @contextmanager
     def _alone(self) -> Iterator[None]:
-        """Keep to this video what goes wrong with it; the first error counts."""
+        """Record an exception as this video's failure, so that it affects no other; the first one counts."""
         try:
             yield
-        except Exception as error:  # noqa: BLE001 - who made the session asks for `failure`
+        except Exception as error:  # noqa: BLE001 - the owner of the session reads `failure`
             self.failure = self.failure or error
 
     def _notice(self) -> None:
-        """Something has gone wrong on one of the threads, perhaps while no chunk is asked for."""
+        """End the video because something has failed on one of its threads, perhaps while it was paused."""
         with self._alone():
             self.stages.check()
         if self.failure is not None:
@@ -185,7 +184,7 @@ class VideoTask:
             self._settle()
 
     def _settle(self) -> None:
-        """Answer those who asked for a state and did not get one before the end."""
+        """Answer the requests for a state that are still open at the end."""
         with self._lock:
             asked, self._asked = self._asked, []
         for answer in asked:
@@ -197,7 +196,7 @@ class VideoTask:
                 answer.set_exception(UserError("the video has ended early; there is no state to go on from"))
 
     def _last_state(self) -> State:
-        """Of a complete video: nothing is to be made any more."""
+        """The state of a complete video, of which nothing is left to make."""
         nothing = Snapshot(number=self.made, frame=0, forgotten=0, cache=torch.empty(0), past={})
         return State(snapshot=nothing, decoder_state=None, mark=self.stages.writer.sink.mark())
 

@@ -1,4 +1,4 @@
-"""What a rollout reports while it runs: one line for a person, JSON lines for a program, or nothing."""
+"""Reports on a rollout while it runs: one line for a person, JSON lines for a program, or none."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from vmla.cli.progress import ProgressLine
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkReport:
-    """One chunk, just handed to the writer."""
+    """Figures of one chunk, taken when the writer has been handed its frames."""
 
     chunk: int
     chunks: int | None
@@ -28,25 +28,25 @@ class ChunkReport:
     """Since the rollout began."""
     denoise_seconds: float
     clean_seconds: float
-    """Of the clean pass before this chunk."""
+    """Duration of the clean pass before this chunk."""
     decode_seconds: float
     encode_seconds: float
-    """Of all encoding so far."""
+    """Time spent encoding so far, for all chunks."""
     queue_depth: int
     """Chunks that wait for the sink."""
     decode_queue_depth: int
     """Chunks that wait for the decoder."""
     stalled_seconds: float
-    """Waited for a full queue so far: the rollout for the decoder, the decoder for the sink."""
+    """Time spent waiting for full queues so far, by the rollout and by the decoder."""
     stalls: int
-    """How often."""
+    """Number of those waits."""
     resident_bytes: int
     device_bytes: int
     """Allocated on the GPU, if there is one."""
     launches: int | None
-    """The host's for this chunk and the clean pass before it: graphs and uploads of their data, prompts and
-    decoding left out. None where no graph is replayed: on a CPU, after a warning that there is
-    none, and in the first two chunks, for the first one and its clean pass wait for no capture."""
+    """Launches by the host for this chunk and the clean pass before it: graphs and uploads of their data,
+    without prompts and decoding. None where no graph is replayed: on a CPU, where capture has
+    failed, and in the first two chunks, as the first one and its clean pass are not captured."""
     frames_per_second: float
     """Of the video, when played."""
     prompt: str
@@ -60,7 +60,7 @@ class ChunkReport:
 
 
 class Telemetry(Protocol):
-    """Is told of every chunk and of every request for another prompt; from several threads."""
+    """Receives a report of every chunk and of every request for another prompt, from several threads."""
 
     def chunk(self, report: ChunkReport) -> None:
         """A chunk was made."""
@@ -70,7 +70,7 @@ class Telemetry(Protocol):
 
 
 class NoTelemetry:
-    """Tells nobody."""
+    """Ignores every report."""
 
     def chunk(self, report: ChunkReport) -> None:
         """Nothing."""
@@ -80,13 +80,13 @@ class NoTelemetry:
 
 
 class LineTelemetry(NoTelemetry):
-    """Chunk, speed, times real time, memory and the prompt in one line."""
+    """Shows chunk, speed, times real time, memory and prompt in one line."""
 
     def __init__(self, line: ProgressLine) -> None:
         self._line = line
 
     def chunk(self, report: ChunkReport) -> None:
-        """Show it."""
+        """Show the chunk in place of the one before."""
         chunks = "" if report.chunks is None else f"/{report.chunks}"
         launches = "" if report.launches is None else f"{report.launches} launches  "
         self._line.show(
@@ -97,7 +97,7 @@ class LineTelemetry(NoTelemetry):
 
 
 class OneOf(NoTelemetry):
-    """Tells `take` of the chunks of one of several videos, and its name."""
+    """Passes the chunks of one of several videos to `take`, with the video's name."""
 
     def __init__(self, take: Callable[[str, ChunkReport], None], video: str) -> None:
         self._take, self._video = take, video
@@ -108,14 +108,14 @@ class OneOf(NoTelemetry):
 
 
 class TogetherLine:
-    """Videos, chunks, speed of all and times real time of each in one line."""
+    """Shows videos, chunks, speed of all and times real time of each in one line."""
 
     def __init__(self, line: ProgressLine, *, videos: int) -> None:
         self._line, self._videos, self._lock = line, videos, threading.Lock()
         self._latest: dict[str, ChunkReport] = {}
 
     def of(self, video: str) -> Telemetry:
-        """What is told of one of them."""
+        """The telemetry of the video called `video`."""
         return OneOf(self._show, video)
 
     def _show(self, video: str, report: ChunkReport) -> None:
@@ -133,7 +133,7 @@ class TogetherLine:
 
 
 class JsonLines:
-    """One JSON object per chunk and request, in a file that always ends in a whole line."""
+    """Writes a JSON object per chunk and per request, to a file that always ends in a whole line."""
 
     def __init__(self, path: Path) -> None:
         self._path, self._lock = path, threading.Lock()
@@ -145,7 +145,7 @@ class JsonLines:
         return self
 
     def of(self, video: str) -> JsonLines:
-        """The same open file for one of several videos, which each line then names."""
+        """The same open file for one of several videos, whose name each line carries."""
         one = copy(self)
         one._also = {"video": video}
         return one
@@ -173,7 +173,7 @@ class JsonLines:
 
 
 class Several:
-    """Tells each of several."""
+    """Passes every report to several listeners."""
 
     def __init__(self, listeners: Sequence[Telemetry]) -> None:
         self._listeners = listeners

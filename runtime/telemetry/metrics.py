@@ -1,4 +1,4 @@
-"""A rollout in a few figures: the first frame apart from the steady state, and as Prometheus text."""
+"""A rollout in a few figures, the first frame apart from the steady state; also as Prometheus text."""
 
 from __future__ import annotations
 
@@ -14,11 +14,14 @@ from plugins.atomic_files import atomic_write_text
 from runtime.telemetry.events import ChunkReport, NoTelemetry, OneOf, Telemetry
 
 RECENT = 4096
-"""Chunks whose times percentiles are of: an hour of video. An endless one takes no more memory or time."""
+"""Chunks that percentiles are taken over: an hour of video."""
 
 
 class Figures(NamedTuple):
-    """What counts; times in seconds, of the chunks after the first, percentiles of the last `RECENT`."""
+    """Figures of a rollout; chunk times are in seconds, of the chunks after the first.
+
+    Percentiles are those of the last `RECENT` chunks.
+    """
 
     chunks: int
     frames: int
@@ -35,7 +38,7 @@ class Figures(NamedTuple):
 
 
 class Summary(NoTelemetry):
-    """Listens to the chunks of one rollout; what it keeps does not grow with them."""
+    """Collects the figures of one rollout, in memory that does not grow with it."""
 
     def __init__(self) -> None:
         self._gaps: deque[float] = deque(maxlen=RECENT)
@@ -44,7 +47,7 @@ class Summary(NoTelemetry):
         self._last: ChunkReport | None = None
 
     def chunk(self, report: ChunkReport) -> None:
-        """Take note."""
+        """Note when the chunk was ready."""
         if self._last is None:
             self._first = report
         else:
@@ -76,7 +79,7 @@ class Summary(NoTelemetry):
 
 
 def percentile(ordered: list[float], share: float) -> float:
-    """The smallest of `ordered` values that at least `share` of them do not exceed; 0 of none."""
+    """The smallest of `ordered` values that a `share` of them does not exceed; 0 if there are none."""
     return ordered[max(0, -(-int(share * 1000) * len(ordered) // 1000) - 1)] if ordered else 0.0
 
 
@@ -91,18 +94,18 @@ def prometheus(figures: Mapping[str, Figures]) -> str:
 
 
 class PrometheusFile(NoTelemetry):
-    """A file that always holds the latest figures, for a collector of text files; renewed once a second."""
+    """Keeps the latest figures in a file for a text-file collector, rewritten once a second."""
 
     def __init__(self, path: Path, *, seconds: float = 1.0) -> None:
         self._path, self._seconds, self._next = path, seconds, 0.0
         self._lock, self._summaries = threading.Lock(), dict[str, Summary]()
 
     def of(self, video: str) -> Telemetry:
-        """What is told of one of several videos, whose name its figures then bear."""
+        """The telemetry of the video called `video`, whose figures carry that name."""
         return OneOf(self._take, video)
 
     def chunk(self, report: ChunkReport) -> None:
-        """Take note, and write if it is time or the last chunk."""
+        """Note the chunk, and write the file if a second has passed or it is the last one."""
         self._take("", report)
 
     def _take(self, video: str, report: ChunkReport) -> None:

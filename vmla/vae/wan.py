@@ -90,6 +90,11 @@ class WanCodec:
         return cls(vae)
 
     @property
+    def statistics(self) -> tuple[Tensor, Tensor]:
+        """Mean and deviation [z, 1, 1, 1] of the latents before they are normalised, float32."""
+        return self._mean, self._std
+
+    @property
     def latent_channels(self) -> int:
         """Channels of a latent frame."""
         return int(self.vae.config.z_dim)

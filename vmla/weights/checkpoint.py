@@ -69,8 +69,10 @@ class Checkpoint:
 
     @property
     def name(self) -> str:
-        """The folder's own name."""
-        return self.folder.resolve().name
+        """The folder's own name, or that of the hub's repository that it was downloaded from."""
+        folder = self.folder.resolve()
+        repository = folder.parents[1].name  # of a download: models--owner--name/snapshots/commit
+        return repository.rpartition("--")[2] if folder.parent.name == "snapshots" else folder.name
 
     def world(self) -> World | None:
         """The world of moving shapes that it was trained on, None for a model of anything else."""

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from plugins.errors import UserError
+from vmla.vae import Codec
 from vmla.vae.taehv import TAEHV_PRESETS, Taehv
 from vmla.weights.checkpoint import Uninitialised
 from vmla.weights.formats.files import Shape, check_shapes, load_exactly
@@ -16,6 +17,8 @@ from vmla.weights.formats.pickles import open_pickle
 
 PICKLES, SAFETENSORS = (".pth", ".pt"), ".safetensors"
 PUBLISHED = "taew2_1"
+LIGHT = "lighttae"
+"""How the names of LightTAE's files begin. Its tensors are TAEHV's, so that nothing else tells them apart."""
 FIRST = "decoder.1.weight"
 """Of the decoder's first convolution [width, latent channels, 3, 3]."""
 
@@ -40,6 +43,27 @@ def load_taehv(path: Path, *, weights: bool = True) -> Taehv:
         return codec.to("meta")
     load_exactly(codec, tensors, path)
     return codec.eval().requires_grad_(False)
+
+
+def is_light(path: Path) -> bool:
+    """Whether `path` is called as LightTAE's files are."""
+    return path.name.lower().startswith(LIGHT)
+
+
+def scaled_if_light(codec: Taehv, path: Path, large: Codec) -> Taehv:
+    """`codec`, read from `path`, with the statistics of the `large` autoencoder if it is LightTAE.
+
+    Raises:
+        UserError: if it is, and `large` is not Wan's.
+    """
+    if not is_light(path):
+        return codec
+    from vmla.vae.wan import WanCodec
+
+    if not isinstance(large, WanCodec):
+        raise UserError(f"{path} is LightTAE, for the latents of Wan's autoencoder; this model has another")
+    codec.statistics = large.statistics
+    return codec
 
 
 def preset_of(codec: Taehv) -> str:

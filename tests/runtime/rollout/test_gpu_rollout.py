@@ -71,3 +71,15 @@ def test_nothing_waits_for_the_device_inside_a_chunk():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert videos.number == 3
+
+
+@pytest.mark.parametrize("layout", ["mla", "mha"])
+def test_a_start_gives_the_chunks_that_follow_it(layout):
+    engine = tiny_engine("cuda", layout=layout)
+
+    def videos(start=()):
+        return Rollout(engine, prompts(), RENOISE, seeds=[3], start=start)
+
+    whole = latents_of(videos(), 7)
+    again = latents_of(videos(whole[:2]), 7)
+    assert all(torch.equal(one, other) for one, other in zip(whole, again, strict=True))

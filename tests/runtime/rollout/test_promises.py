@@ -120,6 +120,10 @@ def test_what_a_timestep_alone_decides_is_worked_out_once():
     assert torch.equal(table(**inputs)[0], model(**inputs)[0])
     same = pass_inputs(model.config, 3)
     assert all(torch.equal(a, b) for a, b in zip(table(**same), wanted, strict=True))
+    remembered = table.condition_embedder._known
+    assert len(remembered) == 2
+    del inputs, same
+    assert len(remembered) == 0  # a session that lasts for days holds those of its videos alone
 
 
 def test_what_a_timestep_decides_is_forgotten_with_it():

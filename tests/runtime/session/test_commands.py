@@ -97,7 +97,7 @@ def test_commands_run_in_order_one_at_a_time_and_never_during_a_turn():
     for thread in threads:
         thread.start()
     for _ in range(300):
-        with commands.turn():
+        with commands.exclusive():
             inside.append("turn")
             time.sleep(0.0001)
             inside.pop()
@@ -110,13 +110,13 @@ def test_commands_run_in_order_one_at_a_time_and_never_during_a_turn():
 
 def test_a_command_wakes_who_waits_and_none_is_lost():
     commands, ran = CommandQueue(), threading.Event()
-    with commands.turn():
+    with commands.exclusive():
         commands.post(ran.set)
         assert not ran.is_set()
     assert ran.is_set()
     began = time.monotonic()
     threading.Timer(0.05, lambda: commands.post(lambda: None)).start()
-    with commands.turn():
+    with commands.exclusive():
         pass
     commands.wait(ENOUGH)
     assert time.monotonic() - began < ENOUGH / 2

@@ -72,7 +72,7 @@ def test_the_stream_that_is_due_first_goes_on(job):
 
 def test_more_streams_than_memory_are_refused(job):
     plan = job.plan()
-    shared, own = sum(plan.shared.values()), plan.stream_bytes
+    shared, own = sum(plan.shared.values()), plan.video_bytes
     with Session(job, memory=shared + 2 * own) as session:
         assert session.capacity == 2
         for _ in range(2):
@@ -81,8 +81,8 @@ def test_more_streams_than_memory_are_refused(job):
             session.admit(job, NullSink(), frames=60)
         session.run()
         session.admit(job, NullSink(), frames=60)
-    assert plan.streams_in(shared + own - 1) == 0
-    assert plan.streams_in(0) == 0
+    assert plan.videos_in(shared + own - 1) == 0
+    assert plan.videos_in(0) == 0
 
 
 def test_another_kind_of_stream_is_refused(job):

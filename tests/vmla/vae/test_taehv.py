@@ -8,11 +8,13 @@ import torch.nn.functional as F
 from kit.measure import assert_close
 from kit.models import draw
 from kit.taehv import random_taehv
+from kit.wan_folder import small_vae
 from safetensors.torch import save_file
 
 from plugins.errors import UserError
 from vmla.vae.taehv import TAEHV_PRESETS, Taehv
-from vmla.weights.taehv import load_taehv
+from vmla.vae.wan import WanCodec
+from vmla.weights.taehv import load_taehv, scaled_if_light
 
 pytestmark = pytest.mark.cpu
 
@@ -157,10 +159,45 @@ FAULTS = {
     ),
     "no first": (lambda t: t.pop("decoder.1.weight"), "lacks the tensor decoder.1.weight [256, 16, 3, 3]"),
     "other latents": (
-        lambda t: t.update({"decoder.1.weight": torch.ones(16, 48, 3, 3)}),
-        "decodes latents of 48 channels; name a file for 16 (taew2_1) or 4 (debug)",
+        lambda t: t.update({"decoder.1.weight": torch.ones(16, 12, 3, 3)}),
+        "decodes latents of 12 channels; name a file for 16 (taew2_1) or 48 (taew2_2) or 4 (debug)",
     ),
 }
+
+
+def test_the_layout_of_wan_2_2_folds_squares_into_channels(tmp_path):
+    """`taew2_2.pth` and `lighttaew2_2.safetensors`: as the other, but for the first and the last layer."""
+    codec = random_taehv("taew2_2")
+    ours = {name: tuple(tensor.shape) for name, tensor in codec.state_dict().items()}
+    theirs = published_shapes() | {
+        "encoder.0.weight": (64, 12, 3, 3), "encoder.17.weight": (48, 64, 3, 3), "encoder.17.bias": (48,),
+        "decoder.1.weight": (256, 48, 3, 3), "decoder.22.weight": (12, 64, 3, 3), "decoder.22.bias": (12,),
+    }  # fmt: skip
+    assert ours == theirs
+    loaded, latents = load_taehv(write(tmp_path / "x.pth", codec.state_dict())), draw(1, 48, 2, 2, 2)
+    frames, _ = loaded.decode(latents)
+    cells, _ = codec.decoder.run(latents.transpose(1, 2).flatten(0, 1), 1, None)
+    assert frames.shape == (1, 5, 3, 32, 32)
+    corner = cells[3:, : 3 * 4].unflatten(1, (3, 2, 2))[:, :, 1, 0]  # row 1, column 0 of each square
+    assert_close(frames[0, :, :, 1::2, ::2], corner.clamp(0, 1), rtol=0, atol=1e-6)
+    assert loaded.encode(frames).shape == latents.shape
+
+
+def test_lighttae_takes_latents_as_wans_own_autoencoder_has_them(tmp_path):
+    wan = WanCodec(small_vae(4))
+    codec, latents = random_taehv(), draw(1, 4, 2, *CELLS)
+    for name in ("lighttaew2_1.pth", "taew2_1.pth"):
+        write(tmp_path / name, codec.state_dict())
+    light, plain = (
+        scaled_if_light(load_taehv(tmp_path / name), tmp_path / name, wan)
+        for name in ("lighttaew2_1.pth", "taew2_1.pth")
+    )
+    assert torch.equal(plain.decode(latents)[0], codec.decode(latents)[0])
+    assert torch.equal(light.decode(latents)[0], codec.decode(1.5 * latents + 0.1)[0])
+    frames = torch.rand(1, 5, 3, 24, 16)
+    assert_close(light.encode(frames), (codec.encode(frames) - 0.1) / 1.5, rtol=1e-5, atol=1e-6)
+    with pytest.raises(UserError, match="for the latents of Wan's autoencoder"):
+        scaled_if_light(codec, tmp_path / "lighttaew2_1.pth", codec)
 
 
 def assert_refused(path, fragment):

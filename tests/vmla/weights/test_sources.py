@@ -18,7 +18,7 @@ from vmla.transformer import VideoMLA
 from vmla.weights.checkpoint import WEIGHTS
 from vmla.weights.formats.prefixes import stripped
 from vmla.weights.key_mapping import LATENT, to_wan
-from vmla.weights.locate import locate
+from vmla.weights.locate import Hub, locate
 from vmla.weights.source import open_source, published
 
 pytestmark = pytest.mark.cpu
@@ -229,21 +229,25 @@ def test_what_was_downloaded_is_found_offline_at_its_revision(tmp_path):
     hub_cache(tmp_path)
 
     def revision(source, **how):
-        return json.loads((locate(source, offline=True, cache=tmp_path, **how) / "config.json").read_text())
+        return json.loads(
+            (locate(source, hub=Hub(offline=True, cache=tmp_path), **how) / "config.json").read_text()
+        )
 
     assert revision("someone/small") == {"revision": "main"}
     assert revision("someone/small@v2") == revision("someone/small", revision="v2") == {"revision": "v2"}
-    file = locate("someone/small:config.json", offline=True, cache=tmp_path)
+    file = locate("someone/small:config.json", hub=Hub(offline=True, cache=tmp_path))
     assert json.loads(file.read_text()) == {"revision": "main"}
 
 
 @pytest.mark.parametrize("source", ["someone/other", "someone/small@v3", "someone/small:other.pt"])
 def test_what_was_not_downloaded_is_refused_offline(tmp_path, source):
     hub_cache(tmp_path)
-    assert "was not downloaded before" in refusal(lambda: locate(source, offline=True, cache=tmp_path))
+    assert "was not downloaded before" in refusal(
+        lambda: locate(source, hub=Hub(offline=True, cache=tmp_path))
+    )
 
 
 def test_what_is_neither_path_nor_hub_id_is_refused(tmp_path):
     for source in ("./missing", str(tmp_path / "x"), "one"):
-        assert f"{source} does not exist" in refusal(lambda name=source: locate(name, offline=True))
+        assert f"{source} does not exist" in refusal(lambda name=source: locate(name, hub=Hub(offline=True)))
     assert locate(str(tmp_path)) == tmp_path

@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from vmla.cli.command import OneLineErrors
-from vmla.train.cli.weights_commands import convert, inspect
+from vmla.train.cli.weights_commands import codec, convert, inspect, push
 from vmla.train.stages import STAGES
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -178,7 +178,9 @@ def stage(**options: Any) -> None:
     show_default=True,
     help="Length of each clip in latent frames.",
 )
-@click.option("--negative", help="Negative prompt that guidance steers away from.")
+@click.option(
+    "--negative", help="Negative prompt that guidance steers away from (default: the preset's, if any)."
+)
 @click.option(
     "--shard", type=click.IntRange(min=1), default=64, show_default=True, help="Number of clips in one file."
 )
@@ -216,3 +218,5 @@ def render(recipe: str, output: Path, checkpoint: str, threads: int | None, **op
 
 main.add_command(inspect)
 main.add_command(convert)
+main.add_command(push)
+main.add_command(codec)

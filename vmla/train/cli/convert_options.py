@@ -17,7 +17,7 @@ from vmla.weights.conversion.convert import Conversion, plan
 from vmla.weights.conversion.spectral import Choices
 from vmla.weights.inspection.mapping import LatentMap, read_map
 from vmla.weights.inspection.propose import Guess
-from vmla.weights.locate import locate
+from vmla.weights.locate import TRANSFORMER, Hub, locate
 from vmla.weights.published.pipeline_parts import check_pipeline
 from vmla.weights.published.presets import Preset, preset
 from vmla.weights.source import Source, open_source
@@ -42,7 +42,7 @@ def run_conversion(options: Mapping[str, Any], report: Say, say: Say) -> None:
         _say_plan(sizes, wanted(sizes, options), options["clips"], dtype, say)
         return
     told = None if options["preset"] is None else preset(options["preset"])
-    path = locate(options["source"], revision=options["revision"], offline=options["offline"])
+    path = locate(options["source"], revision=options["revision"], hub=_hub(options))
     source = _open(path, options, told)
     config = wanted(source.config, options)
     if options["dry_run"]:
@@ -69,7 +69,7 @@ def _open(path: Path, options: Mapping[str, Any], told: Preset | None) -> Source
         cuts=_cuts(path, options),
     )
     if options["lora"] is not None:
-        source = source.with_lora(locate(options["lora"], offline=options["offline"]), options["strength"])
+        source = source.with_lora(locate(options["lora"], hub=_hub(options)), options["strength"])
     return source if told is None else replace(source, config=told.sizes(source.config))
 
 
@@ -90,9 +90,13 @@ def _pipeline(path: Path, config: ModelConfig, options: Mapping[str, Any]) -> Pa
     """The folder that other parts come from: the one that is named, or the source itself."""
     if options["pipeline"] is None:
         return path if path.is_dir() else None
-    pipeline = locate(options["pipeline"], offline=options["offline"])
+    pipeline = locate(options["pipeline"], hub=_hub(options), leave=TRANSFORMER)
     check_pipeline(pipeline, config)
     return pipeline
+
+
+def _hub(options: Mapping[str, Any]) -> Hub:
+    return Hub(offline=options["offline"])
 
 
 def _notes(told: Preset, options: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,6 +108,8 @@ def _say_source(source: Source, path: Path, told: Preset | None, say: Say) -> No
     if source.beside:
         more = f" and {len(source.beside) - 1} others" if len(source.beside) > 1 else ""
         say(f"left out, not of the transformer: {source.beside[0]}{more}")
+    if told is not None and told.note:
+        say(told.note)
     if told is None and path.is_file():
         say("no --preset: sampled with 50 steps of Euler, as a model that is not distilled")
 
@@ -115,7 +121,8 @@ def wanted(source: ModelConfig, options: Mapping[str, Any]) -> ModelConfig:
     if source.layout == "mha":
         latent.setdefault("q_lora_rank", source.inner_dim // 2)  # as the paper's 768 of 1536
     own = "mla" if options["preset"] is None else source.layout
-    return replace(source, layout=options["layout"] or own, **latent)
+    absolute = options["absolute_positions"] or source.absolute_positions
+    return replace(source, layout=options["layout"] or own, absolute_positions=absolute, **latent)
 
 
 def calibration_of(source: Source, options: Mapping[str, Any]) -> CalibrationBatch:

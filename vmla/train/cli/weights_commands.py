@@ -1,4 +1,4 @@
-"""`vmla-train inspect` and `convert`: other people's weights, looked at and taken over."""
+"""`vmla-train inspect`, `convert` and `push`: other people's weights taken over, and our own given away."""
 
 from __future__ import annotations
 
@@ -85,6 +85,9 @@ def inspect(file: str, output: Path | None, part: str | None, **guess: Any) -> N
     type=click.IntRange(min=1),
     help="Number of attention heads, for --map auto (default: as many as are 128 wide).",
 )
+@click.option("--absolute-positions", type=click.IntRange(min=1), metavar="FRAMES",
+              help="Count positions from the video's start, up to these latent frames, which were "
+              "trained (default: relative to the window).")  # fmt: skip
 @click.option("--revision", help="Revision of a hub repository.")
 @click.option("--offline", is_flag=True, help="Use only what was downloaded before.")
 @click.option("--dry-run", is_flag=True, help="Print sizes and memory; write nothing.")
@@ -95,3 +98,43 @@ def convert(**options: Any) -> None:
 
     with ProgressLine(sys.stderr) as line:
         run_conversion(options, line.show, click.echo)
+
+
+@click.command()
+@click.option("--like", type=click.Choice(["taehv"]), required=True, help="Architecture of the tiny decoder.")
+@click.option("--with", "checkpoint", required=True, help="Checkpoint whose codec is the teacher.")
+@click.option(
+    "--data", type=FOLDER, required=True, help="Folder of clips that vmla-train encode made with it."
+)
+@click.option("-o", "--output", type=FOLDER, required=True, help="Folder of the run; run again to resume.")
+@click.option("--steps", type=click.IntRange(min=1), default=20_000, show_default=True)
+@click.option("--clips", type=click.IntRange(min=1), default=4, show_default=True,
+              help="Number of clips of a step.")  # fmt: skip
+@click.option("--stop-after", type=click.IntRange(min=1), help="Stop after this many more steps.")
+@click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads (default: all cores).")
+@click.option("--device", default="cpu", show_default=True, help="Torch device: cpu or cuda.")
+def codec(like: str, checkpoint: str, data: Path, output: Path, threads: int | None, **options: Any) -> None:
+    """Distil a tiny decoder, for vmla-run --decoder, from the codec of a checkpoint."""
+    import torch
+
+    from vmla.cli.progress import ProgressLine
+    from vmla.train.cli.codec_options import distil
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    with ProgressLine(sys.stderr) as line:
+        made = distil(checkpoint, data, output, line.show, **options)
+    if made is not None:
+        click.echo(f"wrote {made}; use it with: vmla-run --checkpoint {checkpoint} --decoder {made}")
+
+
+@click.command()
+@click.argument("folder", type=FOLDER)
+@click.argument("repo")
+@click.option("--private", is_flag=True, help="Make a new repository private.")
+@click.option("--revision", help="Branch to upload to (default: main).")
+def push(folder: Path, repo: str, private: bool, revision: str | None) -> None:
+    """Upload checkpoint FOLDER with its model card to REPO, owner/name, on the Hugging Face hub."""
+    from vmla.train.publish.push import push as upload
+
+    click.echo(upload(folder, repo, click.echo, private=private, revision=revision))

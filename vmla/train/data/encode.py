@@ -63,6 +63,7 @@ def encode(
 ) -> None:  # fmt: skip
     """Encode a folder of captioned videos, or a text file with a prompt on each line, into `folder`.
 
+    A checkpoint that was converted with a preset gives the preset's negative prompt, unless one is named.
     What is there already is left as it is. Videos that cannot be used are reported and listed in the index.
 
     Raises:
@@ -70,6 +71,8 @@ def encode(
     """
     items = _items(source)
     opened, place = open_checkpoint(checkpoint), torch.device(device)
+    if negative is None and (negative := opened.index.get("preset", {}).get("negative_prompt")) is not None:
+        report(f"negative prompt of the preset: {negative}")
     config, video = opened.model_config(), source.is_dir()
     codec = opened.codec().to(place) if video else None
     text = opened.text()

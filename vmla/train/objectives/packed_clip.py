@@ -62,9 +62,9 @@ def unrolling(spec: CacheSpec, numbers: tuple[int, ...] | range) -> Unrolling:
 def _seen(spec: CacheSpec, number: int, numbers: Sequence[int]) -> list[tuple[int, int]]:
     """Frames that chunk `number` sees, each with the position that it has when the chunk has its own."""
     start = spec.chunks.start(number)
-    slots, evicted = remembered(spec, number, numbers).tolist(), spec.evicted(start)
+    slots, shift = remembered(spec, number, numbers).tolist(), spec.shift(start)
     frames = spec.frame_in_slot(start)
-    return [(frame, slot + evicted) for frame, slot in zip(frames, slots, strict=True) if slot >= 0]
+    return [(frame, slot + shift) for frame, slot in zip(frames, slots, strict=True) if slot >= 0]
 
 
 def unrolled_velocity(

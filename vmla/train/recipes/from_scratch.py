@@ -63,7 +63,7 @@ class Recipe:
 
 
 # On two shared CPU cores 30 minutes for the codec and 10 for text and latents; by its first steps, on one,
-# the decoder takes an hour and the denoiser some thirteen. The models that ship were made by an earlier
+# the decoder takes an hour and the denoiser some ten. The models that ship were made by an earlier
 # recipe of this name.
 SPRITES = Recipe(
     name="sprites",
@@ -89,11 +89,11 @@ SPRITES = Recipe(
     # that is nearly that of a video, for motion cannot be read from a coarse one.
     denoiser_training=DenoiserTraining(
         schedule=TrainingSchedule(
-            steps=16000, learning_rate=1.5e-3, matrix_rate=5e-3, warmup=50, decay=6000, average=0.998
+            steps=13000, learning_rate=1.5e-3, matrix_rate=5e-3, warmup=50, decay=5500, average=0.998
         ),
         forcing=Forcing(context_noise=0.1, own_sigma=0.5),
         clips=12,
-        opening_steps=8000,
+        opening_steps=6400,
         single_steps=1800,
         openings=0.25,
         opening_clips=64,

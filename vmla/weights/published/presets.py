@@ -43,6 +43,8 @@ class Preset:
     """Latent frames of the first chunk where it is shorter than the others, 0 where it is not."""
     text_tokens: int = WAN_TEXT_TOKENS
     negative_prompt: str = WAN_NEGATIVE
+    note: str = ""
+    """What of its authors' own sampling is not here, in a sentence."""
     source: str
     """Where these numbers are from: repository, commit, files."""
 
@@ -54,12 +56,20 @@ class Preset:
 
     def record(self, name: str) -> dict[str, Any]:
         """As JSON values, for the checkpoint that it was applied to."""
-        return {"name": name, **asdict(self), "sampler": self.sampler.settings()}
+        values = {key: value for key, value in asdict(self).items() if key != "note"}
+        return {"name": name, **values, "sampler": self.sampler.settings()}
 
 
 FOUR_STEPS = Sampler(kind="renoise", steps=4, shift=5.0)
 """`denoising_step_list: [1000, 750, 500, 250]`, `warp_denoising_step: true`, `timestep_shift: 5.0`: timesteps
 1000, 937.5, 833.3 and 625."""
+
+CHUNK_BY_CHUNK = (
+    "Rolling Forcing's own pipeline denoises five chunks at once, at five noise levels; here it runs chunk "
+    "by chunk, which is the other half of its training"
+)
+JOINT = "rolling-forcing-joint"
+"""What somebody may ask for who knows the paper."""
 
 PRESETS: Mapping[str, Preset] = {
     # arXiv 2605.30351: D.1 has the four steps and shift 5, D.4 one sink frame and the six most recent ones,
@@ -102,7 +112,7 @@ PRESETS: Mapping[str, Preset] = {
     # runs here.
     "rolling-forcing": Preset(
         sampler=Sampler(kind="renoise", steps=5, shift=5.0),
-        sink=3, history=15, chunk=3, source="TencentARC/RollingForcing at a1477d0",
+        sink=3, history=15, chunk=3, source="TencentARC/RollingForcing at a1477d0", note=CHUNK_BY_CHUNK,
     ),
 }  # fmt: skip
 
@@ -113,6 +123,8 @@ def preset(name: str) -> Preset:
     Raises:
         UserError: if there is none.
     """
+    if name == JOINT:
+        raise UserError(f"{JOINT}: {CHUNK_BY_CHUNK}; use --preset rolling-forcing")
     if name not in PRESETS:
         raise UserError(f"no such preset: {name}; there are {', '.join(PRESETS)}")
     return PRESETS[name]

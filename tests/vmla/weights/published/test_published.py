@@ -11,6 +11,7 @@ from click.testing import CliRunner
 from kit.equations import Equations
 from kit.measure import assert_close
 from kit.models import draw
+from kit.refusals import assert_one_line
 from kit.wan_folder import distilled, small_denoiser, small_wan, wan_folder
 
 from plugins.errors import UserError
@@ -19,8 +20,12 @@ from runtime.engines.base import EagerEngine
 from runtime.prompts.sources import FixedPrompts
 from runtime.rollout.decoding import NoDecoder
 from runtime.rollout.rollout import rollout
+from vmla.cache import CacheSpec
 from vmla.scheduler import Sampler, keyed_noise
 from vmla.train.cli.commands import main
+from vmla.train.data.clips import open_clips
+from vmla.train.data.encode import encode
+from vmla.train.objectives.packed_clip import unrolling
 from vmla.weights.checkpoint import open_checkpoint
 from vmla.weights.published.presets import PRESETS
 from vmla.weights.source import published
@@ -143,6 +148,62 @@ def test_past_the_window_relative_positions_are_absolute_ones_where_there_is_no_
     model = small_denoiser(chunk=3, sink=0, history=3)
     theirs = theirs_of(model, folder, "self-forcing", chunks=4, seed=3)
     assert_close(latents_of(folder, chunks=4, seed=3), theirs, rtol=1e-4, atol=1e-4)
+
+
+def test_with_a_sink_absolute_positions_are_those_of_the_video_and_end_where_training_did(
+    made, tmp_path, monkeypatch
+):
+    parts = ("--from", made / "sf.pt", "--with", made / "wan", "--preset", "longlive")
+    assert convert(*parts, "--absolute-positions", 12, "-o", tmp_path / "absolute").exit_code == 0
+    path = tmp_path / "absolute" / "transformer" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"sink": 1, "history": 3}))
+
+    def absolute(config, number):
+        first = number * config.chunk
+        kept = {*range(min(1, first)), *range(max(1, first - config.history), first)}
+        return {f: f for f in sorted(kept)}, list(range(first, first + config.chunk))
+
+    model = small_denoiser(chunk=3, sink=1, history=3)
+    relative = theirs_of(model, tmp_path / "absolute", "longlive", chunks=4, seed=3)
+    monkeypatch.setattr("kit.equations.window_of", absolute)
+    theirs = theirs_of(model, tmp_path / "absolute", "longlive", chunks=4, seed=3)
+    ours = latents_of(tmp_path / "absolute", chunks=4, seed=3)
+    assert_close(ours, theirs, rtol=1e-4, atol=1e-4)
+    assert (ours - relative).abs().max() > 1e-2
+    command = ("--prompt", PROMPT, "--checkpoint", tmp_path / "absolute", "--dry-run")
+    plan = CliRunner().invoke(run, [str(a) for a in (*command, "--chunks", 4)])
+    assert "positions 0 to 11, counted from the video's start" in plan.output
+    refused = CliRunner().invoke(run, [str(a) for a in (*command, "--chunks", 5)])
+    assert_one_line(refused, "trained for 12 latent frames", "convert it without --absolute-positions")
+
+
+def test_training_sees_absolute_positions_as_the_rollout_does():
+    spec = CacheSpec(sink=1, history=3, chunk=3, tokens_per_frame=1, entry_width=1, layers=1, absolute=True)
+    clip = unrolling(spec, range(4))
+    assert clip.positions.tolist() == [*range(9), *range(12)]
+    assert len(clip.repeated) == 0
+
+
+def test_rolling_forcings_joint_window_is_named(made, tmp_path):
+    parts = ("--from", made / "sf.pt", "--with", made / "wan", "-o", tmp_path / "rolling", "--preset")
+    said = convert(*parts, "rolling-forcing")
+    assert said.exit_code == 0
+    assert "denoises five chunks at once" in said.output
+    assert_one_line(convert(*parts, "rolling-forcing-joint"), "five chunks", "use --preset rolling-forcing")
+
+
+def test_the_presets_negative_prompt_is_what_guidance_steers_away_from(made, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red star\n")
+    said = []
+    how = {"frames": 1, "shard": 1, "device": "cpu"}
+    encode(tmp_path / "prompts.txt", str(made / "sf"), tmp_path / "own", said.append, negative=None, **how)
+    assert said[0].startswith("negative prompt of the preset: 色调艳丽")
+    text = open_checkpoint(made / "sf").text()
+    own = open_clips(tmp_path / "own", open_checkpoint(made / "sf").model_config(), video=False).negative
+    assert torch.equal(own, text([PRESETS["self-forcing"].negative_prompt])[0].half())
+    encode(tmp_path / "prompts.txt", str(made / "sf"), tmp_path / "told", said.append, negative="s", **how)
+    told = open_clips(tmp_path / "told", open_checkpoint(made / "sf").model_config(), video=False).negative
+    assert torch.equal(told, text(["s"])[0].half())
 
 
 @pytest.mark.parametrize("name", PRESETS)

@@ -1,4 +1,8 @@
-"""A folder that appears whole or not at all."""
+"""The folder of an engine, which appears whole or not at all and takes the place of an older engine.
+
+`plugins.atomic_files.atomic_folder` makes folders that must not exist yet. Engines are built anew, by several
+processes at once perhaps, so a folder aside carries the process that builds it.
+"""
 
 from __future__ import annotations
 
@@ -13,13 +17,13 @@ from plugins.errors import UserError
 
 
 @contextmanager
-def aside_of(folder: Path) -> Iterator[Path]:
-    """A new folder beside `folder` that takes its place at the end; whatever goes wrong, it is removed.
+def replacing(folder: Path) -> Iterator[Path]:
+    """A new folder beside `folder` that takes its place at the end, or is removed if anything fails.
 
-    What an earlier process left that was killed on the way is removed first.
+    Folders that were left aside by processes which are gone are removed first.
 
     Raises:
-        UserError: for what the system refuses on the way: a full disk, a folder that is not to be written.
+        UserError: if the system refuses to write: the disk is full, or the folder is read-only.
     """
     try:
         with _renamed_at_the_end(folder) as aside:

@@ -1,0 +1,35 @@
+"""The kinds of sinks, in the order in which they are asked whether they take a path."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from plugins.errors import UserError
+from runtime.outputs import FrameSink, NullSink
+from runtime.outputs.kind import SinkKind
+from runtime.outputs.mp4 import MP4
+from runtime.outputs.png import PNG
+
+NOWHERE = Path("null")
+
+
+def _forget(path: Path, **_: object) -> FrameSink:
+    return NullSink()
+
+
+NULL = SinkKind(what="null", takes=NOWHERE.__eq__, open=_forget, keeps=False)
+
+KINDS = (NULL, MP4, PNG)
+
+
+def kind_of(path: Path) -> SinkKind:
+    """The kind of sink that writes to `path`.
+
+    Raises:
+        UserError: if none does, listing what to name instead.
+    """
+    for kind in KINDS:
+        if kind.takes(path):
+            return kind
+    *others, last = (kind.what for kind in KINDS)
+    raise UserError(f"cannot write {path.suffix} files; use {', '.join(others)} or {last}")

@@ -1,0 +1,73 @@
+"""`vmla-train codec`: a tiny decoder for a checkpoint's latents, from clips that were encoded with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from plugins.errors import UserError
+from vmla.train.data.clips import open_clips
+from vmla.train.loop.loop import train
+from vmla.train.optim.optimizers import TrainingSchedule
+from vmla.train.stages.tiny_decoder import TinyStage, TinyTraining
+from vmla.vae.taehv import Taehv
+from vmla.weights.formats.files import hash_weights, write_tensors
+from vmla.weights.locate import find_checkpoint
+
+RESULT = "taehv.safetensors"
+"""The file of a finished run, under TAEHV's names, for `--decoder`."""
+
+
+def distil(
+    name: str, data: Path, output: Path, report: Callable[[str], None], *, steps: int, clips: int,
+    device: str, stop_after: int | None = None,
+) -> Path | None:  # fmt: skip
+    """Distil the codec of checkpoint `name` on the clips in `data`, or go on with it.
+
+    Args:
+        name: a folder, a shipped model or a hub id.
+        data: a folder of `vmla-train encode`.
+        output: gets the state, the log, and the result when it is finished.
+        report: takes a line.
+        steps: of the optimizer.
+        clips: of a batch.
+        device: of torch.
+        stop_after: so many more steps.
+
+    Returns:
+        The file, under TAEHV's names; None if it is not finished.
+
+    Raises:
+        UserError: if the clips are not the checkpoint's, or no tiny architecture fits its codec.
+    """
+    checkpoint = find_checkpoint(name)
+    held = open_clips(data, checkpoint.model_config())
+    place = _device(device)
+    schedule = TrainingSchedule(
+        steps=steps, learning_rate=5e-4, warmup=min(50, steps // 10), decay=steps // 4
+    )  # fmt: skip
+    training = replace(TinyTraining(), schedule=schedule, clips=clips)
+    source = {"data": held.settings, "vae": hash_weights(checkpoint.weights_path("vae"))}
+    stage = TinyStage(checkpoint.codec().to(place), held.latents, training, source, place)
+    average = train(stage, output, report=report, stop_after=stop_after)
+    if average is None:
+        return None
+    tiny = Taehv(stage.tiny.config)
+    tiny.load_state_dict(average)
+    tensors = {key: tensor.to("cpu", torch.float16) for key, tensor in tiny.state_dict().items()}
+    write_tensors(output / RESULT, tensors, {"format": "pt"})
+    return output / RESULT
+
+
+def _device(name: str) -> torch.device:
+    """The device of that name.
+
+    Raises:
+        UserError: if it is not there.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UserError("no CUDA device here; leave --device out")
+    return torch.device(name)
