@@ -188,6 +188,12 @@ def test_model_training_and_rollout_load_no_optional_package_and_start_no_cuda()
     assert loaded_by(f"import {modules}") == ["[]", "False"]
 
 
+def test_the_shipped_model_reads_prompts_without_transformers():
+    assert loaded_by(
+        "from vmla.weights.checkpoint import open_checkpoint; open_checkpoint().text()(['a red star'])"
+    ) == ["[]", "False"]
+
+
 @pytest.mark.parametrize("top", structure.TOPS)
 def test_no_two_modules_import_each_other(top):
     assert structure.circles(structure.House(ROOT).modules(top)) == []

@@ -20,6 +20,7 @@ from vmla.cache import CacheSpec
 from vmla.config import Layout, ModelConfig, model_preset
 from vmla.scheduler import Sampler
 from vmla.text import TextEncoder
+from vmla.text.byte_tokenizer import ByteTokenizer
 from vmla.transformer import VideoMLA
 from vmla.weights.checkpoint import SHIPPED, Checkpoint, open_checkpoint
 from vmla.weights.uninitialised import Uninitialised
@@ -80,7 +81,7 @@ class RandomText(TextEncoder):
     """A text encoder that gives the same noise for every prompt."""
 
     def __init__(self, config: ModelConfig) -> None:
-        super().__init__(_Embeddings(config), None, tokens=config.text_tokens)
+        super().__init__(_Embeddings(config), ByteTokenizer(), tokens=config.text_tokens)
 
     def __call__(self, prompts: Sequence[str | None]) -> Tensor:
         """[B, tokens, text width]"""
@@ -153,7 +154,8 @@ def steady(engine: Engine, sampler: Sampler, *, batch: int = 1, graphs: bool = T
         videos.update_cache()
         return latents
 
-    chunk()  # the prompt is encoded, graphs are captured
+    chunk()  # the prompt is encoded
+    chunk()  # graphs are captured
     return chunk
 
 

@@ -59,7 +59,8 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
 @click.option("--layout", type=click.Choice(["mla", "mha"]),
               help="Attention layout that the checkpoint must have.")  # fmt: skip
 @click.option("--steps", type=int, help="Number of denoising steps (default: the checkpoint's own).")
-@click.option("--device", default="cpu", show_default=True, help="Torch device.")
+@click.option("--device", default="auto", show_default=True,
+              help="Torch device; auto: the engine's, else a GPU if there is one, else the CPU.")  # fmt: skip
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
               show_default=True, help="Type that the model computes in.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1),
@@ -127,6 +128,8 @@ def _order(context: click.Context, options: dict[str, Any]) -> Order:
     given = said | {name: options[name] for name in AFRESH if context.get_parameter_source(name) is explicit}
     if given.get("engine") == Path(EAGER):
         given["engine"] = None
+    if given.get("device") == "auto":
+        del given["device"]
     if options["resume"] is not None:
         return resume(options["resume"], given)
     if options["repeat"] is not None:

@@ -151,7 +151,7 @@ def fit(folder: Path, name: str | Path | None, *, device: str, dtype: str) -> tu
     checkpoint = find_checkpoint(manifest.checkpoint if name is None else name)
     check_engine(manifest, folder, checkpoint)
     built = manifest.host.device, manifest.cache["dtype"]
-    if device not in (built[0], "cpu"):
+    if device not in (built[0], "cpu", "auto"):
         raise UserError(f"{folder} was built for device {built[0]}, not {device}; leave --device out")
     if dtype not in (built[1], "auto"):
         raise UserError(f"{folder} was built for dtype {built[1]}, not {dtype}; leave --dtype out")

@@ -159,7 +159,7 @@ def prepare(
         layout: what the checkpoint must have.
         minutes, seconds, chunks: the length; at most one of them, ten seconds if none is given.
         seed, steps: of the sampling; None takes the checkpoint's own number of steps.
-        device, dtype: by name.
+        device, dtype: by name; `auto` is a GPU if there is one, and its own type (`choose_dtype`).
         engine: a folder made by `vmla-export`.
         engines: a folder of such folders; where none is given, one of these that fits is taken.
         decoder: a file of TAEHV's weights in place of the checkpoint's codec, or `NOTHING`: no frames.
@@ -278,11 +278,13 @@ def look_up(
 
 
 def choose_device(name: str) -> torch.device:
-    """The device called `name`.
+    """The device called `name`; `auto` is a GPU if there is one, else the CPU.
 
     Raises:
         UserError: if PyTorch cannot use it.
     """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
         torch.empty(1, device=device)

@@ -75,6 +75,9 @@ class Rollout:
         self._pool = pool or graph_pool(engine.device)
         self._with_graphs = graphs
         self._computations: dict[tuple[int, bool], Computations] = {}
+        self._launched = Computations(self._denoising_steps, self._clean_pass)
+        self._begun = False
+        """Whether a chunk has been made. The first runs launch by launch: its frames wait for no capture."""
 
     @torch.inference_mode()
     def denoise(self) -> Tensor:
@@ -96,6 +99,7 @@ class Rollout:
             self._update_cache()
         self.past.add(self.number, self.buffers.latents.clone())
         self.number, self.frame = self.number + 1, self.frame + self.buffers.frames
+        self._begun = True
 
     @torch.inference_mode()
     def _denoising_steps(self) -> None:
@@ -143,8 +147,10 @@ class Rollout:
             self._captured().update_cache()
 
     def _captured(self) -> Computations:
-        """What this kind of window computes. A GPU's graphs are captured when a window first needs them,
-        so that a first frame waits for one kind alone."""
+        """What this kind of window computes. A GPU's graphs are captured after the first chunk, when a window
+        first needs them."""
+        if not self._begun:
+            return self._launched
         kind = self.buffers.frames, self.buffers.full
         if kind not in self._computations:
             with self.buffers.restored_afterwards():

@@ -160,15 +160,16 @@ class VideoStages:
             self._latents(latents)
         assert rollout.change is not None
         prompt = rollout.change.prompts[0]
-        launches, self._launched = self._launched, rollout.launches
-        # Before the first chunk no graph has been replayed.
-        since = None if self._launched is None else self._launched - (launches or 0)
+        before, after = self._launched, rollout.launches
+        # The first chunk and its clean pass are launched one by one, and not counted.
+        since = None if before is None or after is None else after - before
+        self._launched = after
         self.decoding.put(partial(self._show, self.made, latents, prompt, (began, ready), self._clean, since))
         self.made += 1
         if not self.finished:
-            before = stamp(device)
+            clean = stamp(device)
             rollout.update_cache()
-            self._clean = before, stamp(device)
+            self._clean = clean, stamp(device)
 
     def save(self, tell: Callable[[State], None]) -> None:
         """Call `tell` with the state between two chunks, once all frames before it are in the sink.

@@ -48,7 +48,8 @@ class ChunkReport:
     """Allocated on the GPU, if there is one."""
     launches: int | None
     """Launches by the host for this chunk and the clean pass before it: graphs and uploads of their data,
-    without prompts and decoding. None where no graph is replayed: on a CPU, or where capture has failed."""
+    without prompts and decoding. None where no graph is replayed: on a CPU, where capture has
+    failed, and in the first two chunks, as the first one and its clean pass are not captured."""
     frames_per_second: float
     """Of the video, when played."""
     prompt: str

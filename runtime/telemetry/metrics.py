@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 import time
-from array import array
+from collections import deque
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
@@ -15,9 +15,15 @@ from plugins.errors import UserError
 from runtime.telemetry.events import ChunkReport, NoTelemetry, OneOf, Telemetry
 from runtime.telemetry.expendable import Expendable, Warn
 
+RECENT = 4096
+"""Chunks that percentiles are taken over: an hour of video."""
+
 
 class Figures(NamedTuple):
-    """Figures of a rollout; chunk times are in seconds, of the chunks after the first."""
+    """Figures of a rollout; chunk times are in seconds, of the chunks after the first.
+
+    Percentiles are those of the last `RECENT` chunks.
+    """
 
     chunks: int
     frames: int
@@ -34,33 +40,35 @@ class Figures(NamedTuple):
 
 
 class Summary(NoTelemetry):
-    """Collects the figures of one rollout, in eight bytes a chunk."""
+    """Collects the figures of one rollout, in memory that does not grow with it."""
 
     def __init__(self) -> None:
-        self._ends = array("d")
-        self._first_frames = 0
+        self._gaps: deque[float] = deque(maxlen=RECENT)
+        self._chunks = 0
+        self._first: ChunkReport | None = None
         self._last: ChunkReport | None = None
 
     def chunk(self, report: ChunkReport) -> None:
         """Note when the chunk was ready."""
-        if not self._ends:
-            self._first_frames = report.frames
-        self._ends.append(report.seconds)
+        if self._last is None:
+            self._first = report
+        else:
+            self._gaps.append(report.seconds - self._last.seconds)
+        self._chunks += 1
         self._last = report
 
     def figures(self) -> Figures | None:
         """The figures so far; None before the first chunk."""
-        last = self._last
-        if last is None:
+        first, last = self._first, self._last
+        if first is None or last is None:
             return None
-        ends = list(self._ends)
-        gaps = sorted(b - a for a, b in zip(ends, ends[1:], strict=False))
-        speed = (last.frames - self._first_frames) / max(ends[-1] - ends[0], 1e-9)
+        gaps = sorted(self._gaps)
+        speed = (last.frames - first.frames) / max(last.seconds - first.seconds, 1e-9)
         p50, p95, p99 = (percentile(gaps, share) for share in (0.5, 0.95, 0.99))
         return Figures(
-            chunks=len(ends),
+            chunks=self._chunks,
             frames=last.frames,
-            first_frame_seconds=ends[0],
+            first_frame_seconds=first.seconds,
             frames_per_second=speed,
             times_real_time=speed / last.frames_per_second,
             chunk_p50=p50,

@@ -12,7 +12,7 @@ from pathlib import Path
 
 SERVER = """
 import json, os, sys
-import av, torch, transformers.models.umt5.modeling_umt5, transformers.models.byt5.tokenization_byt5
+import av, torch
 import runtime.session.replay, runtime.session.generate, runtime.outputs.mp4, runtime.outputs.png
 from runtime.cli.run import main
 for line in sys.stdin:

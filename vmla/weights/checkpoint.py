@@ -12,17 +12,19 @@ import importlib.resources
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from plugins.documents.json_file import read_json
-from plugins.documents.typed import Between, typed
+from plugins.documents.typed import typed
 from plugins.errors import UserError
 from vmla.config import ModelConfig
 from vmla.scheduler import Sampler
-from vmla.text import PromptTokenizer, TextEncoder, tokenizer_class
+from vmla.text import PromptTokenizer, TextEncoder
+from vmla.text.tokenizer import read_tokenizer
+from vmla.text.umt5 import UMT5Config, UMT5Encoder
 from vmla.transformer import VideoMLA
 from vmla.vae import Codec
 from vmla.vae.tiny import TinyCodec, TinyCodecConfig
@@ -42,9 +44,6 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 SHIPPED = "sprites"
 WAN_TEXT_TOKENS = 512
 INDEX = "model_index.json"
-TOKENIZER_FILES = ("tokenizer.json", "added_tokens.json", "special_tokens_map.json")
-LARGEST_TOKENIZER = 2**26
-"""Bytes: UMT5's vocabulary of 256,000 pieces takes a quarter."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,26 +52,6 @@ class Index:
 
     trained_on: str | None = None
     """A world of moving shapes."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TokenizerKind:
-    """What we read of `tokenizer_config.json`."""
-
-    tokenizer_class: str | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class TextSizes:
-    """What a text encoder's `config.json` must say within bounds; UMT5's own defaults stand for the rest."""
-
-    vocab_size: Annotated[int, Between(1, 2**20)] = 1
-    d_model: Annotated[int, Between(1, 2**16)] = 1
-    d_kv: Annotated[int, Between(1, 2**16)] = 1
-    d_ff: Annotated[int, Between(1, 2**20)] = 1
-    num_layers: Annotated[int, Between(1, 2**10)] = 1
-    num_heads: Annotated[int, Between(1, 2**12)] = 1
-    relative_attention_num_buckets: Annotated[int, Between(1, 2**16)] = 1
 
 
 @dataclass(frozen=True)
@@ -151,11 +130,11 @@ class Checkpoint:
 
     def text(self) -> TextEncoder:
         """The text encoder with its tokenizer, in float32."""
-        return TextEncoder(self._text_model(), self._tokenizer(), **self._reading())
+        return TextEncoder(self._text_model(), read_tokenizer(self.folder / "tokenizer"), **self._reading())
 
     def prompt_tokenizer(self) -> PromptTokenizer:
         """What the text encoder reads of a prompt; no weights are read."""
-        return PromptTokenizer(self._tokenizer(), **self._reading())
+        return PromptTokenizer(read_tokenizer(self.folder / "tokenizer"), **self._reading())
 
     def _reading(self) -> dict[str, Any]:
         # captions of the world of moving shapes have no capitals
@@ -167,42 +146,23 @@ class Checkpoint:
         wan = not path.exists() or read_json(path).get("_class_name") == "WanTransformer3DModel"
         return WAN_TEXT_TOKENS if wan else self.model_config().text_tokens
 
-    def _text_model(self) -> nn.Module:
-        from transformers.models.umt5.configuration_umt5 import UMT5Config
-        from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
-
+    def _text_model(self) -> UMT5Encoder:
         folder = self.folder / "text_encoder"
         path = folder / "model.safetensors"
         values = read_json(folder / "config.json")
-        typed(values, TextSizes, str(folder / "config.json"), others="ignore")
+        config = UMT5Config.from_dict(values, str(folder / "config.json"))
         tensors = read_tensors(path)
-        try:
-            with WithoutRoom():
-                model = UMT5EncoderModel(UMT5Config.from_dict(values))
-        except Exception as error:  # noqa: BLE001 - each setting is read in a place and a way of its own
-            said = " ".join(str(error).split())[:200]
-            raise UserError(f"{folder / 'config.json'} describes no text encoder: {said}") from error
+        with WithoutRoom():
+            model = UMT5Encoder(config)
         # One matrix under two names: files hold either or both.
         embedding = tensors.pop("encoder.embed_tokens.weight", None)
         if embedding is not None:
             tensors.setdefault("shared.weight", embedding)
-        if "shared.weight" in tensors and "encoder.embed_tokens.weight" in model.state_dict():
+        if "shared.weight" in tensors:
             tensors["encoder.embed_tokens.weight"] = tensors["shared.weight"]
         load_exactly(model, tensors, path)
-        model.encoder.embed_tokens.weight = model.shared.weight
+        model.tie()
         return model.eval().requires_grad_(False)
-
-    def _tokenizer(self) -> Any:
-        folder = self.folder / "tokenizer"
-        for name in TOKENIZER_FILES:
-            if (folder / name).exists():
-                read_json(folder / name, largest=LARGEST_TOKENIZER)
-        values, where = read_json(folder / "tokenizer_config.json"), str(folder / "tokenizer_config.json")
-        loader = tokenizer_class(typed(values, TokenizerKind, where, others="ignore").tokenizer_class)
-        try:  # no code that lies in the folder runs, whatever its files ask for
-            return loader.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except Exception as error:  # noqa: BLE001 - what reads tokenizer.json raises the bare class
-            raise UserError(f"cannot load the tokenizer in {folder}; copy it again") from error
 
     def sampler(self) -> Sampler:
         """How the model is sampled unless told otherwise."""
@@ -253,7 +213,7 @@ def save_checkpoint(
     _save_part(folder / "transformer", transformer, transformer.config.to_dict(), dtype, notes)
     _save_part(folder / "vae", codec, asdict(codec.config), dtype, notes)
     _save_text(folder / "text_encoder", text.encoder, dtype, notes)
-    text.tokenizer.save_pretrained(folder / "tokenizer")
+    text.tokenizer.save(folder / "tokenizer")
     (folder / "scheduler").mkdir(parents=True, exist_ok=True)
     scheduler = {"_class_name": "Sampler", **sampler.settings()}
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
@@ -262,7 +222,7 @@ def save_checkpoint(
         "transformer": ["vmla", "VideoMLA"],
         "vae": ["vmla", "TinyCodec"],
         "text_encoder": ["transformers", "UMT5EncoderModel"],
-        "tokenizer": ["transformers", type(text.tokenizer).__name__],
+        "tokenizer": ["transformers", text.tokenizer.kind],
         "scheduler": ["vmla", "Sampler"],
         **({} if trained_on is None else {"trained_on": trained_on}),
     })  # fmt: skip
@@ -280,7 +240,7 @@ def _save_part(
 def _save_text(folder: Path, encoder: Any, dtype: torch.dtype, notes: dict[str, str]) -> None:
     """As transformers writes it, without its progress bar; the embedding has two names and is kept once."""
     folder.mkdir(parents=True, exist_ok=True)
-    encoder.config.save_pretrained(folder)
+    write_json(folder / "config.json", encoder.config.to_dict())
     tensors = {name: tensor.to(dtype) for name, tensor in encoder.state_dict().items()}
     tensors.pop("encoder.embed_tokens.weight", None)
     write_tensors(folder / "model.safetensors", tensors, {"format": "pt", **notes})

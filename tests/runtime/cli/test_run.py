@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from runtime import generate
 from runtime.cli.run import main
 from runtime.outputs.mp4 import Mp4Sink
-from runtime.planning.request import THREADS, prepare
+from runtime.planning.request import THREADS, choose_device, prepare
 from vmla.cache import CacheSpec
 from vmla.config import model_preset
 
@@ -39,6 +39,14 @@ def make(checkpoint, output, *more, prompt=PROMPT):
 def frames_of(path):
     with av.open(str(path)) as file:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
+
+
+@pytest.mark.parametrize(("there", "told"), [(False, "cpu"), (True, "cuda")])
+def test_the_device_is_a_gpu_if_there_is_one(monkeypatch, there, told):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
+    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
+    assert choose_device("auto") == torch.device(told)
+    assert choose_device("cpu") == torch.device("cpu")
 
 
 def test_a_video_of_the_length_asked_for(checkpoint, tmp_path):

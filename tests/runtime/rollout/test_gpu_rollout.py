@@ -42,8 +42,9 @@ def test_replayed_graphs_give_what_single_launches_give(monkeypatch, layout):
         warnings.simplefilter("error")  # a capture that fails says so
         videos = Rollout(engine, prompts(), RENOISE, seeds=[1])
         replayed = latents_of(videos, 8)
-    # Eight times noise, positions and places, steps and clean pass; again for the window of `recache`.
-    assert videos.launches >= 8 * 7
+    # Seven times noise, positions and places, steps and clean pass; again for the window of `recache`. The
+    # first chunk is launched one by one.
+    assert videos.launches >= 7 * 7
     monkeypatch.setattr(module, "captured", lambda function, *_: function)
     launched = latents_of(Rollout(engine, prompts(), RENOISE, seeds=[1]), 8)
     assert all(torch.equal(one, other) for one, other in zip(replayed, launched, strict=True))

@@ -23,7 +23,7 @@ from runtime.prompts.sources import FixedPrompts, PromptChange, PromptSchedule
 from runtime.rollout.decoding import NoDecoder
 from runtime.rollout.rollout import Rollout, rollout
 from runtime.telemetry.events import NoTelemetry
-from runtime.telemetry.metrics import Summary, percentile, prometheus
+from runtime.telemetry.metrics import RECENT, Summary, percentile, prometheus
 from vmla.scheduler import Sampler, keyed_noise
 from vmla.transformer import StepInputs
 
@@ -126,6 +126,20 @@ def test_what_a_timestep_alone_decides_is_worked_out_once():
     assert len(remembered) == 0  # a session that lasts for days holds those of its videos alone
 
 
+def test_what_a_timestep_decides_is_forgotten_with_it():
+    model = tiny_model()
+    table = tabled(model)
+    known = table.condition_embedder._known
+    for _ in range(3):
+        inputs = pass_inputs(model.config, 3)
+        table(**inputs)
+        table(**inputs)
+        assert len(known) == 1
+        del inputs
+        gc.collect()
+        assert not known
+
+
 class Operators(TorchDispatchMode):
     """Names of the operators that run, and how often a value is read back to the host."""
 
@@ -162,8 +176,8 @@ def test_every_chunk_is_the_same_computation_on_the_same_memory_and_reads_nothin
         tensors = (item for item in vars(videos.buffers).values() if isinstance(item, torch.Tensor))
         places.append([tensor.data_ptr() for tensor in tensors])
     assert [len(kind) for kind in seen.values()] == [4, 4]
-    # The first of its kind is captured, and the very first works out the sampler's levels.
-    assert all(names == kind[1] for kind in seen.values() for names in kind[2:])
+    # The very first chunk works out the sampler's levels; after it, the first of its kind is captured.
+    assert all(names == kind[2] for kind in seen.values() for names in kind[3:])
     assert all(place == places[0] for place in places)
 
 
@@ -218,8 +232,30 @@ def test_the_host_s_launches_are_counted_where_graphs_are_replayed(checkpoint, m
     job, frames = prepare(RED, checkpoint, chunks=6)
     told = Launches()
     make_video(job, NullSink(), told, frames=frames)
-    # Noise, two positions, two places of the commit; the steps, and the clean pass before them.
-    assert told.seen == ([6, 7, 7, 7, 7, 7] if graphs else [None] * 6)
+    # Noise, two positions, two places of the commit; the steps, and the clean pass before them. The first
+    # chunk and its clean pass are launched one by one: a first frame waits for no capture.
+    assert told.seen == ([None, None, 7, 7, 7, 7] if graphs else [None] * 6)
+
+
+def test_the_first_chunk_is_handed_on_before_anything_is_captured(monkeypatch):
+    captures = []
+
+    def capture(function, *_):
+        captures.append(function)
+        return function
+
+    monkeypatch.setattr("runtime.rollout.rollout.captured", capture)
+    videos, other = (Rollout(tiny_engine(), FixedPrompts(RED), RENOISE, seeds=[1]) for _ in range(2))
+    made = [videos.denoise()]
+    videos.update_cache()
+    assert not captures
+    made.append(videos.denoise())
+    assert len(captures) == 2  # the steps and the clean pass
+    other._begun = True  # as if it had graphs from the start
+    wanted = [other.denoise()]
+    other.update_cache()
+    wanted.append(other.denoise())
+    assert all(torch.equal(one, two) for one, two in zip(made, wanted, strict=True))
 
 
 class Watch(NoTelemetry):
@@ -271,4 +307,6 @@ def test_figures_are_those_of_the_chunks(checkpoint):
     values = dict(line.split() for line in text.splitlines() if not line.startswith("#"))
     assert float(values["videomla_frames"]) == 72
     assert float(values["videomla_chunk_p99"]) == pytest.approx(figures.chunk_p99)
+    summary._gaps.extend([1.0] * (RECENT - 1) + [2.0])  # an hour at another speed
+    assert (len(summary._gaps), summary.figures().chunk_p50) == (RECENT, 1.0)
     assert [percentile([1.0, 2.0, 3.0, 4.0], share) for share in (0.5, 0.75, 0.99)] == [2.0, 3.0, 4.0]

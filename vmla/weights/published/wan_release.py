@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from plugins.errors import UserError, missing_extra
+from vmla.text.umt5 import UMT5Config, UMT5Encoder
 from vmla.weights.formats.files import Shape, check_shapes, write_json
 from vmla.weights.formats.pickles import open_pickle
 from vmla.weights.published.copying import link, write_anew
@@ -91,20 +92,16 @@ def _write_codec(path: Path, folder: Path) -> None:
 
 
 def _write_text(path: Path, folder: Path) -> None:
-    from transformers.models.umt5.configuration_umt5 import UMT5Config
-    from transformers.models.umt5.modeling_umt5 import UMT5EncoderModel
-
     named = {_text_name(name): tensor for name, tensor in open_pickle(path).items()}
     config = UMT5Config(**_text_sizes(_shapes(named), path))
     with torch.device("meta"):
-        model = UMT5EncoderModel(config)
+        model = UMT5Encoder(config)
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     expected.pop("encoder.embed_tokens.weight", None)  # another name of shared.weight
     check_shapes(expected, _shapes(named), path, "UMT5")
     folder.mkdir()
     write_anew(named, folder, "model.safetensors")
-    config.architectures = ["UMT5EncoderModel"]
-    config.save_pretrained(folder)
+    write_json(folder / "config.json", config.to_dict())
 
 
 def _text_name(name: str) -> str:

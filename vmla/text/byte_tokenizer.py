@@ -1,0 +1,61 @@
+"""ByT5's tokenizer: each byte of a text is a token."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from vmla.text.special import SPECIAL, named
+from vmla.weights.formats.files import write_json
+
+EXTRA = 125
+"""Tokens behind the bytes that ByT5 sets aside; a text names them like `<extra_id_0>`."""
+BYTES = 256
+END = SPECIAL.index("</s>")
+NAMED = re.compile(rf"\s*({'|'.join(SPECIAL)})\s*|<extra_id_({'|'.join(map(str, range(EXTRA)))})>")
+"""Tokens that a text names; whitespace about the first three belongs to them."""
+
+
+class ByteTokenizer:
+    """As transformers' `ByT5Tokenizer` with its own settings."""
+
+    kind = "ByT5Tokenizer"
+    pad = SPECIAL.index("<pad>")
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> ByteTokenizer | None:
+        """That of a `tokenizer_config.json`, None if it is another."""
+        extra = settings.get("extra_special_tokens", settings.get("additional_special_tokens"))
+        usual = [f"<extra_id_{number}>" for number in range(EXTRA)]
+        if settings.get("tokenizer_class") != cls.kind or not named(settings):
+            return None
+        return cls() if extra == usual or (extra is None and settings.get("extra_ids") == EXTRA) else None
+
+    def __len__(self) -> int:
+        """How many token numbers there are."""
+        return len(SPECIAL) + BYTES + EXTRA
+
+    def numbers(self, text: str, *, limit: int | None = None) -> list[int]:
+        """Those of `text` and of its end; with a `limit`, of as much of it as fits."""
+        content = list(_numbers(text))[: None if limit is None else limit - 1]
+        return content if content[-1:] == [END] else [*content, END]
+
+    def save(self, folder: Path) -> None:
+        """Write its files into `folder`."""
+        folder.mkdir(parents=True, exist_ok=True)
+        pad, end, unknown = SPECIAL
+        special = {"pad_token": pad, "eos_token": end, "unk_token": unknown}
+        settings = {"tokenizer_class": self.kind, **special, "extra_ids": EXTRA}
+        write_json(folder / "tokenizer_config.json", settings)
+
+
+def _numbers(text: str) -> Iterator[int]:
+    place = 0
+    for found in NAMED.finditer(text):
+        yield from (byte + len(SPECIAL) for byte in text[place : found.start()].encode())
+        special, extra = found.groups()
+        yield SPECIAL.index(special) if special else len(SPECIAL) + BYTES + int(extra)
+        place = found.end()
+    yield from (byte + len(SPECIAL) for byte in text[place:].encode())

@@ -1,0 +1,144 @@
+"""Prompts to embeddings of a fixed number of tokens."""
+
+from __future__ import annotations
+
+import html
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from plugins.errors import UserError
+from vmla.text.tokenizer import Tokenizer
+
+
+def clean_prompt(prompt: str) -> str:
+    """`prompt` as Wan and diffusers' `WanPipeline` clean it before they tokenize it.
+
+    Mojibake is repaired, HTML's entities are unescaped twice, whitespace of any length becomes one space.
+    """
+    import ftfy
+
+    return " ".join(html.unescape(html.unescape(ftfy.fix_text(prompt))).split())
+
+
+def check_prompt(prompt: str) -> None:
+    """Refuse what is no text, or says nothing.
+
+    Raises:
+        UserError: for an empty prompt, or one with bytes that are not UTF-8.
+    """
+    if not prompt.strip():
+        raise UserError("the prompt is empty; describe what the video shows")
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        place = error.start + 1
+        raise UserError(f"the prompt is not UTF-8 text: character {place} is none; write it anew") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cut:
+    """What an encoder does not read of a prompt that is too long for it."""
+
+    tokens: int
+    """Of the whole prompt, its end included."""
+    read: int
+    """Of those, as many as the encoder reads."""
+    text: str
+    """The cleaned prompt up to the place where it is cut."""
+
+    def __str__(self) -> str:
+        """In one sentence."""
+        start = "..." if len(self.text) > ENDING else ""
+        return (
+            f"the prompt has {self.tokens} tokens, of which the model reads {self.read}: "
+            f"it is cut after {start + self.text[-ENDING:]!r}"
+        )
+
+
+ENDING = 40
+"""Characters before the place of a cut that are shown."""
+
+
+class PromptTokenizer:
+    """What an encoder reads of a prompt: cleaned, cut into tokens, and no more of them than fit."""
+
+    def __init__(self, tokenizer: Tokenizer, *, tokens: int, lower_case: bool = False) -> None:
+        """`lower_case` is for encoders that have only ever seen small letters."""
+        self.tokenizer = tokenizer
+        self.tokens = tokens
+        self._lower_case = lower_case
+
+    def clean(self, prompt: str) -> str:
+        """What is tokenized of `prompt`."""
+        cleaned = clean_prompt(prompt)
+        return cleaned.lower() if self._lower_case else cleaned
+
+    def tokenize(self, prompts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """Token numbers and mask, each [B, tokens] int64, of the cleaned prompts; the rest is cut off.
+
+        Raises:
+            UserError: for an empty prompt, or one that is no text.
+        """
+        for prompt in prompts:
+            check_prompt(prompt)
+        cleaned = [self.clean(prompt) for prompt in prompts]
+        for text in cleaned:
+            check_prompt(text)  # cleaning may leave nothing
+        numbers = torch.full((len(cleaned), self.tokens), self.tokenizer.pad)
+        mask = torch.zeros_like(numbers)
+        for row, prompt in enumerate(cleaned):
+            kept = torch.tensor(self.tokenizer.numbers(prompt, limit=self.tokens))
+            numbers[row, : len(kept)] = kept
+            mask[row, : len(kept)] = 1
+        return numbers, mask
+
+    def fits(self, prompt: str) -> bool:
+        """Whether nothing of `prompt` is cut off."""
+        return self.cut(prompt) is None
+
+    def cut(self, prompt: str) -> Cut | None:
+        """What is left out of `prompt`, None if all of it is read."""
+        cleaned = self.clean(prompt)
+        count = self._count(cleaned)
+        if count <= self.tokens:
+            return None
+        # The longest beginning whose tokens fit: a longer one never has fewer.
+        places = range(len(cleaned) + 1)
+        end = bisect_right(places, self.tokens, key=lambda place: self._count(cleaned[:place])) - 1
+        return Cut(tokens=count, read=self.tokens, text=cleaned[: max(end, 0)].rstrip())
+
+    def _count(self, text: str) -> int:
+        return len(self.tokenizer.numbers(text))
+
+
+class TextEncoder(PromptTokenizer):
+    """A UMT5 encoder with its tokenizer, giving embeddings of a fixed number of tokens."""
+
+    def __init__(
+        self, encoder: nn.Module, tokenizer: Tokenizer, *, tokens: int, lower_case: bool = False
+    ) -> None:
+        """`lower_case` as for `PromptTokenizer`."""
+        super().__init__(tokenizer, tokens=tokens, lower_case=lower_case)
+        self.encoder = encoder
+
+    def __call__(self, prompts: Sequence[str | None]) -> Tensor:
+        """[B, tokens, text width] in the encoder's type; what lies behind a prompt's end is zero.
+
+        None in place of a prompt tells the model nothing: zeros alone.
+        """
+        numbers, mask = self.tokenize(["nothing" if prompt is None else prompt for prompt in prompts])
+        device = next(self.encoder.parameters()).device
+        with torch.no_grad():
+            embeddings = embed(self.encoder, numbers.to(device), mask.to(device))
+            embeddings[[number for number, prompt in enumerate(prompts) if prompt is None]] = 0
+        return embeddings
+
+
+def embed(encoder: nn.Module, numbers: Tensor, mask: Tensor) -> Tensor:
+    """The encoder's output [B, tokens, width] with zeros where `mask` is 0 (Wan attends to them)."""
+    hidden: Tensor = encoder(numbers, mask)
+    return hidden * mask[..., None].to(hidden.dtype)

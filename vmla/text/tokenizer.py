@@ -1,0 +1,111 @@
+"""What a tokenizer is, and which one lies in a folder: ours, or a published model's through transformers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from plugins.documents.json_file import read_json
+from plugins.documents.typed import typed
+from plugins.errors import UserError
+from vmla.text.byte_tokenizer import ByteTokenizer
+from vmla.text.word_tokenizer import KINDS, WordTokenizer
+
+FILES = ("tokenizer.json", "added_tokens.json", "special_tokens_map.json")
+LARGEST = 2**26
+"""Bytes of one of them: UMT5's vocabulary of 256,000 pieces takes a quarter."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kind:
+    """What is read of `tokenizer_config.json` before anything else."""
+
+    tokenizer_class: str | None = None
+
+
+class Tokenizer(Protocol):
+    """Text to token numbers, in the files that transformers' class of the name `kind` reads and writes."""
+
+    @property
+    def kind(self) -> str:
+        """The class of transformers that reads its files."""
+
+    @property
+    def pad(self) -> int:
+        """The number that stands behind a prompt's end."""
+
+    def __len__(self) -> int:
+        """How many token numbers there are."""
+
+    def numbers(self, text: str, *, limit: int | None = None) -> list[int]:
+        """Those of `text` and of its end; with a `limit`, of as much of it as fits."""
+
+    def save(self, folder: Path) -> None:
+        """Write its files into `folder`."""
+
+
+class PublishedTokenizer:
+    """The tokenizer of a published model, through transformers."""
+
+    def __init__(self, inner: Any) -> None:
+        self._inner = inner
+
+    @property
+    def kind(self) -> str:
+        """The class of transformers that reads its files."""
+        return type(self._inner).__name__
+
+    @property
+    def pad(self) -> int:
+        """The number that stands behind a prompt's end."""
+        return self._inner.pad_token_id
+
+    def __len__(self) -> int:
+        """How many token numbers there are."""
+        return len(self._inner)
+
+    def numbers(self, text: str, *, limit: int | None = None) -> list[int]:
+        """Those of `text` and of its end; with a `limit`, of as much of it as fits."""
+        return self._inner(text, truncation=limit is not None, max_length=limit)["input_ids"]
+
+    def save(self, folder: Path) -> None:
+        """Write its files into `folder`."""
+        self._inner.save_pretrained(folder)
+
+
+def read_tokenizer(folder: Path) -> Tokenizer:
+    """That in `folder`; no code that lies there runs, whatever its files ask for.
+
+    Raises:
+        UserError: if its files are damaged, or do not fit together.
+    """
+    place = folder / "tokenizer_config.json"
+    settings = read_json(place)
+    kind = typed(settings, Kind, str(place), others="ignore").tokenizer_class
+    contents = {name: read_json(folder / name, largest=LARGEST) for name in FILES if (folder / name).exists()}
+    try:
+        ours: Tokenizer | None = ByteTokenizer.of(settings)
+        if ours is None and kind in KINDS:
+            ours = WordTokenizer.of(settings, contents.get("tokenizer.json", {}))
+        if ours is not None:
+            return ours
+        inner = _published(kind).from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # noqa: BLE001 - what reads tokenizer.json raises the bare class
+        raise UserError(f"cannot load the tokenizer in {folder}; copy it again") from error
+    return PublishedTokenizer(inner)
+
+
+def _published(kind: str | None) -> Any:
+    """transformers' class for a tokenizer saved as `kind`; `AutoTokenizer` needs a model beside some."""
+    if kind == ByteTokenizer.kind:
+        from transformers.models.byt5.tokenization_byt5 import ByT5Tokenizer
+
+        return ByT5Tokenizer
+    if kind in KINDS:
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer
