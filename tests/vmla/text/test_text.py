@@ -6,7 +6,8 @@ from kit.measure import assert_close
 
 from plugins.errors import UserError
 from runtime.prompts.sources import FixedPrompts
-from vmla.text import PromptTokenizer, SmallTextConfig, TextEncoder, clean_prompt, word_tokenizer
+from vmla.text import PromptTokenizer, SmallTextConfig, TextEncoder, clean_prompt
+from vmla.text.word_tokenizer import WordTokenizer
 from vmla.weights.checkpoint import SHIPPED, open_checkpoint
 from vmla.world.caption import read
 
@@ -128,7 +129,7 @@ def test_what_is_too_long_says_how_much_is_read_and_where_it_is_cut(text):
 
 
 def test_a_tokenizer_of_words_says_where_in_the_text_it_stops():
-    reader = PromptTokenizer(word_tokenizer(("a", "red", "star")), tokens=24, lower_case=True)
+    reader = PromptTokenizer(WordTokenizer(("a", "red", "star")), tokens=24, lower_case=True)
     cut = reader.cut("A red star, " * 10)
     assert (cut.tokens, cut.read) == (31, 24)
     assert cut.text == "a red star, " * 7 + "a red"  # 23 words and the end
