@@ -77,7 +77,9 @@ def _no_tensor(path: Path, name: str) -> UserError:
 def _load(path: Path) -> Any:
     try:
         with opened(path, mend="copy it again") as file, torch.serialization.safe_globals(_numbers()):
-            return load_plain(path if zipfile.is_zipfile(file) else file)
+            mapped = zipfile.is_zipfile(file)
+            file.seek(0)
+            return load_plain(path if mapped else file)
     except (OSError, RuntimeError, EOFError, UnpicklingError, ValueError, LookupError, TypeError) as error:
         raise UserError(
             f"{path} cannot be read as a file of tensors alone; copy it again, or save its state dict anew"
