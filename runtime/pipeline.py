@@ -11,7 +11,6 @@ import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from time import perf_counter
 from types import TracebackType
@@ -37,8 +36,8 @@ from runtime.planning.request import Job, prepare
 from runtime.prompts.schedule_file import Entry
 from runtime.prompts.sources import FixedPrompts, PromptSource
 from runtime.resume.state import State
-from runtime.session.destination import choose_scale, claimed, clear_output, open_sink
-from runtime.session.generate import VideoFile
+from runtime.session.destination import choose_scale, claimed
+from runtime.session.generate import VideoFile, sink_for
 from runtime.session.outcome import Outcome
 from runtime.session.replay import Order
 from runtime.session.session import Session
@@ -225,7 +224,7 @@ class VideoPipeline:
         )
         order = Order(job=job, frames=frames, scale=choose_scale(job.height, scale))
         with claimed(output, fresh=True, overwrite=overwrite):
-            sink = open_sink(output, scale=order.scale, clear=partial(clear_output, output))
+            sink = sink_for(output, order)
             video = VideoFile(
                 self._session, output, order, sink, telemetry or NoTelemetry(),
                 save_every=save_every, load_seconds=self._load_seconds,

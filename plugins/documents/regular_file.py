@@ -6,8 +6,8 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from plugins.errors import UserError
 
@@ -16,7 +16,7 @@ LARGEST = 2**24
 
 
 @contextmanager
-def opened(path: Path, *, mend: str = "", links: bool = True) -> Iterator[BinaryIO]:
+def opened(path: Path, *, mend: str = "", links: bool = True) -> Iterator[BufferedReader]:
     """A regular file, open for reading its bytes.
 
     Args:

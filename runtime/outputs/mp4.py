@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from plugins.atomic_files import ASIDE
+from plugins.documents.regular_file import opened
 from plugins.errors import UserError
 from runtime.outputs import Clear, Frames, Mark
 from runtime.outputs.kind import SinkKind
@@ -94,12 +95,12 @@ class Mp4Sink:
 
     def _check(self) -> None:
         """Refuse a file that is not what the mark says."""
-        try:
-            with self.path.open("rb") as file:
+        with opened(self.path, mend="make it anew with --overwrite") as file:
+            try:
                 header = file.read(self._header)
                 whole = _checksum(file, self._bytes - self._header, zlib.crc32(header))
-        except OSError as error:
-            raise UserError(f"cannot go on with {self.path}: {error.strerror}") from error
+            except OSError as error:
+                raise UserError(f"cannot go on with {self.path}: {error.strerror}") from error
         if whole is None or zlib.crc32(header) != self._header_crc32 or self._crc32 not in (None, whole):
             raise UserError(f"{self.path} was cut or changed; make it anew with --overwrite")
 

@@ -205,6 +205,11 @@ def hash_json(value: Any) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
+def write_begun(output: Path, video: Mapping[str, Any]) -> None:
+    """Write or replace the sidecar of a video of which nothing is there yet; no weights are read for it."""
+    write_sidecar(output, {**video, "weights": {}}, {"complete": False, "frames_written": 0})
+
+
 def write_sidecar(output: Path, job: dict[str, Any], outcome: dict[str, Any]) -> None:
     """Write or replace the sidecar of `output`."""
     write_json(sidecar_path(output), {**job, **outcome})

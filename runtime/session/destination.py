@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from plugins.errors import UserError
 from runtime.outputs import Clear, FrameSink, Mark
 from runtime.outputs.registry import kind_of
 from runtime.resume.autosave import resume_command
 from runtime.resume.lock import locked
-from runtime.resume.sidecar import is_sidecar, sidecar_path
+from runtime.resume.sidecar import is_sidecar, sidecar_path, write_begun
 from runtime.resume.state import is_state, state_path
 
 WANTED_HEIGHT = 256
@@ -55,10 +56,15 @@ def leftovers(path: Path) -> list[Path]:
     ]
 
 
-def clear_output(path: Path, keep: Sequence[Path] = ()) -> None:
-    """Remove the files that an earlier video left at `path` and beside it, but `keep`; a folder stays."""
+def replace_older(path: Path, begun: Mapping[str, Any], keep: Sequence[Path] = ()) -> None:
+    """Remove the files that an earlier video left at `path` and beside it, but `keep`; a folder stays.
+
+    The sidecar that says what is `begun` replaces the older one first: whatever ends the process now,
+    what lies at `path` is shown to be ours.
+    """
+    write_begun(path, begun)
     for left in leftovers(path):
-        if left not in keep:
+        if left not in (*keep, sidecar_path(path)):
             left.unlink(missing_ok=True)
 
 

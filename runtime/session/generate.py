@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 from plugins.errors import UserError
 from runtime.outputs import FrameSink
@@ -21,8 +22,8 @@ from runtime.planning.request import Job
 from runtime.prompts.sources import FixedPrompts
 from runtime.prompts.videos_file import Video
 from runtime.resume.autosave import Autosave, resume_command
-from runtime.resume.sidecar import describe_prompts
-from runtime.session.destination import claimed, clear_output, is_kept, leftovers, open_sink
+from runtime.resume.sidecar import describe_prompts, describe_video, sidecar_path, write_begun
+from runtime.session.destination import claimed, is_kept, leftovers, open_sink, replace_older
 from runtime.session.outcome import Outcome, in_one_line, raise_failure, record
 from runtime.session.replay import Order
 from runtime.session.session import Session
@@ -62,6 +63,9 @@ class VideoFile:
         self._describe = told or partial(session.describe, order.job, frames=order.frames, scale=order.scale)
         self._keeps_older = order.state is None and is_kept(output) and bool(leftovers(output))
         self._autosave = self._autosaved(save_every)
+        self._announced = order.state is None and is_kept(output) and not self._keeps_older
+        if self._announced:
+            write_begun(output, _begun(order))
         self.task: VideoTask = session.admit(
             order.job,
             sink,
@@ -82,6 +86,8 @@ class VideoFile:
         """Say in the sidecar what became of it."""
         outcome = Outcome.of(task, self._summary.figures(), load_seconds=self._load_seconds)
         self._outcome.append(outcome)
+        if self._announced and not (outcome.frames or (self._autosave is not None and self._autosave.saved)):
+            sidecar_path(self._output).unlink(missing_ok=True)
         nothing = self._keeps_older and not outcome.frames  # then the older video is still there
         if task.failure is None and is_kept(self._output) and not nothing:
             known = None if self._autosave is None else self._autosave.video
@@ -137,7 +143,7 @@ def make_videos(
     with ExitStack() as stack:
         there = {output for output in orders if output.absolute().parent.is_dir()}
         _claim(stack, {output: orders[output] for output in orders if output in there}, overwrite=overwrite)
-        sinks = {output: _sink(output, order) for output, order in orders.items()}
+        sinks = {output: sink_for(output, order) for output, order in orders.items()}
         began = perf_counter()
         session = stack.enter_context(_loaded(job, memory))
         load_seconds = perf_counter() - began
@@ -200,11 +206,24 @@ def _loaded(job: Job, memory: int | None) -> Session:
         raise UserError(f"cannot load the model: {in_one_line(error)}") from error
 
 
-def _sink(output: Path, order: Order) -> FrameSink:
-    """Where the frames go; refuses early a file that cannot be gone on with."""
-    if order.state is None:
-        return open_sink(output, scale=order.scale, clear=partial(clear_output, output))
-    return open_sink(output, scale=order.scale, after=order.state.mark)
+def sink_for(output: Path, order: Order) -> FrameSink:
+    """Where the frames go; refuses early a file that cannot be gone on with.
+
+    An older video at `output` is removed once the new one has frames.
+
+    Raises:
+        UserError: as `open_sink`.
+    """
+    if order.state is not None:
+        return open_sink(output, scale=order.scale, after=order.state.mark)
+    older = is_kept(output) and leftovers(output)
+    clear = partial(replace_older, output, _begun(order)) if older else None
+    return open_sink(output, scale=order.scale, clear=clear)
+
+
+def _begun(order: Order) -> dict[str, Any]:
+    """What is known of a video before its weights are hashed."""
+    return describe_video(order.job, frames=order.frames, scale=order.scale)
 
 
 def _make_folders(outputs: Sequence[Path]) -> None:

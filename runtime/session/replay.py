@@ -16,7 +16,7 @@ from runtime.planning.start import NOT_RECORDED
 from runtime.prompts.sources import PromptSchedule
 from runtime.resume.sidecar import Recorded, describe_job, sidecar_path
 from runtime.resume.state import State, load_state, state_path
-from runtime.session.destination import choose_scale
+from runtime.session.destination import choose_scale, is_kept
 from vmla.world.caption import warning_for
 
 DETERMINING = (
@@ -89,12 +89,17 @@ def resume(output: Path, given: Mapping[str, Any]) -> Order:
     Raises:
         UserError: if there is no state to go on from, it is torn, or what it names is not as it was.
     """
+    if not is_kept(output):
+        raise UserError(f"{output} keeps no video to go on with; name the file or folder of one")
     sidecar = sidecar_path(output)
     mend = "make it anew"
     if sidecar.exists():
         mend += f" with: vmla-run --repeat {sidecar} -o {output} --overwrite"
-        if not state_path(output).exists() and read_json(sidecar).get("complete"):
+        told = {"weights": None} if state_path(output).exists() else read_json(sidecar)
+        if told.get("complete"):
             raise UserError(f"{output} is complete: there is nothing to go on with")
+        if told.get("weights") == {}:  # it was killed before these were known
+            mend = "make it anew with --overwrite"
     state, recorded = load_state(state_path(output), mend=mend)
     order = _as_recorded(recorded, given, output)
     if order.job.start is not None and state.snapshot.number < order.job.start.chunks:

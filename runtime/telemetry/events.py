@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from copy import copy
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -187,7 +188,7 @@ class JsonLines:
             while left:
                 left = left[self._file.write(left) :]
         except OSError:
-            if self._file.seekable():
+            with suppress(OSError):  # of a device or a pipe nothing can be cut off
                 self._file.truncate(self._file.tell() - (len(line) - len(left)))
             raise
 

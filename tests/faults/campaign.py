@@ -100,7 +100,8 @@ class Campaign:
             damage.apply(sandbox / file, luck)
         before = listing(sandbox)
         ended = run_alone(surface.call(), sandbox, seconds=self._seconds or surface.seconds)
-        refused = damage is not None and damage.refused
+        made = surface.makes and damage is not None and damage.kind == "missing"
+        refused = damage is not None and damage.refused and not made
         found = violations(ended, before, listing(sandbox), refused=refused, own=own)
         return Trial(
             number=number, surface=surface, file=file, ended=ended, faults=tuple(found),

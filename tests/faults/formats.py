@@ -84,7 +84,7 @@ LAUGHS = "a: &a [x]\n" + "".join(
 )
 YAML = (
     Damage("a date for a key", _text("2024-99-99: a red star\n")),
-    Damage("a date for a prompt", _text("0: 2024-13-45\n"), refused=True),
+    Damage("a date for a prompt", _text("0: 2024-13-45\n")),
     Damage("a tag that runs code", _text(f"0: !!python/object/apply:os.mkdir [{EXECUTED}]\n"), refused=True),
     Damage("an unknown tag", _text("0: !thing {a: 1}\n"), refused=True),
     Damage("an anchor in itself", _text("&a {0: *a}\n"), refused=True),

@@ -52,6 +52,8 @@ class Surface:
     """Whether it ends well on undamaged files."""
     own: str | None = None
     """What it may change beside the folder `out`: every path that begins so."""
+    makes: bool = False
+    """Whether it makes the file itself where it is missing."""
 
     @property
     def name(self) -> str:
@@ -114,7 +116,7 @@ SURFACES = (
     Surface(words=("vmla-train", "convert", "--from", "wan.pt", "--map", "map.yaml", "--dry-run"),
             whole=False, files={"map.yaml": "yaml"}),
     Surface(words=("vmla-train", "run", "debug", "-o", "run", "--until", "codec", "--stop-after", "1"),
-            files={"run/codec.pt": "pickle"}, seconds=60.0, share=3, own="run/"),
+            files={"run/codec.pt": "pickle"}, seconds=60.0, share=3, own="run/", makes=True),
     Surface(words=("vmla-train", "stage", "forcing", "--recipe", "debug", "--from", "checkpoint", "--data",
                    "clips", "-o", "out/stage"), whole=False, share=3, seconds=60.0,
             files={"clips/clips.json": "json", "clips/clips-0000000.safetensors": "safetensors",

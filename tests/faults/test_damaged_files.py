@@ -12,21 +12,15 @@ pytestmark = pytest.mark.cpu
 
 ROOT = Path(__file__).parents[2]
 TRIED = 100
-OPEN = frozenset({"hang", "memory", "traceback", "several lines", "endless line", "accepted", "signal"})
-"""Kinds of fault of which some are known and wait for one way to read every file: `docs/faults.md`. Whatever
-becomes of those, code is never run, nothing is written elsewhere or lost, and no terminal is moved."""
 
 
 def test_a_hundred_damaged_files_do_no_harm():
-    command = [sys.executable, "-m", "tests.faults", "--count", str(TRIED), "--seconds", "3"]
+    command = [sys.executable, "-m", "tests.faults", "--count", str(TRIED), "--seconds", "20"]
     path = os.pathsep.join([str(ROOT), *sys.path])
     done = subprocess.run(
         command, cwd=ROOT, env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=False
     )
-    assert f"{TRIED} tried" in done.stdout, done.stdout + done.stderr
-    lines = [line for line in done.stdout.splitlines() if line.split(":")[0].isdigit()]
-    harm = [line for line in lines if set(line.split(": ")[1].split(", ")) - OPEN]
-    assert harm == []
+    assert f"{TRIED} tried, 0 failed" in done.stdout, done.stdout + done.stderr
 
 
 def ended(**changes):

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from runtime import generate
 from runtime.cli.run import main
@@ -22,6 +22,7 @@ from runtime.outputs.mp4 import Mp4Sink
 from runtime.planning.request import THREADS, choose_device, prepare
 from vmla.cache import CacheSpec
 from vmla.config import model_preset
+from vmla.weights.formats.files import write_tensors
 
 pytestmark = pytest.mark.cpu
 
@@ -146,7 +147,7 @@ def with_tensors(checkpoint, folder, change):
     path = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(path)
     change(tensors)
-    save_file(tensors, path)
+    write_tensors(path, tensors, {})
     return folder
 
 

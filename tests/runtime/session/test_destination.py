@@ -5,20 +5,25 @@ import json
 import os
 import shutil
 from pathlib import Path
+from threading import Event
 
 import pytest
 from click.testing import CliRunner
 from kit.checkpoints import debug_checkpoint
 from kit.refusals import assert_one_line
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from plugins.errors import UserError
 from runtime.cli.run import main
 from runtime.outputs.mp4 import Mp4Sink
 from runtime.outputs.png import PngSink
 from runtime.pipeline import VideoPipeline
+from runtime.resume.sidecar import sidecar_path, write_begun
 from runtime.rollout.decoding import CodecDecoder
 from runtime.rollout.rollout import Rollout
+from runtime.session import session
+from runtime.session.destination import check_output
+from vmla.weights.formats.files import write_tensors
 
 pytestmark = pytest.mark.cpu
 
@@ -105,6 +110,40 @@ def test_a_video_of_ours_is_replaced(checkpoint, inside, output):
     told = json.loads((inside / f"{output}.json").read_text())
     assert told["frames_written"] == told["frames"] == 12
     assert len(contents(inside)) == len(before) - (12 if output == "pictures" else 0)
+
+
+@pytest.mark.parametrize("older", [False, True])
+@pytest.mark.parametrize(
+    ("output", "sink", "method"), [("a.mp4", Mp4Sink, "_appear"), ("a", PngSink, "write")]
+)
+def test_the_first_bytes_are_known_as_ours_while_weights_are_hashed(
+    checkpoint, inside, monkeypatch, output, sink, method, older
+):
+    """A process that is killed then leaves what `--overwrite` may replace."""
+    if older:
+        assert make(checkpoint, output).exit_code == 0
+    usual, describe, seen = getattr(sink, method), session.describe_model, Event()
+
+    def write(self, *arguments):
+        usual(self, *arguments)
+        check_output(self.path, overwrite=True)
+        assert json.loads(sidecar_path(self.path).read_text())["weights"] == {}
+        seen.set()
+
+    monkeypatch.setattr(sink, method, write)
+    monkeypatch.setattr(session, "describe_model", lambda job: (seen.wait(20), describe(job))[1])
+    result = make(checkpoint, output, "--overwrite")
+    assert result.exit_code == 0, result.output
+    assert seen.is_set()
+    assert json.loads(sidecar_path(Path(output)).read_text())["complete"]
+
+
+def test_a_video_that_was_killed_at_its_first_bytes_is_made_anew(checkpoint, inside):
+    Path("a.mp4").write_bytes(b"its first bytes")
+    write_begun(Path("a.mp4"), {"prompts": [], "seed": 0, "sampler": {}})
+    resumed = CliRunner().invoke(main, ["--resume", "a.mp4"])
+    assert_one_line(resumed, "nothing to go on from; make it anew with --overwrite")
+    assert make(checkpoint, "a.mp4", "--overwrite").exit_code == 0
 
 
 def test_a_folder_of_ours_with_something_else_in_it_is_refused(checkpoint, inside):
@@ -217,6 +256,6 @@ def test_weights_that_are_not_finite_are_refused_by_name(checkpoint, inside):
     path = inside / "model" / "transformer" / "diffusion_pytorch_model.safetensors"
     tensors = load_file(path)
     tensors["proj_out.weight"][0, 0] = float("inf")
-    save_file(tensors, path)
+    write_tensors(path, tensors, {})
     assert_one_line(make(inside / "model", "a.mp4"), "tensor proj_out.weight is not finite")
     assert not (inside / "a.mp4").exists()

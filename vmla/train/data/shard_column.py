@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmla.weights.formats.files import readable
+from plugins.errors import UserError
+from vmla.weights.formats.files import readable, shapes_in
 
 
 class Column:
@@ -19,7 +20,7 @@ class Column:
         """`shards` are files with their numbers of clips.
 
         Raises:
-            UserError: if one is missing or cut short.
+            UserError: if one is missing, cut short or without that tensor.
         """
         self._name = name
         self._places = [(path, row) for path, count in shards for row in range(count)]
@@ -34,6 +35,8 @@ class Column:
         from safetensors import safe_open
 
         if path not in self._files:
+            if self._name not in shapes_in(path):  # which refuses what is no whole file
+                raise UserError(f"{path} holds no {self._name}; encode the clips anew")
             with readable(path):
                 self._files[path] = safe_open(path, framework="pt")
         return self._files[path].get_slice(self._name)

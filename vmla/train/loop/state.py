@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import torch
 
 from plugins.atomic_files import atomic_write
+from plugins.documents.regular_file import opened
 from plugins.errors import UserError
 from vmla.config import current_names
+from vmla.weights.formats.pickles import load_plain
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -26,7 +29,7 @@ def load_state(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:
     Raises:
         UserError: if it is damaged, or was made with other settings.
     """
-    if not path.exists():
+    if not os.path.lexists(path):
         return None
     state = read_state(path)
     refuse_other_settings(state["settings"], settings, path)
@@ -39,11 +42,13 @@ def read_state(path: Path) -> dict[str, Any]:
     Raises:
         UserError: if it is damaged.
     """
+    mend = "remove it to train this part again"
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        with opened(path, mend=mend) as file:
+            state: dict[str, Any] = load_plain(file)
         state["settings"]  # a file without them is no state
-    except (OSError, RuntimeError, EOFError, UnpicklingError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is damaged; remove it to train this part again") from error
+    except (OSError, RuntimeError, EOFError, UnpicklingError, ValueError, LookupError, TypeError) as error:
+        raise UserError(f"{path} is damaged; {mend}") from error
     return state
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from plugins.atomic_files import atomic_write, atomic_write_text
 from plugins.documents.json_file import read_json
+from plugins.documents.regular_file import opened
 from plugins.documents.tensor_header import read_header
 from plugins.documents.typed import typed
 from plugins.errors import UserError
@@ -173,12 +174,15 @@ def hash_weights(path: Path) -> str:
     """
     digest = hashlib.sha256()
     for shard in shards_of(path):
-        with readable(shard):
-            digest.update(bytes.fromhex(hash_file(shard)))
+        digest.update(bytes.fromhex(hash_file(shard)))
     return digest.hexdigest()
 
 
 def hash_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, in hexadecimal."""
-    with path.open("rb") as file:
+    """SHA-256 of a file's bytes, in hexadecimal.
+
+    Raises:
+        UserError: if it is missing, or no regular file.
+    """
+    with opened(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from plugins.documents.regular_file import opened
 from plugins.errors import UserError
 from vmla.weights.formats.lazy_tensors import LazyTensors
 from vmla.weights.formats.pickles import read_pickle
@@ -53,11 +54,8 @@ def open_file(path: Path, part: str | None = None, files: Sequence[Path] = ()) -
 
 
 def _refuse_kind(path: Path) -> None:
-    try:
-        with path.open("rb") as file:
-            start = file.read(len(POINTER))
-    except OSError as error:
-        raise UserError(f"{path} is missing; copy the whole checkpoint folder") from error
+    with opened(path, mend="copy the whole checkpoint folder") as file:
+        start = file.read(len(POINTER))
     if start.startswith(b"GGUF") or path.suffix == ".gguf":
         raise UserError(f"{path} is a GGUF file, coded for ggml; give the safetensors that it was made of")
     if start == POINTER:

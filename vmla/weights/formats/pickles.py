@@ -6,16 +6,18 @@ read whole, because its tensors lie behind one another in one pickle.
 
 from __future__ import annotations
 
+import warnings
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from pickle import UnpicklingError
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from plugins.documents.regular_file import opened
 from plugins.errors import UserError
 
 PARTS = ("generator_ema", "generator", "model", "critic", "state_dict", "module")
@@ -74,12 +76,25 @@ def _no_tensor(path: Path, name: str) -> UserError:
 
 def _load(path: Path) -> Any:
     try:
-        with torch.serialization.safe_globals(_numbers()):
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=zipfile.is_zipfile(path))
-    except (OSError, RuntimeError, EOFError, UnpicklingError, ValueError, KeyError) as error:
+        with opened(path, mend="copy it again") as file, torch.serialization.safe_globals(_numbers()):
+            mapped = zipfile.is_zipfile(file)
+            file.seek(0)
+            return load_plain(path if mapped else file)
+    except (OSError, RuntimeError, EOFError, UnpicklingError, ValueError, LookupError, TypeError) as error:
         raise UserError(
             f"{path} cannot be read as a file of tensors alone; copy it again, or save its state dict anew"
         ) from error
+
+
+def load_plain(file: Path | BinaryIO) -> Any:
+    """What `torch.save` wrote, of tensors and plain values alone; a path is mapped, an open file read whole.
+
+    Raises:
+        Exception: for what is damaged or holds anything else, one of many kinds.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the age and the protocol of a file that is refused or read
+        return torch.load(file, map_location="cpu", weights_only=True, mmap=isinstance(file, Path))
 
 
 def _numbers() -> list[Any]:
