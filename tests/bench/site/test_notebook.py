@@ -21,7 +21,7 @@ def test_the_notebook_runs_and_says_the_same(tmp_path):
     client = pytest.importorskip("nbclient")
     committed = nbformat.read(ROOT / "docs" / "quickstart.ipynb", as_version=4)
     notebook = nbformat.read(ROOT / "docs" / "quickstart.ipynb", as_version=4)
-    client.NotebookClient(notebook, timeout=120, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    client.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert said(notebook) == said(committed)
     assert "identical: True\n" in "".join(said(notebook))
     shown = [output for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]
