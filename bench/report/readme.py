@@ -18,6 +18,8 @@ from bench.harness.document import machine_name
 from bench.report import gpu_tables
 from bench.report import sections as report_sections
 from bench.report.engines_table import or_dash, ratio
+from bench.report.summary import summary_table
+from bench.site.drawings import drawings
 from plugins.atomic_files import atomic_write_text
 from plugins.documents.json_file import read_json
 from plugins.errors import UserError
@@ -26,12 +28,14 @@ from vmla.train.publish.model_card import grade_rows
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results"
-DOCUMENTS = ("README.md", "docs/training.md", "docs/study.md", "plugins/README.md",
+DOCUMENTS = ("README.md", "docs/results.md", "docs/training.md", "docs/study.md", "plugins/README.md",
              "vmla/checkpoints/sprites/README.md",
              "vmla/checkpoints/sprites-4/README.md")  # fmt: skip
 PLOTS = {"layouts-sprites.json": ("layouts-right.svg", "layouts-saturation.svg")}
 """Of a results file, the first plots of its section: files in `docs`."""
 MISSING = "not measured yet"
+SUMMARY = "summary"
+"""The block of the README that is made from several results files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,6 +183,8 @@ def render(text: str) -> str:
 
     def block(found: re.Match[str]) -> str:
         name = found[1]
+        if name == SUMMARY:
+            return "\n".join([f"<!-- results: {name} -->", *summary_table(RESULTS), "<!-- end -->"])
         if name not in TABLES:
             raise UserError(f"a document has a block {name!r}; known are {', '.join(TABLES)}")
         return "\n".join([f"<!-- results: {name} -->", *TABLES[name].lines(), "<!-- end -->"])
@@ -187,7 +193,8 @@ def render(text: str) -> str:
 
 
 def plots() -> Iterator[tuple[str, str]]:
-    """Each plot of the documents whose results are there: its file, from the root, and its text."""
+    """Each drawing, and each plot whose results are there: its file, from the root, and its text."""
+    yield from ((f"docs/{file}", text) for file, text in drawings())
     for name, files in PLOTS.items():
         if (RESULTS / name).exists():
             result = read_json(RESULTS / name)

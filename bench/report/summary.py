@@ -1,0 +1,116 @@
+"""The README's one table: what a CPU and a GPU do, from several results files at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from bench.harness.document import machine_name
+from bench.report.engines_table import ratio
+from plugins.documents.json_file import read_json
+
+FILES = {
+    "rollout": "rollout-sprites.json",
+    "grades": "grades-sprites.json",
+    "engines": "engines-sprites.json",
+    "layouts": "layouts-sprites.json",
+    "memory": "memory-wan.json",
+    "gpu": "gpu-wan.json",
+}
+"""What each part of the table is read from, in `bench/results`."""
+FLOAT32 = 4
+"""Bytes of a number that the shipped model caches."""
+NOT_MEASURED = "not measured"
+LAST_MARK = "180"
+"""Second of the grades that the table shows."""
+
+Documents = dict[str, dict[str, Any]]
+Rows = list[tuple[str, str, str]]
+
+
+def summary_table(results: Path) -> list[str]:
+    """The lines of the table; where a results file is missing, one line that names it."""
+    missing = [file for file in FILES.values() if not (results / file).exists()]
+    if missing:
+        return [f"not measured yet: {', '.join(missing)} in bench/results"]
+    read = {name: read_json(results / file) for name, file in FILES.items()}
+    cpu, gpu = machine_name(read["rollout"]), read["gpu"]["machine"]["gpu"]
+    return [
+        f"| | CPU: {cpu} | GPU: one {gpu} |",
+        "|---|---|---|",
+        *(f"| {' | '.join(row)} |" for row in [*_speed(read), *_size(read), *_quality(read)]),
+    ]
+
+
+def _speed(read: Documents) -> Rows:
+    whole, engines = read["rollout"], _by_name(read["engines"])
+    gpu = {name: row for stage in ("chunk", "compile") for name, row in _by_name(read["gpu"][stage]).items()}
+    latent, compiled = gpu["eager-mla bf16"], gpu["compile bf16"]
+    return [
+        ("what runs", "the shipped model, 64 x 64", "the size of Wan2.1-1.3B, 832 x 480, random weights"),
+        (
+            "what is timed",
+            "everything, from the command to the file",
+            "the denoiser with its clean pass, in CUDA graphs, without the decoder",
+        ),
+        (
+            "speed",
+            f"{whole['frames_per_second']:.0f} frames/s, {whole['times_real_time']:.1f} times real time",
+            f"{latent['frames_per_second']:.1f} frames/s; {compiled['frames_per_second']:.1f} compiled",
+        ),
+        (
+            "latent cache, times as fast as per-head",
+            _inverse(engines["eager-mha fp32"]),
+            ratio(latent),
+        ),
+        ("three minutes of video", f"{whole['wall_seconds']:.0f} s", NOT_MEASURED),
+        ("first frame in the file", f"{whole['first_frame_seconds']:.1f} s", NOT_MEASURED),
+        (
+            "compiled engine, times as fast as PyTorch",
+            f"AOTInductor {ratio(engines['aoti fp32'])}, ONNX {ratio(engines['onnx fp32'])}",
+            f"AOTInductor {NOT_MEASURED}; TensorRT never run",
+        ),
+    ]
+
+
+def _size(read: Documents) -> Rows:
+    rollout, caches = read["rollout"], read["memory"]["caches"]
+    small = {one["layout"]: one["cached_numbers"] * FLOAT32 for one in read["layouts"]["models"]}
+    return [
+        (
+            "cache per token and layer: latent / per head",
+            f"{small['mla']:,.0f} / {small['mha']:,.0f} bytes",
+            " / ".join(f"{caches[name]['bytes_per_token_and_layer']:,.0f}" for name in ("mla", "mha"))
+            + " bytes",
+        ),
+        (
+            "memory",
+            f"{rollout['peak_bytes'] / 2**20:.0f} MiB at most; "
+            f"{rollout['resident_bytes']['growth']:.1%} more in minute 3 than in minute 1",
+            " / ".join(f"{caches[name]['bytes_per_video'] / 1e6:,.0f}" for name in ("mla", "mha"))
+            + " MB of cache for a video of any length",
+        ),
+    ]
+
+
+def _quality(read: Documents) -> Rows:
+    right = read["grades"]["grades"][LAST_MARK]
+    asked = ("background", "colour", "shape", "motion", "count")
+    shares = ", ".join(f"{name} {right[name]:.0%}" for name in asked)
+    return [
+        (
+            f"still right after {LAST_MARK} s, of {read['grades']['prompts']} prompts",
+            f"{shares}; everything at once {right['all']:.0%}",
+            "cannot be judged: the weights are random",
+        )
+    ]
+
+
+def _by_name(document: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    return {f"{row['engine']} {row['precision']}": row for row in document["rows"] if "refused" not in row}
+
+
+def _inverse(row: dict[str, Any]) -> str:
+    """How many times as fast the baseline is as `row`."""
+    said = f"{row['time_over_baseline']:.2f} ± {row['spread']:.2f}"
+    return said if row["differs"] else f"{said}: no difference beyond the noise"

@@ -1,0 +1,1 @@
+"""The documentation's site: drawings, the reference of commands, the repository's own pages in it."""

@@ -1,0 +1,26 @@
+"""What MkDocs calls while it builds the site: pages from elsewhere come in, links are made to fit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench.site.commands import command_reference
+from bench.site.pages import ADOPTED, adopted, home, relinked
+
+COMMANDS = "commands.md"
+
+
+def on_files(files: Any, *, config: Any, **_: Any) -> Any:
+    """Add the documents that lie outside `docs`, and the reference of the commands."""
+    from mkdocs.structure.files import File
+
+    for document, page in ADOPTED.items():
+        files.append(File.generated(config, page, content=adopted(document)))
+    files.append(File.generated(config, COMMANDS, content=command_reference()))
+    return files
+
+
+def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
+    """Links of a page, as the site has them."""
+    name = page.file.src_uri
+    return markdown if name == COMMANDS else relinked(markdown, home(name))
