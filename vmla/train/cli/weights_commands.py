@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from vmla.cli.terminal import say
+
 FOLDER = click.Path(file_okay=False, path_type=Path)
 PARTS = ("generator_ema", "generator", "model", "critic", "state_dict", "module")
 """As `vmla.weights.formats.pickles.PARTS`, which needs PyTorch."""
@@ -30,7 +32,7 @@ def inspect(file: str, output: Path | None, part: str | None, **guess: Any) -> N
     from vmla.weights.inspection.propose import Guess
     from vmla.weights.locate import locate
 
-    inspect_file(locate(file), part, Guess(**guess), output, click.echo)
+    inspect_file(locate(file), part, Guess(**guess), output, say)
 
 
 @click.command()
@@ -97,7 +99,7 @@ def convert(**options: Any) -> None:
     from vmla.train.cli.convert_options import run_conversion
 
     with ProgressLine(sys.stderr) as line:
-        run_conversion(options, line.show, click.echo)
+        run_conversion(options, line.show, say)
 
 
 @click.command()
@@ -125,7 +127,7 @@ def codec(like: str, checkpoint: str, data: Path, output: Path, threads: int | N
     with ProgressLine(sys.stderr) as line:
         made = distil(checkpoint, data, output, line.show, **options)
     if made is not None:
-        click.echo(f"wrote {made}; use it with: vmla-run --checkpoint {checkpoint} --decoder {made}")
+        say(f"wrote {made}; use it with: vmla-run --checkpoint {checkpoint} --decoder {made}")
 
 
 @click.command()
@@ -137,4 +139,4 @@ def push(folder: Path, repo: str, private: bool, revision: str | None) -> None:
     """Upload checkpoint FOLDER with its model card to REPO, owner/name, on the Hugging Face hub."""
     from vmla.train.publish.push import push as upload
 
-    click.echo(upload(folder, repo, click.echo, private=private, revision=revision))
+    say(upload(folder, repo, say, private=private, revision=revision))
