@@ -30,16 +30,18 @@ def main() -> None:
               help="Checkpoint folder or shipped model.")  # fmt: skip
 @click.option(
     "--backend",
+    metavar="[aoti|onnx|tensorrt|tensorrt-rtx]",
     help="Backend: aoti, onnx, tensorrt or tensorrt-rtx (default: the fastest that this machine has).",
 )
 @click.option(
     "--precision",
+    metavar="[fp32|bf16|fp16|fp8|nvfp4]",
     default="fp32",
     show_default=True,
     help="Precision of matrix products: fp32, bf16, fp16, fp8 or nvfp4; all else is float32.",
 )
 @click.option("--batch", type=int, default=1, show_default=True, help="Number of videos made at once.")
-@click.option("--device", default="cpu", show_default=True,
+@click.option("--device", metavar="[cpu|cuda]", default="cpu", show_default=True,
               help="Torch device that an aoti engine runs on: cpu or cuda.")  # fmt: skip
 @click.option("--target", help="GPU architectures for tensorrt-rtx, e.g. sm89,sm120.")
 @click.option(
@@ -48,7 +50,9 @@ def main() -> None:
     help="Calibration for fp8 or nvfp4, by vmla-export calibrate (default: calibrate anew).",
 )
 @click.option(
-    "--attention", help="Attention as our TensorRT plugin's node (plugin) or TensorRT's own (native)."
+    "--attention",
+    metavar="[plugin|native]",
+    help="Attention as our TensorRT plugin's node or TensorRT's own.",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path),
               help="Engine folder to write (default: in your store, named after its settings).")  # fmt: skip

@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from vmla.cli.command import Verb
 from vmla.cli.terminal import say
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -15,7 +16,7 @@ PARTS = ("generator_ema", "generator", "model", "critic", "state_dict", "module"
 """As `vmla.weights.formats.pickles.PARTS`, which needs PyTorch."""
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.argument("file")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path),
               help="YAML file that gets the proposed mapping of latent attention.")  # fmt: skip
@@ -35,7 +36,7 @@ def inspect(file: str, output: Path | None, part: str | None, **guess: Any) -> N
     inspect_file(locate(file), part, Guess(**guess), output, say)
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.option("--from", "source", required=True, help="A folder, a file, a hub id, or wan-1.3b or wan-14b "
               "for a dry run without weights.")  # fmt: skip
 @click.option("--layout", type=click.Choice(["mla", "mha"]),
@@ -102,7 +103,7 @@ def convert(**options: Any) -> None:
         run_conversion(options, line.show, say)
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.option("--like", type=click.Choice(["taehv"]), required=True, help="Architecture of the tiny decoder.")
 @click.option("--with", "checkpoint", required=True, help="Checkpoint whose codec is the teacher.")
 @click.option(
@@ -130,7 +131,7 @@ def codec(like: str, checkpoint: str, data: Path, output: Path, threads: int | N
         say(f"wrote {made}; use it with: vmla-run --checkpoint {checkpoint} --decoder {made}")
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.argument("folder", type=FOLDER)
 @click.argument("repo")
 @click.option("--private", is_flag=True, help="Make a new repository private.")
