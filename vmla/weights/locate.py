@@ -73,9 +73,10 @@ class Hub:
         endpoint = self.endpoint or constants.ENDPOINT
         log.info("nothing here is called %s: asking %s for it", repo, endpoint)
         session: Any = get_session()
+        silence: tuple[type[Exception], ...] = (OfflineModeIsEnabled, OSError, *_transport_errors(session))
         try:
             session.head(endpoint, timeout=PATIENCE)
-        except (OfflineModeIsEnabled, OSError, *_transport_errors(session)) as error:
+        except silence as error:
             log.info("%s does not answer: %s", endpoint, error)
             return False
         return True
