@@ -10,27 +10,67 @@ import click
 from vmla.cli.command import OneLineErrors
 
 VERBS = {
-    "engines": "bench.speed.engines",
-    "roofline": "bench.speed.roofline",
-    "memory": "bench.speed.memory",
-    "gpu": "bench.gpu.run",
-    "spectrum": "bench.studies.spectrum",
-    "quality": "bench.quality.vbench",
-    "vbench": "bench.quality.vbench_suite",
-    "report": "bench.report.page",
-    "rollout": "bench.speed.rollout",
-    "runtime": "bench.speed.runtime",
-    "grades": "bench.quality.grades",
-    "grader": "bench.quality.grader",
-    "diagnose": "bench.quality.diagnose",
-    "sheet": "bench.quality.sheet",
-    "kernels": "bench.speed.kernels",
-    "graph": "bench.speed.onnx_graph",
-    "study": "bench.studies.study",
-    "conversion": "bench.studies.conversion",
-    "layouts": "bench.studies.layouts",
+    "engines": ("bench.speed.engines", "Compare the engines of a model: speed, first frame, memory, error."),
+    "roofline": (
+        "bench.speed.roofline",
+        "Say what a pass costs, what this machine can do, and the floor that follows.",
+    ),
+    "memory": (
+        "bench.speed.memory",
+        "Measure what the cache takes in both layouts, a pass's peak, and how many streams fit.",
+    ),
+    "gpu": ("bench.gpu.run", "Measure a GPU: peaks, kernels, a block, chunks, graphs, fp8, memory."),
+    "spectrum": (
+        "bench.studies.spectrum",
+        "Effective ranks of CHECKPOINTS' key and value weights (sprites if none is given).",
+    ),
+    "quality": (
+        "bench.quality.vbench",
+        "Score VIDEOS with VBench's own package: six dimensions and the paper's mean of them.",
+    ),
+    "vbench": (
+        "bench.quality.vbench_suite",
+        "Make videos of VBench's prompts in FOLDER, and score them with VBench's own package.",
+    ),
+    "report": (
+        "bench.report.page",
+        "One page and one summary from RESULTS, with old results beside new ones; exits with 1 if a file was "
+        "left out because it is damaged.",
+    ),
+    "rollout": ("bench.speed.rollout", "Time a whole video, from typing the command to the finished file."),
+    "runtime": (
+        "bench.speed.runtime",
+        "Measure the runtime against a plain one: speed, evenness, states on disk, going on.",
+    ),
+    "grades": ("bench.quality.grades", "Grade a sprite model over time on held-out prompts."),
+    "grader": (
+        "bench.quality.grader",
+        "Measure the grader of the sprite world on rendered scenes, as they are and degraded.",
+    ),
+    "diagnose": (
+        "bench.quality.diagnose",
+        "Tell a sprite model's codec, first chunk and continuation apart.",
+    ),
+    "sheet": (
+        "bench.quality.sheet",
+        "Draw every shape, colour and motion, and pairs of objects, with failures marked.",
+    ),
+    "kernels": ("bench.speed.kernels", "Time the attention kernels and write every sample to a JSON file."),
+    "graph": (
+        "bench.speed.onnx_graph",
+        "Export a model of a named shape without its weights, and build engines of random ones.",
+    ),
+    "study": (
+        "bench.studies.study",
+        "Compare layouts, widths, splits and initialisations of the small model NAME, with seeds.",
+    ),
+    "conversion": (
+        "bench.studies.conversion",
+        "Convert per-head models of the recipe NAME in every way, and see how well each start does.",
+    ),
+    "layouts": ("bench.studies.layouts", "Compare sprite models: grades, drift, speed, cache."),
 }
-"""Each verb's module, loaded when the verb is used."""
+"""Each verb's module, loaded when the verb is used, and what it does."""
 
 
 class Verbs(OneLineErrors):
@@ -44,8 +84,13 @@ class Verbs(OneLineErrors):
         """The `main` of a verb's module."""
         if cmd_name not in VERBS:
             return None
-        command: Any = importlib.import_module(VERBS[cmd_name]).main
+        command: Any = importlib.import_module(VERBS[cmd_name][0]).main
         return command if isinstance(command, click.Command) else None
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the verbs without loading any."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, does) for name, (_, does) in VERBS.items()])
 
 
 @click.group(cls=Verbs)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import importlib.resources
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -53,6 +54,7 @@ class BuildStage:
 
 
 Report = Callable[[BuildStage], None]
+log = logging.getLogger(__name__)
 
 SOURCES = (
     "plugins", "plugins.triton", "plugins.aot", "vmla",
@@ -232,6 +234,7 @@ def _reusable(folder: Path, wanted: Manifest, calibration: Calibration | None) -
 @contextmanager
 def _stage(name: str, report: Report) -> Iterator[BuildStage]:
     stage, began = BuildStage(name=name), perf_counter()
+    log.info("%s ...", name)
     yield stage
     stage.seconds, stage.peak_bytes = perf_counter() - began, peak_resident_bytes(children=True)
     report(stage)

@@ -28,9 +28,11 @@ class Settings(BuildOptions):
             raise UserError(f"no such device: {self.device}; use cpu or cuda")
         if self.device == "cuda" and "device" not in takes:
             raise UserError(f"backend {self.backend} takes no device; leave --device out")
-        if (self.target is not None) != ("target" in takes):
+        if self.target is None and "target" in takes:
+            raise UserError(f"backend {self.backend} needs the GPU that it builds for: --target sm_89")
+        if self.target is not None and "target" not in takes:
             takers = " or ".join(name for name, backend in BACKENDS.items() if "target" in backend.takes)
-            raise UserError(f"a target goes with backend {takers}, and only with it: --target sm_89")
+            raise UserError(f"a target goes with backend {takers} alone; leave --target out")
         if self.attention not in (None, *get_args(Attention)):
             raise UserError(f"no such attention: {self.attention}; use plugin or native")
         if self.attention == "plugin" and "attention" not in takes:

@@ -21,6 +21,7 @@ from click.core import ParameterSource
 from plugins.documents.json_file import read_json
 from plugins.errors import UserError
 from vmla.cli.machine import commit, hardware
+from vmla.cli.terminal import say
 from vmla.weights.formats.files import write_json
 
 VERSION = 1
@@ -48,8 +49,8 @@ class Record:
     def finish(self, **figures: object) -> None:
         """Write the whole document; print its path, and the figures that it claims as one line of JSON."""
         self.save(summary=figures, complete=True)
-        click.echo(str(self.path))
-        click.echo(json.dumps({"kind": self.document["kind"], "output": str(self.path), **figures}))
+        say(str(self.path))
+        say(json.dumps({"kind": self.document["kind"], "output": str(self.path), **figures}))
 
 
 def read_document(path: Path) -> dict[str, Any]:

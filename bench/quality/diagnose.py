@@ -24,6 +24,7 @@ from plugins.errors import UserError
 from vmla.cache import CacheSpec
 from vmla.cli.command import OneLineCommand
 from vmla.cli.progress import ProgressLine
+from vmla.cli.terminal import say
 from vmla.config import FRAMES_PER_SECOND
 from vmla.scheduler import Sampler
 from vmla.text import TextEncoder
@@ -146,7 +147,7 @@ def main(checkpoint: str, count: int, chunks: str, seed: int, output: Path | Non
                 line.show(f"diagnose: {name}, {first} of {count}")
                 part = scenes[first : first + BATCH]
                 found[name] += after_true_chunks(opened, part, true=true, seed=seed + first)
-            click.echo(name)
+            say(name)
             show(found[name])
             record.save(stages={key: figures(graded) for key, graded in found.items()})
     record.finish(**{key: figures(graded)["all"] for key, graded in found.items()})

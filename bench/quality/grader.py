@@ -25,6 +25,7 @@ from torch.nn.functional import conv2d, pad
 from bench.harness.document import Record
 from vmla.cli.command import OneLineCommand
 from vmla.cli.progress import ProgressLine
+from vmla.cli.terminal import say
 from vmla.world.caption import ObjectRequest, Reading, describe, read
 from vmla.world.grader.grade import QUESTIONS, Grade, Observation, grade, look, match
 from vmla.world.render import render
@@ -173,11 +174,11 @@ def main(scenes: int, seed: int, named: str, output: Path | None) -> None:
             tallies[name] = measure(scenes, seed, degraded=degraded, world=world, progress=progress)
             record.save(scenes=scenes, seed=seed, world=named, **_figures(tallies))
     for name, tally in tallies.items():
-        click.echo(f"{name}: {tally.scenes} scenes, {tally.seconds / scenes:.2f} s of one core per window")
-        click.echo(f"  {'question':<12}{'right':>8}{'own prompt: yes':>18}{'wrong prompt: no':>18}")
+        say(f"{name}: {tally.scenes} scenes, {tally.seconds / scenes:.2f} s of one core per window")
+        say(f"  {'question':<12}{'right':>8}{'own prompt: yes':>18}{'wrong prompt: no':>18}")
         for q in QUESTIONS:
             shares = (tally.accuracy(q), tally.accepted[q] / scenes, tally.rejected[q] / scenes)
-            click.echo(f"  {q:<12}{shares[0]:>8.3f}{shares[1]:>18.3f}{shares[2]:>18.3f}")
+            say(f"  {q:<12}{shares[0]:>8.3f}{shares[1]:>18.3f}{shares[2]:>18.3f}")
     record.finish(**{name: record.document[name] for name in ACCURACIES.values()})
 
 

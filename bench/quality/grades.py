@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from bench.harness.document import Record
+from bench.quality.whole_seconds import WholeSeconds
 from export.engine.manifest import Manifest
 from runtime.engines.base import EagerEngine, Engine
 from runtime.engines.compiled import CompiledEngine, open_engine
@@ -32,6 +33,7 @@ from runtime.rollout.decoding import CodecDecoder
 from runtime.rollout.rollout import rollout
 from vmla.cli.command import OneLineCommand
 from vmla.cli.progress import ProgressLine
+from vmla.cli.terminal import say
 from vmla.config import FRAMES_PER_SECOND
 from vmla.weights.checkpoint import SHIPPED, Checkpoint, open_checkpoint
 from vmla.world.caption import describe, read
@@ -178,10 +180,10 @@ def show(graded: list[Graded]) -> None:
     """For a person to read: all prompts, then by number of objects and by motion."""
     for name, part in {"all prompts": graded, **grouped(graded)}.items():
         prompts = len({one.prompt for one in part})
-        click.echo(f"{name} ({prompts})")
-        click.echo("seconds  " + "  ".join(f"{question:>10}" for question in (*QUESTIONS, "all")))
+        say(f"{name} ({prompts})")
+        say("seconds  " + "  ".join(f"{question:>10}" for question in (*QUESTIONS, "all")))
         for mark, row in shares(part).items():
-            click.echo(f"{mark:>7}  " + "  ".join(f"{share:>10.1%}" for share in row.values()))
+            say(f"{mark:>7}  " + "  ".join(f"{share:>10.1%}" for share in row.values()))
 
 
 @click.command(cls=OneLineCommand)
@@ -194,7 +196,12 @@ def show(graded: list[Graded]) -> None:
     "--objects", type=click.IntRange(1, 2), help="Number of objects in each prompt (default: drawn)."
 )
 @click.option(
-    "--seconds", default="5,60,180", show_default=True, help="Seconds at which to grade, comma-separated."
+    "--seconds",
+    "marks",
+    type=WholeSeconds(),
+    default="5,60,180",
+    show_default=True,
+    help="Seconds at which to grade, comma-separated.",
 )
 @click.option(
     "--seed", default=1000, show_default=True, help="Seed of the first video; each later one has the next."
@@ -209,14 +216,14 @@ def main(
     folder: Path | None,
     count: int,
     objects: int | None,
-    seconds: str,
+    marks: tuple[int, ...],
     seed: int,
     batch: int,
     output: Path | None,
 ) -> None:
     """Grade a sprite model over time on held-out prompts."""
     named = Manifest.read(folder).checkpoint if folder is not None and checkpoint is None else checkpoint
-    opened, marks = open_checkpoint(named or SHIPPED), tuple(int(mark) for mark in seconds.split(","))
+    opened = open_checkpoint(named or SHIPPED)
     world, graded, record = opened.world() or FIRST, list[Graded](), Record("grades", output)
     prompts = held_out_prompts(count, seed=seed, world=world, objects=objects)
     engine, fixed = open_denoiser(opened, folder)

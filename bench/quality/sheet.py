@@ -18,10 +18,12 @@ import click
 from torch import Tensor
 
 from bench.quality.grades import WINDOW, grade_windows, held_out_prompts, open_denoiser, seen_rollouts
+from bench.quality.whole_seconds import WholeSeconds
 from plugins.atomic_files import atomic_write
 from plugins.errors import UserError, missing_extra
 from vmla.cli.command import OneLineCommand
 from vmla.cli.progress import ProgressLine
+from vmla.cli.terminal import say
 from vmla.config import FRAMES_PER_SECOND
 from vmla.weights.checkpoint import SHIPPED, open_checkpoint
 from vmla.world.caption import read
@@ -93,17 +95,6 @@ def draw_sheet(rows: Sequence[tuple[str, Sequence[Picture]]], marks: Sequence[in
     return sheet
 
 
-def whole_numbers(text: str) -> tuple[int, ...]:
-    """The seconds of a list such as 1,60,179.
-
-    Raises:
-        UserError: if it is no such list.
-    """
-    if not all(part.isdecimal() and int(part) > 0 for part in text.split(",")):
-        raise UserError(f"{text!r} is not a list of whole seconds such as 1,60,179")
-    return tuple(sorted({int(part) for part in text.split(",")}))
-
-
 def rows_in_order(
     prompts: Sequence[str], found: Iterable[tuple[int, int, Tensor]], world: World
 ) -> list[tuple[str, list[Picture]]]:
@@ -118,16 +109,25 @@ def rows_in_order(
 @click.command(cls=OneLineCommand)
 @click.argument("checkpoint", default=SHIPPED)
 @click.option("--engine", "folder", type=click.Path(path_type=Path), help="Engine folder (default: eager).")
-@click.option("--seconds", default="1,60,179", show_default=True, help="Seconds to show, comma-separated.")
+@click.option(
+    "--seconds",
+    "marks",
+    type=WholeSeconds(),
+    default="1,60,179",
+    show_default=True,
+    help="Seconds to show, comma-separated.",
+)
 @click.option(
     "--pairs", default=12, show_default=True, type=click.IntRange(0), help="Prompts with two objects."
 )
 @click.option("--seed", default=3000, show_default=True, help="Seed of the prompts and of the first video.")
 @click.option("-o", "--output", required=True, type=click.Path(path_type=Path, dir_okay=False),
               help="PNG file to write.")  # fmt: skip
-def main(checkpoint: str, folder: Path | None, seconds: str, pairs: int, seed: int, output: Path) -> None:
+def main(
+    checkpoint: str, folder: Path | None, marks: tuple[int, ...], pairs: int, seed: int, output: Path
+) -> None:
     """Draw every shape, colour and motion, and pairs of objects, with failures marked."""
-    opened, marks = open_checkpoint(checkpoint), whole_numbers(seconds)
+    opened = open_checkpoint(checkpoint)
     world = opened.world()
     if world is None:
         raise UserError(f"{opened.name} is of no world whose truth is known; give a sprite model")
@@ -145,7 +145,7 @@ def main(checkpoint: str, folder: Path | None, seconds: str, pairs: int, seed: i
     with atomic_write(output) as aside:
         draw_sheet(rows, marks).save(aside, "png")
     wrong = sum(bool(picture.failed) for _, pictures in rows for picture in pictures)
-    click.echo(f"wrote {output}: {len(rows)} videos, {wrong} of {len(rows) * len(marks)} pictures wrong")
+    say(f"wrote {output}: {len(rows)} videos, {wrong} of {len(rows) * len(marks)} pictures wrong")
 
 
 if __name__ == "__main__":

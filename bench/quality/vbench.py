@@ -25,6 +25,7 @@ from plugins.errors import UserError
 from runtime.planning.request import choose_device
 from runtime.resume.sidecar import sidecar_path
 from vmla.cli.command import OneLineCommand
+from vmla.cli.terminal import say
 
 DIMENSIONS = (
     "aesthetic_quality", "background_consistency", "dynamic_degree", "imaging_quality", "motion_smoothness",
@@ -143,9 +144,9 @@ def main(videos: tuple[Path, ...], long: bool, device: str, output: Path | None)
         scores = evaluate(folder, device, long=long)
     record.save(videos={name: str(video) for name, video in links.items()}, scores=scores)
     for name, score in scores.items():
-        click.echo(f"{name:>24}  {score:.4f}")
+        say(f"{name:>24}  {score:.4f}")
     mean = six_metric_mean(scores)
-    click.echo(f"{'six-metric mean':>24}  {mean:.4f}  (arXiv 2605.30351, table 2; not VBench's total)")
+    say(f"{'six-metric mean':>24}  {mean:.4f}  (arXiv 2605.30351, table 2; not VBench's total)")
     record.finish(six_metric_mean=round(mean, 4), suite="VBench-Long" if long else "VBench")
 
 

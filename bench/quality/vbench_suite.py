@@ -28,6 +28,7 @@ from plugins.errors import UserError
 from runtime.pipeline import VideoPipeline
 from runtime.resume.sidecar import sidecar_path
 from vmla.cli.command import OneLineCommand
+from vmla.cli.terminal import say
 from vmla.train.loop.state import refuse_other_settings
 from vmla.weights.formats.files import read_json, write_json
 
@@ -171,7 +172,7 @@ def main(folder: Path, output: Path | None, **options: Any) -> None:
     samples = samples_of(prompts, options["samples"], options["seed"])
     _make(folder, samples, options)
     if options["only_videos"]:
-        click.echo(f"{len(samples)} videos in {folder / 'videos'}; without --only-videos they are scored")
+        say(f"{len(samples)} videos in {folder / 'videos'}; without --only-videos they are scored")
         return
     record = Record("vbench", output)
     scores = evaluate(
@@ -181,7 +182,7 @@ def main(folder: Path, output: Path | None, **options: Any) -> None:
     )  # fmt: skip
     record.save(scores=scores, settings=read_json(folder / SETTINGS), prompts=len(prompts))
     for name, score in scores.items():
-        click.echo(f"{name:>24}  {score:.4f}")
+        say(f"{name:>24}  {score:.4f}")
     mean = {"six_metric_mean": round(six_metric_mean(scores), 4)} if scores.keys() >= set(DIMENSIONS) else {}
     record.finish(videos=len(samples), suite="VBench-Long" if options["long"] else "VBench", **mean)
 
@@ -194,5 +195,4 @@ def _make(folder: Path, samples: Sequence[Sample], options: dict[str, Any]) -> N
             "model_hash": pipeline.checkpoint.model_hash(), "seconds": options["seconds"],
             "seed": options["seed"], "steps": options["steps"],
         }  # fmt: skip
-        say: Say = click.echo
         make_suite(pipeline, samples, folder, settings, say, steps=options["steps"])

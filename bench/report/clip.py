@@ -19,6 +19,7 @@ from runtime.prompts.sources import FixedPrompts
 from runtime.rollout.decoding import CodecDecoder
 from runtime.rollout.rollout import rollout
 from vmla.cli.command import OneLineCommand
+from vmla.cli.terminal import say
 from vmla.config import FRAMES_PER_SECOND
 from vmla.weights.checkpoint import open_checkpoint
 
@@ -77,7 +78,7 @@ def main(output: Path, checkpoint: str, start: float, seconds: float) -> None:
     pictures = [Image.fromarray(frame) for frame in big]
     duration = round(1000 / FRAMES_PER_SECOND)
     pictures[0].save(output, save_all=True, append_images=pictures[1:], duration=duration, loop=0, quality=80)
-    click.echo(f"{output}: {len(pictures)} frames, {output.stat().st_size:,} bytes")
+    say(f"{output}: {len(pictures)} frames, {output.stat().st_size:,} bytes")
 
 
 if __name__ == "__main__":

@@ -26,6 +26,7 @@ from plugins.atomic_files import atomic_write_text
 from plugins.documents.json_file import shown
 from plugins.errors import UserError
 from vmla.cli.command import OneLineCommand
+from vmla.cli.terminal import say
 
 TOLERANCE = 0.05
 """By which a figure without a known spread may change before it is called worse."""
@@ -197,15 +198,15 @@ def main(results: tuple[Path, ...], against: tuple[Path, ...], across_machines: 
     if not new:
         raise UserError(left_out[0])
     for reason in left_out:
-        click.echo(f"left out: {reason}", err=True)
+        say(f"left out: {reason}", err=True)
     pairs = pair_up(new, old, across=across_machines)
     output.mkdir(parents=True, exist_ok=True)
     for name, text in (("report.html", html(pairs)), ("report.md", markdown(pairs))):
         atomic_write_text(output / name, text)
     worse = regressions(pairs)
-    click.echo("\n".join([*(f"worse: {shown(name, 200)}" for name in worse), str(output / "report.html")]))
+    say(*(f"worse: {shown(name, 200)}" for name in worse), str(output / "report.html"))
     line = {"kind": "report", "output": str(output), "results": len(pairs), "worse": worse}
-    click.echo(json.dumps({**line, "left_out": len(left_out)}))
+    say(json.dumps({**line, "left_out": len(left_out)}))
     if left_out:
         sys.exit(1)
 

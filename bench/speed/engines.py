@@ -36,6 +36,7 @@ from runtime.rollout.decoding import CodecDecoder, Decoder
 from runtime.rollout.rollout import Chunk
 from vmla.cli.command import OneLineCommand
 from vmla.cli.progress import ProgressLine
+from vmla.cli.terminal import say
 from vmla.config import FRAMES_PER_SECOND
 from vmla.flops import Counted
 from vmla.weights.checkpoint import Checkpoint
@@ -243,7 +244,7 @@ def main(
             line.show(f"engines: {arm.name}, {number + 1} of {len(arms)}")
             rows.append(budget.spend(lambda arm=arm: bench.row(arm), bench.heading(arm)))  # type: ignore[misc]
             record.save(rows=rows)
-    click.echo(engines_table(record.document))
+    say(*engines_table(record.document).split("\n"))
     record.finish(**summary(rows))
 
 

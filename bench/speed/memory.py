@@ -29,6 +29,7 @@ from runtime.planning.request import choose_device
 from vmla.cache import CacheSpec
 from vmla.cli.command import OneLineCommand
 from vmla.cli.progress import ProgressLine
+from vmla.cli.terminal import say
 from vmla.config import WINDOWS, Layout, ModelConfig, model_preset
 from vmla.weights.checkpoint import Checkpoint
 
@@ -171,7 +172,7 @@ def main(
             line.show(f"memory: a pass of {shape}, {row['arm']}, {row['window']}, batch {row['batch']}")
             rows.append(row)
             record.save(passes_subject=shape, passes=rows)
-    click.echo(show(record.document))
+    say(*show(record.document).split("\n"))
     record.finish(
         **{name: round(value, 4) for name, value in compared(caches).items()},
         bytes_per_token_and_layer={n: round(c["bytes_per_token_and_layer"], 2) for n, c in caches.items()},

@@ -48,6 +48,7 @@ from export.settings import Settings
 from plugins.errors import UserError
 from vmla.cli.command import OneLineCommand
 from vmla.cli.machine import peak_resident_bytes
+from vmla.cli.terminal import say
 from vmla.config import MODEL_PRESETS, ModelConfig, model_preset
 from vmla.transformer import VideoMLA
 
@@ -174,7 +175,7 @@ def faults(path: Path) -> dict[str, Any]:
         found = json.loads(report.read_text())
     entries = [entry for entry in found["lint_entries"] if entry["level"] != "info"]
     passing, failing = (sorted(found["summary"][name]) for name in ("passing", "failing"))
-    click.echo(f"lint: {len(passing)} nodes pass, {len(failing)} fail, {len(entries)} entries")
+    say(f"lint: {len(passing)} nodes pass, {len(failing)} fail, {len(entries)} entries")
     return {
         "entries": entries,
         "passing": len(passing),
@@ -249,7 +250,7 @@ def measure(
             **vars(graph),
         }
     }
-    click.echo(f"graph: {figures['graph']['seconds']} s, peak {peak_resident_bytes() / 2**20:,.0f} MiB")
+    say(f"graph: {figures['graph']['seconds']} s, peak {peak_resident_bytes() / 2**20:,.0f} MiB")
     engines: list[dict[str, Any]] = []
     yield figures | {"engines": engines}
     for target in targets:
@@ -269,5 +270,5 @@ def _engine(graph: Path, target: str) -> dict[str, Any]:
         "engine_bytes": engine.stat().st_size,
         "warnings": warnings,
     }
-    click.echo(f"{target}: {told['seconds']} s, peak {cast(int, told['peak_bytes']) / 2**20:,.0f} MiB")
+    say(f"{target}: {told['seconds']} s, peak {cast(int, told['peak_bytes']) / 2**20:,.0f} MiB")
     return told

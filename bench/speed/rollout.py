@@ -26,6 +26,7 @@ from bench.harness.document import Record
 from bench.quality.drift import chunk_curve, drift, drift_of
 from plugins.errors import UserError
 from vmla.cli.command import OneLineCommand
+from vmla.cli.terminal import say
 from vmla.config import FRAMES_PER_SECOND
 from vmla.weights.checkpoint import open_checkpoint
 from vmla.world.worlds import FIRST
@@ -137,7 +138,7 @@ def main(checkpoint: str, minutes: float, output: Path | None) -> None:
         figures["resumed"] = stop_and_go_on(asked, Path(folder) / "halves.mp4", told["frames_written"])
     record.save(resumed=figures["resumed"])
     for name, value in figures.items():
-        click.echo(f"{name:>24}  {value}")
+        say(f"{name:>24}  {value}")
     record.finish(**figures)
 
 

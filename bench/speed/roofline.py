@@ -26,6 +26,7 @@ from plugins.errors import UserError
 from runtime.planning.request import choose_device
 from vmla.cli.command import OneLineCommand
 from vmla.cli.progress import ProgressLine
+from vmla.cli.terminal import say
 from vmla.config import WINDOWS, ModelConfig
 from vmla.flops import FORMS, Counted
 from vmla.weights.checkpoint import Checkpoint
@@ -175,7 +176,7 @@ def main(
     record.save(peaks=peaks, floors=[floor.as_dict() for floor in found])
     if earlier is not None:
         record.save(gaps=list(gaps(earlier, found, subject.name, across_machines)))
-    click.echo(show(record.document))
+    say(*show(record.document).split("\n"))
     record.finish(**_summary(record.document))
 
 

@@ -48,6 +48,7 @@ from runtime.telemetry.events import ChunkReport, NoTelemetry
 from runtime.telemetry.metrics import percentile
 from vmla.cli.command import OneLineCommand
 from vmla.cli.progress import ProgressLine
+from vmla.cli.terminal import say
 from vmla.transformer import StepInputs
 
 ARMS = ("plain", "now", "unsaved")
@@ -270,7 +271,7 @@ def main(checkpoint: str, chunks: int, engine: Path | None, device: str, output:
     sampler, dtype = order.job.sampler.settings(), str(order.job.dtype).removeprefix("torch.")
     record.save(checkpoint=checkpoint, sampler=sampler, dtype=dtype, **figures, **measured)
     for name, value in figures.items():
-        click.echo(f"{name:>22}  {value}")
+        say(f"{name:>22}  {value}")
     record.finish(**figures)
 
 

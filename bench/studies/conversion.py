@@ -30,6 +30,7 @@ from bench.studies.conversion_trial import CLIPS, ConversionTrial, ConversionVar
 from bench.studies.study import spread
 from vmla.cli.command import OneLineCommand
 from vmla.cli.progress import ProgressLine
+from vmla.cli.terminal import say
 from vmla.train.data.clips import open_clips
 from vmla.train.recipes.from_checkpoint import DISTILLATION_RECIPES, distillation_recipe
 from vmla.weights.checkpoint import open_checkpoint
@@ -158,7 +159,7 @@ def main(
             rows.append(trial.result())
             record.save(rows=rows, compared=compared(rows))
     for table in conversion_section(record.document).tables:
-        click.echo(printed(table))
+        say(*printed(table).split("\n"))
     last = "healed" if heal else "loss"
     record.finish(losses={one["variant"]: one[last] for one in compared(rows)})
 

@@ -23,6 +23,7 @@ from bench.harness.document import Record
 from bench.harness.subject import filling
 from bench.quality.drift import MEASURES, drift, measures
 from bench.quality.grades import grade_windows, held_out_prompts, open_denoiser, seen_rollouts, shares
+from bench.quality.whole_seconds import WholeSeconds
 from bench.report.sections import layouts_section
 from plugins.documents.json_file import read_json
 from plugins.errors import UserError
@@ -30,6 +31,7 @@ from runtime.prompts.sources import FixedPrompts
 from runtime.rollout.rollout import Rollout
 from vmla.cli.command import OneLineCommand
 from vmla.cli.progress import ProgressLine
+from vmla.cli.terminal import say
 from vmla.weights.checkpoint import Checkpoint, open_checkpoint
 from vmla.weights.formats.files import hash_weights
 from vmla.world.worlds import FIRST
@@ -144,6 +146,8 @@ def _kept(path: Path, asked: dict[str, Any]) -> list[dict[str, Any]]:
               help="Number of held-out prompts.")  # fmt: skip
 @click.option(
     "--seconds",
+    "marks",
+    type=WholeSeconds(),
     default=",".join(map(str, MARKS)),
     show_default=True,
     help="Seconds at which to grade, comma-separated.",
@@ -154,9 +158,9 @@ def _kept(path: Path, asked: dict[str, Any]) -> list[dict[str, Any]]:
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Results file to write (JSON)."
 )
-def main(named: tuple[str, ...], count: int, seconds: str, seed: int, output: Path | None) -> None:
+def main(named: tuple[str, ...], count: int, marks: tuple[int, ...], seed: int, output: Path | None) -> None:
     """Compare sprite models: grades, drift, speed, cache."""
-    models, marks = [Model.of(text) for text in named], tuple(int(mark) for mark in seconds.split(","))
+    models = [Model.of(text) for text in named]
     if len({model.name for model in models}) < len(models):
         raise UserError("two models of one name; give each --model a name of its own, as NAME=FOLDER")
     worlds = {model.checkpoint.world() or FIRST for model in models}
@@ -176,7 +180,7 @@ def main(named: tuple[str, ...], count: int, seconds: str, seed: int, output: Pa
     rows = [{**row, **measured[row["model"]]} for row in rows if row["model"] in measured]
     record.save(models=rows)
     for table in layouts_section(record.document).tables:
-        click.echo("\n".join([table.title, *table.markdown()]))
+        say(table.title, *table.markdown())
     record.finish(right={row["model"]: {s: g["all"] for s, g in row["grades"].items()} for row in rows})
 
 

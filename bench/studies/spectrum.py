@@ -24,6 +24,7 @@ from torch import Tensor
 from bench.harness.document import Record
 from vmla.attention import HeadAttention, LatentAttention
 from vmla.cli.command import OneLineCommand
+from vmla.cli.terminal import say
 from vmla.transformer import Block, VideoMLA
 from vmla.weights.checkpoint import SHIPPED, open_checkpoint
 
@@ -104,7 +105,7 @@ def main(checkpoints: tuple[str, ...], output: Path | None) -> None:
         })  # fmt: skip
         record.save(checkpoints=found)
     for one in found:
-        click.echo(show(one))
+        say(*show(one).split("\n"))
     record.finish(medians={one["checkpoint"]: one["medians"] for one in found})
 
 

@@ -45,8 +45,8 @@ class Requirement:
         Raises:
             UserError: naming what to install.
         """
-        if not self.installed():
-            raise missing_extra(" or ".join(self.modules).replace("_", "-"), self.extra)
+        if missing := [module for module in self.modules if find_spec(module) is None]:
+            raise missing_extra(" or ".join(missing).replace("_", "-"), self.extra)
 
     def imported(self) -> Any:
         """Import the first module and return it.

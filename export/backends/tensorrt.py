@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
@@ -26,7 +27,7 @@ class TensorRT(Backend):
 
     name = "tensorrt"
     ending = ".engine"
-    requires = (EXPORTER, LIBRARY, KERNELS)
+    requires = (replace(EXPORTER, extra=LIBRARY.extra), LIBRARY, KERNELS)
     pinned = ("tensorrt",)
     devices = ("cuda",)
     takes = frozenset({"attention"})

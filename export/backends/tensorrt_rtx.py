@@ -28,7 +28,7 @@ class TensorRTRTX(Backend):
 
     name = "tensorrt-rtx"
     ending = ".engine"
-    requires = (EXPORTER, LIBRARY)
+    requires = (replace(EXPORTER, extra=LIBRARY.extra), LIBRARY)
     pinned = ("tensorrt_rtx",)
     devices = ("cuda",)
     takes = frozenset({"target"})

@@ -12,10 +12,12 @@ from typing import Any
 
 import click
 
+from export.engine.manifest import NAME as MANIFEST
 from export.engine.manifest import engine_store
 from plugins.errors import UserError
 from vmla.cli.command import OneLineErrors
 from vmla.cli.stopping import Stop
+from vmla.cli.terminal import say
 
 
 @click.group(cls=OneLineErrors)
@@ -28,16 +30,18 @@ def main() -> None:
               help="Checkpoint folder or shipped model.")  # fmt: skip
 @click.option(
     "--backend",
+    metavar="[aoti|onnx|tensorrt|tensorrt-rtx]",
     help="Backend: aoti, onnx, tensorrt or tensorrt-rtx (default: the fastest that this machine has).",
 )
 @click.option(
     "--precision",
+    metavar="[fp32|bf16|fp16|fp8|nvfp4]",
     default="fp32",
     show_default=True,
     help="Precision of matrix products: fp32, bf16, fp16, fp8 or nvfp4; all else is float32.",
 )
 @click.option("--batch", type=int, default=1, show_default=True, help="Number of videos made at once.")
-@click.option("--device", default="cpu", show_default=True,
+@click.option("--device", metavar="[cpu|cuda]", default="cpu", show_default=True,
               help="Torch device that an aoti engine runs on: cpu or cuda.")  # fmt: skip
 @click.option("--target", help="GPU architectures for tensorrt-rtx, e.g. sm89,sm120.")
 @click.option(
@@ -46,7 +50,9 @@ def main() -> None:
     help="Calibration for fp8 or nvfp4, by vmla-export calibrate (default: calibrate anew).",
 )
 @click.option(
-    "--attention", help="Attention as our TensorRT plugin's node (plugin) or TensorRT's own (native)."
+    "--attention",
+    metavar="[plugin|native]",
+    help="Attention as our TensorRT plugin's node or TensorRT's own.",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path),
               help="Engine folder to write (default: in your store, named after its settings).")  # fmt: skip
@@ -72,7 +78,7 @@ def build(
     target = None if target is None else check_targets(target)
     if backend is None:
         backend, target, reason = choose_backend(target)
-        click.echo(f"backend: {backend} ({reason})")
+        say(f"backend: {backend} ({reason})")
     settings = Settings(
         backend=backend,
         precision=check_precision(precision),
@@ -84,7 +90,7 @@ def build(
     if calibration is not None and not settings.quantized:
         raise UserError(f"precision {precision} takes no calibration; leave --calibration out")
     if (remark := settings.builder.remark(settings)) is not None:
-        click.echo(remark)
+        say(remark)
     _build(checkpoint, settings, calibration, output, context.ensure_object(Stop))
 
 
@@ -95,22 +101,31 @@ def _build(checkpoint: str, settings: Any, calibration: Path | None, output: Pat
     from runtime.rollout.calibration import drive
     from vmla.weights.locate import find_checkpoint
 
+    if not _may_be_there(output, settings):
+        settings.check_tools()
     opened = find_checkpoint(checkpoint)
     folder = output or _store() / f"{opened.name}-{settings.name}"
 
     def show(stage: BuildStage) -> None:
-        click.echo(f"{stage.name}: {stage.seconds:.1f} s, peak {stage.peak_bytes / 2**20:,.0f} MiB")
+        say(f"{stage.name}: {stage.seconds:.1f} s, peak {stage.peak_bytes / 2**20:,.0f} MiB")
         for note in stage.notes:
-            click.echo(f"  {note}")
+            say(f"  {note}")
         for warning in stage.warnings:
-            click.echo(f"warning: {warning}", err=True)
+            say(f"warning: {warning}", err=True)
 
     # A signal leaves through every `finally`; a compiler that swallows it is ended, and this is done for it.
     stop.last_acts = partial(remove_asides, folder)
     given = None if calibration is None else Calibration.read(calibration)
     manifest, built = build(opened, settings, folder, show, calibration=given, drive=drive)
     size = sum((folder / name).stat().st_size for name in manifest.files)
-    click.echo(f"{folder}: {'built' if built else 'unchanged'}, {size:,} bytes")
+    say(f"{folder}: {'built' if built else 'unchanged'}, {size:,} bytes")
+
+
+def _may_be_there(output: Path | None, settings: Any) -> bool:
+    """Whether an engine of these settings may be built already, which takes no tools to say."""
+    if output is not None:
+        return (output / MANIFEST).exists()
+    return any(_store().glob(f"*-{settings.name}/{MANIFEST}"))
 
 
 @main.command()
@@ -139,8 +154,8 @@ def calibrate(checkpoint: str, prompts: int, chunks: int, seed: int, device: str
     model = opened.transformer().to(device)
     made = calibrate(model, opened, rollouts, drive)
     made.write(output)
-    click.echo("\n".join(made.lines()))
-    click.echo(f"{output}: sha256 {made.digest}")
+    say(*made.lines())
+    say(f"{output}: sha256 {made.digest}")
 
 
 @main.command()
@@ -148,12 +163,12 @@ def calibrate(checkpoint: str, prompts: int, chunks: int, seed: int, device: str
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest itself as JSON.")
 def inspect(engine: Path, as_json: bool) -> None:
     """Print what ENGINE is, what it takes and gives, and where it runs."""
-    from export.engine.manifest import NAME, Manifest
+    from export.engine.manifest import Manifest
     from export.inspect import describe, layers
 
     manifest = Manifest.read(engine)
     told = [*describe(manifest), *layers(engine, manifest)]
-    click.echo((engine / NAME).read_text().rstrip() if as_json else "\n".join(told))
+    say(*((engine / MANIFEST).read_text().rstrip().split("\n") if as_json else told))
 
 
 @main.command(name="list")
@@ -162,7 +177,7 @@ def list_engines(folder: Path | None) -> None:
     """List the engines in FOLDER (your own if not given), and whether they run on this machine."""
     from export.inspect import table
 
-    click.echo("\n".join(table(folder or _store())))
+    say(*table(folder or _store()))
 
 
 def _store() -> Path:
@@ -188,6 +203,6 @@ def verify(engine: Path, checkpoint: str | None, chunks: int) -> None:
     opened = find_checkpoint(checkpoint or manifest.checkpoint)
     with open_engine(engine, opened, batch=manifest.batch) as compiled:
         result = verify(compiled, opened, chunks=chunks)
-    click.echo("\n".join(result.lines()))
+    say(*result.lines())
     if not result.holds:
         sys.exit(1)

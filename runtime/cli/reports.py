@@ -8,8 +8,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-import click
-
 from plugins.errors import UserError
 from runtime.resume.autosave import resume_command
 from runtime.resume.lock import lock_path
@@ -17,6 +15,7 @@ from runtime.resume.sidecar import sidecar_path
 from runtime.resume.state import state_path
 from runtime.telemetry.events import JsonLines
 from runtime.telemetry.metrics import PrometheusFile
+from vmla.cli.terminal import say
 
 OPTIONS = ("events", "metrics")
 
@@ -60,7 +59,7 @@ def open_reports(stack: ExitStack, options: Mapping[str, Any]) -> list[JsonLines
 
 def warn(text: str) -> None:
     """Say what may disappoint, where anybody listens."""
-    click.echo(f"warning: {text}", err=True)
+    say(f"warning: {text}", err=True)
 
 
 def ways_on(outputs: Sequence[Path]) -> list[str]:

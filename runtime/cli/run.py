@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from export.engine.manifest import EAGER, engine_store
 from plugins.errors import UserError
 from vmla.cli.command import OneLineCommand
+from vmla.cli.config_file import config_option
 from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say, warn
 
@@ -23,12 +24,19 @@ if TYPE_CHECKING:
     from runtime.session.replay import Order
     from runtime.telemetry.events import Telemetry
 
+GROUPS = {
+    "What is made": ("prompt", "prompts", "videos", "start", "minutes", "seconds", "chunks", "seed", "steps"),
+    "Where it goes": ("output", "overwrite", "scale", "resume", "repeat", "save_every", "events", "metrics"),
+    "What makes it": ("checkpoint", "engine", "decoder", "layout", "device", "dtype", "threads", "memory"),
+}
+LENGTHS = ("minutes", "seconds", "chunks")
 AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layout", "steps", "device",
           "dtype", "scale", "decoder", "threads", "start")  # fmt: skip
 """Options that say what is made; with --resume and --repeat they may only say what was said before."""
 
 
-@click.command(cls=OneLineCommand)
+@click.command(cls=OneLineCommand, groups=GROUPS)
+@config_option
 @click.option("--prompt", help="Text prompt: what the video shows.")
 @click.option("--prompts", type=click.Path(dir_okay=False, path_type=Path),
               help="File of prompts over time, `SECONDS: PROMPT` on each line.")  # fmt: skip
@@ -45,7 +53,11 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
 @click.option("-o", "--output", type=click.Path(path_type=Path),
               help="Output: an .mp4 file, a folder for pictures, a pipe, - for standard output "
                    "or null.")  # fmt: skip
-@click.option("--resume", type=click.Path(path_type=Path), help="Video that was stopped, to go on with.")
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    help="Video that was stopped, to go on with, or a folder of such.",
+)
 @click.option("--repeat", type=click.Path(dir_okay=False, path_type=Path),
               help="Sidecar (.json) of a video to make again.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True,
@@ -80,11 +92,22 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
 @click.pass_context
 def main(context: click.Context, /, **options: Any) -> None:
     """Make a video of what a prompt says, of any length, written while it is made; or several at once."""
+    _prefer_command_line(context, options)
     _check_decoder(options)
     if options["videos"] is not None:
         from runtime.cli.videos import run_videos
 
         run_videos(options, lambda prompt: _new(prompt, options), context.ensure_object(Stop))
+        return
+    if (batch := _stopped_videos(options)) and not options["dry_run"]:
+        from runtime.cli.videos import resume_videos
+
+        resume_videos(
+            options,
+            lambda path: _order(context, options | {"resume": path}),
+            batch,
+            context.ensure_object(Stop),
+        )
         return
     if options["memory"] is not None:
         raise click.UsageError("--memory says how many --videos may be made at once; leave it out")
@@ -99,6 +122,23 @@ def main(context: click.Context, /, **options: Any) -> None:
     if output is None:
         raise click.UsageError("give -o, for example: -o video.mp4")
     _make(order, output, options, context.ensure_object(Stop))
+
+
+def _prefer_command_line(context: click.Context, options: dict[str, Any]) -> None:
+    """Let a length on the command line take the place of one in the file of `--config`."""
+    sources = {name: context.get_parameter_source(name) for name in LENGTHS}
+    if ParameterSource.COMMANDLINE in sources.values():
+        options.update({name: None for name in LENGTHS if sources[name] is ParameterSource.DEFAULT_MAP})
+
+
+def _stopped_videos(options: dict[str, Any]) -> list[Path]:
+    """The videos in the folder of `--resume` that were stopped; none where that is a video itself."""
+    from runtime.resume.state import state_path
+
+    folder: Path | None = options["resume"]
+    if folder is None or not folder.is_dir() or state_path(folder).exists():
+        return []
+    return [path for path in sorted(folder.glob("*.mp4")) if state_path(path).exists()]
 
 
 def _check_decoder(options: dict[str, Any]) -> None:
@@ -125,8 +165,9 @@ def _order(context: click.Context, options: dict[str, Any]) -> Order:
         entries = [Entry(at=0.0, prompt=options["prompt"]), *entries]
     if entries or options["prompt"] is not None:
         said["prompts"] = entries or options["prompt"]
-    explicit = ParameterSource.COMMANDLINE
-    given = said | {name: options[name] for name in AFRESH if context.get_parameter_source(name) is explicit}
+    explicit = ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP
+    chosen = {name: options[name] for name in AFRESH if context.get_parameter_source(name) in explicit}
+    given = said | {name: value for name, value in chosen.items() if value is not None}
     if given.get("engine") == Path(EAGER):
         given["engine"] = None
     if given.get("device") == "auto":
@@ -174,8 +215,13 @@ def _make(order: Order, output: Path, options: dict[str, Any], stop: Stop) -> No
         warn(warnings_of([order]))
         stop.last_words = partial(ways_on, [output])
         stack.enter_context(stop.polled())
+
+        def begun(_: Path) -> Several:
+            say(*order.job.what_runs())
+            return Several(_listeners(stack, options))
+
         (ending,) = make_videos(
-            {output: order}, telemetry=lambda _: Several(_listeners(stack, options)), stop=stop,
+            {output: order}, telemetry=begun, stop=stop,
             save_every=options["save_every"], overwrite=options["overwrite"],
         )  # fmt: skip
         _tell(order, ending)
@@ -192,7 +238,6 @@ def _tell(order: Order, ending: Ending) -> None:
     if ending.failure is not None:
         raise UserError(ending.failure)
     outcome, output = ending.outcome, ending.output
-    say(*order.job.what_runs())
     rate, now = outcome.made / outcome.seconds, "" if order.state is None else f", {outcome.made} of them"
     say(f"{output}: {outcome.frames} frames{now} in {outcome.seconds:.1f} s, {rate:.0f} per second")
     if not outcome.complete:

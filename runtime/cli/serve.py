@@ -11,6 +11,7 @@ import click
 from export.engine.manifest import EAGER, engine_store
 from plugins.errors import UserError, missing_extra
 from vmla.cli.command import OneLineCommand
+from vmla.cli.terminal import say
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LEVELS = ("debug", "info", "warning", "error")
@@ -114,7 +115,7 @@ def _serve(options: dict[str, Any], keys: tuple[str, ...]) -> None:
         )
         host, port = listening.getsockname()[:2]
         where = f"[{host}]" if ":" in host else host
-        click.echo("\n".join([*job.what_runs(), f"page: http://{where}:{port}/"]))
+        say(*job.what_runs(), f"page: http://{where}:{port}/")
         server = server_for(app, settings)
         with suppress(KeyboardInterrupt):  # what uvicorn raises again once all is put away
             server.run(sockets=[listening])

@@ -13,9 +13,10 @@ import click
 
 from plugins.errors import UserError
 from runtime.cli.reports import check_reports, open_reports, ways_on
-from runtime.device.memory import bytes_of, free_bytes
+from runtime.device.memory import bytes_of, counted, free_bytes
 from runtime.outputs.mp4 import MP4
 from runtime.prompts.videos_file import read_videos
+from runtime.resume.autosave import resume_command
 from runtime.session.destination import check_output, is_kept
 from runtime.session.generate import Ending, check_room, make_videos, orders_of
 from runtime.session.replay import Order, warnings_of
@@ -50,7 +51,7 @@ def run_videos(options: dict[str, Any], order_of: Callable[[str], Order], stop: 
         memory, whence = bytes_of(allowed), "allowed"
     room = (
         f"memory: {memory:,} bytes {whence} hold {plan.videos_in(memory)} such videos, "
-        f"{len(videos)} take {plan.bytes_for(len(videos)):,}"
+        f"{len(videos)} take {counted(plan.bytes_for(len(videos)))}"
     )
     if options["dry_run"]:
         warn(warnings_of(list(orders.values())))
@@ -63,6 +64,24 @@ def run_videos(options: dict[str, Any], order_of: Callable[[str], Order], stop: 
     check_reports(options, placed)
     say(*job.what_runs(), room)
     _make(placed, memory, options, stop)
+
+
+def resume_videos(
+    options: dict[str, Any], order_of: Callable[[Path], Order], stopped: list[Path], stop: Stop
+) -> None:
+    """Go on at once with the videos that a stop left in one folder.
+
+    Args:
+        options: of the command.
+        order_of: the order of the rest of a video.
+        stopped: the videos.
+        stop: ends all after the chunk under way.
+    """
+    orders = {path: order_of(path) for path in stopped}
+    job, allowed = orders[stopped[0]].job, options["memory"]
+    check_reports(options, stopped)
+    say(*job.what_runs(), f"going on with {len(stopped)} videos: {', '.join(path.name for path in stopped)}")
+    _make(orders, free_bytes(job.device) if allowed is None else bytes_of(allowed), options, stop)
 
 
 def _placed(orders: dict[str, Order], folder: Path, *, overwrite: bool) -> dict[Path, Order]:
@@ -98,6 +117,8 @@ def _make(orders: dict[Path, Order], memory: int, options: dict[str, Any], stop:
     stopped = [ending for ending in whole if not ending.outcome.complete]
     for ending in stopped:
         say(ending.way_on(), err=True)
+    if len(stopped) > 1:
+        say(f"or with all: {resume_command(stopped[0].output.parent)}", err=True)
     failed = [f"{ending.output}: {ending.failure}" for ending in endings if ending.failure is not None]
     if stopped:
         for failure in failed:

@@ -53,6 +53,11 @@ def _figures(path: Path) -> dict[str, int]:
     return {words[0]: int(words[1]) for words in map(str.split, path.read_text().splitlines())}
 
 
+def counted(size: int) -> str:
+    """`size` in bytes and, where that is easier to read, in GiB."""
+    return f"{size:,} bytes" + (f" ({size / 2**30:.2f} GiB)" if size >= 0.1 * 2**30 else "")
+
+
 def bytes_of(text: str) -> int:
     """What `8GiB`, `500 MB` or `123456` means.
 

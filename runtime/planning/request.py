@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -38,6 +39,8 @@ THREADS = 2
 give another video on another machine: an operation that is shared out among more threads rounds otherwise."""
 THREADS_PER_CORE = 16
 """More are refused: they would only wait for one another."""
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,6 +97,7 @@ class Job:
 
     def engine(self) -> Engine:
         """Load the denoiser."""
+        log.info("loading %s", self.engine_folder or self.checkpoint.folder)
         if self.engine_folder is not None:
             with using(self.cores.denoiser):
                 return open_engine(self.engine_folder, self.checkpoint)

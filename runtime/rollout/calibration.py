@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +14,8 @@ from runtime.rollout.rollout import rollout
 from vmla.transformer import VideoMLA
 from vmla.weights.checkpoint import Checkpoint
 
+log = logging.getLogger(__name__)
+
 
 def drive(model: VideoMLA, checkpoint: Checkpoint, prompts: Sequence[str], *, seed: int, chunks: int) -> None:
     """Roll out `prompts` as one batch with `model`, in float32 on its device; prompt i has seed + i."""
@@ -20,5 +23,6 @@ def drive(model: VideoMLA, checkpoint: Checkpoint, prompts: Sequence[str], *, se
     engine = EagerEngine(model, checkpoint.text(), device=device, dtype=torch.float32, as_it_is=True)
     seeds = [seed + number for number in range(len(prompts))]
     sampler = checkpoint.sampler()
-    for _ in rollout(engine, NoDecoder(), FixedPrompts(*prompts), sampler, seeds=seeds, chunks=chunks):
-        pass
+    made = rollout(engine, NoDecoder(), FixedPrompts(*prompts), sampler, seeds=seeds, chunks=chunks)
+    for number, _ in enumerate(made, 1):
+        log.info("calibrating: chunk %d of %d", number, chunks)

@@ -96,7 +96,8 @@ class LineTelemetry(NoTelemetry):
         self._line.show(
             f"chunk {report.chunk + 1}{chunks}  {report.speed:.0f} frames/s  "
             f"{report.speed / report.frames_per_second:.1f}x real time  "
-            f"{report.resident_bytes / 2**20:.0f} MiB  {launches}{report.prompt}"
+            f"{report.resident_bytes / 2**20:.0f} MiB  {launches}{report.prompt}",
+            done=None if report.chunks is None else (report.chunk + 1) / report.chunks,
         )
 
 
@@ -132,7 +133,8 @@ class TogetherLine:
             self._line.show(
                 f"{self._videos} videos  chunk {done}{chunks}  {speed:.0f} frames/s  "
                 f"{speed / self._videos / report.frames_per_second:.1f}x real time each  "
-                f"{report.resident_bytes / 2**20:.0f} MiB"
+                f"{report.resident_bytes / 2**20:.0f} MiB",
+                done=None if report.chunks is None else done / (self._videos * report.chunks),
             )
 
 

@@ -200,7 +200,7 @@ def test_a_folder_that_is_no_engine_is_left_alone(checkpoint, tmp_path, compiled
         (["--batch", "0"], "batch is 0"),
         (["--device", "tpu"], "no such device: tpu"),
         (["--backend", "onnx", "--device", "cuda"], "leave --device out"),
-        (["--backend", "tensorrt-rtx"], "a target goes with backend tensorrt-rtx"),
+        (["--backend", "tensorrt-rtx"], "tensorrt-rtx needs the GPU that it builds for: --target sm_89"),
         (["--backend", "tensorrt-rtx", "--target", "sm_90"], "builds no engines for sm_90"),
         (["--backend", "aoti", "--target", "sm_89"], "a target goes with backend tensorrt-rtx"),
         ([*RTX, "sm_86", "--precision", "fp8"], "sm_86 multiplies no fp8, sm_89 and newer do; use bf16"),
@@ -302,3 +302,15 @@ def test_without_a_name_an_engine_is_the_user_s_own(checkpoint, tmp_path, compil
 
 def nowhere():
     raise RuntimeError("Could not determine home directory.")
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "tensorrt-rtx"])
+def test_missing_tools_are_named_before_a_checkpoint_is_looked_for(tmp_path, monkeypatch, backend):
+    monkeypatch.setattr("export.backends.base.find_spec", lambda name: None)
+    asked = ["build", "--backend", backend, "--checkpoint", "nowhere", "-o", str(tmp_path / "engine")]
+    if backend == "tensorrt-rtx":
+        asked += ["--target", "sm_89"]
+    result = CliRunner().invoke(main, asked)
+    extra = {"tensorrt": "trt", "tensorrt-rtx": "trt-rtx"}[backend]
+    assert result.exit_code == 2
+    assert result.output.splitlines()[-1].endswith(f'pip install "videomla[{extra}]"')

@@ -56,6 +56,8 @@ class StandInHub:
         path = [unquote(part) for part in urlparse(request.path).path.strip("/").split("/")]
         self.asked.append((method, "/".join(path)))
         body = request.rfile.read(int(request.headers.get("Content-Length") or 0))
+        if path == [""]:
+            return _reply(request, {})
         if path[:2] == ["api", "repos"]:
             told = json.loads(body)
             name = "/".join(filter(None, (told.get("organization"), told["name"])))

@@ -6,11 +6,14 @@ A mistake of the user has status 2; a signal has 128 and its number, by one mech
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import click
 
 from plugins.errors import UserError
+from vmla.cli.common_options import SETTINGS, log_level, log_options, version_option
+from vmla.cli.logs import logging_to_stderr
 from vmla.cli.stopping import Interrupted, Stop
 from vmla.cli.streams import forgiving_streams
 from vmla.cli.terminal import one_line
@@ -19,8 +22,42 @@ HELP: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 """What click since 8.2 raises where a command has nothing to do: its help, which has many lines."""
 
 
-class OneLine(click.Command):
+class Verb(click.Command):
+    """A command that logs as `-v`, `-q` and `--log-level` say, and shows defaults in its help."""
+
+    def __init__(
+        self, *arguments: Any, groups: Mapping[str, Sequence[str]] | None = None, **settings: Any
+    ) -> None:
+        """`groups` are headings for options in the help, which are listed by name; the rest come last."""
+        settings["context_settings"] = {**SETTINGS, **(settings.get("context_settings") or {})}
+        super().__init__(*arguments, **settings)
+        taken = {name for each in self.params for name in each.opts}
+        self.params += [each for each in log_options() if not taken & {*each.opts}]
+        self._groups = groups or {}
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the options under their headings."""
+        left = {each.name: line for each in self.get_params(ctx) if (line := each.get_help_record(ctx))}
+        for heading, names in self._groups.items():
+            with formatter.section(heading):
+                formatter.write_dl([left.pop(name) for name in names])
+        with formatter.section("Options"):
+            formatter.write_dl([*left.values()])
+        if isinstance(self, click.Group):
+            self.format_commands(ctx, formatter)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command."""
+        with logging_to_stderr(log_level(ctx)):
+            return super().invoke(ctx)
+
+
+class OneLine(Verb):
     """What `OneLineErrors` and `OneLineCommand` share."""
+
+    def __init__(self, *arguments: Any, **settings: Any) -> None:
+        super().__init__(*arguments, **settings)
+        self.params.append(version_option())
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the command, with signals and streams taken care of."""
@@ -40,6 +77,8 @@ class OneLine(click.Command):
 
 class OneLineErrors(OneLine, click.Group):
     """A command group whose user errors and interruptions end in one line."""
+
+    command_class = Verb
 
 
 class OneLineCommand(OneLine):

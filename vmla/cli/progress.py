@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+import sys
 import time
 from types import TracebackType
 from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.live import Live
+    from rich.table import Table
+    from rich.text import Text
 
 from vmla.cli.terminal import printable
 
@@ -20,6 +24,9 @@ class ProgressLine:
 
     def __init__(self, stream: TextIO, *, seconds: float = 10.0) -> None:
         self._stream = stream
+        self._quiet = not logging.getLogger(__name__).isEnabledFor(logging.WARNING)
+        self._began: tuple[float, float] | None = None
+        """When a share of the work was first told, and that share."""
         self._seconds = seconds
         self._live: Live | None = None
         self._shown_at = float("-inf")
@@ -27,25 +34,42 @@ class ProgressLine:
 
     def __enter__(self) -> ProgressLine:
         """Take the terminal's line, if there is a terminal."""
-        if self._stream.isatty():
+        if self._stream.isatty() and not self._quiet:
             from rich.console import Console
             from rich.live import Live
 
-            self._live = Live(console=Console(file=self._stream), refresh_per_second=4)
+            console = Console(file=self._stream)
+            # Else rich would move to the terminal what is printed to a pipe.
+            self._live = Live(console=console, refresh_per_second=4, redirect_stdout=sys.stdout.isatty())
             self._live.start()
         return self
 
-    def show(self, message: str) -> None:
-        """Make `message` the current one."""
+    def show(self, message: str, *, done: float | None = None) -> None:
+        """Make `message` the current one; of the work, the share `done` in [0, 1] is behind it, if known."""
         message = printable(message)
+        if self._quiet:
+            return
         if self._live is not None:
             from rich.text import Text
 
-            self._live.update(Text(message))  # a plain string is read as markup: prompts have brackets
+            text = Text(message)  # a plain string is read as markup: prompts have brackets
+            self._live.update(text if done is None else self._with_bar(text, done))
             return
         self._waiting = message
         if time.monotonic() - self._shown_at >= self._seconds:
             self._flush()
+
+    def _with_bar(self, text: Text, done: float) -> Table:
+        """A bar, per cent and the time left, before the message."""
+        from rich.progress_bar import ProgressBar
+        from rich.table import Table
+
+        now = time.monotonic()
+        began, before = self._began = self._began or (now, done)
+        left = (1 - done) * (now - began) / (done - before) if done > before else None
+        row = Table.grid(padding=(0, 1))
+        row.add_row(ProgressBar(total=1.0, completed=done, width=20), f"{done:4.0%}", _time_left(left), text)
+        return row
 
     def _flush(self) -> None:
         if self._waiting is not None:
@@ -60,3 +84,8 @@ class ProgressLine:
         if self._live is not None:
             self._live.stop()
         self._flush()
+
+
+def _time_left(seconds: float | None) -> str:
+    """Minutes and seconds, or nothing while that is not known."""
+    return "" if seconds is None else f"{int(seconds) // 60}:{int(seconds) % 60:02d} left"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,9 @@ NEEDED = (
 TRANSFORMER = ("transformer*/*.safetensors", "transformer*/*.bin", "diffusion_pytorch_model*")
 """What is left there by whoever needs the other parts alone."""
 OURS = "VideoMLAPipeline"
+PATIENCE = 3.0
+"""Seconds that the hub has for its first answer."""
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,7 +53,7 @@ class Hub:
         from huggingface_hub import hf_hub_download, snapshot_download
 
         how: dict[str, Any] = {
-            "revision": revision, "local_files_only": self.offline, "cache_dir": self.cache,
+            "revision": revision, "local_files_only": not self._reachable(repo), "cache_dir": self.cache,
             "endpoint": self.endpoint,
         }  # fmt: skip
         with refusals(repo, revision, file):
@@ -57,6 +62,30 @@ class Hub:
             return Path(
                 snapshot_download(repo, allow_patterns=list(NEEDED), ignore_patterns=list(leave), **how)
             )
+
+    def _reachable(self, repo: str) -> bool:
+        """Whether the hub answers within seconds; its client would try for half a minute."""
+        from huggingface_hub import constants, get_session
+        from huggingface_hub.errors import OfflineModeIsEnabled
+
+        if self.offline:
+            return False
+        endpoint = self.endpoint or constants.ENDPOINT
+        log.info("nothing here is called %s: asking %s for it", repo, endpoint)
+        session: Any = get_session()
+        silence: tuple[type[Exception], ...] = (OfflineModeIsEnabled, OSError, *_transport_errors(session))
+        try:
+            session.head(endpoint, timeout=PATIENCE)
+        except silence as error:
+            log.info("%s does not answer: %s", endpoint, error)
+            return False
+        return True
+
+
+def _transport_errors(session: Any) -> tuple[type[Exception], ...]:
+    """What the HTTP client of `huggingface_hub`, which is httpx under one name or another, raises."""
+    package = import_module(type(session).__module__.partition(".")[0])
+    return (package.TransportError,)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from click.testing import CliRunner
 from kit.checkpoints import debug_checkpoint
 from kit.refusals import assert_one_line
 
+from bench.cli import main as vmla_bench
 from bench.quality.grades import grade_windows, held_out_prompts, open_denoiser, seen_rollouts, shares
 from bench.report.sections import layouts_section
 from bench.studies import layouts
@@ -81,3 +82,11 @@ def test_a_model_that_was_watched_is_not_watched_again(compared, tmp_path, monke
 def test_what_cannot_be_compared_is_refused(checkpoint, tmp_path):
     assert_one_line(run("--model", f"a={checkpoint}", "--model", f"a={checkpoint}"), "two models of one name")
     assert_one_line(run("--model", f"a={tmp_path}"), str(tmp_path))
+
+
+@pytest.mark.parametrize("verb", [["layouts", "--model", "sprites"], ["grades"]])
+@pytest.mark.parametrize("listed", ["x", "5,", "-1", "0", "1.5"])
+def test_seconds_that_are_none_are_refused_in_one_line(verb, listed):
+    result = CliRunner().invoke(vmla_bench, [*verb, "--seconds", listed])
+    assert result.exit_code == 2
+    assert result.output.splitlines()[-1].endswith("is not a list of whole seconds such as 1,60,179")

@@ -107,7 +107,8 @@ def test_an_existing_file_is_kept_unless_told_otherwise(checkpoint, tmp_path):
 
 def assert_one_line(result, *fragments):
     assert result.exit_code not in (0, 1, 130), result.output
-    lines = [line for line in result.output.splitlines() if line and not line.startswith(("Usage", "Try"))]
+    beside = "Usage", "Try", "engine: "
+    lines = [line for line in result.output.splitlines() if line and not line.startswith(beside)]
     assert len(lines) == 1, result.output
     for fragment in fragments:
         assert fragment in lines[0]

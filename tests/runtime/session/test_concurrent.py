@@ -252,6 +252,19 @@ def test_stopped_ones_go_on_to_the_identical_files(checkpoint, alone, tmp_path, 
     assert_same(tmp_path, alone)
 
 
+def test_a_stopped_batch_goes_on_as_a_batch(checkpoint, alone, tmp_path):
+    kind, stop = new(RED, checkpoint, scale=1, chunks=CHUNKS, seed=7), Event()
+    videos = [Video(name=name, prompt=prompt, seed=seed) for name, (prompt, seed) in WISHES.items()]
+    orders = {tmp_path / f"{name}.mp4": order for name, order in orders_of(videos, kind).items()}
+    make_videos(orders, telemetry=lambda output: StopAt(stop, 1), stop=stop)
+    result = run("--resume", tmp_path)
+    assert result.exit_code == 0, result.output
+    assert f"going on with {len(WISHES)} videos" in result.output
+    assert_same(tmp_path, alone)
+    assert not list(tmp_path.glob("*.state"))
+    assert_one_line(run("--resume", tmp_path), tmp_path.name)
+
+
 def test_stopped_ones_go_on_together_beside_a_new_one(checkpoint, alone, tmp_path):
     kind, stop = new(RED, checkpoint, scale=1, chunks=CHUNKS, seed=7), Event()
     videos = [Video(name=name, prompt=prompt, seed=seed) for name, (prompt, seed) in WISHES.items()]

@@ -1,5 +1,7 @@
 """Checkpoints to and from the hub, against a stand-in that speaks its protocol."""
 
+import socket
+import time
 from functools import partial
 from pathlib import Path
 
@@ -144,3 +146,14 @@ def test_a_folder_keeps_its_own_card_and_what_is_not_whole_stays(server, hub, ch
     bad = ("push", str(checkpoint), "me")
     assert_one_line(CliRunner().invoke(vmla.train.cli.commands.main, bad), "no name of a repository")
     assert "me/part" not in server.repos
+
+
+def test_a_hub_that_is_silent_is_given_up_within_seconds(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr("vmla.weights.locate.PATIENCE", 0.2)
+    with socket.create_server(("127.0.0.1", 0)) as silent, caplog.at_level("INFO", "vmla"):
+        away = Hub(endpoint=f"http://127.0.0.1:{silent.getsockname()[1]}", cache=tmp_path)
+        began = time.monotonic()
+        with pytest.raises(UserError, match="runs/x is nothing here, .* the hub is out of reach"):
+            find_checkpoint("runs/x", hub=away)
+        assert time.monotonic() - began < 3
+    assert caplog.messages[0].startswith("nothing here is called runs/x: asking http://127.0.0.1")

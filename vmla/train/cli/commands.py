@@ -10,6 +10,7 @@ import click
 
 from vmla.cli.command import OneLineErrors
 from vmla.cli.stopping import Stop
+from vmla.cli.terminal import say
 from vmla.train.cli.weights_commands import codec, convert, inspect, push
 from vmla.train.stages import STAGES
 
@@ -96,9 +97,7 @@ def recipes() -> None:
         model = recipe.model
         steps = recipe.steps()
         learned = steps["denoiser"] + steps.get("refine", 0)
-        click.echo(
-            f"{recipe.name}: width {model.inner_dim}, {model.num_layers} layers, {learned} denoiser steps"
-        )
+        say(f"{recipe.name}: width {model.inner_dim}, {model.num_layers} layers, {learned} denoiser steps")
 
 
 @main.command()
@@ -111,7 +110,7 @@ def pack(recipe: str, folder: Path, output: Path, **changes: Any) -> None:
     from vmla.train.publish.pack import pack_run
     from vmla.train.recipes.from_scratch import training_recipe
 
-    pack_run(training_recipe(recipe, **changes), folder, output, click.echo)
+    pack_run(training_recipe(recipe, **changes), folder, output, say)
 
 
 @main.command("pack-stages")
@@ -122,7 +121,7 @@ def pack_stages(folders: tuple[Path, ...], start: str, output: Path) -> None:
     """Write what the last of the finished stages in FOLDERS made as a checkpoint folder, in float16."""
     from vmla.train.publish.pack import pack_stages as pack_all
 
-    pack_all(start, folders, output, click.echo)
+    pack_all(start, folders, output, say)
 
 
 @main.command()
@@ -170,7 +169,7 @@ def stage(context: click.Context, /, **options: Any) -> None:
     from vmla.train.cli.stage_options import start_stage
 
     with ProgressLine(sys.stderr) as line:
-        start_stage(options, line.show, click.echo, context.ensure_object(Stop))
+        start_stage(options, line.show, say, context.ensure_object(Stop))
 
 
 @main.command()
@@ -195,7 +194,7 @@ def encode(source: Path, output: Path, checkpoint: str, **options: Any) -> None:
     """Encode SOURCE once: a folder of videos with .txt captions, or a file with a prompt on each line."""
     from vmla.train.data.encode import encode as encode_all
 
-    encode_all(source, checkpoint, output, lambda line: click.echo(line, err=True), **options)
+    encode_all(source, checkpoint, output, lambda line: say(line, err=True), **options)
 
 
 @main.command()

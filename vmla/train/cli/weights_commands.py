@@ -8,12 +8,15 @@ from typing import Any
 
 import click
 
+from vmla.cli.command import Verb
+from vmla.cli.terminal import say
+
 FOLDER = click.Path(file_okay=False, path_type=Path)
 PARTS = ("generator_ema", "generator", "model", "critic", "state_dict", "module")
 """As `vmla.weights.formats.pickles.PARTS`, which needs PyTorch."""
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.argument("file")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path),
               help="YAML file that gets the proposed mapping of latent attention.")  # fmt: skip
@@ -30,10 +33,10 @@ def inspect(file: str, output: Path | None, part: str | None, **guess: Any) -> N
     from vmla.weights.inspection.propose import Guess
     from vmla.weights.locate import locate
 
-    inspect_file(locate(file), part, Guess(**guess), output, click.echo)
+    inspect_file(locate(file), part, Guess(**guess), output, say)
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.option("--from", "source", required=True, help="A folder, a file, a hub id, or wan-1.3b or wan-14b "
               "for a dry run without weights.")  # fmt: skip
 @click.option("--layout", type=click.Choice(["mla", "mha"]),
@@ -97,10 +100,10 @@ def convert(**options: Any) -> None:
     from vmla.train.cli.convert_options import run_conversion
 
     with ProgressLine(sys.stderr) as line:
-        run_conversion(options, line.show, click.echo)
+        run_conversion(options, line.show, say)
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.option("--like", type=click.Choice(["taehv"]), required=True, help="Architecture of the tiny decoder.")
 @click.option("--with", "checkpoint", required=True, help="Checkpoint whose codec is the teacher.")
 @click.option(
@@ -125,10 +128,10 @@ def codec(like: str, checkpoint: str, data: Path, output: Path, threads: int | N
     with ProgressLine(sys.stderr) as line:
         made = distil(checkpoint, data, output, line.show, **options)
     if made is not None:
-        click.echo(f"wrote {made}; use it with: vmla-run --checkpoint {checkpoint} --decoder {made}")
+        say(f"wrote {made}; use it with: vmla-run --checkpoint {checkpoint} --decoder {made}")
 
 
-@click.command()
+@click.command(cls=Verb)
 @click.argument("folder", type=FOLDER)
 @click.argument("repo")
 @click.option("--private", is_flag=True, help="Make a new repository private.")
@@ -137,4 +140,4 @@ def push(folder: Path, repo: str, private: bool, revision: str | None) -> None:
     """Upload checkpoint FOLDER with its model card to REPO, owner/name, on the Hugging Face hub."""
     from vmla.train.publish.push import push as upload
 
-    click.echo(upload(folder, repo, click.echo, private=private, revision=revision))
+    say(upload(folder, repo, say, private=private, revision=revision))

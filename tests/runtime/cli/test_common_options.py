@@ -1,0 +1,140 @@
+"""What all commands share: help that loads nothing, versions, logs, files of options."""
+
+import io
+import json
+import logging
+import subprocess
+import sys
+from importlib import import_module
+
+import click
+import pytest
+from click.testing import CliRunner
+
+from bench.cli import VERBS
+from runtime.cli.export import main as vmla_export
+from runtime.cli.run import main as vmla_run
+from vmla.cli.command import OneLineCommand
+from vmla.cli.config_file import config_option
+from vmla.cli.logs import logging_to_stderr
+from vmla.cli.progress import ProgressLine
+
+pytestmark = pytest.mark.cpu
+
+HEAVY = ("torch", "numpy", "pydantic", "transformers", "huggingface_hub", "av", "rich", "fastapi")
+COMMANDS = (
+    "runtime.cli.run",
+    "runtime.cli.export",
+    "runtime.cli.serve",
+    "vmla.train.cli.commands",
+    "bench.cli",
+)
+ALL_HELP = f"""
+import json, sys
+from importlib import import_module
+from click.testing import CliRunner
+told = {{}}
+for name in {COMMANDS}:
+    main = import_module(name).main
+    verbs = [] if name == "bench.cli" else getattr(main, "commands", [])
+    for words in ([], *([verb] for verb in verbs)):
+        done = CliRunner().invoke(main, [*words, "-h"])
+        told[" ".join([name, *words])] = [done.exit_code, "Show this message" in done.output]
+print(json.dumps([told, [name for name in {HEAVY} if name in sys.modules]]))
+"""
+
+
+def test_help_loads_no_heavy_module():
+    done = subprocess.run([sys.executable, "-c", ALL_HELP], capture_output=True, text=True, check=True)
+    told, heavy = json.loads(done.stdout)
+    assert len(told) > 15 and all(each == [0, True] for each in told.values()), told
+    assert heavy == []
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_the_list_of_benches_says_what_each_says_of_itself(verb):
+    module, does = VERBS[verb]
+    said = import_module(module).main.help
+    assert " ".join(said.split("\n\n")[0].split()) == does
+
+
+@pytest.mark.parametrize("main", [vmla_run, vmla_export])
+def test_a_command_knows_its_version(main):
+    done = CliRunner().invoke(main, ["--version"])
+    assert done.exit_code == 0 and done.output.split()[-1][0].isdigit()
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ([], ["warning: w"]),
+        (["-q"], []),
+        (["-v"], ["d", "i", "warning: w"]),
+        (["--log-level", "info"], ["i", "warning: w"]),
+    ],
+)
+def test_the_log_goes_as_far_as_it_is_asked_to(asked, said):
+    @click.command(cls=OneLineCommand)
+    def main():
+        log = logging.getLogger("vmla.some.module")
+        log.debug("d"), log.info("i"), log.warning("w")
+
+    assert CliRunner().invoke(main, asked).stderr.splitlines() == said
+    assert logging.getLogger("vmla").handlers == []
+
+
+@click.command(cls=OneLineCommand)
+@config_option
+@click.option("--seed", default=0)
+@click.option("--save-every", type=float, default=5.0)
+@click.option("--prompt")
+@click.option("--dry-run", is_flag=True)
+def options_of(**options):
+    click.echo(json.dumps(options))
+
+
+def test_a_file_gives_options_and_the_command_line_wins(tmp_path):
+    file = tmp_path / "video.yaml"
+    file.write_text("seed: 3\nsave-every: 2\nprompt: a star\ndry-run: true\n")
+    done = CliRunner().invoke(options_of, ["--seed", "4", "--config", str(file)])
+    assert json.loads(done.output) == {"seed": 4, "save_every": 2.0, "prompt": "a star", "dry_run": True}
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("sede: 3", "field sede is unknown"),
+        ("seed: three", "field seed is"),
+        ("seed: true", "field seed is"),
+        ("- seed", "is no mapping of options"),
+        ("config: other.yaml", "field config is unknown"),
+    ],
+)
+def test_a_file_with_anything_else_is_refused_in_one_line(tmp_path, text, said):
+    file = tmp_path / "video.yaml"
+    file.write_text(text)
+    done = CliRunner().invoke(options_of, ["--config", str(file)])
+    assert done.exit_code == 2
+    assert said in done.output.splitlines()[-1]
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_a_terminal_is_shown_how_much_is_done_and_left(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    stream, seconds = Terminal(), iter([0.0, 10.0])
+    monkeypatch.setattr("vmla.cli.progress.time.monotonic", lambda: next(seconds, 10.0))
+    with ProgressLine(stream) as line:
+        line.show("[chunk]", done=0.25)
+        line.show("[chunk]", done=0.5)
+    assert " 50%" in stream.getvalue() and "0:20 left" in stream.getvalue() and "[chunk]" in stream.getvalue()
+
+
+def test_quiet_shows_no_progress():
+    stream = io.StringIO()
+    with logging_to_stderr("error"), ProgressLine(stream) as line:
+        line.show("chunk", done=0.5)
+    assert stream.getvalue() == ""

@@ -1,0 +1,65 @@
+"""Options that every command has: its version, and how much it logs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import click
+
+from plugins.errors import UserError
+from vmla.cli.logs import LEVELS, default_level
+from vmla.cli.terminal import say
+
+SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
+"""Of click's context, for commands and those below them."""
+_LEVEL = "vmla.cli.log_level"
+
+
+def log_level(context: click.Context) -> str:
+    """The level that the command line asks for, else the default."""
+    return str(context.meta.get(_LEVEL) or default_level())
+
+
+def log_options() -> list[click.Option]:
+    """`-v`, `-q` and `--log-level`."""
+    return [
+        _option(["-v", "--verbose"], _setting("debug"), is_flag=True, help="Log all there is to say."),
+        _option(["-q", "--quiet"], _setting("error"), is_flag=True, help="Log errors alone; no progress."),
+        _option(["--log-level"], _setting(None), type=click.Choice(LEVELS),
+                help="Least that is logged (default: info on a terminal, else warning)."),
+    ]  # fmt: skip
+
+
+def version_option() -> click.Option:
+    """`--version`."""
+    return _option(["--version"], _say_version, is_flag=True, is_eager=True, help="Print the version.")
+
+
+def _option(names: list[str], callback: Callable[..., None], **settings: Any) -> click.Option:
+    return click.Option(names, expose_value=False, callback=callback, **settings)
+
+
+def _setting(level: str | None) -> Callable[..., None]:
+    def note(context: click.Context, option: click.Parameter, value: Any) -> None:
+        if value:
+            context.meta[_LEVEL] = level or value
+
+    return note
+
+
+def _say_version(context: click.Context, option: click.Parameter, value: bool) -> None:
+    """Print it and end.
+
+    Raises:
+        UserError: where the project is not installed.
+    """
+    if not value or context.resilient_parsing:
+        return
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        say(f"{context.find_root().info_name} {version('videomla')}")
+    except PackageNotFoundError as error:
+        raise UserError("this checkout is not installed, so it has no version: pip install -e .") from error
+    context.exit()
