@@ -189,19 +189,14 @@ def prepare(
     engine, reason = look_up(opened, where, compute, engine, engines)
     job = Job(
         prompts=as_source(prompts, decoding, count),
-        checkpoint=opened,
-        chunks=count,
-        seed=seed,
+        checkpoint=opened, chunks=count, seed=seed,
         sampler=opened.sampler() if steps is None else replace(opened.sampler(), steps=steps),
-        device=where,
-        dtype=compute,
-        engine_folder=engine,
-        engine_reason=reason,
+        device=where, dtype=compute, engine_folder=engine, engine_reason=reason,
         compiled=choose_compiled(compiled, where, engine, count),
         decoder_file=decoder,
         threads=choose_threads(threads),
         start=as_start(start, opened, count),
-    )
+    )  # fmt: skip
     return job, 0 if decoding.silent else frames
 
 
