@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from types import MethodType
 from typing import NamedTuple, cast
 
 import torch
@@ -261,6 +262,13 @@ class VideoMLA(nn.Module):
         frames = torch.cat([slot_index, chunk_index])
         cos, sin = self.rope(frames.clamp(min=0))
         return Window((frames >= 0).repeat_interleave(self.config.tokens_per_frame), cos, sin, full)
+
+
+def compile_blocks(*models: VideoMLA) -> None:
+    """Compile the block once for all layers of all models; needs a C++ compiler on a CPU."""
+    forward = torch.compile(Block.forward, dynamic=False)
+    for block in (block for model in models for block in model.blocks):
+        block.forward = MethodType(forward, block)  # type: ignore[method-assign]
 
 
 def gate(x: Tensor, gates: Tensor) -> Tensor:

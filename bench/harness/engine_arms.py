@@ -18,7 +18,6 @@ from runtime.engines.base import EagerEngine, Engine
 from runtime.engines.compiled import open_engine
 from runtime.rollout.calibration import drive
 from vmla.config import Layout
-from vmla.train.stages.denoiser import compile_blocks
 from vmla.transformer import VideoMLA
 from vmla.weights.checkpoint import Checkpoint
 
@@ -70,11 +69,12 @@ class EngineArm:
         if self.precision not in TYPES:
             raise UserError(f"eager PyTorch has no precision {self.precision}; it has {', '.join(TYPES)}")
         model = subject.transformer()
-        if self.engine.startswith("compile"):
-            compiled_on(device)(model)
+        compiled = self.engine.startswith("compile")
+        if compiled and device.type != "cuda":
+            compile_passes(model)
         return EagerEngine(
             model, subject.text(), device=device, dtype=TYPES[self.precision],
-            absorbed=self.engine == "absorbed",
+            absorbed=self.engine == "absorbed", compiled=compiled and device.type == "cuda",
         )  # fmt: skip
 
     def _built(
@@ -97,13 +97,8 @@ class EngineArm:
         return open_engine(place, subject, batch=batch)
 
 
-def compiled_on(device: torch.device) -> Callable[[VideoMLA], None]:
-    """How a model is compiled: on a GPU block by block, one block for all layers; elsewhere whole."""
-    return compile_blocks if device.type == "cuda" else compile_passes
-
-
 def compile_passes(model: VideoMLA) -> None:
-    """Let `torch.compile` have every kind of pass that the model has."""
+    """Let `torch.compile` have every kind of pass that the model has, as on a CPU."""
     for name in PASSES:
         if (run := getattr(model, name, None)) is not None:
             setattr(model, name, torch.compile(run, fullgraph=True, dynamic=False))

@@ -31,6 +31,7 @@ GROUPS = {
 }
 LENGTHS = ("minutes", "seconds", "chunks")
 AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layout", "steps", "device",
+          "compiled",
           "dtype", "scale", "decoder", "threads", "start")  # fmt: skip
 """Options that say what is made; with --resume and --repeat they may only say what was said before."""
 
@@ -76,6 +77,8 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
               help="Torch device; auto: the engine's, else a GPU if there is one, else the CPU.")  # fmt: skip
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
               show_default=True, help="Type that the model computes in.")  # fmt: skip
+@click.option("--compile/--no-compile", "compiled", default=None,
+              help="Compile the blocks on a GPU (default: if the video repays it).")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1),
               help="Number of CPU threads, a quarter of which decode (default: 2, so that a seed's video "
               "does not depend on the machine's cores).")  # fmt: skip

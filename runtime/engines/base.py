@@ -9,12 +9,13 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
+from runtime.engines.fused_attention import fused
 from runtime.engines.packed_linear import packable, packed
 from runtime.engines.timestep_tables import tabled
 from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
 from vmla.text import TextEncoder
-from vmla.transformer import StepInputs, VideoMLA
+from vmla.transformer import StepInputs, VideoMLA, compile_blocks
 
 
 class Engine(Protocol):
@@ -39,7 +40,7 @@ class Engine(Protocol):
 
 
 class EagerEngine:
-    """Runs the PyTorch model without compiling it."""
+    """Runs the PyTorch model, as it is or with its blocks compiled in this process."""
 
     def __init__(
         self,
@@ -50,8 +51,11 @@ class EagerEngine:
         dtype: torch.dtype,
         absorbed: bool = False,
         as_it_is: bool = False,
+        compiled: bool = False,
     ) -> None:
         """Move `model` and the text encoder to `device`.
+
+        With `compiled`, `torch.compile` gets the blocks, one at a time, when they are first called.
 
         With `as_it_is` the modules of `model` run themselves, so that hooks on them fire; that is slower on a
         CPU.
@@ -62,16 +66,20 @@ class EagerEngine:
         self._model = model.to(device=device, dtype=dtype)
         self._model.rope.float()  # angles always take float32
         if not as_it_is:
-            self._model = self._optimized()
+            self._model = self._optimized(compiled)
         self._text = text
         text.encoder.to(device)
 
-    def _optimized(self) -> VideoMLA:
+    def _optimized(self, compiled: bool) -> VideoMLA:
         """The model with its weights laid out for this machine and its conditioning tabled by timestep."""
         model = self._model
         if packable(self.device, self.dtype):
             rows = self.config.chunk * self.config.tokens_per_frame
             model = cast(VideoMLA, packed(model, rows))
+        elif self.device.type == "cuda" and not self.absorbed:
+            model = cast(VideoMLA, fused(model))
+        if compiled:
+            compile_blocks(model)
         return tabled(model)
 
     @torch.inference_mode()

@@ -17,6 +17,7 @@ from plugins.errors import UserError
 from runtime.device.cuda_graphs import to_host
 from runtime.device.threads import Cores, using
 from runtime.engines.base import EagerEngine, Engine
+from runtime.engines.block_compiler import choose_compiled, code_cache, compiled_line, keep_compiled_code
 from runtime.engines.compiled import find_engine, fit, open_engine
 from runtime.outputs import Frames
 from runtime.planning.plan import VideoPlan, check_cache, check_length, chunks_for
@@ -57,6 +58,8 @@ class Job:
     engine_folder: Path | None = None
     """Folder of a compiled engine; None runs the eager model."""
     engine_reason: str = "as asked for"
+    compiled: bool = False
+    """Whether this process compiles the blocks of the eager model before it runs them."""
     decoder_file: Path | None = None
     """A codec that decodes in place of the checkpoint's own; see `runtime.rollout.decoding.Decoding`."""
     threads: int
@@ -89,7 +92,8 @@ class Job:
         engine = f"engine: {self.engine_folder or EAGER} ({self.engine_reason})"
         decoder = [] if self.decoder_file is None else [self.decoding.line()]
         start = [] if self.start is None else [f"start: {self.start.path} ({self.start.chunks} chunks)"]
-        return [engine, *decoder, *start]
+        compiled = [compiled_line(self.compiled, self.chunks)] if self.device.type == "cuda" else []
+        return [engine, *(compiled if self.engine_folder is None else []), *decoder, *start]
 
     def plan(self) -> VideoPlan:
         """Length and memory of the video; no weights are read."""
@@ -101,9 +105,12 @@ class Job:
         if self.engine_folder is not None:
             with using(self.cores.denoiser):
                 return open_engine(self.engine_folder, self.checkpoint)
+        if self.compiled:
+            keep_compiled_code(code_cache())
         return EagerEngine(
-            self.checkpoint.transformer(), self.checkpoint.text(), device=self.device, dtype=self.dtype
-        )
+            self.checkpoint.transformer(), self.checkpoint.text(), device=self.device, dtype=self.dtype,
+            compiled=self.compiled,
+        )  # fmt: skip
 
     def decoders(self) -> Callable[[], Decoder]:
         """Load the codec. Each call of the result returns a decoder for a new video."""
@@ -151,6 +158,7 @@ def prepare(
     dtype: str = "auto",
     engine: Path | None = None,
     engines: Path | None = None,
+    compiled: bool | None = False,
     decoder: Path | None = None,
     threads: int | None = None,
     start: Path | Start | None = None,
@@ -166,6 +174,7 @@ def prepare(
         device, dtype: by name; `auto` is a GPU if there is one, and its own type (`choose_dtype`).
         engine: a folder made by `vmla-export`.
         engines: a folder of such folders; where none is given, one of these that fits is taken.
+        compiled: whether to compile the model's blocks; None does so where that repays itself.
         decoder: a file of TAEHV's weights in place of the checkpoint's codec, or `NOTHING`: no frames.
         threads: CPU threads of denoiser and decoder together; one for each if None.
         start: a video, an image or a folder of pictures to go on from; a known one is not looked at.
@@ -184,18 +193,14 @@ def prepare(
     engine, reason = look_up(opened, where, compute, engine, engines)
     job = Job(
         prompts=as_source(prompts, decoding, count),
-        checkpoint=opened,
-        chunks=count,
-        seed=seed,
+        checkpoint=opened, chunks=count, seed=seed,
         sampler=opened.sampler() if steps is None else replace(opened.sampler(), steps=steps),
-        device=where,
-        dtype=compute,
-        engine_folder=engine,
-        engine_reason=reason,
+        device=where, dtype=compute, engine_folder=engine, engine_reason=reason,
+        compiled=choose_compiled(compiled, where, engine, count),
         decoder_file=decoder,
         threads=choose_threads(threads),
         start=as_start(start, opened, count),
-    )
+    )  # fmt: skip
     return job, 0 if decoding.silent else frames
 
 

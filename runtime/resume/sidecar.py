@@ -30,6 +30,8 @@ FRAMES = 24 * 3600 * FRAMES_PER_SECOND
 """Those of a day, the longest that a video lasts; it has fewer chunks than that."""
 PACKAGES = ("numpy", "av", "transformers", "tokenizers", "ftfy")
 """Beside PyTorch: what reads the prompt, and what encodes the frames."""
+DEFAULTS: Mapping[str, Any] = {**NOT_RECORDED, "compiled": False}
+"""What a description means that was written before there was more to say."""
 
 
 def sidecar_path(output: Path) -> Path:
@@ -76,6 +78,7 @@ class Recorded:
     versions: dict[str, str]
     machine: dict[str, str] = field(default_factory=dict)
     live: bool = False
+    compiled: bool = False
     start_file: str | None = None
     start_hash: str | None = None
     start_chunks: Annotated[int, Between(0, FRAMES)] = 0
@@ -154,6 +157,7 @@ def describe_model(job: Job) -> dict[str, Any]:
         "engine_reason": job.engine_reason,
         "engine_folder": None if job.engine_folder is None else str(job.engine_folder.resolve()),
         "engine_hash": None if manifest is None else hash_json(manifest.files),
+        "compiled": job.compiled,
         **job.decoding.describe(),
         "device": str(job.device),
         "dtype": dtype,

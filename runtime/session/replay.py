@@ -12,16 +12,15 @@ from export.engine.manifest import engine_store
 from plugins.documents.json_file import read_json
 from plugins.errors import UserError
 from runtime.planning.request import Job, prepare
-from runtime.planning.start import NOT_RECORDED
 from runtime.prompts.sources import PromptSchedule
-from runtime.resume.sidecar import Recorded, describe_job, sidecar_path
+from runtime.resume.sidecar import DEFAULTS, Recorded, describe_job, sidecar_path
 from runtime.resume.state import State, load_state, state_path
 from runtime.session.destination import choose_scale, is_kept
 from vmla.world.caption import warning_for
 
 DETERMINING = (
     "decoder", "decoder_hash", "prompts", "seed", "frames", "chunks", "scale", "weights", "layout", "window",
-    "sampler", "engine", "engine_hash", "device", "dtype", "threads", "start_hash",
+    "sampler", "engine", "engine_hash", "compiled", "device", "dtype", "threads", "start_hash",
 )  # fmt: skip
 """What must be as it was, in the words of `describe_job`; all that is wrong is named in this order."""
 OF_A_VIDEO = ("prompts", "seed", "frames", "chunks", "scale", "sampler", "start_hash")
@@ -113,7 +112,7 @@ def _as_recorded(recorded: Mapping[str, Any], given: Mapping[str, Any], path: Pa
     Raises:
         UserError: naming the first thing that is not as it was.
     """
-    recorded = {**NOT_RECORDED, **recorded}
+    recorded = {**DEFAULTS, **recorded}
     told = Recorded.of(recorded, str(path))
     if told.frames is None:
         raise UserError(f"{path} describes a video without an end, which its own session alone goes on with")
@@ -124,6 +123,7 @@ def _as_recorded(recorded: Mapping[str, Any], given: Mapping[str, Any], path: Pa
         "decoder": told.decoder_file and Path(told.decoder_file),
         "seed": told.seed,
         "device": told.device,
+        "compiled": told.compiled,
         "dtype": told.dtype,
         "prompts": PromptSchedule(told.changes()),
         "scale": told.scale,

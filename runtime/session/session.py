@@ -27,10 +27,9 @@ from runtime.device.cuda_graphs import SideStream, graph_pool
 from runtime.outputs import FrameSink
 from runtime.planning.plan import VideoPlan
 from runtime.planning.request import Job
-from runtime.planning.start import NOT_RECORDED
 from runtime.prompts.sources import LivePrompts, PromptSchedule
 from runtime.resume.autosave import Autosave
-from runtime.resume.sidecar import Recorded, describe_model, describe_video
+from runtime.resume.sidecar import DEFAULTS, Recorded, describe_model, describe_video
 from runtime.resume.state import State
 from runtime.rollout.rollout import Rollout
 from runtime.session.commands import CommandQueue
@@ -136,9 +135,10 @@ class Session:
         Raises:
             UserError: if it is a state of another model, decoder, device or number of threads.
         """
-        if not {*NOT_RECORDED, *state.video} >= {*OF_A_MODEL, *OF_A_VIDEO}:
+        recorded = {**DEFAULTS, **state.video}
+        if not recorded.keys() >= {*OF_A_MODEL, *OF_A_VIDEO}:
             raise UserError("this state does not say what it is a state of; take it with `snapshot`")
-        refuse_another("this state", OF_A_MODEL, state.video, self.describe(self._job, frames=None))
+        refuse_another("this state", OF_A_MODEL, recorded, self.describe(self._job, frames=None))
         job, frames = self.job_of(state), state.video["frames"]
         return self.admit(
             job, sink, frames=frames, telemetry=telemetry, autosave=autosave, state=state, on_end=on_end,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict
-from types import MethodType
 from typing import Any
 
 import torch
@@ -22,7 +21,7 @@ from vmla.train.objectives.teacher_forcing import forcing_loss, forcing_loss_at_
 from vmla.train.optim.precision import resolve
 from vmla.train.stages.batches import Batch, draw_batch
 from vmla.train.stages.denoiser_settings import DenoiserTraining
-from vmla.transformer import Block, VideoMLA
+from vmla.transformer import VideoMLA, compile_blocks
 
 
 class DenoiserStage:
@@ -112,13 +111,6 @@ class _Method(torch.nn.Module):
     def forward(self, *inputs: Any) -> Tensor:
         """Call the method that this module stands for."""
         return getattr(self.model, self.name)(*inputs)  # type: ignore[no-any-return]
-
-
-def compile_blocks(*models: VideoMLA) -> None:
-    """Compile the block once for all layers of all models; needs a C++ compiler on a CPU."""
-    forward = torch.compile(Block.forward, dynamic=False)
-    for block in (block for model in models for block in model.blocks):
-        block.forward = MethodType(forward, block)  # type: ignore[method-assign]
 
 
 def initialised(model: VideoMLA) -> VideoMLA:

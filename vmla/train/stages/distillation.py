@@ -29,8 +29,8 @@ from vmla.train.objectives.packed_clip import predicted
 from vmla.train.objectives.self_forcing import self_rollout
 from vmla.train.optim.optimizers import DistilSchedule, Optimizers
 from vmla.train.optim.precision import Precision, resolve
-from vmla.train.stages.denoiser import compile_blocks, narrowed
-from vmla.transformer import VideoMLA
+from vmla.train.stages.denoiser import narrowed
+from vmla.transformer import VideoMLA, compile_blocks
 
 
 @dataclass(frozen=True, kw_only=True)
