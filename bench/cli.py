@@ -24,6 +24,7 @@ VERBS = {
     "grader": "bench.quality.grader",
     "diagnose": "bench.quality.diagnose",
     "sheet": "bench.quality.sheet",
+    "serve": "bench.serving.run",
     "kernels": "bench.speed.kernels",
     "graph": "bench.speed.onnx_graph",
     "study": "bench.studies.study",
