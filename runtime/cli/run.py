@@ -44,7 +44,8 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
 @click.option("--seconds", type=float, help="Length of the video in seconds (default: 10).")
 @click.option("--chunks", type=click.IntRange(min=1), help="Length of the video in chunks.")
 @click.option("-o", "--output", type=click.Path(path_type=Path),
-              help="An .mp4 file, a folder for pictures, a pipe, - for standard output, null.")  # fmt: skip
+              help="Output: an .mp4 file, a folder for pictures, a pipe, - for standard output "
+                   "or null.")  # fmt: skip
 @click.option("--resume", type=click.Path(path_type=Path), help="Video that was stopped, to go on with.")
 @click.option("--repeat", type=click.Path(dir_okay=False, path_type=Path),
               help="Sidecar (.json) of a video to make again.")  # fmt: skip

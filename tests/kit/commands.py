@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 SERVER = """
-import json, os, sys
+import json, os, signal, sys
 import av, torch
 import runtime.session.replay, runtime.session.generate, runtime.outputs.mp4, runtime.outputs.png
 from runtime.cli.run import main
@@ -23,6 +23,7 @@ for line in sys.stdin:
     elif (answer := os.fork()) == 0:
         said = os.open(order["said"], os.O_CREAT | os.O_WRONLY | os.O_TRUNC)
         os.dup2(said, 1), os.dup2(said, 2)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # whoever runs the tests may have ignored it (nohup)
         exec(order["before"])
         main(order["run"])
     print(json.dumps(answer), flush=True)

@@ -265,10 +265,13 @@ class Stream:
         """What went wrong, for the network: without paths of this machine."""
         LOGGER.error("failed", extra={"fields": {"stream": self.id, "reason": str(failure)}})
         if isinstance(failure, OSError):
-            return f"cannot write the video: {failure.strerror or 'the disk refuses'}"
+            return self._without_path(f"cannot write the video: {failure.strerror or 'the disk refuses'}")
         if isinstance(failure, UserError | DecodeError):
-            return str(failure).replace(str(self.folder.path), "the stream")
+            return self._without_path(str(failure))
         return "something went wrong on the server; its log says what"
+
+    def _without_path(self, said: str) -> str:
+        return said.replace(str(self.folder.path), "the stream")
 
     # On disk.
 

@@ -84,9 +84,13 @@ def test_each_part_of_the_floor_is_bound_by_one_of_two_peaks():
 
 
 def engines_file(path, hardware=None, subject="random-debug-mla"):
-    row = {"engine": "eager-mla", "precision": "fp32", "layout": "mla", "frames_per_second": 10.0}
+    row = {
+        "engine": "eager-mla", "precision": "fp32", "layout": "mla", "frames_per_second": 10.0, "spread": 0.1,
+        "time_over_baseline": 1.0, "differs": False, "chunk_ms": {"p50": 1.0, "p95": 1.0, "p99": 1.0},
+        "share_of_matrix_peak": None,
+    }  # fmt: skip
     refused = {"engine": "onnx", "precision": "bf16", "layout": "mla", "refused": "no"}
-    Record("engines", path).save(subject=subject, rows=[row, refused], complete=True)
+    Record("engines", path).save(subject=subject, baseline="eager-mla", rows=[row, refused], complete=True)
     if hardware is not None:
         document = json.loads(path.read_text())
         document["machine"]["hardware"] = hardware

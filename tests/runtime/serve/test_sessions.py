@@ -167,15 +167,15 @@ def tampered(data, change):
     (lambda h, t: t.update(cache=t["cache"][:, :, :1].contiguous()), "cache"),
     (lambda h, t: t.update(cache=t["cache"].double()), "cache"),
     (lambda h, t: h.update(forgotten=1 << 50), "count"),
-    (lambda h, t: h.update(number=-1), "count"),
+    (lambda h, t: h.update(number=-1), "number is -1"),
     (lambda h, t: h["video"].update(seed="4"), "seed"),
-    (lambda h, t: h["video"].update(frames=10**12), "length"),
+    (lambda h, t: h["video"].update(frames=10**12), "frames is 1000000000000"),
     (lambda h, t: h["video"].update(prompts=[]), "prompts"),
     (lambda h, t: h["video"]["prompts"][0].update(prompt="x" * 9_999), "prompt"),
     (lambda h, t: h["video"].update(layout="mha"), "layout"),
     (lambda h, t: h["video"].pop("weights"), "state"),
     (lambda h, t: h.update(memory=None), "decoder"),
-    (lambda h, t: h["mark"].update(frames=None), "count"),
+    (lambda h, t: h["mark"].update(frames=None), "mark.frames is None"),
 ])  # fmt: skip
 def test_a_state_that_is_not_one_is_refused_whole(server, change, says):
     one = begin(server, seconds=6)

@@ -133,7 +133,7 @@ def test_graphs_of_all_streams_share_one_pool(job, monkeypatch):
     )
     with Session(job, memory=PLENTY) as session:
         for seed in range(2):
-            session.admit(replace(job, seed=seed, chunks=1), NullSink(), frames=12)
+            session.admit(replace(job, seed=seed, chunks=2), NullSink(), frames=24)
         session.run()
     assert pools == ["the pool"] * 4
 
