@@ -34,7 +34,6 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
               help="File of prompts over time, `SECONDS: PROMPT` on each line.")  # fmt: skip
 @click.option("--videos", type=click.Path(dir_okay=False, path_type=Path),
               help="File of videos to make at once, `NAME: PROMPT` on each line.")  # fmt: skip
-@click.option("--ray", is_flag=True, help="Make the --videos over the machines of a Ray cluster.")
 @click.option(
     "--memory", help="Memory budget for weights and all --videos, e.g. 8GiB (default: all free memory)."
 )
@@ -85,10 +84,8 @@ def main(context: click.Context, /, **options: Any) -> None:
     if options["videos"] is not None:
         from runtime.cli.videos import run_videos
 
-        run_videos(options, partial(_new, options=options), context.ensure_object(Stop))
+        run_videos(options, lambda prompt: _new(prompt, options), context.ensure_object(Stop))
         return
-    if options["ray"]:
-        raise click.UsageError("--ray is for several videos; give them with --videos")
     if options["memory"] is not None:
         raise click.UsageError("--memory says how many --videos may be made at once; leave it out")
     order = _order(context, options)

@@ -1,1 +1,0 @@
-"""Work on more than one machine, by Ray (extra `ray`)."""
