@@ -55,6 +55,7 @@ VERBS = {
         "bench.quality.sheet",
         "Draw every shape, colour and motion, and pairs of objects, with failures marked.",
     ),
+    "serve": ("bench.serving.run", "Measure the server by its viewers."),
     "kernels": ("bench.speed.kernels", "Time the attention kernels and write every sample to a JSON file."),
     "graph": (
         "bench.speed.onnx_graph",

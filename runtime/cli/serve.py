@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ import click
 from export.engine.manifest import EAGER, engine_store
 from plugins.errors import UserError, missing_extra
 from vmla.cli.command import OneLineCommand
+from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -49,7 +50,8 @@ LEVELS = ("debug", "info", "warning", "error")
               help="Seconds between two saves of a stream's state.")  # fmt: skip
 @click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True,
               help="Least that is logged.")  # fmt: skip
-def main(**options: Any) -> None:
+@click.pass_context
+def main(context: click.Context, /, **options: Any) -> None:
     """Serve live video, sessions and jobs over HTTP and WebSocket, and a page to watch them."""
     keys = _keys(options)
     try:
@@ -60,7 +62,7 @@ def main(**options: Any) -> None:
         import websockets  # noqa: F401
     except ImportError as error:
         raise missing_extra(error.name or "fastapi", "serve") from error
-    _serve(options, keys)
+    _serve(options, keys, context.ensure_object(Stop))
 
 
 def _keys(options: dict[str, Any]) -> tuple[str, ...]:
@@ -85,8 +87,8 @@ def _keys(options: dict[str, Any]) -> tuple[str, ...]:
     return ()
 
 
-def _serve(options: dict[str, Any], keys: tuple[str, ...]) -> None:
-    """Serve until interrupted."""
+def _serve(options: dict[str, Any], keys: tuple[str, ...], stop: Stop) -> None:
+    """Serve until a signal comes; then all streams have their states on disk."""
     from runtime.device.memory import bytes_of, free_bytes
     from runtime.planning.request import prepare
     from runtime.prompts.sources import FixedPrompts
@@ -116,13 +118,14 @@ def _serve(options: dict[str, Any], keys: tuple[str, ...]) -> None:
         host, port = listening.getsockname()[:2]
         where = f"[{host}]" if ":" in host else host
         say(*job.what_runs(), f"page: http://{where}:{port}/")
-        server = server_for(app, settings)
-        with suppress(KeyboardInterrupt):  # what uvicorn raises again once all is put away
+        server = server_for(app, settings, stop)
+        with stop.polled():
             server.run(sockets=[listening])
         if not server.started:
             raise UserError("the server could not start; its log says why")
     finally:
         listening.close()
+    sys.exit(stop.status)
 
 
 if __name__ == "__main__":

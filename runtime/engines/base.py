@@ -27,13 +27,13 @@ class Engine(Protocol):
     device: torch.device
 
     def encode_prompt(self, prompts: Sequence[str | None]) -> Tensor:
-        """Cross-attention keys and values [L, 2, B, tokens, D] of one prompt for each video; None is no text."""
+        """Cross-attention keys and values [L, 2, B, tokens, D] of a prompt for each video; None is no text."""
 
     def step(self, inputs: StepInputs, *, full: bool = False) -> tuple[Tensor, Tensor]:
         """Velocity and entries: see `VideoMLA.forward`. An engine may ignore `full`."""
 
     def entries(self, inputs: StepInputs, *, full: bool = False) -> Tensor:
-        """The entries that `step` would return; where possible without computing what only the velocity needs."""
+        """The entries that `step` would return, if possible without what only the velocity needs."""
 
     def close(self) -> None:
         """Release the memory and handles that the engine holds."""

@@ -98,9 +98,7 @@ def open_engine(folder: Path, checkpoint: Checkpoint, *, batch: int = 1) -> Comp
     return CompiledEngine(manifest, load_programs(folder, manifest), checkpoint.text())
 
 
-def find_engine(
-    checkpoint: Checkpoint, *, device: str, dtype: str, engines: Path
-) -> tuple[Path | None, str]:
+def find_engine(checkpoint: Checkpoint, *, device: str, dtype: str, engines: Path) -> tuple[Path | None, str]:
     """Find an engine in the folder `engines` that computes on this machine what the model itself would.
 
     Its manifest must name `checkpoint`, the device type `device`, and matrix products in `dtype`, never in a

@@ -19,7 +19,7 @@ class PackedLinear(nn.Module):
     """Computes what the given `nn.Linear` does, without gradients."""
 
     def __init__(self, linear: nn.Linear, rows: int) -> None:
-        """Pack the weights of `linear`; oneDNN picks the memory format that is best for inputs of `rows` rows."""
+        """Pack the weights of `linear` in the memory format that oneDNN picks for inputs of `rows` rows."""
         super().__init__()
         self.weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), rows)
         self._bias = None if linear.bias is None else linear.bias.detach()

@@ -39,7 +39,7 @@ class ConditioningTable(nn.Module):
 
 
 def tabled(model: VideoMLA) -> VideoMLA:
-    """A shallow copy of `model`, sharing its weights, whose conditioning goes through a `ConditioningTable`."""
+    """A copy of `model` that shares its weights; its conditioning goes through a `ConditioningTable`."""
     shared = copy.copy(model)
     table = ConditioningTable(model.condition_embedder)
     shared.__dict__["_modules"] = {**model._modules, "condition_embedder": table}

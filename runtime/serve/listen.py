@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
@@ -58,8 +61,26 @@ def open_socket(settings: ServeSettings) -> socket.socket:
     return listening
 
 
-def server_for(app: FastAPI, settings: ServeSettings) -> uvicorn.Server:
-    """uvicorn for `app`, to be run on a socket of `open_socket`."""
+class Server(uvicorn.Server):
+    """uvicorn that ends when `stop` is set, and leaves signals to whoever sets it."""
+
+    def __init__(self, config: uvicorn.Config, stop: threading.Event) -> None:
+        super().__init__(config)
+        self._stop = stop
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Of its own it would raise each signal again at the end, which then counts as a second one."""
+        yield
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second; whether to end."""
+        self.should_exit = self.should_exit or self._stop.is_set()
+        return await super().on_tick(counter)
+
+
+def server_for(app: FastAPI, settings: ServeSettings, stop: threading.Event | None = None) -> Server:
+    """uvicorn for `app`, to be run on a socket of `open_socket` until `stop` is set."""
     limits = settings.limits
     timely = type("Timely", (TimelyHttp,), {"patience": limits.request_seconds})
     options: dict[str, Any] = {
@@ -77,5 +98,6 @@ def server_for(app: FastAPI, settings: ServeSettings) -> uvicorn.Server:
         "log_config": None,
         "access_log": False,
         "lifespan": "on",
+        "loop": "asyncio",  # whatever else is installed
     }
-    return uvicorn.Server(uvicorn.Config(app, **options))
+    return Server(uvicorn.Config(app, **options), threading.Event() if stop is None else stop)

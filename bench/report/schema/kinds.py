@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness.document import read_document
-from bench.report.schema import quality, speed
+from bench.report.schema import quality, serving, speed
 from bench.report.schema.parts import Document
 from plugins.documents.typed import typed
 
@@ -15,6 +15,7 @@ KINDS: dict[str, type[Document]] = {
     "roofline": speed.RooflineResults,
     "memory": speed.MemoryResults,
     "rollout": speed.RolloutResults,
+    "serve": serving.ServeResults,
     "kernels": speed.KernelsResults,
     "gpu": speed.GpuResults,
     "grades": quality.GradesResults,

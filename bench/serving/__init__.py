@@ -1,0 +1,1 @@
+"""The server, measured by its viewers."""

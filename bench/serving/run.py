@@ -1,0 +1,107 @@
+"""The server under load: what it costs, what its viewers see, and how fast a stream moves.
+
+    python -m bench.serving.run
+
+One process has the server, in a thread, and all its viewers, so that its figures are a little too bad rather
+than too good. For each number of streams the same videos are made before without a server.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bench.harness.document import Record
+from bench.serving import stages
+from bench.serving.server import Running, running
+from plugins.errors import UserError
+from runtime.session.replay import Order, new
+from vmla.cli.command import OneLineCommand
+
+
+@click.command(cls=OneLineCommand)
+@click.option("--checkpoint", default="sprites", show_default=True, help="Checkpoint folder.")
+@click.option("--streams", default="1,2,4,8,16", show_default=True, help="Numbers of streams at once.")
+@click.option("--seconds", default=10.0, show_default=True, help="Length of each stream.")
+@click.option("--connects", type=click.IntRange(min=1), default=1000, show_default=True,
+              help="Viewers who come and go.")  # fmt: skip
+@click.option("--times", type=click.IntRange(min=1), default=10, show_default=True,
+              help="Hand-overs, forks and cold returns to take the median of.")  # fmt: skip
+@click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads (default: 2).")
+@click.option(
+    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Results file to write (JSON)."
+)
+def main(
+    checkpoint: str, streams: str, seconds: float, connects: int, times: int, threads: int | None,
+    output: Path | None,
+) -> None:  # fmt: skip
+    """Measure the server by its viewers."""
+    counts = _counts(streams)
+    order = new(stages.PROMPT, checkpoint, scale=None, seconds=seconds, threads=threads)
+    record = Record("serve", output, device=order.job.device)
+    record.save(checkpoint=checkpoint, frames=order.frames)
+    with tempfile.TemporaryDirectory() as folder, running(order.job, Path(folder) / "streams") as server:
+        crowds = _crowds(record, order, server, counts, Path(folder))
+        record.save(connects=stages.connects(server, connects))
+        with running(order.job, Path(folder) / "elsewhere") as other:
+            moves = _moves(server, other, times)
+    record.save(**moves)
+    record.finish(
+        first_frame_seconds=crowds[0]["first_frame_seconds"]["p50"],
+        least_share=min(one["share_of_alone"] for one in crowds),
+        hand_over_ms=moves["hand_over"]["median_ms"],
+        fork_ms=moves["fork"]["median_ms"],
+        cold_return_ms=moves["cold_return"]["median_ms"],
+    )
+
+
+def _counts(text: str) -> list[int]:
+    """The numbers of streams that were asked for.
+
+    Raises:
+        UserError: if one is none.
+    """
+    try:
+        counts = [int(part) for part in text.split(",")]
+    except ValueError as error:
+        raise UserError(f"--streams {text}: give numbers with commas between them, such as 1,2,4") from error
+    if min(counts) < 1:
+        raise UserError(f"--streams {text}: each is at least 1")
+    return counts
+
+
+def _crowds(
+    record: Record, order: Order, server: Running, counts: list[int], folder: Path
+) -> list[dict[str, Any]]:
+    """Each number of streams, without the server and with it."""
+    stages.with_viewers(server, 1, order.frames)  # nobody's: whatever is slow once
+    crowds: list[dict[str, Any]] = []
+    for count in counts:
+        alone = stages.without_server(order, count, folder / f"alone-{count}")
+        figures = stages.with_viewers(server, count, order.frames)
+        share = round(figures["frames_per_second"] / alone, 4)
+        crowds.append({
+            "streams": count, "alone_frames_per_second": round(alone, 1), "share_of_alone": share, **figures
+        })  # fmt: skip
+        speed = figures["frames_per_second"]
+        click.echo(f"{count:>4} streams  {speed:>8} frames/s, {100 * share:.0f}% of alone")
+        record.save(crowds=crowds)
+    return crowds
+
+
+def _moves(server: Running, other: Running, times: int) -> dict[str, dict[str, float]]:
+    """How fast a stream is elsewhere, there twice, or back."""
+    name = stages.begin(server)
+    return {
+        "state_moved": stages.repeated(lambda: stages.hand_over(server, other, name)[0], times),
+        "hand_over": stages.repeated(lambda: stages.hand_over(server, other, name)[1], times),
+        "fork": stages.repeated(lambda: stages.fork(server, name), times),
+        "cold_return": stages.repeated(lambda: stages.cold_return(server, name), times),
+    }
+
+
+if __name__ == "__main__":
+    main()

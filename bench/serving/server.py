@@ -1,0 +1,67 @@
+"""A server in a thread of the process that measures it."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+
+from plugins.errors import UserError
+from runtime.planning.request import Job
+from runtime.serve.app import create_app
+from runtime.serve.edge.settings import Limits, ServeSettings
+from runtime.serve.listen import open_socket, server_for
+
+ROOM = 1 << 50
+"""Bytes of memory that the server believes in: how many streams there are is said by who measures."""
+PATIENCE = 600.0
+"""Seconds that a server may take to start or to end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """A server that answers."""
+
+    port: int
+    http: httpx.Client
+    chunk_seconds: float
+
+
+@contextmanager
+def running(job: Job, store: Path) -> Iterator[Running]:
+    """Inside, a server of the model of `job` on a free port of this machine, without limits of pace.
+
+    Raises:
+        UserError: if it does not start.
+    """
+    limits = Limits(requests_per_minute=10**9, viewers=10**6)
+    settings = ServeSettings(store=store, name="bench", port=0, limits=limits)
+    # The log is for who runs a server; a benchmark has a screen of its own.
+    logging.getLogger("vmla.serve").setLevel(logging.ERROR)
+    listening = open_socket(settings)
+    app = create_app(job, settings, memory=ROOM)
+    server = server_for(app, settings)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
+    thread.start()
+    try:
+        _wait_for(server.__dict__, thread)
+        port = listening.getsockname()[1]
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as http:
+            yield Running(port=port, http=http, chunk_seconds=app.state.server.streams.worker.chunk_seconds)
+    finally:
+        server.should_exit = True
+        thread.join(PATIENCE)
+        listening.close()
+
+
+def _wait_for(server: dict[str, object], thread: threading.Thread) -> None:
+    while not server["started"]:
+        if not thread.is_alive():
+            raise UserError("the server did not start")
+        time.sleep(0.01)

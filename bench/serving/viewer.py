@@ -1,0 +1,73 @@
+"""A viewer that notes when each chunk came."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import Sequence
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+from websockets.asyncio.client import connect
+
+from plugins.errors import UserError
+
+
+async def watch(port: int, *, most: int | None = None, **start: Any) -> tuple[float, list[float]]:
+    """Watch a stream to its end, or for `most` chunks.
+
+    Args:
+        port: of the server on this machine.
+        most: chunks, after which the viewer hangs up.
+        start: fields of `session.start`.
+
+    Returns:
+        When `session.start` was sent and when each chunk had come, in seconds of `perf_counter`.
+
+    Raises:
+        UserError: if the server refuses.
+    """
+    came: list[float] = []
+    async with connect(f"ws://127.0.0.1:{port}/v1/realtime/video", max_size=None, compression=None) as socket:
+        began = perf_counter()
+        await socket.send(json.dumps({"type": "session.start", "format": "m4s", **start}))
+        while most is None or len(came) < most:
+            message = json.loads(await socket.recv())
+            if message["type"] == "error":
+                raise UserError(f"the server refused a viewer: {message['message']}")
+            if message["type"] == "session.done":
+                break
+            if message["type"] == "video.chunk_metadata":
+                await socket.recv()
+                came.append(perf_counter())
+    return began, came
+
+
+async def watch_all(port: int, starts: Sequence[dict[str, Any]]) -> list[tuple[float, list[float]]]:
+    """So many viewers at once; see `watch`."""
+    return await asyncio.gather(*(watch(port, **start) for start in starts))
+
+
+async def come_and_go(port: int) -> None:
+    """Connect and hang up."""
+    async with connect(f"ws://127.0.0.1:{port}/v1/realtime/video", compression=None):
+        pass
+
+
+def late_share(came: Sequence[float], chunk_seconds: float) -> float:
+    """The share of chunks that came after all that was there before had been played.
+
+    The first one begins the play; a player that ran dry goes on when the next one has come.
+    """
+    due, late = came[0] + chunk_seconds, 0
+    for at in came[1:]:
+        late += at > due
+        due = max(due, at) + chunk_seconds
+    return late / max(1, len(came) - 1)
+
+
+def percentiles(values: Sequence[float]) -> dict[str, float]:
+    """The median and the tail."""
+    found = np.percentile(np.asarray(values), (50, 95, 99))
+    return {name: round(float(value), 5) for name, value in zip(("p50", "p95", "p99"), found, strict=True)}
