@@ -27,7 +27,7 @@ class Engine(Protocol):
     device: torch.device
 
     def encode_prompt(self, prompts: Sequence[str | None]) -> Tensor:
-        """Cross-attention keys and values [L, 2, B, tokens, D] of a prompt for each video; None is no text."""
+        """Cross-attention keys and values [L, 2, B, tokens, D] of a prompt a video; None is no text."""
 
     def step(self, inputs: StepInputs, *, full: bool = False) -> tuple[Tensor, Tensor]:
         """Velocity and entries: see `VideoMLA.forward`. An engine may ignore `full`."""
