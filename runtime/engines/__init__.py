@@ -1,0 +1,1 @@
+"""Engines: the denoiser behind one interface, eager or compiled ahead of time."""
