@@ -171,6 +171,35 @@ def rollout_section(document: dict[str, Any]) -> Section:
     return Section(tables=[Table(title="a whole video", headings=["", ""], rows=rows)], plots=plots)
 
 
+def serve_section(document: dict[str, Any]) -> Section:
+    """What viewers of the server see, by their number, and how fast a stream moves."""
+    headings = [
+        "streams", "frames/s", "of those without a server", "first frame p50, s", "gap p50, s", "p95", "p99",
+        "late chunks",
+    ]  # fmt: skip
+    rows = [
+        [
+            str(crowd["streams"]), f"{crowd['frames_per_second']:.1f}", f"{crowd['share_of_alone']:.0%}",
+            f"{crowd['first_frame_seconds']['p50']:.2f}",
+            *(f"{crowd['gap_seconds'][name]:.3f}" for name in ("p50", "p95", "p99")),
+            f"{crowd['late_share']:.1%}",
+        ]
+        for crowd in document["crowds"]
+    ]  # fmt: skip
+    moves = ("state_moved", "hand_over", "fork", "cold_return")
+    times = [
+        [name.replace("_", " "), *(f"{document[name][key]:.0f}" for key in ("median_ms", "worst_ms"))]
+        for name in moves
+    ]
+    return Section(
+        tables=[
+            Table(title="viewers at once", headings=headings, rows=rows),
+            Table(title="a stream that moves", headings=["", "median, ms", "worst, ms"], rows=times),
+        ],
+        plots=[],
+    )
+
+
 def grades_section(document: dict[str, Any]) -> Section:
     """Shares of prompts that pass, over time."""
     marks = document["grades"]
@@ -345,6 +374,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], Section]] = {
     "roofline": roofline_section,
     "memory": memory_section,
     "rollout": rollout_section,
+    "serve": serve_section,
     "grades": grades_section,
     "layouts": layouts_section,
     "spectrum": spectrum_section,
