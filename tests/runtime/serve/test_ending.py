@@ -14,6 +14,15 @@ from vmla.cli.stopping import Stop
 pytestmark = pytest.mark.cpu
 
 
+@pytest.fixture
+def heeded():
+    """SIGHUP is not ignored, as it is where the tests run under nohup."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
+@pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
 def test_a_signal_ends_it_once_and_tidily(tmp_path, number):
     """uvicorn's own handlers raised it once more at the end, which ended the process at once."""
