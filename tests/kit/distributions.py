@@ -1,4 +1,4 @@
-"""The source distribution of what is tracked, and the wheel that is built from it, in a folder of their own."""
+"""The distributions of what is tracked: the source, and the wheel that is built from it."""
 
 import shutil
 import subprocess
@@ -46,4 +46,3 @@ def run_backend(what, source, out):
     out.mkdir(exist_ok=True)
     done = subprocess.run(command, cwd=source, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-
