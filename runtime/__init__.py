@@ -8,7 +8,13 @@ and `runtime.State` all that is needed to go on with one. `vmla-run` is the same
 from __future__ import annotations
 
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:  # type checkers do not run `__getattr__`: to them, all that it gives would be Any
+    from runtime.pipeline import VideoPipeline, generate
+    from runtime.prompts.sources import LivePrompts
+    from runtime.resume.state import State
+    from runtime.video import GeneratedVideo
 
 _PUBLIC = {
     "GeneratedVideo": "runtime.video",

@@ -21,7 +21,8 @@ CARDS = [f"vmla/checkpoints/{name}/README.md" for name in ("sprites", "sprites-4
 PAGES = [f"docs/{name}.md" for name in (
     "api", "benchmarks", "concepts", "faq", "python", "quickstart", "results", "running", "security"
 )]  # fmt: skip
-DOCUMENTS = ["README.md", "ARCHITECTURE.md", "LOG.md", *PAGES, *CARDS]
+POLICIES = ["CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
+DOCUMENTS = ["README.md", "ARCHITECTURE.md", "LOG.md", *POLICIES, *PAGES, *CARDS]
 MADE = ("commands.md",)
 """Pages that only the site has; its test follows links to them."""
 SCRIPTS = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["scripts"]

@@ -12,6 +12,8 @@ LEFT, RIGHT, TOP, BOTTOM = 64, 160, 34, 44
 """Margins, the right one for the names of the series."""
 COLOURS = ("#1f6fb4", "#d1622b", "#2c8a4b", "#8a4fb0", "#b03a48", "#5f6b7a", "#b88a00", "#008b95")
 TICKS = 5
+MARGIN = 0.08
+"""Of an axis' range, left free beyond the values, so that no curve lies on the frame."""
 
 Points = Sequence[tuple[float, float]]
 
@@ -29,9 +31,10 @@ class Axis:
 
     @classmethod
     def over(
-        cls, values: Sequence[float], label: str, begin: float, end: float, *, log: bool, zero: bool
-    ) -> Axis:
-        """An axis that shows all `values`, and zero if asked for."""
+        cls, values: Sequence[float], label: str, begin: float, end: float, *, log: bool, zero: bool,
+        margin: float = 0.0,
+    ) -> Axis:  # fmt: skip
+        """An axis that shows all `values`, and zero if asked for; `margin` of its range is free beyond them."""
         known = [v for v in values if math.isfinite(v) and (v > 0 or not log)]
         low, high = (min(known), max(known)) if known else (1.0, 2.0)
         if zero and not log:
@@ -39,6 +42,12 @@ class Axis:
         if high - low <= 1e-12 * max(abs(low), abs(high)):
             half = max(0.5, 1e-6 * abs(low))  # of large numbers more, or nothing would be added
             low, high = (low / 2, high * 2) if log else (low - half, high + half)
+        if margin and log:
+            free = (high / low) ** margin
+            low, high = low / free, high * free
+        elif margin:
+            free = margin * (high - low)
+            low, high = low if zero and low == 0 else low - free, high if zero and high == 0 else high + free
         return cls(label=label, low=low, high=high, begin=begin, end=end, log=log)
 
     def place(self, value: float) -> float:
@@ -115,7 +124,7 @@ def lines(
     """
     shown = [point for points in [*series.values(), *(dots or {}).values()] for point in points]
     across = Axis.over([p[0] for p in shown], x, LEFT, WIDTH - RIGHT, log=log, zero=False)
-    up = Axis.over([p[1] for p in shown], y, HEIGHT - BOTTOM, TOP, log=log, zero=zero)
+    up = Axis.over([p[1] for p in shown], y, HEIGHT - BOTTOM, TOP, log=log, zero=zero, margin=MARGIN)
     plot = Plot(title=title, x=across, y=up)
     for name, points in series.items():
         plot.line(name, points)

@@ -95,10 +95,22 @@ def test_plots_place_what_they_show():
     left, bottom = (float(v) for v in first.split(","))
     right, top = (float(v) for v in last.split(","))
     assert (left, bottom) == (svg.LEFT, svg.HEIGHT - svg.BOTTOM)
-    assert (right, top) == (svg.WIDTH - svg.RIGHT, svg.TOP)
+    assert right == svg.WIDTH - svg.RIGHT
+    assert svg.TOP < top < svg.TOP + 0.1 * (svg.HEIGHT - svg.BOTTOM - svg.TOP)
     for log in (False, True):
         ElementTree.fromstring(svg.lines("<&>", {"one": [(5.0, 5.0)]}, "x", "y", log=log))
     ElementTree.fromstring(svg.bars("none", [], "s"))
+
+
+@pytest.mark.parametrize("log", [False, True])
+@pytest.mark.parametrize("values", [(1.0, 2.0), (-3.0, -1.0), (0.5, 0.5), (-1.0, 4.0), (1e9, 1e9 + 1)])
+def test_no_curve_lies_on_the_frame(values, log):
+    if log and min(values) <= 0:
+        values = tuple(abs(v) for v in values)
+    text = svg.lines("t", {"a": list(enumerate(values, 1))}, "x", "y", log=log)
+    (line,) = [line for line in ElementTree.fromstring(text) if "polyline" in line.tag]
+    heights = [float(point.split(",")[1]) for point in line.attrib["points"].split()]
+    assert all(svg.TOP + 5 < height < svg.HEIGHT - svg.BOTTOM - 5 for height in heights)
 
 
 def test_effective_rank_counts_energy():

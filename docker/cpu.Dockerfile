@@ -1,0 +1,18 @@
+# vmla-run and vmla-serve on a CPU. Was never built on the machine that the project is developed on, which has no Docker
+# engine; it is linted with hadolint. Linux only: `docker run --user "$(id -u)"` writes as you.
+#
+#   docker build -f docker/cpu.Dockerfile -t videomla:cpu .
+#   docker run --rm -v "$PWD:/videos" videomla:cpu vmla-run --prompt "a red star bouncing on a navy background" -o star.mp4
+FROM python:3.12-slim
+
+# The CPU's own build of torch comes first: the one of PyPI brings gigabytes of CUDA libraries along.
+RUN pip install --no-cache-dir --index-url https://download.pytorch.org/whl/cpu "torch>=2.11,<2.14"
+
+COPY . /source
+RUN pip install --no-cache-dir "/source[serve,png]" && rm -rf /source
+
+RUN useradd --create-home --uid 1000 videomla && install --directory --owner videomla /videos
+USER 1000
+WORKDIR /videos
+
+CMD ["vmla-run", "--help"]
