@@ -34,7 +34,7 @@ class Axis:
         cls, values: Sequence[float], label: str, begin: float, end: float, *, log: bool, zero: bool,
         margin: float = 0.0,
     ) -> Axis:  # fmt: skip
-        """An axis that shows all `values`, and zero if asked for; `margin` of its range is free beyond them."""
+        """An axis that shows all `values`, and zero if asked for, with a `margin` of its range about them."""
         known = [v for v in values if math.isfinite(v) and (v > 0 or not log)]
         low, high = (min(known), max(known)) if known else (1.0, 2.0)
         if zero and not log:
