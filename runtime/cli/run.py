@@ -25,10 +25,11 @@ if TYPE_CHECKING:
     from runtime.telemetry.events import Telemetry
 
 GROUPS = {
-    "What is made": ("prompt", "prompts", "videos", "start", "minutes", "seconds", "chunks", "seed", "steps"),
+    "What is made": ("prompt", "prompts", "videos", "grid", "start", "minutes", "seconds", "chunks", "seed",
+                     "steps"),
     "Where it goes": ("output", "overwrite", "scale", "resume", "repeat", "save_every", "events", "metrics"),
     "What makes it": ("checkpoint", "engine", "decoder", "layout", "device", "dtype", "threads", "memory"),
-}
+}  # fmt: skip
 LENGTHS = ("minutes", "seconds", "chunks")
 AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layout", "steps", "device",
           "compiled",
@@ -43,6 +44,8 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
               help="File of prompts over time, `SECONDS: PROMPT` on each line.")  # fmt: skip
 @click.option("--videos", type=click.Path(dir_okay=False, path_type=Path),
               help="File of videos to make at once, `NAME: PROMPT` on each line.")  # fmt: skip
+@click.option("--grid", metavar="ROWSxCOLUMNS",
+              help="Make one video of tiles: the prompt under that many seeds, from --seed on.")  # fmt: skip
 @click.option(
     "--memory", help="Memory budget for weights and all --videos, e.g. 8GiB (default: all free memory)."
 )
@@ -52,8 +55,8 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
 @click.option("--seconds", type=float, help="Length of the video in seconds (default: 10).")
 @click.option("--chunks", type=click.IntRange(min=1), help="Length of the video in chunks.")
 @click.option("-o", "--output", type=click.Path(path_type=Path),
-              help="Output: an .mp4 file, a folder for pictures, a pipe, - for standard output "
-                   "or null.")  # fmt: skip
+              help="Output: an .mp4 file, a .webm file or a .gif file (neither resumes), a folder for "
+                   "pictures, a pipe, - for standard output or null.")  # fmt: skip
 @click.option(
     "--resume",
     type=click.Path(path_type=Path),
@@ -97,6 +100,9 @@ def main(context: click.Context, /, **options: Any) -> None:
     """Make a video of what a prompt says, of any length, written while it is made; or several at once."""
     _prefer_command_line(context, options)
     _check_decoder(options)
+    if options["grid"] is not None:
+        _grid(context, options)
+        return
     if options["videos"] is not None:
         from runtime.cli.videos import run_videos
 
@@ -125,6 +131,16 @@ def main(context: click.Context, /, **options: Any) -> None:
     if output is None:
         raise click.UsageError("give -o, for example: -o video.mp4")
     _make(order, output, options, context.ensure_object(Stop))
+
+
+def _grid(context: click.Context, options: dict[str, Any]) -> None:
+    """Make a grid of seeds."""
+    from runtime.cli.grid import NOT_WITH, run_grid, size_of
+
+    size_of(options["grid"])
+    if given := [f"--{name}" for name in NOT_WITH if options[name]]:
+        raise click.UsageError(f"--grid makes one new video of tiles; leave out {', '.join(given)}")
+    run_grid(options, _order(context, options), context.ensure_object(Stop))
 
 
 def _prefer_command_line(context: click.Context, options: dict[str, Any]) -> None:
@@ -199,7 +215,7 @@ def _make(order: Order, output: Path, options: dict[str, Any], stop: Stop) -> No
     """Make what is ordered, say how it went, and leave what is needed to go on if it was stopped."""
     from runtime.cli.reports import check_reports, ways_on
     from runtime.outputs.stream import STANDARD_OUTPUT, is_standard_output, is_stream
-    from runtime.session.destination import check_output
+    from runtime.session.destination import check_output, is_kept, is_resumable
     from runtime.session.generate import make_videos
     from runtime.session.replay import warnings_of
     from runtime.telemetry.events import Several
@@ -214,6 +230,8 @@ def _make(order: Order, output: Path, options: dict[str, Any], stop: Stop) -> No
             say(f"{output} is a stream: no state is kept, and it cannot be resumed", err=True)
         elif order.state is None:
             check_output(output, overwrite=options["overwrite"])
+            if is_kept(output) and not is_resumable(output):
+                say(f"{output} is one piece: no state is kept, and it cannot be resumed", err=True)
         check_reports(options, [output])
         warn(warnings_of([order]))
         stop.last_words = partial(ways_on, [output])

@@ -14,10 +14,10 @@ import click
 from plugins.errors import UserError
 from runtime.cli.reports import check_reports, open_reports, ways_on
 from runtime.device.memory import bytes_of, counted, free_bytes
-from runtime.outputs.mp4 import MP4
+from runtime.outputs.registry import kind_of
 from runtime.prompts.videos_file import read_videos
 from runtime.resume.autosave import resume_command
-from runtime.session.destination import check_output, is_kept
+from runtime.session.destination import check_output
 from runtime.session.generate import Ending, check_room, make_videos, orders_of
 from runtime.session.replay import Order, warnings_of
 from runtime.telemetry.events import JsonLines, Several, Telemetry, TogetherLine
@@ -90,7 +90,7 @@ def _placed(orders: dict[str, Order], folder: Path, *, overwrite: bool) -> dict[
     Raises:
         UserError: if it cannot be, or one of the files is there.
     """
-    if not is_kept(folder) or MP4.takes(folder) or (folder.exists() and not folder.is_dir()):
+    if kind_of(folder).pictures is None or (folder.exists() and not folder.is_dir()):
         raise UserError(f"{folder} is no folder, which several videos need; give one with -o")
     if not folder.absolute().parent.is_dir():
         raise UserError(f"there is no folder {folder.parent}; make it first")

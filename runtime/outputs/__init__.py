@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -53,3 +55,29 @@ class NullSink:
 
     def close(self) -> None:
         """Nothing."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SinkKind:
+    """One kind of sink: which paths it takes, how it is opened.
+
+    Its file defines it, and `runtime.outputs.registry` names it.
+    """
+
+    what: str
+    """What a user is told to name for it, such as `an .mp4 file`."""
+    takes: Callable[[Path], bool]
+    """Whether it writes to a path; asked before anything is there."""
+    open: Callable[..., FrameSink]
+    """Opens a sink, at its start or after the mark of an earlier one: `open(path, scale=, after=, clear=)`.
+
+    `clear` removes what lies there, once there are frames to take its place.
+
+    Raises UserError if the video cannot be written or continued there.
+    """
+    keeps: bool = True
+    """Whether the video stays at its path, with a sidecar beside it."""
+    resumes: bool = True
+    """Whether a video that was stopped can be gone on with; only then is its state kept, too."""
+    pictures: re.Pattern[str] | None = None
+    """The names of files in a folder that is a video; None if a video is a single file."""

@@ -17,8 +17,7 @@ from typing import BinaryIO
 from plugins.atomic_files import ASIDE
 from plugins.documents.regular_file import opened
 from plugins.errors import UserError
-from runtime.outputs import Clear, Frames, Mark
-from runtime.outputs.kind import SinkKind
+from runtime.outputs import Clear, Frames, Mark, SinkKind
 from runtime.outputs.mp4_fragment import encode, matrix_for, place
 from runtime.outputs.presence import check_presence
 from vmla.config import FRAMES_PER_SECOND

@@ -11,9 +11,16 @@ import io
 import struct
 from collections.abc import Iterator
 from fractions import Fraction
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from runtime.outputs import Frames
+
+if TYPE_CHECKING:
+    from av import VideoFrame
+    from av.video.codeccontext import VideoCodecContext
 
 MUXER = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
 ENCODER = {"preset": "veryfast", "tune": "zerolatency", "crf": "18", "threads": "1"}
@@ -61,6 +68,28 @@ def matrix_for(height: int) -> int:
     return BT709 if height >= HD_HEIGHT else BT601
 
 
+def name_colours(context: VideoCodecContext, matrix: int) -> None:
+    """Let the stream of an encoder say what its colours are converted with; 0 says nothing."""
+    if matrix:
+        context.color_range, context.colorspace = LIMITED, CODE[matrix]
+        context.color_primaries = context.color_trc = CODE[matrix]
+
+
+def to_yuv(pixels: NDArray[np.uint8], width: int, height: int, matrix: int) -> VideoFrame:
+    """[H, W, 3] red green blue as a picture of that size in luma and subsampled chroma."""
+    import av
+
+    picture = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+    picture = picture.reformat(
+        width, height, "yuv420p", interpolation="BICUBIC",
+        dst_colorspace=SCALER[matrix], src_color_range=FULL if matrix else None,
+        dst_color_range=LIMITED if matrix else None,
+    )  # fmt: skip
+    if matrix:
+        picture.colorspace = CODE[matrix]  # the scaler's own name of it differs
+    return picture
+
+
 def encode(frames: Frames, *, rate: int, scale: int, matrix: int) -> tuple[bytes, bytearray]:
     """The header of a file of such frames, and [n, H, W, 3] frames as fragments numbered from 1 at time 0.
 
@@ -80,21 +109,11 @@ def encode(frames: Frames, *, rate: int, scale: int, matrix: int) -> tuple[bytes
         stream.pix_fmt = "yuv420p"
         stream.codec_context.gop_size = rate
         stream.time_base = stream.codec_context.time_base = Fraction(1, rate)
-        if matrix:
-            named = stream.codec_context
-            named.color_range, named.colorspace = LIMITED, CODE[matrix]
-            named.color_primaries = named.color_trc = CODE[matrix]
+        name_colours(stream.codec_context, matrix)
         container.start_encoding()
         notes = BitStreamFilterContext(NO_NOTES, in_stream=stream, out_stream=stream)
         for number, pixels in enumerate(frames):
-            picture = av.VideoFrame.from_ndarray(pixels, format="rgb24")
-            picture = picture.reformat(
-                stream.width, stream.height, "yuv420p", interpolation="BICUBIC",
-                dst_colorspace=SCALER[matrix], src_color_range=FULL if matrix else None,
-                dst_color_range=LIMITED if matrix else None,
-            )  # fmt: skip
-            if matrix:
-                picture.colorspace = CODE[matrix]  # the scaler's own name of it differs
+            picture = to_yuv(pixels, stream.width, stream.height, matrix)
             picture.pts = number
             for packet in stream.encode(picture):
                 container.mux(notes.filter(packet))

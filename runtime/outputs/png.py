@@ -12,8 +12,7 @@ from numpy.typing import NDArray
 
 from plugins.atomic_files import ASIDE, atomic_write
 from plugins.errors import UserError, missing_extra
-from runtime.outputs import Clear, Frames, Mark
-from runtime.outputs.kind import SinkKind
+from runtime.outputs import Clear, Frames, Mark, SinkKind
 from runtime.outputs.presence import check_presence
 
 if TYPE_CHECKING:

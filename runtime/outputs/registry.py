@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from plugins.errors import UserError
-from runtime.outputs import FrameSink, NullSink
-from runtime.outputs.kind import SinkKind
+from runtime.outputs import FrameSink, NullSink, SinkKind
+from runtime.outputs.container import GIF, WEBM
 from runtime.outputs.mp4 import MP4
 from runtime.outputs.png import PNG
 from runtime.outputs.stream import STREAM
@@ -18,9 +18,9 @@ def _forget(path: Path, **_: object) -> FrameSink:
     return NullSink()
 
 
-NULL = SinkKind(what="null", takes=NOWHERE.__eq__, open=_forget, keeps=False)
+NULL = SinkKind(what="null", takes=NOWHERE.__eq__, open=_forget, keeps=False, resumes=False)
 
-KINDS = (NULL, STREAM, MP4, PNG)
+KINDS = (NULL, STREAM, MP4, WEBM, GIF, PNG)
 
 
 def kind_of(path: Path) -> SinkKind:

@@ -10,8 +10,7 @@ from fractions import Fraction
 from pathlib import Path
 
 from plugins.errors import UserError
-from runtime.outputs import Clear, Frames, Mark
-from runtime.outputs.kind import SinkKind
+from runtime.outputs import Clear, Frames, Mark, SinkKind
 from runtime.outputs.mp4_fragment import encode, matrix_for, place
 from vmla.config import FRAMES_PER_SECOND
 
@@ -98,7 +97,7 @@ def _open(path: Path, *, scale: int, after: Mark | None = None, clear: Clear | N
     return StreamSink(path, frames_per_second=FRAMES_PER_SECOND, scale=scale)
 
 
-STREAM = SinkKind(what="- for standard output", takes=is_stream, open=_open, keeps=False)
+STREAM = SinkKind(what="- for standard output", takes=is_stream, open=_open, keeps=False, resumes=False)
 
 
 def _opened(path: Path) -> int:

@@ -20,8 +20,13 @@ WANTED_HEIGHT = 256
 
 
 def is_kept(path: Path) -> bool:
-    """Whether a video at `path` stays there, with a sidecar and a state, and can be resumed."""
+    """Whether a video at `path` stays there, with a sidecar."""
     return kind_of(path).keeps
+
+
+def is_resumable(path: Path) -> bool:
+    """Whether a video at `path` that was stopped can be gone on with."""
+    return kind_of(path).resumes
 
 
 def check_output(path: Path, *, overwrite: bool) -> None:

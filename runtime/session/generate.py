@@ -23,7 +23,7 @@ from runtime.prompts.sources import FixedPrompts
 from runtime.prompts.videos_file import Video
 from runtime.resume.autosave import Autosave, resume_command
 from runtime.resume.sidecar import describe_prompts, describe_video, sidecar_path, write_begun
-from runtime.session.destination import claimed, is_kept, leftovers, open_sink, replace_older
+from runtime.session.destination import claimed, is_kept, is_resumable, leftovers, open_sink, replace_older
 from runtime.session.outcome import Outcome, in_one_line, raise_failure, record
 from runtime.session.replay import Order
 from runtime.session.session import Session
@@ -77,7 +77,7 @@ class VideoFile:
         )
 
     def _autosaved(self, every: float | None) -> Autosave | None:
-        if every is None or not is_kept(self._output):
+        if every is None or not is_kept(self._output) or not is_resumable(self._output):
             return None
         saved = self._order.state is not None
         return Autosave(self._output, self._describe, every=every, saved=saved, keeps_older=self._keeps_older)

@@ -15,7 +15,7 @@ from runtime.planning.request import Job, prepare
 from runtime.prompts.sources import PromptSchedule
 from runtime.resume.sidecar import DEFAULTS, Recorded, describe_job, sidecar_path
 from runtime.resume.state import State, load_state, state_path
-from runtime.session.destination import choose_scale, is_kept
+from runtime.session.destination import choose_scale, is_kept, is_resumable
 from vmla.world.caption import warning_for
 
 DETERMINING = (
@@ -90,6 +90,8 @@ def resume(output: Path, given: Mapping[str, Any]) -> Order:
     """
     if not is_kept(output):
         raise UserError(f"{output} keeps no video to go on with; name the file or folder of one")
+    if not is_resumable(output):
+        raise UserError(f"{output} is one piece, which cannot be gone on with; make it anew with --overwrite")
     sidecar = sidecar_path(output)
     mend = "make it anew"
     if sidecar.exists():

@@ -7,8 +7,7 @@ from kit.checkpoints import debug_checkpoint
 from kit.refusals import assert_one_line
 
 from runtime.cli.run import main
-from runtime.outputs import registry
-from runtime.outputs.kind import SinkKind
+from runtime.outputs import SinkKind, registry
 from runtime.pipeline import VideoPipeline
 
 pytestmark = pytest.mark.cpu
@@ -56,7 +55,7 @@ def run(checkpoint, output, *more):
 def test_a_sink_takes_one_file_and_one_entry(checkpoint, tmp_path, monkeypatch):
     output = tmp_path / "video.raw"
     assert_one_line(
-        run(checkpoint, output), "cannot write .raw files; use null, - for standard output, an .mp4 file or"
+        run(checkpoint, output), "cannot write .raw files; use null, - for standard output, an .mp4 file, a"
     )
     monkeypatch.setattr(registry, "KINDS", (*registry.KINDS, RAW))
     assert run(checkpoint, output).exit_code == 0
@@ -67,7 +66,7 @@ def test_a_sink_takes_one_file_and_one_entry(checkpoint, tmp_path, monkeypatch):
     assert output.with_name("video.raw.json").is_file()
     assert_one_line(run(checkpoint, output), "video.raw exists already")
     assert run(checkpoint, output, "--overwrite").exit_code == 0
-    assert_one_line(run(checkpoint, tmp_path / "video.gif"), "cannot write .gif files", "or a .raw file")
+    assert_one_line(run(checkpoint, tmp_path / "video.mkv"), "cannot write .mkv files", "or a .raw file")
 
 
 def test_the_command_names_every_kind():

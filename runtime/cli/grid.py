@@ -1,0 +1,178 @@
+"""`vmla-run --grid`: one prompt under many seeds, side by side in one video."""
+
+from __future__ import annotations
+
+import re
+import sys
+import threading
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import click
+import numpy as np
+
+from plugins.errors import UserError
+from runtime.device.memory import free_bytes
+from runtime.outputs import Frames, FrameSink, Mark
+from runtime.outputs.registry import kind_of
+from runtime.outputs.stream import is_stream
+from runtime.session.destination import check_output, claimed, open_sink
+from runtime.session.generate import check_room
+from runtime.session.outcome import raise_failure
+from runtime.session.replay import Order, warnings_of
+from runtime.session.session import Session
+from runtime.telemetry.events import TogetherLine
+from vmla.cli.progress import ProgressLine
+from vmla.cli.stopping import Stop
+from vmla.cli.terminal import say, warn
+
+MOST = 64
+"""Videos of one grid."""
+NOT_WITH = ("videos", "resume", "repeat", "events", "metrics", "memory", "overwrite")
+
+
+def size_of(text: str) -> tuple[int, int]:
+    """Rows and columns of `2x3`.
+
+    Raises:
+        UsageError: if it is no size.
+    """
+    found = re.fullmatch(r"(\d{1,2})x(\d{1,2})", text)
+    rows, columns = (int(found[1]), int(found[2])) if found else (0, 0)
+    if not 1 < rows * columns <= MOST:
+        raise click.UsageError(f"--grid takes ROWSxCOLUMNS of 2 to {MOST} videos, for example --grid 2x3")
+    return rows, columns
+
+
+class Mosaic:
+    """Puts the frames of several videos side by side, into one sink, as soon as all have them.
+
+    Each video writes to a tile of its own, from a thread of its own.
+    """
+
+    def __init__(self, sink: FrameSink, rows: int, columns: int) -> None:
+        self._sink, self._shape, self._lock = sink, (rows, columns), threading.Lock()
+        self._waiting: list[list[Frames]] = [[] for _ in range(rows * columns)]
+        self._failure: OSError | None = None
+        self.frames = 0
+        """That the sink has."""
+        self.tiles = [Tile(self, place) for place in range(rows * columns)]
+
+    def take(self, place: int, frames: Frames) -> None:
+        """Frames [n, H, W, 3] of one video.
+
+        Raises:
+            OSError: if the sink cannot take what is ready, now or before.
+        """
+        with self._lock:
+            if self._failure is not None:
+                raise self._failure
+            self._waiting[place].extend(frames)
+            ready = min(map(len, self._waiting))
+            if not ready:
+                return
+            pictures = np.stack([np.stack(waiting[:ready]) for waiting in self._waiting])
+            self._waiting = [waiting[ready:] for waiting in self._waiting]
+            try:
+                self._sink.write(side_by_side(pictures, *self._shape))
+            except OSError as error:
+                self._failure = error
+                raise
+            self.frames += ready
+
+    def close(self) -> None:
+        """Finish the sink; frames that not all videos have are left out."""
+        self._sink.close()
+
+
+class Tile:
+    """The sink of one of the videos."""
+
+    def __init__(self, mosaic: Mosaic, place: int) -> None:
+        self._mosaic, self._place, self._frames = mosaic, place, 0
+
+    def write(self, frames: Frames) -> None:
+        """Take [n, H, W, 3] frames.
+
+        Raises:
+            OSError: if they cannot be stored.
+        """
+        self._mosaic.take(self._place, frames)
+        self._frames += len(frames)
+
+    def mark(self) -> Mark:
+        """The frames so far."""
+        return {"frames": self._frames}
+
+    def close(self) -> None:
+        """The grid is closed when all videos have ended."""
+
+
+def side_by_side(videos: Frames, rows: int, columns: int) -> Frames:
+    """[rows columns, n, H, W, 3], row by row, to [n, rows H, columns W, 3]."""
+    _, count, height, width, colours = videos.shape
+    tiles = videos.reshape(rows, columns, count, height, width, colours).transpose(2, 0, 3, 1, 4, 5)
+    return np.ascontiguousarray(tiles).reshape(count, rows * height, columns * width, colours)
+
+
+def run_grid(options: Mapping[str, Any], order: Order, stop: Stop) -> None:
+    """Make the videos of `order` with its seed and those that follow, and put them into one file.
+
+    Args:
+        options: of the command.
+        order: the first video.
+        stop: ends all after the chunk under way.
+
+    Raises:
+        UserError: if the place is not free, memory does not suffice, or one of the videos failed.
+    """
+    rows, columns = size_of(options["grid"])
+    count, output = rows * columns, options["output"]
+    warn(warnings_of([order]))
+    seeds = f"seeds {order.job.seed} to {order.job.seed + count - 1}, row by row"
+    if options["dry_run"]:
+        say(*order.job.what_runs(), *order.job.plan().lines(), seeds)
+        return
+    if output is None:
+        raise click.UsageError("give -o, for example: -o grid.mp4")
+    if is_stream(output):
+        raise UserError(f"{output} is a stream; a grid goes to a file or a folder")
+    check_output(output, overwrite=False)
+    memory = free_bytes(order.job.device)
+    check_room(order.job.plan(), count, memory)
+    say(*order.job.what_runs(), seeds)
+    with claimed(output, fresh=True, overwrite=False):
+        _make(order, output, rows, columns, memory, stop)
+
+
+def _make(order: Order, output: Path, rows: int, columns: int, memory: int, stop: Stop) -> None:
+    """Roll all out in one session; exits with the signal's status if stopped."""
+    count, began = rows * columns, perf_counter()
+    mosaic = Mosaic(open_sink(output, scale=order.scale), rows, columns)
+    try:
+        with ExitStack() as stack:
+            session = stack.enter_context(Session(order.job, memory=memory))
+            stack.enter_context(stop.polled())
+            line = TogetherLine(stack.enter_context(ProgressLine(sys.stderr)), videos=count)
+            tasks = [
+                session.admit(
+                    replace(order.job, seed=order.job.seed + number), tile,
+                    frames=order.frames, telemetry=line.of(str(number)),
+                )
+                for number, tile in enumerate(mosaic.tiles)
+            ]  # fmt: skip
+            session.run(stop)
+            for task in tasks:
+                task.wait()
+    finally:
+        mosaic.close()
+    for task in tasks:
+        raise_failure(task)
+    say(f"{output}: {mosaic.frames} frames of {count} videos in {perf_counter() - began:.1f} s")
+    if not all(task.stages.complete for task in tasks):
+        say(f"stopped; {kind_of(output).what} of a grid cannot be gone on with", err=True)
+        sys.exit(stop.status)

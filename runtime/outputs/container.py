@@ -1,0 +1,198 @@
+"""Whole files by an encoder that stays open: VP9 in WebM, and GIF.
+
+Unlike an MP4 of ours, such a file is one piece, which cannot be cut and gone on with: a video that is stopped
+ends there, and its file is whole. If the process is killed, the last second may be missing.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from fractions import Fraction
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from plugins.atomic_files import ASIDE
+from plugins.errors import UserError
+from runtime.outputs import Clear, Frames, FrameSink, Mark, SinkKind
+from runtime.outputs.mp4_fragment import matrix_for, name_colours, to_yuv
+from runtime.outputs.presence import check_presence
+from vmla.config import FRAMES_PER_SECOND
+
+if TYPE_CHECKING:
+    from av import VideoFrame, VideoStream
+    from av.container import OutputContainer
+    from av.filter import Graph
+
+FLUSHED = {"flush_packets": "1"}
+"""What the muxer has is written at once."""
+VP9 = {"deadline": "realtime", "cpu-used": "6", "lag-in-frames": "0", "crf": "24", "b": "0", "threads": "1"}
+"""No frame held back; one thread, so that the bytes do not depend on the machine's cores."""
+
+
+class ContainerSink(ABC):
+    """One file; it appears with its first frames, and is whole once it is closed."""
+
+    muxer: str
+
+    def __init__(self, path: Path, *, frames_per_second: int, scale: int, clear: Clear | None) -> None:
+        """Write to `path`, each frame enlarged `scale` times; `clear` removes what is there."""
+        self.path, self.rate = path, frames_per_second
+        self._scale, self._clear, self._frames = scale, clear, 0
+        self._file: BinaryIO | None = None
+        self._aside = path.with_name(path.name + ASIDE)
+
+    @abstractmethod
+    def stream(self, container: OutputContainer, width: int, height: int) -> VideoStream:
+        """The stream of the file, for pictures of that size."""
+
+    @abstractmethod
+    def pictures(self, pixels: NDArray[np.uint8] | None, number: int) -> Iterator[VideoFrame]:
+        """What the encoder gets when [H, W, 3] come as picture `number`, or nothing more does."""
+
+    def write(self, frames: Frames) -> None:
+        """Encode [n, H, W, 3] frames.
+
+        Raises:
+            OSError: if the file cannot be written, or is not at its place any more.
+        """
+        if not len(frames):
+            return
+        begins = self._file is None
+        file = self._begin(frames) if self._file is None else self._file
+        if not begins:
+            check_presence(self.path, os.fstat(file.fileno()))
+        for pixels in frames:
+            self._encode(self.pictures(pixels, self._frames))
+            self._frames += 1
+        if begins:
+            if self._clear is not None:
+                self._clear(())
+            self._aside.replace(self.path)
+
+    def mark(self) -> Mark:
+        """The frames so far: there is no going on after them in another process."""
+        return {"frames": self._frames}
+
+    def close(self) -> None:
+        """Finish the file; one that could not even take its first frames is removed."""
+        if self._file is None:
+            return
+        try:
+            self._encode(self.pictures(None, self._frames))
+            self._container.mux(self._stream.encode(None))
+            self._container.close()
+        finally:
+            self._file.close()
+            self._aside.unlink(missing_ok=True)
+
+    def _begin(self, frames: Frames) -> BinaryIO:
+        import av
+
+        self._aside.unlink(missing_ok=True)
+        self._file = self._aside.open("xb", buffering=0)
+        self._container = av.open(self._file, "w", format=self.muxer, options=FLUSHED)
+        height, width = (side * self._scale for side in frames.shape[1:3])
+        self._stream = self.stream(self._container, width, height)
+        return self._file
+
+    def _encode(self, pictures: Iterator[VideoFrame]) -> None:
+        for picture in pictures:
+            self._container.mux(self._stream.encode(picture))
+
+
+class WebmSink(ContainerSink):
+    """VP9: what browsers play without a licence."""
+
+    muxer = "webm"
+
+    def stream(self, container: OutputContainer, width: int, height: int) -> VideoStream:
+        """A key frame at least every second."""
+        stream = container.add_stream("libvpx-vp9", rate=self.rate, options=VP9)
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
+        stream.codec_context.gop_size = self.rate
+        stream.codec_context.time_base = Fraction(1, self.rate)
+        self._size, self._matrix = (width, height), matrix_for(height)
+        name_colours(stream.codec_context, self._matrix)
+        return stream
+
+    def pictures(self, pixels: NDArray[np.uint8] | None, number: int) -> Iterator[VideoFrame]:
+        """One for one."""
+        if pixels is not None:
+            picture = to_yuv(pixels, *self._size, self._matrix)
+            picture.pts = number
+            yield picture
+
+
+class GifSink(ContainerSink):
+    """GIF: a palette of 256 colours for each picture; times are in hundredths of a second."""
+
+    muxer = "gif"
+
+    def stream(self, container: OutputContainer, width: int, height: int) -> VideoStream:
+        """It plays for ever."""
+        stream = container.add_stream("gif", rate=self.rate)
+        stream.width, stream.height, stream.pix_fmt = width, height, "pal8"
+        stream.codec_context.time_base = Fraction(1, self.rate)
+        self._graph = _palettes(width // self._scale, height // self._scale, self._scale, self.rate)
+        return stream
+
+    def pictures(self, pixels: NDArray[np.uint8] | None, number: int) -> Iterator[VideoFrame]:
+        """What the filters have ready: of the last picture, they may wait for the end."""
+        import av
+
+        if pixels is None:
+            self._graph.push(None)
+        else:
+            picture = av.VideoFrame.from_ndarray(pixels, format="rgb24")
+            picture.pts, picture.time_base = number, Fraction(1, self.rate)
+            self._graph.push(picture)
+        while True:
+            try:
+                ready = self._graph.pull()
+            except (BlockingIOError, EOFError):
+                return
+            assert isinstance(ready, av.VideoFrame)
+            yield ready
+
+
+def _palettes(width: int, height: int, scale: int, rate: int) -> Graph:
+    """Filters that enlarge pictures and give each a palette of its own."""
+    import av.filter
+
+    graph = av.filter.Graph()
+    source = graph.add_buffer(width=width, height=height, format="rgb24", time_base=Fraction(1, rate))
+    large = graph.add("scale", f"{width * scale}:{height * scale}:flags=bicubic")
+    both, find = graph.add("split"), graph.add("palettegen", "stats_mode=single")
+    use, end = graph.add("paletteuse", "new=1"), graph.add("buffersink")
+    source.link_to(large)
+    large.link_to(both)
+    both.link_to(use, 0, 0)
+    both.link_to(find, 1, 0)
+    find.link_to(use, 0, 1)
+    use.link_to(end)
+    graph.configure()
+    return graph
+
+
+def _kind(what: str, ending: str, sink: type[ContainerSink]) -> SinkKind:
+    """The kind of a class of sinks."""
+
+    def begin(
+        path: Path, *, scale: int, after: Mark | None = None, clear: Clear | None = None
+    ) -> FrameSink:  # fmt: skip
+        if after is not None:
+            raise UserError(f"{path} cannot be gone on with; make it anew with --overwrite")
+        return sink(path, frames_per_second=FRAMES_PER_SECOND, scale=scale, clear=clear)
+
+    return SinkKind(
+        what=what, takes=lambda path: path.suffix.lower() == ending, open=begin, resumes=False
+    )  # fmt: skip
+
+
+WEBM = _kind("a .webm file", ".webm", WebmSink)
+GIF = _kind("a .gif file", ".gif", GifSink)
