@@ -1,4 +1,4 @@
-"""WebM and GIF: frames come back, what lies there is ours alone, and what was begun ends when it is stopped."""
+"""WebM and GIF: frames come back, what lies there is ours alone, and what was begun ends when stopped."""
 
 import json
 from fractions import Fraction
