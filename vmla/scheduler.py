@@ -101,6 +101,11 @@ class Sampler:
         """Whether a step takes a second pass, which is told the negative prompt."""
         return self.guidance_scale != 1
 
+    @property
+    def passes(self) -> int:
+        """Of the denoiser for a chunk, the clean pass that is cached not among them."""
+        return self.steps * (2 if self.guided else 1)
+
     def sigmas(self) -> Tensor:
         """[steps + 1] float32 from 1 down to 0: linspace without its end, shifted, then 0."""
         if self.timestep_list:

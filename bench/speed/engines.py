@@ -69,7 +69,7 @@ class Bench:
     @property
     def passes(self) -> int:
         """Of a chunk: the steps and the clean pass."""
-        return self.subject.sampler().steps + 1
+        return self.subject.sampler().passes + 1
 
     @property
     def frames(self) -> int:

@@ -167,7 +167,7 @@ def main(
     record = Record("roofline", output, device=where)
     if earlier is not None:
         _same_machine(record.document, earlier, across_machines)
-    counted = variants(_windowed(subject, window), batch=batch, passes=subject.sampler().steps + 1)
+    counted = variants(_windowed(subject, window), batch=batch, passes=subject.sampler().passes + 1)
     record.save(subject=subject.name, batch=batch, passes=[described(one) for one in counted])
     with ProgressLine(sys.stderr) as line:
         line.show("roofline: what the machine can do")

@@ -15,7 +15,7 @@ from runtime.resume.sidecar import sidecar_path
 from runtime.resume.state import state_path
 from runtime.telemetry.events import JsonLines
 from runtime.telemetry.metrics import PrometheusFile
-from vmla.cli.terminal import say
+from vmla.cli.terminal import warn
 
 OPTIONS = ("events", "metrics")
 
@@ -50,16 +50,15 @@ def open_reports(stack: ExitStack, options: Mapping[str, Any]) -> list[JsonLines
         UserError: if one of the files cannot be written.
     """
     found: list[JsonLines | PrometheusFile] = []
+
+    def told(warning: str) -> None:
+        warn([warning])
+
     if options["events"] is not None:
-        found.append(stack.enter_context(JsonLines(options["events"], warn)))
+        found.append(stack.enter_context(JsonLines(options["events"], told)))
     if options["metrics"] is not None:
-        found.append(PrometheusFile(options["metrics"], warn))
+        found.append(PrometheusFile(options["metrics"], told))
     return found
-
-
-def warn(text: str) -> None:
-    """Say what may disappoint, where anybody listens."""
-    say(f"warning: {text}", err=True)
 
 
 def ways_on(outputs: Sequence[Path]) -> list[str]:

@@ -89,7 +89,7 @@ def _keys(options: dict[str, Any]) -> tuple[str, ...]:
 
 def _serve(options: dict[str, Any], keys: tuple[str, ...], stop: Stop) -> None:
     """Serve until a signal comes; then all streams have their states on disk."""
-    from runtime.device.memory import bytes_of, free_bytes
+    from runtime.device.memory import allowed_bytes
     from runtime.planning.request import prepare
     from runtime.prompts.sources import FixedPrompts
     from runtime.serve.app import create_app
@@ -103,7 +103,6 @@ def _serve(options: dict[str, Any], keys: tuple[str, ...], stop: Stop) -> None:
         engine=None if engine == Path(EAGER) else engine, engines=engine_store() if engine is None else None,
         decoder=options["decoder"], threads=options["threads"],
     )  # fmt: skip
-    allowed = options["memory"]
     settings = ServeSettings(
         store=options["store"].absolute(), name=options["name"] or job.checkpoint.folder.resolve().name,
         host=options["host"], port=options["port"], api_keys=keys, origins=options["allow_origin"],
@@ -112,9 +111,7 @@ def _serve(options: dict[str, Any], keys: tuple[str, ...], stop: Stop) -> None:
     log_to_stderr(options["log_level"])
     listening = open_socket(settings)
     try:
-        app = create_app(
-            job, settings, memory=free_bytes(job.device) if allowed is None else bytes_of(allowed)
-        )
+        app = create_app(job, settings, memory=allowed_bytes(options["memory"], job.device))
         host, port = listening.getsockname()[:2]
         where = f"[{host}]" if ":" in host else host
         say(*job.what_runs(), f"page: http://{where}:{port}/")

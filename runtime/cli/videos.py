@@ -13,7 +13,7 @@ import click
 
 from plugins.errors import UserError
 from runtime.cli.reports import check_reports, open_reports, ways_on
-from runtime.device.memory import bytes_of, counted, free_bytes
+from runtime.device.memory import allowed_bytes, counted
 from runtime.outputs.registry import kind_of
 from runtime.prompts.videos_file import read_videos
 from runtime.resume.autosave import resume_command
@@ -44,11 +44,8 @@ def run_videos(options: dict[str, Any], order_of: Callable[[str], Order], stop: 
     videos = read_videos(options["videos"])
     orders = orders_of(videos, order_of(videos[0].prompt))
     job = orders[videos[0].name].job
-    plan, allowed = job.plan(), options["memory"]
-    if allowed is None:
-        memory, whence = free_bytes(job.device), f"free on {job.device}"
-    else:
-        memory, whence = bytes_of(allowed), "allowed"
+    plan, memory = job.plan(), allowed_bytes(options["memory"], job.device)
+    whence = f"free on {job.device}" if options["memory"] is None else "allowed"
     room = (
         f"memory: {memory:,} bytes {whence} hold {plan.videos_in(memory)} such videos, "
         f"{len(videos)} take {counted(plan.bytes_for(len(videos)))}"
@@ -78,10 +75,10 @@ def resume_videos(
         stop: ends all after the chunk under way.
     """
     orders = {path: order_of(path) for path in stopped}
-    job, allowed = orders[stopped[0]].job, options["memory"]
+    job = orders[stopped[0]].job
     check_reports(options, stopped)
     say(*job.what_runs(), f"going on with {len(stopped)} videos: {', '.join(path.name for path in stopped)}")
-    _make(orders, free_bytes(job.device) if allowed is None else bytes_of(allowed), options, stop)
+    _make(orders, allowed_bytes(options["memory"], job.device), options, stop)
 
 
 def _placed(orders: dict[str, Order], folder: Path, *, overwrite: bool) -> dict[Path, Order]:

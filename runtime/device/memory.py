@@ -48,6 +48,15 @@ def free_bytes(device: torch.device) -> int:
     return free
 
 
+def allowed_bytes(asked: str | None, device: torch.device) -> int:
+    """Bytes as a person asked for them; all that `device` has free if nobody did.
+
+    Raises:
+        UserError: as `bytes_of` and `free_bytes`.
+    """
+    return free_bytes(device) if asked is None else bytes_of(asked)
+
+
 def _figures(path: Path) -> dict[str, int]:
     """Names and figures of a file that has both on each line."""
     return {words[0]: int(words[1]) for words in map(str.split, path.read_text().splitlines())}

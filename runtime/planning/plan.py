@@ -55,7 +55,7 @@ class VideoPlan:
         config = checkpoint.model_config()
         spec, size = CacheSpec.of(config), dtype.itemsize
         single = torch.float32.itemsize
-        decodes = not decoding.silent
+        decodes, texts = not decoding.silent, 2 if sampler.guided else 1
         picture = math.prod(picture_shape(config, config.chunk)) * single
         lengths = {spec.chunks.first, spec.chunks.following}  # each has buffers of its own
         buffered = sum(math.prod(picture_shape(config, frames)) for frames in lengths) * single
@@ -76,7 +76,9 @@ class VideoPlan:
             },
             own={
                 "latent cache" if config.layout == "mla" else "cache": spec.bytes(element_size=size),
-                "text keys and values": 2 * config.num_layers * config.text_tokens * config.inner_dim * size,
+                "text keys and values": (
+                    texts * 2 * config.num_layers * config.text_tokens * config.inner_dim * size
+                ),
                 "noise and latents of a chunk": (noise_draws(sampler) + 1) * buffered,
                 "latents of the window": Past.capacity(spec) * picture,
                 "decoder memory": decodes * codec.stream_bytes(config.sample_height, config.sample_width),

@@ -101,6 +101,7 @@ def test_files_say_only_what_differs_from_those_of_old():
     assert EULER.settings() == {"kind": "euler", "steps": 3, "shift": 5.0}
     guided = replace(EULER, guidance_scale=2.0, negative_prompt=OTHER)
     assert Sampler(**guided.settings()) == guided
+    assert (EULER.passes, guided.passes) == (3, 6)
     with pytest.raises(UserError, match="guidance_scale"):
         Sampler(guidance_scale=-1.0)
     with pytest.raises(UserError, match="guidance_scale"):

@@ -110,6 +110,13 @@ def test_one_that_fails_ends_alone(job):
     assert np.array_equal(np.concatenate(whole.frames), alone(job))
 
 
+def test_the_plan_counts_what_guidance_is_told(job):
+    guided = replace(job, sampler=replace(job.sampler, guidance_scale=2.0))
+    buffers = Buffers(job.engine(), guided.sampler, batch=1, frames=3)
+    told = buffers.text_kv.nbytes + buffers.negative_text_kv.nbytes
+    assert guided.plan().own["text keys and values"] == told == 2 * job.plan().own["text keys and values"]
+
+
 def test_the_plan_of_a_stream_is_what_it_takes(job):
     """Every part against the tensors themselves; 3 % would do, they are equal."""
     engine, decoder, own = job.engine(), job.decoders()(), job.plan().own
