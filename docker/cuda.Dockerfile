@@ -5,7 +5,7 @@
 #   docker run --rm --gpus all -v "$PWD:/videos" videomla:cuda vmla-run --prompt "a red star" -o star.mp4
 FROM python:3.12-slim
 
-# PyPI's torch for Linux brings CUDA's libraries with it; Triton's launcher and the compiled blocks need a C compiler.
+# The default torch for Linux brings CUDA's libraries with it; Triton's launcher and the compiled blocks need a C compiler.
 # hadolint ignore=DL3008
 RUN apt-get update && apt-get install --yes --no-install-recommends gcc g++ libc6-dev && rm -rf /var/lib/apt/lists/*
 

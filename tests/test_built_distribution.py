@@ -1,4 +1,4 @@
-"""Wheel and source distribution, built: what is in them, and what PyPI says of them."""
+"""Wheel and source distribution, built: what is in them, and what twine says of them."""
 
 import tarfile
 import zipfile

@@ -1,5 +1,7 @@
 """The notebook runs from its first cell to its last, and shows what it showed when it was committed."""
 
+import nbclient
+import nbformat
 import pytest
 
 from bench.report.readme import ROOT
@@ -17,11 +19,9 @@ def said(notebook):
 
 
 def test_the_notebook_runs_and_says_the_same(tmp_path):
-    nbformat = pytest.importorskip("nbformat")
-    client = pytest.importorskip("nbclient")
     committed = nbformat.read(ROOT / "docs" / "quickstart.ipynb", as_version=4)
     notebook = nbformat.read(ROOT / "docs" / "quickstart.ipynb", as_version=4)
-    client.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    nbclient.NotebookClient(notebook, timeout=300, resources={"metadata": {"path": str(tmp_path)}}).execute()
     assert said(notebook) == said(committed)
     assert "identical: True\n" in "".join(said(notebook))
     shown = [output for cell in notebook.cells for output in cell.get("outputs", []) if "data" in output]

@@ -17,7 +17,6 @@ pytestmark = pytest.mark.cpu
 @pytest.fixture(scope="module")
 def site(tmp_path_factory):
     """The folder of the built site; a warning ends the build."""
-    pytest.importorskip("mkdocs")
     from mkdocs.commands.build import build
     from mkdocs.config import load_config
 

@@ -67,8 +67,7 @@ def test_the_second_leaves_a_sink_that_blocks_for_ever(commands, checkpoint, tmp
     output = tmp_path / "a.mp4"
     started = commands.start(*asked(checkpoint, output, 40), before=STUCK)
     wait_for(tmp_path / "a.mp4.stuck", started)
-    while not (tmp_path / "a.mp4.state").exists():
-        time.sleep(0.01)
+    wait_for(tmp_path / "a.mp4.state", started)
     started.send(signal.SIGINT)
     time.sleep(0.5)
     assert started.running()

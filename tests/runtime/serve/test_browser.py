@@ -1,6 +1,7 @@
 """The page in a real Chromium: it plays, changes, forks, and goes on after the server was killed.
 
-It makes `docs/serve.png`, the picture in the README. Needs `apt-get install chromium`; run with `-m browser`.
+It makes `build/serve.png`; a copy of it, as `docs/serve.png`, is the picture in the README. Needs
+`apt-get install chromium`; run with `-m browser`.
 """
 
 import shutil
@@ -134,7 +135,7 @@ def test_it_plays_changes_forks_and_survives_its_server(chromium, process):
 
     page.evaluate("scrollTo(0, 0)")
     page.wait_for_timeout(3000)
-    page.screenshot(path=ROOT / "docs" / "serve.png")
+    page.screenshot(path=ROOT / "build" / "serve.png")
 
     process.kill()
     card.get_by_text("The server is away").wait_for(timeout=ENOUGH)

@@ -101,8 +101,13 @@ def test_viewers_that_come_and_go_leave_nothing_behind(checkpoint, tmp_path):
     assert after[2] <= before[2] * 1.1 + (8 << 20)
 
 
-def test_a_stream_that_fails_says_so_and_gives_back_its_place(checkpoint, tmp_path):
-    with serving(checkpoint, tmp_path / "streams") as server, server.watch(prompt=RED, seconds=600) as viewer:
+@pytest.mark.parametrize(("save_every", "answer"), [(1000.0, 201), (0.0, 409)])
+def test_a_stream_that_fails_says_so_and_gives_back_its_place(checkpoint, tmp_path, save_every, answer):
+    """It is forked from its start; one whose state is of the file that is gone is not."""
+    with (
+        serving(checkpoint, tmp_path / "streams", save_every=save_every) as server,
+        server.watch(prompt=RED, seconds=600) as viewer,
+    ):
         name = viewer.next()["session_id"]
         viewer.take(1)
         (tmp_path / "streams" / name / "video.mp4").unlink()
@@ -112,7 +117,7 @@ def test_a_stream_that_fails_says_so_and_gives_back_its_place(checkpoint, tmp_pa
         assert str(tmp_path) not in viewer.events[-1]["message"]
         assert server.session(name)["status"] == "failed"
         wait_for(lambda: server.metric("videomla_released_total") == 1)
-        assert server.http.post(f"/v1/sessions/{name}/fork", json={}).status_code in (201, 409)
+        assert server.http.post(f"/v1/sessions/{name}/fork", json={}).status_code == answer
 
 
 def test_the_index_drops_what_a_crash_left_and_what_was_cut(tmp_path):
