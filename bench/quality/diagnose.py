@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from bench.harness.document import Record
+from bench.harness.whole_numbers import WholeNumbers
 from bench.quality.grades import WINDOW, Graded, as_bytes, grade_windows, grouped, shares, show
 from plugins.errors import UserError
 from vmla.cache import CacheSpec
@@ -123,6 +124,7 @@ def figures(graded: list[Graded]) -> dict[str, object]:
 @click.option(
     "--true",
     "chunks",
+    type=WholeNumbers("chunks", "1,3"),
     default="1,3",
     show_default=True,
     help="Numbers of true chunks to begin with, comma-separated.",
@@ -131,7 +133,7 @@ def figures(graded: list[Graded]) -> dict[str, object]:
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Results file to write (JSON)."
 )
-def main(checkpoint: str, count: int, chunks: str, seed: int, output: Path | None) -> None:
+def main(checkpoint: str, count: int, chunks: tuple[int, ...], seed: int, output: Path | None) -> None:
     """Tell a sprite model's codec, first chunk and continuation apart."""
     named = open_checkpoint(checkpoint)
     opened, record = Opened.of(named), Record("diagnose", output)
@@ -140,7 +142,7 @@ def main(checkpoint: str, count: int, chunks: str, seed: int, output: Path | Non
     found = {"true videos through the codec": through_codec(opened.codec, scenes, opened.world)}
     show(found["true videos through the codec"])
     with ProgressLine(sys.stderr) as line:
-        for true in (0, *map(int, chunks.split(","))):
+        for true in (0, *chunks):
             name = f"{true} true chunks, then own"
             found[name] = []
             for first in range(0, count, BATCH):

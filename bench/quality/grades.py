@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from bench.harness.document import Record
-from bench.quality.whole_seconds import WholeSeconds
+from bench.harness.whole_numbers import WholeNumbers
 from export.engine.manifest import Manifest
 from runtime.engines.base import EagerEngine, Engine
 from runtime.engines.compiled import CompiledEngine, open_engine
@@ -198,7 +198,7 @@ def show(graded: list[Graded]) -> None:
 @click.option(
     "--seconds",
     "marks",
-    type=WholeSeconds(),
+    type=WholeNumbers(),
     default="5,60,180",
     show_default=True,
     help="Seconds at which to grade, comma-separated.",

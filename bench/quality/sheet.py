@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, NamedTuple
 import click
 from torch import Tensor
 
+from bench.harness.whole_numbers import WholeNumbers
 from bench.quality.grades import WINDOW, grade_windows, held_out_prompts, open_denoiser, seen_rollouts
-from bench.quality.whole_seconds import WholeSeconds
 from plugins.atomic_files import atomic_write
 from plugins.errors import UserError, missing_extra
 from vmla.cli.command import OneLineCommand
@@ -112,7 +112,7 @@ def rows_in_order(
 @click.option(
     "--seconds",
     "marks",
-    type=WholeSeconds(),
+    type=WholeNumbers(),
     default="1,60,179",
     show_default=True,
     help="Seconds to show, comma-separated.",

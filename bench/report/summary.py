@@ -8,6 +8,7 @@ from typing import Any
 from bench.harness.document import machine_name
 from bench.report.engines_table import ratio
 from plugins.documents.json_file import read_json
+from vmla.world.grader.grade import QUESTIONS
 
 FILES = {
     "rollout": "rollout-sprites.json",
@@ -95,8 +96,7 @@ def _size(read: Documents) -> Rows:
 
 def _quality(read: Documents) -> Rows:
     right = read["grades"]["grades"][LAST_MARK]
-    asked = ("background", "colour", "shape", "motion", "count")
-    shares = ", ".join(f"{name} {right[name]:.0%}" for name in asked)
+    shares = ", ".join(f"{name} {right[name]:.0%}" for name in QUESTIONS)
     return [
         (
             f"still right after {LAST_MARK} s, of {read['grades']['prompts']} prompts",

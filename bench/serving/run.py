@@ -15,16 +15,18 @@ from typing import Any
 import click
 
 from bench.harness.document import Record
+from bench.harness.whole_numbers import WholeNumbers
 from bench.serving import stages
 from bench.serving.server import Running, running
-from plugins.errors import UserError
 from runtime.session.replay import Order, new
 from vmla.cli.command import OneLineCommand
+from vmla.cli.terminal import say
 
 
 @click.command(cls=OneLineCommand)
 @click.option("--checkpoint", default="sprites", show_default=True, help="Checkpoint folder.")
-@click.option("--streams", default="1,2,4,8,16", show_default=True, help="Numbers of streams at once.")
+@click.option("--streams", type=WholeNumbers("streams", "1,2,4"), default="1,2,4,8,16", show_default=True,
+              help="Numbers of streams at once.")  # fmt: skip
 @click.option("--seconds", default=10.0, show_default=True, help="Length of each stream.")
 @click.option("--connects", type=click.IntRange(min=1), default=1000, show_default=True,
               help="Viewers who come and go.")  # fmt: skip
@@ -35,16 +37,15 @@ from vmla.cli.command import OneLineCommand
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Results file to write (JSON)."
 )
 def main(
-    checkpoint: str, streams: str, seconds: float, connects: int, times: int, threads: int | None,
+    checkpoint: str, streams: tuple[int, ...], seconds: float, connects: int, times: int, threads: int | None,
     output: Path | None,
 ) -> None:  # fmt: skip
     """Measure the server by its viewers."""
-    counts = _counts(streams)
     order = new(stages.PROMPT, checkpoint, scale=None, seconds=seconds, threads=threads)
     record = Record("serve", output, device=order.job.device)
     record.save(checkpoint=checkpoint, frames=order.frames)
     with tempfile.TemporaryDirectory() as folder, running(order.job, Path(folder) / "streams") as server:
-        crowds = _crowds(record, order, server, counts, Path(folder))
+        crowds = _crowds(record, order, server, streams, Path(folder))
         record.save(connects=stages.connects(server, connects))
         with running(order.job, Path(folder) / "elsewhere") as other:
             moves = _moves(server, other, times)
@@ -56,21 +57,6 @@ def main(
         fork_ms=moves["fork"]["median_ms"],
         cold_return_ms=moves["cold_return"]["median_ms"],
     )
-
-
-def _counts(text: str) -> list[int]:
-    """The numbers of streams that were asked for.
-
-    Raises:
-        UserError: if one is none.
-    """
-    try:
-        counts = [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UserError(f"--streams {text}: give numbers with commas between them, such as 1,2,4") from error
-    if min(counts) < 1:
-        raise UserError(f"--streams {text}: each is at least 1")
-    return counts
 
 
 def _crowds(
@@ -87,7 +73,7 @@ def _crowds(
             "streams": count, "alone_frames_per_second": round(alone, 1), "share_of_alone": share, **figures
         })  # fmt: skip
         speed = figures["frames_per_second"]
-        click.echo(f"{count:>4} streams  {speed:>8} frames/s, {100 * share:.0f}% of alone")
+        say(f"{count:>4} streams  {speed:>8} frames/s, {100 * share:.0f}% of alone")
         record.save(crowds=crowds)
     return crowds
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
+import uvicorn
 
 from plugins.errors import UserError
 from runtime.planning.request import Job
@@ -50,7 +51,7 @@ def running(job: Job, store: Path) -> Iterator[Running]:
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:
-        _wait_for(server.__dict__, thread)
+        _wait_for(server, thread)
         port = listening.getsockname()[1]
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as http:
             yield Running(port=port, http=http, chunk_seconds=app.state.server.streams.worker.chunk_seconds)
@@ -60,8 +61,8 @@ def running(job: Job, store: Path) -> Iterator[Running]:
         listening.close()
 
 
-def _wait_for(server: dict[str, object], thread: threading.Thread) -> None:
-    while not server["started"]:
+def _wait_for(server: uvicorn.Server, thread: threading.Thread) -> None:
+    while not server.started:
         if not thread.is_alive():
             raise UserError("the server did not start")
         time.sleep(0.01)

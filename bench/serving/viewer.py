@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from time import perf_counter
 from typing import Any
 
-import numpy as np
 from websockets.asyncio.client import connect
 
+from bench.harness.paired_timing import percentile
 from plugins.errors import UserError
 
 
@@ -67,7 +67,6 @@ def late_share(came: Sequence[float], chunk_seconds: float) -> float:
     return late / max(1, len(came) - 1)
 
 
-def percentiles(values: Sequence[float]) -> dict[str, float]:
+def percentiles(values: list[float]) -> dict[str, float]:
     """The median and the tail."""
-    found = np.percentile(np.asarray(values), (50, 95, 99))
-    return {name: round(float(value), 5) for name, value in zip(("p50", "p95", "p99"), found, strict=True)}
+    return {f"p{share}": round(percentile(values, share), 5) for share in (50, 95, 99)}

@@ -21,9 +21,9 @@ from torch import Tensor
 
 from bench.harness.document import Record
 from bench.harness.subject import filling
+from bench.harness.whole_numbers import WholeNumbers
 from bench.quality.drift import MEASURES, drift, measures
 from bench.quality.grades import grade_windows, held_out_prompts, open_denoiser, seen_rollouts, shares
-from bench.quality.whole_seconds import WholeSeconds
 from bench.report.sections import layouts_section
 from plugins.documents.json_file import read_json
 from plugins.errors import UserError
@@ -147,7 +147,7 @@ def _kept(path: Path, asked: dict[str, Any]) -> list[dict[str, Any]]:
 @click.option(
     "--seconds",
     "marks",
-    type=WholeSeconds(),
+    type=WholeNumbers(),
     default=",".join(map(str, MARKS)),
     show_default=True,
     help="Seconds at which to grade, comma-separated.",

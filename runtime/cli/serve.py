@@ -10,11 +10,11 @@ import click
 
 from export.engine.manifest import EAGER, engine_store
 from plugins.errors import UserError, missing_extra
+from runtime.serve.edge.settings import LOOPBACK
 from vmla.cli.command import OneLineCommand
 from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say
 
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 LEVELS = ("debug", "info", "warning", "error")
 
 

@@ -5,7 +5,6 @@ import socket
 import threading
 import time
 from contextlib import contextmanager
-from dataclasses import replace
 
 import httpx
 from websockets.sync.client import connect
@@ -68,7 +67,7 @@ def serving(checkpoint, store, *, memory=1 << 40, threads=1, **changed):
     settings = settings_for(store, **changed)
     listening = open_socket(settings)
     app = create_app(job, settings, memory=memory)
-    server = server_for(app, replace(settings, port=0))
+    server = server_for(app, settings)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from vmla.text.special import SPECIAL, named
+from vmla.text.special import NAMES, SPECIAL, named
 from vmla.weights.formats.files import write_json
 
 EXTRA = 125
@@ -45,9 +45,7 @@ class ByteTokenizer:
     def save(self, folder: Path) -> None:
         """Write its files into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
-        pad, end, unknown = SPECIAL
-        special = {"pad_token": pad, "eos_token": end, "unk_token": unknown}
-        settings = {"tokenizer_class": self.kind, **special, "extra_ids": EXTRA}
+        settings = {"tokenizer_class": self.kind, **NAMES, "extra_ids": EXTRA}
         write_json(folder / "tokenizer_config.json", settings)
 
 

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from plugins.errors import UserError
 from vmla.text.byte_tokenizer import ByteTokenizer
+from vmla.text.special import SPECIAL
 from vmla.text.tokenizer import Tokenizer
 from vmla.text.umt5 import UMT5Config, UMT5Encoder
-from vmla.text.word_tokenizer import BETWEEN_WORDS, SPECIAL, WordTokenizer
+from vmla.text.word_tokenizer import BETWEEN_WORDS, WordTokenizer
 
 
 @dataclass(frozen=True, kw_only=True)

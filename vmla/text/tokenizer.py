@@ -83,14 +83,16 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     place = folder / "tokenizer_config.json"
     settings = read_json(place)
     kind = typed(settings, Kind, str(place), others="ignore").tokenizer_class
+    # Another library reads some of these files too: what is odd in one is said here, in our words, first.
     contents = {name: read_json(folder / name, largest=LARGEST) for name in FILES if (folder / name).exists()}
+    ours: Tokenizer | None = ByteTokenizer.of(settings)
+    if ours is None and kind in KINDS:
+        ours = WordTokenizer.of(settings, contents.get("tokenizer.json", {}))
+    if ours is not None:
+        return ours
+    published = _published(kind)
     try:
-        ours: Tokenizer | None = ByteTokenizer.of(settings)
-        if ours is None and kind in KINDS:
-            ours = WordTokenizer.of(settings, contents.get("tokenizer.json", {}))
-        if ours is not None:
-            return ours
-        inner = _published(kind).from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        inner = published.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # noqa: BLE001 - what reads tokenizer.json raises the bare class
         raise UserError(f"cannot load the tokenizer in {folder}; copy it again") from error
     return PublishedTokenizer(inner)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vmla.text.special import SPECIAL, named
+from vmla.text.special import NAMES, SPECIAL, named
 from vmla.weights.formats.files import write_json
 
 BETWEEN_WORDS = r"[\s,.;]+"
@@ -58,10 +58,8 @@ class WordTokenizer:
     def save(self, folder: Path) -> None:
         """Write its files into `folder`."""
         folder.mkdir(parents=True, exist_ok=True)
-        pad, end, unknown = SPECIAL
-        special = {"pad_token": pad, "eos_token": end, "unk_token": unknown}
         inputs = {"model_input_names": ["input_ids", "attention_mask"]}
-        write_json(folder / "tokenizer_config.json", {"tokenizer_class": self.kind, **special, **inputs})
+        write_json(folder / "tokenizer_config.json", {"tokenizer_class": self.kind, **NAMES, **inputs})
         write_json(folder / "tokenizer.json", self.contents())
 
     def contents(self) -> dict[str, Any]:

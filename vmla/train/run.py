@@ -116,10 +116,12 @@ class TrainingRun:
         """What shows clips of the denoiser while it learns."""
         if self.samples is None:
             return []
-        model, sampler, text = self.recipe.model, self.recipe.sampler, embedded(self.text())
-        return [Samples(folder=self.folder, every=self.samples, config=model, codec=self.decoder(), text=text,
-                        sampler=sampler, dtype=stage.meter.dtype,
-                        negative=embedded(self.text(), [sampler.negative_prompt])[0])]  # fmt: skip
+        text, sampler = self.text(), self.recipe.sampler
+        return [Samples(
+            folder=self.folder, every=self.samples, config=self.recipe.model, codec=self.decoder(),
+            text=embedded(text), sampler=sampler, dtype=stage.meter.dtype,
+            negative=embedded(text, [sampler.negative_prompt])[0] if sampler.guided else None,
+        )]  # fmt: skip
 
 
 def _train(

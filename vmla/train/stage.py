@@ -84,7 +84,7 @@ class StageRun:
         """With the negative prompt of the teacher's sampler, if it is guided and the clips name none."""
         teacher = open_checkpoint(self.teacher or self.start)
         sampler = teacher.sampler()
-        if data.negative is not None or not sampler.guided:
+        if self.name == "forcing" or data.negative is not None or not sampler.guided:
             return data
         return replace(data, negative=embedded(teacher.text(), [sampler.negative_prompt])[0])
 
@@ -122,11 +122,12 @@ class StageRun:
             return []
         if parallel.rank:
             return [joining(self.samples)]
+        text, sampler = checkpoint.text(), self._sampler(checkpoint)
         return [Samples(
             folder=self.output, every=self.samples, config=checkpoint.model_config(),
-            codec=checkpoint.codec(), text=embedded(checkpoint.text()), sampler=self._sampler(checkpoint),
+            codec=checkpoint.codec(), text=embedded(text), sampler=sampler,
             dtype=stage.meter.dtype, device=parallel.device,
-            negative=embedded(checkpoint.text(), [self._sampler(checkpoint).negative_prompt])[0],
+            negative=embedded(text, [sampler.negative_prompt])[0] if sampler.guided else None,
         )]  # fmt: skip
 
     def _sampler(self, checkpoint: Checkpoint) -> Sampler:

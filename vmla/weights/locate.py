@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -52,8 +53,10 @@ class Hub:
         """
         from huggingface_hub import hf_hub_download, snapshot_download
 
+        if not self.offline:
+            log.info("nothing here is called %s: asking %s for it", repo, self._endpoint)
         how: dict[str, Any] = {
-            "revision": revision, "local_files_only": not self._reachable(repo), "cache_dir": self.cache,
+            "revision": revision, "local_files_only": not self._reachable, "cache_dir": self.cache,
             "endpoint": self.endpoint,
         }  # fmt: skip
         with refusals(repo, revision, file):
@@ -63,21 +66,26 @@ class Hub:
                 snapshot_download(repo, allow_patterns=list(NEEDED), ignore_patterns=list(leave), **how)
             )
 
-    def _reachable(self, repo: str) -> bool:
+    @property
+    def _endpoint(self) -> str:
+        from huggingface_hub import constants
+
+        return self.endpoint or constants.ENDPOINT
+
+    @cached_property
+    def _reachable(self) -> bool:
         """Whether the hub answers within seconds; its client would try for half a minute."""
-        from huggingface_hub import constants, get_session
+        from huggingface_hub import get_session
         from huggingface_hub.errors import OfflineModeIsEnabled
 
         if self.offline:
             return False
-        endpoint = self.endpoint or constants.ENDPOINT
-        log.info("nothing here is called %s: asking %s for it", repo, endpoint)
         session: Any = get_session()
         silence: tuple[type[Exception], ...] = (OfflineModeIsEnabled, OSError, *_transport_errors(session))
         try:
-            session.head(endpoint, timeout=PATIENCE)
+            session.head(self._endpoint, timeout=PATIENCE)
         except silence as error:
-            log.info("%s does not answer: %s", endpoint, error)
+            log.info("%s does not answer: %s", self._endpoint, error)
             return False
         return True
 

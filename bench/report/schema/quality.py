@@ -7,6 +7,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from bench.quality.drift import MEASURES
 from bench.report.schema.parts import Count, Document, Mark, MeanDeviation, Number, Positive, Share
 from plugins.errors import UserError
 from vmla.world.grader.grade import QUESTIONS
@@ -40,16 +41,6 @@ class Point:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Drift:
-    """From the first to the last window."""
-
-    saturation: Number
-    luma: Number
-    sharpness: Number
-    motion: Number
-
-
-@dataclass(frozen=True, kw_only=True)
 class LayoutModel:
     """One of several models side by side."""
 
@@ -66,7 +57,7 @@ class LayoutModel:
             _refuse_unasked({**row})
             if "all" not in row:
                 raise UserError("grades does not say what passes all")
-        if self.drift and not self.drift.keys() >= Drift.__dataclass_fields__.keys():
+        if self.drift and not self.drift.keys() >= set(MEASURES):
             raise UserError("drift lacks a measure")
 
 

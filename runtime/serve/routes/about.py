@@ -28,9 +28,7 @@ EXAMPLES = (
 @router.get("/v1/models")
 async def models(server: ThisServer) -> dict[str, Any]:
     """The one model, what it makes and what it knows."""
-    worker, checkpoint = server.streams.worker, server.streams.worker.job.checkpoint
-    config = checkpoint.model_config()
-    world = checkpoint.world()
+    worker = server.streams.worker
     knows = {
         "shapes": list(SHAPES), "colours": list(COLOURS), "motions": list(MOTIONS),
         "backgrounds": list(BACKGROUNDS), "sizes": list(SIZES), "examples": list(EXAMPLES),
@@ -44,11 +42,11 @@ async def models(server: ThisServer) -> dict[str, Any]:
         "fps": FRAMES_PER_SECOND,
         "chunk_frames": worker.chunk_frames,
         "steps": worker.job.sampler.steps,
-        "layout": config.layout,
+        "layout": worker.config.layout,
         "places": worker.places,
         "stream_bytes": worker.session.plan.video_bytes,
         "longest_seconds": server.settings.limits.stream_seconds,
-        "knows": None if world is None else knows,
+        "knows": None if worker.world is None else knows,
     }
     return {"object": "list", "data": [about]}
 

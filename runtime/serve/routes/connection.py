@@ -14,6 +14,7 @@ from pydantic import ValidationError
 from starlette.websockets import WebSocketDisconnect, WebSocketState
 
 from plugins.errors import UserError
+from runtime.outputs.mp4_fragment import boxes
 from runtime.serve.disk.index import StoredChunk
 from runtime.serve.edge.errors import ApiError, invalid, sentence_of
 from runtime.serve.edge.logs import log
@@ -46,8 +47,8 @@ class Connection:
         message = await self._socket.receive()
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1005))
-        text, limits = message.get("text"), self._server.settings.limits
-        if text is None or len(text) > limits.message_bytes:
+        text = message.get("text")  # one that is too long never comes: `runtime.serve.listen` bounds them
+        if text is None:
             raise invalid("messages to this server are JSON text")
         try:
             value = json.loads(text)
@@ -244,11 +245,11 @@ def _read(stream: Stream, chunk: StoredChunk, *, with_head: bool) -> tuple[bytes
     file = os.open(stream.folder.video, os.O_RDONLY)
     try:
         payload = os.pread(file, chunk.end - chunk.start, chunk.start)
-        first = stream.index[stream.info.first]
-        head = _head(os.pread(file, min(first.end, HEAD_BYTES), 0))
-        if chunk.number == stream.info.first:
-            return payload, len(head)
-        return (head + payload, len(head)) if with_head else (payload, 0)
+        begins = chunk.number == stream.info.first
+        if not (begins or with_head):
+            return payload, 0
+        head = _head(os.pread(file, min(stream.index[stream.info.first].end, HEAD_BYTES), 0))
+        return (payload if begins else head + payload), len(head)
     finally:
         os.close(file)
 
@@ -259,8 +260,6 @@ HEAD_BYTES = 1 << 16
 
 def _head(data: bytes) -> bytes:
     """What comes before the first fragment."""
-    from runtime.outputs.mp4_fragment import boxes
-
     end = 0
     for box in boxes(data):
         if box.kind == b"moof":

@@ -168,7 +168,7 @@ def _packed(state: State) -> bytes:
 
 
 def file_of(stream: Stream) -> Response:
-    """The file of `stream`, up to its last whole chunk; ranges are answered.
+    """The file of `stream` as far as it is written; ranges are answered. Players pass over a torn end.
 
     Raises:
         ApiError: if it has no frames yet.

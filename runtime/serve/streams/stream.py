@@ -59,7 +59,6 @@ class Stream:
         self.left_at = time.monotonic()
         """When the last viewer left, or it came here."""
         self.report: ChunkReport | None = None
-        self._frames = 0
         self._pacing = self._new_pacing()
         self._gone = asyncio.Event()
         self._gone.set()
@@ -96,7 +95,7 @@ class Stream:
 
     @property
     def speed(self) -> float:
-        """Frames made in a second of work; 0 if none were made lately."""
+        """Frames made in a second of work, of the last chunk; 0 before the first."""
         report = self.report
         if report is None:
             return 0.0
@@ -226,10 +225,10 @@ class Stream:
 
     def chunk(self, report: ChunkReport) -> None:
         """See `Telemetry.chunk`."""
+        before = 0 if self.report is None else self.report.frames
         self.report = report
         self._around.metrics.chunk(report)
-        self._around.metrics.frames.inc(report.frames - max(self._frames, report.earlier))
-        self._frames = report.frames
+        self._around.metrics.frames.inc(report.frames - max(before, report.earlier))
 
     def prompt(self, state: str, receipt: Receipt) -> None:
         """See `Telemetry.prompt`: a change that is applied is on disk before a chunk is made under it."""

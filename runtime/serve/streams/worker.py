@@ -37,12 +37,10 @@ class Worker:
         self.places = min(self.session.capacity or 0, most)
         self.scale = choose_scale(job.height, None)
         self.clock = perf_counter
-        sizes, config = job.decoding.sizes(), job.checkpoint.model_config()
-        self.chunk_frames = config.chunk * sizes.temporal_ratio
+        self.config, self.world = job.checkpoint.model_config(), job.checkpoint.world()
+        self.chunk_frames = self.config.chunk * job.decoding.sizes().temporal_ratio
         self.chunk_seconds = self.chunk_frames / FRAMES_PER_SECOND
-        self.height, self.width = (
-            side * sizes.spatial_ratio * self.scale for side in (config.sample_height, config.sample_width)
-        )
+        self.height, self.width = job.height * self.scale, job.width * self.scale
         self._thread = threading.Thread(target=self._serve, name="video-chunks", daemon=True)
         self.template: State | None = None
         """What a state of this model looks like, once `start` has returned."""
@@ -65,8 +63,7 @@ class Worker:
 
     def warnings(self, prompt: str) -> list[str]:
         """What may disappoint about `prompt`, a sentence each."""
-        world = self.job.checkpoint.world()
-        warning = None if world is None else warning_for(prompt, world)
+        warning = None if self.world is None else warning_for(prompt, self.world)
         return [] if warning is None else [warning]
 
     def order(self, prompts: LivePrompts, *, frames: int | None, seed: int, longest: float) -> Job:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from plugins.errors import UserError
+from vmla.cli.stopping import Stop
 from vmla.train.data.clips import open_clips
 from vmla.train.loop.loop import train
 from vmla.train.optim.optimizers import TrainingSchedule
@@ -23,7 +23,7 @@ RESULT = "taehv.safetensors"
 
 def distil(
     name: str, data: Path, output: Path, report: Callable[[str], None], *, steps: int, clips: int,
-    device: str, stop_after: int | None = None,
+    device: str, stop_after: int | None = None, stop: Stop | None = None,
 ) -> Path | None:  # fmt: skip
     """Distil the codec of checkpoint `name` on the clips in `data`, or go on with it.
 
@@ -36,6 +36,7 @@ def distil(
         clips: of a batch.
         device: of torch.
         stop_after: so many more steps.
+        stop: ends it after the step under way, with its state saved.
 
     Returns:
         The file, under TAEHV's names; None if it is not finished.
@@ -49,10 +50,10 @@ def distil(
     schedule = TrainingSchedule(
         steps=steps, learning_rate=5e-4, warmup=min(50, steps // 10), decay=steps // 4
     )  # fmt: skip
-    training = replace(TinyTraining(), schedule=schedule, clips=clips)
+    training = TinyTraining(schedule=schedule, clips=clips)
     source = {"data": held.settings, "vae": hash_weights(checkpoint.weights_path("vae"))}
     stage = TinyStage(checkpoint.codec().to(place), held.latents, training, source, place)
-    average = train(stage, output, report=report, stop_after=stop_after)
+    average = train(stage, output, report=report, stop_after=stop_after, stop=stop)
     if average is None:
         return None
     tiny = Taehv(stage.tiny.config)

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from vmla.cli.command import Verb
+from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
@@ -104,7 +105,8 @@ def convert(**options: Any) -> None:
 
 
 @click.command(cls=Verb)
-@click.option("--like", type=click.Choice(["taehv"]), required=True, help="Architecture of the tiny decoder.")
+@click.option("--like", type=click.Choice(["taehv"]), required=True, expose_value=False,
+              help="Architecture of the tiny decoder.")  # fmt: skip
 @click.option("--with", "checkpoint", required=True, help="Checkpoint whose codec is the teacher.")
 @click.option(
     "--data", type=FOLDER, required=True, help="Folder of clips that vmla-train encode made with it."
@@ -116,7 +118,10 @@ def convert(**options: Any) -> None:
 @click.option("--stop-after", type=click.IntRange(min=1), help="Stop after this many more steps.")
 @click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads (default: all cores).")
 @click.option("--device", default="cpu", show_default=True, help="Torch device: cpu or cuda.")
-def codec(like: str, checkpoint: str, data: Path, output: Path, threads: int | None, **options: Any) -> None:
+@click.pass_context
+def codec(
+    context: click.Context, /, checkpoint: str, data: Path, output: Path, threads: int | None, **options: Any
+) -> None:
     """Distil a tiny decoder, for vmla-run --decoder, from the codec of a checkpoint."""
     import torch
 
@@ -126,7 +131,7 @@ def codec(like: str, checkpoint: str, data: Path, output: Path, threads: int | N
     if threads is not None:
         torch.set_num_threads(threads)
     with ProgressLine(sys.stderr) as line:
-        made = distil(checkpoint, data, output, line.show, **options)
+        made = distil(checkpoint, data, output, line.show, stop=context.ensure_object(Stop), **options)
     if made is not None:
         say(f"wrote {made}; use it with: vmla-run --checkpoint {checkpoint} --decoder {made}")
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -14,7 +13,7 @@ from plugins.atomic_files import atomic_write
 from plugins.documents.regular_file import opened
 from plugins.errors import UserError
 from vmla.config import current_names
-from vmla.weights.formats.pickles import load_plain
+from vmla.weights.formats.pickles import UNREADABLE, load_plain
 
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
@@ -47,7 +46,7 @@ def read_state(path: Path) -> dict[str, Any]:
         with opened(path, mend=mend) as file:
             state: dict[str, Any] = load_plain(file)
         state["settings"]  # a file without them is no state
-    except (OSError, RuntimeError, EOFError, UnpicklingError, ValueError, LookupError, TypeError) as error:
+    except UNREADABLE as error:
         raise UserError(f"{path} is damaged; {mend}") from error
     return state
 

@@ -6,7 +6,7 @@ loses, no decoder of its latents could know.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -28,9 +28,7 @@ from vmla.vae.taehv import TAEHV_PRESETS, Taehv, TaehvConfig
 class TinyTraining:
     """Settings of the distillation."""
 
-    schedule: TrainingSchedule = field(
-        default_factory=lambda: TrainingSchedule(steps=20_000, learning_rate=5e-4, decay=5_000)
-    )
+    schedule: TrainingSchedule
     clips: int = 4
     """Of a batch."""
     frames: int = 6

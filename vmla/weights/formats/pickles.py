@@ -28,6 +28,10 @@ PLAIN = (bool, int, float, str, bytes, type(None), np.generic)
 """What may lie among tensors and is no weight: a step, a loss, a version."""
 
 
+UNREADABLE = (OSError, RuntimeError, EOFError, UnpicklingError, ValueError, LookupError, TypeError)
+"""What `load_plain` raises."""
+
+
 def open_pickle(path: Path, part: str | None = None) -> dict[str, Tensor]:
     """The tensors of `read_pickle`, among which nothing else may lie.
 
@@ -80,7 +84,7 @@ def _load(path: Path) -> Any:
             mapped = zipfile.is_zipfile(file)
             file.seek(0)
             return load_plain(path if mapped else file)
-    except (OSError, RuntimeError, EOFError, UnpicklingError, ValueError, LookupError, TypeError) as error:
+    except UNREADABLE as error:
         raise UserError(
             f"{path} cannot be read as a file of tensors alone; copy it again, or save its state dict anew"
         ) from error
@@ -90,7 +94,7 @@ def load_plain(file: Path | BinaryIO) -> Any:
     """What `torch.save` wrote, of tensors and plain values alone; a path is mapped, an open file read whole.
 
     Raises:
-        Exception: for what is damaged or holds anything else, one of many kinds.
+        Exception: one of `UNREADABLE`, for what is damaged or holds anything else.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the age and the protocol of a file that is refused or read
