@@ -60,7 +60,7 @@ def main(
 
 
 def _crowds(
-    record: Record, order: Order, server: Running, counts: list[int], folder: Path
+    record: Record, order: Order, server: Running, counts: tuple[int, ...], folder: Path
 ) -> list[dict[str, Any]]:
     """Each number of streams, without the server and with it."""
     stages.with_viewers(server, 1, order.frames)  # nobody's: whatever is slow once
