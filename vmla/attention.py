@@ -20,13 +20,16 @@ from vmla.rope import rotate
 class Window(NamedTuple):
     """What every layer of a pass needs to know about the window: T cached tokens, S of the chunk."""
 
-    valid: Tensor
-    """[T + S] bool."""
+    valid: Tensor | None
+    """[T + S] bool; None where all are valid, as the host knows: then no mask is needed."""
     cos: Tensor
     sin: Tensor
     """[T + S, pairs]: rotations of cached and own tokens; the last S are those of the queries."""
-    full: bool = False
-    """Whether the host knows that all are valid: then no mask is needed."""
+
+    @property
+    def full(self) -> bool:
+        """Whether the host knows that all tokens are valid."""
+        return self.valid is None
 
     def own(self, tokens: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the chunk's own `tokens`."""
@@ -38,7 +41,7 @@ class Window(NamedTuple):
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """query [B, N, S, d] to keys and values [B, N, T + S, ...]: [B, N, S, dv]."""
-        if self.full:
+        if self.valid is None:
             return dense_attention(query, keys, values)
         return mla_attention(query, keys, values, self.valid)
 

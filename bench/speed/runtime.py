@@ -88,9 +88,9 @@ class Reports(NoTelemetry):
 class PlainEngine(EagerEngine):
     """The modules of the model as they are; its clean pass is a whole step."""
 
-    def entries(self, inputs: StepInputs, *, full: bool = False) -> Tensor:
+    def entries(self, inputs: StepInputs, *, held: int | None = None) -> Tensor:
         """Those of the step."""
-        return self.step(inputs, full=full)[1]
+        return self.step(inputs, held=held)[1]
 
 
 def plain_engine(order: Order) -> Engine:

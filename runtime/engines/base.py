@@ -29,11 +29,18 @@ class Engine(Protocol):
     def encode_prompt(self, prompts: Sequence[str | None]) -> Tensor:
         """Cross-attention keys and values [L, 2, B, tokens, D] of a prompt a video; None is no text."""
 
-    def step(self, inputs: StepInputs, *, full: bool = False) -> tuple[Tensor, Tensor]:
-        """Velocity and entries: see `VideoMLA.forward`. An engine may ignore `full`."""
+    def step(self, inputs: StepInputs, *, held: int | None = None) -> tuple[Tensor, Tensor]:
+        """Velocity and entries: see `VideoMLA.forward`.
 
-    def entries(self, inputs: StepInputs, *, full: bool = False) -> Tensor:
+        `held` is the number of slots that hold a frame, which are the first ones, if the caller knows it: then
+        nothing is read from the device.
+        """
+
+    def entries(self, inputs: StepInputs, *, held: int | None = None) -> Tensor:
         """The entries that `step` would return, if possible without what only the velocity needs."""
+
+    def computation(self, held: int) -> int:
+        """Which of its computations a window takes; windows of the same one can share a CUDA graph."""
 
     def close(self) -> None:
         """Release the memory and handles that the engine holds."""
@@ -88,15 +95,21 @@ class EagerEngine:
         return self._model.encode_text(self._text(prompts).to(self.dtype))
 
     @torch.inference_mode()
-    def step(self, inputs: StepInputs, *, full: bool = False) -> tuple[Tensor, Tensor]:
-        """Velocity and entries: see `VideoMLA.forward`."""
+    def step(self, inputs: StepInputs, *, held: int | None = None) -> tuple[Tensor, Tensor]:
+        """Velocity and entries: see `VideoMLA.forward`. A window that is not known to be full has a mask."""
+        full = held == self.cache_spec.slots
         velocity, entries = self._model(*self._cast(inputs), absorbed=self.absorbed, full=full)
         return velocity, entries
 
     @torch.inference_mode()
-    def entries(self, inputs: StepInputs, *, full: bool = False) -> Tensor:
+    def entries(self, inputs: StepInputs, *, held: int | None = None) -> Tensor:
         """The entries alone: see `VideoMLA.entries`."""
+        full = held == self.cache_spec.slots
         return self._model.entries(*self._cast(inputs), absorbed=self.absorbed, full=full)
+
+    def computation(self, held: int) -> int:
+        """One for all windows that fill, with a mask, and one for full ones."""
+        return held == self.cache_spec.slots
 
     def _cast(self, inputs: StepInputs) -> StepInputs:
         """`inputs` with the latents, which a rollout holds in float32, in the engine's dtype."""

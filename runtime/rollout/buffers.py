@@ -73,8 +73,8 @@ class Buffers:
         """Copies from main memory to the device so far."""
         self.commits = False
         """Whether the chunk is cached at all: without a history nothing is, once the sink is full."""
-        self.full = False
-        """Whether no slot of the window is empty."""
+        self.held = 0
+        """Slots of the window that hold a frame: the first ones."""
 
     @property
     def window(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -98,7 +98,7 @@ class Buffers:
         """Set the window of the chunk that begins at latent frame `frame`, and the slots of its commit."""
         source, target = self.cache_spec.token_indices(frame, self.frames, padded=True)
         slots = self.cache_spec.slot_index(frame)
-        self.full = -1 not in slots.tolist()
+        self.held = int((slots >= 0).sum())
         self._put(self.slot_index, slots)
         self._put(self.chunk_index, self.cache_spec.chunk_index(frame, self.frames))
         self.commits = len(source) > 0

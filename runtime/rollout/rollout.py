@@ -74,7 +74,7 @@ class Rollout:
         self.change: PromptChange | None = None
         self._pool = pool or graph_pool(engine.device)
         self._with_graphs = graphs
-        self._computations: dict[tuple[int, bool], Computations] = {}
+        self._computations: dict[tuple[int, int], Computations] = {}
         self._launched = Computations(self._denoising_steps, self._clean_pass)
         self._begun = False
         """Whether a chunk has been made. The first runs launch by launch: its frames wait for no capture."""
@@ -112,18 +112,18 @@ class Rollout:
 
     def _velocity(self, inputs: StepInputs) -> Tensor:
         """Of a step; with guidance, of a second pass over the same window too, told the negative prompt."""
-        full = self.buffers.full
-        velocity = self._engine.step(inputs, full=full)[0]
+        held = self.buffers.held
+        velocity = self._engine.step(inputs, held=held)[0]
         if not self._sampler.guided:
             return velocity
-        negative = self._engine.step(inputs._replace(text_kv=self.buffers.negative_text_kv), full=full)[0]
+        negative = self._engine.step(inputs._replace(text_kv=self.buffers.negative_text_kv), held=held)[0]
         return guided(velocity.float(), negative.float(), self._sampler.guidance_scale)
 
     @torch.inference_mode()
     def _clean_pass(self) -> None:
         """The entries of the clean chunk, at t = 0, go into the cache."""
         inputs = StepInputs(self.buffers.latents, self.buffers.clean, *self.buffers.window)
-        self.buffers.commit(self._engine.entries(inputs, full=self.buffers.full))
+        self.buffers.commit(self._engine.entries(inputs, held=self.buffers.held))
 
     def _change_prompt(self, change: PromptChange) -> None:
         """Encode the prompt if it has changed, and apply its policy to the cache."""
@@ -151,7 +151,7 @@ class Rollout:
         first needs them."""
         if not self._begun:
             return self._launched
-        kind = self.buffers.frames, self.buffers.full
+        kind = self.buffers.frames, self._engine.computation(self.buffers.held)
         if kind not in self._computations:
             with self.buffers.restored_afterwards():
                 self._computations[kind] = Computations(

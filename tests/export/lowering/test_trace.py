@@ -10,7 +10,8 @@ from kit.measure import assert_close
 from kit.models import draw, tiny_model
 from kit.passes import pass_inputs
 
-from export.lowering.trace import trace
+from export.lowering.trace import trace, trace_step
+from vmla.cache import CacheSpec
 from vmla.config import model_preset
 from vmla.transformer import VideoMLA
 
@@ -79,6 +80,28 @@ def test_the_step_equals_the_model_whatever_the_cache_holds(traced, number):
     for got, want in zip(made, model(**inputs), strict=True):
         assert want.abs().max() > 0.1
         assert_close(got, want, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("layout", ["mla", "mha"])
+def test_a_step_that_takes_held_slots_alone_equals_the_model_however_many_there_are(layout):
+    """Whether the window fills, is full, or begins again from its sink after a `reset`."""
+    model = tiny_model(layout=layout)
+    spec = CacheSpec.of(model.config)
+    program = trace_step(model, batch=BATCH, window="held")
+    assert not [node for node in program.graph.nodes if "where" in str(node.target)]
+    assert not [node for node in program.graph.nodes if "mla_attention" in str(node.target)]
+    assert program.state_dict.keys() == trace_step(model, batch=BATCH).state_dict.keys()
+    module = program.module()
+    for frame in (*range(spec.slots + 3), 50):
+        inputs = pass_inputs(model.config, 0, batch=BATCH, seed=frame, frame=frame)
+        held = int((inputs["slot_index"] >= 0).sum())
+        assert held == min(frame, spec.slots)
+        taken = inputs | {
+            "cache": inputs["cache"][:, :, : held * spec.tokens_per_frame],
+            "slot_index": inputs["slot_index"][:held],
+        }
+        for got, want in zip(module(*taken.values()), model(**inputs), strict=True):
+            assert_close(got, want, rtol=1e-5, atol=1e-6)
 
 
 def test_the_prompt_step_equals_the_model(traced):
