@@ -27,7 +27,11 @@ def noise_draws(sampler: Sampler) -> int:
     return 1 + sum(sampler.needs_noise(step) for step in range(sampler.steps))
 
 
-def allocate(engine: Engine, sampler: Sampler, *, batch: int) -> dict[int, Buffers]:
+class BuffersByLength(dict[int, "Buffers"]):
+    """The buffers of one video by the latent frames of a chunk."""
+
+
+def allocate(engine: Engine, sampler: Sampler, *, batch: int) -> BuffersByLength:
     """Buffers for `batch` videos by the latent frames of a chunk.
 
     Shapes are static, so a first chunk that is shorter than the others has buffers of its own, but for the
@@ -36,9 +40,9 @@ def allocate(engine: Engine, sampler: Sampler, *, batch: int) -> dict[int, Buffe
     chunks = engine.cache_spec.chunks
     usual = Buffers(engine, sampler, batch=batch, frames=chunks.following)
     if chunks.first == chunks.following:
-        return {chunks.following: usual}
+        return BuffersByLength({chunks.following: usual})
     first = Buffers(engine, sampler, batch=batch, frames=chunks.first, beside=usual)
-    return {chunks.following: usual, chunks.first: first}
+    return BuffersByLength({chunks.following: usual, chunks.first: first})
 
 
 class Buffers:
@@ -114,6 +118,18 @@ class Buffers:
         yield
         self.latents.copy_(latents)
         self.cache.index_copy_(2, self.target, rows)
+
+    def take(self, other: Buffers) -> None:
+        """Copy everything that passes read or continue from `other`, which is for chunks of the same length."""
+        for ours, theirs in zip(self._tensors(), other._tensors(), strict=True):
+            ours.copy_(theirs)
+        self.held, self.commits, self.uploads = other.held, other.commits, other.uploads
+
+    def _tensors(self) -> list[Tensor]:
+        """All that differs between videos, or between chunks."""
+        text = [self.text_kv] if self.negative_text_kv is self.text_kv else [self.text_kv, self.negative_text_kv]
+        indices = [self.slot_index, self.chunk_index, self.source, self.target]
+        return [self.noise, self.latents, self.cache, *text, *indices]
 
     def _put(self, buffer: Tensor, value: Tensor) -> None:
         """Copy from main memory; to a GPU through pinned memory, which PyTorch holds until it is read."""
