@@ -147,6 +147,16 @@ def step_window(config: ModelConfig, attention: Attention) -> StepWindow:
     return "held" if attention == "native" and CacheSpec.of(config).slots > 1 else "all"
 
 
+def joins_products(settings: Settings) -> bool:
+    """Whether latent attention's products are joined: on a GPU, where fewer and larger ones are faster.
+
+    Layers that have scales of their own are left apart, as is what the plugin's kernel reads. On a CPU it does
+    not pay (LOG.md).
+    """
+    on_gpu = settings.builder.device(settings) == "cuda"
+    return on_gpu and settings.attention_form == "native" and not settings.quantized
+
+
 def _quantization(
     checkpoint: Checkpoint, settings: Settings, calibration: Calibration | None
 ) -> Quantization | None:
@@ -191,7 +201,8 @@ def _programs(
 ) -> dict[str, ExportedProgram]:
     """Trace the model and lower its programs to the precision of `settings`, on their device."""
     with _stage("trace", report):
-        programs = trace(model, batch=settings.batch, window=wanted.window)
+        joined = joins_products(settings)
+        programs = trace(model, batch=settings.batch, window=wanted.window, joined=joined)
     with _stage(f"lower to {settings.precision}", report):
         return {
             name: lower(program, wanted.programs[name], settings, largest)

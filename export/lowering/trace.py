@@ -24,6 +24,7 @@ from export.engine.manifest import StepWindow
 from export.engine.signature import PROMPT, STEP, contract, zeros
 from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
+from vmla.fused_attention import fused
 from vmla.transformer import VideoMLA
 
 
@@ -67,16 +68,26 @@ def fake_model(config: ModelConfig) -> VideoMLA:
         return VideoMLA(config).eval().requires_grad_(False)
 
 
-def trace(model: VideoMLA, *, batch: int, window: StepWindow = "all") -> dict[str, ExportedProgram]:
+def trace(
+    model: VideoMLA, *, batch: int, window: StepWindow = "all", joined: bool = False
+) -> dict[str, ExportedProgram]:
     """Trace both programs of `model`, which may be fake, for `batch` videos on its own device."""
-    return {STEP: trace_step(model, batch=batch, window=window), PROMPT: trace_prompt(model, batch=batch)}
+    step = trace_step(model, batch=batch, window=window, joined=joined)
+    return {STEP: step, PROMPT: trace_prompt(model, batch=batch)}
 
 
-def trace_step(model: VideoMLA, *, batch: int, window: StepWindow = "all") -> ExportedProgram:
+def trace_step(
+    model: VideoMLA, *, batch: int, window: StepWindow = "all", joined: bool = False
+) -> ExportedProgram:
     """`VideoMLA.forward` with exactly the signature of `export.engine.signature`.
 
     With the window `held`, the number of slots is a dimension of the program: any from none to all of them.
+    With `joined`, latent attention has three products where it has seven (`vmla.fused_attention`), and its
+    weights are not the checkpoint's.
     """
+    if joined:
+        with _mode(model):
+            model = cast(VideoMLA, fused(model))
     if window == "all":
         return _trace(model, STEP, model, batch)
     spec = CacheSpec.of(model.config)

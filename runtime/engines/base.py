@@ -9,7 +9,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-from runtime.engines.fused_attention import fused
+from vmla.fused_attention import fused
 from runtime.engines.packed_linear import packable, packed
 from runtime.engines.timestep_tables import tabled
 from vmla.cache import CacheSpec

@@ -9,7 +9,7 @@ from kit.models import draw, tiny_config, tiny_model
 from kit.passes import pass_inputs
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from runtime.engines.fused_attention import FusedLatentAttention, fused
+from vmla.fused_attention import FusedLatentAttention, fused
 from vmla.attention import LatentAttention
 from vmla.transformer import Block
 
