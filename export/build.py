@@ -33,8 +33,8 @@ from export.lowering.trace import trace
 from export.settings import Settings
 from plugins.errors import UserError
 from vmla.cache import CacheSpec
-from vmla.config import ModelConfig
 from vmla.cli.machine import peak_resident_bytes
+from vmla.config import ModelConfig
 from vmla.transformer import VideoMLA
 from vmla.weights.checkpoint import Checkpoint
 from vmla.weights.formats.files import hash_file
@@ -148,13 +148,12 @@ def step_window(config: ModelConfig, attention: Attention) -> StepWindow:
 
 
 def joins_products(settings: Settings) -> bool:
-    """Whether latent attention's products are joined: on a GPU, where fewer and larger ones are faster.
+    """Whether latent attention's products are joined: fewer and larger ones are faster, on a CPU too.
 
-    Layers that have scales of their own are left apart, as is what the plugin's kernel reads. On a CPU it does
-    not pay (LOG.md).
+    Layers that have scales of their own are left apart, as is what the plugin's kernel reads. A portable
+    graph keeps the weights of the checkpoint under their names.
     """
-    on_gpu = settings.builder.device(settings) == "cuda"
-    return on_gpu and settings.attention_form == "native" and not settings.quantized
+    return settings.attention_form == "native" and not settings.quantized and not settings.builder.portable
 
 
 def _quantization(

@@ -107,6 +107,7 @@ class LatentAttention(nn.Module):
         up_k = self.up_k.weight.unflatten(0, (self.heads, -1))  # [N, dn, C]
         up_v = self.up_v.weight.unflatten(0, (self.heads, -1))  # [N, dv, C]
         query = torch.cat([nope @ up_k, rotary], dim=-1)
+        assert window.valid is not None  # `VideoMLA.forward` leaves it out in the expanded form alone
         scale = (nope.shape[-1] + rotary.shape[-1]) ** -0.5
         sums = mla_attention_absorbed(query, cached, own, window.cos, window.sin, window.valid, scale)
         return sums @ up_v.transpose(1, 2)

@@ -1,6 +1,6 @@
-"""Latent attention with its products joined, for GPUs: three matrix products where the plain form has seven.
+"""Latent attention with its products joined: three matrix products where the plain form has seven.
 
-The eager engine takes it on a GPU, and so do programs that are exported for one.
+The eager engine takes it on a GPU, and compiled engines everywhere.
 
 The plain form, `vmla.attention.LatentAttention`, is the reference. Here the three down-projections are one
 product, as are the two of the queries. Keys and values of all heads come from one product as well:

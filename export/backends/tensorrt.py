@@ -83,7 +83,7 @@ class TensorRT(Backend):
         return warned
 
     def request(self, name: str, graph: Path, manifest: Manifest, scratch: Path) -> BuildRequest:
-        """The request to build the program `name` from `graph`; the plugin's kernels are compiled into `scratch`."""
+        """The request to build `name` from `graph`; the plugin's kernels are compiled into `scratch`."""
         import torch
 
         from export.onnx.attention_node import attention_nodes

@@ -47,8 +47,8 @@ class BuildRequest:
     """File of measured kernel times, read if it exists and written back; None uses none."""
     level: int = LEVEL
     window: dict[str, list[int]] = field(default_factory=dict)
-    """Sizes in a full window of the inputs that have a row for each slot, or token of one, that holds a frame;
-    empty if the graph takes all slots."""
+    """Sizes in a full window of the inputs that have a row for each slot that holds a frame, or each of its
+    tokens; empty if the graph takes all slots."""
 
 
 def window_of(manifest: Manifest, program: str) -> dict[str, list[int]]:

@@ -146,7 +146,9 @@ class Manifest:
             raise UserError(f"{folder} is no engine: {path} is missing; {mend}")
         values = read_json(path, mend=AGAIN)
         if (found := values.get("schema")) not in (SCHEMA, OLDER):
-            raise UserError(f"{path}: schema is {found!r:.40}, this version reads {OLDER} and {SCHEMA}; {AGAIN}")
+            raise UserError(
+                f"{path}: schema is {found!r:.40}, this version reads {OLDER} and {SCHEMA}; {AGAIN}"
+            )
         if values.pop(CONTENT, None) != _hash(values):
             raise UserError(f"{path} was changed after the engine was built; {AGAIN}")
         manifest = typed(values, cls, str(path), mend=AGAIN)

@@ -55,7 +55,7 @@ class PlanProgram:
         return [buffer.clone() for buffer in self._outputs.values()]
 
     def _fit(self, sizes: dict[str, torch.Size]) -> None:
-        """Choose the profile for inputs of these sizes (`export.backends.tensorrt_process`), and state them."""
+        """Choose the profile (`export.backends.tensorrt_process`) for inputs of these sizes; state them."""
         if list(sizes.values()) == self._sizes:
             return
         fills = any(size != self._inputs[name].shape for name, size in sizes.items())

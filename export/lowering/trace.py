@@ -104,7 +104,11 @@ def trace_prompt(model: VideoMLA, *, batch: int) -> ExportedProgram:
 
 
 def _trace(
-    module: VideoMLA, name: str, model: VideoMLA, batch: int, dynamic: Mapping[str, dict[int, Dim]] | None = None
+    module: VideoMLA,
+    name: str,
+    model: VideoMLA,
+    batch: int,
+    dynamic: Mapping[str, dict[int, Dim]] | None = None,
 ) -> ExportedProgram:
     """Trace `module`; `dynamic` has the dimensions of inputs that are not static."""
     signature = contract(model.config, batch=batch)[name]

@@ -9,11 +9,11 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
-from vmla.fused_attention import fused
 from runtime.engines.packed_linear import packable, packed
 from runtime.engines.timestep_tables import tabled
 from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
+from vmla.fused_attention import fused
 from vmla.text import TextEncoder
 from vmla.transformer import StepInputs, VideoMLA, compile_blocks
 
@@ -32,8 +32,8 @@ class Engine(Protocol):
     def step(self, inputs: StepInputs, *, held: int | None = None) -> tuple[Tensor, Tensor]:
         """Velocity and entries: see `VideoMLA.forward`.
 
-        `held` is the number of slots that hold a frame, which are the first ones, if the caller knows it: then
-        nothing is read from the device.
+        `held` is the number of slots that hold a frame, which are the first ones, if the caller knows it:
+        then nothing is read from the device.
         """
 
     def entries(self, inputs: StepInputs, *, held: int | None = None) -> Tensor:

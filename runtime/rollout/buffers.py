@@ -120,14 +120,14 @@ class Buffers:
         self.cache.index_copy_(2, self.target, rows)
 
     def take(self, other: Buffers) -> None:
-        """Copy everything that passes read or continue from `other`, which is for chunks of the same length."""
+        """Copy all that passes read or continue from `other`, which is for chunks of the same length."""
         for ours, theirs in zip(self._tensors(), other._tensors(), strict=True):
             ours.copy_(theirs)
         self.held, self.commits, self.uploads = other.held, other.commits, other.uploads
 
     def _tensors(self) -> list[Tensor]:
         """All that differs between videos, or between chunks."""
-        text = [self.text_kv] if self.negative_text_kv is self.text_kv else [self.text_kv, self.negative_text_kv]
+        text = [self.text_kv, *([self.negative_text_kv] if self._sampler.guided else [])]
         indices = [self.slot_index, self.chunk_index, self.source, self.target]
         return [self.noise, self.latents, self.cache, *text, *indices]
 

@@ -1,9 +1,9 @@
 """CUDA graphs of chunks: one set for an engine, however many videos it makes.
 
-A graph reads and writes the memory that it was captured with. That is the buffers of one video, which runs in
-place while it is the only one. When another video comes, the first moves out into buffers of its own, and from
-then on each video's tensors are copied in and its results copied out: 0.2 ms of a chunk of 200 for `wan-1.3b`
-at 4 TB/s (arithmetic, not measured).
+A graph reads and writes the memory that it was captured with. That is the buffers of one video, which runs
+in place while it is the only one. When another video comes, the first moves out into buffers of its own, and
+from then on each video's tensors are copied in and its results copied out: 0.2 ms of a chunk of 200 for
+`wan-1.3b` at 4 TB/s (arithmetic, not measured).
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Graphs(NamedTuple):
 class ChunkGraphs:
     """Runs the passes of chunks, as graphs where these are captured or worth it.
 
-    The very first chunk is launched operation by operation: its frames wait for no capture. So is a window that
-    fills, when the first of its kind comes, for it may come but once. All videos have the same sampler and are
-    of one batch size; one thread runs their chunks, one at a time.
+    The very first chunk is launched operation by operation: its frames wait for no capture. So is a window
+    that fills, when the first of its kind comes, for it may come but once. All videos have the same sampler
+    and are of one batch size; one thread runs their chunks, one at a time.
     """
 
     def __init__(self, engine: Engine, sampler: Sampler) -> None:

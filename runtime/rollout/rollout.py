@@ -48,7 +48,7 @@ class Rollout:
 
         A CPU computes with `threads` threads, or PyTorch's own number if None. On a GPU chunks replay
         `graphs`, which several rollouts share, or a set of its own; if False, every operation is launched by
-        itself. `start` has the clean latents [B, z, F, h, w] of the first chunks, which are taken as they are.
+        itself. `start` has the clean latents [B, z, F, h, w] of the first chunks, taken as they are.
         """
         self._engine, self._prompts, self._sampler, self._seeds = engine, prompts, sampler, seeds
         self._threads, self._start = threads, start

@@ -87,7 +87,9 @@ def test_an_engine_of_the_schema_before_takes_all_slots(manifest, folder):
     assert not read.same_build(manifest)  # so that a build is not taken for it
     backend, programs = SimpleNamespace(encoder=torch.nn.Identity()), {}
     engine = CompiledEngine(read, {"step": lambda *given: programs.update(given=given) or given[:2]}, backend)
-    inputs = {name: x.bfloat16() if name in ("text_kv", "cache") else x for name, x in step_inputs(read).items()}
+    inputs = {
+        name: x.bfloat16() if name in ("text_kv", "cache") else x for name, x in step_inputs(read).items()
+    }
     engine.step(StepInputs(**inputs), held=2)
     assert programs["given"][3].shape == inputs["cache"].shape
     assert engine.computation(0) == engine.computation(4)

@@ -9,8 +9,8 @@ from kit.models import draw, tiny_config, tiny_model
 from kit.passes import pass_inputs
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from vmla.fused_attention import FusedLatentAttention, fused
 from vmla.attention import LatentAttention
+from vmla.fused_attention import FusedLatentAttention, fused
 from vmla.transformer import Block
 
 pytestmark = pytest.mark.cpu

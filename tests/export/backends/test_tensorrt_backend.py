@@ -96,7 +96,9 @@ def test_a_plan_runs_in_static_buffers(contract):
 
 def test_a_full_window_and_those_that_fill_have_a_profile_each(contract):
     assert contract["held slots"]["status"] == 0
-    shapes = [values for key, values in contract["held slots"]["calls"] if key == "IOptimizationProfile.set_shape"]
+    shapes = [
+        values for key, values in contract["held slots"]["calls"] if key == "IOptimizationProfile.set_shape"
+    ]
     full, none, half = ([2, 1, tokens, 20] for tokens in (28, 0, 12))
     assert shapes == [
         ["cache", full, full, full], ["slot_index", [7], [7], [7]],

@@ -118,7 +118,10 @@ def sizes(*rows):
     journal, stream = [], SimpleNamespace(cuda_stream=7, wait_stream=lambda other: None)
     torch.cuda.Stream, torch.cuda.current_stream = lambda: stream, lambda: stream
     open_ended = {"ICudaEngine.get_tensor_shape": lambda name: (2, -1) if name == "x" else TABLE[name][1]}
-    taken = {"IExecutionContext.set_optimization_profile_async": True, "IExecutionContext.set_input_shape": True}
+    taken = {
+        "IExecutionContext.set_optimization_profile_async": True,
+        "IExecutionContext.set_input_shape": True,
+    }
     with scripted(journal, ENGINE | open_ended | taken):
         program = PlanProgram(trt, b"plan", SIGNATURE, device="cpu")
         held = []
@@ -156,7 +159,8 @@ def main(folder):
         "held slots": built(
             folder / "held",
             window=WINDOW,
-            **attention | {"INetworkDefinition.num_inputs": 3, "INetworkDefinition.get_input": INPUTS.__getitem__},
+            **attention
+            | {"INetworkDefinition.num_inputs": 3, "INetworkDefinition.get_input": INPUTS.__getitem__},
         ),
         "run": run(),
         "sizes": sizes(3, 3, 1, 0, 3),

@@ -114,7 +114,11 @@ def test_joined_products_are_four_fewer_in_a_layer_and_keep_their_precision():
     products = [sum(PRODUCT in str(node.target) for node in p.graph.nodes) for p in (apart, joined)]
     # The two of the expansion are inside an operator where they are apart, and one product where joined.
     assert products[0] - products[1] == model.config.num_layers * (3 + 2 - 1 - 1 - 1)
-    assert not [node for node in joined.graph.nodes if "expand.default" in str(node.target) and "vmla" in str(node.target)]
+    assert not [
+        node
+        for node in joined.graph.nodes
+        if "expand.default" in str(node.target) and "vmla" in str(node.target)
+    ]
     inputs = pass_inputs(model.config, 3)
     want = model(**inputs)
     narrow = {name: x.bfloat16() if name in ("text_kv", "cache") else x for name, x in inputs.items()}

@@ -1,4 +1,4 @@
-"""One set of CUDA graphs serves all videos of an engine: stand-ins for graphs are counted, and give the same."""
+"""One set of CUDA graphs serves all videos of an engine: stand-ins are counted, and give the same."""
 
 import gc
 

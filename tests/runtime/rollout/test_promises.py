@@ -246,7 +246,8 @@ def test_the_first_chunk_is_handed_on_before_anything_is_captured(monkeypatch):
 
     monkeypatch.setattr("runtime.rollout.graphs.captured", capture)
     videos, other = (
-        Rollout(tiny_engine(), FixedPrompts(RED), RENOISE, seeds=[1], graphs=graphs) for graphs in (True, False)
+        Rollout(tiny_engine(), FixedPrompts(RED), RENOISE, seeds=[1], graphs=graphs)
+        for graphs in (True, False)
     )
     made = [videos.denoise()]
     videos.update_cache()
