@@ -256,11 +256,13 @@ def _tell(order: Order, ending: Ending) -> None:
     Raises:
         UserError: if it failed.
     """
+    from runtime.telemetry.events import shown
+
     if ending.failure is not None:
         raise UserError(ending.failure)
     outcome, output = ending.outcome, ending.output
     rate, now = outcome.made / outcome.seconds, "" if order.state is None else f", {outcome.made} of them"
-    say(f"{output}: {outcome.frames} frames{now} in {outcome.seconds:.1f} s, {rate:.0f} per second")
+    say(f"{output}: {outcome.frames} frames{now} in {outcome.seconds:.1f} s, {shown(rate)} per second")
     if not outcome.complete:
         say(ending.way_on(), err=True)
 

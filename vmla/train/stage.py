@@ -23,7 +23,7 @@ from vmla.train.recipes.from_checkpoint import DistillationRecipe
 from vmla.train.stages.denoiser import DenoiserStage, narrowed
 from vmla.train.stages.distillation import ConsistencyStage, DistributionStage
 from vmla.transformer import VideoMLA
-from vmla.weights.checkpoint import WEIGHTS, Checkpoint, open_checkpoint
+from vmla.weights.checkpoint import INDEX, WEIGHTS, Checkpoint, open_checkpoint
 from vmla.weights.conversion.convert import finish_folder
 from vmla.weights.formats.files import write_json, write_tensors
 
@@ -143,4 +143,4 @@ def _write(folder: Path, start: Checkpoint, tensors: dict[str, torch.Tensor], sa
         write_tensors(aside / "transformer" / WEIGHTS, tensors, {"format": "pt"})
         (aside / "transformer" / "config.json").write_text(values)
         finish_folder(aside, start.folder, sampler)
-        write_json(aside / "model_index.json", start.index)
+        write_json(aside / INDEX, start.index)

@@ -247,8 +247,10 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, checkpoint):
     (tmp_path / "file").write_text("")
     complaint = "model_index.json is missing; is this a checkpoint folder?"
     assert complaint in refusal(lambda: open_checkpoint(tmp_path))
-    for name in ("nowhere", "", tmp_path / "file", checkpoint / "model_index.json"):
+    for name in ("nowhere", ""):
         assert "no checkpoint" in refusal(lambda name=name: open_checkpoint(name))
+    for name in (tmp_path / "file", checkpoint / "model_index.json"):
+        assert f"{name} is a file, not a checkpoint folder" in refusal(lambda name=name: open_checkpoint(name))
 
 
 def test_a_folder_without_a_tokenizer_is_refused(copy):
