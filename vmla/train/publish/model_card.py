@@ -73,7 +73,7 @@ This model taught two others to do with four denoising steps: one with its own l
 <!-- end -->
 """
 FOUR_STEPS = "sprites-4"
-"""The shipped model in four steps, as long as the other is what it was distilled from."""
+"""Distilled from the model that ships, or from one before it."""
 THEN = ", then the stages of `docs/training.md`"
 PAIRS = {
     True: "Two objects never touch; pairs that could not keep apart are not asked for.",
@@ -156,16 +156,16 @@ def _guided(sampler: Sampler) -> str:
 
 
 def _relation(name: str, training: dict[str, Any]) -> str:
-    """What the cards of the models that ship say of each other, if one was distilled from the other."""
+    """What the cards of the models that ship say of others: the four-step one may be of an earlier model."""
     from vmla.weights.checkpoint import SHIPPED, shipped_folder
 
-    records = {SHIPPED: TAUGHT, FOUR_STEPS: SIBLING}
-    paths = {other: shipped_folder() / other / TRAINING for other in records if other != name}
-    if name not in records or not all(path.exists() for path in paths.values()):
+    path = shipped_folder() / FOUR_STEPS / TRAINING
+    if name == FOUR_STEPS:
+        return SIBLING
+    if name != SHIPPED or not path.exists():
         return ""
-    stages = {name: training["stages"], **{other: read_json(path)["stages"] for other, path in paths.items()}}
-    taught = stages[SHIPPED].items() <= stages[FOUR_STEPS].items()
-    return records[name] if taught else ""
+    taught = training["stages"].items() <= read_json(path)["stages"].items()
+    return TAUGHT if taught else ""
 
 
 def _grades(graded: dict[str, Any]) -> list[str]:
