@@ -82,14 +82,17 @@ class StageRun:
 
     def _with_negative(self, data: LatentSet) -> LatentSet:
         """With the negative prompt of the teacher's sampler, if it is guided and the clips name none."""
-        teacher = open_checkpoint(self.teacher or self.start)
+        teacher = self._teacher()
         sampler = teacher.sampler()
         if self.name == "forcing" or data.negative is not None or not sampler.guided:
             return data
         return replace(data, negative=embedded(teacher.text(), [sampler.negative_prompt])[0])
 
+    def _teacher(self) -> Checkpoint:
+        return open_checkpoint(self.teacher or self.start)
+
     def _stage(self, data: LatentSet, parallel: Parallel) -> Stage:
-        settings = getattr(self.recipe, self.name)
+        settings = getattr(self.recipe.taught_by(self._teacher().sampler()), self.name)
         dtype = resolve(settings.precision, parallel.device)
         calls = direct if parallel.sharded else narrowed
 
