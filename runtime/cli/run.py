@@ -223,6 +223,8 @@ def _make(order: Order, output: Path, options: dict[str, Any], stop: Stop) -> No
     with ExitStack() as stack:
         if is_stream(output):
             if is_standard_output(output):
+                if getattr(sys.stdout, "silent", False):
+                    raise UserError("standard output is closed; name a file, or pipe it: -o - | ffplay -")
                 output = STANDARD_OUTPUT
                 stack.enter_context(redirect_stdout(sys.stderr))
             if options["overwrite"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from export.engine.manifest import EAGER
+from plugins.documents.json_file import LARGEST_NUMBER
 from plugins.errors import UserError
 from runtime.device.cuda_graphs import to_host
 from runtime.device.threads import Cores, using
@@ -136,6 +138,7 @@ class Job:
         Raises:
             UserError: for an empty prompt or an impossible length or number of steps.
         """
+        check_seed(seed)
         chunks, frames = length_of(self.decoding, minutes=None, seconds=seconds, chunks=None)
         sampler = self.sampler if steps is None else replace(self.sampler, steps=steps)
         source = as_source(prompts, self.decoding, chunks)
@@ -189,6 +192,7 @@ def prepare(
     where = choose_device(device)
     check_cache(opened.model_config(), compute := choose_dtype(dtype, where), where)
     decoding = Decoding(checkpoint=opened, file=decoder, dtype=compute)
+    check_seed(seed)
     count, frames = length_of(decoding, minutes=minutes, seconds=seconds, chunks=chunks)
     engine, reason = look_up(opened, where, compute, engine, engines)
     job = Job(
@@ -211,6 +215,16 @@ def _open(
     if engine is None:
         return find_checkpoint(SHIPPED if checkpoint is None else checkpoint), device, dtype
     return fit(engine, checkpoint, device=device, dtype=dtype)
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that no document could hold: a sidecar would not be read again.
+
+    Raises:
+        UserError: then.
+    """
+    if abs(seed) >= LARGEST_NUMBER:
+        raise UserError(f"a seed has {len(str(LARGEST_NUMBER)) - 1} digits at most; take a smaller one")
 
 
 def choose_threads(wish: int | None) -> int:
@@ -295,8 +309,11 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
+        with warnings.catch_warnings(action="ignore"):  # of names that will go away
+            device = torch.device(name)
         torch.empty(1, device=device)
+        if device.type == "meta":
+            raise NotImplementedError("it holds no numbers")
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"no device {name!r} here; use cpu, or a device that torch sees") from error
     return device

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -160,10 +162,13 @@ class JsonLines:
         Raises:
             UserError: if it cannot be.
         """
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK  # who reads a pipe holds nobody up
         try:
-            self._file = self._path.open("wb", buffering=0)
+            self._file = os.fdopen(os.open(self._path, flags, 0o666), "wb", buffering=0)
         except OSError as error:
-            raise UserError(f"cannot write {self._path}: {error.strerror}; name another file") from error
+            nobody = error.errno == errno.ENXIO
+            told = "nobody reads it; start its reader first" if nobody else f"{error.strerror}; name another file"
+            raise UserError(f"cannot write {self._path}: {told}") from error
         return self
 
     def of(self, video: str) -> JsonLines:
@@ -193,7 +198,9 @@ class JsonLines:
         left = memoryview(line)
         try:
             while left:
-                left = left[self._file.write(left) :]
+                if (written := self._file.write(left)) is None:
+                    raise BlockingIOError(errno.EAGAIN, "its reader does not keep up")
+                left = left[written:]
         except OSError:
             with suppress(OSError):  # of a device or a pipe nothing can be cut off
                 self._file.truncate(self._file.tell() - (len(line) - len(left)))

@@ -108,6 +108,7 @@ def test_a_file_gives_options_and_the_command_line_wins(tmp_path):
         ("seed: true", "field seed is"),
         ("- seed", "is no mapping of options"),
         ("config: other.yaml", "field config is unknown"),
+        ('prompt: "a\\0star"', "field prompt has a NUL in it"),
     ],
 )
 def test_a_file_with_anything_else_is_refused_in_one_line(tmp_path, text, said):
