@@ -122,7 +122,7 @@ def choose_stages(names: str | None) -> list[GpuStage]:
 def main(
     shape: str, window: str, stages: str | None, minutes: float, rounds: int, output: Path | None
 ) -> None:
-    """Measure a GPU: a chunk by kernel, each item's gain, both windows, fp8, AOTInductor, kernels, memory."""
+    """Measure a GPU: a chunk by kernel, each item's gain, both windows, fp8, AOTInductor, kernels."""
     chosen, config, budget = choose_stages(stages), model_preset(shape, window=window), Budget(60 * minutes)
     if not torch.cuda.is_available():
         raise UserError("no CUDA device here; run this on a machine with a GPU")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -62,12 +63,16 @@ def quantisable(model: VideoMLA) -> Iterator[tuple[str, nn.Linear]]:
             yield name, layer
 
 
-def check_fp8(device: torch.device) -> None:
-    """Refuse a device that multiplies no float8.
+def choose_fp8(precision: str | None, device: torch.device, dtype: torch.dtype, engine: Path | None) -> bool:
+    """Whether layers shall compute in float8: `precision` says so, and nothing is against it.
 
     Raises:
         UserError: naming what to do instead.
     """
+    if precision != "fp8":
+        return False
+    if engine is not None:
+        raise UserError(f"{engine} has a precision of its own; leave out --precision, or say --engine eager")
     if device.type != "cuda":
         raise UserError(
             f"--precision fp8 is for a GPU, and {device} would be slower with it; leave it out, or see its "
@@ -79,6 +84,14 @@ def check_fp8(device: torch.device) -> None:
                 *found, *OLDEST_GPU
             )
         )
+    if dtype != torch.bfloat16:
+        raise UserError("--precision fp8 goes with --dtype bfloat16, a GPU's default; leave --dtype out")
+    return True
+
+
+def fp8_line(dtype: torch.dtype) -> str:
+    """The choice for a person to read."""
+    return f"precision: fp8 in most linear layers, {str(dtype).removeprefix('torch.')} elsewhere"
 
 
 def _replaced(module: nn.Module, layers: dict[str, nn.Module], name: str) -> nn.Module:

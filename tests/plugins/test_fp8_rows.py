@@ -39,7 +39,10 @@ def test_zeros_stay_zeros_and_what_is_not_finite_shows_in_its_own_row_alone():
 @pytest.mark.parametrize("fast", [True, False])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_product_of_pytorch_is_the_reference(dtype, fast, bias):
-    (codes, scales), (weight, weight_scales) = quantize_rows(drawn(48, 64)), quantize_rows(drawn(32, 64, seed=1))
+    (codes, scales), (weight, weight_scales) = (
+        quantize_rows(drawn(48, 64)),
+        quantize_rows(drawn(32, 64, seed=1)),
+    )
     added = drawn(32, seed=2).to(dtype) if bias else None
     factors = codes, scales, weight, weight_scales.flatten(), added
     got, wanted = scaled_product(*factors, dtype=dtype, fast=fast), reference_product(*factors, dtype=dtype)
@@ -51,7 +54,10 @@ def test_the_product_of_pytorch_is_the_reference(dtype, fast, bias):
 def test_rounding_costs_what_three_bits_of_mantissa_cost():
     x, w = drawn(64, 256), drawn(96, 256, seed=1)
     (codes, scales), (weight, weight_scales) = quantize_rows(x), quantize_rows(w)
-    got, wanted = reference_product(codes, scales, weight, weight_scales.flatten(), dtype=torch.float32), x @ w.t()
+    got, wanted = (
+        reference_product(codes, scales, weight, weight_scales.flatten(), dtype=torch.float32),
+        x @ w.t(),
+    )
     assert 0.02 < (got - wanted).norm() / wanted.norm() < 0.05
 
 
@@ -59,7 +65,10 @@ def test_rounding_costs_what_three_bits_of_mantissa_cost():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 @pytest.mark.parametrize("fast", [True, False])
 def test_on_a_gpu_the_product_is_the_reference_too(fast):
-    (codes, scales), (weight, weight_scales) = quantize_rows(drawn(128, 1536)), quantize_rows(drawn(256, 1536, seed=1))
+    (codes, scales), (weight, weight_scales) = (
+        quantize_rows(drawn(128, 1536)),
+        quantize_rows(drawn(256, 1536, seed=1)),
+    )
     factors = [each.cuda() for each in (codes, scales, weight, weight_scales.flatten())]
     got, wanted = scaled_product(*factors, fast=fast), reference_product(*factors)
     assert (got.float() - wanted.float()).norm() / wanted.float().norm() < 1e-2

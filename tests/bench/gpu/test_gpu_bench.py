@@ -229,7 +229,8 @@ from vmla.scheduler import Sampler
 from vmla.cli.progress import ProgressLine
 peaks.SIDES["cpu"], peaks.COPIED["cpu"] = 64, 1 << 16
 context = Context(config=model_preset("debug"), name="debug", device=torch.device("cpu"), rounds=2,
-                             folder=Path({str(tmp_path)!r}), most_streams=2, scale=0.01, sampler=Sampler(steps=1))
+                             folder=Path({str(tmp_path)!r}), most_streams=2, scale=0.01,
+                             sampler=Sampler(steps=1))
 record = Record("gpu", Path({str(tmp_path)!r}) / "gpu.json")
 stages = gpu.choose_stages("environment,profile,checks,chunk,windows")
 with ProgressLine(StringIO()) as line:
@@ -239,4 +240,6 @@ assert "transformers" not in sys.modules
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     document = read_document(tmp_path / "gpu.json")
-    assert all("refused" not in document[name] for name in ("environment", "profile", "checks", "chunk", "windows"))
+    assert all(
+        "refused" not in document[name] for name in ("environment", "profile", "checks", "chunk", "windows")
+    )

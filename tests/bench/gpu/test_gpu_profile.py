@@ -1,4 +1,4 @@
-"""The profile's arithmetic on spans by hand, and clocks sampled from a program that speaks like nvidia-smi."""
+"""The profile's arithmetic on spans by hand; clocks sampled from a program that speaks like nvidia-smi."""
 
 import time
 
@@ -21,7 +21,9 @@ def spans(*triples):
 
 
 def test_gaps_are_what_no_kernel_covers_also_where_kernels_overlap():
-    found = gaps(spans(("a", 0, 10), ("b", 5, 30), ("c", 20, 25), ("d", 34, 40), ("e", 40, 41), ("f", 51, 60)))
+    found = gaps(
+        spans(("a", 0, 10), ("b", 5, 30), ("c", 20, 25), ("d", 34, 40), ("e", 40, 41), ("f", 51, 60))
+    )
     assert found == {"count": 2, "ms": pytest.approx(0.014), "median_us": 7, "most_us": 10}
 
 
@@ -62,7 +64,8 @@ def test_on_a_cpu_the_outermost_operations_stand_for_kernels_without_overlap():
 
 
 SPEAKS = """#!/bin/sh
-if [ "$1" = --help-query-gpu ]; then echo 'clocks.sm power.draw temperature.gpu clocks_event_reasons.active'; exit; fi
+known='clocks.sm power.draw temperature.gpu clocks_event_reasons.active'
+if [ "$1" = --help-query-gpu ]; then echo "$known"; exit; fi
 case "$*" in *clocks.mem*) echo asked for what it lacks; exit 2;; esac
 echo '1980, 650.5, 61, 0x0000000000000004'
 echo '1755, 699.0, 66, [N/A]'
