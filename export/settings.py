@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 from export.backends.base import Backend, BuildOptions
@@ -64,8 +64,8 @@ class Settings(BuildOptions):
         """The settings as part of a folder name, without those that are defaults."""
         batch = f"b{self.batch}" if self.batch != 1 else None
         device = self.device if self.device != "cpu" else None
-        native = "attention" in self.builder.takes and self.attention == "native"
-        attention = self.attention if native else None
+        usual = self.builder.attention(replace(self, attention=None))
+        attention = self.attention if self.attention != usual else None
         parts = (self.backend, self.precision, attention, batch, device, self.target)
         return "-".join(part for part in parts if part)
 

@@ -105,12 +105,12 @@ def summary(spans: Sequence[Span]) -> dict[str, Any]:
         by_name.setdefault(span.name, []).append(span.end - span.start)
         part = part_of(span.name)
         parts[part] = parts.get(part, 0.0) + (span.end - span.start) / 1e3
-    kernels = [
+    kernels: list[dict[str, Any]] = [
         {"kernel": name, "part": part_of(name), "count": len(took), "ms": sum(took) / 1e3,
          "median_us": statistics.median(took)}
         for name, took in by_name.items()
     ]  # fmt: skip
-    kernels.sort(key=lambda row: -float(row["ms"]))
+    kernels.sort(key=lambda row: row["ms"], reverse=True)
     return {
         "device_ms": (max(span.end for span in spans) - spans[0].start) / 1e3,
         "launched_kernels": len(spans),

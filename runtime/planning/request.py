@@ -179,7 +179,7 @@ def prepare(
         device, dtype: by name; `auto` is a GPU if there is one, and its own type (`choose_dtype`).
         engine: a folder made by `vmla-export`.
         engines: a folder of such folders; where none is given, one of these that fits is taken.
-        compiled: whether to compile the model's blocks; None does so where that repays itself.
+        compiled: whether to compile the model's blocks; None does so where it pays, and in fp8.
         precision: `fp8` for layers in float8 on a GPU; None is that of `dtype`.
         decoder: a file of TAEHV's weights in place of the checkpoint's codec, or `NOTHING`: no frames.
         threads: CPU threads of denoiser and decoder together; one for each if None.
@@ -189,9 +189,7 @@ def prepare(
         UserError: for whatever cannot be.
     """
     opened, device, dtype = _open(checkpoint, engine, device=device, dtype=dtype)
-    own = opened.model_config().layout
-    if layout not in (None, own):
-        raise UserError(f"checkpoint {opened.folder} has layout {own}; name one with {layout}")
+    _check_layout(opened, layout)
     where = choose_device(device)
     check_cache(opened.model_config(), compute := choose_dtype(dtype, where), where)
     decoding = Decoding(checkpoint=opened, file=decoder, dtype=compute)
@@ -203,7 +201,7 @@ def prepare(
         checkpoint=opened, chunks=count, seed=seed,
         sampler=opened.sampler() if steps is None else replace(opened.sampler(), steps=steps),
         device=where, dtype=compute, engine_folder=engine, engine_reason=reason,
-        compiled=choose_compiled(True if fp8 and compiled is None else compiled, where, engine, count),
+        compiled=choose_compiled((fp8 or None) if compiled is None else compiled, where, engine, count),
         fp8=fp8,
         decoder_file=decoder,
         threads=choose_threads(threads),
@@ -219,6 +217,17 @@ def _open(
     if engine is None:
         return find_checkpoint(SHIPPED if checkpoint is None else checkpoint), device, dtype
     return fit(engine, checkpoint, device=device, dtype=dtype)
+
+
+def _check_layout(checkpoint: Checkpoint, layout: str | None) -> None:
+    """Refuse a checkpoint that has another layout than the one that is asked for, if one is.
+
+    Raises:
+        UserError: naming both.
+    """
+    own = checkpoint.model_config().layout
+    if layout not in (None, own):
+        raise UserError(f"checkpoint {checkpoint.folder} has layout {own}; name one with {layout}")
 
 
 def choose_threads(wish: int | None) -> int:

@@ -249,9 +249,14 @@ def test_the_default_backend_is_what_gpu_and_packages_allow(monkeypatch, gpu, in
     assert choose_backend("sm_86")[:2] == ("tensorrt-rtx", "sm_86")
 
 
-def test_in_single_precision_tensorrt_attends_by_itself():
-    assert Settings(backend="tensorrt", precision="fp32").attention_form == "native"
-    assert Settings(backend="tensorrt", precision="bf16").attention_form == "plugin"
+def test_tensorrt_attends_by_itself_unless_the_plugin_is_asked_for():
+    for precision in ("fp32", "bf16"):
+        usual = Settings(backend="tensorrt", precision=precision)
+        assert (usual.attention_form, usual.name) == ("native", f"tensorrt-{precision}")
+    plugin = Settings(backend="tensorrt", precision="bf16", attention="plugin")
+    assert (plugin.attention_form, plugin.name) == ("plugin", "tensorrt-bf16-plugin")
+    assert "--attention plugin" in plugin.builder.remark(usual)
+    assert plugin.builder.remark(plugin) is None
     assert Settings(backend="onnx", precision="fp32").attention_form == "plugin"
     native = Settings(backend="onnx", precision="fp32", attention="native")
     assert (native.attention_form, native.name) == ("native", "onnx-fp32-native")
