@@ -58,7 +58,7 @@ Report = Callable[[BuildStage], None]
 log = logging.getLogger(__name__)
 
 SOURCES = (
-    "plugins", "plugins.triton", "plugins.aot", "vmla",
+    "plugins", "plugins.triton", "plugins.aot", "plugins.fp8", "vmla",
     "export", "export.engine", "export.lowering", "export.onnx", "export.backends",
 )  # fmt: skip
 """Packages whose code determines a program."""

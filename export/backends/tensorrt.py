@@ -68,7 +68,7 @@ class TensorRT(Backend):
         """The form of attention, if it was chosen by default."""
         if options.attention is not None:
             return None
-        return f"attention: {self.attention(options)} (--attention plugin takes our own kernel)"
+        return f"attention: {self.attention(options)} (--attention plugin takes our kernel, which is slower)"
 
     def products(self, options: BuildOptions) -> str:
         """How engines multiply codes, in words."""

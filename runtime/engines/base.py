@@ -9,6 +9,7 @@ from typing import Protocol, cast
 import torch
 from torch import Tensor
 
+from runtime.engines.fp8_linear import in_fp8
 from runtime.engines.packed_linear import packable, packed
 from runtime.engines.timestep_tables import tabled
 from vmla.cache import CacheSpec
@@ -59,13 +60,19 @@ class EagerEngine:
         absorbed: bool = False,
         as_it_is: bool = False,
         compiled: bool = False,
+        fp8: bool = False,
+        joined: bool = True,
     ) -> None:
         """Move `model` and the text encoder to `device`.
 
-        With `compiled`, `torch.compile` gets the blocks, one at a time, when they are first called.
-
-        With `as_it_is` the modules of `model` run themselves, so that hooks on them fire; that is slower on a
-        CPU.
+        Args:
+            model, text: what computes.
+            device, dtype: where, and in which type.
+            absorbed: whether attention runs in latent space.
+            as_it_is: the modules of `model` run themselves, so that hooks on them fire; that is slower.
+            compiled: `torch.compile` gets the blocks, one at a time, when they are first called.
+            fp8: layers that float8 is for compute in it (`runtime.engines.fp8_linear`).
+            joined: attention's products are joined on a GPU, which is faster; not so to measure by how much.
         """
         self.config = model.config
         self.cache_spec = CacheSpec.of(model.config)
@@ -73,18 +80,20 @@ class EagerEngine:
         self._model = model.to(device=device, dtype=dtype)
         self._model.rope.float()  # angles always take float32
         if not as_it_is:
-            self._model = self._optimized(compiled)
+            self._model = self._optimized(compiled, fp8, joined)
         self._text = text
         text.encoder.to(device)
 
-    def _optimized(self, compiled: bool) -> VideoMLA:
+    def _optimized(self, compiled: bool, fp8: bool, joined: bool) -> VideoMLA:
         """The model with its weights laid out for this machine and its conditioning tabled by timestep."""
         model = self._model
+        if joined and self.device.type == "cuda" and not self.absorbed:
+            model = cast(VideoMLA, fused(model))
+        if fp8:
+            model = in_fp8(model)
         if packable(self.device, self.dtype):
             rows = self.config.chunk * self.config.tokens_per_frame
             model = cast(VideoMLA, packed(model, rows))
-        elif self.device.type == "cuda" and not self.absorbed:
-            model = cast(VideoMLA, fused(model))
         if compiled:
             compile_blocks(model)
         return tabled(model)

@@ -251,9 +251,14 @@ def test_the_default_backend_is_what_gpu_and_packages_allow(monkeypatch, gpu, in
 
 def test_a_backend_attends_by_itself_unless_the_plugin_is_asked_for():
     for backend in ("tensorrt", "onnx", "aoti"):
-        assert Settings(backend=backend, precision="bf16").attention_form == "native"
+        usual = Settings(backend=backend, precision="bf16")
+        assert (usual.attention_form, usual.name) == ("native", f"{backend}-bf16")
     plugin = Settings(backend="onnx", precision="fp32", attention="plugin")
     assert (plugin.attention_form, plugin.name) == ("plugin", "onnx-fp32-plugin")
+    plugin = Settings(backend="tensorrt", precision="bf16", attention="plugin")
+    assert (plugin.attention_form, plugin.name) == ("plugin", "tensorrt-bf16-plugin")
+    assert "--attention plugin" in plugin.builder.remark(Settings(backend="tensorrt", precision="bf16"))
+    assert plugin.builder.remark(plugin) is None
 
 
 def test_the_default_backend_comes_with_its_reason(checkpoint, tmp_path, compiled):
