@@ -103,7 +103,7 @@ class Rollout:
 
     @torch.inference_mode()
     def _denoising_steps(self) -> None:
-        """From noise to clean latents, level by level."""
+        """Go from noise to clean latents, level by level."""
         latents = self.buffers.noise[0]
         for step, timestep in enumerate(self.buffers.timesteps):
             velocity = self._velocity(StepInputs(latents, timestep, *self.buffers.window))
