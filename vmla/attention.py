@@ -134,7 +134,7 @@ class HeadAttention(nn.Module):
     def forward(
         self, x: Tensor, cached: Tensor, window: AnyWindow, *, absorbed: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """As `LatentAttention.forward`, with E = 2 D.
+        """Attend as `LatentAttention.forward` does, with entries of E = 2 D numbers.
 
         Raises:
             ValueError: if the absorbed form is asked for, which per-head keys do not have.

@@ -29,7 +29,7 @@ class Table:
         return [_row(self.headings), rule, *(_row(row) for row in self.rows)]
 
     def html(self) -> str:
-        """Its element, under its title."""
+        """The table as an HTML element under its title."""
         head = "".join(f"<th>{escape(cell)}</th>" for cell in self.headings)
         body = "".join(
             f'<tr class="{row[-1] if row[-1] in ("worse", "better") else ""}">'

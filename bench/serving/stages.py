@@ -109,6 +109,6 @@ def begin(server: Running) -> str:
 
 
 def repeated(measure: Callable[[], float], times: int) -> dict[str, float]:
-    """In milliseconds, the median of several and the worst."""
+    """Median and worst of several times, in milliseconds."""
     found = [1000 * measure() for _ in range(times)]
     return {"median_ms": round(median(found), 2), "worst_ms": round(max(found), 2)}

@@ -45,7 +45,7 @@ async def watch(port: int, *, most: int | None = None, **start: Any) -> tuple[fl
 
 
 async def watch_all(port: int, starts: Sequence[dict[str, Any]]) -> list[tuple[float, list[float]]]:
-    """So many viewers at once; see `watch`."""
+    """Run several viewers at once; see `watch`."""
     return await asyncio.gather(*(watch(port, **start) for start in starts))
 
 

@@ -89,7 +89,7 @@ class Job:
 
     @property
     def width(self) -> int:
-        """Of a frame, pixels."""
+        """Width of a frame in pixels."""
         return self.checkpoint.model_config().sample_width * self.decoding.sizes().spatial_ratio
 
     def what_runs(self) -> list[str]:

@@ -19,7 +19,7 @@ class ChunkPasses:
 
     @torch.inference_mode()
     def denoise(self, buffers: Buffers) -> None:
-        """From noise to clean latents, level by level."""
+        """Go from noise to clean latents, level by level."""
         latents = buffers.noise[0]
         for step, timestep in enumerate(buffers.timesteps):
             velocity = self._velocity(StepInputs(latents, timestep, *buffers.window), buffers)

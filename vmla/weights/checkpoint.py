@@ -200,12 +200,12 @@ def make_one_of(source: str) -> str:
 
 
 def shipped_folder() -> Path:
-    """Where the models that ship with the package are."""
+    """The folder of the models that ship with the package."""
     return Path(str(importlib.resources.files("vmla"))) / "checkpoints"
 
 
 def shipped_names() -> list[str]:
-    """Of the models that ship with the package."""
+    """The names of the models that ship with the package."""
     return sorted(folder.name for folder in shipped_folder().iterdir() if folder.is_dir())
 
 

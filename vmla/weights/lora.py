@@ -124,7 +124,7 @@ def _layers(weights: Iterable[str]) -> dict[str, str]:
 
 
 def _split(name: str) -> tuple[str | None, str]:
-    """Which half of a pair a tensor is, and the name of its layer."""
+    """Which half of a pair a tensor is, and the name of the layer that the pair changes."""
     for half, end in ENDS.items():
         if end.search(name):
             return half, end.sub("", name)

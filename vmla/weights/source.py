@@ -69,7 +69,7 @@ class Source:
         return tensor if self.lora is None else self.lora(name, tensor)
 
     def with_lora(self, path: Path, strength: float = 1.0) -> Source:
-        """The same with the changes of a LoRA file.
+        """This source with the changes of a LoRA file applied.
 
         Raises:
             UserError: if it is for another model.

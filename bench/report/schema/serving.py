@@ -18,7 +18,7 @@ class Percentiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Crowd:
-    """So many streams at once, each with a viewer."""
+    """What was measured with a number of streams at once, each with a viewer."""
 
     streams: Count
     alone_frames_per_second: Positive

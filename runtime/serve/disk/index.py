@@ -12,7 +12,7 @@ from plugins.atomic_files import atomic_write_text
 
 @dataclass(frozen=True)
 class StoredChunk:
-    """Where a chunk lies in the file."""
+    """The place of a chunk in the file."""
 
     number: int
     start: int
@@ -60,10 +60,10 @@ class ChunkIndex:
 
     @property
     def bytes(self) -> int:
-        """Of the file, up to the end of the last chunk."""
+        """Length of the file in bytes, up to the end of the last chunk."""
         return self._ends[-1] if self._ends else 0
 
     @property
     def frames(self) -> int:
-        """In the file."""
+        """Number of frames in the file."""
         return sum(self._frames)

@@ -22,7 +22,7 @@ LARGEST = 1 << 40
 
 
 def without_places(state: State, *, model: str) -> State:
-    """The same state without paths of this machine."""
+    """The same state without paths of this machine in it."""
     places = {name: None for name in PLACES if name in state.video}
     return replace(state, video={**state.video, **places, "checkpoint": model})
 

@@ -37,7 +37,7 @@ def not_found(what: str) -> ApiError:
 
 
 def busy(message: str, *, retry_after: int = 5) -> ApiError:
-    """It may work later."""
+    """The refusal of a request that may succeed later."""
     return ApiError(429, "busy", message, retry_after=retry_after)
 
 

@@ -70,7 +70,7 @@ class Stream:
 
     @property
     def id(self) -> str:
-        """Its name."""
+        """The stream's name."""
         return self.info.id
 
     @property
@@ -135,7 +135,7 @@ class Stream:
         return viewer
 
     def detach(self, viewer: Viewer) -> None:
-        """It watches no longer."""
+        """Forget a viewer who watches no longer."""
         self.viewers.discard(viewer)
         self.left_at = time.monotonic()
         self._rewatch()

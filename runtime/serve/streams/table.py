@@ -187,7 +187,7 @@ class Streams:
             raise
 
     async def activate_new(self, stream: Stream) -> None:
-        """As `activate`; if it cannot be, nothing is left of `stream`.
+        """Do what `activate` does; if it fails, nothing of `stream` is left behind.
 
         Raises:
             ApiError: as there.

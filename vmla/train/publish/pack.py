@@ -95,7 +95,7 @@ def pack_stages(start: str, folders: Sequence[Path], output: Path, report: Calla
 
 
 def _tiny(checkpoint: Checkpoint) -> TinyCodec:
-    """Its codec.
+    """The checkpoint's codec, which must be a `TinyCodec`.
 
     Raises:
         UserError: if it is Wan's, which nothing here trained.

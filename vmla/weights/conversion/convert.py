@@ -188,6 +188,6 @@ def plan(source: ModelConfig, config: ModelConfig, *, tokens: int, dtype: torch.
 
 
 def _parameters(config: ModelConfig) -> tuple[int, int]:
-    """Of the whole model, and of what belongs to no block."""
+    """Number of parameters of the whole model, and of what belongs to no block."""
     counts = {name: math.prod(shape) for name, shape in shapes_of(config).items()}
     return sum(counts.values()), sum(n for name, n in counts.items() if not name.startswith("blocks."))

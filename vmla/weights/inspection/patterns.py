@@ -37,7 +37,7 @@ class Pattern:
     count: int
 
     def __str__(self) -> str:
-        """As a listing shows it."""
+        """The pattern as a line of a listing."""
         shapes = " or ".join(str(list(shape)) for shape in self.shapes)
         return f"{self.count:>5} x {self.name} {shapes}"
 

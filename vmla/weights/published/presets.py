@@ -57,7 +57,7 @@ class Preset:
         )
 
     def record(self, name: str) -> dict[str, Any]:
-        """As JSON values, for the checkpoint that it was applied to."""
+        """The preset as JSON values, for the record of a checkpoint that it was applied to."""
         values = {key: value for key, value in asdict(self).items() if key not in ("layout", "note")}
         return {"name": name, **values, "sampler": self.sampler.settings()}
 
