@@ -7,7 +7,7 @@ import base64
 import hmac
 import time
 from collections.abc import Callable
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -23,6 +23,8 @@ PROTOCOL, KEY = "vmla.video", "vmla.key."
 """Subprotocols of the WebSocket: a page cannot set its headers, and offers its key (base64url) as one."""
 ADDRESSES = 4_096
 """Whose pace is remembered."""
+SLOWEST = 1 << 16
+"""Bytes a second that a large body must come with."""
 SHIELDS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -78,8 +80,8 @@ class Door:
 
     def _check(self, scope: Scope) -> None:
         headers, settings = Headers(scope=scope), self._settings
-        host = urlsplit(f"//{headers.get('host', '')}")
-        if settings.hosts is not None and host.hostname not in settings.hosts:
+        host = _split(f"//{headers.get('host', '')}")
+        if host is None or (settings.hosts is not None and host.hostname not in settings.hosts):
             raise ApiError(403, "wrong_host", "this server is only known under its own name")
         socket = scope["type"] == "websocket"
         changes = socket or scope["method"] not in SAFE
@@ -94,7 +96,9 @@ class Door:
             self._check_length(headers, scope["path"])
 
     def _at_home(self, origin: str, host: str) -> bool:
-        return urlsplit(origin).netloc == host or origin in self._settings.origins
+        page = _split(origin)
+        here = page is not None and page.netloc != "" and page.netloc == host
+        return here or origin in self._settings.origins
 
     @staticmethod
     def _is_open(scope: Scope) -> bool:
@@ -121,13 +125,15 @@ class Door:
     def _bounded(self, scope: Scope, receive: Receive) -> Receive:
         """`receive`, which counts what comes and does not wait for ever while there is more to come."""
         most, count, more = self._most(scope["path"]), 0, True
+        due = time.monotonic() + self._settings.limits.request_seconds
 
         async def bounded() -> Message:
             nonlocal count, more
             if not more:
                 return await receive()
             try:
-                message = await asyncio.wait_for(receive(), self._settings.limits.request_seconds)
+                left = due + count / SLOWEST - time.monotonic()
+                message = await asyncio.wait_for(receive(), max(left, 0))
             except TimeoutError as error:
                 raise ApiError(408, "too_slow", "the request did not come whole in time") from error
             more = bool(message.get("more_body"))
@@ -142,6 +148,14 @@ class Door:
 def too_large(most: int) -> ApiError:
     """The body has more bytes than are taken."""
     return ApiError(413, "too_large", f"the request has more than {most:,} bytes")
+
+
+def _split(url: str) -> SplitResult | None:
+    """The parts of what should be an address; None if it is none."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return None
 
 
 def _decoded(text: str) -> str:
