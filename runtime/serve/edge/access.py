@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from runtime.serve.edge.errors import ApiError, answer
 from runtime.serve.edge.metrics import Metrics
 from runtime.serve.edge.settings import ServeSettings
+from runtime.serve.edge.tracing import Answer, Tracing
 
 SAFE = ("GET", "HEAD", "OPTIONS")
 OPEN = ("/", "/health", "/health/live", "/health/ready")
@@ -59,8 +60,8 @@ class Pace:
 class Door:
     """The outermost layer of the application: what is not let in here reaches nothing else."""
 
-    def __init__(self, app: ASGIApp, settings: ServeSettings, metrics: Metrics) -> None:
-        self._app, self._settings, self._metrics = app, settings, metrics
+    def __init__(self, app: ASGIApp, settings: ServeSettings, metrics: Metrics, tracing: Tracing) -> None:
+        self._app, self._settings, self._metrics, self._tracing = app, settings, metrics, tracing
         self._pace = Pace(settings.limits.requests_per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -68,6 +69,10 @@ class Door:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
+        with self._tracing.request(scope) as answered:
+            await self._answer(scope, receive, _noting(send, answered))
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             self._check(scope)
         except ApiError as error:
@@ -163,6 +168,15 @@ def _decoded(text: str) -> str:
         return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode()
     except ValueError:
         return ""
+
+
+def _noting(send: Send, answered: Answer) -> Send:
+    async def noting(message: Message) -> None:
+        if message["type"] in ("http.response.start", "websocket.http.response.start"):
+            answered.status = message["status"]
+        await send(message)
+
+    return noting
 
 
 def _shielded(send: Send) -> Send:

@@ -22,6 +22,7 @@ from runtime.serve.disk.index import ChunkIndex
 from runtime.serve.disk.sink import StreamSink, elsewhere
 from runtime.serve.edge.metrics import Metrics
 from runtime.serve.edge.settings import ServeSettings
+from runtime.serve.edge.tracing import Stay, Tracing
 from runtime.serve.streams.events import Events
 from runtime.serve.streams.pacing import BackgroundPacing, LivePacing
 from runtime.serve.streams.viewer import LEAD, Viewer
@@ -41,6 +42,7 @@ class Surroundings:
     worker: Worker
     settings: ServeSettings
     metrics: Metrics
+    tracing: Tracing
     loop: asyncio.AbstractEventLoop
 
 
@@ -69,6 +71,7 @@ class Stream:
         self._goal: Status = "paused"
         self._leaving = False
         self._events = Events()
+        self._stay = Stay()
 
     # What it is.
 
@@ -181,7 +184,12 @@ class Stream:
         state = self._state()
         self._goal, self._leaving = "paused", False
         with self._coming:
-            self.task = self._admitted(state)
+            self._stay = self._around.tracing.stay(self.id, kind=self.info.kind, chunk=self.next)
+            try:
+                self.task = self._admitted(state)
+            except BaseException:
+                self._stay.end("failed")
+                raise
             self._gone.clear()
             self.set(status="ready")
 
@@ -246,6 +254,7 @@ class Stream:
         before = 0 if self.report is None else self.report.frames
         self.report = report
         self._around.metrics.chunk(report)
+        self._stay.chunk(report)
         self._around.metrics.frames.inc(report.frames - max(before, report.earlier))
 
     def prompt(self, state: str, receipt: Receipt) -> None:
@@ -276,6 +285,7 @@ class Stream:
                 self.folder.state.unlink(missing_ok=True)
         self.task, self._leaving = None, False
         self.set(status=status, error=error)
+        self._stay.end(status)
         self._gone.set()
         self.left_at = time.monotonic()
         self.wake()

@@ -18,6 +18,7 @@ from runtime.serve.edge.errors import FULL, ApiError, api_error, busy, not_found
 from runtime.serve.edge.logs import log
 from runtime.serve.edge.metrics import Metrics
 from runtime.serve.edge.settings import ServeSettings
+from runtime.serve.edge.tracing import Tracing
 from runtime.serve.streams.places import Places
 from runtime.serve.streams.stream import Stream, Surroundings
 from runtime.serve.streams.worker import Worker
@@ -31,8 +32,11 @@ LOOK_SECONDS = 0.5
 class Streams:
     """For the event loop; what takes long runs on other threads."""
 
-    def __init__(self, store: Store, worker: Worker, settings: ServeSettings, metrics: Metrics) -> None:
+    def __init__(
+        self, store: Store, worker: Worker, settings: ServeSettings, metrics: Metrics, tracing: Tracing
+    ) -> None:
         self.store, self.worker, self.settings, self._metrics = store, worker, settings, metrics
+        self._tracing = tracing
         self.places = Places(worker.places, metrics)
         self._streams: dict[str, Stream] = {}
         self._new: set[str] = set()
@@ -48,7 +52,11 @@ class Streams:
         """Load what there is on disk and begin to make chunks."""
         loop = asyncio.get_running_loop()
         self._around = Surroundings(
-            worker=self.worker, settings=self.settings, metrics=self._metrics, loop=loop
+            worker=self.worker,
+            settings=self.settings,
+            metrics=self._metrics,
+            tracing=self._tracing,
+            loop=loop,
         )
         await asyncio.to_thread(self.worker.start)
         for folder in self.store.folders():

@@ -129,7 +129,7 @@ def test_who_takes_no_answer_is_hung_up_on_over_http_and_websocket(hasty):
         one.sendall(f"GET /v1/sessions/{name}/content HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
     watching = hasty.watch(session_id=name, sequence_number=0, receive_buffer=4096)
     wait_for(lambda: connections(hasty) >= there + 3)
-    wait_for(lambda: connections(hasty) <= there)  # nobody else is here
+    assert wait_for(lambda: connections(hasty) <= there)  # nobody else is here
     for one in deaf:
         one.close()
     watching.socket.socket.close()
