@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -16,6 +16,9 @@ from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
 from vmla.text import TextEncoder
 from vmla.transformer import StepInputs, VideoMLA, compile_blocks
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class Engine(Protocol):
@@ -52,8 +55,12 @@ class EagerEngine:
         absorbed: bool = False,
         as_it_is: bool = False,
         compiled: bool = False,
+        group: ProcessGroup | None = None,
     ) -> None:
         """Move `model` and the text encoder to `device`.
+
+        With `group`, its processes make one video together: each holds the model and computes a part of a
+        chunk's tokens (`runtime.engines.sequence_parallel`). All of them must make the same calls.
 
         With `compiled`, `torch.compile` gets the blocks, one at a time, when they are first called.
 
@@ -65,16 +72,20 @@ class EagerEngine:
         self.device, self.dtype, self.absorbed = device, dtype, absorbed
         self._model = model.to(device=device, dtype=dtype)
         self._model.rope.float()  # angles always take float32
+        if group is not None:
+            from runtime.engines.sequence_parallel import split_over
+
+            self._model = split_over(self._model, group)
         if not as_it_is:
-            self._model = self._optimized(compiled)
+            self._model = self._optimized(compiled, 1 if group is None else group.size())
         self._text = text
         text.encoder.to(device)
 
-    def _optimized(self, compiled: bool) -> VideoMLA:
+    def _optimized(self, compiled: bool, processes: int) -> VideoMLA:
         """The model with its weights laid out for this machine and its conditioning tabled by timestep."""
         model = self._model
         if packable(self.device, self.dtype):
-            rows = self.config.chunk * self.config.tokens_per_frame
+            rows = self.config.chunk * self.config.tokens_per_frame // processes
             model = cast(VideoMLA, packed(model, rows))
         elif self.device.type == "cuda" and not self.absorbed:
             model = cast(VideoMLA, fused(model))
