@@ -35,6 +35,10 @@ class Window(NamedTuple):
         """Cosines and sines of the chunk's own `tokens`."""
         return self.cos[-tokens:], self.sin[-tokens:]
 
+    def gathered(self, own: Tensor) -> Tensor:
+        """The entries of the whole chunk, of those that were computed here: all of them."""
+        return own
+
     def before(self, cached: Tensor, own: Tensor) -> Tensor:
         """The entries that come before those of the chunk itself."""
         return cached
@@ -87,7 +91,7 @@ class LatentAttention(nn.Module):
         Returns:
             The output [B, S, D] and the chunk's entries [B, S, E].
         """
-        own = self.entries(x)
+        own = window.gathered(self.entries(x))
         attend = self._absorbed if absorbed else self._expanded
         out = attend(*self.queries(x, window), window.before(cached, own), own, window)
         return self.to_out(out.transpose(1, 2).flatten(2)), own
@@ -141,7 +145,7 @@ class HeadAttention(nn.Module):
         """
         if absorbed:
             raise ValueError("the mha layout has no absorbed form")
-        own = self.entries(x)
+        own = window.gathered(self.entries(x))
         keys, values = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in torch.cat([window.before(cached, own), own], dim=1).chunk(2, dim=-1)

@@ -75,7 +75,7 @@ class FusedLatentAttention(nn.Module):
         if absorbed:
             raise ValueError("fused attention has no absorbed form; use the plain model")
         own, latent = F.linear(x, self.down).split([self.down.shape[0] - self.latent, self.latent], dim=-1)
-        own = self._entries(own)
+        own = window.gathered(self._entries(own))
         query = self._queries(latent, window)
         keys, values = self._keys_values(window.before(cached, own), own, window)
         parts = [part.transpose(1, 2) for part in (query, keys, values)]

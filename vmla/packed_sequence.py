@@ -43,6 +43,10 @@ class Unrolled(NamedTuple):
         """Cosines and sines of the sequence's own `tokens`."""
         return self.cos[-tokens:], self.sin[-tokens:]
 
+    def gathered(self, own: Tensor) -> Tensor:
+        """All entries are computed here."""
+        return own
+
     def before(self, cached: Tensor, own: Tensor) -> Tensor:
         """The entries that are seen again; nothing is cached."""
         return own[:, self.repeated]

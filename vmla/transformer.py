@@ -236,7 +236,7 @@ class VideoMLA(nn.Module):
         _, modulation = self.condition_embedder(timestep)
         *blocks, last = self.blocks
         x, entries = self._through(blocks, latents, modulation, text_kv, cache, window, absorbed)
-        return torch.stack([*entries, cast(Block, last).entries(x, modulation)])
+        return torch.stack([*entries, window.gathered(cast(Block, last).entries(x, modulation))])
 
     def _through(
         self, blocks: Iterable[nn.Module], latents: Tensor, modulation: Tensor, text_kv: Tensor,
@@ -251,11 +251,13 @@ class VideoMLA(nn.Module):
         return x, entries
 
     def _velocity(self, x: Tensor, embedding: Tensor, shape: torch.Size) -> Tensor:
-        """The head: tokens [B, S, D] to latents of `shape` [B, z, F, h, w]."""
+        """Tokens [B, S, D] to latents of `shape` [B, z, F, h, w]."""
+        return unpatchify(self.head(x, embedding), self.config.patch_size, shape)
+
+    def head(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Tokens [B, S, D] after the last block to those of the velocity [B, S, z * patch^2]."""
         shift, scale = (embedding[:, :, None] + self.scale_shift_table).unbind(dim=2)
-        return unpatchify(
-            self.proj_out(modulate(self.norm_out(x), shift, scale)), self.config.patch_size, shape
-        )
+        return self.proj_out(modulate(self.norm_out(x), shift, scale))
 
     def _window(self, slot_index: Tensor, chunk_index: Tensor, full: bool = False) -> Window:
         """Validity, unless all are valid, and rotations of every token of the window, cached ones first."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from vmla.config import ModelConfig
 from vmla.fused_attention import fused
 from vmla.text import TextEncoder
 from vmla.transformer import StepInputs, VideoMLA, compile_blocks
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class Engine(Protocol):
@@ -62,6 +65,7 @@ class EagerEngine:
         compiled: bool = False,
         fp8: bool = False,
         joined: bool = True,
+        group: ProcessGroup | None = None,
     ) -> None:
         """Move `model` and the text encoder to `device`.
 
@@ -73,18 +77,24 @@ class EagerEngine:
             compiled: `torch.compile` gets the blocks, one at a time, when they are first called.
             fp8: layers that float8 is for compute in it (`runtime.engines.fp8_linear`).
             joined: attention's products are joined on a GPU, which is faster; not so to measure by how much.
+            group: processes that make one video together: each holds the model and computes a part of a
+                chunk's tokens (`runtime.engines.sequence_parallel`). All of them must make the same calls.
         """
         self.config = model.config
         self.cache_spec = CacheSpec.of(model.config)
         self.device, self.dtype, self.absorbed = device, dtype, absorbed
         self._model = model.to(device=device, dtype=dtype)
         self._model.rope.float()  # angles always take float32
+        if group is not None:
+            from runtime.engines.sequence_parallel import split_over
+
+            self._model = split_over(self._model, group)
         if not as_it_is:
-            self._model = self._optimized(compiled, fp8, joined)
+            self._model = self._optimized(compiled, fp8, joined, 1 if group is None else group.size())
         self._text = text
         text.encoder.to(device)
 
-    def _optimized(self, compiled: bool, fp8: bool, joined: bool) -> VideoMLA:
+    def _optimized(self, compiled: bool, fp8: bool, joined: bool, processes: int) -> VideoMLA:
         """The model with its weights laid out for this machine and its conditioning tabled by timestep."""
         model = self._model
         if joined and self.device.type == "cuda" and not self.absorbed:
@@ -92,7 +102,7 @@ class EagerEngine:
         if fp8:
             model = in_fp8(model)
         if packable(self.device, self.dtype):
-            rows = self.config.chunk * self.config.tokens_per_frame
+            rows = self.config.chunk * self.config.tokens_per_frame // processes
             model = cast(VideoMLA, packed(model, rows))
         if compiled:
             compile_blocks(model)

@@ -85,6 +85,9 @@ class Recorder:
     def own(self, tokens):
         return self.cos[-tokens:], self.sin[-tokens:]
 
+    def gathered(self, own):
+        return own
+
     def before(self, cached, own):
         return cached
 
