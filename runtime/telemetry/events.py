@@ -167,7 +167,11 @@ class JsonLines:
             self._file = os.fdopen(os.open(self._path, flags, 0o666), "wb", buffering=0)
         except OSError as error:
             nobody = error.errno == errno.ENXIO
-            told = "nobody reads it; start its reader first" if nobody else f"{error.strerror}; name another file"
+            told = (
+                "nobody reads it; start its reader first"
+                if nobody
+                else f"{error.strerror}; name another file"
+            )
             raise UserError(f"cannot write {self._path}: {told}") from error
         return self
 
