@@ -14,11 +14,11 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity
 from torch.profiler import profile as profiler
 
-from bench.gpu.clocks import Clocks
 from bench.gpu.context import Context
 from bench.harness.operation_counts import LAUNCHES
 from bench.harness.paired_timing import WaitingClock
 from bench.harness.subject import steady
+from bench.speed.gpu_clocks import Clocks
 
 SUSTAINED_SECONDS = 4.0
 """Chunk after chunk for so long: as long as clocks take to settle under load."""

@@ -21,12 +21,12 @@ from typing import Any
 import click
 import torch
 
-from bench.gpu.clocks import Clocks
 from bench.gpu.context import Context, GpuStage
 from bench.gpu.stages import STAGES
 from bench.harness.document import Record
 from bench.harness.engine_arms import failing
 from bench.harness.time_budget import Budget, Overrun, time_limit
+from bench.speed.gpu_clocks import Clocks
 from plugins.errors import UserError
 from runtime.engines.block_compiler import keep_compiled_code
 from vmla.cli.command import OneLineCommand

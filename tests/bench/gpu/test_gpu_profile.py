@@ -7,9 +7,9 @@ import torch
 from torch.autograd import DeviceType
 from torch.profiler import profile as profiler
 
-from bench.gpu import clocks as gpu_clocks
-from bench.gpu.clocks import Clocks
 from bench.gpu.profile import Span, gaps, part_of, spans_of, summary
+from bench.speed import gpu_clocks
+from bench.speed.gpu_clocks import Clocks
 
 pytestmark = pytest.mark.cpu
 
