@@ -61,3 +61,5 @@ class ServeResults(Document):
     hand_over: Repeated
     fork: Repeated
     cold_return: Repeated
+    ray_hop: Repeated | None = None
+    """What Ray adds to a request; None where it was not measured."""
