@@ -86,8 +86,14 @@ class Session:
 
     @cached_property
     def capacity(self) -> int | None:
-        """How many videos fit at once; None if memory is unlimited."""
-        return None if self._memory is None else self.plan.videos_in(self._memory)
+        """How many videos fit at once; None if memory is unlimited.
+
+        On a GPU several videos leave room for one more, whose buffers are those of the graphs.
+        """
+        if self._memory is None:
+            return None
+        fit = self.plan.videos_in(self._memory)
+        return fit - 1 if fit > 1 and self._job.device.type == "cuda" else fit
 
     def admit(
         self, job: Job, sink: FrameSink, *, frames: int | None, telemetry: Telemetry | None = None,
