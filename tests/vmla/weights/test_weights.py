@@ -252,9 +252,8 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, checkpoint):
     for name in ("nowhere", ""):
         assert "no checkpoint" in refusal(lambda name=name: open_checkpoint(name))
     for name in (tmp_path / "file", checkpoint / "model_index.json"):
-        assert f"{name} is a file, not a checkpoint folder" in refusal(
-            lambda name=name: open_checkpoint(name)
-        )
+        said = refusal(lambda name=name: open_checkpoint(name))
+        assert f"{name} is a file, not a checkpoint folder" in said
 
 
 def test_a_folder_without_a_tokenizer_is_refused(copy):
