@@ -44,8 +44,8 @@ AS_OURS = hasattr(modeling_umt5, "eager_attention_forward")
 
 
 def same(found, expected, *, within):
-    """Whether the numbers are the same; where theirs are rounded otherwise, whether they differ by less."""
-    return torch.equal(found, expected) if AS_OURS else (found - expected).abs().max() < within
+    """Whether the numbers are the same; where theirs are rounded otherwise, whether they hardly differ."""
+    return torch.equal(found, expected) if AS_OURS else (found - expected).abs().mean() < within
 
 
 @pytest.mark.parametrize("narrow", [False, True], ids=["float32", "autocast"])
@@ -54,7 +54,7 @@ def test_it_gives_the_very_same_numbers(pair, read, narrow):
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=narrow):
         expected = pair[0](input_ids=numbers, attention_mask=mask).last_hidden_state
         found = pair[1](numbers, mask)
-    assert same(found, expected, within=0.1 if narrow else 1e-4)
+    assert same(found, expected, within=0.03 if narrow else 1e-5)
     assert found.std() > 0.1
 
 
@@ -98,7 +98,7 @@ def test_transformers_reads_what_is_saved(checkpoint, tmp_path):
     numbers, mask = ours.tokenize(["a red star"])
     with torch.no_grad():
         expected = theirs.eval()(input_ids=numbers, attention_mask=mask).last_hidden_state
-        assert same(ours.encoder(numbers, mask), expected, within=1e-4)
+        assert same(ours.encoder(numbers, mask), expected, within=1e-5)
 
 
 @pytest.mark.parametrize(
