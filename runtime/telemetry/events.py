@@ -161,8 +161,9 @@ class JsonLines:
         try:
             self._file = os.fdopen(os.open(self._path, flags, 0o666), "wb", buffering=0)
         except OSError as error:
-            nobody = error.errno == errno.ENXIO
-            told = "nobody reads it; start its reader first" if nobody else f"{error.strerror}; name another file"
+            told = f"{error.strerror}; name another file"
+            if error.errno == errno.ENXIO:
+                told = "nobody reads it; start its reader first"
             raise UserError(f"cannot write {self._path}: {told}") from error
         return self
 
