@@ -100,7 +100,7 @@ def heading(document: dict[str, Any]) -> str:
 
 
 def facts(document: dict[str, Any]) -> str:
-    """Where and when a document was measured."""
+    """Where and when a document was measured, in one line."""
     whole = "" if document.get("complete", True) else " Interrupted: the last stages are missing."
     commit = document["commit"][:10]
     versions = f"torch {document['versions']['torch']}"
@@ -113,7 +113,7 @@ def command(document: dict[str, Any]) -> str:
 
 
 def _code(document: dict[str, Any]) -> str:
-    """Its command between back quotes."""
+    """The document's command between back quotes."""
     return " ".join(command(document).replace("`", "'").split())
 
 

@@ -29,7 +29,7 @@ class Table:
         return [_row(self.headings), rule, *(_row(row) for row in self.rows)]
 
     def html(self) -> str:
-        """Its element, under its title."""
+        """The table as an HTML element under its title."""
         head = "".join(f"<th>{escape(cell)}</th>" for cell in self.headings)
         body = "".join(
             f'<tr class="{row[-1] if row[-1] in ("worse", "better") else ""}">'
@@ -186,18 +186,30 @@ def serve_section(document: dict[str, Any]) -> Section:
         ]
         for crowd in document["crowds"]
     ]  # fmt: skip
-    moves = ("state_moved", "hand_over", "fork", "cold_return")
-    times = [
-        [name.replace("_", " "), *(f"{document[name][key]:.0f}" for key in ("median_ms", "worst_ms"))]
-        for name in moves
+    crowds = Table(title="viewers at once", headings=headings, rows=rows)
+    times = ["", "median, ms", "worst, ms"]
+    moves = Table(title="a stream that moves", headings=times, rows=_moves(document))
+    return Section(tables=[crowds, moves, _connects(document["connects"])], plots=[])
+
+
+def _moves(document: dict[str, Any]) -> list[list[str]]:
+    """How long each takes, or that it was not measured."""
+    names = ("state_moved", "hand_over", "fork", "cold_return", "ray_hop")
+    found = {name.replace("_", " "): document.get(name) for name in names}
+    missing = ["not measured yet"] * 2
+    return [
+        [name, *([f"{one['median_ms']:.0f}", f"{one['worst_ms']:.0f}"] if one else missing)]
+        for name, one in found.items()
     ]
-    return Section(
-        tables=[
-            Table(title="viewers at once", headings=headings, rows=rows),
-            Table(title="a stream that moves", headings=["", "median, ms", "worst, ms"], rows=times),
-        ],
-        plots=[],
-    )
+
+
+def _connects(found: dict[str, Any]) -> Table:
+    """What those leave behind who come and go."""
+    headings = ["connects", "a second", "descriptors more than before", "threads", "MiB"]
+    left = (f"{found['left'][name]:+,d}" for name in ("files", "threads"))
+    more = f"{found['left']['bytes'] / 2**20:+.1f}"
+    row = [f"{found['count']:,}", f"{found['per_second']:.0f}", *left, more]
+    return Table(title="who comes and goes", headings=headings, rows=[row])
 
 
 def grades_section(document: dict[str, Any]) -> Section:
@@ -359,8 +371,8 @@ def layouts_section(document: dict[str, Any]) -> Section:
     ]  # fmt: skip
     headings = ["model", "steps", "bytes cached per token and layer", "frames/s",
                 *(f"right / all right after {mark} s" for mark in marks),
-                *(f"change of {name}" for name in MEASURES)]  # fmt: skip
-    title = f"{document['prompts']} held-out prompts, float32"
+                *(f"change of {name}" for name in MEASURES if rows and rows[0]["drift"])]  # fmt: skip
+    title = f"{document['prompts']} held-out prompts, float32" if marks else "speed alone, float32"
     right = {one["model"]: [(p["second"], mean_right(p["right"])) for p in one["curve"]] for one in rows}
     plots = [svg.lines("mean share that is right", right, "seconds", "share", zero=True)]
     for name in MEASURES:

@@ -86,7 +86,7 @@ class OneLineErrors(OneLine, click.Group):
 
 
 class OneLineCommand(OneLine):
-    """As `OneLineErrors`, for a command without subcommands."""
+    """A command without subcommands whose user errors and interruptions end in one line."""
 
 
 class Refusal(click.ClickException):
