@@ -44,7 +44,7 @@ AS_OURS = hasattr(modeling_umt5, "eager_attention_forward")
 
 
 def same(found, expected, *, within):
-    """Whether the numbers are the very same, or where theirs are rounded otherwise, hardly differ."""
+    """Whether the numbers are the same; where theirs are rounded otherwise, whether they hardly differ."""
     return torch.equal(found, expected) if AS_OURS else (found - expected).abs().mean() < within
 
 
