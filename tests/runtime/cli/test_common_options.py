@@ -55,7 +55,8 @@ def test_help_loads_no_heavy_module():
 def test_the_list_of_benches_says_what_each_says_of_itself(verb):
     module, does = VERBS[verb]
     if verb == "serve":
-        pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
+        for needed in ("httpx", "uvicorn"):
+            pytest.importorskip(needed, reason="the extra `serve` is not installed")
     said = import_module(module).main.help
     assert " ".join(said.split("\n\n")[0].split()) == does
 
