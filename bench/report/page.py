@@ -19,9 +19,13 @@ from typing import Any
 import click
 
 from bench.harness.document import machine_name
+from bench.report import svg
+from bench.report.elements.engine_filter import choice, engines_of
+from bench.report.elements.media import gallery
+from bench.report.elements.table import Section, Table, plain
 from bench.report.figures import Figure, figures
 from bench.report.schema.kinds import read_results
-from bench.report.sections import SECTIONS, Section, Table, plain
+from bench.report.sections import SECTIONS
 from plugins.atomic_files import atomic_write_text
 from plugins.documents.json_file import shown
 from plugins.errors import UserError
@@ -34,7 +38,9 @@ STYLE = (
     "body{font:15px/1.5 sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}"
     "table{border-collapse:collapse;margin:1em 0}td,th{padding:.2em .7em;border-bottom:1px solid #ddd;"
     "text-align:right}td:first-child,th:first-child{text-align:left}code{background:#f3f3f3}"
-    ".worse{background:#ffd9d2}.better{background:#d9f2dd}svg{max-width:100%;height:auto}"
+    ".worse{background:#ffd9d2}.better{background:#d9f2dd}svg,img,video{max-width:100%;height:auto}"
+    "figure{display:inline-block;margin:.5em}video{min-width:16em;image-rendering:pixelated}"
+    ".filter{position:sticky;top:0;background:#fff;padding:.5em 0;border-bottom:1px solid #ddd}"
 )
 
 
@@ -117,12 +123,27 @@ def _code(document: dict[str, Any]) -> str:
     return " ".join(command(document).replace("`", "'").split())
 
 
-def change_table(found: list[FigureChange]) -> Table:
+BY_ENGINE = ("engines", "gpu")
+"""Kinds whose figures begin with the name of an engine."""
+
+
+def change_table(found: list[FigureChange], kind: str) -> Table:
     """Old and new side by side."""
     rows = [
         [c.name, f"{c.old.value:.4g}", f"{c.new.value:.4g}", f"{c.ratio - 1:+.1%}", c.verdict] for c in found
     ]
-    return Table(title="against the old results", headings=["figure", "old", "new", "change", ""], rows=rows)
+    headings = ["figure", "old", "new", "change", ""]
+    return Table(
+        title="against the old results", headings=headings, rows=rows, by_engine=kind in BY_ENGINE
+    )  # fmt: skip
+
+
+def change_plot(found: list[FigureChange], kind: str) -> str:
+    """Every new figure as a multiple of the old one, with the spread of both."""
+    shown = [
+        (c.name, c.ratio, c.ratio * (c.old.spread**2 + c.new.spread**2) ** 0.5 or None) for c in found
+    ]  # fmt: skip
+    return svg.bars("new over old; 1 is unchanged", shown, "", by_engine=kind in BY_ENGINE)
 
 
 def markdown(pairs: list[tuple[dict[str, Any], dict[str, Any] | None]]) -> str:
@@ -139,15 +160,20 @@ def markdown(pairs: list[tuple[dict[str, Any], dict[str, Any] | None]]) -> str:
         ]
         tables = [*_section(document).tables]
         if before is not None:
-            tables.append(change_table(changes(document, before)))
+            tables.append(change_table(changes(document, before), document["kind"]))
         for table in tables:
             lines += ["", f"**{plain(table.title)}**", "", *table.markdown()]
     return "\n".join(lines) + "\n"
 
 
-def html(pairs: list[tuple[dict[str, Any], dict[str, Any] | None]]) -> str:
-    """The page of all documents, as HTML."""
-    body = [part for document, before in pairs for part in _html_section(document, before)]
+def html(pairs: list[tuple[dict[str, Any], dict[str, Any] | None]], media: Sequence[Path] = ()) -> str:
+    """The page of all documents and of files of `media`, as HTML that loads nothing.
+
+    Raises:
+        UserError: for a file of `media` that cannot be shown.
+    """
+    body = [choice(engines_of([document for document, _ in pairs])), gallery(media)]
+    body += [part for document, before in pairs for part in _html_section(document, before)]
     head = f"<!doctype html><html lang=en><meta charset=utf-8><title>VideoMLA: results</title><style>{STYLE}"
     return "\n".join([f"{head}</style>", "<h1>Results</h1>", *body, "</html>\n"])
 
@@ -161,7 +187,9 @@ def _html_section(document: dict[str, Any], before: dict[str, Any] | None) -> It
         yield table.html()
     if before is not None:
         yield f"<p>Old: {escape(facts(before))}</p>"
-        yield change_table(changes(document, before)).html()
+        if found := changes(document, before):
+            yield change_plot(found, document["kind"])
+            yield change_table(found, document["kind"]).html()
 
 
 def _section(document: dict[str, Any]) -> Section:
@@ -190,7 +218,13 @@ def regressions(pairs: list[tuple[dict[str, Any], dict[str, Any] | None]]) -> li
 )
 @click.option("--output", "-o", type=click.Path(path_type=Path, file_okay=False), show_default=True,
               default=Path("build/report"), help="The folder for report.html and report.md.")  # fmt: skip
-def main(results: tuple[Path, ...], against: tuple[Path, ...], across_machines: bool, output: Path) -> None:
+@click.option("--media", multiple=True, type=click.Path(path_type=Path),
+              help="Video or picture to show in the page, such as a contact sheet; repeat for "
+              "several.")  # fmt: skip
+def main(
+    results: tuple[Path, ...], against: tuple[Path, ...], across_machines: bool, output: Path,
+    media: tuple[Path, ...],
+) -> None:  # fmt: skip
     """One page and one summary from RESULTS, with old results beside new ones; exits with 1 if a file was
     left out because it is damaged."""
     left_out: list[str] = []
@@ -200,8 +234,9 @@ def main(results: tuple[Path, ...], against: tuple[Path, ...], across_machines: 
     for reason in left_out:
         say(f"left out: {reason}", err=True)
     pairs = pair_up(new, old, across=across_machines)
+    page = html(pairs, media)
     output.mkdir(parents=True, exist_ok=True)
-    for name, text in (("report.html", html(pairs)), ("report.md", markdown(pairs))):
+    for name, text in (("report.html", page), ("report.md", markdown(pairs))):
         atomic_write_text(output / name, text)
     worse = regressions(pairs)
     say(*(f"worse: {shown(name, 200)}" for name in worse), str(output / "report.html"))

@@ -3,61 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from html import escape
 from typing import Any
 
 from bench.quality.drift import MEASURES
 from bench.quality.grades import mean_right
 from bench.report import svg
+from bench.report.elements.table import Section, Table
 from bench.report.engines_table import or_dash, ratio
 
 FORMS = {"mha": "per head", "mla": "latent"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Table:
-    """Rows under headings, as Markdown and as HTML; a cell `worse` or `better` colours its row."""
-
-    title: str
-    headings: list[str]
-    rows: list[list[str]]
-
-    def markdown(self) -> list[str]:
-        """The table's lines in Markdown."""
-        rule = "|---" * len(self.headings) + "|"
-        return [_row(self.headings), rule, *(_row(row) for row in self.rows)]
-
-    def html(self) -> str:
-        """Its element, under its title."""
-        head = "".join(f"<th>{escape(cell)}</th>" for cell in self.headings)
-        body = "".join(
-            f'<tr class="{row[-1] if row[-1] in ("worse", "better") else ""}">'
-            + "".join(f"<td>{escape(cell)}</td>" for cell in row)
-            + "</tr>"
-            for row in self.rows
-        )
-        return f"<h3>{escape(self.title)}</h3><table><tr>{head}</tr>{body}</table>"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Section:
-    """What a document shows: a title, a table, its plots."""
-
-    tables: list[Table]
-    plots: list[str]
-
-
-def plain(text: str) -> str:
-    """Text that Markdown shows as it is, on one line: no markup, no HTML, no end of a table's cell."""
-    text = escape(" ".join(text.split()), quote=False)
-    for sign in ("\\", "`", "[", "|"):
-        text = text.replace(sign, f"\\{sign}")
-    return text
-
-
-def _row(cells: list[str]) -> str:
-    return "| " + " | ".join(map(plain, cells)) + " |"
 
 
 def engines_section(document: dict[str, Any]) -> Section:
@@ -82,10 +36,12 @@ def engines_section(document: dict[str, Any]) -> Section:
     ]  # fmt: skip
     times = "p50 / p95 / p99 ms"
     headings = ["engine", "frames/s", "times baseline", times, "first frame s", "of peak", "error"]
-    table = Table(title=f"engines; baseline {document['baseline']}", headings=headings, rows=rows)
+    title = f"engines; baseline {document['baseline']}"
+    table = Table(title=title, headings=headings, rows=rows, by_engine=True)
     refused = [[f"{r['engine']} {r['precision']}", r["refused"]] for r in document["rows"] if "refused" in r]
-    tables = [table, Table(title="not measured", headings=["engine", "why"], rows=refused)]
-    return Section(tables=tables[: 1 + bool(refused)], plots=[svg.bars("frames per second", bars, "")])
+    tables = [table, Table(title="not measured", headings=["engine", "why"], rows=refused, by_engine=True)]
+    plot = svg.bars("frames per second", bars, "", by_engine=True)
+    return Section(tables=tables[: 1 + bool(refused)], plots=[plot])
 
 
 def roofline_section(document: dict[str, Any]) -> Section:
@@ -248,7 +204,9 @@ def gpu_section(document: dict[str, Any]) -> Section:
     if products := (document.get("peaks") or {}).get("products"):
         rates = [[name, f"{rate['per_second'] / 1e12:.1f}"] for name, rate in products.items()]
         tables.append(Table(title="products of a layer", headings=["product", "TFLOP/s"], rows=rates))
-    return Section(tables=tables, plots=[svg.bars("frames per second", bars, "")] if bars else [])
+    return Section(
+        tables=tables, plots=[svg.bars("frames per second", bars, "", by_engine=True)] if bars else []
+    )
 
 
 def quality_section(document: dict[str, Any]) -> Section:

@@ -7,6 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 
+from bench.report.elements.engine_filter import named
+
 WIDTH, HEIGHT = 640, 320
 LEFT, RIGHT, TOP, BOTTOM = 64, 160, 34, 44
 """Margins, the right one for the names of the series."""
@@ -133,22 +135,29 @@ def lines(
     return plot.text()
 
 
-def bars(title: str, values: Sequence[tuple[str, float, float | None]], unit: str) -> str:
-    """A bar for each (name, value, half width of its spread), the longest filling the plot."""
+def bars(
+    title: str, values: Sequence[tuple[str, float, float | None]], unit: str, *, by_engine: bool = False
+) -> str:
+    """A bar for each (name, value, half width of its spread), the longest filling the plot.
+
+    With `by_engine`, each belongs to the engine that its name begins with.
+    """
     most = max((value + (spread or 0) for _, value, spread in values), default=1.0) or 1.0
-    left, step = 190, 22
+    left = max(190, min(330, 8 + 6 * max((len(name) for name, _, _ in values), default=0)))
+    step = 22
     room, height = WIDTH - left - 90, TOP + step * len(values) + 12
     marks = []
     for number, (name, value, spread) in enumerate(values):
         y, length = TOP + step * number, room * value / most
         colour = COLOURS[0]
+        marks.append(f"<g{named(name) if by_engine else ''}>")
         marks.append(f'<text x="{left - 8}" y="{y + 12}" text-anchor="end">{escape(name)}</text>')
         marks.append(f'<rect x="{left}" y="{y}" width="{length:.1f}" height="15" fill="{colour}"/>')
         if spread:
             low, high = (left + room * (value + sign * spread) / most for sign in (-1, 1))
             marks.append(f'<path d="M{low:.1f} {y + 7.5}H{high:.1f}" stroke="#222" stroke-width="1.4"/>')
         end = left + room * (value + (spread or 0)) / most + 8
-        marks.append(f'<text x="{end:.1f}" y="{y + 12}">{value:.4g} {escape(unit)}</text>')
+        marks.append(f'<text x="{end:.1f}" y="{y + 12}">{value:.4g} {escape(unit)}</text></g>')
     return _svg(height, title, marks)
 
 

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 import types
+from base64 import b64decode
 from xml.etree import ElementTree
 
 import av
@@ -12,6 +13,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from kit.checkpoints import debug_checkpoint
+from kit.refusals import assert_one_line
 from kit.results import documents
 
 from bench.cli import main as vmla_bench
@@ -19,6 +21,7 @@ from bench.harness.document import read_document
 from bench.quality.drift import WINDOW, chunk_curve, curve, drift, drift_of, frames_of, measures
 from bench.quality.vbench import link_as_vbench_expects
 from bench.report import svg
+from bench.report.elements.engine_filter import choice
 from bench.report.figures import Figure, figures
 from bench.report.page import FigureChange
 from bench.report.readme import TABLES, render
@@ -47,6 +50,41 @@ def test_the_page_holds_everything_and_loads_nothing(tmp_path):
     assert len(re.findall("<svg", page)) >= 8
     summary = (tmp_path / "report" / "report.md").read_text()
     assert summary.count("`vmla-bench ") == len(paths)
+
+
+def test_videos_and_sheets_are_inside_the_page(tmp_path):
+    (result,) = [path for path in documents(tmp_path) if path.stem == "grades"]
+    video, sheet = tmp_path / "a<b.mp4", tmp_path / "sheet.png"
+    video.write_bytes(b"video"), sheet.write_bytes(b"sheet")
+    done = report(tmp_path, [result], (), "--media", str(video), "--media", str(sheet))
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "report" / "report.html").read_text()
+    held = re.findall(r"src='data:([a-z0-9/]+);base64,([^']*)'", page)
+    assert [(kind, b64decode(data)) for kind, data in held] == [
+        ("video/mp4", b"video"),
+        ("image/png", b"sheet"),
+    ]
+    assert "a&lt;b.mp4" in page
+    for path, said in ((tmp_path / "none.mp4", "is missing"), (result, "shows no .json files")):
+        assert_one_line(report(tmp_path, [result], (), "--media", str(path)), said)
+
+
+def test_the_page_can_be_narrowed_to_an_engine(tmp_path):
+    (path,) = [path for path in documents(tmp_path) if path.stem == "engines"]
+    assert report(tmp_path, [path], [path]).exit_code == 0
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert re.findall(r'id="engine-\d"(?: checked)?> ([^<]+)<', page) == ["all engines", "eager-mla", "onnx"]
+    assert '#engine-1:checked) [data-engine]:not([data-engine^="eager-mla "])' in page
+    belongs = re.findall(r'<(tr|g)[^>]* data-engine="([^"]*)"', page)
+    assert ("g", "eager-mla fp32 ") in belongs and ("tr", "onnx bf16 ") in belongs
+    assert ("tr", "eager-mla fp32, frames/s ") in belongs and ("g", "eager-mla fp32, frames/s ") in belongs
+
+
+@pytest.mark.parametrize("name", ['a"]{}', "</style><script>", "ü b"])
+def test_an_engine_of_any_name_stays_a_name(name):
+    made = choice(["eager", name])
+    assert made.count("<style>") == made.count("</style>") == 1 and "<script" not in made
+    assert all(rule.count('"') == 2 for rule in re.findall(r"\[data-engine\^=(.*?)\]\)", made))
 
 
 def test_what_became_worse_is_marked(tmp_path):

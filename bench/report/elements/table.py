@@ -1,0 +1,58 @@
+"""Tables of a report, in Markdown and in HTML, and the section that they stand in."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from html import escape
+
+from bench.report.elements.engine_filter import named
+
+
+@dataclass(frozen=True, kw_only=True)
+class Table:
+    """Rows under headings, as Markdown and as HTML; a cell `worse` or `better` colours its row."""
+
+    title: str
+    headings: list[str]
+    rows: list[list[str]]
+    by_engine: bool = False
+    """Whether each row begins with the name of an engine, which the page can be narrowed to."""
+
+    def markdown(self) -> list[str]:
+        """The table's lines in Markdown."""
+        rule = "|---" * len(self.headings) + "|"
+        return [_row(self.headings), rule, *(_row(row) for row in self.rows)]
+
+    def html(self) -> str:
+        """Its element, under its title."""
+        head = "".join(f"<th>{escape(cell)}</th>" for cell in self.headings)
+        body = "".join(
+            f'<tr class="{row[-1] if row[-1] in ("worse", "better") else ""}"{self._engine(row)}>'
+            + "".join(f"<td>{escape(cell)}</td>" for cell in row)
+            + "</tr>"
+            for row in self.rows
+        )
+        return f"<h3>{escape(self.title)}</h3><table><tr>{head}</tr>{body}</table>"
+
+    def _engine(self, row: list[str]) -> str:
+        return named(row[0]) if self.by_engine else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Section:
+    """What a document shows: a title, a table, its plots."""
+
+    tables: list[Table]
+    plots: list[str]
+
+
+def plain(text: str) -> str:
+    """Text that Markdown shows as it is, on one line: no markup, no HTML, no end of a table's cell."""
+    text = escape(" ".join(text.split()), quote=False)
+    for sign in ("\\", "`", "[", "|"):
+        text = text.replace(sign, f"\\{sign}")
+    return text
+
+
+def _row(cells: list[str]) -> str:
+    return "| " + " | ".join(map(plain, cells)) + " |"
