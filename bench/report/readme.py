@@ -16,8 +16,8 @@ import click
 
 from bench.harness.document import machine_name
 from bench.report import gpu_tables
-from bench.report import sections as report_sections
 from bench.report.engines_table import or_dash, ratio
+from bench.report.sections.kinds import SECTIONS
 from bench.report.summary import summary_table
 from bench.site.drawings import drawings
 from plugins.atomic_files import atomic_write_text
@@ -116,7 +116,7 @@ def memory_table(result: dict[str, Any]) -> list[str]:
 
 def section_tables(result: dict[str, Any]) -> list[str]:
     """The tables that a report shows of a document, each under its title."""
-    tables = report_sections.SECTIONS[result["kind"]](result).tables
+    tables = SECTIONS[result["kind"]](result).tables
     return [line for table in tables for line in (f"**{table.title}**", "", *table.markdown(), "")][:-1]
 
 
@@ -198,8 +198,8 @@ def plots() -> Iterator[tuple[str, str]]:
     for name, files in PLOTS.items():
         if (RESULTS / name).exists():
             result = read_json(RESULTS / name)
-            drawn = report_sections.SECTIONS[result["kind"]](result).plots
-            yield from ((f"docs/{file}", text) for file, text in zip(files, drawn, strict=False))
+            drawn = SECTIONS[result["kind"]](result).plots
+            yield from ((f"docs/{file}", plot.text()) for file, plot in zip(files, drawn, strict=False))
 
 
 @click.command(cls=OneLineCommand)

@@ -8,6 +8,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
+HIDDEN = {"tr": "display:none", "g": "opacity:.12"}
+"""What is not of the engine chosen: rows go, bars fade, for they keep their places."""
+
 
 def named(name: str) -> str:
     """The attribute of an element that belongs to the engine that `name` begins with."""
@@ -37,9 +40,10 @@ def choice(engines: Sequence[str]) -> str:
         for number, name in enumerate(names)
     )
     rules = "".join(
-        f"body:has(#engine-{number}:checked) [data-engine]:not([data-engine^={_quoted(name + ' ')}])"
-        "{display:none}"
+        f"body:has(#engine-{number}:checked) {element}[data-engine]:not([data-engine^={_quoted(name + ' ')}])"
+        f"{{{hidden}}}"
         for number, name in enumerate(names)
+        for element, hidden in HIDDEN.items()
         if number
     )
     return f"<form class=filter>{buttons}</form><style>{rules}</style>"

@@ -22,7 +22,8 @@ def gallery(paths: Sequence[Path]) -> str:
     Raises:
         UserError: for a file that is missing, too large, or of a kind that browsers do not show.
     """
-    return f"<h2>Videos and sheets</h2>{''.join(map(_figure, paths))}" if paths else ""
+    figures = "".join(map(_figure, paths))
+    return f"<section><h2>Videos and sheets</h2>{figures}</section>" if paths else ""
 
 
 def _figure(path: Path) -> str:

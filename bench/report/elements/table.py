@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from bench.report.elements.bars import Bars, Ratios
 from bench.report.elements.engine_filter import named
+from bench.report.elements.lines import Lines
+
+Plot = Lines | Bars | Ratios
+LONG = 60
+"""Characters from which a cell may take several lines."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,14 +35,20 @@ class Table:
         head = "".join(f"<th>{escape(cell)}</th>" for cell in self.headings)
         body = "".join(
             f'<tr class="{row[-1] if row[-1] in ("worse", "better") else ""}"{self._engine(row)}>'
-            + "".join(f"<td>{escape(cell)}</td>" for cell in row)
+            + "".join(map(_cell, row))
             + "</tr>"
             for row in self.rows
         )
-        return f"<h3>{escape(self.title)}</h3><table><tr>{head}</tr>{body}</table>"
+        table = f"<table><tr>{head}</tr>{body}</table>"
+        return f"<h3>{escape(self.title)}</h3><div class=scroll>{table}</div>"
 
     def _engine(self, row: list[str]) -> str:
         return named(row[0]) if self.by_engine else ""
+
+
+def _cell(text: str) -> str:
+    """An element; a sentence may take several lines."""
+    return f"<td{' class=long' if len(text) > LONG else ''}>{escape(text)}</td>"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +56,7 @@ class Section:
     """What a document shows: a title, a table, its plots."""
 
     tables: list[Table]
-    plots: list[str]
+    plots: Sequence[Plot]
 
 
 def plain(text: str) -> str:
