@@ -99,9 +99,13 @@ def change_table(found: list[FigureChange], kind: str) -> Table:
 
 
 def change_plot(found: list[FigureChange], kind: str) -> Ratios:
-    """Every new figure as a multiple of the old one, with the spread of both."""
+    """New figures as multiples of the old ones, with the spread of both."""
     values = [(c.name, c.ratio, c.spread, c.verdict) for c in found]
-    return Ratios(title="change of each figure", values=values, by_engine=kind in BY_ENGINE)
+    return Ratios(
+        title="new over old, where it changed by more than the noise",
+        values=values,
+        by_engine=kind in BY_ENGINE,
+    )
 
 
 def heading(document: dict[str, Any]) -> str:

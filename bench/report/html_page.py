@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness.document import machine_name
-from bench.report.comparison import Pairs, change_plot, change_table, changes, heading, verdicts
+from bench.report.comparison import FigureChange, Pairs, change_plot, change_table, changes, heading, verdicts
 from bench.report.elements.engine_filter import choice, engines_of
 from bench.report.elements.media import gallery
 from bench.report.elements.table import Section
@@ -27,12 +27,15 @@ nav a{color:inherit;text-decoration:none;border:1px solid var(--line);border-rad
 background:var(--paper);font-size:.9em}nav a:hover{border-color:var(--quiet)}
 .scroll{overflow-x:auto}table{border-collapse:collapse;font-variant-numeric:tabular-nums;font-size:.93em}
 td,th{padding:.25em .8em;border-bottom:1px solid var(--line);text-align:right;white-space:nowrap}
-th{color:var(--quiet);font-weight:600}td:first-child,th:first-child{text-align:left;padding-left:0}
-td.long{white-space:normal;min-width:20em;text-align:left}tr:hover td{background:var(--shade)}
+th{color:var(--quiet);font-weight:600;white-space:normal;vertical-align:bottom}
+td:first-child,th:first-child{text-align:left;padding-left:0}
+td.words,th.words{text-align:left;white-space:normal}td.words{min-width:16em}
+tr:hover td{background:var(--shade)}
 code{background:var(--shade);padding:.1em .3em;border-radius:3px;overflow-wrap:anywhere}
 tr.worse td{background:#ffe1db}tr.better td{background:#e0f4e4}
-.plots{display:flex;flex-wrap:wrap;gap:1em;margin:.6em 0}.plots svg{flex:1 1 30em;max-width:100%;height:auto;
-max-height:26em}.plots svg:only-child{max-width:46em}
+.plots{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(32em,100%),1fr));gap:1em;margin:.6em 0}
+.plots svg{width:100%;height:auto}
+details{margin:.8em 0}summary{cursor:pointer;color:var(--quiet)}
 figure{display:inline-block;margin:.5em 1em .5em 0;vertical-align:top}
 figcaption{color:var(--quiet);font-size:.9em}
 video,img{max-width:100%;border-radius:4px}video{min-width:16em;image-rendering:pixelated}
@@ -87,9 +90,17 @@ def _part(number: int, document: dict[str, Any], before: dict[str, Any] | None) 
     yield f"<div class=plots>{''.join(plot.text() for plot in plots)}</div>"
     yield from (table.html() for table in made.tables)
     if before is not None and (found := changes(document, before)):
-        yield f"<div class=plots>{change_plot(found, document['kind']).text()}</div>"
-        yield change_table(found, document["kind"]).html()
+        yield from _changed(found, document["kind"])
     yield "</section>"
+
+
+def _changed(found: list[FigureChange], kind: str) -> Iterator[str]:
+    """The figures that changed by more than the noise as a plot, and all of them as a table to open."""
+    changed = [change for change in found if change.verdict != "same"]
+    if changed:
+        yield f"<div class=plots>{change_plot(changed, kind).text()}</div>"
+    said = f"{len(changed)} of {len(found)} figures changed by more than the noise"
+    yield f"<details><summary>{said}</summary>{change_table(found, kind).html()}</details>"
 
 
 def section(document: dict[str, Any]) -> Section:

@@ -16,7 +16,7 @@ import click
 
 from bench.harness.document import machine_name
 from bench.report import gpu_tables
-from bench.report.engines_table import or_dash, ratio
+from bench.report.elements.engines_table import or_dash, ratio
 from bench.report.sections.kinds import SECTIONS
 from bench.report.summary import summary_table
 from bench.site.drawings import drawings

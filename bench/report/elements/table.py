@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from html import escape
 
 from bench.report.elements.bars import Bars, Ratios
@@ -11,8 +12,8 @@ from bench.report.elements.engine_filter import named
 from bench.report.elements.lines import Lines
 
 Plot = Lines | Bars | Ratios
-LONG = 60
-"""Characters from which a cell may take several lines."""
+LONG = 30
+"""Characters from which on a cell is a sentence."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,10 +33,11 @@ class Table:
 
     def html(self) -> str:
         """Its element, under its title."""
-        head = "".join(f"<th>{escape(cell)}</th>" for cell in self.headings)
+        wordy = [any(len(row[n]) > LONG for row in self.rows) for n in range(len(self.headings))]
+        head = "".join(map(partial(_cell, "th"), self.headings, wordy))
         body = "".join(
             f'<tr class="{row[-1] if row[-1] in ("worse", "better") else ""}"{self._engine(row)}>'
-            + "".join(map(_cell, row))
+            + "".join(map(partial(_cell, "td"), row, wordy))
             + "</tr>"
             for row in self.rows
         )
@@ -46,9 +48,9 @@ class Table:
         return named(row[0]) if self.by_engine else ""
 
 
-def _cell(text: str) -> str:
-    """An element; a sentence may take several lines."""
-    return f"<td{' class=long' if len(text) > LONG else ''}>{escape(text)}</td>"
+def _cell(kind: str, text: str, wordy: bool) -> str:
+    """An element `kind`; in a column of sentences, which may take several lines, it begins at the left."""
+    return f"<{kind}{' class=words' if wordy else ''}>{escape(text)}</{kind}>"
 
 
 @dataclass(frozen=True, kw_only=True)

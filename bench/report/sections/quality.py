@@ -6,9 +6,9 @@ from typing import Any
 
 from bench.quality.drift import MEASURES
 from bench.quality.grades import mean_right
+from bench.report.elements.engines_table import or_dash
 from bench.report.elements.lines import Lines
 from bench.report.elements.table import Section, Table
-from bench.report.engines_table import or_dash
 
 
 def grades_section(document: dict[str, Any]) -> Section:

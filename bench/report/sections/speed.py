@@ -6,9 +6,9 @@ from typing import Any
 
 from bench.quality.drift import MEASURES
 from bench.report.elements.bars import Bars
+from bench.report.elements.engines_table import or_dash, ratio
 from bench.report.elements.lines import Lines
 from bench.report.elements.table import Plot, Section, Table
-from bench.report.engines_table import or_dash, ratio
 
 FORMS = {"mha": "per head", "mla": "latent"}
 

@@ -74,8 +74,12 @@ def test_videos_and_sheets_are_inside_the_page(tmp_path):
 
 
 def test_the_page_can_be_narrowed_to_an_engine(tmp_path):
-    (path,) = [path for path in documents(tmp_path) if path.stem == "engines"]
-    assert report(tmp_path, [path], [path]).exit_code == 0
+    (tmp_path / "old").mkdir()
+    new, old = (
+        [path for path in documents(folder, speed=speed) if path.stem == "engines"]
+        for folder, speed in ((tmp_path, 10.0), (tmp_path / "old", 12.0))
+    )
+    assert report(tmp_path, new, old).exit_code == 0
     page = (tmp_path / "report" / "report.html").read_text()
     assert re.findall(r'id="engine-\d"(?: checked)?> ([^<]+)<', page) == ["all engines", "eager-mla", "onnx"]
     for element in ("tr", "g"):
