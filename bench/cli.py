@@ -55,6 +55,10 @@ VERBS = {
         "bench.quality.sheet",
         "Draw every shape, colour and motion, and pairs of objects, with failures marked.",
     ),
+    "caches": (
+        "bench.caches.run",
+        "Compare caches of one model: per head, latent, latent in 16, 8 and 4 bits.",
+    ),
     "serve": ("bench.serving.run", "Measure the server by its viewers."),
     "kernels": ("bench.speed.kernels", "Time the attention kernels and write every sample to a JSON file."),
     "graph": (

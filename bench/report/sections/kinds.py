@@ -7,6 +7,7 @@ from typing import Any
 
 from bench.report.elements.table import Section
 from bench.report.sections import quality, speed, studies
+from bench.report.sections.caches import caches_section
 
 SECTIONS: dict[str, Callable[[dict[str, Any]], Section]] = {
     "engines": speed.engines_section,
@@ -21,5 +22,6 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], Section]] = {
     "quality": quality.quality_section,
     "kernels": speed.kernels_section,
     "study": studies.study_section,
+    "caches": caches_section,
     "conversion": studies.conversion_section,
 }
