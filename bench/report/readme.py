@@ -6,6 +6,7 @@ python -m bench.report.readme --check  fail if they differ from the results
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from bench.report import gpu_tables
 from bench.report.elements.engines_table import or_dash, ratio
 from bench.report.sections.kinds import SECTIONS
 from bench.report.summary import summary_table
+from bench.site.commands import verbs_help
 from bench.site.drawings import drawings
 from plugins.atomic_files import atomic_write_text
 from plugins.documents.json_file import read_json
@@ -193,8 +195,9 @@ def render(text: str) -> str:
 
 
 def plots() -> Iterator[tuple[str, str]]:
-    """Each drawing, and each plot whose results are there: its file, from the root, and its text."""
+    """Drawings, plots whose results are there, the help of verbs: each file, from the root, and its text."""
     yield from ((f"docs/{file}", text) for file, text in drawings())
+    yield "bench/verbs.json", json.dumps(verbs_help(), indent=1, ensure_ascii=False) + "\n"
     for name, files in PLOTS.items():
         if (RESULTS / name).exists():
             result = read_json(RESULTS / name)
