@@ -21,7 +21,10 @@ VERBS = {
         "bench.speed.memory",
         "Measure what the cache takes in both layouts, a pass's peak, and how many streams fit.",
     ),
-    "gpu": ("bench.gpu.run", "Measure a GPU: peaks, kernels, a block, chunks, graphs, fp8, memory."),
+    "gpu": (
+        "bench.gpu.run",
+        "Measure a GPU: a chunk by kernel, each item's gain, both windows, fp8, AOTInductor, kernels.",
+    ),
     "spectrum": (
         "bench.studies.spectrum",
         "Effective ranks of CHECKPOINTS' key and value weights (sprites if none is given).",

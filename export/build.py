@@ -22,7 +22,7 @@ from torch.export import ExportedProgram
 
 from export.checks import check_files
 from export.engine.engine_folder import replacing
-from export.engine.manifest import NAME, Manifest, Quantization, Signature, Watched
+from export.engine.manifest import NAME, Attention, Manifest, Quantization, Signature, StepWindow, Watched
 from export.engine.signature import contract
 from export.layers import by_precision
 from export.lowering.calibration import NAME as CALIBRATION
@@ -35,6 +35,7 @@ from export.settings import Settings
 from plugins.errors import UserError
 from vmla.cache import CacheSpec
 from vmla.cli.machine import peak_resident_bytes
+from vmla.config import ModelConfig
 from vmla.transformer import VideoMLA
 from vmla.weights.checkpoint import Checkpoint
 from vmla.weights.formats.files import hash_file
@@ -59,7 +60,7 @@ Begun = Callable[[str], None]
 log = logging.getLogger(__name__)
 
 SOURCES = (
-    "plugins", "plugins.triton", "plugins.aot", "vmla",
+    "plugins", "plugins.triton", "plugins.aot", "plugins.fp8", "vmla",
     "export", "export.engine", "export.lowering", "export.onnx", "export.backends",
 )  # fmt: skip
 """Packages whose code determines a program."""
@@ -128,6 +129,7 @@ def describe(checkpoint: Checkpoint, settings: Settings, calibration: Calibratio
         backend=settings.backend,
         precision=settings.precision,
         attention=settings.attention_form,
+        window=step_window(config, settings.attention_form),
         batch=settings.batch,
         model_hash=checkpoint.model_hash(),
         checkpoint=_reference(checkpoint),
@@ -140,6 +142,23 @@ def describe(checkpoint: Checkpoint, settings: Settings, calibration: Calibratio
         compiler=settings.builder.compiler(settings),
         host=settings.builder.host(settings),
     )
+
+
+def step_window(config: ModelConfig, attention: Attention) -> StepWindow:
+    """The slots that the step takes: those that hold a frame, unless our plugin reads validity as it goes.
+
+    A cache of one slot is taken whole too: PyTorch's exporter has no dimension that is 0 or 1.
+    """
+    return "held" if attention == "native" and CacheSpec.of(config).slots > 1 else "all"
+
+
+def joins_products(settings: Settings) -> bool:
+    """Whether latent attention's products are joined: fewer and larger ones are faster, on a CPU too.
+
+    Layers that have scales of their own are left apart, as is what the plugin's kernel reads. A portable
+    graph keeps the weights of the checkpoint under their names.
+    """
+    return settings.attention_form == "native" and not settings.quantized and not settings.builder.portable
 
 
 def _quantization(
@@ -186,7 +205,8 @@ def _programs(
 ) -> dict[str, ExportedProgram]:
     """Trace the model and lower its programs to the precision of `settings`, on their device."""
     with staged("trace"):
-        programs = trace(model, batch=settings.batch)
+        joined = joins_products(settings)
+        programs = trace(model, batch=settings.batch, window=wanted.window, joined=joined)
     with staged(f"lower to {settings.precision}"):
         return {
             name: lower(program, wanted.programs[name], settings, largest)

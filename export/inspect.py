@@ -27,6 +27,8 @@ def describe(manifest: Manifest) -> Iterator[str]:
         for name in ("num_layers", "num_attention_heads", "attention_head_dim", "chunk")
     )
     yield "cache: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in manifest.cache.items())
+    if manifest.window == "held":
+        yield "slots: those that hold a frame, and no mask; the sizes below are those of a full window"
     for name, signature in manifest.programs.items():
         yield f"{name}:"
         yield from (f"  in  {_tensor(spec)}" for spec in signature.inputs)

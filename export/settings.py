@@ -64,8 +64,7 @@ class Settings(BuildOptions):
         """The settings as part of a folder name, without those that are defaults."""
         batch = f"b{self.batch}" if self.batch != 1 else None
         device = self.device if self.device != "cpu" else None
-        native = "attention" in self.builder.takes and self.attention == "native"
-        attention = self.attention if native else None
+        attention = "plugin" if self.attention == "plugin" else None
         parts = (self.backend, self.precision, attention, batch, device, self.target)
         return "-".join(part for part in parts if part)
 

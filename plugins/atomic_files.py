@@ -15,11 +15,15 @@ ASIDE = ".tmp"
 def atomic_write(path: Path) -> Iterator[Path]:
     """Inside, write to the path given, beside `path`; at the end it replaces `path`.
 
-    If writing fails, `path` stays as it was.
+    If writing fails, `path` stays as it was, and nothing lies beside it.
     """
     aside = path.with_name(path.name + ASIDE)
-    yield aside
-    aside.replace(path)
+    try:
+        yield aside
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def atomic_write_text(path: Path, text: str) -> None:
@@ -38,10 +42,15 @@ def atomic_write_bytes(path: Path, content: bytes) -> None:
 def atomic_folder(folder: Path) -> Iterator[Path]:
     """Inside, fill the new folder given, beside `folder`; at the end it is renamed to `folder`.
 
-    `folder` must not exist yet. A folder aside that a killed process has left is removed first.
+    `folder` must not exist yet. A folder aside that a killed process has left is removed first, and one that
+    could not be filled is too.
     """
     aside = folder.with_name(folder.name + ASIDE)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
-    yield aside
-    aside.rename(folder)
+    try:
+        yield aside
+        aside.rename(folder)
+    except BaseException:
+        shutil.rmtree(aside, ignore_errors=True)
+        raise

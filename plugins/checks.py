@@ -20,7 +20,7 @@ def check_expand(
     up_value: Tensor,
     cos: Tensor,
     sin: Tensor,
-    valid: Tensor,
+    valid: Tensor | None,
     heads: int,
 ) -> None:
     """Refuse arguments that `plugins.expand` cannot take.
@@ -80,8 +80,10 @@ def check_absorbed(
     _check_kind(name, "query", query, cached, "cached")
 
 
-def _check_window(name: str, cached: Tensor, own: Tensor, cos: Tensor, sin: Tensor, valid: Tensor) -> int:
-    """Check entries, rotation tables and validity, and return the content width."""
+def _check_window(
+    name: str, cached: Tensor, own: Tensor, cos: Tensor, sin: Tensor, valid: Tensor | None
+) -> int:
+    """Check entries, rotation tables and, if given, validity; return the content width."""
     if cached.ndim != 3:
         raise _wrong_shape(name, "cached", "[B, T, E]", cached)
     batch, before, width = cached.shape
@@ -98,7 +100,8 @@ def _check_window(name: str, cached: Tensor, own: Tensor, cos: Tensor, sin: Tens
     if content < 1:
         raise _wrong_shape(name, "cos", f"[K, R / 2] with R < E = {width}", cos)
     _check_kind(name, "own", own, cached, "cached")
-    _check_valid(name, valid, tokens, cached)
+    if valid is not None:
+        _check_valid(name, valid, tokens, cached)
     return content
 
 

@@ -29,7 +29,7 @@ from plugins.dispatch import Backend, choose
 _LIBRARY = torch.library.Library("vmla", "DEF")
 _LIBRARY.define(
     "expand(Tensor cached, Tensor own, Tensor up_key, Tensor up_value, Tensor cos, Tensor sin,"
-    " Tensor valid, int heads, *, str backend='auto') -> (Tensor keys, Tensor values)"
+    " Tensor? valid, int heads, *, str backend='auto') -> (Tensor keys, Tensor values)"
 )
 _LIBRARY.define(
     "mla_attention(Tensor query, Tensor keys, Tensor values, Tensor valid, *,"
@@ -52,7 +52,7 @@ def expand(
     up_value: Tensor,
     cos: Tensor,
     sin: Tensor,
-    valid: Tensor,
+    valid: Tensor | None,
     heads: int,
     *,
     backend: Backend = "auto",
@@ -122,19 +122,20 @@ def _expand(
     up_value: Tensor,
     cos: Tensor,
     sin: Tensor,
-    valid: Tensor,
+    valid: Tensor | None,
     heads: int,
     *,
     backend: str = "auto",
 ) -> tuple[Tensor, Tensor]:
     check_expand(cached, own, up_key, up_value, cos, sin, valid, heads)
-    inputs = (cached, own, up_key, up_value, cos, sin, valid)
-    chosen = choose("expand", backend, inputs)
+    inputs = (cached, own, up_key, up_value, cos, sin)
+    chosen = choose("expand", backend, inputs if valid is None else (*inputs, valid))
     if chosen == "triton":
         from plugins.triton import launch
 
-        return launch.expand(*inputs, heads)
-    return (reference if chosen == "reference" else sdpa).expand(*inputs, heads)
+        whole = torch.ones(len(cos), dtype=torch.bool, device=cos.device) if valid is None else valid
+        return launch.expand(*inputs, whole, heads)
+    return (reference if chosen == "reference" else sdpa).expand(*inputs, valid, heads)
 
 
 def _attention(

@@ -22,8 +22,10 @@ def rotate_pairs(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return turned.flatten(-2).to(x.dtype)
 
 
-def window_entries(cached: Tensor, own: Tensor, valid: Tensor) -> Tensor:
+def window_entries(cached: Tensor, own: Tensor, valid: Tensor | None) -> Tensor:
     """Cached [B, T, E] and own [B, S, E] entries side by side, with zeros in empty slots: [B, K, E]."""
+    if valid is None:
+        return torch.cat([cached, own], dim=1)
     return torch.cat([torch.where(valid[: cached.shape[1], None], cached, 0), own], dim=1)
 
 
@@ -34,7 +36,7 @@ def expand(
     up_value: Tensor,
     cos: Tensor,
     sin: Tensor,
-    valid: Tensor,
+    valid: Tensor | None,
     heads: int,
 ) -> tuple[Tensor, Tensor]:
     """Entries to per-head keys and values: k[h] = [W_uK[h] c_kv ; RoPE(k_R)], v[h] = W_uV[h] c_kv.
@@ -44,7 +46,8 @@ def expand(
         up_key: W_uK [N * dn, C].
         up_value: W_uV [N * dv, C].
         cos, sin: [K, R / 2] float32, of the window-relative positions.
-        valid: [K] bool; keys and values are zero where it is False and the token is a cached one.
+        valid: [K] bool; keys and values are zero where it is False and the token is a cached one. None
+            where all are valid.
         heads: N.
 
     Returns:

@@ -33,7 +33,7 @@ def expand(
     up_value: Tensor,
     cos: Tensor,
     sin: Tensor,
-    valid: Tensor,
+    valid: Tensor | None,
     heads: int,
 ) -> tuple[Tensor, Tensor]:
     """See `plugins.reference.expand`."""
@@ -77,9 +77,9 @@ def taken(query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = Non
     return choice.name.removesuffix("_ATTENTION").lower()
 
 
-def _entries(cached: Tensor, own: Tensor, valid: Tensor) -> Tensor:
+def _entries(cached: Tensor, own: Tensor, valid: Tensor | None) -> Tensor:
     """See `plugins.reference.window_entries`."""
-    if readable(valid) and valid.all():
+    if valid is not None and readable(valid) and valid.all():
         return torch.cat([cached, own], dim=1)
     return window_entries(cached, own, valid)
 

@@ -99,7 +99,7 @@ class VideoPipeline:
             device = "cuda" if engine is None and torch.cuda.is_available() else "cpu"
         # Each video brings its own prompt and length; those of this job are never made.
         job, _ = prepare(
-            FixedPrompts("a video"), folder_or_name, device=device, dtype=dtype, threads=threads,
+            FixedPrompts("a video"), folder_or_name, chunks=1, device=device, dtype=dtype, threads=threads,
             engine=None if engine is None else Path(engine),
             decoder=None if decoder is None else Path(decoder),
         )  # fmt: skip

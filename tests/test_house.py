@@ -19,8 +19,12 @@ HEAVY = ("tensorrt", "tensorrt_rtx", "triton", "diffusers", "transformers", "av"
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 KERNELS = {"plugins/triton/absorbed.py": 80}
 """A kernel whose one loop carries a dozen tiles, which no function could take over without all of them."""
-LOADS = {"export.engine.manifest", "export.checks", "export.backends.base", "export.backends.registry"}
-"""What the runtime takes of `export`: the manifest, whether an engine fits, the backend that loads it."""
+LOADS = {
+    "export.engine.manifest", "export.checks", "export.backends.base", "export.backends.registry",
+    "export.lowering.exclusions",
+}  # fmt: skip
+"""What the runtime takes of `export`: the manifest, whether an engine fits, the backend that loads it, and
+which layers fp8 leaves alone."""
 BUILDS = "runtime/cli/export.py"
 """The command that builds engines, and so may import all of `export`."""
 AT_THE_BOTTOM = "plugins.errors"

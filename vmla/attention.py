@@ -20,17 +20,24 @@ from vmla.rope import rotate
 class Window(NamedTuple):
     """What every layer of a pass needs to know about the window: T cached tokens, S of the chunk."""
 
-    valid: Tensor
-    """[T + S] bool."""
+    valid: Tensor | None
+    """[T + S] bool; None where all are valid, as the host knows: then no mask is needed."""
     cos: Tensor
     sin: Tensor
     """[T + S, pairs]: rotations of cached and own tokens; the last S are those of the queries."""
-    full: bool = False
-    """Whether the host knows that all are valid: then no mask is needed."""
+
+    @property
+    def full(self) -> bool:
+        """Whether the host knows that all tokens are valid."""
+        return self.valid is None
 
     def own(self, tokens: int) -> tuple[Tensor, Tensor]:
         """Cosines and sines of the chunk's own `tokens`."""
         return self.cos[-tokens:], self.sin[-tokens:]
+
+    def gathered(self, own: Tensor) -> Tensor:
+        """The entries of the whole chunk, of those that were computed here: all of them."""
+        return own
 
     def before(self, cached: Tensor, own: Tensor) -> Tensor:
         """The entries that come before those of the chunk itself."""
@@ -38,7 +45,7 @@ class Window(NamedTuple):
 
     def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """query [B, N, S, d] to keys and values [B, N, T + S, ...]: [B, N, S, dv]."""
-        if self.full:
+        if self.valid is None:
             return dense_attention(query, keys, values)
         return mla_attention(query, keys, values, self.valid)
 
@@ -84,7 +91,7 @@ class LatentAttention(nn.Module):
         Returns:
             The output [B, S, D] and the chunk's entries [B, S, E].
         """
-        own = self.entries(x)
+        own = window.gathered(self.entries(x))
         attend = self._absorbed if absorbed else self._expanded
         out = attend(*self.queries(x, window), window.before(cached, own), own, window)
         return self.to_out(out.transpose(1, 2).flatten(2)), own
@@ -104,6 +111,7 @@ class LatentAttention(nn.Module):
         up_k = self.up_k.weight.unflatten(0, (self.heads, -1))  # [N, dn, C]
         up_v = self.up_v.weight.unflatten(0, (self.heads, -1))  # [N, dv, C]
         query = torch.cat([nope @ up_k, rotary], dim=-1)
+        assert window.valid is not None  # `VideoMLA.forward` leaves it out in the expanded form alone
         scale = (nope.shape[-1] + rotary.shape[-1]) ** -0.5
         sums = mla_attention_absorbed(query, cached, own, window.cos, window.sin, window.valid, scale)
         return sums @ up_v.transpose(1, 2)
@@ -130,14 +138,14 @@ class HeadAttention(nn.Module):
     def forward(
         self, x: Tensor, cached: Tensor, window: AnyWindow, *, absorbed: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """As `LatentAttention.forward`, with E = 2 D.
+        """Attend as `LatentAttention.forward` does, with entries of E = 2 D numbers.
 
         Raises:
             ValueError: if the absorbed form is asked for, which per-head keys do not have.
         """
         if absorbed:
             raise ValueError("the mha layout has no absorbed form")
-        own = self.entries(x)
+        own = window.gathered(self.entries(x))
         keys, values = (
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2)
             for part in torch.cat([window.before(cached, own), own], dim=1).chunk(2, dim=-1)

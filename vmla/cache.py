@@ -125,7 +125,7 @@ class CacheSpec:
         return max(frame - self.slots, 0)
 
     def shift(self, frame: int) -> int:
-        """By how much positions lie behind frames of the video when `frame` is made."""
+        """How many frames positions lag behind the video's own frame numbers when `frame` is made."""
         return 0 if self.absolute else self.evicted(frame)
 
     def slot_index(self, frame: int) -> Tensor:
@@ -177,7 +177,7 @@ class CacheSpec:
         return cache.index_copy(2, target, entries.index_select(2, source))
 
     def commit_(self, cache: Tensor, entries: Tensor, frame: int) -> None:
-        """As `commit`, into `cache` itself."""
+        """Do what `commit` does, in place in `cache`."""
         source, target = self._rows(cache, entries, frame)
         cache.index_copy_(2, target, entries.index_select(2, source))
 

@@ -29,7 +29,7 @@ class Part:
     """Read and written: times the size of a number, the bytes."""
 
     def bytes(self, size: int) -> float:
-        """Of numbers of `size` bytes."""
+        """Bytes that the part moves when a number takes `size` bytes."""
         return self.numbers * size
 
 
@@ -67,7 +67,7 @@ class Counted:
         return [*repeated, self._edges()]
 
     def layer_flops(self) -> float:
-        """Of all parts of one layer: what tables of attention forms compare."""
+        """Operations of all parts of one layer, which tables of attention forms compare."""
         return sum(part.flops for part in self.parts()[:-1]) / self.config.num_layers
 
     @property
@@ -76,7 +76,7 @@ class Counted:
         return sum(part.flops for part in self.parts())
 
     def bytes(self, size: int) -> float:
-        """Of the pass, with numbers of `size` bytes."""
+        """Bytes that the pass moves when a number takes `size` bytes."""
         return sum(part.bytes(size) for part in self.parts())
 
     def _product(self, name: str, rows: int, *shapes: tuple[int, int]) -> Part:

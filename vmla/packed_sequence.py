@@ -43,6 +43,10 @@ class Unrolled(NamedTuple):
         """Cosines and sines of the sequence's own `tokens`."""
         return self.cos[-tokens:], self.sin[-tokens:]
 
+    def gathered(self, own: Tensor) -> Tensor:
+        """All entries are computed here."""
+        return own
+
     def before(self, cached: Tensor, own: Tensor) -> Tensor:
         """The entries that are seen again; nothing is cached."""
         return own[:, self.repeated]
@@ -56,7 +60,7 @@ class Unrolled(NamedTuple):
 
 @dataclass(frozen=True)
 class Unrolling:
-    """Which of a clip's frames see which, and from where."""
+    """Says which frames of a clip see which others, and at which positions."""
 
     repeated: Tensor
     """[a] int64: frames of the sequence that some chunk sees from a second place."""
@@ -67,7 +71,7 @@ class Unrolling:
 
     @property
     def share(self) -> float:
-        """Of the pairs of frames, those where one sees the other."""
+        """The share of all pairs of frames in which one sees the other."""
         return float(self.visible.float().mean())
 
     def window(self, rope: Rotary3D, device: torch.device) -> Unrolled:

@@ -64,7 +64,7 @@ class Rotary3D(nn.Module):
         down, across = self.grid
         rows = torch.arange(down, device=frames.device)
         columns = torch.arange(across, device=frames.device)
-        shape = (len(frames), down, across, -1)
+        shape = (frames.shape[0], down, across, -1)
         angles = torch.cat(
             [
                 (frames[:, None] * self.frequencies_time)[:, None, None].expand(shape),

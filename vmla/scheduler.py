@@ -103,7 +103,7 @@ class Sampler:
 
     @property
     def passes(self) -> int:
-        """Of the denoiser for a chunk, the clean pass that is cached not among them."""
+        """Passes of the denoiser that make a chunk, without the clean pass that fills the cache."""
         return self.steps * (2 if self.guided else 1)
 
     def sigmas(self) -> Tensor:

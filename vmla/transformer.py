@@ -196,7 +196,7 @@ class VideoMLA(nn.Module):
         Returns:
             Velocity eps - x0 [B, z, F, h, w] and the chunk's entries [L, B, S, E].
         """
-        window = self._window(slot_index, chunk_index, full)
+        window = self._window(slot_index, chunk_index, full and not absorbed)
         embedding, modulation = self.condition_embedder(timestep)
         x, entries = self._through(self.blocks, latents, modulation, text_kv, cache, window, absorbed)
         return self._velocity(x, embedding, latents.shape), torch.stack(entries)
@@ -232,11 +232,11 @@ class VideoMLA(nn.Module):
         full: bool = False,
     ) -> Tensor:
         """The second result of `forward` alone: stops where the last layer's entries are known."""
-        window = self._window(slot_index, chunk_index, full)
+        window = self._window(slot_index, chunk_index, full and not absorbed)
         _, modulation = self.condition_embedder(timestep)
         *blocks, last = self.blocks
         x, entries = self._through(blocks, latents, modulation, text_kv, cache, window, absorbed)
-        return torch.stack([*entries, cast(Block, last).entries(x, modulation)])
+        return torch.stack([*entries, window.gathered(cast(Block, last).entries(x, modulation))])
 
     def _through(
         self, blocks: Iterable[nn.Module], latents: Tensor, modulation: Tensor, text_kv: Tensor,
@@ -251,17 +251,20 @@ class VideoMLA(nn.Module):
         return x, entries
 
     def _velocity(self, x: Tensor, embedding: Tensor, shape: torch.Size) -> Tensor:
-        """The head: tokens [B, S, D] to latents of `shape` [B, z, F, h, w]."""
+        """Tokens [B, S, D] to latents of `shape` [B, z, F, h, w]."""
+        return unpatchify(self.head(x, embedding), self.config.patch_size, shape)
+
+    def head(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """Tokens [B, S, D] after the last block to those of the velocity [B, S, z * patch^2]."""
         shift, scale = (embedding[:, :, None] + self.scale_shift_table).unbind(dim=2)
-        return unpatchify(
-            self.proj_out(modulate(self.norm_out(x), shift, scale)), self.config.patch_size, shape
-        )
+        return self.proj_out(modulate(self.norm_out(x), shift, scale))
 
     def _window(self, slot_index: Tensor, chunk_index: Tensor, full: bool = False) -> Window:
-        """Validity and rotations of every token of the window, cached ones first."""
+        """Validity, unless all are valid, and rotations of every token of the window, cached ones first."""
         frames = torch.cat([slot_index, chunk_index])
         cos, sin = self.rope(frames.clamp(min=0))
-        return Window((frames >= 0).repeat_interleave(self.config.tokens_per_frame), cos, sin, full)
+        valid = None if full else (frames >= 0).repeat_interleave(self.config.tokens_per_frame)
+        return Window(valid, cos, sin)
 
 
 def compile_blocks(*models: VideoMLA) -> None:

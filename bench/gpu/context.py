@@ -2,19 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench.harness.subject import RandomCheckpoint, random_model
+from bench.harness.subject import RandomCheckpoint, RandomText, random_model
 from bench.speed.attention_arms import Shape
 from bench.speed.engines import Bench, open_bench
+from runtime.engines.base import EagerEngine
 from vmla.cache import CacheSpec
 from vmla.config import Layout, ModelConfig
+from vmla.scheduler import Sampler
 from vmla.transformer import VideoMLA
+
+Pieces = Iterator[dict[str, Any]]
+"""What a stage finds, as it finds it: each piece is on disk before the next is begun. Lists grow."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuStage:
+    """One part of the run."""
+
+    name: str
+    seconds: float
+    """Its share: it is stopped after these, and not begun with less than half of them left."""
+    run: Callable[[Context], Pieces]
 
 
 @dataclass(kw_only=True)
@@ -26,13 +41,18 @@ class Context:
     device: torch.device
     rounds: int
     folder: Path
+    """Engines, traces and compiled code go there."""
     most_streams: int = 1 << 20
     """Caches that are allocated at most."""
+    sampler: Sampler = Sampler()
+    """The paper's: four steps that re-noise."""
+    scale: float = 1.0
+    """Factor for what is measured for a time and not a number of times."""
+    drift_chunks: int = 20
+    """Chunks of the rollouts that are compared with float32."""
     peaks: dict[str, Any] = field(default_factory=lambda: {"matrix": {}})
     bench: Bench | None = None
     eager_rows: list[dict[str, Any]] = field(default_factory=list)
-    save: Callable[..., object] = lambda **stages: None
-    """Takes a part of a stage that another might not live to see."""
 
     @property
     def narrow(self) -> str:
@@ -43,6 +63,18 @@ class Context:
     def dtype(self) -> torch.dtype:
         """The torch type of the precision."""
         return torch.bfloat16 if self.device.type == "cuda" else torch.float32
+
+    @property
+    def compiles(self) -> bool:
+        """Whether `torch.compile` gets the blocks: on a GPU, as for users."""
+        return self.device.type == "cuda"
+
+    @property
+    def windows(self) -> tuple[ModelConfig, ModelConfig]:
+        """The model with its own window, and with one of 21 latent frames, as Self-Forcing has: 32,760 keys
+        of `wan-1.3b`."""
+        long = 21 - self.config.chunk - self.config.sink
+        return self.config, replace(self.config, history=long)
 
     @property
     def attention(self) -> Shape:
@@ -74,12 +106,32 @@ class Context:
         """Random weights in the device's precision."""
         return random_model(replace(self.config, layout=layout), device=self.device.type).to(self.dtype)
 
+    def engine(
+        self, config: ModelConfig | None = None, kind: type[EagerEngine] = EagerEngine, **changes: Any
+    ) -> EagerEngine:
+        """Random weights behind the face that the rollout knows, as users get it but for `changes`.
+
+        Args:
+            config: another than the context's.
+            kind: the class of the engine.
+            changes: arguments of `EagerEngine`; `compiled` is a wish that a CPU does not grant.
+        """
+        model = random_model(config or self.config, device=self.device.type)
+        settings = {"compiled": True, "dtype": self.dtype, **changes}
+        settings["compiled"] = settings["compiled"] and self.compiles
+        return kind(model, RandomText(model.config), device=self.device, **settings)
+
     def open_bench(self) -> Bench:
         """The engines' bench, with its baseline running."""
         if self.bench is None:
             subject = RandomCheckpoint.of(self.config, self.name, device=self.device.type)
             self.bench, row = open_bench(
-                subject, self.device, batch=1, rounds=self.rounds, folder=self.folder, peaks=self.peaks
-            )
+                subject, self.device, batch=1, rounds=self.rounds, folder=self.folder / "engines",
+                peaks=self.peaks,
+            )  # fmt: skip
             self.eager_rows = [row]
         return self.bench
+
+    def close_bench(self) -> None:
+        """Free the engines that the bench holds, for stages that need the memory."""
+        self.bench = None

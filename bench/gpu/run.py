@@ -1,45 +1,90 @@
-"""Everything that a machine with a GPU should measure, most valuable first, each stage saved as it ends.
+"""Everything that a machine with a GPU should measure, most valuable first, each row saved as it is made.
 
-    vmla-bench gpu
+    python -m bench.gpu.run -o out/gpu.json
 
-Needs torch, numpy, safetensors, click and rich, and nothing else: no network, no TensorRT, no video library.
-A stage is begun only if the time that it may take is left; one that fails is on record with its reason, and
-the next goes on.
+Needs torch, triton, numpy, safetensors, click and rich, and nothing else: no installation of this package, no
+network, no TensorRT, no video library; a C++ compiler for the stage `aoti` alone. A stage that takes longer
+than its share is stopped, one that fails is on record with its reason, and the next goes on. Beside the
+results file, in a folder of its name, lie the engines, the profile's trace and compiled code: a second run
+with the same `-o` compiles nothing again.
 """
 
 from __future__ import annotations
 
+import os
 import sys
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import click
 import torch
 
-from bench.gpu.stages import STAGES, Context, GpuStage
+from bench.gpu.context import Context, GpuStage
+from bench.gpu.stages import STAGES
 from bench.harness.document import Record
 from bench.harness.engine_arms import failing
-from bench.harness.time_budget import Budget
+from bench.harness.time_budget import Budget, Overrun, time_limit
+from bench.speed.gpu_clocks import Clocks
 from plugins.errors import UserError
+from runtime.engines.block_compiler import keep_compiled_code
 from vmla.cli.command import OneLineCommand
 from vmla.cli.progress import ProgressLine
 from vmla.config import WINDOWS, model_preset
 
 
 def run_stages(
-    context: Context, stages: list[GpuStage], record: Record, budget: Budget, line: ProgressLine
+    context: Context, stages: Sequence[GpuStage], record: Record, budget: Budget, line: ProgressLine
 ) -> None:
-    """Run `stages` in order and save each under its name; what earlier ones found is in the context."""
+    """Run `stages` in order, and save each piece that one finds at once, under the stage's name.
+
+    A stage is stopped when its share of the time is over; where more time is allowed than all stages ask
+    for, shares grow alike.
+    """
+    stretch = max(1.0, budget.seconds / sum(stage.seconds for stage in stages))
     for number, stage in enumerate(stages):
-        if budget.left < stage.seconds:
+        share = min(stretch * stage.seconds, budget.left)
+        if share < stage.seconds / 2:
             record.save(**{stage.name: {"refused": "no time was left; allow more with --minutes"}})
             continue
         line.show(f"gpu: {stage.name}, {number + 1} of {len(stages)}, {budget.left:.0f} s left")
-        before = budget.left
-        found, refusal = failing(lambda stage=stage: stage.run(context))  # type: ignore[misc]
-        took = {"stage_seconds": before - budget.left}
-        record.save(**{stage.name: {"refused": refusal, **took} if refusal else {**found, **took}})
+        run_stage(context, stage, record, share)
         if context.device.type == "cuda":
             torch.cuda.empty_cache()
+
+
+def run_stage(context: Context, stage: GpuStage, record: Record, share: float) -> None:
+    """Run one stage for `share` seconds at most; its clocks, and why it ended early, are on record."""
+    found: dict[str, Any] = {}
+    began = time.monotonic()
+    with Clocks(context.device) as clocks:
+        try:
+            with time_limit(share):
+                _, refusal = failing(lambda: _collect(context, stage, record, found))
+        except Overrun:
+            refusal = f"stopped after {share:.0f} s, its share of the time; allow more with --minutes"
+    if refusal is not None:
+        found["stopped" if found else "refused"] = refusal
+    found |= {"stage_seconds": time.monotonic() - began, "clocks": clocks.summary()}
+    record.save(**{stage.name: found})
+
+
+def _collect(context: Context, stage: GpuStage, record: Record, found: dict[str, Any]) -> None:
+    """Add each piece to `found` as it comes, and save it: lists grow, all else is replaced."""
+    for piece in stage.run(context):
+        for name, value in piece.items():
+            found[name] = [*found.get(name, []), *value] if isinstance(value, list) else value
+        record.save(**{stage.name: found})
+
+
+def keep_code(folder: Path) -> None:
+    """Let the compilers of this process keep their code in `folder`, unless the user named other places.
+
+    Environment variables are their only settings for it.
+    """
+    keep_compiled_code(folder / "inductor")
+    os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
 
 
 def choose_stages(names: str | None) -> list[GpuStage]:
@@ -63,7 +108,7 @@ def choose_stages(names: str | None) -> list[GpuStage]:
               help="Reading of the paper's window; total-6 has 9,360 keys.")  # fmt: skip
 @click.option("--stages", help="Comma-separated names (default: all).")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=9.0, show_default=True,
-              help="Time limit: no stage is begun that might not end by then.")  # fmt: skip
+              help="Time limit; what a stage may take of it grows with it.")  # fmt: skip
 @click.option(
     "--rounds",
     type=click.IntRange(2),
@@ -72,28 +117,28 @@ def choose_stages(names: str | None) -> list[GpuStage]:
     help="Number of rounds of four calls each.",
 )
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False),
-              help="Results file to write (default: build/gpu.json).")  # fmt: skip
+              help="Results file to write, with a folder of its name beside it for engines, traces and "
+              "compiled code (default: build/gpu.json).")  # fmt: skip
 def main(
     shape: str, window: str, stages: str | None, minutes: float, rounds: int, output: Path | None
 ) -> None:
-    """Measure a GPU: peaks, kernels, a block, chunks, graphs, fp8, memory."""
+    """Measure a GPU: a chunk by kernel, each item's gain, both windows, fp8, AOTInductor, kernels."""
     chosen, config, budget = choose_stages(stages), model_preset(shape, window=window), Budget(60 * minutes)
     if not torch.cuda.is_available():
         raise UserError("no CUDA device here; run this on a machine with a GPU")
     device = torch.device("cuda")
     record = Record("gpu", output, device=device)
-    context = Context(
-        config=config, name=shape, device=device, rounds=rounds, folder=Path("build/engines"),
-        save=record.save,
-    )  # fmt: skip
+    folder = record.path.with_suffix("")
+    keep_code(folder.absolute())
+    context = Context(config=config, name=shape, device=device, rounds=rounds, folder=folder)
     with ProgressLine(sys.stderr) as line:
         run_stages(context, chosen, record, budget, line)
-    failed = {
-        stage.name: record.document[stage.name]["refused"]
+    early = {
+        stage.name: found.get("refused") or found["stopped"]
         for stage in chosen
-        if "refused" in record.document[stage.name]
+        if {"refused", "stopped"} & (found := record.document[stage.name]).keys()
     }
-    record.finish(stages=[s.name for s in chosen if s.name not in failed], refused=failed)
+    record.finish(stages=[s.name for s in chosen if s.name not in early], refused=early)
 
 
 if __name__ == "__main__":

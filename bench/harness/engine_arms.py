@@ -41,7 +41,7 @@ class EngineArm:
 
     @property
     def name(self) -> str:
-        """As it stands in tables."""
+        """The arm's name in tables."""
         return f"{self.engine} {self.precision}"
 
     @property

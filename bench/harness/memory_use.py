@@ -33,7 +33,7 @@ class Peak:
             _CLEAR.write_text(_RESET_PEAK)
 
     def bytes(self) -> int | None:
-        """So far; None where the system does not tell."""
+        """The most bytes held so far; None where the system does not tell."""
         if self._device.type == "cuda":
             return torch.cuda.max_memory_allocated(self._device) - (self._before or 0)
         most = _resident("VmHWM")

@@ -88,7 +88,7 @@ class Pair:
 
     @property
     def best_ratio(self) -> float:
-        """The same of the shortest times, which a busy machine disturbs least."""
+        """The ratio of the two shortest times, which a busy machine disturbs least."""
         return min(self.other) / min(self.baseline)
 
     @property
@@ -119,7 +119,7 @@ def _in_twos(samples: list[float]) -> list[float]:
 
 
 def percentile(samples: list[float], percent: float) -> float:
-    """Of the samples, between neighbours in proportion."""
+    """A percentile of the samples, interpolated between neighbours."""
     ordered = sorted(samples)
     place = percent / 100 * (len(ordered) - 1)
     below = int(place)

@@ -10,6 +10,9 @@ from typing import Any
 import torch
 
 from bench.harness.paired_timing import Clock, DeviceClock, WallClock
+from plugins.fp8.product import FAST_ACCUMULATION
+from plugins.fp8.product import scaled_product as product_of_codes
+from plugins.fp8.rows import quantize_rows
 
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FLOAT8 = "fp8"
@@ -63,15 +66,12 @@ def product(
     return measured(call, 2.0 * m * n * k, clock, rounds)
 
 
-def scaled_product(a: torch.Tensor, b: torch.Tensor) -> Callable[[], torch.Tensor]:
+def scaled_product(
+    a: torch.Tensor, b: torch.Tensor, *, fast: bool = FAST_ACCUMULATION
+) -> Callable[[], torch.Tensor]:
     """a [m, k] times b [n, k] transposed in float8 e4m3, a scale for each row of both, into bfloat16."""
-    most = torch.finfo(torch.float8_e4m3fn).max
-    scales = [x.abs().amax(dim=1, keepdim=True) / most for x in (a, b)]
-    x, y = ((t / s).to(torch.float8_e4m3fn) for t, s in zip((a, b), scales, strict=True))
-    left, right = scales[0].contiguous(), scales[1].t().contiguous()
-    return lambda: torch._scaled_mm(
-        x, y.t(), scale_a=left, scale_b=right, out_dtype=torch.bfloat16, use_fast_accum=True
-    )
+    (x, left), (y, right) = quantize_rows(a), quantize_rows(b)
+    return lambda: product_of_codes(x, left, y, right.flatten(), fast=fast)
 
 
 def copy(count: int, *, clock: Clock, device: torch.device, rounds: int = 10) -> Rate:

@@ -136,10 +136,24 @@ def endless(
 
 
 def steady(engine: Engine, sampler: Sampler, *, batch: int = 1, graphs: bool = True) -> Callable[[], Tensor]:
-    """A rollout of `batch` videos in a full window, whose entries are noise at first.
+    """A rollout as `steady_rollout` makes it.
 
-    Each call makes a chunk and commits it, and gives its latents [B, z, F, h, w]. Without `graphs`, a GPU is
-    given every operation by itself.
+    Each call makes a chunk and commits it, and gives its latents [B, z, F, h, w].
+    """
+    videos = steady_rollout(engine, sampler, batch=batch, graphs=graphs)
+
+    def chunk() -> Tensor:
+        latents = videos.denoise()
+        videos.update_cache()
+        return latents
+
+    return chunk
+
+
+def steady_rollout(engine: Engine, sampler: Sampler, *, batch: int = 1, graphs: bool = True) -> Rollout:
+    """A rollout of `batch` videos in a full window, whose entries were noise two chunks ago.
+
+    Without `graphs`, a GPU is given every operation by itself.
     """
     prompts = FixedPrompts(*[PROMPT] * batch)
     videos = Rollout(engine, prompts, sampler, seeds=range(batch), graphs=graphs)
@@ -148,15 +162,10 @@ def steady(engine: Engine, sampler: Sampler, *, batch: int = 1, graphs: bool = T
     videos.frame = engine.cache_spec.chunks.start(videos.number)
     generator = torch.Generator(engine.device).manual_seed(0)
     videos.buffers.cache.normal_(generator=generator)
-
-    def chunk() -> Tensor:
-        latents = videos.denoise()
+    for _ in range(2):  # the prompt is encoded; graphs are captured
+        videos.denoise()
         videos.update_cache()
-        return latents
-
-    chunk()  # the prompt is encoded
-    chunk()  # graphs are captured
-    return chunk
+    return videos
 
 
 def filling(config: ModelConfig) -> int:

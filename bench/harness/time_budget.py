@@ -1,10 +1,20 @@
-"""A limit on time that leaves things out instead of breaking off in their middle."""
+"""A limit on time that leaves things out instead of breaking off in their middle, and one that breaks off."""
 
 from __future__ import annotations
 
+import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Any
+
+AGAIN = 1.0
+"""Seconds after which the end of a time limit is raised once more, where something swallowed it."""
+
+
+class Overrun(BaseException):
+    """The time limit of `time_limit` is over. No `Exception`, so that what records failures lets it pass."""
 
 
 class Budget:
@@ -12,6 +22,7 @@ class Budget:
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        self.seconds = seconds
         self._end = clock() + seconds
         self._longest = 0.0
 
@@ -28,3 +39,22 @@ class Budget:
         found = call()
         self._longest = max(self._longest, self._clock() - began)
         return found
+
+
+@contextmanager
+def time_limit(seconds: float) -> Iterator[None]:
+    """Raise `Overrun` in the main thread, which must enter this, when `seconds` have passed inside.
+
+    A call that does not return to Python meanwhile is not interrupted; `Overrun` is raised when it does.
+    """
+
+    def over(number: int, frame: FrameType | None) -> None:
+        raise Overrun
+
+    before = signal.signal(signal.SIGALRM, over)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 1e-3), AGAIN)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)

@@ -166,7 +166,7 @@ def figures(graded: list[Graded]) -> dict[str, object]:
 
 
 def grouped(graded: list[Graded]) -> dict[str, list[Graded]]:
-    """The same by number of objects and, where there is one, by its motion."""
+    """Shares by number of objects and, for one object, by its motion."""
     groups: dict[str, list[Graded]] = {}
     for one in graded:
         requests = read(one.prompt).requests

@@ -9,7 +9,7 @@ row is one video; a picture that is not what the prompt says has a red frame and
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
@@ -76,13 +76,17 @@ def draw_sheet(rows: Sequence[tuple[str, Sequence[Picture]]], marks: Sequence[in
         raise missing_extra("pillow", "png") from error
 
     height, width = (SCALE * size for size in rows[0][1][0].frame.shape[1:])
-    column, step = len(marks) * (width + MARGIN) + 2 * MARGIN, height + 2 * LINE + MARGIN
+    column = len(marks) * (width + MARGIN) + 2 * MARGIN
+    pen = ImageDraw.Draw(Image.new("RGB", (1, 1)))
+    captions = [broken(prompt, column - 2 * MARGIN, pen.textlength) for prompt, _ in rows]
+    deepest = max(map(len, captions))
+    step = height + (deepest + 1) * LINE + MARGIN
     sheet = Image.new("RGB", (2 * column + MARGIN, -(-len(rows) // 2) * step + LINE + 2 * MARGIN), PAPER)
     pen = ImageDraw.Draw(sheet)
     for place in range(min(2, len(rows))):
         for number, mark in enumerate(marks):
             pen.text((MARGIN + place * column + number * (width + MARGIN), MARGIN), f"{mark} s", fill=INK)
-    for index, (prompt, pictures) in enumerate(rows):
+    for index, (_, pictures) in enumerate(rows):
         left, top = MARGIN + index % 2 * column, MARGIN + LINE + index // 2 * step
         for number, picture in enumerate(pictures):
             x = left + number * (width + MARGIN)
@@ -90,9 +94,22 @@ def draw_sheet(rows: Sequence[tuple[str, Sequence[Picture]]], marks: Sequence[in
             sheet.paste(image.resize((width, height), Image.Resampling.NEAREST), (x, top))
             if picture.failed:
                 pen.rectangle((x - 2, top - 2, x + width + 1, top + height + 1), outline=WRONG, width=2)
-                pen.text((x, top + height + LINE), ", ".join(picture.failed), fill=WRONG)
-        pen.text((left, top + height + 2), prompt, fill=INK)
+                pen.text((x, top + height + deepest * LINE), ", ".join(picture.failed), fill=WRONG)
+        for number, words in enumerate(captions[index]):
+            pen.text((left, top + height + 2 + number * LINE), words, fill=INK)
     return sheet
+
+
+def broken(text: str, width: float, length: Callable[[str], float]) -> list[str]:
+    """`text` in lines that are at most `width` long, as `length` measures them, or a single word."""
+    lines = [""]
+    for word in text.split():
+        longer = f"{lines[-1]} {word}".strip()
+        if lines[-1] and length(longer) > width:
+            lines.append(word)
+        else:
+            lines[-1] = longer
+    return lines
 
 
 def rows_in_order(

@@ -18,7 +18,7 @@ class Figure:
 
 
 def figures(document: dict[str, Any]) -> dict[str, Figure]:
-    """By name; none for a kind that has none."""
+    """The comparable figures of a document by name; none for an unknown kind."""
     find = _KINDS.get(document["kind"])
     return dict(find(document)) if find else {}
 

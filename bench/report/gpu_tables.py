@@ -68,7 +68,7 @@ def _graphs(row: dict[str, Any]) -> str:
 
 
 def _rows(result: dict[str, Any], stage: str) -> Rows:
-    """Those of `stage` that have figures."""
+    """The rows of `stage` that have figures."""
     return [row for row in result.get(stage, {}).get("rows", []) if "refused" not in row]
 
 

@@ -27,12 +27,12 @@ from plugins.documents.json_file import read_json
 from plugins.errors import UserError
 from vmla.cli.command import OneLineCommand
 from vmla.train.publish.model_card import grade_rows
+from vmla.weights.checkpoint import shipped_names
 
 ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results"
 DOCUMENTS = ("README.md", "docs/results.md", "docs/training.md", "docs/study.md", "plugins/README.md",
-             "vmla/checkpoints/sprites/README.md",
-             "vmla/checkpoints/sprites-4/README.md")  # fmt: skip
+             *(f"vmla/checkpoints/{name}/README.md" for name in shipped_names()))  # fmt: skip
 PLOTS = {"layouts-sprites.json": ("layouts-right.svg", "layouts-saturation.svg")}
 """Of a results file, the first plots of its section: files in `docs`."""
 MISSING = "not measured yet"
@@ -137,6 +137,7 @@ TABLES = {
         file="grades-sprites-4.json", table=grades_table, command="vmla-bench grades --checkpoint sprites-4"
     ),
     "engines": GeneratedTable(file="engines-sprites.json", table=engines_table, command="vmla-bench engines"),
+    "serve": GeneratedTable(file="serve-sprites.json", table=section_tables, command="vmla-bench serve"),
     "memory": GeneratedTable(file="memory-wan.json", table=memory_table, command="vmla-bench memory"),
     "study": GeneratedTable(file="study-mini.json", table=section_tables, command="vmla-bench study mini"),
     "layouts": GeneratedTable(

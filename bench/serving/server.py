@@ -21,6 +21,8 @@ from runtime.serve.listen import open_socket, server_for
 
 ROOM = 1 << 50
 """Bytes of memory that the server believes in: how many streams there are is said by who measures."""
+LEASE = 1.0
+"""Seconds that a stream stays in memory without viewers, unless its owner asks for more."""
 PATIENCE = 600.0
 """Seconds that a server may take to start or to end."""
 
@@ -42,7 +44,7 @@ def running(job: Job, store: Path) -> Iterator[Running]:
         UserError: if it does not start.
     """
     limits = Limits(requests_per_minute=10**9, viewers=10**6)
-    settings = ServeSettings(store=store, name="bench", port=0, limits=limits)
+    settings = ServeSettings(store=store, name="bench", port=0, limits=limits, lease_seconds=LEASE)
     # The log is for who runs a server; a benchmark has a screen of its own.
     logging.getLogger("vmla.serve").setLevel(logging.ERROR)
     listening = open_socket(settings)

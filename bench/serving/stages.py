@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from statistics import median
-from time import perf_counter
+from time import perf_counter, sleep
 from typing import Any
 
 import psutil
 
-from bench.serving.server import Running
+from bench.serving.server import PATIENCE, Running
 from bench.serving.viewer import come_and_go, late_share, percentiles, watch, watch_all
 from plugins.errors import UserError
 from runtime.prompts.sources import FixedPrompts
@@ -51,22 +52,35 @@ def with_viewers(server: Running, count: int, frames: int) -> dict[str, Any]:
 
 
 def connects(server: Running, count: int) -> dict[str, Any]:
-    """Viewers who come and go one after the other, and what they leave behind."""
+    """Viewers who come and go one after the other, and what they leave behind once all streams rest."""
 
-    async def crowd() -> None:
-        for _ in range(count):
-            await come_and_go(server.port)
+    async def crowd(count: int) -> None:
+        for number in range(count):
+            await come_and_go(server.port, number)
 
-    process = psutil.Process()
-    asyncio.run(come_and_go(server.port))
-    before = process.num_fds(), threading.active_count(), process.memory_info().rss
+    asyncio.run(crowd(10))  # nobody's: whatever is there once
+    before = _held(server)
     began = perf_counter()
-    asyncio.run(crowd())
+    asyncio.run(crowd(count))
     seconds = perf_counter() - began
-    after = process.num_fds(), threading.active_count(), process.memory_info().rss
-    names = "files", "threads", "bytes"
-    left = {name: now - then for name, now, then in zip(names, after, before, strict=True)}
+    left = {name: now - before[name] for name, now in _held(server).items()}
     return {"count": count, "per_second": round(count / seconds, 1), "left": left}
+
+
+def _held(server: Running) -> dict[str, int]:
+    """What the process has when nobody is there."""
+    end = perf_counter() + PATIENCE
+    while "videomla_resident_streams 0.0" not in server.http.get("/metrics").text:
+        if perf_counter() > end:
+            raise UserError("streams without viewers stay in memory")
+        sleep(0.05)
+    for stream in server.http.get("/v1/sessions").json()["data"]:
+        server.http.delete(f"/v1/sessions/{stream['id']}").raise_for_status()
+    gc.collect()
+    process = psutil.Process()
+    return {
+        "files": process.num_fds(), "threads": threading.active_count(), "bytes": process.memory_info().rss
+    }  # fmt: skip
 
 
 def hand_over(server: Running, other: Running, name: str) -> tuple[float, float]:
@@ -109,6 +123,6 @@ def begin(server: Running) -> str:
 
 
 def repeated(measure: Callable[[], float], times: int) -> dict[str, float]:
-    """In milliseconds, the median of several and the worst."""
+    """Median and worst of several times, in milliseconds."""
     found = [1000 * measure() for _ in range(times)]
     return {"median_ms": round(median(found), 2), "worst_ms": round(max(found), 2)}

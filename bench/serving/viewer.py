@@ -45,14 +45,32 @@ async def watch(port: int, *, most: int | None = None, **start: Any) -> tuple[fl
 
 
 async def watch_all(port: int, starts: Sequence[dict[str, Any]]) -> list[tuple[float, list[float]]]:
-    """So many viewers at once; see `watch`."""
+    """Run several viewers at once; see `watch`."""
     return await asyncio.gather(*(watch(port, **start) for start in starts))
 
 
-async def come_and_go(port: int) -> None:
-    """Connect and hang up."""
-    async with connect(f"ws://127.0.0.1:{port}/v1/realtime/video", compression=None):
-        pass
+async def come_and_go(port: int, number: int) -> None:
+    """Connect and hang up, in one of four ways; every tenth begins an endless stream before."""
+    if number % 4 == 3:
+        await _half_a_request(port)
+        return
+    socket = await connect(f"ws://127.0.0.1:{port}/v1/realtime/video", max_size=None, compression=None)
+    if number % 10 == 0:
+        await socket.send(json.dumps({"type": "session.start", "prompt": "a red star", "seed": number}))
+        await socket.recv()
+    if number % 4 == 1:
+        socket.transport.write(b"\xff" * 16)  # no frame
+    if number % 4 == 2:
+        socket.transport.abort()  # without a word
+    await socket.close()
+
+
+async def _half_a_request(port: int) -> None:
+    _, writer = await asyncio.open_connection("127.0.0.1", port)
+    writer.write(b"POST /v1/sessions HTTP/1.1\r\nHost: 127")
+    await writer.drain()
+    writer.close()
+    await writer.wait_closed()
 
 
 def late_share(came: Sequence[float], chunk_seconds: float) -> float:

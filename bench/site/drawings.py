@@ -26,7 +26,7 @@ def drawings() -> Iterator[tuple[str, str]]:
 
 
 def how_it_works() -> str:
-    """From a prompt to a file, with the way through the cache."""
+    """Draw the way from a prompt to a file, through the cache."""
     boxes = [
         _box(10, 30, 130, 46, EMPTY, "prompt", "text encoder"),
         _box(10, 110, 130, 46, EMPTY, "noise", "by seed and chunk"),
@@ -88,7 +88,7 @@ def cache(config: ModelConfig) -> str:
 
 
 def _after(left: int, spec: CacheSpec) -> int:
-    """Where the chunk that is being made begins, right of the slots."""
+    """Draw the chunk that is being made, right of the slots."""
     return left + spec.slots * WIDE + 24
 
 

@@ -47,7 +47,7 @@ class Shape:
 
     @property
     def flops_absorbed(self) -> int:
-        """The same in latent space."""
+        """Operations of scores and sums in latent space."""
         return 2 * self.batch * self.heads * self.queries * self.keys * (self.entry + self.content)
 
     @property

@@ -68,7 +68,7 @@ class Bench:
 
     @property
     def passes(self) -> int:
-        """Of a chunk: the steps and the clean pass."""
+        """Passes that make a chunk: the steps and the clean pass."""
         return self.subject.sampler().passes + 1
 
     @property
@@ -163,7 +163,7 @@ class Bench:
         return {f"error_{name}": error for name, error in errors.items()}
 
     def _decoder(self) -> Decoder | None:
-        """Of the first frame; random shapes have none."""
+        """Times of decoding the first frame; random shapes have no decoder."""
         if isinstance(self.subject, RandomCheckpoint):
             return None
         return CodecDecoder(self.subject.codec(), self.device)

@@ -133,7 +133,7 @@ def streams(
 
 
 def count_parameters(config: ModelConfig) -> int:
-    """Of the denoiser; nothing is allocated."""
+    """Number of the denoiser's parameters; nothing is allocated."""
     from vmla.transformer import VideoMLA
 
     with torch.device("meta"):

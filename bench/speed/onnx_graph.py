@@ -146,7 +146,7 @@ def random_weights(config: ModelConfig) -> Source:
 
 
 def _scale(matrix: Tensor) -> float:
-    """Of the codes of a random matrix [out, in]."""
+    """The scale that codes of a random matrix [out, in] have."""
     return input_scale(LARGEST_DRAWN / matrix.shape[-1] ** 0.5)
 
 

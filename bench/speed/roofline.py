@@ -99,7 +99,7 @@ def described(counted: Counted) -> dict[str, Any]:
 
 
 def floors(counted: list[Counted], peaks: dict[str, Any]) -> list[Floor]:
-    """Of every pass in every precision whose peak was measured."""
+    """The floor of every pass in every precision whose peak was measured."""
     copy = peaks["copy"]["per_second"]
     return [
         Floor(counted=one, precision=precision, matrix=rate["per_second"], copy=copy)

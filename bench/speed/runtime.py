@@ -88,9 +88,9 @@ class Reports(NoTelemetry):
 class PlainEngine(EagerEngine):
     """The modules of the model as they are; its clean pass is a whole step."""
 
-    def entries(self, inputs: StepInputs, *, full: bool = False) -> Tensor:
-        """Those of the step."""
-        return self.step(inputs, full=full)[1]
+    def entries(self, inputs: StepInputs, *, held: int | None = None) -> Tensor:
+        """The entries that a whole step gives."""
+        return self.step(inputs, held=held)[1]
 
 
 def plain_engine(order: Order) -> Engine:
@@ -132,7 +132,7 @@ def _make(order: Order, output: Path, reports: Reports, *, save_every: float | N
 
 
 def _take(ends: list[float], frames: int, parts: dict[str, float]) -> Take:
-    """Of chunks of `frames` frames, done at `ends`."""
+    """A take from the seconds at which its chunks of `frames` frames were done."""
     gaps = [b - a for a, b in zip(ends, ends[1:], strict=False)]
     return Take(frames_per_second=frames * len(gaps) / sum(gaps), gaps=gaps, shares=parts)
 

@@ -85,7 +85,7 @@ class Start:
 
     @cached_property
     def seen(self) -> list[TracedLayer]:
-        """Its layers at work on held-out clips."""
+        """The layers of the source at work on held-out clips."""
         return list(layers_of(self.source, self.calibration(self.held, JUDGED)))
 
     def calibration(self, clips: LatentSet, count: int) -> CalibrationBatch:

@@ -4,7 +4,8 @@
 
 All make the videos of the same held-out prompts from the same noise, in float32, and all are timed in turns
 in one process: a round through the models forwards, one backwards. Interrupted, the same command goes on
-with the models that are not in its document yet.
+with the models that are not in its document yet. With `--prompts 0` they are only timed, which can be asked
+of models of different worlds too.
 """
 
 from __future__ import annotations
@@ -42,6 +43,8 @@ EVERY = 12
 """Seconds between two points of a curve."""
 ROUNDS, CHUNKS = 6, 10
 """Of the timing: rounds through all models, and chunks of each in one."""
+NOTHING: dict[str, Any] = {"grades": {}, "curve": [], "drift": {}}
+"""What is seen of a model without prompts."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,8 +145,8 @@ def _kept(path: Path, asked: dict[str, Any]) -> list[dict[str, Any]]:
 @click.option(
     "--model", "named", multiple=True, required=True, help="A model as NAME=FOLDER; repeat for several."
 )
-@click.option("--prompts", "count", default=48, show_default=True, type=click.IntRange(min=1),
-              help="Number of held-out prompts.")  # fmt: skip
+@click.option("--prompts", "count", default=48, show_default=True, type=click.IntRange(min=0),
+              help="Number of held-out prompts; with 0, models are only timed.")  # fmt: skip
 @click.option(
     "--seconds",
     "marks",
@@ -164,8 +167,10 @@ def main(named: tuple[str, ...], count: int, marks: tuple[int, ...], seed: int, 
     if len({model.name for model in models}) < len(models):
         raise UserError("two models of one name; give each --model a name of its own, as NAME=FOLDER")
     worlds = {model.checkpoint.world() or FIRST for model in models}
-    if len(worlds) > 1:
-        raise UserError("these models are of different worlds, whose grades cannot be compared")
+    if count and len(worlds) > 1:
+        raise UserError(
+            "these models are of different worlds, whose grades cannot be compared; --prompts 0 times them"
+        )
     asked: dict[str, Any] = {"prompts": count, "marks": list(marks), "seed": seed}
     record, prompts = Record("layouts", output), held_out_prompts(count, seed=seed, world=worlds.pop())
     rows = _kept(record.path, asked)
@@ -174,7 +179,8 @@ def main(named: tuple[str, ...], count: int, marks: tuple[int, ...], seed: int, 
         for model in models:
             described = model.described()
             if not any(described.items() <= row.items() for row in rows):
-                rows.append({**described, **watch(model, prompts, marks, seed, line)})
+                seen = watch(model, prompts, marks, seed, line) if prompts else NOTHING
+                rows.append({**described, **seen})
                 record.save(models=rows)
         measured = speeds(models, ROUNDS, line)
     rows = [{**row, **measured[row["model"]]} for row in rows if row["model"] in measured]

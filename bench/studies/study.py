@@ -118,7 +118,7 @@ def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _spreads(trees: list[dict[str, Any]]) -> dict[str, dict[str, dict[str, dict[str, float]]]]:
-    """Of each question, and of their mean, by stage (or step) and second."""
+    """Mean and deviation of each question, and of their mean, by stage (or step) and second."""
     return {
         key: {second: _spread_of([tree[key][second] for tree in trees]) for second in trees[0][key]}
         for key in trees[0]

@@ -144,8 +144,8 @@ class Backend(ABC):
         return options.device if "device" in self.takes else self.devices[0]
 
     def attention(self, options: BuildOptions) -> Attention:
-        """The form asked for; by default the plugin's node if the backend accepts one."""
-        return options.attention or ("plugin" if "attention" in self.takes else "native")
+        """The form asked for; by default operations that the backend has itself."""
+        return options.attention or "native"
 
     def compiler(self, options: BuildOptions) -> dict[str, Any]:
         """Options of the compiler that are not its defaults; recorded in the manifest."""

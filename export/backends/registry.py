@@ -7,9 +7,12 @@ from export.backends.base import Backend
 from export.backends.onnx import ONNX
 from export.backends.tensorrt import TensorRT
 from export.backends.tensorrt_rtx import TensorRTRTX
+from export.backends.torch_tensorrt import TorchTensorRT
 from plugins.errors import UserError
 
-BACKENDS: dict[str, Backend] = {each.name: each for each in (TensorRT(), TensorRTRTX(), AOTI(), ONNX())}
+BACKENDS: dict[str, Backend] = {
+    each.name: each for each in (TensorRT(), TorchTensorRT(), TensorRTRTX(), AOTI(), ONNX())
+}
 
 
 def backend_named(name: str) -> Backend:

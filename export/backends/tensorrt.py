@@ -1,4 +1,4 @@
-"""TensorRT engines with our attention plugin, built on the GPU that they are for."""
+"""TensorRT engines, with its own attention or our plugin, built on the GPU that they are for."""
 
 from __future__ import annotations
 
@@ -9,8 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from export.backends.base import Backend, BuildOptions, Offer, Program, Requirement
 from export.backends.onnx import EXPORTER, remove_graph, write_graph
-from export.backends.tensorrt_build import PRODUCTS, BuildRequest, build, compile_kernels, timing_cache_name
-from export.engine.manifest import Attention, Manifest
+from export.backends.tensorrt_build import (
+    PRODUCTS,
+    BuildRequest,
+    build,
+    compile_kernels,
+    timing_cache_name,
+    window_of,
+)
+from export.engine.manifest import Manifest
 from export.engine.target import NO_GPU, gpu_architecture
 from plugins.errors import UserError
 
@@ -61,13 +68,7 @@ class TensorRT(Backend):
         """The form of attention, if it was chosen by default."""
         if options.attention is not None:
             return None
-        return f"attention: {self.attention(options)} (the plugin computes in bf16 and fp16)"
-
-    def attention(self, options: BuildOptions) -> Attention:
-        """The form asked for; by default the plugin, except in fp32, for which it has no kernels."""
-        if options.attention is None and options.precision == "fp32":
-            return "native"
-        return super().attention(options)
+        return f"attention: {self.attention(options)} (--attention plugin takes our kernel, which is slower)"
 
     def products(self, options: BuildOptions) -> str:
         """How engines multiply codes, in words."""
@@ -77,12 +78,12 @@ class TensorRT(Backend):
         """Build `NAME.engine`, and write the record of its layers."""
         graph = write_graph(name, program, manifest, folder)
         with TemporaryDirectory(dir=folder) as scratch:
-            warned = build(self.request(graph, manifest, Path(scratch)))
+            warned = build(self.request(name, graph, manifest, Path(scratch)))
         remove_graph(graph)
         return warned
 
-    def request(self, graph: Path, manifest: Manifest, scratch: Path) -> BuildRequest:
-        """The request to build from `graph`; the plugin's kernels are compiled into `scratch`."""
+    def request(self, name: str, graph: Path, manifest: Manifest, scratch: Path) -> BuildRequest:
+        """The request to build `name` from `graph`; the plugin's kernels are compiled into `scratch`."""
         import torch
 
         from export.onnx.attention_node import attention_nodes
@@ -103,6 +104,7 @@ class TensorRT(Backend):
             kernels=str(scratch) if nodes else None,
             layers=str(graph.with_suffix(".layers.json")),
             timing_cache=str(folder.parent / ".timing" / times),
+            window=window_of(manifest, name),
         )
 
     def load(self, folder: Path, name: str, manifest: Manifest) -> Program:

@@ -10,10 +10,11 @@ import json
 import re
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
+from export.engine.manifest import Manifest
 from plugins.errors import UserError
 from plugins.triton.tiles import Family, halves
 
@@ -45,6 +46,17 @@ class BuildRequest:
     timing_cache: str | None = None
     """File of measured kernel times, read if it exists and written back; None uses none."""
     level: int = LEVEL
+    window: dict[str, list[int]] = field(default_factory=dict)
+    """Sizes in a full window of the inputs that have a row for each slot that holds a frame, or each of its
+    tokens; empty if the graph takes all slots."""
+
+
+def window_of(manifest: Manifest, program: str) -> dict[str, list[int]]:
+    """`BuildRequest.window` of the program called `program`."""
+    if manifest.window == "all":
+        return {}
+    by_slot = ("cache", "slot_index")
+    return {spec.name: list(spec.shape) for spec in manifest.programs[program].inputs if spec.name in by_slot}
 
 
 def kernel_family(architecture: str) -> Family:

@@ -36,6 +36,7 @@ def main(request: BuildRequest) -> int:
         return 1
     _take_apart_wide_attention(trt, network)
     config = configure(trt, builder, request)
+    _add_profiles(builder, network, config, request)
     plan = builder.build_serialized_network(network, config)
     if plan is None:  # the build failed; an exception in a plugin goes to stderr
         return 1
@@ -67,6 +68,27 @@ def configure(trt: Any, builder: Any, request: BuildRequest) -> Any:
         if not config.set_timing_cache(cache, False):
             _say("warning", f"{path.name} does not fit and is made anew")
     return config
+
+
+def _add_profiles(builder: Any, network: Any, config: Any, request: BuildRequest) -> None:
+    """Two profiles of one network: a full window, whose sizes are then static, and any that is not full."""
+    if not request.window:
+        return
+    slots = request.window["slot_index"][0]
+    for least, usual in ((slots, slots), (0, slots // 2)):
+        profile = builder.create_optimization_profile()
+        for tensor in map(network.get_input, range(network.num_inputs)):
+            if tensor.name in request.window:
+                full = request.window[tensor.name]
+                sizes = (_with_slots(tensor.shape, full, slots, count) for count in (least, usual, slots))
+                profile.set_shape(tensor.name, *sizes)
+        if config.add_optimization_profile(profile) < 0:
+            raise UserError(f"it takes no profile of {least} to {slots} slots")
+
+
+def _with_slots(shape: Any, full: list[int], slots: int, count: int) -> list[int]:
+    """`shape`, in which -1 stands for as many as `count` of the `slots` that `full` is for have."""
+    return [size // slots * count if given == -1 else size for given, size in zip(shape, full, strict=True)]
 
 
 def _register(request: BuildRequest) -> None:

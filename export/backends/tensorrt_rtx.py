@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from export.backends.base import Backend, BuildOptions, Offer, Program, Requirement
 from export.backends.onnx import EXPORTER, remove_graph, write_graph
-from export.backends.tensorrt_build import PRODUCTS, BuildRequest, build
+from export.backends.tensorrt_build import PRODUCTS, BuildRequest, build, window_of
 from export.engine.manifest import Manifest
 from export.engine.target import Host
 from plugins.errors import UserError
@@ -69,6 +69,7 @@ class TensorRTRTX(Backend):
                 graph=str(graph),
                 engine=str(graph.with_suffix(self.ending)),
                 target=manifest.host.architecture,
+                window=window_of(manifest, name),
             )
         )
         remove_graph(graph)

@@ -21,7 +21,9 @@ from plugins.errors import UserError
 from vmla.config import ModelConfig
 
 NAME = "manifest.json"
-SCHEMA = 4
+SCHEMA = 5
+OLDER = 4
+"""The schema before, whose engines still run: their step takes all slots."""
 CONTENT = "content"
 """The field that holds the SHA-256 of all others."""
 AGAIN = "build the engine again"
@@ -32,6 +34,9 @@ EAGER = "eager"
 Attention = Literal["plugin", "native"]
 """Self-attention as one node for our TensorRT plugin, or as operations that every backend supports."""
 
+StepWindow = Literal["held", "all"]
+"""Which slots of the cache the step takes: those that hold a frame, so that nothing is masked, or all, with a
+mask. Slots fill in order, so those that hold a frame are always the first ones."""
 
 PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 """A name of a program or a file that stays inside its folder."""
@@ -96,6 +101,8 @@ class Manifest:
     backend: str
     precision: str
     attention: Attention
+    window: StepWindow = "all"
+    """`programs` has the shapes of a full window; a step that takes the held slots alone takes fewer, too."""
     batch: Annotated[int, Between(1, 2**12)]
     model_hash: str
     """SHA-256 of the transformer's configuration and weights."""
@@ -138,8 +145,10 @@ class Manifest:
             mend = "build one with: vmla-export build"
             raise UserError(f"{folder} is no engine: {path} is missing; {mend}")
         values = read_json(path, mend=AGAIN)
-        if (found := values.get("schema")) != SCHEMA:
-            raise UserError(f"{path}: schema is {found!r:.40}, this version reads {SCHEMA}; {AGAIN}")
+        if (found := values.get("schema")) not in (SCHEMA, OLDER):
+            raise UserError(
+                f"{path}: schema is {found!r:.40}, this version reads {OLDER} and {SCHEMA}; {AGAIN}"
+            )
         if values.pop(CONTENT, None) != _hash(values):
             raise UserError(f"{path} was changed after the engine was built; {AGAIN}")
         manifest = typed(values, cls, str(path), mend=AGAIN)

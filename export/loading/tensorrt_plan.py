@@ -33,19 +33,38 @@ class PlanProgram:
         self._engine = _given(self._runtime.deserialize_cuda_engine(plan), "the plan does not load")
         check_table(trt, self._engine, signature)
         self._context = _given(self._engine.create_execution_context(), "no memory for a context")
-        self._inputs = [self._bound(spec) for spec in signature.inputs]
-        self._outputs = [self._bound(spec) for spec in signature.outputs]
+        self._inputs, self._outputs = (
+            {spec.name: self._bound(spec) for spec in specs}
+            for specs in (signature.inputs, signature.outputs)
+        )
+        self._sized = [name for name in self._inputs if -1 in tuple(self._engine.get_tensor_shape(name))]
+        """Inputs with a size that may differ from call to call."""
+        self._sizes: list[torch.Size] = []
         self._stream = torch.cuda.Stream()
 
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
         """Run the plan; results are copies that the next run does not overwrite."""
-        for buffer, tensor in zip(self._inputs, tensors, strict=True):
-            buffer.copy_(tensor)
+        given = dict(zip(self._inputs, tensors, strict=True))
+        for name, tensor in given.items():
+            self._inputs[name].view(-1)[: tensor.numel()].copy_(tensor.reshape(-1))
         caller = torch.cuda.current_stream()
         self._stream.wait_stream(caller)
+        self._fit({name: given[name].shape for name in self._sized})
         _given(self._context.execute_async_v3(self._stream.cuda_stream) or None, "the plan does not run")
         caller.wait_stream(self._stream)
-        return [buffer.clone() for buffer in self._outputs]
+        return [buffer.clone() for buffer in self._outputs.values()]
+
+    def _fit(self, sizes: dict[str, torch.Size]) -> None:
+        """Choose the profile (`export.backends.tensorrt_process`) for inputs of these sizes; state them."""
+        if list(sizes.values()) == self._sizes:
+            return
+        fills = any(size != self._inputs[name].shape for name, size in sizes.items())
+        chosen = self._context.set_optimization_profile_async(int(fills), self._stream.cuda_stream)
+        _given(chosen or None, "the plan has no profile for such a window")
+        for name, size in sizes.items():
+            stated = self._context.set_input_shape(name, tuple(size))
+            _given(stated or None, f"the plan takes no {name} of {list(size)}")
+        self._sizes = list(sizes.values())
 
     def _bound(self, spec: TensorSpec) -> Tensor:
         """A buffer that the plan reads or writes under its name."""
@@ -78,8 +97,9 @@ def check_table(trt: Any, engine: Any, signature: Signature) -> None:
         trt.DataType.INT32: "int32",
     }
     names = [engine.get_tensor_name(place) for place in range(engine.num_io_tensors)]
+    full = {spec.name: spec.shape for spec in (*signature.inputs, *signature.outputs)}
     found = {
-        (modes[engine.get_tensor_mode(name)], name, tuple(engine.get_tensor_shape(name)),
+        (modes[engine.get_tensor_mode(name)], name, _filled(engine.get_tensor_shape(name), full.get(name)),
          types.get(engine.get_tensor_dtype(name)))
         for name in names
     }  # fmt: skip
@@ -91,6 +111,14 @@ def check_table(trt: Any, engine: Any, signature: Signature) -> None:
     if found != wanted:
         differing = ", ".join(sorted({str(entry[1]) for entry in found ^ wanted}))
         raise RuntimeError(f"the plan takes or gives something else than its manifest says: {differing}")
+
+
+def _filled(shape: Any, full: tuple[int, ...] | None) -> tuple[int, ...]:
+    """`shape` with the sizes of `full` where it leaves them open."""
+    given = tuple(shape)
+    if full is None or len(full) != len(given):
+        return given
+    return tuple(size if one == -1 else one for one, size in zip(given, full, strict=True))
 
 
 def _given(value: Any, otherwise: str) -> Any:

@@ -10,6 +10,7 @@ from torch.fx import Node
 from export.lowering.fp8 import DEQUANTIZE
 from export.lowering.quantized_layers import LINEAR
 from export.lowering.trace import rebuilt
+from plugins.fp8.product import scaled_product
 
 
 def scaled_linear(codes: Tensor, scale: float, weight: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
@@ -28,14 +29,8 @@ def scaled_linear(codes: Tensor, scale: float, weight: Tensor, scales: Tensor, b
     rows = codes.reshape([-1, codes.shape[-1]])
     # The scale of the inputs is repeated for each row: the product takes both scales by row or neither.
     of_inputs = torch.full([rows.shape[0], 1], scale, dtype=torch.float32, device=codes.device)
-    made = torch.ops.aten._scaled_mm.default(
-        rows,
-        weight.t(),
-        of_inputs,
-        scales[None],
-        None if bias is None else bias.to(torch.bfloat16),
-        out_dtype=torch.bfloat16,
-    )
+    narrow = None if bias is None else bias.to(torch.bfloat16)
+    made = scaled_product(rows, of_inputs, weight, scales, narrow)
     return made.reshape([*codes.shape[:-1], weight.shape[0]]).float()
 
 

@@ -1,4 +1,7 @@
-"""The denoiser step and the prompt step as exported programs: static shapes, weights as parameters.
+"""The denoiser step and the prompt step as exported programs, weights as parameters.
+
+All shapes are static but one: how many slots of the cache the step takes, where it takes those that hold a
+frame and no others. Nothing is masked then, in a window that fills as in a full one.
 
 Traced in float32; `export.lowering.precision` narrows the result. The names of parameters are those of the
 checkpoint, the names of inputs and outputs those of `export.engine.signature`.
@@ -6,18 +9,22 @@ checkpoint, the names of inputs and outputs those of `export.engine.signature`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
-from torch.export import ExportedProgram
+from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind
 
+from export.engine.manifest import StepWindow
 from export.engine.signature import PROMPT, STEP, contract, zeros
+from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
+from vmla.fused_attention import fused
 from vmla.transformer import VideoMLA
 
 
@@ -37,20 +44,56 @@ class PromptStep(VideoMLA):
         return step.eval().requires_grad_(False)
 
 
+class HeldStep(VideoMLA):
+    """The model whose forward knows that every slot that it is given holds a frame: nothing is masked."""
+
+    def forward(  # type: ignore[override]
+        self, latents: Tensor, timestep: Tensor, text_kv: Tensor, cache: Tensor, slot_index: Tensor,
+        chunk_index: Tensor,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """See `VideoMLA.forward`."""
+        return super().forward(latents, timestep, text_kv, cache, slot_index, chunk_index, full=True)
+
+    @classmethod
+    def of(cls, model: VideoMLA) -> HeldStep:
+        """`model` itself, but for its forward; its modules and weights are shared."""
+        step = copy.copy(model)
+        step.__class__ = cls
+        return cast(HeldStep, step)
+
+
 def fake_model(config: ModelConfig) -> VideoMLA:
     """A model of any size with fake weights, which have shapes but no storage."""
     with FakeTensorMode():
         return VideoMLA(config).eval().requires_grad_(False)
 
 
-def trace(model: VideoMLA, *, batch: int) -> dict[str, ExportedProgram]:
+def trace(
+    model: VideoMLA, *, batch: int, window: StepWindow = "all", joined: bool = False
+) -> dict[str, ExportedProgram]:
     """Trace both programs of `model`, which may be fake, for `batch` videos on its own device."""
-    return {STEP: trace_step(model, batch=batch), PROMPT: trace_prompt(model, batch=batch)}
+    step = trace_step(model, batch=batch, window=window, joined=joined)
+    return {STEP: step, PROMPT: trace_prompt(model, batch=batch)}
 
 
-def trace_step(model: VideoMLA, *, batch: int) -> ExportedProgram:
-    """`VideoMLA.forward` with exactly the signature of `export.engine.signature`."""
-    return _trace(model, STEP, model, batch)
+def trace_step(
+    model: VideoMLA, *, batch: int, window: StepWindow = "all", joined: bool = False
+) -> ExportedProgram:
+    """`VideoMLA.forward` with exactly the signature of `export.engine.signature`.
+
+    With the window `held`, the number of slots is a dimension of the program: any from none to all of them.
+    With `joined`, latent attention has three products where it has seven (`vmla.fused_attention`), and its
+    weights are not the checkpoint's.
+    """
+    if joined:
+        with _mode(model):
+            model = cast(VideoMLA, fused(model))
+    if window == "all":
+        return _trace(model, STEP, model, batch)
+    spec = CacheSpec.of(model.config)
+    held = Dim("held", min=0, max=spec.slots)
+    tokens = spec.tokens_per_frame * held if spec.tokens_per_frame > 1 else held
+    return _trace(HeldStep.of(model), STEP, model, batch, {"cache": {2: tokens}, "slot_index": {0: held}})
 
 
 def trace_prompt(model: VideoMLA, *, batch: int) -> ExportedProgram:
@@ -60,11 +103,19 @@ def trace_prompt(model: VideoMLA, *, batch: int) -> ExportedProgram:
     return _trace(step, PROMPT, model, batch)
 
 
-def _trace(module: VideoMLA, name: str, model: VideoMLA, batch: int) -> ExportedProgram:
+def _trace(
+    module: VideoMLA,
+    name: str,
+    model: VideoMLA,
+    batch: int,
+    dynamic: Mapping[str, dict[int, Dim]] | None = None,
+) -> ExportedProgram:
+    """Trace `module`; `dynamic` has the dimensions of inputs that are not static."""
     signature = contract(model.config, batch=batch)[name]
+    shapes = None if dynamic is None else tuple(dynamic.get(spec.name) for spec in signature.inputs)
     with _mode(model), torch.no_grad():
         example = zeros(signature.inputs, model.patch_embedding.weight.device)
-        program = torch.export.export(module, example, strict=False)
+        program = torch.export.export(module, example, dynamic_shapes=shapes, strict=False)
     _drop_type_checks(program)
     _name_outputs(program, [spec.name for spec in signature.outputs])
     return without_unused_weights(program)

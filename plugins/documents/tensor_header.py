@@ -44,7 +44,7 @@ class TensorHeader:
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """By name."""
+        """Shapes of all tensors, by name."""
         return {name: entry.shape for name, entry in self.tensors.items()}
 
 

@@ -24,7 +24,7 @@ class Between:
     most: float
 
     def __get_pydantic_core_schema__(self, kind: Any, handler: Any) -> Any:
-        """That of the number, with its bounds."""
+        """The schema of the number, with its bounds."""
         return {**handler(kind), "ge": self.least, "le": self.most}
 
 

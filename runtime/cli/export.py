@@ -53,7 +53,7 @@ def main() -> None:
 @click.option(
     "--attention",
     metavar="[plugin|native]",
-    help="Attention as our TensorRT plugin's node or TensorRT's own.",
+    help="Attention as our TensorRT plugin's node or by the backend itself (default: native).",
 )
 @click.option("-o", "--output", type=click.Path(path_type=Path),
               help="Engine folder to write (default: in your store, named after its settings).")  # fmt: skip

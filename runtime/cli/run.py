@@ -28,11 +28,12 @@ GROUPS = {
     "What is made": ("prompt", "prompts", "videos", "grid", "start", "minutes", "seconds", "chunks", "seed",
                      "steps"),
     "Where it goes": ("output", "overwrite", "scale", "resume", "repeat", "save_every", "events", "metrics"),
-    "What makes it": ("checkpoint", "engine", "decoder", "layout", "device", "dtype", "threads", "memory"),
+    "What makes it": ("checkpoint", "engine", "decoder", "layout", "device", "dtype",
+                      "precision", "threads", "memory"),
 }  # fmt: skip
 LENGTHS = ("minutes", "seconds", "chunks")
 AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layout", "steps", "device",
-          "compiled",
+          "compiled", "precision",
           "dtype", "scale", "decoder", "threads", "start")  # fmt: skip
 """Options that say what is made; with --resume and --repeat they may only say what was said before."""
 
@@ -80,6 +81,8 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
               help="Torch device; auto: the engine's, else a GPU if there is one, else the CPU.")  # fmt: skip
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
               show_default=True, help="Type that the model computes in.")  # fmt: skip
+@click.option("--precision", type=click.Choice(["fp8"]),
+              help="Compute most linear layers in float8, on a GPU (default: as --dtype).")  # fmt: skip
 @click.option("--compile/--no-compile", "compiled", default=None,
               help="Compile the blocks on a GPU (default: if the video repays it).")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1),
@@ -223,6 +226,8 @@ def _make(order: Order, output: Path, options: dict[str, Any], stop: Stop) -> No
     with ExitStack() as stack:
         if is_stream(output):
             if is_standard_output(output):
+                if getattr(sys.stdout, "silent", False):
+                    raise UserError("standard output is closed; name a file, or pipe it: -o - | ffplay -")
                 output = STANDARD_OUTPUT
                 stack.enter_context(redirect_stdout(sys.stderr))
             if options["overwrite"]:
@@ -256,11 +261,13 @@ def _tell(order: Order, ending: Ending) -> None:
     Raises:
         UserError: if it failed.
     """
+    from runtime.telemetry.events import shown
+
     if ending.failure is not None:
         raise UserError(ending.failure)
     outcome, output = ending.outcome, ending.output
     rate, now = outcome.made / outcome.seconds, "" if order.state is None else f", {outcome.made} of them"
-    say(f"{output}: {outcome.frames} frames{now} in {outcome.seconds:.1f} s, {rate:.0f} per second")
+    say(f"{output}: {outcome.frames} frames{now} in {outcome.seconds:.1f} s, {shown(rate)} per second")
     if not outcome.complete:
         say(ending.way_on(), err=True)
 

@@ -12,23 +12,35 @@ from export.engine.manifest import EAGER, engine_store
 from plugins.errors import UserError, missing_extra
 from runtime.serve.edge.settings import LOOPBACK
 from vmla.cli.command import OneLineCommand
+from vmla.cli.config_file import config_option
 from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say
 
 LEVELS = ("debug", "info", "warning", "error")
+LIKE_RUN = ("checkpoint", "layout", "steps", "device", "dtype", "compiled", "decoder", "threads")
+"""Options that mean what they mean to `vmla-run`, and are handed on as they are."""
 
 
 @click.command(cls=OneLineCommand)
+@config_option
 @click.option(
     "--checkpoint", help="Checkpoint folder or shipped model (default: the engine's own, else sprites)."
 )
 @click.option("--engine", type=click.Path(path_type=Path),
-              help="Engine folder, or eager (default: one in your store that fits, else eager).")  # fmt: skip
+              help="Engine folder, or eager (default: one of your own that fits, else eager).")  # fmt: skip
 @click.option("--decoder", type=click.Path(path_type=Path), help="File of TAEHV weights to decode with.")
-@click.option("--device", default="cpu", show_default=True, help="Torch device.")
+@click.option("--layout", type=click.Choice(["mla", "mha"]),
+              help="Attention layout that the checkpoint must have.")  # fmt: skip
+@click.option("--steps", type=int, help="Number of denoising steps (default: the checkpoint's own).")
+@click.option("--device", default="auto", show_default=True,
+              help="Torch device; auto: the engine's, else a GPU if there is one, else the CPU.")  # fmt: skip
 @click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
               show_default=True, help="Type that the model computes in.")  # fmt: skip
-@click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads (default: 2).")
+@click.option("--compile/--no-compile", "compiled", default=None,
+              help="Compile the blocks on a GPU (default: if the longest stream repays it).")  # fmt: skip
+@click.option("--threads", type=click.IntRange(min=1),
+              help="Number of CPU threads, a quarter of which decode (default: 2, so that a seed's video "
+              "does not depend on the machine's cores).")  # fmt: skip
 @click.option(
     "--memory", help="Memory budget for weights and all streams, e.g. 8GiB (default: all free memory)."
 )
@@ -48,6 +60,9 @@ LEVELS = ("debug", "info", "warning", "error")
               help="Hours that a stream or job that nobody asks for stays on disk.")  # fmt: skip
 @click.option("--save-every", type=click.FloatRange(min=0), default=5.0, show_default=True,
               help="Seconds between two saves of a stream's state.")  # fmt: skip
+@click.option("--trace-to", metavar="URL",
+              help="Collector of OpenTelemetry that gets traces (OTLP over HTTP), such as "
+              "http://localhost:4318/v1/traces.")  # fmt: skip
 @click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True,
               help="Least that is logged.")  # fmt: skip
 @click.pass_context
@@ -94,24 +109,28 @@ def _serve(options: dict[str, Any], keys: tuple[str, ...], stop: Stop) -> None:
     from runtime.prompts.sources import FixedPrompts
     from runtime.serve.app import create_app
     from runtime.serve.edge.logs import log_to_stderr
-    from runtime.serve.edge.settings import ServeSettings
+    from runtime.serve.edge.settings import Limits, ServeSettings
+    from runtime.serve.edge.tracing import traced_to
     from runtime.serve.listen import open_socket, server_for
 
-    engine = options["engine"]
+    engine, limits = options["engine"], Limits()
+    same = {name: options[name] for name in LIKE_RUN}
     job, _ = prepare(
-        FixedPrompts("a video"), options["checkpoint"], device=options["device"], dtype=options["dtype"],
+        FixedPrompts("a video"), seconds=limits.stream_seconds,
         engine=None if engine == Path(EAGER) else engine, engines=engine_store() if engine is None else None,
-        decoder=options["decoder"], threads=options["threads"],
+        **same,
     )  # fmt: skip
     settings = ServeSettings(
         store=options["store"].absolute(), name=options["name"] or job.checkpoint.folder.resolve().name,
         host=options["host"], port=options["port"], api_keys=keys, origins=options["allow_origin"],
-        lease_seconds=options["lease"], keep_seconds=3600 * options["keep"], save_every=options["save_every"],
+        limits=limits, lease_seconds=options["lease"], keep_seconds=3600 * options["keep"],
+        save_every=options["save_every"],
     )  # fmt: skip
     log_to_stderr(options["log_level"])
+    tracing = None if options["trace_to"] is None else traced_to(options["trace_to"])
     listening = open_socket(settings)
     try:
-        app = create_app(job, settings, memory=allowed_bytes(options["memory"], job.device))
+        app = create_app(job, settings, memory=allowed_bytes(options["memory"], job.device), tracing=tracing)
         host, port = listening.getsockname()[:2]
         where = f"[{host}]" if ":" in host else host
         say(*job.what_runs(), f"page: http://{where}:{port}/")

@@ -20,7 +20,7 @@ from runtime.resume.autosave import resume_command
 from runtime.session.destination import check_output
 from runtime.session.generate import Ending, check_room, make_videos, orders_of
 from runtime.session.replay import Order, warnings_of
-from runtime.telemetry.events import JsonLines, Several, Telemetry, TogetherLine
+from runtime.telemetry.events import JsonLines, Several, Telemetry, TogetherLine, shown
 from runtime.telemetry.metrics import PrometheusFile
 from vmla.cli.progress import ProgressLine
 from vmla.cli.stopping import Stop
@@ -131,8 +131,8 @@ def _say_speed(endings: list[Ending]) -> None:
     rate = frames / max(seconds, 1e-9)
     each = rate / len(endings) / FRAMES_PER_SECOND
     say(
-        f"{len(endings)} videos, {frames} frames in {seconds:.1f} s, {rate:.0f} per second, "
-        f"{each:.1f}x real time each"
+        f"{len(endings)} videos, {frames} frames in {seconds:.1f} s, {shown(rate)} per second, "
+        f"{shown(each, 1)}x real time each"
     )
 
 

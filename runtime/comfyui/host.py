@@ -16,7 +16,7 @@ class Progress:
     """The bar below a node, with the newest frame as its preview; ends the node when the user says so."""
 
     def __init__(self, chunks: int) -> None:
-        """For a video of so many chunks."""
+        """Show progress through a video of `chunks` chunks."""
         self._bar: Any = import_module("comfy.utils").ProgressBar(chunks)
         self._management: Any = import_module("comfy.model_management")
         self._made = 0

@@ -120,7 +120,7 @@ class VideoMLASampleToFile:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
-        """As of `VideoMLASample`, and how the file's name begins."""
+        """The inputs of `VideoMLASample`, and how the file's name begins."""
         name = {"filename_prefix": ("STRING", {"default": "video/VideoMLA"})}
         return {"required": SAMPLING | name, "optional": START}
 

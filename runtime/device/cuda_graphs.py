@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import perf_counter
 from typing import Any
@@ -23,22 +23,14 @@ Pool = Any
 
 
 class Replay:
-    """A captured graph. Calling it launches the graph and counts the launch."""
+    """A captured graph. Calling it launches the graph."""
 
     def __init__(self, graph: torch.cuda.CUDAGraph) -> None:
         self._graph = graph
-        self.count = 0
 
     def __call__(self) -> None:
         """Launch the whole graph."""
         self._graph.replay()
-        self.count += 1
-
-
-def replays_of(functions: Sequence[Callable[[], None]]) -> int | None:
-    """Launches of all `functions` together; None if there are none, or one of them is not a graph."""
-    counts = [function.count for function in functions if isinstance(function, Replay)]
-    return sum(counts) if counts and len(counts) == len(functions) else None
 
 
 def graph_pool(device: torch.device) -> Pool | None:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import TracebackType
-from typing import Protocol, cast
+from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor
 
-from runtime.engines.fused_attention import fused
+from runtime.engines.fp8_linear import in_fp8
 from runtime.engines.packed_linear import packable, packed
 from runtime.engines.timestep_tables import tabled
 from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
+from vmla.fused_attention import fused
 from vmla.text import TextEncoder
 from vmla.transformer import StepInputs, VideoMLA, compile_blocks
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 class Engine(Protocol):
@@ -29,11 +33,18 @@ class Engine(Protocol):
     def encode_prompt(self, prompts: Sequence[str | None]) -> Tensor:
         """Cross-attention keys and values [L, 2, B, tokens, D] of a prompt a video; None is no text."""
 
-    def step(self, inputs: StepInputs, *, full: bool = False) -> tuple[Tensor, Tensor]:
-        """Velocity and entries: see `VideoMLA.forward`. An engine may ignore `full`."""
+    def step(self, inputs: StepInputs, *, held: int | None = None) -> tuple[Tensor, Tensor]:
+        """Velocity and entries: see `VideoMLA.forward`.
 
-    def entries(self, inputs: StepInputs, *, full: bool = False) -> Tensor:
+        `held` is the number of slots that hold a frame, which are the first ones, if the caller knows it:
+        then nothing is read from the device.
+        """
+
+    def entries(self, inputs: StepInputs, *, held: int | None = None) -> Tensor:
         """The entries that `step` would return, if possible without what only the velocity needs."""
+
+    def computation(self, held: int) -> int:
+        """Which of its computations a window takes; windows of the same one can share a CUDA graph."""
 
     def close(self) -> None:
         """Release the memory and handles that the engine holds."""
@@ -52,32 +63,47 @@ class EagerEngine:
         absorbed: bool = False,
         as_it_is: bool = False,
         compiled: bool = False,
+        fp8: bool = False,
+        joined: bool = True,
+        group: ProcessGroup | None = None,
     ) -> None:
         """Move `model` and the text encoder to `device`.
 
-        With `compiled`, `torch.compile` gets the blocks, one at a time, when they are first called.
-
-        With `as_it_is` the modules of `model` run themselves, so that hooks on them fire; that is slower on a
-        CPU.
+        Args:
+            model, text: what computes.
+            device, dtype: where, and in which type.
+            absorbed: whether attention runs in latent space.
+            as_it_is: the modules of `model` run themselves, so that hooks on them fire; that is slower.
+            compiled: `torch.compile` gets the blocks, one at a time, when they are first called.
+            fp8: layers that float8 is for compute in it (`runtime.engines.fp8_linear`).
+            joined: attention's products are joined on a GPU, which is faster; not so to measure by how much.
+            group: processes that make one video together: each holds the model and computes a part of a
+                chunk's tokens (`runtime.engines.sequence_parallel`). All of them must make the same calls.
         """
         self.config = model.config
         self.cache_spec = CacheSpec.of(model.config)
         self.device, self.dtype, self.absorbed = device, dtype, absorbed
         self._model = model.to(device=device, dtype=dtype)
         self._model.rope.float()  # angles always take float32
+        if group is not None:
+            from runtime.engines.sequence_parallel import split_over
+
+            self._model = split_over(self._model, group)
         if not as_it_is:
-            self._model = self._optimized(compiled)
+            self._model = self._optimized(compiled, fp8, joined, 1 if group is None else group.size())
         self._text = text
         text.encoder.to(device)
 
-    def _optimized(self, compiled: bool) -> VideoMLA:
+    def _optimized(self, compiled: bool, fp8: bool, joined: bool, processes: int) -> VideoMLA:
         """The model with its weights laid out for this machine and its conditioning tabled by timestep."""
         model = self._model
-        if packable(self.device, self.dtype):
-            rows = self.config.chunk * self.config.tokens_per_frame
-            model = cast(VideoMLA, packed(model, rows))
-        elif self.device.type == "cuda" and not self.absorbed:
+        if joined and self.device.type == "cuda" and not self.absorbed:
             model = cast(VideoMLA, fused(model))
+        if fp8:
+            model = in_fp8(model)
+        if packable(self.device, self.dtype):
+            rows = self.config.chunk * self.config.tokens_per_frame // processes
+            model = cast(VideoMLA, packed(model, rows))
         if compiled:
             compile_blocks(model)
         return tabled(model)
@@ -88,15 +114,21 @@ class EagerEngine:
         return self._model.encode_text(self._text(prompts).to(self.dtype))
 
     @torch.inference_mode()
-    def step(self, inputs: StepInputs, *, full: bool = False) -> tuple[Tensor, Tensor]:
-        """Velocity and entries: see `VideoMLA.forward`."""
+    def step(self, inputs: StepInputs, *, held: int | None = None) -> tuple[Tensor, Tensor]:
+        """Velocity and entries: see `VideoMLA.forward`. A window that is not known to be full has a mask."""
+        full = held == self.cache_spec.slots
         velocity, entries = self._model(*self._cast(inputs), absorbed=self.absorbed, full=full)
         return velocity, entries
 
     @torch.inference_mode()
-    def entries(self, inputs: StepInputs, *, full: bool = False) -> Tensor:
+    def entries(self, inputs: StepInputs, *, held: int | None = None) -> Tensor:
         """The entries alone: see `VideoMLA.entries`."""
+        full = held == self.cache_spec.slots
         return self._model.entries(*self._cast(inputs), absorbed=self.absorbed, full=full)
+
+    def computation(self, held: int) -> int:
+        """One for all windows that fill, with a mask, and one for full ones."""
+        return held == self.cache_spec.slots
 
     def _cast(self, inputs: StepInputs) -> StepInputs:
         """`inputs` with the latents, which a rollout holds in float32, in the engine's dtype."""

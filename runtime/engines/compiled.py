@@ -46,29 +46,41 @@ class CompiledEngine:
     @torch.inference_mode()
     def encode_prompt(self, prompts: Sequence[str | None]) -> Tensor:
         """Cross-attention keys and values [L, 2, B, tokens, D] of one prompt for each video."""
-        (text_kv,) = self._run("prompt", self._text(prompts).float())
+        text = self._text(prompts).float()
+        check_inputs(self.manifest.programs["prompt"], [text])
+        (text_kv,) = self._run("prompt", text)
         return text_kv
 
     @torch.inference_mode()
-    def step(self, inputs: StepInputs, *, full: bool = False) -> tuple[Tensor, Tensor]:
-        """Velocity and entries: see `VideoMLA.forward`. One program serves every window, `full` or not.
+    def step(self, inputs: StepInputs, *, held: int | None = None) -> tuple[Tensor, Tensor]:
+        """Velocity and entries: see `VideoMLA.forward`. One program serves every window.
 
         Raises:
-            ValueError: naming a tensor whose shape or dtype is not the manifest's.
+            ValueError: naming a tensor whose shape or dtype is not the manifest's, or if a slot that holds a
+                frame follows an empty one.
         """
-        velocity, entries = self._run("step", *inputs._replace(latents=inputs.latents.float()))
+        inputs = inputs._replace(latents=inputs.latents.float())
+        check_inputs(self.manifest.programs["step"], inputs)
+        if self.manifest.window == "held":
+            held = _held(inputs.slot_index) if held is None else held
+            tokens = held * self.cache_spec.tokens_per_frame
+            inputs = inputs._replace(cache=inputs.cache[:, :, :tokens], slot_index=inputs.slot_index[:held])
+        velocity, entries = self._run("step", *inputs)
         return velocity, entries
 
-    def entries(self, inputs: StepInputs, *, full: bool = False) -> Tensor:
+    def computation(self, held: int) -> int:
+        """One for each number of slots that a step takes."""
+        return held if self.manifest.window == "held" else self.cache_spec.slots
+
+    def entries(self, inputs: StepInputs, *, held: int | None = None) -> Tensor:
         """The entries that `step` returns; its velocity is dropped.
 
         A program for the entries alone would save 2 % of a chunk of a small model and less of a large one,
         and would hold all weights a second time (LOG.md).
         """
-        return self.step(inputs)[1]
+        return self.step(inputs, held=held)[1]
 
     def _run(self, name: str, *tensors: Tensor) -> Sequence[Tensor]:
-        check_inputs(self.manifest.programs[name], tensors)
         # Compiled code expects dense tensors and does not check their strides.
         return self._programs[name](*(tensor.contiguous() for tensor in tensors))
 
@@ -85,6 +97,14 @@ class CompiledEngine:
     ) -> None:
         """Close it."""
         self.close()
+
+
+def _held(slot_index: Tensor) -> int:
+    """The number of slots that hold a frame, read from the device."""
+    held = (slot_index >= 0).tolist()
+    if held != sorted(held, reverse=True):
+        raise ValueError("slot_index has an empty slot before one that holds a frame; slots fill in order")
+    return sum(held)
 
 
 def open_engine(folder: Path, checkpoint: Checkpoint, *, batch: int = 1) -> CompiledEngine:

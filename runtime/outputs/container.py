@@ -134,7 +134,7 @@ class GifSink(ContainerSink):
     muxer = "gif"
 
     def stream(self, container: OutputContainer, width: int, height: int) -> VideoStream:
-        """It plays for ever."""
+        """Streams of this kind play for ever."""
         stream = container.add_stream("gif", rate=self.rate)
         stream.width, stream.height, stream.pix_fmt = width, height, "pal8"
         stream.codec_context.time_base = Fraction(1, self.rate)

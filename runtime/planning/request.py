@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,12 +14,14 @@ import torch
 from torch import Tensor
 
 from export.engine.manifest import EAGER
+from plugins.documents.json_file import LARGEST_NUMBER
 from plugins.errors import UserError
 from runtime.device.cuda_graphs import to_host
 from runtime.device.threads import Cores, using
 from runtime.engines.base import EagerEngine, Engine
 from runtime.engines.block_compiler import choose_compiled, code_cache, compiled_line, keep_compiled_code
 from runtime.engines.compiled import find_engine, fit, open_engine
+from runtime.engines.fp8_linear import choose_fp8, fp8_line
 from runtime.outputs import Frames
 from runtime.planning.plan import VideoPlan, check_cache, check_length, chunks_for
 from runtime.planning.start import Start, open_start
@@ -60,6 +63,8 @@ class Job:
     engine_reason: str = "as asked for"
     compiled: bool = False
     """Whether this process compiles the blocks of the eager model before it runs them."""
+    fp8: bool = False
+    """Whether layers of the eager model that float8 is for compute in it."""
     decoder_file: Path | None = None
     """A codec that decodes in place of the checkpoint's own; see `runtime.rollout.decoding.Decoding`."""
     threads: int
@@ -84,7 +89,7 @@ class Job:
 
     @property
     def width(self) -> int:
-        """Of a frame, pixels."""
+        """Width of a frame in pixels."""
         return self.checkpoint.model_config().sample_width * self.decoding.sizes().spatial_ratio
 
     def what_runs(self) -> list[str]:
@@ -93,6 +98,7 @@ class Job:
         decoder = [] if self.decoder_file is None else [self.decoding.line()]
         start = [] if self.start is None else [f"start: {self.start.path} ({self.start.chunks} chunks)"]
         compiled = [compiled_line(self.compiled, self.chunks)] if self.device.type == "cuda" else []
+        compiled += [fp8_line(self.dtype)] if self.fp8 else []
         return [engine, *(compiled if self.engine_folder is None else []), *decoder, *start]
 
     def plan(self) -> VideoPlan:
@@ -109,7 +115,7 @@ class Job:
             keep_compiled_code(code_cache())
         return EagerEngine(
             self.checkpoint.transformer(), self.checkpoint.text(), device=self.device, dtype=self.dtype,
-            compiled=self.compiled,
+            compiled=self.compiled, fp8=self.fp8,
         )  # fmt: skip
 
     def decoders(self) -> Callable[[], Decoder]:
@@ -136,6 +142,7 @@ class Job:
         Raises:
             UserError: for an empty prompt or an impossible length or number of steps.
         """
+        check_seed(seed)
         chunks, frames = length_of(self.decoding, minutes=None, seconds=seconds, chunks=None)
         sampler = self.sampler if steps is None else replace(self.sampler, steps=steps)
         source = as_source(prompts, self.decoding, chunks)
@@ -159,6 +166,7 @@ def prepare(
     engine: Path | None = None,
     engines: Path | None = None,
     compiled: bool | None = False,
+    precision: str | None = None,
     decoder: Path | None = None,
     threads: int | None = None,
     start: Path | Start | None = None,
@@ -174,7 +182,8 @@ def prepare(
         device, dtype: by name; `auto` is a GPU if there is one, and its own type (`choose_dtype`).
         engine: a folder made by `vmla-export`.
         engines: a folder of such folders; where none is given, one of these that fits is taken.
-        compiled: whether to compile the model's blocks; None does so where that repays itself.
+        compiled: whether to compile the model's blocks; None does so where it pays, and in fp8.
+        precision: `fp8` for layers in float8 on a GPU; None is that of `dtype`.
         decoder: a file of TAEHV's weights in place of the checkpoint's codec, or `NOTHING`: no frames.
         threads: CPU threads of denoiser and decoder together; one for each if None.
         start: a video, an image or a folder of pictures to go on from; a known one is not looked at.
@@ -183,20 +192,21 @@ def prepare(
         UserError: for whatever cannot be.
     """
     opened, device, dtype = _open(checkpoint, engine, device=device, dtype=dtype)
-    own = opened.model_config().layout
-    if layout not in (None, own):
-        raise UserError(f"checkpoint {opened.folder} has layout {own}; name one with {layout}")
+    _check_layout(opened, layout)
     where = choose_device(device)
     check_cache(opened.model_config(), compute := choose_dtype(dtype, where), where)
     decoding = Decoding(checkpoint=opened, file=decoder, dtype=compute)
+    check_seed(seed)
     count, frames = length_of(decoding, minutes=minutes, seconds=seconds, chunks=chunks)
-    engine, reason = look_up(opened, where, compute, engine, engines)
+    fp8 = choose_fp8(precision, where, compute, engine)
+    engine, reason = look_up(opened, where, compute, engine, None if fp8 else engines)
     job = Job(
         prompts=as_source(prompts, decoding, count),
         checkpoint=opened, chunks=count, seed=seed,
         sampler=opened.sampler() if steps is None else replace(opened.sampler(), steps=steps),
         device=where, dtype=compute, engine_folder=engine, engine_reason=reason,
-        compiled=choose_compiled(compiled, where, engine, count),
+        compiled=choose_compiled((fp8 or None) if compiled is None else compiled, where, engine, count),
+        fp8=fp8,
         decoder_file=decoder,
         threads=choose_threads(threads),
         start=as_start(start, opened, count),
@@ -211,6 +221,27 @@ def _open(
     if engine is None:
         return find_checkpoint(SHIPPED if checkpoint is None else checkpoint), device, dtype
     return fit(engine, checkpoint, device=device, dtype=dtype)
+
+
+def check_seed(seed: int) -> None:
+    """Refuse a seed that no document could hold: a sidecar would not be read again.
+
+    Raises:
+        UserError: then.
+    """
+    if abs(seed) >= LARGEST_NUMBER:
+        raise UserError(f"a seed has {len(str(LARGEST_NUMBER)) - 1} digits at most; take a smaller one")
+
+
+def _check_layout(checkpoint: Checkpoint, layout: str | None) -> None:
+    """Refuse a checkpoint that has another layout than the one that is asked for, if one is.
+
+    Raises:
+        UserError: naming both.
+    """
+    own = checkpoint.model_config().layout
+    if layout not in (None, own):
+        raise UserError(f"checkpoint {checkpoint.folder} has layout {own}; name one with {layout}")
 
 
 def choose_threads(wish: int | None) -> int:
@@ -295,8 +326,11 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        device = torch.device(name)
+        with warnings.catch_warnings(action="ignore"):  # of names that will go away
+            device = torch.device(name)
         torch.empty(1, device=device)
+        if device.type == "meta":
+            raise NotImplementedError("it holds no numbers")
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         raise UserError(f"no device {name!r} here; use cpu, or a device that torch sees") from error
     return device

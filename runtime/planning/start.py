@@ -40,7 +40,7 @@ class Start:
     """How many of the video's first chunks it is."""
 
     def describe(self) -> dict[str, Any]:
-        """As JSON values, for the description of a video."""
+        """The start as JSON values, for a video's description."""
         return {
             "start_file": str(self.path.resolve()), "start_hash": self.sha256, "start_chunks": self.chunks,
         }  # fmt: skip
@@ -146,7 +146,7 @@ def _last_frames(path: Path, count: int) -> Frames:
 
 
 def _decoded(path: Path) -> Iterator[Frames]:
-    """Its frames in order."""
+    """The frames of a video, in order."""
     import av
 
     try:
@@ -171,7 +171,7 @@ def _shrunk(pixels: Tensor, times: int) -> Tensor:
 
 
 def _hash(path: Path) -> str:
-    """Of a file's bytes, or of all pictures of a folder."""
+    """Hash of a file's bytes, or of all pictures of a folder."""
     if path.is_dir():
         each = [hash_file(picture) for picture in _pictures_of(path)]
         return hashlib.sha256(" ".join(each).encode()).hexdigest()

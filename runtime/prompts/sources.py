@@ -118,7 +118,7 @@ class PromptSchedule:
 
 
 class FixedPrompts(PromptSchedule):
-    """The same prompts for the whole video."""
+    """Gives the same prompts throughout the video."""
 
     def __init__(self, *prompts: str) -> None:
         super().__init__([PromptChange(chunk=0, prompts=prompts)])

@@ -30,7 +30,7 @@ FRAMES = 24 * 3600 * FRAMES_PER_SECOND
 """Those of a day, the longest that a video lasts; it has fewer chunks than that."""
 PACKAGES = ("numpy", "av", "transformers", "tokenizers", "ftfy")
 """Beside PyTorch: what reads the prompt, and what encodes the frames."""
-DEFAULTS: Mapping[str, Any] = {**NOT_RECORDED, "compiled": False}
+DEFAULTS: Mapping[str, Any] = {**NOT_RECORDED, "compiled": False, "fp8": False}
 """What a description means that was written before there was more to say."""
 
 
@@ -79,6 +79,7 @@ class Recorded:
     machine: dict[str, str] = field(default_factory=dict)
     live: bool = False
     compiled: bool = False
+    fp8: bool = False
     start_file: str | None = None
     start_hash: str | None = None
     start_chunks: Annotated[int, Between(0, FRAMES)] = 0
@@ -153,11 +154,12 @@ def describe_model(job: Job) -> dict[str, Any]:
         "layout": config.layout,
         "window": describe_window(config),
         "engine": EAGER if manifest is None else manifest.backend,
-        "precision": PRECISIONS[dtype] if manifest is None else manifest.precision,
+        "precision": ("fp8" if job.fp8 else PRECISIONS[dtype]) if manifest is None else manifest.precision,
         "engine_reason": job.engine_reason,
         "engine_folder": None if job.engine_folder is None else str(job.engine_folder.resolve()),
         "engine_hash": None if manifest is None else hash_json(manifest.files),
         "compiled": job.compiled,
+        "fp8": job.fp8,
         **job.decoding.describe(),
         "device": str(job.device),
         "dtype": dtype,

@@ -134,7 +134,7 @@ class State:
 
 
 def state_path(output: Path) -> Path:
-    """Where the state of `output` lies."""
+    """The path of the state that belongs to `output`."""
     return output.with_name(output.name + ".state")
 
 

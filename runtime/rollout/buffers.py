@@ -27,7 +27,11 @@ def noise_draws(sampler: Sampler) -> int:
     return 1 + sum(sampler.needs_noise(step) for step in range(sampler.steps))
 
 
-def allocate(engine: Engine, sampler: Sampler, *, batch: int) -> dict[int, Buffers]:
+class BuffersByLength(dict[int, "Buffers"]):
+    """The buffers of one video by the latent frames of a chunk."""
+
+
+def allocate(engine: Engine, sampler: Sampler, *, batch: int) -> BuffersByLength:
     """Buffers for `batch` videos by the latent frames of a chunk.
 
     Shapes are static, so a first chunk that is shorter than the others has buffers of its own, but for the
@@ -36,9 +40,9 @@ def allocate(engine: Engine, sampler: Sampler, *, batch: int) -> dict[int, Buffe
     chunks = engine.cache_spec.chunks
     usual = Buffers(engine, sampler, batch=batch, frames=chunks.following)
     if chunks.first == chunks.following:
-        return {chunks.following: usual}
+        return BuffersByLength({chunks.following: usual})
     first = Buffers(engine, sampler, batch=batch, frames=chunks.first, beside=usual)
-    return {chunks.following: usual, chunks.first: first}
+    return BuffersByLength({chunks.following: usual, chunks.first: first})
 
 
 class Buffers:
@@ -73,8 +77,8 @@ class Buffers:
         """Copies from main memory to the device so far."""
         self.commits = False
         """Whether the chunk is cached at all: without a history nothing is, once the sink is full."""
-        self.full = False
-        """Whether no slot of the window is empty."""
+        self.held = 0
+        """Slots of the window that hold a frame: the first ones."""
 
     @property
     def window(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -98,7 +102,7 @@ class Buffers:
         """Set the window of the chunk that begins at latent frame `frame`, and the slots of its commit."""
         source, target = self.cache_spec.token_indices(frame, self.frames, padded=True)
         slots = self.cache_spec.slot_index(frame)
-        self.full = -1 not in slots.tolist()
+        self.held = int((slots >= 0).sum())
         self._put(self.slot_index, slots)
         self._put(self.chunk_index, self.cache_spec.chunk_index(frame, self.frames))
         self.commits = len(source) > 0
@@ -114,6 +118,18 @@ class Buffers:
         yield
         self.latents.copy_(latents)
         self.cache.index_copy_(2, self.target, rows)
+
+    def take(self, other: Buffers) -> None:
+        """Copy all that passes read or continue from `other`, which is for chunks of the same length."""
+        for ours, theirs in zip(self._tensors(), other._tensors(), strict=True):
+            ours.copy_(theirs)
+        self.held, self.commits, self.uploads = other.held, other.commits, other.uploads
+
+    def _tensors(self) -> list[Tensor]:
+        """All that differs between videos, or between chunks."""
+        text = [self.text_kv, *([self.negative_text_kv] if self._sampler.guided else [])]
+        indices = [self.slot_index, self.chunk_index, self.source, self.target]
+        return [self.noise, self.latents, self.cache, *text, *indices]
 
     def _put(self, buffer: Tensor, value: Tensor) -> None:
         """Copy from main memory; to a GPU through pinned memory, which PyTorch holds until it is read."""

@@ -60,7 +60,7 @@ class NoDecoder:
 
 @dataclass(frozen=True, kw_only=True)
 class Decoding:
-    """Which codec decodes a checkpoint's latents, before any of it is loaded."""
+    """The codec that will decode a checkpoint's latents, known before any of it is loaded."""
 
     checkpoint: Checkpoint
     file: Path | None

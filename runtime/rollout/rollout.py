@@ -7,23 +7,22 @@ entries are committed to the cache. The cache and every other tensor keep their 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from time import perf_counter
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from runtime.device.cuda_graphs import Pool, captured, graph_pool, replays_of
 from runtime.device.threads import using
 from runtime.engines.base import Engine
 from runtime.prompts.sources import PromptChange, PromptSource
-from runtime.rollout.buffers import allocate
+from runtime.rollout.buffers import Buffers, allocate
 from runtime.rollout.decoding import Decoder
+from runtime.rollout.graphs import ChunkGraphs, Kind
+from runtime.rollout.passes import ChunkPasses
 from runtime.rollout.recache import Past
-from vmla.scheduler import Sampler, guided
-from vmla.transformer import StepInputs
+from vmla.scheduler import Sampler
 
 
 @dataclass(frozen=True)
@@ -37,33 +36,26 @@ class Chunk:
     decode_seconds: float
 
 
-class Computations(NamedTuple):
-    """What a chunk of one kind of window computes: on a GPU, one CUDA graph each."""
-
-    denoise: Callable[[], None]
-    update_cache: Callable[[], None]
-
-
 class Rollout:
     """One batch of videos in the making: `denoise` and `update_cache` in turn make chunk after chunk."""
 
     def __init__(
         self, engine: Engine, prompts: PromptSource, sampler: Sampler,
-        *, seeds: Sequence[int], threads: int | None = None, pool: Pool | None = None, graphs: bool = True,
+        *, seeds: Sequence[int], threads: int | None = None, graphs: ChunkGraphs | bool = True,
         start: Sequence[Tensor] = (),
     ) -> None:  # fmt: skip
         """Allocate the buffers of one video for each of `seeds`.
 
-        A CPU computes with `threads` threads, or PyTorch's own number if None. On a GPU intermediate results
-        of graphs lie in `pool`; without `graphs`, every operation is launched by itself. `start` has the
-        clean latents [B, z, F, h, w] of the first chunks, which are taken as they are.
+        A CPU computes with `threads` threads, or PyTorch's own number if None. On a GPU chunks replay
+        `graphs`, which several rollouts share, or a set of its own; if False, every operation is launched by
+        itself. `start` has the clean latents [B, z, F, h, w] of the first chunks, taken as they are.
         """
         self._engine, self._prompts, self._sampler, self._seeds = engine, prompts, sampler, seeds
         self._threads, self._start = threads, start
         self._chunks, self.past = engine.cache_spec.chunks, Past(engine.cache_spec)
         self._buffers = allocate(engine, sampler, batch=len(seeds))
-        self.buffers = self._buffers[self._chunks.first]
-        """The buffers of the chunk under way."""
+        self._frames = self._chunks.first
+        """Latent frames of the chunk under way."""
         if sampler.guided:
             negative = engine.encode_prompt([sampler.negative_prompt] * len(seeds))
             self.buffers.negative_text_kv.copy_(negative)
@@ -72,12 +64,14 @@ class Rollout:
         self.frame = 0
         """Its first latent frame, counted from where the history was dropped last (`vmla.cache`)."""
         self.change: PromptChange | None = None
-        self._pool = pool or graph_pool(engine.device)
-        self._with_graphs = graphs
-        self._computations: dict[tuple[int, bool], Computations] = {}
-        self._launched = Computations(self._denoising_steps, self._clean_pass)
-        self._begun = False
-        """Whether a chunk has been made. The first runs launch by launch: its frames wait for no capture."""
+        self._passes = ChunkPasses(engine, sampler)
+        self._graphs = ChunkGraphs(engine, sampler) if graphs is True else graphs or None
+        self._replays = 0
+
+    @property
+    def buffers(self) -> Buffers:
+        """Those of the chunk under way."""
+        return self._buffers[self._frames]
 
     @torch.inference_mode()
     def denoise(self) -> Tensor:
@@ -89,7 +83,7 @@ class Rollout:
                 self.buffers.latents.copy_(self._start[self.number])
             else:
                 self.buffers.draw_noise(self._seeds, self.number)
-                self._captured().denoise()
+                self._denoise()
         return self.buffers.latents.clone()
 
     @torch.inference_mode()
@@ -99,31 +93,6 @@ class Rollout:
             self._update_cache()
         self.past.add(self.number, self.buffers.latents.clone())
         self.number, self.frame = self.number + 1, self.frame + self.buffers.frames
-        self._begun = True
-
-    @torch.inference_mode()
-    def _denoising_steps(self) -> None:
-        """From noise to clean latents, level by level."""
-        latents = self.buffers.noise[0]
-        for step, timestep in enumerate(self.buffers.timesteps):
-            velocity = self._velocity(StepInputs(latents, timestep, *self.buffers.window))
-            latents = self._sampler.step(latents, velocity, step, self.buffers.renoise(step))
-        self.buffers.latents.copy_(latents)
-
-    def _velocity(self, inputs: StepInputs) -> Tensor:
-        """Of a step; with guidance, of a second pass over the same window too, told the negative prompt."""
-        full = self.buffers.full
-        velocity = self._engine.step(inputs, full=full)[0]
-        if not self._sampler.guided:
-            return velocity
-        negative = self._engine.step(inputs._replace(text_kv=self.buffers.negative_text_kv), full=full)[0]
-        return guided(velocity.float(), negative.float(), self._sampler.guidance_scale)
-
-    @torch.inference_mode()
-    def _clean_pass(self) -> None:
-        """The entries of the clean chunk, at t = 0, go into the cache."""
-        inputs = StepInputs(self.buffers.latents, self.buffers.clean, *self.buffers.window)
-        self.buffers.commit(self._engine.entries(inputs, full=self.buffers.full))
 
     def _change_prompt(self, change: PromptChange) -> None:
         """Encode the prompt if it has changed, and apply its policy to the cache."""
@@ -139,34 +108,32 @@ class Rollout:
 
     def _set_window(self, frame: int, frames: int) -> None:
         """Select the buffers for `frames` latent frames and set the window that begins at `frame`."""
-        self.buffers = self._buffers[frames]
+        self._frames = frames
         self.buffers.set_window(frame)
 
+    def _denoise(self) -> None:
+        if self._graphs is None:
+            self._passes.denoise(self.buffers)
+        else:
+            self._replays += self._graphs.denoise(self._buffers, self._kind())
+
     def _update_cache(self) -> None:
-        if self.buffers.commits:
-            self._captured().update_cache()
+        if not self.buffers.commits:
+            return
+        if self._graphs is None:
+            self._passes.update_cache(self.buffers)
+        else:
+            self._replays += self._graphs.update_cache(self._buffers, self._kind())
 
-    def _captured(self) -> Computations:
-        """What this kind of window computes. A GPU's graphs are captured after the first chunk, when a window
-        first needs them."""
-        if not self._begun:
-            return self._launched
-        kind = self.buffers.frames, self.buffers.full
-        if kind not in self._computations:
-            with self.buffers.restored_afterwards():
-                self._computations[kind] = Computations(
-                    self._graph_of(self._denoising_steps), self._graph_of(self._clean_pass)
-                )
-        return self._computations[kind]
-
-    def _graph_of(self, compute: Callable[[], None]) -> Callable[[], None]:
-        return captured(compute, self._engine.device, self._pool) if self._with_graphs else compute
+    def _kind(self) -> Kind:
+        return self._frames, self._engine.computation(self.buffers.held)
 
     @property
     def launches(self) -> int | None:
         """The host's so far: replays of graphs and uploads of their data; None where no graph is replayed."""
-        replays = replays_of([graph for pair in self._computations.values() for graph in pair])
-        return None if replays is None else replays + sum(one.uploads for one in self._buffers.values())
+        if not self._replays:
+            return None
+        return self._replays + sum(one.uploads for one in self._buffers.values())
 
 
 def rollout(

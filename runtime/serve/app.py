@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -13,21 +14,25 @@ from runtime.serve.edge import errors
 from runtime.serve.edge.access import Door
 from runtime.serve.edge.metrics import Metrics
 from runtime.serve.edge.settings import ServeSettings
+from runtime.serve.edge.tracing import Tracing
 from runtime.serve.routes import about, realtime, sessions, videos
 from runtime.serve.routes.serving import Server
 from runtime.serve.streams.table import Streams
 from runtime.serve.streams.worker import Worker
 
 
-def create_app(job: Job, settings: ServeSettings, *, memory: int) -> FastAPI:
+def create_app(job: Job, settings: ServeSettings, *, memory: int, tracing: Tracing | None = None) -> FastAPI:
     """The application that serves the model of `job` within `memory` bytes; it is loaded here.
+
+    What it does is told to `tracing`, which is closed at the end; None traces nothing.
 
     Raises:
         UserError: if it does not fit, or another server has the store.
     """
+    tracing = Tracing() if tracing is None else tracing
     store, metrics = Store(settings.store), Metrics()
     worker = Worker(job, memory=memory, most=settings.limits.resident)
-    streams = Streams(store, worker, settings, metrics)
+    streams = Streams(store, worker, settings, metrics, tracing)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -36,11 +41,12 @@ def create_app(job: Job, settings: ServeSettings, *, memory: int) -> FastAPI:
             yield
         finally:
             await streams.close()
+            await asyncio.to_thread(tracing.close)
 
     app = FastAPI(title="vmla-serve", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.server = Server(streams=streams, settings=settings, metrics=metrics)
     errors.install(app)
     for part in (about, sessions, videos, realtime):
         app.include_router(part.router)
-    app.add_middleware(Door, settings=settings, metrics=metrics)
+    app.add_middleware(Door, settings=settings, metrics=metrics, tracing=tracing)
     return app

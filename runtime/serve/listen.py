@@ -1,8 +1,8 @@
-"""Listening: a socket, uvicorn around the application, and connections that must not take for ever."""
+"""Listening: a socket, and uvicorn around the application."""
 
 from __future__ import annotations
 
-import asyncio
+import resource
 import socket
 import threading
 from collections.abc import Iterator
@@ -11,35 +11,17 @@ from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from plugins.errors import UserError
+from runtime.serve.edge.connections import BoundedWebSocket, TimelyHttp, Watch
 from runtime.serve.edge.settings import ServeSettings
 
 SEND_BUFFER = 1 << 18
 """Bytes that the system keeps for a viewer who does not take them: a few chunks, not a minute of them."""
 CONNECTIONS = 1_024
-
-
-class TimelyHttp(H11Protocol):
-    """HTTP/1.1, where whoever connects must also ask for something."""
-
-    patience = 30.0
-    """Seconds for the head of the first request."""
-
-    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait."""
-        super().connection_made(transport)
-        self._late = asyncio.get_running_loop().call_later(self.patience, self._give_up)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no more."""
-        self._late.cancel()
-        super().connection_lost(exc)
-
-    def _give_up(self) -> None:
-        if self.cycle is None and not self.transport.is_closing():
-            self.transport.close()
+"""At most; beyond half of the files that the process may open, none is let in: streams need files too."""
+TICKS = 10
+"""Of uvicorn, in a second."""
 
 
 def open_socket(settings: ServeSettings) -> socket.socket:
@@ -62,11 +44,11 @@ def open_socket(settings: ServeSettings) -> socket.socket:
 
 
 class Server(uvicorn.Server):
-    """uvicorn that ends when `stop` is set, and leaves signals to whoever sets it."""
+    """uvicorn that ends when `stop` is set, leaves signals to whoever sets it, and has a `watch`."""
 
-    def __init__(self, config: uvicorn.Config, stop: threading.Event) -> None:
+    def __init__(self, config: uvicorn.Config, stop: threading.Event, watch: Watch) -> None:
         super().__init__(config)
-        self._stop = stop
+        self._stop, self._watch = stop, watch
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -76,15 +58,19 @@ class Server(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second; whether to end."""
         self.should_exit = self.should_exit or self._stop.is_set()
+        if counter % TICKS == 0:
+            self._watch.look(self.server_state.connections)  # type: ignore[arg-type]
         return await super().on_tick(counter)
 
 
 def server_for(app: FastAPI, settings: ServeSettings, stop: threading.Event | None = None) -> Server:
     """uvicorn for `app`, to be run on a socket of `open_socket` until `stop` is set."""
-    limits = settings.limits
-    timely = type("Timely", (TimelyHttp,), {"patience": limits.request_seconds})
+    limits, most = settings.limits, min(CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
+    # From `most` on HTTP is answered with 503; WebSockets are not asked, so that beyond nobody is.
+    timely = type("Timely", (TimelyHttp,), {"patience": limits.request_seconds, "most": most})
     options: dict[str, Any] = {
         "http": timely,
+        "ws": BoundedWebSocket,
         "ws_max_size": limits.message_bytes,
         "ws_max_queue": 8,
         "ws_per_message_deflate": False,  # video does not get smaller
@@ -92,7 +78,7 @@ def server_for(app: FastAPI, settings: ServeSettings, stop: threading.Event | No
         "ws_ping_timeout": 20.0,
         "timeout_keep_alive": 15,
         "timeout_graceful_shutdown": 5,
-        "limit_concurrency": CONNECTIONS,
+        "limit_concurrency": most,
         "backlog": CONNECTIONS,
         "server_header": False,
         "log_config": None,
@@ -100,4 +86,5 @@ def server_for(app: FastAPI, settings: ServeSettings, stop: threading.Event | No
         "lifespan": "on",
         "loop": "asyncio",  # whatever else is installed
     }
-    return Server(uvicorn.Config(app, **options), threading.Event() if stop is None else stop)
+    stop = threading.Event() if stop is None else stop
+    return Server(uvicorn.Config(app, **options), stop, Watch(limits.stall_seconds))

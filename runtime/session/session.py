@@ -23,7 +23,7 @@ from typing import Any
 from torch import Tensor
 
 from plugins.errors import UserError
-from runtime.device.cuda_graphs import SideStream, graph_pool
+from runtime.device.cuda_graphs import SideStream
 from runtime.outputs import FrameSink
 from runtime.planning.plan import VideoPlan
 from runtime.planning.request import Job
@@ -31,6 +31,7 @@ from runtime.prompts.sources import LivePrompts, PromptSchedule
 from runtime.resume.autosave import Autosave
 from runtime.resume.sidecar import DEFAULTS, Recorded, describe_model, describe_video
 from runtime.resume.state import State
+from runtime.rollout.graphs import ChunkGraphs
 from runtime.rollout.rollout import Rollout
 from runtime.session.commands import CommandQueue
 from runtime.session.pacing import Pacing
@@ -39,6 +40,7 @@ from runtime.session.stages import Admission, VideoStages
 from runtime.session.task import VideoTask
 from runtime.telemetry.events import NoTelemetry, Telemetry
 from vmla.config import FRAMES_PER_SECOND
+from vmla.scheduler import Sampler
 
 SHARED = ("checkpoint", "device", "dtype", "engine_folder", "decoder_file", "threads")
 """Attributes that all jobs of a session have in common."""
@@ -64,7 +66,9 @@ class Session:
         """
         self._job, self._memory, self._clock = job, memory, clock
         self._engine, self._decoder = job.engine(), job.decoders()
-        self._side, self._pool = SideStream(job.device), graph_pool(job.device)
+        self._side = SideStream(job.device)
+        self._graphs: dict[Sampler, ChunkGraphs] = {}
+        """One set for all videos of a sampler."""
         self._commands, self._closed = CommandQueue(), threading.Event()
         self._tasks: list[VideoTask] = []
         """The videos that have not ended; changed only between two chunks."""
@@ -82,8 +86,14 @@ class Session:
 
     @cached_property
     def capacity(self) -> int | None:
-        """How many videos fit at once; None if memory is unlimited."""
-        return None if self._memory is None else self.plan.videos_in(self._memory)
+        """How many videos fit at once; None if memory is unlimited.
+
+        On a GPU several videos leave room for one more, whose buffers are those of the graphs.
+        """
+        if self._memory is None:
+            return None
+        fit = self.plan.videos_in(self._memory)
+        return fit - 1 if fit > 1 and self._job.device.type == "cuda" else fit
 
     def admit(
         self, job: Job, sink: FrameSink, *, frames: int | None, telemetry: Telemetry | None = None,
@@ -265,9 +275,12 @@ class Session:
 
     def _stages(self, asked: Admission) -> VideoStages:
         job = asked.job
+        with self._lock:
+            if job.sampler not in self._graphs:
+                self._graphs[job.sampler] = ChunkGraphs(self._engine, job.sampler)
         rollout = Rollout(
             self._engine, job.prompts, job.sampler,
-            seeds=[job.seed], threads=job.cores.denoiser, pool=self._pool,
+            seeds=[job.seed], threads=job.cores.denoiser, graphs=self._graphs[job.sampler],
             start=job.start_latents(0 if asked.state is None else asked.state.snapshot.number),
         )  # fmt: skip
         return VideoStages(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -83,6 +85,11 @@ class NoTelemetry:
         """Nothing."""
 
 
+def shown(rate: float, places: int = 0) -> str:
+    """A rate for a person, with so many places, or two digits of one below 1: a large model's on a CPU."""
+    return f"{rate:.{places}f}" if rate >= 1 else f"{rate:.2g}"
+
+
 class LineTelemetry(NoTelemetry):
     """Shows chunk, speed, times real time, memory and prompt in one line."""
 
@@ -94,8 +101,8 @@ class LineTelemetry(NoTelemetry):
         chunks = "" if report.chunks is None else f"/{report.chunks}"
         launches = "" if report.launches is None else f"{report.launches} launches  "
         self._line.show(
-            f"chunk {report.chunk + 1}{chunks}  {report.speed:.0f} frames/s  "
-            f"{report.speed / report.frames_per_second:.1f}x real time  "
+            f"chunk {report.chunk + 1}{chunks}  {shown(report.speed)} frames/s  "
+            f"{shown(report.speed / report.frames_per_second, 1)}x real time  "
             f"{report.resident_bytes / 2**20:.0f} MiB  {launches}{report.prompt}",
             done=None if report.chunks is None else (report.chunk + 1) / report.chunks,
         )
@@ -131,8 +138,8 @@ class TogetherLine:
             chunks = "" if report.chunks is None else f"/{self._videos * report.chunks}"
             speed = sum(one.frames for one in latest) / max(1e-9, *(one.seconds for one in latest))
             self._line.show(
-                f"{self._videos} videos  chunk {done}{chunks}  {speed:.0f} frames/s  "
-                f"{speed / self._videos / report.frames_per_second:.1f}x real time each  "
+                f"{self._videos} videos  chunk {done}{chunks}  {shown(speed)} frames/s  "
+                f"{shown(speed / self._videos / report.frames_per_second, 1)}x real time each  "
                 f"{report.resident_bytes / 2**20:.0f} MiB",
                 done=None if report.chunks is None else done / (self._videos * report.chunks),
             )
@@ -155,10 +162,17 @@ class JsonLines:
         Raises:
             UserError: if it cannot be.
         """
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK  # who reads a pipe holds nobody up
         try:
-            self._file = self._path.open("wb", buffering=0)
+            self._file = os.fdopen(os.open(self._path, flags, 0o666), "wb", buffering=0)
         except OSError as error:
-            raise UserError(f"cannot write {self._path}: {error.strerror}; name another file") from error
+            nobody = error.errno == errno.ENXIO
+            told = (
+                "nobody reads it; start its reader first"
+                if nobody
+                else f"{error.strerror}; name another file"
+            )
+            raise UserError(f"cannot write {self._path}: {told}") from error
         return self
 
     def of(self, video: str) -> JsonLines:
@@ -188,7 +202,9 @@ class JsonLines:
         left = memoryview(line)
         try:
             while left:
-                left = left[self._file.write(left) :]
+                if (written := self._file.write(left)) is None:
+                    raise BlockingIOError(errno.EAGAIN, "its reader does not keep up")
+                left = left[written:]
         except OSError:
             with suppress(OSError):  # of a device or a pipe nothing can be cut off
                 self._file.truncate(self._file.tell() - (len(line) - len(left)))

@@ -37,13 +37,30 @@ def onnx_engine(build_engine):
 
 
 @pytest.fixture(scope="session")
-def native_graph(checkpoint, tmp_path_factory):
-    """The file of the debug model's step with attention written out."""
-    opened = open_checkpoint(checkpoint)
-    signature = contract(opened.model_config(), batch=1)["step"]
-    path = tmp_path_factory.mktemp("native") / "step.onnx"
-    onnx.save(trace_step(opened.transformer(), batch=1), signature, path, attention_nodes=False)
-    return path
+def graph_of(checkpoint, tmp_path_factory):
+    """Write the debug model's step over all slots, and return the file."""
+
+    def save(*, attention_nodes):
+        opened = open_checkpoint(checkpoint)
+        signature = contract(opened.model_config(), batch=1)["step"]
+        path = tmp_path_factory.mktemp("graph") / "step.onnx"
+        program = trace_step(opened.transformer(), batch=1)
+        onnx.save(program, signature, path, attention_nodes=attention_nodes)
+        return path
+
+    return save
+
+
+@pytest.fixture(scope="session")
+def native_graph(graph_of):
+    """With attention written out."""
+    return graph_of(attention_nodes=False)
+
+
+@pytest.fixture(scope="session")
+def plugin_graph(graph_of):
+    """With attention as nodes for the plugin."""
+    return graph_of(attention_nodes=True)
 
 
 @pytest.fixture(scope="session", params=["aoti", "onnx"])

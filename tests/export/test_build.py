@@ -249,12 +249,16 @@ def test_the_default_backend_is_what_gpu_and_packages_allow(monkeypatch, gpu, in
     assert choose_backend("sm_86")[:2] == ("tensorrt-rtx", "sm_86")
 
 
-def test_in_single_precision_tensorrt_attends_by_itself():
-    assert Settings(backend="tensorrt", precision="fp32").attention_form == "native"
-    assert Settings(backend="tensorrt", precision="bf16").attention_form == "plugin"
-    assert Settings(backend="onnx", precision="fp32").attention_form == "plugin"
-    native = Settings(backend="onnx", precision="fp32", attention="native")
-    assert (native.attention_form, native.name) == ("native", "onnx-fp32-native")
+def test_a_backend_attends_by_itself_unless_the_plugin_is_asked_for():
+    for backend in ("tensorrt", "onnx", "aoti"):
+        usual = Settings(backend=backend, precision="bf16")
+        assert (usual.attention_form, usual.name) == ("native", f"{backend}-bf16")
+    plugin = Settings(backend="onnx", precision="fp32", attention="plugin")
+    assert (plugin.attention_form, plugin.name) == ("plugin", "onnx-fp32-plugin")
+    plugin = Settings(backend="tensorrt", precision="bf16", attention="plugin")
+    assert (plugin.attention_form, plugin.name) == ("plugin", "tensorrt-bf16-plugin")
+    assert "--attention plugin" in plugin.builder.remark(Settings(backend="tensorrt", precision="bf16"))
+    assert plugin.builder.remark(plugin) is None
 
 
 def test_the_default_backend_comes_with_its_reason(checkpoint, tmp_path, compiled):

@@ -6,18 +6,24 @@ import shlex
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
+import torch
 from kit.checkpoints import debug_checkpoint
+from kit.passes import pass_inputs
 
 from export.build import describe
 from export.checks import check_engine, check_files, check_host
-from export.engine.manifest import CONTENT, NAME, SCHEMA, Manifest, _hash, engine_store
+from export.engine.manifest import CONTENT, NAME, OLDER, SCHEMA, Manifest, _hash, engine_store
 from export.engine.target import Host
 from export.settings import Settings
 from plugins.errors import UserError
 from runtime.cli.export import main
+from runtime.engines.compiled import CompiledEngine
 from runtime.engines.programs import load_programs
+from vmla.config import ModelConfig
+from vmla.transformer import StepInputs
 from vmla.weights.checkpoint import open_checkpoint
 
 pytestmark = pytest.mark.cpu
@@ -67,6 +73,30 @@ def mending(line):
 def test_what_is_written_is_read(manifest, folder):
     assert Manifest.read(folder) == manifest
     assert [path.name for path in folder.iterdir()] == [NAME]
+
+
+def test_an_engine_of_the_schema_before_takes_all_slots(manifest, folder):
+    assert manifest.window == "held"
+    path = folder / NAME
+    values = json.loads(path.read_text())
+    del values["window"], values[CONTENT]
+    values["schema"] = OLDER
+    path.write_text(json.dumps({**values, CONTENT: _hash(values)}))
+    read = Manifest.read(folder)
+    assert read == replace(manifest, schema=OLDER, window="all")
+    assert not read.same_build(manifest)  # so that a build is not taken for it
+    backend, programs = SimpleNamespace(encoder=torch.nn.Identity()), {}
+    engine = CompiledEngine(read, {"step": lambda *given: programs.update(given=given) or given[:2]}, backend)
+    inputs = {
+        name: x.bfloat16() if name in ("text_kv", "cache") else x for name, x in step_inputs(read).items()
+    }
+    engine.step(StepInputs(**inputs), held=2)
+    assert programs["given"][3].shape == inputs["cache"].shape
+    assert engine.computation(0) == engine.computation(4)
+
+
+def step_inputs(manifest):
+    return pass_inputs(ModelConfig.from_dict(manifest.model), 1)
 
 
 def test_its_tables_say_what_goes_in_and_out(manifest):
@@ -185,7 +215,7 @@ def test_missing_and_damaged_files_are_refused(manifest, folder):
     ("changes", "said"),
     [
         ({"schema": 99}, "schema is 99"),
-        ({"schema": 3}, "schema is 3, this version reads 4; build the engine again"),
+        ({"schema": 3}, "schema is 3, this version reads 4 and 5; build the engine again"),
         ({"color": "red"}, "field color is unknown"),
         ({"files": {"../step.pt2": "0"}}, "'../step.pt2' leads out of the folder"),
         ({"files": {"..": "0"}}, "'..' leads out of the folder"),

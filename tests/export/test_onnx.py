@@ -32,9 +32,15 @@ SEQUENCES = {"SplitToSequence", "SequenceAt", "SequenceEmpty", "ConcatFromSequen
 
 
 @pytest.fixture(scope="module")
-def model(onnx_engine):
-    """The step of the debug model."""
-    return onnx.load(onnx_engine / "step.onnx")
+def model(plugin_graph):
+    """The step of the debug model, with nodes for the plugin."""
+    return onnx.load(plugin_graph)
+
+
+@pytest.fixture(scope="module")
+def held(onnx_engine):
+    """The graph of an engine's step, which takes the slots that hold a frame."""
+    return onnx.load(onnx_engine / "step.onnx").graph
 
 
 @pytest.fixture
@@ -48,15 +54,34 @@ def inputs_of(checkpoint, number):
     return {name: x.numpy() for name, x in pass_inputs(config, number, seed=number).items()}
 
 
-def test_the_graph_has_the_signature_of_the_manifest(graph, onnx_engine):
-    step = Manifest.read(onnx_engine).programs["step"]
-    for values, specs in ((graph.input, step.inputs), (graph.output, step.outputs)):
-        found = [
-            (v.name, tuple(d.dim_value for d in v.type.tensor_type.shape.dim), v.type.tensor_type.elem_type)
-            for v in values
-        ]
-        types = {s.dtype: onnx.helper.np_dtype_to_tensor_dtype(np.dtype(s.dtype)) for s in specs}
-        assert found == [(s.name, s.shape, types[s.dtype]) for s in specs]
+def test_the_graph_has_the_signature_of_the_manifest_but_for_how_many_slots_hold_a_frame(held, onnx_engine):
+    step, open_ended = Manifest.read(onnx_engine).programs["step"], {("cache", 2), ("slot_index", 0)}
+    for values, specs in ((held.input, step.inputs), (held.output, step.outputs)):
+        for value, spec in zip(values, specs, strict=True):
+            kind = value.type.tensor_type
+            assert (value.name, kind.elem_type) == (spec.name, np_type(spec.dtype))
+            for axis, (dim, size) in enumerate(zip(kind.shape.dim, spec.shape, strict=True)):
+                assert (dim.dim_value or None) == (None if (spec.name, axis) in open_ended else size)
+
+
+def np_type(name):
+    return onnx.helper.np_dtype_to_tensor_dtype(np.dtype(name))
+
+
+def test_no_mask_is_made_and_none_is_read(held, native_graph):
+    """Validity costs a full window nothing: no comparison, no choice, no row of a mask for any query."""
+    for graph, masked in ((held, False), (onnx.load(native_graph).graph, True)):
+        kinds = {node.op_type for node in graph.node}
+        attention = [node for node in graph.node if node.op_type == "Attention"]
+        masks = [node for node in attention if len(node.input) > 3 and node.input[3]]
+        assert (len(attention), len(masks)) == (4, 2 if masked else 0)
+        assert ({"Where", "GreaterOrEqual"} & kinds == set()) is not masked
+
+
+def test_sizes_are_worked_out_of_one_input_alone(held):
+    assert not {node.op_type for node in held.node} & SEQUENCES
+    [asked] = [node for node in held.node if node.op_type == "Shape"]
+    assert list(asked.input) == ["slot_index"]
 
 
 def test_weights_keep_their_names(graph, checkpoint):
@@ -109,11 +134,11 @@ def test_it_runs_node_for_node_in_the_reference_evaluator(model, checkpoint, num
         assert_close(torch.from_numpy(got), wanted, rtol=1e-4, atol=1e-4)
 
 
-def test_node_and_native_graph_give_the_same(onnx_engine, native_graph, checkpoint):
+def test_node_and_native_graph_give_the_same(plugin_graph, native_graph, checkpoint):
     inputs = inputs_of(checkpoint, 2)
     results = [
         onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"]).run(None, inputs)
-        for path in (onnx_engine / "step.onnx", native_graph)
+        for path in (plugin_graph, native_graph)
     ]
     for got, want in zip(*results, strict=True):
         assert_close(torch.from_numpy(got), torch.from_numpy(want), rtol=1e-5, atol=1e-5)
@@ -176,8 +201,8 @@ def test_a_graph_that_the_checker_refuses_is_no_engine(tmp_path, monkeypatch):
         graphs.save(trace(model, batch=1)["prompt"], signature, tmp_path / "prompt.onnx")
 
 
-def test_polygraphy_finds_no_fault(onnx_engine):
-    found = faults(onnx_engine / "step.onnx")
+def test_polygraphy_finds_no_fault(plugin_graph):
+    found = faults(plugin_graph)
     assert found["passing"] > 0
     assert found["entries"] == []
     assert found["failing"] == []

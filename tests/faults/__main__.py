@@ -1,13 +1,17 @@
 """Damage files and watch what the commands make of them.
 
 python -m tests.faults --count 3000 --seed 0 --report docs/faults.md
+
+Ctrl-C and SIGTERM end it early, with the figures so far.
 """
 
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parents[2])]
@@ -25,6 +29,7 @@ def main() -> int:
     parser.add_argument("--report", type=Path, help="Markdown file that gets the figures")
     parser.add_argument("--only", type=int, help="show one trial in full")
     asked = parser.parse_args()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     began, trials = time.monotonic(), list[Trial]()
     with Campaign(asked.seed, asked.seconds) as campaign:
         for trial in campaign.undamaged() if asked.count > 500 else ():
@@ -33,10 +38,13 @@ def main() -> int:
             (trial,) = list(campaign.run(asked.only + 1, first=asked.only))
             sys.stdout.write(f"{trial}\n{trial.ended.said}{trial.ended.complained}")
             return int(bool(trial.faults))
-        for trial in campaign.run(asked.count):
-            trials.append(trial)
-            if trial.faults:
-                show(trial)
+        with suppress(KeyboardInterrupt):  # what was tried so far is what a smaller count would have tried
+            for trial in campaign.run(asked.count):
+                trials.append(trial)
+                if trial.faults:
+                    show(trial)
+                elif len(trials) % 100 == 0:
+                    sys.stderr.write(f"{len(trials)} tried\n")
     failed = sum(bool(trial.faults) for trial in trials)
     seconds = time.monotonic() - began
     sys.stdout.write(f"{len(trials)} tried, {failed} failed, {seconds:.0f} s\n")

@@ -87,6 +87,7 @@ def _become(call: Callable[[], object], folder: Path, said: int, complained: int
 
 
 def _confine(folder: Path, said: int, complained: int, memory: int | None) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     os.chdir(folder)
     os.environ.update(dict.fromkeys(HOMES, str(folder / "home")))
     tempfile.tempdir = None

@@ -66,7 +66,8 @@ class StandInHub:
         if path[:2] == ["api", "validate-yaml"]:
             return _reply(request, {"errors": [], "warnings": []})
         if path[:2] == ["api", "models"]:
-            return self._api(request, "/".join(path[2:4]), path[4], path[5:], body)
+            verb, *rest = path[4:] or ["revision", "main"]
+            return self._api(request, "/".join(path[2:4]), verb, rest, body)
         return self._file(request, method, "/".join(path[:2]), path[3], "/".join(path[4:]))
 
     def _api(self, request, repo, verb, rest, body):

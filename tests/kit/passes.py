@@ -12,10 +12,15 @@ def window_at(spec, number):
     return spec.slot_index(start), spec.chunk_index(start, spec.chunks.length(number))
 
 
-def pass_inputs(config, number, *, batch=1, seed=0, timestep=437.0, empty=float("nan")):
-    """What `VideoMLA.forward` takes in chunk `number`: all random, `empty` in every empty slot."""
+def pass_inputs(config, number, *, batch=1, seed=0, timestep=437.0, empty=float("nan"), frame=None):
+    """What `VideoMLA.forward` takes in chunk `number`: all random, `empty` in every empty slot.
+
+    `frame` is the latent frame that the chunk begins at, where it is another than the chunk's own.
+    """
     spec = CacheSpec.of(config)
     slots, own = window_at(spec, number)
+    if frame is not None:
+        slots, own = spec.slot_index(frame), spec.chunk_index(frame, spec.chunks.length(number))
     frames = len(own)
     vacant = (slots < 0).repeat_interleave(spec.tokens_per_frame)[:, None]
     shapes = {

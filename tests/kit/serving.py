@@ -61,12 +61,12 @@ def wait_for(condition):
 
 
 @contextmanager
-def serving(checkpoint, store, *, memory=1 << 40, threads=1, **changed):
+def serving(checkpoint, store, *, memory=1 << 40, threads=1, tracing=None, **changed):
     """A server of `checkpoint` on a free port of this machine."""
     job, _ = prepare("a video", checkpoint, threads=threads)
     settings = settings_for(store, **changed)
     listening = open_socket(settings)
-    app = create_app(job, settings, memory=memory)
+    app = create_app(job, settings, memory=memory, tracing=tracing)
     server = server_for(app, settings)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()

@@ -25,7 +25,7 @@ def test_a_failure_leaves_the_old_file(old):
     with pytest.raises(ValueError, match="half-way"), atomic_write(old) as aside:
         aside.write_text("ne")
         raise ValueError("half-way")
-    assert old.read_text() == "old"
+    assert old.read_text() == "old" and list(old.parent.iterdir()) == [old]
 
 
 def test_text_and_bytes(old):
@@ -50,4 +50,11 @@ def test_a_folder_that_is_there_is_never_replaced(tmp_path):
     (tmp_path / "model" / "mine").touch()
     with pytest.raises(OSError, match="not empty"), atomic_folder(tmp_path / "model"):
         pass
-    assert (tmp_path / "model" / "mine").exists()
+    assert [path.name for path in tmp_path.rglob("*")] == ["model", "mine"]
+
+
+def test_a_folder_that_could_not_be_filled_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "model") as aside:
+        (aside / "weights").touch()
+        raise KeyboardInterrupt
+    assert list(tmp_path.iterdir()) == []

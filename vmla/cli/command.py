@@ -6,6 +6,8 @@ A mistake of the user has status 2; a signal has 128 and its number, by one mech
 
 from __future__ import annotations
 
+import logging
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -17,6 +19,8 @@ from vmla.cli.logs import logging_to_stderr
 from vmla.cli.stopping import Interrupted, Stop
 from vmla.cli.streams import forgiving_streams
 from vmla.cli.terminal import one_line
+
+log = logging.getLogger(__name__)
 
 HELP: Any = getattr(click.exceptions, "NoArgsIsHelpError", ())
 """What click since 8.2 raises where a command has nothing to do: its help, which has many lines."""
@@ -82,7 +86,7 @@ class OneLineErrors(OneLine, click.Group):
 
 
 class OneLineCommand(OneLine):
-    """As `OneLineErrors`, for a command without subcommands."""
+    """A command without subcommands whose user errors and interruptions end in one line."""
 
 
 class Refusal(click.ClickException):
@@ -106,7 +110,16 @@ class one_line_errors:  # noqa: N801 - reads as a statement
             raise click.exceptions.Exit(error.status) from error
         if isinstance(error, MemoryError):
             raise Refusal("memory ran out; ask for less at once") from error
+        if isinstance(error, OSError):
+            raise Refusal(one_line(_refused_by_the_system(error))) from error
         if isinstance(error, click.UsageError) and not isinstance(error, HELP):
             said = error.format_message()
             if one_line(said) != said:
                 raise click.UsageError(one_line(said), error.ctx) from error
+
+
+def _refused_by_the_system(error: OSError) -> str:
+    """What the system said, and of which file: a name that is too long, a folder that may not be read."""
+    log.debug("in full:", exc_info=error)
+    told = error.strerror or str(error) or type(error).__name__
+    return told if error.filename is None else f"{told}: {os.fsdecode(error.filename)}"

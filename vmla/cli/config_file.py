@@ -28,6 +28,8 @@ def read_config(context: click.Context, option: click.Parameter, path: Path | No
     known = {each.name: _kind(each) for each in context.command.params if _may_be_given(each)}
     fields = [(name, kind | None, field(default=None)) for name, kind in known.items()]
     given = {key.replace("-", "_"): value for key, value in values.items()}
+    if odd := [key for key, value in values.items() if isinstance(value, str) and "\0" in value]:
+        raise UserError(f"{path}: field {odd[0]} has a NUL in it; write it anew")
     typed(given, make_dataclass("Options", fields, kw_only=True, frozen=True), str(path))
     context.default_map = {**(context.default_map or {}), **given}
 

@@ -113,7 +113,7 @@ class Stop(threading.Event):
         os.close(self._write)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        """In the main thread, between two of its instructions."""
+        """Python's own handler, which it runs in the main thread between two instructions."""
         if self._raising and not self._raised:
             self._raised = True
             raise Interrupted(number)

@@ -13,8 +13,10 @@ from typing import Any
 class ForgivingStream:
     """A stream, of text or bytes, that falls silent once it cannot be written to: closed, full, not read."""
 
-    def __init__(self, stream: Any) -> None:
-        self._stream, self.silent = stream, False
+    def __init__(self, stream: Any, *, silent: bool = False) -> None:
+        self._stream = stream
+        self.silent = silent
+        """Whether nothing can be said there (any more)."""
 
     def __getattr__(self, name: str) -> Any:
         """All else is the stream's own."""
@@ -62,7 +64,7 @@ def forgiving_streams() -> Iterator[None]:
     _fill_closed()
     before = sys.stdout, sys.stderr
     with Path(os.devnull).open("w") as nowhere:  # in place of a stream that was closed at the start
-        streams = [ForgivingStream(stream or nowhere) for stream in before]
+        streams = [ForgivingStream(stream or nowhere, silent=stream is None) for stream in before]
         sys.stdout, sys.stderr = streams  # type: ignore[assignment]
         try:
             yield

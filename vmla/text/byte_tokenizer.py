@@ -19,14 +19,14 @@ NAMED = re.compile(rf"\s*({'|'.join(SPECIAL)})\s*|<extra_id_({'|'.join(map(str, 
 
 
 class ByteTokenizer:
-    """As transformers' `ByT5Tokenizer` with its own settings."""
+    """ByT5's tokenizer with the settings that transformers' `ByT5Tokenizer` has by default."""
 
     kind = "ByT5Tokenizer"
     pad = SPECIAL.index("<pad>")
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> ByteTokenizer | None:
-        """That of a `tokenizer_config.json`, None if it is another."""
+        """The tokenizer that a `tokenizer_config.json` describes; None if it describes another kind."""
         extra = settings.get("extra_special_tokens", settings.get("additional_special_tokens"))
         usual = [f"<extra_id_{number}>" for number in range(EXTRA)]
         if settings.get("tokenizer_class") != cls.kind or not named(settings):
@@ -38,7 +38,7 @@ class ByteTokenizer:
         return len(SPECIAL) + BYTES + EXTRA
 
     def numbers(self, text: str, *, limit: int | None = None) -> list[int]:
-        """Those of `text` and of its end; with a `limit`, of as much of it as fits."""
+        """Token numbers of `text` and of its end; with a `limit`, of as much of the text as fits."""
         content = list(_numbers(text))[: None if limit is None else limit - 1]
         return content if content[-1:] == [END] else [*content, END]
 

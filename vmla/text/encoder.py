@@ -51,7 +51,7 @@ class Cut:
     """The cleaned prompt up to the place where it is cut."""
 
     def __str__(self) -> str:
-        """In one sentence."""
+        """Say what is cut off, in one sentence."""
         start = "..." if len(self.text) > ENDING else ""
         return (
             f"the prompt has {self.tokens} tokens, of which the model reads {self.read}: "

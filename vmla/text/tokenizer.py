@@ -39,7 +39,7 @@ class Tokenizer(Protocol):
         """How many token numbers there are."""
 
     def numbers(self, text: str, *, limit: int | None = None) -> list[int]:
-        """Those of `text` and of its end; with a `limit`, of as much of it as fits."""
+        """Token numbers of `text` and of its end; with a `limit`, of as much of the text as fits."""
 
     def save(self, folder: Path) -> None:
         """Write its files into `folder`."""
@@ -66,7 +66,7 @@ class PublishedTokenizer:
         return len(self._inner)
 
     def numbers(self, text: str, *, limit: int | None = None) -> list[int]:
-        """Those of `text` and of its end; with a `limit`, of as much of it as fits."""
+        """Token numbers of `text` and of its end; with a `limit`, of as much of the text as fits."""
         return self._inner(text, truncation=limit is not None, max_length=limit)["input_ids"]
 
     def save(self, folder: Path) -> None:

@@ -102,7 +102,7 @@ class _Block(nn.Module):
         self.layer = nn.ModuleList([_Attend(config), _Feed(config)])
 
     def forward(self, x: Tensor, seen: Tensor) -> Tensor:
-        """As `_Stack.forward`, from one layer to the next."""
+        """Pass [B, tokens, d_model] through this layer, under the mask of `_Stack.forward`."""
         return self.layer[1](self.layer[0](x, seen))
 
 

@@ -46,7 +46,7 @@ class WordTokenizer:
         return len(self._number)
 
     def numbers(self, text: str, *, limit: int | None = None) -> list[int]:
-        """Those of `text` and of its end; with a `limit`, of as much of it as fits."""
+        """Token numbers of `text` and of its end; with a `limit`, of as much of the text as fits."""
         content = list(self._numbers(text))
         return [*content[: None if limit is None else limit - 1], self._number["</s>"]]
 

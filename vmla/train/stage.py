@@ -23,7 +23,7 @@ from vmla.train.recipes.from_checkpoint import DistillationRecipe
 from vmla.train.stages.denoiser import DenoiserStage, narrowed
 from vmla.train.stages.distillation import ConsistencyStage, DistributionStage
 from vmla.transformer import VideoMLA
-from vmla.weights.checkpoint import WEIGHTS, Checkpoint, open_checkpoint
+from vmla.weights.checkpoint import INDEX, WEIGHTS, Checkpoint, open_checkpoint
 from vmla.weights.conversion.convert import finish_folder
 from vmla.weights.formats.files import write_json, write_tensors
 
@@ -82,14 +82,17 @@ class StageRun:
 
     def _with_negative(self, data: LatentSet) -> LatentSet:
         """With the negative prompt of the teacher's sampler, if it is guided and the clips name none."""
-        teacher = open_checkpoint(self.teacher or self.start)
+        teacher = self._teacher()
         sampler = teacher.sampler()
         if self.name == "forcing" or data.negative is not None or not sampler.guided:
             return data
         return replace(data, negative=embedded(teacher.text(), [sampler.negative_prompt])[0])
 
+    def _teacher(self) -> Checkpoint:
+        return open_checkpoint(self.teacher or self.start)
+
     def _stage(self, data: LatentSet, parallel: Parallel) -> Stage:
-        settings = getattr(self.recipe, self.name)
+        settings = getattr(self.recipe.taught_by(self._teacher().sampler()), self.name)
         dtype = resolve(settings.precision, parallel.device)
         calls = direct if parallel.sharded else narrowed
 
@@ -143,4 +146,4 @@ def _write(folder: Path, start: Checkpoint, tensors: dict[str, torch.Tensor], sa
         write_tensors(aside / "transformer" / WEIGHTS, tensors, {"format": "pt"})
         (aside / "transformer" / "config.json").write_text(values)
         finish_folder(aside, start.folder, sampler)
-        write_json(aside / "model_index.json", start.index)
+        write_json(aside / INDEX, start.index)

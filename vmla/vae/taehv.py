@@ -164,7 +164,7 @@ class Taehv(nn.Module):
         return video.clamp(0, 1), left
 
     def decode_raw(self, latents: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
-        """As `decode`, before the result is clamped: for training."""
+        """Decode for training: the result is not clamped."""
         batch = latents.shape[0]
         if self.statistics is not None:
             mean, std = (each.to(latents.device) for each in self.statistics)

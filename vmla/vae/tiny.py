@@ -132,7 +132,7 @@ class TinyCodec(nn.Module):
         return (self.encode_raw(video) - self.mean) / self.std
 
     def encode_raw(self, video: Tensor) -> Tensor:
-        """As `encode`, before the normalisation.
+        """Encode without normalising the latents.
 
         Raises:
             ValueError: if the frames do not fill whole latent frames.

@@ -29,6 +29,7 @@ from vmla.transformer import VideoMLA
 from vmla.vae import Codec
 from vmla.vae.tiny import TinyCodec, TinyCodecConfig
 from vmla.weights.formats.files import (
+    INDEX,
     count_elements,
     hash_weights,
     load_exactly,
@@ -43,7 +44,8 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 """diffusers' file name for the weights of a transformer or an autoencoder."""
 SHIPPED = "sprites"
 WAN_TEXT_TOKENS = 512
-INDEX = "model_index.json"
+PARTS_FROM = "copy the whole folder, or convert again with a Wan folder for --with"
+"""Of a checkpoint that has no codec or no text encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,7 +81,10 @@ class Checkpoint:
         values = read_json(path)
         kind = values.pop("_class_name", None)
         if kind != "VideoMLA":
-            raise UserError(f"{self.folder / 'transformer'} holds a {kind}, not a VideoMLA transformer")
+            raise UserError(
+                f"{self.folder / 'transformer'} holds a {kind}, not a VideoMLA transformer; "
+                f"{make_one_of(str(self.folder))}"
+            )
         return ModelConfig.from_dict(values, str(path))
 
     def transformer(self) -> VideoMLA:
@@ -97,7 +102,7 @@ class Checkpoint:
         Without `weights` it lies on the meta device: sizes, and nothing else.
         """
         folder = self.folder / "vae"
-        values = read_json(folder / "config.json")
+        values = read_json(folder / "config.json", mend=PARTS_FROM)
         kind = values.pop("_class_name", None)
         if kind == "AutoencoderKLWan":
             from vmla.vae.wan import WanCodec, WanSizes
@@ -181,19 +186,26 @@ def open_checkpoint(name: str | Path = SHIPPED) -> Checkpoint:
         UserError: if there is none.
     """
     folder = shipped_folder() / str(name) if str(name) in shipped_names() else Path(name)
+    if folder.is_file():
+        raise UserError(f"{folder} is a file, not a checkpoint folder; {make_one_of(str(folder))}")
     if not str(name) or not folder.is_dir():
         known = " or ".join(shipped_names())
         raise UserError(f"no checkpoint {str(name)!r}; give a folder, or {known} for a shipped model")
     return Checkpoint(folder, read_json(folder / INDEX, mend="is this a checkpoint folder?"))
 
 
+def make_one_of(source: str) -> str:
+    """What to do with weights that are no checkpoint of ours."""
+    return f"make one of it: vmla-train convert --from {source} -o FOLDER (see docs/checkpoints.md)"
+
+
 def shipped_folder() -> Path:
-    """Where the models that ship with the package are."""
+    """The folder of the models that ship with the package."""
     return Path(str(importlib.resources.files("vmla"))) / "checkpoints"
 
 
 def shipped_names() -> list[str]:
-    """Of the models that ship with the package."""
+    """The names of the models that ship with the package."""
     return sorted(folder.name for folder in shipped_folder().iterdir() if folder.is_dir())
 
 

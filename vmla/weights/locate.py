@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from plugins.errors import UserError
-from vmla.weights.checkpoint import SHIPPED, Checkpoint, open_checkpoint, shipped_names
-from vmla.weights.formats.files import read_json
+from vmla.weights.checkpoint import SHIPPED, Checkpoint, make_one_of, open_checkpoint, shipped_names
+from vmla.weights.formats.files import INDEX, read_json
+from vmla.weights.published.families import refuse_pipeline, refuse_repository
 
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?(:(?P<file>.+))?")
 NEEDED = (
@@ -53,8 +54,6 @@ class Hub:
         """
         from huggingface_hub import hf_hub_download, snapshot_download
 
-        if not self.offline:
-            log.info("nothing here is called %s: asking %s for it", repo, self._endpoint)
         how: dict[str, Any] = {
             "revision": revision, "local_files_only": not self._reachable, "cache_dir": self.cache,
             "endpoint": self.endpoint,
@@ -66,6 +65,28 @@ class Hub:
                 snapshot_download(repo, allow_patterns=list(NEEDED), ignore_patterns=list(leave), **how)
             )
 
+    def announce(self, repo: str) -> None:
+        """Say that the hub is asked."""
+        if not self.offline:
+            log.info("nothing here is called %s: asking %s for it", repo, self._endpoint)
+
+    def files(self, repo: str, revision: str | None) -> list[str]:
+        """Names of a repository's files; none if the hub is not asked, or does not answer.
+
+        Raises:
+            UserError: if there is no such repository.
+        """
+        from huggingface_hub import HfApi, get_session
+
+        if not self._reachable:
+            return []
+        with refusals(repo, revision):
+            try:
+                told = HfApi(endpoint=self.endpoint).model_info(repo, revision=revision)
+            except _silence(get_session()):
+                return []
+        return [file.rfilename for file in told.siblings or ()]
+
     @property
     def _endpoint(self) -> str:
         from huggingface_hub import constants
@@ -76,24 +97,24 @@ class Hub:
     def _reachable(self) -> bool:
         """Whether the hub answers within seconds; its client would try for half a minute."""
         from huggingface_hub import get_session
-        from huggingface_hub.errors import OfflineModeIsEnabled
 
         if self.offline:
             return False
         session: Any = get_session()
-        silence: tuple[type[Exception], ...] = (OfflineModeIsEnabled, OSError, *_transport_errors(session))
         try:
             session.head(self._endpoint, timeout=PATIENCE)
-        except silence as error:
+        except _silence(session) as error:
             log.info("%s does not answer: %s", self._endpoint, error)
             return False
         return True
 
 
-def _transport_errors(session: Any) -> tuple[type[Exception], ...]:
-    """What the HTTP client of `huggingface_hub`, which is httpx under one name or another, raises."""
+def _silence(session: Any) -> tuple[type[Exception], ...]:
+    """What is raised where nobody answers; the hub's client is httpx under one name or another."""
+    from huggingface_hub.errors import OfflineModeIsEnabled
+
     package = import_module(type(session).__module__.partition(".")[0])
-    return (package.TransportError,)
+    return (OfflineModeIsEnabled, OSError, package.TransportError)
 
 
 @contextmanager
@@ -139,7 +160,8 @@ def locate(
         leave: files that need not be downloaded with a folder.
 
     Raises:
-        UserError: if there is nothing of that name.
+        UserError: if there is nothing of that name; and for a repository without a text-to-video model,
+            before it is downloaded, unless some of it is left, because its other parts are wanted.
     """
     if source in shipped_names():
         return open_checkpoint(source).folder
@@ -148,26 +170,40 @@ def locate(
     named = _hub_id(source)
     if named is None:
         raise UserError(f"{source} does not exist; give a folder, a file, or a hub id like owner/name")
-    return (hub or Hub()).download(named["repo"], named["revision"] or revision, named["file"], leave=leave)
+    hub, repo, revision = hub or Hub(), named["repo"], named["revision"] or revision
+    hub.announce(repo)
+    if named["file"] is None and not leave:
+        _refuse_unread(hub, repo, revision)
+    return hub.download(repo, revision, named["file"], leave=leave)
+
+
+def _refuse_unread(hub: Hub, repo: str, revision: str | None) -> None:
+    """Refuse a repository by its list of files and by its index, before gigabytes are downloaded."""
+    files = hub.files(repo, revision)
+    if not files:  # nobody answers: what is here is looked at by whoever opens it
+        return
+    refuse_repository(files, repo)
+    if INDEX in files:
+        refuse_pipeline(read_json(hub.download(repo, revision, INDEX)), repo)
 
 
 def find_checkpoint(name: str | Path = SHIPPED, *, hub: Hub | None = None) -> Checkpoint:
     """As `open_checkpoint`; `owner/name` and `owner/name@revision` are downloaded once, unless they lie here.
 
     Raises:
-        UserError: if there is none, or the repository holds a model of another kind; of such a one nothing
-            but its index is downloaded.
+        UserError: if there is none, or the repository holds a model of another kind, of which nothing but
+            the index is downloaded.
     """
     named = None if Path(name).exists() or str(name) in shipped_names() else _hub_id(str(name))
     if named is None or named["file"] is not None:
         return open_checkpoint(name)
     hub, repo, revision = hub or Hub(), named["repo"], named["revision"]
-    kind = read_json(hub.download(repo, revision, "model_index.json")).get("_class_name")
+    hub.announce(repo)
+    if (files := hub.files(repo, revision)) and INDEX not in files:
+        raise UserError(f"{name} is no checkpoint of VideoMLA, it has no {INDEX}; {make_one_of(str(name))}")
+    kind = read_json(hub.download(repo, revision, INDEX)).get("_class_name")
     if kind != OURS:
-        raise UserError(
-            f"{name} is a {kind}, not a checkpoint of VideoMLA; make one of it: "
-            f"vmla-train convert --from {name} -o FOLDER"
-        )
+        raise UserError(f"{name} is a {kind}, not a checkpoint of VideoMLA; {make_one_of(str(name))}")
     return open_checkpoint(hub.download(repo, revision, None))
 
 

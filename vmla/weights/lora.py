@@ -6,6 +6,7 @@ kohya-ss; the layers' own names are Wan's or diffusers'.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from torch import Tensor
 from plugins.documents.json_file import read_json
 from plugins.documents.typed import typed
 from plugins.errors import UserError
-from vmla.weights.formats.files import LISTED
+from vmla.weights.formats.files import LISTED, refuse_not_finite
 from vmla.weights.formats.open_file import open_file
 from vmla.weights.formats.pickles import LORA_PART
 from vmla.weights.formats.prefixes import WRAPPERS
@@ -48,18 +49,31 @@ class Lora:
         """The float32 weight [out, in] with its change, or as it is if it has none.
 
         Raises:
-            UserError: if the change has another shape.
+            UserError: if the change has another shape, or is not finite.
         """
         pair = self.pairs.get(name)
         if pair is None:
             return weight
-        down, up = (self.tensors[pair[half]].to(torch.float32).flatten(1) for half in ("down", "up"))
-        rank = len(down)
-        if up.shape != (weight.shape[0], rank) or down.shape[1] != weight.shape[1]:
+        down, up = (self._finite(pair[half]) for half in ("down", "up"))
+        down, up = (half.flatten(1) if half.ndim > 2 else half for half in (down, up))  # 1 x 1 convolutions
+        rank = down.shape[0] if down.ndim else 0
+        if not rank or up.shape != (weight.shape[0], rank) or down.shape != (rank, weight.shape[1]):
             shapes = f"{list(up.shape)} times {list(down.shape)}"
             raise UserError(f"{self.path}: {pair['up']} is {shapes}; its layer is {list(weight.shape)}")
-        alpha = float(self.tensors[pair["alpha"]]) if "alpha" in pair else self.alpha or rank
-        return weight + self.strength * alpha / rank * (up @ down)
+        return weight + self.strength * self._alpha_of(pair, rank) / rank * (up @ down)
+
+    def _alpha_of(self, pair: Mapping[str, str], rank: int) -> float:
+        if "alpha" not in pair:
+            return self.alpha or rank
+        alpha = self._finite(pair["alpha"])
+        if alpha.numel() != 1:
+            raise UserError(f"{self.path}: {pair['alpha']} is {list(alpha.shape)}, not one number")
+        return float(alpha)
+
+    def _finite(self, name: str) -> Tensor:
+        tensor = self.tensors[name].to(torch.float32)
+        refuse_not_finite(name, tensor, self.path)
+        return tensor
 
 
 def open_lora(path: Path, weights: Iterable[str], strength: float = 1.0) -> Lora:
@@ -71,8 +85,13 @@ def open_lora(path: Path, weights: Iterable[str], strength: float = 1.0) -> Lora
         strength: 1 as it was trained; less for less of it, negative for its opposite.
 
     Raises:
-        UserError: for a tensor that belongs to no layer of the model, or a pair of which half is missing.
+        UserError: for a tensor that belongs to no layer of the model, a pair of which half is missing, or a
+            strength that is no number.
     """
+    if not math.isfinite(strength):
+        raise UserError(f"the strength of {path} is {strength}; use a number, 1 as it was trained")
+    if path.is_dir():
+        raise UserError(f"{path} is a folder; name the LoRA file in it")
     tensors = open_file(path, LORA_PART).tensors
     layers, pairs = _layers(weights), dict[str, dict[str, str]]()
     strange = []
@@ -105,7 +124,7 @@ def _layers(weights: Iterable[str]) -> dict[str, str]:
 
 
 def _split(name: str) -> tuple[str | None, str]:
-    """Which half of a pair a tensor is, and the name of its layer."""
+    """Which half of a pair a tensor is, and the name of the layer that the pair changes."""
     for half, end in ENDS.items():
         if end.search(name):
             return half, end.sub("", name)

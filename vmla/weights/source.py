@@ -35,6 +35,7 @@ from vmla.weights.uninitialised import WithoutRoom
 
 WAN_HEAD = 128
 """Width of a head in every Wan model."""
+BLOCK = re.compile(r"blocks\.(\d{1,9})\.")
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Source:
         return tensor if self.lora is None else self.lora(name, tensor)
 
     def with_lora(self, path: Path, strength: float = 1.0) -> Source:
-        """The same with the changes of a LoRA file.
+        """This source with the changes of a LoRA file applied.
 
         Raises:
             UserError: if it is for another model.
@@ -184,8 +185,8 @@ def _naming(names: Collection[str], path: Path, latent: Mapping[str, str]) -> _N
                 f"mapping for --map"
             )
         return _Naming("mla" if mla else "mha", True, latent)
-    known = next(iter(names), "nothing")
-    raise UserError(f"{path} holds no Wan transformer (its first tensor is {known}); give a Wan2.1 model")
+    held = f"its first tensor is {next(iter(names))}" if names else "it has no tensors"
+    raise UserError(f"{path} holds no Wan transformer ({held}); give a Wan2.1 model")
 
 
 def _sizes(
@@ -193,38 +194,43 @@ def _sizes(
 ) -> ModelConfig:
     """Sizes read off the tensors' shapes; what they do not say, from its config.json or from `like`."""
 
-    def shape(name: str) -> Shape:
+    def shape(name: str, dimensions: int = 2) -> Shape:
         found = shapes.get(translate(name))
         if found is None:
-            raise UserError(f"the source lacks the tensor {translate(name)}: no size can be read off it")
+            raise UserError(f"{path} lacks the tensor {translate(name)}: no size can be read off it")
+        if len(found) != dimensions or 0 in found:
+            wrong = f"tensor {translate(name)} has shape {list(found)}, which no Wan model has"
+            raise UserError(f"{path}: {wrong}")
         return found
 
-    patch, down = shape("patch_embedding.weight"), "blocks.0.attn1.{}.weight"
-    if len(patch) != 5 or patch[2] != 1 or patch[3] != patch[4]:
-        raise UserError(f"the source embeds patches of shape {list(patch[2:])}; Wan's are flat and square")
+    patch, down = shape("patch_embedding.weight", 5), "blocks.0.attn1.{}.weight"
+    if patch[2] != 1 or patch[3] != patch[4]:
+        raise UserError(f"{path} embeds patches of shape {list(patch[2:])}; Wan's are flat and square")
     refuse_pictures_beside(patch, shape("proj_out.weight"), path)
     like = with_own_picture(like, patch[1])
     heads = _heads(patch[0], values, like, path)
-    latent = {} if translate.layout == "mha" else {
+    latent: dict[str, Any] = {} if translate.layout == "mha" else {
         "kv_lora_rank": shape(down.format("down_kv"))[0],
         "qk_rope_head_dim": shape(down.format("rotary_k"))[0],
         "q_lora_rank": shape(down.format("down_q"))[0],
     }  # fmt: skip
-    return replace(
-        like,
-        layout=translate.layout,
-        num_attention_heads=heads,
-        attention_head_dim=patch[0] // heads,
-        num_layers=1 + max(int(name.split(".")[1]) for name in shapes if re.match(r"blocks\.\d+\.", name)),
-        ffn_dim=shape("blocks.0.ffn.up.weight")[0],
-        in_channels=patch[1],
-        patch_size=patch[3],
-        freq_dim=shape("condition_embedder.time_embedder.linear_1.weight")[1],
-        text_dim=shape("condition_embedder.text_embedder.linear_1.weight")[1],
-        eps=values.get("eps", like.eps),
-        position_table=translate("position_embedding") in shapes,
-        **latent,
-    )
+    sizes: dict[str, Any] = {
+        "layout": translate.layout,
+        "num_attention_heads": heads,
+        "attention_head_dim": patch[0] // heads,
+        "ffn_dim": shape("blocks.0.ffn.up.weight")[0],
+        "num_layers": 1 + max(int(found[1]) for name in shapes if (found := BLOCK.match(name))),
+        "in_channels": patch[1],
+        "patch_size": patch[3],
+        "freq_dim": shape("condition_embedder.time_embedder.linear_1.weight")[1],
+        "text_dim": shape("condition_embedder.text_embedder.linear_1.weight")[1],
+        "eps": values.get("eps", like.eps),
+        "position_table": translate("position_embedding") in shapes,
+    }
+    try:
+        return replace(like, **sizes, **latent)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _heads(width: int, values: Mapping[str, Any], like: ModelConfig, path: Path) -> int:

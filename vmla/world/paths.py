@@ -107,7 +107,7 @@ def _periods(rates: tuple[float, float]) -> tuple[float, float]:
 
 
 def _orbit(radius: float, angle: np.ndarray) -> Path:
-    """Around the frame's centre, as wide as fits."""
+    """A circle around the frame's centre, as wide as fits."""
     reach = SIZE / 2 - bounds(radius)[0]
     return Path(SIZE / 2 + reach * np.cos(angle), SIZE / 2 + reach * np.sin(angle), np.zeros_like(angle))
 

@@ -32,7 +32,7 @@ class Table:
         return [_row(self.headings), rule, *(_row(row) for row in self.rows)]
 
     def html(self) -> str:
-        """Its element, under its title."""
+        """The table as an HTML element under its title."""
         wordy = [any(len(row[n]) > LONG for row in self.rows) for n in range(len(self.headings))]
         head = "".join(map(partial(_cell, "th"), self.headings, wordy))
         body = "".join(

@@ -26,7 +26,7 @@ class Machine:
 
 @dataclass(frozen=True, kw_only=True)
 class Versions:
-    """Of what measured it."""
+    """Versions of the packages that measured it."""
 
     torch: str
 
@@ -74,7 +74,7 @@ class Refused:
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
-    """Of a chunk, milliseconds."""
+    """Times of a chunk, in milliseconds."""
 
     p50: Positive
     p95: Number

@@ -87,7 +87,7 @@ class LayerRanks:
 
 @dataclass(frozen=True, kw_only=True)
 class SpectrumCheckpoint:
-    """Of one model."""
+    """Effective ranks of one model."""
 
     checkpoint: str
     layout: str

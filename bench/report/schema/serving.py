@@ -18,7 +18,7 @@ class Percentiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Crowd:
-    """So many streams at once, each with a viewer."""
+    """What was measured with a number of streams at once, each with a viewer."""
 
     streams: Count
     alone_frames_per_second: Positive
@@ -61,3 +61,5 @@ class ServeResults(Document):
     hand_over: Repeated
     fork: Repeated
     cold_return: Repeated
+    ray_hop: Repeated | None = None
+    """What Ray adds to a request; None where it was not measured."""

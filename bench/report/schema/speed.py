@@ -52,7 +52,7 @@ class Gap:
 
 @dataclass(frozen=True, kw_only=True)
 class PassPart:
-    """Of a pass: its operations, and the numbers that they touch."""
+    """A part of a pass: its operations, and how many numbers they touch."""
 
     flops: Positive
     numbers: Positive
@@ -69,7 +69,7 @@ class Pass:
 
 @dataclass(frozen=True, kw_only=True)
 class MachinePeaks:
-    """Of matrix products by precision, and of copying."""
+    """Peak rates of matrix products by precision, and of copying."""
 
     matrix: Annotated[dict[str, RateFigures], Field(min_length=1)]
     copy: RateFigures
@@ -87,7 +87,7 @@ class RooflineResults(Document):
 
 @dataclass(frozen=True, kw_only=True)
 class Cache:
-    """Of one layout."""
+    """The cache of one layout."""
 
     bytes_per_token_and_layer: Number
     bytes_per_video: Number
@@ -105,7 +105,7 @@ class Streams:
 
 @dataclass(frozen=True, kw_only=True)
 class Compared:
-    """Of the two caches."""
+    """The two layouts' caches compared."""
 
     less: Number
     times_smaller: Number
@@ -113,7 +113,7 @@ class Compared:
 
 @dataclass(frozen=True, kw_only=True)
 class PassMemory:
-    """Of one pass."""
+    """Memory that one pass takes."""
 
     arm: str
     window: str
@@ -156,7 +156,7 @@ class Seen:
 
 @dataclass(frozen=True, kw_only=True)
 class ChunkFigures:
-    """Of a rollout."""
+    """Times of a rollout's chunks."""
 
     second: Number
     chunk_seconds: Number
@@ -224,7 +224,7 @@ class KernelStage:
 
 @dataclass(frozen=True, kw_only=True)
 class GpuPeaks:
-    """Of the GPU."""
+    """Peak rates of the GPU."""
 
     refused: str | None = None
     products: dict[str, RateFigures] = Field(default_factory=dict)

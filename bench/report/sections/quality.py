@@ -44,8 +44,8 @@ def layouts_section(document: dict[str, Any]) -> Section:
     ]  # fmt: skip
     headings = ["model", "steps", "bytes cached per token and layer", "frames/s",
                 *(f"right / all right after {mark} s" for mark in marks),
-                *(f"change of {name}" for name in MEASURES)]  # fmt: skip
-    title = f"{document['prompts']} held-out prompts, float32"
+                *(f"change of {name}" for name in MEASURES if rows and rows[0]["drift"])]  # fmt: skip
+    title = f"{document['prompts']} held-out prompts, float32" if marks else "speed alone, float32"
     right = {one["model"]: [(p["second"], mean_right(p["right"])) for p in one["curve"]] for one in rows}
     plots = [Lines(title="mean share that is right", x="seconds", y="share", series=right, zero=True)]
     for name in MEASURES:

@@ -152,18 +152,30 @@ def serve_section(document: dict[str, Any]) -> Section:
         ]
         for crowd in document["crowds"]
     ]  # fmt: skip
-    moves = ("state_moved", "hand_over", "fork", "cold_return")
-    times = [
-        [name.replace("_", " "), *(f"{document[name][key]:.0f}" for key in ("median_ms", "worst_ms"))]
-        for name in moves
+    crowds = Table(title="viewers at once", headings=headings, rows=rows)
+    times = ["", "median, ms", "worst, ms"]
+    moves = Table(title="a stream that moves", headings=times, rows=_moves(document))
+    return Section(tables=[crowds, moves, _connects(document["connects"])], plots=[])
+
+
+def _moves(document: dict[str, Any]) -> list[list[str]]:
+    """How long each takes, or that it was not measured."""
+    names = ("state_moved", "hand_over", "fork", "cold_return", "ray_hop")
+    found = {name.replace("_", " "): document.get(name) for name in names}
+    missing = ["not measured yet"] * 2
+    return [
+        [name, *([f"{one['median_ms']:.0f}", f"{one['worst_ms']:.0f}"] if one else missing)]
+        for name, one in found.items()
     ]
-    return Section(
-        tables=[
-            Table(title="viewers at once", headings=headings, rows=rows),
-            Table(title="a stream that moves", headings=["", "median, ms", "worst, ms"], rows=times),
-        ],
-        plots=[],
-    )
+
+
+def _connects(found: dict[str, Any]) -> Table:
+    """What those leave behind who come and go."""
+    headings = ["connects", "a second", "descriptors more than before", "threads", "MiB"]
+    left = (f"{found['left'][name]:+,d}" for name in ("files", "threads"))
+    more = f"{found['left']['bytes'] / 2**20:+.1f}"
+    row = [f"{found['count']:,}", f"{found['per_second']:.0f}", *left, more]
+    return Table(title="who comes and goes", headings=headings, rows=[row])
 
 
 def gpu_section(document: dict[str, Any]) -> Section:

@@ -8,9 +8,13 @@ from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from plugins.atomic_files import ASIDE, atomic_write_text
+from plugins.documents.json_file import parse_json, read_json
+from plugins.documents.regular_file import read_text
+from plugins.documents.typed import typed
+from plugins.errors import UserError
 from runtime.prompts.sources import Policy, PromptChange
 from runtime.resume.sidecar import sidecar_path
 from runtime.resume.state import state_path
@@ -74,9 +78,12 @@ class StreamFolder:
         """What the stream is.
 
         Raises:
-            OSError, ValueError, TypeError: if it does not say.
+            UserError: if it does not say.
         """
-        return StreamInfo(**json.loads(self._info.read_text()))
+        info = typed(read_json(self._info), StreamInfo, "this stream", others="ignore")
+        if info.id != self.path.name or info.first < 0:
+            raise UserError(f"{self._info} is of another stream")
+        return info
 
     def write(self, info: StreamInfo) -> None:
         """Record what the stream is."""
@@ -84,10 +91,19 @@ class StreamFolder:
         atomic_write_text(self._info, json.dumps(asdict(info), indent=1))
 
     def changes(self) -> list[AppliedChange]:
-        """The prompts that took effect after the first, as far as they were recorded."""
-        lines = self._prompts.read_text().split("\n")[:-1] if self._prompts.exists() else []
-        read: list[dict[str, Any]] = [json.loads(line) for line in lines]
-        return [AppliedChange(**one | {"event_ids": tuple(one["event_ids"])}) for one in read]
+        """The prompts that took effect after the first; what a crash left of the last line is removed.
+
+        Raises:
+            UserError: if a line is no change of prompt.
+            OSError: if the file cannot be read.
+        """
+        if not self._prompts.exists():
+            return []
+        *lines, torn = read_text(self._prompts).split("\n")
+        if torn:  # or the next change would be written behind it
+            atomic_write_text(self._prompts, "".join(f"{line}\n" for line in lines))
+        where = str(self._prompts)
+        return typed([parse_json(line, where) for line in lines], list[AppliedChange], where)
 
     def add_change(self, change: AppliedChange) -> None:
         """Record it, before any chunk is made under it."""

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plugins.atomic_files import atomic_write_text
+from plugins.errors import UserError
 
 
 @dataclass(frozen=True)
 class StoredChunk:
-    """Where a chunk lies in the file."""
+    """The place of a chunk in the file."""
 
     number: int
     start: int
@@ -24,12 +25,24 @@ class ChunkIndex:
     """Where each chunk lies: in memory ten bytes of each, on disk a line of each."""
 
     def __init__(self, path: Path, first: int) -> None:
-        """Read what there is; what a crash left of the last line is dropped."""
+        """Read what there is; what a crash left of the last line is dropped.
+
+        Raises:
+            UserError: if a line is none.
+        """
         self._path, self.first = path, first
         self._ends, self._frames = array("Q"), array("H")
-        lines = path.read_text().split("\n")[:-1] if path.exists() else []
+        try:
+            self._read()
+        except (ValueError, OverflowError) as error:
+            raise UserError(f"{path} is damaged: {error}") from error
+
+    def _read(self) -> None:
+        lines = self._path.read_text().split("\n")[:-1] if self._path.exists() else []
         for line in lines:
             end, frames = map(int, line.split())
+            if end <= self.bytes:
+                raise ValueError(f"a chunk ends at {end}, before it begins")
             self._frames.append(frames)
             self._ends.append(end)
 
@@ -60,10 +73,10 @@ class ChunkIndex:
 
     @property
     def bytes(self) -> int:
-        """Of the file, up to the end of the last chunk."""
+        """Length of the file in bytes, up to the end of the last chunk."""
         return self._ends[-1] if self._ends else 0
 
     @property
     def frames(self) -> int:
-        """In the file."""
+        """Number of frames in the file."""
         return sum(self._frames)

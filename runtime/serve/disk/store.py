@@ -56,7 +56,7 @@ class Store:
         return StreamFolder(self.path / name)
 
     def folders(self) -> Iterator[StreamFolder]:
-        """Those of all streams."""
+        """The folders of all streams."""
         for path in sorted(self.path.iterdir()):
             if NAME.fullmatch(path.name):
                 yield StreamFolder(path)

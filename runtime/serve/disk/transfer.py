@@ -22,7 +22,7 @@ LARGEST = 1 << 40
 
 
 def without_places(state: State, *, model: str) -> State:
-    """The same state without paths of this machine."""
+    """The same state without paths of this machine in it."""
     places = {name: None for name in PLACES if name in state.video}
     return replace(state, video={**state.video, **places, "checkpoint": model})
 
@@ -60,7 +60,10 @@ def load_received(
 
 
 def _check_video(video: Mapping[str, Any], *, characters: int, frames: int) -> None:
-    changes = Recorded.of(video, "this state").changes()
+    recorded = Recorded.of(video, "this state")
+    if recorded.start_file is not None:  # what it names would be opened here
+        raise ValueError("it goes on from a file of another machine")
+    changes = recorded.changes()
     PromptSchedule(changes)
     for change in changes:
         (prompt,) = change.prompts

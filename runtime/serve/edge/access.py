@@ -7,7 +7,7 @@ import base64
 import hmac
 import time
 from collections.abc import Callable
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -15,6 +15,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from runtime.serve.edge.errors import ApiError, answer
 from runtime.serve.edge.metrics import Metrics
 from runtime.serve.edge.settings import ServeSettings
+from runtime.serve.edge.tracing import Answer, Tracing
 
 SAFE = ("GET", "HEAD", "OPTIONS")
 OPEN = ("/", "/health", "/health/live", "/health/ready")
@@ -23,6 +24,8 @@ PROTOCOL, KEY = "vmla.video", "vmla.key."
 """Subprotocols of the WebSocket: a page cannot set its headers, and offers its key (base64url) as one."""
 ADDRESSES = 4_096
 """Whose pace is remembered."""
+SLOWEST = 1 << 16
+"""Bytes a second that a large body must come with."""
 SHIELDS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -57,8 +60,8 @@ class Pace:
 class Door:
     """The outermost layer of the application: what is not let in here reaches nothing else."""
 
-    def __init__(self, app: ASGIApp, settings: ServeSettings, metrics: Metrics) -> None:
-        self._app, self._settings, self._metrics = app, settings, metrics
+    def __init__(self, app: ASGIApp, settings: ServeSettings, metrics: Metrics, tracing: Tracing) -> None:
+        self._app, self._settings, self._metrics, self._tracing = app, settings, metrics, tracing
         self._pace = Pace(settings.limits.requests_per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -66,6 +69,10 @@ class Door:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
+        with self._tracing.request(scope) as answered:
+            await self._answer(scope, receive, _noting(send, answered))
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             self._check(scope)
         except ApiError as error:
@@ -78,8 +85,8 @@ class Door:
 
     def _check(self, scope: Scope) -> None:
         headers, settings = Headers(scope=scope), self._settings
-        host = urlsplit(f"//{headers.get('host', '')}")
-        if settings.hosts is not None and host.hostname not in settings.hosts:
+        host = _split(f"//{headers.get('host', '')}")
+        if host is None or (settings.hosts is not None and host.hostname not in settings.hosts):
             raise ApiError(403, "wrong_host", "this server is only known under its own name")
         socket = scope["type"] == "websocket"
         changes = socket or scope["method"] not in SAFE
@@ -94,7 +101,9 @@ class Door:
             self._check_length(headers, scope["path"])
 
     def _at_home(self, origin: str, host: str) -> bool:
-        return urlsplit(origin).netloc == host or origin in self._settings.origins
+        page = _split(origin)
+        here = page is not None and page.netloc != "" and page.netloc == host
+        return here or origin in self._settings.origins
 
     @staticmethod
     def _is_open(scope: Scope) -> bool:
@@ -121,13 +130,15 @@ class Door:
     def _bounded(self, scope: Scope, receive: Receive) -> Receive:
         """`receive`, which counts what comes and does not wait for ever while there is more to come."""
         most, count, more = self._most(scope["path"]), 0, True
+        due = time.monotonic() + self._settings.limits.request_seconds
 
         async def bounded() -> Message:
             nonlocal count, more
             if not more:
                 return await receive()
             try:
-                message = await asyncio.wait_for(receive(), self._settings.limits.request_seconds)
+                left = due + count / SLOWEST - time.monotonic()
+                message = await asyncio.wait_for(receive(), max(left, 0))
             except TimeoutError as error:
                 raise ApiError(408, "too_slow", "the request did not come whole in time") from error
             more = bool(message.get("more_body"))
@@ -144,11 +155,28 @@ def too_large(most: int) -> ApiError:
     return ApiError(413, "too_large", f"the request has more than {most:,} bytes")
 
 
+def _split(url: str) -> SplitResult | None:
+    """The parts of what should be an address; None if it is none."""
+    try:
+        return urlsplit(url)
+    except ValueError:
+        return None
+
+
 def _decoded(text: str) -> str:
     try:
         return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode()
     except ValueError:
         return ""
+
+
+def _noting(send: Send, answered: Answer) -> Send:
+    async def noting(message: Message) -> None:
+        if message["type"] in ("http.response.start", "websocket.http.response.start"):
+            answered.status = message["status"]
+        await send(message)
+
+    return noting
 
 
 def _shielded(send: Send) -> Send:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -11,8 +12,10 @@ from fastapi import HTTPException as FastAPIError
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 
 LOGGER = logging.getLogger("vmla.serve")
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class ApiError(FastAPIError):
@@ -37,7 +40,7 @@ def not_found(what: str) -> ApiError:
 
 
 def busy(message: str, *, retry_after: int = 5) -> ApiError:
-    """It may work later."""
+    """The refusal of a request that may succeed later."""
     return ApiError(429, "busy", message, retry_after=retry_after)
 
 
@@ -64,6 +67,8 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
+    app.add_exception_handler(OSError, _system)
+    app.add_exception_handler(ClientDisconnect, _gone)
     app.add_exception_handler(Exception, _unexpected)
 
 
@@ -87,6 +92,22 @@ async def _http(request: Request, error: Exception) -> JSONResponse:
     return response
 
 
+async def _system(request: Request, error: Exception) -> JSONResponse:
+    return answer(api_error(error, request.url.path))
+
+
+async def _gone(request: Request, error: Exception) -> JSONResponse:
+    return answer(ApiError(400, "hung_up", "the request did not come whole"))  # nobody reads it
+
+
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:
-    LOGGER.exception("unexpected", extra={"fields": {"path": request.url.path}}, exc_info=error)
-    return answer(ApiError(500, "internal", "something went wrong on the server; its log says what"))
+    return answer(api_error(error, request.url.path))
+
+
+def api_error(error: Exception, where: str) -> ApiError:
+    """What a client is told of an `error` that nobody foresaw `where` it asked; the log has all of it."""
+    if isinstance(error, OSError) and error.errno in FULL:
+        LOGGER.error("no room on disk", extra={"fields": {"path": where, "reason": str(error)}})
+        return ApiError(507, "disk_full", "the server has no room on its disk", retry_after=60)
+    LOGGER.error("unexpected", extra={"fields": {"path": where}}, exc_info=error)
+    return ApiError(500, "internal", "something went wrong on the server; its log says what")

@@ -54,11 +54,11 @@ class Metrics:
         self.prompts.labels(state).inc()
 
     def count_streams(self, counts: Mapping[tuple[str, str], int]) -> None:
-        """How many there are, by kind and state."""
+        """Set the number of streams, by kind and state."""
         for kind in ("session", "video"):
             for state in STATES:
                 self.streams.labels(kind, state).set(counts.get((kind, state), 0))
 
     def text(self) -> bytes:
-        """In Prometheus' text format."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self.registry)

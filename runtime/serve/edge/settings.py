@@ -33,6 +33,8 @@ class Limits:
     """Streams in memory at once; fewer, if memory holds fewer."""
     waiting: int = 100
     """Jobs in the queue."""
+    transfers: int = 4
+    """States under way at once, in or out."""
     stored: int = 1_000
     """Streams and jobs on disk."""
     stream_seconds: float = 6 * 3600.0

@@ -59,11 +59,21 @@ class Connection:
         return value
 
     async def send(self, message: dict[str, Any], payload: bytes | None = None) -> None:
-        """Send a message and what belongs to it; nothing comes between.
+        """Send a message and what belongs to it; nothing comes between, and neither is sent alone.
 
         Raises:
             asyncio.TimeoutError: if the viewer takes nothing.
         """
+        pair = asyncio.ensure_future(self._send(message, payload))
+        try:
+            await asyncio.shield(pair)
+        except asyncio.CancelledError:  # a viewer that stops is told so, but not amid a chunk
+            await asyncio.wait([pair])
+            with suppress(asyncio.TimeoutError, RuntimeError, WebSocketDisconnect):
+                pair.result()
+            raise
+
+    async def _send(self, message: dict[str, Any], payload: bytes | None) -> None:
         async with self._sending, asyncio.timeout(self._server.settings.limits.stall_seconds):
             await self._socket.send_text(json.dumps(message))
             if payload is not None:

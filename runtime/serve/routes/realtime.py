@@ -14,7 +14,7 @@ from pydantic import ValidationError
 from starlette.websockets import WebSocketDisconnect
 
 from runtime.serve.edge.access import PROTOCOL
-from runtime.serve.edge.errors import ApiError, busy, invalid, not_found, sentence_of
+from runtime.serve.edge.errors import ApiError, api_error, busy, invalid, not_found, sentence_of
 from runtime.serve.routes.connection import Connection
 from runtime.serve.routes.messages import SessionStart
 from runtime.serve.routes.serving import Server, ThisServer
@@ -45,6 +45,8 @@ async def realtime_video(socket: WebSocket, server: ThisServer) -> None:
         pass  # gone, or takes nothing any more: the stream waits for whoever comes
     except FileNotFoundError:
         await connection.refuse(not_found("session"))  # it was deleted while it was watched
+    except Exception as error:  # noqa: BLE001 - as with requests: the viewer is told, the log has all of it
+        await connection.refuse(api_error(error, "/v1/realtime/video"))
     finally:
         await connection.close()
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from fastapi import Depends
@@ -23,6 +23,8 @@ class Server:
     streams: Streams
     settings: ServeSettings
     metrics: Metrics
+    transfers: set[object] = field(default_factory=set)
+    """States that are under way, in or out."""
 
     def check_model(self, model: str | None) -> None:
         """Refuse to make videos with a model that is not served.

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
-from pathlib import Path
+from contextlib import ExitStack
 from typing import Any
 
 import anyio
@@ -12,21 +10,15 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, Response
 
 from plugins.errors import UserError
-from runtime.resume.state import State
-from runtime.serve.disk.store import INCOMING
-from runtime.serve.disk.transfer import load_received, without_places
-from runtime.serve.edge.access import too_large
+from runtime.serve.disk.transfer import without_places
 from runtime.serve.edge.errors import ApiError, invalid
 from runtime.serve.routes.messages import Fork, Interaction, NewSession
-from runtime.serve.routes.serving import Server, ThisServer
+from runtime.serve.routes.serving import ThisServer
+from runtime.serve.routes.transfers import StateResponse, one_more, packed, received
 from runtime.serve.streams import descent
 from runtime.serve.streams.stream import Stream
-from vmla.config import FRAMES_PER_SECOND
 
 router = APIRouter(prefix="/v1/sessions")
-STATE = "application/vnd.videomla.state"
-SPARE = 4 << 20
-"""Bytes that a state may have beside what the plan says of a stream: its header, and what is rounded up."""
 
 
 @router.post("", status_code=201)
@@ -89,8 +81,7 @@ async def interact(name: str, body: Interaction, server: ThisServer) -> dict[str
 async def pause(name: str, server: ThisServer) -> dict[str, Any]:
     """Take it out of memory now; whoever comes next brings it back."""
     stream = server.streams.get(name, "session")
-    stream.leave("paused")
-    await stream.gone()
+    await server.streams.pause(stream)
     return server.describe(stream)
 
 
@@ -110,61 +101,19 @@ async def fork(name: str, body: Fork, server: ThisServer) -> dict[str, Any]:
 async def state(name: str, server: ThisServer) -> Response:
     """All that is needed to go on with it elsewhere, as one file; the session itself goes on."""
     stream = server.streams.get(name, "session")
-    found = without_places(await server.streams.snapshot(stream), model=server.settings.name)
-    number = found.snapshot.number
-    data = await anyio.to_thread.run_sync(_packed, found)
-    headers = {
-        "X-Sequence-Number": str(number),
-        "Content-Disposition": f'attachment; filename="{name}.state"',
-    }
-    return Response(data, media_type=STATE, headers=headers)
+    with ExitStack() as stack:
+        stack.enter_context(one_more(server))
+        found = without_places(await server.streams.snapshot(stream), model=server.settings.name)
+        data = await anyio.to_thread.run_sync(packed, found)
+        return StateResponse(data, stack.pop_all(), name=name, number=found.snapshot.number)
 
 
 @router.put("/{name}/state", status_code=201)
 async def take_over(name: str, request: Request, server: ThisServer) -> dict[str, Any]:
     """Go on here with a session of another server, by its state."""
-    most = server.streams.worker.session.plan.video_bytes + SPARE
-    if int(request.headers.get("content-length") or 0) > most:
-        raise too_large(most)
-    received = await _received(request, most, server)
-    return server.describe(await descent.adopt(server.streams, name, received))
-
-
-async def _received(request: Request, most: int, server: Server) -> State:
-    """The state in the body of `request`; nothing in it is run, and all of it is checked."""
-    handle, name = tempfile.mkstemp(prefix=INCOMING, dir=server.streams.store.path)
-    try:
-        count = 0
-        with os.fdopen(handle, "wb") as file:
-            async for piece in request.stream():
-                count += len(piece)
-                if count > most:
-                    raise too_large(most)
-                file.write(piece)
-        return await anyio.to_thread.run_sync(_checked, Path(name), server)
-    finally:
-        Path(name).unlink(missing_ok=True)
-
-
-def _checked(path: Path, server: Server) -> State:
-    worker, limits = server.streams.worker, server.settings.limits
-    assert worker.template is not None
-    described = worker.session.describe(worker.job, frames=None)
-    longest = round(limits.stream_seconds * FRAMES_PER_SECOND)
-    try:
-        return load_received(
-            path, template=worker.template, described=described, characters=limits.prompt_characters,
-            frames=longest,
-        )  # fmt: skip
-    except UserError as error:
-        raise ApiError(422, "invalid_state", str(error)) from error
-
-
-def _packed(state: State) -> bytes:
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / "state"
-        state.save(path)
-        return path.read_bytes()
+    with one_more(server):
+        stream = await descent.adopt(server.streams, name, await received(request, server))
+    return server.describe(stream)
 
 
 def file_of(stream: Stream) -> Response:
@@ -173,6 +122,6 @@ def file_of(stream: Stream) -> Response:
     Raises:
         ApiError: if it has no frames yet.
     """
-    if not stream.index.bytes:
+    if not (stream.index.bytes and stream.folder.video.exists()):
         raise ApiError(409, "no_frames", "no frames are made yet", retry_after=1)
     return FileResponse(stream.folder.video, media_type="video/mp4", filename=f"{stream.id}.mp4")

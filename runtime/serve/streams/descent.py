@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import Mapping
 from dataclasses import replace
@@ -38,8 +37,7 @@ async def fork(
         seed=seed, created=time.time(), parent=stream.id, status="paused",
     )  # fmt: skip
     video = {**state.video, "seed": seed, "prompts": prompts}
-    folder = await asyncio.to_thread(_copy, stream, state, streams.store.folder(info.id), info, video)
-    other = streams.add(folder, info)
+    other = await streams.new(info, lambda folder: _copy(stream, state, folder, info, video))
     log("forked", stream=other.id, parent=stream.id, chunk=number)
     await streams.activate_new(other)
     return other
@@ -47,12 +45,11 @@ async def fork(
 
 def _copy(
     stream: Stream, state: State, folder: StreamFolder, info: StreamInfo, video: Mapping[str, Any]
-) -> StreamFolder:
+) -> None:
     past = [change for change in stream.changes if change.chunk < state.snapshot.number]
     end = state.mark["bytes"] if stream.folder.video.exists() else 0
     stream.folder.fork(folder, info, end=end, changes=past)
     save_state(folder.state, state, video)
-    return folder
 
 
 async def adopt(streams: Streams, name: str, state: State) -> Stream:
@@ -65,7 +62,7 @@ async def adopt(streams: Streams, name: str, state: State) -> Stream:
     if not name.startswith("session_"):
         raise invalid("this is no name of a session")
     try:
-        folder = streams.store.folder(name)
+        streams.store.folder(name)
     except ValueError as error:
         raise invalid(str(error)) from error
     if streams.has(name):
@@ -76,9 +73,11 @@ async def adopt(streams: Streams, name: str, state: State) -> Stream:
         frames=state.video["frames"], created=time.time(), lease=streams.settings.lease_seconds,
         first=state.snapshot.number, status="paused",
     )  # fmt: skip
-    stream = streams.add(folder, info)
-    async with stream.lock:  # nobody begins it before its state is there
-        await asyncio.to_thread(folder.write, info)
-        await asyncio.to_thread(save_state, folder.state, state, state.video)
+    stream = await streams.new(info, lambda folder: _write(folder, info, state))
     log("taken over", stream=name, chunk=info.first)
     return stream
+
+
+def _write(folder: StreamFolder, info: StreamInfo, state: State) -> None:
+    folder.write(info)
+    save_state(folder.state, state, state.video)

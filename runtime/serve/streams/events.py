@@ -34,7 +34,7 @@ class Events:
             self._dropped = [*self._dropped[-KNOWN:], event]
 
     def apply(self, receipt: Receipt, chunk: int) -> tuple[str, ...]:
-        """It takes effect at `chunk`; its ids."""
+        """Note that the prompt takes effect at `chunk`; returns the ids of the changes."""
         if self._dropped:
             self.superseded[chunk], self._dropped = self._dropped, []
             if len(self.superseded) > KNOWN:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -20,6 +22,7 @@ from runtime.serve.disk.index import ChunkIndex
 from runtime.serve.disk.sink import StreamSink, elsewhere
 from runtime.serve.edge.metrics import Metrics
 from runtime.serve.edge.settings import ServeSettings
+from runtime.serve.edge.tracing import Stay, Tracing
 from runtime.serve.streams.events import Events
 from runtime.serve.streams.pacing import BackgroundPacing, LivePacing
 from runtime.serve.streams.viewer import LEAD, Viewer
@@ -39,6 +42,7 @@ class Surroundings:
     worker: Worker
     settings: ServeSettings
     metrics: Metrics
+    tracing: Tracing
     loop: asyncio.AbstractEventLoop
 
 
@@ -62,15 +66,18 @@ class Stream:
         self._pacing = self._new_pacing()
         self._gone = asyncio.Event()
         self._gone.set()
+        self._coming = threading.Lock()
+        """Held while `begin` puts its video into memory, before which it cannot have left it."""
         self._goal: Status = "paused"
         self._leaving = False
         self._events = Events()
+        self._stay = Stay()
 
     # What it is.
 
     @property
     def id(self) -> str:
-        """Its name."""
+        """The stream's name."""
         return self.info.id
 
     @property
@@ -135,7 +142,7 @@ class Stream:
         return viewer
 
     def detach(self, viewer: Viewer) -> None:
-        """It watches no longer."""
+        """Forget a viewer who watches no longer."""
         self.viewers.discard(viewer)
         self.left_at = time.monotonic()
         self._rewatch()
@@ -170,32 +177,44 @@ class Stream:
         """Come into memory and make chunks, from the start or from the state on disk; on any thread.
 
         Raises:
-            UserError: if its state or file is not what it was.
+            OSError, UserError: if its state or file is not what it was, or cannot be read.
         """
-        around, self._pacing = self._around, self._new_pacing()
+        self._pacing = self._new_pacing()
         self._rewatch()
         state = self._state()
+        self._goal, self._leaving = "paused", False
+        with self._coming:
+            self._stay = self._around.tracing.stay(self.id, kind=self.info.kind, chunk=self.next)
+            try:
+                self.task = self._admitted(state)
+            except BaseException:
+                self._stay.end("failed")
+                raise
+            self._gone.clear()
+            self.set(status="ready")
+
+    def _admitted(self, state: State | None) -> VideoTask:
+        """The video in memory, in the making."""
+        around = self._around
         common: dict[str, Any] = {
             "folder": self.folder, "save_every": around.settings.save_every,
             "telemetry": self, "pacing": self._pacing, "on_end": self._on_end,
         }  # fmt: skip
-        self._goal, self._leaving = "paused", False
         if state is not None:
             self._record_changes(Recorded.of(state.video, "its state").changes(), state.snapshot.number)
-            self.task = around.worker.go_on(state, self._sink(self._mark(state)), **common)
-        else:
-            first = PromptChange(chunk=0, prompts=(self.info.prompt,))
-            prompts = LivePrompts.continued([first, *(one.change for one in self.changes)])
-            longest = around.settings.limits.stream_seconds
-            job = around.worker.order(prompts, frames=self.info.frames, seed=self.info.seed, longest=longest)
-            self.task = around.worker.begin(job, self._sink(None), frames=self.info.frames, **common)
-        self._gone.clear()
-        self.set(status="ready")
+            return around.worker.go_on(state, self._sink(self._mark(state)), **common)
+        first = PromptChange(chunk=0, prompts=(self.info.prompt,))
+        prompts = LivePrompts.continued([first, *(one.change for one in self.changes)])
+        longest = around.settings.limits.stream_seconds
+        job = around.worker.order(prompts, frames=self.info.frames, seed=self.info.seed, longest=longest)
+        return around.worker.begin(job, self._sink(None), frames=self.info.frames, **common)
 
     def leave(self, goal: Status = "paused") -> None:
         """Leave memory after the chunk under way, with its state on disk, and be `goal` then."""
         if self.task is not None:
-            self._goal, self._leaving = goal, True
+            if not (self._leaving and self._goal in OVER):  # an end is final
+                self._goal = goal
+            self._leaving = True
             self.task.end()
         elif not self.over:
             self.set(status=goal)
@@ -217,9 +236,16 @@ class Stream:
         return load_state(self.folder.state, mend="begin it anew")[0]
 
     def set(self, *, status: Status, error: str | None = None) -> None:
-        """Be in `status` from now on, on disk too; on any thread."""
+        """Be in `status` from now on; on any thread.
+
+        It is recorded if the disk takes it. A server that starts again without the record makes again what
+        it missed, so that a full disk must not keep a stream from leaving memory.
+        """
         self.info = replace(self.info, status=status, error=error)
-        self.folder.write(self.info)
+        try:
+            self.folder.write(self.info)
+        except OSError as failure:
+            LOGGER.error("not recorded", extra={"fields": {"stream": self.id, "reason": str(failure)}})
 
     # What follows is called by the threads that make it.
 
@@ -228,6 +254,7 @@ class Stream:
         before = 0 if self.report is None else self.report.frames
         self.report = report
         self._around.metrics.chunk(report)
+        self._stay.chunk(report)
         self._around.metrics.frames.inc(report.frames - max(before, report.earlier))
 
     def prompt(self, state: str, receipt: Receipt) -> None:
@@ -244,6 +271,8 @@ class Stream:
         self._around.loop.call_soon_threadsafe(self.wake)
 
     def _on_end(self, task: VideoTask) -> None:
+        with self._coming:  # a video of one chunk may end before `begin` has returned
+            pass
         self._around.loop.call_soon_threadsafe(self._ended, task)
 
     def _ended(self, task: VideoTask) -> None:
@@ -252,9 +281,11 @@ class Stream:
             status, error = "failed", self._sentence(task.failure)
         elif task.stages.complete:
             status = "completed"
-            self.folder.state.unlink(missing_ok=True)
+            with suppress(OSError):
+                self.folder.state.unlink(missing_ok=True)
         self.task, self._leaving = None, False
         self.set(status=status, error=error)
+        self._stay.end(status)
         self._gone.set()
         self.left_at = time.monotonic()
         self.wake()

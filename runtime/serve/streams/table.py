@@ -6,7 +6,7 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import replace
 
@@ -14,10 +14,11 @@ from plugins.errors import UserError
 from runtime.resume.state import State
 from runtime.serve.disk.folder import Kind, StreamFolder, StreamInfo
 from runtime.serve.disk.store import Store
-from runtime.serve.edge.errors import ApiError, busy, not_found
+from runtime.serve.edge.errors import FULL, ApiError, api_error, busy, not_found
 from runtime.serve.edge.logs import log
 from runtime.serve.edge.metrics import Metrics
 from runtime.serve.edge.settings import ServeSettings
+from runtime.serve.edge.tracing import Tracing
 from runtime.serve.streams.places import Places
 from runtime.serve.streams.stream import Stream, Surroundings
 from runtime.serve.streams.worker import Worker
@@ -31,10 +32,15 @@ LOOK_SECONDS = 0.5
 class Streams:
     """For the event loop; what takes long runs on other threads."""
 
-    def __init__(self, store: Store, worker: Worker, settings: ServeSettings, metrics: Metrics) -> None:
+    def __init__(
+        self, store: Store, worker: Worker, settings: ServeSettings, metrics: Metrics, tracing: Tracing
+    ) -> None:
         self.store, self.worker, self.settings, self._metrics = store, worker, settings, metrics
+        self._tracing = tracing
         self.places = Places(worker.places, metrics)
         self._streams: dict[str, Stream] = {}
+        self._new: set[str] = set()
+        """Names of those whose folders are just written."""
         self._around: Surroundings | None = None
         self._jobs: set[asyncio.Task[None]] = set()
         self._looking: asyncio.Task[None] | None = None
@@ -46,24 +52,29 @@ class Streams:
         """Load what there is on disk and begin to make chunks."""
         loop = asyncio.get_running_loop()
         self._around = Surroundings(
-            worker=self.worker, settings=self.settings, metrics=self._metrics, loop=loop
+            worker=self.worker,
+            settings=self.settings,
+            metrics=self._metrics,
+            tracing=self._tracing,
+            loop=loop,
         )
         await asyncio.to_thread(self.worker.start)
         for folder in self.store.folders():
-            self._load(folder)
+            await asyncio.to_thread(self._load, folder)
         self._looking = asyncio.create_task(self._look())
         self.ready = True
         self._start_jobs()
 
     def _load(self, folder: StreamFolder) -> None:
+        """The stream in `folder`; one that cannot be read is left as it is, and the others are served."""
         try:
             info = folder.read()
-        except (OSError, ValueError, TypeError):
-            LOGGER.warning("unreadable", extra={"fields": {"stream": folder.path.name}})
+            if info.status == "ready":
+                info = replace(info, status="queued" if info.kind == "video" else "paused")
+            stream = self.add(folder, info)
+        except (OSError, UserError) as error:
+            LOGGER.warning("unreadable", extra={"fields": {"stream": folder.path.name, "reason": str(error)}})
             return
-        if info.status == "ready":
-            info = replace(info, status="queued" if info.kind == "video" else "paused")
-        stream = self.add(folder, info)
         if info.kind == "video" and info.status == "queued":
             self.places.queue.append(stream)
 
@@ -72,7 +83,7 @@ class Streams:
         self.ready = False
         if self._looking is not None:
             self._looking.cancel()
-        await asyncio.gather(*self._jobs)
+        await asyncio.gather(*self._jobs, return_exceptions=True)
         there = [stream for stream in self if stream.resident]
         for stream in there:
             stream.leave("queued" if stream.info.kind == "video" else "paused")
@@ -104,8 +115,8 @@ class Streams:
         return sum(len(stream.viewers) for stream in self._streams.values())
 
     def has(self, name: str) -> bool:
-        """Whether there is a stream of that name."""
-        return name in self._streams
+        """Whether there is a stream of that name, if only one that is just written or cannot be read."""
+        return name in self._streams or name in self._new or self.store.folder(name).path.exists()
 
     def measure(self) -> None:
         """Bring the figures up to date that are counted when they are asked for."""
@@ -130,9 +141,7 @@ class Streams:
             id=name, kind=kind, prompt=prompt, seed=seed, frames=frames, created=time.time(),
             lease=self.settings.lease_seconds if lease is None else lease,
         )  # fmt: skip
-        folder = self.store.folder(name)
-        await asyncio.to_thread(folder.write, info)
-        stream = self.add(folder, info)
+        stream = await self.new(info, lambda folder: folder.write(info))
         log("begun", stream=name, kind=kind)
         if kind == "video":
             self.places.queue.append(stream)
@@ -140,6 +149,24 @@ class Streams:
         else:
             await self.activate_new(stream)
         return stream
+
+    async def new(self, info: StreamInfo, write: Callable[[StreamFolder], object]) -> Stream:
+        """A stream whose folder `write` fills, on another thread; if that cannot be, nothing is left of it.
+
+        Raises:
+            OSError: if it cannot be written.
+        """
+        folder = self.store.folder(info.id)
+        self._new.add(info.id)
+        try:
+            await asyncio.to_thread(write, folder)
+            return self.add(folder, info)
+        except OSError:
+            with suppress(OSError):
+                await asyncio.to_thread(folder.remove)
+            raise
+        finally:
+            self._new.remove(info.id)
 
     def check_room(self, kind: Kind) -> None:
         """Refuse a new stream that there is no room for.
@@ -150,7 +177,7 @@ class Streams:
         limits = self.settings.limits
         if not self.ready:
             raise ApiError(503, "not_ready", "the server is starting or stopping", retry_after=5)
-        if len(self._streams) >= limits.stored:
+        if len(self._streams) + len(self._new) >= limits.stored:
             raise busy(f"{limits.stored} streams are kept; delete one first")
         if kind == "video" and len(self.places.queue) >= limits.waiting:
             raise busy(f"{limits.waiting} jobs wait already; try again later", retry_after=30)
@@ -175,26 +202,40 @@ class Streams:
                 self._start_jobs()
 
     async def _bring(self, stream: Stream) -> None:
-        """Into the place that it has."""
+        """Into the place that it has; who is cancelled meanwhile waits, or the place would count twice."""
+        coming = asyncio.ensure_future(asyncio.to_thread(stream.begin))
         try:
-            await asyncio.to_thread(stream.begin)
+            await asyncio.shield(coming)
+        except asyncio.CancelledError:
+            await asyncio.wait([coming])
+            if coming.exception() is not None:
+                self.places.give_back(stream)
+            raise
         except (UserError, OSError) as error:
             self.places.give_back(stream)
+            if isinstance(error, OSError) and error.errno in FULL:
+                raise
             log("not brought back", stream=stream.id, reason=str(error))
             raise ApiError(409, "not_resumable", "this stream cannot be gone on with") from error
         except BaseException:
             self.places.give_back(stream)
             raise
 
+    async def pause(self, stream: Stream) -> None:
+        """Take `stream` out of memory; one that is just coming in comes in before."""
+        async with stream.lock:
+            stream.leave("paused")
+            await stream.gone()
+
     async def activate_new(self, stream: Stream) -> None:
-        """As `activate`; if it cannot be, nothing is left of `stream`.
+        """Do what `activate` does; if it fails, nothing of `stream` is left behind.
 
         Raises:
             ApiError: as there.
         """
         try:
             await self.activate(stream)
-        except ApiError:
+        except (ApiError, OSError):
             await self.remove(stream)
             raise
 
@@ -212,7 +253,7 @@ class Streams:
                     raise
                 await stream.gone()  # it left meanwhile: its state is on disk now
                 return await asyncio.to_thread(stream.snapshot)
-        except UserError as error:
+        except (UserError, FileNotFoundError) as error:
             raise ApiError(409, "no_state", "there is nothing to go on from: it failed or is over") from error
 
     async def remove(self, stream: Stream) -> None:
@@ -226,6 +267,7 @@ class Streams:
                 await stream.gone()
             elif not stream.over:
                 stream.leave("stopped")
+        stream.wake()  # who watches what is gone is told
         await asyncio.to_thread(stream.folder.remove)
         log("removed", stream=stream.id)
 
@@ -254,14 +296,19 @@ class Streams:
             running.add_done_callback(self._jobs.discard)
 
     def _is_waiting(self, job: Stream) -> bool:
-        return job.id in self._streams and job.info.status == "queued"
+        return job.id in self._streams and job.info.kind == "video" and job.info.status == "queued"
 
     async def _run(self, job: Stream) -> None:
         async with job.lock:
+            if not self._is_waiting(job):  # it was deleted a moment ago
+                self.places.give_back(job)
+                return
             try:
                 await self._bring(job)
             except ApiError as error:
                 job.set(status="failed", error=error.message)
+            except Exception as error:  # noqa: BLE001 - it fails alone; the log has all of it
+                job.set(status="failed", error=api_error(error, job.id).message)
 
     async def _look(self) -> None:
         """Put to rest who is not watched, end what is too long, forget what nobody asks for."""
@@ -269,7 +316,11 @@ class Streams:
             await asyncio.sleep(LOOK_SECONDS)
             now = time.monotonic()
             for stream in self:
-                await self._look_at(stream, alone=0.0 if stream.viewers else now - stream.left_at)
+                try:
+                    await self._look_at(stream, alone=0.0 if stream.viewers else now - stream.left_at)
+                except OSError as error:  # the others are looked at all the same, and this one again
+                    fields = {"stream": stream.id, "reason": str(error)}
+                    LOGGER.error("not put away", extra={"fields": fields})
 
     async def _look_at(self, stream: Stream, *, alone: float) -> None:
         longest = self.settings.limits.stream_seconds * FRAMES_PER_SECOND
@@ -278,6 +329,6 @@ class Streams:
                 stream.leave("paused")
             elif stream.index.frames > longest:
                 stream.leave("completed")
-        unwanted = not stream.resident and stream.info.status != "queued"
+        unwanted = not (stream.resident or self._is_waiting(stream))
         if unwanted and alone > self.settings.keep_seconds:
             await self.remove(stream)

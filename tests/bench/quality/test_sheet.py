@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from PIL import Image
 
 from bench.cli import main as vmla_bench
-from bench.quality.sheet import WRONG, draw_sheet, failed_questions, rows_in_order, telling_prompts
+from bench.quality.sheet import WRONG, broken, draw_sheet, failed_questions, rows_in_order, telling_prompts
 from vmla.world.caption import describe, read
 from vmla.world.render import render
 from vmla.world.scene import COLOURS, MOTIONS, SHAPES, draw_scene
@@ -57,6 +57,14 @@ def test_rows_keep_the_order_of_prompts_and_failures_have_a_frame():
     assert all("count" in picture.failed for picture in rows[1][1])
     sheet = torch.from_numpy(np.array(draw_sheet(rows, (4, 60))))
     assert (sheet == torch.tensor(WRONG)).all(-1).sum() > 500
+
+
+def test_a_long_prompt_takes_several_lines_and_keeps_its_words():
+    prompt = "a small blue ring resting and a small red square resting on a navy background"
+    lines = broken(prompt, 30, len)
+    assert " ".join(lines) == prompt
+    assert len(lines) > 2 and all(len(line) <= 30 for line in lines)
+    assert broken("background red", 4, len) == ["background", "red"]
 
 
 def test_the_command_writes_a_picture_of_a_model_and_refuses_what_has_no_world(checkpoint, tmp_path):

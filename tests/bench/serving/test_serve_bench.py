@@ -6,6 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from bench.cli import main as vmla_bench
+from bench.report.readme import TABLES
 from bench.report.schema.kinds import read_results
 from bench.serving.viewer import late_share
 
@@ -18,7 +19,7 @@ def bench(*arguments):
 
 def test_a_server_is_measured_by_its_viewers(checkpoint, tmp_path):
     path = tmp_path / "serve.json"
-    few = ("--streams", "1,2", "--seconds", 1.5, "--connects", 5, "--times", 1, "--threads", 1)
+    few = ("--streams", "1,2", "--seconds", 1.5, "--connects", 12, "--times", 1, "--threads", 1)
     done = bench("--checkpoint", checkpoint, *few, "-o", path)
     assert done.exit_code == 0, done.output
     told = read_results(path)
@@ -29,9 +30,15 @@ def test_a_server_is_measured_by_its_viewers(checkpoint, tmp_path):
         share = crowd["frames_per_second"] / crowd["alone_frames_per_second"]
         assert crowd["share_of_alone"] == pytest.approx(share, rel=0.01)
         assert crowd["gap_seconds"]["p50"] <= crowd["gap_seconds"]["p99"]
-    assert told["connects"]["count"] == 5
+    assert told["connects"]["count"] == 12
     assert told["connects"]["left"]["files"] <= 2
     assert 0 < told["fork"]["median_ms"] <= told["fork"]["worst_ms"]
+    lines = TABLES["serve"].table(told)
+    assert "**viewers at once**" in lines
+    assert "| ray hop | not measured yet | not measured yet |" in lines
+    fork = f"| fork | {told['fork']['median_ms']:.0f} | {told['fork']['worst_ms']:.0f} |"
+    assert fork in lines
+    assert any(line.startswith("| 12 | ") for line in lines)
     last = json.loads(done.stdout.splitlines()[-1])
     assert last["hand_over_ms"] == told["hand_over"]["median_ms"]
 

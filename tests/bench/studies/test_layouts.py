@@ -1,6 +1,7 @@
 """Models side by side: the same videos, all figures, and no work done twice."""
 
 import json
+import shutil
 
 import pytest
 from click.testing import CliRunner
@@ -8,6 +9,7 @@ from kit.checkpoints import debug_checkpoint
 from kit.refusals import assert_one_line
 
 from bench.cli import main as vmla_bench
+from bench.harness.document import read_document
 from bench.quality.grades import grade_windows, held_out_prompts, open_denoiser, seen_rollouts, shares
 from bench.report.sections.quality import layouts_section
 from bench.studies import layouts
@@ -77,6 +79,20 @@ def test_a_model_that_was_watched_is_not_watched_again(compared, tmp_path, monke
     assert watched == ["per head"]
     again = json.loads(kept.read_text())["models"]
     assert [row["grades"] for row in again] == [row["grades"] for row in document["models"]]
+
+
+def test_models_of_different_worlds_are_only_timed(checkpoint, tmp_path):
+    other, output = shutil.copytree(checkpoint, tmp_path / "other"), tmp_path / "speed.json"
+    index = json.loads((other / "model_index.json").read_text())
+    (other / "model_index.json").write_text(json.dumps({**index, "trained_on": "sprites-2"}))
+    models = ("--model", f"a={checkpoint}", "--model", f"b={other}")
+    assert_one_line(run(*models, "--prompts", 2), "different worlds", "--prompts 0")
+    assert run(*models, "--prompts", 0, "-o", output).exit_code == 0
+    document = read_document(output)
+    assert all(row["frames_per_second"] > 0 and row["grades"] == {} for row in document["models"])
+    (table,) = layouts_section(document).tables
+    assert table.title == "speed alone, float32"
+    assert all(len(row) == len(table.headings) == 4 for row in table.rows)
 
 
 def test_what_cannot_be_compared_is_refused(checkpoint, tmp_path):

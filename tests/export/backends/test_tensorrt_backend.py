@@ -11,7 +11,7 @@ import pytest
 from kit.tensorrt_bindings import OLDEST, run_with_bindings
 
 from export.backends.tensorrt import TensorRT
-from export.backends.tensorrt_build import BuildRequest, compile_kernels
+from export.backends.tensorrt_build import BuildRequest, compile_kernels, window_of
 from export.build import describe
 from export.checks import check_host
 from export.engine.manifest import Manifest
@@ -94,6 +94,27 @@ def test_a_plan_runs_in_static_buffers(contract):
     assert contract["run"] == {"bound": ["x", "n", "y"], "streams": [7], "results": [[2]]}
 
 
+def test_a_full_window_and_those_that_fill_have_a_profile_each(contract):
+    assert contract["held slots"]["status"] == 0
+    shapes = [
+        values for key, values in contract["held slots"]["calls"] if key == "IOptimizationProfile.set_shape"
+    ]
+    full, none, half = ([2, 1, tokens, 20] for tokens in (28, 0, 12))
+    assert shapes == [
+        ["cache", full, full, full], ["slot_index", [7], [7], [7]],
+        ["cache", none, half, full], ["slot_index", [0], [3], [7]],
+    ]  # fmt: skip
+    keys = [key for key, _ in contract["held slots"]["calls"]]
+    assert keys.count("IBuilderConfig.add_optimization_profile") == 2
+    assert "IBuilderConfig.add_optimization_profile" not in [key for key, _ in contract["whole"]["calls"]]
+
+
+def test_a_plan_takes_the_profile_of_its_window_once_a_change(contract):
+    assert contract["sizes"]["chosen"] == [0, 1, 1, 0]
+    assert contract["sizes"]["stated"] == [[2, 3], [2, 1], [2, 0], [2, 3]]
+    assert all(contract["sizes"]["held"])
+
+
 def test_what_the_library_refuses_silently_is_an_error(contract):
     assert contract["no plan"] == "the plan does not load"
     assert contract["another table"].endswith("than its manifest says: n, x, y")
@@ -107,11 +128,11 @@ def test_a_request_names_everything_that_the_process_needs(checkpoint, tmp_path,
     monkeypatch.setattr(Host, "here", lambda device, packages: here)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H100 80GB HBM3")
     monkeypatch.setattr("export.onnx.attention_node.attention_nodes", lambda graph: 2)
-    settings = Settings(backend="tensorrt", precision="bf16")
+    settings = Settings(backend="tensorrt", precision="bf16", attention="plugin")
     wanted = describe(open_checkpoint(checkpoint), settings)
     (tmp_path / "scratch").mkdir()
     folder = tmp_path / "aside"
-    request = TensorRT().request(folder / "step.onnx", wanted, tmp_path / "scratch")
+    request = TensorRT().request("step", folder / "step.onnx", wanted, tmp_path / "scratch")
     assert request == BuildRequest(
         library="tensorrt", graph=str(folder / "step.onnx"), engine=str(folder / "step.engine"),
         target="sm_90", attention_nodes=2, kernels=str(tmp_path / "scratch"),
@@ -121,6 +142,12 @@ def test_a_request_names_everything_that_the_process_needs(checkpoint, tmp_path,
     [kernel] = load(tmp_path / "scratch")
     assert (kernel.dtype, kernel.arch, kernel.widths) == ("bf16", 90, {"D": 32, "DV": 32})
     assert kernel.compact
+    # The plugin reads validity as it goes; TensorRT's own attention gets the slots that hold a frame.
+    assert wanted.window == "all"
+    native = describe(open_checkpoint(checkpoint), replace(settings, attention=None))
+    assert native.window == "held"
+    assert window_of(native, "step") == {"cache": [2, 1, 4 * 16, 24], "slot_index": [4]}
+    assert window_of(native, "prompt") == window_of(wanted, "step") == {}
 
 
 def test_layers_are_counted_by_kind_and_type(checkpoint, tmp_path):

@@ -21,8 +21,8 @@ pytestmark = [
 ]
 
 FORMS = {
-    "plugin": ("--precision", "bf16"),
-    "native": ("--precision", "bf16", "--attention", "native"),
+    "plugin": ("--precision", "bf16", "--attention", "plugin"),
+    "native": ("--precision", "bf16"),
     "fp32": ("--precision", "fp32"),
 }
 

@@ -44,8 +44,8 @@ def request(graph, engine, target, **more):
     )
 
 
-def test_the_graph_with_nodes_builds_from_their_function(onnx_engine, tmp_path):
-    warned = tensorrt.build(request(onnx_engine / "step.onnx", tmp_path / "step.engine", "sm_120"))
+def test_the_graph_with_nodes_builds_from_their_function(plugin_graph, tmp_path):
+    warned = tensorrt.build(request(plugin_graph, tmp_path / "step.engine", "sm_120"))
     assert (tmp_path / "step.engine").stat().st_size > 100_000
     # The function is written in once for each node, under the same names; nobody asks for those tensors.
     assert all("already exists, the output tensors of this new instance" in warning for warning in warned)
@@ -71,16 +71,16 @@ def test_the_shipped_model_builds_without_a_warning(tmp_path, precision):
     check_files(Manifest.read(tmp_path / "engine"), tmp_path / "engine")
 
 
-def test_nodes_without_their_plugin_are_refused_where_the_plugin_is_wanted(onnx_engine, tmp_path):
-    wanted = request(onnx_engine / "step.onnx", tmp_path / "step.engine", "sm_89", attention_nodes=2)
+def test_nodes_without_their_plugin_are_refused_where_the_plugin_is_wanted(plugin_graph, tmp_path):
+    wanted = request(plugin_graph, tmp_path / "step.engine", "sm_89", attention_nodes=2)
     with pytest.raises(UserError, match="0 of 2 attention nodes became layers of the plugin"):
         tensorrt.build(wanted)
     assert not (tmp_path / "step.engine").exists()
 
 
 @pytest.mark.parametrize("registered", ["mla_attention", "mla_attention_fp8"])
-def test_the_parser_finds_a_plugin_of_the_node_s_name_and_no_other(onnx_engine, registered):
-    command = [sys.executable, str(SCRIPT), str(onnx_engine / "step.onnx"), registered]
+def test_the_parser_finds_a_plugin_of_the_node_s_name_and_no_other(plugin_graph, registered):
+    command = [sys.executable, str(SCRIPT), str(plugin_graph), registered]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     told = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("[")]
     asked = [value for kind, value in told if kind == "asked"]
@@ -97,14 +97,14 @@ def test_the_parser_finds_a_plugin_of_the_node_s_name_and_no_other(onnx_engine, 
         assert ["parsed", True] in told
 
 
-def test_the_parser_knows_every_operation_and_type(onnx_engine, engine):
+def test_the_parser_knows_every_operation_and_type(onnx_engine, plugin_graph):
     """TensorRT's parser, in the only form in which it runs without a GPU."""
     import tensorrt_rtx as trt
 
     builder = trt.Builder(trt.Logger(trt.Logger.ERROR))
     parser = trt.OnnxParser(builder.create_network(), trt.Logger(trt.Logger.ERROR))
-    for name in ("step", "prompt"):
-        model = onnx.load(onnx_engine / f"{name}.onnx")
+    for path in (onnx_engine / "step.onnx", onnx_engine / "prompt.onnx", plugin_graph):
+        model = onnx.load(path)
         nodes = [*model.graph.node, *(node for function in model.functions for node in function.node)]
         kinds = {node.op_type for node in nodes if node.domain == ""}
         assert {kind for kind in kinds if not parser.supports_operator(kind)} == set()

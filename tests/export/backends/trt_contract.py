@@ -31,6 +31,8 @@ SCRIPT = {
     "IAttentionInputLayer.attention": trt.IAttention,
     "IBuilderConfig.set_timing_cache": True,
     "IBuilderConfig.clear_flag": None,
+    "IBuilderConfig.add_optimization_profile": 0,
+    "IOptimizationProfile.set_shape": None,
 }
 SIGNATURE = Signature(
     inputs=(
@@ -71,7 +73,7 @@ def scripted(journal, script):
 def plain(value):
     """A value for JSON: numbers and texts as they are, enumerators by name, objects by class."""
     if isinstance(value, StandIn) or not hasattr(value, "name"):
-        return value if isinstance(value, bool | int | float | str) else type(value).__name__
+        return value if isinstance(value, bool | int | float | str | list) else type(value).__name__
     return value.name
 
 
@@ -82,7 +84,7 @@ def built(folder, **script):
     request = BuildRequest(
         library="tensorrt", graph="step.onnx", engine=str(folder / "step.engine"), target="sm_90",
         attention_nodes=script.pop("nodes", 3), layers=str(folder / "layers.json"),
-        timing_cache=str(folder / "times" / "a.cache"),
+        timing_cache=str(folder / "times" / "a.cache"), window=script.pop("window", {}),
     )  # fmt: skip
     with scripted(journal, SCRIPT | {"EngineInspector.get_engine_information": layers_of(3)} | script):
         status = tensorrt_process.main(BuildRequest(**json.loads(json.dumps(asdict(request)))))
@@ -111,6 +113,35 @@ def run(**script):
     return {"bound": bound, "streams": streams, "results": [list(result.shape) for result in results]}
 
 
+def sizes(*rows):
+    """One plan with a size of its own in each run: profiles chosen, shapes stated, results."""
+    journal, stream = [], SimpleNamespace(cuda_stream=7, wait_stream=lambda other: None)
+    torch.cuda.Stream, torch.cuda.current_stream = lambda: stream, lambda: stream
+    open_ended = {"ICudaEngine.get_tensor_shape": lambda name: (2, -1) if name == "x" else TABLE[name][1]}
+    taken = {
+        "IExecutionContext.set_optimization_profile_async": True,
+        "IExecutionContext.set_input_shape": True,
+    }
+    with scripted(journal, ENGINE | open_ended | taken):
+        program = PlanProgram(trt, b"plan", SIGNATURE, device="cpu")
+        held = []
+        for count in rows:
+            given = torch.arange(2 * count).reshape(2, count).bfloat16()
+            program(given, torch.ones(1, dtype=torch.int32))
+            held.append(torch.equal(program._inputs["x"].view(-1)[: given.numel()], given.view(-1)))
+    chosen = [values[0] for key, values in journal if key.endswith(".set_optimization_profile_async")]
+    stated = [list(values[1]) for key, values in journal if key.endswith(".set_input_shape")]
+    return {"chosen": chosen, "stated": stated, "held": held}
+
+
+INPUTS = [
+    SimpleNamespace(name="timestep", shape=(1, 3)),
+    SimpleNamespace(name="cache", shape=(2, 1, -1, 20)),
+    SimpleNamespace(name="slot_index", shape=(-1,)),
+]
+WINDOW = {"cache": [2, 1, 28, 20], "slot_index": [7]}
+
+
 def main(folder):
     folder = Path(folder)
     attention = {"ILayer.type": trt.LayerType.ATTENTION_INPUT, "nodes": 0}
@@ -125,7 +156,14 @@ def main(folder):
         "stale times": built(folder / "stale", **{"IBuilderConfig.set_timing_cache": False}),
         "wide attention": built(folder / "wide", **attention),
         "narrow attention": built(folder / "narrow", **attention | {"ITensor.dtype": trt.bfloat16}),
+        "held slots": built(
+            folder / "held",
+            window=WINDOW,
+            **attention
+            | {"INetworkDefinition.num_inputs": 3, "INetworkDefinition.get_input": INPUTS.__getitem__},
+        ),
         "run": run(),
+        "sizes": sizes(3, 3, 1, 0, 3),
         "no plan": run(**{"Runtime.deserialize_cuda_engine": None}),
         "another table": run(**{"ICudaEngine.get_tensor_shape": lambda name: (9,)}),
         "no address": run(**{"IExecutionContext.set_tensor_address": False}),

@@ -10,13 +10,16 @@ from kit.measure import assert_close
 from kit.models import draw, tiny_model
 from kit.passes import pass_inputs
 
-from export.lowering.trace import trace
+from export.lowering.precision import in_precision
+from export.lowering.trace import trace, trace_step
+from vmla.cache import CacheSpec
 from vmla.config import model_preset
 from vmla.transformer import VideoMLA
 
 pytestmark = pytest.mark.cpu
 
 BATCH = 2
+PRODUCT = "aten.linear"
 
 
 @pytest.fixture(scope="module", params=["mla", "mha"])
@@ -79,6 +82,51 @@ def test_the_step_equals_the_model_whatever_the_cache_holds(traced, number):
     for got, want in zip(made, model(**inputs), strict=True):
         assert want.abs().max() > 0.1
         assert_close(got, want, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("joined", [False, True], ids=["apart", "joined"])
+@pytest.mark.parametrize("layout", ["mla", "mha"])
+def test_a_step_that_takes_held_slots_alone_equals_the_model_however_many_there_are(layout, joined):
+    """Whether the window fills, is full, or begins again from its sink after a `reset`."""
+    model = tiny_model(layout=layout)
+    spec = CacheSpec.of(model.config)
+    program = trace_step(model, batch=BATCH, window="held", joined=joined)
+    assert not [node for node in program.graph.nodes if "where" in str(node.target)]
+    assert not [node for node in program.graph.nodes if "mla_attention" in str(node.target)]
+    if layout == "mha" or not joined:  # one set of weights, the checkpoint's
+        assert program.state_dict.keys() == trace_step(model, batch=BATCH).state_dict.keys()
+    module = program.module()
+    for frame in (*range(spec.slots + 3), 50):
+        inputs = pass_inputs(model.config, 0, batch=BATCH, seed=frame, frame=frame)
+        held = int((inputs["slot_index"] >= 0).sum())
+        assert held == min(frame, spec.slots)
+        taken = inputs | {
+            "cache": inputs["cache"][:, :, : held * spec.tokens_per_frame],
+            "slot_index": inputs["slot_index"][:held],
+        }
+        for got, want in zip(module(*taken.values()), model(**inputs), strict=True):
+            assert_close(got, want, rtol=1e-4 if joined else 1e-5, atol=1e-5 if joined else 1e-6)
+
+
+def test_joined_products_are_four_fewer_in_a_layer_and_keep_their_precision():
+    model = tiny_model()
+    apart, joined = (trace_step(model, batch=1, window="held", joined=joined) for joined in (False, True))
+    products = [sum(PRODUCT in str(node.target) for node in p.graph.nodes) for p in (apart, joined)]
+    # The two of the expansion are inside an operator where they are apart, and one product where joined.
+    assert products[0] - products[1] == model.config.num_layers * (3 + 2 - 1 - 1 - 1)
+    assert not [
+        node
+        for node in joined.graph.nodes
+        if "expand.default" in str(node.target) and "vmla" in str(node.target)
+    ]
+    inputs = pass_inputs(model.config, 3)
+    want = model(**inputs)
+    narrow = {name: x.bfloat16() if name in ("text_kv", "cache") else x for name, x in inputs.items()}
+    module = in_precision(joined, "bf16", ("text_kv", "cache", "entries"))
+    stored = {name: value.dtype for name, value in module.state_dict.items() if "attn1" in name}
+    assert {stored[f"blocks.0.attn1.{name}"] for name in ("down", "up_q", "expansion")} == {torch.bfloat16}
+    for got, wanted in zip(module.module()(*narrow.values()), want, strict=True):
+        assert (got.float() - wanted).norm() < 2e-2 * wanted.norm()
 
 
 def test_the_prompt_step_equals_the_model(traced):

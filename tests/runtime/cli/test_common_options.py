@@ -64,6 +64,8 @@ def test_the_help_of_a_bench_is_what_its_command_says():
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_list_of_benches_says_what_each_says_of_itself(verb):
     module, does = VERBS[verb]
+    if verb == "serve":
+        pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
     said = import_module(module).main.help
     assert " ".join(said.split("\n\n")[0].split()) == does
 
@@ -118,6 +120,7 @@ def test_a_file_gives_options_and_the_command_line_wins(tmp_path):
         ("seed: true", "field seed is"),
         ("- seed", "is no mapping of options"),
         ("config: other.yaml", "field config is unknown"),
+        ('prompt: "a\\0star"', "field prompt has a NUL in it"),
     ],
 )
 def test_a_file_with_anything_else_is_refused_in_one_line(tmp_path, text, said):

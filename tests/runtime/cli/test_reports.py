@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import sys
 from pathlib import Path
 
@@ -80,12 +81,40 @@ def test_metrics_on_a_disk_that_fills_are_given_up_with_one_warning(checkpoint, 
         ("--events", "folder", "is a directory"),
         ("--metrics", "a.mp4.json", "give each its own file"),
         ("--events", "a.mp4.state", "give each its own file"),
+        ("--events", "n" * 300, "File name too long: "),
     ],
 )
 def test_what_can_be_known_before_is_refused_before(checkpoint, tmp_path, option, name, said):
     (tmp_path / "folder").mkdir()
-    assert_one_line(run(checkpoint, tmp_path / "a.mp4", option, tmp_path / name), option, said)
+    assert_one_line(run(checkpoint, tmp_path / "a.mp4", option, tmp_path / name), said)
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_events_into_a_pipe_wait_for_no_reader(checkpoint, tmp_path):
+    """Nobody reads it: refused before; a reader who does not keep up: no more events, and the whole video."""
+    pipe, output = tmp_path / "pipe", tmp_path / "a.mp4"
+    os.mkfifo(pipe)
+    assert_one_line(run(checkpoint, output, "--events", pipe), "nobody reads it; start its reader first")
+    assert not output.exists()
+    reader = os.open(pipe, os.O_RDONLY | os.O_NONBLOCK)
+    writer = os.open(pipe, os.O_WRONLY)
+    os.set_blocking(writer, False)
+    os.write(writer, bytes(1 << 20))  # as much as it takes
+    result = run(checkpoint, output, "--events", pipe)
+    os.close(reader)
+    os.close(writer)
+    assert result.exit_code == 0, result.output
+    assert result.stderr.count("is not written any more: its reader does not keep up") == 1
+    assert whole(output)
+
+
+def test_a_video_is_not_sent_to_a_standard_output_that_is_closed(checkpoint, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit), monkeypatch.context() as patch:
+        patch.setattr(sys, "stdout", None)
+        patch.setattr(sys, "stderr", (tmp_path / "said").open("w"))
+        main(["--prompt", "a star", "--checkpoint", str(checkpoint), "-o", "-"])
+    assert (tmp_path / "said").read_text().startswith("Error: standard output is closed")
 
 
 def test_what_is_no_file_is_never_replaced_by_metrics(checkpoint, tmp_path):
@@ -136,5 +165,5 @@ def test_a_stream_that_was_closed_at_the_start_takes_everything(monkeypatch):
     with forgiving_streams():
         sys.stderr.write("heard by nobody")
         sys.stderr.flush()
-        assert not sys.stderr.silent
+        assert sys.stderr.silent
     assert sys.stderr is None

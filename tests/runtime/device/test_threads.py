@@ -68,13 +68,13 @@ class Watched(EagerEngine):
 
     seen: set[int]
 
-    def step(self, inputs, *, full):
+    def step(self, inputs, *, held):
         self.seen.add(torch.get_num_threads())
-        return super().step(inputs, full=full)
+        return super().step(inputs, held=held)
 
-    def entries(self, inputs, *, full):
+    def entries(self, inputs, *, held):
         self.seen.add(torch.get_num_threads())
-        return super().entries(inputs, full=full)
+        return super().entries(inputs, held=held)
 
 
 def test_every_pass_has_the_denoisers_threads_and_every_decoding_the_decoders(checkpoint):

@@ -50,8 +50,8 @@ class Recorder:
     def __getattr__(self, name):
         return getattr(self._engine, name)
 
-    def step(self, inputs, *, full):
-        velocity, entries = self._engine.step(inputs, full=full)
+    def step(self, inputs, *, held):
+        velocity, entries = self._engine.step(inputs, held=held)
         self.steps.append((inputs.latents.clone(), inputs.timestep.clone(), velocity))
         return velocity, entries
 

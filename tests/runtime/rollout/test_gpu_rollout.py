@@ -8,7 +8,7 @@ from kit.engines import tiny_engine
 
 from runtime.prompts.sources import PromptChange, PromptSchedule
 from runtime.resume.state import Snapshot
-from runtime.rollout import rollout as module
+from runtime.rollout import graphs
 from runtime.rollout.rollout import Rollout
 from vmla.scheduler import Sampler
 
@@ -45,7 +45,7 @@ def test_replayed_graphs_give_what_single_launches_give(monkeypatch, layout):
     # Seven times noise, positions and places, steps and clean pass; again for the window of `recache`. The
     # first chunk is launched one by one.
     assert videos.launches >= 7 * 7
-    monkeypatch.setattr(module, "captured", lambda function, *_: function)
+    monkeypatch.setattr(graphs, "captured", lambda function, *_: function)
     launched = latents_of(Rollout(engine, prompts(), RENOISE, seeds=[1]), 8)
     assert all(torch.equal(one, other) for one, other in zip(replayed, launched, strict=True))
 

@@ -169,7 +169,7 @@ def test_every_chunk_is_the_same_computation_on_the_same_memory_and_reads_nothin
         videos._change_prompt(prompts.at(number))  # texts are encoded on the way, outside of the graph
         with Operators() as chunk:
             videos.denoise()
-            full = videos.buffers.full
+            full = videos.buffers.held == engine.cache_spec.slots
             videos.update_cache()
         assert chunk.reads == 0
         seen[full].append(chunk.names)
@@ -228,7 +228,7 @@ class Launches(NoTelemetry):
 @pytest.mark.parametrize("graphs", [True, False])
 def test_the_host_s_launches_are_counted_where_graphs_are_replayed(checkpoint, monkeypatch, graphs):
     if graphs:
-        monkeypatch.setattr("runtime.rollout.rollout.captured", lambda function, *_: Replay(Graph(function)))
+        monkeypatch.setattr("runtime.rollout.graphs.captured", lambda function, *_: Replay(Graph(function)))
     job, frames = prepare(RED, checkpoint, chunks=6)
     told = Launches()
     make_video(job, NullSink(), told, frames=frames)
@@ -244,14 +244,16 @@ def test_the_first_chunk_is_handed_on_before_anything_is_captured(monkeypatch):
         captures.append(function)
         return function
 
-    monkeypatch.setattr("runtime.rollout.rollout.captured", capture)
-    videos, other = (Rollout(tiny_engine(), FixedPrompts(RED), RENOISE, seeds=[1]) for _ in range(2))
+    monkeypatch.setattr("runtime.rollout.graphs.captured", capture)
+    videos, other = (
+        Rollout(tiny_engine(), FixedPrompts(RED), RENOISE, seeds=[1], graphs=graphs)
+        for graphs in (True, False)
+    )
     made = [videos.denoise()]
     videos.update_cache()
     assert not captures
     made.append(videos.denoise())
     assert len(captures) == 2  # the steps and the clean pass
-    other._begun = True  # as if it had graphs from the start
     wanted = [other.denoise()]
     other.update_cache()
     wanted.append(other.denoise())

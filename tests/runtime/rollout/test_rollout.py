@@ -157,6 +157,6 @@ def test_what_a_capture_computes_on_the_way_leaves_no_trace(monkeypatch):
         return function
 
     wanted, captures = made(), []
-    monkeypatch.setattr("runtime.rollout.rollout.captured", run_before)
+    monkeypatch.setattr("runtime.rollout.graphs.captured", run_before)
     assert all(torch.equal(one, other) for one, other in zip(made(), wanted, strict=True))
     assert len(captures) == 4

@@ -1,6 +1,7 @@
 """`/v1/sessions`: begun, looked at, steered, forked, moved to another server, ended."""
 
 import json
+import random
 import threading
 
 import pytest
@@ -175,6 +176,8 @@ def tampered(data, change):
     (lambda h, t: h["video"].update(layout="mha"), "layout"),
     (lambda h, t: h["video"].pop("weights"), "state"),
     (lambda h, t: h.update(memory=None), "decoder"),
+    (lambda h, t: h["video"].update(start_file="/etc/passwd", start_hash="0", start_chunks=9), "machine"),
+    (lambda h, t: h["video"]["prompts"][0].update(chunk=2), "chunks [2]"),
     (lambda h, t: h["mark"].update(frames=None), "mark.frames is None"),
 ])  # fmt: skip
 def test_a_state_that_is_not_one_is_refused_whole(server, change, says):
@@ -201,6 +204,18 @@ def test_bytes_that_are_no_state_are_refused(server):
     assert (large.status_code, large.json()["error"]["code"]) == (413, "too_large")
     odd = server.http.put("/v1/sessions/..%2F..%2Fetc/state", content=b"")
     assert odd.status_code in (404, 422)
+
+
+def test_a_state_of_which_any_byte_has_changed_is_refused(server):
+    one = begin(server, seconds=6)
+    server.until(one["id"], sequence_number=3)
+    data = server.http.get(f"/v1/sessions/{one['id']}/state").content
+    draw = random.Random(0)
+    for _ in range(12):
+        at = draw.randrange(len(data))
+        damaged = data[:at] + bytes([data[at] ^ 1 << draw.randrange(8)]) + data[at + 1 :]
+        response = server.http.put(f"/v1/sessions/session_{'4' * 24}/state", content=damaged)
+        assert (response.status_code, response.json()["error"]["code"]) == (422, "invalid_state")
 
 
 def test_many_at_once_are_each_what_they_are_alone(server, reference):

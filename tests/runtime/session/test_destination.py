@@ -143,7 +143,8 @@ def test_a_video_that_was_killed_at_its_first_bytes_is_made_anew(checkpoint, ins
     write_begun(Path("a.mp4"), {"prompts": [], "seed": 0, "sampler": {}})
     resumed = CliRunner().invoke(main, ["--resume", "a.mp4"])
     assert_one_line(resumed, "nothing to go on from; make it anew with --overwrite")
-    assert make(checkpoint, "a.mp4", "--overwrite").exit_code == 0
+    made = make(checkpoint, "a.mp4", "--overwrite")
+    assert made.exit_code == 0, made.output
 
 
 def test_a_folder_of_ours_with_something_else_in_it_is_refused(checkpoint, inside):

@@ -8,6 +8,7 @@ import torch
 from kit.models import randomise
 from transformers import UMT5Config as TheirConfig
 from transformers import UMT5EncoderModel
+from transformers.models.umt5 import modeling_umt5
 
 from plugins.errors import UserError
 from vmla.text.umt5 import UMT5Config, UMT5Encoder, bucket
@@ -38,13 +39,22 @@ def read():
     return numbers, mask
 
 
+AS_OURS = hasattr(modeling_umt5, "eager_attention_forward")
+"""Whether theirs adds and multiplies in the order of ours: not before transformers 5.16."""
+
+
+def same(found, expected, *, within):
+    """Whether the numbers are the same; where theirs are rounded otherwise, whether they hardly differ."""
+    return torch.equal(found, expected) if AS_OURS else (found - expected).abs().mean() < within
+
+
 @pytest.mark.parametrize("narrow", [False, True], ids=["float32", "autocast"])
 def test_it_gives_the_very_same_numbers(pair, read, narrow):
     numbers, mask = read
     with torch.no_grad(), torch.autocast("cpu", torch.bfloat16, enabled=narrow):
         expected = pair[0](input_ids=numbers, attention_mask=mask).last_hidden_state
         found = pair[1](numbers, mask)
-    assert torch.equal(found, expected)
+    assert same(found, expected, within=0.03 if narrow else 1e-5)
     assert found.std() > 0.1
 
 
@@ -62,6 +72,7 @@ def test_it_learns_as_theirs_does(pair, read):
         assert torch.equal(p.grad, q.grad), name
 
 
+@pytest.mark.skipif(not AS_OURS, reason="older versions of transformers draw in another order")
 def test_fresh_weights_are_drawn_as_theirs_are():
     torch.manual_seed(3)
     theirs = UMT5EncoderModel(TheirConfig(**SIZES)).state_dict()
@@ -87,7 +98,7 @@ def test_transformers_reads_what_is_saved(checkpoint, tmp_path):
     numbers, mask = ours.tokenize(["a red star"])
     with torch.no_grad():
         expected = theirs.eval()(input_ids=numbers, attention_mask=mask).last_hidden_state
-        assert torch.equal(ours.encoder(numbers, mask), expected)
+        assert same(ours.encoder(numbers, mask), expected, within=1e-5)
 
 
 @pytest.mark.parametrize(

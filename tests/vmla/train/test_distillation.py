@@ -7,16 +7,19 @@ import shutil
 import pytest
 import torch
 from click.testing import CliRunner
+from kit.measure import assert_close
 from kit.models import draw, randomise, tiny_config, tiny_model
 from kit.refusals import assert_one_line
 
 from plugins.errors import UserError
 from vmla.cache import CacheSpec
+from vmla.scheduler import Sampler, guided
 from vmla.train.cli.commands import main
 from vmla.train.data.latents import LatentSet
 from vmla.train.loop.loop import train
 from vmla.train.loop.parallel import direct
 from vmla.train.objectives.cached_rollout import CachedRollout
+from vmla.train.objectives.dmd import guided_beyond
 from vmla.train.recipes.from_checkpoint import DISTILLATION_RECIPES
 from vmla.train.stages.denoiser import narrowed
 from vmla.train.stages.distillation import ConsistencyStage, DistributionStage
@@ -151,6 +154,19 @@ def test_guidance_needs_a_negative_prompt():
     assert not torch.equal(loss, distribution_stage().loss(0))
 
 
+@pytest.mark.parametrize("weight", [1.0, 2.5])
+def test_distillations_are_guided_as_the_teacher_is_sampled(weight):
+    """Both stages move towards the velocity that the sampler itself would follow."""
+    teacher = Sampler(guidance_scale=weight)
+    c, u = draw(3, seed=1), draw(3, seed=2)
+    for name in ("mini", "sprites", "sprites-gpu", "debug"):
+        recipe = DISTILLATION_RECIPES[name].taught_by(teacher)
+        assert recipe.consistency.consistency.guidance == weight
+        for training in (recipe.distribution, recipe.long):
+            assert_close(guided_beyond(c, u, training.guidance), guided(c, u, weight), rtol=0, atol=1e-6)
+    assert DISTILLATION_RECIPES["wan-1.3b"].taught_by(teacher) == DISTILLATION_RECIPES["wan-1.3b"]
+
+
 def test_a_per_head_teacher_judges_whole_clips():
     """As Wan does: one pass over all frames, in both directions."""
     wan = randomise(VideoMLA(dataclasses.replace(DEBUG.model, layout="mha")), 1)
@@ -233,6 +249,28 @@ def test_finished_stages_are_packed_with_the_record_of_all(checkpoint, data, tmp
     assert_one_line(pack(first, tmp_path, to="none"), "holds no finished stage")
     (begun / "training.json").unlink()
     assert_one_line(pack(first, to="none"), "training.json")
+
+
+def test_a_guided_teacher_guides_both_distillations_by_its_own_weight(checkpoint, data, tmp_path):
+    guide = shutil.copytree(checkpoint, tmp_path / "guide")
+    scheduler = guide / "scheduler" / "scheduler_config.json"
+    scheduler.write_text(json.dumps({**json.loads(scheduler.read_text()), "guidance_scale": 2.0}))
+    losses = {}
+    for name in ("consistency", "distribution"):
+        for teacher in (checkpoint, guide):
+            folder = tmp_path / f"{name}-{teacher.name}"
+            options = ["--from", checkpoint, "--teacher", teacher, "--data", data, "-o", folder]
+            result = command(name, "--recipe", "debug", *options)
+            assert result.exit_code == 0, result.output
+            training = torch.load(folder / f"{name}.pt")["settings"]["training"]
+            weight = (
+                training["consistency"]["guidance"] if name == "consistency" else training["guidance"] + 1
+            )
+            assert weight == (2.0 if teacher is guide else 1.0)
+            log = (folder / f"{name}.jsonl").read_text().splitlines()
+            losses[name, teacher] = json.loads(log[0])["loss"]
+            assert open_checkpoint(folder / "checkpoint").sampler().guided is False
+        assert losses[name, guide] != losses[name, checkpoint]
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Checkpoints to and from the hub, against a stand-in that speaks its protocol."""
 
+import re
 import socket
 import time
 from functools import partial
@@ -94,7 +95,7 @@ def test_what_the_hub_does_not_have_is_refused_in_a_line(server, hub, published,
     for name, *said in (
         ("someone/other", "there is no someone/other"), (f"{published}@v9", "no revision v9"),
         ("wan/whole", "WanPipeline", "vmla-train convert --from wan/whole"),
-        ("someone/weights", "model_index.json"),
+        ("someone/weights", "has no model_index.json; make one of it: vmla-train convert --from someone"),
     ):  # fmt: skip
         result = make(monkeypatch, hub, "--prompt", PROMPT, "--checkpoint", name, "-o", tmp_path / "a.mp4")
         assert_one_line(result, *said)
@@ -104,6 +105,35 @@ def test_what_the_hub_does_not_have_is_refused_in_a_line(server, hub, published,
     away = Hub(endpoint="http://127.0.0.1:9", cache=hub.cache)
     with pytest.raises(UserError, match="out of reach"):
         find_checkpoint("someone/other", hub=away)
+
+
+def test_what_no_video_is_made_of_is_refused_before_it_is_downloaded(server, hub):
+    """By the list of files and by the index, since such a repository has a hundred gigabytes."""
+    index = {"model_index.json": b'{"_class_name": "WanPipeline"}', "transformer/config.json": b"{}"}
+    server.repos |= {
+        "them/experts": {**index, "transformer_2/config.json": b"{}"},
+        "them/bounded": {**index, "model_index.json": b'{"boundary_ratio": 0.875}'},
+        "them/release": {"high_noise_model/config.json": b"{}", "config.json": b"{}"},
+        "them/pictures": {**index, "image_encoder/config.json": b"{}"},
+        "them/vace": {**index, "model_index.json": b'{"_class_name": "WanVACEPipeline"}'},
+        "them/files": {"README.md": b"", "checkpoints/x.pt": b"0", "checkpoints/y.pt": b"0"},
+        "them/words": {"README.md": b""},
+    }
+    server.asked.clear()
+    for name, complaint in (
+        ("experts", "them/experts is of Wan2.2's two-expert model (transformer_2)"),
+        ("bounded", "two-expert model (boundary_ratio)"), ("release", "two-expert model (high_noise_model)"),
+        ("pictures", "another family, image-to-video (it has image_encoder/config.json); use"),
+        ("vace", "them/vace is of another family (WanVACEPipeline); use a text-to-video model"),
+        ("files", "them/files is no folder of a model; name a file of it: them/files:checkpoints/x.pt"),
+        ("words", "it has no file of weights either"),
+    ):  # fmt: skip
+        with pytest.raises(UserError, match=re.escape(complaint)):
+            locate(f"them/{name}", hub=hub)
+    fetched = {path for _, path in server.asked if "/resolve/" in path}
+    assert all(path.endswith("model_index.json") for path in fetched)
+    found = locate("them/experts", hub=hub, leave=TRANSFORMER)  # its codec is Wan2.1's
+    assert (found / "model_index.json").exists()
 
 
 def test_of_a_folder_that_gives_other_parts_the_transformer_is_left_there(server, hub, published):

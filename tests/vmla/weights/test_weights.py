@@ -15,15 +15,17 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel
 
+from plugins.documents.json_file import read_json
 from plugins.errors import UserError
 from runtime.resume.sidecar import reference
 from vmla.cache import CacheSpec
-from vmla.config import model_preset
+from vmla.config import ModelConfig, current_names, model_preset
 from vmla.scheduler import Sampler
 from vmla.vae.wan import WanCodec
 from vmla.weights.checkpoint import WEIGHTS, open_checkpoint, save_checkpoint, shipped_names
 from vmla.weights.formats.files import write_tensors
 from vmla.weights.locate import locate
+from vmla.world.worlds import FIRST, world_named
 
 pytestmark = pytest.mark.cpu
 
@@ -247,8 +249,11 @@ def test_what_is_no_checkpoint_is_refused(tmp_path, checkpoint):
     (tmp_path / "file").write_text("")
     complaint = "model_index.json is missing; is this a checkpoint folder?"
     assert complaint in refusal(lambda: open_checkpoint(tmp_path))
-    for name in ("nowhere", "", tmp_path / "file", checkpoint / "model_index.json"):
+    for name in ("nowhere", ""):
         assert "no checkpoint" in refusal(lambda name=name: open_checkpoint(name))
+    for name in (tmp_path / "file", checkpoint / "model_index.json"):
+        said = refusal(lambda name=name: open_checkpoint(name))
+        assert f"{name} is a file, not a checkpoint folder" in said
 
 
 def test_a_folder_without_a_tokenizer_is_refused(copy):
@@ -333,9 +338,9 @@ def test_a_shipped_model_is_found_by_its_name_everywhere(name):
     checkpoint = open_checkpoint(name)
     assert checkpoint.folder == locate(name)
     assert reference(checkpoint.folder.resolve()) == name
-    # Both are of the first world, whose codec had other latents and whose prompts were read as bytes.
-    first = dataclasses.replace(
-        model_preset("sprites"), in_channels=16, text_tokens=112, position_table=False
-    )
-    assert checkpoint.transformer().config == first
-    assert checkpoint.sampler().steps == {"sprites": 8, "sprites-4": 4}[name]
+    record = read_json(checkpoint.folder / "training.json")
+    assert checkpoint.transformer().config == ModelConfig(**current_names(record["settings"]["model"]))
+    distilled = record["stages"].get("distribution")
+    sampler = record["settings"]["sampler"] if distilled is None else distilled["training"]["sampler"]
+    assert checkpoint.sampler() == Sampler(**sampler)
+    assert checkpoint.world() is world_named(record["settings"]["latents"].get("world", FIRST.name))

@@ -18,7 +18,7 @@ from vmla.weights.conversion.spectral import Choices
 from vmla.weights.inspection.mapping import LatentMap, read_map
 from vmla.weights.inspection.propose import Guess
 from vmla.weights.locate import TRANSFORMER, Hub, locate
-from vmla.weights.published.pipeline_parts import check_pipeline
+from vmla.weights.published.pipeline_parts import PARTS, check_parts, check_pipeline, missing_parts
 from vmla.weights.published.presets import Preset, preset
 from vmla.weights.source import Source, open_source
 
@@ -55,6 +55,7 @@ def run_conversion(options: Mapping[str, Any], report: Say, say: Say) -> None:
     sampler, notes = (None, {}) if told is None else (told.sampler, _notes(told, options))
     job = Conversion(source, config, choices, calibration_of(source, options), dtype, sampler, notes)
     _say_source(source, path, told, say)
+    _say_result(config, pipeline, told, options, say)
     job.write(options["output"], report, pipeline=pipeline)
 
 
@@ -89,7 +90,10 @@ def _cuts(path: Path, options: Mapping[str, Any]) -> LatentMap | None:
 def _pipeline(path: Path, config: ModelConfig, options: Mapping[str, Any]) -> Path | None:
     """The folder that other parts come from: the one that is named, or the source itself."""
     if options["pipeline"] is None:
-        return path if path.is_dir() else None
+        if not path.is_dir():
+            return None
+        check_parts(path, config)
+        return path
     pipeline = locate(options["pipeline"], hub=_hub(options), leave=TRANSFORMER)
     check_pipeline(pipeline, config)
     return pipeline
@@ -112,6 +116,19 @@ def _say_source(source: Source, path: Path, told: Preset | None, say: Say) -> No
         say(told.note)
     if told is None and path.is_file():
         say("no --preset: sampled with 50 steps of Euler, as a model that is not distilled")
+
+
+def _say_result(
+    config: ModelConfig, pipeline: Path | None, told: Preset | None, options: Mapping[str, Any], say: Say
+) -> None:
+    """What of the result is not as somebody may expect."""
+    if missing := PARTS if pipeline is None else missing_parts(pipeline):
+        say(f"the result has no {', '.join(missing)}, without which it makes no video; --with adds them")
+    if told is not None and options["layout"] is None and told.layout != config.layout:
+        say(
+            f"{options['preset']} is a preset for layout {told.layout}; these weights have layout "
+            f"{config.layout} and keep it"
+        )
 
 
 def wanted(source: ModelConfig, options: Mapping[str, Any]) -> ModelConfig:

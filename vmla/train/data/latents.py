@@ -74,7 +74,7 @@ class Clips(Dataset[tuple[Tensor, str, int, Tensor]]):
     """Rendered clips with their captions, each drawn by its number alone."""
 
     def __init__(self, settings: LatentSettings, frames: int, numbers: list[int]) -> None:
-        """Those of `numbers`, with `frames` pictures each."""
+        """Draw the clips called `numbers`, each `frames` pictures long."""
         self._seed, self._frames, self._numbers = settings.seed, frames, numbers
         self._world, self._grid = world_named(settings.world), settings.label_grid
 

@@ -41,7 +41,7 @@ class Speedometer:
 
     @property
     def whole(self) -> Speed:
-        """Of all steps of this process."""
+        """Speed over all steps of this process."""
         return self._speed(self._all)
 
     def _speed(self, work: Work) -> Speed:

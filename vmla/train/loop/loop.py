@@ -199,7 +199,7 @@ def _resume(stage: Stage, folder: Path, parallel: Parallel) -> Progress:
 
 
 def _average(stage: Stage) -> dict[str, Tensor]:
-    """Where the average is kept: in the stage's target network if it has one."""
+    """Where the averaged weights are kept: in the stage's target network, if it has one."""
     if isinstance(stage, Averaging):
         return {name: p.detach() for name, p in stage.target.named_parameters()}
     return {name: p.detach().float().clone() for name, p in stage.model.named_parameters()}

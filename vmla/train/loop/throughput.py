@@ -60,14 +60,14 @@ class Meter:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around whatever fetches or draws a batch."""
+        """Count what happens inside as waiting for data: the fetching or drawing of a batch."""
         began = time.perf_counter()
         yield
         self._done += Work(waited=time.perf_counter() - began)
 
     @contextmanager
     def counting(self, *shape: Hashable, tokens: int = 0) -> Iterator[None]:
-        """Around a forward pass that learns, whose operations `shape` determines.
+        """Count the operations of the forward pass inside, which learns; its `shape` determines them.
 
         PyTorch counts those of the first pass of a shape; it must not be compiled.
         """

@@ -60,7 +60,7 @@ def detach_aligner(model: VideoMLA) -> VideoMLA:
 
 
 def without_aligner(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Those of `tensors`, by name, that are the denoiser's own."""
+    """The denoiser's own `tensors`, by name: all but the aligner's."""
     return {name: tensor for name, tensor in tensors.items() if not name.startswith(ALIGNER + ".")}
 
 

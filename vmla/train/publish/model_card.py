@@ -8,7 +8,9 @@ from typing import Any
 from plugins.atomic_files import atomic_write_text
 from plugins.documents.json_file import read_json
 from plugins.errors import UserError
+from vmla.scheduler import Sampler
 from vmla.train.publish.pack import TRAINING
+from vmla.world.worlds import FIRST
 
 HEADER = """---
 license: apache-2.0
@@ -30,7 +32,8 @@ vmla-run {option}--prompt "a red star bouncing on a navy background" --minutes 3
 ## What it can be asked for
 
 One or two objects. Colours: {colours}. Shapes: {shapes}. Motions: {motions}. Backgrounds: {backgrounds}.
-Sizes, which may be left out: {sizes}.
+Sizes, which may be left out: {sizes}. {pairs}
+It was trained on the world `{world}`; grades of models of different worlds say nothing about each other.
 
 ## How it was made
 
@@ -42,23 +45,23 @@ recipe of that name may have moved on since.
 |---|---|---|---|
 {stages}
 
-The codec learns to draw rendered clips; the text encoder (UMT5, reading bytes) to say what a caption asks
-for; the denoiser by chunk-causal teacher forcing with noise on its context, `refine` with less of it.
+The codec learns to draw rendered clips{decoder}; the text encoder (UMT5, reading {units}) to say what a
+caption asks for; the denoiser by chunk-causal teacher forcing with noise on its context{refine}.
 {distilled}One (shape, colour, background) in eight is never rendered in training.
 
 ## Grades
 
-{prompts} prompts of held-out combinations, fixed seeds, {steps} {kind} steps for each chunk: the share of
-videos that a grader by formula passes, in the four seconds before each mark.
-`python -m bench.quality.grades{again}` repeats it. The grader itself is right
+{prompts} prompts of held-out combinations, fixed seeds, {steps} {kind} steps for each chunk{guided}: the
+share of videos that a grader by formula passes, in the four seconds before each mark.
+`{again}` repeats it. The grader itself is right
 on {grader} of rendered scenes for its worst question
-(`python -m bench.quality.grader`).
+(`{judging}`).
 
 {grades}
 """
 
 
-ORDER = ("codec", "text", "denoiser", "refine", "forcing", "consistency", "distribution", "long")
+ORDER = ("codec", "decoder", "text", "denoiser", "refine", "forcing", "consistency", "distribution", "long")
 """In which stages run."""
 TAUGHT = """
 ## In four steps, in both layouts
@@ -69,7 +72,14 @@ This model taught two others to do with four denoising steps: one with its own l
 <!-- results: layouts -->
 <!-- end -->
 """
+FOUR_STEPS = "sprites-4"
+"""Distilled from the model that ships, or from one before it."""
 THEN = ", then the stages of `docs/training.md`"
+PAIRS = {
+    True: "Two objects never touch; pairs that could not keep apart are not asked for.",
+    False: "Two objects may hide each other.",
+}
+"""Whether a world's objects keep to few paths."""
 DISTILLED = """The paper's stages follow: `forcing` goes on with that; `consistency` learns to do in one step
 what the teacher, the model before them, does in many; in `distribution` the model rolls out videos of its
 own, and the teacher and a critic that learns what the model makes say in which direction to move them.
@@ -83,8 +93,6 @@ five questions, then the share of videos that are right in all of them.
 <!-- results: layouts -->
 <!-- end -->
 """
-SHIPPED_WITH = {"sprites": TAUGHT, "sprites-4": SIBLING}
-"""What the cards of the models that ship say of each other; of any other model it would not be true."""
 
 
 def write_card(folder: Path, grades: Path, grader: Path) -> None:
@@ -97,16 +105,21 @@ def write_card(folder: Path, grades: Path, grader: Path) -> None:
 
     checkpoint = open_checkpoint(folder)
     config, training, graded = checkpoint.model_config(), read_json(folder / TRAINING), read_json(grades)
+    world, judged = checkpoint.world() or FIRST, read_json(grader)
     if graded["checkpoint"] != checkpoint.name:
         raise UserError(f"{grades} holds the grades of {graded['checkpoint']}, not of {checkpoint.name}")
+    if (of := judged.get("world", FIRST.name)) != world.name:
+        raise UserError(f"{grader} is of the world {of}, {checkpoint.name} of {world.name}")
     stages = training["stages"]
-    distilled = "distribution" in stages
     text = HEADER.format(
-        then=THEN if distilled else "",
-        distilled=DISTILLED if distilled else "",
+        **_how(training),
+        world=world.name,
+        pairs=PAIRS[world.few_paths],
+        guided=_guided(checkpoint.sampler()),
         name=checkpoint.name,
         option="" if checkpoint.name == SHIPPED else f"--checkpoint {checkpoint.name} ",
-        again="" if checkpoint.name == SHIPPED else f" --checkpoint {checkpoint.name}",
+        again=graded.get("command", f"vmla-bench grades --checkpoint {checkpoint.name}"),
+        judging=f"vmla-bench grader --scenes {judged['scenes']} --world {world.name}",
         record=TRAINING,
         parameters=checkpoint.elements("transformer") / 1e6,
         entry=config.entry_width,
@@ -117,10 +130,52 @@ def write_card(folder: Path, grades: Path, grader: Path) -> None:
         prompts=graded["prompts"],
         steps=graded["sampler"]["steps"],
         kind=graded["sampler"]["kind"],
-        grader=f"{min(read_json(grader)['accuracy'].values()):.1%}",
-        grades="\n".join(grade_rows(graded["grades"])),
-    ) + SHIPPED_WITH.get(checkpoint.name, "")
+        grader=f"{min(judged['accuracy'].values()):.1%}",
+        grades="\n".join(_grades(graded)),
+    ) + _relation(checkpoint.name, training)
     atomic_write_text(folder / "README.md", text)
+
+
+def _how(training: dict[str, Any]) -> dict[str, str]:
+    """What of the text depends on the stages and the text encoder of the record."""
+    stages = training["stages"]
+    distilled = "distribution" in stages
+    return {
+        "then": THEN if distilled else "",
+        "distilled": DISTILLED if distilled else "",
+        "decoder": ", its decoder alone goes on in `decoder`" if "decoder" in stages else "",
+        "refine": ", `refine` with less of it" if "refine" in stages else "",
+        "units": "words" if training["settings"]["text"].get("words") else "bytes",
+    }
+
+
+def _guided(sampler: Sampler) -> str:
+    if not sampler.guided:
+        return ""
+    return f", each of two passes (classifier-free guidance {sampler.guidance_scale:g})"
+
+
+def _relation(name: str, training: dict[str, Any]) -> str:
+    """What the cards of the models that ship say of others: the four-step one may be of an earlier model."""
+    from vmla.weights.checkpoint import SHIPPED, shipped_folder
+
+    path = shipped_folder() / FOUR_STEPS / TRAINING
+    if name == FOUR_STEPS:
+        return SIBLING
+    if name != SHIPPED or not path.exists():
+        return ""
+    taught = training["stages"].items() <= read_json(path)["stages"].items()
+    return TAUGHT if taught else ""
+
+
+def _grades(graded: dict[str, Any]) -> list[str]:
+    """The table of all prompts, and one for each number of objects where they were told apart."""
+    lines = grade_rows(graded["grades"])
+    for name, group in graded.get("groups", {}).items():
+        if name in ("one object", "two objects"):
+            prompts = group["graded"] // len(group["grades"])
+            lines += ["", f"With {name} ({prompts} prompts):", "", *grade_rows(group["grades"])]
+    return lines
 
 
 def _words() -> dict[str, str]:

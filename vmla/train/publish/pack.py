@@ -19,7 +19,7 @@ from vmla.train.recipes.from_scratch import Recipe
 from vmla.train.run import TrainingRun
 from vmla.train.stage import RESULT
 from vmla.vae.tiny import TinyCodec
-from vmla.weights.checkpoint import Checkpoint, open_checkpoint, save_checkpoint
+from vmla.weights.checkpoint import INDEX, Checkpoint, open_checkpoint, save_checkpoint
 from vmla.weights.formats.files import write_json
 
 TRAINING = "training.json"
@@ -95,7 +95,7 @@ def pack_stages(start: str, folders: Sequence[Path], output: Path, report: Calla
 
 
 def _tiny(checkpoint: Checkpoint) -> TinyCodec:
-    """Its codec.
+    """The checkpoint's codec, which must be a `TinyCodec`.
 
     Raises:
         UserError: if it is Wan's, which nothing here trained.
@@ -108,7 +108,7 @@ def _tiny(checkpoint: Checkpoint) -> TinyCodec:
 
 def _stage(folder: Path) -> tuple[str, dict[str, Any]]:
     """The name of the stage in `folder`, and its record."""
-    logs = [log for log in sorted(folder.glob("*.jsonl")) if (folder / RESULT / "model_index.json").exists()]
+    logs = [log for log in sorted(folder.glob("*.jsonl")) if (folder / RESULT / INDEX).exists()]
     if len(logs) != 1:
         raise UserError(f"{folder} holds no finished stage; run it to its end first")
     name, state = logs[0].stem, read_state(logs[0].with_suffix(".pt"))

@@ -29,6 +29,25 @@ class DistillationRecipe:
     distribution: DistributionTraining
     long: DistributionTraining
     """Distribution matching on the newest chunks of videos longer than a clip."""
+    guided_as_teacher: bool = True
+    """Whether distillations take the guidance of the teacher's own sampler in place of theirs."""
+
+    def taught_by(self, teacher: Sampler) -> DistillationRecipe:
+        """The recipe with the guidance of a teacher that is sampled like that.
+
+        Its weight w means u + w (c - u), which distribution matching writes as c + (w - 1) (c - u).
+        """
+        if not self.guided_as_teacher:
+            return self
+        weight = teacher.guidance_scale
+        return replace(
+            self,
+            consistency=replace(
+                self.consistency, consistency=replace(self.consistency.consistency, guidance=weight)
+            ),
+            distribution=replace(self.distribution, guidance=weight - 1),
+            long=replace(self.long, guidance=weight - 1),
+        )
 
 
 STUDENT = Sampler(kind="renoise", steps=4, shift=5.0)
@@ -65,9 +84,10 @@ WAN = DistillationRecipe(
     distribution=_WAN_MATCHING,
     # A teacher that sees whole clips knows no frames before them: the teacher here is stage one's.
     long=replace(_WAN_MATCHING, whole_scores=False, prelude=33, clips=1, at_once=True),
+    guided_as_teacher=False,  # table 4 has weights of its own, whatever Wan is sampled with
 )  # fmt: skip
 
-# The small world's teacher is causal and was never trained without its prompt: no guidance.
+# Guidance is the teacher's own in all that follow: `taught_by`.
 _SMALL = Consistency(grid=24, shift=2.0, guidance=1.0)
 _SMALL_STUDENT = replace(STUDENT, shift=2.0)
 _SPRITES_MATCHING = replace(

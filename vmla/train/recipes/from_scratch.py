@@ -51,7 +51,7 @@ class Recipe:
         return steps if self.refinement is None else {**steps, "refine": self.refinement.schedule.steps}
 
     def in_world(self, world: str) -> Recipe:
-        """The same recipe with every stage that renders learning from `world`."""
+        """The same recipe, with `world` as the world of every stage that renders."""
         decoder = self.decoder_training
         return replace(
             self,

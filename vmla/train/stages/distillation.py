@@ -280,7 +280,7 @@ class DistributionStage:
         return new_rollout
 
     def _learned(self, x: Tensor, numbers: list[int]) -> Tensor:
-        """Of a clip's chunks those that scores predict."""
+        """The chunks of a clip that the scores predict."""
         wanted = predicted(numbers)
         chunks = CacheSpec.of(self.model.config).chunks.split(x, numbers)
         return torch.cat([c for number, c in zip(numbers, chunks, strict=True) if number in wanted], dim=2)

@@ -22,7 +22,7 @@ from vmla.weights.checkpoint import WEIGHTS, Checkpoint
 from vmla.weights.conversion.activations import CalibrationBatch, TracedLayer, all_frames, layers_of
 from vmla.weights.conversion.spectral import AttentionInputs, Choices, convert_attention
 from vmla.weights.conversion.to_mha import unfold_attention
-from vmla.weights.formats.files import write_json, write_tensors
+from vmla.weights.formats.files import INDEX, write_json, write_tensors
 from vmla.weights.published.pipeline_parts import carry_over
 from vmla.weights.source import Source, shapes_of
 
@@ -167,7 +167,7 @@ def finish_folder(
     if pipeline is not None:
         carry_over(pipeline, folder)
     index = {"_class_name": "VideoMLAPipeline", "transformer": ["vmla", "VideoMLA"]}
-    write_json(folder / "model_index.json", {**index, **(notes or {})})
+    write_json(folder / INDEX, {**index, **(notes or {})})
 
 
 def plan(source: ModelConfig, config: ModelConfig, *, tokens: int, dtype: torch.dtype) -> dict[str, int]:
@@ -188,6 +188,6 @@ def plan(source: ModelConfig, config: ModelConfig, *, tokens: int, dtype: torch.
 
 
 def _parameters(config: ModelConfig) -> tuple[int, int]:
-    """Of the whole model, and of what belongs to no block."""
+    """Number of parameters of the whole model, and of what belongs to no block."""
     counts = {name: math.prod(shape) for name, shape in shapes_of(config).items()}
     return sum(counts.values()), sum(n for name, n in counts.items() if not name.startswith("blocks."))

@@ -139,7 +139,7 @@ def norm_gain(latent: Tensor, wanted: Tensor, eps: float) -> Tensor:
 
 
 def _latent_gain(latent: Tensor, wanted: Tensor, config: ModelConfig, choices: Choices) -> Tensor:
-    """As `norm_gain`, unless gains of one are chosen."""
+    """The gain of the latent's norm: from `norm_gain`, or ones where those are chosen."""
     if choices.latent_gains == "one":
         return torch.ones_like(latent[0])
     return norm_gain(latent, wanted, config.eps)
@@ -278,7 +278,7 @@ def _random(config: ModelConfig, choices: Choices) -> dict[str, Tensor]:
 def _finish(
     weights: dict[str, Tensor], wan: Mapping[str, Tensor], *, absorb_values: bool
 ) -> dict[str, Tensor]:
-    """With W_O, which is Wan's own, and the values' bias gone through it."""
+    """Add W_O, which is Wan's own, with the values' bias passed through it."""
     bias = wan["to_out.bias"] + (wan["to_out.weight"] @ wan["to_v.bias"] if absorb_values else 0)
     whole = {**weights, "to_out.weight": wan["to_out.weight"], "to_out.bias": bias}
     return {name: tensor.float().contiguous() for name, tensor in whole.items()}

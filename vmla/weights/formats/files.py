@@ -22,6 +22,8 @@ from plugins.documents.typed import typed
 from plugins.errors import UserError
 
 Shape = tuple[int, ...]
+INDEX = "model_index.json"
+"""Of a pipeline's folder, diffusers' or ours: its kind and its parts."""
 LISTED = 10
 """Tensors named in a complaint."""
 

@@ -40,7 +40,7 @@ class LazyTensors(Mapping[str, Tensor]):
         return iter(self._files)
 
     def __len__(self) -> int:
-        """How many there are."""
+        """How many tensors there are."""
         return len(self._files)
 
     def shape(self, name: str) -> Shape:

@@ -47,7 +47,7 @@ def weights_in(folder: Path, variant: str | None = None) -> WeightFiles:
     fitting = [made for made in found if made.variant == variant]
     if not fitting:
         there = f"its variants are {', '.join(variants)}" if variants else "copy the whole checkpoint folder"
-        wanted = f"weights of variant {variant}" if variant else f"{STEMS[0]}{KINDS[0]}"
+        wanted = f"weights of variant {variant}" if variant else " or ".join(s + KINDS[0] for s in STEMS[:2])
         raise UserError(f"{folder} lacks {wanted}; {there}")
     return min(fitting, key=lambda made: (KINDS.index(made.kind), made.path.suffix != ".json"))
 

@@ -6,6 +6,7 @@ read whole, because its tensors lie behind one another in one pickle.
 
 from __future__ import annotations
 
+import re
 import warnings
 import zipfile
 from collections.abc import Mapping
@@ -30,6 +31,8 @@ PLAIN = (bool, int, float, str, bytes, type(None), np.generic)
 
 UNREADABLE = (OSError, RuntimeError, EOFError, UnpicklingError, ValueError, LookupError, TypeError)
 """What `load_plain` raises."""
+CODE = re.compile(r"GLOBAL ([\w.]{1,100})")
+"""What PyTorch says it did not import."""
 
 
 def open_pickle(path: Path, part: str | None = None) -> dict[str, Tensor]:
@@ -45,21 +48,23 @@ def open_pickle(path: Path, part: str | None = None) -> dict[str, Tensor]:
 
 
 def read_pickle(path: Path, part: str | None = None) -> tuple[dict[str, Tensor], list[str]]:
-    """The state dict in a file of `torch.save`, and the names of the plain values among its tensors.
+    """The state dict in a file of `torch.save`, and the names of what lies beside its tensors.
+
+    That is plain values among them, and the file's other networks.
 
     Args:
         path: loaded with `weights_only`: no code in it is ever run.
         part: one of `PARTS`; the first that is there if not given.
 
     Raises:
-        UserError: if it is damaged, holds more than tensors, or has no such part.
+        UserError: if it is damaged, needs code to be run, holds more than tensors, or has no such part.
     """
-    chosen = _chosen(path, part)
+    chosen, others = _chosen(path, part)
     tensors = {name: value for name, value in chosen.items() if isinstance(value, Tensor)}
-    return tensors, [name for name in chosen if name not in tensors]
+    return tensors, [*(name for name in chosen if name not in tensors), *others]
 
 
-def _chosen(path: Path, part: str | None) -> Mapping[str, Any]:
+def _chosen(path: Path, part: str | None) -> tuple[Mapping[str, Any], list[str]]:
     held = _load(path)
     if not isinstance(held, Mapping):
         raise UserError(f"{path} holds a {type(held).__name__}, not tensors by name")
@@ -67,11 +72,18 @@ def _chosen(path: Path, part: str | None) -> Mapping[str, Any]:
         part = part if part in held else None
     elif LORA_PART in held:
         raise UserError(f"{path} holds LoRA weights; give their base model with --from, and it with --lora")
-    chosen = _part(held, part, path)
+    chosen, others = _part(held, part, path)
     for name, value in chosen.items():
-        if not isinstance(value, (Tensor, *PLAIN)):
-            raise _no_tensor(path, name)
-    return chosen
+        if not isinstance(name, str) or not isinstance(value, (Tensor, *PLAIN)):
+            raise _no_tensor(path, str(name))
+        if isinstance(value, Tensor) and not _dense(value):
+            raise UserError(f"{path}: tensor {name} is sparse, quantized or without values; save it densely")
+    return chosen, others
+
+
+def _dense(tensor: Tensor) -> bool:
+    """Whether a tensor has all its numbers, one by one."""
+    return tensor.layout == torch.strided and not tensor.is_quantized and not tensor.is_meta
 
 
 def _no_tensor(path: Path, name: str) -> UserError:
@@ -85,9 +97,19 @@ def _load(path: Path) -> Any:
             file.seek(0)
             return load_plain(path if mapped else file)
     except UNREADABLE as error:
-        raise UserError(
-            f"{path} cannot be read as a file of tensors alone; copy it again, or save its state dict anew"
-        ) from error
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: Path, error: Exception) -> UserError:
+    named = CODE.search(str(error)) if isinstance(error, UnpicklingError) else None
+    if named is not None:
+        return UserError(
+            f"{path} holds {named[1]} beside its tensors; reading it would run code, so that it is refused; "
+            f"save its state dict alone"
+        )
+    return UserError(
+        f"{path} cannot be read as a file of tensors alone; copy it again, or save its state dict anew"
+    )
 
 
 def load_plain(file: Path | BinaryIO) -> Any:
@@ -109,11 +131,12 @@ def _numbers() -> list[Any]:
     return [np.dtype, *kinds, *((scalar, name) for name in names)]
 
 
-def _part(held: Mapping[str, Any], part: str | None, path: Path) -> Mapping[str, Any]:
+def _part(held: Mapping[str, Any], part: str | None, path: Path) -> tuple[Mapping[str, Any], list[str]]:
+    """The network that is asked for, or the first that is there, and the names of the others."""
     there = [name for name in (*PARTS, LORA_PART) if isinstance(held.get(name), Mapping)]
-    if part is None:
-        return held[there[0]] if there else held
-    if part not in there:
-        raise UserError(f"{path} has no part {part}; it has {', '.join(there) or 'tensors alone'}")
-    chosen: Mapping[str, Any] = held[part]
-    return chosen
+    if part is None and not there:
+        return held, []
+    name = part or there[0]
+    if name not in there:
+        raise UserError(f"{path} has no part {name}; it has {', '.join(there) or 'tensors alone'}")
+    return held[name], [other for other in there if other != name]

@@ -41,7 +41,7 @@ class ScaledTensors(Mapping[str, Tensor]):
         return iter(self._names)
 
     def __len__(self) -> int:
-        """How many there are."""
+        """How many tensors there are."""
         return len(self._names)
 
     def shape(self, name: str) -> Shape:

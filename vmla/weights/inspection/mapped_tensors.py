@@ -71,7 +71,7 @@ class MappedTensors(Mapping[str, Tensor]):
         return iter([*self._plain, *self._cuts])
 
     def __len__(self) -> int:
-        """How many there are."""
+        """How many tensors there are."""
         return len(self._plain) + len(self._cuts)
 
     def shape(self, name: str) -> Shape:
@@ -92,7 +92,7 @@ def _layers(tensors: Mapping[str, Tensor], mapping: LatentMap) -> list[int]:
 
 
 def _flat(shape: Shape, cut: Cut) -> Shape:
-    """As two dimensions, outputs first."""
+    """The tensor as a matrix, outputs first."""
     if len(shape) > 2:
         shape = torch.Size(shape[:-1]).numel(), shape[-1]
     return shape[::-1] if cut.transposed else shape

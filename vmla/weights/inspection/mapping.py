@@ -51,7 +51,7 @@ class Cut:
             )
 
     def settings(self) -> dict[str, Any]:
-        """As YAML values, without what is as usual."""
+        """The cut as YAML values; fields that have their default are left out."""
         values = {key: value for key, value in asdict(self).items() if value not in (None, False)}
         return {"tensor": self.tensor, **values, **({"rows": list(self.rows)} if self.rows else {})}
 

@@ -14,6 +14,7 @@ from vmla.weights.formats.lazy_tensors import shape_of
 from vmla.weights.formats.open_file import LORA
 from vmla.weights.formats.prefixes import names_of
 from vmla.weights.inspection.conventions import ATTENTIONS
+from vmla.weights.inspection.propose import has_heads
 
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.)")
 KINDS = {
@@ -36,7 +37,7 @@ class Pattern:
     count: int
 
     def __str__(self) -> str:
-        """As a listing shows it."""
+        """The pattern as a line of a listing."""
         shapes = " or ".join(str(list(shape)) for shape in self.shapes)
         return f"{self.count:>5} x {self.name} {shapes}"
 
@@ -74,6 +75,5 @@ def _transformer(own: Mapping[str, str]) -> str:
     inner = {
         name.removeprefix(f"blocks.0.{a}.") for a in ATTENTIONS for name in own if f"blocks.0.{a}." in name
     }
-    per_head = {"q.weight", "k.weight", "v.weight"}, {"to_q.weight", "to_k.weight", "to_v.weight"}
-    attention = "attention per head" if any(names <= inner for names in per_head) else "latent attention"
+    attention = "attention per head" if has_heads(inner) else "latent attention"
     return f"a Wan transformer of {layers} layers under {style}, with {attention}"

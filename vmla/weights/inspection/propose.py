@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -37,6 +37,11 @@ class Guess:
     pairs: Pairs = "interleaved"
 
 
+def has_heads(names: Container[str]) -> bool:
+    """Whether self-attention of these tensors has keys and values for each head, as Wan's own does."""
+    return any(all(f"{to}{part}.weight" in names for part in "qkv") for to in ("", "to_"))
+
+
 def propose(shapes: Mapping[str, Shape], width: int, guess: Guess, path: Path) -> Proposal:
     """Propose a mapping.
 
@@ -53,6 +58,8 @@ def propose(shapes: Mapping[str, Shape], width: int, guess: Guess, path: Path) -
     if prefix is None:
         raise UserError(f"{path}: its blocks have no self-attention named {', '.join(ATTENTIONS)}")
     own = {name.removeprefix(prefix): shape for name, shape in shapes.items() if name.startswith(prefix)}
+    if has_heads(own):
+        raise UserError(f"{path} has attention per head, which needs no mapping; leave --map out")
     modules = _Modules(own, width, guess, path)
     parts = modules.parts()
     used = {cut.tensor for cut in parts.values()}

@@ -6,7 +6,7 @@ channels of 16 x 16 pixels, and its pictures are of their own size.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,8 @@ from typing import Any
 from plugins.documents.json_file import read_json
 from plugins.errors import UserError
 from vmla.config import ModelConfig
-from vmla.weights.formats.files import Shape
+from vmla.weights.formats.files import INDEX, Shape
+from vmla.weights.formats.open_file import PICKLES, SAFETENSORS
 
 INSTEAD = "use a text-to-video model: Wan2.1-T2V-1.3B, Wan2.1-T2V-14B or Wan2.2-TI2V-5B"
 EXPERTS = {"transformer_2", "high_noise_model", "low_noise_model"}
@@ -26,6 +27,11 @@ RELATIVES = {
     "VACE": ("vace_",),
 }
 """By parts of names that only they have."""
+
+PIPELINES = ("ImageToVideo", "VACE", "Animate")
+"""What names of diffusers' pipelines of such relatives hold."""
+PICTURES = ("image_encoder/", "models_clip_")
+"""How names of files begin that only they have, in diffusers' layout and in Wan's own."""
 
 TI2V_CELLS = (44, 80)
 """A latent frame of TI2V-5B, in cells of 16 x 16 pixels: 704 x 1280 (LongLive 2, main at 7860ad9:
@@ -42,17 +48,53 @@ def refuse_two_experts(path: Path) -> None:
         UserError: if `path` is one, naming what says so.
     """
     sign = next((name for name in sorted(EXPERTS) if (path / name).is_dir()), None)
-    index = path / "model_index.json"
+    index = path / INDEX
     if sign is None and index.is_file():
-        sign = next((key for key in ("boundary_ratio", "transformer_2") if _set(read_json(index), key)), None)
+        refuse_pipeline(read_json(index), str(path))
     named = path.name if path.is_dir() else f"{path.parent.name}/{path.name}"
     if sign is None:
         sign = next((half for half in HALVES if half in named), None)
     if sign is not None:
-        raise UserError(
-            f"{path} is of Wan2.2's two-expert model ({sign}), whose experts share the noise levels; "
-            f"one transformer is run here; {INSTEAD}"
-        )
+        raise _two_experts(str(path), sign)
+
+
+def _two_experts(name: str, sign: str) -> UserError:
+    return UserError(
+        f"{name} is of Wan2.2's two-expert model ({sign}), whose experts share the noise levels; "
+        f"one transformer is run here; {INSTEAD}"
+    )
+
+
+def refuse_pipeline(values: Mapping[str, Any], name: str) -> None:
+    """Refuse what the index of a pipeline says: two experts, or a pipeline that is given pictures.
+
+    Raises:
+        UserError: naming the entry.
+    """
+    for key in ("boundary_ratio", "transformer_2"):
+        if _set(values, key):
+            raise _two_experts(name, key)
+    kind = str(values.get("_class_name"))
+    if any(sign in kind for sign in PIPELINES):
+        raise UserError(f"{name} is of another family ({kind}); {INSTEAD}")
+
+
+def refuse_repository(files: Collection[str], name: str) -> None:
+    """Refuse a repository of the hub by the names of its files, before any of them is downloaded.
+
+    Raises:
+        UserError: for two experts, for models that are given pictures, and for one that has files of weights
+            but no model's folder: naming one of them.
+    """
+    folders = {file.partition("/")[0] for file in files if "/" in file}
+    if experts := sorted(folders & EXPERTS):
+        raise _two_experts(name, experts[0])
+    if pictures := sorted(file for file in files if file.startswith(PICTURES)):
+        raise UserError(f"{name} is of another family, image-to-video (it has {pictures[0]}); {INSTEAD}")
+    if not {"transformer/config.json", "config.json", INDEX} & set(files):
+        weights = sorted(file for file in files if file.endswith((SAFETENSORS, *PICKLES)))
+        told = f"name a file of it: {name}:{weights[0]}" if weights else "it has no file of weights either"
+        raise UserError(f"{name} is no folder of a model; {told}")
 
 
 def _set(values: Mapping[str, Any], key: str) -> bool:

@@ -15,35 +15,71 @@ from vmla.weights.formats.files import write_json
 from vmla.weights.formats.locate_files import KINDS, WeightFiles, weights_in
 from vmla.weights.formats.open_file import open_file
 from vmla.weights.published.copying import link, write_anew
-from vmla.weights.published.wan_release import carry_over_release, check_release, is_release
+from vmla.weights.published.wan_release import (
+    carry_over_release,
+    check_release,
+    check_tokenizer,
+    is_release,
+)
 
 PARTS = ("vae", "text_encoder", "tokenizer")
 STEMS = {"vae": "diffusion_pytorch_model", "text_encoder": "model"}
 """Of the weights of each, as diffusers and transformers name them."""
 
 
+def missing_parts(folder: Path) -> tuple[str, ...]:
+    """The parts of a pipeline that `folder` does not have."""
+    return () if is_release(folder) else tuple(part for part in PARTS if not (folder / part).is_dir())
+
+
 def check_pipeline(folder: Path, config: ModelConfig) -> None:
     """Refuse a folder that cannot complete a transformer of the sizes of `config`.
 
     Raises:
-        UserError: naming the part that is missing or does not fit.
+        UserError: naming the part that is missing, only half there, or does not fit.
+    """
+    if folder.is_file():
+        raise UserError(f"{folder} is a file; give a whole pipeline folder, as diffusers saves it")
+    if missing := missing_parts(folder):
+        raise UserError(f"{folder} has no {missing[0]}; give a whole pipeline folder, as diffusers saves it")
+    check_parts(folder, config)
+
+
+def check_parts(folder: Path, config: ModelConfig) -> None:
+    """Refuse parts of a pipeline that are only half there, or do not fit a transformer of these sizes.
+
+    Headers of weights are read and no tensor, so that a download that was broken off is found before hours
+    of conversion. What `folder` does not have at all is not asked for.
+
+    Raises:
+        UserError: naming the file, or both sizes.
     """
     if is_release(folder):
         check_release(folder, config.in_channels)
         return
-    for part in PARTS:
-        if not (folder / part).is_dir():
-            raise UserError(f"{folder} has no {part}; give a whole pipeline folder, as diffusers saves it")
-    codec, text = (read_json(folder / part / "config.json") for part in ("vae", "text_encoder"))
-    channels = codec.get("z_dim", codec.get("latent_channels"))
-    if channels not in (None, config.in_channels):
-        raise UserError(
-            f"the codec in {folder} has {channels} latent channels, the transformer {config.in_channels}"
-        )
-    if (width := text.get("d_model")) not in (None, config.text_dim):
-        raise UserError(
-            f"the text encoder in {folder} is {width} wide, the transformer reads {config.text_dim}"
-        )
+    there = set(PARTS) - set(missing_parts(folder))
+    for part in sorted(there & STEMS.keys()):
+        _check_whole(weights_in(folder / part))
+    if "tokenizer" in there:
+        check_tokenizer(folder / "tokenizer")
+    if "vae" in there:
+        codec = read_json(folder / "vae" / "config.json")
+        channels = codec.get("z_dim", codec.get("latent_channels"))
+        if channels not in (None, config.in_channels):
+            raise UserError(
+                f"the codec in {folder} has {channels} latent channels, the transformer {config.in_channels}"
+            )
+    if "text_encoder" in there:
+        width = read_json(folder / "text_encoder" / "config.json").get("d_model")
+        if width not in (None, config.text_dim):
+            raise UserError(
+                f"the text encoder in {folder} is {width} wide, the transformer reads {config.text_dim}"
+            )
+
+
+def _check_whole(found: WeightFiles) -> None:
+    """Read the headers of all files of a part."""
+    open_file(found.path, files=found.files if found.path.suffix == ".json" else ())
 
 
 def carry_over(pipeline: Path, folder: Path) -> None:

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from plugins.errors import UserError
-from vmla.config import ModelConfig
+from vmla.config import Layout, ModelConfig
 from vmla.scheduler import Sampler
 
 WAN_TEXT_TOKENS = 512
@@ -43,6 +43,8 @@ class Preset:
     """Latent frames of the first chunk where it is shorter than the others, 0 where it is not."""
     text_tokens: int = WAN_TEXT_TOKENS
     negative_prompt: str = WAN_NEGATIVE
+    layout: Layout = "mha"
+    """Of the attention in its authors' weights."""
     note: str = ""
     """What of its authors' own sampling is not here, in a sentence."""
     source: str
@@ -55,8 +57,8 @@ class Preset:
         )
 
     def record(self, name: str) -> dict[str, Any]:
-        """As JSON values, for the checkpoint that it was applied to."""
-        values = {key: value for key, value in asdict(self).items() if key != "note"}
+        """The preset as JSON values, for the record of a checkpoint that it was applied to."""
+        values = {key: value for key, value in asdict(self).items() if key not in ("layout", "note")}
         return {"name": name, **values, "sampler": self.sampler.settings()}
 
 
@@ -76,7 +78,8 @@ PRESETS: Mapping[str, Preset] = {
     # C.1 chunks of three. Whether the chunk itself is among the six is left open (`vmla.config.WINDOWS`);
     # here it is not. Its code and its configuration, stage3_long.yaml, are not public.
     "videomla": Preset(
-        sampler=FOUR_STEPS, sink=1, history=6, chunk=3, source="arXiv 2605.30351 v1: C.1, D.1, D.4"
+        sampler=FOUR_STEPS, sink=1, history=6, chunk=3, layout="mla",
+        source="arXiv 2605.30351 v1: C.1, D.1, D.4",
     ),
     # configs/self_forcing_dmd.yaml: num_frame_per_block 3, the four steps; no local_attn_size, so that
     # pipeline/causal_inference.py allocates 32760 tokens; utils/wan_wrapper.py: sink_size 0.

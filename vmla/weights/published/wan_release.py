@@ -14,7 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from plugins.documents.json_file import read_json
 from plugins.errors import UserError, missing_extra
+from vmla.text.byte_tokenizer import ByteTokenizer
 from vmla.text.umt5 import UMT5Config, UMT5Encoder
 from vmla.weights.formats.files import Shape, check_shapes, write_json
 from vmla.weights.formats.pickles import open_pickle
@@ -23,6 +25,8 @@ from vmla.weights.published.copying import link, write_anew
 VAE, TEXT, TOKENIZER = "Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth", "google/umt5-xxl"
 VAE_OF_22 = "Wan2.2_VAE.pth"
 CHANNELS = 16
+VOCABULARIES = ("tokenizer.json", "spiece.model")
+"""Of a tokenizer of transformers, one of which is enough."""
 TEXT_OUTER = {"token_embedding": "shared", "norm": "encoder.final_layer_norm"}
 TEXT_INNER = {
     "attn.q": "layer.0.SelfAttention.q",
@@ -48,7 +52,8 @@ def check_release(folder: Path, channels: int) -> None:
     """Refuse a release that cannot complete a transformer whose latents have `channels`.
 
     Raises:
-        UserError: naming what is missing, and for the codec of Wan2.2, whose names diffusers does not turn.
+        UserError: naming what is missing or damaged, and for the codec of Wan2.2, whose names diffusers does
+            not turn.
     """
     if (folder / VAE_OF_22).exists():
         raise UserError(f"{folder} is Wan2.2's own release; give the folder of the same name with -Diffusers")
@@ -57,6 +62,21 @@ def check_release(folder: Path, channels: int) -> None:
             raise UserError(f"{folder} lacks {name}; give the whole folder of Wan's release, or -Diffusers")
     if channels != CHANNELS:
         raise UserError(f"the codec in {folder} has {CHANNELS} latent channels, the transformer {channels}")
+    for name in (VAE, TEXT):
+        open_pickle(folder / name)  # refuses what is no whole file
+    check_tokenizer(folder / TOKENIZER)
+
+
+def check_tokenizer(folder: Path) -> None:
+    """Refuse a folder that holds no whole tokenizer, without reading its vocabulary.
+
+    Raises:
+        UserError: naming the file that is missing.
+    """
+    settings = folder / "tokenizer_config.json"
+    own = read_json(settings).get("tokenizer_class") == ByteTokenizer.kind
+    if not own and not any((folder / name).is_file() for name in VOCABULARIES):
+        raise UserError(f"{folder} lacks {VOCABULARIES[0]}; copy the whole folder")
 
 
 def carry_over_release(release: Path, folder: Path) -> None:

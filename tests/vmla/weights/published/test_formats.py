@@ -139,8 +139,43 @@ def test_no_code_is_run(tmp_path, tensors, how):
         path.write_bytes(pickle.dumps(held))
     else:
         torch.save(held, path, _use_new_zipfile_serialization=how == "zip")
-    assert "cannot be read as a file of tensors alone" in refusal(lambda: opened(path))
+    said = refusal(lambda: opened(path))
+    if how == "pickle":  # of another protocol than PyTorch's
+        assert "cannot be read as a file of tensors alone" in said
+    else:
+        assert "open beside its tensors; reading it would run code" in said
     assert not (tmp_path / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        ({"blocks.0.ffn.0.weight": torch.zeros(64, 32).to_sparse()}, "blocks.0.ffn.0.weight is sparse"),
+        ({"blocks.0.ffn.0.weight": torch.zeros(64, 32, device="meta")}, "is sparse, quantized or without"),
+        ({7: torch.zeros(3)}, "7 is no tensor; save its state dict alone"),
+        ({"blocks.0.ffn.0.weight": torch.zeros(1, 1).expand(2**33, 32)}, "x.pt: ffn_dim is 8589934592"),
+        ({"blocks.99999999.norm3.bias": torch.zeros(32)}, "x.pt: num_layers is 100000000; it is"),
+        ({"text_embedding.0.weight": torch.zeros(32)}, "has shape [32], which no Wan model has"),
+        ({"blocks.0.ffn.0.weight": torch.zeros(0, 32)}, "has shape [0, 32], which no Wan model has"),
+        ({"patch_embedding.weight": torch.zeros(32, 4, 1, 2, 0)}, "which no Wan model has"),
+    ],
+)
+def test_tensors_that_no_model_has_are_named(tmp_path, tensors, change, complaint):
+    torch.save({**tensors, **change}, tmp_path / "x.pt")
+    said = refusal(lambda: opened(tmp_path / "x.pt"))
+    assert complaint in said
+    assert "x.pt" in said
+
+
+def test_the_other_networks_of_a_file_are_named(tmp_path, model, tensors):
+    other = {name: tensor + 1 for name, tensor in tensors.items()}
+    held = {"generator": other, "critic": other, "generator_ema": tensors, "step": 3}
+    torch.save(held, tmp_path / "x.pt")
+    assert_is(opened(tmp_path / "x.pt"), model)
+    assert opened(tmp_path / "x.pt").beside == ("generator", "critic")
+    assert opened(tmp_path / "x.pt", part="critic").beside == ("generator_ema", "generator")
+    torch.save({"step": 3}, tmp_path / "x.pt")
+    assert "holds no Wan transformer (it has no tensors)" in refusal(lambda: opened(tmp_path / "x.pt"))
 
 
 # Names

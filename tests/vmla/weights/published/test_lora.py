@@ -92,6 +92,12 @@ def test_what_fits_no_layer_is_refused(tmp_path, source):
             **pair, "diffusion_model.blocks.0.norm3.diff": draw(3)},
         "lacks the up matrix of blocks.0.attn1.to_q.weight": {f"{name}.lora_A.weight": draw(3, 32)},
         "its layer is [32, 32]": {**pair, f"{name}.lora_B.weight": draw(7, 3)},
+        "is [32, 0] times [0, 32]": {
+            f"{name}.lora_A.weight": draw(0, 32), f"{name}.lora_B.weight": draw(32, 0)},
+        "is [32, 3] times [3]": {**pair, f"{name}.lora_A.weight": draw(3)},
+        "lora_B.weight is not finite": {**pair, f"{name}.lora_B.weight": draw(32, 3) / 0},
+        "alpha is not finite": {**pair, f"{name}.alpha": torch.tensor(float("nan"))},
+        "alpha is [2], not one number": {**pair, f"{name}.alpha": torch.ones(2)},
     }  # fmt: skip
     for complaint, held in spoilt.items():
         save_file(held, tmp_path / "lora.safetensors")
@@ -99,3 +105,7 @@ def test_what_fits_no_layer_is_refused(tmp_path, source):
             source.with_lora(tmp_path / "lora.safetensors").model()
         assert complaint in str(caught.value)
         assert "\n" not in str(caught.value)
+    with pytest.raises(UserError, match="is a folder; name the LoRA file in it"):
+        source.with_lora(tmp_path)
+    with pytest.raises(UserError, match="the strength of .* is nan; use a number"):
+        source.with_lora(tmp_path / "lora.safetensors", float("nan"))

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from kit.refusals import assert_one_line
 from kit.wan_folder import distilled, small_denoiser, small_wan, wan_folder
 
 from plugins.errors import UserError
+from runtime import VideoPipeline
 from runtime.cli.run import main as run
 from runtime.engines.base import EagerEngine
 from runtime.prompts.sources import FixedPrompts
@@ -175,6 +177,10 @@ def test_with_a_sink_absolute_positions_are_those_of_the_video_and_end_where_tra
     assert "positions 0 to 11, counted from the video's start" in plan.output
     refused = CliRunner().invoke(run, [str(a) for a in (*command, "--chunks", 5)])
     assert_one_line(refused, "trained for 12 latent frames", "convert it without --absolute-positions")
+    with VideoPipeline.from_pretrained(tmp_path / "absolute") as pipeline:  # made for no length yet
+        assert pipeline(PROMPT, num_frames=9, output_type="latent").frames.shape[2] == 3
+        with pytest.raises(UserError, match="trained for 12 latent frames"):
+            pipeline(PROMPT)
 
 
 def test_training_sees_absolute_positions_as_the_rollout_does():
@@ -311,6 +317,47 @@ def test_what_does_not_fit_is_said_in_one_line(made, tmp_path, change, complaint
     assert complaint in result.output
     assert len(result.output.splitlines()) == 1
     assert not (tmp_path / "out").exists()
+
+
+def halve(path):
+    content = path.read_bytes()
+    path.unlink()  # which may be a second name of a file
+    path.write_bytes(content[: len(content) // 2])
+
+
+@pytest.mark.parametrize(
+    ("part", "harm", "complaint"),
+    [
+        ("vae/diffusion_pytorch_model.safetensors", halve, "is damaged (its tensors take"),
+        ("text_encoder/model.safetensors", halve, "is damaged (its tensors take"),
+        ("text_encoder/model.safetensors", Path.unlink, "text_encoder lacks"),
+        ("tokenizer/tokenizer.json", Path.unlink, "tokenizer lacks tokenizer.json; copy the whole folder"),
+        ("vae/config.json", halve, "config.json is not valid JSON"),
+    ],
+)
+def test_a_download_that_was_broken_off_is_found_before_anything_is_written(
+    made, tmp_path, part, harm, complaint
+):
+    shutil.copytree(made / "sf", tmp_path / "wan")
+    harm(tmp_path / "wan" / part)
+    for how in (("--from", made / "sf.pt", "--with", tmp_path / "wan"), ("--from", tmp_path / "wan")):
+        assert_one_line(convert(*how, "-o", tmp_path / "out"), complaint)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["wan"]
+
+
+def test_what_the_result_lacks_is_said_by_both_commands(made, tmp_path):
+    result = convert("--from", made / "sf.pt", "--preset", "videomla", "-o", tmp_path / "out")
+    assert result.exit_code == 0, result.output
+    assert "the result has no vae, text_encoder, tokenizer, without which it makes no video" in result.output
+    assert "videomla is a preset for layout mla; these weights have layout mha and keep it" in result.output
+    command = ("--checkpoint", str(tmp_path / "out"), "--prompt", PROMPT, "-o", str(tmp_path / "x.mp4"))
+    assert_one_line(CliRunner().invoke(run, command), "convert again with a Wan folder for --with")
+    shutil.copytree(made / "wan", tmp_path / "wan")
+    (tmp_path / "wan" / "transformer").mkdir()
+    (tmp_path / "wan" / "transformer" / "config.json").write_text('{"_class_name": "WanTransformer3DModel"}')
+    for name in (tmp_path / "wan", made / "sf.pt"):
+        command = ("--checkpoint", str(name), "--prompt", PROMPT, "-o", str(tmp_path / "x.mp4"))
+        assert_one_line(CliRunner().invoke(run, command), f"vmla-train convert --from {name} -o FOLDER")
 
 
 def test_another_number_of_steps_than_its_list_is_refused():

@@ -9,8 +9,8 @@ from kit.models import draw, tiny_config, tiny_model
 from kit.passes import pass_inputs
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from runtime.engines.fused_attention import FusedLatentAttention, fused
 from vmla.attention import LatentAttention
+from vmla.fused_attention import FusedLatentAttention, fused
 from vmla.transformer import Block
 
 pytestmark = pytest.mark.cpu
@@ -84,6 +84,9 @@ class Recorder:
 
     def own(self, tokens):
         return self.cos[-tokens:], self.sin[-tokens:]
+
+    def gathered(self, own):
+        return own
 
     def before(self, cached, own):
         return cached

@@ -1,4 +1,6 @@
-"""Latent attention with its products joined, for GPUs: three matrix products where the plain form has seven.
+"""Latent attention with its products joined: three matrix products where the plain form has seven.
+
+The eager engine takes it on a GPU, and compiled engines everywhere.
 
 The plain form, `vmla.attention.LatentAttention`, is the reference. Here the three down-projections are one
 product, as are the two of the queries. Keys and values of all heads come from one product as well:
@@ -26,11 +28,11 @@ from vmla.rope import rotate
 class FusedLatentAttention(nn.Module):
     """Computes what the given `LatentAttention` does in its expanded form, without gradients."""
 
-    down: Tensor
+    down: nn.Parameter
     """[C + R + Q, D]: content, rotary key and query latent."""
-    up_q: Tensor
+    up_q: nn.Parameter
     """[N * (dn + R), Q]: each head's unrotated part, then its rotary part."""
-    expansion: Tensor
+    expansion: nn.Parameter
     """[N * (dn + R) + N * dv, C + R]: all keys, then all values."""
 
     def __init__(self, plain: LatentAttention) -> None:
@@ -41,10 +43,10 @@ class FusedLatentAttention(nn.Module):
         self.nope = plain.up_k.out_features // self.heads
         self.norm_kv, self.norm_q, self.to_out = plain.norm_kv, plain.norm_q, plain.to_out
         layers = (plain.down_kv, plain.rotary_k, plain.down_q)
-        self.register_buffer("down", torch.cat([layer.weight.detach() for layer in layers]))
+        self.down = _fixed(torch.cat([layer.weight.detach() for layer in layers]))
         halves = (self._by_head(layer.weight) for layer in (plain.up_q, plain.rotary_q))
-        self.register_buffer("up_q", torch.cat([*halves], dim=1).flatten(0, 1))
-        self.register_buffer("expansion", self._expansion(plain))
+        self.up_q = _fixed(torch.cat([*halves], dim=1).flatten(0, 1))
+        self.expansion = _fixed(self._expansion(plain))
 
     def _by_head(self, weight: Tensor) -> Tensor:
         return weight.detach().unflatten(0, (self.heads, -1))
@@ -73,7 +75,7 @@ class FusedLatentAttention(nn.Module):
         if absorbed:
             raise ValueError("fused attention has no absorbed form; use the plain model")
         own, latent = F.linear(x, self.down).split([self.down.shape[0] - self.latent, self.latent], dim=-1)
-        own = self._entries(own)
+        own = window.gathered(self._entries(own))
         query = self._queries(latent, window)
         keys, values = self._keys_values(window.before(cached, own), own, window)
         parts = [part.transpose(1, 2) for part in (query, keys, values)]
@@ -84,7 +86,7 @@ class FusedLatentAttention(nn.Module):
 
     def _entries(self, raw: Tensor) -> Tensor:
         """Content and rotary key side by side [B, S, E], the content normalised."""
-        content, rotary = raw.tensor_split([-self.rotary], dim=-1)
+        content, rotary = raw.split([raw.shape[-1] - self.rotary, self.rotary], dim=-1)
         return torch.cat([self.norm_kv(content), rotary], dim=-1)
 
     def _queries(self, latent: Tensor, window: AnyWindow) -> Tensor:
@@ -92,18 +94,26 @@ class FusedLatentAttention(nn.Module):
         query = F.linear(self.norm_q(latent), self.up_q).unflatten(-1, (self.heads, -1))
         cos, sin = window.own(latent.shape[1])
         rotary = query[..., self.nope :]
-        rotary.copy_(rotate(rotary, cos[:, None], sin[:, None]))
+        turned = rotate(rotary, cos[:, None], sin[:, None])
+        if torch.compiler.is_exporting():  # an exported graph changes nothing in place
+            return torch.cat([query[..., : self.nope], turned], dim=-1)
+        rotary.copy_(turned)
         return query
 
     def _keys_values(self, cached: Tensor, own: Tensor, window: AnyWindow) -> tuple[Tensor, Tensor]:
         """Views [B, K, N, dn + R] and [B, K, N, dv] of one product with the entries of the whole window."""
         full = getattr(window, "full", False)
         entries = torch.cat([cached, own], dim=1) if full else window_entries(cached, own, window.valid)
-        content, rotary = entries.tensor_split([-self.rotary], dim=-1)
+        content, rotary = entries.split([entries.shape[-1] - self.rotary, self.rotary], dim=-1)
         turned = torch.cat([content, rotate(rotary, window.cos, window.sin)], dim=-1)
         made = F.linear(turned, self.expansion)
-        keys, values = made.tensor_split([self.heads * (self.nope + self.rotary)], dim=-1)
+        width = self.heads * (self.nope + self.rotary)
+        keys, values = made.split([width, made.shape[-1] - width], dim=-1)
         return keys.unflatten(-1, (self.heads, -1)), values.unflatten(-1, (self.heads, -1))
+
+
+def _fixed(weight: Tensor) -> nn.Parameter:
+    return nn.Parameter(weight, requires_grad=False)
 
 
 def fused(module: nn.Module) -> nn.Module:

@@ -1,0 +1,139 @@
+"""Connections that must get somewhere: who asks too slowly, takes nothing or never ends is hung up on."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable, Iterable
+from typing import Any, Protocol
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+FRAGMENTS = 1_024
+"""Frames that a message of a WebSocket may come in: empty ones weigh nothing against its size."""
+POLICY_VIOLATION = 1008
+
+
+class TimelyHttp(H11Protocol):
+    """HTTP/1.1, where the head of each request must come whole in time, and connections are counted."""
+
+    patience = 30.0
+    """Seconds for the head of a request."""
+    most = 1_024
+    """Connections, WebSockets among them; who comes when there are so many is hung up on at once."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        """Begin to wait for the first request."""
+        super().connection_made(transport)
+        self._late: asyncio.TimerHandle | None = None
+        if len(self.connections) > self.most:
+            transport.abort()
+        else:
+            self._wait()
+
+    def data_received(self, data: bytes) -> None:
+        """Wait for the rest of a head that begins here."""
+        if self._idle and self._late is None:
+            self._wait()
+        super().data_received(data)
+
+    def on_response_complete(self) -> None:
+        """The next head, should there be one, has time of its own."""
+        self._wait_no_more()
+        super().on_response_complete()
+
+    def handle_websocket_upgrade(self, event: Any) -> None:
+        """From here on another protocol has the connection."""
+        self._wait_no_more()
+        super().handle_websocket_upgrade(event)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Wait no more."""
+        self._wait_no_more()
+        super().connection_lost(exc)
+
+    @property
+    def _idle(self) -> bool:
+        """Whether no request is being answered."""
+        return self.cycle is None or self.cycle.response_complete
+
+    def _wait(self) -> None:
+        self._late = self.loop.call_later(self.patience, self._give_up)
+
+    def _wait_no_more(self) -> None:
+        if self._late is not None:
+            self._late.cancel()
+            self._late = None
+
+    def _give_up(self) -> None:
+        self._late = None
+        if self._idle and not self.transport.is_closing():
+            self.transport.close()
+
+
+class BoundedWebSocket(WebSocketsSansIOProtocol):
+    """A WebSocket whose client cannot fill memory, neither with pings that it takes no answers to nor with
+    messages of endlessly many empty frames."""
+
+    _fragments = 0
+
+    def handle_ping(self) -> None:
+        """Answer, unless earlier answers are not taken: of several pings one answer is enough (RFC 6455)."""
+        if self.writable.is_set():
+            super().handle_ping()
+        else:
+            self.conn.data_to_send()
+
+    def handle_text(self, event: Any) -> None:
+        """The first frame of a message."""
+        self._fragments = 1
+        super().handle_text(event)
+
+    def handle_bytes(self, event: Any) -> None:
+        """The first frame of a message."""
+        self._fragments = 1
+        super().handle_bytes(event)
+
+    def handle_cont(self, event: Any) -> None:
+        """Another frame of a message."""
+        self._fragments += 1
+        if self._fragments <= FRAGMENTS:
+            super().handle_cont(event)
+        elif not self.close_sent:
+            self.frames = []
+            self.conn.fail(POLICY_VIOLATION, "too many fragments")
+            self.handle_parser_exception()
+
+
+class Connected(Protocol):
+    """A protocol of uvicorn with its transport."""
+
+    transport: asyncio.Transport
+
+
+class Watch:
+    """Ends connections whose client takes nothing.
+
+    To close one is not enough: what is still to be sent keeps it open for as long as the client likes.
+    """
+
+    def __init__(self, patience: float, *, clock: Callable[[], float] = time.monotonic) -> None:
+        """A client may take nothing for `patience` seconds, and as many for all that is left at the end."""
+        self._patience, self._clock = patience, clock
+        self._since: dict[Connected, tuple[int, float]] = {}
+        """What is still to be sent, -1 at the end, and since when it is that."""
+
+    def look(self, connections: Iterable[Connected]) -> None:
+        """Look at all of them; to be called every second or so."""
+        now, seen = self._clock(), {}
+        for one in list(connections):
+            closing, left = one.transport.is_closing(), one.transport.get_write_buffer_size()
+            if not (closing or left):
+                continue
+            left = -1 if closing else left
+            before, since = self._since.get(one, (left, now))
+            seen[one] = left, since if left == before else now
+            if now - seen[one][1] > self._patience:
+                one.transport.abort()
+        self._since = seen

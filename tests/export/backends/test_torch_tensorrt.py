@@ -1,0 +1,135 @@
+"""The backend of Torch-TensorRT: what it refuses, what it calls, and whether the real package takes that.
+
+Nothing is built here: TensorRT's libraries do not install on this machine. `Standing` takes Torch-TensorRT's
+place and checks what it is called with; where the real package lies on the path, its sources are read, never
+imported, and the same call is checked against its own signature.
+"""
+
+import ast
+import sys
+from importlib.machinery import PathFinder
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from kit.models import tiny_model
+
+from export.backends import torch_tensorrt as backend
+from export.backends.base import BuildOptions
+from export.backends.registry import BACKENDS
+from export.backends.torch_tensorrt import OPTIONS, TorchTensorRT, named_by_place
+from export.engine.signature import STEP, contract
+from export.lowering.trace import trace_step
+from export.settings import Settings, choose_backend
+from plugins.errors import UserError
+
+pytestmark = pytest.mark.cpu
+
+CALLED = "convert_exported_program_to_serialized_trt_engine"
+
+
+class Standing:
+    """Torch-TensorRT as far as the backend calls it."""
+
+    def __init__(self, plan=b"plan"):
+        self.plan, self.calls = plan, []
+        self.dynamo = SimpleNamespace(**{CALLED: self.convert})
+
+    @staticmethod
+    def Input(*, shape, dtype):  # noqa: N802 - its name there
+        return shape, dtype
+
+    def convert(self, program, **given):
+        self.calls.append((program, given))
+        if isinstance(self.plan, Exception):
+            raise self.plan
+        return self.plan
+
+
+@pytest.fixture
+def standing(monkeypatch):
+    module = Standing()
+    monkeypatch.setitem(sys.modules, "torch_tensorrt", module)
+    return module
+
+
+def compiled(tmp_path):
+    model = tiny_model()
+    manifest = SimpleNamespace(programs=contract(model.config, batch=1), compiler=OPTIONS)
+    program = trace_step(model, batch=1)
+    TorchTensorRT().compile(STEP, program, manifest, tmp_path)
+    return program, manifest
+
+
+def test_the_whole_program_is_handed_over_with_its_inputs_in_order(tmp_path, standing):
+    program, manifest = compiled(tmp_path)
+    ((handed, given),) = standing.calls
+    assert handed is program
+    wanted = [(spec.shape, getattr(torch, spec.dtype)) for spec in manifest.programs[STEP].inputs]
+    assert given.pop("arg_inputs") == wanted
+    assert given.pop("device") == torch.device("cuda")
+    assert given == OPTIONS
+    assert (tmp_path / f"{STEP}.engine").read_bytes() == b"plan"
+
+
+def test_a_failure_is_one_line(tmp_path, standing):
+    standing.plan = RuntimeError("no converter for aten.foo\nand a page more")
+    with pytest.raises(UserError, match="cannot build step: no converter for aten.foo$"):
+        compiled(tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_inputs_are_named_as_in_the_program_and_outputs_by_their_place():
+    model = tiny_model()
+    signature = contract(model.config, batch=1)[STEP]
+    program = trace_step(model, batch=1)
+    loaded = named_by_place(signature)
+    assert list(program.graph_signature.user_inputs) == [spec.name for spec in loaded.inputs]
+    assert [spec.name for spec in loaded.outputs] == ["output0", "output1"]
+    assert [spec.shape for spec in loaded.outputs] == [spec.shape for spec in signature.outputs]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"precision": "fp8"}, "takes no fp8 from here; use --backend tensorrt"),
+        ({"precision": "nvfp4"}, "nvfp4"),
+        ({"precision": "bf16", "attention": "plugin"}, "takes no plugin"),
+        ({"precision": "bf16", "device": "cuda"}, "takes no device"),
+    ],
+)
+def test_what_it_cannot_build_is_refused(options, said):
+    with pytest.raises(UserError, match=said):
+        Settings(backend="torch-tensorrt", **options)
+
+
+def test_without_the_package_or_a_gpu_one_line_says_what_is_missing(monkeypatch):
+    settings = Settings(backend="torch-tensorrt", precision="bf16")
+    assert settings.attention_form == "native"
+    monkeypatch.setattr("export.backends.base.find_spec", lambda name: None)
+    with pytest.raises(UserError, match="torch-trt"):
+        settings.check_tools()
+    monkeypatch.setattr("export.backends.base.find_spec", lambda name: name)
+    monkeypatch.setattr(backend, "gpu_architecture", lambda: "no GPU")
+    with pytest.raises(UserError, match="no GPU here"):
+        settings.check_tools()
+
+
+def test_it_is_never_chosen_where_none_is_named():
+    assert BACKENDS["torch-tensorrt"].offer("sm_90", None) is None
+    assert choose_backend()[0] != "torch-tensorrt"
+    assert BuildOptions(precision="bf16") is not None
+
+
+def test_the_real_package_takes_the_call_and_names_outputs_so():
+    found = PathFinder.find_spec("torch_tensorrt")
+    if found is None or found.origin is None:
+        pytest.skip("torch-tensorrt is not installed")
+    sources = Path(found.origin).parent / "dynamo"
+    tree = ast.parse((sources / "_compiler.py").read_text())
+    (function,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == CALLED)
+    assert {*OPTIONS, "arg_inputs", "device"} <= {argument.arg for argument in function.args.kwonlyargs}
+    interpreter = (sources / "conversion" / "_TRTInterpreter.py").read_text()
+    assert 'name = f"output{i}"' in interpreter
+    assert "self._input_names.append(target)" in interpreter

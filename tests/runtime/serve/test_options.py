@@ -1,0 +1,35 @@
+"""`vmla-serve` means by its options what `vmla-run` means by them."""
+
+import pytest
+
+from runtime.cli.run import main as run
+from runtime.cli.serve import LIKE_RUN
+from runtime.cli.serve import main as serve
+from runtime.planning.request import prepare
+from runtime.serve.edge.settings import Limits
+
+pytestmark = pytest.mark.cpu
+
+
+def option(command, name):
+    return next(one for one in command.params if one.name == name)
+
+
+@pytest.mark.parametrize("name", [*LIKE_RUN, "engine", "config", "save_every"])
+def test_options_that_both_have_are_called_alike_and_default_to_the_same(name):
+    ours, theirs = option(serve, name), option(run, name)
+    assert (ours.opts, ours.secondary_opts) == (theirs.opts, theirs.secondary_opts)
+    assert ours.default == theirs.default
+    assert ours.type.to_info_dict() == theirs.type.to_info_dict()
+
+
+def test_what_is_handed_on_is_known_where_it_is_read():
+    import inspect
+
+    assert set(LIKE_RUN) <= inspect.signature(prepare).parameters.keys()
+
+
+def test_a_server_decides_about_compiling_by_its_longest_stream(checkpoint):
+    job, _ = prepare("a video", checkpoint, seconds=Limits().stream_seconds, compiled=None, device="auto")
+    assert job.chunks * 12 >= Limits().stream_seconds * 16 - 12
+    assert job.compiled == (job.device.type == "cuda")

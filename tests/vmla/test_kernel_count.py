@@ -1,0 +1,62 @@
+"""Kernels of a block of `wan-1.3b` on an H100, counted in the code that Inductor writes for one."""
+
+from dataclasses import replace
+from importlib.util import find_spec
+
+import pytest
+import torch
+from kit.fake_cuda import generated, hopper, launches
+
+from vmla.attention import Window
+from vmla.config import model_preset
+from vmla.fused_attention import fused
+from vmla.transformer import VideoMLA
+
+pytestmark = [
+    pytest.mark.cpu,
+    pytest.mark.skipif(find_spec("triton") is None, reason="Inductor writes Triton, which is not installed"),
+]
+
+
+def flash(query, keys, values):
+    """A library's attention, as one call."""
+    return torch.ops.aten._scaled_dot_product_flash_attention(query, keys, values)[0]
+
+
+def kernels(monkeypatch, form):
+    """Launches of a block in bfloat16, in a full window."""
+    monkeypatch.setattr("vmla.attention.dense_attention", flash)
+    monkeypatch.setattr("torch.compiler.is_exporting", lambda: True)  # without operations in place
+    config = replace(model_preset("wan-1.3b"), num_layers=1)
+    own = config.chunk * config.tokens_per_frame
+    cached = (config.sink + config.history) * config.tokens_per_frame
+
+    with torch.device("meta"):
+        block = form(VideoMLA(config)).blocks[0].bfloat16()
+    with hopper() as mode:
+        with mode:
+            weights = {
+                name: torch.empty(w.shape, dtype=w.dtype, device="cpu")
+                for name, w in block.named_parameters()
+            }
+            shapes = {
+                "x": (1, own, config.inner_dim),
+                "modulation": (1, config.chunk, 6, config.inner_dim),
+                "text_kv": (2, 1, config.text_tokens, config.inner_dim),
+                "cached": (1, cached, config.entry_width),
+            }
+            given = [torch.empty(shape, dtype=torch.bfloat16) for shape in shapes.values()]
+            turns = [torch.empty(cached + own, config.qk_rope_head_dim // 2) for _ in range(2)]
+
+        def run(weights, x, modulation, text_kv, cached, cos, sin):
+            arguments = (x, modulation, text_kv, cached, Window(None, cos, sin), False)
+            return torch.func.functional_call(block, weights, arguments)
+
+        return launches(generated(mode, run, weights, *given, *turns))
+
+
+def test_joined_products_are_fewer_kernels(monkeypatch):
+    plain, joined = (kernels(monkeypatch, form) for form in (lambda model: model, fused))
+    assert plain["products"] - joined["products"] == 4
+    assert joined["other"] == 2  # attention to the window, and to the text
+    assert sum(joined.values()) + 4 <= sum(plain.values()) <= 27  # 22 and 27 with torch 2.13
