@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from fastapi import FastAPI
 
 from runtime.planning.request import Job
+from runtime.serve.disk.fence import Fence
 from runtime.serve.disk.store import Store
 from runtime.serve.edge import errors
 from runtime.serve.edge.access import Door
@@ -15,6 +17,8 @@ from runtime.serve.edge.metrics import Metrics
 from runtime.serve.edge.settings import ServeSettings
 from runtime.serve.routes import about, realtime, sessions, videos
 from runtime.serve.routes.serving import Server
+from runtime.serve.shared.peers import Elsewhere, Peers
+from runtime.serve.shared.streams import SharedStreams
 from runtime.serve.streams.table import Streams
 from runtime.serve.streams.worker import Worker
 
@@ -25,9 +29,15 @@ def create_app(job: Job, settings: ServeSettings, *, memory: int) -> FastAPI:
     Raises:
         UserError: if it does not fit, or another server has the store.
     """
-    store, metrics = Store(settings.store), Metrics()
+    store, metrics = Store(settings.store, shared=settings.shared is not None), Metrics()
+    settings = replace(settings, relay_key=store.relay_key)
     worker = Worker(job, memory=memory, most=settings.limits.resident)
-    streams = Streams(store, worker, settings, metrics)
+    peers = None
+    if settings.shared is None:
+        streams = Streams(store, worker, settings, metrics)
+    else:
+        streams = SharedStreams(store, worker, settings, metrics, Fence(settings.shared))
+        peers = Peers(streams, settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -38,9 +48,11 @@ def create_app(job: Job, settings: ServeSettings, *, memory: int) -> FastAPI:
             await streams.close()
 
     app = FastAPI(title="vmla-serve", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.server = Server(streams=streams, settings=settings, metrics=metrics)
+    app.state.server = Server(streams=streams, settings=settings, metrics=metrics, peers=peers)
     errors.install(app)
     for part in (about, sessions, videos, realtime):
         app.include_router(part.router)
+    if peers is not None:
+        app.add_middleware(Elsewhere, peers=peers)
     app.add_middleware(Door, settings=settings, metrics=metrics)
     return app

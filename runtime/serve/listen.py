@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import h11
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from plugins.errors import UserError
@@ -19,6 +20,8 @@ from runtime.serve.edge.settings import ServeSettings
 SEND_BUFFER = 1 << 18
 """Bytes that the system keeps for a viewer who does not take them: a few chunks, not a minute of them."""
 CONNECTIONS = 1_024
+Drain = Callable[[], Awaitable[None]]
+"""Lets go of all streams."""
 
 
 class TimelyHttp(H11Protocol):
@@ -36,6 +39,11 @@ class TimelyHttp(H11Protocol):
         """Wait no more."""
         self._late.cancel()
         super().connection_lost(exc)
+
+    def handle_websocket_upgrade(self, event: h11.Request) -> None:
+        """Wait no more: from here on it is a WebSocket, and this protocol hears of it no longer."""
+        self._late.cancel()
+        super().handle_websocket_upgrade(event)
 
     def _give_up(self) -> None:
         if self.cycle is None and not self.transport.is_closing():
@@ -61,12 +69,18 @@ def open_socket(settings: ServeSettings) -> socket.socket:
     return listening
 
 
+def url_of(listening: socket.socket) -> str:
+    """The address of a socket, as a browser has it."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 class Server(uvicorn.Server):
     """uvicorn that ends when `stop` is set, and leaves signals to whoever sets it."""
 
-    def __init__(self, config: uvicorn.Config, stop: threading.Event) -> None:
+    def __init__(self, config: uvicorn.Config, stop: threading.Event, drain: Drain | None) -> None:
         super().__init__(config)
-        self._stop = stop
+        self._stop, self._drain = stop, drain
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -75,12 +89,16 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second; whether to end."""
+        if self._stop.is_set() and self._drain is not None and not self.should_exit:
+            await self._drain()  # while viewers are still connected, who then go elsewhere
         self.should_exit = self.should_exit or self._stop.is_set()
         return await super().on_tick(counter)
 
 
-def server_for(app: FastAPI, settings: ServeSettings, stop: threading.Event | None = None) -> Server:
-    """uvicorn for `app`, to be run on a socket of `open_socket` until `stop` is set."""
+def server_for(
+    app: ASGIApp, settings: ServeSettings, stop: threading.Event | None = None, *, drain: Drain | None = None
+) -> Server:
+    """uvicorn for `app`, to be run on a socket of `open_socket` until `stop` is set and it has drained."""
     limits = settings.limits
     timely = type("Timely", (TimelyHttp,), {"patience": limits.request_seconds})
     options: dict[str, Any] = {
@@ -100,4 +118,4 @@ def server_for(app: FastAPI, settings: ServeSettings, stop: threading.Event | No
         "lifespan": "on",
         "loop": "asyncio",  # whatever else is installed
     }
-    return Server(uvicorn.Config(app, **options), threading.Event() if stop is None else stop)
+    return Server(uvicorn.Config(app, **options), threading.Event() if stop is None else stop, drain)

@@ -69,6 +69,8 @@ class StreamFolder:
         self.video, self.state = path / "video.mp4", state_path(path / "video.mp4")
         self.chunks, self._info = path / "chunks.txt", path / "stream.json"
         self._prompts = path / "prompts.jsonl"
+        self.owner = path / "owner"
+        """Which server has it, where several share the store; see `runtime.serve.disk.fence`."""
 
     def read(self) -> StreamInfo:
         """What the stream is.
@@ -82,6 +84,16 @@ class StreamFolder:
         """Record what the stream is."""
         self.path.mkdir(exist_ok=True)
         atomic_write_text(self._info, json.dumps(asdict(info), indent=1))
+
+    @property
+    def has_info(self) -> bool:
+        """Whether there is a stream here."""
+        return self._info.exists()
+
+    def stamp(self) -> tuple[int, ...]:
+        """Another one whenever what lies here is."""
+        there = [file.stat() for file in (self._info, self.chunks, self._prompts) if file.exists()]
+        return tuple(number for one in there for number in (one.st_mtime_ns, one.st_size))
 
     def changes(self) -> list[AppliedChange]:
         """The prompts that took effect after the first, as far as they were recorded."""
@@ -108,7 +120,15 @@ class StreamFolder:
 
     def remove(self) -> None:
         """Remove what was written here, and the folder if nothing else is in it."""
-        ours = (self.video, self.state, sidecar_path(self.video), self.chunks, self._prompts, self._info)
+        ours = (
+            self.video,
+            self.state,
+            sidecar_path(self.video),
+            self.chunks,
+            self._prompts,
+            self._info,
+            self.owner,
+        )
         for file in ours:
             file.unlink(missing_ok=True)
             file.with_name(file.name + ASIDE).unlink(missing_ok=True)
