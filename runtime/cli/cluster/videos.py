@@ -13,7 +13,7 @@ import click
 from plugins.errors import UserError
 from runtime.cluster.library import connect, room_for
 from runtime.cluster.maker import Made
-from runtime.cluster.pool import VideoPool
+from runtime.cluster.pool import video_pool
 from runtime.planning.request import Job
 from runtime.prompts.videos_file import Video
 from runtime.session.replay import Order
@@ -43,7 +43,7 @@ def run_pool(
     gpus = 1.0 if job.device.type == "cuda" else 0.0
     cpus = options["cpus_per_replica"] or job.threads
     workers = min(len(videos), room_for(ray.cluster_resources(), cpus=cpus, gpus=gpus))
-    pool = VideoPool(
+    pool = video_pool(
         ray, order_of, options["output"].absolute(), workers=workers, cpus=cpus, gpus=gpus,
         save_every=options["save_every"], overwrite=options["overwrite"],
     )  # fmt: skip

@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from kit.serving import wait_for
 
 from runtime.cli.run import main
-from runtime.cluster.pool import VideoPool
+from runtime.cluster.pool import video_pool
 from runtime.prompts.videos_file import Video
 from runtime.resume.state import load_state, state_path
 from runtime.session.replay import new
@@ -33,7 +33,7 @@ def test_a_pool_makes_what_one_machine_makes_though_a_worker_is_killed(cluster, 
     run(*asked, "-o", here)
     there.mkdir()
     order_of = partial(new, checkpoint=str(checkpoint), scale=None, chunks=40, threads=1)
-    pool = VideoPool(
+    pool = video_pool(
         cluster, order_of, there, workers=1, cpus=1, gpus=0.0, save_every=0.0, overwrite=False
     )  # fmt: skip
     killer = threading.Thread(target=kill_once_saved, args=(pool, there / "star.mp4"))
@@ -43,7 +43,7 @@ def test_a_pool_makes_what_one_machine_makes_though_a_worker_is_killed(cluster, 
     assert sorted((one.name, one.complete, one.failure) for one in made) == [
         ("ring", True, None), ("star", True, None)
     ]  # fmt: skip
-    assert pool._deaths == {"star": 1}
+    assert pool.deaths == {0: 1}  # of the star
     star = next(one for one in made if one.name == "star")
     assert star.made < star.frames  # the rest alone
     for name in ("star", "ring"):

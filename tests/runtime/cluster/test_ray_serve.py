@@ -3,12 +3,13 @@
 import os
 import signal
 import threading
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
 import pytest
 from kit.serving import RED, Watching, serving, settings_for, wait_for
+from websockets.exceptions import ConnectionClosedOK
 
 from runtime.cli.serve import job_of
 from runtime.cluster.ingress import ingress
@@ -72,7 +73,8 @@ class Following(threading.Thread):
 
         def there():
             seconds = 0.75 * (chunks - 6)
-            self.viewer.send({"type": "session.playback", "position_seconds": max(0.0, seconds)})
+            with suppress(ConnectionClosedOK):  # it has come to the end
+                self.viewer.send({"type": "session.playback", "position_seconds": max(0.0, seconds)})
             return len(self.viewer.chunks) >= chunks and condition()
 
         wait_for(there, every=0.2)
