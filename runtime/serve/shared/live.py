@@ -63,7 +63,9 @@ class LiveRelay:
         """
         self._start = start
         said = _parsed(start)
-        self._session, self._next = said.get("session_id"), said.get("sequence_number")
+        name, number = said.get("session_id"), said.get("sequence_number")
+        self._session = name if isinstance(name, str) else None  # what else it may be, a server refuses
+        self._next = number if type(number) is int else None
         reading = asyncio.create_task(self._read())
         with suppress(_GoneError):
             try:

@@ -74,6 +74,10 @@ def test_a_viewer_stays_while_replicas_end_one_after_the_other(checkpoint, tmp_p
         assert http.get(f"/v1/sessions/{name}/content").content == viewer.media == whole.media
         assert [one["id"] for one in http.get("/v1/sessions").json()["data"]] == [name]
         assert http.get("/health").json() == {"status": "ready"}
+        for odd in ("no JSON", {"type": "session.start", "session_id": ["x"], "sequence_number": "a"}):
+            with Watching(port, headers=key) as other:
+                other.send(odd)
+                assert other.next()["code"] == "invalid_request"
         (left,) = table.loads()
         assert f'videomla_places{{replica="{left.removeprefix("http://")}"}}' in http.get("/metrics").text
         assert httpx.get(f"{left}/v1/models").status_code == 401  # but for those who have the key
