@@ -275,4 +275,4 @@ def test_a_viewer_stays_longer_than_a_request_may_take(checkpoint, tmp_path):
         viewer.take(1)
         time.sleep(0.8)
         viewer.send({"type": "session.ping"})
-        viewer.until("session.pong")
+        assert viewer.until("session.pong")
