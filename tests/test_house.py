@@ -14,7 +14,7 @@ pytestmark = pytest.mark.cpu
 ROOT = Path(__file__).parents[1]
 ROOMS = ("plugins", "vmla", "export", "runtime", "bench")
 """Arrows run one way: each may import itself and those before it."""
-TIERS = ("cpu", "gpu", "trt", "slow", "browser")
+TIERS = ("cpu", "gpu", "trt", "slow", "browser", "ray")
 HEAVY = ("tensorrt", "tensorrt_rtx", "triton", "diffusers", "transformers", "av", "onnx", "PIL", "pydantic")
 LONGEST_FILE, LONGEST_FUNCTION = 400, 60
 KERNELS = {"plugins/triton/absorbed.py": 80}

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.cpu
 ROOT = Path(__file__).parents[1]
 CARDS = [f"vmla/checkpoints/{name}/README.md" for name in shipped_names()]
 PAGES = [f"docs/{name}.md" for name in (
-    "api", "benchmarks", "concepts", "faq", "python", "quickstart", "results", "running", "security"
+    "api", "benchmarks", "concepts", "faq", "python", "quickstart", "results", "running", "security", "serve"
 )]  # fmt: skip
 POLICIES = ["CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
 DOCUMENTS = ["README.md", "ARCHITECTURE.md", "LOG.md", *POLICIES, *PAGES, *CARDS]

@@ -12,9 +12,10 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import mean
 
@@ -27,7 +28,7 @@ from bench.harness.document import Record
 from bench.harness.whole_numbers import WholeNumbers
 from export.engine.manifest import Manifest
 from runtime.engines.base import EagerEngine, Engine
-from runtime.engines.compiled import CompiledEngine, open_engine
+from runtime.engines.compiled import open_engine
 from runtime.prompts.sources import FixedPrompts
 from runtime.rollout.decoding import CodecDecoder
 from runtime.rollout.rollout import rollout
@@ -133,9 +134,47 @@ def open_denoiser(checkpoint: Checkpoint, folder: Path | None) -> tuple[Engine, 
     return open_engine(folder, checkpoint, batch=batch), batch
 
 
-def what_is(engine: Engine) -> str:
-    """The backend and the precision of the engine, in words."""
-    made = engine.manifest if isinstance(engine, CompiledEngine) else None
+class Grading:
+    """Batches of prompts, rolled out and graded by one engine."""
+
+    def __init__(
+        self, checkpoint: str, folder: Path | None, prompts: list[str], marks: tuple[int, ...], *,
+        batch: int, seed: int,
+    ) -> None:  # fmt: skip
+        """Load the engine; see the options of the command."""
+        self._opened = open_checkpoint(checkpoint)
+        self._prompts, self._marks, self._seed = prompts, marks, seed
+        self._world = self._opened.world() or FIRST
+        self._engine, self._fixed = open_denoiser(self._opened, folder)
+        self.batch = self._fixed or batch
+
+    def marks_of(self, first: int, line: ProgressLine) -> Iterator[list[Graded]]:
+        """The grades of the batch that begins with the prompt number `first`, mark by mark."""
+        part = self._prompts[first : first + self.batch]
+        seen = seen_rollouts(
+            self._engine, self._opened, part, self._marks, batch=self._fixed or len(part),
+            seed=self._seed + first, line=line,
+        )  # fmt: skip
+        for second, frames in seen:
+            yield grade_windows(part, second, frames, self._world)
+
+    def all(self) -> Iterator[list[Graded]]:
+        """All grades so far, after each mark of each batch."""
+        graded: list[Graded] = []
+        with ProgressLine(sys.stderr) as line:
+            for first in range(0, len(self._prompts), self.batch):
+                for more in self.marks_of(first, line):
+                    graded += more
+                    yield graded
+
+    def close(self) -> None:
+        """Unload the engine."""
+        self._engine.close()
+
+
+def what_is(folder: Path | None) -> str:
+    """The backend and the precision of the engine in `folder`, in words."""
+    made = None if folder is None else Manifest.read(folder)
     return "eager fp32" if made is None else f"{made.backend} {made.precision}"
 
 
@@ -186,6 +225,16 @@ def show(graded: list[Graded]) -> None:
             say(f"{mark:>7}  " + "  ".join(f"{share:>10.1%}" for share in row.values()))
 
 
+def _graded_by_ray(
+    begin: Callable[[], Grading], count: int, batch: int, folder: Path | None
+) -> Iterator[list[Graded]]:
+    from bench.quality.graders import graded_by_ray
+
+    made = None if folder is None else Manifest.read(folder)
+    gpus = 1.0 if made is not None and made.host.device == "cuda" else 0.0
+    return graded_by_ray(begin, batch=batch if made is None else made.batch, count=count, gpus=gpus)
+
+
 @click.command(cls=OneLineCommand)
 @click.option("--checkpoint", help="Checkpoint folder (default: the engine's own, else sprites).")
 @click.option(
@@ -211,6 +260,7 @@ def show(graded: list[Graded]) -> None:
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Results file to write (JSON)."
 )
+@click.option("--ray", is_flag=True, help="Grade batches over the machines of a Ray cluster.")
 def main(
     checkpoint: str | None,
     folder: Path | None,
@@ -220,25 +270,23 @@ def main(
     seed: int,
     batch: int,
     output: Path | None,
+    ray: bool,
 ) -> None:
     """Grade a sprite model over time on held-out prompts."""
     named = Manifest.read(folder).checkpoint if folder is not None and checkpoint is None else checkpoint
     opened = open_checkpoint(named or SHIPPED)
     world, graded, record = opened.world() or FIRST, list[Graded](), Record("grades", output)
     prompts = held_out_prompts(count, seed=seed, world=world, objects=objects)
-    engine, fixed = open_denoiser(opened, folder)
-    record.save(
-        checkpoint=opened.name, world=world.name, engine=what_is(engine), prompts=count, seed=seed,
-        sampler=vars(opened.sampler()),
-    )  # fmt: skip
-    with closing(engine), ProgressLine(sys.stderr) as line:
-        for first in range(0, count, fixed or batch):
-            part = prompts[first : first + (fixed or batch)]
-            for second, frames in seen_rollouts(
-                engine, opened, part, marks, batch=fixed or len(part), seed=seed + first, line=line
-            ):
-                graded += grade_windows(part, second, frames, world)
-                record.save(**figures(graded))
+    whole = None if folder is None else folder.absolute()
+    begin = partial(Grading, str(opened.folder.absolute()), whole, prompts, marks, batch=batch, seed=seed)
+    with ExitStack() as stack:
+        grading = None if ray else stack.enter_context(closing(begin()))
+        record.save(
+            checkpoint=opened.name, world=world.name, engine=what_is(folder), prompts=count, seed=seed,
+            sampler=vars(opened.sampler()),
+        )  # fmt: skip
+        for graded in _graded_by_ray(begin, count, batch, whole) if grading is None else grading.all():
+            record.save(**figures(graded))
     show(graded)
     record.finish(**record.document["grades"])
 

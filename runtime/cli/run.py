@@ -29,7 +29,8 @@ GROUPS = {
                      "steps"),
     "Where it goes": ("output", "overwrite", "scale", "resume", "repeat", "save_every", "events", "metrics"),
     "What makes it": ("checkpoint", "engine", "decoder", "layout", "device", "dtype",
-                      "precision", "threads", "memory"),
+                      "precision", "compiled", "threads", "memory"),
+    "On several machines": ("ray", "cpus_per_replica"),
 }  # fmt: skip
 LENGTHS = ("minutes", "seconds", "chunks")
 AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layout", "steps", "device",
@@ -96,6 +97,9 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
               help="File that holds the latest figures as Prometheus text.")  # fmt: skip
 @click.option("--save-every", type=click.FloatRange(min=0), default=5.0, show_default=True,
               help="Seconds between two saves of the video's state.")  # fmt: skip
+@click.option("--ray", is_flag=True, help="Make the --videos over the machines of a Ray cluster.")
+@click.option("--cpus-per-replica", type=click.IntRange(min=1),
+              help="CPUs that --ray counts for each of its workers (default: --threads).")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the plan and make nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace an older video, once the new one has frames.")
 @click.pass_context
@@ -103,13 +107,15 @@ def main(context: click.Context, /, **options: Any) -> None:
     """Make a video of what a prompt says, of any length, written while it is made; or several at once."""
     _prefer_command_line(context, options)
     _check_decoder(options)
+    _check_ray(options)
     if options["grid"] is not None:
         _grid(context, options)
         return
     if options["videos"] is not None:
+        from runtime.cli.cluster.videos import anywhere
         from runtime.cli.videos import run_videos
 
-        run_videos(options, lambda prompt: _new(prompt, options), context.ensure_object(Stop))
+        run_videos(options, partial(_new, options=anywhere(options)), context.ensure_object(Stop))
         return
     if (batch := _stopped_videos(options)) and not options["dry_run"]:
         from runtime.cli.videos import resume_videos
@@ -171,6 +177,14 @@ def _check_decoder(options: dict[str, Any]) -> None:
     written = [path for path in (options["resume"], options["output"]) if path not in (None, NOWHERE)]
     if options["decoder"] == NOTHING and written:
         raise click.UsageError(f"--decoder {NOTHING} makes no frames for {written[0]}; use -o {NOWHERE}")
+
+
+def _check_ray(options: dict[str, Any]) -> None:
+    """Refuse a cluster for what one machine does."""
+    if options["ray"] and options["videos"] is None:
+        raise click.UsageError("--ray is for several videos; name them with --videos")
+    if options["cpus_per_replica"] is not None and not options["ray"]:
+        raise click.UsageError("--cpus-per-replica is for the workers of --ray; leave it out")
 
 
 def _order(context: click.Context, options: dict[str, Any]) -> Order:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -15,6 +17,10 @@ from vmla.cli.command import OneLineCommand
 from vmla.cli.config_file import config_option
 from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say
+
+if TYPE_CHECKING:
+    from runtime.planning.request import Job
+    from runtime.serve.edge.settings import ServeSettings
 
 LEVELS = ("debug", "info", "warning", "error")
 LIKE_RUN = ("checkpoint", "layout", "steps", "device", "dtype", "compiled", "decoder", "threads")
@@ -49,6 +55,17 @@ LIKE_RUN = ("checkpoint", "layout", "steps", "device", "dtype", "compiled", "dec
               help="Port to listen at; 0 for any that is free.")  # fmt: skip
 @click.option("--store", type=click.Path(file_okay=False, path_type=Path), default=Path("streams"),
               show_default=True, help="Folder that keeps the streams and jobs.")  # fmt: skip
+@click.option("--shared", is_flag=True,
+              help="Share --store with other servers, which go on with each other's streams.")  # fmt: skip
+@click.option("--reached-at", metavar="URL",
+              help="Address for those that share the store (default: by --host and --port).")  # fmt: skip
+@click.option("--ray", is_flag=True, help="Serve by replicas over the machines of a Ray cluster.")
+@click.option("--replicas", metavar="LEAST[:MOST]",
+              help="Number of replicas of --ray (default: as many as there is room for).")  # fmt: skip
+@click.option("--cpus-per-replica", type=click.IntRange(min=1),
+              help="CPUs that --ray counts for each replica (default: --threads).")  # fmt: skip
+@click.option("--sessions-per-replica", type=click.IntRange(min=1), default=64, show_default=True,
+              help="Streams in memory at once, if they fit; of each replica of --ray.")  # fmt: skip
 @click.option("--name", help="Name of the model for clients (default: that of the checkpoint).")
 @click.option("--api-key", type=click.Path(exists=True, dir_okay=False, path_type=Path),
               help="File of API keys, one on each line, any of which opens the server.")  # fmt: skip
@@ -69,6 +86,7 @@ LIKE_RUN = ("checkpoint", "layout", "steps", "device", "dtype", "compiled", "dec
 def main(context: click.Context, /, **options: Any) -> None:
     """Serve live video, sessions and jobs over HTTP and WebSocket, and a page to watch them."""
     keys = _keys(options)
+    _check_sharing(options)
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
@@ -77,7 +95,25 @@ def main(context: click.Context, /, **options: Any) -> None:
         import websockets  # noqa: F401
     except ImportError as error:
         raise missing_extra(error.name or "fastapi", "serve") from error
+    if options["ray"]:
+        from runtime.cli.cluster.serve import serve_ray
+
+        serve_ray(options, job_of, partial(settings_of, keys=keys), context.ensure_object(Stop))
+        return
     _serve(options, keys, context.ensure_object(Stop))
+
+
+def _check_sharing(options: dict[str, Any]) -> None:
+    """Refuse options for several servers where there is one."""
+    for name in ("replicas", "cpus_per_replica"):
+        if options[name] is not None and not options["ray"]:
+            raise click.UsageError(f"--{name.replace('_', '-')} is for --ray; leave it out")
+    if options["ray"] and (options["shared"] or options["reached_at"] is not None):
+        raise click.UsageError("replicas of --ray share the store: leave out --shared and --reached-at")
+    if options["ray"] and options["trace_to"] is not None:
+        raise click.UsageError("replicas of --ray trace nothing yet: leave out --trace-to")
+    if options["reached_at"] is not None and not options["shared"]:
+        raise click.UsageError("--reached-at is for --shared; leave it out")
 
 
 def _keys(options: dict[str, Any]) -> tuple[str, ...]:
@@ -105,36 +141,24 @@ def _keys(options: dict[str, Any]) -> tuple[str, ...]:
 def _serve(options: dict[str, Any], keys: tuple[str, ...], stop: Stop) -> None:
     """Serve until a signal comes; then all streams have their states on disk."""
     from runtime.device.memory import allowed_bytes
-    from runtime.planning.request import prepare
-    from runtime.prompts.sources import FixedPrompts
     from runtime.serve.app import create_app
     from runtime.serve.edge.logs import log_to_stderr
-    from runtime.serve.edge.settings import Limits, ServeSettings
     from runtime.serve.edge.tracing import traced_to
-    from runtime.serve.listen import open_socket, server_for
+    from runtime.serve.listen import open_socket, server_for, url_of
 
-    engine, limits = options["engine"], Limits()
-    same = {name: options[name] for name in LIKE_RUN}
-    job, _ = prepare(
-        FixedPrompts("a video"), seconds=limits.stream_seconds,
-        engine=None if engine == Path(EAGER) else engine, engines=engine_store() if engine is None else None,
-        **same,
-    )  # fmt: skip
-    settings = ServeSettings(
-        store=options["store"].absolute(), name=options["name"] or job.checkpoint.folder.resolve().name,
-        host=options["host"], port=options["port"], api_keys=keys, origins=options["allow_origin"],
-        limits=limits, lease_seconds=options["lease"], keep_seconds=3600 * options["keep"],
-        save_every=options["save_every"],
-    )  # fmt: skip
+    job = job_of(options)
+    settings = settings_of(options, job, keys=keys)
     log_to_stderr(options["log_level"])
     tracing = None if options["trace_to"] is None else traced_to(options["trace_to"])
     listening = open_socket(settings)
     try:
+        url = url_of(listening)
+        if options["shared"]:
+            settings = replace(settings, shared=_reached_at(options, url))
         app = create_app(job, settings, memory=allowed_bytes(options["memory"], job.device), tracing=tracing)
-        host, port = listening.getsockname()[:2]
-        where = f"[{host}]" if ":" in host else host
-        say(*job.what_runs(), f"page: http://{where}:{port}/")
-        server = server_for(app, settings, stop)
+        say(*job.what_runs(), f"page: {url}/")
+        drain = app.state.server.streams.drain if options["shared"] else None
+        server = server_for(app, settings, stop, drain=drain)
         with stop.polled():
             server.run(sockets=[listening])
         if not server.started:
@@ -142,6 +166,47 @@ def _serve(options: dict[str, Any], keys: tuple[str, ...], stop: Stop) -> None:
     finally:
         listening.close()
     sys.exit(stop.status)
+
+
+def job_of(options: dict[str, Any]) -> Job:
+    """Any video of the model that `options` name."""
+    from runtime.planning.request import prepare
+    from runtime.prompts.sources import FixedPrompts
+    from runtime.serve.edge.settings import Limits
+
+    engine = options["engine"]
+    same = {name: options[name] for name in LIKE_RUN}
+    job, _ = prepare(
+        FixedPrompts("a video"), seconds=Limits().stream_seconds,
+        engine=None if engine == Path(EAGER) else engine, engines=engine_store() if engine is None else None,
+        **same,
+    )  # fmt: skip
+    return job
+
+
+def settings_of(options: dict[str, Any], job: Job, *, keys: tuple[str, ...]) -> ServeSettings:
+    """How the server is set up."""
+    from runtime.serve.edge.settings import Limits, ServeSettings
+
+    return ServeSettings(
+        store=options["store"].absolute(), name=options["name"] or job.checkpoint.folder.resolve().name,
+        host=options["host"], port=options["port"], api_keys=keys, origins=options["allow_origin"],
+        lease_seconds=options["lease"], keep_seconds=3600 * options["keep"], save_every=options["save_every"],
+        limits=Limits(resident=options["sessions_per_replica"]),
+    )  # fmt: skip
+
+
+def _reached_at(options: dict[str, Any], url: str) -> str:
+    """Where others that share the store reach this server.
+
+    Raises:
+        UsageError: if it listens everywhere, and nobody says how it is reached.
+    """
+    if options["reached_at"] is not None:
+        return str(options["reached_at"]).rstrip("/")
+    if options["host"] in ("0.0.0.0", "::"):
+        raise click.UsageError("--shared at all addresses needs one to be reached at; add --reached-at URL")
+    return url
 
 
 if __name__ == "__main__":

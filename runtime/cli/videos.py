@@ -56,6 +56,12 @@ def run_videos(options: dict[str, Any], order_of: Callable[[str], Order], stop: 
         return
     if options["output"] is None:
         raise click.UsageError("give a folder with -o, for example: -o videos")
+    if options["ray"]:
+        from runtime.cli.cluster.videos import run_pool
+
+        _check_folder(options["output"])
+        run_pool(options, videos, job, order_of, stop)  # workers have their own memory
+        return
     check_room(plan, len(videos), memory)
     placed = _placed(orders, options["output"], overwrite=options["overwrite"])
     check_reports(options, placed)
@@ -87,14 +93,23 @@ def _placed(orders: dict[str, Order], folder: Path, *, overwrite: bool) -> dict[
     Raises:
         UserError: if it cannot be, or one of the files is there.
     """
-    if kind_of(folder).pictures is None or (folder.exists() and not folder.is_dir()):
-        raise UserError(f"{folder} is no folder, which several videos need; give one with -o")
-    if not folder.absolute().parent.is_dir():
-        raise UserError(f"there is no folder {folder.parent}; make it first")
+    _check_folder(folder)
     placed = {folder / f"{name}.mp4": order for name, order in orders.items()}
     for output in placed if folder.exists() else ():
         check_output(output, overwrite=overwrite)
     return placed
+
+
+def _check_folder(folder: Path) -> None:
+    """Refuse what cannot hold several videos.
+
+    Raises:
+        UserError: if it is no folder, or cannot be made.
+    """
+    if kind_of(folder).pictures is None or (folder.exists() and not folder.is_dir()):
+        raise UserError(f"{folder} is no folder, which several videos need; give one with -o")
+    if not folder.absolute().parent.is_dir():
+        raise UserError(f"there is no folder {folder.parent}; make it first")
 
 
 def _make(orders: dict[Path, Order], memory: int, options: dict[str, Any], stop: Stop) -> None:

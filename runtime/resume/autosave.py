@@ -5,6 +5,7 @@ from __future__ import annotations
 import shlex
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ class Autosave(WorkerThread):
         every: float = 5.0,
         saved: bool = False,
         keeps_older: bool = False,
+        fenced: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """Save the states of the video `output`.
 
@@ -39,11 +41,12 @@ class Autosave(WorkerThread):
             saved: whether there is a state already, which then is the first.
             keeps_older: whether an older video lies there, whose state and sidecar stay until the new one
                 has frames.
+            fenced: inside what it returns, nobody else writes there; it raises where somebody does.
         """
         super().__init__("autosave", capacity=1)
         self._output, self._describe, self._every = output, describe, every
         self._next = time.monotonic() + every if saved else 0.0
-        self._under_way, self._keeps_older = False, keeps_older
+        self._under_way, self._keeps_older, self._fenced = False, keeps_older, fenced
         self.saved = saved
         """Whether there is a state on disk."""
         self.video: dict[str, Any] | None = None
@@ -78,10 +81,12 @@ class Autosave(WorkerThread):
         if self.video is None:
             self.video = self._describe()
             told = {"complete": False, "frames_written": state.mark["frames"]}
-            write_sidecar(self._output, self.video, told)
+            with self._fenced():
+                write_sidecar(self._output, self.video, told)
         try:
             # Prompts may have changed since the video was described; the state knows the latest.
-            save_state(state_path(self._output), state, {**self.video, **state.video})
+            with self._fenced():
+                save_state(state_path(self._output), state, {**self.video, **state.video})
         except OSError as error:
             raise OSError(error.errno, f"{error.strerror} (its state, beside it)") from error
         self._under_way, self.saved = False, True

@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 
 from fastapi import FastAPI
 
 from runtime.planning.request import Job
+from runtime.serve.disk.fence import Fence
 from runtime.serve.disk.store import Store
 from runtime.serve.edge import errors
 from runtime.serve.edge.access import Door
@@ -17,6 +19,8 @@ from runtime.serve.edge.settings import ServeSettings
 from runtime.serve.edge.tracing import Tracing
 from runtime.serve.routes import about, realtime, sessions, videos
 from runtime.serve.routes.serving import Server
+from runtime.serve.shared.peers import Elsewhere, Peers
+from runtime.serve.shared.streams import SharedStreams
 from runtime.serve.streams.table import Streams
 from runtime.serve.streams.worker import Worker
 
@@ -30,9 +34,15 @@ def create_app(job: Job, settings: ServeSettings, *, memory: int, tracing: Traci
         UserError: if it does not fit, or another server has the store.
     """
     tracing = Tracing() if tracing is None else tracing
-    store, metrics = Store(settings.store), Metrics()
+    store, metrics = Store(settings.store, shared=settings.shared is not None), Metrics()
+    settings = replace(settings, relay_key=store.relay_key)
     worker = Worker(job, memory=memory, most=settings.limits.resident)
-    streams = Streams(store, worker, settings, metrics, tracing)
+    peers = None
+    if settings.shared is None:
+        streams = Streams(store, worker, settings, metrics, tracing)
+    else:
+        streams = SharedStreams(store, worker, settings, metrics, tracing, Fence(settings.shared))
+        peers = Peers(streams, settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -44,9 +54,11 @@ def create_app(job: Job, settings: ServeSettings, *, memory: int, tracing: Traci
             await asyncio.to_thread(tracing.close)
 
     app = FastAPI(title="vmla-serve", lifespan=lifespan, docs_url=None, redoc_url=None)
-    app.state.server = Server(streams=streams, settings=settings, metrics=metrics)
+    app.state.server = Server(streams=streams, settings=settings, metrics=metrics, peers=peers)
     errors.install(app)
     for part in (about, sessions, videos, realtime):
         app.include_router(part.router)
+    if peers is not None:
+        app.add_middleware(Elsewhere, peers=peers)
     app.add_middleware(Door, settings=settings, metrics=metrics, tracing=tracing)
     return app

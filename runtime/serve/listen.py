@@ -5,12 +5,12 @@ from __future__ import annotations
 import resource
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import uvicorn
-from fastapi import FastAPI
+from starlette.types import ASGIApp
 
 from plugins.errors import UserError
 from runtime.serve.edge.connections import BoundedWebSocket, TimelyHttp, Watch
@@ -22,6 +22,8 @@ CONNECTIONS = 1_024
 """At most; beyond half of the files that the process may open, none is let in: streams need files too."""
 TICKS = 10
 """Of uvicorn, in a second."""
+Drain = Callable[[], Awaitable[None]]
+"""Lets go of all streams."""
 
 
 def open_socket(settings: ServeSettings) -> socket.socket:
@@ -43,12 +45,20 @@ def open_socket(settings: ServeSettings) -> socket.socket:
     return listening
 
 
+def url_of(listening: socket.socket) -> str:
+    """The address of a socket, as a browser has it."""
+    host, port = listening.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
 class Server(uvicorn.Server):
     """uvicorn that ends when `stop` is set, leaves signals to whoever sets it, and has a `watch`."""
 
-    def __init__(self, config: uvicorn.Config, stop: threading.Event, watch: Watch) -> None:
+    def __init__(
+        self, config: uvicorn.Config, stop: threading.Event, watch: Watch, drain: Drain | None
+    ) -> None:
         super().__init__(config)
-        self._stop, self._watch = stop, watch
+        self._stop, self._watch, self._drain = stop, watch, drain
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -57,14 +67,18 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second; whether to end."""
+        if self._stop.is_set() and self._drain is not None and not self.should_exit:
+            await self._drain()  # while viewers are still connected, who then go elsewhere
         self.should_exit = self.should_exit or self._stop.is_set()
         if counter % TICKS == 0:
             self._watch.look(self.server_state.connections)  # type: ignore[arg-type]
         return await super().on_tick(counter)
 
 
-def server_for(app: FastAPI, settings: ServeSettings, stop: threading.Event | None = None) -> Server:
-    """uvicorn for `app`, to be run on a socket of `open_socket` until `stop` is set."""
+def server_for(
+    app: ASGIApp, settings: ServeSettings, stop: threading.Event | None = None, *, drain: Drain | None = None
+) -> Server:
+    """uvicorn for `app`, to be run on a socket of `open_socket` until `stop` is set and it has drained."""
     limits, most = settings.limits, min(CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
     # From `most` on HTTP is answered with 503; WebSockets are not asked, so that beyond nobody is.
     timely = type("Timely", (TimelyHttp,), {"patience": limits.request_seconds, "most": most})
@@ -87,4 +101,4 @@ def server_for(app: FastAPI, settings: ServeSettings, stop: threading.Event | No
         "loop": "asyncio",  # whatever else is installed
     }
     stop = threading.Event() if stop is None else stop
-    return Server(uvicorn.Config(app, **options), stop, Watch(limits.stall_seconds))
+    return Server(uvicorn.Config(app, **options), stop, Watch(limits.stall_seconds), drain)

@@ -28,7 +28,7 @@ from runtime.session.outcome import Outcome, in_one_line, raise_failure, record
 from runtime.session.replay import Order
 from runtime.session.session import Session
 from runtime.session.task import VideoTask
-from runtime.telemetry.events import Several, Telemetry
+from runtime.telemetry.events import NoTelemetry, Several, Telemetry
 from runtime.telemetry.metrics import Summary
 
 
@@ -145,7 +145,7 @@ def make_videos(
         _claim(stack, {output: orders[output] for output in orders if output in there}, overwrite=overwrite)
         sinks = {output: sink_for(output, order) for output, order in orders.items()}
         began = perf_counter()
-        session = stack.enter_context(_loaded(job, memory))
+        session = stack.enter_context(load_session(job, memory))
         load_seconds = perf_counter() - began
         _make_folders([output for output, order in orders.items() if order.state is None])
         _claim(stack, {output: orders[output] for output in orders if output not in there})
@@ -158,6 +158,28 @@ def make_videos(
         ]  # fmt: skip
         session.run(stop)
     return [video.ending() for video in videos]
+
+
+def make_in(
+    session: Session, output: Path, order: Order, *, stop: threading.Event, save_every: float | None = 5.0,
+    overwrite: bool = False,
+) -> Ending:  # fmt: skip
+    """Make one video with a session that is loaded and makes no other; as `make_videos` otherwise.
+
+    Raises:
+        UserError: if its place is not free.
+    """
+    with ExitStack() as stack:
+        _make_folders([output] if order.state is None else [])
+        _claim(stack, {output: order}, overwrite=overwrite)
+        video = VideoFile(
+            session, output, order, sink_for(output, order), NoTelemetry(), save_every=save_every,
+            load_seconds=0.0,
+        )  # fmt: skip
+        session.run(stop)
+        video.task.end()
+        session.run()
+        return video.ending()
 
 
 def orders_of(videos: Sequence[Video], kind: Order) -> dict[str, Order]:
@@ -194,7 +216,7 @@ def _claim(stack: ExitStack, orders: Mapping[Path, Order], *, overwrite: bool = 
         stack.enter_context(claimed(output, fresh=order.state is None, overwrite=overwrite))
 
 
-def _loaded(job: Job, memory: int | None) -> Session:
+def load_session(job: Job, memory: int | None = None) -> Session:
     """A session of `job`.
 
     Raises:

@@ -5,6 +5,7 @@ import socket
 import threading
 import time
 from contextlib import contextmanager
+from dataclasses import replace
 
 import httpx
 from websockets.sync.client import connect
@@ -52,11 +53,11 @@ class Serving:
         return wait_for(lambda: (one := self.session(name)) and wanted.items() <= one.items() and one)
 
 
-def wait_for(condition):
+def wait_for(condition, *, every=0.02):
     end = time.monotonic() + ENOUGH
     while not (found := condition()):
         assert time.monotonic() < end, "nothing came of it"
-        time.sleep(0.02)
+        time.sleep(every)
     return found
 
 
@@ -66,14 +67,18 @@ def serving(checkpoint, store, *, memory=1 << 40, threads=1, tracing=None, **cha
     job, _ = prepare("a video", checkpoint, threads=threads)
     settings = settings_for(store, **changed)
     listening = open_socket(settings)
+    if settings.shared is not None:
+        settings = replace(settings, shared=f"http://127.0.0.1:{listening.getsockname()[1]}")
     app = create_app(job, settings, memory=memory, tracing=tracing)
-    server = server_for(app, settings)
+    stop, streams = threading.Event(), app.state.server.streams
+    server = server_for(app, settings, stop, drain=None if settings.shared is None else streams.drain)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
     try:
         wait_for(lambda: server.started or not thread.is_alive())
         assert server.started
         one = Serving(app, server, listening.getsockname()[1])
+        one.stop = stop
         yield one
         one.http.close()
     finally:

@@ -73,6 +73,8 @@ class StreamFolder:
         self.video, self.state = path / "video.mp4", state_path(path / "video.mp4")
         self.chunks, self._info = path / "chunks.txt", path / "stream.json"
         self._prompts = path / "prompts.jsonl"
+        self.owner = path / "owner"
+        """Which server has it, where several share the store; see `runtime.serve.disk.fence`."""
 
     def read(self) -> StreamInfo:
         """What the stream is.
@@ -90,8 +92,18 @@ class StreamFolder:
         self.path.mkdir(exist_ok=True)
         atomic_write_text(self._info, json.dumps(asdict(info), indent=1))
 
+    @property
+    def has_info(self) -> bool:
+        """Whether there is a stream here."""
+        return self._info.exists()
+
+    def stamp(self) -> tuple[int, ...]:
+        """Another one whenever what lies here is."""
+        there = [file.stat() for file in (self._info, self.chunks, self._prompts) if file.exists()]
+        return tuple(number for one in there for number in (one.st_mtime_ns, one.st_size))
+
     def changes(self) -> list[AppliedChange]:
-        """The prompts that took effect after the first; what a crash left of the last line is removed.
+        """The prompts that took effect after the first, without what a crash left of the last line.
 
         Raises:
             UserError: if a line is no change of prompt.
@@ -99,14 +111,14 @@ class StreamFolder:
         """
         if not self._prompts.exists():
             return []
-        *lines, torn = read_text(self._prompts).split("\n")
-        if torn:  # or the next change would be written behind it
-            atomic_write_text(self._prompts, "".join(f"{line}\n" for line in lines))
+        lines = read_text(self._prompts).split("\n")[:-1]
         where = str(self._prompts)
         return typed([parse_json(line, where) for line in lines], list[AppliedChange], where)
 
     def add_change(self, change: AppliedChange) -> None:
-        """Record it, before any chunk is made under it."""
+        """Record it, before any chunk is made under it, in place of what a crash left of a line."""
+        if self._prompts.exists() and not (before := read_text(self._prompts)).endswith("\n"):
+            atomic_write_text(self._prompts, before[: before.rfind("\n") + 1])
         with self._prompts.open("a") as file:
             file.write(json.dumps(asdict(change)) + "\n")
 
@@ -124,7 +136,15 @@ class StreamFolder:
 
     def remove(self) -> None:
         """Remove what was written here, and the folder if nothing else is in it."""
-        ours = (self.video, self.state, sidecar_path(self.video), self.chunks, self._prompts, self._info)
+        ours = (
+            self.video,
+            self.state,
+            sidecar_path(self.video),
+            self.chunks,
+            self._prompts,
+            self._info,
+            self.owner,
+        )
         for file in ours:
             file.unlink(missing_ok=True)
             file.with_name(file.name + ASIDE).unlink(missing_ok=True)

@@ -3,24 +3,32 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 
 from runtime.outputs import Frames, Mark
 from runtime.outputs.mp4 import Mp4Sink
 from runtime.serve.disk.index import ChunkIndex
 
+Fenced = Callable[[], AbstractContextManager[None]]
+"""Inside what it returns, no other server writes what this one writes; it raises where one does."""
+
 
 class StreamSink:
     """Writes a chunk, puts it into the index, and tells `heard`; on the thread of the writer."""
 
-    def __init__(self, file: Mp4Sink, index: ChunkIndex, heard: Callable[[], None]) -> None:
-        self._file, self._index, self._heard = file, index, heard
+    def __init__(
+        self, file: Mp4Sink, index: ChunkIndex, heard: Callable[[], None], fenced: Fenced = nullcontext
+    ) -> None:
+        """Write to `file` and `index`, only inside `fenced()`; then call `heard`."""
+        self._file, self._index, self._heard, self._fenced = file, index, heard, fenced
 
     def write(self, frames: Frames) -> None:
         """Take the frames of one chunk."""
         if not len(frames):
             return
-        self._file.write(frames)
-        self._index.add(self._file.mark()["bytes"], len(frames))
+        with self._fenced():
+            self._file.write(frames)
+            self._index.add(self._file.mark()["bytes"], len(frames))
         self._heard()
 
     def mark(self) -> Mark:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import fcntl
+import os
 import re
 import secrets
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 from plugins.errors import UserError
+from runtime.serve.disk.fence import locks_stay_here
 from runtime.serve.disk.folder import Kind, StreamFolder
 
 NAME = re.compile(r"(session|video)_[0-9a-f]{24}")
@@ -16,14 +19,19 @@ INCOMING = "incoming-"
 """What begins the name of a state that is just being received."""
 
 
-class Store:
-    """One server has it at a time."""
+RELAY_KEY = ".relay-key"
+FORGOTTEN_SECONDS = 3600.0
+"""After which nobody receives a state any more that was begun."""
 
-    def __init__(self, path: Path) -> None:
+
+class Store:
+    """One server has it at a time, or several that share it."""
+
+    def __init__(self, path: Path, *, shared: bool = False) -> None:
         """Take it, and make it first if there is none.
 
         Raises:
-            UserError: if that cannot be, or another server has it.
+            UserError: if that cannot be, or another server has it, or locks in it do not reach its sharers.
         """
         self.path = path
         try:
@@ -34,12 +42,19 @@ class Store:
                 f"cannot keep streams in {path}: {error.strerror}; name another --store"
             ) from error
         try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(self._lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:
             self._lock.close()
-            raise UserError(f"another server has {path}; stop it, or name another --store") from error
+            mend = "stop it, start both with --shared, or name another --store"
+            raise UserError(f"another server has {path}; {mend}") from error
+        if shared and (why := locks_stay_here(path)) is not None:
+            self._lock.close()
+            raise UserError(f"{path} is on {why}: other machines would not see locks; mount it with them")
+        self.relay_key = read_relay_key(path) if shared else None
+        """What servers that share the store know each other by."""
         for left in path.glob(f"{INCOMING}*"):
-            left.unlink()
+            if not shared or time.time() - left.stat().st_mtime > FORGOTTEN_SECONDS:
+                left.unlink(missing_ok=True)
 
     def new_name(self, kind: Kind) -> str:
         """A name that nobody guesses."""
@@ -64,3 +79,23 @@ class Store:
     def close(self) -> None:
         """Let another server have it."""
         self._lock.close()
+
+
+def read_relay_key(store: Path) -> str:
+    """What servers that share the `store` know each other by; the first one makes it, for this user alone.
+
+    Raises:
+        UserError: if it cannot be read.
+    """
+    path = store / RELAY_KEY
+    try:
+        store.mkdir(parents=True, exist_ok=True)
+        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(file, "r+") as opened:
+            fcntl.flock(opened, fcntl.LOCK_EX)  # of two that come at once, one makes it
+            if not (key := opened.read()):
+                key = secrets.token_urlsafe(32)
+                opened.write(key)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}; name another --store") from error
+    return key

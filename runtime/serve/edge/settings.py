@@ -63,6 +63,10 @@ class ServeSettings:
     """How long a stream or job that nobody asks for stays on disk."""
     save_every: float = 5.0
     """Seconds between two states of a stream on disk."""
+    shared: str | None = None
+    """Where servers that share the store reach this one, such as `http://10.0.0.2:8000`; None: it is not."""
+    relay_key: str | None = None
+    """What they know each other by."""
     limits: Limits = field(default_factory=Limits)
 
     @property

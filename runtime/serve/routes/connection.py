@@ -24,6 +24,9 @@ from runtime.serve.streams.stream import Stream
 from runtime.serve.streams.viewer import Viewer
 from vmla.config import FRAMES_PER_SECOND
 
+HANDING_OVER = 1012
+"""The code of a WebSocket that is closed because this server ends: join again, elsewhere."""
+
 
 class Connection:
     """Sends one message at a time, a chunk's metadata and its bytes as one; never waits for ever."""
@@ -117,7 +120,10 @@ class Connection:
         finally:
             stream.detach(viewer)
             log("viewer left", stream=stream.id, sequence_number=viewer.next)
-        await self._done(stream, viewer)
+        if self._server.streams.handing_over and not stream.over and not self._stopped:
+            await self._socket.close(HANDING_OVER)
+        else:
+            await self._done(stream, viewer)
 
     def _start(self, stream: Stream, viewer: Viewer) -> dict[str, Any]:
         described = self._server.describe(stream)

@@ -36,6 +36,10 @@ async def realtime_video(socket: WebSocket, server: ThisServer) -> None:
         if server.streams.viewers >= server.settings.limits.viewers:
             raise busy("too many viewers are connected")
         start = await _first(connection, server)
+        peers, name = server.peers, start.session_id
+        if peers is not None and name is not None and peers.is_elsewhere(name, socket):
+            await peers.watch(socket, start.model_dump_json(exclude_none=True))
+            return
         began = time.perf_counter()
         stream = await _open(server, start)
         await connection.serve(stream, start, began=began)

@@ -11,6 +11,7 @@ from starlette.requests import HTTPConnection
 from runtime.serve.edge.errors import ApiError
 from runtime.serve.edge.metrics import Metrics
 from runtime.serve.edge.settings import ServeSettings
+from runtime.serve.shared.peers import Peers
 from runtime.serve.streams.stream import Stream
 from runtime.serve.streams.table import Streams
 from vmla.config import FRAMES_PER_SECOND
@@ -25,6 +26,8 @@ class Server:
     metrics: Metrics
     transfers: set[object] = field(default_factory=set)
     """States that are under way, in or out."""
+    peers: Peers | None = None
+    """The servers that share the store; None if there are none."""
 
     def check_model(self, model: str | None) -> None:
         """Refuse to make videos with a model that is not served.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterable
 
 from runtime.prompts.sources import Receipt
 
@@ -27,6 +28,10 @@ class Events:
         if len(self.known) > KNOWN:
             self.known.pop(next(iter(self.known)))
         self._waiting[receipt.number] = event_id
+
+    def remember(self, ids: Iterable[str]) -> None:
+        """These took effect before; whoever asks again is not heard twice."""
+        self.known |= dict.fromkeys(ids)
 
     def supersede(self, receipt: Receipt) -> None:
         """Another request came before it took effect."""

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,6 +17,7 @@ from runtime.outputs.mp4 import Mp4Sink
 from runtime.prompts.sources import LivePrompts, Policy, PromptChange, Receipt
 from runtime.resume.sidecar import Recorded, list_changes
 from runtime.resume.state import State, load_state
+from runtime.serve.disk.fence import Claim, ClaimLostError
 from runtime.serve.disk.folder import OVER, AppliedChange, Status, StreamFolder, StreamInfo
 from runtime.serve.disk.index import ChunkIndex
 from runtime.serve.disk.sink import StreamSink, elsewhere
@@ -72,6 +73,10 @@ class Stream:
         self._leaving = False
         self._events = Events()
         self._stay = Stay()
+        self.claim: Claim | None = None
+        """The right to make it, while it is in memory, where several servers share the store."""
+        self._seen = folder.stamp()
+        self._remember()
 
     # What it is.
 
@@ -126,6 +131,23 @@ class Stream:
         """What took effect with chunk `number`, and what was superseded before it could, by their ids."""
         started = [event for c in self.changes if c.chunk == number for event in c.event_ids]
         return started, self._events.superseded.get(number, [])
+
+    def refresh(self) -> None:
+        """Be what the disk says, where another server may have made more of it meanwhile.
+
+        Raises:
+            OSError, ValueError, TypeError: if it does not say.
+        """
+        if self.resident or (seen := self.folder.stamp()) == self._seen:
+            return
+        self.info, self._seen = self.folder.read(), seen
+        self.index, self.changes = ChunkIndex(self.folder.chunks, self.info.first), self.folder.changes()
+        self.left_at = time.monotonic()
+        self._remember()
+
+    def _remember(self) -> None:
+        with self._events.lock:
+            self._events.remember(event for change in self.changes for event in change.event_ids)
 
     # Who watches it.
 
@@ -199,6 +221,7 @@ class Stream:
         common: dict[str, Any] = {
             "folder": self.folder, "save_every": around.settings.save_every,
             "telemetry": self, "pacing": self._pacing, "on_end": self._on_end,
+            "fenced": self._fenced,
         }  # fmt: skip
         if state is not None:
             self._record_changes(Recorded.of(state.video, "its state").changes(), state.snapshot.number)
@@ -243,9 +266,20 @@ class Stream:
         """
         self.info = replace(self.info, status=status, error=error)
         try:
-            self.folder.write(self.info)
+            with self._fenced():
+                self.folder.write(self.info)
         except OSError as failure:
             LOGGER.error("not recorded", extra={"fields": {"stream": self.id, "reason": str(failure)}})
+
+    def let_go(self) -> None:
+        """Other servers may have it, if this one has."""
+        claim, self.claim = self.claim, None
+        if claim is not None:
+            claim.release()
+
+    def _fenced(self) -> AbstractContextManager[None]:
+        """Inside, no other server writes what this one writes; see `Claim.held`."""
+        return nullcontext() if self.claim is None else self.claim.held()
 
     # What follows is called by the threads that make it.
 
@@ -277,14 +311,19 @@ class Stream:
 
     def _ended(self, task: VideoTask) -> None:
         status, error = self._goal, None
-        if task.failure is not None:
+        if isinstance(task.failure, ClaimLostError):
+            LOGGER.warning("taken over", extra={"fields": {"stream": self.id}})
+        elif task.failure is not None:
             status, error = "failed", self._sentence(task.failure)
         elif task.stages.complete:
             status = "completed"
-            with suppress(OSError):
-                self.folder.state.unlink(missing_ok=True)
         self.task, self._leaving = None, False
-        self.set(status=status, error=error)
+        with suppress(ClaimLostError), self._fenced():
+            if status == "completed":
+                with suppress(OSError):
+                    self.folder.state.unlink(missing_ok=True)
+            self.set(status=status, error=error)
+        self.let_go()
         self._stay.end(status)
         self._gone.set()
         self.left_at = time.monotonic()
@@ -330,7 +369,7 @@ class Stream:
             scale=self._around.worker.scale,
             after=mark,
         )
-        return StreamSink(file, self.index, self._heard)
+        return StreamSink(file, self.index, self._heard, self._fenced)
 
     def _record_changes(self, changes: list[PromptChange], number: int) -> None:
         """Record what `changes` have from chunk `number` on that is not recorded yet."""
@@ -343,7 +382,8 @@ class Stream:
 
     def _record(self, chunk: int, prompt: str, policy: Policy, ids: tuple[str, ...]) -> None:
         change = AppliedChange(chunk=chunk, prompt=prompt, policy=policy, event_ids=ids)
-        self.folder.add_change(change)
+        with self._fenced():
+            self.folder.add_change(change)
         self.changes = [*self.changes, change]
 
     def _new_pacing(self) -> LivePacing | BackgroundPacing:

@@ -45,6 +45,8 @@ class Streams:
         self._jobs: set[asyncio.Task[None]] = set()
         self._looking: asyncio.Task[None] | None = None
         self.ready = False
+        self.handing_over = False
+        """Whether other servers are about to go on with what is made here."""
 
     # From start to end.
 
@@ -83,14 +85,18 @@ class Streams:
         self.ready = False
         if self._looking is not None:
             self._looking.cancel()
+        await self._rest()
+        await asyncio.to_thread(self.worker.close)
+        self.store.close()
+
+    async def _rest(self) -> None:
+        """Put all streams that are in memory to rest, with their states on disk."""
         await asyncio.gather(*self._jobs, return_exceptions=True)
         there = [stream for stream in self if stream.resident]
         for stream in there:
             stream.leave("queued" if stream.info.kind == "video" else "paused")
         for stream in there:
             await stream.gone()
-        await asyncio.to_thread(self.worker.close)
-        self.store.close()
 
     # What there is.
 

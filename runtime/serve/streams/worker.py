@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from contextlib import nullcontext
 from functools import partial
 from time import perf_counter
 
@@ -14,6 +15,7 @@ from runtime.prompts.sources import LivePrompts
 from runtime.resume.autosave import Autosave
 from runtime.resume.state import State
 from runtime.serve.disk.folder import StreamFolder
+from runtime.serve.disk.sink import Fenced
 from runtime.session.destination import choose_scale
 from runtime.session.pacing import Pacing
 from runtime.session.session import OnEnd, Session
@@ -77,17 +79,17 @@ class Worker:
 
     def begin(
         self, job: Job, sink: FrameSink, *, frames: int | None, folder: StreamFolder, save_every: float,
-        telemetry: Telemetry, pacing: Pacing, on_end: OnEnd,
+        telemetry: Telemetry, pacing: Pacing, on_end: OnEnd, fenced: Fenced = nullcontext,
     ) -> VideoTask:  # fmt: skip
         """Begin a video whose states are kept in `folder`."""
-        autosave = self._autosave(job, frames, folder, save_every, saved=False)
+        autosave = self._autosave(job, frames, folder, save_every, fenced, saved=False)
         return self.session.admit(
             job, sink, frames=frames, telemetry=telemetry, autosave=autosave, on_end=on_end, pacing=pacing
         )
 
     def go_on(
         self, state: State, sink: FrameSink, *, folder: StreamFolder, save_every: float,
-        telemetry: Telemetry, pacing: Pacing, on_end: OnEnd,
+        telemetry: Telemetry, pacing: Pacing, on_end: OnEnd, fenced: Fenced = nullcontext,
     ) -> VideoTask:  # fmt: skip
         """Go on with the video of `state`.
 
@@ -95,16 +97,17 @@ class Worker:
             UserError: if it is a state of another model, decoder, device or number of threads.
         """
         job, frames = self.session.job_of(state), state.video["frames"]
-        autosave = self._autosave(job, frames, folder, save_every, saved=True)
+        autosave = self._autosave(job, frames, folder, save_every, fenced, saved=True)
         return self.session.restore(
             state, sink, telemetry=telemetry, autosave=autosave, on_end=on_end, pacing=pacing
         )
 
     def _autosave(
-        self, job: Job, frames: int | None, folder: StreamFolder, every: float, *, saved: bool
-    ) -> Autosave:
+        self, job: Job, frames: int | None, folder: StreamFolder, every: float, fenced: Fenced, *,
+        saved: bool,
+    ) -> Autosave:  # fmt: skip
         describe = partial(self.session.describe, job, frames=frames, scale=self.scale)
-        return Autosave(folder.video, describe, every=every, saved=saved)
+        return Autosave(folder.video, describe, every=every, saved=saved, fenced=fenced)
 
     def close(self) -> None:
         """End all videos with their states on disk, and unload the model."""

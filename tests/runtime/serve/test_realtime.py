@@ -6,7 +6,7 @@ from itertools import pairwise
 import av
 import numpy as np
 import pytest
-from kit.serving import BLUE, ENOUGH, RED, wait_for
+from kit.serving import BLUE, ENOUGH, RED, serving, wait_for
 
 from runtime.pipeline import VideoPipeline
 from runtime.prompts.sources import PromptChange, PromptSchedule
@@ -264,3 +264,15 @@ def test_silence_at_the_start_is_not_waited_for(checkpoint, tmp_path):
         began = time.monotonic()
         assert viewer.next()["code"] == "start_timeout"
         assert time.monotonic() - began < ENOUGH
+
+
+def test_a_viewer_stays_longer_than_a_request_may_take(checkpoint, tmp_path):
+    """Connections that ask for nothing are closed after this time; one that became a WebSocket has asked."""
+    with (
+        serving(checkpoint, tmp_path / "streams", request_seconds=0.5) as server,
+        server.watch(prompt=RED) as viewer,
+    ):
+        viewer.take(1)
+        time.sleep(0.8)
+        viewer.send({"type": "session.ping"})
+        assert viewer.until("session.pong")

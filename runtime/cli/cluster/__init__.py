@@ -1,0 +1,1 @@
+"""What `--ray` does: several machines at one command."""

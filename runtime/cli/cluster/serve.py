@@ -1,0 +1,84 @@
+"""`vmla-serve --ray`: what it checks, what it says, and how it ends."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import click
+
+from plugins.errors import UserError
+from runtime.cli.cluster.videos import anywhere
+from runtime.cluster.ingress import ingress
+from runtime.cluster.library import connect, room_for
+from runtime.cluster.service import Service, Size
+from runtime.planning.request import Job
+from runtime.serve.disk.store import read_relay_key
+from runtime.serve.edge.logs import log_to_stderr
+from runtime.serve.edge.settings import ServeSettings
+from runtime.serve.listen import open_socket, server_for, url_of
+from vmla.cli.stopping import Stop
+from vmla.cli.terminal import say
+
+
+def serve_ray(
+    options: dict[str, Any], job_of: Callable[[dict[str, Any]], Job],
+    settings_of: Callable[[dict[str, Any], Job], ServeSettings], stop: Stop,
+) -> None:  # fmt: skip
+    """Serve by replicas until a signal comes; then all streams have their states on disk.
+
+    Args:
+        options: of the command.
+        job_of: any video of the model that options name, in any process.
+        settings_of: how the server is set up.
+        stop: ends it.
+    """
+    numbers, options = _numbers(options["replicas"]), anywhere(options)
+    job, ray = job_of(options), connect()
+    settings = settings_of(options, job)
+    size = _size(numbers, options["cpus_per_replica"] or job.threads, job, ray.cluster_resources())
+    log_to_stderr(options["log_level"])
+    listening = open_socket(settings)
+    try:
+        key = read_relay_key(settings.store)
+        service = Service(
+            ray, partial(job_of, options), settings, size, memory=options["memory"],
+            log_level=options["log_level"],
+        )  # fmt: skip
+        with stop.polled(), service:
+            say(*job.what_runs(), f"replicas: {size.least}", f"page: {url_of(listening)}/")
+            server = server_for(ingress(settings, key, service.find, service.everyone), settings, stop)
+            server.run(sockets=[listening])
+    finally:
+        listening.close()
+    sys.exit(stop.status)
+
+
+def _size(numbers: tuple[int, int] | None, cpus: int, job: Job, resources: dict[str, float]) -> Size:
+    """How many replicas of what size; as many as there is room for, if no `numbers` say so.
+
+    Raises:
+        UserError: if the cluster has no room for the least number.
+    """
+    gpus = 1.0 if job.device.type == "cuda" else 0.0
+    room = room_for(resources, cpus=cpus, gpus=gpus)
+    least, most = numbers or (room, room)
+    if least > room:
+        raise UserError(f"the Ray cluster has room for {room} replicas and not {least}; add a machine")
+    return Size(least=least, most=most, cpus=cpus, gpus=gpus)
+
+
+def _numbers(text: str | None) -> tuple[int, int] | None:
+    """The numbers of `2` or `1:4`.
+
+    Raises:
+        UsageError: if it is neither.
+    """
+    if text is None:
+        return None
+    least, _, most = text.partition(":")
+    if not (least.isdecimal() and (most or least).isdecimal() and 1 <= int(least) <= int(most or least)):
+        raise click.UsageError(f"--replicas {text}: give a number, or LEAST:MOST such as 1:4")
+    return int(least), int(most or least)

@@ -1,0 +1,82 @@
+"""`vmla-run --videos FILE --ray`: what it checks, what it says, and how it exits."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from pathlib import Path
+from typing import Any
+
+import click
+
+from plugins.errors import UserError
+from runtime.cluster.library import connect, room_for
+from runtime.cluster.maker import Made
+from runtime.cluster.pool import video_pool
+from runtime.planning.request import Job
+from runtime.prompts.videos_file import Video
+from runtime.session.replay import Order
+from vmla.cli.stopping import Stop
+from vmla.cli.terminal import say
+
+ONE_MACHINE = ("memory", "events", "metrics")
+"""Options that are about one machine."""
+PATHS = ("checkpoint", "engine", "decoder", "start")
+
+
+def run_pool(
+    options: dict[str, Any], videos: list[Video], job: Job, order_of: Callable[[str], Order], stop: Stop
+) -> None:
+    """Make `videos` over the machines of a cluster.
+
+    Args:
+        options: of the command.
+        videos: those of the file.
+        job: of any of them.
+        order_of: the order that all other options make of a prompt, in any process.
+        stop: ends all after the chunk under way.
+    """
+    if given := [f"--{name}" for name in ONE_MACHINE if options[name] is not None]:
+        raise click.UsageError(f"--ray works on several machines; leave out {', '.join(given)}")
+    ray = connect()
+    gpus = 1.0 if job.device.type == "cuda" else 0.0
+    cpus = options["cpus_per_replica"] or job.threads
+    workers = min(len(videos), room_for(ray.cluster_resources(), cpus=cpus, gpus=gpus))
+    pool = video_pool(
+        ray, order_of, options["output"].absolute(), workers=workers, cpus=cpus, gpus=gpus,
+        save_every=options["save_every"], overwrite=options["overwrite"],
+    )  # fmt: skip
+    say(*job.what_runs(), f"workers: {workers} for {len(videos)} videos")
+    made = []
+    with stop.polled(), closing(pool.run(videos, stop)) as endings:
+        for one in endings:
+            made.append(one)
+            _say(one, options["output"])
+    _end(made, videos, stop)
+
+
+def anywhere(options: dict[str, Any]) -> dict[str, Any]:
+    """The same options for a process in any folder: what lies here is named by its whole path."""
+    named = {name: options[name] for name in PATHS if options.get(name) is not None}
+    whole = {name: Path(path).absolute() for name, path in named.items() if Path(path).exists()}
+    return {**options, **{name: type(named[name])(path) for name, path in whole.items()}}
+
+
+def _say(one: Made, folder: Path) -> None:
+    output = folder / f"{one.name}.mp4"
+    if one.failure is not None:
+        say(f"{output}: {one.failure}", err=True)
+    elif one.complete and not one.made:
+        say(f"{output}: {one.frames} frames, which were there")
+    else:
+        say(f"{output}: {one.frames} frames" + ("" if one.complete else ", stopped"))
+
+
+def _end(made: list[Made], videos: list[Video], stop: Stop) -> None:
+    """Exit as the whole has gone: with the signal's status if stopped, with 2 if one failed."""
+    if len(made) < len(videos) or not all(one.complete or one.failure for one in made):
+        say("stopped; the same command goes on", err=True)
+        sys.exit(stop.status)
+    if failed := [one for one in made if one.failure is not None]:
+        raise UserError(f"{len(failed)} of {len(made)} videos failed: {failed[0].failure}")

@@ -1,0 +1,78 @@
+"""Ray itself, which is loaded only where it is asked for."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from plugins.errors import UserError, missing_extra
+
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
+OF_THIS_MACHINE: dict[str, Any] = {
+    "include_dashboard": False,
+    "object_store_memory": 80 << 20,  # next to nothing travels through it
+    "_system_config": {"worker_niceness": 0},  # else workers wait for whatever else this machine does
+}
+
+
+def connect() -> Any:
+    """Ray, connected to the cluster that it knows of, else to one of this machine alone.
+
+    Ray finds a cluster by itself: by its own `RAY_ADDRESS`, or the one that `ray start` began here.
+
+    Raises:
+        UserError: if Ray is not installed, or the cluster does not answer.
+    """
+    try:
+        import ray
+    except ImportError as error:
+        raise missing_extra("ray", "ray") from error
+    if ray.is_initialized():
+        return ray
+    with _own_signals():
+        try:
+            ray.init(address="auto", **QUIET)
+        except ConnectionError as error:
+            if "RAY_ADDRESS" in os.environ:
+                raise _out_of_reach(error) from error
+            ray.init(**QUIET, **OF_THIS_MACHINE)
+        except (RuntimeError, ValueError) as error:
+            raise _out_of_reach(error) from error
+    return ray
+
+
+def _out_of_reach(error: Exception) -> UserError:
+    why = " ".join(str(error).split())
+    return UserError(f"cannot reach a Ray cluster: {why}; start one: ray start --head")
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keep the command's own answer to SIGTERM, which Ray replaces by its own."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    former = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
+
+
+def room_for(resources: dict[str, float], *, cpus: int, gpus: float) -> int:
+    """How many workers a cluster with these `resources` has room for.
+
+    Raises:
+        UserError: if for none.
+    """
+    room = int(resources.get("CPU", 0.0) // cpus)
+    if gpus:
+        room = min(room, int(resources.get("GPU", 0.0) // gpus))
+    if not room:
+        wanted = f"{cpus} processors" + (" and a GPU" if gpus else "")
+        raise UserError(f"a worker needs {wanted}, which the Ray cluster does not have; add a machine")
+    return room

@@ -1,0 +1,78 @@
+"""Which replica makes which session: a hint that saves a hop, and never a condition.
+
+The lock on a session's folder decides (`runtime.serve.disk.fence`); a replica that is asked for what another
+makes passes it on, and one that is asked for what nobody makes goes on with it.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+
+SILENT_SECONDS = 3.0
+"""After which a replica that does not report is taken for dead."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """What a replica says of itself."""
+
+    sessions: frozenset[str]
+    """Those in its memory, jobs among them."""
+    places: int
+    """How many it holds."""
+    ready: bool
+    """Whether it begins more."""
+
+
+@dataclass
+class _Entry:
+    load: Load
+    heard: float
+    given: int = 0
+    """New sessions that were sent there since it was heard."""
+
+
+@dataclass
+class Table:
+    """All replicas by their addresses; one for a cluster, as a named actor."""
+
+    clock: Callable[[], float] = time.monotonic
+    _entries: dict[str, _Entry] = field(default_factory=dict)
+
+    def report(self, address: str, load: Load) -> None:
+        """The replica at `address` is well, and this is its load."""
+        self._entries[address] = _Entry(load, self.clock())
+
+    def leave(self, address: str) -> None:
+        """There is no such replica any more."""
+        self._entries.pop(address, None)
+
+    def find(self, session: str | None, failed: Collection[str] = ()) -> str | None:
+        """Where `session` is made, else the replica that has most places left; None if there is none.
+
+        Those that `failed` come last: they may only be busy.
+        """
+        there = self._alive()
+        for address, entry in there.items():
+            if session in entry.load.sessions and address not in failed:
+                return address
+        able = [one for one, entry in there.items() if entry.load.ready and one not in failed]
+        if not able:
+            return None
+        best = max(able, key=lambda one: self._left(there[one]))
+        there[best].given += session is None
+        return best
+
+    def loads(self) -> dict[str, Load]:
+        """Those that are well, by their addresses."""
+        return {address: entry.load for address, entry in self._alive().items()}
+
+    def _alive(self) -> dict[str, _Entry]:
+        oldest = self.clock() - SILENT_SECONDS
+        return {address: entry for address, entry in self._entries.items() if entry.heard >= oldest}
+
+    @staticmethod
+    def _left(entry: _Entry) -> int:
+        return entry.load.places - len(entry.load.sessions) - entry.given

@@ -1,0 +1,133 @@
+"""Which of several servers on one folder makes the chunks of a stream.
+
+The right to do so is a lock of the system (`flock`) on a file in the stream's folder. It ends with its
+process, however that ends, and nobody can take it from a process that lives. What stands in the file is a
+hint: the address of the server that has it. Everything that its holder writes is written inside `Claim.held`,
+which refuses once the right is lost, as it can be on a network's file system whose client was cut off.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from runtime.serve.disk.folder import StreamFolder
+
+MOUNTS = Path("/proc/self/mountinfo")
+LOCAL_LOCKS = {
+    "nfs": {"nolock", "local_lock=flock", "local_lock=all"},
+    "nfs4": {"nolock", "local_lock=flock", "local_lock=all"},
+    "cifs": {"nobrl"},
+    "smb3": {"nobrl"},
+}
+"""By kind of file system, options under which a lock does not reach other machines."""
+LONGEST = 1_024
+"""Bytes that are read of what a holder says of itself."""
+
+
+class ClaimLostError(Exception):
+    """Another server makes the chunks of this stream now; what this one still has of it is not written."""
+
+    def __init__(self) -> None:
+        super().__init__("another server makes the chunks of this stream now")
+
+
+class Claim:
+    """The right to make the chunks of one stream; for any thread."""
+
+    def __init__(self, file: int, said: bytes) -> None:
+        """Of an open file that is locked and in which stands what was `said`."""
+        self._file: int | None = file
+        self._said, self._lock = said, threading.RLock()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Inside, nobody else has it.
+
+        Raises:
+            ClaimLostError: if it was let go, or taken from us.
+        """
+        with self._lock:
+            if self._file is None or os.pread(self._file, LONGEST, 0) != self._said:
+                raise ClaimLostError
+            yield
+
+    def release(self) -> None:
+        """Let others have it; a second time does nothing."""
+        with self._lock:
+            file, self._file = self._file, None
+            if file is None:
+                return
+            if os.pread(file, LONGEST, 0) == self._said:
+                os.ftruncate(file, 0)
+            os.close(file)
+
+
+class Fence:
+    """Claims of one server, which others reach at `address`, such as `http://10.0.0.2:8000`."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+
+    def claim(self, folder: StreamFolder) -> Claim | None:
+        """The right to the stream in `folder`; None if another server has it, or there is no such folder.
+
+        Raises:
+            OSError: if this cannot be known.
+        """
+        try:
+            file = os.open(folder.owner, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+        except FileNotFoundError:
+            return None
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if not os.path.samestat(os.fstat(file), folder.owner.stat(follow_symlinks=False)):
+                raise FileNotFoundError  # the stream was removed meanwhile
+            said = json.dumps({"address": self.address, "claim": secrets.token_hex(8)}).encode()
+            os.ftruncate(file, 0)
+            os.pwrite(file, said, 0)
+        except (BlockingIOError, FileNotFoundError):
+            os.close(file)
+            return None
+        except BaseException:
+            os.close(file)
+            raise
+        return Claim(file, said)
+
+    def holder(self, folder: StreamFolder) -> str | None:
+        """The address of another server that has the stream; None if nobody has."""
+        try:
+            said = json.loads(folder.owner.read_bytes()[:LONGEST])
+            address = said["address"]
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+        if not isinstance(address, str) or address == self.address:
+            return None
+        if (claim := self.claim(folder)) is None:
+            return address
+        claim.release()  # whoever said so has died
+        return None
+
+
+def locks_stay_here(path: Path, mounts: str | None = None) -> str | None:
+    """Why other machines would not see locks in the folder `path`; None if nothing says that they would not.
+
+    `mounts` is what Linux tells of its file systems.
+    """
+    if mounts is None:
+        mounts = MOUNTS.read_text() if MOUNTS.exists() else ""
+    best, found = -1, None
+    for line in mounts.splitlines():
+        before, _, after = line.partition(" - ")
+        point, options, (kind, _, more) = before.split()[4], before.split()[5], after.split()[:3]
+        if len(point) >= best and path.resolve().is_relative_to(point):
+            best, found = len(point), (kind, {*options.split(","), *more.split(",")})
+    if found is None or not (wrong := LOCAL_LOCKS.get(found[0], set()) & found[1]):
+        return None
+    return f"{found[0]} mounted with {min(wrong)}"

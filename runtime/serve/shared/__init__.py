@@ -1,0 +1,1 @@
+"""Several servers on one folder of streams: who makes which, and how what another makes is reached."""

@@ -1,0 +1,182 @@
+"""The streams of a server that shares its store: those at rest are nobody's, any server may bring them in."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from contextlib import suppress
+from dataclasses import replace
+
+from plugins.errors import UserError
+from runtime.serve.disk.fence import Claim, Fence
+from runtime.serve.disk.folder import StreamFolder
+from runtime.serve.disk.store import Store
+from runtime.serve.edge.errors import ApiError
+from runtime.serve.edge.metrics import Metrics
+from runtime.serve.edge.settings import ServeSettings
+from runtime.serve.edge.tracing import Tracing
+from runtime.serve.streams.stream import Stream
+from runtime.serve.streams.table import Streams
+from runtime.serve.streams.worker import Worker
+
+HELD = "held_elsewhere"
+"""The code of what another server makes, and does not let go of in time."""
+HAND_OVER_SECONDS = 5.0
+"""How long a server that is about to let a stream go is waited for."""
+CLAIM_SECONDS = 0.005
+SCAN_SECONDS = 2.0
+"""How often it is looked what other servers have begun, and which jobs nobody makes."""
+UNREADABLE = (OSError, UserError)
+
+
+class SharedStreams(Streams):
+    """As `Streams`; a stream is claimed while it is in memory, and read anew from disk when it is not."""
+
+    def __init__(
+        self, store: Store, worker: Worker, settings: ServeSettings, metrics: Metrics, tracing: Tracing,
+        fence: Fence,
+    ) -> None:  # fmt: skip
+        super().__init__(store, worker, settings, metrics, tracing)
+        self._fence = fence
+        self._scanning: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """See `Streams.start`."""
+        await super().start()
+        self._scanning = asyncio.create_task(self._scan())
+
+    async def close(self) -> None:
+        """See `Streams.close`; what is let go of, others may have."""
+        if self._scanning is not None:
+            self._scanning.cancel()
+        await super().close()
+
+    async def drain(self) -> None:
+        """Let go of all streams, so that other servers go on with them; begin none."""
+        self.ready, self.handing_over = False, True
+        await self._rest()
+
+    # What others make.
+
+    def holder(self, name: str) -> str | None:
+        """The address of the other server that makes the stream of that name; None if no other does."""
+        stream = self._streams.get(name)
+        if stream is not None and (stream.resident or stream.lock.locked()):
+            return None
+        with suppress(ValueError):
+            return self._fence.holder(self.store.folder(name))
+        return None
+
+    def refresh(self, name: str) -> None:
+        """Know of the stream of that name what the disk says, also that it is there, or is no more."""
+        with suppress(ValueError):
+            self._refresh(self.store.folder(name))
+
+    def refresh_all(self) -> None:
+        """The same of all streams."""
+        folders = {folder.path.name: folder for folder in self.store.folders()}
+        for name in {*folders, *self._streams}:
+            self.refresh(name)
+
+    def _refresh(self, folder: StreamFolder) -> None:
+        name = folder.path.name
+        stream = self._streams.get(name)
+        if stream is None:
+            if folder.has_info:
+                self._load(folder)
+        elif stream.resident or stream.lock.locked():
+            return
+        elif folder.has_info:
+            with suppress(*UNREADABLE):
+                stream.refresh()
+        else:
+            del self._streams[name]
+
+    def has(self, name: str) -> bool:
+        """See `Streams.has`."""
+        self.refresh(name)
+        return super().has(name)
+
+    # What this one makes.
+
+    async def _bring(self, stream: Stream) -> None:
+        """As `Streams._bring`, once it is ours and read anew."""
+        claim = stream.claim or await self._claim(stream)
+        if claim is None:
+            self.places.give_back(stream)
+            raise ApiError(503, HELD, "another server makes this stream", retry_after=1)
+        stream.claim = claim
+        try:
+            with suppress(*UNREADABLE):
+                await asyncio.to_thread(stream.refresh)
+            if stream.over:  # another server has come to its end meanwhile
+                self.places.give_back(stream)
+            else:
+                await super()._bring(stream)
+        finally:
+            if not stream.resident:
+                stream.let_go()
+
+    async def _claim(self, stream: Stream) -> Claim | None:
+        """The right to it, once whoever has it lets go; None if that takes too long."""
+        end = time.monotonic() + HAND_OVER_SECONDS
+        while (claim := await asyncio.to_thread(self._fence.claim, stream.folder)) is None:
+            if time.monotonic() > end or not stream.folder.has_info:
+                return None
+            await asyncio.sleep(CLAIM_SECONDS)
+        return claim
+
+    async def remove(self, stream: Stream) -> None:
+        """See `Streams.remove`; what another server makes stays.
+
+        Raises:
+            ApiError: if another server makes it.
+        """
+        if not stream.resident and stream.claim is None and stream.folder.has_info:
+            stream.claim = await self._claim(stream)
+            if stream.claim is None:
+                raise ApiError(503, HELD, "another server makes this stream", retry_after=1)
+        await super().remove(stream)
+        stream.let_go()
+
+    # What happens by itself.
+
+    async def _look_at(self, stream: Stream, *, alone: float) -> None:
+        if not stream.resident and alone > self.settings.keep_seconds:
+            self.refresh(stream.id)
+            alone = min(alone, time.monotonic() - stream.left_at)
+            if self.holder(stream.id) is not None:
+                return
+        with suppress(ApiError):
+            await super()._look_at(stream, alone=alone)
+
+    async def _scan(self) -> None:
+        while True:
+            await asyncio.sleep(SCAN_SECONDS)
+            self.refresh_all()
+            for stream in self:
+                if stream.info.kind == "video" and self._is_left(stream):
+                    stream.info = replace(stream.info, status="queued")
+                    self.places.queue.append(stream)
+            self._start_jobs()
+
+    def _is_left(self, job: Stream) -> bool:
+        """Whether nobody makes it, and nobody here waits to."""
+        if job.over or job.resident or job.lock.locked() or job in self.places.queue:
+            return False
+        claim = self._fence.claim(job.folder)
+        if claim is not None:
+            claim.release()
+        return claim is not None
+
+    def _is_waiting(self, job: Stream) -> bool:
+        self.refresh(job.id)
+        return super()._is_waiting(job)
+
+    async def _run(self, job: Stream) -> None:
+        async with job.lock:
+            job.claim = await asyncio.to_thread(self._fence.claim, job.folder)
+            if job.claim is None:  # another server was quicker
+                self.places.give_back(job)
+                return
+        await super()._run(job)
