@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from runtime.engines.base import EagerEngine
 from vmla.attention import AnyWindow, LatentAttention
 from vmla.config import ModelConfig
 from vmla.rope import rotate
-from vmla.transformer import StepInputs, VideoMLA
+from vmla.transformer import Block, StepInputs, VideoMLA
 from vmla.weights.checkpoint import Checkpoint
 
 
@@ -66,8 +67,8 @@ def per_head_engine(checkpoint: Checkpoint) -> EagerEngine:
     """The model with `PerHeadCache` in every layer."""
     model = checkpoint.transformer()
     for block in model.blocks:
-        made = PerHeadCache(model.config)
-        made.load_state_dict(block.attn1.state_dict())
+        plain, made = cast(Block, block).attn1, PerHeadCache(model.config)
+        made.load_state_dict(plain.state_dict())
         block.attn1 = made
     engine = _engine(checkpoint, model)
     config = model.config
@@ -106,19 +107,23 @@ class StoredCache:
         """See `Engine.encode_prompt`."""
         return self._engine.encode_prompt(prompts)
 
-    def step(self, inputs: StepInputs, *, full: bool = False) -> tuple[Tensor, Tensor]:
+    def step(self, inputs: StepInputs, *, held: int | None = None) -> tuple[Tensor, Tensor]:
         """See `Engine.step`."""
-        return self._engine.step(self._read(inputs), full=full)
+        return self._engine.step(self._read(inputs), held=held)
 
-    def entries(self, inputs: StepInputs, *, full: bool = False) -> Tensor:
+    def entries(self, inputs: StepInputs, *, held: int | None = None) -> Tensor:
         """See `Engine.entries`; they are put into the cache, as a clean pass's are."""
-        made = self._engine.entries(self._read(inputs), full=full)
+        made = self._engine.entries(self._read(inputs), held=held)
         frames = inputs.latents.shape[2]
         source, target = self.cache_spec.token_indices(self._frame, frames)
-        for held, new in zip(self.kept, self._form.pack(made), strict=True):
-            held.index_copy_(2, target, new.index_select(2, source))
+        for kept, new in zip(self.kept, self._form.pack(made), strict=True):
+            kept.index_copy_(2, target, new.index_select(2, source))
         self._frame += frames
         return made
+
+    def computation(self, held: int) -> int:
+        """See `Engine.computation`."""
+        return self._engine.computation(held)
 
     def close(self) -> None:
         """Close the engine."""

@@ -77,9 +77,11 @@ def forms(checkpoint: Checkpoint) -> list[Format]:
 
 def open_engines(checkpoint: Checkpoint) -> dict[str, Engine]:
     """Every form's engine, over one model in float32; the latent one first."""
-    plain: dict[str, Engine] = {name: latent_engine(checkpoint) for name in (LATENT, CONTROL)}
-    stored = {form.name: StoredCache(latent_engine(checkpoint), form, batch=1) for form in forms(checkpoint)}
-    return {**plain, PER_HEAD: per_head_engine(checkpoint), **stored}
+    engines: dict[str, Engine] = {name: latent_engine(checkpoint) for name in (LATENT, CONTROL)}
+    engines[PER_HEAD] = per_head_engine(checkpoint)
+    for form in forms(checkpoint):
+        engines[form.name] = StoredCache(latent_engine(checkpoint), form, batch=1)
+    return engines
 
 
 def open_videos(checkpoint: Checkpoint, prompt: str, seed: int) -> list[Video]:

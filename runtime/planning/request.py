@@ -207,8 +207,7 @@ def prepare(
         sampler=opened.sampler() if steps is None else replace(opened.sampler(), steps=steps),
         device=where, dtype=compute, engine_folder=engine, engine_reason=reason,
         compiled=choose_compiled((fp8 or None) if compiled is None else compiled, where, engine, count),
-        fp8=fp8,
-        decoder_file=decoder,
+        fp8=fp8, decoder_file=decoder,
         threads=choose_threads(threads),
         start=as_start(start, opened, count),
     )  # fmt: skip

@@ -33,7 +33,10 @@ class Table:
 
     def html(self) -> str:
         """The table as an HTML element under its title."""
-        wordy = [any(len(row[n]) > LONG for row in self.rows) for n in range(len(self.headings))]
+        wordy = [
+            any(len(cell) > LONG for row in self.rows for cell in row[n : n + 1])
+            for n in range(len(self.headings))
+        ]
         head = "".join(map(partial(_cell, "th"), self.headings, wordy))
         body = "".join(
             f'<tr class="{row[-1] if row[-1] in ("worse", "better") else ""}"{self._engine(row)}>'
