@@ -1,7 +1,9 @@
 """Spans of a request, of a stream's stay in memory and of its chunks, as an exporter gets them."""
 
+import time
+
 import pytest
-from kit.serving import RED, serving
+from kit.serving import RED, serving, wait_for
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 
@@ -25,12 +27,18 @@ def spans(checkpoint, tmp_path_factory):
         name = server.http.post("/v1/sessions", json=asked, headers=caller).json()["id"]
         server.until(name, sequence_number=3)
         (store / name / "video.mp4").unlink()
-        with server.watch(session_id=name) as viewer:
-            viewer.next()
-            server.until(name, status="failed")
+        wait_for(lambda: fails(server, name))
         assert server.http.post("/v1/videos", json={"prompt": ""}).status_code == 422
         assert server.http.get("/v1/models", headers={"Host": "elsewhere"}).status_code == 403
     return exporter.get_finished_spans()
+
+
+def fails(server, name):
+    """Watch a session whose file is gone for a moment: the viewer or the next chunk is the first to find out."""
+    with server.watch(session_id=name) as viewer:
+        viewer.next()
+        time.sleep(0.1)
+    return server.session(name)["status"] == "failed"
 
 
 def named(spans, name):
