@@ -106,17 +106,17 @@ class StoredCache:
         """See `Engine.encode_prompt`."""
         return self._engine.encode_prompt(prompts)
 
-    def step(self, inputs: StepInputs, *, full: bool = False) -> tuple[Tensor, Tensor]:
+    def step(self, inputs: StepInputs, *, held: int | None = None) -> tuple[Tensor, Tensor]:
         """See `Engine.step`."""
-        return self._engine.step(self._read(inputs), full=full)
+        return self._engine.step(self._read(inputs), held=held)
 
-    def entries(self, inputs: StepInputs, *, full: bool = False) -> Tensor:
+    def entries(self, inputs: StepInputs, *, held: int | None = None) -> Tensor:
         """See `Engine.entries`; they are put into the cache, as a clean pass's are."""
-        made = self._engine.entries(self._read(inputs), full=full)
+        made = self._engine.entries(self._read(inputs), held=held)
         frames = inputs.latents.shape[2]
         source, target = self.cache_spec.token_indices(self._frame, frames)
-        for held, new in zip(self.kept, self._form.pack(made), strict=True):
-            held.index_copy_(2, target, new.index_select(2, source))
+        for kept, new in zip(self.kept, self._form.pack(made), strict=True):
+            kept.index_copy_(2, target, new.index_select(2, source))
         self._frame += frames
         return made
 
