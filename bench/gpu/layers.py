@@ -87,7 +87,7 @@ def _block_call(context: Context, layout: Layout, *, absorbed: bool) -> Callable
     model = model.to(context.dtype)
     inputs = counting.pass_inputs(model.config)
     _, timestep, text_kv, cache, slots, own = (tensor.to(context.device) for tensor in inputs)
-    window = model._window(slots, own, full=True)
+    window = model._window(slots, own, full=not absorbed)
     _, modulation = model.condition_embedder(timestep)
     x = torch.randn(1, context.attention.queries, context.config.inner_dim, device=context.device)
     parts: tuple[Tensor, ...] = tuple(t.to(context.dtype) for t in (x, modulation, text_kv[0], cache[0]))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from bench.report.elements.engines_table import or_dash, ratio
+from bench.report.elements.table import Table
+from bench.report.sections import gpu_stages
 
 Rows = list[dict[str, Any]]
 
@@ -60,6 +63,31 @@ def training_table(result: dict[str, Any]) -> list[str]:
             for row in stages
         ),
     ]
+
+
+def profile_lines(result: dict[str, Any]) -> list[str]:
+    """One chunk by part and by kernel, and the clocks under load."""
+    return titled(gpu_stages.profile_tables(result))
+
+
+def items_lines(result: dict[str, Any]) -> list[str]:
+    """What each item of a chunk gains."""
+    return titled([gpu_stages.items_table(result)])
+
+
+def windows_lines(result: dict[str, Any]) -> list[str]:
+    """Three kinds of frames per second by window and batch."""
+    return titled([gpu_stages.windows_table(result)])
+
+
+def fp8_lines(result: dict[str, Any]) -> list[str]:
+    """Chunks in float8, both ways to add up, and drift against float32."""
+    return titled([*gpu_stages.fp8_tables(result), gpu_stages.drift_table(result)])
+
+
+def titled(tables: Sequence[Table]) -> list[str]:
+    """Tables, each under its title."""
+    return [line for table in tables for line in (f"**{table.title}**", "", *table.markdown(), "")][:-1]
 
 
 def _graphs(row: dict[str, Any]) -> str:

@@ -118,8 +118,7 @@ def memory_table(result: dict[str, Any]) -> list[str]:
 
 def section_tables(result: dict[str, Any]) -> list[str]:
     """The tables that a report shows of a document, each under its title."""
-    tables = SECTIONS[result["kind"]](result).tables
-    return [line for table in tables for line in (f"**{table.title}**", "", *table.markdown(), "")][:-1]
+    return gpu_tables.titled(SECTIONS[result["kind"]](result).tables)
 
 
 def _where(result: dict[str, Any]) -> str:
@@ -169,6 +168,24 @@ TABLES = {
     "gpu": GeneratedTable(file="gpu-wan.json", table=gpu_tables.chunk_table, command="vmla-bench gpu"),
     "gpu_kernels": GeneratedTable(
         file="gpu-wan.json", table=gpu_tables.kernel_table, command="vmla-bench gpu"
+    ),
+    **{
+        f"gpu_{name}": GeneratedTable(
+            file="gpu-chunks.json",
+            table=table,
+            command="vmla-bench gpu --stages environment,profile,items",
+        )
+        for name, table in (("profile", gpu_tables.profile_lines), ("items", gpu_tables.items_lines))
+    },
+    "gpu_windows": GeneratedTable(
+        file="gpu-windows.json",
+        table=gpu_tables.windows_lines,
+        command="vmla-bench gpu --stages environment,windows",
+    ),
+    "gpu_fp8": GeneratedTable(
+        file="gpu-fp8.json",
+        table=gpu_tables.fp8_lines,
+        command="vmla-bench gpu --stages environment,fp8,drift",
     ),
     "gpu_training": GeneratedTable(
         file="gpu-training.json", table=gpu_tables.training_table, command="vmla-bench gpu --stages training"

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness.document import read_document
-from bench.report.schema import caches, quality, serving, speed
+from bench.report.schema import caches, gpu, quality, serving, speed
 from bench.report.schema.parts import Document
 from plugins.documents.typed import typed
 
@@ -17,7 +17,7 @@ KINDS: dict[str, type[Document]] = {
     "rollout": speed.RolloutResults,
     "serve": serving.ServeResults,
     "kernels": speed.KernelsResults,
-    "gpu": speed.GpuResults,
+    "gpu": gpu.GpuResults,
     "grades": quality.GradesResults,
     "layouts": quality.LayoutsResults,
     "spectrum": quality.SpectrumResults,

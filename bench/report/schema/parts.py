@@ -119,13 +119,14 @@ class KernelFigures:
     error: Number
 
 
-def _which(row: Any) -> str:
+def which(row: Any) -> str:
+    """Whether a row has figures or says why there are none."""
     return "refused" if isinstance(row, dict) and "refused" in row else "measured"
 
 
 EngineRow = Annotated[
-    Annotated[EngineFigures, Tag("measured")] | Annotated[Refused, Tag("refused")], Discriminator(_which)
+    Annotated[EngineFigures, Tag("measured")] | Annotated[Refused, Tag("refused")], Discriminator(which)
 ]
 KernelRow = Annotated[
-    Annotated[KernelFigures, Tag("measured")] | Annotated[Refused, Tag("refused")], Discriminator(_which)
+    Annotated[KernelFigures, Tag("measured")] | Annotated[Refused, Tag("refused")], Discriminator(which)
 ]

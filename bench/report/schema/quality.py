@@ -101,6 +101,10 @@ class SpectrumResults(Document):
 
     checkpoints: Annotated[tuple[SpectrumCheckpoint, ...], Field(min_length=1)]
 
+    def __post_init__(self) -> None:
+        if len({tuple(ranks) for one in self.checkpoints for ranks in one.medians.values()}) > 1:
+            raise UserError("medians have ranks at other shares in one matrix than in the next")
+
 
 @dataclass(frozen=True, kw_only=True)
 class QualitySummary:

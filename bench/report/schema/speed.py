@@ -10,7 +10,6 @@ from pydantic import Field
 from bench.report.schema.parts import (
     Count,
     Document,
-    EngineFigures,
     EngineRow,
     KernelRow,
     Layout,
@@ -186,57 +185,3 @@ class KernelsResults(Document):
     """`vmla-bench kernels`."""
 
     rows: tuple[KernelRow, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineStage:
-    """Engines that were measured in turns."""
-
-    refused: str | None = None
-    rows: tuple[EngineRow, ...] = ()
-    baseline: EngineFigures | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class GraphRow:
-    """A chunk with CUDA graphs."""
-
-    layout: Layout
-    frames_per_second: Number
-    spread: Number
-
-
-@dataclass(frozen=True, kw_only=True)
-class GraphStage:
-    """Chunks with CUDA graphs."""
-
-    refused: str | None = None
-    rows: tuple[GraphRow, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class KernelStage:
-    """Kernels at the model's size."""
-
-    refused: str | None = None
-    rows: tuple[KernelRow, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class GpuPeaks:
-    """Peak rates of the GPU."""
-
-    refused: str | None = None
-    products: dict[str, RateFigures] = Field(default_factory=dict)
-
-
-@dataclass(frozen=True, kw_only=True)
-class GpuResults(Document):
-    """`vmla-bench gpu`; stages that a report does not show are not looked at."""
-
-    chunk: EngineStage = EngineStage()
-    compile: EngineStage = EngineStage()
-    aoti: EngineStage = EngineStage()
-    graphs: GraphStage = GraphStage()
-    kernels: KernelStage = KernelStage()
-    peaks: GpuPeaks | None = None

@@ -8,6 +8,7 @@ from typing import Any
 from bench.report.elements.table import Section
 from bench.report.sections import quality, speed, studies
 from bench.report.sections.caches import caches_section
+from bench.report.sections.gpu import gpu_section
 
 SECTIONS: dict[str, Callable[[dict[str, Any]], Section]] = {
     "engines": speed.engines_section,
@@ -18,7 +19,7 @@ SECTIONS: dict[str, Callable[[dict[str, Any]], Section]] = {
     "grades": quality.grades_section,
     "layouts": quality.layouts_section,
     "spectrum": studies.spectrum_section,
-    "gpu": speed.gpu_section,
+    "gpu": gpu_section,
     "quality": quality.quality_section,
     "kernels": speed.kernels_section,
     "study": studies.study_section,

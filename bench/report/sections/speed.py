@@ -178,28 +178,6 @@ def _connects(found: dict[str, Any]) -> Table:
     return Table(title="who comes and goes", headings=headings, rows=[row])
 
 
-def gpu_section(document: dict[str, Any]) -> Section:
-    """The stages: chunks, graphs and kernels as bars, what failed as a table."""
-    rows, bars = [], []
-    for name, stage in document.items():
-        if isinstance(stage, dict) and isinstance(stage.get("refused"), str):
-            rows.append([name, stage["refused"]])
-    for name in ("chunk", "compile", "aoti"):
-        for row in document.get(name, {}).get("rows", []):
-            if "refused" in row:
-                rows.append([f"{row['engine']} {row['precision']}", row["refused"]])
-            else:
-                bars.append((f"{row['engine']} {row['precision']}", row["frames_per_second"], None))
-    for row in document.get("graphs", {}).get("rows", []):
-        bars.append((f"graph, {FORMS[row['layout']]}", row["frames_per_second"], None))
-    tables = [Table(title="stages without figures", headings=["stage", "why"], rows=rows)] if rows else []
-    if products := (document.get("peaks") or {}).get("products"):
-        rates = [[name, f"{rate['per_second'] / 1e12:.1f}"] for name, rate in products.items()]
-        tables.append(Table(title="products of a layer", headings=["product", "TFLOP/s"], rows=rates))
-    plot = Bars(title="frames per second", values=bars, by_engine=True)
-    return Section(tables=tables, plots=[plot] if bars else [])
-
-
 def kernels_section(document: dict[str, Any]) -> Section:
     """Rates of attention and expansion, the error beside each."""
     rows = [

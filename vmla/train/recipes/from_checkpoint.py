@@ -116,7 +116,8 @@ SPRITES = DistillationRecipe(
 
 # The same model with what a GPU can do in minutes: more clips for each step, more steps, a clip at once.
 # Half of the past in `sprites` is the model's own guess, which must be made first; here it is true, under
-# more noise, and what the student makes of its own past is left to distribution matching.
+# more noise, and what the student makes of its own past is left to distribution matching. Prompts are dropped
+# as they were when the model was made, or guidance would have nothing to steer away from.
 SPRITES_GPU = replace(
     SPRITES,
     name="sprites-gpu",
@@ -125,7 +126,7 @@ SPRITES_GPU = replace(
             steps=1200, learning_rate=1e-3, matrix_rate=3.5e-3, warmup=100, decay=800, save_every=400
         ),
         forcing=Forcing(copies=1, own_share=0.0),
-        clips=192, openings=0.1, opening_clips=1024, at_once=True,
+        clips=192, openings=0.1, opening_clips=1024, prompt_dropout=0.1, at_once=True,
     ),
     consistency=replace(
         SPRITES.consistency,

@@ -1,0 +1,269 @@
+"""Results of `vmla-bench gpu`, as far as a report shows them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from pydantic import Discriminator, Field, Tag
+
+from bench.report.schema.parts import (
+    Count,
+    Document,
+    EngineFigures,
+    EngineRow,
+    KernelRow,
+    Layout,
+    Number,
+    Positive,
+    RateFigures,
+    Refused,
+    which,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """What a clock showed under load."""
+
+    least: Number
+    median: Number
+    most: Number
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClockFigures:
+    """The clocks of a GPU while a stage ran, or why they told nothing."""
+
+    refused: str | None = None
+    sm_mhz: Range | None = None
+    memory_mhz: Range | None = None
+    watts: Range | None = None
+    celsius: Range | None = None
+    limited_by: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """What every stage says: why it has no figures, or ended early, and what the clocks did."""
+
+    refused: str | None = None
+    stopped: str | None = None
+    clocks: ClockFigures | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineStage(Stage):
+    """Engines that were measured in turns."""
+
+    rows: tuple[EngineRow, ...] = ()
+    baseline: EngineFigures | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphRow:
+    """A chunk with CUDA graphs."""
+
+    layout: Layout
+    frames_per_second: Number
+    spread: Number
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraphStage(Stage):
+    """Chunks with CUDA graphs."""
+
+    rows: tuple[GraphRow, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelStage(Stage):
+    """Kernels at the model's size."""
+
+    rows: tuple[KernelRow, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuPeaks(Stage):
+    """Peak rates of the GPU."""
+
+    products: dict[str, RateFigures] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kernel:
+    """A kernel of one chunk, by its name."""
+
+    kernel: str
+    part: str
+    count: Count
+    ms: Number
+
+
+@dataclass(frozen=True, kw_only=True)
+class KernelGaps:
+    """The times in which the device did nothing."""
+
+    count: Count
+    ms: Number
+    most_us: Number = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sustained:
+    """Chunks one after the other for seconds."""
+
+    first_tenth_ms: Number
+    last_tenth_ms: Number
+
+
+@dataclass(frozen=True, kw_only=True)
+class ProfileStage(Stage):
+    """One chunk by kernel."""
+
+    sustained: Sustained | None = None
+    device_ms: Number | None = None
+    launched_kernels: Count = 0
+    parts: dict[str, Number] = Field(default_factory=dict)
+    gaps: KernelGaps | None = None
+    kernels: tuple[Kernel, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemFigures:
+    """Times of a chunk with an item and without."""
+
+    item: str
+    with_ms: Number
+    without_ms: Number
+    time_without_over_with: Number
+    spread: Number
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemRefused:
+    """Why an item has no figures."""
+
+    item: str
+    refused: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ItemStage(Stage):
+    """Every item with and without."""
+
+    rows: tuple[
+        Annotated[
+            Annotated[ItemFigures, Tag("measured")] | Annotated[ItemRefused, Tag("refused")],
+            Discriminator(which),
+        ],
+        ...,
+    ] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """Frames per second: of the denoiser, with the clean pass, and decoded in main memory."""
+
+    denoiser_fps: Number
+    with_clean_pass_fps: Number
+    frames_out_fps: Number
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowFigures(Rates):
+    """Rates at one window and batch."""
+
+    keys: Count
+    batch: Count
+    precision: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowRefused:
+    """Why a window has no figures at a batch."""
+
+    keys: Count
+    batch: Count
+    precision: str
+    refused: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class WindowStage(Stage):
+    """Both windows, one video and two."""
+
+    rows: tuple[
+        Annotated[
+            Annotated[WindowFigures, Tag("measured")] | Annotated[WindowRefused, Tag("refused")],
+            Discriminator(which),
+        ],
+        ...,
+    ] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class NarrowFigures:
+    """A chunk with float8 layers over one without, and its error in one pass against float32."""
+
+    engine: str
+    median_ms: Number
+    wide_median_ms: Number
+    time_over_wide: Positive
+    spread: Number
+    error_velocity: Number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Accumulated(RateFigures):
+    """A product of float8 codes, by one way to add up."""
+
+    product: str
+    fast: bool
+    error: Number
+
+
+@dataclass(frozen=True, kw_only=True)
+class Float8Stage(Stage):
+    """Chunks and products in float8."""
+
+    fast_accumulation: bool | None = None
+    rows: tuple[
+        Annotated[
+            Annotated[NarrowFigures, Tag("measured")] | Annotated[Refused, Tag("refused")],
+            Discriminator(which),
+        ],
+        ...,
+    ] = ()
+    rates: (
+        Annotated[
+            Annotated[Rates, Tag("measured")] | Annotated[Refused, Tag("refused")], Discriminator(which)
+        ]
+        | None
+    ) = None
+    accumulation: tuple[Accumulated, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriftStage(Stage):
+    """Errors of a rollout against float32 by engine, chunk by chunk; each row also counts its chunk."""
+
+    rows: tuple[dict[str, Number], ...] = ()
+    worst: dict[str, Number] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GpuResults(Document):
+    """`vmla-bench gpu`; stages that a report does not show are not looked at."""
+
+    chunk: EngineStage = EngineStage()
+    compile: EngineStage = EngineStage()
+    aoti: EngineStage = EngineStage()
+    graphs: GraphStage = GraphStage()
+    kernels: KernelStage = KernelStage()
+    peaks: GpuPeaks | None = None
+    profile: ProfileStage = ProfileStage()
+    items: ItemStage = ItemStage()
+    windows: WindowStage = WindowStage()
+    fp8: Float8Stage = Float8Stage()
+    drift: DriftStage = DriftStage()
