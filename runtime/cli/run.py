@@ -29,7 +29,7 @@ GROUPS = {
                      "steps"),
     "Where it goes": ("output", "overwrite", "scale", "resume", "repeat", "save_every", "events", "metrics"),
     "What makes it": ("checkpoint", "engine", "decoder", "layout", "device", "dtype",
-                      "precision", "threads", "memory"),
+                      "precision", "compiled", "threads", "memory"),
 }  # fmt: skip
 LENGTHS = ("minutes", "seconds", "chunks")
 AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layout", "steps", "device",
