@@ -22,12 +22,12 @@ from torch.export import ExportedProgram
 from export.checks import check_files
 from export.engine.engine_folder import replacing
 from export.engine.manifest import NAME, Attention, Manifest, Quantization, Signature, StepWindow, Watched
-from export.engine.signature import contract
+from export.engine.signature import NARROW, cache_of, contract
 from export.layers import by_precision
 from export.lowering.calibration import NAME as CALIBRATION
 from export.lowering.calibration import Calibration, Drive, Rollouts, calibrate
 from export.lowering.fp8_matmul import scaled
-from export.lowering.precision import DTYPES, in_precision
+from export.lowering.precision import in_precision
 from export.lowering.quantized_layers import quantized
 from export.lowering.trace import trace
 from export.settings import Settings
@@ -119,7 +119,7 @@ def build(
 def describe(checkpoint: Checkpoint, settings: Settings, calibration: Calibration | None = None) -> Manifest:
     """The manifest that a build will have, without its files. Weights are read only to hash them."""
     config = checkpoint.model_config()
-    narrow = str(DTYPES[settings.base]).removeprefix("torch.")
+    narrow = NARROW[settings.base]
     return Manifest(
         backend=settings.backend,
         precision=settings.precision,
@@ -130,7 +130,7 @@ def describe(checkpoint: Checkpoint, settings: Settings, calibration: Calibratio
         checkpoint=_reference(checkpoint),
         code=_code_hash(),
         model=config.to_dict(),
-        cache={**asdict(CacheSpec.of(config)), "dtype": narrow},
+        cache=cache_of(config, narrow),
         programs=contract(config, batch=settings.batch, narrow=narrow),
         layers=by_precision(config, settings),
         quantization=_quantization(checkpoint, settings, calibration),
@@ -227,7 +227,7 @@ def lower(
         program = quantized(program, largest, settings.precision)
         if settings.device == "cuda":
             program = scaled(program)
-    narrow = str(DTYPES[settings.base]).removeprefix("torch.")
+    narrow = NARROW[settings.base]
     held = [spec.name for spec in (*signature.inputs, *signature.outputs) if spec.dtype == narrow]
     return in_precision(program, settings.base, held)
 
