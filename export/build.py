@@ -13,7 +13,7 @@ import importlib.resources
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -22,11 +22,11 @@ from torch.export import ExportedProgram
 
 from export.checks import check_files
 from export.engine.engine_folder import replacing
-from export.engine.manifest import NAME, Attention, Manifest, Quantization, Signature, StepWindow, Watched
+from export.engine.manifest import NAME, Attention, Manifest, Quantization, Signature, StepWindow
 from export.engine.signature import NARROW, cache_of, contract
 from export.layers import by_precision
 from export.lowering.calibration import NAME as CALIBRATION
-from export.lowering.calibration import Calibration, Drive, Rollouts, calibrate
+from export.lowering.calibration import Calibration, Drive, calibrate, draw_rollouts
 from export.lowering.fp8_matmul import scaled
 from export.lowering.precision import in_precision
 from export.lowering.quantized_layers import quantized
@@ -166,9 +166,9 @@ def _quantization(
 ) -> Quantization | None:
     if not settings.quantized:
         return None
-    watched = calibration.rollouts if calibration else Rollouts.of(checkpoint)
+    watched = calibration.rollouts if calibration else draw_rollouts(checkpoint)
     products = settings.builder.products(settings)
-    return Quantization(base=settings.base, products=products, calibration=Watched(**asdict(watched)))
+    return Quantization(base=settings.base, products=products, calibration=watched)
 
 
 def _reference(checkpoint: Checkpoint) -> str:
@@ -192,8 +192,7 @@ def _calibrate(model: VideoMLA, checkpoint: Checkpoint, wanted: Manifest, drive:
     if drive is None or wanted.quantization is None:
         mend = "make one with: vmla-export calibrate"
         raise UserError(f"precision {wanted.precision} needs a calibration; {mend}")
-    rollouts = Rollouts(**asdict(wanted.quantization.calibration))
-    return calibrate(model, checkpoint, rollouts, drive)
+    return calibrate(model, checkpoint, wanted.quantization.calibration, drive)
 
 
 def _programs(
