@@ -13,7 +13,7 @@ import importlib.resources
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from time import perf_counter
@@ -22,13 +22,13 @@ from torch.export import ExportedProgram
 
 from export.checks import check_files
 from export.engine.engine_folder import replacing
-from export.engine.manifest import NAME, Attention, Manifest, Quantization, Signature, StepWindow, Watched
-from export.engine.signature import contract
+from export.engine.manifest import NAME, Attention, Manifest, Quantization, Signature, StepWindow
+from export.engine.signature import NARROW, cache_of, contract
 from export.layers import by_precision
 from export.lowering.calibration import NAME as CALIBRATION
-from export.lowering.calibration import Calibration, Drive, Rollouts, calibrate
+from export.lowering.calibration import Calibration, Drive, calibrate, draw_rollouts
 from export.lowering.fp8_matmul import scaled
-from export.lowering.precision import DTYPES, in_precision
+from export.lowering.precision import in_precision
 from export.lowering.quantized_layers import quantized
 from export.lowering.trace import trace
 from export.settings import Settings
@@ -124,7 +124,7 @@ def build(
 def describe(checkpoint: Checkpoint, settings: Settings, calibration: Calibration | None = None) -> Manifest:
     """The manifest that a build will have, without its files. Weights are read only to hash them."""
     config = checkpoint.model_config()
-    narrow = str(DTYPES[settings.base]).removeprefix("torch.")
+    narrow = NARROW[settings.base]
     return Manifest(
         backend=settings.backend,
         precision=settings.precision,
@@ -135,7 +135,7 @@ def describe(checkpoint: Checkpoint, settings: Settings, calibration: Calibratio
         checkpoint=_reference(checkpoint),
         code=_code_hash(),
         model=config.to_dict(),
-        cache={**asdict(CacheSpec.of(config)), "dtype": narrow},
+        cache=cache_of(config, narrow),
         programs=contract(config, batch=settings.batch, narrow=narrow),
         layers=by_precision(config, settings),
         quantization=_quantization(checkpoint, settings, calibration),
@@ -166,9 +166,9 @@ def _quantization(
 ) -> Quantization | None:
     if not settings.quantized:
         return None
-    watched = calibration.rollouts if calibration else Rollouts.of(checkpoint)
+    watched = calibration.rollouts if calibration else draw_rollouts(checkpoint)
     products = settings.builder.products(settings)
-    return Quantization(base=settings.base, products=products, calibration=Watched(**asdict(watched)))
+    return Quantization(base=settings.base, products=products, calibration=watched)
 
 
 def _reference(checkpoint: Checkpoint) -> str:
@@ -192,8 +192,7 @@ def _calibrate(model: VideoMLA, checkpoint: Checkpoint, wanted: Manifest, drive:
     if drive is None or wanted.quantization is None:
         mend = "make one with: vmla-export calibrate"
         raise UserError(f"precision {wanted.precision} needs a calibration; {mend}")
-    rollouts = Rollouts(**asdict(wanted.quantization.calibration))
-    return calibrate(model, checkpoint, rollouts, drive)
+    return calibrate(model, checkpoint, wanted.quantization.calibration, drive)
 
 
 def _programs(
@@ -232,7 +231,7 @@ def lower(
         program = quantized(program, largest, settings.precision)
         if settings.device == "cuda":
             program = scaled(program)
-    narrow = str(DTYPES[settings.base]).removeprefix("torch.")
+    narrow = NARROW[settings.base]
     held = [spec.name for spec in (*signature.inputs, *signature.outputs) if spec.dtype == narrow]
     return in_precision(program, settings.base, held)
 

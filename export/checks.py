@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
 ON_CPU = {"backend": AOTI.name, "device": "cpu"}
 """Options of an engine that runs without a GPU."""
-NARROW = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-"""The type of cache and text, by the precision of what is not quantised."""
 PIECE = 2**20
 """Bytes that are read at once."""
 
@@ -126,8 +124,7 @@ def check_claims(manifest: Manifest, folder: Path) -> None:
     Raises:
         UserError: naming the field.
     """
-    from export.engine.signature import contract
-    from vmla.cache import CacheSpec
+    from export.engine.signature import NARROW, cache_of, contract
     from vmla.config import ModelConfig
 
     mend = build_command(manifest, folder)
@@ -136,7 +133,7 @@ def check_claims(manifest: Manifest, folder: Path) -> None:
     narrow = NARROW.get(base)
     if narrow is None:
         raise _refusal(folder, "precision", f"there is none called {base}", mend)
-    if manifest.cache != {**asdict(CacheSpec.of(config)), "dtype": narrow}:
+    if manifest.cache != cache_of(config, narrow):
         raise _refusal(folder, "cache", f"it is not that of the model in {base}", mend)
     if manifest.programs != contract(config, batch=manifest.batch, narrow=narrow):
         raise _refusal(folder, "programs", f"they take and give not what the model does in {base}", mend)

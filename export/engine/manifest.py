@@ -74,11 +74,12 @@ class Signature:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Watched:
-    """The rollouts that scales come from: the fields of `export.lowering.calibration.Rollouts`."""
+class Rollouts:
+    """The rollouts on which a model is observed; scales come from them."""
 
     prompts: tuple[str, ...]
     seed: int
+    """Seed of the first prompt's video; each further one adds 1."""
     chunks: int
 
 
@@ -90,7 +91,7 @@ class Quantization:
     """The precision of all other products."""
     products: str
     """How the engine multiplies codes, in words."""
-    calibration: Watched
+    calibration: Rollouts
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -15,6 +17,13 @@ from vmla.transformer import StepInputs
 
 STEP, PROMPT = "step", "prompt"
 """The two programs of an engine."""
+NARROW = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+"""The type of cache and text, by the precision of what is not quantised."""
+
+
+def cache_of(config: ModelConfig, narrow: str) -> dict[str, Any]:
+    """The cache as a manifest describes it: the fields of its `CacheSpec`, and its dtype `narrow`."""
+    return {**asdict(CacheSpec.of(config)), "dtype": narrow}
 
 
 def contract(config: ModelConfig, *, batch: int, narrow: str = "float32") -> dict[str, Signature]:

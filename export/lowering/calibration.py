@@ -20,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from export.engine.manifest import Rollouts
 from plugins.atomic_files import atomic_write_text
 from plugins.documents.json_file import read_json
 from plugins.documents.typed import typed
@@ -42,25 +43,15 @@ PROMPTS = (
 """Prompts for models that were trained on real videos."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rollouts:
-    """The rollouts on which a model is observed."""
-
-    prompts: tuple[str, ...]
-    seed: int
-    """Seed of the first prompt's video; each further one adds 1."""
-    chunks: int
-
-    @classmethod
-    def of(cls, checkpoint: Checkpoint, *, prompts: int = 4, chunks: int = 6, seed: int = 0) -> Rollouts:
-        """`prompts` prompts that fit what `checkpoint` was trained on, drawn from `seed`."""
-        rng = np.random.default_rng([seed, 11])
-        world = checkpoint.world()
-        if world is not None:
-            texts = [describe(draw_scene(rng, world=world)) for _ in range(prompts)]
-        else:
-            texts = [PROMPTS[i % len(PROMPTS)] for i in range(prompts)]
-        return cls(prompts=tuple(texts), seed=seed, chunks=chunks)
+def draw_rollouts(checkpoint: Checkpoint, *, prompts: int = 4, chunks: int = 6, seed: int = 0) -> Rollouts:
+    """Rollouts of `prompts` prompts that fit what `checkpoint` was trained on, drawn from `seed`."""
+    rng = np.random.default_rng([seed, 11])
+    world = checkpoint.world()
+    if world is not None:
+        texts = [describe(draw_scene(rng, world=world)) for _ in range(prompts)]
+    else:
+        texts = [PROMPTS[i % len(PROMPTS)] for i in range(prompts)]
+    return Rollouts(prompts=tuple(texts), seed=seed, chunks=chunks)
 
 
 class Drive(Protocol):

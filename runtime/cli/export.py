@@ -148,14 +148,14 @@ def calibrate(checkpoint: str, prompts: int, chunks: int, seed: int, device: str
     """Measure how large the inputs of every linear layer become on rollouts."""
     import torch
 
-    from export.lowering.calibration import Rollouts, calibrate
+    from export.lowering.calibration import calibrate, draw_rollouts
     from runtime.rollout.calibration import drive
     from vmla.weights.locate import find_checkpoint
 
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA device here; leave --device out")
     opened = find_checkpoint(checkpoint)
-    rollouts = Rollouts.of(opened, prompts=prompts, chunks=chunks, seed=seed)
+    rollouts = draw_rollouts(opened, prompts=prompts, chunks=chunks, seed=seed)
     model = opened.transformer().to(device)
     with StageBar(sys.stderr) as bar:
         bar.begin("calibrate")

@@ -1,4 +1,16 @@
-"""What a command does with what cannot be."""
+"""What a command or a call does with what cannot be."""
+
+import pytest
+
+from plugins.errors import UserError
+
+
+def refusal(call):
+    """The one line that a mistake of the user ends in."""
+    with pytest.raises(UserError) as caught:
+        call()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
 
 
 def assert_one_line(result, *fragments):

@@ -11,7 +11,7 @@ from kit.passes import pass_inputs
 from torch import nn
 
 from export.layers import by_precision, layers_of
-from export.lowering.calibration import Calibration, Rollouts, calibrate, observed
+from export.lowering.calibration import Calibration, calibrate, draw_rollouts, observed
 from export.lowering.exclusions import EXCLUDED, ends, reason_to_exclude
 from export.settings import Settings
 from plugins.errors import UserError
@@ -33,7 +33,7 @@ def opened(checkpoint):
 @pytest.fixture(scope="module")
 def calibration(opened):
     """Of the debug model, short."""
-    return calibrate(opened.transformer(), opened, Rollouts.of(opened, **SHORT), drive)
+    return calibrate(opened.transformer(), opened, draw_rollouts(opened, **SHORT), drive)
 
 
 @pytest.mark.parametrize("layout", ["mla", "mha"])
@@ -66,20 +66,20 @@ def test_every_pass_of_every_chunk_is_watched(calibration, opened):
 
 
 def test_it_depends_on_its_seed_alone(calibration, opened):
-    again = calibrate(opened.transformer(), opened, Rollouts.of(opened, **SHORT), drive)
+    again = calibrate(opened.transformer(), opened, draw_rollouts(opened, **SHORT), drive)
     assert again == calibration
     assert again.digest == calibration.digest
-    other = calibrate(opened.transformer(), opened, Rollouts.of(opened, **SHORT, seed=1), drive)
+    other = calibrate(opened.transformer(), opened, draw_rollouts(opened, **SHORT, seed=1), drive)
     assert other.digest != calibration.digest
 
 
 def test_sprites_are_asked_for_in_their_own_words(opened):
     sprites = open_checkpoint("sprites")
-    prompts = Rollouts.of(sprites, prompts=5).prompts
+    prompts = draw_rollouts(sprites, prompts=5).prompts
     assert len(set(prompts)) == 5
     assert all(" on a " in prompt for prompt in prompts)
-    assert Rollouts.of(sprites, prompts=5, seed=1).prompts != prompts
-    assert len(Rollouts.of(opened, prompts=9).prompts) == 9
+    assert draw_rollouts(sprites, prompts=5, seed=1).prompts != prompts
+    assert len(draw_rollouts(opened, prompts=9).prompts) == 9
 
 
 def test_what_is_written_is_read(calibration, tmp_path):
@@ -113,7 +113,7 @@ def test_inputs_that_are_not_finite_are_refused(opened):
         model.proj_out(torch.full((1, 64), torch.nan))
 
     with pytest.raises(UserError, match="inputs of proj_out are not finite"):
-        calibrate(opened.transformer(), opened, Rollouts.of(opened), lost)
+        calibrate(opened.transformer(), opened, draw_rollouts(opened), lost)
 
 
 def test_the_command_writes_and_reports_it(checkpoint, calibration, tmp_path):

@@ -82,11 +82,14 @@ def test_a_self_rollout_is_a_rollout(layout, kind):
         config, cache_spec = model.config, CacheSpec.of(model.config)
         device, dtype = torch.device("cpu"), torch.float32
 
-        def step(self, inputs, full):
-            return model(*inputs, full=full)
+        def step(self, inputs, held):
+            return model(*inputs, full=held == self.cache_spec.slots)
 
-        def entries(self, inputs, full):
-            return model.entries(*inputs, full=full)
+        def entries(self, inputs, held):
+            return model.entries(*inputs, full=held == self.cache_spec.slots)
+
+        def computation(self, held):
+            return held
 
         def encode_prompt(self, prompts):
             return model.encode_text(text)

@@ -130,11 +130,14 @@ def test_without_a_jump_the_windows_are_those_of_a_rollout():
         config, cache_spec = model.config, CacheSpec.of(model.config)
         device, dtype = torch.device("cpu"), torch.float32
 
-        def step(self, inputs, full):
+        def step(self, inputs, held):
             return self(*inputs)
 
-        def entries(self, inputs, full):
+        def entries(self, inputs, held):
             return self(*inputs)[1]
+
+        def computation(self, held):
+            return held
 
         def encode_prompt(self, prompts):
             return model.encode_text(text)

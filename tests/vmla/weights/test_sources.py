@@ -9,10 +9,10 @@ from kit.equations import Equations
 from kit.measure import assert_close
 from kit.models import draw, randomise, tiny_config, tiny_model
 from kit.passes import window_at
+from kit.refusals import refusal
 from kit.wan import wan_transformer
 from safetensors.torch import save_file
 
-from plugins.errors import UserError
 from vmla.cache import CacheSpec
 from vmla.transformer import VideoMLA
 from vmla.weights.checkpoint import WEIGHTS
@@ -25,13 +25,6 @@ pytestmark = pytest.mark.cpu
 
 FRAMES, BATCH = 4, 2
 WAN_CONFIG = {"_class_name": "WanModel", "num_heads": 2, "eps": 1e-6}
-
-
-def refusal(call):
-    with pytest.raises(UserError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def assert_same_weights(one, other):

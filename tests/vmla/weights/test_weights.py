@@ -11,12 +11,12 @@ from kit.checkpoints import debug_checkpoint
 from kit.measure import assert_close
 from kit.models import draw, randomise
 from kit.passes import window_at
+from kit.refusals import refusal
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel
 
 from plugins.documents.json_file import read_json
-from plugins.errors import UserError
 from runtime.resume.sidecar import reference
 from vmla.cache import CacheSpec
 from vmla.config import ModelConfig, current_names, model_preset
@@ -41,14 +41,6 @@ def copy(checkpoint, tmp_path):
 
 def load(folder, part):
     return getattr(open_checkpoint(folder), LOADERS[part])()
-
-
-def refusal(call):
-    """The one line that a mistake of the user ends in."""
-    with pytest.raises(UserError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def without(tensors, name):

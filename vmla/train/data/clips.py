@@ -41,6 +41,16 @@ class ClipIndex:
     shards: list[Shard]
 
 
+def read_index(folder: Path) -> ClipIndex:
+    """The index of an encoded set.
+
+    Raises:
+        UserError: if it is not there, or not what `vmla-train encode` writes.
+    """
+    mend = "run vmla-train encode again"
+    return typed(read_json(folder / INDEX), ClipIndex, str(folder / INDEX), others="ignore", mend=mend)
+
+
 def open_clips(folder: Path, config: ModelConfig, *, video: bool = True) -> LatentSet:
     """The clips in `folder`, for a model of `config`.
 
@@ -69,8 +79,7 @@ def _check(folder: Path, what: str, found: tuple[int, ...], wanted: tuple[int, .
 
 
 def _encoded(folder: Path) -> LatentSet:
-    mend = "run vmla-train encode again"
-    index = typed(read_json(folder / INDEX), ClipIndex, str(folder / INDEX), others="ignore", mend=mend)
+    index = read_index(folder)
     shards = [(folder / shard.file, len(shard.names)) for shard in index.shards]
     settings, has_video = index.settings, bool(index.settings.get("frames"))
     if not shards:

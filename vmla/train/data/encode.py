@@ -11,12 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from plugins.documents.json_file import parse_json, read_json
+from plugins.documents.json_file import parse_json
 from plugins.documents.tensor_header import read_header
 from plugins.documents.typed import typed
 from plugins.errors import UserError
 from vmla.text import TextEncoder
-from vmla.train.data.clips import INDEX, NEGATIVE
+from vmla.train.data.clips import INDEX, NEGATIVE, read_index
 from vmla.train.data.video_files import Unusable, captioned, read_video, text_of
 from vmla.train.loop.state import refuse_other_settings
 from vmla.vae import Codec
@@ -88,7 +88,7 @@ def encode(
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / INDEX).exists():
-        refuse_other_settings(read_json(folder / INDEX)["settings"], settings, folder / INDEX)
+        refuse_other_settings(read_index(folder).settings, settings, folder / INDEX)
     encoder = Encoder(codec, text, frames, *sizes, place)
     if negative is not None:
         write_tensors(folder / NEGATIVE, {"text": text([negative])[0].half().cpu()}, {"format": "pt"})

@@ -8,10 +8,10 @@ import torch
 from diffusers import AutoencoderKLWan
 from kit.measure import assert_close
 from kit.models import draw, randomise, tiny_config, tiny_model
+from kit.refusals import refusal
 from kit.wan import wan_transformer
 from safetensors.torch import save_file
 
-from plugins.errors import UserError
 from vmla.cache import CacheSpec
 from vmla.config import MODEL_PRESETS
 from vmla.vae.wan import WanCodec
@@ -20,13 +20,6 @@ from vmla.weights.source import open_source, published
 pytestmark = pytest.mark.cpu
 
 INSTEAD = "use a text-to-video model: Wan2.1-T2V-1.3B, Wan2.1-T2V-14B or Wan2.2-TI2V-5B"
-
-
-def refusal(call):
-    with pytest.raises(UserError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def index(folder, **values):

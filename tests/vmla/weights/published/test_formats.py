@@ -7,22 +7,15 @@ import numpy as np
 import pytest
 import torch
 from kit.models import draw, randomise, tiny_config, tiny_model
+from kit.refusals import refusal
 from kit.wan import wan_transformer
 from safetensors.torch import save_file
 
-from plugins.errors import UserError
 from vmla.weights.formats.locate_files import weights_in
 from vmla.weights.formats.pickles import open_pickle
 from vmla.weights.source import open_source, published
 
 pytestmark = pytest.mark.cpu
-
-
-def refusal(call):
-    with pytest.raises(UserError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.fixture(scope="module")

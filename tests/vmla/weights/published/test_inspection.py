@@ -5,9 +5,9 @@ import torch
 import yaml
 from click.testing import CliRunner
 from kit.models import draw, tiny_config, tiny_model
+from kit.refusals import refusal
 from safetensors.torch import save_file
 
-from plugins.errors import UserError
 from vmla.train.cli.commands import main
 from vmla.weights.inspection.conventions import role_of
 from vmla.weights.inspection.mapping import read_map
@@ -178,13 +178,6 @@ def test_convert_applies_an_edited_mapping(tmp_path):
 
     ours = open_checkpoint(tmp_path / "out").transformer().state_dict()
     assert all(torch.equal(tensor, ours[key]) for key, tensor in MODEL.state_dict().items())
-
-
-def refusal(call):
-    with pytest.raises(UserError) as caught:
-        call()
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def test_what_is_left_over_is_refused_in_one_line(tmp_path):
