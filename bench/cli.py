@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import json
+from importlib.resources import files
 from typing import Any
 
 import click
@@ -58,6 +60,10 @@ VERBS = {
         "bench.quality.sheet",
         "Draw every shape, colour and motion, and pairs of objects, with failures marked.",
     ),
+    "caches": (
+        "bench.caches.run",
+        "Compare caches of one model: per head, latent, latent in 16, 8 and 4 bits.",
+    ),
     "serve": ("bench.serving.run", "Measure the server by its viewers."),
     "kernels": ("bench.speed.kernels", "Time the attention kernels and write every sample to a JSON file."),
     "graph": (
@@ -77,6 +83,15 @@ VERBS = {
 """Each verb's module, loaded when the verb is used, and what it does."""
 
 
+class Helped(click.Command):
+    """A verb that can only say how it is used, in the words of `verbs.json`."""
+
+    def get_help(self, ctx: click.Context) -> str:
+        """What the verb's own command would say on a terminal of 80 columns."""
+        texts: dict[str, str] = json.loads((files("bench") / "verbs.json").read_text(encoding="utf-8"))
+        return texts[self.name or ""]
+
+
 class Verbs(OneLineErrors):
     """The verbs, found by name."""
 
@@ -90,6 +105,14 @@ class Verbs(OneLineErrors):
             return None
         command: Any = importlib.import_module(VERBS[cmd_name][0]).main
         return command if isinstance(command, click.Command) else None
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """The verb with its arguments; where its help alone is asked for, what says it without PyTorch."""
+        if len(args) == 2 and args[0] in VERBS and args[1] in ctx.help_option_names:
+            return args[0], Helped(args[0]), args[1:]
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """List the verbs without loading any."""

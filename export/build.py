@@ -12,8 +12,9 @@ import hashlib
 import importlib.resources
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 
@@ -55,6 +56,7 @@ class BuildStage:
 
 
 Report = Callable[[BuildStage], None]
+Begun = Callable[[str], None]
 log = logging.getLogger(__name__)
 
 SOURCES = (
@@ -72,6 +74,7 @@ def build(
     *,
     calibration: Calibration | None = None,
     drive: Drive | None = None,
+    begun: Begun = lambda name: None,
 ) -> tuple[Manifest, bool]:
     """Build the engine of `checkpoint` in `folder`.
 
@@ -82,6 +85,7 @@ def build(
         report: called with each stage when it has ended.
         calibration: for an fp8 or nvfp4 engine; None calibrates.
         drive: rolls out the model to calibrate it.
+        begun: called with the name of each stage when it begins.
 
     Returns:
         The manifest, and whether anything had to be built.
@@ -89,27 +93,28 @@ def build(
     Raises:
         UserError: if tools or a calibration are missing, or `folder` exists and is not an engine.
     """
-    with _stage("read the checkpoint", report):
+    staged = partial(_stage, report=report, begun=begun)
+    with staged("read the checkpoint"):
         wanted = describe(checkpoint, settings, calibration)
     if (existing := _reusable(folder, wanted, calibration)) is not None:
         return existing, False
     settings.check_tools()
     with replacing(folder) as aside:
-        with _stage("load", report):
+        with staged("load"):
             model = checkpoint.transformer().to(settings.device)
         largest = None
         if settings.quantized:
-            with _stage("calibrate", report) as stage:
+            with staged("calibrate") as stage:
                 calibration = calibration or _calibrate(model, checkpoint, wanted, drive)
                 layers = wanted.layers[settings.precision]
                 largest = calibration.of_layers(layers, wanted.model_hash)
                 stage.notes = list(calibration.lines(layers))
             calibration.write(aside / CALIBRATION)
-        programs = _programs(model, settings, wanted, largest, report)
+        programs = _programs(model, settings, wanted, largest, staged)
         for name, program in programs.items():
-            with _stage(f"compile {name}", report) as stage:
+            with staged(f"compile {name}") as stage:
                 stage.warnings = settings.builder.compile(name, program, wanted, aside)
-        with _stage("hash", report):
+        with staged("hash"):
             files = {path.name: hash_file(path) for path in sorted(aside.iterdir())}
         manifest = replace(wanted, files=files)
         manifest.write(aside)
@@ -196,13 +201,13 @@ def _programs(
     settings: Settings,
     wanted: Manifest,
     largest: Mapping[str, float] | None,
-    report: Report,
+    staged: Callable[[str], AbstractContextManager[BuildStage]],
 ) -> dict[str, ExportedProgram]:
     """Trace the model and lower its programs to the precision of `settings`, on their device."""
-    with _stage("trace", report):
+    with staged("trace"):
         joined = joins_products(settings)
         programs = trace(model, batch=settings.batch, window=wanted.window, joined=joined)
-    with _stage(f"lower to {settings.precision}", report):
+    with staged(f"lower to {settings.precision}"):
         return {
             name: lower(program, wanted.programs[name], settings, largest)
             for name, program in programs.items()
@@ -252,8 +257,9 @@ def _reusable(folder: Path, wanted: Manifest, calibration: Calibration | None) -
 
 
 @contextmanager
-def _stage(name: str, report: Report) -> Iterator[BuildStage]:
+def _stage(name: str, *, report: Report, begun: Begun) -> Iterator[BuildStage]:
     stage, began = BuildStage(name=name), perf_counter()
+    begun(name)
     log.info("%s ...", name)
     yield stage
     stage.seconds, stage.peak_bytes = perf_counter() - began, peak_resident_bytes(children=True)

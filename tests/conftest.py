@@ -1,7 +1,14 @@
 """Fixtures that several parts of the suite share."""
 
 import pytest
+import torch
 from kit.checkpoints import debug_checkpoint
+
+
+def pytest_configure(config):
+    """One thread for each of the processes that run tests side by side: they share the cores."""
+    if hasattr(config, "workerinput"):
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

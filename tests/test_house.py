@@ -42,14 +42,17 @@ def parsed(path):
     return ast.parse(path.read_text(), str(path))
 
 
+@cache
+def house():
+    return structure.House(ROOT)
+
+
 def named(path):
     return str(path.relative_to(ROOT))
 
 
 LIBRARY, ALL = sources(*ROOMS), sources(*ROOMS, "tests")
-each_file = pytest.mark.parametrize("path", ALL, ids=named)
-each_module = pytest.mark.parametrize("path", LIBRARY, ids=named)
-each_test = pytest.mark.parametrize("path", [p for p in ALL if p.name.startswith("test_")], ids=named)
+TESTS = [path for path in ALL if path.name.startswith("test_")]
 
 
 def imported(tree):
@@ -68,30 +71,37 @@ def test_the_walk_finds_the_house():
     assert ROOT / "vmla" / "transformer.py" in LIBRARY
 
 
-@each_file
-def test_files_and_functions_are_short(path):
-    lines = len(path.read_text().splitlines())
-    assert lines <= LONGEST_FILE, f"{lines} lines"
-    for node in ast.walk(parsed(path)):
-        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
-            length = node.end_lineno - node.lineno + 1
-            allowed = KERNELS.get(named(path), LONGEST_FUNCTION)
-            assert length <= allowed, f"{node.name}: {length} lines"
+def test_files_are_short():
+    lengths = {named(path): len(path.read_text().splitlines()) for path in ALL}
+    assert {name: lines for name, lines in lengths.items() if lines > LONGEST_FILE} == {}
 
 
-@each_file
-def test_every_module_says_what_it_is(path):
-    assert ast.get_docstring(parsed(path))
+def test_functions_are_short():
+    lengths = {
+        (named(path), node.name): node.end_lineno - node.lineno + 1
+        for path in ALL
+        for node in ast.walk(parsed(path))
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef))
+    }
+    long = {at: lines for at, lines in lengths.items() if lines > KERNELS.get(at[0], LONGEST_FUNCTION)}
+    assert long == {}
 
 
-@each_module
-def test_arrows_run_one_way(path):
-    room = ROOMS.index(path.relative_to(ROOT).parts[0])
-    above = ROOMS[room + 1 :]
-    for module, _ in imported(parsed(path)):
-        top = module.split(".")[0]
-        assert top not in above, f"{ROOMS[room]} imports {module}"
-        assert top != "tests"
+def test_every_module_says_what_it_is():
+    assert [named(path) for path in ALL if not ast.get_docstring(parsed(path))] == []
+
+
+def test_arrows_run_one_way():
+    wrong = []
+    for path in LIBRARY:
+        room = ROOMS.index(path.relative_to(ROOT).parts[0])
+        above = {*ROOMS[room + 1 :], "tests"}
+        wrong += [
+            f"{named(path)} imports {module}"
+            for module, _ in imported(parsed(path))
+            if module.split(".")[0] in above
+        ]
+    assert wrong == []
 
 
 def test_errors_import_nothing():
@@ -99,11 +109,14 @@ def test_errors_import_nothing():
     assert [module for module, _ in imported(parsed(path.with_suffix(".py")))] == ["__future__"]
 
 
-@pytest.mark.parametrize("path", sources("runtime"), ids=named)
-def test_the_runtime_knows_of_export_what_loads_an_engine_alone(path):
-    for module, _ in imported(parsed(path)):
-        if module.split(".")[0] == "export" and named(path) != BUILDS:
-            assert module in LOADS
+def test_the_runtime_knows_of_export_what_loads_an_engine_alone():
+    known = {
+        (named(path), module)
+        for path in sources("runtime")
+        for module, _ in imported(parsed(path))
+        if module.split(".")[0] == "export" and named(path) != BUILDS
+    }
+    assert known and {one for one in known if one[1] not in LOADS} == set()
 
 
 def test_all_that_lists_and_loads_engines_is_imported_without_a_compiler_or_torch():
@@ -112,21 +125,32 @@ def test_all_that_lists_and_loads_engines_is_imported_without_a_compiler_or_torc
     assert loaded_by(statement) == ["[]", "False"]
 
 
-@each_module
-def test_the_library_prints_nothing(path):
-    calls = (node for node in ast.walk(parsed(path)) if isinstance(node, ast.Call))
-    assert not any(isinstance(call.func, ast.Name) and call.func.id == "print" for call in calls)
+def test_the_library_prints_nothing():
+    calls = (
+        (path, node) for path in LIBRARY for node in ast.walk(parsed(path)) if isinstance(node, ast.Call)
+    )
+    printing = [named(path) for path, call in calls if ast.unparse(call.func) == "print"]
+    assert printing == []
 
 
-@each_test
-def test_every_test_file_names_its_tier(path):
-    marks = [
+def tier_of(path):
+    """What a test file sets `pytestmark` to, as it is written there."""
+    return [
         ast.unparse(node.value)
         for node in parsed(path).body
         if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark"
     ]
-    assert len(marks) == 1
-    assert any(f"pytest.mark.{tier}" in marks[0] for tier in TIERS)
+
+
+def test_every_test_file_names_its_tier():
+    marks = {named(path): tier_of(path) for path in TESTS}
+    known = {f"pytest.mark.{tier}" for tier in TIERS}
+    without = [
+        name
+        for name, found in marks.items()
+        if len(found) != 1 or not any(mark in found[0] for mark in known)
+    ]
+    assert without == []
 
 
 def asserting(tree):
@@ -152,14 +176,16 @@ def asserts(function, helpers):
     return False
 
 
-@each_test
-def test_no_test_is_without_an_assertion(path):
-    tests = {
-        node.name
-        for node in ast.walk(parsed(path))
-        if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
-    }
-    assert tests - asserting(parsed(path)) == set()
+def test_no_test_is_without_an_assertion():
+    without = set()
+    for path in TESTS:
+        tests = {
+            node.name
+            for node in ast.walk(parsed(path))
+            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_")
+        }
+        without |= {(named(path), name) for name in tests - asserting(parsed(path))}
+    assert without == set()
 
 
 def test_file_names_differ_so_that_pytest_can_import_them():
@@ -200,13 +226,13 @@ def test_the_shipped_model_reads_prompts_without_transformers():
 
 @pytest.mark.parametrize("top", structure.TOPS)
 def test_no_two_modules_import_each_other(top):
-    assert structure.circles(structure.House(ROOT).modules(top)) == []
+    assert structure.circles(house().modules(top)) == []
 
 
 def test_no_two_folders_import_each_other():
-    assert structure.circles(structure.House(ROOT).rooms()) == []
+    assert structure.circles(house().rooms()) == []
 
 
 def test_no_folder_is_a_hall():
-    full = {room: count for room, count in structure.House(ROOT).folders().items() if count > 9}
+    full = {room: count for room, count in house().folders().items() if count > 9}
     assert not full

@@ -108,6 +108,17 @@ def _conversion(document: dict[str, Any]) -> Iterator[tuple[str, Figure]]:
         yield f"{one['variant']}, loss", Figure(value=loss["mean"], more_is_better=False, spread=spread)
 
 
+def _caches(document: dict[str, Any]) -> Iterator[tuple[str, Figure]]:
+    for row in document["rows"]:
+        yield (
+            f"{row['cache']}, bytes per token and layer",
+            Figure(value=row["bytes_per_token_and_layer"], more_is_better=False),
+        )
+        yield f"{row['cache']}, error of a chunk", Figure(value=row["error"], more_is_better=False)
+        name, spread = f"{row['cache']}, time over the latent's", row["spread"] / row["time_over_latent"]
+        yield name, Figure(value=row["time_over_latent"], more_is_better=False, spread=spread)
+
+
 _KINDS: dict[str, Callable[[dict[str, Any]], Iterator[tuple[str, Figure]]]] = {
     "engines": _engines,
     "memory": _memory,
@@ -118,5 +129,6 @@ _KINDS: dict[str, Callable[[dict[str, Any]], Iterator[tuple[str, Figure]]]] = {
     "roofline": _roofline,
     "quality": _quality,
     "study": _study,
+    "caches": _caches,
     "conversion": _conversion,
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench.report.engines_table import or_dash, ratio
+from bench.report.elements.engines_table import or_dash, ratio
 
 Rows = list[dict[str, Any]]
 

@@ -6,6 +6,7 @@ python -m bench.report.readme --check  fail if they differ from the results
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -16,9 +17,10 @@ import click
 
 from bench.harness.document import machine_name
 from bench.report import gpu_tables
-from bench.report import sections as report_sections
-from bench.report.engines_table import or_dash, ratio
+from bench.report.elements.engines_table import or_dash, ratio
+from bench.report.sections.kinds import SECTIONS
 from bench.report.summary import summary_table
+from bench.site.commands import verbs_help
 from bench.site.drawings import drawings
 from plugins.atomic_files import atomic_write_text
 from plugins.documents.json_file import read_json
@@ -116,7 +118,7 @@ def memory_table(result: dict[str, Any]) -> list[str]:
 
 def section_tables(result: dict[str, Any]) -> list[str]:
     """The tables that a report shows of a document, each under its title."""
-    tables = report_sections.SECTIONS[result["kind"]](result).tables
+    tables = SECTIONS[result["kind"]](result).tables
     return [line for table in tables for line in (f"**{table.title}**", "", *table.markdown(), "")][:-1]
 
 
@@ -194,13 +196,14 @@ def render(text: str) -> str:
 
 
 def plots() -> Iterator[tuple[str, str]]:
-    """Each drawing, and each plot whose results are there: its file, from the root, and its text."""
+    """Drawings, plots whose results are there, the help of verbs: each file, from the root, and its text."""
     yield from ((f"docs/{file}", text) for file, text in drawings())
+    yield "bench/verbs.json", json.dumps(verbs_help(), indent=1, ensure_ascii=False) + "\n"
     for name, files in PLOTS.items():
         if (RESULTS / name).exists():
             result = read_json(RESULTS / name)
-            drawn = report_sections.SECTIONS[result["kind"]](result).plots
-            yield from ((f"docs/{file}", text) for file, text in zip(files, drawn, strict=False))
+            drawn = SECTIONS[result["kind"]](result).plots
+            yield from ((f"docs/{file}", plot.text()) for file, plot in zip(files, drawn, strict=False))
 
 
 @click.command(cls=OneLineCommand)

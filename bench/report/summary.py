@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness.document import machine_name
-from bench.report.engines_table import ratio
+from bench.report.elements.engines_table import ratio
 from plugins.documents.json_file import read_json
 from vmla.world.grader.grade import QUESTIONS
 

@@ -30,6 +30,23 @@ def command_reference() -> str:
     return "\n".join(lines)
 
 
+def verbs_help() -> dict[str, str]:
+    """What each verb of `vmla-bench` says of itself on a terminal of 80 columns.
+
+    Kept in `bench/verbs.json`, because the verbs load PyTorch and their help need not wait for it.
+    """
+    from bench.cli import VERBS, main
+
+    # Two columns stay free at the right, as click leaves them.
+    above = click.Context(main, info_name="vmla-bench", terminal_width=78, **main.context_settings)
+    found = {verb: main.get_command(above, verb) for verb in VERBS}
+    return {
+        verb: command.get_help(click.Context(command, parent=above, info_name=verb))
+        for verb, command in found.items()
+        if command is not None
+    }
+
+
 def _command(name: str, context: click.Context, level: int) -> Iterator[str]:
     """A command with its subcommands, a section each."""
     command = context.command

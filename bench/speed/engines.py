@@ -28,7 +28,7 @@ from bench.harness.paired_timing import WaitingClock, paired, percentile
 from bench.harness.peaks import machine_peaks
 from bench.harness.subject import PROMPT, RandomCheckpoint, endless, filling, open_subject
 from bench.harness.time_budget import Budget
-from bench.report.engines_table import engines_table
+from bench.report.elements.engines_table import engines_table
 from runtime.cli.verify import single_pass
 from runtime.engines.base import Engine
 from runtime.planning.request import choose_device

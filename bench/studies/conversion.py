@@ -25,7 +25,8 @@ from rich.console import Console
 from rich.table import Table as Printed
 
 from bench.harness.document import Record
-from bench.report.sections import Table, conversion_section
+from bench.report.elements.table import Table
+from bench.report.sections.studies import conversion_section
 from bench.studies.conversion_trial import CLIPS, ConversionTrial, ConversionVariant, Start
 from bench.studies.study import spread
 from vmla.cli.command import OneLineCommand

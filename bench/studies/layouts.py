@@ -25,7 +25,7 @@ from bench.harness.subject import filling
 from bench.harness.whole_numbers import WholeNumbers
 from bench.quality.drift import MEASURES, drift, measures
 from bench.quality.grades import grade_windows, held_out_prompts, open_denoiser, seen_rollouts, shares
-from bench.report.sections import layouts_section
+from bench.report.sections.quality import layouts_section
 from plugins.documents.json_file import read_json
 from plugins.errors import UserError
 from runtime.prompts.sources import FixedPrompts

@@ -16,6 +16,7 @@ from export.engine.manifest import NAME as MANIFEST
 from export.engine.manifest import engine_store
 from plugins.errors import UserError
 from vmla.cli.command import OneLineErrors
+from vmla.cli.progress import StageBar
 from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say
 
@@ -116,7 +117,11 @@ def _build(checkpoint: str, settings: Any, calibration: Path | None, output: Pat
     # A signal leaves through every `finally`; a compiler that swallows it is ended, and this is done for it.
     stop.last_acts = partial(remove_asides, folder)
     given = None if calibration is None else Calibration.read(calibration)
-    manifest, built = build(opened, settings, folder, show, calibration=given, drive=drive)
+    with StageBar(sys.stderr) as bar:
+        told = partial(drive, told=bar.advance)
+        manifest, built = build(
+            opened, settings, folder, show, calibration=given, drive=told, begun=bar.begin
+        )
     size = sum((folder / name).stat().st_size for name in manifest.files)
     say(f"{folder}: {'built' if built else 'unchanged'}, {size:,} bytes")
 
@@ -152,7 +157,9 @@ def calibrate(checkpoint: str, prompts: int, chunks: int, seed: int, device: str
     opened = find_checkpoint(checkpoint)
     rollouts = Rollouts.of(opened, prompts=prompts, chunks=chunks, seed=seed)
     model = opened.transformer().to(device)
-    made = calibrate(model, opened, rollouts, drive)
+    with StageBar(sys.stderr) as bar:
+        bar.begin("calibrate")
+        made = calibrate(model, opened, rollouts, partial(drive, told=bar.advance))
     made.write(output)
     say(*made.lines())
     say(f"{output}: sha256 {made.digest}")

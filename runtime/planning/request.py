@@ -72,6 +72,9 @@ class Job:
     start: Start | None = None
     """What the video goes on from; it gives the first chunks."""
 
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+
     @property
     def decoding(self) -> Decoding:
         """The codec that decodes, not yet loaded."""
@@ -142,7 +145,6 @@ class Job:
         Raises:
             UserError: for an empty prompt or an impossible length or number of steps.
         """
-        check_seed(seed)
         chunks, frames = length_of(self.decoding, minutes=None, seconds=seconds, chunks=None)
         sampler = self.sampler if steps is None else replace(self.sampler, steps=steps)
         source = as_source(prompts, self.decoding, chunks)
@@ -196,7 +198,6 @@ def prepare(
     where = choose_device(device)
     check_cache(opened.model_config(), compute := choose_dtype(dtype, where), where)
     decoding = Decoding(checkpoint=opened, file=decoder, dtype=compute)
-    check_seed(seed)
     count, frames = length_of(decoding, minutes=minutes, seconds=seconds, chunks=chunks)
     fp8 = choose_fp8(precision, where, compute, engine)
     engine, reason = look_up(opened, where, compute, engine, None if fp8 else engines)

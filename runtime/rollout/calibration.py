@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 
@@ -17,8 +17,14 @@ from vmla.weights.checkpoint import Checkpoint
 log = logging.getLogger(__name__)
 
 
-def drive(model: VideoMLA, checkpoint: Checkpoint, prompts: Sequence[str], *, seed: int, chunks: int) -> None:
-    """Roll out `prompts` as one batch with `model`, in float32 on its device; prompt i has seed + i."""
+def drive(
+    model: VideoMLA, checkpoint: Checkpoint, prompts: Sequence[str], *, seed: int, chunks: int,
+    told: Callable[[int, int], None] = lambda done, total: None,
+) -> None:  # fmt: skip
+    """Roll out `prompts` as one batch with `model`, in float32 on its device; prompt i has seed + i.
+
+    `told` is called after each chunk with how many there are, and how many there will be.
+    """
     device = next(model.parameters()).device
     engine = EagerEngine(model, checkpoint.text(), device=device, dtype=torch.float32, as_it_is=True)
     seeds = [seed + number for number in range(len(prompts))]
@@ -26,3 +32,4 @@ def drive(model: VideoMLA, checkpoint: Checkpoint, prompts: Sequence[str], *, se
     made = rollout(engine, NoDecoder(), FixedPrompts(*prompts), sampler, seeds=seeds, chunks=chunks)
     for number, _ in enumerate(made, 1):
         log.info("calibrating: chunk %d of %d", number, chunks)
+        told(number, chunks)

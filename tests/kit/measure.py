@@ -1,8 +1,11 @@
-"""Comparison of tensors that says how far apart they are, and where."""
+"""Comparison of tensors that says how far apart they are, and where; times of calls."""
 
 from __future__ import annotations
 
+import gc
 import math
+import time
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
@@ -62,3 +65,21 @@ def assert_relative(actual: Tensor, expected: Tensor, limit: float) -> None:
         worst = _worst("absolute", error, got, want)
         parts = [f"relative error {share:.3g} exceeds {limit:g}", worst, f"cosine {cosine:.6f}"]
         raise AssertionError("\n  ".join(parts))
+
+
+def seconds(call: Callable[[], object], *, attempts: int = 3) -> float:
+    """The least processor time of the calling thread that `call` takes, in seconds.
+
+    Of several attempts, because a machine is busy with other things, and without garbage collection, whose
+    time depends on what all tests before have left in memory.
+    """
+    taken = []
+    for _ in range(attempts):
+        gc.disable()
+        try:
+            began = time.thread_time()
+            call()
+            taken.append(time.thread_time() - began)
+        finally:
+            gc.enable()
+    return min(taken)

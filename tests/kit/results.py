@@ -44,6 +44,17 @@ def documents(folder, speed=10.0):
                          "grades": {"all": True}} for n in (1, 2)],
             "chunks": [{"second": 1.0, "chunk_seconds": 0.1, "resident_bytes": 1 << 20}] * 2,
         },
+        "caches": {
+            "checkpoint": "sprites", "window": {"sink": 1, "history": 6},
+            "rows": [{
+                "cache": name, "bytes_per_token_and_layer": size, "bytes_per_video": 1000 * size,
+                "error": 0.1, "drift": {"luma": 0.01}, "frames_per_second": speed,
+                "time_over_latent": 1.1, "spread": 0.01,
+                "differs": True,
+                "along": [{"second": 0.75 * n, "chunk_ms": 9.0, "bytes": n * size, "apart": 0.0}
+                          for n in (1, 2, 3)],
+            } for name, size in (("latent, float32", 192), ("per head, float32", 2048))],
+        },
         "grades": {"prompts": 2, "grades": {mark: dict.fromkeys((*QUESTIONS, "all"), share)
                                             for mark, share in (("5", 0.5), ("60", 0.25))}},
         "gpu": {"chunk": {"baseline": engine_row("A against A"), "rows": [engine_row()]},

@@ -1,4 +1,4 @@
-"""One live line on a terminal, plain lines everywhere else."""
+"""How far work is: one live line on a terminal, plain lines elsewhere; stages as a bar on a terminal."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TextIO
 
 if TYPE_CHECKING:
     from rich.live import Live
+    from rich.progress import Progress, TaskID
     from rich.table import Table
     from rich.text import Text
 
@@ -84,6 +85,53 @@ class ProgressLine:
         if self._live is not None:
             self._live.stop()
         self._flush()
+
+
+class StageBar:
+    """On a terminal, the stage that is under way and for how long; nothing anywhere else.
+
+    The bar moves to and fro until a stage says how far it is. A context manager; lines that are printed
+    meanwhile appear above it.
+    """
+
+    def __init__(self, stream: TextIO) -> None:
+        quiet = not logging.getLogger(__name__).isEnabledFor(logging.WARNING)
+        self._stream = stream if stream.isatty() and not quiet else None
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> StageBar:
+        """Take the terminal's last line, if there is a terminal."""
+        if self._stream is not None:
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+            self._progress = Progress(
+                TextColumn("{task.description}", markup=False), BarColumn(bar_width=24),
+                TimeElapsedColumn(), TimeRemainingColumn(),
+                console=Console(file=self._stream), transient=True, redirect_stdout=sys.stdout.isatty(),
+            )  # fmt: skip
+            self._progress.start()
+        return self
+
+    def begin(self, stage: str) -> None:
+        """Show `stage` as the one under way."""
+        if self._progress is not None:
+            if self._task is not None:
+                self._progress.remove_task(self._task)
+            self._task = self._progress.add_task(printable(stage), total=None)
+
+    def advance(self, done: int, total: int) -> None:
+        """Of the stage under way, `done` parts of `total` are behind."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, completed=done, total=total)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the line back."""
+        if self._progress is not None:
+            self._progress.stop()
 
 
 def _time_left(seconds: float | None) -> str:

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.harness.document import read_document
-from bench.report.schema import quality, serving, speed
+from bench.report.schema import caches, quality, serving, speed
 from bench.report.schema.parts import Document
 from plugins.documents.typed import typed
 
@@ -23,6 +23,7 @@ KINDS: dict[str, type[Document]] = {
     "spectrum": quality.SpectrumResults,
     "quality": quality.QualityResults,
     "study": quality.StudyResults,
+    "caches": caches.CachesResults,
     "conversion": quality.ConversionResults,
 }
 """The schema of each kind; of another one a report shows the heading alone."""

@@ -10,9 +10,11 @@ from kit.damage import damaged
 from kit.results import documents
 
 from bench.cli import main as vmla_bench
-from bench.report.page import html, markdown, regressions
+from bench.report.comparison import verdicts
+from bench.report.html_page import html
+from bench.report.page import markdown
 from bench.report.schema.kinds import KINDS, read_results
-from bench.report.sections import SECTIONS
+from bench.report.sections.kinds import SECTIONS
 from plugins.errors import UserError
 
 pytestmark = pytest.mark.cpu
@@ -33,7 +35,7 @@ def test_every_result_of_this_repository_is_shown(path):
     document = read_results(path)
     assert f"<h2>{document['kind']}" in html([(document, document)])
     assert f"## {document['kind']}" in markdown([(document, None)])
-    assert regressions([(document, document)]) == []
+    assert verdicts([(document, document)], "worse") == []
 
 
 def test_a_damaged_file_is_shown_whole_or_refused_in_one_line(tmp_path):
@@ -50,7 +52,7 @@ def test_a_damaged_file_is_shown_whole_or_refused_in_one_line(tmp_path):
             continue
         shown = html([(read, document)]) + markdown([(document, read)])
         assert "<script>" not in shown
-        assert isinstance(regressions([(read, document)]), list)
+        assert isinstance(verdicts([(read, document)], "worse"), list)
     assert 50 < refused < 250
 
 

@@ -4,6 +4,7 @@ import json
 import re
 import sys
 import types
+from base64 import b64decode
 from xml.etree import ElementTree
 
 import av
@@ -12,15 +13,19 @@ import pytest
 import torch
 from click.testing import CliRunner
 from kit.checkpoints import debug_checkpoint
+from kit.refusals import assert_one_line
 from kit.results import documents
 
 from bench.cli import main as vmla_bench
 from bench.harness.document import read_document
 from bench.quality.drift import WINDOW, chunk_curve, curve, drift, drift_of, frames_of, measures
 from bench.quality.vbench import link_as_vbench_expects
-from bench.report import svg
+from bench.report.comparison import FigureChange
+from bench.report.elements.axis import BOTTOM, HEIGHT, LEFT, TOP, WIDTH, short
+from bench.report.elements.bars import Bars, Ratios
+from bench.report.elements.engine_filter import choice
+from bench.report.elements.lines import Lines
 from bench.report.figures import Figure, figures
-from bench.report.page import FigureChange
 from bench.report.readme import TABLES, render
 from bench.studies.spectrum import effective_rank, energy_kept, singular_of_product
 from vmla.weights.checkpoint import open_checkpoint
@@ -41,12 +46,54 @@ def test_the_page_holds_everything_and_loads_nothing(tmp_path):
     assert json.loads(done.output.splitlines()[-1])["results"] == len(paths)
     page = (tmp_path / "report" / "report.html").read_text()
     assert "a &lt; b" in page
-    assert "<script" not in page and not re.findall(r'(?:src|href)="', page)
+    assert "<script" not in page and not re.findall(r"""(?:src|href|url\()=?["']?(?!#)(?!data:)[\w/]""", page)
+    parts = re.findall(r"<section id=(part-\d+)>", page)
+    assert re.findall(r"href='#(part-\d+)'", page) == parts and len(parts) == len(paths)
     for plot in re.findall(r"<svg.*?</svg>", page, re.DOTALL):
         ElementTree.fromstring(plot)
     assert len(re.findall("<svg", page)) >= 8
     summary = (tmp_path / "report" / "report.md").read_text()
     assert summary.count("`vmla-bench ") == len(paths)
+
+
+def test_videos_and_sheets_are_inside_the_page(tmp_path):
+    (result,) = [path for path in documents(tmp_path) if path.stem == "grades"]
+    video, sheet = tmp_path / "a<b.mp4", tmp_path / "sheet.png"
+    video.write_bytes(b"video"), sheet.write_bytes(b"sheet")
+    done = report(tmp_path, [result], (), "--media", str(video), "--media", str(sheet))
+    assert done.exit_code == 0, done.output
+    page = (tmp_path / "report" / "report.html").read_text()
+    held = re.findall(r"src='data:([a-z0-9/]+);base64,([^']*)'", page)
+    assert [(kind, b64decode(data)) for kind, data in held] == [
+        ("video/mp4", b"video"),
+        ("image/png", b"sheet"),
+    ]
+    assert "a&lt;b.mp4" in page
+    for path, said in ((tmp_path / "none.mp4", "is missing"), (result, "shows no .json files")):
+        assert_one_line(report(tmp_path, [result], (), "--media", str(path)), said)
+
+
+def test_the_page_can_be_narrowed_to_an_engine(tmp_path):
+    (tmp_path / "old").mkdir()
+    new, old = (
+        [path for path in documents(folder, speed=speed) if path.stem == "engines"]
+        for folder, speed in ((tmp_path, 10.0), (tmp_path / "old", 12.0))
+    )
+    assert report(tmp_path, new, old).exit_code == 0
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert re.findall(r'id="engine-\d"(?: checked)?> ([^<]+)<', page) == ["all engines", "eager-mla", "onnx"]
+    for element in ("tr", "g"):
+        assert f'#engine-1:checked) {element}[data-engine]:not([data-engine^="eager-mla "])' in page
+    belongs = re.findall(r'<(tr|g)[^>]* data-engine="([^"]*)"', page)
+    assert ("g", "eager-mla fp32 ") in belongs and ("tr", "onnx bf16 ") in belongs
+    assert ("tr", "eager-mla fp32, frames/s ") in belongs and ("g", "eager-mla fp32, frames/s ") in belongs
+
+
+@pytest.mark.parametrize("name", ['a"]{}', "</style><script>", "ü b"])
+def test_an_engine_of_any_name_stays_a_name(name):
+    made = choice(["eager", name])
+    assert made.count("<style>") == made.count("</style>") == 1 and "<script" not in made
+    assert all(rule.count('"') == 2 for rule in re.findall(r"\[data-engine\^=(.*?)\]\)", made))
 
 
 def test_what_became_worse_is_marked(tmp_path):
@@ -88,18 +135,53 @@ def test_other_machines_and_other_files_are_refused_in_one_line(tmp_path):
 
 
 def test_plots_place_what_they_show():
-    text = svg.lines("t", {"a": [(0.0, 0.0), (1.0, 2.0)]}, "x", "y", zero=True)
+    plot = Lines(title="t", x="x", y="y", series={"a": [(0.0, 0.0), (1.0, 2.0)]}, zero=True)
     ((first, last),) = [
-        line.attrib["points"].split() for line in ElementTree.fromstring(text) if "polyline" in line.tag
+        line.attrib["points"].split()
+        for line in ElementTree.fromstring(plot.text())
+        if "polyline" in line.tag
     ]
     left, bottom = (float(v) for v in first.split(","))
     right, top = (float(v) for v in last.split(","))
-    assert (left, bottom) == (svg.LEFT, svg.HEIGHT - svg.BOTTOM)
-    assert right == svg.WIDTH - svg.RIGHT
-    assert svg.TOP < top < svg.TOP + 0.1 * (svg.HEIGHT - svg.BOTTOM - svg.TOP)
+    assert (left, bottom) == (LEFT, HEIGHT - BOTTOM)
+    assert right == WIDTH - plot.right
+    assert TOP < top < TOP + 0.1 * (HEIGHT - BOTTOM - TOP)
     for log in (False, True):
-        ElementTree.fromstring(svg.lines("<&>", {"one": [(5.0, 5.0)]}, "x", "y", log=log))
-    ElementTree.fromstring(svg.bars("none", [], "s"))
+        one = Lines(title="<&>", x="x", y="y", series={"one": [(5.0, 5.0)]}, log=log)
+        ElementTree.fromstring(one.text())
+    ElementTree.fromstring(Bars(title="none", values=[], unit="s").text())
+
+
+def test_an_older_run_lies_over_the_new_one():
+    new = Lines(title="t", x="x", y="y", series={"a": [(0.0, 1.0), (1.0, 1.0)]})
+    old = Lines(title="t", x="x", y="y", series={"a": [(0.0, 3.0), (2.0, 3.0)]})
+    lines = [line for line in ElementTree.fromstring(new.beside(old).text()) if "polyline" in line.tag]
+    assert [line.attrib.get("stroke-dasharray") for line in lines] == ["4 3", None]
+    assert len({line.attrib["stroke"] for line in lines}) == 1
+    heights = [float(line.attrib["points"].split(",")[1].split()[0]) for line in lines]
+    assert heights[0] < heights[1]  # three is above one
+    assert new.beside(None) == new
+    bars = Bars(title="t", values=[("a", 1.0, None), ("b", 2.0, 0.1)])
+    both = bars.beside(Bars(title="t", values=[("a", 4.0, None), ("c", 9.0, None)])).text()
+    widths = [float(width) for width in re.findall(r'width="([\d.]+)" height="15"', both)]
+    assert widths[1] == pytest.approx(2 * widths[0], rel=1e-3)
+    assert both.count("v19") == 1 and "old value" in both and "old value" not in bars.text()
+
+
+def test_ratios_lie_about_one():
+    values = [("up", 2.0, 0.1, "better"), ("down", 0.5, 0.0, "worse"), ("flat", 1.0, 2.0, "same")]
+    marks = [*ElementTree.fromstring(Ratios(title="t", values=values).text()).iter()]
+    up, down, flat = (float(mark.attrib["cx"]) for mark in marks if mark.tag.endswith("circle"))
+    assert up - flat == pytest.approx(flat - down, abs=0.2) and up > flat
+    ElementTree.fromstring(Ratios(title="t", values=[("turned", -3.0, 0.0, "worse")]).text())
+
+
+@pytest.mark.parametrize(
+    "value, said",
+    [(0.0, "0"), (0.25, "0.25"), (1234.0, "1234"), (12_500, "12.5k"), (-4e6, "-4M"), (1.5e9, "1.5G")],
+)
+def test_numbers_at_the_axes_are_short(value, said):
+    assert short(value) == said
 
 
 @pytest.mark.parametrize("log", [False, True])
@@ -107,10 +189,10 @@ def test_plots_place_what_they_show():
 def test_no_curve_lies_on_the_frame(values, log):
     if log and min(values) <= 0:
         values = tuple(abs(v) for v in values)
-    text = svg.lines("t", {"a": list(enumerate(values, 1))}, "x", "y", log=log)
+    text = Lines(title="t", x="x", y="y", series={"a": list(enumerate(values, 1))}, log=log).text()
     (line,) = [line for line in ElementTree.fromstring(text) if "polyline" in line.tag]
     heights = [float(point.split(",")[1]) for point in line.attrib["points"].split()]
-    assert all(svg.TOP + 5 < height < svg.HEIGHT - svg.BOTTOM - 5 for height in heights)
+    assert all(TOP + 5 < height < HEIGHT - BOTTOM - 5 for height in heights)
 
 
 def test_effective_rank_counts_energy():

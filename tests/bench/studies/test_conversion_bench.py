@@ -12,7 +12,7 @@ from kit.models import draw
 from bench.cli import main as vmla_bench
 from bench.harness.document import read_document
 from bench.report.readme import section_tables
-from bench.report.sections import conversion_section
+from bench.report.sections.studies import conversion_section
 from bench.studies import conversion, conversion_trial
 from bench.studies.conversion import CALIBRATION, DEFAULT, VALUES, compared, variants
 from vmla.config import model_preset

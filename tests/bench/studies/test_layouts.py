@@ -11,7 +11,7 @@ from kit.refusals import assert_one_line
 from bench.cli import main as vmla_bench
 from bench.harness.document import read_document
 from bench.quality.grades import grade_windows, held_out_prompts, open_denoiser, seen_rollouts, shares
-from bench.report.sections import layouts_section
+from bench.report.sections.quality import layouts_section
 from bench.studies import layouts
 from bench.studies.layouts import main
 from vmla.weights.checkpoint import open_checkpoint

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from bench.cli import main as vmla_bench
 from bench.harness.document import read_document
 from bench.report.readme import section_tables
-from bench.report.sections import study_section
+from bench.report.sections.studies import study_section
 from bench.studies import trial
 from bench.studies.study import STUDIES, chosen_arms, compared, spread
 from vmla.config import ModelConfig

@@ -12,12 +12,13 @@ import pytest
 from click.testing import CliRunner
 
 from bench.cli import VERBS
+from bench.cli import main as vmla_bench
 from runtime.cli.export import main as vmla_export
 from runtime.cli.run import main as vmla_run
 from vmla.cli.command import OneLineCommand
 from vmla.cli.config_file import config_option
 from vmla.cli.logs import logging_to_stderr
-from vmla.cli.progress import ProgressLine
+from vmla.cli.progress import ProgressLine, StageBar
 
 pytestmark = pytest.mark.cpu
 
@@ -36,7 +37,7 @@ from click.testing import CliRunner
 told = {{}}
 for name in {COMMANDS}:
     main = import_module(name).main
-    verbs = [] if name == "bench.cli" else getattr(main, "commands", [])
+    verbs = main.list_commands(None) if hasattr(main, "list_commands") else []
     for words in ([], *([verb] for verb in verbs)):
         done = CliRunner().invoke(main, [*words, "-h"])
         told[" ".join([name, *words])] = [done.exit_code, "Show this message" in done.output]
@@ -47,15 +48,25 @@ print(json.dumps([told, [name for name in {HEAVY} if name in sys.modules]]))
 def test_help_loads_no_heavy_module():
     done = subprocess.run([sys.executable, "-c", ALL_HELP], capture_output=True, text=True, check=True)
     told, heavy = json.loads(done.stdout)
-    assert len(told) > 15 and all(each == [0, True] for each in told.values()), told
+    assert len(told) > 40 and all(each == [0, True] for each in told.values()), told
     assert heavy == []
+
+
+def test_the_help_of_a_bench_is_what_its_command_says():
+    for verb in ("caches", "gpu", "layouts"):
+        kept, own = (
+            CliRunner().invoke(vmla_bench, words, prog_name="vmla-bench", terminal_width=78).output
+            for words in ([verb, "-h"], [verb, "-q", "-h"])
+        )
+        assert kept == own and kept.startswith(f"Usage: vmla-bench {verb} ")
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_the_list_of_benches_says_what_each_says_of_itself(verb):
     module, does = VERBS[verb]
     if verb == "serve":
-        pytest.importorskip("uvicorn", reason="the extra `serve` is not installed")
+        for needed in ("httpx", "uvicorn"):
+            pytest.importorskip(needed, reason="the extra `serve` is not installed")
     said = import_module(module).main.help
     assert " ".join(said.split("\n\n")[0].split()) == does
 
@@ -134,6 +145,19 @@ def test_a_terminal_is_shown_how_much_is_done_and_left(monkeypatch):
         line.show("[chunk]", done=0.25)
         line.show("[chunk]", done=0.5)
     assert " 50%" in stream.getvalue() and "0:20 left" in stream.getvalue() and "[chunk]" in stream.getvalue()
+
+
+def test_a_bar_shows_stages_on_a_terminal_and_is_silent_in_a_pipe(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm")
+    terminal, pipe = Terminal(), io.StringIO()
+    for stream in (terminal, pipe):
+        with StageBar(stream) as bar:
+            bar.advance(1, 2)  # of no stage
+            bar.begin("trace [a]")
+            bar.advance(1, 4)
+            bar.begin("compile")
+    assert "compile" in terminal.getvalue() and "trace [a]" in terminal.getvalue()
+    assert pipe.getvalue() == ""
 
 
 def test_quiet_shows_no_progress():

@@ -74,7 +74,7 @@ def test_the_second_leaves_a_sink_that_blocks_for_ever(commands, checkpoint, tmp
     began = time.monotonic()
     started.send(signal.SIGTERM)
     status, said = started.wait()
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 60  # and not the ten minutes for which the sink sleeps
     assert status == 128 + signal.SIGTERM
     assert f"stopped; go on with: vmla-run --resume {output}" in said
     assert CliRunner().invoke(main, ["--resume", str(output)]).exit_code == 0

@@ -185,5 +185,5 @@ def test_a_hub_that_is_silent_is_given_up_within_seconds(tmp_path, monkeypatch, 
         began = time.monotonic()
         with pytest.raises(UserError, match="runs/x is nothing here, .* the hub is out of reach"):
             find_checkpoint("runs/x", hub=away)
-        assert time.monotonic() - began < 3
+        assert time.monotonic() - began < 10  # and not for ever: nothing is ever answered
     assert caplog.messages[0].startswith("nothing here is called runs/x: asking http://127.0.0.1")

@@ -1,0 +1,170 @@
+"""Videos of one prompt, seed and window, made side by side, each with a cache of another form."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bench.caches.engines import StoredCache, latent_engine, per_head_engine
+from bench.caches.formats import AsTheyAre, Format, Scaled
+from bench.harness.paired_timing import Pair, WaitingClock
+from bench.harness.subject import filling
+from bench.quality.drift import WINDOW, drift, measures
+from runtime.engines.base import Engine
+from runtime.prompts.sources import FixedPrompts
+from runtime.rollout.decoding import CodecDecoder, Decoder
+from runtime.rollout.rollout import Rollout
+from vmla.config import FRAMES_PER_SECOND
+from vmla.weights.checkpoint import Checkpoint
+
+LATENT, CONTROL = "latent, float32", "latent, float32, again"
+"""What all are compared with, and the same once more: what it differs by is noise."""
+PER_HEAD = "per head, float32"
+
+
+@dataclass(kw_only=True)
+class Video:
+    """One of those that are made side by side."""
+
+    name: str
+    engine: Engine
+    bytes_per_token: int
+    """Kept of one token in one layer."""
+    rollout: Rollout
+    decoder: Decoder
+    times: list[float] = field(default_factory=list)
+    """Milliseconds of each chunk: denoised and committed, not decoded."""
+    apart: list[float] = field(default_factory=list)
+    """Of each chunk, the mean distance of a pixel's colour from that of the video with the latent cache."""
+    frames: list[Tensor] = field(default_factory=list)
+    """Those of the window that is not yet full."""
+    points: list[dict[str, float]] = field(default_factory=list)
+    """What each whole window shows."""
+
+    def make(self, clock: WaitingClock) -> Tensor:
+        """The frames [n, 3, H, W] of the next chunk."""
+        made: list[Tensor] = []
+
+        def chunk() -> None:
+            made.append(self.rollout.denoise())
+            self.rollout.update_cache()
+
+        self.times.append(clock.time(chunk))
+        return self.decoder.decode(made[0])[0]
+
+    def see(self, frames: Tensor) -> None:
+        """Keep what whole windows of `frames` show."""
+        self.frames = [*self.frames, *frames]
+        while len(self.frames) >= WINDOW:
+            self.points.append(measures(torch.stack(self.frames[:WINDOW])))
+            self.frames = self.frames[WINDOW:]
+
+
+def forms(checkpoint: Checkpoint) -> list[Format]:
+    """The forms that a latent cache is kept in, besides float32."""
+    rotary = checkpoint.model_config().qk_rope_head_dim
+    return [
+        AsTheyAre("latent, bfloat16", torch.bfloat16),
+        Scaled("latent, fp8", bits=8, rotary=rotary),
+        Scaled("latent, 4-bit", bits=4, rotary=rotary),
+    ]
+
+
+def open_engines(checkpoint: Checkpoint) -> dict[str, Engine]:
+    """Every form's engine, over one model in float32; the latent one first."""
+    plain: dict[str, Engine] = {name: latent_engine(checkpoint) for name in (LATENT, CONTROL)}
+    stored = {form.name: StoredCache(latent_engine(checkpoint), form, batch=1) for form in forms(checkpoint)}
+    return {**plain, PER_HEAD: per_head_engine(checkpoint), **stored}
+
+
+def open_videos(checkpoint: Checkpoint, prompt: str, seed: int) -> list[Video]:
+    """A video of each form, at its first chunk."""
+    known = {form.name: form for form in forms(checkpoint)}
+    codec, sampler, videos = checkpoint.codec(), checkpoint.sampler(), []
+    for name, engine in open_engines(checkpoint).items():
+        width = engine.cache_spec.entry_width
+        size = known[name].bytes_per_token(width) if name in known else width * engine.dtype.itemsize
+        rollout = Rollout(engine, FixedPrompts(prompt), sampler, seeds=[seed], graphs=False)
+        decoder = CodecDecoder(codec, engine.device)
+        videos.append(Video(name=name, engine=engine, bytes_per_token=size, rollout=rollout, decoder=decoder))
+    return videos
+
+
+def side_by_side(videos: Sequence[Video], chunks: int) -> Iterator[int]:
+    """Make `chunks` chunks of each, in an order that turns round with each; yields how many there are."""
+    clock = WaitingClock(videos[0].engine.device)
+    for number in range(chunks):
+        made: dict[str, Tensor] = {}
+        for video in videos if number % 2 == 0 else reversed(videos):
+            made[video.name] = video.make(clock)
+        for video in videos:
+            video.apart.append(float((made[video.name] - made[LATENT]).abs().mean()))
+            video.see(made[video.name])
+        yield number + 1
+
+
+def errors(checkpoint: Checkpoint, prompt: str, seed: int) -> dict[str, float]:
+    """For each form, the relative error of the first chunk that is made of a full window.
+
+    All have the same past: the latents of the video with the latent cache, each committed in its own form.
+    """
+    found: dict[str, float] = {}
+    sampler, past, wanted = checkpoint.sampler(), list[Tensor](), torch.zeros(())
+    for name, engine in open_engines(checkpoint).items():
+        rollout = Rollout(engine, FixedPrompts(prompt), sampler, seeds=[seed], graphs=False, start=past)
+        made = []
+        for _ in range(filling(engine.config)):
+            made.append(rollout.denoise())
+            rollout.update_cache()
+        made.append(rollout.denoise())
+        if name == LATENT:
+            past, wanted = made[:-1], made[-1]
+        found[name] = float((made[-1] - wanted).norm() / wanted.norm())
+    return found
+
+
+def rows(videos: Sequence[Video], wrong: dict[str, float]) -> list[dict[str, Any]]:
+    """What a results document says of each form."""
+    baseline, control = videos[0], videos[1]
+    noise = paired(baseline, control).spread
+    return [_row(video, baseline, wrong[video.name], noise) for video in videos if video is not control]
+
+
+def _row(video: Video, baseline: Video, error: float, noise: float) -> dict[str, Any]:
+    pair, spec = paired(baseline, video), video.engine.cache_spec
+    frames = spec.chunk * 4
+    return {
+        "cache": video.name,
+        "bytes_per_token_and_layer": video.bytes_per_token,
+        "bytes_per_video": video.bytes_per_token * spec.layers * spec.slots * spec.tokens_per_frame,
+        "error": error,
+        "drift": drift(video.points),
+        "apart": statistics.mean(video.apart[-WINDOW // frames :]),
+        "frames_per_second": frames / statistics.median(pair.other) * 1e3,
+        "time_over_latent": pair.typical,
+        "spread": pair.spread,
+        "differs": video is not baseline and pair.differs(noise),
+        "along": list(_along(video)),
+    }
+
+
+def paired(baseline: Video, other: Video) -> Pair:
+    """Times of the chunks whose window is full, in whole rounds of two."""
+    first = filling(baseline.engine.config) + 1
+    count = (len(baseline.times) - first) // 2 * 2
+    return Pair(baseline.times[-count:], other.times[-count:])
+
+
+def _along(video: Video) -> Iterator[dict[str, float]]:
+    """Of each chunk: the second at its end, its time, bytes of the cache in use, distance."""
+    spec = video.engine.cache_spec
+    for number, (taken, apart) in enumerate(zip(video.times, video.apart, strict=True)):
+        end = spec.chunks.start(number + 1)
+        used = min(end, spec.slots) * spec.tokens_per_frame * spec.layers * video.bytes_per_token
+        second = end * 4 / FRAMES_PER_SECOND
+        yield {"second": second, "chunk_ms": round(taken, 3), "bytes": used, "apart": round(apart, 6)}

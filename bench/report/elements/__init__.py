@@ -1,0 +1,1 @@
+"""What a report is put together from: tables, media, a filter."""

@@ -1,0 +1,1 @@
+"""For each kind of document, its tables and plots."""

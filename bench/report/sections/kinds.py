@@ -1,0 +1,27 @@
+"""For each kind of document, what makes its section."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from bench.report.elements.table import Section
+from bench.report.sections import quality, speed, studies
+from bench.report.sections.caches import caches_section
+
+SECTIONS: dict[str, Callable[[dict[str, Any]], Section]] = {
+    "engines": speed.engines_section,
+    "roofline": speed.roofline_section,
+    "memory": speed.memory_section,
+    "rollout": speed.rollout_section,
+    "serve": speed.serve_section,
+    "grades": quality.grades_section,
+    "layouts": quality.layouts_section,
+    "spectrum": studies.spectrum_section,
+    "gpu": speed.gpu_section,
+    "quality": quality.quality_section,
+    "kernels": speed.kernels_section,
+    "study": studies.study_section,
+    "caches": caches_section,
+    "conversion": studies.conversion_section,
+}

@@ -1,0 +1,54 @@
+"""Sections of what is measured of the picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from bench.quality.drift import MEASURES
+from bench.quality.grades import mean_right
+from bench.report.elements.engines_table import or_dash
+from bench.report.elements.lines import Lines
+from bench.report.elements.table import Section, Table
+
+
+def grades_section(document: dict[str, Any]) -> Section:
+    """Shares of prompts that pass, over time."""
+    marks = document["grades"]
+    questions = list(next(iter(marks.values())))
+    rows = [[f"{mark} s", *(f"{row[q]:.1%}" for q in questions)] for mark, row in marks.items()]
+    series = {q: [(float(mark), row[q]) for mark, row in marks.items()] for q in questions}
+    plot = Lines(title="share that passes", x="seconds", y="share", series=series, zero=True)
+    table = Table(title=f"{document['prompts']} held-out prompts", headings=["after", *questions], rows=rows)
+    return Section(tables=[table], plots=[plot])
+
+
+def quality_section(document: dict[str, Any]) -> Section:
+    """VBench's dimensions and the paper's mean of them."""
+    rows = [[name.replace("_", " "), f"{score:.4f}"] for name, score in document["scores"].items()]
+    rows.append(["six-metric mean, as in the paper", f"{document['summary']['six_metric_mean']:.4f}"])
+    return Section(tables=[Table(title="quality", headings=["dimension", "score"], rows=rows)], plots=[])
+
+
+def layouts_section(document: dict[str, Any]) -> Section:
+    """Models side by side: what they take, what is right over time, how they drift."""
+    rows = document["models"]
+    marks = sorted(rows[0]["grades"], key=int) if rows else []
+    table = [
+        [
+            one["model"], str(one["steps"]), f"{one['cached_numbers'] * 4:,}",
+            or_dash(one.get("frames_per_second"), "{:.0f}"),
+            *(f"{mean_right(one['grades'][mark]):.1%} / {one['grades'][mark]['all']:.1%}" for mark in marks),
+            *(f"{one['drift'][name]:+.1%}" for name in MEASURES if one["drift"]),
+        ]
+        for one in rows
+    ]  # fmt: skip
+    headings = ["model", "steps", "bytes cached per token and layer", "frames/s",
+                *(f"right / all right after {mark} s" for mark in marks),
+                *(f"change of {name}" for name in MEASURES if rows and rows[0]["drift"])]  # fmt: skip
+    title = f"{document['prompts']} held-out prompts, float32" if marks else "speed alone, float32"
+    right = {one["model"]: [(p["second"], mean_right(p["right"])) for p in one["curve"]] for one in rows}
+    plots = [Lines(title="mean share that is right", x="seconds", y="share", series=right, zero=True)]
+    for name in MEASURES:
+        seen = {one["model"]: [(p["second"], p[name]) for p in one["curve"]] for one in rows}
+        plots.append(Lines(title=name, x="seconds", y=name, series=seen, zero=True))
+    return Section(tables=[Table(title=title, headings=headings, rows=table)], plots=plots)
