@@ -4,12 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from export.engine.manifest import Signature
 from plugins.errors import UserError
+
+if TYPE_CHECKING:
+    from onnxruntime import InferenceSession
 
 
 def session(graph: Path, signature: Signature) -> Callable[..., Sequence[Tensor]]:
@@ -19,18 +23,8 @@ def session(graph: Path, signature: Signature) -> Callable[..., Sequence[Tensor]
         UserError: if it has inputs or outputs of a type that ONNX Runtime does not support on a CPU.
         RuntimeError: if it does not load.
     """
-    import onnxruntime
-    from onnxruntime.capi import onnxruntime_pybind11_state as states
-
-    if any(spec.dtype == "bfloat16" for spec in (*signature.inputs, *signature.outputs)):
-        raise UserError("ONNX Runtime has no bfloat16 on a CPU; build with --precision fp32 or fp16")
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3  # errors only: it warns about every constant that it does not fold
-    options.intra_op_num_threads = torch.get_num_threads()
-    try:
-        made = onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
-    except (states.Fail, states.InvalidGraph, states.NotImplemented) as error:
-        raise RuntimeError(str(error)) from error
+    check_types(signature)
+    made = inference_session(graph)
     names = [spec.name for spec in signature.inputs]
     outputs = [spec.name for spec in signature.outputs]
 
@@ -39,3 +33,31 @@ def session(graph: Path, signature: Signature) -> Callable[..., Sequence[Tensor]
         return [torch.from_numpy(array) for array in made.run(outputs, feeds)]
 
     return run
+
+
+def inference_session(graph: Path) -> InferenceSession:
+    """Open `graph` with as many threads as torch uses now.
+
+    Raises:
+        RuntimeError: if it does not load.
+    """
+    import onnxruntime
+    from onnxruntime.capi import onnxruntime_pybind11_state as states
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3  # errors only: it warns about every constant that it does not fold
+    options.intra_op_num_threads = torch.get_num_threads()
+    try:
+        return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])
+    except (states.Fail, states.InvalidGraph, states.NotImplemented) as error:
+        raise RuntimeError(str(error)) from error
+
+
+def check_types(signature: Signature) -> None:
+    """Refuse a program of a type that ONNX Runtime does not support on a CPU.
+
+    Raises:
+        UserError: naming types that it supports.
+    """
+    if any(spec.dtype == "bfloat16" for spec in (*signature.inputs, *signature.outputs)):
+        raise UserError("ONNX Runtime has no bfloat16 on a CPU; build with --precision fp32 or fp16")

@@ -199,17 +199,31 @@ def _store() -> Path:
 @click.option("--checkpoint", help="Checkpoint folder (default: the one that the engine names).")
 @click.option("--chunks", type=click.IntRange(min=1), default=20, show_default=True,
               help="Number of chunks of the rollout.")  # fmt: skip
-def verify(engine: Path, checkpoint: str | None, chunks: int) -> None:
+@click.option("--layers", is_flag=True,
+              help="Compare an onnx engine's products one by one instead (extra: polygraphy).")  # fmt: skip
+def verify(engine: Path, checkpoint: str | None, chunks: int, layers: bool) -> None:
     """Compare ENGINE with the eager model in float32; exit with 1 where a bound is not met."""
     from export.engine.manifest import Manifest
-    from runtime.cli.verify import verify
-    from runtime.engines.compiled import open_engine
     from vmla.weights.locate import find_checkpoint
 
     manifest = Manifest.read(engine)
     opened = find_checkpoint(checkpoint or manifest.checkpoint)
-    with open_engine(engine, opened, batch=manifest.batch) as compiled:
-        result = verify(compiled, opened, chunks=chunks)
-    say(*result.lines())
-    if not result.holds:
+    if layers:
+        from runtime.cli.verify_layers import verify_layers
+
+        found = verify_layers(manifest, engine, opened)
+        lines, holds = found.lines(), found.first_above is None
+    else:
+        lines, holds = _verify_rollout(manifest, engine, opened, chunks)
+    say(*lines)
+    if not holds:
         sys.exit(1)
+
+
+def _verify_rollout(manifest: Any, engine: Path, checkpoint: Any, chunks: int) -> tuple[list[str], bool]:
+    from runtime.cli.verify import verify
+    from runtime.engines.compiled import open_engine
+
+    with open_engine(engine, checkpoint, batch=manifest.batch) as compiled:
+        result = verify(compiled, checkpoint, chunks=chunks)
+    return result.lines(), result.holds

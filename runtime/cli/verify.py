@@ -83,6 +83,21 @@ def verify(engine: CompiledEngine, checkpoint: Checkpoint, *, chunks: int) -> Ve
 
 def single_pass(engine: Engine, eager: Engine, batch: int) -> dict[str, float]:
     """Errors of velocity and entries in the second chunk, after entries of any kind; empty slots hold NaN."""
+    text = prompts(batch)
+    want, got = (
+        one.step(second_chunk(eager, batch, one.encode_prompt(text), dtype=one.dtype))
+        for one in (eager, engine)
+    )
+    return {name: relative_error(a, b) for name, a, b in zip(("velocity", "entries"), got, want, strict=True)}
+
+
+def second_chunk(
+    eager: Engine, batch: int, text_kv: Tensor, *, dtype: torch.dtype = torch.float32
+) -> StepInputs:
+    """The same inputs of the second chunk's pass at each call, with a cache in `dtype`.
+
+    The cache holds noise, and NaN in empty slots.
+    """
     config, spec = eager.config, eager.cache_spec
     generator = torch.Generator().manual_seed(0)
 
@@ -96,12 +111,7 @@ def single_pass(engine: Engine, eager: Engine, batch: int) -> dict[str, float]:
     own = spec.chunk_index(second, spec.chunk).to(eager.device)
     empty = (slots < 0).repeat_interleave(spec.tokens_per_frame)[:, None]
     cache = draw(*spec.shape(batch)).masked_fill(empty, float("nan"))
-    text = prompts(batch)
-    want, got = (
-        one.step(StepInputs(latents, timestep, one.encode_prompt(text), cache.to(one.dtype), slots, own))
-        for one in (eager, engine)
-    )
-    return {name: relative_error(a, b) for name, a, b in zip(("velocity", "entries"), got, want, strict=True)}
+    return StepInputs(latents, timestep, text_kv, cache.to(dtype), slots, own)
 
 
 def latents_of(engine: Engine, sampler: Sampler, batch: int, chunks: int) -> Iterator[Tensor]:

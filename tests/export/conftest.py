@@ -37,6 +37,21 @@ def onnx_engine(build_engine):
 
 
 @pytest.fixture(scope="session")
+def calibration_file(checkpoint, tmp_path_factory):
+    """A calibration of the debug model."""
+    path = tmp_path_factory.mktemp("calibration") / "calibration.json"
+    options = ["--checkpoint", str(checkpoint), "--prompts", "2", "--chunks", "3", "-o", str(path)]
+    assert CliRunner().invoke(main, ["calibrate", *options]).exit_code == 0
+    return path
+
+
+@pytest.fixture(scope="session")
+def fp8_engine(build_engine, calibration_file):
+    """A graph in fp8 for ONNX Runtime."""
+    return build_engine("--backend", "onnx", "--precision", "fp8", "--calibration", str(calibration_file))
+
+
+@pytest.fixture(scope="session")
 def graph_of(checkpoint, tmp_path_factory):
     """Write the debug model's step over all slots, and return the file."""
 

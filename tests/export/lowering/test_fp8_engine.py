@@ -24,17 +24,9 @@ DYNAMIC = "TRT_FP4DynamicQuantize"
 
 
 @pytest.fixture(scope="module")
-def calibration_file(checkpoint, tmp_path_factory):
-    path = tmp_path_factory.mktemp("calibration") / "calibration.json"
-    options = ["--checkpoint", str(checkpoint), "--prompts", "2", "--chunks", "3", "-o", str(path)]
-    assert CliRunner().invoke(main, ["calibrate", *options]).exit_code == 0
-    return path
-
-
-@pytest.fixture(scope="module")
-def folder(build_engine, calibration_file):
+def folder(fp8_engine):
     """An engine for ONNX Runtime."""
-    return build_engine("--backend", "onnx", "--precision", "fp8", "--calibration", str(calibration_file))
+    return fp8_engine
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,212 @@
+"""`vmla-export verify --layers`: the products of an engine's graph against those of its float32 graph.
+
+Both graphs run in ONNX Runtime, driven by Polygraphy's Comparator, on the pass that `verify` measures.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from export.backends.base import Requirement
+from export.backends.onnx import EXPORTER, ONNX, RUNTIME, write_graph
+from export.build import describe, lower
+from export.checks import build_command, check_engine, sound_copy
+from export.engine.manifest import Manifest
+from export.loading.onnx_session import check_types, inference_session
+from export.lowering.trace import trace
+from export.onnx.products import products
+from export.settings import Settings
+from plugins.errors import UserError
+from runtime.cli.verify import prompts, second_chunk
+from runtime.engines.base import EagerEngine
+from vmla.weights.checkpoint import Checkpoint
+
+COMPARATOR = Requirement(modules=("polygraphy",), extra="polygraphy")
+PROGRAMS = ("prompt", "step")
+"""In the order in which they run."""
+
+LIMITS = {"fp32": 1e-4, "fp16": 1e-2, "fp8": 4e-1}
+"""Limits on the relative error of a product, which adds up along the graph. In fp8 twice the worst of the
+shipped model (0.183 in `blocks.3.attn1.up_q`); in fp16 ten times that of the
+`debug` model (0.0009)."""
+
+Feeds = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerErrors:
+    """Relative errors |engine - float32| / |float32| of every product, in the order in which they run."""
+
+    precision: str
+    errors: dict[str, float]
+
+    @property
+    def limit(self) -> float:
+        """The largest error that a sound engine of this precision may show in a product."""
+        return LIMITS[self.precision]
+
+    @property
+    def worst(self) -> str:
+        """The layer with the largest error; an error that is no number counts as the largest."""
+        return max(self.errors, key=lambda name: (math.isnan(self.errors[name]), self.errors[name]))
+
+    @property
+    def first_above(self) -> str | None:
+        """The first layer above the limit: the errors of those after it may all come from there."""
+        return next((name for name, error in self.errors.items() if not error <= self.limit), None)
+
+    def lines(self) -> list[str]:
+        """The result as a table for a person to read, and in JSON in the last line."""
+        width = max(map(len, self.errors))
+        marks = {self.worst: "  worst"} if self.errors[self.worst] != 0 else {}
+        if self.first_above is not None:
+            marks[self.first_above] = f"  first above{' and worst' if self.first_above in marks else ''}"
+        said = "none is above it" if self.first_above is None else f"{self.first_above} is the first above it"
+        return [
+            *(f"{name:{width}}  {error:.2e}{marks.get(name, '')}" for name, error in self.errors.items()),
+            f"limit of a layer in {self.precision}: {self.limit:g}; {said}",
+            self._json(),
+        ]
+
+    def _json(self) -> str:
+        """The same for a program; an error that is no finite number is null."""
+        errors = {name: error if math.isfinite(error) else None for name, error in self.errors.items()}
+        head = {"precision": self.precision, "limit": self.limit}
+        return json.dumps({**head, "first_above": self.first_above, "worst": self.worst, "layers": errors})
+
+
+def verify_layers(manifest: Manifest, folder: Path, checkpoint: Checkpoint) -> LayerErrors:
+    """Run the graphs of the engine in `folder` and those of `checkpoint` in float32 on the same inputs.
+
+    Raises:
+        UserError: if the engine is none that ONNX Runtime can run, does not fit the checkpoint or is
+            damaged, or if a package is missing.
+    """
+    if manifest.backend != ONNX.name:
+        mend = build_command(
+            manifest, folder.with_name(f"{folder.name}-onnx"), backend=ONNX.name, device="cpu"
+        )
+        raise UserError(
+            f"ONNX Runtime cannot run a {manifest.backend} engine layer by layer; "
+            f"verify --layers an engine of the same precision, built with: {mend}"
+        )
+    if manifest.precision not in LIMITS:
+        raise UserError(
+            f"ONNX Runtime has no {manifest.precision} on a CPU; build with --precision fp16 or fp8"
+        )
+    for requirement in (COMPARATOR, EXPORTER, RUNTIME):
+        requirement.check()
+    check_engine(manifest, folder, checkpoint, batch=manifest.batch)
+    for name in PROGRAMS:
+        check_types(manifest.programs[name])
+    errors: dict[str, float] = {}
+    feeds = feeds_of(manifest, checkpoint)
+    with sound_copy(manifest, folder) as own, TemporaryDirectory(prefix="videomla-float32-") as place:
+        write_float32(manifest, checkpoint, Path(place))
+        for name in PROGRAMS:
+            errors |= compare(Path(place) / f"{name}.onnx", own / f"{name}.onnx", feeds[name])
+    return LayerErrors(precision=manifest.precision, errors=errors)
+
+
+def write_float32(manifest: Manifest, checkpoint: Checkpoint, folder: Path) -> None:
+    """Write the graphs of `checkpoint` in float32, in the form that the engine of `manifest` has."""
+    settings = Settings(
+        backend=ONNX.name, precision="fp32", batch=manifest.batch, attention=manifest.attention
+    )
+    wanted = replace(describe(checkpoint, settings), window=manifest.window)
+    for name, program in trace(
+        checkpoint.transformer(), batch=manifest.batch, window=manifest.window, joined=False
+    ).items():
+        write_graph(name, lower(program, wanted.programs[name], settings), wanted, folder)
+
+
+def feeds_of(manifest: Manifest, checkpoint: Checkpoint) -> dict[str, Feeds]:
+    """The inputs of each program: those of `verify`, rounded to the engine's types and again in float32.
+
+    Slots that hold no frame hold zeros, not NaN, so that a product over all slots has numbers alone.
+    """
+    eager = EagerEngine(
+        checkpoint.transformer(), checkpoint.text(), device=torch.device("cpu"), dtype=torch.float32
+    )
+    text = prompts(manifest.batch)
+    inputs = second_chunk(eager, manifest.batch, eager.encode_prompt(text))
+    inputs = inputs._replace(cache=inputs.cache.nan_to_num(nan=0.0))
+    if manifest.window == "held":
+        held = int((inputs.slot_index >= 0).sum())
+        tokens = held * eager.cache_spec.tokens_per_frame
+        inputs = inputs._replace(cache=inputs.cache[:, :, :tokens], slot_index=inputs.slot_index[:held])
+    tensors: dict[str, tuple[Tensor, ...]] = {
+        "prompt": (checkpoint.text()(text).float(),),
+        "step": tuple(inputs),
+    }
+    return {name: _rounded(manifest, name, given) for name, given in tensors.items()}
+
+
+def _rounded(manifest: Manifest, program: str, tensors: tuple[Tensor, ...]) -> Feeds:
+    """Tensors by the name of the input; what the engine takes narrower holds only numbers that it can."""
+    feeds = {}
+    for spec, tensor in zip(manifest.programs[program].inputs, tensors, strict=True):
+        narrow = tensor.to(getattr(torch, spec.dtype))
+        feeds[spec.name] = narrow.to(tensor.dtype).contiguous().numpy()
+    return feeds
+
+
+def compare(reference: Path, own: Path, feeds: Feeds) -> dict[str, float]:
+    """The error of every product of the graph `own`, by its layer, in the order of `own`.
+
+    Raises:
+        UserError: if the two graphs do not multiply the same weights, or one does not run.
+    """
+    import onnx
+
+    wanted, made = (products(onnx.load(str(path), load_external_data=False)) for path in (reference, own))
+    if wanted.keys() != made.keys():
+        odd = min(wanted.keys() ^ made.keys())
+        raise UserError(
+            f"{odd} is multiplied in only one of the engine and its model; build the engine again"
+        )
+    want, got = (_outputs(path, layers, feeds) for path, layers in ((reference, wanted), (own, made)))
+    return {layer: _error(got[made[layer]], want[wanted[layer]]) for layer in made}
+
+
+def _outputs(graph: Path, layers: Mapping[str, str], feeds: Feeds) -> Mapping[str, NDArray[Any]]:
+    """The outputs of the products `layers` of `graph`, beside which a graph with these outputs is written."""
+    from polygraphy.backend.onnx import ModifyOutputs, OnnxFromPath, SaveOnnx
+    from polygraphy.backend.onnxrt import OnnxrtRunner
+    from polygraphy.comparator import Comparator
+    from polygraphy.exception import PolygraphyException
+    from polygraphy.logger import G_LOGGER
+
+    marked = graph.with_name(f"{graph.stem}-layers.onnx")
+    with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
+        try:
+            # Without its weights, which stay in the file beside it where there is one.
+            model = OnnxFromPath(str(graph), ignore_external_data=True)
+            SaveOnnx(ModifyOutputs(model, [*layers.values()]), str(marked))()
+            runner = OnnxrtRunner(partial(inference_session, marked), name=graph.stem)
+            [(_, [result])] = Comparator.run([runner], data_loader=[dict(feeds)])
+        except (RuntimeError, PolygraphyException) as error:
+            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise UserError(f"{graph.name} does not run layer by layer in ONNX Runtime: {said}") from error
+    return {name: result[name] for name in layers.values()}
+
+
+def _error(got: NDArray[Any], want: NDArray[Any]) -> float:
+    """|got - want| / |want| in float64; 0 where both are zeros."""
+    wide = want.astype(np.float64)
+    difference, norm = np.linalg.norm(got.astype(np.float64) - wide), np.linalg.norm(wide)
+    if norm == 0:
+        return 0.0 if difference == 0 else math.inf
+    return float(difference / norm)

@@ -1,0 +1,118 @@
+"""`vmla-export verify --layers`: an engine's products one by one against those in float32."""
+
+import json
+import math
+import shutil
+import sys
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from click.testing import CliRunner
+
+from export.engine.manifest import Manifest
+from export.layers import layers_of
+from export.onnx.products import products
+from runtime.cli.export import main
+from runtime.cli.verify_layers import LayerErrors, verify_layers
+from vmla.weights.checkpoint import open_checkpoint
+from vmla.weights.formats.files import hash_file
+
+pytestmark = pytest.mark.cpu
+
+DAMAGED = "blocks.1.attn2.to_q"
+
+
+@pytest.fixture(scope="module")
+def sound(fp8_engine, checkpoint):
+    """The errors of a sound fp8 engine."""
+    return verify_layers(Manifest.read(fp8_engine), fp8_engine, open_checkpoint(checkpoint))
+
+
+@pytest.fixture
+def damaged(fp8_engine, tmp_path):
+    """An engine in which the scales of one layer are twice what they should be."""
+    folder = shutil.copytree(fp8_engine, tmp_path / "damaged")
+    model = onnx.load(folder / "step.onnx")
+    [scales] = [each for each in model.graph.initializer if each.name == f"{DAMAGED}.weight_scale"]
+    scales.CopyFrom(onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(scales), scales.name))
+    onnx.save(model, folder / "step.onnx")
+    manifest = Manifest.read(folder)
+    replace(manifest, files={**manifest.files, "step.onnx": hash_file(folder / "step.onnx")}).write(folder)
+    return folder
+
+
+def verify(*arguments):
+    return CliRunner().invoke(main, ["verify", *map(str, arguments), "--layers"])
+
+
+def test_every_linear_layer_is_listed_once(sound, checkpoint):
+    layers = layers_of(open_checkpoint(checkpoint).model_config())
+    assert sorted(sound.errors) == sorted(layers)
+
+
+def test_the_errors_of_a_sound_engine_begin_with_its_first_narrow_layer(sound, fp8_engine):
+    narrow = Manifest.read(fp8_engine).layers["fp8"]
+    first = next(place for place, name in enumerate(sound.errors) if name in narrow)
+    errors = [*sound.errors.values()]
+    assert max(errors[:first]) < 1e-6
+    assert all(1e-3 < sound.errors[name] < sound.limit for name in narrow)
+    assert all(map(math.isfinite, errors))
+    assert sound.first_above is None
+
+
+def test_a_damaged_layer_is_the_first_above_the_limit(damaged, sound):
+    result = verify(damaged)
+    assert result.exit_code == 1, result.output
+    said = result.output.splitlines()
+    told = json.loads(said[-1])
+    assert told["first_above"] == DAMAGED
+    assert told["layers"][DAMAGED] == pytest.approx(1, abs=0.2)  # twice the product
+    before = [*sound.errors][: [*sound.errors].index(DAMAGED)]
+    assert all(told["layers"][name] == pytest.approx(sound.errors[name], abs=1e-6) for name in before)
+    assert any(line.startswith(DAMAGED) and "first above" in line for line in said)
+
+
+def test_a_backend_that_onnx_runtime_cannot_run_is_refused_with_the_command_to_build_another(
+    onnx_engine, tmp_path
+):
+    folder = shutil.copytree(onnx_engine, tmp_path / "plan")
+    replace(Manifest.read(folder), backend="tensorrt").write(folder)
+    result = verify(folder)
+    assert result.exit_code == 2
+    [line] = result.output.splitlines()
+    assert "cannot run a tensorrt engine layer by layer" in line
+    assert "--backend onnx --precision fp32" in line
+    assert f"{folder}-onnx" in line
+
+
+def test_without_polygraphy_the_extra_is_named(onnx_engine, monkeypatch):
+    monkeypatch.setitem(sys.modules, "polygraphy", None)
+    monkeypatch.setattr(
+        "export.backends.base.find_spec", lambda module: None if module == "polygraphy" else 1
+    )
+    result = verify(onnx_engine)
+    assert result.exit_code == 2
+    assert 'polygraphy is not installed; install it with: pip install "videomla[polygraphy]"' in result.output
+
+
+def test_products_are_found_behind_whatever_a_lowering_puts_before_a_weight():
+    weights = [onnx.numpy_helper.from_array(np.zeros((2, 2), np.float32), f"{name}.weight") for name in "ab"]
+    nodes = [
+        onnx.helper.make_node("Transpose", ["a.weight"], ["turned"]),
+        onnx.helper.make_node("MatMul", ["x", "turned"], ["first"]),
+        onnx.helper.make_node("MatMul", ["first", "first"], ["of no weight"]),
+        onnx.helper.make_node("Gemm", ["of no weight", "b.weight"], ["second"]),
+        onnx.helper.make_node("MatMul", ["second", "turned"], ["third"]),
+    ]
+    graph = onnx.helper.make_graph(nodes, "graph", [], [], weights)
+    found = products(onnx.helper.make_model(graph))
+    assert found == {"a": "first", "b": "second", "a (2)": "third"}
+
+
+def test_an_error_that_is_no_number_is_the_worst_and_above_any_limit():
+    errors = LayerErrors(precision="fp8", errors={"a": 0.01, "b": math.nan, "c": 7.0})
+    assert (errors.first_above, errors.worst) == ("b", "b")
+    assert json.loads(errors.lines()[-1])["layers"] == {"a": 0.01, "b": None, "c": 7.0}
+    assert errors.lines()[1].endswith("first above and worst")
