@@ -34,7 +34,7 @@ def spans(checkpoint, tmp_path_factory):
 
 
 def fails(server, name):
-    """Watch a session whose file is gone for a moment: the viewer or the next chunk is the first to find out."""
+    """Watch for a moment a session whose file is gone: its viewer or its next chunk finds out first."""
     with server.watch(session_id=name) as viewer:
         viewer.next()
         time.sleep(0.1)
