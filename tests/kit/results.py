@@ -28,6 +28,25 @@ def caches(speed):
     }  # fmt: skip
 
 
+def gpu_figures():
+    """Stages of the GPU benchmark that failed or went well."""
+    return {
+        "chunk": {"baseline": engine_row("A against A"), "rows": [engine_row()]},
+        "aoti": {"refused": "no compiler"},
+        "training": {"rows": [
+            {"stage": "forcing", "peak_bytes": 1 << 30, "planned": {"all": 1 << 31},
+             "steps": [{"seconds": 2.0, "tokens_per_second": 9e3, "utilisation": 0.5}] * 2},
+            {"stage": "distribution", "refused": "out of memory"},
+        ]},
+        "kernels": {"rows": [
+            {"arm": "expand, triton", "dtype": "bfloat16", "shape": {"batch": 1, "keys": 9360},
+             "median_ms": 0.07, "tflops": 139.0, "time_over_sdpa": 0.14, "error": 1e-6},
+        ]},
+        "graphs": {"rows": [{"layout": "mla", "frames_per_second": 60.0, "spread": 0.01,
+                             "launches": 1}]},
+    }  # fmt: skip
+
+
 def documents(folder, speed=10.0):
     """A results file of every kind that the report shows, with made-up figures."""
     peak = {"per_second": 1e12, "work": 1.0, "samples_ms": [1.0]}
@@ -61,19 +80,7 @@ def documents(folder, speed=10.0):
         "caches": caches(speed),
         "grades": {"prompts": 2, "grades": {mark: dict.fromkeys((*QUESTIONS, "all"), share)
                                             for mark, share in (("5", 0.5), ("60", 0.25))}},
-        "gpu": {"chunk": {"baseline": engine_row("A against A"), "rows": [engine_row()]},
-                "aoti": {"refused": "no compiler"},
-                "training": {"rows": [
-                    {"stage": "forcing", "peak_bytes": 1 << 30, "planned": {"all": 1 << 31},
-                     "steps": [{"seconds": 2.0, "tokens_per_second": 9e3, "utilisation": 0.5}] * 2},
-                    {"stage": "distribution", "refused": "out of memory"},
-                ]},
-                "kernels": {"rows": [
-                    {"arm": "expand, triton", "dtype": "bfloat16", "shape": {"batch": 1, "keys": 9360},
-                     "median_ms": 0.07, "tflops": 139.0, "time_over_sdpa": 0.14, "error": 1e-6},
-                ]},
-                "graphs": {"rows": [{"layout": "mla", "frames_per_second": 60.0, "spread": 0.01,
-                                     "launches": 1}]}},
+        "gpu": gpu_figures(),
         "quality": {"scores": dict.fromkeys(DIMENSIONS, 0.5), "summary": {"six_metric_mean": 0.5}},
     }  # fmt: skip
     paths = []

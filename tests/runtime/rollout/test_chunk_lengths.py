@@ -93,21 +93,21 @@ def test_noise_is_keyed_by_seed_chunk_and_step_in_chunks_of_any_length():
         assert torch.equal(latents[0], keyed_noise(shape, seed=5, chunk=number, step=0))
 
 
-def test_chunks_of_two_lengths_share_one_cache_and_are_three_computations(monkeypatch):
+def test_chunks_of_two_lengths_share_one_cache_and_what_comes_again_is_captured(monkeypatch):
     captures = []
 
     def captured(function, *_):
         captures.append(function)
         return function
 
-    monkeypatch.setattr("runtime.rollout.rollout.captured", captured)
+    monkeypatch.setattr("runtime.rollout.graphs.captured", captured)
     changes = [(0, RED, "keep"), (2, BLUE, "recache"), (7, RED, "reset")]
     prompts = PromptSchedule([PromptChange(chunk=n, prompts=(text,), policy=how) for n, text, how in changes])
     videos = Rollout(tiny_engine(**LENGTHS["1, 3, 3"]), prompts, RENOISE, seeds=[1])
     cache = videos.buffers.cache
     made_by(videos, 9)
     assert videos.buffers.cache is cache
-    assert len(captures) == 6  # steps and clean pass: of the first chunk, of a filling window, of a full one
+    assert len(captures) == 4  # steps and clean pass, of a filling window and of a full one
 
 
 @pytest.mark.parametrize("stop", [1, 3, 6])

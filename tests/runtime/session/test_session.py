@@ -131,18 +131,18 @@ def test_the_plan_of_a_stream_is_what_it_takes(job):
     assert sum(storage.nbytes() for storage in held) == own["decoder memory"]
 
 
-def test_graphs_of_all_streams_share_one_pool(job, monkeypatch):
+def test_all_streams_share_one_set_of_graphs(job, monkeypatch):
     """What they hold for a moment is in the plan once."""
     pools = []
-    monkeypatch.setattr("runtime.session.session.graph_pool", lambda device: "the pool")
+    monkeypatch.setattr("runtime.rollout.graphs.graph_pool", lambda device: "the pool")
     monkeypatch.setattr(
-        "runtime.rollout.rollout.captured", lambda function, device, pool: pools.append(pool) or function
+        "runtime.rollout.graphs.captured", lambda function, device, pool: pools.append(pool) or function
     )
     with Session(job, memory=PLENTY) as session:
         for seed in range(2):
             session.admit(replace(job, seed=seed, chunks=2), NullSink(), frames=24)
         session.run()
-    assert pools == ["the pool"] * 4
+    assert pools == ["the pool"] * 2  # steps and clean pass of a window that fills
 
 
 class Memory(NoTelemetry):
