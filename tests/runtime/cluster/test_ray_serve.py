@@ -11,7 +11,7 @@ import pytest
 from kit.serving import RED, Watching, serving, settings_for, wait_for
 from websockets.exceptions import ConnectionClosedOK
 
-from runtime.cli.serve import job_of
+from runtime.cli.serve import LIKE_RUN, job_of
 from runtime.cluster.ingress import ingress
 from runtime.cluster.service import Service, Size
 from runtime.serve.disk.store import read_relay_key
@@ -27,8 +27,8 @@ CHUNKS = 60
 def served(cluster, checkpoint, store):
     """Two replicas behind one address: its port, and the service."""
     settings = settings_for(store, save_every=0.5)
-    options = {"checkpoint": str(checkpoint), "device": "cpu", "dtype": "auto", "engine": Path("eager"),
-               "decoder": None, "threads": 1}  # fmt: skip
+    given = {"checkpoint": str(checkpoint), "device": "cpu", "dtype": "auto", "threads": 1}
+    options = dict.fromkeys(LIKE_RUN) | given | {"engine": Path("eager")}
     size = Size(least=2, most=2, cpus=1, gpus=0.0)
     service = Service(
         cluster, partial(job_of, options), settings, size, memory=None, log_level="warning"
@@ -51,10 +51,18 @@ def loads(service):
 
 
 def kill_the_one_that_has(service, name):
-    found = [ray.get([one.address.remote(), one.process.remote()]) for one in service.replicas]
-    there = loads(service)
-    ((_, process),) = [one for one in found if name in there[one[0]].sessions]
-    os.kill(process, signal.SIGKILL)
+    """Kill it once it is known; one that was killed before may still be starting."""
+
+    def maker():
+        there = loads(service)
+        for one in service.replicas:
+            with suppress(ray.exceptions.RayError):
+                address, process = ray.get([one.address.remote(), one.process.remote()])
+                if address in there and name in there[address].sessions:
+                    return process
+        return None
+
+    os.kill(wait_for(maker), signal.SIGKILL)
 
 
 class Following(threading.Thread):
