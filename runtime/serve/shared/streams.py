@@ -80,6 +80,8 @@ class SharedStreams(Streams):
 
     def _refresh(self, folder: StreamFolder) -> None:
         name = folder.path.name
+        if name in self._new:
+            return
         stream = self._streams.get(name)
         if stream is None:
             if folder.has_info:
@@ -101,14 +103,15 @@ class SharedStreams(Streams):
 
     async def _bring(self, stream: Stream) -> None:
         """As `Streams._bring`, once it is ours and read anew."""
-        claim = stream.claim or await self._claim(stream)
-        if claim is None:
-            self.places.give_back(stream)
-            raise ApiError(503, HELD, "another server makes this stream", retry_after=1)
-        stream.claim = claim
+        coming = asyncio.ensure_future(self._make_ours(stream))
         try:
-            with suppress(*UNREADABLE):
-                await asyncio.to_thread(stream.refresh)
+            await asyncio.shield(coming)
+        except BaseException:  # who is cancelled meanwhile waits, or a thread would claim it for nobody
+            await asyncio.wait([coming])
+            self.places.give_back(stream)
+            stream.let_go()
+            raise
+        try:
             if stream.over:  # another server has come to its end meanwhile
                 self.places.give_back(stream)
             else:
@@ -116,6 +119,18 @@ class SharedStreams(Streams):
         finally:
             if not stream.resident:
                 stream.let_go()
+
+    async def _make_ours(self, stream: Stream) -> None:
+        """Claim it, unless we have, and read it anew.
+
+        Raises:
+            ApiError: if another server makes it.
+        """
+        stream.claim = stream.claim or await self._claim(stream)
+        if stream.claim is None:
+            raise ApiError(503, HELD, "another server makes this stream", retry_after=1)
+        with suppress(*UNREADABLE):
+            await asyncio.to_thread(stream.refresh)
 
     async def _claim(self, stream: Stream) -> Claim | None:
         """The right to it, once whoever has it lets go; None if that takes too long."""
@@ -136,8 +151,10 @@ class SharedStreams(Streams):
             stream.claim = await self._claim(stream)
             if stream.claim is None:
                 raise ApiError(503, HELD, "another server makes this stream", retry_after=1)
-        await super().remove(stream)
-        stream.let_go()
+        try:
+            await super().remove(stream)
+        finally:
+            stream.let_go()
 
     # What happens by itself.
 

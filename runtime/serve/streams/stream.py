@@ -136,7 +136,7 @@ class Stream:
         """Be what the disk says, where another server may have made more of it meanwhile.
 
         Raises:
-            OSError, ValueError, TypeError: if it does not say.
+            OSError, UserError: if it does not say.
         """
         if self.resident or (seen := self.folder.stamp()) == self._seen:
             return
@@ -319,7 +319,7 @@ class Stream:
             status = "completed"
         self.task, self._leaving = None, False
         with suppress(ClaimLostError), self._fenced():
-            if status == "completed":
+            if status == "completed" and task.stages.complete:  # not if it has only become too long
                 with suppress(OSError):
                     self.folder.state.unlink(missing_ok=True)
             self.set(status=status, error=error)

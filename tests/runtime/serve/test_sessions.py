@@ -3,6 +3,7 @@
 import json
 import random
 import threading
+from dataclasses import replace
 
 import pytest
 from kit.serving import BLUE, RED, serving
@@ -62,6 +63,15 @@ def test_a_session_rests_when_its_lease_is_over(server):
     assert server.until(one["id"], status="paused")["lease_expires_at"] is None
     refused = server.http.post("/v1/sessions", json={"prompt": RED, "lease_seconds": 10**9})
     assert refused.status_code == 422
+
+
+def test_a_session_that_has_become_too_long_keeps_its_state(server, monkeypatch):
+    limits = replace(server.streams.settings.limits, stream_seconds=1.0)
+    name = begin(server)["id"]
+    server.until(name, sequence_number=3)
+    monkeypatch.setattr(server.streams, "settings", replace(server.streams.settings, limits=limits))
+    server.until(name, status="completed")
+    assert server.http.get(f"/v1/sessions/{name}/state").status_code == 200
 
 
 def test_the_video_so_far_is_a_file_of_which_parts_can_be_had(server, reference):

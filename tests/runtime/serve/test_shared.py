@@ -1,7 +1,10 @@
 """Two servers on one folder: what one makes the other shows, and goes on with when the first ends or dies."""
 
+import asyncio
 import json
 import os
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -11,6 +14,7 @@ from plugins.errors import UserError
 from runtime.serve.disk.fence import ClaimLostError, Fence, locks_stay_here
 from runtime.serve.disk.folder import StreamFolder
 from runtime.serve.disk.store import Store
+from runtime.serve.shared import streams as shared_streams
 
 pytestmark = pytest.mark.cpu
 CHUNKS, FRAMES = 20, 240
@@ -212,3 +216,85 @@ def test_a_store_is_shared_by_those_that_say_so_alone(tmp_path):
     with pytest.raises(UserError, match="another server"):
         Store(tmp_path, shared=True)
     alone.close()
+
+
+def on_loop(server, coroutine):
+    """What `coroutine` returns on the event loop of the server."""
+    return asyncio.run_coroutine_threadsafe(coroutine, server.streams._around.loop).result(120)
+
+
+@pytest.fixture(scope="module")
+def one(checkpoint, tmp_path_factory):
+    """A server that could share its folder, and is alone."""
+    with shared(checkpoint, tmp_path_factory.mktemp("one") / "streams") as server:
+        yield server
+
+
+@pytest.fixture
+def rested(one):
+    """A session of `one` that is not in memory."""
+    name = one.http.post("/v1/sessions", json={"prompt": RED, "seconds": 9}).json()["id"]
+    one.http.post(f"/v1/sessions/{name}/pause")
+    one.until(name, resident=False)
+    return one.streams.get(name, "session")
+
+
+@pytest.mark.parametrize("held", [True, False], ids=["by another", "by nobody"])
+def test_whoever_is_cancelled_while_a_stream_is_claimed_takes_neither_place_nor_claim(
+    one, rested, monkeypatch, held
+):
+    there, usual = Fence("http://there"), one.streams._fence.claim
+    theirs = there.claim(rested.folder) if held else None
+    claiming = threading.Event()
+
+    def slow(folder):
+        claiming.set()
+        claim = usual(folder)
+        time.sleep(0.1)
+        return claim
+
+    async def cancelled():
+        task = asyncio.ensure_future(one.streams.activate(rested))
+        await asyncio.to_thread(claiming.wait)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    monkeypatch.setattr(shared_streams, "HAND_OVER_SECONDS", 0.2)
+    monkeypatch.setattr(one.streams._fence, "claim", slow)
+    on_loop(one, cancelled())
+    time.sleep(0.2)  # whatever a thread still does
+    assert rested not in one.streams.places._held
+    if theirs is not None:
+        theirs.release()
+    assert (again := there.claim(rested.folder)) is not None
+    again.release()
+
+
+def test_what_could_not_be_removed_can_be_removed_later(one, rested, monkeypatch):
+    def refuses(self):
+        raise OSError(5, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StreamFolder, "remove", refuses)
+        assert one.http.delete(f"/v1/sessions/{rested.id}").status_code >= 500
+    monkeypatch.setattr(shared_streams, "HAND_OVER_SECONDS", 0.2)
+    assert one.http.delete(f"/v1/sessions/{rested.id}").json()["deleted"]
+    assert not rested.folder.path.exists()
+
+
+def test_a_job_that_is_just_written_is_not_taken_for_one_of_another_server(one, monkeypatch):
+    usual, added = StreamFolder.write, []
+
+    def looked_at(self, info):
+        usual(self, info)
+        if not added:
+            one.http.get("/v1/videos")  # reads anew what lies in the folder
+
+    def counted(folder, info, add=one.streams.add):
+        added.append(info.id)
+        return add(folder, info)
+
+    monkeypatch.setattr(StreamFolder, "write", looked_at)
+    monkeypatch.setattr(one.streams, "add", counted)
+    job = one.http.post("/v1/videos", json={"prompt": RED, "seconds": 1}).json()["id"]
+    assert added == [job]
