@@ -18,7 +18,7 @@ _LEVEL = "vmla.cli.log_level"
 
 
 class FiniteRange(click.FloatRange):
-    """A number within bounds, as click has it, but that NaN is within none: every comparison with it is false."""
+    """A number within bounds; click lets NaN through, for every comparison with it is false."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
         """The number; refuses what is none."""
