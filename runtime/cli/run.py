@@ -14,6 +14,7 @@ from click.core import ParameterSource
 from export.engine.manifest import EAGER, engine_store
 from plugins.errors import UserError
 from vmla.cli.command import OneLineCommand
+from vmla.cli.common_options import FiniteRange
 from vmla.cli.config_file import config_option
 from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say, warn
@@ -95,7 +96,7 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
               help="File that gets a JSON line for each chunk and change of prompt.")  # fmt: skip
 @click.option("--metrics", type=click.Path(dir_okay=False, path_type=Path),
               help="File that holds the latest figures as Prometheus text.")  # fmt: skip
-@click.option("--save-every", type=click.FloatRange(min=0), default=5.0, show_default=True,
+@click.option("--save-every", type=FiniteRange(min=0), default=5.0, show_default=True,
               help="Seconds between two saves of the video's state.")  # fmt: skip
 @click.option("--ray", is_flag=True, help="Make the --videos over the machines of a Ray cluster.")
 @click.option("--cpus-per-replica", type=click.IntRange(min=1),

@@ -14,6 +14,7 @@ from export.engine.manifest import EAGER, engine_store
 from plugins.errors import UserError, missing_extra
 from runtime.serve.edge.settings import LOOPBACK
 from vmla.cli.command import OneLineCommand
+from vmla.cli.common_options import FiniteRange
 from vmla.cli.config_file import config_option
 from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say
@@ -71,11 +72,11 @@ LIKE_RUN = ("checkpoint", "layout", "steps", "device", "dtype", "compiled", "dec
               help="File of API keys, one on each line, any of which opens the server.")  # fmt: skip
 @click.option("--no-auth", is_flag=True, help="Let anyone in who reaches the address.")
 @click.option("--allow-origin", multiple=True, help="Origin of web pages elsewhere that may use the server.")
-@click.option("--lease", type=click.FloatRange(min=0, min_open=True), default=30.0, show_default=True,
+@click.option("--lease", type=FiniteRange(min=0, min_open=True), default=30.0, show_default=True,
               help="Seconds that a stream without viewers stays in memory.")  # fmt: skip
-@click.option("--keep", type=click.FloatRange(min=0, min_open=True), default=24.0, show_default=True,
+@click.option("--keep", type=FiniteRange(min=0, min_open=True), default=24.0, show_default=True,
               help="Hours that a stream or job that nobody asks for stays on disk.")  # fmt: skip
-@click.option("--save-every", type=click.FloatRange(min=0), default=5.0, show_default=True,
+@click.option("--save-every", type=FiniteRange(min=0), default=5.0, show_default=True,
               help="Seconds between two saves of a stream's state.")  # fmt: skip
 @click.option("--trace-to", metavar="URL",
               help="Collector of OpenTelemetry that gets traces (OTLP over HTTP), such as "

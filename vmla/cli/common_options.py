@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +15,17 @@ from vmla.cli.terminal import say
 SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
 """Of click's context, for commands and those below them."""
 _LEVEL = "vmla.cli.log_level"
+
+
+class FiniteRange(click.FloatRange):
+    """A number within bounds; click lets NaN through, for every comparison with it is false."""
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number; refuses what is none."""
+        number = super().convert(value, param, ctx)
+        if not math.isfinite(number):
+            self.fail(f"{value} is not a finite number", param, ctx)
+        return number
 
 
 def log_level(context: click.Context) -> str:

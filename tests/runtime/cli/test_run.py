@@ -121,6 +121,7 @@ def assert_one_line(result, *fragments):
         (["--prompt", "  "], "the prompt is empty"),
         (["--seconds", "-3"], "-3"),
         (["--seconds", "nan"], "no video lasts"),
+        (["--save-every", "nan"], "not a finite number"),
         (["--minutes", "1e9"], "at most"),
         (["--chunks", "0"], "chunks"),
         (["--chunks", "99999999"], "at most"),
