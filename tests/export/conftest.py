@@ -1,12 +1,15 @@
 """One engine of each backend that runs here, built once."""
 
 import pytest
+import torch
 from click.testing import CliRunner
 
 from export.engine.signature import contract
 from export.lowering.trace import trace_step
 from export.onnx import graph as onnx
 from runtime.cli.export import main
+from runtime.engines.base import EagerEngine
+from runtime.engines.compiled import open_engine
 from vmla.weights.checkpoint import open_checkpoint
 
 
@@ -82,3 +85,17 @@ def plugin_graph(graph_of):
 def engine_folder(request):
     """The engine of each backend in turn; read only."""
     return request.getfixturevalue(f"{request.param}_engine")
+
+
+@pytest.fixture(scope="module")
+def engine(engine_folder, checkpoint):
+    """A loaded engine."""
+    with open_engine(engine_folder, open_checkpoint(checkpoint)) as engine:
+        yield engine
+
+
+@pytest.fixture(scope="module")
+def eager(checkpoint):
+    """The same model in PyTorch."""
+    opened = open_checkpoint(checkpoint)
+    return EagerEngine(opened.transformer(), opened.text(), device=torch.device("cpu"), dtype=torch.float32)

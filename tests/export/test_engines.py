@@ -17,7 +17,6 @@ from export.engine.manifest import NAME, Manifest
 from plugins.errors import UserError
 from runtime.cli.export import main as export_main
 from runtime.cli.run import main as run_main
-from runtime.engines.base import EagerEngine
 from runtime.engines.compiled import open_engine
 from runtime.prompts.sources import FixedPrompts
 from runtime.rollout.decoding import NoDecoder
@@ -28,20 +27,6 @@ from vmla.weights.checkpoint import open_checkpoint
 pytestmark = pytest.mark.cpu
 
 PROMPT = "a red star bouncing on a navy background"
-
-
-@pytest.fixture(scope="module")
-def engine(engine_folder, checkpoint):
-    """A loaded engine."""
-    with open_engine(engine_folder, open_checkpoint(checkpoint)) as engine:
-        yield engine
-
-
-@pytest.fixture(scope="module")
-def eager(checkpoint):
-    """The same model in PyTorch."""
-    opened = open_checkpoint(checkpoint)
-    return EagerEngine(opened.transformer(), opened.text(), device=torch.device("cpu"), dtype=torch.float32)
 
 
 def command(group, *arguments):

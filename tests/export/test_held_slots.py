@@ -1,33 +1,15 @@
 """Engines take the slots that hold a frame: at every fill level and after a `reset` they equal the model."""
 
 import pytest
-import torch
 from kit.measure import assert_close
 from kit.passes import pass_inputs
 
-from runtime.engines.base import EagerEngine
-from runtime.engines.compiled import open_engine
 from runtime.prompts.sources import PromptChange, PromptSchedule
 from runtime.rollout.rollout import Rollout
 from vmla.scheduler import Sampler
 from vmla.transformer import StepInputs
-from vmla.weights.checkpoint import open_checkpoint
 
 pytestmark = pytest.mark.cpu
-
-
-@pytest.fixture(scope="module")
-def engine(engine_folder, checkpoint):
-    """A loaded engine."""
-    with open_engine(engine_folder, open_checkpoint(checkpoint)) as engine:
-        yield engine
-
-
-@pytest.fixture(scope="module")
-def eager(checkpoint):
-    """The same model in PyTorch."""
-    opened = open_checkpoint(checkpoint)
-    return EagerEngine(opened.transformer(), opened.text(), device=torch.device("cpu"), dtype=torch.float32)
 
 
 @pytest.mark.parametrize("frame", [0, 1, 2, 3, 4, 5, 30])
