@@ -26,7 +26,7 @@ def command_reference() -> str:
     """All commands, their arguments, options and defaults, as Markdown."""
     lines = ["# Commands", "", "Generated from the commands themselves; `--help` says the same.", ""]
     for name, command in scripts().items():
-        lines += _command(name, click.Context(command, info_name=name), level=2)
+        lines += _command(name, _opened(name, command), level=2)
     return "\n".join(lines)
 
 
@@ -47,6 +47,11 @@ def verbs_help() -> dict[str, str]:
     }
 
 
+def _opened(name: str, command: click.Command, above: click.Context | None = None) -> click.Context:
+    """The context that the command line would give it: click keeps the first help option that it makes."""
+    return click.Context(command, parent=above, info_name=name, **command.context_settings)
+
+
 def _command(name: str, context: click.Context, level: int) -> Iterator[str]:
     """A command with its subcommands, a section each."""
     command = context.command
@@ -60,8 +65,7 @@ def _command(name: str, context: click.Context, level: int) -> Iterator[str]:
         for inner in command.list_commands(context):
             found = command.get_command(context, inner)
             if found is not None:
-                below = click.Context(found, parent=context, info_name=inner)
-                yield from _command(f"{name} {inner}", below, level + 1)
+                yield from _command(f"{name} {inner}", _opened(inner, found, context), level + 1)
 
 
 def _option(option: click.Option, context: click.Context) -> str:
