@@ -76,7 +76,7 @@ class EagerEngine:
             as_it_is: the modules of `model` run themselves, so that hooks on them fire; that is slower.
             compiled: `torch.compile` gets the blocks, one at a time, when they are first called.
             fp8: layers that float8 is for compute in it (`runtime.engines.fp8_linear`).
-            joined: attention's products are joined on a GPU, which is faster; not so to measure by how much.
+            joined: attention's products are joined on a GPU; what that gives is measured without.
             group: processes that make one video together: each holds the model and computes a part of a
                 chunk's tokens (`runtime.engines.sequence_parallel`). All of them must make the same calls.
         """
