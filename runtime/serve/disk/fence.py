@@ -14,7 +14,7 @@ import os
 import secrets
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from runtime.serve.disk.folder import StreamFolder
@@ -51,10 +51,10 @@ class Claim:
         """Inside, nobody else has it.
 
         Raises:
-            ClaimLostError: if it was let go, or taken from us.
+            ClaimLostError: if it was let go, or taken from us, or nobody can say (a stale handle of NFS).
         """
         with self._lock:
-            if self._file is None or os.pread(self._file, LONGEST, 0) != self._said:
+            if self._file is None or not self._stands(self._file):
                 raise ClaimLostError
             yield
 
@@ -64,9 +64,18 @@ class Claim:
             file, self._file = self._file, None
             if file is None:
                 return
-            if os.pread(file, LONGEST, 0) == self._said:
-                os.ftruncate(file, 0)
-            os.close(file)
+            with suppress(OSError):  # what the file says is a hint; closing it is what lets go
+                if self._stands(file):
+                    os.ftruncate(file, 0)
+            with suppress(OSError):
+                os.close(file)
+
+    def _stands(self, file: int) -> bool:
+        """Whether the file still says that it is ours."""
+        try:
+            return os.pread(file, LONGEST, 0) == self._said
+        except OSError:
+            return False
 
 
 class Fence:

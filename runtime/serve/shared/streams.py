@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from plugins.errors import UserError
-from runtime.serve.disk.fence import Claim, Fence
+from runtime.serve.disk.fence import Claim, ClaimLostError, Fence
 from runtime.serve.disk.folder import StreamFolder
 from runtime.serve.disk.store import Store
 from runtime.serve.edge.errors import ApiError
@@ -19,6 +21,7 @@ from runtime.serve.streams.stream import Stream
 from runtime.serve.streams.table import Streams
 from runtime.serve.streams.worker import Worker
 
+LOGGER = logging.getLogger("vmla.serve")
 HELD = "held_elsewhere"
 """The code of what another server makes, and does not let go of in time."""
 HAND_OVER_SECONDS = 5.0
@@ -101,6 +104,15 @@ class SharedStreams(Streams):
 
     # What this one makes.
 
+    async def activate(self, stream: Stream) -> None:
+        """See `Streams.activate`.
+
+        Raises:
+            ApiError: also if another server makes it.
+        """
+        with _refused():
+            await super().activate(stream)
+
     async def _bring(self, stream: Stream) -> None:
         """As `Streams._bring`, once it is ours and read anew."""
         coming = asyncio.ensure_future(self._make_ours(stream))
@@ -128,7 +140,7 @@ class SharedStreams(Streams):
         """
         stream.claim = stream.claim or await self._claim(stream)
         if stream.claim is None:
-            raise ApiError(503, HELD, "another server makes this stream", retry_after=1)
+            raise _held()
         with suppress(*UNREADABLE):
             await asyncio.to_thread(stream.refresh)
 
@@ -150,9 +162,10 @@ class SharedStreams(Streams):
         if not stream.resident and stream.claim is None and stream.folder.has_info:
             stream.claim = await self._claim(stream)
             if stream.claim is None:
-                raise ApiError(503, HELD, "another server makes this stream", retry_after=1)
+                raise _held()
         try:
-            await super().remove(stream)
+            with _refused():
+                await super().remove(stream)
         finally:
             stream.let_go()
 
@@ -170,12 +183,19 @@ class SharedStreams(Streams):
     async def _scan(self) -> None:
         while True:
             await asyncio.sleep(SCAN_SECONDS)
-            self.refresh_all()
-            for stream in self:
-                if stream.info.kind == "video" and self._is_left(stream):
-                    stream.info = replace(stream.info, status="queued")
-                    self.places.queue.append(stream)
-            self._start_jobs()
+            try:
+                self._look_around()
+            except OSError as error:  # of a disk that does not answer; it may, the next time
+                LOGGER.error("store not read", extra={"fields": {"reason": str(error)}})
+
+    def _look_around(self) -> None:
+        """Know what others have begun, and begin jobs that nobody makes."""
+        self.refresh_all()
+        for stream in self:
+            if stream.info.kind == "video" and self._is_left(stream):
+                stream.info = replace(stream.info, status="queued")
+                self.places.queue.append(stream)
+        self._start_jobs()
 
     def _is_left(self, job: Stream) -> bool:
         """Whether nobody makes it, and nobody here waits to."""
@@ -192,8 +212,22 @@ class SharedStreams(Streams):
 
     async def _run(self, job: Stream) -> None:
         async with job.lock:
-            job.claim = await asyncio.to_thread(self._fence.claim, job.folder)
+            with suppress(OSError):  # not knowing is not having; it is looked at again
+                job.claim = await asyncio.to_thread(self._fence.claim, job.folder)
             if job.claim is None:  # another server was quicker
                 self.places.give_back(job)
                 return
         await super()._run(job)
+
+
+def _held() -> ApiError:
+    return ApiError(503, HELD, "another server makes this stream", retry_after=1)
+
+
+@contextmanager
+def _refused() -> Iterator[None]:
+    """A claim that is lost inside refuses the request."""
+    try:
+        yield
+    except ClaimLostError as error:
+        raise _held() from error

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 from plugins.errors import UserError
 from runtime.resume.state import State
+from runtime.serve.disk.fence import ClaimLostError
 from runtime.serve.disk.folder import Kind, StreamFolder, StreamInfo
 from runtime.serve.disk.store import Store
 from runtime.serve.edge.errors import FULL, ApiError, api_error, busy, not_found
@@ -311,6 +312,8 @@ class Streams:
                 return
             try:
                 await self._bring(job)
+            except ClaimLostError:
+                pass  # what becomes of it, another server records
             except ApiError as error:
                 job.set(status="failed", error=error.message)
             except Exception as error:  # noqa: BLE001 - it fails alone; the log has all of it

@@ -1,6 +1,7 @@
 """Two servers on one folder: what one makes the other shows, and goes on with when the first ends or dies."""
 
 import asyncio
+import errno
 import json
 import os
 import threading
@@ -189,6 +190,32 @@ def test_a_claim_that_the_system_lost_writes_nothing_more(tmp_path):
     assert json.loads(folder.owner.read_text())["address"] == "http://there"
 
 
+@pytest.fixture
+def stale(monkeypatch):
+    """Lets every use of a file's content raise what NFS says of a handle that its server has forgotten."""
+    usual, files = os.pread, set()
+
+    def pread(file, *where):
+        if file in files:
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return usual(file, *where)
+
+    monkeypatch.setattr(os, "pread", pread)
+    return files
+
+
+def test_a_claim_whose_file_is_stale_is_lost_and_is_let_go_of(tmp_path, stale):
+    folder, there = StreamFolder(tmp_path), Fence("http://there")
+    claim = Fence("http://here").claim(folder)
+    stale.add(claim._file)
+    with pytest.raises(ClaimLostError), claim.held():
+        pass
+    assert there.claim(folder) is None
+    claim.release()
+    stale.clear()
+    there.claim(folder).release()
+
+
 @pytest.mark.parametrize(
     ("kind", "options", "why"),
     [
@@ -268,6 +295,35 @@ def test_whoever_is_cancelled_while_a_stream_is_claimed_takes_neither_place_nor_
         theirs.release()
     assert (again := there.claim(rested.folder)) is not None
     again.release()
+
+
+def test_a_stream_whose_claim_is_stale_leaves_memory_and_others_go_on_with_it(one, stale):
+    name = one.http.post("/v1/sessions", json={"prompt": RED}).json()["id"]
+    stream = one.streams.get(name, "session")
+    stale.add(stream.claim._file)
+    with one.watch(session_id=name):
+        one.until(name, resident=False)
+    assert stream not in one.streams.places._held
+    stale.clear()
+    assert stream.folder.read().status == "ready"  # nothing was written that another would find
+    with one.watch(session_id=name) as viewer:
+        viewer.take(1)
+    one.http.delete(f"/v1/sessions/{name}").raise_for_status()
+
+
+def test_a_job_whose_claim_cannot_be_had_gives_its_place_back_and_is_made_later(one, monkeypatch):
+    usual, refused = one.streams._fence.claim, []
+
+    def claim(folder):
+        if len(refused) < 2:
+            refused.append(folder)
+            raise OSError(errno.ESTALE, "Stale file handle")
+        return usual(folder)
+
+    monkeypatch.setattr(one.streams._fence, "claim", claim)
+    job = one.http.post("/v1/videos", json={"prompt": RED, "seconds": 1}).json()["id"]
+    wait_for(lambda: one.http.get(f"/v1/videos/{job}").json()["status"] == "completed")
+    assert len(refused) == 2 and not one.streams.places._held
 
 
 def test_what_could_not_be_removed_can_be_removed_later(one, rested, monkeypatch):
