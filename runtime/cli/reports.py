@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack
+import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from plugins.documents.regular_file import opened
 from plugins.errors import UserError
+from runtime.outputs.stream import STANDARD_OUTPUT, is_stream
 from runtime.resume.autosave import resume_command
 from runtime.resume.lock import lock_path
 from runtime.resume.sidecar import sidecar_path
@@ -18,29 +21,68 @@ from runtime.telemetry.metrics import PrometheusFile
 from vmla.cli.terminal import warn
 
 OPTIONS = ("events", "metrics")
+BEGINNINGS = {"events": (b'{"event": ', b'{"video": '), "metrics": (b"# TYPE videomla_",)}
+"""Of a file of reports; one that begins otherwise is not replaced."""
+READ = ("prompts", "videos", "repeat", "start", "decoder")
+"""Options that name what is read."""
 
 
 def check_reports(options: Mapping[str, Any], outputs: Iterable[Path]) -> None:
-    """Refuse files for reports that cannot be written, or that are of a video.
+    """Refuse files for reports that cannot be written, or that are of a video, or of something else.
 
     Raises:
         UserError: naming the first.
     """
-    given = {f"--{name}": options[name].absolute() for name in OPTIONS if options[name] is not None}
-    taken = {
-        path.absolute(): output
-        for output in outputs
-        for path in (output, sidecar_path(output), state_path(output), lock_path(output))
-    }
-    for option, path in given.items():
-        if path in taken:
-            raise UserError(f"{option} and the video {taken[path]} are both {path}; give each its own file")
-        if not path.parent.is_dir():
-            raise UserError(f"there is no folder {path.parent} for {option}; make it first")
-        if not os.access(path if path.exists() else path.parent, os.W_OK):
-            raise UserError(f"{option} {path} may not be written; name another file")
-    if len(given) > len(set(given.values())):
-        raise UserError(f"{' and '.join(given)} are both {path}; give each its own file")
+    taken = {_file(options[name]): f"--{name}" for name in READ if options.get(name) is not None}
+    for output in outputs:
+        beside = () if is_stream(output) else (sidecar_path(output), state_path(output), lock_path(output))
+        taken |= {_file(path): f"the video {output}" for path in (output, *beside)}
+    for name in OPTIONS:
+        path = options[name]
+        if path is None:
+            continue
+        if (other := taken.get(_file(path))) is not None:
+            raise UserError(f"--{name} and {other} are both {path}; give each its own file")
+        taken[_file(path)] = f"--{name}"
+        if path != STANDARD_OUTPUT:
+            _check_file(name, path)
+
+
+def _file(path: Path) -> tuple[int, int] | str:
+    """Which file `path` is, whatever it is called."""
+    try:
+        found = os.fstat(1) if path == STANDARD_OUTPUT else path.stat()
+    except OSError:
+        return os.path.realpath(path)
+    return found.st_dev, found.st_ino
+
+
+def _check_file(name: str, path: Path) -> None:
+    """Refuse a file for the reports `name` that cannot be written, or that they would destroy."""
+    if not path.absolute().parent.is_dir():
+        raise UserError(f"there is no folder {path.parent} for --{name}; make it first")
+    if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
+        raise UserError(f"--{name} {path} may not be written; name another file")
+    if path.is_file() and path.stat().st_size:
+        with opened(path) as file:
+            if not file.read(32).startswith(BEGINNINGS[name]):
+                raise UserError(f"{path} holds no {name}, and is never replaced; name another file")
+
+
+@contextmanager
+def standard_output_for_events(options: Mapping[str, Any]) -> Iterator[None]:
+    """Inside, what is printed goes to standard error if `--events -` has standard output.
+
+    Raises:
+        UserError: if that is closed.
+    """
+    if options["events"] != STANDARD_OUTPUT:
+        yield
+        return
+    if getattr(sys.stdout, "silent", False):
+        raise UserError("standard output is closed; name a file, or pipe it: --events - | jq .prompt")
+    with redirect_stdout(sys.stderr):
+        yield
 
 
 def open_reports(stack: ExitStack, options: Mapping[str, Any]) -> list[JsonLines | PrometheusFile]:

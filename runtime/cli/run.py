@@ -57,7 +57,7 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
 @click.option("--minutes", type=float, help="Length of the video in minutes.")
 @click.option("--seconds", type=float, help="Length of the video in seconds (default: 10).")
 @click.option("--chunks", type=click.IntRange(min=1), help="Length of the video in chunks.")
-@click.option("-o", "--output", type=click.Path(path_type=Path),
+@click.option("-o", "--output", type=click.Path(allow_dash=True, path_type=Path),
               help="Output: an .mp4 file, a .webm file or a .gif file (neither resumes), a folder for "
                    "pictures, a pipe, - for standard output or null.")  # fmt: skip
 @click.option(
@@ -92,8 +92,9 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
               "does not depend on the machine's cores).")  # fmt: skip
 @click.option("--scale", type=click.IntRange(1, 16),
               help="Factor to enlarge frames by (default: to at least 256 pixels).")  # fmt: skip
-@click.option("--events", type=click.Path(dir_okay=False, path_type=Path),
-              help="File that gets a JSON line for each chunk and change of prompt.")  # fmt: skip
+@click.option("--events", type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
+              help="File that gets a JSON line for each chunk and change of prompt, or - for standard "
+                   "output.")  # fmt: skip
 @click.option("--metrics", type=click.Path(dir_okay=False, path_type=Path),
               help="File that holds the latest figures as Prometheus text.")  # fmt: skip
 @click.option("--save-every", type=FiniteRange(min=0), default=5.0, show_default=True,
@@ -109,6 +110,10 @@ def main(context: click.Context, /, **options: Any) -> None:
     _prefer_command_line(context, options)
     _check_decoder(options)
     _check_ray(options)
+    if not options["dry_run"]:
+        from runtime.cli.reports import standard_output_for_events
+
+        context.with_resource(standard_output_for_events(options))
     if options["grid"] is not None:
         _grid(context, options)
         return
@@ -232,27 +237,19 @@ def _new(prompts: str | list[Entry], options: dict[str, Any]) -> Order:
 def _make(order: Order, output: Path, options: dict[str, Any], stop: Stop) -> None:
     """Make what is ordered, say how it went, and leave what is needed to go on if it was stopped."""
     from runtime.cli.reports import check_reports, ways_on
-    from runtime.outputs.stream import STANDARD_OUTPUT, is_standard_output, is_stream
-    from runtime.session.destination import check_output, is_kept, is_resumable
+    from runtime.outputs.stream import is_stream
+    from runtime.session.destination import is_kept, is_resumable
     from runtime.session.generate import make_videos
     from runtime.session.replay import warnings_of
     from runtime.telemetry.events import Several
 
     with ExitStack() as stack:
-        if is_stream(output):
-            if is_standard_output(output):
-                if getattr(sys.stdout, "silent", False):
-                    raise UserError("standard output is closed; name a file, or pipe it: -o - | ffplay -")
-                output = STANDARD_OUTPUT
-                stack.enter_context(redirect_stdout(sys.stderr))
-            if options["overwrite"]:
-                raise UserError(f"{output} is a stream, where nothing is replaced; leave --overwrite out")
-            say(f"{output} is a stream: no state is kept, and it cannot be resumed", err=True)
-        elif order.state is None:
-            check_output(output, overwrite=options["overwrite"])
-            if is_kept(output) and not is_resumable(output):
-                say(f"{output} is one piece: no state is kept, and it cannot be resumed", err=True)
+        output = _checked(stack, order, output, overwrite=options["overwrite"])
         check_reports(options, [output])
+        if is_stream(output):
+            say(f"{output} is a stream: no state is kept, and it cannot be resumed", err=True)
+        elif is_kept(output) and not is_resumable(output):
+            say(f"{output} is one piece: no state is kept, and it cannot be resumed", err=True)
         warn(warnings_of([order]))
         stop.last_words = partial(ways_on, [output])
         stack.enter_context(stop.polled())
@@ -268,6 +265,25 @@ def _make(order: Order, output: Path, options: dict[str, Any], stop: Stop) -> No
         _tell(order, ending)
     if not ending.outcome.complete:
         sys.exit(stop.status)
+
+
+def _checked(stack: ExitStack, order: Order, output: Path, *, overwrite: bool) -> Path:
+    """The place of the video, if it can go there; where that is standard output, all else goes elsewhere."""
+    from runtime.outputs.stream import STANDARD_OUTPUT, is_standard_output, is_stream
+    from runtime.session.destination import check_output
+
+    if not is_stream(output):
+        if order.state is None:
+            check_output(output, overwrite=overwrite)
+        return output
+    if is_standard_output(output):
+        if getattr(sys.stdout, "silent", False):
+            raise UserError("standard output is closed; name a file, or pipe it: -o - | ffplay -")
+        output = STANDARD_OUTPUT
+        stack.enter_context(redirect_stdout(sys.stderr))
+    if overwrite:
+        raise UserError(f"{output} is a stream, where nothing is replaced; leave --overwrite out")
+    return output
 
 
 def _tell(order: Order, ending: Ending) -> None:

@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import Any, Protocol
 
 from plugins.errors import UserError
+from runtime.outputs.stream import STANDARD_OUTPUT
 from runtime.prompts.sources import Receipt
 from runtime.telemetry.expendable import Expendable, Warn
 from vmla.cli.progress import ProgressLine
@@ -148,7 +149,8 @@ class TogetherLine:
 class JsonLines:
     """Writes a JSON object per chunk and per request, to a file that always ends in a whole line.
 
-    If it cannot be written any more, it is told nothing more.
+    If it cannot be written any more, it is told nothing more. Standard output (`-`) is others' too: where it
+    is a pipe, it waits for whoever reads.
     """
 
     def __init__(self, path: Path, warn: Warn) -> None:
@@ -163,8 +165,10 @@ class JsonLines:
             UserError: if it cannot be.
         """
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK  # who reads a pipe holds nobody up
+        standard = self._path == STANDARD_OUTPUT
         try:
-            self._file = os.fdopen(os.open(self._path, flags, 0o666), "wb", buffering=0)
+            file = os.dup(1) if standard else os.open(self._path, flags, 0o666)
+            self._file = os.fdopen(file, "wb", buffering=0)
         except OSError as error:
             nobody = error.errno == errno.ENXIO
             told = (

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import click
@@ -49,6 +50,16 @@ class Verb(click.Command):
             formatter.write_dl([*left.values()])
         if isinstance(self, click.Group):
             self.format_commands(ctx, formatter)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the command line; `-` is a path only where it stands for standard output."""
+        left = super().parse_args(ctx, args)
+        for each in self.params:
+            given = ctx.params.get(each.name or "")
+            paths = given if isinstance(given, tuple) else (given,)
+            if isinstance(each.type, click.Path) and not each.type.allow_dash and Path("-") in paths:
+                raise click.BadParameter("- is no standard stream here; name a file or folder", ctx, each)
+        return left
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command."""

@@ -11,9 +11,12 @@ import pytest
 from click.testing import CliRunner
 from kit.refusals import assert_one_line
 
+from runtime.cli.export import main as export
 from runtime.cli.run import main
+from runtime.cli.serve import main as serve
 from runtime.telemetry import events, metrics
 from vmla.cli.streams import ForgivingStream, forgiving_streams
+from vmla.train.cli.commands import main as train
 
 pytestmark = pytest.mark.cpu
 
@@ -88,6 +91,63 @@ def test_what_can_be_known_before_is_refused_before(checkpoint, tmp_path, option
     (tmp_path / "folder").mkdir()
     assert_one_line(run(checkpoint, tmp_path / "a.mp4", option, tmp_path / name), said)
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_events_go_to_standard_output_and_nothing_else_does(checkpoint, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    result = run(checkpoint, "a.mp4", "--events", "-")
+    assert result.exit_code == 0, result.output
+    assert [json.loads(line)["chunk"] for line in capfd.readouterr().out.splitlines()] == [0, 1, 2, 3]
+    assert result.stdout == "" and "a.mp4: 48 frames" in result.stderr
+    assert {path.name for path in tmp_path.iterdir()} == {"a.mp4", "a.mp4.json"}
+
+
+@pytest.mark.parametrize("events", ["-", "/dev/stdout", "/dev/fd/1"])
+def test_a_video_and_events_do_not_share_standard_output(checkpoint, events):
+    assert_one_line(run(checkpoint, "-", "--events", events), f"--events and the video - are both {events}")
+
+
+@pytest.mark.parametrize(
+    ("command", "given"),
+    [
+        (main, ("--prompt", "a star", "-o", "null", "--metrics", "-")),
+        (main, ("--videos", "-", "-o", "videos")),
+        (export, ("build", "-o", "-")),
+        (export, ("calibrate", "-o", "-")),
+        (train, ("run", "debug", "-o", "-")),
+        (train, ("pack-stages", "-", "--start", "sprites", "-o", "x")),
+        (serve, ("--store", "-")),
+    ],
+)
+def test_nowhere_else_is_a_dash_the_name_of_a_file(tmp_path, monkeypatch, command, given):
+    monkeypatch.chdir(tmp_path)
+    assert_one_line(CliRunner().invoke(command, given), "- is no standard stream here; name a file or folder")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("option", ["--events", "--metrics"])
+def test_what_holds_no_reports_is_never_replaced_by_any(checkpoint, tmp_path, option):
+    notes, prompts = tmp_path / "notes", tmp_path / "prompts.yaml"
+    notes.write_text("mine")
+    prompts.write_text("1: a red star\n")
+    (tmp_path / "link").symlink_to("prompts.yaml")
+    assert_one_line(run(checkpoint, "null", option, notes), f"holds no {option[2:]}, and is never replaced")
+    both = run(checkpoint, "null", "--prompts", prompts, option, tmp_path / "link")
+    assert_one_line(both, f"{option} and --prompts are both")
+    assert notes.read_text() == "mine" and prompts.read_text() == "1: a red star\n"
+
+
+def test_reports_of_an_earlier_run_are_replaced_and_no_detour_leads_into_the_video(checkpoint, tmp_path):
+    (tmp_path / "sub").mkdir()
+    output, told = tmp_path / "a.mp4", ("--events", tmp_path / "e", "--metrics", tmp_path / "m")
+    for more in (), ("--overwrite",):
+        result = run(checkpoint, output, *told, *more)
+        assert result.exit_code == 0, result.output
+    assert len((tmp_path / "e").read_text().splitlines()) == 4
+    before = output.read_bytes()
+    detour = tmp_path / "sub" / ".." / "a.mp4"
+    assert_one_line(run(checkpoint, output, "--overwrite", "--events", detour), "give each its own file")
+    assert output.read_bytes() == before
 
 
 def test_events_into_a_pipe_wait_for_no_reader(checkpoint, tmp_path):
