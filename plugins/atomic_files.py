@@ -2,22 +2,46 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-ASIDE = ".tmp"
-"""Suffix of files and folders that are being written; one that is left over may be deleted."""
+ASIDE = ".vmla-tmp"
+"""Suffix of files and folders that are being written, which nobody else gives to any: one that is left over
+may be deleted."""
+
+
+def beside(path: Path, ending: str) -> Path:
+    """The path of `path`'s name with `ending` behind it, in the same folder."""
+    return path.parent / (path.name + ending)
+
+
+def aside_of(path: Path) -> Path:
+    """Where `path` is written before it is renamed."""
+    return beside(path, ASIDE)
+
+
+def remove_asides(folder: Path) -> None:
+    """Remove what a process that was ended at once has left aside in `folder` and in its folders."""
+    for left in (*folder.glob(f"*{ASIDE}"), *folder.glob(f"*/*{ASIDE}")):
+        if left.is_dir() and not left.is_symlink():
+            shutil.rmtree(left, ignore_errors=True)
+        else:
+            left.unlink(missing_ok=True)
 
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
     """Inside, write to the path given, beside `path`; at the end it replaces `path`.
 
-    If writing fails, `path` stays as it was, and nothing lies beside it.
+    If writing fails, `path` stays as it was, and nothing lies beside it. What lay aside before goes first: a
+    link that somebody put there would be written through.
     """
-    aside = path.with_name(path.name + ASIDE)
+    aside = aside_of(path)
+    aside.unlink(missing_ok=True)
+    os.close(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     try:
         yield aside
         aside.replace(path)
@@ -28,8 +52,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 def atomic_write_text(path: Path, text: str) -> None:
     """Write a text file that is never seen half-written."""
-    with atomic_write(path) as aside:
-        aside.write_text(text)
+    atomic_write_bytes(path, text.encode())
 
 
 def atomic_write_bytes(path: Path, content: bytes) -> None:
@@ -45,7 +68,7 @@ def atomic_folder(folder: Path) -> Iterator[Path]:
     `folder` must not exist yet. A folder aside that a killed process has left is removed first, and one that
     could not be filled is too.
     """
-    aside = folder.with_name(folder.name + ASIDE)
+    aside = aside_of(folder)
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from plugins.atomic_files import ASIDE
+from plugins.atomic_files import aside_of
 from plugins.errors import UserError
 from runtime.outputs import Clear, Frames, FrameSink, Mark, SinkKind
 from runtime.outputs.mp4_fragment import matrix_for, name_colours, to_yuv
@@ -44,7 +44,7 @@ class ContainerSink(ABC):
         self.path, self.rate = path, frames_per_second
         self._scale, self._clear, self._frames = scale, clear, 0
         self._file: BinaryIO | None = None
-        self._aside = path.with_name(path.name + ASIDE)
+        self._aside = aside_of(path)
 
     @abstractmethod
     def stream(self, container: OutputContainer, width: int, height: int) -> VideoStream:

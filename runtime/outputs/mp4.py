@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from plugins.atomic_files import ASIDE
+from plugins.atomic_files import aside_of
 from plugins.documents.regular_file import opened
 from plugins.errors import UserError
 from runtime.outputs import Clear, Frames, Mark, SinkKind
@@ -45,7 +45,7 @@ class Mp4Sink:
         self.path = path
         self._rate, self._scale, self._clear = frames_per_second, scale, clear
         self._file: BinaryIO | None = None
-        self._aside = path.with_name(path.name + ASIDE)
+        self._aside = aside_of(path)
         start = after or dict.fromkeys(("frames", "bytes", "fragments", "header", "header_crc32"), 0)
         self._frames, self._bytes, self._fragments = start["frames"], start["bytes"], start["fragments"]
         self._header, self._header_crc32 = start["header"], start["header_crc32"]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from plugins.atomic_files import ASIDE, atomic_write
+from plugins.atomic_files import ASIDE, aside_of, atomic_write
 from plugins.errors import UserError, missing_extra
 from runtime.outputs import Clear, Frames, Mark, SinkKind
 from runtime.outputs.presence import check_presence
@@ -18,8 +18,8 @@ from runtime.outputs.presence import check_presence
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-PICTURE = re.compile(r"\d{6,}\.png(\.tmp)?|next\.tmp")
-"""Names of pictures, and of one that was being written when its process was killed."""
+PICTURE = re.compile(rf"\d{{6,}}\.png({re.escape(ASIDE)}|\.tmp)?|next\.tmp")
+"""Names of pictures, and of one that was just being written, by former versions too."""
 
 
 class PngSink:
@@ -71,7 +71,7 @@ class PngSink:
     def _replace(self, frames: Frames, clear: Clear) -> None:
         """Store the first frames in the place of older ones, which stay until all of these are there."""
         places = [self._place(number) for number in range(len(frames))]
-        asides = [place.with_name(place.name + ASIDE) for place in places]
+        asides = [aside_of(place) for place in places]
         try:
             for aside, pixels in zip(asides, frames, strict=True):
                 self._picture(pixels).save(aside, format="png")

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import torch
 
 from export.engine.manifest import EAGER, Manifest
+from plugins.atomic_files import beside
 from plugins.documents.json_file import read_json
 from plugins.documents.typed import Between, typed
 from plugins.errors import UserError
@@ -36,7 +37,7 @@ DEFAULTS: Mapping[str, Any] = {**NOT_RECORDED, "compiled": False, "fp8": False}
 
 def sidecar_path(output: Path) -> Path:
     """Path of the sidecar of the video `output`."""
-    return output.with_name(output.name + ".json")
+    return beside(output, ".json")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,7 +18,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from plugins.atomic_files import atomic_write_bytes
+from plugins.atomic_files import atomic_write_bytes, beside
 from plugins.documents.json_file import parse_json
 from plugins.documents.tensor_header import read_header
 from plugins.documents.typed import Between, typed
@@ -135,7 +135,7 @@ class State:
 
 def state_path(output: Path) -> Path:
     """The path of the state that belongs to `output`."""
-    return output.with_name(output.name + ".state")
+    return beside(output, ".state")
 
 
 def save_state(path: Path, state: State, video: Mapping[str, Any]) -> None:

@@ -2,7 +2,15 @@
 
 import pytest
 
-from plugins.atomic_files import ASIDE, atomic_folder, atomic_write, atomic_write_bytes, atomic_write_text
+from plugins.atomic_files import (
+    ASIDE,
+    aside_of,
+    atomic_folder,
+    atomic_write,
+    atomic_write_bytes,
+    atomic_write_text,
+    remove_asides,
+)
 
 pytestmark = pytest.mark.cpu
 
@@ -33,6 +41,26 @@ def test_text_and_bytes(old):
     assert old.read_bytes() == b"text"
     atomic_write_bytes(old, b"\0\1")
     assert old.read_bytes() == b"\0\1" and [path.name for path in old.parent.iterdir()] == ["a.json"]
+
+
+def test_a_link_that_lies_aside_is_not_written_through(old):
+    mine = old.with_name("mine")
+    mine.write_text("mine")
+    aside_of(old).symlink_to(mine)
+    atomic_write_text(old, "new")
+    assert (old.read_text(), mine.read_text()) == ("new", "mine") and not aside_of(old).is_symlink()
+
+
+def test_only_what_bears_our_own_ending_is_taken_for_left_over(old):
+    (old.parent / "a.json.tmp").write_text("mine")
+    (old.parent / "a.json.tmp.d").mkdir()
+    for left in (old, old.parent / "a.json.tmp.d" / "b"):
+        aside_of(left).write_text("half")
+    aside_of(old.parent / "model").mkdir()
+    (aside_of(old.parent / "model") / "weights").touch()
+    atomic_write_text(old, "new")
+    remove_asides(old.parent)
+    assert {path.name for path in old.parent.rglob("*")} == {"a.json", "a.json.tmp", "a.json.tmp.d"}
 
 
 def test_a_folder_appears_at_once_and_what_was_left_aside_is_no_part_of_it(tmp_path):

@@ -10,6 +10,7 @@ import psutil
 import pytest
 from kit.serving import BLUE, RED, serving, wait_for
 
+from plugins.atomic_files import ASIDE
 from runtime.serve.disk import folder
 from runtime.serve.streams import descent
 from runtime.serve.streams.stream import Stream
@@ -111,7 +112,7 @@ def torn(checkpoint, tmp_path_factory):
         another(number)
     tails = {
         "video.mp4": b"\0\0\1\0moof" + b"x" * 40, "chunks.txt": b"99", "prompts.jsonl": b'{"chunk": 9, "pro',
-        "video.mp4.state.tmp": b"half a state", "stream.json.tmp": b"{",
+        f"video.mp4.state{ASIDE}": b"half a state", f"stream.json{ASIDE}": b"{",
     }  # fmt: skip
     sound = another(MANY)
     for file, tail in tails.items():

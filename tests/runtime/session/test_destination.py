@@ -260,3 +260,12 @@ def test_weights_that_are_not_finite_are_refused_by_name(checkpoint, inside):
     write_tensors(path, tensors, {})
     assert_one_line(make(inside / "model", "a.mp4"), "tensor proj_out.weight is not finite")
     assert not (inside / "a.mp4").exists()
+
+
+def test_files_of_others_that_only_look_left_over_stay(checkpoint, inside):
+    for name in "a.mp4.tmp", "a.mp4.json.tmp", "a.mp4.state.tmp":
+        (inside / name).write_text("mine")
+    assert make(checkpoint, "a.mp4").exit_code == 0
+    assert {path.name for path in inside.iterdir() if path.read_bytes() == b"mine"} == {
+        "a.mp4.tmp", "a.mp4.json.tmp", "a.mp4.state.tmp"
+    }  # fmt: skip

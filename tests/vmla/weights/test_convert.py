@@ -11,6 +11,7 @@ from kit.models import draw, tiny_config, tiny_model
 from kit.passes import window_at
 from safetensors.torch import save_file
 
+from plugins.atomic_files import ASIDE
 from vmla.attention import LatentAttention
 from vmla.cache import CacheSpec
 from vmla.config import model_preset
@@ -282,7 +283,7 @@ def test_the_command_writes_a_checkpoint_and_a_report(wan_folder, tmp_path):
     for layer in report["layers"]:
         assert layer["output error"]["spectral"] < layer["output error"]["random"]
         assert 0.3 < layer["energy"]["keys and values"] < 1
-    assert not list(tmp_path.rglob("*.tmp"))
+    assert not list(tmp_path.rglob(f"*{ASIDE}"))
 
 
 def test_wider_latents_lose_less(wan_folder, tmp_path):
