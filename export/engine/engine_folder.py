@@ -46,21 +46,23 @@ def _renamed_at_the_end(folder: Path) -> Iterator[Path]:
             folder.replace(old)
         aside.replace(folder)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
+        remove_asides(folder)
 
 
 def remove_asides(folder: Path) -> None:
-    """Remove what this process has begun beside `folder`, where it is ended at once."""
+    """Remove what this process has begun beside `folder`, also where it is ended at once."""
     _sweep(folder, lambda process: process == os.getpid())
 
 
 def _sweep(folder: Path, over: Callable[[int], bool]) -> None:
-    """Remove the folders beside `folder` whose process is `over`."""
+    """Remove the folders beside `folder` whose process is `over`; an old engine that is alone comes back."""
     ours = re.compile(rf"\.{re.escape(folder.name)}\.(\d+)\.(building|old)")
-    for left in folder.parent.iterdir():
-        if (found := ours.fullmatch(left.name)) and over(int(found[1])):
-            shutil.rmtree(left, ignore_errors=True)
+    for left in list(folder.parent.iterdir()):
+        if not (found := ours.fullmatch(left.name)) or not over(int(found[1])):
+            continue
+        if found[2] == "old" and not folder.exists():
+            left.replace(folder)
+        shutil.rmtree(left, ignore_errors=True)
 
 
 def _alive(process: int) -> bool:

@@ -116,6 +116,7 @@ def _build(checkpoint: str, settings: Any, calibration: Path | None, output: Pat
 
     # A signal leaves through every `finally`; a compiler that swallows it is ended, and this is done for it.
     stop.last_acts = partial(remove_asides, folder)
+    stop.last_words = lambda: [f"{folder} is as it was; the same command builds it"]
     given = None if calibration is None else Calibration.read(calibration)
     with StageBar(sys.stderr) as bar:
         told = partial(drive, told=bar.advance)

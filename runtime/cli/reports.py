@@ -9,11 +9,11 @@ from contextlib import ExitStack, contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+from plugins.documents.lock import lock_path
 from plugins.documents.regular_file import opened
 from plugins.errors import UserError
 from runtime.outputs.stream import STANDARD_OUTPUT, is_stream
 from runtime.resume.autosave import resume_command
-from runtime.resume.lock import lock_path
 from runtime.resume.sidecar import sidecar_path
 from runtime.resume.state import state_path
 from runtime.telemetry.events import JsonLines
@@ -104,8 +104,8 @@ def open_reports(stack: ExitStack, options: Mapping[str, Any]) -> list[JsonLines
 
 
 def ways_on(outputs: Sequence[Path]) -> list[str]:
-    """Lines that say how stopped videos are gone on with."""
+    """How stopped videos are gone on with, a line each."""
     stopped = [path for path in outputs if state_path(path).exists()]
     if not stopped:
-        return ["stopped; there is nothing to go on from"]
-    return [f"stopped; go on with: {resume_command(path)}" for path in stopped]
+        return ["there is nothing to go on from"]
+    return [f"go on with: {resume_command(path)}" for path in stopped]

@@ -7,11 +7,11 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from plugins.documents.lock import locked
 from plugins.errors import UserError
 from runtime.outputs import Clear, FrameSink, Mark
 from runtime.outputs.registry import kind_of
 from runtime.resume.autosave import resume_command
-from runtime.resume.lock import locked
 from runtime.resume.sidecar import is_sidecar, sidecar_path, write_begun
 from runtime.resume.state import is_state, state_path
 

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
@@ -13,6 +14,7 @@ from click.testing import CliRunner
 from export.backends import aoti
 from export.build import build as build_in
 from export.checks import check_files
+from export.engine.engine_folder import remove_asides, replacing
 from export.engine.manifest import Manifest
 from export.lowering.calibration import Calibration
 from export.settings import Settings, choose_backend
@@ -116,6 +118,38 @@ def test_an_interrupted_build_leaves_nothing_and_keeps_what_was(checkpoint, tmp_
     kept = Manifest.read(tmp_path / "engine")
     check_files(kept, tmp_path / "engine")
     assert kept.batch == 1
+
+
+def test_a_signal_ends_a_build_in_one_line_and_leaves_nothing(checkpoint, tmp_path, monkeypatch):
+    def told(program, path, options):
+        path.write_text("half")
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    monkeypatch.setattr(aoti, "package", told)
+    result = build(checkpoint, tmp_path / "engine")
+    assert result.exit_code == 128 + signal.SIGTERM, result.output
+    last = f"stopped by SIGTERM; {tmp_path / 'engine'} is as it was; the same command builds it"
+    assert result.stderr.splitlines()[-1] == last
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("at_once", [False, True])
+def test_an_engine_is_there_again_if_the_new_one_does_not_take_its_place(tmp_path, monkeypatch, at_once):
+    folder, usual = tmp_path / "engine", Path.replace
+    folder.mkdir()
+    (folder / "old").touch()
+
+    def replace(path, target):
+        if path.name.endswith(".building"):
+            if at_once:  # as the thread that ends the process would
+                remove_asides(folder)
+            raise KeyboardInterrupt
+        return usual(path, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    with pytest.raises(KeyboardInterrupt), replacing(folder) as aside:
+        (aside / "new").touch()
+    assert [path.name for path in tmp_path.rglob("*")] == ["engine", "old"]
 
 
 def test_a_full_disk_is_told_in_one_line_and_leaves_nothing(checkpoint, tmp_path, monkeypatch):

@@ -19,7 +19,7 @@ from vmla.cli.common_options import SETTINGS, log_level, log_options, version_op
 from vmla.cli.logs import logging_to_stderr
 from vmla.cli.stopping import Interrupted, Stop
 from vmla.cli.streams import forgiving_streams
-from vmla.cli.terminal import one_line
+from vmla.cli.terminal import one_line, say
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +86,8 @@ class OneLine(Verb):
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command; `UserError` becomes its message."""
-        with one_line_errors(), ctx.ensure_object(Stop).raised():
+        stop = ctx.ensure_object(Stop)
+        with one_line_errors(stop), stop.raised():
             return super().invoke(ctx)
 
 
@@ -109,6 +110,10 @@ class Refusal(click.ClickException):
 class one_line_errors:  # noqa: N801 - reads as a statement
     """Turns a `UserError` raised inside into click's own exit with one line, a signal into its status."""
 
+    def __init__(self, stop: Stop | None = None) -> None:
+        """`stop` has the last words after a signal."""
+        self._stop = stop or Stop()
+
     def __enter__(self) -> None:
         """Nothing to prepare."""
 
@@ -117,7 +122,7 @@ class one_line_errors:  # noqa: N801 - reads as a statement
         if isinstance(error, UserError):
             raise Refusal(one_line(str(error))) from error
         if isinstance(error, Interrupted):
-            click.echo(f"stopped by {error}", err=True)
+            say(*self._stop.parting(f"stopped by {error}"), err=True)
             raise click.exceptions.Exit(error.status) from error
         if isinstance(error, MemoryError):
             raise Refusal("memory ran out; ask for less at once") from error

@@ -45,7 +45,7 @@ class Stop(threading.Event):
         self.number = 0
         """The signal's, once there was one."""
         self.last_words: Callable[[], Sequence[str]] = tuple
-        """Lines that are said when the process is ended at once: how to go on."""
+        """What is kept and how to go on, a line each: said of a command that a signal ends."""
         self.last_acts: Callable[[], object] = tuple
         """What is done when the process is ended at once; it may take a second."""
         self._raising = self._raised = self._listening = False
@@ -54,6 +54,10 @@ class Stop(threading.Event):
     def status(self) -> int:
         """What a command that was stopped exits with."""
         return 128 + self.number
+
+    def parting(self, what: str) -> list[str]:
+        """The last words, each after `what` has happened; that alone if there are none."""
+        return [f"{what}; {words}" for words in self.last_words()] or [what]
 
     @contextmanager
     def raised(self) -> Iterator[None]:
@@ -149,7 +153,7 @@ class Stop(threading.Event):
 
     def _say_and_do(self) -> None:
         with suppress(OSError):
-            lines = "".join(f"{line}\n" for line in self.last_words())
+            lines = "".join(f"{line}\n" for line in self.parting("stopped"))
             os.write(2, f"{_SHOW_CURSOR if os.isatty(2) else ''}\n{lines}".encode())
         self.last_acts()
 

@@ -5,6 +5,7 @@ import os
 import signal
 import time
 
+import click
 import pytest
 import torch
 from click.testing import CliRunner
@@ -82,9 +83,11 @@ def test_the_second_leaves_a_sink_that_blocks_for_ever(commands, checkpoint, tmp
 
 def test_training_finishes_its_step_and_goes_on(tmp_path, monkeypatch):
     order, usual = ["run", "debug", "-o", str(tmp_path), "--until", "codec"], loop._advance
+    at_once = []
 
     def advance(stage, progress, parallel):
         if progress.step == 1:
+            at_once.extend(click.get_current_context().obj.parting("stopped"))
             os.kill(os.getpid(), signal.SIGTERM)
         return usual(stage, progress, parallel)
 
@@ -92,9 +95,12 @@ def test_training_finishes_its_step_and_goes_on(tmp_path, monkeypatch):
         patch.setattr(loop, "_advance", advance)
         result = CliRunner().invoke(train, order)
     assert result.exit_code == 128 + signal.SIGTERM, result.output
-    assert result.output.splitlines()[-1] == "stopped by SIGTERM"
+    assert at_once == [f"stopped; {tmp_path} keeps step 0 of codec; the same command goes on"]
     step = torch.load(tmp_path / "codec.pt", weights_only=True)["step"]
     assert step > 1
+    kept = f"stopped by SIGTERM; {tmp_path} keeps step {step} of codec; the same command goes on"
+    assert result.output.splitlines()[-1] == kept
+    assert {path.name for path in tmp_path.iterdir()} == {"codec.pt", "codec.jsonl"}
     assert CliRunner().invoke(train, [*order, "--stop-after", "1"]).exit_code == 0
     steps = [json.loads(line)["step"] for line in (tmp_path / "codec.jsonl").read_text().splitlines()]
     assert steps == list(range(1, step + 2))

@@ -7,9 +7,10 @@ import pytest
 from click.testing import CliRunner
 from kit.refusals import assert_one_line
 
+from plugins.documents.lock import lock_path, locked
 from plugins.errors import UserError
 from runtime.cli.run import main
-from runtime.resume.lock import lock_path, locked
+from vmla.train.cli.commands import main as train
 
 pytestmark = pytest.mark.cpu
 
@@ -42,12 +43,21 @@ def test_a_lock_dies_with_its_process_and_its_file_is_no_obstacle(tmp_path):
     assert not lock_path(output).exists()
 
 
-def test_a_file_that_is_no_lock_stays(tmp_path):
-    output = tmp_path / "a.mp4"
+def test_what_is_no_lock_stays(tmp_path):
+    output, pipe = tmp_path / "a.mp4", tmp_path / "b.mp4"
     lock_path(output).write_text("mine")
-    with pytest.raises(UserError, match="no lock of a video"), locked(output):
-        pass
-    assert lock_path(output).read_text() == "mine"
+    os.mkfifo(lock_path(pipe))
+    for place in output, pipe:
+        with pytest.raises(UserError, match="no lock of ours"), locked(place):
+            pass
+    assert lock_path(output).read_text() == "mine" and lock_path(pipe).is_fifo()
+
+
+def test_of_two_trainings_in_one_folder_the_second_is_refused(tmp_path):
+    with locked(tmp_path / "codec"):
+        result = CliRunner().invoke(train, ["run", "debug", "-o", str(tmp_path)])
+    assert_one_line(result, f"{tmp_path / 'codec'} is being made already")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("output", ["a.mp4", "pictures"])

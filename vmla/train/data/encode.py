@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from plugins.documents.json_file import parse_json
+from plugins.documents.lock import locked
 from plugins.documents.tensor_header import read_header
 from plugins.documents.typed import typed
 from plugins.errors import UserError
@@ -93,11 +94,12 @@ def encode(
     if negative is not None:
         write_tensors(folder / NEGATIVE, {"text": text([negative])[0].half().cpu()}, {"format": "pt"})
     shards: list[dict[str, Any]] = []
-    for first in range(0, len(items), shard):
-        report(f"encode: {first} of {len(items)}")
-        shards.append(_shard(items[first : first + shard], folder, first, encoder, report))
-        kept = [each for each in shards if each["names"]]
-        write_json(folder / INDEX, {"settings": settings, "shards": kept, "skipped": _skipped(shards)})
+    with locked(folder):
+        for first in range(0, len(items), shard):
+            report(f"encode: {first} of {len(items)}")
+            shards.append(_shard(items[first : first + shard], folder, first, encoder, report))
+            kept = [each for each in shards if each["names"]]
+            write_json(folder / INDEX, {"settings": settings, "shards": kept, "skipped": _skipped(shards)})
     report(f"encoded {sum(len(each['names']) for each in shards)} of {len(items)} into {folder}")
 
 

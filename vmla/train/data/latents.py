@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from plugins.documents.lock import locked
 from plugins.errors import UserError
 from vmla.text import TextEncoder
 from vmla.train.data.shard_column import Column
@@ -102,7 +104,7 @@ def make_latents(
     workers: int = 0,
     device: torch.device = CPU,
 ) -> LatentSet:
-    """Encode what is not yet in `folder`, and load all of it.
+    """Encode what is not yet in `folder`, and load all of it; refuses a folder that another process fills.
 
     `text_settings` is what determined `text`: embeddings of another encoder are refused, not reused.
     `workers` processes render; with none, this one does. The codec encodes on `device`, where it lies.
@@ -120,12 +122,13 @@ def make_latents(
     clips = Clips(settings, settings.frames * codec.temporal_ratio, numbers)
     batch = 1 if device.type == "cpu" else GPU_BATCH
     encoded = _encoded(DataLoader(clips, batch_size=batch, num_workers=workers), codec, text, device)
-    for part in missing:
-        report(f"latents: clip {part.start} of {settings.clips}")
-        rows = list(islice(encoded, len(part)))
-        columns = (torch.stack(column) for column in zip(*rows, strict=True))
-        shards[part] = {"settings": known, **dict(zip(COLUMNS, columns, strict=True))}
-        save_state(_place(folder, part), shards[part])
+    with locked(folder) if missing else nullcontext():
+        for part in missing:
+            report(f"latents: clip {part.start} of {settings.clips}")
+            rows = list(islice(encoded, len(part)))
+            columns = (torch.stack(column) for column in zip(*rows, strict=True))
+            shards[part] = {"settings": known, **dict(zip(COLUMNS, columns, strict=True))}
+            save_state(_place(folder, part), shards[part])
     return joined([shards[part] for part in parts])
 
 

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from io import StringIO
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -20,6 +21,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from plugins.atomic_files import remove_asides
+from plugins.documents.lock import locked
 from vmla.cli.stopping import Interrupted, Stop
 from vmla.train.loop.log import Report, Speedometer, forget_after, record
 from vmla.train.loop.parallel import ALONE, Parallel
@@ -89,6 +92,8 @@ class Progress:
     average: dict[str, Tensor]
     optimizers: Optimizers
     seconds: float = 0.0
+    saved: int = 0
+    """The last step whose state is on disk."""
 
 
 def train(
@@ -118,8 +123,22 @@ def train(
 
     Raises:
         Interrupted: if it was stopped.
-        UserError: if `folder` holds this stage with other settings, or its state is damaged.
+        UserError: if `folder` holds this stage with other settings, its state is damaged, or another
+            process trains it.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder / stage.name) if parallel.rank == 0 else nullcontext():
+        return _train(
+            stage, folder, report=report, stop_after=stop_after, parallel=parallel, watchers=watchers,
+            stop=stop or Stop(),
+        )  # fmt: skip
+
+
+def _train(
+    stage: Stage, folder: Path, *, report: Report, stop_after: int | None, parallel: Parallel,
+    watchers: Sequence[Watcher], stop: Stop,
+) -> dict[str, Tensor] | None:  # fmt: skip
+    """See `train`, which keeps other processes away meanwhile."""
     progress = _resume(stage, folder, parallel)
     whole = stage.schedule.steps
     end = whole if stop_after is None else min(whole, progress.step + stop_after)
@@ -127,7 +146,9 @@ def train(
     if progress.step < end:
         speeds = Speedometer(matrix_peak(stage.meter.dtype, parallel.device), parallel.world)
     log_file = (folder / f"{stage.name}.jsonl").open("a") if parallel.rank == 0 else StringIO()
-    stop, stopped = stop or Stop(), False
+    stopped = False
+    stop.last_words = partial(_way_on, stage, progress, folder)
+    stop.last_acts = partial(remove_asides, folder)
     with log_file as log, _drawing_ahead(stage), nullcontext() if parallel.sharded else stop.polled():
         while progress.step < end and not stopped:
             started = time.monotonic()
@@ -147,6 +168,11 @@ def train(
     if stopped:
         raise Interrupted(stop.number)
     return progress.average if progress.step == whole else None
+
+
+def _way_on(stage: Stage, progress: Progress, folder: Path) -> list[str]:
+    """What is said if a signal ends the run, in this stage or after it."""
+    return [f"{folder} keeps step {progress.saved} of {stage.name}; the same command goes on"]
 
 
 def _drawing_ahead(stage: Stage) -> AbstractContextManager[Any]:
@@ -181,18 +207,18 @@ def _shown(stage: Stage, progress: Progress, loss: float, speeds: Speedometer) -
 
 
 def _resume(stage: Stage, folder: Path, parallel: Parallel) -> Progress:
-    folder.mkdir(parents=True, exist_ok=True)
     optimizers = Optimizers(stage.model, stage.schedule, stage.meter.dtype)
     progress = Progress(step=0, average=_average(stage), optimizers=optimizers)
     parts, movers = _parts(stage, progress)
     if parallel.sharded:
         state = load_shards(folder, stage.name, parts, movers, _settings(stage, parallel))
     else:
-        state = load_state(folder / f"{stage.name}.pt", _settings(stage, parallel))
+        state = load_state(_state_file(stage, folder), _settings(stage, parallel))
         if state is not None:
             _fill(parts, movers, state)
     if state is not None:
         progress.step, progress.seconds = state["step"], state["seconds"]
+        progress.saved = progress.step
     if parallel.rank == 0:
         forget_after(folder / f"{stage.name}.jsonl", progress.step)
     return progress
@@ -239,6 +265,11 @@ def _save(stage: Stage, progress: Progress, folder: Path, parallel: Parallel) ->
     }
     if parallel.sharded:
         save_shards(folder, stage.name, parts, movers, record)
-        return
-    state = {**record, **parts, **{key: each.state_dict() for key, each in movers.items()}}
-    save_state(folder / f"{stage.name}.pt", state)
+    else:
+        state = {**record, **parts, **{key: each.state_dict() for key, each in movers.items()}}
+        save_state(_state_file(stage, folder), state)
+    progress.saved = progress.step
+
+
+def _state_file(stage: Stage, folder: Path) -> Path:
+    return folder / f"{stage.name}.pt"

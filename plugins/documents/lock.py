@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from plugins.atomic_files import beside
 from plugins.errors import UserError
 
 MARK = b"videomla "
@@ -19,12 +21,12 @@ MARK = b"videomla "
 
 def lock_path(output: Path) -> Path:
     """The file that stands for `output`."""
-    return output.with_name(output.name + ".lock")
+    return beside(output, ".lock")
 
 
 @contextmanager
 def locked(output: Path) -> Iterator[None]:
-    """Inside, nobody else makes a video at `output`, in this process or another.
+    """Inside, nobody else makes `output`, in this process or another.
 
     Raises:
         UserError: if somebody else does, or the place cannot be written to.
@@ -57,9 +59,10 @@ def _held(path: Path, output: Path) -> int:
 
 
 def _is_ours(file: int, path: Path, output: Path) -> bool:
-    found = os.pread(file, 64, 0)
-    if found and not found.startswith(MARK):
-        raise UserError(f"{path} is no lock of a video, and is never removed; choose another name")
+    regular = stat.S_ISREG(os.fstat(file).st_mode)
+    found = os.pread(file, 64, 0) if regular else b""
+    if not regular or (found and not found.startswith(MARK)):
+        raise UserError(f"{path} is no lock of ours, and is never removed; choose another name")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
