@@ -166,13 +166,21 @@ def _prefer_command_line(context: click.Context, options: dict[str, Any]) -> Non
 
 
 def _stopped_videos(options: dict[str, Any]) -> list[Path]:
-    """The videos in the folder of `--resume` that were stopped; none where that is a video itself."""
+    """The videos in the folder of `--resume` that were stopped; none where that is a video itself.
+
+    Raises:
+        UserError: if it is neither a video nor holds one that was stopped.
+    """
+    from runtime.resume.sidecar import sidecar_path
     from runtime.resume.state import state_path
 
     folder: Path | None = options["resume"]
-    if folder is None or not folder.is_dir() or state_path(folder).exists():
+    if folder is None or not folder.is_dir() or state_path(folder).exists() or sidecar_path(folder).exists():
         return []
-    return [path for path in sorted(folder.glob("*.mp4")) if state_path(path).exists()]
+    stopped = [path for path in sorted(folder.glob("*.mp4")) if state_path(path).exists()]
+    if not stopped:
+        raise UserError(f"no video in {folder} was stopped: there is nothing to go on with")
+    return stopped
 
 
 def _check_decoder(options: dict[str, Any]) -> None:

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 LEVELS = ("debug", "info", "warning", "error")
 LIKE_RUN = ("checkpoint", "layout", "steps", "device", "dtype", "compiled", "decoder", "threads")
 """Options that mean what they mean to `vmla-run`, and are handed on as they are."""
+MOST_KEYS = 2**16
+"""Bytes of a file of keys."""
 
 
 @click.command(cls=OneLineCommand)
@@ -126,8 +128,7 @@ def _keys(options: dict[str, Any]) -> tuple[str, ...]:
     if options["no_auth"] and options["api_key"] is not None:
         raise click.UsageError("--no-auth lets anyone in; leave out --api-key")
     if options["api_key"] is not None:
-        lines = options["api_key"].read_text().splitlines()
-        keys = tuple(line.strip() for line in lines if line.strip())
+        keys = tuple(line.strip() for line in _text_of(options["api_key"]).splitlines() if line.strip())
         if not keys or min(map(len, keys)) < 16:
             raise UserError(f"{options['api_key']} needs keys of at least 16 characters, one on each line")
         return keys
@@ -137,6 +138,22 @@ def _keys(options: dict[str, Any]) -> tuple[str, ...]:
             "or let anyone in with --no-auth"
         )
     return ()
+
+
+def _text_of(path: Path) -> str:
+    """What a file of keys says; it may be a pipe, as from a program that keeps secrets.
+
+    Raises:
+        UserError: if it is no text, or more than keys need.
+    """
+    with path.open("rb") as file:
+        content = file.read(MOST_KEYS + 1)
+    if len(content) > MOST_KEYS:
+        raise UserError(f"{path} has more than {MOST_KEYS:,} bytes, which no file of keys needs")
+    try:
+        return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 text: byte {error.start} cannot be read") from error
 
 
 def _serve(options: dict[str, Any], keys: tuple[str, ...], stop: Stop) -> None:

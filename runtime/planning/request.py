@@ -32,7 +32,7 @@ from vmla.cache import CacheSpec
 from vmla.config import FRAMES_PER_SECOND
 from vmla.scheduler import Sampler
 from vmla.vae import frames_in
-from vmla.weights.checkpoint import SHIPPED, Checkpoint
+from vmla.weights.checkpoint import SHIPPED, Checkpoint, shipped_folder
 from vmla.weights.locate import find_checkpoint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -195,6 +195,8 @@ def prepare(
     """
     opened, device, dtype = _open(checkpoint, engine, device=device, dtype=dtype)
     _check_layout(opened, layout)
+    for path in (opened.folder, engine, decoder):
+        check_name(path)
     where = choose_device(device)
     check_cache(opened.model_config(), compute := choose_dtype(dtype, where), where)
     decoding = Decoding(checkpoint=opened, file=decoder, dtype=compute)
@@ -233,6 +235,19 @@ def check_seed(seed: int) -> None:
         raise UserError(f"a seed has {len(str(LARGEST_NUMBER)) - 1} digits at most; take a smaller one")
 
 
+def check_name(path: Path | None) -> None:
+    """Refuse a file or folder whose name no document could hold, as bytes that are not UTF-8.
+
+    Raises:
+        UserError: then.
+    """
+    if path is not None and path.parent != shipped_folder():
+        try:
+            os.path.realpath(path).encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{path} has a name that is not UTF-8, as sidecars need; rename it") from error
+
+
 def _check_layout(checkpoint: Checkpoint, layout: str | None) -> None:
     """Refuse a checkpoint that has another layout than the one that is asked for, if one is.
 
@@ -264,6 +279,7 @@ def as_start(start: Path | Start | None, checkpoint: Checkpoint, chunks: int) ->
         UserError: if it does not fit the model, or leaves nothing to be made.
     """
     known = open_start(start, checkpoint) if isinstance(start, Path) else start
+    check_name(known and known.path)
     if known is not None and known.chunks >= chunks:
         raise UserError(
             f"{known.path} is the first {known.chunks} chunks, and the video has {chunks}; make it longer"

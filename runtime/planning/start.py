@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from plugins.documents.video_file import opened_video
 from plugins.errors import UserError
 from runtime.outputs import Frames
 from vmla.cache import CacheSpec
@@ -25,6 +26,7 @@ from vmla.vae import Codec, frames_in
 from vmla.weights.checkpoint import Checkpoint
 from vmla.weights.formats.files import hash_file
 
+MEND = "give a video, an image or a folder of .png pictures"
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 NOT_RECORDED: Mapping[str, Any] = {"start_file": None, "start_hash": None, "start_chunks": 0}
 """What the description of a video says that goes on from nothing; former versions said nothing."""
@@ -121,7 +123,7 @@ def _look_at(path: Path) -> tuple[tuple[int, int], float | None, int]:
         pictures = _pictures_of(path)
         return _look_at(pictures[0])[0], float(FRAMES_PER_SECOND), len(pictures)
     try:
-        with av.open(str(path)) as file:
+        with opened_video(path, mend=MEND) as file:
             stream = file.streams.video[0]
             size = stream.height, stream.width
             if path.suffix.lower() in IMAGES:
@@ -150,7 +152,7 @@ def _decoded(path: Path) -> Iterator[Frames]:
     import av
 
     try:
-        with av.open(str(path)) as file:
+        with opened_video(path, mend=MEND) as file:
             for frame in file.decode(video=0):
                 yield frame.to_ndarray(format="rgb24")
     except (av.error.FFmpegError, IndexError, ValueError) as error:
@@ -182,4 +184,4 @@ def _hash(path: Path) -> str:
 
 def _unreadable(path: Path, error: Exception) -> UserError:
     reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
-    return UserError(f"cannot read {path} ({reason}); give a video, an image or a folder of .png pictures")
+    return UserError(f"cannot read {path} ({reason}); {MEND}")

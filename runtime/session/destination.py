@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -40,7 +41,7 @@ def check_output(path: Path, *, overwrite: bool) -> None:
     if path.is_symlink():
         raise UserError(f"{path} is a link to {path.readlink()}; name that instead")
     here = Path.cwd()
-    if path.resolve() in (here, *here.parents):
+    if Path(os.path.realpath(path)) in (here, *here.parents):  # of links that go round, too
         raise UserError(f"{path} is a folder that you work in; name a new one")
     if path.exists() and not overwrite:
         more = f", or go on with it: {resume_command(path)}" if state_path(path).exists() else ""

@@ -238,6 +238,9 @@ def sink_for(output: Path, order: Order) -> FrameSink:
     """
     if order.state is not None:
         return open_sink(output, scale=order.scale, after=order.state.mark)
+    start = order.job.start
+    if start is not None and output.exists() and start.path.exists() and output.samefile(start.path):
+        raise UserError(f"{output} is what the video goes on from; choose another name")
     older = is_kept(output) and leftovers(output)
     clear = partial(replace_older, output, _begun(order)) if older else None
     return open_sink(output, scale=order.scale, clear=clear)

@@ -159,7 +159,11 @@ def _trusted(folder: str | None, path: Path) -> Path | None:
     """
     if folder is None:
         return None
-    engine, store = Path(folder).resolve(), engine_store()
+    store = engine_store()
+    try:
+        engine = Path(folder).resolve()
+    except (RuntimeError, ValueError) as error:  # links that go round, or no name of a file
+        raise UserError(f"{path} names the engine {folder}, where there is none; {error}") from error
     if store is None or not engine.is_relative_to(store.resolve()):
         mend = f"if you trust whoever built it, name it: --engine {shlex.quote(folder)}"
         raise UserError(f"{path} names the engine {folder}, which is a program and not one of yours; {mend}")

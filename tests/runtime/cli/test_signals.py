@@ -10,6 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from kit.commands import Commands
+from kit.refusals import assert_one_line
 
 from runtime.cli.run import main
 from runtime.outputs.mp4 import Mp4Sink
@@ -104,6 +105,13 @@ def test_training_finishes_its_step_and_goes_on(tmp_path, monkeypatch):
     assert CliRunner().invoke(train, [*order, "--stop-after", "1"]).exit_code == 0
     steps = [json.loads(line)["step"] for line in (tmp_path / "codec.jsonl").read_text().splitlines()]
     assert steps == list(range(1, step + 2))
+
+
+@pytest.mark.parametrize("odd", [b"\0\0\0\n", b"[]\n", b'{"step": "1"}\n', b"\xff\n", None])
+def test_a_damaged_log_of_training_is_named(tmp_path, odd):
+    log = tmp_path / "codec.jsonl"
+    log.write_bytes(odd) if odd else os.mkfifo(log)
+    assert_one_line(CliRunner().invoke(train, ["run", "debug", "-o", str(tmp_path)]), str(log))
 
 
 FAULTS = {

@@ -1,6 +1,7 @@
 """Videos that go on from pictures: a clip, an image, the end of another video."""
 
 import json
+import os
 
 import av
 import numpy as np
@@ -169,14 +170,24 @@ def test_what_does_not_fit_is_refused_in_a_line_and_leaves_nothing(checkpoint, o
     write_video(tmp_path / "long.mp4", frames=40)
     (tmp_path / "text.mp4").write_text("no video")
     (tmp_path / "empty").mkdir()
+    os.mkfifo(tmp_path / "pipe.mp4")
+    (tmp_path / "list.mp4").write_text("ffconcat version 1.0\nfile long.mp4\n")
+    (tmp_path / "folder").mkdir()
+    os.mkfifo(tmp_path / "folder" / "000000.png")
     output = tmp_path / "a.mp4"
     asked = ("--prompt", RED, "--checkpoint", checkpoint, "-o", output)
     for name, *said in (
         ("wide.mp4", "96 x 64", "64 x 64"), ("fast.mp4", "24 frames a second"), ("short.mp4", "11 frames"),
         ("text.mp4", "cannot read"), ("empty", "no .png"), ("nothing.mp4", "nothing.mp4"),
+        ("pipe.mp4", "is no regular file"), ("list.mp4", "cannot read"), ("folder", "is no regular file"),
     ):  # fmt: skip
         assert_one_line(run(*asked, "--chunks", 4, "--start", tmp_path / name), name, *said)
     assert_one_line(run(*asked, "--chunks", 1, "--start", tmp_path / "long.mp4"), "make it longer")
     assert not output.exists()
+    itself = own / "video.mp4"
+    made = itself.read_bytes()
+    again = run(*asked[:4], "--chunks", 4, "--start", itself, "-o", itself, "--overwrite")
+    assert_one_line(again, "is what the video goes on from; choose another name")
+    assert itself.read_bytes() == made
     with pytest.raises(UserError, match="cannot read"):
         open_start(tmp_path / "text.mp4", open_checkpoint(checkpoint))

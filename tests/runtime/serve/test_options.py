@@ -1,6 +1,8 @@
 """`vmla-serve` means by its options what `vmla-run` means by them."""
 
 import pytest
+from click.testing import CliRunner
+from kit.refusals import assert_one_line
 
 from runtime.cli.run import main as run
 from runtime.cli.serve import LIKE_RUN
@@ -21,6 +23,20 @@ def test_options_that_both_have_are_called_alike_and_default_to_the_same(name):
     assert (ours.opts, ours.secondary_opts) == (theirs.opts, theirs.secondary_opts)
     assert ours.default == theirs.default
     assert ours.type.to_info_dict() == theirs.type.to_info_dict()
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (b"\xff" * 20, "not UTF-8 text"),
+        (b"k" * 70_000, "more than 65,536 bytes"),
+        (b"short\n", "at least 16"),
+    ],
+)
+def test_a_file_that_holds_no_keys_opens_no_server(tmp_path, content, said):
+    (tmp_path / "keys").write_bytes(content)
+    result = CliRunner().invoke(serve, ["--api-key", str(tmp_path / "keys")])
+    assert_one_line(result, said)
 
 
 def test_what_is_handed_on_is_known_where_it_is_read():

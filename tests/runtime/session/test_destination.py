@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from threading import Event
 
@@ -269,3 +270,24 @@ def test_files_of_others_that_only_look_left_over_stay(checkpoint, inside):
     assert {path.name for path in inside.iterdir() if path.read_bytes() == b"mine"} == {
         "a.mp4.tmp", "a.mp4.json.tmp", "a.mp4.state.tmp"
     }  # fmt: skip
+
+
+def test_links_that_go_round_lead_nowhere(checkpoint, inside):
+    (inside / "loop").symlink_to("loop")
+    assert_one_line(make(checkpoint, "loop/a.mp4"), "there is no folder loop")
+    assert_one_line(make(checkpoint, "null", "--events", "loop/e"), "there is no folder loop")
+
+
+@pytest.mark.parametrize("folder", [".", "..", "/"])
+def test_a_folder_where_nothing_was_stopped_has_nothing_to_go_on_with(inside, folder):
+    refused = CliRunner().invoke(main, ["--resume", folder])
+    assert_one_line(refused, f"no video in {folder} was stopped")
+
+
+@pytest.mark.skipif(sys.getfilesystemencoding() != "utf-8", reason="other names are no text here")
+def test_what_no_sidecar_could_name_is_refused_before_a_video_begins(checkpoint, inside):
+    odd = inside / os.fsdecode(b"caf\xe9")
+    shutil.copytree(checkpoint, odd)
+    assert_one_line(make(odd, "a.mp4"), "has a name that is not UTF-8")
+    assert not (inside / "a.mp4").exists()
+    assert make(checkpoint, odd / "a.mp4").exit_code == 0  # of its own place a sidecar says nothing

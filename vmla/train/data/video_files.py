@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from plugins.documents.regular_file import read_text
+from plugins.documents.video_file import opened_video
 from plugins.errors import UserError
 from vmla.config import FRAMES_PER_SECOND
 
@@ -40,16 +41,14 @@ def read_video(path: Path, *, frames: int, height: int, width: int) -> Tensor:
                 shown += [image] * due
             if len(shown) >= frames:
                 return torch.stack(shown[:frames])
-    except (av.error.FFmpegError, IndexError, ValueError) as error:
+    except (av.error.FFmpegError, UserError, IndexError, ValueError) as error:
         raise Unusable(f"cannot be decoded ({error})") from error
     raise Unusable(f"has {len(shown)} frames at {FRAMES_PER_SECOND} a second, {frames} are needed")
 
 
 def _pictures(path: Path) -> Iterator[tuple[Any, float]]:
     """Pictures of a video in order, each with the second at which the next one is shown."""
-    import av
-
-    with av.open(str(path)) as file:
+    with opened_video(path) as file:
         rate = float(file.streams.video[0].average_rate or FRAMES_PER_SECOND)
         last, start = None, 0.0
         for picture in file.decode(video=0):

@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from plugins.atomic_files import atomic_write_text
+from plugins.documents.regular_file import read_text
+from plugins.errors import UserError
 from vmla.train.loop.throughput import Speed, Work
 
 Report = Callable[[str], None]
 """Takes one line about how far the training is."""
 
+LARGEST = 2**30
+"""Bytes of a log: of millions of steps."""
 RECENT = 20
 """Steps that the shown speed is taken over."""
 
@@ -68,9 +72,26 @@ def mean_speed(log: Path) -> dict[str, float]:
 
 
 def records(log: Path) -> list[dict[str, Any]]:
-    """The whole lines of a log: what was killed while writing leaves a part of one at the end."""
-    lines = log.read_text().splitlines(keepends=True) if log.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    """The whole lines of a log: what was killed while writing leaves a part of one at the end.
+
+    Raises:
+        UserError: if one of them is not the record of a step, naming it.
+    """
+    if not log.exists():
+        return []
+    lines = read_text(log, largest=LARGEST).split("\n")[:-1]
+    return [_parsed(line, f"{log}, line {number}") for number, line in enumerate(lines, 1)]
+
+
+def _parsed(line: str, where: str) -> dict[str, Any]:
+    """The record on a line; its loss may be NaN, as that of a run that has diverged."""
+    try:
+        made = json.loads(line)
+    except (ValueError, RecursionError):
+        made = None
+    if not isinstance(made, dict) or type(made.get("step")) is not int:
+        raise UserError(f"{where} is damaged; remove that line")
+    return made
 
 
 def forget_after(log: Path, step: int) -> None:

@@ -1,0 +1,34 @@
+"""Videos and pictures that somebody else may have written, for PyAV: one regular file and nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from plugins.documents.regular_file import opened
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+
+ALONE = {"protocol_whitelist": "none"}
+"""A playlist may name other files, and addresses in a network; none of them is opened."""
+
+
+@contextmanager
+def opened_video(path: Path, *, mend: str = "") -> Iterator[InputContainer]:
+    """The container in a file, which is neither a pipe that is waited for nor an address.
+
+    Args:
+        path: of the file.
+        mend: what to do where it is not there.
+
+    Raises:
+        UserError: if it is missing, not to be read, or a folder, a pipe or a device.
+        FFmpegError: if it is no video or picture.
+    """
+    import av
+
+    with opened(path, mend=mend) as file, av.open(file, options=ALONE) as container:
+        yield container
