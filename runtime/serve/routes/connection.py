@@ -242,8 +242,8 @@ class Connection:
     async def _interact(self, asked: LiveInteraction, stream: Stream) -> None:
         """Queue a change of prompt; the metadata of the chunk that first shows it has its id."""
         event, names = asked.event, {"request_id": stream.id, "event_id": asked.event_id}
-        if event.prompt is None or not event.prompt.strip() or event.multi_modal_data is not None:
-            error = ApiError(422, "interaction_failed", "this model takes prompts alone, and none is empty")
+        if event.prompt is None or event.multi_modal_data is not None:
+            error = ApiError(422, "interaction_failed", "this model takes prompts alone; send event.prompt")
             await self.refuse(error, **names)
             return
         try:

@@ -76,8 +76,8 @@ async def _open(server: Server, start: SessionStart) -> Stream:
     streams = server.streams
     server.check_model(start.model)
     if start.session_id is None:
-        if start.prompt is None or not start.prompt.strip():
-            raise invalid("prompt: the prompt is empty; describe what the video shows")
+        if start.prompt is None:
+            raise invalid("prompt: a new session needs one; describe what the video shows")
         seconds = start.seconds if start.num_frames is None else start.num_frames / FRAMES_PER_SECOND
         frames = server.frames_of(seconds)
         return await streams.begin("session", prompt=start.prompt, seed=start.seed or 0, frames=frames)

@@ -88,8 +88,6 @@ async def pause(name: str, server: ThisServer) -> dict[str, Any]:
 @router.post("/{name}/fork", status_code=201)
 async def fork(name: str, body: Fork, server: ThisServer) -> dict[str, Any]:
     """A new session with the same past, and another prompt or seed from here on."""
-    if body.prompt is not None and not body.prompt.strip():
-        raise invalid("prompt: the prompt is empty; describe what the video shows")
     stream = server.streams.get(name, "session")
     if stream.info.status == "completed":
         raise ApiError(409, "over", "this session is complete; there is nothing to go on with")

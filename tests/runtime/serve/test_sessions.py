@@ -116,6 +116,16 @@ def test_a_fork_has_the_same_past_and_a_future_of_its_own(server, reference):
     assert server.http.post(f"/v1/sessions/{one['id']}/fork", json={}).status_code == 409
 
 
+def test_an_empty_prompt_is_refused_at_every_door_in_the_same_words(server):
+    one = server.http.post("/v1/sessions", json={"prompt": RED, "seconds": 2}).json()["id"]
+    for path in ("/v1/sessions", "/v1/videos", f"/v1/sessions/{one}/fork", f"/v1/sessions/{one}/interaction"):
+        for prompt in ("", " \n"):
+            refused = server.http.post(path, json={"prompt": prompt})
+            assert (refused.status_code, refused.json()["error"]["message"]) == (
+                422, "prompt: the prompt is empty; describe what the video shows"
+            ), path  # fmt: skip
+
+
 def test_a_fork_with_another_seed_parts_from_there_on(server):
     one = begin(server, seed=3, seconds=6)
     server.until(one["id"], sequence_number=3)
