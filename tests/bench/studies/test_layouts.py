@@ -1,11 +1,10 @@
 """Models side by side: the same videos, all figures, and no work done twice."""
 
 import json
-import shutil
 
 import pytest
 from click.testing import CliRunner
-from kit.checkpoints import debug_checkpoint
+from kit.checkpoints import as_trained_on, debug_checkpoint
 from kit.refusals import assert_one_line
 
 from bench.cli import main as vmla_bench
@@ -83,9 +82,7 @@ def test_a_model_that_was_watched_is_not_watched_again(compared, tmp_path, monke
 
 
 def test_models_of_different_worlds_are_only_timed(checkpoint, tmp_path):
-    other, output = shutil.copytree(checkpoint, tmp_path / "other"), tmp_path / "speed.json"
-    index = json.loads((other / "model_index.json").read_text())
-    (other / "model_index.json").write_text(json.dumps({**index, "trained_on": "sprites-2"}))
+    other, output = as_trained_on("sprites-2", checkpoint, tmp_path / "other"), tmp_path / "speed.json"
     models = ("--model", f"a={checkpoint}", "--model", f"b={other}")
     assert_one_line(run(*models, "--prompts", 2), "different worlds", "--prompts 0")
     assert run(*models, "--prompts", 0, "-o", output).exit_code == 0

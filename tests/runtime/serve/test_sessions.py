@@ -9,7 +9,6 @@ import pytest
 from kit.serving import BLUE, RED, serving
 from safetensors.torch import load, save
 
-from runtime.pipeline import VideoPipeline
 from runtime.prompts.sources import PromptChange, PromptSchedule
 
 pytestmark = pytest.mark.cpu
@@ -27,19 +26,6 @@ def chunks_of(server, name, number):
         viewer.all()
     told, payloads = zip(*viewer.chunks, strict=True)
     return told, [payload[event["head_length"] :] for event, payload in viewer.chunks]
-
-
-@pytest.fixture(scope="module")
-def reference(checkpoint, tmp_path_factory):
-    """The bytes of a file that nothing interrupted."""
-    path = tmp_path_factory.mktemp("reference") / "video.mp4"
-    with VideoPipeline.from_pretrained(checkpoint, device="cpu", threads=1) as pipeline:
-
-        def make(prompt, **asked):
-            pipeline.save(prompt, path, overwrite=True, **asked)
-            return path.read_bytes()
-
-        yield make
 
 
 def test_a_session_has_its_first_chunks_before_anybody_watches(server):
