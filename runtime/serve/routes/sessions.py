@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, Response
 
 from plugins.errors import UserError
-from runtime.serve.disk.transfer import without_places
+from runtime.serve.disk.transfer import without_paths
 from runtime.serve.edge.errors import ApiError, invalid
 from runtime.serve.routes.messages import Fork, Interaction, NewSession
 from runtime.serve.routes.serving import ThisServer
@@ -101,7 +101,7 @@ async def state(name: str, server: ThisServer) -> Response:
     stream = server.streams.get(name, "session")
     with ExitStack() as stack:
         stack.enter_context(one_more(server))
-        found = without_places(await server.streams.snapshot(stream), model=server.settings.name)
+        found = without_paths(await server.streams.snapshot(stream), model=server.settings.name)
         data = await anyio.to_thread.run_sync(packed, found)
         return StateResponse(data, stack.pop_all(), name=name, number=found.snapshot.number)
 

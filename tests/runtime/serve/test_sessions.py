@@ -175,6 +175,8 @@ def tampered(data, change):
     (lambda h, t: t.update(cache=t["cache"].double()), "cache"),
     (lambda h, t: h.update(forgotten=1 << 50), "count"),
     (lambda h, t: h.update(number=-1), "number is -1"),
+    (lambda h, t: h["video"]["window"].update(chunk="x") or h.update(position=[1 << 40, 0]), "a chunk"),
+    (lambda h, t: h["video"].update(chunks=None), "frames and chunks"),
     (lambda h, t: h["video"].update(seed="4"), "seed"),
     (lambda h, t: h["video"].update(frames=10**12), "frames is 1000000000000"),
     (lambda h, t: h["video"].update(prompts=[]), "prompts"),
