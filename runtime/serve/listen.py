@@ -19,9 +19,9 @@ from runtime.serve.edge.settings import ServeSettings
 SEND_BUFFER = 1 << 18
 """Bytes that the system keeps for a viewer who does not take them: a few chunks, not a minute of them."""
 CONNECTIONS = 1_024
-"""At most; beyond half of the files that the process may open, none is let in: streams need files too."""
+"""The most connections; at most half of the files that the process may open: streams need some."""
 TICKS = 10
-"""Of uvicorn, in a second."""
+"""How often uvicorn calls `on_tick`, per second."""
 Drain = Callable[[], Awaitable[None]]
 """Lets go of all streams."""
 
@@ -46,7 +46,7 @@ def open_socket(settings: ServeSettings) -> socket.socket:
 
 
 def url_of(listening: socket.socket) -> str:
-    """The address of a socket, as a browser has it."""
+    """The address of a socket as a URL for a browser."""
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
@@ -62,11 +62,11 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Of its own it would raise each signal again at the end, which then counts as a second one."""
+        """Leave signals alone: uvicorn would raise each again at the end, and it would count twice."""
         yield
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second; whether to end."""
+        """Called ten times a second; returns whether to end."""
         if self._stop.is_set() and self._drain is not None and not self.should_exit:
             await self._drain()  # while viewers are still connected, who then go elsewhere
         self.should_exit = self.should_exit or self._stop.is_set()

@@ -1,4 +1,4 @@
-"""A state on its way between servers: what leaves this machine, and what is let in."""
+"""The transfer of states between servers: what a sent state leaves out, what a received one must satisfy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from runtime.session.replay import OF_A_MODEL, OF_A_VIDEO, refuse_another
 LOCAL_FIELDS = ("checkpoint", "engine_folder", "engine_reason", "decoder_file")
 """Fields of a description that say where files lie on the machine that wrote it; no frame depends on them."""
 LARGEST = 1 << 40
-"""No count in a state is larger."""
+"""Upper bound on every count in a state."""
 
 
 def without_paths(state: State, *, model: str) -> State:
@@ -48,14 +48,14 @@ def load_received(
     except UserError as error:
         raise UserError(str(error).replace(str(path), "what was sent")) from error
     if not isinstance(state.video, dict) or not state.video.keys() >= {*OF_A_MODEL, *OF_A_VIDEO}:
-        raise UserError("this state does not say what it is a state of")
+        raise UserError("this state does not describe its video")
     refuse_another("this state", (*OF_A_MODEL, "sampler"), state.video, described)
     try:
         _check_video(state.video, characters=characters, frames=frames)
         _check_numbers(state)
         _check_tensors(state, template)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"this state is not what this model leaves: {error}") from error
+        raise UserError(f"this state is not one of this model: {error}") from error
     return replace(state, pending=())
 
 
@@ -77,9 +77,9 @@ def _check_numbers(state: State) -> None:
     counts = {name: getattr(shot, name) for name in ("number", "frame", "forgotten")}
     for name, value in {**counts, **{name: state.mark[name] for name in ("frames", "fragments")}}.items():
         if not 0 <= value < LARGEST:
-            raise ValueError(f"its {name} is no count")
+            raise ValueError(f"its {name} is not a valid count")
     if shot.forgotten > shot.number:
-        raise ValueError("it has forgotten what is still to come")
+        raise ValueError("it has dropped chunks that are still to be made")
 
 
 def _check_tensors(state: State, template: State) -> None:
@@ -87,12 +87,12 @@ def _check_tensors(state: State, template: State) -> None:
     kinds = {(one.dtype, one.shape) for one in template.snapshot.past.values()}
     for number, latents in state.snapshot.past.items():
         if (latents.dtype, latents.shape) not in kinds or not 0 <= number < state.snapshot.number:
-            raise ValueError(f"chunk {number} of its window is none")
+            raise ValueError(f"chunk {number} of its window has another shape or number")
     mine, theirs = list(template.decoder_state or ()), list(state.decoder_state or ())
     if state.snapshot.number and len(mine) != len(theirs):
-        raise ValueError("its decoder remembers something else")
+        raise ValueError("its decoder has another state")
     for one, other in zip(theirs, mine, strict=False):
-        _alike("decoder's memory", one, other)
+        _alike("decoder's state", one, other)
 
 
 def _alike(name: str, one: Any, other: Any) -> None:

@@ -36,7 +36,7 @@ EventId = Annotated[str, Field(min_length=1, max_length=128)]
 
 
 class Body(BaseModel):
-    """A body in which fields that are not known are refused."""
+    """The body of a request; unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -48,7 +48,7 @@ class NewSession(Body):
     model: str | None = None
     seed: Seed = 0
     seconds: Seconds | None = None
-    """None is endless."""
+    """None makes an endless session."""
     lease_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 

@@ -23,7 +23,7 @@ from vmla.config import FRAMES_PER_SECOND
 
 router = APIRouter()
 UNSAVED = 256
-"""Chunks that a viewer may have seen and a crash undone: they are made again before others come."""
+"""Chunks that a viewer may have seen but a crash has lost; they are made again before new ones."""
 
 
 @router.websocket("/v1/realtime/video")
@@ -56,10 +56,10 @@ async def realtime_video(socket: WebSocket, server: ThisServer) -> None:
 
 
 async def _first(connection: Connection, server: Server) -> SessionStart:
-    """What the viewer wants; it must say so soon.
+    """The viewer's first message, which must arrive in time.
 
     Raises:
-        ApiError: if it says nothing, or nothing that can be.
+        ApiError: if it does not come, or asks for something impossible.
     """
     try:
         message = await asyncio.wait_for(connection.receive(), server.settings.limits.start_seconds)
