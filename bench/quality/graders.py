@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import torch
 
-from bench.quality.rollouts import Batch
+from bench.quality.rollouts import VideoBatch
 from plugins.errors import UserError
 from runtime.cluster.library import connect, room_for
 from runtime.cluster.pool import ActorPool
@@ -19,7 +19,7 @@ from vmla.cli.progress import ProgressLine
 class Grades(Protocol):
     """Grades one batch after another."""
 
-    def marks_of(self, batch: Batch[str], line: ProgressLine) -> Iterable[list[Any]]:
+    def marks_of(self, batch: VideoBatch[str], line: ProgressLine) -> Iterable[list[Any]]:
         """The grades of `batch`, mark by mark."""
 
 
@@ -31,7 +31,7 @@ class Grader:
         torch.set_num_threads(threads)
         self._grades = begin()
 
-    def make(self, batch: Batch[str]) -> tuple[int, list[Any]]:
+    def make(self, batch: VideoBatch[str]) -> tuple[int, list[Any]]:
         """The number of the batch's first prompt, and all its grades."""
         with ProgressLine(StringIO()) as line:
             return batch.first, [one for part in self._grades.marks_of(batch, line) for one in part]
@@ -41,7 +41,7 @@ class Grader:
 
 
 def graded_by_ray(
-    begin: Callable[[], Grades], parts: Sequence[Batch[str]], *, gpus: float
+    begin: Callable[[], Grades], parts: Sequence[VideoBatch[str]], *, gpus: float
 ) -> Generator[list[Any], None, None]:
     """All grades so far, in the order of the prompts, whenever a batch is done.
 
@@ -51,7 +51,7 @@ def graded_by_ray(
     ray, threads = connect(), torch.get_num_threads()
     workers = min(len(parts), room_for(ray.cluster_resources(), cpus=threads, gpus=gpus))
     kind: Any = ray.remote(num_cpus=threads, num_gpus=gpus, max_concurrency=2)(Grader)
-    pool = ActorPool[Batch[str], tuple[int, list[Any]]](
+    pool = ActorPool[VideoBatch[str], tuple[int, list[Any]]](
         ray, lambda: kind.remote(begin, threads), _give_up, workers=workers
     )
     done: dict[int, list[Any]] = {}
@@ -60,5 +60,5 @@ def graded_by_ray(
         yield [one for number in sorted(done) for one in done[number]]
 
 
-def _give_up(batch: Batch[str], why: str) -> tuple[int, list[Any]]:
+def _give_up(batch: VideoBatch[str], why: str) -> tuple[int, list[Any]]:
     raise UserError(f"the batch from prompt {batch.first} on: {why}")

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from bench.harness.document import Record
 from bench.harness.whole_numbers import WholeNumbers
-from bench.quality.rollouts import BATCH, Batch, batches, open_denoiser, seen_rollouts
+from bench.quality.rollouts import BATCH, VideoBatch, batches, open_denoiser, seen_rollouts
 from export.engine.manifest import Manifest
 from vmla.cli.command import OneLineCommand
 from vmla.cli.progress import ProgressLine
@@ -70,13 +70,13 @@ class Grading:
         self._world = self._opened.world() or FIRST
         self._engine, self._fixed = open_denoiser(self._opened, folder)
 
-    def marks_of(self, batch: Batch[str], line: ProgressLine) -> Iterator[list[Graded]]:
+    def marks_of(self, batch: VideoBatch[str], line: ProgressLine) -> Iterator[list[Graded]]:
         """The grades of `batch`, mark by mark."""
         seen = seen_rollouts(self._engine, self._opened, batch, self._marks, fixed=self._fixed, line=line)
         for second, frames in seen:
             yield grade_windows(batch.items, second, frames, self._world)
 
-    def all(self, parts: Sequence[Batch[str]]) -> Iterator[list[Graded]]:
+    def all(self, parts: Sequence[VideoBatch[str]]) -> Iterator[list[Graded]]:
         """All grades so far, after each mark of each batch."""
         graded: list[Graded] = []
         with ProgressLine(sys.stderr) as line:
@@ -143,7 +143,7 @@ def show(graded: list[Graded]) -> None:
 
 
 def _graded_by_ray(
-    begin: Callable[[], Grading], parts: Sequence[Batch[str]], made: Manifest | None
+    begin: Callable[[], Grading], parts: Sequence[VideoBatch[str]], made: Manifest | None
 ) -> Iterator[list[Graded]]:
     from bench.quality.graders import graded_by_ray
 

@@ -26,8 +26,8 @@ BATCH = 24
 Item = TypeVar("Item")
 
 
-class Batch(NamedTuple, Generic[Item]):
-    """Some of the prompts, or scenes, of a run."""
+class VideoBatch(NamedTuple, Generic[Item]):
+    """Prompts or scenes whose videos are made at once."""
 
     first: int
     """The number in the run of the first one."""
@@ -36,9 +36,9 @@ class Batch(NamedTuple, Generic[Item]):
     """Of the first one's video; each later one has the next."""
 
 
-def batches(items: Sequence[Item], size: int, *, seed: int) -> list[Batch[Item]]:
+def batches(items: Sequence[Item], size: int, *, seed: int) -> list[VideoBatch[Item]]:
     """`items` in batches of `size`; the video of item i has the seed `seed` + i, whatever the size."""
-    return [Batch(i, items[i : i + size], seed + i) for i in range(0, len(items), size)]
+    return [VideoBatch(i, items[i : i + size], seed + i) for i in range(0, len(items), size)]
 
 
 class Windows:
@@ -71,7 +71,7 @@ def as_bytes(frames: Tensor) -> Tensor:
 def seen_rollouts(
     engine: Engine,
     checkpoint: Checkpoint,
-    batch: Batch[str],
+    batch: VideoBatch[str],
     seconds: tuple[int, ...],
     *,
     fixed: int | None = None,

@@ -51,7 +51,7 @@ def url_of(listening: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-class Server(uvicorn.Server):
+class StoppableServer(uvicorn.Server):
     """uvicorn that ends when `stop` is set, leaves signals to whoever sets it, and has a `watch`."""
 
     def __init__(
@@ -77,7 +77,7 @@ class Server(uvicorn.Server):
 
 def server_for(
     app: ASGIApp, settings: ServeSettings, stop: threading.Event | None = None, *, drain: Drain | None = None
-) -> Server:
+) -> StoppableServer:
     """uvicorn for `app`, to be run on a socket of `open_socket` until `stop` is set and it has drained."""
     limits, most = settings.limits, min(CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
     # From `most` on HTTP is answered with 503; WebSockets are not asked, so that beyond nobody is.
@@ -101,4 +101,4 @@ def server_for(
         "loop": "asyncio",  # whatever else is installed
     }
     stop = threading.Event() if stop is None else stop
-    return Server(uvicorn.Config(app, **options), stop, Watch(limits.stall_seconds), drain)
+    return StoppableServer(uvicorn.Config(app, **options), stop, Watch(limits.stall_seconds), drain)

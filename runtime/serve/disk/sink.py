@@ -13,7 +13,7 @@ Fenced = Callable[[], AbstractContextManager[None]]
 """Returns a context in which no other server writes this stream; entering it raises if one may."""
 
 
-class StreamSink:
+class IndexedSink:
     """Writes a chunk, adds it to the index and calls `heard`, all on the writer's thread."""
 
     def __init__(

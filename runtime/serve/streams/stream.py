@@ -20,7 +20,7 @@ from runtime.resume.state import State, load_state
 from runtime.serve.disk.fence import Claim, ClaimLostError
 from runtime.serve.disk.folder import OVER, AppliedChange, Status, StreamFolder, StreamInfo
 from runtime.serve.disk.index import ChunkIndex
-from runtime.serve.disk.sink import StreamSink, elsewhere
+from runtime.serve.disk.sink import IndexedSink, elsewhere
 from runtime.serve.edge.metrics import Metrics
 from runtime.serve.edge.settings import ServeSettings
 from runtime.serve.edge.tracing import Stay, Tracing
@@ -360,7 +360,7 @@ class Stream:
         here = self.folder.video.exists() or state.snapshot.number != self.info.first
         return state.mark if here else elsewhere(state.mark)
 
-    def _sink(self, mark: Mark | None) -> StreamSink:
+    def _sink(self, mark: Mark | None) -> IndexedSink:
         """The file, cut behind `mark`."""
         self.index.cut(0 if mark is None else mark["bytes"])
         file = Mp4Sink(
@@ -369,7 +369,7 @@ class Stream:
             scale=self._around.worker.scale,
             after=mark,
         )
-        return StreamSink(file, self.index, self._heard, self._fenced)
+        return IndexedSink(file, self.index, self._heard, self._fenced)
 
     def _record_changes(self, changes: list[PromptChange], number: int) -> None:
         """Record what `changes` have from chunk `number` on that is not recorded yet."""

@@ -11,7 +11,7 @@ import bench.quality.grades
 from bench.cli import VERBS
 from bench.cli import main as vmla_bench
 from bench.quality.grades import Graded, grade_windows, held_out_prompts, shares, what_is
-from bench.quality.rollouts import WINDOW, Batch, Windows, batches, open_denoiser, seen_rollouts
+from bench.quality.rollouts import WINDOW, VideoBatch, Windows, batches, open_denoiser, seen_rollouts
 from vmla.cli.progress import ProgressLine
 from vmla.weights.checkpoint import open_checkpoint
 from vmla.world.caption import read
@@ -73,7 +73,7 @@ def test_an_engine_makes_as_many_videos_as_it_was_built_for(checkpoint, monkeypa
     asked, encode = [], engine.encode_prompt
     monkeypatch.setattr(engine, "encode_prompt", lambda prompts: asked.append(prompts) or encode(prompts))
     line = ProgressLine(io.StringIO())
-    [(second, frames)] = seen_rollouts(engine, opened, Batch(0, [prompt], 0), (4,), fixed=3, line=line)
+    [(second, frames)] = seen_rollouts(engine, opened, VideoBatch(0, [prompt], 0), (4,), fixed=3, line=line)
     graded = grade_windows([prompt], second, frames)
     assert [(one.prompt, one.second) for one in graded] == [(prompt, 4)]
     assert list(map(list, asked)) == [[prompt] * 3]

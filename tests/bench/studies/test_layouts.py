@@ -10,7 +10,7 @@ from kit.refusals import assert_one_line
 from bench.cli import main as vmla_bench
 from bench.harness.document import read_document
 from bench.quality.grades import grade_windows, held_out_prompts, shares
-from bench.quality.rollouts import Batch, open_denoiser, seen_rollouts
+from bench.quality.rollouts import VideoBatch, open_denoiser, seen_rollouts
 from bench.report.sections.quality import layouts_section
 from bench.studies import layouts
 from bench.studies.layouts import main
@@ -54,7 +54,7 @@ def test_every_figure_of_every_model_is_there(compared, checkpoint):
     opened, prompts = open_checkpoint(checkpoint), held_out_prompts(2, seed=1000)
     engine, _ = open_denoiser(opened, None)
     line = type("Quiet", (), {"show": lambda self, text: None})()
-    seen = seen_rollouts(engine, opened, Batch(0, prompts, 1000), (4, 12), line=line)
+    seen = seen_rollouts(engine, opened, VideoBatch(0, prompts, 1000), (4, 12), line=line)
     graded = [one for second, frames in seen for one in grade_windows(prompts, second, frames)]
     assert latent["grades"] == shares(graded)
     [table] = layouts_section(document).tables
