@@ -195,8 +195,7 @@ def prepare(
     """
     opened, device, dtype = _open(checkpoint, engine, device=device, dtype=dtype)
     _check_layout(opened, layout)
-    for path in (opened.folder, engine, decoder):
-        check_name(path)
+    check_names(opened.folder, engine, decoder)
     where = choose_device(device)
     check_cache(opened.model_config(), compute := choose_dtype(dtype, where), where)
     decoding = Decoding(checkpoint=opened, file=decoder, dtype=compute)
@@ -235,13 +234,15 @@ def check_seed(seed: int) -> None:
         raise UserError(f"a seed has {len(str(LARGEST_NUMBER)) - 1} digits at most; take a smaller one")
 
 
-def check_name(path: Path | None) -> None:
-    """Refuse a file or folder whose name no document could hold, as bytes that are not UTF-8.
+def check_names(*paths: Path | None) -> None:
+    """Refuse files and folders whose names no document could hold, as bytes that are not UTF-8.
 
     Raises:
-        UserError: then.
+        UserError: naming the first.
     """
-    if path is not None and path.parent != shipped_folder():
+    for path in paths:
+        if path is None or path.parent == shipped_folder():
+            continue
         try:
             os.path.realpath(path).encode()
         except UnicodeEncodeError as error:
@@ -279,7 +280,7 @@ def as_start(start: Path | Start | None, checkpoint: Checkpoint, chunks: int) ->
         UserError: if it does not fit the model, or leaves nothing to be made.
     """
     known = open_start(start, checkpoint) if isinstance(start, Path) else start
-    check_name(known and known.path)
+    check_names(known and known.path)
     if known is not None and known.chunks >= chunks:
         raise UserError(
             f"{known.path} is the first {known.chunks} chunks, and the video has {chunks}; make it longer"
