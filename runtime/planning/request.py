@@ -280,7 +280,7 @@ def as_start(start: Path | Start | None, checkpoint: Checkpoint, chunks: int) ->
         UserError: if it does not fit the model, or leaves nothing to be made.
     """
     known = open_start(start, checkpoint) if isinstance(start, Path) else start
-    check_names(known and known.path)
+    check_names(None if known is None else known.path)
     if known is not None and known.chunks >= chunks:
         raise UserError(
             f"{known.path} is the first {known.chunks} chunks, and the video has {chunks}; make it longer"

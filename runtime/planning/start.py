@@ -154,7 +154,7 @@ def _decoded(path: Path) -> Iterator[Frames]:
     try:
         with opened_video(path, mend=MEND) as file:
             for frame in file.decode(video=0):
-                yield frame.to_ndarray(format="rgb24")
+                yield frame.to_ndarray(format="rgb24").astype(np.uint8, copy=False)
     except (av.error.FFmpegError, IndexError, ValueError) as error:
         raise _unreadable(path, error) from error
 
