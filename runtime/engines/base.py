@@ -9,7 +9,9 @@ from typing import TYPE_CHECKING, Protocol, cast
 import torch
 from torch import Tensor
 
+from plugins.dispatch import KERNEL_TYPES
 from runtime.engines.fp8_linear import in_fp8
+from runtime.engines.key_splits import event_timer, time_absorbed
 from runtime.engines.packed_linear import packable, packed
 from runtime.engines.timestep_tables import tabled
 from vmla.cache import CacheSpec
@@ -91,6 +93,8 @@ class EagerEngine:
             self._model = split_over(self._model, group)
         if not as_it_is:
             self._model = self._optimized(compiled, fp8, joined, 1 if group is None else group.size())
+        if absorbed and device.type == "cuda" and dtype in KERNEL_TYPES["mla_attention_absorbed"]:
+            time_absorbed(self.config, dtype=dtype, device=device, timer=event_timer)
         self._text = text
         text.encoder.to(device)
 
