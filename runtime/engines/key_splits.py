@@ -12,15 +12,19 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from plugins.dispatch import unfit
 from plugins.triton.split_kv import Timer
 from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
 
 
-def time_absorbed(config: ModelConfig, *, dtype: torch.dtype, device: torch.device, timer: Timer) -> int:
-    """Time the kernel on a full window of one video; later passes of that size take what was fastest."""
-    from plugins.triton import launch
+def time_absorbed(
+    config: ModelConfig, *, dtype: torch.dtype, device: torch.device, timer: Timer
+) -> int | None:
+    """Time the kernel on a full window of one video; later passes of that size take what was fastest.
 
+    None where the kernel cannot be taken, for which passes have another form.
+    """
     spec, heads = CacheSpec.of(config), config.num_attention_heads
     own, cached = (frames * spec.tokens_per_frame for frames in (spec.chunk, spec.slots))
     rotary = config.qk_rope_head_dim
@@ -30,12 +34,16 @@ def time_absorbed(config: ModelConfig, *, dtype: torch.dtype, device: torch.devi
 
     angles = torch.rand(cached + own, rotary // 2, device=device)
     with torch.inference_mode():
-        return launch.time_absorbed_splits(
+        tensors = (
             drawn(1, heads, own, spec.entry_width), drawn(1, cached, spec.entry_width),
             drawn(1, own, spec.entry_width), angles.cos(), angles.sin(),
             torch.ones(cached + own, dtype=torch.bool, device=device),
-            (config.qk_nope_head_dim + rotary) ** -0.5, timer,
         )  # fmt: skip
+        if unfit("mla_attention_absorbed", tensors) is not None:
+            return None
+        from plugins.triton import launch
+
+        return launch.time_absorbed_splits(*tensors, (config.qk_nope_head_dim + rotary) ** -0.5, timer)
 
 
 def event_timer(call: Callable[[], object]) -> float:

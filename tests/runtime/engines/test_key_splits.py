@@ -7,6 +7,7 @@ import torch
 
 from plugins.triton import launch
 from plugins.triton.split_kv import TimedSplits
+from runtime.engines import key_splits
 from runtime.engines.key_splits import time_absorbed
 from vmla.cache import CacheSpec
 from vmla.config import model_preset
@@ -31,6 +32,7 @@ def test_what_is_fastest_on_a_full_window_is_what_passes_of_that_size_take(monke
         call()
         return {1: 3.0, 2: 2.0, 3: 2.5}[ran[-1]]
 
+    monkeypatch.setattr(key_splits, "unfit", lambda operator, tensors: None)
     monkeypatch.setattr(launch, "absorbed", kernel)
     monkeypatch.setattr(launch, "TIMED_SPLITS", TimedSplits())
     assert time_absorbed(config, dtype=torch.bfloat16, device=CPU, timer=timer) == 2
@@ -38,3 +40,10 @@ def test_what_is_fastest_on_a_full_window_is_what_passes_of_that_size_take(monke
     rows = config.num_attention_heads * config.chunk * config.tokens_per_frame
     assert launch._splits("mla_attention_absorbed", query, rows, 1, window) == 2
     assert launch._splits("mla_attention_absorbed", query, rows, 2, window) == 1  # not timed; a CPU
+
+
+def test_nothing_is_timed_where_the_kernel_does_not_run():
+    def timer(call):
+        raise AssertionError("timed")
+
+    assert time_absorbed(model_preset("debug"), dtype=torch.bfloat16, device=CPU, timer=timer) is None
