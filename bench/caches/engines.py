@@ -9,8 +9,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from bench.caches.formats import Format
 from runtime.engines.base import EagerEngine
+from runtime.engines.cache_formats import Format
 from vmla.attention import AnyWindow, LatentAttention
 from vmla.config import ModelConfig
 from vmla.rope import rotate
@@ -91,7 +91,7 @@ class StoredCache:
 
     def __init__(self, engine: EagerEngine, form: Format, *, batch: int) -> None:
         self.config, self.cache_spec = engine.config, engine.cache_spec
-        self.device, self.dtype = engine.device, engine.dtype
+        self.device, self.dtype, self.cache_dtype = engine.device, engine.dtype, engine.dtype
         self._engine, self._form = engine, form
         empty = self.cache_spec.allocate(batch, dtype=engine.dtype, device=engine.device)
         self.kept = form.pack(empty)

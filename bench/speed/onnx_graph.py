@@ -6,7 +6,9 @@
 
 The model is traced without weights. Without a target they are holes in a file: the graph is checked and
 takes no room. With targets they are drawn at random, scaled like real ones and written to disk one at a
-time, and an engine is built for each target. With `--lint` the graph is that for ONNX Runtime, with float32
+time, and an engine is built for each target. It is the graph that engines are built from: it takes the slots
+that hold a frame and masks nothing, which is checked. `--attention plugin` exports the form for our plugin,
+which takes all slots with their validity. With `--lint` the graph is that for ONNX Runtime, with float32
 in the place of bfloat16, and Polygraphy looks it over, which runs it once: in fp8 even at full size, since
 its weights are then less than the 2 GB that Polygraphy can hold. Ends with one line of JSON: time, memory,
 sizes, warnings.
@@ -23,7 +25,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from time import perf_counter
-from typing import Any, cast
+from typing import Any, cast, get_args
 
 import click
 import torch
@@ -32,10 +34,11 @@ from torch import Tensor
 from bench.harness.document import Record
 from export.backends.onnx import ONNX
 from export.backends.tensorrt import TensorRT
-from export.backends.tensorrt_build import BuildRequest
+from export.backends.tensorrt_build import BuildRequest, full_window
 from export.backends.tensorrt_build import build as build_plan
 from export.backends.tensorrt_rtx import check_targets
-from export.build import lower
+from export.build import joins_products, lower, step_window
+from export.engine.manifest import Attention
 from export.engine.signature import STEP, contract
 from export.layers import by_precision
 from export.lowering.fp8 import input_scale, quantize
@@ -44,12 +47,14 @@ from export.lowering.trace import fake_model, trace_step
 from export.onnx import graph as onnx
 from export.onnx.attention_node import attention_nodes as count_attention_nodes
 from export.onnx.external_weights import Source
+from export.onnx.masks import masks
 from export.settings import Settings
 from plugins.errors import UserError
 from vmla.cli.command import OneLineCommand
 from vmla.cli.machine import peak_resident_bytes
 from vmla.cli.terminal import say
 from vmla.config import MODEL_PRESETS, ModelConfig, model_preset
+from vmla.fused_attention import fused
 from vmla.transformer import VideoMLA
 
 CODES = torch.float8_e4m3fn
@@ -63,9 +68,12 @@ LARGEST_DRAWN = 5.0
 class Graph:
     """What is in the file of a graph, its weights left out."""
 
-    inputs: dict[str, list[int]]
-    outputs: dict[str, list[int]]
+    inputs: dict[str, list[int | str]]
+    """Sizes by name; one that depends on how many slots hold a frame is said in words."""
+    outputs: dict[str, list[int | str]]
     attention_nodes: int
+    masks: list[str]
+    """What computes or takes validity (`export.onnx.masks`)."""
     operations: dict[str, int]
     types: list[str]
     weights: int
@@ -76,15 +84,17 @@ class Graph:
         """Read the ONNX graph in `path`."""
         from onnx import TensorProto, load
 
-        graph = load(str(path), load_external_data=False).graph
+        model = load(str(path), load_external_data=False)
+        graph = model.graph
         values = [*graph.input, *graph.output, *graph.value_info]
         types = {value.type.tensor_type.elem_type for value in values}
         types |= {weight.data_type for weight in graph.initializer}
-        shapes = {v.name: [d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
+        shapes = {v.name: [d.dim_param or d.dim_value for d in v.type.tensor_type.shape.dim] for v in values}
         return cls(
             inputs={value.name: shapes[value.name] for value in graph.input},
             outputs={value.name: shapes[value.name] for value in graph.output},
             attention_nodes=count_attention_nodes(path),
+            masks=masks(model),
             operations=dict(sorted(Counter(node.op_type for node in graph.node).items())),
             types=sorted(TensorProto.DataType.Name(kind) for kind in types),
             weights=sum(torch.Size(weight.dims).numel() for weight in graph.initializer),
@@ -96,22 +106,38 @@ def export_graph(
     precision: Precision,
     path: Path,
     *,
-    attention_nodes: bool,
     weights: Source,
+    attention: Attention = "native",
     backend: str = TensorRT.name,
 ) -> Graph:
-    """Write the step of a model of `config` to `path`; no weights are ever held.
+    """Write the step of a model of `config` to `path` as the engines of `backend` have it, weights left out.
 
     The base of a quantised graph is bfloat16, and float32 for the backend `onnx`.
+
+    Raises:
+        UserError: if the graph is not in the form asked for: an attention node a layer for `plugin`, and
+            neither nodes nor masks for `native`.
     """
-    settings = Settings(backend=backend, precision=precision)
+    settings = Settings(backend=backend, precision=precision, attention=attention)
     narrow = str(DTYPES[settings.base]).removeprefix("torch.")
     signature = contract(config, batch=1, narrow=narrow)[STEP]
     layers = by_precision(config, settings)[precision] if settings.quantized else ()
     largest = dict.fromkeys(layers, LARGEST_INPUT)
-    program = lower(trace_step(fake_model(config), batch=1), signature, settings, largest)
-    onnx.save(program, signature, path, attention_nodes=attention_nodes, weights=weights)
-    return Graph.read(path)
+    window, joined = step_window(config, attention), joins_products(settings)
+    program = trace_step(fake_model(config), batch=1, window=window, joined=joined)
+    program = lower(program, signature, settings, largest)
+    onnx.save(program, signature, path, attention_nodes=attention == "plugin", weights=weights)
+    graph = Graph.read(path)
+    _check_form(graph, config.num_layers if attention == "plugin" else 0, masked=window == "all")
+    return graph
+
+
+def _check_form(graph: Graph, attention_nodes: int, *, masked: bool) -> None:
+    """Refuse a graph that has another number of attention nodes, or masks without a reason."""
+    if graph.attention_nodes != attention_nodes:
+        raise UserError(f"the graph has {graph.attention_nodes} attention nodes, not {attention_nodes}")
+    if graph.masks and not masked:
+        raise UserError(f"the graph takes the slots that hold a frame, and yet masks: {graph.masks[0]}")
 
 
 def holes(config: ModelConfig) -> Source:
@@ -123,11 +149,13 @@ def holes(config: ModelConfig) -> Source:
 def random_weights(config: ModelConfig) -> Source:
     """Numbers scaled like real ones: matrices by the root of their width, gains of 1, biases of 0.
 
-    Of an fp8 graph, codes of such matrices and the scale that goes with them.
+    Of an fp8 graph, codes of such matrices and the scale that goes with them. Joined products are drawn
+    whole: what is fixed in them is not kept.
     """
     generator, frequencies = torch.Generator().manual_seed(0), _frequencies(config)
     with torch.device("meta"):
-        parameters = dict(VideoMLA(config).named_parameters())
+        model = VideoMLA(config)
+        parameters = {**dict(model.named_parameters()), **dict(fused(model).named_parameters())}
 
     def draw(name: str, like: Tensor) -> Tensor:
         if name in frequencies:
@@ -194,6 +222,8 @@ def faults(path: Path) -> dict[str, Any]:
 )
 @click.option("--precision", default="bf16", show_default=True, help="Precision of the matrix products.")
 @click.option("--target", multiple=True, help="Build a TensorRT-RTX engine for this GPU, as sm_89.")
+@click.option("--attention", type=click.Choice(get_args(Attention)), default="native", show_default=True,
+              help="Form of self-attention: operations of the backend, or nodes for our plugin.")  # fmt: skip
 @click.option("--lint", is_flag=True, help="Have Polygraphy look for faults; needs the extra dev.")
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False),
               help="Folder that keeps graph and engines (default: they are removed).")  # fmt: skip
@@ -205,6 +235,7 @@ def main(
     layers: int | None,
     precision: str,
     target: tuple[str, ...],
+    attention: Attention,
     lint: bool,
     folder: Path | None,
     output: Path | None,
@@ -212,6 +243,8 @@ def main(
     """Export a model of a named shape without its weights, and build engines of random ones."""
     for each in target:
         check_targets(each)
+    if target and attention == "plugin":
+        raise UserError("TensorRT-RTX has its own attention; leave --attention or --target out")
     config, kind = model_preset(shape), check_precision(precision)
     if layers is not None:
         config = replace(config, num_layers=layers)
@@ -220,7 +253,8 @@ def main(
     with tempfile.TemporaryDirectory() as scratch:
         place = folder or Path(scratch)
         place.mkdir(parents=True, exist_ok=True)
-        for stage in measure(config, kind, target, place, ONNX.name if lint else TensorRT.name):
+        backend = ONNX.name if lint else TensorRT.name
+        for stage in measure(config, kind, target, place, backend, attention):
             record.save(**stage)
         if lint:
             record.save(lint=faults(place / "step.onnx"))
@@ -229,18 +263,14 @@ def main(
 
 
 def measure(
-    config: ModelConfig, precision: Precision, targets: tuple[str, ...], place: Path, backend: str
-) -> Iterator[dict[str, Any]]:
+    config: ModelConfig, precision: Precision, targets: tuple[str, ...], place: Path, backend: str,
+    attention: Attention,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
     """Time and memory of the graph, then of an engine for each target, all in the folder `place`."""
     began = perf_counter()
     source = random_weights(config) if targets else holes(config)
     path = place / "step.onnx"
-    graph = export_graph(
-        config, precision, path, attention_nodes=not targets, weights=source, backend=backend
-    )
-    expected = 0 if targets else config.num_layers
-    if graph.attention_nodes != expected:
-        raise UserError(f"the graph has {graph.attention_nodes} attention nodes, not {expected}")
+    graph = export_graph(config, precision, path, attention=attention, weights=source, backend=backend)
     figures: dict[str, Any] = {
         "graph": {
             "seconds": round(perf_counter() - began, 1),
@@ -254,14 +284,15 @@ def measure(
     engines: list[dict[str, Any]] = []
     yield figures | {"engines": engines}
     for target in targets:
-        engines.append(_engine(path, target))
+        engines.append(_engine(path, target, full_window(contract(config, batch=1, narrow="bfloat16")[STEP])))
         yield {"engines": engines}
 
 
-def _engine(graph: Path, target: str) -> dict[str, Any]:
-    """Build one engine; the peak is that of the largest building process so far."""
+def _engine(graph: Path, target: str, window: dict[str, list[int]]) -> dict[str, Any]:
+    """Build one engine, whose full window has these sizes; the peak is that of the largest build so far."""
     began, engine = perf_counter(), graph.with_name(f"step-{target}.engine")
-    request = BuildRequest(library="tensorrt_rtx", graph=str(graph), engine=str(engine), target=target)
+    request = BuildRequest(library="tensorrt_rtx", graph=str(graph), engine=str(engine), target=target,
+                           window=window)  # fmt: skip
     warnings = build_plan(request)
     told = {
         "target": target,

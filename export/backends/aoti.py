@@ -16,12 +16,18 @@ from plugins.errors import UserError
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
-OPTIONS: dict[str, dict[str, Any]] = {"cpu": {"freezing": True}, "cuda": {}}
+OPTIONS: dict[str, dict[str, Any]] = {
+    "cpu": {"freezing": True},
+    "cuda": {"aot_inductor.compile_wrapper_opt_level": "O0"},
+}
 """Inductor's options that are not defaults, by device.
 
 Frozen weights are constants, which Inductor lays out for oneDNN at compile time: float32 linear layers then
 use the processor's full vector width, as those of `runtime.engines.packed_linear` do and MKL on AMD
 processors does not. Whatever depends only on weights, such as dequantised fp8 codes, is folded then too.
+
+On a GPU the C++ compiler sees the launches alone, of all blocks in one function, which it is not to optimise:
+a CUDA graph replays them without it. That it builds faster is expected, not measured.
 """
 
 

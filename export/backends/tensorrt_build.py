@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal, get_args
 
-from export.engine.manifest import Manifest
+from export.engine.manifest import Manifest, Signature
 from plugins.errors import UserError
 from plugins.triton.tiles import Family, halves
 
@@ -23,6 +23,9 @@ LEVEL = 3
 
 PRODUCTS = "left to TensorRT, which multiplies codes where it fuses quantising into a product"
 """How TensorRT multiplies codes, in words."""
+
+BY_SLOT = ("cache", "slot_index")
+"""Inputs with a row for each slot, or for each token of one."""
 
 NAMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 
@@ -53,10 +56,12 @@ class BuildRequest:
 
 def window_of(manifest: Manifest, program: str) -> dict[str, list[int]]:
     """`BuildRequest.window` of the program called `program`."""
-    if manifest.window == "all":
-        return {}
-    by_slot = ("cache", "slot_index")
-    return {spec.name: list(spec.shape) for spec in manifest.programs[program].inputs if spec.name in by_slot}
+    return {} if manifest.window == "all" else full_window(manifest.programs[program])
+
+
+def full_window(signature: Signature) -> dict[str, list[int]]:
+    """Sizes in a full window of the inputs that a step of held slots takes fewer rows of, by name."""
+    return {spec.name: list(spec.shape) for spec in signature.inputs if spec.name in BY_SLOT}
 
 
 def kernel_family(architecture: str) -> Family:

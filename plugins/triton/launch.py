@@ -14,7 +14,7 @@ from plugins.triton.absorbed import absorbed as absorbed_kernel
 from plugins.triton.attention import attention as attention_kernel
 from plugins.triton.attention import merge as merge_kernel
 from plugins.triton.expand import expand as expand_kernel
-from plugins.triton.split_kv import best_splits
+from plugins.triton.split_kv import Launch, TimedSplits, Timer, best_splits
 from plugins.triton.tiles import (
     LOG2_E,
     Operator,
@@ -27,6 +27,8 @@ from plugins.triton.tiles import (
 )
 
 MERGE_ROWS = 16
+TIMED_SPLITS = TimedSplits()
+"""Of this process, as a compiler's cache is: a launch that was never timed takes the predicted number."""
 
 
 def expand(
@@ -77,6 +79,23 @@ def absorbed(
         splits = _splits("mla_attention_absorbed", query, heads * rows, batch, valid.shape[0])
     out: Tensor = _absorbed(query, cached, own, cos, sin, valid, scale, scales, splits)
     return out
+
+
+def time_absorbed_splits(
+    query: Tensor,
+    cached: Tensor,
+    own: Tensor,
+    cos: Tensor,
+    sin: Tensor,
+    valid: Tensor,
+    scale: float,
+    timer: Timer,
+) -> int:
+    """Time `absorbed` with few splits; later calls of the same sizes take the number that is fastest."""
+    batch, heads, rows, _ = query.shape
+    launch = _launch("mla_attention_absorbed", query, heads * rows, batch, valid.shape[0])
+    inputs = (query, cached, own, cos, sin, valid, scale, None)
+    return TIMED_SPLITS.time(launch, lambda splits: absorbed(*inputs, splits=splits), timer)
 
 
 @triton_op("vmla::triton_expand", mutates_args=())
@@ -177,8 +196,14 @@ def _tile(operator: Operator, like: Tensor) -> Tile:
 
 
 def _splits(operator: Operator, like: Tensor, rows: int, batch: int, tokens: int) -> int:
+    if (timed := TIMED_SPLITS.find(_launch(operator, like, rows, batch, tokens))) is not None:
+        return timed
     if like.device.type != "cuda":
         return 1
     size = _tile(operator, like)
     processors = torch.cuda.get_device_properties(like.device).multi_processor_count
     return best_splits(-(-rows // size.rows) * batch, tokens, processors)
+
+
+def _launch(operator: Operator, like: Tensor, rows: int, batch: int, tokens: int) -> Launch:
+    return Launch(operator, str(like.dtype), rows, batch, tokens)

@@ -30,12 +30,12 @@ GROUPS = {
                      "steps"),
     "Where it goes": ("output", "overwrite", "scale", "resume", "repeat", "save_every", "events", "metrics"),
     "What makes it": ("checkpoint", "engine", "decoder", "layout", "device", "dtype",
-                      "precision", "compiled", "threads", "memory"),
+                      "precision", "cache", "compiled", "threads", "memory"),
     "On several machines": ("ray", "cpus_per_replica"),
 }  # fmt: skip
 LENGTHS = ("minutes", "seconds", "chunks")
 AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layout", "steps", "device",
-          "compiled", "precision",
+          "compiled", "precision", "cache",
           "dtype", "scale", "decoder", "threads", "start")  # fmt: skip
 """Options that determine the video; with --resume and --repeat they must agree with the recorded ones."""
 
@@ -85,6 +85,8 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
               show_default=True, help="Type that the model computes in.")  # fmt: skip
 @click.option("--precision", type=click.Choice(["fp8"]),
               help="Compute most linear layers in float8, on a GPU (default: as --dtype).")  # fmt: skip
+@click.option("--cache", type=click.Choice(["fp8"]),
+              help="Keep the cache in float8, rotary keys in bfloat16 (default: as --dtype).")  # fmt: skip
 @click.option("--compile/--no-compile", "compiled", default=None,
               help="Compile the blocks on a GPU (default: if the video is long enough).")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1),
@@ -244,12 +246,14 @@ def _new(prompts: str | list[Entry], options: dict[str, Any]) -> Order:
 
 def _make(order: Order, output: Path, options: dict[str, Any], stop: Stop) -> None:
     """Make what is ordered, say how it went, and leave what is needed to go on if it was stopped."""
+    from runtime.cli.engine_hint import DenoiseTime, engine_hint
     from runtime.cli.reports import check_reports, ways_on
     from runtime.outputs.stream import is_stream
     from runtime.session.destination import is_kept, is_resumable
     from runtime.session.generate import make_videos
     from runtime.session.replay import warnings_of
     from runtime.telemetry.events import Several
+    from vmla.weights.checkpoint import SHIPPED
 
     with ExitStack() as stack:
         output = _checked(stack, order, output, overwrite=options["overwrite"])
@@ -261,16 +265,19 @@ def _make(order: Order, output: Path, options: dict[str, Any], stop: Stop) -> No
         warn(warnings_of([order]))
         stop.last_words = partial(ways_on, [output])
         stack.enter_context(stop.polled())
+        spent = DenoiseTime()
 
         def begun(_: Path) -> Several:
             say(*order.job.what_runs())
-            return Several(_listeners(stack, options))
+            return Several([*_listeners(stack, options), spent])
 
         (ending,) = make_videos(
             {output: order}, telemetry=begun, stop=stop,
             save_every=options["save_every"], overwrite=options["overwrite"],
         )  # fmt: skip
         _tell(order, ending)
+        if all(options[name] is None for name in ("engine", "resume", "repeat")):
+            say(*engine_hint(order.job, options["checkpoint"] or SHIPPED, spent.seconds))
     if not ending.outcome.complete:
         sys.exit(stop.status)
 

@@ -1,13 +1,14 @@
 """`vmla-export verify --layers`: the products of an engine's graph against those of its float32 graph.
 
-Both graphs run in ONNX Runtime, driven by Polygraphy's Comparator, on the pass that `verify` measures.
+Both graphs run in ONNX Runtime, driven by Polygraphy's Comparator, on the pass that `verify` measures: as
+often as it takes to hold no more than `HELD` bytes of each one's products at once.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,6 +25,7 @@ from export.backends.onnx import EXPORTER, ONNX, RUNTIME, write_graph
 from export.build import describe, lower
 from export.checks import build_command, check_engine, sound_copy
 from export.engine.manifest import Manifest
+from export.layers import layers_of
 from export.loading.onnx_session import check_types, inference_session
 from export.lowering.trace import trace
 from export.onnx.products import products
@@ -31,11 +33,18 @@ from export.settings import Settings
 from plugins.errors import UserError
 from runtime.cli.verify import prompts, second_chunk
 from runtime.engines.base import EagerEngine
+from vmla.cache import CacheSpec
+from vmla.config import ModelConfig
 from vmla.weights.checkpoint import Checkpoint
 
 COMPARATOR = Requirement(modules=("polygraphy",), extra="polygraphy")
 PROGRAMS = ("prompt", "step")
 """In the order in which they run."""
+
+HELD = 2**30
+"""Bytes of one graph's products that are held at once."""
+OVER_THE_WINDOW = (".attn1.up_k", ".attn1.up_v")
+"""Layers that are multiplied with the whole window, where all others are with the chunk or the text."""
 
 LIMITS = {"fp32": 1e-4, "fp16": 1e-2, "fp8": 4e-1}
 """Limits on the relative error of a product, which adds up along the graph. In fp8 twice the worst of the
@@ -87,8 +96,12 @@ class LayerErrors:
         return json.dumps({**head, "first_above": self.first_above, "worst": self.worst, "layers": errors})
 
 
-def verify_layers(manifest: Manifest, folder: Path, checkpoint: Checkpoint) -> LayerErrors:
+def verify_layers(
+    manifest: Manifest, folder: Path, checkpoint: Checkpoint, *, held: int = HELD
+) -> LayerErrors:
     """Run the graphs of the engine in `folder` and those of `checkpoint` in float32 on the same inputs.
+
+    Of each graph's products at most `held` bytes are in memory at once, or one product if that is larger.
 
     Raises:
         UserError: if the engine is none that ONNX Runtime can run, does not fit the checkpoint or is
@@ -112,11 +125,12 @@ def verify_layers(manifest: Manifest, folder: Path, checkpoint: Checkpoint) -> L
     for name in PROGRAMS:
         check_types(manifest.programs[name])
     errors: dict[str, float] = {}
-    feeds = feeds_of(manifest, checkpoint)
+    feeds, sizes = feeds_of(manifest, checkpoint), bytes_of_products(manifest)
     with sound_copy(manifest, folder) as own, TemporaryDirectory(prefix="videomla-float32-") as place:
         write_float32(manifest, checkpoint, Path(place))
         for name in PROGRAMS:
-            errors |= compare(Path(place) / f"{name}.onnx", own / f"{name}.onnx", feeds[name])
+            graphs = Path(place) / f"{name}.onnx", own / f"{name}.onnx"
+            errors |= compare(*graphs, feeds[name], partial(groups, sizes=sizes, held=held))
     return LayerErrors(precision=manifest.precision, errors=errors)
 
 
@@ -163,8 +177,41 @@ def _rounded(manifest: Manifest, program: str, tensors: tuple[Tensor, ...]) -> F
     return feeds
 
 
-def compare(reference: Path, own: Path, feeds: Feeds) -> dict[str, float]:
+def bytes_of_products(manifest: Manifest) -> dict[str, int]:
+    """The most that the product of each linear layer takes in float32, by the layer's name."""
+    config = ModelConfig.from_dict(manifest.model)
+    spec = CacheSpec.of(config)
+    window = spec.positions * spec.tokens_per_frame
+    others = max(spec.chunk * spec.tokens_per_frame, config.text_tokens)
+    return {
+        name: 4 * manifest.batch * outputs * (window if name.endswith(OVER_THE_WINDOW) else others)
+        for name, (outputs, _) in layers_of(config).items()
+    }
+
+
+def groups(layers: Iterable[str], sizes: Mapping[str, int], held: int) -> Iterator[list[str]]:
+    """`layers`, in their order, in groups whose products take `held` bytes at most; one alone may take more.
+
+    A layer that is multiplied several times is counted: see `export.onnx.products`.
+    """
+    group, taken = list[str](), 0
+    for layer in layers:
+        size = sizes[layer.partition(" ")[0]]
+        if group and taken + size > held:
+            yield group
+            group, taken = [], 0
+        group.append(layer)
+        taken += size
+    if group:
+        yield group
+
+
+def compare(
+    reference: Path, own: Path, feeds: Feeds, grouped: Callable[[Iterable[str]], Iterable[list[str]]]
+) -> dict[str, float]:
     """The error of every product of the graph `own`, by its layer, in the order of `own`.
+
+    The products of one group of layers are in memory at once, those of both graphs.
 
     Raises:
         UserError: if the two graphs do not multiply the same weights, or one does not run.
@@ -177,12 +224,16 @@ def compare(reference: Path, own: Path, feeds: Feeds) -> dict[str, float]:
         raise UserError(
             f"{odd} is multiplied in only one of the engine and its model; build the engine again"
         )
-    want, got = (_outputs(path, layers, feeds) for path, layers in ((reference, wanted), (own, made)))
-    return {layer: _error(got[made[layer]], want[wanted[layer]]) for layer in made}
+    errors: dict[str, float] = {}
+    for group in grouped(made):
+        want = _outputs(reference, [wanted[layer] for layer in group], feeds)
+        got = _outputs(own, [made[layer] for layer in group], feeds)
+        errors |= {layer: _error(got[made[layer]], want[wanted[layer]]) for layer in group}
+    return errors
 
 
-def _outputs(graph: Path, layers: Mapping[str, str], feeds: Feeds) -> Mapping[str, NDArray[Any]]:
-    """The outputs of the products `layers` of `graph`, beside which a graph with these outputs is written."""
+def _outputs(graph: Path, names: list[str], feeds: Feeds) -> dict[str, NDArray[Any]]:
+    """The tensors `names` of `graph`, beside which a graph with these outputs is written."""
     from polygraphy.backend.onnx import ModifyOutputs, OnnxFromPath, SaveOnnx
     from polygraphy.backend.onnxrt import OnnxrtRunner
     from polygraphy.comparator import Comparator
@@ -194,13 +245,13 @@ def _outputs(graph: Path, layers: Mapping[str, str], feeds: Feeds) -> Mapping[st
         try:
             # Without its weights, which stay in the file beside it where there is one.
             model = OnnxFromPath(str(graph), ignore_external_data=True)
-            SaveOnnx(ModifyOutputs(model, [*layers.values()]), str(marked))()
+            SaveOnnx(ModifyOutputs(model, names), str(marked))()
             runner = OnnxrtRunner(partial(inference_session, marked), name=graph.stem)
             [(_, [result])] = Comparator.run([runner], data_loader=[dict(feeds)])
         except (RuntimeError, PolygraphyException) as error:
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(f"{graph.name} does not run layer by layer in ONNX Runtime: {said}") from error
-    return {name: result[name] for name in layers.values()}
+    return {name: result[name] for name in names}
 
 
 def _error(got: NDArray[Any], want: NDArray[Any]) -> float:

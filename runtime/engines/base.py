@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from runtime.engines.fp8_cache import KeptEntries, unpacking
 from runtime.engines.fp8_linear import in_fp8
+from runtime.engines.key_splits import event_timer, time_absorbed
 from runtime.engines.packed_linear import packable, packed
 from runtime.engines.timestep_tables import tabled
 from vmla.cache import CacheSpec
@@ -28,6 +31,8 @@ class Engine(Protocol):
     config: ModelConfig
     cache_spec: CacheSpec
     dtype: torch.dtype
+    cache_dtype: torch.dtype
+    """Of the cache: `dtype`, or uint8 where entries are kept in fewer bits. Their width is `cache_spec`'s."""
     device: torch.device
 
     def encode_prompt(self, prompts: Sequence[str | None]) -> Tensor:
@@ -64,6 +69,7 @@ class EagerEngine:
         as_it_is: bool = False,
         compiled: bool = False,
         fp8: bool = False,
+        fp8_cache: bool = False,
         joined: bool = True,
         group: ProcessGroup | None = None,
     ) -> None:
@@ -76,21 +82,30 @@ class EagerEngine:
             as_it_is: the modules of `model` run themselves, so that hooks on them fire; that is slower.
             compiled: `torch.compile` gets the blocks, one at a time, when they are first called.
             fp8: layers that float8 is for compute in it (`runtime.engines.fp8_linear`).
+            fp8_cache: the cache keeps entries in float8 (`runtime.engines.fp8_cache`).
             joined: attention's products are joined on a GPU; what that gives is measured without.
             group: processes that make one video together: each holds the model and computes a part of a
                 chunk's tokens (`runtime.engines.sequence_parallel`). All of them must make the same calls.
         """
         self.config = model.config
         self.cache_spec = CacheSpec.of(model.config)
-        self.device, self.dtype, self.absorbed = device, dtype, absorbed
+        self.device, self.dtype, self.cache_dtype, self.absorbed = device, dtype, dtype, absorbed
+        self._kept = KeptEntries(model.config) if fp8_cache else None
+        if self._kept is not None:
+            self.cache_spec = replace(self.cache_spec, entry_width=self._kept.width)
+            self.cache_dtype = torch.uint8
         self._model = model.to(device=device, dtype=dtype)
         self._model.rope.float()  # angles always take float32
         if group is not None:
             from runtime.engines.sequence_parallel import split_over
 
             self._model = split_over(self._model, group)
+        if as_it_is and fp8_cache:
+            raise ValueError("a cache in float8 is read by modules that are not the model's own")
         if not as_it_is:
             self._model = self._optimized(compiled, fp8, joined, 1 if group is None else group.size())
+        if absorbed and device.type == "cuda":
+            time_absorbed(self.config, dtype=dtype, device=device, timer=event_timer)
         self._text = text
         text.encoder.to(device)
 
@@ -104,6 +119,8 @@ class EagerEngine:
         if packable(self.device, self.dtype):
             rows = self.config.chunk * self.config.tokens_per_frame // processes
             model = cast(VideoMLA, packed(model, rows))
+        if self._kept is not None:
+            model = cast(VideoMLA, unpacking(model, self._kept, self.dtype))
         if compiled:
             compile_blocks(model)
         return tabled(model)
@@ -118,17 +135,20 @@ class EagerEngine:
         """Velocity and entries: see `VideoMLA.forward`. A window that is not known to be full has a mask."""
         full = held == self.cache_spec.slots
         velocity, entries = self._model(*self._cast(inputs), absorbed=self.absorbed, full=full)
-        return velocity, entries
+        return velocity, self._as_kept(entries)
 
     @torch.inference_mode()
     def entries(self, inputs: StepInputs, *, held: int | None = None) -> Tensor:
         """The entries alone: see `VideoMLA.entries`."""
         full = held == self.cache_spec.slots
-        return self._model.entries(*self._cast(inputs), absorbed=self.absorbed, full=full)
+        return self._as_kept(self._model.entries(*self._cast(inputs), absorbed=self.absorbed, full=full))
 
     def computation(self, held: int) -> int:
         """One for all windows that fill, with a mask, and one for full ones."""
         return held == self.cache_spec.slots
+
+    def _as_kept(self, entries: Tensor) -> Tensor:
+        return entries if self._kept is None else self._kept.pack(entries)
 
     def _cast(self, inputs: StepInputs) -> StepInputs:
         """`inputs` with the latents, which a rollout holds in float32, in the engine's dtype."""

@@ -38,6 +38,7 @@ class CompiledEngine:
         self.config = ModelConfig.from_dict(manifest.model)
         self.cache_spec = CacheSpec.of(self.config)
         self.dtype: torch.dtype = getattr(torch, manifest.cache["dtype"])
+        self.cache_dtype = self.dtype
         self.device = torch.device(manifest.host.device)
         self._programs = programs
         self._text = text

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
 from plugins.errors import UserError
 from runtime.device.memory import counted, free_bytes
+from runtime.engines.fp8_cache import KeptEntries
 from runtime.planning.peak_memory import decoding_scratch, pass_scratch
 from runtime.rollout.buffers import noise_draws, picture_shape
 from runtime.rollout.decoding import Decoding
@@ -46,14 +47,17 @@ class VideoPlan:
     """Bytes by part of what each video holds."""
 
     @classmethod
-    def of(cls, decoding: Decoding, *, chunks: int, dtype: torch.dtype, sampler: Sampler) -> VideoPlan:
-        """Plan `chunks` chunks of one video with the model computing in `dtype`.
+    def of(
+        cls, decoding: Decoding, *, chunks: int, dtype: torch.dtype, sampler: Sampler, fp8_cache: bool = False
+    ) -> VideoPlan:
+        """Plan `chunks` chunks of one video with the model computing in `dtype`, its cache too or in fp8.
 
         This takes a second: decoding is followed on the meta device, which loads a compiler.
         """
         checkpoint, codec = decoding.checkpoint, decoding.sizes()
         config = checkpoint.model_config()
         spec, size = CacheSpec.of(config), dtype.itemsize
+        entry = KeptEntries(config).width if fp8_cache else spec.entry_width * size
         single = torch.float32.itemsize
         decodes, texts = not decoding.silent, 2 if sampler.guided else 1
         picture = math.prod(picture_shape(config, config.chunk)) * single
@@ -66,7 +70,7 @@ class VideoPlan:
             width=config.sample_width * codec.spatial_ratio,
             positions=config.absolute_positions or spec.positions,
             absolute=spec.absolute,
-            cache_bytes_per_token_and_layer=spec.entry_width * size,
+            cache_bytes_per_token_and_layer=entry,
             shared={
                 "transformer": checkpoint.elements("transformer") * size,
                 "text encoder": checkpoint.elements("text_encoder") * single,
@@ -75,7 +79,9 @@ class VideoPlan:
                 "scratch of decoding": decoding_scratch(codec, config) if decodes else 0,
             },
             own={
-                "latent cache" if config.layout == "mla" else "cache": spec.bytes(element_size=size),
+                "latent cache" if config.layout == "mla" else "cache": replace(spec, entry_width=entry).bytes(
+                    element_size=1
+                ),
                 "text keys and values": (
                     texts * 2 * config.num_layers * config.text_tokens * config.inner_dim * size
                 ),

@@ -21,6 +21,7 @@ from runtime.device.threads import Cores, using
 from runtime.engines.base import EagerEngine, Engine
 from runtime.engines.block_compiler import choose_compiled, code_cache, compiled_line, keep_compiled_code
 from runtime.engines.compiled import find_engine, fit, open_engine
+from runtime.engines.fp8_cache import choose_fp8_cache
 from runtime.engines.fp8_linear import choose_fp8, fp8_line
 from runtime.outputs import Frames
 from runtime.planning.plan import VideoPlan, check_cache, check_length, chunks_for
@@ -65,6 +66,8 @@ class Job:
     """Whether this process compiles the blocks of the eager model before it runs them."""
     fp8: bool = False
     """Whether layers of the eager model that float8 is for compute in it."""
+    fp8_cache: bool = False
+    """Whether the cache of the eager model keeps entries in float8."""
     decoder_file: Path | None = None
     """A codec that decodes in place of the checkpoint's own; see `runtime.rollout.decoding.Decoding`."""
     threads: int
@@ -102,11 +105,15 @@ class Job:
         start = [] if self.start is None else [f"start: {self.start.path} ({self.start.chunks} chunks)"]
         compiled = [compiled_line(self.compiled, self.chunks)] if self.device.type == "cuda" else []
         compiled += [fp8_line(self.dtype)] if self.fp8 else []
+        compiled += ["cache: fp8, rotary keys in bfloat16"] if self.fp8_cache else []
         return [engine, *(compiled if self.engine_folder is None else []), *decoder, *start]
 
     def plan(self) -> VideoPlan:
         """Length and memory of the video; no weights are read."""
-        return VideoPlan.of(self.decoding, chunks=self.chunks, dtype=self.dtype, sampler=self.sampler)
+        return VideoPlan.of(
+            self.decoding, chunks=self.chunks, dtype=self.dtype, sampler=self.sampler,
+            fp8_cache=self.fp8_cache,
+        )  # fmt: skip
 
     def engine(self) -> Engine:
         """Load the denoiser."""
@@ -118,7 +125,7 @@ class Job:
             keep_compiled_code(code_cache())
         return EagerEngine(
             self.checkpoint.transformer(), self.checkpoint.text(), device=self.device, dtype=self.dtype,
-            compiled=self.compiled, fp8=self.fp8,
+            compiled=self.compiled, fp8=self.fp8, fp8_cache=self.fp8_cache,
         )  # fmt: skip
 
     def decoders(self) -> Callable[[], Decoder]:
@@ -169,6 +176,7 @@ def prepare(
     engines: Path | None = None,
     compiled: bool | None = False,
     precision: str | None = None,
+    cache: str | None = None,
     decoder: Path | None = None,
     threads: int | None = None,
     start: Path | Start | None = None,
@@ -185,7 +193,7 @@ def prepare(
         engine: a folder made by `vmla-export`.
         engines: a folder of such folders; where none is given, one of these that fits is taken.
         compiled: whether to compile the model's blocks; None does so where it pays, and in fp8.
-        precision: `fp8` for layers in float8 on a GPU; None is that of `dtype`.
+        precision, cache: `fp8` for layers in float8, on a GPU, or a cache in it; None is that of `dtype`.
         decoder: a file of TAEHV's weights in place of the checkpoint's codec, or `NOTHING`: no frames.
         threads: CPU threads of denoiser and decoder together; one for each if None.
         start: a video, an image or a folder of pictures to go on from; a known one is not looked at.
@@ -201,14 +209,14 @@ def prepare(
     decoding = Decoding(checkpoint=opened, file=decoder, dtype=compute)
     count, frames = length_of(decoding, minutes=minutes, seconds=seconds, chunks=chunks)
     fp8 = choose_fp8(precision, where, compute, engine)
-    engine, reason = look_up(opened, where, compute, engine, None if fp8 else engines)
+    engine, reason = look_up(opened, where, compute, engine, None if fp8 or cache else engines)
     job = Job(
         prompts=as_source(prompts, decoding, count),
         checkpoint=opened, chunks=count, seed=seed,
         sampler=opened.sampler() if steps is None else replace(opened.sampler(), steps=steps),
         device=where, dtype=compute, engine_folder=engine, engine_reason=reason,
         compiled=choose_compiled((fp8 or None) if compiled is None else compiled, where, engine, count),
-        fp8=fp8, decoder_file=decoder,
+        fp8=fp8, fp8_cache=choose_fp8_cache(cache, opened.model_config(), engine), decoder_file=decoder,
         threads=choose_threads(threads),
         start=as_start(start, opened, count),
     )  # fmt: skip

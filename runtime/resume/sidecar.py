@@ -31,7 +31,7 @@ FRAMES = 24 * 3600 * FRAMES_PER_SECOND
 """The frames of a day, the longest video; it has fewer chunks than that."""
 PACKAGES = ("numpy", "av", "transformers", "tokenizers", "ftfy")
 """Packages whose versions are recorded beside PyTorch's: they read the prompt and encode the frames."""
-DEFAULTS: Mapping[str, Any] = {**NOT_RECORDED, "compiled": False, "fp8": False}
+DEFAULTS: Mapping[str, Any] = {**NOT_RECORDED, "compiled": False, "fp8": False, "cache": None}
 """Values of fields that descriptions of earlier versions do not have."""
 
 
@@ -81,6 +81,7 @@ class Recorded:
     live: bool = False
     compiled: bool = False
     fp8: bool = False
+    cache: Literal["fp8"] | None = None
     start_file: str | None = None
     start_hash: str | None = None
     start_chunks: Annotated[int, Between(0, FRAMES)] = 0
@@ -161,6 +162,7 @@ def describe_model(job: Job) -> dict[str, Any]:
         "engine_hash": None if manifest is None else hash_json(manifest.files),
         "compiled": job.compiled,
         "fp8": job.fp8,
+        "cache": "fp8" if job.fp8_cache else None,
         **job.decoding.describe(),
         "device": str(job.device),
         "dtype": dtype,

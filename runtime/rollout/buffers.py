@@ -58,7 +58,7 @@ class Buffers:
         self.noise = torch.zeros(noise_draws(sampler), batch, *self._picture, device=device)
         self.latents = torch.zeros(batch, *self._picture, device=device)
         if beside is None:
-            self.cache = spec.allocate(batch, dtype=engine.dtype, device=device)
+            self.cache = spec.allocate(batch, dtype=engine.cache_dtype, device=device)
             text = (config.num_layers, 2, batch, config.text_tokens, config.inner_dim)
             self.text_kv = torch.zeros(text, dtype=engine.dtype, device=device)
             self.negative_text_kv = self.text_kv.clone() if sampler.guided else self.text_kv

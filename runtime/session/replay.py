@@ -20,7 +20,8 @@ from vmla.world.caption import warning_for
 
 DETERMINING = (
     "decoder", "decoder_hash", "prompts", "seed", "frames", "chunks", "scale", "weights", "layout", "window",
-    "sampler", "engine", "engine_hash", "compiled", "fp8", "device", "dtype", "threads", "start_hash",
+    "sampler", "engine", "engine_hash", "compiled", "fp8", "cache", "device", "dtype", "threads",
+    "start_hash",
 )  # fmt: skip
 """Fields of `describe_job` that must be as they were; the first that differs, in this order, is named."""
 OF_A_VIDEO = ("prompts", "seed", "frames", "chunks", "scale", "sampler", "start_hash")
@@ -127,6 +128,7 @@ def _as_recorded(recorded: Mapping[str, Any], given: Mapping[str, Any], path: Pa
         "device": told.device,
         "compiled": told.compiled,
         "precision": "fp8" if told.fp8 else None,
+        "cache": told.cache,
         "dtype": told.dtype,
         "prompts": PromptSchedule(told.changes()),
         "scale": told.scale,

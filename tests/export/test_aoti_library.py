@@ -1,5 +1,6 @@
 """AOTInductor's packages by their C interface: PyTorch's own results, and Python's lock let go."""
 
+import operator
 import sys
 import threading
 import time
@@ -7,8 +8,9 @@ import zipfile
 
 import pytest
 import torch
-from torch._inductor import aoti_load_package
+from torch._inductor import aoti_load_package, config
 
+from export.backends.aoti import OPTIONS
 from export.engine.manifest import Manifest
 from export.loading.aoti_library import Library
 from plugins.errors import UserError
@@ -26,6 +28,12 @@ def inputs_of(folder):
         made.append(torch.randn(spec.shape, dtype=dtype) if dtype.is_floating_point
                     else torch.arange(count, dtype=dtype).reshape(spec.shape))  # fmt: skip
     return made
+
+
+@pytest.mark.parametrize("device", OPTIONS)
+def test_every_option_is_one_that_inductor_has(device):
+    for name, value in OPTIONS[device].items():
+        assert type(operator.attrgetter(name)(config)) is type(value)
 
 
 def test_it_gives_what_pytorch_s_own_loader_gives(aoti_engine):

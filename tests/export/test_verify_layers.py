@@ -5,6 +5,7 @@ import math
 import shutil
 import sys
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import onnx
@@ -14,8 +15,9 @@ from click.testing import CliRunner
 from export.engine.manifest import Manifest
 from export.layers import layers_of
 from export.onnx.products import products
+from runtime.cli import verify_layers as layerwise
 from runtime.cli.export import main
-from runtime.cli.verify_layers import LayerErrors, verify_layers
+from runtime.cli.verify_layers import LayerErrors, compare, groups, verify_layers
 from vmla.weights.checkpoint import open_checkpoint
 from vmla.weights.formats.files import hash_file
 
@@ -60,6 +62,50 @@ def test_the_errors_of_a_sound_engine_begin_with_its_first_narrow_layer(sound, f
     assert all(1e-3 < sound.errors[name] < sound.limit for name in narrow)
     assert all(map(math.isfinite, errors))
     assert sound.first_above is None
+
+
+def test_products_that_are_held_a_few_at_a_time_have_the_errors_of_all_at_once(tmp_path, monkeypatch):
+    """A chain of three products whose weights are a little off in one of two graphs."""
+    generator, held, made = np.random.default_rng(0), [], layerwise._outputs
+    exact = {name: generator.standard_normal((4, 4), np.float32) for name in "abc"}
+    for folder, off in (("exact", 0.0), ("own", 0.01)):
+        weights = [onnx.numpy_helper.from_array(w + off, f"{name}.weight") for name, w in exact.items()]
+        ends = ["x", "first", "second", "y"]
+        nodes = [
+            onnx.helper.make_node("MatMul", [ends[n], f"{name}.weight"], [ends[n + 1]])
+            for n, name in enumerate("abc")
+        ]
+        given, last = (
+            onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, [2, 4]) for name in ("x", "y")
+        )
+        graph = onnx.helper.make_graph(nodes, "chain", [given], [last], weights)
+        (tmp_path / folder).mkdir()
+        version = [onnx.helper.make_opsetid("", 18)]
+        onnx.save(
+            onnx.helper.make_model(graph, opset_imports=version, ir_version=10), tmp_path / folder / "g.onnx"
+        )
+
+    def watched(graph, names, feeds):
+        found = made(graph, names, feeds)
+        held.append(sum(product.nbytes for product in found.values()))
+        return found
+
+    monkeypatch.setattr(layerwise, "_outputs", watched)
+    feeds, size = {"x": generator.standard_normal((2, 4), np.float32)}, 2 * 4 * 4
+    paths = tmp_path / "exact" / "g.onnx", tmp_path / "own" / "g.onnx"
+    at_once, few = (
+        compare(*paths, feeds, partial(groups, sizes=dict.fromkeys("abc", size), held=most))
+        for most in (3 * size, 2 * size)
+    )
+    assert held == [3 * size, 3 * size, 2 * size, 2 * size, size, size]
+    assert [*few] == [*"abc"] and few == pytest.approx(at_once, rel=1e-5)
+    assert all(error > 1e-3 for error in few.values())
+
+
+def test_groups_keep_the_order_and_the_limit():
+    sizes = {"a": 3, "b": 3, "c": 9, "d": 1}
+    assert [*groups(["a", "b", "c", "d", "b (2)"], sizes, 6)] == [["a", "b"], ["c"], ["d", "b (2)"]]
+    assert [*groups([], sizes, 6)] == []
 
 
 def test_a_damaged_layer_is_the_first_above_the_limit(damaged, sound):

@@ -10,10 +10,10 @@ from kit.measure import assert_close
 from kit.models import draw
 from kit.refusals import assert_one_line
 
-from bench.caches.formats import AsTheyAre, Scaled
 from bench.caches.videos import CONTROL, LATENT, PER_HEAD, errors
 from bench.cli import main
 from bench.report.schema.kinds import read_results
+from runtime.engines.cache_formats import AsTheyAre, Scaled
 from vmla.weights.checkpoint import open_checkpoint
 
 pytestmark = pytest.mark.cpu

@@ -16,7 +16,7 @@ from vmla.config import model_preset
 pytestmark = pytest.mark.cpu
 
 NAMES = ["latents", "timestep", "text_kv", "cache", "slot_index", "chunk_index"]
-TYPES = {"FLOAT", "BFLOAT16", "INT32", "INT64", "BOOL"}
+TYPES = {"FLOAT", "BFLOAT16", "INT32", "INT64"}
 COMMAND = [sys.executable, "-c", "from bench.cli import main; main()", "graph"]
 
 
@@ -25,16 +25,18 @@ def wide(tmp_path_factory):
     """Two layers of the published width, in bfloat16, at the published sizes."""
     path = tmp_path_factory.mktemp("graph") / "step.onnx"
     config = replace(model_preset("wan-1.3b"), num_layers=2)
-    return path, export_graph(config, "bf16", path, attention_nodes=True, weights=holes(config))
+    return path, export_graph(config, "bf16", path, weights=holes(config))
 
 
 def assert_published(graph, layers):
     assert list(graph.inputs) == NAMES
-    assert graph.inputs["cache"] == [layers, 1, 7 * 1560, 224]
+    (slots,) = graph.inputs["slot_index"]
+    assert isinstance(slots, str)  # which is how many hold a frame
+    assert graph.inputs["cache"] == [layers, 1, f"1560*{slots}", 224]
     assert graph.inputs["text_kv"] == [layers, 2, 1, 512, 1536]
     assert graph.outputs == {"velocity": [1, 16, 3, 60, 104], "entries": [layers, 1, 3 * 1560, 224]}
-    assert graph.attention_nodes == graph.operations["mla_attention"] == layers
-    assert graph.operations["Attention"] == layers  # to the text
+    assert (graph.attention_nodes, graph.masks) == (0, [])
+    assert graph.operations["Attention"] == 2 * layers  # to the window, and to the text
     assert set(graph.types) <= TYPES
 
 
@@ -58,16 +60,26 @@ def test_tensorrt_s_parser_takes_it(wide):
 def test_random_weights_are_those_of_the_model_and_no_others(tmp_path):
     config = model_preset("debug")
     path = tmp_path / "step.onnx"
-    export_graph(config, "bf16", path, attention_nodes=False, weights=random_weights(config))
+    export_graph(config, "bf16", path, weights=random_weights(config))
     assert np.fromfile(path.with_name("step.onnx.data"), np.uint8).astype(bool).sum() > 10_000
-    assert Graph.read(path).attention_nodes == 0
+    graph = Graph.read(path)
+    assert (graph.attention_nodes, graph.masks) == (0, [])
     with pytest.raises(ValueError, match="is no weight of the model"):
         random_weights(config)("abacus", torch.empty(1))
 
 
+def test_the_form_for_the_plugin_has_a_node_a_layer_that_takes_validity(tmp_path):
+    config, path = model_preset("debug"), tmp_path / "step.onnx"
+    graph = export_graph(config, "bf16", path, weights=holes(config), attention="plugin")
+    assert graph.attention_nodes == config.num_layers
+    assert graph.inputs["slot_index"] == [config.sink + config.history]
+    assert sum("mla_attention" in mask for mask in graph.masks) == config.num_layers
+    assert any("Greater" in mask for mask in graph.masks)  # slots that hold a frame: 0 and more
+
+
 def test_an_fp8_graph_holds_codes_and_scales_of_random_weights(tmp_path):
     config, path = replace(model_preset("debug"), num_layers=3), tmp_path / "step.onnx"
-    graph = export_graph(config, "fp8", path, attention_nodes=False, weights=random_weights(config))
+    graph = export_graph(config, "fp8", path, weights=random_weights(config))
     assert graph.operations["QuantizeLinear"] > 3
     assert "FLOAT8E4M3FN" in graph.types
     source = random_weights(config)

@@ -80,7 +80,7 @@ def test_a_self_rollout_is_a_rollout(layout, kind):
 
     class Engine:
         config, cache_spec = model.config, CacheSpec.of(model.config)
-        device, dtype = torch.device("cpu"), torch.float32
+        device, dtype, cache_dtype = torch.device("cpu"), torch.float32, torch.float32
 
         def step(self, inputs, held):
             return model(*inputs, full=held == self.cache_spec.slots)

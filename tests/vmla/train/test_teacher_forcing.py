@@ -128,7 +128,7 @@ def test_without_a_jump_the_windows_are_those_of_a_rollout():
 
     class Engine(Recorder):
         config, cache_spec = model.config, CacheSpec.of(model.config)
-        device, dtype = torch.device("cpu"), torch.float32
+        device, dtype, cache_dtype = torch.device("cpu"), torch.float32, torch.float32
 
         def step(self, inputs, held):
             return self(*inputs)
