@@ -56,7 +56,7 @@ class Form:
 
     @property
     def wants_latents(self) -> bool:
-        """Whether latents are kept."""
+        """Whether the latents are asked for, and so kept."""
         return self.output_type == "latent" or self.callback is not None
 
     def of(self, chunks: Sequence[Frames], latents: Sequence[Tensor]) -> Any:

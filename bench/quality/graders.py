@@ -24,7 +24,7 @@ class Grades(Protocol):
 
 
 class Grader:
-    """One worker."""
+    """A worker of the pool, which grades one batch after another."""
 
     def __init__(self, begin: Callable[[], Grades], threads: int) -> None:
         """Load what is graded by `begin`; compute on as many `threads` as one machine alone would."""

@@ -86,7 +86,7 @@ def seen_rollouts(
     decoder = CodecDecoder(checkpoint.codec(), engine.device)
     chunks = engine.cache_spec.chunks.count(-(-max(seconds) * FRAMES_PER_SECOND // 4))
     seeds = range(batch.seed, batch.seed + made)
-    asked = FixedPrompts(*batch.items, *batch.items[-1:] * (made - len(batch.items)))
+    asked = FixedPrompts(*batch.items, *[batch.items[-1]] * (made - len(batch.items)))
     windows = Windows(seconds)
     stream = rollout(engine, decoder, asked, checkpoint.sampler(), seeds=seeds, chunks=chunks)
     for chunk in stream:

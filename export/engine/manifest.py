@@ -38,7 +38,7 @@ StepWindow = Literal["held", "all"]
 """Which slots of the cache the step takes: those that hold a frame, so that nothing is masked, or all, with a
 mask. Slots fill in order, so those that hold a frame are always the first ones."""
 
-PLAIN = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
+SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 """A name of a program or a file that stays inside its folder."""
 
 
@@ -154,7 +154,7 @@ class Manifest:
             raise UserError(f"{path} was changed after the engine was built; {AGAIN}")
         manifest = typed(values, cls, str(path), mend=AGAIN)
         for name in (*manifest.files, *manifest.programs):
-            if not PLAIN.fullmatch(name):
+            if not SAFE_NAME.fullmatch(name):
                 raise UserError(f"{path}: {name!r:.40} leads out of the folder; {AGAIN}")
         return replace(manifest, model=ModelConfig.from_dict(manifest.model, str(path)).to_dict())
 

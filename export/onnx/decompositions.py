@@ -20,14 +20,14 @@ from plugins import sdpa
 _ATEN = torch.ops.aten
 
 
-def plain(program: ExportedProgram) -> ExportedProgram:
+def decomposed(program: ExportedProgram) -> ExportedProgram:
     """The same program with the operations of `REPLACED` written out for its static shapes."""
     made: ExportedProgram = program.run_decompositions(REPLACED)
     return made
 
 
-def composed(program: ExportedProgram) -> ExportedProgram:
-    """`plain`, with attention over the window written out as well."""
+def decomposed_with_attention(program: ExportedProgram) -> ExportedProgram:
+    """The same as `decomposed`, with attention over the window written out too."""
     made: ExportedProgram = program.run_decompositions({**REPLACED, **WINDOW_ATTENTION})
     return made
 

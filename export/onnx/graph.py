@@ -16,7 +16,7 @@ from torch.export import ExportedProgram
 from export.engine.manifest import Signature
 from export.onnx import attention_node as onnx_attention
 from export.onnx import quantize_nodes as onnx_quantize
-from export.onnx.decompositions import composed, plain
+from export.onnx.decompositions import decomposed, decomposed_with_attention
 from export.onnx.external_weights import Source, put_beside
 from plugins.errors import UserError
 
@@ -54,7 +54,7 @@ def save(
     import onnx_ir
 
     names = [spec.name for spec in signature.inputs], [spec.name for spec in signature.outputs]
-    model = _graph(plain(program) if attention_nodes else composed(program), *names)
+    model = _graph(decomposed(program) if attention_nodes else decomposed_with_attention(program), *names)
     if attention_nodes and (example := onnx_attention.example(program)) is not None:
         onnx_attention.attach(model, _function(example))
     if weights is not None:
@@ -75,11 +75,11 @@ def weight_bytes(program: ExportedProgram) -> int:
 def _function(example: Sequence[Tensor]) -> Any:
     """The graph of what an attention node computes."""
     program = torch.export.export(onnx_attention.Composition(), tuple(example), strict=False)
-    return _graph(plain(program), list(onnx_attention.INPUTS), ["out"])
+    return _graph(decomposed(program), list(onnx_attention.INPUTS), ["out"])
 
 
 def _graph(program: ExportedProgram, inputs: list[str], outputs: list[str]) -> Any:
-    """The exporter's graph of a program in plain operations."""
+    """The exporter's graph of a program in decomposed operations."""
     table = {**onnx_attention.translation(), **onnx_quantize.translation()}
     with _quiet():
         made = torch.onnx.export(

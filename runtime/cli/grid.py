@@ -105,7 +105,7 @@ class Tile:
         self._frames += len(frames)
 
     def mark(self) -> Mark:
-        """The frames so far."""
+        """The number of frames so far."""
         return {"frames": self._frames}
 
     def close(self) -> None:

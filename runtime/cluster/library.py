@@ -1,4 +1,4 @@
-"""Ray itself, which is loaded only where it is asked for."""
+"""The Ray library, which is imported only where it is used."""
 
 from __future__ import annotations
 

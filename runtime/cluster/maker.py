@@ -89,7 +89,7 @@ class VideoMaker:
         self._stop.set()
 
     def process(self) -> int:
-        """The number of the process that this worker is."""
+        """The id of this worker's process."""
         return os.getpid()
 
 

@@ -20,7 +20,7 @@ REPORT_SECONDS = 0.2
 
 
 class Replica:
-    """It serves from its making on; its methods are for any thread."""
+    """A server that starts when it is made; its methods may be called from any thread."""
 
     def __init__(
         self, job_of: Callable[[], Job], settings: ServeSettings, report: Callable[[str, Load], Any], *,
@@ -61,11 +61,11 @@ class Replica:
         return self.address_
 
     def process(self) -> int:
-        """The number of its process."""
+        """The id of its process."""
         return os.getpid()
 
     def drain(self) -> None:
-        """Let go of all sessions, with their states on disk, and end; returns when that is done."""
+        """Release all sessions with their states on disk, and stop; return when that is done."""
         self._stop.set()
         self._thread.join()
 

@@ -56,7 +56,7 @@ class VideoMLALoad:
         }
 
     def load(self, checkpoint: str, device: str, dtype: str, decoder: str = "") -> tuple[VideoPipeline]:
-        """Load it."""
+        """Load the checkpoint and return its pipeline."""
         return (
             VideoPipeline.from_pretrained(checkpoint, device=device, dtype=dtype, decoder=decoder or None),
         )
@@ -79,7 +79,7 @@ class VideoMLASample:
     def sample(
         self, pipeline: VideoPipeline, prompt: str, seconds: float, seed: int, steps: int, start: str = ""
     ) -> tuple[Tensor]:
-        """Make it."""
+        """Make the video and return its frames."""
         made = _chunks(pipeline, prompt, seconds, seed, steps, start)
         return (torch.cat([torch.from_numpy(frames).float() / 255 for frames in made]),)
 
@@ -104,7 +104,7 @@ class VideoMLASave:
         }
 
     def save(self, images: Tensor, filename_prefix: str) -> dict[str, Any]:
-        """Write them."""
+        """Write the frames to a new file."""
         pixels = (images.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
         return _write(iter([pixels]), filename_prefix)
 
@@ -128,7 +128,7 @@ class VideoMLASampleToFile:
         self, pipeline: VideoPipeline, prompt: str, seconds: float, seed: int, steps: int,
         filename_prefix: str, start: str = "",
     ) -> dict[str, Any]:  # fmt: skip
-        """Make and write it."""
+        """Make the video and write each of its chunks."""
         return _write(_chunks(pipeline, prompt, seconds, seed, steps, start), filename_prefix)
 
 

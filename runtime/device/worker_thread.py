@@ -38,7 +38,7 @@ class WorkerThread:
 
     @property
     def depth(self) -> int:
-        """Callables in the queue."""
+        """The number of callables that wait in the queue."""
         return len(self._waiting)
 
     @property

@@ -54,7 +54,7 @@ class SplitWindow(Window):
 
     @classmethod
     def of(cls, window: Window, split: Split) -> SplitWindow:
-        """The same window."""
+        """`window`, of which this process has the queries that `split` gives it."""
         made = cls(*window)
         made.split = split
         return made

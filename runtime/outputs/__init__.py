@@ -46,7 +46,7 @@ class NullSink:
         self._frames = 0
 
     def write(self, frames: Frames) -> None:
-        """Count them."""
+        """Count [n, H, W, 3] frames and forget them."""
         self._frames += len(frames)
 
     def mark(self) -> Mark:
@@ -54,7 +54,7 @@ class NullSink:
         return {"frames": self._frames}
 
     def close(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)

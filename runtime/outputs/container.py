@@ -121,7 +121,7 @@ class WebmSink(ContainerSink):
         return stream
 
     def pictures(self, pixels: NDArray[np.uint8] | None, number: int) -> Iterator[VideoFrame]:
-        """One for one."""
+        """Yield one picture for each frame."""
         if pixels is not None:
             picture = to_yuv(pixels, *self._size, self._matrix)
             picture.pts = number

@@ -104,7 +104,7 @@ class PngSink:
         return {"frames": self._count}
 
     def close(self) -> None:
-        """Nothing is open."""
+        """Do nothing: no file stays open between two calls."""
 
 
 PNG = SinkKind(

@@ -1,9 +1,9 @@
 """What a stopped video leaves on disk, from which it goes on to the identical frames.
 
-One safetensors file beside the video: the cache, the clean latents of the window, the decoder's
-memory; in its header, as JSON, the chunk that is next, how far the sink had come, what determines the
-video, and a hash of the tensors. The frames themselves are in the sink; those that came after the
-state was taken are cut off and made again.
+One safetensors file beside the video holds the cache, the clean latents of the window and the decoder's
+state; its header holds, as JSON, the number of the next chunk, the mark of the sink, the description of the
+video and a hash of the tensors. The frames themselves are in the sink; those that came after the state was
+taken are cut off and made again.
 """
 
 from __future__ import annotations

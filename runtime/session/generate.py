@@ -55,7 +55,7 @@ class VideoFile:
         self, session: Session, output: Path, order: Order, sink: FrameSink, telemetry: Telemetry,
         *, save_every: float | None, load_seconds: float,
     ) -> None:  # fmt: skip
-        """Begin it; see `make_videos`."""
+        """Begin the video; see `make_videos`."""
         self._output, self._order, self._load_seconds = output, order, load_seconds
         self._summary, self._outcome = Summary(), list[Outcome]()
         # An order to go on was compared with the weights when it was made, and knows the answer.

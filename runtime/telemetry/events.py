@@ -70,7 +70,7 @@ class Telemetry(Protocol):
     """Receives a report of every chunk and of every request for another prompt, from several threads."""
 
     def chunk(self, report: ChunkReport) -> None:
-        """A chunk was made."""
+        """Called when a chunk has been handed to the writer."""
 
     def prompt(self, state: str, receipt: Receipt) -> None:
         """A request was `accepted`, `applied` (at `receipt.chunk`) or `superseded`."""
@@ -80,10 +80,10 @@ class NoTelemetry:
     """Ignores every report."""
 
     def chunk(self, report: ChunkReport) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def prompt(self, state: str, receipt: Receipt) -> None:
-        """Nothing."""
+        """Do nothing."""
 
 
 def shown(rate: float, places: int = 0) -> str:
@@ -116,7 +116,7 @@ class OneOf(NoTelemetry):
         self._take, self._video = take, video
 
     def chunk(self, report: ChunkReport) -> None:
-        """Pass it on."""
+        """Pass the report on."""
         self._take(self._video, report)
 
 
@@ -186,11 +186,11 @@ class JsonLines:
         return one
 
     def chunk(self, report: ChunkReport) -> None:
-        """Write it."""
+        """Write the report as one line."""
         self._write({"event": "chunk", **asdict(report)})
 
     def prompt(self, state: str, receipt: Receipt) -> None:
-        """Write it."""
+        """Write the report as one line."""
         self._write({
             "event": "prompt", "state": state, "request": receipt.number, "chunk": receipt.chunk,
             "prompt": receipt.prompt, "policy": receipt.policy,
@@ -228,11 +228,11 @@ class Several:
         self._listeners = listeners
 
     def chunk(self, report: ChunkReport) -> None:
-        """Pass it on."""
+        """Pass the report on."""
         for listener in self._listeners:
             listener.chunk(report)
 
     def prompt(self, state: str, receipt: Receipt) -> None:
-        """Pass it on."""
+        """Pass the report on."""
         for listener in self._listeners:
             listener.prompt(state, receipt)

@@ -19,7 +19,7 @@ from export.engine.signature import contract
 from export.lowering.trace import trace, trace_step
 from export.onnx import attention_node as onnx_attention
 from export.onnx import graph as graphs
-from export.onnx.decompositions import plain
+from export.onnx.decompositions import decomposed
 from export.settings import Settings
 from plugins.aot.tensorrt_plugin import FACES, NAMESPACE
 from plugins.errors import UserError
@@ -155,7 +155,7 @@ def test_one_function_serves_calls_of_one_shape_only():
 @pytest.mark.parametrize("layout", ["mla", "mha"])
 def test_plain_operations_compute_the_same(layout):
     model = tiny_model(layout=layout)
-    program = plain(trace(model, batch=1)["step"])
+    program = decomposed(trace(model, batch=1)["step"])
     inputs = pass_inputs(model.config, 1, seed=3)
     for got, want in zip(program.module()(*inputs.values()), model(**inputs), strict=True):
         assert torch.allclose(got, want, rtol=1e-5, atol=1e-5)

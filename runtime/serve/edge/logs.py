@@ -19,7 +19,7 @@ class JsonFormatter(logging.Formatter):
     """Time, level, event and its fields; a traceback where there is one."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """One line."""
+        """The record as one line of JSON."""
         at = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(record.created))
         line = {
             "time": f"{at}.{int(record.msecs):03d}Z",

@@ -45,7 +45,7 @@ class Metrics:
         self.memory.set_function(resident_bytes)
 
     def chunk(self, report: ChunkReport) -> None:
-        """A chunk was made."""
+        """Count a chunk that was made."""
         self.chunks.inc()
         self.chunk_seconds.observe(report.denoise_seconds + report.clean_seconds + report.decode_seconds)
 

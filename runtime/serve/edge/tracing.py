@@ -39,7 +39,7 @@ class Answer:
 
 
 class Tracing:
-    """Traces nothing."""
+    """The tracing of a server that traces nothing."""
 
     @contextmanager
     def request(self, scope: Any) -> Iterator[Answer]:
@@ -142,7 +142,7 @@ class _TracedStay(Stay):
         span.end(now)
 
     def end(self, status: str) -> None:
-        """The span is over."""
+        """End the span of the stay."""
         from opentelemetry.trace import StatusCode
 
         self._span.set_attributes({"videomla.status": status, "videomla.chunks": self._chunks})

@@ -75,7 +75,7 @@ async def metrics(server: ThisServer) -> Response:
 
 @router.get("/", include_in_schema=False)
 async def page() -> Response:
-    """The page."""
+    """The HTML page that plays a stream."""
     return FileResponse(PAGE / "index.html", media_type="text/html", headers={"Cache-Control": "no-cache"})
 
 

@@ -59,7 +59,7 @@ class StateResponse(Response):
         self._under_way = under_way
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Send it."""
+        """Send the state; it stops counting as under way afterwards."""
         with self._under_way:
             await super().__call__(scope, receive, send)
 

@@ -40,7 +40,7 @@ class _GoneError(Exception):
 
 
 class LiveRelay:
-    """One viewer."""
+    """Relays one viewer to whichever server makes its stream."""
 
     def __init__(self, socket: WebSocket, find: Find, key: str, *, stall_seconds: float) -> None:
         """For the viewer at `socket`, which is accepted; `key` is what the servers know each other by."""

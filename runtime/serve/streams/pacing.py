@@ -54,7 +54,7 @@ class BackgroundPacing:
         self._seconds = chunk_seconds
 
     def wanted(self, made: int) -> bool:
-        """Always."""
+        """Return True: a chunk is always wanted."""
         return True
 
     def deadline(self, made: int) -> float:

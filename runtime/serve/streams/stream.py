@@ -123,7 +123,7 @@ class Stream:
         return int(time.time() + self.info.lease - alone)
 
     def prompt_at(self, number: int) -> str:
-        """What chunk `number` shows."""
+        """The prompt that chunk `number` shows."""
         before = [change for change in self.changes if change.chunk <= number]
         return before[-1].prompt if before else self.info.prompt
 

@@ -288,7 +288,7 @@ class Streams:
         return stream
 
     def _ended(self, stream: Stream) -> None:
-        """`stream` has left memory."""
+        """Note that `stream` has left memory."""
         self.places.give_back(stream)
         log("out of memory", stream=stream.id, status=stream.info.status)
         if stream.info.kind == "video" and stream.info.status == "queued":

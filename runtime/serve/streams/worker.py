@@ -60,7 +60,7 @@ class Worker:
 
     @property
     def alive(self) -> bool:
-        """Whether chunks are made."""
+        """Whether the thread that makes chunks is running."""
         return self._thread.is_alive()
 
     def warnings(self, prompt: str) -> list[str]:
