@@ -113,8 +113,6 @@ def _check_sharing(options: dict[str, Any]) -> None:
             raise click.UsageError(f"--{name.replace('_', '-')} is for --ray; leave it out")
     if options["ray"] and (options["shared"] or options["reached_at"] is not None):
         raise click.UsageError("replicas of --ray share the store: leave out --shared and --reached-at")
-    if options["ray"] and options["trace_to"] is not None:
-        raise click.UsageError("replicas of --ray trace nothing yet: leave out --trace-to")
     if options["reached_at"] is not None and not options["shared"]:
         raise click.UsageError("--reached-at is for --shared; leave it out")
 

@@ -96,10 +96,12 @@ class Ingress:
                 await socket.close()
 
 
-def ingress(settings: ServeSettings, key: str, find: Find, everyone: Everyone) -> ASGIApp:
-    """The application behind its door."""
+def ingress(
+    settings: ServeSettings, key: str, find: Find, everyone: Everyone, tracing: Tracing | None = None
+) -> ASGIApp:
+    """The application behind its door; requests are told to `tracing`, and None traces nothing."""
     inner = Ingress(settings, key, find, everyone)
-    return CrossOrigin(Door(inner, settings, Metrics(), Tracing()), settings.origins)
+    return CrossOrigin(Door(inner, settings, Metrics(), tracing or Tracing()), settings.origins)
 
 
 async def _live(receive: Receive, send: Send) -> None:
