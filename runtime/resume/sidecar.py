@@ -30,7 +30,7 @@ FRAMES = 24 * 3600 * FRAMES_PER_SECOND
 """Those of a day, the longest that a video lasts; it has fewer chunks than that."""
 PACKAGES = ("numpy", "av", "transformers", "tokenizers", "ftfy")
 """Beside PyTorch: what reads the prompt, and what encodes the frames."""
-DEFAULTS: Mapping[str, Any] = {**NOT_RECORDED, "compiled": False, "fp8": False}
+DEFAULTS: Mapping[str, Any] = {**NOT_RECORDED, "compiled": False, "fp8": False, "processes": 1}
 """What a description means that was written before there was more to say."""
 
 
@@ -80,6 +80,7 @@ class Recorded:
     live: bool = False
     compiled: bool = False
     fp8: bool = False
+    processes: Annotated[int, Between(1, 2**31)] = 1
     start_file: str | None = None
     start_hash: str | None = None
     start_chunks: Annotated[int, Between(0, FRAMES)] = 0
@@ -164,6 +165,7 @@ def describe_model(job: Job) -> dict[str, Any]:
         "device": str(job.device),
         "dtype": dtype,
         "threads": job.threads,
+        "processes": job.processes,
         "versions": {
             "videomla": version("videomla"),
             "torch": torch.__version__,
