@@ -10,9 +10,9 @@ from typing import Any, Protocol
 import torch
 
 from plugins.errors import UserError
-from runtime.cluster.library import connect, room_for
-from runtime.cluster.pool import ActorPool
 from vmla.cli.progress import ProgressLine
+from vmla.cluster.library import connect, room_for
+from vmla.cluster.pool import ActorPool
 
 
 class Batches(Protocol):

@@ -13,7 +13,6 @@ import click
 from plugins.errors import UserError
 from runtime.cli.cluster.videos import anywhere
 from runtime.cluster.ingress import ingress
-from runtime.cluster.library import connect, room_for
 from runtime.cluster.service import Service, Size
 from runtime.planning.request import Job
 from runtime.serve.disk.store import read_relay_key
@@ -23,6 +22,7 @@ from runtime.serve.edge.tracing import Tracing, traced_to
 from runtime.serve.listen import open_socket, server_for, url_of
 from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say
+from vmla.cluster.library import connect, room_for
 
 
 def serve_ray(

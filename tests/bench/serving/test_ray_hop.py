@@ -6,8 +6,8 @@ import pytest
 
 from bench.serving.hop import ray_hop
 from bench.serving.run import _job_of
-from runtime.cluster.library import OF_THIS_MACHINE, QUIET
 from runtime.session.replay import new
+from vmla.cluster.library import OF_THIS_MACHINE, QUIET
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
