@@ -11,9 +11,9 @@ import torch
 
 from bench.quality.rollouts import VideoBatch
 from plugins.errors import UserError
-from runtime.cluster.library import connect, room_for
-from runtime.cluster.pool import ActorPool
 from vmla.cli.progress import ProgressLine
+from vmla.cluster.library import connect, room_for
+from vmla.cluster.pool import ActorPool
 
 
 class Grades(Protocol):

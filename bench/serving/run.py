@@ -9,6 +9,9 @@ than too good. For each number of streams the same videos are made before withou
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Callable
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,10 @@ import click
 from bench.harness.document import Record
 from bench.harness.whole_numbers import WholeNumbers
 from bench.serving import stages
+from bench.serving.hop import ray_hop
 from bench.serving.server import Running, running
+from plugins.errors import missing_extra
+from runtime.planning.request import Job
 from runtime.session.replay import Order, new
 from vmla.cli.command import OneLineCommand
 from vmla.cli.terminal import say
@@ -33,15 +39,21 @@ from vmla.cli.terminal import say
 @click.option("--times", type=click.IntRange(min=1), default=10, show_default=True,
               help="Hand-overs, forks and cold returns to take the median of.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads (default: 2).")
+@click.option("--ray/--no-ray", default=True, show_default=True,
+              help="Measure what a Ray cluster adds to a request.")  # fmt: skip
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Results file to write (JSON)."
 )
 def main(
     checkpoint: str, streams: tuple[int, ...], seconds: float, connects: int, times: int, threads: int | None,
-    output: Path | None,
+    ray: bool, output: Path | None,
 ) -> None:  # fmt: skip
     """Measure the server by its viewers."""
-    order = new(stages.PROMPT, checkpoint, scale=None, seconds=seconds, threads=threads)
+    if ray and find_spec("ray") is None:  # it is measured last, and is not to be missed then
+        raise missing_extra("ray", "ray")
+    named = str(Path(checkpoint).absolute()) if Path(checkpoint).exists() else checkpoint
+    asked = partial(new, stages.PROMPT, named, scale=None, seconds=seconds, threads=threads)
+    order = asked()
     record = Record("serve", output, device=order.job.device)
     record.save(checkpoint=checkpoint, frames=order.frames)
     with tempfile.TemporaryDirectory() as folder, running(order.job, Path(folder) / "streams") as server:
@@ -50,6 +62,8 @@ def main(
         with running(order.job, Path(folder) / "elsewhere") as other:
             moves = _moves(server, other, times)
     record.save(**moves)
+    if ray:
+        record.save(ray_hop=_hop(partial(_job_of, asked), order.job, 10 * times))
     record.finish(
         first_frame_seconds=crowds[0]["first_frame_seconds"]["p50"],
         least_share=min(one["share_of_alone"] for one in crowds),
@@ -87,6 +101,16 @@ def _moves(server: Running, other: Running, times: int) -> dict[str, dict[str, f
         "fork": stages.repeated(lambda: stages.fork(server, name), times),
         "cold_return": stages.repeated(lambda: stages.cold_return(server, name), times),
     }
+
+
+def _hop(job_of: Callable[[], Job], job: Job, times: int) -> dict[str, float]:
+    """What a cluster's one address adds to a request."""
+    with tempfile.TemporaryDirectory() as folder:
+        return ray_hop(job_of, job, Path(folder) / "streams", times)
+
+
+def _job_of(asked: Callable[[], Order]) -> Job:
+    return asked().job
 
 
 if __name__ == "__main__":

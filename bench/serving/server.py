@@ -12,6 +12,7 @@ from pathlib import Path
 
 import httpx
 import uvicorn
+from starlette.types import ASGIApp
 
 from plugins.errors import UserError
 from runtime.planning.request import Job
@@ -21,6 +22,7 @@ from runtime.serve.listen import open_socket, server_for
 
 ROOM = 1 << 50
 """Bytes of memory that the server believes in: how many streams there are is said by who measures."""
+LIMITS = Limits(requests_per_minute=10**9, viewers=10**6)
 LEASE = 1.0
 """Seconds that a stream stays in memory without viewers, unless its owner asks for more."""
 PATIENCE = 600.0
@@ -43,12 +45,27 @@ def running(job: Job, store: Path) -> Iterator[Running]:
     Raises:
         UserError: if it does not start.
     """
-    limits = Limits(requests_per_minute=10**9, viewers=10**6)
-    settings = ServeSettings(store=store, name="bench", port=0, limits=limits, lease_seconds=LEASE)
+    settings = settings_for(store)
+    app = create_app(job, settings, memory=ROOM)
+    with answering(app, settings) as (port, http):
+        yield Running(port=port, http=http, chunk_seconds=app.state.server.streams.worker.chunk_seconds)
+
+
+def settings_for(store: Path) -> ServeSettings:
+    """Of a server whose streams lie in `store`."""
+    return ServeSettings(store=store, name="bench", port=0, limits=LIMITS, lease_seconds=LEASE)
+
+
+@contextmanager
+def answering(app: ASGIApp, settings: ServeSettings) -> Iterator[tuple[int, httpx.Client]]:
+    """Inside, `app` answers on a free port of this machine: the port, and who asks there.
+
+    Raises:
+        UserError: if it does not start.
+    """
     # The log is for who runs a server; a benchmark has a screen of its own.
     logging.getLogger("vmla.serve").setLevel(logging.ERROR)
     listening = open_socket(settings)
-    app = create_app(job, settings, memory=ROOM)
     server = server_for(app, settings)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
     thread.start()
@@ -56,7 +73,7 @@ def running(job: Job, store: Path) -> Iterator[Running]:
         _wait_for(server, thread)
         port = listening.getsockname()[1]
         with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=PATIENCE) as http:
-            yield Running(port=port, http=http, chunk_seconds=app.state.server.streams.worker.chunk_seconds)
+            yield port, http
     finally:
         server.should_exit = True
         thread.join(PATIENCE)

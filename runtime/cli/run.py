@@ -31,7 +31,7 @@ GROUPS = {
     "Where it goes": ("output", "overwrite", "scale", "resume", "repeat", "save_every", "events", "metrics"),
     "What makes it": ("checkpoint", "engine", "decoder", "layout", "device", "dtype",
                       "precision", "cache", "compiled", "threads", "memory"),
-    "On several machines": ("ray", "cpus_per_replica"),
+    "On several machines": ("ray", "cpus_per_replica", "sequence_parallel"),
 }  # fmt: skip
 LENGTHS = ("minutes", "seconds", "chunks")
 AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layout", "steps", "device",
@@ -104,6 +104,8 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
 @click.option("--ray", is_flag=True, help="Make the --videos on the machines of a Ray cluster.")
 @click.option("--cpus-per-replica", type=click.IntRange(min=1),
               help="CPUs that --ray reserves for each worker (default: --threads).")  # fmt: skip
+@click.option("--sequence-parallel", is_flag=True,
+              help="Make one video with all processes that torchrun started, one for each GPU.")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the plan and make nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace an older video, once the new one has frames.")
 @click.pass_context
@@ -116,6 +118,9 @@ def main(context: click.Context, /, **options: Any) -> None:
         from runtime.cli.reports import standard_output_for_events
 
         context.with_resource(standard_output_for_events(options))
+    if options["sequence_parallel"]:
+        _together(context, options)
+        return
     if options["grid"] is not None:
         _grid(context, options)
         return
@@ -137,7 +142,11 @@ def main(context: click.Context, /, **options: Any) -> None:
         return
     if options["memory"] is not None:
         raise click.UsageError("--memory says how many --videos may be made at once; leave it out")
-    order = _order(context, options)
+    _make_one(_order(context, options), options, context.ensure_object(Stop))
+
+
+def _make_one(order: Order, options: dict[str, Any], stop: Stop) -> None:
+    """Make what is ordered, or say what would be made."""
     if options["dry_run"]:
         from runtime.session.replay import warnings_of
 
@@ -147,7 +156,26 @@ def main(context: click.Context, /, **options: Any) -> None:
     output = options["resume"] or options["output"]
     if output is None:
         raise click.UsageError("give -o, for example: -o video.mp4")
-    _make(order, output, options, context.ensure_object(Stop))
+    _make(order, output, options, stop)
+
+
+def _together(context: click.Context, options: dict[str, Any]) -> None:
+    """Make one video with all processes that `torchrun` started."""
+    from runtime.cli.together import run_together
+    from vmla.train.loop.parallel import launched
+
+    if (place := launched()) is None:
+        start = "torchrun --nproc-per-node 2 --no-python vmla-run --sequence-parallel"
+        raise click.UsageError(f"--sequence-parallel is for several processes; start them by: {start} ...")
+    stop, options["processes"] = context.ensure_object(Stop), place.world
+
+    def order_of() -> Order:
+        if given := [f"--{name}" for name in ("videos", "grid", "memory", "dry_run") if options[name]]:
+            named = ", ".join(given).replace("_", "-")
+            raise click.UsageError(f"--sequence-parallel makes one video; leave out {named}")
+        return _order(context, options)
+
+    run_together(place, order_of, lambda order: _make_one(order, options, stop), stop)
 
 
 def _grid(context: click.Context, options: dict[str, Any]) -> None:
@@ -220,6 +248,8 @@ def _order(context: click.Context, options: dict[str, Any]) -> Order:
     explicit = ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP
     chosen = {name: options[name] for name in AFRESH if context.get_parameter_source(name) in explicit}
     given = said | {name: value for name, value in chosen.items() if value is not None}
+    if "processes" in options:
+        given["processes"] = options["processes"]
     if given.get("engine") == Path(EAGER):
         given["engine"] = None
     if given.get("device") == "auto":
@@ -237,7 +267,8 @@ def _new(prompts: str | list[Entry], options: dict[str, Any]) -> Order:
     """What `options` make of `prompts`; an engine that is not named is looked for."""
     from runtime.session.replay import new
 
-    rest = {name: options[name] for name in AFRESH if name not in ("checkpoint", "scale")}
+    named = [*AFRESH, *(("processes",) if "processes" in options else ())]
+    rest = {name: options[name] for name in named if name not in ("checkpoint", "scale")}
     engines = engine_store() if rest["engine"] is None else None
     if rest["engine"] == Path(EAGER):
         rest["engine"] = None

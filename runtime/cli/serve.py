@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from dataclasses import replace
 from functools import partial
@@ -90,6 +91,7 @@ def main(context: click.Context, /, **options: Any) -> None:
     """Serve live video, sessions and jobs over HTTP and WebSocket, and a page to watch them."""
     keys = _keys(options)
     _check_sharing(options)
+    _check_origins(options["allow_origin"])
     try:
         import fastapi  # noqa: F401
         import prometheus_client  # noqa: F401
@@ -113,10 +115,17 @@ def _check_sharing(options: dict[str, Any]) -> None:
             raise click.UsageError(f"--{name.replace('_', '-')} is for --ray; leave it out")
     if options["ray"] and (options["shared"] or options["reached_at"] is not None):
         raise click.UsageError("replicas of --ray share the store: leave out --shared and --reached-at")
-    if options["ray"] and options["trace_to"] is not None:
-        raise click.UsageError("replicas of --ray trace nothing yet: leave out --trace-to")
     if options["reached_at"] is not None and not options["shared"]:
         raise click.UsageError("--reached-at is for --shared; leave it out")
+
+
+def _check_origins(origins: tuple[str, ...]) -> None:
+    """Refuse what no browser would ever call an origin, and whose pages would be refused without a word."""
+    for one in origins:
+        if re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@*A-Z\s]+", one) is None:
+            raise click.UsageError(
+                f"--allow-origin {one}: write scheme, host and port alone, such as https://example.org"
+            )
 
 
 def _keys(options: dict[str, Any]) -> tuple[str, ...]:

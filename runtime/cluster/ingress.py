@@ -21,6 +21,7 @@ from runtime.cluster.figures import figures
 from runtime.serve.edge.access import PROTOCOL, Door
 from runtime.serve.edge.errors import ApiError, answer
 from runtime.serve.edge.metrics import Metrics
+from runtime.serve.edge.origins import CrossOrigin
 from runtime.serve.edge.settings import ServeSettings
 from runtime.serve.edge.tracing import Tracing
 from runtime.serve.shared.live import PATH, LiveRelay, refuse
@@ -95,9 +96,12 @@ class Ingress:
                 await socket.close()
 
 
-def ingress(settings: ServeSettings, key: str, find: Find, everyone: Everyone) -> ASGIApp:
-    """The application behind its door."""
-    return Door(Ingress(settings, key, find, everyone), settings, Metrics(), Tracing())
+def ingress(
+    settings: ServeSettings, key: str, find: Find, everyone: Everyone, tracing: Tracing | None = None
+) -> ASGIApp:
+    """The application behind its door; requests are told to `tracing`, and None traces nothing."""
+    inner = Ingress(settings, key, find, everyone)
+    return CrossOrigin(Door(inner, settings, Metrics(), tracing or Tracing()), settings.origins)
 
 
 async def _live(receive: Receive, send: Send) -> None:

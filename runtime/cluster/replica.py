@@ -14,6 +14,7 @@ from runtime.device.memory import allowed_bytes
 from runtime.planning.request import Job
 from runtime.serve.app import create_app
 from runtime.serve.edge.settings import ServeSettings
+from runtime.serve.edge.tracing import Tracing
 from runtime.serve.listen import open_socket, server_for
 
 REPORT_SECONDS = 0.2
@@ -24,7 +25,7 @@ class Replica:
 
     def __init__(
         self, job_of: Callable[[], Job], settings: ServeSettings, report: Callable[[str, Load], Any], *,
-        memory: str | None,
+        memory: str | None, tracing_of: Callable[[], Tracing] = Tracing,
     ) -> None:  # fmt: skip
         """Load the model and listen.
 
@@ -33,12 +34,14 @@ class Replica:
             settings: of the server; `host` is the address of this machine for the others.
             report: told the load of this replica, several times a second.
             memory: for weights and all streams, as options say it.
+            tracing_of: what is told what it does; called here.
         """
         job = job_of()
         self._listening = open_socket(settings)
         self.address_ = f"http://{settings.host}:{self._listening.getsockname()[1]}"
         settings = replace(settings, shared=self.address_)
-        app = create_app(job, settings, memory=allowed_bytes(memory, job.device))
+        memory_bytes = allowed_bytes(memory, job.device)
+        app = create_app(job, settings, memory=memory_bytes, tracing=tracing_of())
         self._streams = app.state.server.streams
         self._stop, self._report = threading.Event(), report
         self._server = server_for(app, settings, self._stop, drain=self._streams.drain)

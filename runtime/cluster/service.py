@@ -16,6 +16,7 @@ from runtime.cluster.table import Load, Table
 from runtime.planning.request import Job
 from runtime.serve.edge.logs import log_to_stderr
 from runtime.serve.edge.settings import ServeSettings
+from runtime.serve.edge.tracing import Tracing
 
 TABLE = "videomla-table"
 """The name of the actor that holds the table."""
@@ -42,7 +43,7 @@ class Service:
 
     def __init__(
         self, ray: Any, job_of: Callable[[], Job], settings: ServeSettings, size: Size, *,
-        memory: str | None, log_level: str,
+        memory: str | None, log_level: str, tracing_of: Callable[[], Tracing] = Tracing,
     ) -> None:  # fmt: skip
         """Nothing is started yet; see `Replica` for what its parts are told."""
         self._ray, self._size = ray, size
@@ -52,7 +53,8 @@ class Service:
         kind: Any = ray.remote(
             num_cpus=size.cpus, num_gpus=size.gpus, max_restarts=-1, max_concurrency=4
         )(_ReplicaHere)  # fmt: skip
-        self._new = partial(kind.remote, job_of, inner, memory=memory, log_level=log_level)
+        told = {"memory": memory, "log_level": log_level, "tracing_of": tracing_of}
+        self._new = partial(kind.remote, job_of, inner, **told)
         self.replicas: list[Any] = []
         self._ended = threading.Event()
         self._idle: dict[str, int] = {}
@@ -133,10 +135,10 @@ class _ReplicaHere(Replica):
     """A replica in a process of its own, at the address by which the cluster knows its machine."""
 
     def __init__(
-        self, job_of: Callable[[], Job], settings: ServeSettings, *, memory: str | None, log_level: str
+        self, job_of: Callable[[], Job], settings: ServeSettings, *, log_level: str, **told: Any
     ) -> None:
         import ray
 
         log_to_stderr(log_level)
         table, host = ray.get_actor(TABLE), ray.util.get_node_ip_address()
-        super().__init__(job_of, replace(settings, host=host), table.report.remote, memory=memory)
+        super().__init__(job_of, replace(settings, host=host), table.report.remote, **told)

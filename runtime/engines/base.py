@@ -100,8 +100,10 @@ class EagerEngine:
             from runtime.engines.sequence_parallel import split_over
 
             self._model = split_over(self._model, group)
-        if as_it_is and fp8_cache:
-            raise ValueError("a cache in float8 is read by modules that are not the model's own")
+        if fp8_cache and (as_it_is or group is not None):
+            raise ValueError(
+                "a cache in float8 is read by one process, by modules that are not the model's own"
+            )
         if not as_it_is:
             self._model = self._optimized(compiled, fp8, joined, 1 if group is None else group.size())
         if absorbed and device.type == "cuda":

@@ -93,12 +93,21 @@ def split_over(model: VideoMLA, group: ProcessGroup) -> VideoMLA:
         UserError: if the tokens of a latent frame cannot be divided among them.
     """
     tokens = model.config.tokens_per_frame
-    if tokens % group.size():
-        raise UserError(
-            f"{tokens} tokens of a latent frame cannot be divided among {group.size()} processes; "
-            "start as many as divide them"
-        )
+    check_divisible(tokens, group.size())
     shared = copy.copy(model)
     shared.__class__ = SplitVideoMLA
     shared.__dict__["split"] = Split(group, tokens)
     return shared
+
+
+def check_divisible(tokens: int, processes: int) -> None:
+    """Refuse a number of processes that cannot have equal parts of a latent frame's `tokens`.
+
+    Raises:
+        UserError: then.
+    """
+    if tokens % processes:
+        raise UserError(
+            f"{tokens} tokens of a latent frame cannot be divided among {processes} processes; "
+            "start as many as divide them"
+        )

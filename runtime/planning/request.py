@@ -23,6 +23,7 @@ from runtime.engines.block_compiler import choose_compiled, code_cache, compiled
 from runtime.engines.compiled import find_engine, fit, open_engine
 from runtime.engines.fp8_cache import choose_fp8_cache
 from runtime.engines.fp8_linear import choose_fp8, fp8_line
+from runtime.engines.sequence_parallel import check_divisible
 from runtime.outputs import Frames
 from runtime.planning.plan import VideoPlan, check_cache, check_length, chunks_for
 from runtime.planning.start import Start, open_start
@@ -72,6 +73,8 @@ class Job:
     """A codec that decodes in place of the checkpoint's own; see `runtime.rollout.decoding.Decoding`."""
     threads: int
     """CPU threads of denoiser and decoder together. Results differ in the last bits with their number."""
+    processes: int = 1
+    """Those of `torch.distributed`'s default group, which compute each chunk together; 1 needs no group."""
     start: Start | None = None
     """What the video goes on from; it gives the first chunks."""
 
@@ -106,6 +109,7 @@ class Job:
         compiled = [compiled_line(self.compiled, self.chunks)] if self.device.type == "cuda" else []
         compiled += [fp8_line(self.dtype)] if self.fp8 else []
         compiled += ["cache: fp8, rotary keys in bfloat16"] if self.fp8_cache else []
+        compiled += [f"processes: {self.processes}"] if self.processes > 1 else []
         return [engine, *(compiled if self.engine_folder is None else []), *decoder, *start]
 
     def plan(self) -> VideoPlan:
@@ -126,6 +130,7 @@ class Job:
         return EagerEngine(
             self.checkpoint.transformer(), self.checkpoint.text(), device=self.device, dtype=self.dtype,
             compiled=self.compiled, fp8=self.fp8, fp8_cache=self.fp8_cache,
+            group=None if self.processes == 1 else torch.distributed.group.WORLD,
         )  # fmt: skip
 
     def decoders(self) -> Callable[[], Decoder]:
@@ -179,6 +184,7 @@ def prepare(
     cache: str | None = None,
     decoder: Path | None = None,
     threads: int | None = None,
+    processes: int = 1,
     start: Path | Start | None = None,
 ) -> tuple[Job, int]:
     """A job and the number of its frames, with everything checked that can be checked without weights.
@@ -196,6 +202,7 @@ def prepare(
         precision, cache: `fp8` for layers in float8, on a GPU, or a cache in it; None is that of `dtype`.
         decoder: a file of TAEHV's weights in place of the checkpoint's codec, or `NOTHING`: no frames.
         threads: CPU threads of denoiser and decoder together; one for each if None.
+        processes: that compute each chunk together; see `Job.processes`.
         start: a video, an image or a folder of pictures to go on from; a known one is not looked at.
 
     Raises:
@@ -209,7 +216,9 @@ def prepare(
     decoding = Decoding(checkpoint=opened, file=decoder, dtype=compute)
     count, frames = length_of(decoding, minutes=minutes, seconds=seconds, chunks=chunks)
     fp8 = choose_fp8(precision, where, compute, engine)
-    engine, reason = look_up(opened, where, compute, engine, None if fp8 or cache else engines)
+    _check_processes(processes, opened, engine, cache)
+    sought = None if fp8 or cache or processes > 1 else engines
+    engine, reason = look_up(opened, where, compute, engine, sought)
     job = Job(
         prompts=as_source(prompts, decoding, count),
         checkpoint=opened, chunks=count, seed=seed,
@@ -217,7 +226,7 @@ def prepare(
         device=where, dtype=compute, engine_folder=engine, engine_reason=reason,
         compiled=choose_compiled((fp8 or None) if compiled is None else compiled, where, engine, count),
         fp8=fp8, fp8_cache=choose_fp8_cache(cache, opened.model_config(), engine), decoder_file=decoder,
-        threads=choose_threads(threads),
+        threads=choose_threads(threads), processes=processes,
         start=as_start(start, opened, count),
     )  # fmt: skip
     return job, 0 if decoding.silent else frames
@@ -266,6 +275,19 @@ def _check_layout(checkpoint: Checkpoint, layout: str | None) -> None:
     own = checkpoint.model_config().layout
     if layout not in (None, own):
         raise UserError(f"checkpoint {checkpoint.folder} has layout {own}; name one with {layout}")
+
+
+def _check_processes(processes: int, checkpoint: Checkpoint, engine: Path | None, cache: str | None) -> None:
+    """Refuse processes that cannot share a frame's tokens, or would share an engine or a cache in float8.
+
+    Raises:
+        UserError: then.
+    """
+    if processes > 1 and engine is not None:
+        raise UserError(f"{engine} runs in one process; leave --engine out, or --sequence-parallel")
+    if processes > 1 and cache is not None:
+        raise UserError("processes exchange entries that are not packed; leave --cache out")
+    check_divisible(checkpoint.model_config().tokens_per_frame, processes)
 
 
 def choose_threads(wish: int | None) -> int:

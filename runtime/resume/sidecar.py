@@ -31,7 +31,7 @@ FRAMES = 24 * 3600 * FRAMES_PER_SECOND
 """The frames of a day, the longest video; it has fewer chunks than that."""
 PACKAGES = ("numpy", "av", "transformers", "tokenizers", "ftfy")
 """Packages whose versions are recorded beside PyTorch's: they read the prompt and encode the frames."""
-DEFAULTS: Mapping[str, Any] = {**NOT_RECORDED, "compiled": False, "fp8": False, "cache": None}
+DEFAULTS: Mapping[str, Any] = {**NOT_RECORDED, "compiled": False, "fp8": False, "cache": None, "processes": 1}
 """Values of fields that descriptions of earlier versions do not have."""
 
 
@@ -82,6 +82,7 @@ class Recorded:
     compiled: bool = False
     fp8: bool = False
     cache: Literal["fp8"] | None = None
+    processes: Annotated[int, Between(1, 2**31)] = 1
     start_file: str | None = None
     start_hash: str | None = None
     start_chunks: Annotated[int, Between(0, FRAMES)] = 0
@@ -167,6 +168,7 @@ def describe_model(job: Job) -> dict[str, Any]:
         "device": str(job.device),
         "dtype": dtype,
         "threads": job.threads,
+        "processes": job.processes,
         "versions": {
             "videomla": version("videomla"),
             "torch": torch.__version__,

@@ -15,6 +15,7 @@ from runtime.serve.disk.store import Store
 from runtime.serve.edge import errors
 from runtime.serve.edge.access import Door
 from runtime.serve.edge.metrics import Metrics
+from runtime.serve.edge.origins import CrossOrigin
 from runtime.serve.edge.settings import ServeSettings
 from runtime.serve.edge.tracing import Tracing
 from runtime.serve.routes import about, realtime, sessions, videos
@@ -61,4 +62,5 @@ def create_app(job: Job, settings: ServeSettings, *, memory: int, tracing: Traci
     if peers is not None:
         app.add_middleware(Elsewhere, peers=peers)
     app.add_middleware(Door, settings=settings, metrics=metrics, tracing=tracing)
+    app.add_middleware(CrossOrigin, origins=settings.origins)
     return app

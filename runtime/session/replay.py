@@ -20,7 +20,7 @@ from vmla.world.caption import warning_for
 
 DETERMINING = (
     "decoder", "decoder_hash", "prompts", "seed", "frames", "chunks", "scale", "weights", "layout", "window",
-    "sampler", "engine", "engine_hash", "compiled", "fp8", "cache", "device", "dtype", "threads",
+    "sampler", "engine", "engine_hash", "compiled", "fp8", "cache", "device", "dtype", "threads", "processes",
     "start_hash",
 )  # fmt: skip
 """Fields of `describe_job` that must be as they were; the first that differs, in this order, is named."""
@@ -189,6 +189,6 @@ def _refusal(what: str, name: str, then: Any, now: Any) -> str:
     if isinstance(then, dict) and isinstance(now, dict):
         part = next(part for part in {**then, **now} if then.get(part) != now.get(part))
         name, then, now = f"{name}.{part}", then.get(part), now.get(part)
-    name = "number of threads" if name == "threads" else name
+    name = f"number of {name}" if name in ("threads", "processes") else name
     short = (f"{str(value)[:40]}..." if len(str(value)) > 40 else str(value) for value in (then, now))
     return "{} was made with another {}: {}, not {}; use what it was made with".format(what, name, *short)

@@ -42,7 +42,7 @@ from runtime.telemetry.events import NoTelemetry, Telemetry
 from vmla.config import FRAMES_PER_SECOND
 from vmla.scheduler import Sampler
 
-SHARED = ("checkpoint", "device", "dtype", "engine_folder", "decoder_file", "threads")
+SHARED = ("checkpoint", "device", "dtype", "engine_folder", "decoder_file", "threads", "processes")
 """Attributes that all jobs of a session have in common."""
 BLOCKED_SECONDS = 0.02
 """Seconds between two looks at whether a sink has taken something, while every sink is full."""

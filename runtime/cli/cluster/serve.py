@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from contextlib import closing
 from functools import partial
 from typing import Any
 
@@ -12,15 +13,16 @@ import click
 from plugins.errors import UserError
 from runtime.cli.cluster.videos import anywhere
 from runtime.cluster.ingress import ingress
-from runtime.cluster.library import connect, room_for
 from runtime.cluster.service import Service, Size
 from runtime.planning.request import Job
 from runtime.serve.disk.store import read_relay_key
 from runtime.serve.edge.logs import log_to_stderr
 from runtime.serve.edge.settings import ServeSettings
+from runtime.serve.edge.tracing import Tracing, traced_to
 from runtime.serve.listen import open_socket, server_for, url_of
 from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say
+from vmla.cluster.library import connect, room_for
 
 
 def serve_ray(
@@ -39,20 +41,18 @@ def serve_ray(
     job, ray = job_of(options), connect()
     settings = settings_of(options, job)
     size = _size(numbers, options["cpus_per_replica"] or job.threads, job, ray.cluster_resources())
+    tracing_of = Tracing if options["trace_to"] is None else partial(traced_to, options["trace_to"])
     log_to_stderr(options["log_level"])
-    listening = open_socket(settings)
-    try:
+    with closing(tracing_of()) as tracing, closing(open_socket(settings)) as listening:
         key = read_relay_key(settings.store)
         service = Service(
             ray, partial(job_of, options), settings, size, memory=options["memory"],
-            log_level=options["log_level"],
+            log_level=options["log_level"], tracing_of=tracing_of,
         )  # fmt: skip
         with stop.polled(), service:
             say(*job.what_runs(), f"replicas: {size.least}", f"page: {url_of(listening)}/")
-            server = server_for(ingress(settings, key, service.find, service.everyone), settings, stop)
-            server.run(sockets=[listening])
-    finally:
-        listening.close()
+            app = ingress(settings, key, service.find, service.everyone, tracing)
+            server_for(app, settings, stop).run(sockets=[listening])
     sys.exit(stop.status)
 
 

@@ -11,7 +11,6 @@ from typing import Any
 import click
 
 from plugins.errors import UserError
-from runtime.cluster.library import connect, room_for
 from runtime.cluster.maker import Made
 from runtime.cluster.pool import video_pool
 from runtime.planning.request import Job
@@ -19,6 +18,7 @@ from runtime.prompts.videos_file import Video
 from runtime.session.replay import Order
 from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say
+from vmla.cluster.library import connect, room_for
 
 ONE_MACHINE = ("memory", "events", "metrics")
 """Options that are about one machine."""

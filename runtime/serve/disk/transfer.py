@@ -11,7 +11,7 @@ from torch import Tensor
 
 from plugins.errors import UserError
 from runtime.prompts.sources import PromptSchedule
-from runtime.resume.sidecar import Recorded
+from runtime.resume.sidecar import DEFAULTS, Recorded
 from runtime.resume.state import State, load_state
 from runtime.session.replay import OF_A_MODEL, OF_A_VIDEO, refuse_another
 
@@ -47,9 +47,10 @@ def load_received(
         state = load_state(path, mend="send it again")[0]
     except UserError as error:
         raise UserError(str(error).replace(str(path), "what was sent")) from error
-    if not isinstance(state.video, dict) or not state.video.keys() >= {*OF_A_MODEL, *OF_A_VIDEO}:
+    recorded = {**DEFAULTS, **state.video} if isinstance(state.video, dict) else {}
+    if not recorded.keys() >= {*OF_A_MODEL, *OF_A_VIDEO}:
         raise UserError("this state does not describe its video")
-    refuse_another("this state", (*OF_A_MODEL, "sampler"), state.video, described)
+    refuse_another("this state", (*OF_A_MODEL, "sampler"), recorded, described)
     try:
         _check_video(state.video, characters=characters, frames=frames)
         _check_numbers(state)

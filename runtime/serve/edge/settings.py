@@ -36,7 +36,9 @@ class Limits:
     transfers: int = 4
     """States being sent or received at once."""
     stored: int = 1_000
-    """Streams and jobs on disk."""
+    """Streams and jobs on disk; another one takes the place of the session that was left first."""
+    spared_seconds: float = 600.0
+    """For which a session is kept after anybody watched it or asked for it, however many there are."""
     stream_seconds: float = 6 * 3600.0
     """The longest stream; an endless one is ended there."""
     longest_lease: float = 3600.0

@@ -7,7 +7,7 @@ neither prompts nor keys.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from opentelemetry.trace import Span, Tracer
 
 SERVICE = "vmla-serve"
+CONTEXT = ("traceparent", "tracestate")
+"""Headers that say which span a request belongs to (W3C Trace Context)."""
 
 
 class Stay:
@@ -76,7 +78,11 @@ class OpenTelemetryTracing(Tracing):
 
     @contextmanager
     def request(self, scope: Any) -> Iterator[Answer]:
-        """See `Tracing.request`; a caller's own trace (`traceparent`) goes on here."""
+        """See `Tracing.request`; a caller's own trace (`traceparent`) goes on here.
+
+        The scope's own headers name this span from here on, so that a server to which the request is passed
+        on goes on from it.
+        """
         from opentelemetry.propagate import extract
         from opentelemetry.trace import SpanKind, StatusCode
 
@@ -85,6 +91,7 @@ class OpenTelemetryTracing(Tracing):
         with self._tracer.start_as_current_span(
             method, context=extract(headers), kind=SpanKind.SERVER, record_exception=False
         ) as span:
+            scope["headers"] = _within_current(scope["headers"])
             try:
                 yield answer
             finally:
@@ -116,6 +123,16 @@ class OpenTelemetryTracing(Tracing):
     def close(self) -> None:
         """See `Tracing.close`."""
         self._provider.shutdown()
+
+
+def _within_current(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """`headers` that belong to the span under way."""
+    from opentelemetry.propagate import inject
+
+    ours: dict[str, str] = {}
+    inject(ours)
+    others = [(name, value) for name, value in headers if name.decode("latin-1") not in ours]
+    return [*others, *((name.encode(), value.encode()) for name, value in ours.items())]
 
 
 class _TracedStay(Stay):

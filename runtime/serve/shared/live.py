@@ -22,6 +22,7 @@ from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from runtime.serve.edge.access import RELAYED
 from runtime.serve.edge.errors import ApiError
+from runtime.serve.edge.tracing import CONTEXT
 
 Find = Callable[[str | None, Collection[str]], Awaitable[str | None]]
 """Finds the server of a stream by its name, passing over addresses that failed; None if there is none yet."""
@@ -45,7 +46,8 @@ class LiveRelay:
     def __init__(self, socket: WebSocket, find: Find, key: str, *, stall_seconds: float) -> None:
         """For the viewer at `socket`, which is accepted; `key` is what the servers know each other by."""
         self._socket, self._find, self._stall = socket, find, stall_seconds
-        self._headers = {RELAYED: key}
+        within = {name: socket.headers[name] for name in CONTEXT if name in socket.headers}
+        self._headers = {RELAYED: key, **within}
         self._heard: asyncio.Queue[str | None] = asyncio.Queue(8)
         self._session: str | None = None
         self._next: int | None = None

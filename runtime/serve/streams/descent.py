@@ -25,7 +25,7 @@ async def fork(
     Raises:
         ApiError: if there is no room or nothing to go on from.
     """
-    streams.check_room("session")
+    await streams.make_room("session")
     state = await streams.snapshot(stream)
     number, seed = state.snapshot.number, stream.info.seed if seed is None else seed
     prompts = list(state.video["prompts"])
@@ -58,7 +58,7 @@ async def adopt(streams: Streams, name: str, state: State) -> Stream:
     Raises:
         ApiError: if there is one of that name, or no room.
     """
-    streams.check_room("session")
+    await streams.make_room("session")
     if not name.startswith("session_"):
         raise invalid("this is no name of a session")
     try:

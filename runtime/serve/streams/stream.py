@@ -62,7 +62,7 @@ class Stream:
         """Held while it comes into memory."""
         self.task: VideoTask | None = None
         self.left_at = time.monotonic()
-        """When the last viewer left, or it came here."""
+        """When the last viewer left, it came here, or, at rest, somebody last asked for it."""
         self.report: ChunkReport | None = None
         self._pacing = self._new_pacing()
         self._gone = asyncio.Event()

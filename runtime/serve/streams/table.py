@@ -21,6 +21,7 @@ from runtime.serve.edge.metrics import Metrics
 from runtime.serve.edge.settings import ServeSettings
 from runtime.serve.edge.tracing import Tracing
 from runtime.serve.streams.places import Places
+from runtime.serve.streams.room import left_first, seconds_until_room
 from runtime.serve.streams.stream import Stream, Surroundings
 from runtime.serve.streams.worker import Worker
 from vmla.config import FRAMES_PER_SECOND
@@ -106,7 +107,7 @@ class Streams:
         return iter(list(self._streams.values()))
 
     def get(self, name: str, kind: Kind) -> Stream:
-        """The stream of that name.
+        """The stream of that name, for somebody who asks for it: it is not forgotten soon.
 
         Raises:
             ApiError: if there is none.
@@ -114,6 +115,8 @@ class Streams:
         stream = self._streams.get(name)
         if stream is None or stream.info.kind != kind:
             raise not_found(kind)
+        if not stream.resident:
+            stream.left_at = time.monotonic()
         return stream
 
     @property
@@ -142,7 +145,7 @@ class Streams:
         Raises:
             ApiError: if there is no room.
         """
-        self.check_room(kind)
+        await self.make_room(kind)
         name = self.store.new_name(kind)
         info = StreamInfo(
             id=name, kind=kind, prompt=prompt, seed=seed, frames=frames, created=time.time(),
@@ -175,19 +178,28 @@ class Streams:
         finally:
             self._new.remove(info.id)
 
-    def check_room(self, kind: Kind) -> None:
-        """Refuse a new stream that there is no room for.
+    async def make_room(self, kind: Kind) -> None:
+        """See that there is room for a new stream, if need be in place of sessions that were left long ago.
 
         Raises:
-            ApiError: naming what there is too much of.
+            ApiError: naming what there is too much of, and when there may be room.
         """
         limits = self.settings.limits
         if not self.ready:
             raise ApiError(503, "not_ready", "the server is starting or stopping", retry_after=5)
-        if len(self._streams) + len(self._new) >= limits.stored:
-            raise busy(f"{limits.stored} streams are kept; delete one first")
         if kind == "video" and len(self.places.queue) >= limits.waiting:
             raise busy(f"{limits.waiting} jobs wait already; try again later", retry_after=30)
+        while len(self._streams) + len(self._new) >= limits.stored:
+            if (oldest := left_first(self, self.settings)) is None:
+                why = f"{limits.stored} streams are kept, each made, watched, asked for lately, or a job"
+                wait = seconds_until_room(self, self.settings)
+                raise busy(f"{why}; delete one, or try again later", retry_after=wait)
+            log("makes way", stream=oldest.id)
+            try:
+                await self.remove(oldest)
+            except (ApiError, OSError) as error:  # another server makes it, or its files stay
+                oldest.left_at = time.monotonic()
+                LOGGER.error("not put away", extra={"fields": {"stream": oldest.id, "reason": str(error)}})
 
     async def activate(self, stream: Stream) -> None:
         """Bring `stream` into memory, unless it is there, or over.

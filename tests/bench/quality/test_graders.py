@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from bench.cli import main as vmla_bench
-from runtime.cluster.library import OF_THIS_MACHINE, QUIET
+from vmla.cluster.library import OF_THIS_MACHINE, QUIET
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.ray

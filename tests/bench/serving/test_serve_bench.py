@@ -1,6 +1,7 @@
 """The benchmark of the server: it measures a real one, and its figures are what they say."""
 
 import json
+import sys
 
 import pytest
 from click.testing import CliRunner
@@ -20,7 +21,7 @@ def bench(*arguments):
 def test_a_server_is_measured_by_its_viewers(checkpoint, tmp_path):
     path = tmp_path / "serve.json"
     few = ("--streams", "1,2", "--seconds", 1.5, "--connects", 12, "--times", 1, "--threads", 1)
-    done = bench("--checkpoint", checkpoint, *few, "-o", path)
+    done = bench("--checkpoint", checkpoint, *few, "--no-ray", "-o", path)
     assert done.exit_code == 0, done.output
     told = read_results(path)
     assert told["complete"]
@@ -41,6 +42,12 @@ def test_a_server_is_measured_by_its_viewers(checkpoint, tmp_path):
     assert any(line.startswith("| 12 | ") for line in lines)
     last = json.loads(done.stdout.splitlines()[-1])
     assert last["hand_over_ms"] == told["hand_over"]["median_ms"]
+
+
+def test_whoever_lacks_ray_is_told_before_anything_is_measured(monkeypatch):
+    monkeypatch.setitem(sys.modules, "ray", None)
+    done = bench("--streams", "1")
+    assert (done.exit_code, "videomla[ray]" in done.stderr) == (2, True)
 
 
 @pytest.mark.parametrize("odd", ["", "a", "0", "1;2"])

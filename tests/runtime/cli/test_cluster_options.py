@@ -9,7 +9,7 @@ from plugins.errors import UserError
 from runtime.cli.cluster.videos import anywhere
 from runtime.cli.run import main as run
 from runtime.cli.serve import main as serve
-from runtime.cluster.library import room_for
+from vmla.cluster.library import room_for
 
 pytestmark = pytest.mark.cpu
 

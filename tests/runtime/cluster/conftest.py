@@ -2,7 +2,7 @@
 
 import pytest
 
-from runtime.cluster.library import OF_THIS_MACHINE, QUIET, connect
+from vmla.cluster.library import OF_THIS_MACHINE, QUIET, connect
 
 
 @pytest.fixture(scope="package")

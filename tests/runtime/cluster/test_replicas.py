@@ -7,6 +7,7 @@ from functools import partial
 import httpx
 import pytest
 from kit.serving import RED, Watching, serving, settings_for, wait_for
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from runtime.cluster.figures import together
 from runtime.cluster.ingress import ingress
@@ -14,6 +15,7 @@ from runtime.cluster.replica import Replica
 from runtime.cluster.table import SILENT_SECONDS, Load, Table
 from runtime.planning.request import prepare
 from runtime.serve.disk.store import read_relay_key
+from runtime.serve.edge.tracing import OpenTelemetryTracing, Tracing
 from runtime.serve.listen import open_socket, server_for
 
 pytestmark = pytest.mark.cpu
@@ -24,10 +26,11 @@ def job_of(checkpoint):
 
 
 @contextmanager
-def replicas(checkpoint, store, count):
-    """The table, so many replicas, and the address of all."""
+def replicas(checkpoint, store, count, *, traced_at=None, traced_in=Tracing):
+    """The table, so many replicas, and the address of all; traced at the address and in each replica."""
     settings, table = settings_for(store, save_every=0.0, api_keys=("k" * 16,)), Table()
-    there = [Replica(partial(job_of, checkpoint), settings, table.report, memory=None) for _ in range(count)]
+    made = partial(Replica, partial(job_of, checkpoint), settings, table.report, memory=None)
+    there = [made(tracing_of=traced_in) for _ in range(count)]
     for one in there:
         one.address()
 
@@ -39,7 +42,7 @@ def replicas(checkpoint, store, count):
 
     key, stop = read_relay_key(store), threading.Event()
     with open_socket(settings) as listening:
-        server = server_for(ingress(settings, key, find, everyone), settings, stop)
+        server = server_for(ingress(settings, key, find, everyone, traced_at), settings, stop)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
         thread.start()
         try:
@@ -82,6 +85,28 @@ def test_a_viewer_stays_while_replicas_end_one_after_the_other(checkpoint, tmp_p
         assert f'videomla_places{{replica="{left.removeprefix("http://")}"}}' in http.get("/metrics").text
         assert httpx.get(f"{left}/v1/models").status_code == 401  # but for those who have the key
         assert http.get("/v1/models", headers={"Authorization": "Bearer other"}).status_code == 401
+
+
+def test_a_trace_goes_on_from_the_caller_through_the_address_to_the_replica(checkpoint, tmp_path):
+    outer, inner = InMemorySpanExporter(), InMemorySpanExporter()
+    trace, caller = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
+    headers = {"Authorization": f"Bearer {'k' * 16}", "traceparent": f"00-{trace}-{caller}-01"}
+    traced = {"traced_at": OpenTelemetryTracing(outer), "traced_in": lambda: OpenTelemetryTracing(inner)}
+    with replicas(checkpoint, tmp_path / "streams", 1, **traced) as (_, _, port):
+        asked = {"prompt": RED, "seconds": 1}
+        at = f"http://127.0.0.1:{port}/v1/sessions"
+        assert httpx.post(at, json=asked, headers=headers, timeout=60).status_code == 201
+        with Watching(port, headers=headers, prompt=RED, num_frames=12) as viewer:
+            viewer.all()
+    traced["traced_at"].close()
+    for method, route in (("POST", "/v1/sessions"), ("WEBSOCKET", "/v1/realtime/video")):
+        (passed_on,) = [span for span in outer.get_finished_spans() if span.name == method]
+        (made,) = [span for span in inner.get_finished_spans() if span.name == f"{method} {route}"]
+        assert f"{passed_on.parent.span_id:016x}" == caller
+        assert made.parent.span_id == passed_on.context.span_id
+        assert f"{made.context.trace_id:032x}" == trace
+    stays = [span for span in inner.get_finished_spans() if span.name == "session"]
+    assert [f"{stay.links[0].context.trace_id:032x}" for stay in stays] == [trace, trace]
 
 
 def test_a_table_sends_new_sessions_where_there_is_room_and_forgets_who_is_silent():

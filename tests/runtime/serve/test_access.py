@@ -6,7 +6,7 @@ import time
 
 import pytest
 from click.testing import CliRunner
-from kit.serving import RED, serving
+from kit.serving import RED, serving, wait_for
 from websockets.exceptions import InvalidStatus
 
 from runtime.cli.serve import main
@@ -75,6 +75,70 @@ def test_pages_of_other_origins_and_other_names_of_the_server_are_refused(server
     assert (rebound.status_code, rebound.json()["error"]["code"]) == (403, "wrong_host")
     with server.watch(headers={"Origin": server.url}, prompt=RED, num_frames=4) as viewer:
         assert viewer.all().done["chunks"] == 1
+
+
+PAGE = "https://example.org"
+
+
+@pytest.fixture(scope="module")
+def friendly(checkpoint, tmp_path_factory):
+    """A server with a key, whose user lets pages of one origin in."""
+    store = tmp_path_factory.mktemp("friendly") / "streams"
+    with serving(checkpoint, store, api_keys=(KEY,), origins=(PAGE,)) as one:
+        yield one
+
+
+def ask(server, origin, method="POST", headers="authorization, content-type"):
+    """What a browser asks before it sends such a request."""
+    asked = {"Access-Control-Request-Method": method, "Access-Control-Request-Headers": headers}
+    return server.http.options("/v1/sessions", headers={"Origin": origin, **asked})
+
+
+def granted(response):
+    return {name.lower() for name in response.headers if name.lower().startswith("access-control-")}
+
+
+def test_a_page_of_a_named_origin_may_send_its_key_and_read_answers(friendly):
+    asked = ask(friendly, PAGE)
+    assert asked.status_code == 200
+    assert asked.headers["access-control-allow-origin"] == PAGE
+    allowed = asked.headers["access-control-allow-headers"].lower()
+    assert {"authorization", "content-type", "range"} <= set(allowed.split(", "))
+    assert ask(friendly, PAGE, method="PUT").status_code == ask(friendly, PAGE, method="DELETE").status_code
+    page, key = {"Origin": PAGE}, {"Authorization": f"Bearer {KEY}"}
+    made = friendly.http.post(
+        "/v1/videos", json={"prompt": RED, "num_frames": 4}, headers={**page, **key}
+    )  # fmt: skip
+    assert made.status_code == 200
+    refused = friendly.http.get("/v1/sessions", headers=page)
+    assert refused.status_code == 401  # which the page can read, too
+    name = made.json()["id"]
+    wait_for(lambda: friendly.http.get(f"/v1/videos/{name}", headers=key).json()["status"] == "completed")
+    part = friendly.http.get(f"/v1/videos/{name}/content", headers={**page, **key, "Range": "bytes=0-99"})
+    assert (part.status_code, len(part.content)) == (206, 100)
+    for answer in (made, refused, part):
+        assert answer.headers["access-control-allow-origin"] == PAGE
+        assert "origin" in answer.headers["vary"].lower()
+        shown = set(answer.headers["access-control-expose-headers"].split(", "))
+        assert {"Retry-After", "Content-Range", "Accept-Ranges", "X-Sequence-Number"} <= shown
+
+
+@pytest.mark.parametrize("origin", ["https://evil.example", "http://example.org", "null", "*"])
+def test_pages_of_other_origins_are_granted_nothing(friendly, origin):
+    key = {"Authorization": f"Bearer {KEY}"}
+    answers = [
+        ask(friendly, origin),
+        friendly.http.get("/v1/models", headers={"Origin": origin, **key}),
+        friendly.http.post("/v1/sessions", json={"prompt": RED}, headers={"Origin": origin, **key}),
+    ]
+    assert [granted(answer) for answer in answers] == [set(), set(), set()]
+    assert (answers[0].status_code, answers[2].status_code) == (401, 403)
+
+
+@pytest.mark.parametrize("odd", ["example.org", "https://example.org/", "https://Example.org", "*", "null"])
+def test_an_origin_that_no_browser_sends_is_refused(odd):
+    result = CliRunner().invoke(main, ["--allow-origin", odd])
+    assert (result.exit_code, "scheme, host and port alone" in result.output) == (2, True)
 
 
 def test_large_bodies_are_refused_whether_they_say_so_or_not(server):

@@ -61,6 +61,30 @@ def test_a_server_that_is_stopped_and_started_goes_on_with_streams_and_jobs(chec
         )
 
 
+def test_a_new_session_takes_the_place_of_the_one_that_was_left_first(checkpoint, tmp_path):
+    store = tmp_path / "streams"
+    with serving(checkpoint, store, stored=3, spared_seconds=3600.0, lease_seconds=0.1) as server:
+        begin = {"prompt": RED}
+        names = [server.http.post("/v1/sessions", json=begin).json()["id"] for _ in range(3)]
+        for name in names:
+            server.until(name, status="paused")
+        for path in ("/v1/sessions", f"/v1/sessions/{names[2]}/fork", "/v1/videos"):
+            refused = server.http.post(path, json=begin)
+            assert (refused.status_code, refused.json()["error"]["code"]) == (429, "busy")
+            assert 3400 < int(refused.headers["retry-after"]) <= 3600
+        for stream in server.streams:
+            stream.left_at -= 4000.0
+        server.session(names[0])  # asked for, it is spared again
+        with server.watch(**begin) as viewer:
+            assert viewer.next()["type"] == "video.start"
+            there = [one["id"] for one in server.http.get("/v1/sessions").json()["data"]]
+            assert {*there} == {names[0], names[2], viewer.events[0]["session_id"]}
+            assert not (store / names[1]).exists()
+            assert server.http.post("/v1/videos", json=begin).status_code == 200  # in place of names[2]
+            refused = server.http.post("/v1/sessions", json=begin)
+            assert refused.status_code == 429
+
+
 def test_a_store_has_one_server(server):
     with pytest.raises(UserError, match="another server"):
         Store(server.parts.settings.store)

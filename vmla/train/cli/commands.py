@@ -190,6 +190,7 @@ def stage(context: click.Context, /, **options: Any) -> None:
     "--shard", type=click.IntRange(min=1), default=64, show_default=True, help="Number of clips in one file."
 )
 @click.option("--device", default="cpu", show_default=True, help="Torch device: cpu or cuda.")
+@click.option("--ray", is_flag=True, help="Encode over the machines of a Ray cluster, which see all folders.")
 def encode(source: Path, output: Path, checkpoint: str, **options: Any) -> None:
     """Encode SOURCE once: a folder of videos with .txt captions, or a file with a prompt on each line."""
     from vmla.train.data.encode import encode as encode_all
@@ -206,6 +207,7 @@ def encode(source: Path, output: Path, checkpoint: str, **options: Any) -> None:
 @click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True,
               help="Processes that render; with 0 the command itself does.")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, help="Where the codec encodes: cpu or cuda.")
+@click.option("--ray", is_flag=True, help="Render and encode over the machines of a Ray cluster.")
 def render(recipe: str, output: Path, checkpoint: str, threads: int | None, **options: Any) -> None:
     """Render the clips that RECIPE (debug, mini or sprites) trains on, and encode them with a checkpoint."""
     import torch

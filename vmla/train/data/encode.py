@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,16 +18,39 @@ from plugins.documents.tensor_header import read_header
 from plugins.documents.typed import typed
 from plugins.errors import UserError
 from vmla.text import TextEncoder
+from vmla.train.data.by_ray import anywhere, make_shards
 from vmla.train.data.clips import INDEX, NEGATIVE, read_index
 from vmla.train.data.video_files import Unusable, captioned, read_video, text_of
 from vmla.train.loop.state import refuse_other_settings
 from vmla.vae import Codec
-from vmla.weights.checkpoint import open_checkpoint
+from vmla.weights.checkpoint import Checkpoint, open_checkpoint
 from vmla.weights.formats.files import write_json, write_tensors
 
 Report = Callable[[str], None]
 Item = tuple[str, Path | None, str]
 """Name, video and caption."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What goes into one shard."""
+
+    first: int
+    """The number of the first of its items."""
+    items: list[Item]
+
+    @property
+    def names(self) -> list[str]:
+        """Those of the items."""
+        return [name for name, _, _ in self.items]
+
+    def place(self, folder: Path) -> Path:
+        """The shard's file."""
+        return folder / f"clips-{self.first:07d}.safetensors"
+
+    def anywhere(self) -> Piece:
+        """The same for a process in any folder."""
+        return Piece(self.first, [(name, path and path.absolute(), said) for name, path, said in self.items])
 
 
 @dataclass(frozen=True)
@@ -63,12 +87,13 @@ class Encoder:
 
 def encode(
     source: Path, checkpoint: str, folder: Path, report: Report, *, frames: int, shard: int, device: str,
-    negative: str | None,
+    negative: str | None, ray: bool = False,
 ) -> None:  # fmt: skip
     """Encode a folder of captioned videos, or a text file with a prompt on each line, into `folder`.
 
     A checkpoint that was converted with a preset gives the preset's negative prompt, unless one is named.
     What is there already is left as it is. Videos that cannot be used are reported and listed in the index.
+    With `ray` shards are made over the machines of a cluster, all of which see `source` and `folder`.
 
     Raises:
         UserError: for a missing source, or a folder that was encoded otherwise.
@@ -79,30 +104,39 @@ def encode(
     if negative is None and preset is not None and preset.negative_prompt is not None:
         negative = preset.negative_prompt
         report(f"negative prompt of the preset: {negative}")
-    config, video = opened.model_config(), source.is_dir()
-    codec = opened.codec().to(place) if video else None
-    text = opened.text()
-    text.encoder.to(place)
-    ratio = codec.spatial_ratio if codec is not None else 1
-    sizes = config.sample_height * ratio, config.sample_width * ratio
+    encoder = _encoder(opened, place, frames=frames, video=source.is_dir())
     settings = {
-        "source": str(source), "checkpoint": str(checkpoint), "frames": frames if video else 0,
-        "shard": shard, "height": sizes[0], "width": sizes[1], "negative": negative,
+        "source": str(source), "checkpoint": str(checkpoint), "frames": frames if source.is_dir() else 0,
+        "shard": shard, "height": encoder.height, "width": encoder.width, "negative": negative,
     }  # fmt: skip
     folder.mkdir(parents=True, exist_ok=True)
     if (folder / INDEX).exists():
         refuse_other_settings(read_index(folder).settings, settings, folder / INDEX)
-    encoder = Encoder(codec, text, frames, *sizes, place)
     if negative is not None:
-        write_tensors(folder / NEGATIVE, {"text": text([negative])[0].half().cpu()}, {"format": "pt"})
+        embedded = encoder.text([negative])[0].half().cpu()
+        write_tensors(folder / NEGATIVE, {"text": embedded}, {"format": "pt"})
+    pieces = [Piece(first, items[first : first + shard]) for first in range(0, len(items), shard)]
     shards: list[dict[str, Any]] = []
     with locked(folder):
-        for first in range(0, len(items), shard):
-            report(f"encode: {first} of {len(items)}")
-            shards.append(_shard(items[first : first + shard], folder, first, encoder, report))
+        if ray:
+            begin = partial(_begin, anywhere(checkpoint), frames, source.is_dir(), device, folder.absolute())
+            missing = [piece.anywhere() for piece in pieces if _made(piece, folder) is None]
+            make_shards(begin, missing, report, processors=0, device=device)
+        for piece in pieces:
+            report(f"encode: {piece.first} of {len(items)}")
+            shards.append(_shard(piece, folder, encoder, report))
             kept = [each for each in shards if each["names"]]
             write_json(folder / INDEX, {"settings": settings, "shards": kept, "skipped": _skipped(shards)})
     report(f"encoded {sum(len(each['names']) for each in shards)} of {len(items)} into {folder}")
+
+
+def _encoder(opened: Checkpoint, place: torch.device, *, frames: int, video: bool) -> Encoder:
+    config, codec, text = opened.model_config(), opened.codec().to(place) if video else None, opened.text()
+    text.encoder.to(place)
+    ratio = codec.spatial_ratio if codec is not None else 1
+    return Encoder(
+        codec, text, frames, config.sample_height * ratio, config.sample_width * ratio, place
+    )  # fmt: skip
 
 
 def _items(source: Path) -> list[Item]:
@@ -117,20 +151,39 @@ def _items(source: Path) -> list[Item]:
     return items
 
 
-def _shard(items: list[Item], folder: Path, first: int, encoder: Encoder, report: Report) -> dict[str, Any]:
+def _begin(
+    checkpoint: str, frames: int, video: bool, device: str, folder: Path
+) -> Callable[[Piece], list[str]]:
+    """What makes a shard, in a process of its own."""
+    encoder = _encoder(open_checkpoint(checkpoint), torch.device(device), frames=frames, video=video)
+
+    def make(piece: Piece) -> list[str]:
+        said: list[str] = []
+        _shard(piece, folder, encoder, said.append)
+        return said
+
+    return make
+
+
+def _made(piece: Piece, folder: Path) -> dict[str, Any] | None:
+    """What the shard of `piece` says of itself, if it is there and holds just that."""
+    notes = _notes(piece.place(folder))
+    return notes if notes is not None and notes["wanted"] == piece.names else None
+
+
+def _shard(piece: Piece, folder: Path, encoder: Encoder, report: Report) -> dict[str, Any]:
     """Encode one shard, or find it encoded: its file, the names in it, and those left out with the reason."""
-    path, wanted = folder / f"clips-{first:07d}.safetensors", [name for name, _, _ in items]
-    if (notes := _notes(path)) is not None and notes["wanted"] == wanted:
+    if (notes := _made(piece, folder)) is not None:
         return notes
-    made, names, skipped = [], [], {}
-    for item in items:
+    path, made, names, skipped = piece.place(folder), [], [], {}
+    for item in piece.items:
         try:
             made.append(encoder(item))
             names.append(item[0])
         except Unusable as reason:
             skipped[item[0]] = str(reason)
             report(f"skipped {item[0]}: it {reason}")
-    notes = {"file": path.name, "names": names, "skipped": skipped, "wanted": wanted}
+    notes = {"file": path.name, "names": names, "skipped": skipped, "wanted": piece.names}
     columns = {key: torch.stack([tensors[key] for tensors in made]) for key in (made[0] if made else ())}
     write_tensors(path, columns, {"format": "pt", "notes": json.dumps(notes)})
     return notes

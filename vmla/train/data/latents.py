@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from plugins.documents.lock import locked
 from plugins.errors import UserError
 from vmla.text import TextEncoder
+from vmla.train.data.by_ray import anywhere, make_shards
 from vmla.train.data.shard_column import Column
 from vmla.train.loop.state import load_state, save_state
 from vmla.vae.tiny import TinyCodec
@@ -110,26 +112,42 @@ def make_latents(
     `workers` processes render; with none, this one does. The codec encodes on `device`, where it lies.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    known = {"latents": asdict(settings), "codec": asdict(codec.config), "text": text_settings}
-    parts = [
-        range(first, min(first + settings.shard, settings.clips))
-        for first in range(0, settings.clips, settings.shard)
-    ]
+    known, parts = _known(settings, codec, text_settings), _parts(settings)
     found = {part: load_state(_place(folder, part), known) for part in parts}
     shards = {part: shard for part, shard in found.items() if shard is not None}
     missing = [part for part in parts if part not in shards]
-    numbers = [number for part in missing for number in part]
-    clips = Clips(settings, settings.frames * codec.temporal_ratio, numbers)
-    batch = 1 if device.type == "cpu" else GPU_BATCH
-    encoded = _encoded(DataLoader(clips, batch_size=batch, num_workers=workers), codec, text, device)
+    made = _made(settings, known, missing, codec, text, workers, device)
     with locked(folder) if missing else nullcontext():
         for part in missing:
             report(f"latents: clip {part.start} of {settings.clips}")
-            rows = list(islice(encoded, len(part)))
-            columns = (torch.stack(column) for column in zip(*rows, strict=True))
-            shards[part] = {"settings": known, **dict(zip(COLUMNS, columns, strict=True))}
+            shards[part] = next(made)
             save_state(_place(folder, part), shards[part])
     return joined([shards[part] for part in parts])
+
+
+def _known(settings: LatentSettings, codec: TinyCodec, text: dict[str, Any]) -> dict[str, Any]:
+    """What determines a shard."""
+    return {"latents": asdict(settings), "codec": asdict(codec.config), "text": text}
+
+
+def _parts(settings: LatentSettings) -> list[range]:
+    """The numbers of the clips of each shard."""
+    firsts = range(0, settings.clips, settings.shard)
+    return [range(first, min(first + settings.shard, settings.clips)) for first in firsts]
+
+
+def _made(
+    settings: LatentSettings, known: dict[str, Any], parts: list[range], codec: TinyCodec, text: TextEncoder,
+    workers: int, device: torch.device,
+) -> Iterator[dict[str, Any]]:  # fmt: skip
+    """The shards of `parts`, rendered and encoded, one after the other."""
+    clips = Clips(settings, settings.frames * codec.temporal_ratio, [n for part in parts for n in part])
+    batch = 1 if device.type == "cpu" else GPU_BATCH
+    encoded = _encoded(DataLoader(clips, batch_size=batch, num_workers=workers), codec, text, device)
+    for part in parts:
+        rows = list(islice(encoded, len(part)))
+        columns = (torch.stack(column) for column in zip(*rows, strict=True))
+        yield {"settings": known, **dict(zip(COLUMNS, columns, strict=True))}
 
 
 def joined(shards: list[dict[str, Any]]) -> LatentSet:
@@ -156,11 +174,12 @@ def _encoded(
 
 def render_latents(
     settings: LatentSettings, checkpoint: str, folder: Path, report: Callable[[str], None], *,
-    clips: int | None = None, workers: int = 0, device: str = "cpu",
+    clips: int | None = None, workers: int = 0, device: str = "cpu", ray: bool = False,
 ) -> LatentSet:  # fmt: skip
     """`make_latents` with the codec and text encoder of `checkpoint`, of its first `clips` if given.
 
-    Clips show the world that the checkpoint was trained on; that of `settings`, if it names none.
+    Clips show the world that the checkpoint was trained on; that of `settings`, if it names none. With `ray`
+    they are made over the machines of a cluster, all of which see `folder`.
 
     Raises:
         UserError: for a checkpoint that is none or has another codec, or a folder of another one's clips.
@@ -174,6 +193,38 @@ def render_latents(
     text = opened.text()
     text.encoder.to(place)
     known = {"checkpoint": checkpoint}
+    if ray:
+        _make_by_ray(chosen, checkpoint, _known(chosen, codec, known), folder, report, workers, device)
     made = make_latents(chosen, codec.to(place), text, known, folder, report, workers=workers, device=place)
     report(f"{len(made.latents)} clips in {folder}")
     return made
+
+
+def _make_by_ray(
+    settings: LatentSettings, checkpoint: str, known: dict[str, Any], folder: Path,
+    report: Callable[[str], None], workers: int, device: str,
+) -> None:  # fmt: skip
+    """Make what is not yet in `folder` over the machines of a cluster."""
+    folder.mkdir(parents=True, exist_ok=True)
+    missing = [part for part in _parts(settings) if load_state(_place(folder, part), known) is None]
+    begin = partial(_begin, settings, anywhere(checkpoint), known, folder.absolute(), workers, device)
+    with locked(folder):
+        make_shards(begin, missing, report, processors=workers, device=device)
+
+
+def _begin(
+    settings: LatentSettings, checkpoint: str, known: dict[str, Any], folder: Path, workers: int, device: str
+) -> Callable[[range], list[str]]:
+    """What makes a shard, in a process of its own."""
+    opened, place = open_checkpoint(checkpoint), torch.device(device)
+    codec, text = opened.codec(), opened.text()
+    assert isinstance(codec, TinyCodec)
+    codec.to(place)
+    text.encoder.to(place)
+
+    def make(part: range) -> list[str]:
+        (shard,) = _made(settings, known, [part], codec, text, workers, place)
+        save_state(_place(folder, part), shard)
+        return []
+
+    return make

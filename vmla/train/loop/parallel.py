@@ -64,6 +64,23 @@ class Parallel:
 ALONE = Parallel()
 
 
+class Launched(NamedTuple):
+    """A process among those that `torchrun` started."""
+
+    rank: int
+    world: int
+    """How many there are."""
+    local_rank: int
+    """Among those of its machine."""
+
+
+def launched() -> Launched | None:
+    """This process among those that `torchrun` started; None if it did not start it."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return None
+    return Launched(*(int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK")))
+
+
 @contextmanager
 def processes(accumulate: int, device: str) -> Iterator[Parallel]:
     """This process among those that `torchrun` started; alone where it did not.
@@ -71,13 +88,13 @@ def processes(accumulate: int, device: str) -> Iterator[Parallel]:
     Raises:
         UserError: for a device that is not there.
     """
-    if "TORCHELASTIC_RUN_ID" not in os.environ:
+    if (here := launched()) is None:
         yield Parallel(accumulate=accumulate, device=torch.device(device))
         return
     kind = torch.device(device).type
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA device here; use --device cpu")
-    place = torch.device(kind, int(os.environ["LOCAL_RANK"])) if kind == "cuda" else torch.device(kind)
+    place = torch.device(kind, here.local_rank) if kind == "cuda" else torch.device(kind)
     if kind == "cuda":
         torch.cuda.set_device(place)
     torch.distributed.init_process_group("nccl" if kind == "cuda" else "gloo")

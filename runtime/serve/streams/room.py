@@ -1,0 +1,39 @@
+"""Room on disk: where as many streams are kept as may be, the session that was left first makes way."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterable
+
+from runtime.serve.edge.settings import ServeSettings
+from runtime.serve.streams.stream import Stream
+
+LATER_SECONDS = 60.0
+"""When to come again, if all streams are watched."""
+
+
+def left_first(streams: Iterable[Stream], settings: ServeSettings) -> Stream | None:
+    """The session at rest that nobody has watched or asked for the longest, if that is long enough.
+
+    Jobs do not make way: what they made was ordered, and may not have been fetched yet.
+    """
+    latest = time.monotonic() - settings.limits.spared_seconds
+    leavable = [
+        one for one in streams
+        if one.info.kind == "session" and one.left_at <= latest
+        and not (one.viewers or one.resident or one.lock.locked())
+    ]  # fmt: skip
+    return min(leavable, key=lambda one: one.left_at, default=None)
+
+
+def seconds_until_room(streams: Iterable[Stream], settings: ServeSettings) -> int:
+    """Until the first of `streams` may go, if nobody asks for it meanwhile."""
+    spared = min(settings.limits.spared_seconds, settings.keep_seconds)
+    ends = [
+        one.left_at + (spared if one.info.kind == "session" else settings.keep_seconds)
+        + (one.info.lease if one.resident else 0.0)
+        for one in streams if not one.viewers
+    ]  # fmt: skip
+    now = time.monotonic()
+    return max(1, math.ceil(min(ends, default=now + LATER_SECONDS) - now))

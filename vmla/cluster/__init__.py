@@ -1,0 +1,1 @@
+"""Ray (extra `ray`): a cluster, and a pool of workers on it."""
