@@ -14,14 +14,14 @@ CAPACITY = 2
 
 
 class AbandonedError(Exception):
-    """Nobody takes the frames any more."""
+    """The consumer of the frames has gone."""
 
 
 class FrameQueue:
     """A sink that holds a few chunks until they are taken; safe to use from any threads."""
 
     def __init__(self, waiting: Sequence[Frames] = (), *, frames: int = 0) -> None:
-        """`frames` are made so far, of which those of the chunks `waiting` are not taken yet."""
+        """Start after `frames` earlier frames, of which the chunks `waiting` have not been taken yet."""
         self._waiting, self._made = deque(waiting), frames
         self._taken = frames - sum(map(len, waiting))
         self._changed = threading.Condition()

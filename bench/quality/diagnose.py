@@ -20,7 +20,8 @@ import torch
 
 from bench.harness.document import Record
 from bench.harness.whole_numbers import WholeNumbers
-from bench.quality.grades import WINDOW, Graded, as_bytes, grade_windows, grouped, shares, show
+from bench.quality.grades import Graded, grade_windows, grouped, shares, show
+from bench.quality.rollouts import BATCH, WINDOW, as_bytes, batches
 from plugins.errors import UserError
 from vmla.cache import CacheSpec
 from vmla.cli.command import OneLineCommand
@@ -42,7 +43,6 @@ from vmla.world.worlds import World
 NOISE = 0.2
 """Deviation of the noise on the codec's latents, which have deviation 1: about a denoiser's own error."""
 SECOND_OF_GRADE = 5
-BATCH = 24
 
 
 def held_out_scenes(count: int, *, seed: int, world: World) -> list[Scene]:
@@ -145,10 +145,9 @@ def main(checkpoint: str, count: int, chunks: tuple[int, ...], seed: int, output
         for true in (0, *chunks):
             name = f"{true} true chunks, then own"
             found[name] = []
-            for first in range(0, count, BATCH):
-                line.show(f"diagnose: {name}, {first} of {count}")
-                part = scenes[first : first + BATCH]
-                found[name] += after_true_chunks(opened, part, true=true, seed=seed + first)
+            for batch in batches(scenes, BATCH, seed=seed):
+                line.show(f"diagnose: {name}, {batch.first} of {count}")
+                found[name] += after_true_chunks(opened, batch.items, true=true, seed=batch.seed)
             say(name)
             show(found[name])
             record.save(stages={key: figures(graded) for key, graded in found.items()})

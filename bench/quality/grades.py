@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import partial
@@ -21,29 +21,20 @@ from statistics import mean
 
 import click
 import numpy as np
-import torch
 from torch import Tensor
 
 from bench.harness.document import Record
 from bench.harness.whole_numbers import WholeNumbers
+from bench.quality.rollouts import BATCH, VideoBatch, batches, open_denoiser, seen_rollouts
 from export.engine.manifest import Manifest
-from runtime.engines.base import EagerEngine, Engine
-from runtime.engines.compiled import open_engine
-from runtime.prompts.sources import FixedPrompts
-from runtime.rollout.decoding import CodecDecoder
-from runtime.rollout.rollout import rollout
 from vmla.cli.command import OneLineCommand
 from vmla.cli.progress import ProgressLine
 from vmla.cli.terminal import say
-from vmla.config import FRAMES_PER_SECOND
-from vmla.weights.checkpoint import SHIPPED, Checkpoint, open_checkpoint
+from vmla.weights.checkpoint import SHIPPED, open_checkpoint
 from vmla.world.caption import describe, read
 from vmla.world.grader.grade import QUESTIONS, Grade, grade, look
 from vmla.world.scene import draw_scene
 from vmla.world.worlds import FIRST, World
-
-WINDOW = 64
-"""Frames that are graded before each mark."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,61 +53,7 @@ def held_out_prompts(count: int, *, seed: int, world: World = FIRST, objects: in
     return [describe(scene) for scene in scenes]
 
 
-class Windows:
-    """Keeps of a stream of frames only the last `WINDOW` before each mark."""
-
-    def __init__(self, seconds: tuple[int, ...]) -> None:
-        self._ends = {second: second * FRAMES_PER_SECOND for second in seconds}
-        self._parts: dict[int, list[Tensor]] = {second: [] for second in seconds}
-        self._seen = 0
-
-    def add(self, frames: Tensor) -> None:
-        """Frames [B, n, 3, H, W] in [0, 1]."""
-        for second, parts in self._parts.items():
-            edges = self._ends[second] - WINDOW, self._ends[second]
-            first, last = (min(max(edge - self._seen, 0), frames.shape[1]) for edge in edges)
-            parts.append(as_bytes(frames[:, first:last]))
-        self._seen += frames.shape[1]
-
-    def pop(self) -> Iterator[tuple[int, Tensor]]:
-        """Each mark that was passed since the last call, and its window [B, WINDOW, 3, H, W] uint8."""
-        for second in sorted(second for second in self._parts if self._ends[second] <= self._seen):
-            yield second, torch.cat(self._parts.pop(second), dim=1)
-
-
-def as_bytes(frames: Tensor) -> Tensor:
-    """Frames in [0, 1] as a file would hold them: uint8."""
-    return (frames * 255).round().to(torch.uint8)
-
-
-def seen_rollouts(
-    engine: Engine,
-    checkpoint: Checkpoint,
-    prompts: list[str],
-    seconds: tuple[int, ...],
-    *,
-    batch: int,
-    seed: int,
-    line: ProgressLine,
-) -> Iterator[tuple[int, Tensor]]:
-    """Roll out all `prompts` at once, the video of number i with seed `seed` + i: each mark and its windows.
-
-    `batch` videos are made, as many as an engine was built for; those past the prompts are of the last one.
-    Windows are [batch, WINDOW, 3, H, W] uint8.
-    """
-    decoder = CodecDecoder(checkpoint.codec(), engine.device)
-    chunks = engine.cache_spec.chunks.count(-(-max(seconds) * FRAMES_PER_SECOND // 4))
-    seeds = [seed + number for number in range(batch)]
-    asked = FixedPrompts(*prompts, *prompts[-1:] * (batch - len(prompts)))
-    windows = Windows(seconds)
-    stream = rollout(engine, decoder, asked, checkpoint.sampler(), seeds=seeds, chunks=chunks)
-    for chunk in stream:
-        windows.add(chunk.frames)
-        line.show(f"grades: chunk {chunk.number + 1} of {chunks}, {len(prompts)} videos")
-        yield from windows.pop()
-
-
-def grade_windows(prompts: list[str], second: int, frames: Tensor, world: World = FIRST) -> list[Graded]:
+def grade_windows(prompts: Sequence[str], second: int, frames: Tensor, world: World = FIRST) -> list[Graded]:
     """What the windows [B, WINDOW, 3, H, W] uint8 of the videos of `prompts` are worth."""
     return [
         Graded(prompt=prompt, second=second, grade=grade(look(video, world), read(prompt)))
@@ -124,46 +61,27 @@ def grade_windows(prompts: list[str], second: int, frames: Tensor, world: World 
     ]
 
 
-def open_denoiser(checkpoint: Checkpoint, folder: Path | None) -> tuple[Engine, int | None]:
-    """The engine in `folder` and its batch, or the eager model in float32, which takes any."""
-    if folder is None:
-        device = torch.device("cpu")
-        text, model = checkpoint.text(), checkpoint.transformer()
-        return EagerEngine(model, text, device=device, dtype=torch.float32), None
-    batch = Manifest.read(folder).batch
-    return open_engine(folder, checkpoint, batch=batch), batch
-
-
 class Grading:
-    """Batches of prompts, rolled out and graded by one engine."""
+    """Rolls out and grades batches of prompts with one engine."""
 
-    def __init__(
-        self, checkpoint: str, folder: Path | None, prompts: list[str], marks: tuple[int, ...], *,
-        batch: int, seed: int,
-    ) -> None:  # fmt: skip
+    def __init__(self, checkpoint: str, folder: Path | None, marks: tuple[int, ...]) -> None:
         """Load the engine; see the options of the command."""
-        self._opened = open_checkpoint(checkpoint)
-        self._prompts, self._marks, self._seed = prompts, marks, seed
+        self._opened, self._marks = open_checkpoint(checkpoint), marks
         self._world = self._opened.world() or FIRST
         self._engine, self._fixed = open_denoiser(self._opened, folder)
-        self.batch = self._fixed or batch
 
-    def marks_of(self, first: int, line: ProgressLine) -> Iterator[list[Graded]]:
-        """The grades of the batch that begins with the prompt number `first`, mark by mark."""
-        part = self._prompts[first : first + self.batch]
-        seen = seen_rollouts(
-            self._engine, self._opened, part, self._marks, batch=self._fixed or len(part),
-            seed=self._seed + first, line=line,
-        )  # fmt: skip
+    def marks_of(self, batch: VideoBatch[str], line: ProgressLine) -> Iterator[list[Graded]]:
+        """The grades of `batch`, mark by mark."""
+        seen = seen_rollouts(self._engine, self._opened, batch, self._marks, fixed=self._fixed, line=line)
         for second, frames in seen:
-            yield grade_windows(part, second, frames, self._world)
+            yield grade_windows(batch.items, second, frames, self._world)
 
-    def all(self) -> Iterator[list[Graded]]:
+    def all(self, parts: Sequence[VideoBatch[str]]) -> Iterator[list[Graded]]:
         """All grades so far, after each mark of each batch."""
         graded: list[Graded] = []
         with ProgressLine(sys.stderr) as line:
-            for first in range(0, len(self._prompts), self.batch):
-                for more in self.marks_of(first, line):
+            for batch in parts:
+                for more in self.marks_of(batch, line):
                     graded += more
                     yield graded
 
@@ -172,9 +90,8 @@ class Grading:
         self._engine.close()
 
 
-def what_is(folder: Path | None) -> str:
-    """The backend and the precision of the engine in `folder`, in words."""
-    made = None if folder is None else Manifest.read(folder)
+def what_is(made: Manifest | None) -> str:
+    """The backend and the precision of an engine, in words; None is the eager model."""
     return "eager fp32" if made is None else f"{made.backend} {made.precision}"
 
 
@@ -226,13 +143,12 @@ def show(graded: list[Graded]) -> None:
 
 
 def _graded_by_ray(
-    begin: Callable[[], Grading], count: int, batch: int, folder: Path | None
+    begin: Callable[[], Grading], parts: Sequence[VideoBatch[str]], made: Manifest | None
 ) -> Iterator[list[Graded]]:
     from bench.quality.graders import graded_by_ray
 
-    made = None if folder is None else Manifest.read(folder)
     gpus = 1.0 if made is not None and made.host.device == "cuda" else 0.0
-    return graded_by_ray(begin, batch=batch if made is None else made.batch, count=count, gpus=gpus)
+    return graded_by_ray(begin, parts, gpus=gpus)
 
 
 @click.command(cls=OneLineCommand)
@@ -255,7 +171,7 @@ def _graded_by_ray(
 @click.option(
     "--seed", default=1000, show_default=True, help="Seed of the first video; each later one has the next."
 )
-@click.option("--batch", default=24, show_default=True,
+@click.option("--batch", default=BATCH, show_default=True,
               help="Videos rolled out at once; an engine makes those that it was built for.")  # fmt: skip
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Results file to write (JSON)."
@@ -273,19 +189,21 @@ def main(
     ray: bool,
 ) -> None:
     """Grade a sprite model over time on held-out prompts."""
-    named = Manifest.read(folder).checkpoint if folder is not None and checkpoint is None else checkpoint
+    made = None if folder is None else Manifest.read(folder)
+    named = made.checkpoint if made is not None and checkpoint is None else checkpoint
     opened = open_checkpoint(named or SHIPPED)
     world, graded, record = opened.world() or FIRST, list[Graded](), Record("grades", output)
     prompts = held_out_prompts(count, seed=seed, world=world, objects=objects)
+    parts = batches(prompts, batch if made is None else made.batch, seed=seed)
     whole = None if folder is None else folder.absolute()
-    begin = partial(Grading, str(opened.folder.absolute()), whole, prompts, marks, batch=batch, seed=seed)
+    begin = partial(Grading, str(opened.folder.absolute()), whole, marks)
     with ExitStack() as stack:
         grading = None if ray else stack.enter_context(closing(begin()))
         record.save(
-            checkpoint=opened.name, world=world.name, engine=what_is(folder), prompts=count, seed=seed,
+            checkpoint=opened.name, world=world.name, engine=what_is(made), prompts=count, seed=seed,
             sampler=vars(opened.sampler()),
         )  # fmt: skip
-        for graded in _graded_by_ray(begin, count, batch, whole) if grading is None else grading.all():
+        for graded in _graded_by_ray(begin, parts, made) if grading is None else grading.all(parts):
             record.save(**figures(graded))
     show(graded)
     record.finish(**record.document["grades"])

@@ -18,7 +18,8 @@ import click
 from torch import Tensor
 
 from bench.harness.whole_numbers import WholeNumbers
-from bench.quality.grades import WINDOW, grade_windows, held_out_prompts, open_denoiser, seen_rollouts
+from bench.quality.grades import grade_windows, held_out_prompts
+from bench.quality.rollouts import BATCH, WINDOW, batches, open_denoiser, seen_rollouts
 from plugins.atomic_files import atomic_write
 from plugins.errors import UserError, missing_extra
 from vmla.cli.command import OneLineCommand
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 
 CANDIDATES = 400
 """Prompts to choose from."""
-BATCH = 24
 SCALE, MARGIN, LINE = 2, 8, 18
 """Of a pixel; pixels between pictures; pixels of a line of text."""
 PAPER, INK, WRONG = (250, 250, 248), (40, 40, 40), (205, 30, 40)
@@ -152,12 +152,9 @@ def main(
     engine, fixed = open_denoiser(opened, folder)
     found: list[tuple[int, int, Tensor]] = []
     with closing(engine), ProgressLine(sys.stderr) as line:
-        for first in range(0, len(prompts), fixed or BATCH):
-            part = prompts[first : first + (fixed or BATCH)]
-            for second, frames in seen_rollouts(
-                engine, opened, part, marks, batch=fixed or len(part), seed=seed + first, line=line
-            ):
-                found += [(first + i, second, frames[i]) for i in range(len(part))]
+        for batch in batches(prompts, fixed or BATCH, seed=seed):
+            for second, frames in seen_rollouts(engine, opened, batch, marks, fixed=fixed, line=line):
+                found += [(batch.first + i, second, frames[i]) for i in range(len(batch.items))]
     rows = rows_in_order(prompts, found, world)
     with atomic_write(output) as aside:
         draw_sheet(rows, marks).save(aside, "png")

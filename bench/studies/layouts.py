@@ -24,7 +24,8 @@ from bench.harness.document import Record
 from bench.harness.subject import filling
 from bench.harness.whole_numbers import WholeNumbers
 from bench.quality.drift import MEASURES, drift, measures
-from bench.quality.grades import grade_windows, held_out_prompts, open_denoiser, seen_rollouts, shares
+from bench.quality.grades import grade_windows, held_out_prompts, shares
+from bench.quality.rollouts import VideoBatch, open_denoiser, seen_rollouts
 from bench.report.sections.quality import layouts_section
 from plugins.documents.json_file import read_json
 from plugins.errors import UserError
@@ -82,9 +83,8 @@ def watch(
     world = model.checkpoint.world() or FIRST
     seconds = tuple(sorted({*marks, *range(EVERY, max(marks) + 1, EVERY)}))
     graded, points = [], []
-    for second, frames in seen_rollouts(
-        engine, model.checkpoint, prompts, seconds, batch=len(prompts), seed=seed, line=line
-    ):
+    batch = VideoBatch(0, prompts, seed)
+    for second, frames in seen_rollouts(engine, model.checkpoint, batch, seconds, line=line):
         found = grade_windows(prompts, second, frames, world)
         if second in marks:
             graded += found

@@ -16,7 +16,8 @@ from typing import Any
 
 from torch import Tensor
 
-from bench.quality.grades import grade_windows, held_out_prompts, open_denoiser, seen_rollouts, shares
+from bench.quality.grades import grade_windows, held_out_prompts, shares
+from bench.quality.rollouts import VideoBatch, open_denoiser, seen_rollouts
 from plugins.atomic_files import atomic_folder
 from plugins.documents.json_file import read_json
 from vmla.cli.progress import ProgressLine
@@ -230,7 +231,7 @@ class Trial:
         opened, world = open_checkpoint(checkpoint), world_named(self.shared.recipe.latents.world)
         prompts = held_out_prompts(self.prompts, seed=1000, world=world)
         engine, _ = open_denoiser(opened, None)
-        seen = seen_rollouts(engine, opened, prompts, seconds, batch=len(prompts), seed=1000, line=self.line)
+        seen = seen_rollouts(engine, opened, VideoBatch(0, prompts, 1000), seconds, line=self.line)
         graded = [one for mark, frames in seen for one in grade_windows(prompts, mark, frames, world)]
         write_json(path, shares(graded))
         return shares(graded)

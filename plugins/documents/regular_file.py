@@ -54,8 +54,23 @@ def read_bytes(path: Path, *, mend: str = "", largest: int = LARGEST) -> bytes:
         except OSError as error:
             raise UserError(f"cannot read {path}: {error.strerror}") from error
     if len(content) > largest:
-        raise UserError(f"{path} has more than {largest:,} bytes, which no such file needs")
+        raise _too_large(path, largest)
     return content
+
+
+def check_size(path: Path, *, largest: int = LARGEST) -> None:
+    """Refuse a file that another library is about to read, unless it is regular and not too large.
+
+    Raises:
+        UserError: as `read_bytes`.
+    """
+    with opened(path) as file:
+        if os.fstat(file.fileno()).st_size > largest:
+            raise _too_large(path, largest)
+
+
+def _too_large(path: Path, largest: int) -> UserError:
+    return UserError(f"{path} has more than {largest:,} bytes, which no such file needs")
 
 
 def read_text(path: Path, *, mend: str = "", largest: int = LARGEST) -> str:

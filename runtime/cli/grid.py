@@ -59,11 +59,11 @@ class Mosaic:
         self._waiting: list[list[Frames]] = [[] for _ in range(rows * columns)]
         self._failure: OSError | None = None
         self.frames = 0
-        """That the sink has."""
+        """The number of frames that the sink has taken."""
         self.tiles = [Tile(self, place) for place in range(rows * columns)]
 
     def take(self, place: int, frames: Frames) -> None:
-        """Frames [n, H, W, 3] of one video.
+        """Take frames [n, H, W, 3] of one video.
 
         Raises:
             OSError: if the sink cannot take what is ready, now or before.

@@ -1,4 +1,4 @@
-"""What a run tells beside its video, and what it says when it is ended at once."""
+"""The reports that a run writes beside its video, and its last words when it is killed."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def check_reports(options: Mapping[str, Any], outputs: Iterable[Path]) -> None:
 
 
 def open_reports(stack: ExitStack, options: Mapping[str, Any]) -> list[JsonLines | PrometheusFile]:
-    """Who is told how it goes, beside the terminal, until `stack` is left.
+    """The listeners of a run other than the terminal, open until `stack` is closed.
 
     Raises:
         UserError: if one of the files cannot be written.

@@ -37,7 +37,7 @@ LENGTHS = ("minutes", "seconds", "chunks")
 AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layout", "steps", "device",
           "compiled", "precision",
           "dtype", "scale", "decoder", "threads", "start")  # fmt: skip
-"""Options that say what is made; with --resume and --repeat they may only say what was said before."""
+"""Options that determine the video; with --resume and --repeat they must agree with the recorded ones."""
 
 
 @click.command(cls=OneLineCommand, groups=GROUPS)
@@ -63,7 +63,7 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
 @click.option(
     "--resume",
     type=click.Path(path_type=Path),
-    help="Video that was stopped, to go on with, or a folder of such.",
+    help="Stopped video to go on with, or a folder of stopped videos.",
 )
 @click.option("--repeat", type=click.Path(dir_okay=False, path_type=Path),
               help="Sidecar (.json) of a video to make again.")  # fmt: skip
@@ -86,7 +86,7 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
 @click.option("--precision", type=click.Choice(["fp8"]),
               help="Compute most linear layers in float8, on a GPU (default: as --dtype).")  # fmt: skip
 @click.option("--compile/--no-compile", "compiled", default=None,
-              help="Compile the blocks on a GPU (default: if the video repays it).")  # fmt: skip
+              help="Compile the blocks on a GPU (default: if the video is long enough).")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1),
               help="Number of CPU threads, a quarter of which decode (default: 2, so that a seed's video "
               "does not depend on the machine's cores).")  # fmt: skip
@@ -98,9 +98,9 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
               help="File that holds the latest figures as Prometheus text.")  # fmt: skip
 @click.option("--save-every", type=FiniteRange(min=0), default=5.0, show_default=True,
               help="Seconds between two saves of the video's state.")  # fmt: skip
-@click.option("--ray", is_flag=True, help="Make the --videos over the machines of a Ray cluster.")
+@click.option("--ray", is_flag=True, help="Make the --videos on the machines of a Ray cluster.")
 @click.option("--cpus-per-replica", type=click.IntRange(min=1),
-              help="CPUs that --ray counts for each of its workers (default: --threads).")  # fmt: skip
+              help="CPUs that --ray reserves for each worker (default: --threads).")  # fmt: skip
 @click.option("--dry-run", is_flag=True, help="Print the plan and make nothing.")
 @click.option("--overwrite", is_flag=True, help="Replace an older video, once the new one has frames.")
 @click.pass_context
@@ -181,7 +181,7 @@ def _check_decoder(options: dict[str, Any]) -> None:
 
 
 def _check_ray(options: dict[str, Any]) -> None:
-    """Refuse a cluster for what one machine does."""
+    """Refuse --ray for work that runs on one machine."""
     if options["ray"] and options["videos"] is None:
         raise click.UsageError("--ray is for several videos; name them with --videos")
     if options["cpus_per_replica"] is not None and not options["ray"]:
@@ -271,7 +271,7 @@ def _make(order: Order, output: Path, options: dict[str, Any], stop: Stop) -> No
 
 
 def _tell(order: Order, ending: Ending) -> None:
-    """Say how it went.
+    """Print the outcome.
 
     Raises:
         UserError: if it failed.
@@ -288,7 +288,7 @@ def _tell(order: Order, ending: Ending) -> None:
 
 
 def _listeners(stack: ExitStack, options: dict[str, Any]) -> list[Telemetry]:
-    """Who is told how it goes."""
+    """The listeners of the run."""
     from runtime.cli.reports import open_reports
     from runtime.telemetry.events import LineTelemetry
     from vmla.cli.progress import ProgressLine

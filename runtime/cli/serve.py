@@ -58,27 +58,27 @@ LIKE_RUN = ("checkpoint", "layout", "steps", "device", "dtype", "compiled", "dec
 @click.option(
     "--memory", help="Memory budget for weights and all streams, e.g. 8GiB (default: all free memory)."
 )
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen at.")
+@click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on.")
 @click.option("--port", type=click.IntRange(0, 65535), default=8000, show_default=True,
-              help="Port to listen at; 0 for any that is free.")  # fmt: skip
+              help="Port to listen on; 0 picks a free one.")  # fmt: skip
 @click.option("--store", type=click.Path(file_okay=False, path_type=Path), default=Path("streams"),
               show_default=True, help="Folder that keeps the streams and jobs.")  # fmt: skip
 @click.option("--shared", is_flag=True,
               help="Share --store with other servers, which go on with each other's streams.")  # fmt: skip
 @click.option("--reached-at", metavar="URL",
-              help="Address for those that share the store (default: by --host and --port).")  # fmt: skip
-@click.option("--ray", is_flag=True, help="Serve by replicas over the machines of a Ray cluster.")
+              help="Where others that share the store reach it (default: --host and --port).")  # fmt: skip
+@click.option("--ray", is_flag=True, help="Serve from replicas on the machines of a Ray cluster.")
 @click.option("--replicas", metavar="LEAST[:MOST]",
-              help="Number of replicas of --ray (default: as many as there is room for).")  # fmt: skip
+              help="Number of replicas for --ray (default: as many as there is room for).")  # fmt: skip
 @click.option("--cpus-per-replica", type=click.IntRange(min=1),
-              help="CPUs that --ray counts for each replica (default: --threads).")  # fmt: skip
+              help="CPUs that --ray reserves for each replica (default: --threads).")  # fmt: skip
 @click.option("--sessions-per-replica", type=click.IntRange(min=1), default=64, show_default=True,
-              help="Streams in memory at once, if they fit; of each replica of --ray.")  # fmt: skip
+              help="Streams in memory at once, if they fit; with --ray, in each replica.")  # fmt: skip
 @click.option("--name", help="Name of the model for clients (default: that of the checkpoint).")
 @click.option("--api-key", type=click.Path(exists=True, dir_okay=False, path_type=Path),
-              help="File of API keys, one on each line, any of which opens the server.")  # fmt: skip
-@click.option("--no-auth", is_flag=True, help="Let anyone in who reaches the address.")
-@click.option("--allow-origin", multiple=True, help="Origin of web pages elsewhere that may use the server.")
+              help="File of API keys, one on each line; a request must carry one of them.")  # fmt: skip
+@click.option("--no-auth", is_flag=True, help="Serve requests that carry no API key.")
+@click.option("--allow-origin", multiple=True, help="Origin of other web pages that may use the server.")
 @click.option("--lease", type=FiniteRange(min=0, min_open=True), default=30.0, show_default=True,
               help="Seconds that a stream without viewers stays in memory.")  # fmt: skip
 @click.option("--keep", type=FiniteRange(min=0, min_open=True), default=24.0, show_default=True,
@@ -86,10 +86,10 @@ LIKE_RUN = ("checkpoint", "layout", "steps", "device", "dtype", "compiled", "dec
 @click.option("--save-every", type=FiniteRange(min=0), default=5.0, show_default=True,
               help="Seconds between two saves of a stream's state.")  # fmt: skip
 @click.option("--trace-to", metavar="URL",
-              help="Collector of OpenTelemetry that gets traces (OTLP over HTTP), such as "
+              help="OpenTelemetry collector to send traces to (OTLP over HTTP), such as "
               "http://localhost:4318/v1/traces.")  # fmt: skip
 @click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True,
-              help="Least that is logged.")  # fmt: skip
+              help="Lowest level that is logged.")  # fmt: skip
 @click.pass_context
 def main(context: click.Context, /, **options: Any) -> None:
     """Serve live video, sessions and jobs over HTTP and WebSocket, and a page to watch them."""

@@ -152,7 +152,7 @@ def _say_speed(endings: list[Ending]) -> None:
 
 
 def _telemetry(stack: ExitStack, options: dict[str, Any], *, videos: int) -> Callable[[Path], Telemetry]:
-    """Who is told how it goes, for each output; opened when the first is asked for."""
+    """Returns the listeners of each output; their files are opened at the first call."""
 
     @cache
     def listeners() -> list[TogetherLine | JsonLines | PrometheusFile]:

@@ -10,7 +10,7 @@ import httpx
 from runtime.serve.edge.access import RELAYED
 
 SECONDS = 2.0
-"""Within which a replica must answer."""
+"""Time for a replica to answer."""
 
 
 async def figures(addresses: Collection[str], key: str) -> str:

@@ -101,7 +101,7 @@ def ingress(settings: ServeSettings, key: str, find: Find, everyone: Everyone) -
 
 
 async def _live(receive: Receive, send: Send) -> None:
-    """There is nothing to start and nothing to end."""
+    """The lifespan of the application, which has nothing to start or stop."""
     for kind in ("startup", "shutdown"):
         await receive()
         await send({"type": f"lifespan.{kind}.complete"})

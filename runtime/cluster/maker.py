@@ -25,7 +25,7 @@ class Made:
     name: str
     frames: int = 0
     made: int = 0
-    """Of these frames, those that were made now."""
+    """How many of these frames this run has made."""
     seconds: float = 0.0
     complete: bool = False
     failure: str | None = None

@@ -15,9 +15,9 @@ from runtime.prompts.videos_file import Video
 from runtime.session.replay import Order
 
 LIVES = 3
-"""Workers that one piece may take with it before it counts as lost."""
+"""How many workers may die on one piece before it is given up."""
 LOOK_SECONDS = 0.2
-"""How often it is looked whether all should end."""
+"""How often to check whether all should end."""
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 

@@ -1,4 +1,4 @@
-"""A server of several replicas over the machines of a cluster, and their number by what there is to do."""
+"""A server of several replicas over the machines of a cluster, whose number follows the load."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ TABLE = "videomla-table"
 """The name of the actor that holds the table."""
 WATCH_SECONDS = 1.0
 IDLE_LOOKS = 60
-"""Looks in a row after which a replica that has nothing to do is ended."""
+"""Checks in a row that find a replica idle before it is ended."""
 START_SECONDS = 300.0
-"""Within which a replica must be there."""
+"""Time for a replica to start."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,12 +33,12 @@ class Size:
     least: int
     most: int
     cpus: int
-    """That the cluster counts for a replica."""
+    """CPUs that the cluster reserves for each replica."""
     gpus: float
 
 
 class Service:
-    """A context manager: replicas from its beginning on, and at its end none, with all states on disk."""
+    """A context manager: starts the replicas, and at its end stops them with all states on disk."""
 
     def __init__(
         self, ray: Any, job_of: Callable[[], Job], settings: ServeSettings, size: Size, *,

@@ -1,4 +1,4 @@
-"""Which replica makes which session: a hint that saves a hop, and never a condition.
+"""Which replica makes which session. Its answers only save a hop; correctness never depends on them.
 
 The lock on a session's folder decides (`runtime.serve.disk.fence`); a replica that is asked for what another
 makes passes it on, and one that is asked for what nobody makes goes on with it.
@@ -11,19 +11,19 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 SILENT_SECONDS = 3.0
-"""After which a replica that does not report is taken for dead."""
+"""A replica that has not reported for so long counts as dead."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Load:
-    """What a replica says of itself."""
+    """The load that a replica reports."""
 
     sessions: frozenset[str]
-    """Those in its memory, jobs among them."""
+    """Sessions and jobs in its memory."""
     places: int
-    """How many it holds."""
+    """How many streams it can hold."""
     ready: bool
-    """Whether it begins more."""
+    """Whether it accepts new sessions."""
 
 
 @dataclass
@@ -31,7 +31,7 @@ class _Entry:
     load: Load
     heard: float
     given: int = 0
-    """New sessions that were sent there since it was heard."""
+    """New sessions that were sent there since its last report."""
 
 
 @dataclass
@@ -42,11 +42,11 @@ class Table:
     _entries: dict[str, _Entry] = field(default_factory=dict)
 
     def report(self, address: str, load: Load) -> None:
-        """The replica at `address` is well, and this is its load."""
+        """Note the load of the replica at `address`, and that it is alive."""
         self._entries[address] = _Entry(load, self.clock())
 
     def leave(self, address: str) -> None:
-        """There is no such replica any more."""
+        """Forget the replica at `address`."""
         self._entries.pop(address, None)
 
     def find(self, session: str | None, failed: Collection[str] = ()) -> str | None:

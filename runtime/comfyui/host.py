@@ -9,7 +9,7 @@ from typing import Any
 from runtime.outputs import Frames
 
 PREVIEW_PIXELS = 512
-"""Of the longer side of a preview, at most."""
+"""The longer side of a preview, at most."""
 
 
 class Progress:

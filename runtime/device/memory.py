@@ -13,7 +13,7 @@ from vmla.cli.machine import peak_resident_bytes
 
 _STATM, _MEMINFO = Path("/proc/self/statm"), Path("/proc/meminfo")
 _GROUP = Path("/sys/fs/cgroup")
-"""Where a container sees its own limit."""
+"""The control group in which a container sees its own memory limit."""
 
 UNITS = {
     prefix + unit: size**power

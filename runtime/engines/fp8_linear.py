@@ -90,7 +90,7 @@ def choose_fp8(precision: str | None, device: torch.device, dtype: torch.dtype, 
 
 
 def fp8_line(dtype: torch.dtype) -> str:
-    """The choice for a person to read."""
+    """A line that tells the user whether layers compute in float8."""
     return f"precision: fp8 in most linear layers, {str(dtype).removeprefix('torch.')} elsewhere"
 
 

@@ -65,7 +65,7 @@ class SinkKind:
     """
 
     what: str
-    """What a user is told to name for it, such as `an .mp4 file`."""
+    """What to name in order to get it, such as `an .mp4 file`: for messages."""
     takes: Callable[[Path], bool]
     """Whether it writes to a path; asked before anything is there."""
     open: Callable[..., FrameSink]

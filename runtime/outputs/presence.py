@@ -15,7 +15,7 @@ class LostOutputError(OSError):
 
 
 def check_presence(path: Path, known: os.stat_result) -> None:
-    """Refuse to go on if `path` is not what `known` was told of any more.
+    """Refuse to go on if `path` is no longer the file that `known` describes.
 
     Raises:
         LostOutputError: then.

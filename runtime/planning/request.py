@@ -42,7 +42,7 @@ THREADS = 2
 """If nobody says how many: one denoises, one decodes. Not as many as a machine has cores, or a seed would
 give another video on another machine: an operation that is shared out among more threads rounds otherwise."""
 THREADS_PER_CORE = 16
-"""More are refused: they would only wait for one another."""
+"""The most threads for each core; more would only wait for one another."""
 
 log = logging.getLogger(__name__)
 
@@ -258,7 +258,7 @@ def choose_threads(wish: int | None) -> int:
 
 
 def as_start(start: Path | Start | None, checkpoint: Checkpoint, chunks: int) -> Start | None:
-    """What `prepare` takes for a start, of a video of so many chunks.
+    """The `Start` that `prepare` was given, checked against a video of so many chunks.
 
     Raises:
         UserError: if it does not fit the model, or leaves nothing to be made.

@@ -27,7 +27,7 @@ from vmla.weights.formats.files import hash_file
 
 IMAGES = (".png", ".jpg", ".jpeg", ".webp")
 NOT_RECORDED: Mapping[str, Any] = {"start_file": None, "start_hash": None, "start_chunks": 0}
-"""What the description of a video says that goes on from nothing; former versions said nothing."""
+"""Fields of the description of a video that starts from nothing; earlier versions did not write them."""
 
 
 @dataclass(frozen=True, kw_only=True)

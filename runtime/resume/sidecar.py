@@ -27,11 +27,11 @@ from vmla.weights.checkpoint import shipped_folder
 from vmla.weights.formats.files import hash_weights, write_json
 
 FRAMES = 24 * 3600 * FRAMES_PER_SECOND
-"""Those of a day, the longest that a video lasts; it has fewer chunks than that."""
+"""The frames of a day, the longest video; it has fewer chunks than that."""
 PACKAGES = ("numpy", "av", "transformers", "tokenizers", "ftfy")
-"""Beside PyTorch: what reads the prompt, and what encodes the frames."""
+"""Packages whose versions are recorded beside PyTorch's: they read the prompt and encode the frames."""
 DEFAULTS: Mapping[str, Any] = {**NOT_RECORDED, "compiled": False, "fp8": False}
-"""What a description means that was written before there was more to say."""
+"""Values of fields that descriptions of earlier versions do not have."""
 
 
 def sidecar_path(output: Path) -> Path:
@@ -50,9 +50,9 @@ class RecordedChange:
 
 @dataclass(frozen=True, kw_only=True)
 class Recorded:
-    """What is read of a description of a video, in the words of `describe_job`.
+    """The fields that are read of a video's description, named as in `describe_job`.
 
-    Descriptions grow with their versions: what else stands there says how it went, or is younger than this.
+    Further fields are ignored: they record how the run went, or come from a later version.
     """
 
     prompts: tuple[RecordedChange, ...]

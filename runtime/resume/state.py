@@ -230,7 +230,12 @@ def _state(header: StateHeader, tensors: Mapping[str, Tensor]) -> State:
 def _first_frame(header: StateHeader) -> int:
     """`Snapshot.frame` from a position: whole chunks, in which older states count, and frames beside them."""
     chunks, frames = header.position
-    return frames + (chunks * header.video["window"]["chunk"] if chunks else 0)
+    if not chunks:
+        return frames
+    size = header.video["window"]["chunk"]
+    if type(size) is not int:  # a product with text would be a text as long as the file asks for
+        raise ValueError("its window has no number of frames a chunk")
+    return frames + chunks * size
 
 
 _TENSOR = {"tensor": True}

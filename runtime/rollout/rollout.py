@@ -130,7 +130,7 @@ class Rollout:
 
     @property
     def launches(self) -> int | None:
-        """The host's so far: replays of graphs and uploads of their data; None where no graph is replayed."""
+        """Launches by the host so far: graph replays and uploads of their data; None without graphs."""
         if not self._replays:
             return None
         return self._replays + sum(one.uploads for one in self._buffers.values())

@@ -28,7 +28,7 @@ from runtime.serve.streams.worker import Worker
 def create_app(job: Job, settings: ServeSettings, *, memory: int, tracing: Tracing | None = None) -> FastAPI:
     """The application that serves the model of `job` within `memory` bytes; it is loaded here.
 
-    What it does is told to `tracing`, which is closed at the end; None traces nothing.
+    It reports what it does to `tracing`, which is closed at the end; None traces nothing.
 
     Raises:
         UserError: if it does not fit, or another server has the store.

@@ -19,9 +19,9 @@ from runtime.serve.edge.settings import ServeSettings
 SEND_BUFFER = 1 << 18
 """Bytes that the system keeps for a viewer who does not take them: a few chunks, not a minute of them."""
 CONNECTIONS = 1_024
-"""At most; beyond half of the files that the process may open, none is let in: streams need files too."""
+"""The most connections; at most half of the files that the process may open: streams need some."""
 TICKS = 10
-"""Of uvicorn, in a second."""
+"""How often uvicorn calls `on_tick`, per second."""
 Drain = Callable[[], Awaitable[None]]
 """Lets go of all streams."""
 
@@ -46,12 +46,12 @@ def open_socket(settings: ServeSettings) -> socket.socket:
 
 
 def url_of(listening: socket.socket) -> str:
-    """The address of a socket, as a browser has it."""
+    """The address of a socket as a URL for a browser."""
     host, port = listening.getsockname()[:2]
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-class Server(uvicorn.Server):
+class StoppableServer(uvicorn.Server):
     """uvicorn that ends when `stop` is set, leaves signals to whoever sets it, and has a `watch`."""
 
     def __init__(
@@ -62,11 +62,11 @@ class Server(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Of its own it would raise each signal again at the end, which then counts as a second one."""
+        """Leave signals alone: uvicorn would raise each again at the end, and it would count twice."""
         yield
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second; whether to end."""
+        """Called ten times a second; returns whether to end."""
         if self._stop.is_set() and self._drain is not None and not self.should_exit:
             await self._drain()  # while viewers are still connected, who then go elsewhere
         self.should_exit = self.should_exit or self._stop.is_set()
@@ -77,7 +77,7 @@ class Server(uvicorn.Server):
 
 def server_for(
     app: ASGIApp, settings: ServeSettings, stop: threading.Event | None = None, *, drain: Drain | None = None
-) -> Server:
+) -> StoppableServer:
     """uvicorn for `app`, to be run on a socket of `open_socket` until `stop` is set and it has drained."""
     limits, most = settings.limits, min(CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
     # From `most` on HTTP is answered with 503; WebSockets are not asked, so that beyond nobody is.
@@ -101,4 +101,4 @@ def server_for(
         "loop": "asyncio",  # whatever else is installed
     }
     stop = threading.Event() if stop is None else stop
-    return Server(uvicorn.Config(app, **options), stop, Watch(limits.stall_seconds), drain)
+    return StoppableServer(uvicorn.Config(app, **options), stop, Watch(limits.stall_seconds), drain)

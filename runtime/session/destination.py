@@ -74,7 +74,7 @@ def replace_older(path: Path, begun: Mapping[str, Any], keep: Sequence[Path] = (
 
 
 def _not_ours(path: Path) -> Path | None:
-    """The first of the leftovers that nothing shows to be ours, and that would have to be removed."""
+    """The first file that would have to be removed although nothing shows that it is ours."""
     left, pictures = leftovers(path), kind_of(path).pictures
     inside = [each for each in left if each.parent == path]
     odd = [each for each in inside if pictures is None or not pictures.fullmatch(each.name)]

@@ -211,7 +211,7 @@ def check_room(plan: VideoPlan, videos: int, memory: int) -> None:
 
 
 def _claim(stack: ExitStack, orders: Mapping[Path, Order], *, overwrite: bool = False) -> None:
-    """Keep the places of `orders` for them until `stack` is left."""
+    """Claim the output paths of `orders` until `stack` is closed."""
     for output, order in orders.items():
         stack.enter_context(claimed(output, fresh=order.state is None, overwrite=overwrite))
 
@@ -244,7 +244,7 @@ def sink_for(output: Path, order: Order) -> FrameSink:
 
 
 def _begun(order: Order) -> dict[str, Any]:
-    """What is known of a video before its weights are hashed."""
+    """The description of a video without the hashes of weights, which take a while."""
     return describe_video(order.job, frames=order.frames, scale=order.scale)
 
 

@@ -22,7 +22,7 @@ DETERMINING = (
     "decoder", "decoder_hash", "prompts", "seed", "frames", "chunks", "scale", "weights", "layout", "window",
     "sampler", "engine", "engine_hash", "compiled", "fp8", "device", "dtype", "threads", "start_hash",
 )  # fmt: skip
-"""What must be as it was, in the words of `describe_job`; all that is wrong is named in this order."""
+"""Fields of `describe_job` that must be as they were; the first that differs, in this order, is named."""
 OF_A_VIDEO = ("prompts", "seed", "frames", "chunks", "scale", "sampler", "start_hash")
 """The names among them in which the videos of one session may differ."""
 OF_A_MODEL = tuple(name for name in DETERMINING if name not in OF_A_VIDEO)
@@ -40,7 +40,7 @@ class Order:
     described: Mapping[str, Any] | None = None
     """What `describe` returned, if it was called already."""
     changed: tuple[str, ...] = ()
-    """What differs from when the video was first made, and might change a frame."""
+    """What has changed since the video was first made and might change a frame."""
 
     def describe(self) -> dict[str, Any]:
         """What determines the frames; reads all weights the first time."""
@@ -48,9 +48,9 @@ class Order:
 
 
 def warnings_of(orders: Sequence[Order]) -> list[str]:
-    """What may disappoint in videos of one checkpoint, a sentence each; reads no weights.
+    """Warnings about videos of one checkpoint, a sentence each; reads no weights.
 
-    A plan (`--dry-run`) and the run itself warn of the same.
+    A plan (`--dry-run`) and the run itself give the same warnings.
     """
     checkpoint = orders[0].job.checkpoint
     world, tokenizer = checkpoint.world(), checkpoint.prompt_tokenizer()

@@ -147,7 +147,7 @@ class Session:
         """
         recorded = {**DEFAULTS, **state.video}
         if not recorded.keys() >= {*OF_A_MODEL, *OF_A_VIDEO}:
-            raise UserError("this state does not say what it is a state of; take it with `snapshot`")
+            raise UserError("this state does not describe its video; take it with `snapshot`")
         refuse_another("this state", OF_A_MODEL, recorded, self.describe(self._job, frames=None))
         job, frames = self.job_of(state), state.video["frames"]
         return self.admit(

@@ -1,4 +1,4 @@
-"""What a video can do without: it is done until it fails once."""
+"""Work that a video can do without: after its first failure it is not tried again."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ Warn = Callable[[str], None]
 
 
 class Expendable:
-    """Does what it is handed; after the first that the system refuses it warns, and does nothing more."""
+    """Runs the work it is given; at the first OSError it warns, and from then on runs nothing."""
 
     def __init__(self, path: Path, warn: Warn) -> None:
-        """`warn` is told, once, that `path` is not written any more."""
+        """Call `warn` once, when `path` is no longer written."""
         self._path, self._warn, self._over = path, warn, False
 
     def __call__(self, work: Callable[[], object]) -> None:
-        """Do `work`, unless some has failed before."""
+        """Run `work`, unless earlier work has failed."""
         if self._over:
             return
         try:

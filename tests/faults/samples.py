@@ -30,7 +30,11 @@ ignore: [rope.freqs]
 
 def write_samples(folder: Path) -> None:
     """Write all of them; takes some seconds, and computes."""
-    _checkpoint(folder / "checkpoint")
+    from kit.checkpoints import debug_checkpoint
+
+    from vmla.world.caption import vocabulary
+
+    debug_checkpoint(folder / "checkpoint", words=vocabulary(), trained_on="sprites")
     _videos(folder)
     _engine(folder / "engine", folder / "checkpoint")
     _published(folder)
@@ -44,48 +48,15 @@ def write_samples(folder: Path) -> None:
     shutil.copytree(RESULTS, folder / "results")
 
 
-def _checkpoint(folder: Path) -> None:
-    """The `debug` model with random weights and a tokenizer of whole words."""
-    import torch
-    from kit.models import randomise
-
-    from vmla.config import model_preset
-    from vmla.scheduler import Sampler
-    from vmla.text import SmallTextConfig, TextEncoder
-    from vmla.transformer import VideoMLA
-    from vmla.vae.tiny import TinyCodec, TinyCodecConfig
-    from vmla.weights.checkpoint import save_checkpoint
-    from vmla.world.caption import vocabulary
-
-    torch.manual_seed(0)
-    config = model_preset("debug")
-    sizes = {"width": 32, "head_width": 16, "heads": 2, "ffn_width": 32, "layers": 1}
-    text, tokenizer = SmallTextConfig(words=vocabulary(), **sizes).build()
-    codec = TinyCodecConfig(latent_channels=config.in_channels, widths=(8, 8, 8), decoder_blocks=(1, 1, 1))
-    save_checkpoint(
-        folder,
-        transformer=randomise(VideoMLA(config), 0),
-        codec=TinyCodec(codec),
-        text=TextEncoder(text, tokenizer, tokens=config.text_tokens),
-        sampler=Sampler(kind="euler", steps=2, shift=2.0),
-        trained_on="sprites",
-    )
-
-
 def _videos(folder: Path) -> None:
     """`stopped.mp4` with its sidecar and its state, in the beginning of twelve chunks."""
+    from kit.sessions import StopAt
+
     from runtime.session.generate import make_videos
     from runtime.session.replay import new
-    from runtime.telemetry.events import NoTelemetry
 
-    stop = Event()
-
-    class StopAtOnce(NoTelemetry):
-        def chunk(self, report: object) -> None:
-            stop.set()
-
-    order = new(PROMPT, str(folder / "checkpoint"), scale=1, chunks=12)
-    make_videos({folder / "stopped.mp4": order}, telemetry=lambda output: StopAtOnce(), stop=stop)
+    stop, order = Event(), new(PROMPT, str(folder / "checkpoint"), scale=1, chunks=12)
+    make_videos({folder / "stopped.mp4": order}, telemetry=lambda output: StopAt(stop, 0), stop=stop)
 
 
 def _engine(folder: Path, checkpoint: Path) -> None:

@@ -1,5 +1,6 @@
 """A tiny checkpoint with weights drawn at random, for everything that needs some model and no good one."""
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,21 @@ from vmla.text import SmallTextConfig, TextEncoder
 from vmla.transformer import VideoMLA
 from vmla.vae.tiny import TinyCodec, TinyCodecConfig
 from vmla.weights.checkpoint import save_checkpoint
+from vmla.weights.formats.files import INDEX
 
 
-def debug_checkpoint(folder: Path, *, layout: Layout = "mla", seed: int = 0, **sizes: Any) -> Path:
-    """Write the `debug` model to `folder`; every weight counts, gates and head included."""
+def debug_checkpoint(
+    folder: Path, *, layout: Layout = "mla", seed: int = 0, words: tuple[str, ...] = (),
+    trained_on: str | None = None, **sizes: Any,
+) -> Path:  # fmt: skip
+    """Write the `debug` model to `folder`; every weight counts, gates and head included.
+
+    With `words` it has a tokenizer of these, otherwise one of bytes.
+    """
     torch.manual_seed(seed)
     config = replace(model_preset("debug", layout=layout), **sizes)
-    text, tokenizer = SmallTextConfig(width=32, head_width=16, heads=2, ffn_width=32, layers=1).build()
+    reader = SmallTextConfig(width=32, head_width=16, heads=2, ffn_width=32, layers=1, words=words)
+    text, tokenizer = reader.build()
     model = randomise(VideoMLA(config), seed)
     codec = TinyCodec(
         TinyCodecConfig(latent_channels=config.in_channels, widths=(8, 8, 8), decoder_blocks=(1, 1, 1))
@@ -30,5 +39,17 @@ def debug_checkpoint(folder: Path, *, layout: Layout = "mla", seed: int = 0, **s
         codec=codec,
         text=TextEncoder(text, tokenizer, tokens=config.text_tokens),
         sampler=Sampler(kind="euler", steps=2, shift=2.0),
+        trained_on=trained_on,
     )
+    return folder
+
+
+def as_trained_on(world: str, checkpoint: Path, folder: Path) -> Path:
+    """In the new `folder`, the parts of `checkpoint` with an index that says it was trained on `world`."""
+    folder.mkdir()
+    for part in checkpoint.iterdir():
+        if part.name != INDEX:
+            (folder / part.name).symlink_to(part)
+    index = json.loads((checkpoint / INDEX).read_text())
+    (folder / INDEX).write_text(json.dumps({**index, "trained_on": world}))
     return folder

@@ -23,12 +23,6 @@ INTERFACE = {"STRING", "INT", "FLOAT", "BOOLEAN", "IMAGE", "VIDEOMLA_PIPELINE"}
 
 
 @pytest.fixture(scope="module")
-def pipeline(checkpoint):
-    with VideoPipeline.from_pretrained(checkpoint, device="cpu") as pipeline:
-        yield pipeline
-
-
-@pytest.fixture(scope="module")
 def plain(pipeline):
     return np.concatenate(list(pipeline(RED, seconds=20 / 16, seed=3)))
 

@@ -30,12 +30,6 @@ OURS = ("video-pipeline", "decoder", "frame-writer", "autosave", "video-end")
 
 
 @pytest.fixture(scope="module")
-def pipeline(checkpoint):
-    with VideoPipeline.from_pretrained(checkpoint, device="cpu") as pipeline:
-        yield pipeline
-
-
-@pytest.fixture(scope="module")
 def whole(pipeline):
     return np.concatenate(list(pipeline(RED, seconds=5, seed=3)))
 

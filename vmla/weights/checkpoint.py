@@ -49,11 +49,22 @@ PARTS_FROM = "copy the whole folder, or convert again with a Wan folder for --wi
 
 
 @dataclass(frozen=True, kw_only=True)
+class AppliedPreset:
+    """What we read of the record that `Preset.record` leaves."""
+
+    name: str
+    source: str
+    negative_prompt: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Index:
     """What we read of `model_index.json`."""
 
     trained_on: str | None = None
     """A world of moving shapes."""
+    preset: AppliedPreset | None = None
+    """The preset of published weights that it was converted with."""
 
 
 @dataclass(frozen=True)
@@ -72,8 +83,15 @@ class Checkpoint:
 
     def world(self) -> World | None:
         """The world of moving shapes that it was trained on, None for a model of anything else."""
-        told = typed(self.index, Index, str(self.folder / INDEX), others="ignore")
-        return None if told.trained_on is None else world_named(told.trained_on)
+        name = self._told().trained_on
+        return None if name is None else world_named(name)
+
+    def preset(self) -> AppliedPreset | None:
+        """The preset that it was converted with, None if there was none."""
+        return self._told().preset
+
+    def _told(self) -> Index:
+        return typed(self.index, Index, str(self.folder / INDEX), others="ignore")
 
     def model_config(self) -> ModelConfig:
         """The sizes of the transformer, before any weight is read."""

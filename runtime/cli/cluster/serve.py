@@ -57,7 +57,7 @@ def serve_ray(
 
 
 def _size(numbers: tuple[int, int] | None, cpus: int, job: Job, resources: dict[str, float]) -> Size:
-    """How many replicas of what size; as many as there is room for, if no `numbers` say so.
+    """The number of replicas and their size; without `numbers`, as many as there is room for.
 
     Raises:
         UserError: if the cluster has no room for the least number.

@@ -1,1 +1,1 @@
-"""What lies on disk of a stream, and how its state travels."""
+"""The files of a stream, and the transfer of its state between servers."""

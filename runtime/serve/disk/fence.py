@@ -28,21 +28,21 @@ LOCAL_LOCKS = {
 }
 """By kind of file system, options under which a lock does not reach other machines."""
 LONGEST = 1_024
-"""Bytes that are read of what a holder says of itself."""
+"""The most bytes that are read of a holder's address."""
 
 
 class ClaimLostError(Exception):
-    """Another server makes the chunks of this stream now; what this one still has of it is not written."""
+    """Another server makes this stream now; nothing more of it is written here."""
 
     def __init__(self) -> None:
         super().__init__("another server makes the chunks of this stream now")
 
 
 class Claim:
-    """The right to make the chunks of one stream; for any thread."""
+    """The right to make the chunks of one stream; usable from any thread."""
 
     def __init__(self, file: int, said: bytes) -> None:
-        """Of an open file that is locked and in which stands what was `said`."""
+        """Hold the locked open file, in which `said` was written."""
         self._file: int | None = file
         self._said, self._lock = said, threading.RLock()
 
@@ -59,7 +59,7 @@ class Claim:
             yield
 
     def release(self) -> None:
-        """Let others have it; a second time does nothing."""
+        """Release the claim; calling it again does nothing."""
         with self._lock:
             file, self._file = self._file, None
             if file is None:
@@ -116,9 +116,9 @@ class Fence:
 
 
 def locks_stay_here(path: Path, mounts: str | None = None) -> str | None:
-    """Why other machines would not see locks in the folder `path`; None if nothing says that they would not.
+    """The reason why other machines would not see locks in the folder `path`; None if none is known.
 
-    `mounts` is what Linux tells of its file systems.
+    `mounts` is Linux's list of mounted file systems.
     """
     if mounts is None:
         mounts = MOUNTS.read_text() if MOUNTS.exists() else ""

@@ -1,4 +1,4 @@
-"""What lies on disk of a stream: its video, its state, its chunks, its prompts, and what it is."""
+"""The folder of a stream on disk: its video, state, index of chunks, changes of prompt and description."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ OVER = ("completed", "stopped", "failed")
 
 @dataclass(frozen=True, kw_only=True)
 class StreamInfo:
-    """What a stream is, as `stream.json` records it."""
+    """The description of a stream, as `stream.json` records it."""
 
     id: str
     kind: Kind
@@ -57,7 +57,7 @@ class AppliedChange:
     prompt: str
     policy: Policy
     event_ids: tuple[str, ...] = ()
-    """What those who asked for it called it."""
+    """The ids under which clients asked for it."""
 
     @property
     def change(self) -> PromptChange:
@@ -77,10 +77,10 @@ class StreamFolder:
         """Which server has it, where several share the store; see `runtime.serve.disk.fence`."""
 
     def read(self) -> StreamInfo:
-        """What the stream is.
+        """Read the description of the stream.
 
         Raises:
-            UserError: if it does not say.
+            UserError: if there is no valid one.
         """
         info = typed(read_json(self._info), StreamInfo, "this stream", others="ignore")
         if info.id != self.path.name or info.first < 0:
@@ -88,7 +88,7 @@ class StreamFolder:
         return info
 
     def write(self, info: StreamInfo) -> None:
-        """Record what the stream is."""
+        """Write the description of the stream."""
         self.path.mkdir(exist_ok=True)
         atomic_write_text(self._info, json.dumps(asdict(info), indent=1))
 
@@ -98,12 +98,12 @@ class StreamFolder:
         return self._info.exists()
 
     def stamp(self) -> tuple[int, ...]:
-        """Another one whenever what lies here is."""
+        """A value that changes whenever the files in the folder do."""
         there = [file.stat() for file in (self._info, self.chunks, self._prompts) if file.exists()]
         return tuple(number for one in there for number in (one.st_mtime_ns, one.st_size))
 
     def changes(self) -> list[AppliedChange]:
-        """The prompts that took effect after the first, without what a crash left of the last line.
+        """The prompts that took effect after the first; a last line that a crash left unfinished is dropped.
 
         Raises:
             UserError: if a line is no change of prompt.
@@ -116,7 +116,7 @@ class StreamFolder:
         return typed([parse_json(line, where) for line in lines], list[AppliedChange], where)
 
     def add_change(self, change: AppliedChange) -> None:
-        """Record it, before any chunk is made under it, in place of what a crash left of a line."""
+        """Append a change before a chunk is made under it, replacing a line that a crash left unfinished."""
         if self._prompts.exists() and not (before := read_text(self._prompts)).endswith("\n"):
             atomic_write_text(self._prompts, before[: before.rfind("\n") + 1])
         with self._prompts.open("a") as file:

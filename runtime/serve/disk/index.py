@@ -22,13 +22,13 @@ class StoredChunk:
 
 
 class ChunkIndex:
-    """Where each chunk lies: in memory ten bytes of each, on disk a line of each."""
+    """The place of each chunk in the file: ten bytes a chunk in memory, a line a chunk on disk."""
 
     def __init__(self, path: Path, first: int) -> None:
-        """Read what there is; what a crash left of the last line is dropped.
+        """Read the index; a last line that a crash left unfinished is dropped.
 
         Raises:
-            UserError: if a line is none.
+            UserError: if a line is damaged.
         """
         self._path, self.first = path, first
         self._ends, self._frames = array("Q"), array("H")

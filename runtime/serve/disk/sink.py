@@ -10,11 +10,11 @@ from runtime.outputs.mp4 import Mp4Sink
 from runtime.serve.disk.index import ChunkIndex
 
 Fenced = Callable[[], AbstractContextManager[None]]
-"""Inside what it returns, no other server writes what this one writes; it raises where one does."""
+"""Returns a context in which no other server writes this stream; entering it raises if one may."""
 
 
-class StreamSink:
-    """Writes a chunk, puts it into the index, and tells `heard`; on the thread of the writer."""
+class IndexedSink:
+    """Writes a chunk, adds it to the index and calls `heard`, all on the writer's thread."""
 
     def __init__(
         self, file: Mp4Sink, index: ChunkIndex, heard: Callable[[], None], fenced: Fenced = nullcontext
@@ -41,6 +41,6 @@ class StreamSink:
 
 
 def elsewhere(mark: Mark) -> Mark:
-    """The mark of a sink that goes on with numbers and times, but in a new file."""
+    """The mark of a sink that continues numbers and times in a new file."""
     nothing = dict.fromkeys(("bytes", "header", "header_crc32", "crc32"), 0)
     return {"frames": mark["frames"], "fragments": mark["fragments"], **nothing}

@@ -16,16 +16,16 @@ from runtime.serve.disk.folder import Kind, StreamFolder
 
 NAME = re.compile(r"(session|video)_[0-9a-f]{24}")
 INCOMING = "incoming-"
-"""What begins the name of a state that is just being received."""
+"""The prefix of files of states that are being received."""
 
 
 RELAY_KEY = ".relay-key"
 FORGOTTEN_SECONDS = 3600.0
-"""After which nobody receives a state any more that was begun."""
+"""Age after which a half-received state is abandoned."""
 
 
 class Store:
-    """One server has it at a time, or several that share it."""
+    """The folder of all streams, owned by one server at a time or shared by several."""
 
     def __init__(self, path: Path, *, shared: bool = False) -> None:
         """Take it, and make it first if there is none.
@@ -51,13 +51,13 @@ class Store:
             self._lock.close()
             raise UserError(f"{path} is on {why}: other machines would not see locks; mount it with them")
         self.relay_key = read_relay_key(path) if shared else None
-        """What servers that share the store know each other by."""
+        """The key by which servers that share the store recognise each other."""
         for left in path.glob(f"{INCOMING}*"):
             if not shared or time.time() - left.stat().st_mtime > FORGOTTEN_SECONDS:
                 left.unlink(missing_ok=True)
 
     def new_name(self, kind: Kind) -> str:
-        """A name that nobody guesses."""
+        """A new name that cannot be guessed."""
         return f"{kind}_{secrets.token_hex(12)}"
 
     def folder(self, name: str) -> StreamFolder:
@@ -77,7 +77,7 @@ class Store:
                 yield StreamFolder(path)
 
     def close(self) -> None:
-        """Let another server have it."""
+        """Release the store to another server."""
         self._lock.close()
 
 

@@ -1,4 +1,4 @@
-"""A state on its way between servers: what leaves this machine, and what is let in."""
+"""The transfer of states between servers: what a sent state leaves out, what a received one must satisfy."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from runtime.resume.sidecar import Recorded
 from runtime.resume.state import State, load_state
 from runtime.session.replay import OF_A_MODEL, OF_A_VIDEO, refuse_another
 
-PLACES = ("checkpoint", "engine_folder", "engine_reason", "decoder_file")
-"""Where things lie on the machine that a state was made on; nothing depends on it."""
+LOCAL_FIELDS = ("checkpoint", "engine_folder", "engine_reason", "decoder_file")
+"""Fields of a description that say where files lie on the machine that wrote it; no frame depends on them."""
 LARGEST = 1 << 40
-"""No count in a state is larger."""
+"""Upper bound on every count in a state."""
 
 
-def without_places(state: State, *, model: str) -> State:
-    """The same state without paths of this machine in it."""
-    places = {name: None for name in PLACES if name in state.video}
-    return replace(state, video={**state.video, **places, "checkpoint": model})
+def without_paths(state: State, *, model: str) -> State:
+    """The same state without paths of this machine in it; its checkpoint is called `model`."""
+    emptied = {name: None for name in LOCAL_FIELDS if name in state.video}
+    return replace(state, video={**state.video, **emptied, "checkpoint": model})
 
 
 def load_received(
@@ -48,50 +48,38 @@ def load_received(
     except UserError as error:
         raise UserError(str(error).replace(str(path), "what was sent")) from error
     if not isinstance(state.video, dict) or not state.video.keys() >= {*OF_A_MODEL, *OF_A_VIDEO}:
-        raise UserError("this state does not say what it is a state of")
+        raise UserError("this state does not describe its video")
     refuse_another("this state", (*OF_A_MODEL, "sampler"), state.video, described)
     try:
         _check_video(state.video, characters=characters, frames=frames)
         _check_numbers(state)
         _check_tensors(state, template)
     except (TypeError, ValueError, KeyError, AttributeError) as error:
-        raise UserError(f"this state is not what this model leaves: {error}") from error
+        raise UserError(f"this state is not one of this model: {error}") from error
     return replace(state, pending=())
 
 
 def _check_video(video: Mapping[str, Any], *, characters: int, frames: int) -> None:
-    recorded = Recorded.of(video, "this state")
+    recorded = Recorded.of(video, "this state")  # which checks the type of every field
     if recorded.start_file is not None:  # what it names would be opened here
         raise ValueError("it goes on from a file of another machine")
-    changes = recorded.changes()
-    PromptSchedule(changes)
-    for change in changes:
-        (prompt,) = change.prompts
-        if type(change.chunk) is not int or not isinstance(prompt, str) or len(prompt) > characters:
-            raise ValueError("a prompt of it is none")
-    length = video["frames"]
-    if length is not None and not (type(length) is int and 0 < length <= frames):
-        raise ValueError(f"its length is not one of up to {frames} frames")
-    if (length is None) != (video["chunks"] is None):
-        raise ValueError("its frames and chunks disagree")
-    _count("chunks", video["chunks"] or 0)
-    if type(video["seed"]) is not int:
-        raise ValueError("its seed is no number")
+    PromptSchedule(recorded.changes())
+    if any(len(one.prompt) > characters for one in recorded.prompts):
+        raise ValueError(f"one of its prompts has more than {characters} characters")
+    if recorded.frames is not None and recorded.frames > frames:
+        raise ValueError(f"it is longer than {frames} frames")
+    if (recorded.frames is None) != (recorded.chunks is None):
+        raise ValueError("only one of its frames and chunks has a number")
 
 
 def _check_numbers(state: State) -> None:
     shot = state.snapshot
-    for name in ("number", "frame", "forgotten"):
-        _count(name, getattr(shot, name))
+    counts = {name: getattr(shot, name) for name in ("number", "frame", "forgotten")}
+    for name, value in {**counts, **{name: state.mark[name] for name in ("frames", "fragments")}}.items():
+        if not 0 <= value < LARGEST:
+            raise ValueError(f"its {name} is not a valid count")
     if shot.forgotten > shot.number:
-        raise ValueError("it has forgotten what is still to come")
-    for name in ("frames", "fragments"):
-        _count(name, state.mark[name])
-
-
-def _count(name: str, value: Any) -> None:
-    if type(value) is not int or not 0 <= value < LARGEST:
-        raise ValueError(f"its {name} is no count")
+        raise ValueError("it has dropped chunks that are still to be made")
 
 
 def _check_tensors(state: State, template: State) -> None:
@@ -99,12 +87,12 @@ def _check_tensors(state: State, template: State) -> None:
     kinds = {(one.dtype, one.shape) for one in template.snapshot.past.values()}
     for number, latents in state.snapshot.past.items():
         if (latents.dtype, latents.shape) not in kinds or not 0 <= number < state.snapshot.number:
-            raise ValueError(f"chunk {number} of its window is none")
+            raise ValueError(f"chunk {number} of its window has another shape or number")
     mine, theirs = list(template.decoder_state or ()), list(state.decoder_state or ())
     if state.snapshot.number and len(mine) != len(theirs):
-        raise ValueError("its decoder remembers something else")
+        raise ValueError("its decoder has another state")
     for one, other in zip(theirs, mine, strict=False):
-        _alike("decoder's memory", one, other)
+        _alike("decoder's state", one, other)
 
 
 def _alike(name: str, one: Any, other: Any) -> None:

@@ -23,9 +23,9 @@ OPEN = ("/", "/health", "/health/live", "/health/ready")
 PROTOCOL, KEY = "vmla.video", "vmla.key."
 """Subprotocols of the WebSocket: a page cannot set its headers, and offers its key (base64url) as one."""
 ADDRESSES = 4_096
-"""Whose pace is remembered."""
+"""Addresses whose number of requests is remembered."""
 SLOWEST = 1 << 16
-"""Bytes a second that a large body must come with."""
+"""Bytes per second at which a large body must arrive, at least."""
 SHIELDS = (
     (b"x-content-type-options", b"nosniff"),
     (b"referrer-policy", b"no-referrer"),
@@ -39,11 +39,11 @@ SHIELDS = (
 )
 
 RELAYED = "x-vmla-relay"
-"""The header with the key of servers that share a store."""
+"""The header that carries the key of servers that share a store."""
 
 
 class Pace:
-    """How many requests an address may still make: so many a minute, and as many at once."""
+    """Limits the requests of each address: so many in a minute, which may also come all at once."""
 
     def __init__(self, per_minute: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._most, self._clock = per_minute, clock
@@ -61,7 +61,7 @@ class Pace:
 
 
 class Door:
-    """The outermost layer of the application: what is not let in here reaches nothing else."""
+    """The outermost layer of the application: a request that it refuses reaches no other code."""
 
     def __init__(self, app: ASGIApp, settings: ServeSettings, metrics: Metrics, tracing: Tracing) -> None:
         self._app, self._settings, self._metrics, self._tracing = app, settings, metrics, tracing

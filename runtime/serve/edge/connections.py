@@ -1,4 +1,4 @@
-"""Connections that must get somewhere: who asks too slowly, takes nothing or never ends is hung up on."""
+"""Closes connections whose client sends too slowly, reads nothing or never finishes a message."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ class TimelyHttp(H11Protocol):
     patience = 30.0
     """Seconds for the head of a request."""
     most = 1_024
-    """Connections, WebSockets among them; who comes when there are so many is hung up on at once."""
+    """The most connections, WebSockets included; further ones are closed at once."""
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Begin to wait for the first request."""
+        """Start the clock for the head of the first request."""
         super().connection_made(transport)
         self._late: asyncio.TimerHandle | None = None
         if len(self.connections) > self.most:
@@ -33,23 +33,23 @@ class TimelyHttp(H11Protocol):
             self._wait()
 
     def data_received(self, data: bytes) -> None:
-        """Wait for the rest of a head that begins here."""
+        """Start the clock when a new head begins."""
         if self._idle and self._late is None:
             self._wait()
         super().data_received(data)
 
     def on_response_complete(self) -> None:
-        """The next head, should there be one, has time of its own."""
+        """Give the head of the next request, if one follows, its own time limit."""
         self._wait_no_more()
         super().on_response_complete()
 
     def handle_websocket_upgrade(self, event: Any) -> None:
-        """From here on another protocol has the connection."""
+        """Stop the clock: the WebSocket protocol takes the connection over."""
         self._wait_no_more()
         super().handle_websocket_upgrade(event)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Wait no more."""
+        """Stop the clock."""
         self._wait_no_more()
         super().connection_lost(exc)
 
@@ -73,13 +73,15 @@ class TimelyHttp(H11Protocol):
 
 
 class BoundedWebSocket(WebSocketsSansIOProtocol):
-    """A WebSocket whose client cannot fill memory, neither with pings that it takes no answers to nor with
-    messages of endlessly many empty frames."""
+    """A WebSocket whose client cannot fill this server's memory.
+
+    It could send pings without reading the answers, or messages of endlessly many empty frames.
+    """
 
     _fragments = 0
 
     def handle_ping(self) -> None:
-        """Answer, unless earlier answers are not taken: of several pings one answer is enough (RFC 6455)."""
+        """Answer, unless earlier answers are still unread: one answer may serve several pings (RFC 6455)."""
         if self.writable.is_set():
             super().handle_ping()
         else:
@@ -113,16 +115,16 @@ class Connected(Protocol):
 
 
 class Watch:
-    """Ends connections whose client takes nothing.
+    """Ends connections whose client reads nothing.
 
     To close one is not enough: what is still to be sent keeps it open for as long as the client likes.
     """
 
     def __init__(self, patience: float, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """A client may take nothing for `patience` seconds, and as many for all that is left at the end."""
+        """Allow a client `patience` seconds without reading, and as many for all that is left at the end."""
         self._patience, self._clock = patience, clock
         self._since: dict[Connected, tuple[int, float]] = {}
-        """What is still to be sent, -1 at the end, and since when it is that."""
+        """What each connection has still to send, in bytes or -1 at the end, and since when."""
 
     def look(self, connections: Iterable[Connected]) -> None:
         """Look at all of them; to be called every second or so."""

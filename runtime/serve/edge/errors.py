@@ -30,12 +30,12 @@ class ApiError(FastAPIError):
 
     @property
     def body(self) -> dict[str, Any]:
-        """What goes into the answer."""
+        """The JSON object of the answer."""
         return {"error": {"code": self.code, "message": self.message}}
 
 
 def not_found(what: str) -> ApiError:
-    """There is no such thing."""
+    """The refusal of a request for something that does not exist."""
     return ApiError(404, "not_found", f"there is no such {what}")
 
 
@@ -45,12 +45,12 @@ def busy(message: str, *, retry_after: int = 5) -> ApiError:
 
 
 def invalid(message: str) -> ApiError:
-    """What was asked for cannot be."""
+    """The refusal of a request that asks for something impossible."""
     return ApiError(422, "invalid_request", message)
 
 
 def sentence_of(errors: Any) -> str:
-    """What pydantic says of a body, as one sentence without the values that were sent."""
+    """The first of pydantic's complaints about a body, as one sentence without the values that were sent."""
     first = errors[0]
     place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
     reason = str(first["msg"]).removeprefix("Value error, ")
@@ -58,12 +58,12 @@ def sentence_of(errors: Any) -> str:
 
 
 def answer(error: ApiError) -> JSONResponse:
-    """The answer that `error` is."""
+    """The HTTP response that reports `error`."""
     return JSONResponse(error.body, status_code=error.status_code, headers=error.headers)
 
 
 def install(app: FastAPI) -> None:
-    """Let every error of `app` be JSON."""
+    """Make `app` report every error as JSON."""
     app.add_exception_handler(ApiError, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
     app.add_exception_handler(HTTPException, _http)
@@ -105,7 +105,7 @@ async def _unexpected(request: Request, error: Exception) -> JSONResponse:
 
 
 def api_error(error: Exception, where: str) -> ApiError:
-    """What a client is told of an `error` that nobody foresaw `where` it asked; the log has all of it."""
+    """The answer to a request to the path `where` that failed unexpectedly; the log has the whole `error`."""
     if isinstance(error, OSError) and error.errno in FULL:
         LOGGER.error("no room on disk", extra={"fields": {"path": where, "reason": str(error)}})
         return ApiError(507, "disk_full", "the server has no room on its disk", retry_after=60)

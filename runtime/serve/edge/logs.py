@@ -11,7 +11,7 @@ LOGGER = logging.getLogger("vmla.serve")
 
 
 def log(event: str, **fields: Any) -> None:
-    """Something happened; prompts and keys are not for the log."""
+    """Log an event with its fields; never pass prompts or keys."""
     LOGGER.info(event, extra={"fields": fields})
 
 

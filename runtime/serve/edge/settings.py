@@ -10,35 +10,35 @@ LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What nobody may exceed; seconds, bytes and counts."""
+    """The server's limits, in seconds, bytes and counts."""
 
     prompt_characters: int = 2_000
     body_bytes: int = 1 << 16
-    """Of a request, but for a state."""
+    """The largest body of a request; states have a limit of their own."""
     message_bytes: int = 1 << 16
-    """Of a message on a WebSocket."""
+    """The largest message on a WebSocket."""
     request_seconds: float = 30.0
-    """Within which a request's head, and then its body, must have come."""
+    """Time for the head of a request to arrive, and again for its body."""
     requests_per_minute: int = 240
-    """Of one address, of those that make or change something."""
+    """For one address, counting only requests that make or change something."""
     start_seconds: float = 10.0
-    """Within which a WebSocket must say what it wants."""
+    """Time for the first message on a WebSocket to arrive."""
     stall_seconds: float = 60.0
-    """After which a viewer that takes nothing, or is given nothing and says nothing, is let go."""
+    """After this, a viewer is disconnected that reads nothing, or that is sent nothing and sends nothing."""
     faults: int = 20
-    """Messages that mean nothing, after which a WebSocket is closed."""
+    """Invalid messages after which a WebSocket is closed."""
     viewers: int = 256
-    """In all."""
+    """Viewers of all streams together."""
     resident: int = 64
-    """Streams in memory at once; fewer, if memory holds fewer."""
+    """Streams in memory at once, if they fit."""
     waiting: int = 100
     """Jobs in the queue."""
     transfers: int = 4
-    """States under way at once, in or out."""
+    """States being sent or received at once."""
     stored: int = 1_000
     """Streams and jobs on disk."""
     stream_seconds: float = 6 * 3600.0
-    """The longest stream, and what an endless one ends at."""
+    """The longest stream; an endless one is ended there."""
     longest_lease: float = 3600.0
     """The longest lease that may be asked for."""
 
@@ -54,7 +54,7 @@ class ServeSettings:
     host: str = "127.0.0.1"
     port: int = 8000
     api_keys: tuple[str, ...] = ()
-    """Any of them opens the door; without one, it is open."""
+    """A request must carry one of these; if there are none, every request is admitted."""
     origins: tuple[str, ...] = ()
     """Web pages of other origins that may use the server, such as `https://example.org`."""
     lease_seconds: float = 30.0
@@ -64,9 +64,9 @@ class ServeSettings:
     save_every: float = 5.0
     """Seconds between two states of a stream on disk."""
     shared: str | None = None
-    """Where servers that share the store reach this one, such as `http://10.0.0.2:8000`; None: it is not."""
+    """Where servers that share the store reach this one, `http://10.0.0.2:8000`; None if none do."""
     relay_key: str | None = None
-    """What they know each other by."""
+    """The key by which servers that share the store recognise each other."""
     limits: Limits = field(default_factory=Limits)
 
     @property

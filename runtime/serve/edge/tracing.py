@@ -22,17 +22,17 @@ SERVICE = "vmla-serve"
 
 
 class Stay:
-    """A stream's stay in memory, of which nothing is traced."""
+    """A stream's stay in memory that is not traced."""
 
     def chunk(self, report: ChunkReport) -> None:
         """A chunk was made; on any thread."""
 
     def end(self, status: str) -> None:
-        """It is out of memory, and in `status` now."""
+        """Note that the stream has left memory and is in `status` now."""
 
 
 class Answer:
-    """What becomes of a request, of which nothing is traced."""
+    """The answer to a request that is not traced."""
 
     status: int | None = None
     """Of HTTP; None while there is no answer."""
@@ -43,7 +43,7 @@ class Tracing:
 
     @contextmanager
     def request(self, scope: Any) -> Iterator[Answer]:
-        """Inside, the request or WebSocket of the ASGI `scope` is answered."""
+        """A context in which the request or WebSocket of the ASGI `scope` is answered."""
         yield Answer()
 
     def stay(self, stream: str, *, kind: str, chunk: int) -> Stay:
@@ -51,7 +51,7 @@ class Tracing:
         return Stay()
 
     def close(self) -> None:
-        """Hand on what is traced and not yet handed on."""
+        """Export the spans that are still waiting."""
 
 
 class OpenTelemetryTracing(Tracing):

@@ -53,14 +53,14 @@ async def models(server: ThisServer) -> dict[str, Any]:
 
 @router.get("/health/live")
 async def live() -> dict[str, str]:
-    """The process answers."""
+    """Report that the process answers."""
     return {"status": "live"}
 
 
 @router.get("/health/ready")
 @router.get("/health")
 async def ready(server: ThisServer) -> dict[str, str]:
-    """Chunks are made."""
+    """Report whether chunks can be made."""
     if not (server.streams.ready and server.streams.worker.alive):
         raise ApiError(503, "not_ready", "no chunks are made; the log says why", retry_after=5)
     return {"status": "ready"}
@@ -81,7 +81,7 @@ async def page() -> Response:
 
 @router.get("/page/{name}", include_in_schema=False)
 async def page_file(name: str) -> Response:
-    """What the page consists of."""
+    """A script or style sheet of the page."""
     if name not in FILES:
         raise not_found("file")
     return FileResponse(PAGE / name, media_type=FILES[name], headers={"Cache-Control": "no-cache"})

@@ -25,11 +25,11 @@ from runtime.serve.streams.viewer import Viewer
 from vmla.config import FRAMES_PER_SECOND
 
 HANDING_OVER = 1012
-"""The code of a WebSocket that is closed because this server ends: join again, elsewhere."""
+"""The code with which WebSockets are closed when this server ends: clients then join another one."""
 
 
 class Connection:
-    """Sends one message at a time, a chunk's metadata and its bytes as one; never waits for ever."""
+    """Sends one message at a time, a chunk's metadata and its bytes as one; every wait has a limit."""
 
     def __init__(self, socket: WebSocket, server: Server) -> None:
         self._socket, self._server = socket, server
@@ -62,7 +62,7 @@ class Connection:
         return value
 
     async def send(self, message: dict[str, Any], payload: bytes | None = None) -> None:
-        """Send a message and what belongs to it; nothing comes between, and neither is sent alone.
+        """Send a message and the payload that belongs to it, with no other message between them.
 
         Raises:
             asyncio.TimeoutError: if the viewer takes nothing.
@@ -83,14 +83,14 @@ class Connection:
                 await self._socket.send_bytes(payload)
 
     async def refuse(self, error: ApiError, **also: Any) -> None:
-        """Say what is wrong, to a viewer that may be gone."""
+        """Send an error to a viewer, who may have left."""
         self._server.metrics.refused.labels(error.code).inc()
         retry = {} if not error.headers else {"retry_after": error.headers.get("Retry-After")}
         with suppress(WebSocketDisconnect, RuntimeError, asyncio.TimeoutError):
             await self.send({"type": "error", "code": error.code, "message": error.message, **retry, **also})
 
     async def close(self) -> None:
-        """Hang up, if that is still to be done."""
+        """Close the WebSocket unless it is closed already."""
         if self._socket.application_state is WebSocketState.CONNECTED:
             with suppress(RuntimeError, WebSocketDisconnect):
                 await self._socket.close()
@@ -177,7 +177,7 @@ class Connection:
             with suppress(asyncio.TimeoutError):
                 await asyncio.wait_for(viewer.news.wait(), 1.0)
             if time.monotonic() - self._heard > self._server.settings.limits.stall_seconds:
-                raise ApiError(408, "stalled", "nothing was made and nothing was heard for too long")
+                raise ApiError(408, "stalled", "no chunk was made and no message came for too long")
         return True
 
     def _metadata(self, stream: Stream, chunk: StoredChunk, length: int, head: int) -> dict[str, Any]:
@@ -203,7 +203,7 @@ class Connection:
     # What comes in.
 
     async def _listen(self, stream: Stream, viewer: Viewer) -> None:
-        """Do what the viewer says, until it says that it has enough.
+        """Obey the viewer's messages until one stops the stream.
 
         Raises:
             WebSocketDisconnect: if it is gone.
@@ -222,7 +222,7 @@ class Connection:
     async def _fault(self, error: ApiError) -> None:
         self._faults += 1
         if self._faults > self._server.settings.limits.faults:
-            raise ApiError(400, "too_many_faults", "too many messages of this connection mean nothing")
+            raise ApiError(400, "too_many_faults", "too many messages of this connection were invalid")
         await self.refuse(error)
 
     async def _obey(self, message: dict[str, Any], stream: Stream, viewer: Viewer) -> None:
@@ -242,8 +242,8 @@ class Connection:
     async def _interact(self, asked: LiveInteraction, stream: Stream) -> None:
         """Queue a change of prompt; the metadata of the chunk that first shows it has its id."""
         event, names = asked.event, {"request_id": stream.id, "event_id": asked.event_id}
-        if event.prompt is None or not event.prompt.strip() or event.multi_modal_data is not None:
-            error = ApiError(422, "interaction_failed", "this model takes prompts alone, and none is empty")
+        if event.prompt is None or event.multi_modal_data is not None:
+            error = ApiError(422, "interaction_failed", "this model takes prompts alone; send event.prompt")
             await self.refuse(error, **names)
             return
         try:

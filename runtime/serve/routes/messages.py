@@ -9,52 +9,53 @@ from __future__ import annotations
 import secrets
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
+from plugins.errors import UserError
 from runtime.prompts.sources import Policy
+from vmla.text import check_prompt
 
 LARGEST_SEED = 2**53 - 1
 """The largest number that JavaScript counts to exactly."""
 LONGEST_PROMPT = 2_000
 
-Prompt = Annotated[str, Field(min_length=1, max_length=LONGEST_PROMPT)]
+
+def _says_something(prompt: str) -> str:
+    try:
+        check_prompt(prompt)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    return prompt
+
+
+Text = Annotated[str, Field(max_length=LONGEST_PROMPT)]
+Prompt = Annotated[Text, AfterValidator(_says_something)]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
 Seconds = Annotated[float, Field(gt=0, le=24 * 3600, allow_inf_nan=False)]
 EventId = Annotated[str, Field(min_length=1, max_length=128)]
 
 
 class Body(BaseModel):
-    """A body in which fields that are not known are refused."""
+    """The body of a request; unknown fields are refused."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class Spoken(BaseModel):
-    """A prompt that says something."""
-
-    prompt: Prompt
-
-    @field_validator("prompt")
-    @classmethod
-    def _says_something(cls, prompt: str) -> str:
-        if not prompt.strip():
-            raise ValueError("the prompt is empty; describe what the video shows")
-        return prompt
-
-
-class NewSession(Spoken, Body):
+class NewSession(Body):
     """`POST /v1/sessions`."""
 
+    prompt: Prompt
     model: str | None = None
     seed: Seed = 0
     seconds: Seconds | None = None
-    """None is endless."""
+    """None makes an endless session."""
     lease_seconds: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
 
 
-class Interaction(Spoken, Body):
+class Interaction(Body):
     """`POST /v1/sessions/{id}/interaction`."""
 
+    prompt: Prompt
     policy: Policy = "recache"
     event_id: EventId = Field(default_factory=lambda: secrets.token_hex(8))
 
@@ -67,9 +68,10 @@ class Fork(Body):
     seed: Seed | None = None
 
 
-class NewVideo(Spoken):
+class NewVideo(BaseModel):
     """`POST /v1/videos`; of the public API's fields, those that mean something here are read."""
 
+    prompt: Prompt
     model: str | None = None
     seconds: Seconds | None = None
     num_frames: Annotated[int, Field(ge=1)] | None = None
@@ -96,9 +98,9 @@ class SessionStart(BaseModel):
 
 
 class Event(BaseModel):
-    """What shall change."""
+    """What shall change; an empty prompt is refused later, by a message that names the interaction."""
 
-    prompt: Prompt | None = None
+    prompt: Text | None = None
     multi_modal_data: Any = None
 
 

@@ -23,7 +23,7 @@ from vmla.config import FRAMES_PER_SECOND
 
 router = APIRouter()
 UNSAVED = 256
-"""Chunks that a viewer may have seen and a crash undone: they are made again before others come."""
+"""Chunks that a viewer may have seen but a crash has lost; they are made again before new ones."""
 
 
 @router.websocket("/v1/realtime/video")
@@ -56,10 +56,10 @@ async def realtime_video(socket: WebSocket, server: ThisServer) -> None:
 
 
 async def _first(connection: Connection, server: Server) -> SessionStart:
-    """What the viewer wants; it must say so soon.
+    """The viewer's first message, which must arrive in time.
 
     Raises:
-        ApiError: if it says nothing, or nothing that can be.
+        ApiError: if it does not come, or asks for something impossible.
     """
     try:
         message = await asyncio.wait_for(connection.receive(), server.settings.limits.start_seconds)
@@ -76,8 +76,8 @@ async def _open(server: Server, start: SessionStart) -> Stream:
     streams = server.streams
     server.check_model(start.model)
     if start.session_id is None:
-        if start.prompt is None or not start.prompt.strip():
-            raise invalid("prompt: the prompt is empty; describe what the video shows")
+        if start.prompt is None:
+            raise invalid("prompt: a new session needs one; describe what the video shows")
         seconds = start.seconds if start.num_frames is None else start.num_frames / FRAMES_PER_SECOND
         frames = server.frames_of(seconds)
         return await streams.begin("session", prompt=start.prompt, seed=start.seed or 0, frames=frames)

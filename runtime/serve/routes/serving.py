@@ -25,7 +25,7 @@ class Server:
     settings: ServeSettings
     metrics: Metrics
     transfers: set[object] = field(default_factory=set)
-    """States that are under way, in or out."""
+    """States that are being sent or received."""
     peers: Peers | None = None
     """The servers that share the store; None if there are none."""
 
@@ -36,10 +36,10 @@ class Server:
             ApiError: if it is another one.
         """
         if model not in (None, "", self.settings.name):
-            raise ApiError(404, "model_not_found", f"this server has the model {self.settings.name} alone")
+            raise ApiError(404, "model_not_found", f"this server only has the model {self.settings.name}")
 
     def frames_of(self, seconds: float | None) -> int | None:
-        """Frames of a video of so many seconds; None, of an endless one, stays None.
+        """The number of frames of a video of `seconds`; None for an endless one.
 
         Raises:
             ApiError: if that is too long or nothing.

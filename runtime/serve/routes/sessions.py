@@ -1,4 +1,4 @@
-"""`/v1/sessions`: streams that one begins, looks at, steers, forks, moves and ends."""
+"""`/v1/sessions`: begin, watch, steer, fork, move and end streams."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import FileResponse, Response
 
 from plugins.errors import UserError
-from runtime.serve.disk.transfer import without_places
+from runtime.serve.disk.transfer import without_paths
 from runtime.serve.edge.errors import ApiError, invalid
 from runtime.serve.routes.messages import Fork, Interaction, NewSession
 from runtime.serve.routes.serving import ThisServer
@@ -79,7 +79,7 @@ async def interact(name: str, body: Interaction, server: ThisServer) -> dict[str
 
 @router.post("/{name}/pause")
 async def pause(name: str, server: ThisServer) -> dict[str, Any]:
-    """Take it out of memory now; whoever comes next brings it back."""
+    """Move the session out of memory; the next viewer or request brings it back."""
     stream = server.streams.get(name, "session")
     await server.streams.pause(stream)
     return server.describe(stream)
@@ -88,8 +88,6 @@ async def pause(name: str, server: ThisServer) -> dict[str, Any]:
 @router.post("/{name}/fork", status_code=201)
 async def fork(name: str, body: Fork, server: ThisServer) -> dict[str, Any]:
     """A new session with the same past, and another prompt or seed from here on."""
-    if body.prompt is not None and not body.prompt.strip():
-        raise invalid("prompt: the prompt is empty; describe what the video shows")
     stream = server.streams.get(name, "session")
     if stream.info.status == "completed":
         raise ApiError(409, "over", "this session is complete; there is nothing to go on with")
@@ -99,18 +97,18 @@ async def fork(name: str, body: Fork, server: ThisServer) -> dict[str, Any]:
 
 @router.get("/{name}/state")
 async def state(name: str, server: ThisServer) -> Response:
-    """All that is needed to go on with it elsewhere, as one file; the session itself goes on."""
+    """The session's state, from which another server can continue it; the session itself goes on."""
     stream = server.streams.get(name, "session")
     with ExitStack() as stack:
         stack.enter_context(one_more(server))
-        found = without_places(await server.streams.snapshot(stream), model=server.settings.name)
+        found = without_paths(await server.streams.snapshot(stream), model=server.settings.name)
         data = await anyio.to_thread.run_sync(packed, found)
         return StateResponse(data, stack.pop_all(), name=name, number=found.snapshot.number)
 
 
 @router.put("/{name}/state", status_code=201)
 async def take_over(name: str, request: Request, server: ThisServer) -> dict[str, Any]:
-    """Go on here with a session of another server, by its state."""
+    """Continue a session of another server here, from its state in the body."""
     with one_more(server):
         stream = await descent.adopt(server.streams, name, await received(request, server))
     return server.describe(stream)

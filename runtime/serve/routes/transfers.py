@@ -1,4 +1,4 @@
-"""States on their way in and out. Each is large, so that there are few at once."""
+"""Sends and receives states. Each is large, so only a few are under way at once."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from runtime.serve.routes.serving import Server
 from vmla.config import FRAMES_PER_SECOND
 
 SPARE = 4 << 20
-"""Bytes that a state may have beside what the plan says of a stream: its header, and what is rounded up."""
+"""Bytes that a state may have beyond the plan's figure for a stream: its header and rounding."""
 
 
 @contextmanager
 def one_more(server: Server) -> Iterator[None]:
-    """Inside, a state is under way.
+    """A context that counts one state as under way.
 
     Raises:
         ApiError: if there are as many as there may be.
@@ -50,7 +50,7 @@ class StateResponse(Response):
     media_type = "application/vnd.videomla.state"
 
     def __init__(self, content: bytes, under_way: ExitStack, *, name: str, number: int) -> None:
-        """That of the stream `name`, of which chunk `number` is next; `under_way` is closed at the end."""
+        """Send the state of the stream `name`, whose next chunk is `number`; close `under_way` at the end."""
         headers = {
             "X-Sequence-Number": str(number),
             "Content-Disposition": f'attachment; filename="{name}.state"',

@@ -19,9 +19,9 @@ from vmla.config import FRAMES_PER_SECOND
 router = APIRouter(prefix="/v1/videos")
 FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 STATUS = {"ready": "in_progress", "stopped": "failed"}
-"""What states are called in the public API, where it has another word."""
+"""The public API's words for states that it calls otherwise."""
 USUAL_SECONDS = 4.0
-"""Of a video whose length is not said: what the public API makes."""
+"""The length of a video where the request gives none: the public API's default."""
 
 
 @router.post("")

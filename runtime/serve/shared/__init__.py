@@ -1,1 +1,1 @@
-"""Several servers on one folder of streams: who makes which, and how what another makes is reached."""
+"""Several servers on one folder of streams: which server makes which, and how requests reach it."""

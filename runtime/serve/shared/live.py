@@ -24,14 +24,14 @@ from runtime.serve.edge.access import RELAYED
 from runtime.serve.edge.errors import ApiError
 
 Find = Callable[[str | None, Collection[str]], Awaitable[str | None]]
-"""Where a stream is made, by its name and the addresses that failed; None: nowhere yet."""
+"""Finds the server of a stream by its name, passing over addresses that failed; None if there is none yet."""
 PATIENCE = 30.0
-"""Seconds after which nobody is expected to go on with a stream."""
+"""Seconds to wait for some server to continue a stream."""
 RETRY_SECONDS = 0.02
 AGAIN = ("not_ready", "held_elsewhere", "lost")
-"""Codes of errors that pass while a stream changes hands."""
+"""Codes of errors that go away by themselves while a stream moves between servers."""
 MOST_ASKED = 64
-"""Changes that are remembered."""
+"""How many requested changes are remembered."""
 PATH = "/v1/realtime/video"
 
 
@@ -138,7 +138,7 @@ class LiveRelay:
     # From the viewer.
 
     async def _read(self) -> None:
-        """Put what it says into a queue, and None when it is gone."""
+        """Put the viewer's messages into a queue, and None when it has left."""
         while True:
             try:
                 message = await self._socket.receive()
@@ -150,7 +150,7 @@ class LiveRelay:
             await self._heard.put(message.get("text") or "")
 
     async def _up(self, server: ClientConnection) -> None:
-        """Pass on what it says; returns when it is gone."""
+        """Pass the viewer's messages on to the server; return when it has left."""
         while (text := await self._heard.get()) is not None:
             said = _parsed(text)
             if said.get("type") == "session.interaction":
@@ -172,7 +172,7 @@ class LiveRelay:
     # To the viewer.
 
     async def _down(self, server: ClientConnection) -> None:
-        """Pass on what the server sends; returns when it is to be joined again.
+        """Pass the server's messages on to the viewer; return when the stream is to be joined again.
 
         Raises:
             ConnectionClosed: when it ends.
@@ -190,7 +190,7 @@ class LiveRelay:
                 await self._send(event)
 
     def _is_known(self, event: dict[str, Any]) -> bool:
-        """Whether the viewer was told before; what matters to us is kept."""
+        """Whether the viewer has had this message before; note what a later join needs."""
         kind, name = event.get("type"), event.get("event_id")
         if kind == "video.start":
             before, self._introduced = self._introduced, True

@@ -1,4 +1,4 @@
-"""What another server makes, it answers: requests and viewers are passed on to it."""
+"""Passes requests and viewers on to the server that makes the stream they are about."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Peers:
         return False
 
     async def watch(self, socket: WebSocket, start: str) -> None:
-        """Let a viewer, which says `start`, watch what another server makes; whoever that is meanwhile.
+        """Serve a viewer, whose first message is `start`, from whichever server makes its stream.
 
         Raises:
             ApiError: if nobody goes on with it.
@@ -46,7 +46,7 @@ class Peers:
         await LiveRelay(socket, self.find, self._key, stall_seconds=self._stall).run(start)
 
     async def find(self, name: str | None, failed: Collection[str]) -> str | None:
-        """Where the stream is made, but none of those that `failed`; here, if nowhere else."""
+        """The address of the server that makes the stream, other than those that `failed`; else our own."""
         holder = None if name is None else self.streams.holder(name)
         return self._here if holder is None or holder in failed else holder
 
@@ -62,7 +62,7 @@ class Elsewhere:
         self._app, self._peers = app, peers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on, or let it through with what the disk says known."""
+        """Pass a request on, or serve it here after reading the stream from disk."""
         if scope["type"] == "http" and scope["path"] in OF_ALL:
             self._peers.streams.refresh_all()
         if scope["type"] == "http" and (found := OF_A_STREAM.fullmatch(scope["path"])) is not None:

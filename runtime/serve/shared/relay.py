@@ -1,4 +1,4 @@
-"""A request on its way to another server, and its answer on the way back, piece by piece."""
+"""Forwards a request to another server and its answer back, piece by piece."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ OURS = {
     b"host", b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"te", b"trailer", b"origin",
     b"authorization", b"proxy-authorization", RELAYED.encode(),
 }  # fmt: skip
-"""Headers of a connection, and what the door has looked at: not passed on."""
+"""Headers that are not passed on: those of the connection, and those that the door has checked."""
 ANSWERED = {b"connection", b"keep-alive", b"transfer-encoding", b"date", *(name for name, _ in SHIELDS)}
 CONNECT_SECONDS = 2.0
 
@@ -27,7 +27,7 @@ class Relay:
         self._key = key.encode()
 
     async def pass_on(self, address: str, scope: Scope, receive: Receive, send: Send) -> bool:
-        """Have the server at `address` answer; False if it does not, and nothing is sent or taken yet."""
+        """Let the server at `address` answer; False if it is unreachable and nothing was sent or read."""
         url = httpx.URL(address, raw_path=scope["raw_path"] + b"?" + scope["query_string"])
         headers = [(name, value) for name, value in scope["headers"] if name not in OURS]
         body = _Body(receive)
@@ -61,7 +61,7 @@ class _Body:
         self._receive, self.taken = receive, False
 
     async def pieces(self) -> AsyncIterator[bytes]:
-        """As they come."""
+        """The pieces of the body as they arrive."""
         self.taken, more = True, True
         while more:
             message = await self._receive()
@@ -70,7 +70,7 @@ class _Body:
 
 
 async def _answer(response: httpx.Response, receive: Receive, send: Send) -> None:
-    """Send what the other server answers, as long as somebody takes it."""
+    """Send the other server's answer for as long as the client reads it."""
     gone = asyncio.create_task(_gone(receive))
     try:
         headers = [(name.lower(), value) for name, value in response.headers.raw]

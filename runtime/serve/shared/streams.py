@@ -1,4 +1,4 @@
-"""The streams of a server that shares its store: those at rest are nobody's, any server may bring them in."""
+"""The streams of a server that shares its store: any server may load a stream that is at rest."""
 
 from __future__ import annotations
 
@@ -20,17 +20,17 @@ from runtime.serve.streams.table import Streams
 from runtime.serve.streams.worker import Worker
 
 HELD = "held_elsewhere"
-"""The code of what another server makes, and does not let go of in time."""
+"""The code of the refusal where another server makes a stream and does not release it in time."""
 HAND_OVER_SECONDS = 5.0
-"""How long a server that is about to let a stream go is waited for."""
+"""How long to wait for a server that is about to release a stream."""
 CLAIM_SECONDS = 0.005
 SCAN_SECONDS = 2.0
-"""How often it is looked what other servers have begun, and which jobs nobody makes."""
+"""How often to look for streams that other servers have begun, and for jobs that no server makes."""
 UNREADABLE = (OSError, UserError)
 
 
 class SharedStreams(Streams):
-    """As `Streams`; a stream is claimed while it is in memory, and read anew from disk when it is not."""
+    """Streams that are claimed while in memory here, and otherwise read from disk each time."""
 
     def __init__(
         self, store: Store, worker: Worker, settings: ServeSettings, metrics: Metrics, tracing: Tracing,
@@ -46,13 +46,13 @@ class SharedStreams(Streams):
         self._scanning = asyncio.create_task(self._scan())
 
     async def close(self) -> None:
-        """See `Streams.close`; what is let go of, others may have."""
+        """See `Streams.close`; other servers may then claim the streams."""
         if self._scanning is not None:
             self._scanning.cancel()
         await super().close()
 
     async def drain(self) -> None:
-        """Let go of all streams, so that other servers go on with them; begin none."""
+        """Release all streams, so that other servers continue them, and begin no more."""
         self.ready, self.handing_over = False, True
         await self._rest()
 
@@ -68,12 +68,12 @@ class SharedStreams(Streams):
         return None
 
     def refresh(self, name: str) -> None:
-        """Know of the stream of that name what the disk says, also that it is there, or is no more."""
+        """Read the stream called `name` from disk again: it may have changed, be new, or be gone."""
         with suppress(ValueError):
             self._refresh(self.store.folder(name))
 
     def refresh_all(self) -> None:
-        """The same of all streams."""
+        """Do as `refresh` does, for all streams."""
         folders = {folder.path.name: folder for folder in self.store.folders()}
         for name in {*folders, *self._streams}:
             self.refresh(name)

@@ -1,4 +1,4 @@
-"""Streams that come of others: forked here, or made elsewhere and gone on with here."""
+"""New streams from the states of others: forks, and sessions taken over from another server."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _copy(
 
 
 async def adopt(streams: Streams, name: str, state: State) -> Stream:
-    """A stream that was made elsewhere, to be gone on with here; it rests until somebody comes.
+    """Take over a stream from another server; it stays at rest until somebody watches it.
 
     Raises:
         ApiError: if there is one of that name, or no room.

@@ -1,4 +1,4 @@
-"""Requests for another prompt, by the ids that those who ask give them."""
+"""Requests for another prompt, by the ids that clients give them."""
 
 from __future__ import annotations
 
@@ -8,33 +8,33 @@ from collections.abc import Iterable
 from runtime.prompts.sources import Receipt
 
 KNOWN = 1_000
-"""Ids of requests that are remembered, so that one that is sent again counts once."""
+"""How many request ids are remembered, so that a request sent twice counts once."""
 
 
 class Events:
-    """Of one stream: which are known, which wait, which were superseded and where."""
+    """The requests of one stream: which are known, which wait, which were superseded and where."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.known: dict[str, None] = {}
         self.superseded: dict[int, list[str]] = {}
-        """By the chunk with which another one took effect instead."""
+        """Ids of superseded requests, by the chunk at which another took effect instead."""
         self._waiting: dict[int, str] = {}
         self._dropped: list[str] = []
 
     def expect(self, receipt: Receipt, event_id: str) -> None:
-        """`event_id` is what its maker calls the request of `receipt`."""
+        """Remember that the client calls the request of `receipt` by `event_id`."""
         self.known[event_id] = None
         if len(self.known) > KNOWN:
             self.known.pop(next(iter(self.known)))
         self._waiting[receipt.number] = event_id
 
     def remember(self, ids: Iterable[str]) -> None:
-        """These took effect before; whoever asks again is not heard twice."""
+        """Note ids that took effect earlier, so that a repeated request is ignored."""
         self.known |= dict.fromkeys(ids)
 
     def supersede(self, receipt: Receipt) -> None:
-        """Another request came before it took effect."""
+        """Note that another request came before this one took effect."""
         if (event := self._waiting.pop(receipt.number, None)) is not None:
             self._dropped = [*self._dropped[-KNOWN:], event]
 
@@ -48,6 +48,6 @@ class Events:
         return () if event is None else (event,)
 
     def at_rest(self) -> tuple[str, ...]:
-        """The ids of what was asked for before the stream left memory, and is in its state."""
+        """The ids of requests made before the stream left memory, which its state holds."""
         ids, self._waiting = tuple(self._waiting.values())[-1:], {}
         return ids

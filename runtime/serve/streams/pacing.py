@@ -11,12 +11,12 @@ BACKGROUND = 1e12
 
 
 class LivePacing:
-    """Made for whoever watches; the one that is furthest ahead counts, the others read the file."""
+    """Chunks are made for the viewer that is furthest ahead; the others read the file."""
 
     def __init__(
         self, *, chunk_seconds: float, clock: Callable[[], float], missed: Callable[[], None]
     ) -> None:
-        """`missed` is told when a chunk comes after what was made is played."""
+        """Call `missed` when a chunk comes too late to be played without a gap."""
         self._seconds, self._clock, self._missed = chunk_seconds, clock, missed
         self._viewers: tuple[Viewer, ...] = ()
         self._idle = LEAD
@@ -24,7 +24,7 @@ class LivePacing:
         self._due, self._asked = clock(), clock()
 
     def watch(self, viewers: Iterable[Viewer], *, idle: int) -> None:
-        """These watch now; while nobody does, making stops before chunk `idle`."""
+        """Set who watches; while nobody does, no chunk from `idle` on is made."""
         self._idle, self._viewers = idle, tuple(viewers)
 
     def wanted(self, made: int) -> bool:
@@ -35,7 +35,7 @@ class LivePacing:
         return wanted
 
     def deadline(self, made: int) -> float:
-        """When the last chunk is played, by somebody who takes each as soon as it is there."""
+        """When the last chunk has been played by a viewer who takes each as soon as it is made."""
         now = self._clock()
         if self._made is None:
             self._made, self._due = made, now
@@ -48,7 +48,7 @@ class LivePacing:
 
 
 class BackgroundPacing:
-    """Made in the time that nobody else needs; of several, whoever has made fewer chunks goes on."""
+    """Chunks are made when no viewer needs any, first for the video that has the fewest."""
 
     def __init__(self, *, chunk_seconds: float) -> None:
         self._seconds = chunk_seconds

@@ -1,4 +1,4 @@
-"""Who is in memory: as many streams as it holds; who watches goes before who waits."""
+"""Decides which streams are in memory: watched ones take precedence over waiting jobs."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from runtime.serve.edge.metrics import Metrics
 from runtime.serve.streams.stream import Stream
 
 COMING_SECONDS = 0.02
-"""How often it is looked whether a stream has come in."""
+"""How often to check whether a stream has been loaded."""
 
 
 class Places:
@@ -28,11 +28,11 @@ class Places:
 
     @property
     def free(self) -> int:
-        """Places that nobody has."""
+        """The number of free places."""
         return self._most - len(self._held)
 
     async def take(self, stream: Stream) -> None:
-        """A place for `stream`, if need be that of one that nobody watches, or of a job, which goes on later.
+        """Take a place for `stream`, if need be from an unwatched stream or a job, which continues later.
 
         Raises:
             ApiError: if all places belong to streams that are watched.
@@ -62,13 +62,13 @@ class Places:
         self._metrics.admitted.inc()
 
     def give_back(self, stream: Stream) -> None:
-        """The place of `stream` is free; it counts once."""
+        """Free the place of `stream`; calling it again does nothing."""
         if stream in self._held:
             self._held.remove(stream)
             self._metrics.released.inc()
 
     def _least(self) -> Stream | None:
-        """Who can best do without its place: the live stream that was left first, or the youngest job."""
+        """The stream to unload first: the live one whose viewers left earliest, or else the youngest job."""
         left = [one for one in self._held if one.info.kind == "session" and not one.viewers]
         jobs = [one for one in self._held if one.info.kind == "video"]
         if left:

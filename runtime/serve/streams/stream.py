@@ -20,7 +20,7 @@ from runtime.resume.state import State, load_state
 from runtime.serve.disk.fence import Claim, ClaimLostError
 from runtime.serve.disk.folder import OVER, AppliedChange, Status, StreamFolder, StreamInfo
 from runtime.serve.disk.index import ChunkIndex
-from runtime.serve.disk.sink import StreamSink, elsewhere
+from runtime.serve.disk.sink import IndexedSink, elsewhere
 from runtime.serve.edge.metrics import Metrics
 from runtime.serve.edge.settings import ServeSettings
 from runtime.serve.edge.tracing import Stay, Tracing
@@ -48,7 +48,7 @@ class Surroundings:
 
 
 class Stream:
-    """Its methods are for the event loop, but for those that say otherwise."""
+    """A video with its file and viewers; its methods run on the event loop unless they say otherwise."""
 
     def __init__(
         self, folder: StreamFolder, info: StreamInfo, around: Surroundings, ended: Callable[[Stream], None]
@@ -128,12 +128,12 @@ class Stream:
         return before[-1].prompt if before else self.info.prompt
 
     def events_at(self, number: int) -> tuple[list[str], list[str]]:
-        """What took effect with chunk `number`, and what was superseded before it could, by their ids."""
+        """The ids of changes that took effect at chunk `number`, and of those superseded before it."""
         started = [event for c in self.changes if c.chunk == number for event in c.event_ids]
         return started, self._events.superseded.get(number, [])
 
     def refresh(self) -> None:
-        """Be what the disk says, where another server may have made more of it meanwhile.
+        """Read the stream from disk again, as another server may have continued it.
 
         Raises:
             OSError, UserError: if it does not say.
@@ -233,7 +233,7 @@ class Stream:
         return around.worker.begin(job, self._sink(None), frames=self.info.frames, **common)
 
     def leave(self, goal: Status = "paused") -> None:
-        """Leave memory after the chunk under way, with its state on disk, and be `goal` then."""
+        """Leave memory after the chunk under way, with the state saved; `goal` is the status from then on."""
         if self.task is not None:
             if not (self._leaving and self._goal in OVER):  # an end is final
                 self._goal = goal
@@ -259,7 +259,7 @@ class Stream:
         return load_state(self.folder.state, mend="begin it anew")[0]
 
     def set(self, *, status: Status, error: str | None = None) -> None:
-        """Be in `status` from now on; on any thread.
+        """Set the stream's status; may be called on any thread.
 
         It is recorded if the disk takes it. A server that starts again without the record makes again what
         it missed, so that a full disk must not keep a stream from leaving memory.
@@ -272,7 +272,7 @@ class Stream:
             LOGGER.error("not recorded", extra={"fields": {"stream": self.id, "reason": str(failure)}})
 
     def let_go(self) -> None:
-        """Other servers may have it, if this one has."""
+        """Release this server's claim to the stream, if it has one."""
         claim, self.claim = self.claim, None
         if claim is not None:
             claim.release()
@@ -331,7 +331,7 @@ class Stream:
         self._tell_ended(self)
 
     def _sentence(self, failure: BaseException) -> str:
-        """What went wrong, for the network: without paths of this machine."""
+        """The failure in one sentence for clients, without paths of this machine."""
         LOGGER.error("failed", extra={"fields": {"stream": self.id, "reason": str(failure)}})
         if isinstance(failure, OSError):
             return self._without_path(f"cannot write the video: {failure.strerror or 'the disk refuses'}")
@@ -360,7 +360,7 @@ class Stream:
         here = self.folder.video.exists() or state.snapshot.number != self.info.first
         return state.mark if here else elsewhere(state.mark)
 
-    def _sink(self, mark: Mark | None) -> StreamSink:
+    def _sink(self, mark: Mark | None) -> IndexedSink:
         """The file, cut behind `mark`."""
         self.index.cut(0 if mark is None else mark["bytes"])
         file = Mp4Sink(
@@ -369,7 +369,7 @@ class Stream:
             scale=self._around.worker.scale,
             after=mark,
         )
-        return StreamSink(file, self.index, self._heard, self._fenced)
+        return IndexedSink(file, self.index, self._heard, self._fenced)
 
     def _record_changes(self, changes: list[PromptChange], number: int) -> None:
         """Record what `changes` have from chunk `number` on that is not recorded yet."""

@@ -1,4 +1,4 @@
-"""All streams of a server: begun, forked, taken over, brought into memory, put to rest, forgotten."""
+"""All streams of a server: begins, forks, takes over, loads, unloads and forgets them."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from vmla.config import FRAMES_PER_SECOND
 
 LOGGER = logging.getLogger("vmla.serve")
 LOOK_SECONDS = 0.5
-"""How often it is looked whether a stream may rest."""
+"""How often to look for streams that may be unloaded."""
 
 
 class Streams:
-    """For the event loop; what takes long runs on other threads."""
+    """The streams by name; used on the event loop, with slow work on other threads."""
 
     def __init__(
         self, store: Store, worker: Worker, settings: ServeSettings, metrics: Metrics, tracing: Tracing
@@ -40,7 +40,7 @@ class Streams:
         self.places = Places(worker.places, metrics)
         self._streams: dict[str, Stream] = {}
         self._new: set[str] = set()
-        """Names of those whose folders are just written."""
+        """Names of streams whose folders are being written."""
         self._around: Surroundings | None = None
         self._jobs: set[asyncio.Task[None]] = set()
         self._looking: asyncio.Task[None] | None = None
@@ -125,7 +125,7 @@ class Streams:
         return name in self._streams or name in self._new or self.store.folder(name).path.exists()
 
     def measure(self) -> None:
-        """Bring the figures up to date that are counted when they are asked for."""
+        """Update the metrics that are only counted when they are collected."""
         self._metrics.count_streams(Counter((one.info.kind, one.info.status) for one in self))
         self._metrics.resident.set(sum(one.resident for one in self))
         self._metrics.viewers.set(self.viewers)
@@ -208,7 +208,7 @@ class Streams:
                 self._start_jobs()
 
     async def _bring(self, stream: Stream) -> None:
-        """Into the place that it has; who is cancelled meanwhile waits, or the place would count twice."""
+        """Load `stream` into its place; a cancelled caller still waits, or the place would count twice."""
         coming = asyncio.ensure_future(asyncio.to_thread(stream.begin))
         try:
             await asyncio.shield(coming)
@@ -228,7 +228,7 @@ class Streams:
             raise
 
     async def pause(self, stream: Stream) -> None:
-        """Take `stream` out of memory; one that is just coming in comes in before."""
+        """Unload `stream`; one that is being loaded is loaded first."""
         async with stream.lock:
             stream.leave("paused")
             await stream.gone()
@@ -317,7 +317,7 @@ class Streams:
                 job.set(status="failed", error=api_error(error, job.id).message)
 
     async def _look(self) -> None:
-        """Put to rest who is not watched, end what is too long, forget what nobody asks for."""
+        """Unload unwatched streams, end those that are too long, and forget those unused for long."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             now = time.monotonic()

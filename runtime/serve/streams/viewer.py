@@ -1,4 +1,4 @@
-"""One who watches a stream: how far along, and how much may be made ahead of it."""
+"""A viewer of a stream: where it is, and how far ahead of it chunks may be made."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Viewer:
         """Set whenever the stream has changed."""
 
     def played(self, seconds: float) -> None:
-        """It shows what lies `seconds` after the start of the video; it never goes back."""
+        """Note that the viewer shows the frame at `seconds`; an earlier time is ignored."""
         self._position = max(self._position or 0.0, seconds)
 
     def limit(self) -> int:

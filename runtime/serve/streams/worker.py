@@ -26,11 +26,11 @@ from vmla.world.caption import warning_for
 
 LOGGER = logging.getLogger("vmla.serve")
 WARMING = 2
-"""Chunks that are made before anybody comes: then all is loaded that a stream needs."""
+"""Chunks that are made for nobody at the start, so that everything a stream needs is loaded."""
 
 
 class Worker:
-    """One session and its thread; all methods but `close` are for any thread."""
+    """One session and its thread; all methods but `close` may be called from any thread."""
 
     def __init__(self, job: Job, *, memory: int, most: int) -> None:
         """Load the engine of `job`; hold as many streams as `memory` bytes do, and at most so many."""
@@ -64,7 +64,7 @@ class Worker:
         return self._thread.is_alive()
 
     def warnings(self, prompt: str) -> list[str]:
-        """What may disappoint about `prompt`, a sentence each."""
+        """Warnings about `prompt`, a sentence each: what of it the model does not know."""
         warning = None if self.world is None else warning_for(prompt, self.world)
         return [] if warning is None else [warning]
 

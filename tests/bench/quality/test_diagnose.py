@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
+from kit.checkpoints import as_trained_on
 
 from bench.cli import main as vmla_bench
 from bench.quality.diagnose import figures, held_out_scenes, through_codec
@@ -47,13 +48,7 @@ def test_a_model_of_no_world_is_refused_and_one_of_a_world_measured(checkpoint, 
     refused = CliRunner().invoke(vmla_bench, ["diagnose", str(checkpoint)])
     assert refused.exit_code == 2
     assert "no world whose truth is known" in refused.output.splitlines()[-1]
-    folder = tmp_path / "model"
-    folder.mkdir()
-    for part in checkpoint.iterdir():
-        if part.name != "model_index.json":
-            (folder / part.name).symlink_to(part)
-    index = json.loads((checkpoint / "model_index.json").read_text())
-    (folder / "model_index.json").write_text(json.dumps({**index, "trained_on": "sprites-2"}))
+    folder = as_trained_on("sprites-2", checkpoint, tmp_path / "model")
     path = tmp_path / "found.json"
     asked = ["diagnose", str(folder), "--prompts", "2", "--true", "1", "-o", str(path)]
     result = CliRunner().invoke(vmla_bench, asked)

@@ -10,17 +10,8 @@ from click.testing import CliRunner
 import bench.quality.grades
 from bench.cli import VERBS
 from bench.cli import main as vmla_bench
-from bench.quality.grades import (
-    WINDOW,
-    Graded,
-    Windows,
-    grade_windows,
-    held_out_prompts,
-    open_denoiser,
-    seen_rollouts,
-    shares,
-    what_is,
-)
+from bench.quality.grades import Graded, grade_windows, held_out_prompts, shares, what_is
+from bench.quality.rollouts import WINDOW, VideoBatch, Windows, batches, open_denoiser, seen_rollouts
 from vmla.cli.progress import ProgressLine
 from vmla.weights.checkpoint import open_checkpoint
 from vmla.world.caption import read
@@ -53,6 +44,16 @@ def test_windows_are_the_frames_before_each_mark():
         assert torch.equal(window, expected)
 
 
+def test_every_item_is_in_one_batch_and_its_seed_does_not_depend_on_the_size():
+    for size in (1, 2, 3, 7, 9):
+        parts = batches("abcdefg", size, seed=5)
+        assert "".join(letter for part in parts for letter in part.items) == "abcdefg"
+        assert all(1 <= len(part.items) <= size for part in parts)
+        seeds = {letter: part.seed + i for part in parts for i, letter in enumerate(part.items)}
+        assert seeds == {letter: 5 + i for i, letter in enumerate("abcdefg")}
+    assert batches("", 3, seed=0) == []
+
+
 def test_shares_count_what_passed():
     def graded(second, **wrong):
         answers = dict.fromkeys(("background", "colour", "shape", "motion", "count"), True)
@@ -72,7 +73,7 @@ def test_an_engine_makes_as_many_videos_as_it_was_built_for(checkpoint, monkeypa
     asked, encode = [], engine.encode_prompt
     monkeypatch.setattr(engine, "encode_prompt", lambda prompts: asked.append(prompts) or encode(prompts))
     line = ProgressLine(io.StringIO())
-    [(second, frames)] = seen_rollouts(engine, opened, [prompt], (4,), batch=3, seed=0, line=line)
+    [(second, frames)] = seen_rollouts(engine, opened, VideoBatch(0, [prompt], 0), (4,), fixed=3, line=line)
     graded = grade_windows([prompt], second, frames)
     assert [(one.prompt, one.second) for one in graded] == [(prompt, 4)]
     assert list(map(list, asked)) == [[prompt] * 3]

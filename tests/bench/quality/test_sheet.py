@@ -1,11 +1,10 @@
 """The contact sheet: it shows every word of the world, and marks what its prompt did not ask for."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from kit.checkpoints import as_trained_on
 from PIL import Image
 
 from bench.cli import main as vmla_bench
@@ -71,13 +70,7 @@ def test_the_command_writes_a_picture_of_a_model_and_refuses_what_has_no_world(c
     asked = ["sheet", str(checkpoint), "-o", str(tmp_path / "sheet.png"), "--seconds", "1", "--pairs", "0"]
     refused = CliRunner().invoke(vmla_bench, asked)
     assert refused.exit_code == 2 and "no world whose truth is known" in refused.output
-    folder = tmp_path / "model"
-    folder.mkdir()
-    for part in checkpoint.iterdir():
-        if part.name != "model_index.json":
-            (folder / part.name).symlink_to(part)
-    index = json.loads((checkpoint / "model_index.json").read_text())
-    (folder / "model_index.json").write_text(json.dumps({**index, "trained_on": "sprites-2"}))
+    folder = as_trained_on("sprites-2", checkpoint, tmp_path / "model")
     asked[1] = str(folder)
     result = CliRunner().invoke(vmla_bench, asked)
     assert result.exit_code == 0, result.output

@@ -1,16 +1,16 @@
 """Models side by side: the same videos, all figures, and no work done twice."""
 
 import json
-import shutil
 
 import pytest
 from click.testing import CliRunner
-from kit.checkpoints import debug_checkpoint
+from kit.checkpoints import as_trained_on, debug_checkpoint
 from kit.refusals import assert_one_line
 
 from bench.cli import main as vmla_bench
 from bench.harness.document import read_document
-from bench.quality.grades import grade_windows, held_out_prompts, open_denoiser, seen_rollouts, shares
+from bench.quality.grades import grade_windows, held_out_prompts, shares
+from bench.quality.rollouts import VideoBatch, open_denoiser, seen_rollouts
 from bench.report.sections.quality import layouts_section
 from bench.studies import layouts
 from bench.studies.layouts import main
@@ -54,7 +54,7 @@ def test_every_figure_of_every_model_is_there(compared, checkpoint):
     opened, prompts = open_checkpoint(checkpoint), held_out_prompts(2, seed=1000)
     engine, _ = open_denoiser(opened, None)
     line = type("Quiet", (), {"show": lambda self, text: None})()
-    seen = seen_rollouts(engine, opened, prompts, (4, 12), batch=2, seed=1000, line=line)
+    seen = seen_rollouts(engine, opened, VideoBatch(0, prompts, 1000), (4, 12), line=line)
     graded = [one for second, frames in seen for one in grade_windows(prompts, second, frames)]
     assert latent["grades"] == shares(graded)
     [table] = layouts_section(document).tables
@@ -82,9 +82,7 @@ def test_a_model_that_was_watched_is_not_watched_again(compared, tmp_path, monke
 
 
 def test_models_of_different_worlds_are_only_timed(checkpoint, tmp_path):
-    other, output = shutil.copytree(checkpoint, tmp_path / "other"), tmp_path / "speed.json"
-    index = json.loads((other / "model_index.json").read_text())
-    (other / "model_index.json").write_text(json.dumps({**index, "trained_on": "sprites-2"}))
+    other, output = as_trained_on("sprites-2", checkpoint, tmp_path / "other"), tmp_path / "speed.json"
     models = ("--model", f"a={checkpoint}", "--model", f"b={other}")
     assert_one_line(run(*models, "--prompts", 2), "different worlds", "--prompts 0")
     assert run(*models, "--prompts", 0, "-o", output).exit_code == 0

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
+from kit.checkpoints import as_trained_on
 from safetensors.torch import load_file
 
 from runtime import generate
@@ -194,10 +195,7 @@ def test_a_full_disk_is_named(checkpoint, tmp_path, monkeypatch):
 
 
 def test_a_prompt_of_another_world_is_warned_about(checkpoint, tmp_path):
-    folder = tmp_path / "sprites"
-    shutil.copytree(checkpoint, folder)
-    index = json.loads((folder / "model_index.json").read_text())
-    (folder / "model_index.json").write_text(json.dumps({**index, "trained_on": "sprites"}))
+    folder = as_trained_on("sprites", checkpoint, tmp_path / "sprites")
     known = make(folder, "null", "--chunks", 1)
     assert "warning" not in known.output
     odd = make(folder, "null", "--chunks", 1, prompt="a cat playing the piano")
@@ -206,10 +204,7 @@ def test_a_prompt_of_another_world_is_warned_about(checkpoint, tmp_path):
 
 
 def test_a_plan_warns_of_all_that_the_run_warns_of(checkpoint, tmp_path):
-    folder = tmp_path / "sprites"
-    shutil.copytree(checkpoint, folder)
-    index = json.loads((folder / "model_index.json").read_text())
-    (folder / "model_index.json").write_text(json.dumps({**index, "trained_on": "sprites"}))
+    folder = as_trained_on("sprites", checkpoint, tmp_path / "sprites")
     asked = ("--prompt", "a cat playing the piano" * 9, "--checkpoint", folder, "--chunks", 1)
     plan, made = run(*asked, "--dry-run"), run(*asked, "-o", "null")
     assert (plan.exit_code, made.exit_code) == (0, 0)

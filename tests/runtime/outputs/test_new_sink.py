@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from kit.checkpoints import debug_checkpoint
 from kit.refusals import assert_one_line
 
 from runtime.cli.run import main
@@ -40,11 +39,6 @@ class RawSink:
 
 
 RAW = SinkKind(what="a .raw file", takes=lambda path: path.suffix == ".raw", open=RawSink)
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return debug_checkpoint(tmp_path_factory.mktemp("debug") / "model")
 
 
 def run(checkpoint, output, *more):

@@ -46,12 +46,6 @@ def latents_of(engine, chunks, *, start=(), prompt=RED):
 
 
 @pytest.fixture(scope="module")
-def pipeline(checkpoint):
-    with VideoPipeline.from_pretrained(checkpoint, device="cpu") as pipeline:
-        yield pipeline
-
-
-@pytest.fixture(scope="module")
 def own(checkpoint, tmp_path_factory):
     """A video made here, as pictures and enlarged in a file."""
     folder = tmp_path_factory.mktemp("own")

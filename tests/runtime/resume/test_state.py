@@ -13,7 +13,7 @@ import torch
 from click.testing import CliRunner
 from kit.commands import Commands
 from kit.refusals import assert_one_line
-from kit.sessions import make_video
+from kit.sessions import StopAt, make_video
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -23,7 +23,6 @@ from runtime.resume.autosave import Autosave
 from runtime.resume.state import Snapshot, State, load_state, save_state, state_path
 from runtime.session.destination import open_sink
 from runtime.session.replay import new, resume
-from runtime.telemetry.events import NoTelemetry
 from vmla.weights.formats.files import write_tensors
 
 pytestmark = pytest.mark.cpu
@@ -147,17 +146,6 @@ def test_a_sidecar_repeats_its_video_exactly(whole, tmp_path):
     assert output.read_bytes() == (whole / "a.mp4").read_bytes()
     one, other = (json.loads(path.read_text()) for path in (whole / "a.mp4.json", tmp_path / "b.mp4.json"))
     assert one["applied"] == other["applied"]
-
-
-class StopAt(NoTelemetry):
-    """Stops a video once so many chunks are shown."""
-
-    def __init__(self, stop, chunk):
-        self._stop, self._chunk = stop, chunk
-
-    def chunk(self, report):
-        if report.chunk >= self._chunk:
-            self._stop.set()
 
 
 def stopped(checkpoint, output, *, seconds=6.0, at=1):

@@ -10,7 +10,7 @@ import torch
 from click.testing import CliRunner
 from kit.models import draw
 from kit.refusals import assert_one_line
-from kit.sessions import make_video
+from kit.sessions import StopAt, make_video
 from kit.taehv import random_taehv
 
 from runtime.cli.run import main
@@ -24,7 +24,6 @@ from runtime.rollout.rollout import rollout
 from runtime.session.destination import open_sink
 from runtime.session.replay import new
 from runtime.session.session import Session
-from runtime.telemetry.events import NoTelemetry
 from vmla.vae.wan import state_bytes
 
 pytestmark = pytest.mark.cpu
@@ -92,17 +91,6 @@ def test_it_is_recorded_and_repeated(whole, decoders, tmp_path):
     result = run("--repeat", sidecar_path(whole), "-o", tmp_path / "again")
     assert result.exit_code == 0, result.output
     assert np.array_equal(pictures(tmp_path / "again"), pictures(whole))
-
-
-class StopAt(NoTelemetry):
-    """Sets an event after a chunk."""
-
-    def __init__(self, event, chunk):
-        self._event, self._chunk = event, chunk
-
-    def chunk(self, report):
-        if report.chunk == self._chunk:
-            self._event.set()
 
 
 def stopped(order, output):

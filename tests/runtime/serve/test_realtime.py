@@ -8,25 +8,9 @@ import numpy as np
 import pytest
 from kit.serving import BLUE, ENOUGH, RED, serving, wait_for
 
-from runtime.pipeline import VideoPipeline
 from runtime.prompts.sources import PromptChange, PromptSchedule
 
 pytestmark = pytest.mark.cpu
-
-
-@pytest.fixture(scope="module")
-def pipeline(checkpoint):
-    with VideoPipeline.from_pretrained(checkpoint, device="cpu", threads=1) as pipeline:
-        yield pipeline
-
-
-@pytest.fixture
-def file_of(pipeline, tmp_path):
-    def make(prompt, **asked):
-        pipeline.save(prompt, tmp_path / "video.mp4", overwrite=True, **asked)
-        return (tmp_path / "video.mp4").read_bytes()
-
-    return make
 
 
 def change(viewer, prompt, *, name, **also):
@@ -34,7 +18,7 @@ def change(viewer, prompt, *, name, **also):
     viewer.send({"type": "session.interaction", "interaction": event})
 
 
-def test_a_client_of_vllm_omni_gets_a_whole_video(server, file_of):
+def test_a_client_of_vllm_omni_gets_a_whole_video(server, reference):
     # The fields that its example client sends, sizes of another model included.
     asked = {"model": "debug", "prompt": RED, "width": 640, "height": 384, "fps": 16, "num_frames": 60}
     with server.watch(**asked, guidance_scale=1.0, seed=3, extra_params={"is_enable_stage2": True}) as viewer:
@@ -49,10 +33,10 @@ def test_a_client_of_vllm_omni_gets_a_whole_video(server, file_of):
     assert {event["request_id"] for event in told} == {start["request_id"]}
     assert sum(event["num_frames"] for event in told) == 60
     assert (viewer.done["chunks"], viewer.done["stopped"]) == (5, False)
-    assert viewer.media == file_of(RED, seconds=60 / 16, seed=3)
+    assert viewer.media == reference(RED, seconds=60 / 16, seed=3)
 
 
-def test_a_prompt_changes_at_the_next_edge_and_its_viewer_is_told(server, file_of):
+def test_a_prompt_changes_at_the_next_edge_and_its_viewer_is_told(server, reference):
     with server.watch(prompt=RED, seed=5, num_frames=120) as viewer:
         viewer.take(2)
         change(viewer, BLUE, name="blue", policy="reset")
@@ -69,7 +53,7 @@ def test_a_prompt_changes_at_the_next_edge_and_its_viewer_is_told(server, file_o
         PromptChange(chunk=0, prompts=(RED,)),
         PromptChange(chunk=number, prompts=(BLUE,), policy="reset"),
     ]
-    assert viewer.media == file_of(PromptSchedule(changes), seconds=7.5, seed=5)
+    assert viewer.media == reference(PromptSchedule(changes), seconds=7.5, seed=5)
 
 
 def test_what_cannot_be_changed_is_said_with_its_name_and_the_video_goes_on(server):
@@ -181,7 +165,7 @@ def test_an_endless_stream_is_made_no_faster_than_it_is_played(server):
         assert made * 0.75 <= time.monotonic() - began + 3.0 + 0.75
 
 
-def test_one_that_comes_back_is_given_what_it_missed_then_goes_on_live(server, file_of):
+def test_one_that_comes_back_is_given_what_it_missed_then_goes_on_live(server, reference):
     with server.watch(prompt=RED, seed=8, num_frames=144) as viewer:
         name = viewer.next()["session_id"]
         first = b"".join(data for _, data in viewer.take(4))
@@ -193,7 +177,7 @@ def test_one_that_comes_back_is_given_what_it_missed_then_goes_on_live(server, f
     event, payload = again.chunks[0]
     rest = payload[event["head_length"] :] + b"".join(data for _, data in again.chunks[1:])
     assert payload[: event["head_length"]] == first[: event["head_length"]]
-    assert first + rest == file_of(RED, seconds=9, seed=8)
+    assert first + rest == reference(RED, seconds=9, seed=8)
 
 
 def test_two_watch_one_stream_and_either_may_leave(server):
@@ -208,7 +192,7 @@ def test_two_watch_one_stream_and_either_may_leave(server):
     assert b"".join(data for _, data in other.chunks)[: len(one.media)] == one.media
 
 
-def test_a_stream_that_everybody_left_rests_on_disk_and_comes_back(server, file_of):
+def test_a_stream_that_everybody_left_rests_on_disk_and_comes_back(server, reference):
     wait_for(lambda: server.metric("videomla_resident_streams") == 0)
     taken, given = server.metric("videomla_admitted_total"), server.metric("videomla_released_total")
     with server.watch(prompt=RED, seed=2, num_frames=120) as viewer:
@@ -228,7 +212,7 @@ def test_a_stream_that_everybody_left_rests_on_disk_and_comes_back(server, file_
     assert cold < 15  # and not a time to live, or a time-out, more
     event, payload = again.chunks[0]
     rest = payload[event["head_length"] :] + b"".join(data for _, data in again.chunks[1:])
-    assert before + rest == file_of(RED, seconds=7.5, seed=2)
+    assert before + rest == reference(RED, seconds=7.5, seed=2)
     wait_for(lambda: server.metric("videomla_released_total") == given + 2)
     assert server.metric("videomla_admitted_total") == taken + 2
 

@@ -9,7 +9,6 @@ import pytest
 from kit.serving import BLUE, RED, serving
 from safetensors.torch import load, save
 
-from runtime.pipeline import VideoPipeline
 from runtime.prompts.sources import PromptChange, PromptSchedule
 
 pytestmark = pytest.mark.cpu
@@ -27,19 +26,6 @@ def chunks_of(server, name, number):
         viewer.all()
     told, payloads = zip(*viewer.chunks, strict=True)
     return told, [payload[event["head_length"] :] for event, payload in viewer.chunks]
-
-
-@pytest.fixture(scope="module")
-def reference(checkpoint, tmp_path_factory):
-    """The bytes of a file that nothing interrupted."""
-    path = tmp_path_factory.mktemp("reference") / "video.mp4"
-    with VideoPipeline.from_pretrained(checkpoint, device="cpu", threads=1) as pipeline:
-
-        def make(prompt, **asked):
-            pipeline.save(prompt, path, overwrite=True, **asked)
-            return path.read_bytes()
-
-        yield make
 
 
 def test_a_session_has_its_first_chunks_before_anybody_watches(server):
@@ -116,6 +102,16 @@ def test_a_fork_has_the_same_past_and_a_future_of_its_own(server, reference):
     assert server.http.post(f"/v1/sessions/{one['id']}/fork", json={}).status_code == 409
 
 
+def test_an_empty_prompt_is_refused_at_every_door_in_the_same_words(server):
+    one = server.http.post("/v1/sessions", json={"prompt": RED, "seconds": 2}).json()["id"]
+    for path in ("/v1/sessions", "/v1/videos", f"/v1/sessions/{one}/fork", f"/v1/sessions/{one}/interaction"):
+        for prompt in ("", " \n"):
+            refused = server.http.post(path, json={"prompt": prompt})
+            assert (refused.status_code, refused.json()["error"]["message"]) == (
+                422, "prompt: the prompt is empty; describe what the video shows"
+            ), path  # fmt: skip
+
+
 def test_a_fork_with_another_seed_parts_from_there_on(server):
     one = begin(server, seed=3, seconds=6)
     server.until(one["id"], sequence_number=3)
@@ -179,6 +175,8 @@ def tampered(data, change):
     (lambda h, t: t.update(cache=t["cache"].double()), "cache"),
     (lambda h, t: h.update(forgotten=1 << 50), "count"),
     (lambda h, t: h.update(number=-1), "number is -1"),
+    (lambda h, t: h["video"]["window"].update(chunk="x") or h.update(position=[1 << 40, 0]), "a chunk"),
+    (lambda h, t: h["video"].update(chunks=None), "frames and chunks"),
     (lambda h, t: h["video"].update(seed="4"), "seed"),
     (lambda h, t: h["video"].update(frames=10**12), "frames is 1000000000000"),
     (lambda h, t: h["video"].update(prompts=[]), "prompts"),

@@ -380,7 +380,7 @@ def test_a_state_of_something_else_is_refused(job):
     with Session(job) as session:
         with pytest.raises(UserError, match="this state was made with another weights.transformer"):
             session.restore(other, NullSink())
-        with pytest.raises(UserError, match="does not say what it is a state of"):
+        with pytest.raises(UserError, match="does not describe its video"):
             session.restore(replace(state, video={}), NullSink())
         session.restore(state, NullSink()).cancel()
     assert state.snapshot.cache.device == torch.device("cpu")

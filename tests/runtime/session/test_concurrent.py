@@ -11,12 +11,12 @@ import torch
 from click.testing import CliRunner
 from kit.commands import Commands
 from kit.refusals import assert_one_line
+from kit.sessions import FullDisk, StopAt
 
 from plugins.errors import UserError
 from runtime.cli.run import main
 from runtime.device import memory
 from runtime.engines.base import EagerEngine
-from runtime.outputs.mp4 import Mp4Sink
 from runtime.prompts.videos_file import Video, read_videos
 from runtime.resume.state import state_path
 from runtime.session import generate
@@ -180,15 +180,6 @@ def test_amounts_of_memory(tmp_path, monkeypatch):
     assert memory.free_bytes(torch.device("cpu")) > 4700
 
 
-class FullDisk(Mp4Sink):
-    """No room after two chunks."""
-
-    def _append(self, fragments):
-        if self.mark()["frames"] >= 24:
-            raise OSError(28, "No space left on device")
-        super()._append(fragments)
-
-
 def test_one_whose_sink_fails_ends_alone_and_goes_on_later(checkpoint, alone, listing, tmp_path, monkeypatch):
     out, usual = tmp_path / "out", generate.open_sink
 
@@ -222,17 +213,6 @@ def test_one_whose_prompt_fails_ends_alone(checkpoint, alone, listing, tmp_path,
     assert result.exit_code == 2
     assert result.output.splitlines()[-1].endswith("ring.mp4: no such word")
     assert_same(tmp_path / "out", alone, ["star", "again"])
-
-
-class StopAt(NoTelemetry):
-    """Stops all once so many chunks of any are shown."""
-
-    def __init__(self, stop, chunk):
-        self._stop, self._chunk = stop, chunk
-
-    def chunk(self, report):
-        if report.chunk >= self._chunk:
-            self._stop.set()
 
 
 @pytest.mark.parametrize("at", [None, 1], ids=["at once", "later"])

@@ -9,7 +9,6 @@ from threading import Event
 
 import pytest
 from click.testing import CliRunner
-from kit.checkpoints import debug_checkpoint
 from kit.refusals import assert_one_line
 from safetensors.torch import load_file
 
@@ -28,11 +27,6 @@ from vmla.weights.formats.files import write_tensors
 pytestmark = pytest.mark.cpu
 
 PROMPT = "a red star bouncing on a navy background"
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    return debug_checkpoint(tmp_path_factory.mktemp("debug") / "model")
 
 
 @pytest.fixture

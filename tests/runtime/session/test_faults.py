@@ -9,7 +9,7 @@ import av
 import pytest
 from click.testing import CliRunner
 from kit.galleries import Stalling
-from kit.sessions import make_video
+from kit.sessions import FullDisk, make_video
 from PIL import Image
 
 from plugins.errors import UserError
@@ -81,15 +81,6 @@ def test_a_blocked_sink_slows_the_rollout_down_and_is_counted(order):
     assert told.reports[-1].stalls > 0
     assert told.reports[-1].stalled_seconds > 0.1
     assert max(report.queue_depth for report in told.reports) <= 2
-
-
-class FullDisk(Mp4Sink):
-    """No room after two chunks."""
-
-    def _append(self, fragments):
-        if self.mark()["frames"] >= 24:
-            raise OSError(28, "No space left on device")
-        super()._append(fragments)
 
 
 def test_a_full_disk_stops_it_and_it_goes_on_when_there_is_room(order, whole, tmp_path):

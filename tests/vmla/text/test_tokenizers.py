@@ -5,9 +5,13 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from kit.wan_folder import small_tokenizer
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
+from plugins.documents.json_file import read_json
+from plugins.errors import UserError
 from vmla.text import clean_prompt
+from vmla.text import tokenizer as tokenizers
 from vmla.text.byte_tokenizer import ByteTokenizer
 from vmla.text.tokenizer import PublishedTokenizer, read_tokenizer
 from vmla.text.word_tokenizer import WordTokenizer
@@ -75,6 +79,25 @@ def test_a_tokenizer_of_words_with_other_rules_is_left_to_transformers(pairs, tm
     read = read_tokenizer(tmp_path)
     assert isinstance(read, PublishedTokenizer)
     assert read.numbers("a RED star") == [3, 2, 5, 1]
+
+
+def test_a_published_tokenizer_is_parsed_by_transformers_alone(tmp_path, monkeypatch):
+    place, parsed = tmp_path / "tokenizer.json", []
+    small_tokenizer().save_pretrained(tmp_path)
+
+    def read(path, **asked):
+        parsed.append(path.name)
+        return read_json(path, **asked)
+
+    monkeypatch.setattr(tokenizers, "read_json", read)
+    assert isinstance(read_tokenizer(tmp_path), PublishedTokenizer)
+    assert "tokenizer_config.json" in parsed and "tokenizer.json" not in parsed
+    place.write_text("{")
+    with pytest.raises(UserError, match=r"tokenizer.json is not valid JSON"):
+        read_tokenizer(tmp_path)
+    monkeypatch.setattr(tokenizers, "LARGEST", 0)
+    with pytest.raises(UserError, match="more than 0 bytes"):
+        read_tokenizer(tmp_path)
 
 
 def test_a_tokenizer_of_bytes_with_other_tokens_is_left_to_transformers(tmp_path):

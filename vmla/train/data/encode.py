@@ -74,7 +74,9 @@ def encode(
     """
     items = _items(source)
     opened, place = open_checkpoint(checkpoint), torch.device(device)
-    if negative is None and (negative := opened.index.get("preset", {}).get("negative_prompt")) is not None:
+    preset = opened.preset()
+    if negative is None and preset is not None and preset.negative_prompt is not None:
+        negative = preset.negative_prompt
         report(f"negative prompt of the preset: {negative}")
     config, video = opened.model_config(), source.is_dir()
     codec = opened.codec().to(place) if video else None

@@ -105,5 +105,5 @@ def card_of(checkpoint: Checkpoint, repo: str) -> str:
         history=config.history, steps=sampler.steps, kind=sampler.kind,
         prompt="a red star" if world is None else "a red star bouncing on a navy background",
     )  # fmt: skip
-    preset = checkpoint.index.get("preset")
-    return text if preset is None else text + PRESET.format(name=preset["name"], source=preset["source"])
+    preset = checkpoint.preset()
+    return text if preset is None else text + PRESET.format(name=preset.name, source=preset.source)
