@@ -78,7 +78,7 @@ def test_every_command_is_one_that_its_program_takes(line, tmp_path, monkeypatch
 
 def options(command, above=None, name=None):
     """Those of a command and its subcommands."""
-    context = click.Context(command, parent=above, info_name=name)
+    context = click.Context(command, parent=above, info_name=name, **command.context_settings)
     yield from (each for part in command.get_params(context) for each in (*part.opts, *part.secondary_opts))
     for inner in command.list_commands(context) if isinstance(command, click.Group) else ():
         yield from options(command.get_command(context, inner), context, inner)
