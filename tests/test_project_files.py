@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+from kit.longest import LONGEST
 from packaging.requirements import Requirement
 
 import vmla
@@ -25,6 +26,10 @@ def test_every_file_names_the_same_version():
     assert PROJECT["version"] == vmla.__version__ == cited["version"]
     assert cited["license"] == PROJECT["license"] and cited["authors"]
     assert vmla.__version__ in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_tests_that_are_begun_first_are_there():
+    assert [name for name in LONGEST if not (ROOT / name).exists()] == []
 
 
 def test_the_constraints_are_within_what_is_allowed():

@@ -33,7 +33,10 @@ ROOT = Path(__file__).parents[2]
 RESULTS = ROOT / "bench" / "results"
 DOCUMENTS = ("README.md", "docs/results.md", "docs/training.md", "docs/study.md", "plugins/README.md",
              *(f"vmla/checkpoints/{name}/README.md" for name in shipped_names()))  # fmt: skip
-PLOTS = {"layouts-sprites.json": ("layouts-right.svg", "layouts-saturation.svg")}
+PLOTS = {
+    "layouts-sprites.json": ("layouts-right.svg", "layouts-saturation.svg"),
+    "caches-sprites.json": ("caches-bytes.svg", "caches-time.svg"),
+}
 """Of a results file, the first plots of its section: files in `docs`."""
 MISSING = "not measured yet"
 SUMMARY = "summary"
@@ -138,6 +141,7 @@ TABLES = {
     "engines": GeneratedTable(file="engines-sprites.json", table=engines_table, command="vmla-bench engines"),
     "serve": GeneratedTable(file="serve-sprites.json", table=section_tables, command="vmla-bench serve"),
     "memory": GeneratedTable(file="memory-wan.json", table=memory_table, command="vmla-bench memory"),
+    "caches": GeneratedTable(file="caches-sprites.json", table=section_tables, command="vmla-bench caches"),
     "study": GeneratedTable(file="study-mini.json", table=section_tables, command="vmla-bench study mini"),
     "layouts": GeneratedTable(
         file="layouts-sprites.json",

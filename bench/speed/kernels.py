@@ -54,7 +54,8 @@ MOST_OVERHEAD = 1.05
     show_default=True,
     help="Number of rounds of four calls each.",
 )
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True)
+@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
+              help="Torch device; auto: a GPU if there is one.")  # fmt: skip
 def main(output: Path | None, rounds: int, device: str) -> None:
     """Time the attention kernels and write every sample to a JSON file."""
     where = _device(device)

@@ -116,7 +116,7 @@ def frames_told(log: Path) -> int:
 
 @click.command(cls=OneLineCommand)
 @click.option("--checkpoint", default="sprites", show_default=True, help="Checkpoint folder.")
-@click.option("--minutes", default=3.0, show_default=True, help="Length of the video in seconds.")
+@click.option("--minutes", default=3.0, show_default=True, help="Length of the video in minutes.")
 @click.option(
     "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Results file to write (JSON)."
 )

@@ -142,7 +142,8 @@ def _may_be_there(output: Path | None, settings: Any) -> bool:
 @click.option("--chunks", type=click.IntRange(1), default=6, show_default=True,
               help="Number of chunks of each video.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Seed of prompts and noise.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
+              help="Torch device that the rollouts run on.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True,
               help="JSON file to write, for vmla-export build --calibration.")  # fmt: skip
 def calibrate(checkpoint: str, prompts: int, chunks: int, seed: int, device: str, output: Path) -> None:

@@ -24,6 +24,13 @@ if TYPE_CHECKING:
     from runtime.planning.request import Job
     from runtime.serve.edge.settings import ServeSettings
 
+GROUPS = {
+    "What makes the videos": ("checkpoint", "engine", "decoder", "layout", "steps", "device", "dtype",
+                              "compiled", "threads", "memory"),
+    "Who reaches it": ("host", "port", "name", "api_key", "no_auth", "allow_origin"),
+    "What becomes of streams": ("store", "sessions_per_replica", "lease", "keep", "save_every"),
+    "Several servers": ("shared", "reached_at", "ray", "replicas", "cpus_per_replica"),
+}  # fmt: skip
 LEVELS = ("debug", "info", "warning", "error")
 LIKE_RUN = ("checkpoint", "layout", "steps", "device", "dtype", "compiled", "decoder", "threads")
 """Options that mean what they mean to `vmla-run`, and are handed on as they are."""
@@ -31,7 +38,7 @@ MOST_KEYS = 2**16
 """Bytes of a file of keys."""
 
 
-@click.command(cls=OneLineCommand)
+@click.command(cls=OneLineCommand, groups=GROUPS)
 @config_option
 @click.option(
     "--checkpoint", help="Checkpoint folder or shipped model (default: the engine's own, else sprites)."

@@ -13,45 +13,49 @@ from runtime.engines.compiled import open_engine
 from vmla.weights.checkpoint import open_checkpoint
 
 
+def command(verb, checkpoint, output, *options):
+    """Run a verb of `vmla-export` on `checkpoint`."""
+    words = [verb, "--checkpoint", str(checkpoint), "-o", str(output), *options]
+    result = CliRunner().invoke(main, words, catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+
+
 @pytest.fixture(scope="session")
 def build_engine(checkpoint, tmp_path_factory):
     """Build an engine of the debug model, by the command."""
 
     def build(*options):
         folder = tmp_path_factory.mktemp("engines") / "engine"
-        command = ["build", "--checkpoint", str(checkpoint), "-o", str(folder), *options]
-        result = CliRunner().invoke(main, command, catch_exceptions=False)
-        assert result.exit_code == 0, result.output
+        command("build", checkpoint, folder, *options)
         return folder
 
     return build
 
 
 @pytest.fixture(scope="session")
-def aoti_engine(build_engine):
+def aoti_engine(checkpoint, built_once):
     """Takes half a minute."""
-    return build_engine("--backend", "aoti")
+    return built_once("aoti", lambda folder: command("build", checkpoint, folder, "--backend", "aoti"))
 
 
 @pytest.fixture(scope="session")
-def onnx_engine(build_engine):
+def onnx_engine(checkpoint, built_once):
     """A graph for ONNX Runtime."""
-    return build_engine("--backend", "onnx")
+    return built_once("onnx", lambda folder: command("build", checkpoint, folder, "--backend", "onnx"))
 
 
 @pytest.fixture(scope="session")
-def calibration_file(checkpoint, tmp_path_factory):
+def calibration_file(checkpoint, built_once):
     """A calibration of the debug model."""
-    path = tmp_path_factory.mktemp("calibration") / "calibration.json"
-    options = ["--checkpoint", str(checkpoint), "--prompts", "2", "--chunks", "3", "-o", str(path)]
-    assert CliRunner().invoke(main, ["calibrate", *options]).exit_code == 0
-    return path
+    options = ("--prompts", "2", "--chunks", "3")
+    return built_once("calibration.json", lambda path: command("calibrate", checkpoint, path, *options))
 
 
 @pytest.fixture(scope="session")
-def fp8_engine(build_engine, calibration_file):
+def fp8_engine(checkpoint, built_once, calibration_file):
     """A graph in fp8 for ONNX Runtime."""
-    return build_engine("--backend", "onnx", "--precision", "fp8", "--calibration", str(calibration_file))
+    options = ("--backend", "onnx", "--precision", "fp8", "--calibration", str(calibration_file))
+    return built_once("fp8", lambda folder: command("build", checkpoint, folder, *options))
 
 
 @pytest.fixture(scope="session")

@@ -17,7 +17,7 @@ def caches_section(document: dict[str, Any]) -> Section:
     """What each form takes, costs and changes; bytes and time of a chunk over the length of the video."""
     rows = document["rows"]
     window = document["window"]
-    title = f"one prompt and seed, {window['sink']} sink frames and {window['history']} of history"
+    title = f"one prompt and seed, a sink of {window['sink']} and a history of {window['history']} frames"
     table = Table(
         title=title,
         headings=["cache", "bytes per token and layer", "kB per video", "frames/s", "times the latent's",

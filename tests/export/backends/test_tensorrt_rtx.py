@@ -57,7 +57,7 @@ def test_single_precision_with_attention_written_out_builds_without_a_warning(na
     assert warned == []
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp8"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "bf16", "fp8"])
 def test_the_shipped_model_builds_without_a_warning(tmp_path, precision):
     command = ["build", "--checkpoint", "sprites", "--target", "sm_89", "--precision", precision]
     if precision == "fp8":  # on as little as gives scales at all

@@ -13,6 +13,7 @@ from click.testing import CliRunner
 
 from bench.cli import VERBS
 from bench.cli import main as vmla_bench
+from bench.site.commands import scripts
 from runtime.cli.export import main as vmla_export
 from runtime.cli.run import main as vmla_run
 from vmla.cli.command import OneLineCommand
@@ -69,6 +70,25 @@ def test_the_list_of_benches_says_what_each_says_of_itself(verb):
             pytest.importorskip(needed, reason="the extra `serve` is not installed")
     said = import_module(module).main.help
     assert " ".join(said.split("\n\n")[0].split()) == does
+
+
+def all_commands():
+    """Every command and subcommand, by its name."""
+    for name, command in scripts().items():
+        yield name, command
+        context = click.Context(command)
+        for verb in command.list_commands(context) if isinstance(command, click.Group) else ():
+            yield f"{name} {verb}", command.get_command(context, verb)
+
+
+def test_every_option_says_what_it_is_for():
+    silent = {
+        f"{name} {option.opts[0]}"
+        for name, command in all_commands()
+        for option in command.params
+        if isinstance(option, click.Option) and not option.hidden and not option.help
+    }
+    assert silent == set()
 
 
 @pytest.mark.parametrize("main", [vmla_run, vmla_export])

@@ -42,7 +42,7 @@ def judge(frames, prompt="a red star bouncing on a navy background"):
 
 @pytest.mark.parametrize("degraded", [False, True])
 def test_random_scenes(degraded):
-    tally = measure(60, seed=11, degraded=degraded)
+    tally = measure(34, seed=11, degraded=degraded)
     wrong = {q: dict(tally.confusion[q]) for q in QUESTIONS if tally.accuracy(q) < 0.97}
     assert not wrong
 

@@ -13,6 +13,14 @@ from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
+CONVERT_GROUPS = {
+    "What is converted": ("source", "pipeline", "preset", "part", "variant", "lora", "strength", "names",
+                          "cuts", "heads", "revision", "offline"),
+    "What it becomes": ("output", "layout", "sizes", "kv_lora_rank", "qk_rope_head_dim", "q_lora_rank",
+                        "absolute_positions", "dtype"),
+    "How latent attention begins": ("init", "whiten", "balance", "key_weight", "stack", "gains", "rotary",
+                                    "biases", "latent_gains", "calibration", "clips", "seed"),
+}  # fmt: skip
 PARTS = ("generator_ema", "generator", "model", "critic", "state_dict", "module")
 """As `vmla.weights.formats.pickles.PARTS`, which needs PyTorch."""
 
@@ -37,7 +45,7 @@ def inspect(file: str, output: Path | None, part: str | None, **guess: Any) -> N
     inspect_file(locate(file), part, Guess(**guess), output, say)
 
 
-@click.command(cls=Verb)
+@click.command(cls=Verb, groups=CONVERT_GROUPS)
 @click.option("--from", "source", required=True, help="A folder, a file, a hub id, or wan-1.3b or wan-14b "
               "for a dry run without weights.")  # fmt: skip
 @click.option("--layout", type=click.Choice(["mla", "mha"]),
@@ -46,7 +54,8 @@ def inspect(file: str, output: Path | None, part: str | None, **guess: Any) -> N
               "causal-forcing, causal-forcing-framewise, rolling-forcing or videomla.")  # fmt: skip
 @click.option("--with", "pipeline", help="A diffusers folder of Wan, or its hub id, that gives codec, text "
               "encoder and tokenizer (default: the source, if it is a folder).")  # fmt: skip
-@click.option("--init", type=click.Choice(["spectral", "random"]), default="spectral", show_default=True)
+@click.option("--init", type=click.Choice(["spectral", "random"]), default="spectral", show_default=True,
+              help="How the latents' projections begin.")  # fmt: skip
 @click.option("-o", "--output", type=FOLDER, help="Checkpoint folder to write.")
 @click.option("--sizes", "--recipe", "sizes", default="wan-1.3b", show_default=True,
               help="Model preset that gives picture size and window.")  # fmt: skip
@@ -66,16 +75,19 @@ def inspect(file: str, output: Path | None, part: str | None, **guess: Any) -> N
               help="Which rows of the keys are decomposed with the values.")  # fmt: skip
 @click.option("--gains", type=click.Choice(["fold", "drop"]), default="fold", show_default=True,
               help="What becomes of Wan's gains on queries and keys.")  # fmt: skip
-@click.option("--rotary", type=click.Choice(["singular", "mean"]), default="singular", show_default=True)
-@click.option("--biases", type=click.Choice(["absorb", "drop"]), default="absorb", show_default=True)
+@click.option("--rotary", type=click.Choice(["singular", "mean"]), default="singular", show_default=True,
+              help="Shared rotary key: the heads' leading directions, or their mean.")  # fmt: skip
+@click.option("--biases", type=click.Choice(["absorb", "drop"]), default="absorb", show_default=True,
+              help="What becomes of the biases of queries and rotary keys.")  # fmt: skip
 @click.option("--latent-gains", type=click.Choice(["fit", "one"]), default="fit", show_default=True,
               help="Gains of the norms that the latents get.")  # fmt: skip
 @click.option("--calibration", type=FOLDER,
               help="Folder of encoded clips to calibrate with (default: pure noise).")  # fmt: skip
 @click.option("--clips", type=click.IntRange(min=1), default=4, show_default=True,
               help="Number of clips to calibrate with.")  # fmt: skip
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True)
-@click.option("--seed", default=0, show_default=True)
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True,
+              help="Type of the weights that are written.")  # fmt: skip
+@click.option("--seed", default=0, show_default=True, help="Seed of all that is drawn.")
 @click.option("--part", type=click.Choice(PARTS), help="Which model of a training checkpoint to take.")
 @click.option("--variant", help="Variant of the weights in a folder, e.g. fp16.")
 @click.option("--lora", help="LoRA file to merge into the weights.")
@@ -112,7 +124,8 @@ def convert(**options: Any) -> None:
     "--data", type=FOLDER, required=True, help="Folder of clips that vmla-train encode made with it."
 )
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder of the run; run again to resume.")
-@click.option("--steps", type=click.IntRange(min=1), default=20_000, show_default=True)
+@click.option("--steps", type=click.IntRange(min=1), default=20_000, show_default=True,
+              help="Number of training steps.")  # fmt: skip
 @click.option("--clips", type=click.IntRange(min=1), default=4, show_default=True,
               help="Number of clips of a step.")  # fmt: skip
 @click.option("--stop-after", type=click.IntRange(min=1), help="Stop after this many more steps.")
