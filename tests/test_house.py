@@ -25,7 +25,7 @@ LOADS = {
 }  # fmt: skip
 """What the runtime takes of `export`: the manifest, whether an engine fits, the backend that loads it, and
 which layers fp8 leaves alone."""
-BUILDS = ("runtime/cli/export.py", "runtime/cli/verify_layers.py")
+BUILDS = ("runtime/cli/export.py", "runtime/cli/verify/layers.py")
 """The commands that build engines or export their graphs anew, and so may import all of `export`."""
 AT_THE_BOTTOM = "plugins.errors"
 """What every module raises: importing it loads nothing."""

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from runtime.engines.base import EagerEngine
-from runtime.engines.cache_formats import Format
+from runtime.engines.layers.cache_formats import Format
 from vmla.attention import AnyWindow, LatentAttention
 from vmla.config import ModelConfig
 from vmla.rope import rotate

@@ -15,7 +15,7 @@ from bench.harness.paired_timing import Pair, WaitingClock
 from bench.harness.subject import filling
 from bench.quality.drift import WINDOW, drift, measures
 from runtime.engines.base import Engine
-from runtime.engines.cache_formats import AsTheyAre, Format, Scaled
+from runtime.engines.layers.cache_formats import AsTheyAre, Format, Scaled
 from runtime.prompts.sources import FixedPrompts
 from runtime.rollout.decoding import CodecDecoder, Decoder
 from runtime.rollout.rollout import Rollout

@@ -16,7 +16,7 @@ from bench.harness.paired_timing import WaitingClock, paired, percentile
 from bench.harness.peaks import FLOAT8, clock_for, measured, scaled_product
 from bench.harness.subject import steady
 from plugins.fp8.product import FAST_ACCUMULATION
-from runtime.cli.verify import latents_of, relative_error, single_pass
+from runtime.cli.verify.engine import latents_of, relative_error, single_pass
 from runtime.engines.base import EagerEngine
 
 ARMS: dict[str, dict[str, Any]] = {

@@ -29,7 +29,7 @@ from bench.harness.peaks import machine_peaks
 from bench.harness.subject import PROMPT, RandomCheckpoint, endless, filling, open_subject
 from bench.harness.time_budget import Budget
 from bench.report.elements.engines_table import engines_table
-from runtime.cli.verify import single_pass
+from runtime.cli.verify.engine import single_pass
 from runtime.engines.base import Engine
 from runtime.planning.request import choose_device
 from runtime.rollout.decoding import CodecDecoder, Decoder

@@ -23,7 +23,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 """Inductor's options that are not defaults, by device.
 
 Frozen weights are constants, which Inductor lays out for oneDNN at compile time: float32 linear layers then
-use the processor's full vector width, as those of `runtime.engines.packed_linear` do and MKL on AMD
+use the processor's full vector width, as those of `runtime.engines.layers.packed_linear` do and MKL on AMD
 processors does not. Whatever depends only on weights, such as dequantised fp8 codes, is folded then too.
 
 On a GPU the C++ compiler sees the launches alone, of all blocks in one function, which it is not to optimise:

@@ -211,7 +211,7 @@ def verify(engine: Path, checkpoint: str | None, chunks: int, layers: bool) -> N
     manifest = Manifest.read(engine)
     opened = find_checkpoint(checkpoint or manifest.checkpoint)
     if layers:
-        from runtime.cli.verify_layers import verify_layers
+        from runtime.cli.verify.layers import verify_layers
 
         found = verify_layers(manifest, engine, opened)
         lines, holds = found.lines(), found.first_above is None
@@ -223,7 +223,7 @@ def verify(engine: Path, checkpoint: str | None, chunks: int, layers: bool) -> N
 
 
 def _verify_rollout(manifest: Any, engine: Path, checkpoint: Any, chunks: int) -> tuple[list[str], bool]:
-    from runtime.cli.verify import verify
+    from runtime.cli.verify.engine import verify
     from runtime.engines.compiled import open_engine
 
     with open_engine(engine, checkpoint, batch=manifest.batch) as compiled:

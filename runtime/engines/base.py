@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Protocol, cast
 import torch
 from torch import Tensor
 
-from runtime.engines.fp8_cache import KeptEntries, unpacking
-from runtime.engines.fp8_linear import in_fp8
 from runtime.engines.key_splits import event_timer, time_absorbed
-from runtime.engines.packed_linear import packable, packed
-from runtime.engines.timestep_tables import tabled
+from runtime.engines.layers.fp8_cache import KeptEntries, unpacking
+from runtime.engines.layers.fp8_linear import in_fp8
+from runtime.engines.layers.packed_linear import packable, packed
+from runtime.engines.layers.timestep_tables import tabled
 from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
 from vmla.fused_attention import fused
@@ -81,8 +81,8 @@ class EagerEngine:
             absorbed: whether attention runs in latent space.
             as_it_is: the modules of `model` run themselves, so that hooks on them fire; that is slower.
             compiled: `torch.compile` gets the blocks, one at a time, when they are first called.
-            fp8: layers that float8 is for compute in it (`runtime.engines.fp8_linear`).
-            fp8_cache: the cache keeps entries in float8 (`runtime.engines.fp8_cache`).
+            fp8: layers that float8 is for compute in it (`runtime.engines.layers.fp8_linear`).
+            fp8_cache: the cache keeps entries in float8 (`runtime.engines.layers.fp8_cache`).
             joined: attention's products are joined on a GPU; what that gives is measured without.
             group: processes that make one video together: each holds the model and computes a part of a
                 chunk's tokens (`runtime.engines.sequence_parallel`). All of them must make the same calls.

@@ -9,7 +9,7 @@ import torch
 
 from plugins.errors import UserError
 from runtime.device.memory import counted, free_bytes
-from runtime.engines.fp8_cache import KeptEntries
+from runtime.engines.layers.fp8_cache import KeptEntries
 from runtime.planning.peak_memory import decoding_scratch, pass_scratch
 from runtime.rollout.buffers import noise_draws, picture_shape
 from runtime.rollout.decoding import Decoding

@@ -21,8 +21,8 @@ from runtime.device.threads import Cores, using
 from runtime.engines.base import EagerEngine, Engine
 from runtime.engines.block_compiler import choose_compiled, code_cache, compiled_line, keep_compiled_code
 from runtime.engines.compiled import find_engine, fit, open_engine
-from runtime.engines.fp8_cache import choose_fp8_cache
-from runtime.engines.fp8_linear import choose_fp8, fp8_line
+from runtime.engines.layers.fp8_cache import choose_fp8_cache
+from runtime.engines.layers.fp8_linear import choose_fp8, fp8_line
 from runtime.engines.sequence_parallel import check_divisible
 from runtime.outputs import Frames
 from runtime.planning.plan import VideoPlan, check_cache, check_length, chunks_for
@@ -196,49 +196,53 @@ def prepare(
         minutes, seconds, chunks: the length; at most one of them, ten seconds if none is given.
         seed, steps: of the sampling; None takes the checkpoint's own number of steps.
         device, dtype: by name; `auto` is a GPU if there is one, and its own type (`choose_dtype`).
-        engine: a folder made by `vmla-export`.
-        engines: a folder of such folders; where none is given, one of these that fits is taken.
+        engine, engines: a folder made by `vmla-export`; where that is None, a folder of some to choose from.
         compiled: whether to compile the model's blocks; None does so where it pays, and in fp8.
         precision, cache: `fp8` for layers in float8, on a GPU, or a cache in it; None is that of `dtype`.
         decoder: a file of TAEHV's weights in place of the checkpoint's codec, or `NOTHING`: no frames.
-        threads: CPU threads of denoiser and decoder together; one for each if None.
-        processes: that compute each chunk together; see `Job.processes`.
+        threads: CPU threads of denoiser and decoder together; one for each if None. processes: `Job.processes`.
         start: a video, an image or a folder of pictures to go on from; a known one is not looked at.
 
     Raises:
         UserError: for whatever cannot be.
     """
-    opened, device, dtype = _open(checkpoint, engine, device=device, dtype=dtype)
-    _check_layout(opened, layout)
+    opened, device, dtype = _open(checkpoint, layout, engine, device=device, dtype=dtype)
     check_names(opened.folder, engine, decoder)
     where = choose_device(device)
     check_cache(opened.model_config(), compute := choose_dtype(dtype, where), where)
     decoding = Decoding(checkpoint=opened, file=decoder, dtype=compute)
     count, frames = length_of(decoding, minutes=minutes, seconds=seconds, chunks=chunks)
     fp8 = choose_fp8(precision, where, compute, engine)
-    _check_processes(processes, opened, engine, cache)
-    sought = None if fp8 or cache or processes > 1 else engines
-    engine, reason = look_up(opened, where, compute, engine, sought)
+    engines = None if fp8 or cache or processes > 1 else engines
+    engine, reason = look_up(opened, where, compute, engine, engines)
     job = Job(
-        prompts=as_source(prompts, decoding, count),
-        checkpoint=opened, chunks=count, seed=seed,
+        prompts=as_source(prompts, decoding, count), checkpoint=opened, chunks=count, seed=seed,
         sampler=opened.sampler() if steps is None else replace(opened.sampler(), steps=steps),
         device=where, dtype=compute, engine_folder=engine, engine_reason=reason,
         compiled=choose_compiled((fp8 or None) if compiled is None else compiled, where, engine, count),
         fp8=fp8, fp8_cache=choose_fp8_cache(cache, opened.model_config(), engine), decoder_file=decoder,
-        threads=choose_threads(threads), processes=processes,
+        threads=choose_threads(threads), processes=choose_processes(processes, opened, engine, cache),
         start=as_start(start, opened, count),
     )  # fmt: skip
     return job, 0 if decoding.silent else frames
 
 
 def _open(
-    checkpoint: str | Path | None, engine: Path | None, *, device: str, dtype: str
+    checkpoint: str | Path | None, layout: str | None, engine: Path | None, *, device: str, dtype: str
 ) -> tuple[Checkpoint, str, str]:
-    """The checkpoint, device and type that are named, or those that the engine needs."""
+    """The checkpoint, device and type that are named, or those that the engine needs.
+
+    Raises:
+        UserError: if there is no such checkpoint, or it has another layout than the one asked for.
+    """
     if engine is None:
-        return find_checkpoint(SHIPPED if checkpoint is None else checkpoint), device, dtype
-    return fit(engine, checkpoint, device=device, dtype=dtype)
+        opened = find_checkpoint(SHIPPED if checkpoint is None else checkpoint)
+    else:
+        opened, device, dtype = fit(engine, checkpoint, device=device, dtype=dtype)
+    own = opened.model_config().layout
+    if layout not in (None, own):
+        raise UserError(f"checkpoint {opened.folder} has layout {own}; name one with {layout}")
+    return opened, device, dtype
 
 
 def check_seed(seed: int) -> None:
@@ -266,28 +270,18 @@ def check_names(*paths: Path | None) -> None:
             raise UserError(f"{path} has a name that is not UTF-8, as sidecars need; rename it") from error
 
 
-def _check_layout(checkpoint: Checkpoint, layout: str | None) -> None:
-    """Refuse a checkpoint that has another layout than the one that is asked for, if one is.
+def choose_processes(processes: int, checkpoint: Checkpoint, engine: Path | None, cache: str | None) -> int:
+    """How many processes compute each chunk together.
 
     Raises:
-        UserError: naming both.
-    """
-    own = checkpoint.model_config().layout
-    if layout not in (None, own):
-        raise UserError(f"checkpoint {checkpoint.folder} has layout {own}; name one with {layout}")
-
-
-def _check_processes(processes: int, checkpoint: Checkpoint, engine: Path | None, cache: str | None) -> None:
-    """Refuse processes that cannot share a frame's tokens, or would share an engine or a cache in float8.
-
-    Raises:
-        UserError: then.
+        UserError: for some that cannot share a frame's tokens, or would share an engine or a cache in float8.
     """
     if processes > 1 and engine is not None:
         raise UserError(f"{engine} runs in one process; leave --engine out, or --sequence-parallel")
     if processes > 1 and cache is not None:
         raise UserError("processes exchange entries that are not packed; leave --cache out")
     check_divisible(checkpoint.model_config().tokens_per_frame, processes)
+    return processes
 
 
 def choose_threads(wish: int | None) -> int:

@@ -15,9 +15,9 @@ from click.testing import CliRunner
 from export.engine.manifest import Manifest
 from export.layers import layers_of
 from export.onnx.products import products
-from runtime.cli import verify_layers as layerwise
 from runtime.cli.export import main
-from runtime.cli.verify_layers import LayerErrors, compare, groups, verify_layers
+from runtime.cli.verify import layers as layerwise
+from runtime.cli.verify.layers import LayerErrors, compare, groups, verify_layers
 from vmla.weights.checkpoint import open_checkpoint
 from vmla.weights.formats.files import hash_file
 

@@ -19,7 +19,7 @@ LOADED = (
     *COMMANDS.values(), "av", "torch", "numpy", "yaml", "ftfy", "safetensors.torch", "tokenizers",
     "transformers.models.umt5.modeling_umt5", "transformers.tokenization_utils_fast", "export.checks",
     "runtime.session.replay", "runtime.session.generate", "runtime.outputs.mp4", "runtime.cli.videos",
-    "runtime.cli.verify", "vmla.train.cli.convert_options", "vmla.train.run", "bench.report.page",
+    "runtime.cli.verify.engine", "vmla.train.cli.convert_options", "vmla.train.run", "bench.report.page",
     "vmla.train.cli.stage_options", "export.inspect", "vmla.weights.inspection.propose",
 )  # fmt: skip
 """Modules that are imported once, before any process is forked."""

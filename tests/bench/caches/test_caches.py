@@ -13,7 +13,7 @@ from kit.refusals import assert_one_line
 from bench.caches.videos import CONTROL, LATENT, PER_HEAD, errors
 from bench.cli import main
 from bench.report.schema.kinds import read_results
-from runtime.engines.cache_formats import AsTheyAre, Scaled
+from runtime.engines.layers.cache_formats import AsTheyAre, Scaled
 from vmla.weights.checkpoint import open_checkpoint
 
 pytestmark = pytest.mark.cpu

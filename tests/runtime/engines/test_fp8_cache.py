@@ -13,8 +13,8 @@ from bench.harness.subject import RandomText, random_model
 from plugins.errors import UserError
 from runtime.cli.run import main
 from runtime.engines.base import EagerEngine
-from runtime.engines.cache_formats import Scaled
-from runtime.engines.fp8_cache import KeptEntries, choose_fp8_cache
+from runtime.engines.layers.cache_formats import Scaled
+from runtime.engines.layers.fp8_cache import KeptEntries, choose_fp8_cache
 from runtime.planning.request import prepare
 from runtime.prompts.sources import FixedPrompts
 from runtime.resume.sidecar import describe_model, sidecar_path

@@ -12,7 +12,7 @@ from export.lowering.exclusions import reason_to_exclude
 from plugins.errors import UserError
 from plugins.fp8.product import reference_product
 from runtime.engines.base import EagerEngine
-from runtime.engines.fp8_linear import Fp8Linear, choose_fp8, in_fp8, quantisable
+from runtime.engines.layers.fp8_linear import Fp8Linear, choose_fp8, in_fp8, quantisable
 from runtime.planning.request import prepare
 from runtime.resume.sidecar import describe_model
 from vmla.config import MODEL_PRESETS

@@ -15,8 +15,8 @@ from kit.sessions import make_video
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from runtime.device.cuda_graphs import Replay, captured
-from runtime.engines.packed_linear import PackedLinear, packed
-from runtime.engines.timestep_tables import tabled
+from runtime.engines.layers.packed_linear import PackedLinear, packed
+from runtime.engines.layers.timestep_tables import tabled
 from runtime.outputs import NullSink
 from runtime.planning.request import prepare
 from runtime.prompts.sources import FixedPrompts, PromptChange, PromptSchedule

@@ -1,9 +1,9 @@
 """A cache that keeps entries in float8, for the eager model and its compiled blocks.
 
 An entry's bytes lie side by side: codes of the content, a float16 scale for each group of it, the rotary key
-in bfloat16 (`runtime.engines.cache_formats`). So the cache is one tensor of bytes, which rollouts, graphs and
-states move about like any other, and each layer unpacks its own part when it reads it: no more than one
-layer's window is ever there in the model's type. A chunk attends to its own entries as they were made.
+in bfloat16 (`runtime.engines.layers.cache_formats`). So the cache is one tensor of bytes, which rollouts,
+graphs and states move about like any other, and each layer unpacks its own part when it reads it: no more
+than one layer's window is ever there in the model's type. A chunk attends to its own entries as they were made.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from plugins.errors import UserError
-from runtime.engines.cache_formats import GROUP, Scaled
+from runtime.engines.layers.cache_formats import GROUP, Scaled
 from vmla.attention import AnyWindow, LatentAttention
 from vmla.config import ModelConfig
 from vmla.fused_attention import FusedLatentAttention

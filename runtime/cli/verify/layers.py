@@ -31,7 +31,7 @@ from export.lowering.trace import trace
 from export.onnx.products import products
 from export.settings import Settings
 from plugins.errors import UserError
-from runtime.cli.verify import prompts, second_chunk
+from runtime.cli.verify.engine import prompts, second_chunk
 from runtime.engines.base import EagerEngine
 from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
