@@ -200,7 +200,7 @@ def prepare(
         compiled: whether to compile the model's blocks; None does so where it pays, and in fp8.
         precision, cache: `fp8` for layers in float8, on a GPU, or a cache in it; None is that of `dtype`.
         decoder: a file of TAEHV's weights in place of the checkpoint's codec, or `NOTHING`: no frames.
-        threads: CPU threads of denoiser and decoder together; one for each if None. processes: `Job.processes`.
+        threads: CPU threads of denoiser and decoder together; one for each if None. processes: see `Job`.
         start: a video, an image or a folder of pictures to go on from; a known one is not looked at.
 
     Raises:

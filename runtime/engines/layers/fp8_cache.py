@@ -3,7 +3,7 @@
 An entry's bytes lie side by side: codes of the content, a float16 scale for each group of it, the rotary key
 in bfloat16 (`runtime.engines.layers.cache_formats`). So the cache is one tensor of bytes, which rollouts,
 graphs and states move about like any other, and each layer unpacks its own part when it reads it: no more
-than one layer's window is ever there in the model's type. A chunk attends to its own entries as they were made.
+than one layer's window is ever there in the model's type. A chunk attends to its own entries unpacked.
 """
 
 from __future__ import annotations
