@@ -63,8 +63,8 @@ class Recipe:
 
 
 # On two shared CPU cores 30 minutes for the codec and 10 for text and latents; by its first steps, on one,
-# the decoder takes an hour and the denoiser some ten. The models that ship were made by an earlier
-# recipe of this name.
+# the decoder takes an hour and the denoiser some ten. `sprites` was made by it, `sprites-4` by an
+# earlier recipe of this name.
 SPRITES = Recipe(
     name="sprites",
     model=MODEL_PRESETS["sprites"],
