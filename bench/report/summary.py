@@ -85,7 +85,7 @@ def _size(read: Documents) -> Rows:
         (
             "memory",
             f"{rollout['peak_bytes'] / 2**20:.0f} MiB at most; "
-            f"{rollout['resident_bytes']['growth']:.1%} more in minute 3 than in minute 1",
+            f"{_more(rollout['resident_bytes']['growth'])} in minute 3 than in minute 1",
             " / ".join(f"{caches[name]['bytes_per_video'] / 1e6:,.0f}" for name in ("mla", "mha"))
             + " MB of cache for a video of any length",
         ),
@@ -114,3 +114,7 @@ def _inverse(row: dict[str, Any]) -> str:
     """How many times as fast the baseline is as `row`."""
     said = f"{row['time_over_baseline']:.2f} ± {row['spread']:.2f}"
     return said if row["differs"] else f"{said}: no difference beyond the noise"
+
+
+def _more(growth: float) -> str:
+    return "no more" if growth < 0.0005 else f"{growth:.1%} more"
