@@ -13,7 +13,7 @@ from kit.models import draw, tiny_config, tiny_model
 from kit.passes import pass_inputs, window_at
 
 from export.lowering.trace import trace_step
-from export.onnx.decompositions import plain
+from export.onnx.decompositions import decomposed
 from plugins.errors import UserError
 from vmla.cache import CacheSpec
 from vmla.config import MODEL_PRESETS, ModelConfig, model_preset
@@ -162,12 +162,12 @@ def test_weights_under_other_names_say_whether_they_have_one(tmp_path, on):
     assert all(torch.equal(loaded[name], tensor) for name, tensor in model.state_dict().items())
 
 
-@pytest.mark.parametrize("form", ["exported", "plain"])
+@pytest.mark.parametrize("form", ["exported", "decomposed"])
 def test_an_exported_program_equals_the_model(folder, form):
     model = open_checkpoint(folder).transformer()
     program = trace_step(model, batch=BATCH)
     assert TABLE in program.state_dict
-    run = (program if form == "exported" else plain(program)).module()
+    run = (program if form == "exported" else decomposed(program)).module()
     for number in (0, 5):
         inputs = pass_inputs(model.config, number, batch=BATCH, seed=number)
         for ours, theirs in zip(run(*inputs.values()), model(**inputs), strict=True):
