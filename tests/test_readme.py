@@ -34,7 +34,7 @@ POLICIES = ["CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"]
 DOCUMENTS = ["README.md", "ARCHITECTURE.md", "LOG.md", *POLICIES, *PAGES, *FOLDERS, *CARDS]
 MADE = ("commands.md",)
 """Pages that only the site has; its test follows links to them."""
-FOREIGN = {"--dist", "--address", "--head", "--nproc-per-node", "--build-arg"}
+FOREIGN = {"--dist", "--address", "--head", "--nproc-per-node", "--no-python", "--build-arg"}
 """Options of pytest, Ray, torchrun and Docker that documents name."""
 SETTINGS = tomllib.loads((ROOT / "pyproject.toml").read_text())
 SCRIPTS = SETTINGS["project"]["scripts"]

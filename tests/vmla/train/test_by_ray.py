@@ -75,6 +75,8 @@ def cluster(request, monkeypatch):
         yield
         return
     ray = pytest.importorskip("ray")
+    if ray.is_initialized():  # that of the tests before, which lasts
+        ray.shutdown()
     ray.init(num_cpus=4 * torch.get_num_threads(), **QUIET, **OF_THIS_MACHINE)
     yield
     ray.shutdown()
