@@ -105,6 +105,7 @@ SPRITES = DistillationRecipe(
         clips=12,
         openings=0.2,
         opening_clips=64,
+        prompt_dropout=0.1,  # or guidance would have nothing to steer away from
         compiled=True,
     ),
     consistency=ConsistencyTraining(
@@ -116,8 +117,7 @@ SPRITES = DistillationRecipe(
 
 # The same model with what a GPU can do in minutes: more clips for each step, more steps, a clip at once.
 # Half of the past in `sprites` is the model's own guess, which must be made first; here it is true, under
-# more noise, and what the student makes of its own past is left to distribution matching. Prompts are dropped
-# as they were when the model was made, or guidance would have nothing to steer away from.
+# more noise, and what the student makes of its own past is left to distribution matching.
 SPRITES_GPU = replace(
     SPRITES,
     name="sprites-gpu",
