@@ -38,7 +38,15 @@ def summary_table(results: Path) -> list[str]:
         f"| | CPU: {cpu} | GPU: one {gpu} |",
         "|---|---|---|",
         *(f"| {' | '.join(row)} |" for row in [*_speed(read), *_size(read), *_quality(read)]),
+        *_note(read["engines"]),
     ]
+
+
+def _note(engines: dict[str, Any]) -> list[str]:
+    """What holds of the rows that are made from `engines` alone."""
+    if "note" not in engines:
+        return []
+    return ["", f"Compiled engines, and latent against per-head, on the CPU. {engines['note']}"]
 
 
 def _speed(read: Documents) -> Rows:

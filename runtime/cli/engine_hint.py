@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 LONG_SECONDS = 60.0
 """Seconds of denoising from which an engine is worth a word: building one takes a minute or two."""
 SPEED_UP = 1.47
-"""Times as fast as the model itself that an AOTInductor engine in float32 denoises `sprites` on two cores
-(`bench/results/engines-sprites.json`). Measured there, not on the machine that reads it."""
+"""Times as fast as the model itself that an AOTInductor engine in float32 denoised the first `sprites` on two
+cores (`bench/results/engines-sprites.json`). Measured there, not on the machine that reads it."""
 
 
 class DenoiseTime(NoTelemetry):
@@ -50,6 +50,6 @@ def engine_hint(job: Job, checkpoint: str, seconds: float) -> list[str]:
     command = shlex.join(["vmla-export", "build", *words])
     return [
         f"an engine would save some {saved:.0f} of the {seconds:.0f} s that denoising took, if it is "
-        f"{SPEED_UP} times as fast here too (measured on another machine)",
+        f"{SPEED_UP} times as fast here too (measured on another machine, with an earlier model)",
         f"build one once, and later videos take it (--engine {EAGER} does not): {command}",
     ]
