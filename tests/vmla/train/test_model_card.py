@@ -85,6 +85,9 @@ def test_the_card_of_a_shipped_model_is_that_of_its_record_and_results(name, tmp
 def test_a_card_names_the_stages_the_world_and_how_text_is_read(small):
     _, first = write(small)
     assert "reading bytes" in first and "`refine` with less of it" in first and "| refine | 1,200 |" in first
+    fresh = record("codec", "text", "denoiser", "refine")
+    fresh["settings"]["refinement_latents"] = {"clips": 8192}
+    assert "`refine` on 8,192 other clips" in write(small, record=fresh)[1]
     assert (
         "world `sprites`" in first and "may hide each other" in first and "99.5% of rendered scenes" in first
     )

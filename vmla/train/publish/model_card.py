@@ -144,9 +144,14 @@ def _how(training: dict[str, Any]) -> dict[str, str]:
         "then": THEN if distilled else "",
         "distilled": DISTILLED if distilled else "",
         "decoder": ", its decoder alone goes on in `decoder`" if "decoder" in stages else "",
-        "refine": ", `refine` with less of it" if "refine" in stages else "",
+        "refine": _refined(training) if "refine" in stages else "",
         "units": "words" if training["settings"]["text"].get("words") else "bytes",
     }
+
+
+def _refined(training: dict[str, Any]) -> str:
+    fresh = training["settings"].get("refinement_latents")
+    return ", `refine` with less of it" if fresh is None else f", `refine` on {fresh['clips']:,} other clips"
 
 
 def _guided(sampler: Sampler) -> str:
