@@ -106,7 +106,7 @@ SPRITES = Recipe(
     ),
     # After a hundred passes the denoiser knows its clips by heart. It goes on with others, most of them of
     # two objects, of which there are far more kinds.
-    refinement_latents=LatentSettings(clips=16384, seed=1, label_grid=4),
+    refinement_latents=LatentSettings(clips=8192, seed=1, label_grid=4),
     refinement=DenoiserTraining(
         schedule=TrainingSchedule(
             steps=4000, learning_rate=1e-3, matrix_rate=3.5e-3, warmup=100, decay=2500, average=0.998
