@@ -158,7 +158,7 @@ class Job:
             UserError: for an empty prompt or an impossible length or number of steps.
         """
         chunks, frames = length_of(self.decoding, minutes=None, seconds=seconds, chunks=None)
-        sampler = self.sampler if steps is None else replace(self.sampler, steps=steps)
+        sampler = self.sampler if steps is None else self.sampler.with_steps(steps)
         source = as_source(prompts, self.decoding, chunks)
         begun = as_start(start, self.checkpoint, chunks)
         job = replace(self, prompts=source, chunks=chunks, seed=seed, sampler=sampler, start=begun)
@@ -217,7 +217,7 @@ def prepare(
     engine, reason = look_up(opened, where, compute, engine, engines)
     job = Job(
         prompts=as_source(prompts, decoding, count), checkpoint=opened, chunks=count, seed=seed,
-        sampler=opened.sampler() if steps is None else replace(opened.sampler(), steps=steps),
+        sampler=opened.sampler() if steps is None else opened.sampler().with_steps(steps),
         device=where, dtype=compute, engine_folder=engine, engine_reason=reason,
         compiled=choose_compiled((fp8 or None) if compiled is None else compiled, where, engine, count),
         fp8=fp8, fp8_cache=choose_fp8_cache(cache, opened.model_config(), engine), decoder_file=decoder,
