@@ -31,8 +31,9 @@ from runtime.diffusers_arguments import (
 )
 from runtime.frame_queue import FrameQueue
 from runtime.outputs import Frames
-from runtime.planning.plan import LONGEST_SECONDS
-from runtime.planning.request import Job, prepare
+from runtime.planning.job import Job
+from runtime.planning.length import LONGEST_SECONDS
+from runtime.planning.request import prepare
 from runtime.prompts.schedule_file import Entry
 from runtime.prompts.sources import FixedPrompts, PromptSource
 from runtime.resume.state import State

@@ -39,7 +39,7 @@ class GeneratedVideo:
     @property
     def prompts(self) -> PromptSource:
         """The source of its prompts; that of `LivePrompts` has `change(...)`."""
-        return self._task.stages.job.prompts
+        return self._task.producer.job.prompts
 
     @property
     def status(self) -> Status:
@@ -49,7 +49,7 @@ class GeneratedVideo:
     @property
     def chunks(self) -> int:
         """How many chunks it has in all; of an endless one, as many as last a day."""
-        return self._task.stages.job.chunks
+        return self._task.producer.job.chunks
 
     def __iter__(self) -> GeneratedVideo:
         """Return the video itself: a second loop goes on where the first one stopped."""

@@ -183,7 +183,7 @@ def _head_dim(width: Any, heads: Any, where: str) -> int:
     return width // heads
 
 
-MODEL_PRESETS: dict[str, ModelConfig] = {
+MODEL_CONFIGS: dict[str, ModelConfig] = {
     "debug": ModelConfig(
         num_attention_heads=2, attention_head_dim=32, num_layers=2, ffn_dim=128, in_channels=4, freq_dim=32,
         text_dim=32, text_tokens=96, kv_lora_rank=16, qk_rope_head_dim=8, q_lora_rank=32,
@@ -203,15 +203,15 @@ MODEL_PRESETS: dict[str, ModelConfig] = {
 }  # fmt: skip
 
 
-def model_preset(name: str, *, layout: Layout = "mla", window: str | None = None) -> ModelConfig:
+def named_config(name: str, *, layout: Layout = "mla", window: str | None = None) -> ModelConfig:
     """The sizes of the model called `name`, with another layout or window if asked for.
 
     Raises:
         UserError: for a name that does not exist.
     """
-    if name not in MODEL_PRESETS:
-        raise UserError(f"no such model preset: {name}; there are {', '.join(MODEL_PRESETS)}")
-    config = replace(MODEL_PRESETS[name], layout=layout)
+    if name not in MODEL_CONFIGS:
+        raise UserError(f"no such model: {name}; there are {', '.join(MODEL_CONFIGS)}")
+    config = replace(MODEL_CONFIGS[name], layout=layout)
     if window is None:
         return config
     if window not in WINDOWS:

@@ -94,14 +94,14 @@ class StoredCache:
         self.device, self.dtype, self.cache_dtype = engine.device, engine.dtype, engine.dtype
         self._engine, self._form = engine, form
         empty = self.cache_spec.allocate(batch, dtype=engine.dtype, device=engine.device)
-        self.kept = form.pack(empty)
+        self.packed = form.pack(empty)
         """The cache: tensors [L, B, T, n]."""
         self._frame = 0
 
     @property
     def bytes(self) -> int:
         """Of the cache."""
-        return sum(part.numel() * part.element_size() for part in self.kept)
+        return sum(part.numel() * part.element_size() for part in self.packed)
 
     def encode_prompt(self, prompts: Sequence[str | None]) -> Tensor:
         """See `Engine.encode_prompt`."""
@@ -116,8 +116,8 @@ class StoredCache:
         made = self._engine.entries(self._read(inputs), held=held)
         frames = inputs.latents.shape[2]
         source, target = self.cache_spec.token_indices(self._frame, frames)
-        for kept, new in zip(self.kept, self._form.pack(made), strict=True):
-            kept.index_copy_(2, target, new.index_select(2, source))
+        for stored, new in zip(self.packed, self._form.pack(made), strict=True):
+            stored.index_copy_(2, target, new.index_select(2, source))
         self._frame += frames
         return made
 
@@ -130,4 +130,4 @@ class StoredCache:
         self._engine.close()
 
     def _read(self, inputs: StepInputs) -> StepInputs:
-        return inputs._replace(cache=self._form.unpack(self.kept, self.dtype))
+        return inputs._replace(cache=self._form.unpack(self.packed, self.dtype))

@@ -1,4 +1,4 @@
-"""What the stages of `vmla-bench gpu` share: the model, the device, and what earlier ones found."""
+"""What the measurements of `vmla-bench gpu` share: the model, the device, and what earlier ones found."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from vmla.scheduler import Sampler
 from vmla.transformer import VideoMLA
 
 Pieces = Iterator[dict[str, Any]]
-"""What a stage finds, as it finds it: each piece is on disk before the next is begun. Lists grow."""
+"""What a measurement finds, as it finds it: each piece is on disk before the next is begun. Lists grow."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class GpuStage:
-    """One part of the run."""
+class Measurement:
+    """One of the things that `vmla-bench gpu` measures; `--stages` chooses them by name."""
 
     name: str
     seconds: float
@@ -34,7 +34,7 @@ class GpuStage:
 
 @dataclass(kw_only=True)
 class Context:
-    """What the stages share, and what earlier ones found."""
+    """What the measurements share, and what earlier ones found."""
 
     config: ModelConfig
     name: str
@@ -133,5 +133,5 @@ class Context:
         return self.bench
 
     def close_bench(self) -> None:
-        """Free the engines that the bench holds, for stages that need the memory."""
+        """Free the engines that the bench holds, for measurements that need the memory."""
         self.bench = None

@@ -1,4 +1,4 @@
-"""The stage `profile`: where the time of one chunk goes, by kernel, and what the clocks do meanwhile."""
+"""The measurement `profile`: where the time of one chunk goes, by kernel, and the clocks meanwhile."""
 
 from __future__ import annotations
 

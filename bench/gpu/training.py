@@ -1,8 +1,8 @@
 """Optimizer steps of a training recipe with random weights and data: seconds, operations, memory.
 
 One process that shards its weights with itself, as `torchrun --nproc-per-node 1` would: blocks are
-checkpointed, arithmetic is the stage's (on a GPU bfloat16 from float32 weights), and what is measured
-is what a stage computes.
+checkpointed, arithmetic is the training stage's (on a GPU bfloat16 from float32 weights), and what is
+measured is what a stage computes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """How every benchmark ends: a JSON document that says what was measured where, and its line on the screen.
 
-A document is saved after every stage, aside and renamed, so that an interrupted benchmark keeps what it
-has; `complete` tells the two apart. What the screen shows of it at the end leaves the raw samples out.
+A document is saved after every part that is measured, aside and renamed, so that an interrupted benchmark
+keeps what it has; `complete` tells the two apart. What the screen shows of it at the end leaves the raw
+samples out.
 """
 
 from __future__ import annotations
@@ -33,16 +34,16 @@ BUILD = Path("build")
 
 
 class Record:
-    """A document that grows stage by stage."""
+    """A document that grows part by part as things are measured."""
 
     def __init__(self, kind: str, path: Path | None, *, device: torch.device | None = None) -> None:
         """Begin the document of the verb `kind`; the arguments are those of the running command."""
         self.path = BUILD / f"{kind}.json" if path is None else path
         self.document: dict[str, Any] = {**_heading(kind, device), **_called(kind), "complete": False}
 
-    def save(self, **stages: object) -> None:
-        """Add or replace stages, and write the document."""
-        self.document |= stages
+    def save(self, **parts: object) -> None:
+        """Add or replace parts, and write the document."""
+        self.document |= parts
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path, self.document)
 

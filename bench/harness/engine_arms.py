@@ -93,7 +93,7 @@ class EngineArm:
             target=_architecture(device) if "target" in backend.takes else None,
         )  # fmt: skip
         place = folder / f"{subject.name}-{settings.name}"
-        build(subject, settings, place, lambda stage: None, drive=drive)
+        build(subject, settings, place, lambda phase: None, drive=drive)
         return open_engine(place, subject, batch=batch)
 
 

@@ -17,7 +17,7 @@ from runtime.prompts.sources import FixedPrompts
 from runtime.rollout.decoding import Decoder, NoDecoder
 from runtime.rollout.rollout import Chunk, Rollout, rollout
 from vmla.cache import CacheSpec
-from vmla.config import Layout, ModelConfig, model_preset
+from vmla.config import Layout, ModelConfig, named_config
 from vmla.scheduler import Sampler
 from vmla.text import TextEncoder
 from vmla.text.byte_tokenizer import ByteTokenizer
@@ -114,7 +114,7 @@ def open_subject(checkpoint: str | None, shape: str | None, *, device: str = "cp
     if checkpoint is not None and shape is not None:
         raise UserError("give --checkpoint or --shape, not both")
     if shape is not None:
-        return RandomCheckpoint.of(model_preset(shape), shape, device=device)
+        return RandomCheckpoint.of(named_config(shape), shape, device=device)
     return open_checkpoint(SHIPPED if checkpoint is None else checkpoint)
 
 

@@ -51,7 +51,11 @@ def _note(engines: dict[str, Any]) -> list[str]:
 
 def _speed(read: Documents) -> Rows:
     whole, engines = read["rollout"], _by_name(read["engines"])
-    gpu = {name: row for stage in ("chunk", "compile") for name, row in _by_name(read["gpu"][stage]).items()}
+    gpu = {
+        name: row
+        for measured in ("chunk", "compile")
+        for name, row in _by_name(read["gpu"][measured]).items()
+    }
     latent, compiled = gpu["eager-mla bf16"], gpu["compile bf16"]
     return [
         ("what runs", "the shipped model, 64 x 64", "the size of Wan2.1-1.3B, 832 x 480, random weights"),

@@ -10,12 +10,12 @@ from time import perf_counter, sleep
 
 import httpx
 
+from bench.serving.measurements import repeated
 from bench.serving.server import PATIENCE, answering, settings_for
-from bench.serving.stages import repeated
 from plugins.errors import UserError
 from runtime.cluster.ingress import ingress
 from runtime.cluster.service import Service, Size
-from runtime.planning.request import Job
+from runtime.planning.job import Job
 from runtime.serve.disk.store import read_relay_key
 from runtime.serve.edge.access import RELAYED
 from vmla.cluster.library import connect, room_for

@@ -15,7 +15,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from plugins.errors import UserError
-from runtime.planning.request import Job
+from runtime.planning.job import Job
 from runtime.serve.app import create_app
 from runtime.serve.edge.settings import Limits, ServeSettings
 from runtime.serve.listen import open_socket, server_for

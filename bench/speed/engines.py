@@ -31,7 +31,7 @@ from bench.harness.time_budget import Budget
 from bench.report.elements.engines_table import engines_table
 from runtime.cli.verify.engine import single_pass
 from runtime.engines.base import Engine
-from runtime.planning.request import choose_device
+from runtime.planning.compute import choose_device
 from runtime.rollout.decoding import CodecDecoder, Decoder
 from runtime.rollout.rollout import Chunk
 from vmla.cli.command import OneLineCommand

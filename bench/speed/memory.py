@@ -25,12 +25,12 @@ from bench.harness.engine_arms import EngineArm, failing
 from bench.harness.memory_use import Peak, held
 from bench.harness.subject import RandomCheckpoint, endless, open_subject
 from plugins.errors import UserError
-from runtime.planning.request import choose_device
+from runtime.planning.compute import choose_device
 from vmla.cache import CacheSpec
 from vmla.cli.command import OneLineCommand
 from vmla.cli.progress import ProgressLine
 from vmla.cli.terminal import say
-from vmla.config import WINDOWS, Layout, ModelConfig, model_preset
+from vmla.config import WINDOWS, Layout, ModelConfig, named_config
 from vmla.weights.checkpoint import Checkpoint
 
 LAYOUTS: tuple[Layout, ...] = ("mha", "mla")
@@ -156,7 +156,7 @@ def main(
 ) -> None:
     """Measure what the cache takes in both layouts, a pass's peak, and how many streams fit."""
     where, dtype = choose_device(device), torch.bfloat16
-    config, passes = model_preset(cache_shape, window=window), open_subject(None, shape)
+    config, passes = named_config(cache_shape, window=window), open_subject(None, shape)
     record = Record("memory", output, device=where)
     caches: dict[str, dict[str, Any]] = {}
     with ProgressLine(sys.stderr) as line:

@@ -53,7 +53,7 @@ from plugins.errors import UserError
 from vmla.cli.command import OneLineCommand
 from vmla.cli.machine import peak_resident_bytes
 from vmla.cli.terminal import say
-from vmla.config import MODEL_PRESETS, ModelConfig, model_preset
+from vmla.config import MODEL_CONFIGS, ModelConfig, named_config
 from vmla.fused_attention import fused
 from vmla.transformer import VideoMLA
 
@@ -214,11 +214,11 @@ def faults(path: Path) -> dict[str, Any]:
 
 
 @click.command(cls=OneLineCommand)
-@click.option("--shape", default="wan-1.3b", show_default=True, help=f"One of {', '.join(MODEL_PRESETS)}.")
+@click.option("--shape", default="wan-1.3b", show_default=True, help=f"One of {', '.join(MODEL_CONFIGS)}.")
 @click.option(
     "--layers",
     type=click.IntRange(min=1),
-    help="Number of the model's layers (default: as many as the preset has).",
+    help="Number of the model's layers (default: as many as the shape has).",
 )
 @click.option("--precision", default="bf16", show_default=True, help="Precision of the matrix products.")
 @click.option("--target", multiple=True, help="Build a TensorRT-RTX engine for this GPU, as sm_89.")
@@ -245,7 +245,7 @@ def main(
         check_targets(each)
     if target and attention == "plugin":
         raise UserError("TensorRT-RTX has its own attention; leave --attention or --target out")
-    config, kind = model_preset(shape), check_precision(precision)
+    config, kind = named_config(shape), check_precision(precision)
     if layers is not None:
         config = replace(config, num_layers=layers)
     record = Record("graph", output)
@@ -254,8 +254,8 @@ def main(
         place = folder or Path(scratch)
         place.mkdir(parents=True, exist_ok=True)
         backend = ONNX.name if lint else TensorRT.name
-        for stage in measure(config, kind, target, place, backend, attention):
-            record.save(**stage)
+        for found in measure(config, kind, target, place, backend, attention):
+            record.save(**found)
         if lint:
             record.save(lint=faults(place / "step.onnx"))
     told = ("graph", "engines", "lint")

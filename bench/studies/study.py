@@ -25,7 +25,7 @@ from bench.quality.grades import mean_right
 from bench.studies.trial import MHA, SharedParts, StudyArm, Trial
 from vmla.cli.command import OneLineCommand
 from vmla.cli.progress import ProgressLine
-from vmla.train.recipes.from_scratch import training_recipe
+from vmla.train.recipes.from_scratch import pretraining_recipe
 from vmla.weights.conversion.spectral import Init
 
 STUDIED = ("layouts", "widths", "splits", "inits")
@@ -47,7 +47,7 @@ class Study:
 
     def arms(self) -> list[StudyArm]:
         """All of them; the recipe's own model answers three questions."""
-        model = training_recipe(self.recipe).model
+        model = pretraining_recipe(self.recipe).model
         own = model.kv_lora_rank, model.qk_rope_head_dim
         found = [
             StudyArm(name="mla", questions=("layouts", "widths", "splits"), distilled=True, closely=True),
@@ -155,7 +155,7 @@ def main(
     study, rows = STUDIES[name], list[dict[str, Any]]()
     record = Record("study", output)
     with ProgressLine(sys.stderr) as line:
-        shared = SharedParts.made(training_recipe(study.recipe), runs / name / "world", line.show)
+        shared = SharedParts.made(pretraining_recipe(study.recipe), runs / name / "world", line.show)
         arms = chosen_arms(study, only)
         for trial in trials(study, arms, seeds or study.seeds, shared, runs / name, line):
             rows.append(trial.result())

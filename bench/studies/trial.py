@@ -29,7 +29,7 @@ from vmla.train.loop.loop import train
 from vmla.train.loop.parallel import ALONE
 from vmla.train.loop.state import refuse_other_settings
 from vmla.train.recipes.from_checkpoint import DistillationRecipe, distillation_recipe
-from vmla.train.recipes.from_scratch import Recipe, training_recipe
+from vmla.train.recipes.from_scratch import PretrainingRecipe, pretraining_recipe
 from vmla.train.run import TrainingRun
 from vmla.train.stage import RESULT, StageRun
 from vmla.train.stages.denoiser import DenoiserStage
@@ -53,14 +53,14 @@ POINTS = 20
 class SharedParts:
     """The parts of a study that no arm varies: codec, text encoder and clips."""
 
-    recipe: Recipe
+    recipe: PretrainingRecipe
     folder: Path
     codec: TinyCodec
     text: TextEncoder
     data: LatentSet
 
     @classmethod
-    def made(cls, recipe: Recipe, folder: Path, report: Callable[[str], None]) -> SharedParts:
+    def made(cls, recipe: PretrainingRecipe, folder: Path, report: Callable[[str], None]) -> SharedParts:
         """Train and render what is not in `folder` yet."""
         run = TrainingRun(recipe, folder, report)
         data = run.latents()
@@ -165,7 +165,7 @@ class Trial:
         return folder / RESULT
 
     def _stage(self) -> DenoiserStage:
-        recipe = training_recipe(self.shared.recipe.name, seed=self.seed, **self.arm.sizes)
+        recipe = pretraining_recipe(self.shared.recipe.name, seed=self.seed, **self.arm.sizes)
         if (init := self.arm.init) is None:
             return DenoiserStage(recipe.model, recipe.denoiser_training, self.shared.data)
         model = open_checkpoint(self._converted(init)).transformer().requires_grad_(True)
@@ -258,7 +258,7 @@ class Trial:
 
     def _settings(self) -> dict[str, Any]:
         """What may not differ when a trial is found again."""
-        recipe = training_recipe(self.shared.recipe.name, seed=self.seed, **self.arm.sizes)
+        recipe = pretraining_recipe(self.shared.recipe.name, seed=self.seed, **self.arm.sizes)
         training = self._distillation().forcing if self.arm.init else recipe.denoiser_training
         return {
             "model": asdict(recipe.model), "training": asdict(training), "init": self.arm.init,

@@ -13,7 +13,7 @@ from typing import Any
 from plugins.errors import UserError
 from runtime.cluster.replica import Replica
 from runtime.cluster.table import Load, Table
-from runtime.planning.request import Job
+from runtime.planning.job import Job
 from runtime.serve.edge.logs import log_to_stderr
 from runtime.serve.edge.settings import ServeSettings
 from runtime.serve.edge.tracing import Tracing

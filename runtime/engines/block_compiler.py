@@ -49,7 +49,7 @@ def code_cache() -> Path | None:
     return own / "videomla" / "inductor"
 
 
-def keep_compiled_code(folder: Path | None) -> None:
+def set_inductor_cache(folder: Path | None) -> None:
     """Let Inductor keep its code in `folder`, unless the user named another or there is none.
 
     The variable is Inductor's only setting for it; without one it writes to the system's temporary folder.

@@ -75,9 +75,9 @@ class SinkKind:
 
     Raises UserError if the video cannot be written or continued there.
     """
-    keeps: bool = True
+    persistent: bool = True
     """Whether the video stays at its path, with a sidecar beside it."""
     resumes: bool = True
-    """Whether a video that was stopped can be gone on with; only then is its state kept, too."""
+    """Whether a video that was stopped can be gone on with; only then is its state written, too."""
     pictures: re.Pattern[str] | None = None
     """The names of files in a folder that is a video; None if a video is a single file."""

@@ -97,7 +97,7 @@ def _open(path: Path, *, scale: int, after: Mark | None = None, clear: Clear | N
     return StreamSink(path, frames_per_second=FRAMES_PER_SECOND, scale=scale)
 
 
-STREAM = SinkKind(what="- for standard output", takes=is_stream, open=_open, keeps=False, resumes=False)
+STREAM = SinkKind(what="- for standard output", takes=is_stream, open=_open, persistent=False, resumes=False)
 
 
 def _opened(path: Path) -> int:

@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
+import torch
+from torch import Tensor
+
+from runtime.device.cuda_graphs import to_host
 from runtime.device.worker_thread import CAPACITY, WorkerThread
 from runtime.outputs import Frames, FrameSink, Mark
 
@@ -40,3 +44,10 @@ class FrameWriter(WorkerThread):
             return
         self.sink.write(frames)
         self.written += len(frames)
+
+
+def to_pixels(frames: Tensor) -> Frames:
+    """One video's frames [n, 3, H, W] in [0, 1] to [n, H, W, 3] uint8 in main memory."""
+    scaled = (frames * 255).round().to(torch.uint8)
+    pixels: Frames = to_host(scaled.permute(0, 2, 3, 1).contiguous()).numpy()
+    return pixels

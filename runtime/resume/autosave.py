@@ -29,7 +29,7 @@ class Autosave(WorkerThread):
         *,
         every: float = 5.0,
         saved: bool = False,
-        keeps_older: bool = False,
+        has_older: bool = False,
         fenced: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """Save the states of the video `output`.
@@ -39,14 +39,14 @@ class Autosave(WorkerThread):
             describe: says what determines its frames, and may take its time.
             every: seconds between two states: the work that a crash may cost, at most.
             saved: whether there is a state already, which then is the first.
-            keeps_older: whether an older video lies there, whose state and sidecar stay until the new one
+            has_older: whether an older video lies there, whose state and sidecar stay until the new one
                 has frames.
             fenced: inside what it returns, nobody else writes there; it raises where somebody does.
         """
         super().__init__("autosave", capacity=1)
         self._output, self._describe, self._every = output, describe, every
         self._next = time.monotonic() + every if saved else 0.0
-        self._under_way, self._keeps_older, self._fenced = False, keeps_older, fenced
+        self._under_way, self._has_older, self._fenced = False, has_older, fenced
         self.saved = saved
         """Whether there is a state on disk."""
         self.video: dict[str, Any] | None = None
@@ -75,7 +75,7 @@ class Autosave(WorkerThread):
         self.put(lambda: self._write(state))
 
     def _write(self, state: State) -> None:
-        if self._keeps_older and not state.mark["frames"]:
+        if self._has_older and not state.mark["frames"]:
             self._under_way = False
             return
         if self.video is None:

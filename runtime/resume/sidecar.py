@@ -19,7 +19,7 @@ from plugins.documents.json_file import read_json
 from plugins.documents.typed import Between, typed
 from plugins.errors import UserError
 from runtime.engines.compiled import PRECISIONS
-from runtime.planning.request import Job
+from runtime.planning.job import Job
 from runtime.planning.start import NOT_RECORDED, Start
 from runtime.prompts.sources import Policy, PromptChange
 from vmla.config import FRAMES_PER_SECOND, YOUNGER, ModelConfig

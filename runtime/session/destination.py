@@ -20,9 +20,9 @@ WANTED_HEIGHT = 256
 """Pixels that small frames are enlarged to at least, by default."""
 
 
-def is_kept(path: Path) -> bool:
-    """Whether a video at `path` stays there, with a sidecar."""
-    return kind_of(path).keeps
+def is_persistent(path: Path) -> bool:
+    """Whether a video written to `path` stays there, with a sidecar; a stream does not."""
+    return kind_of(path).persistent
 
 
 def is_resumable(path: Path) -> bool:
@@ -36,7 +36,7 @@ def check_output(path: Path, *, overwrite: bool) -> None:
     Raises:
         UserError: if it exists already, is not a file or folder of ours, or its folder does not exist.
     """
-    if not is_kept(path):
+    if not is_persistent(path):
         return
     if path.is_symlink():
         raise UserError(f"{path} is a link to {path.readlink()}; name that instead")
@@ -62,15 +62,15 @@ def leftovers(path: Path) -> list[Path]:
     ]
 
 
-def replace_older(path: Path, begun: Mapping[str, Any], keep: Sequence[Path] = ()) -> None:
-    """Remove the files that an earlier video left at `path` and beside it, but `keep`; a folder stays.
+def replace_older(path: Path, begun: Mapping[str, Any], spared: Sequence[Path] = ()) -> None:
+    """Remove what an earlier video left at `path` and beside it, but for files `spared`; a folder stays.
 
     The sidecar that says what is `begun` replaces the older one first: whatever ends the process now,
     what lies at `path` is shown to be ours.
     """
     write_begun(path, begun)
     for left in leftovers(path):
-        if left not in (*keep, sidecar_path(path)):
+        if left not in (*spared, sidecar_path(path)):
             left.unlink(missing_ok=True)
 
 
@@ -87,12 +87,12 @@ def _not_ours(path: Path) -> Path | None:
 
 @contextmanager
 def claimed(output: Path, *, fresh: bool, overwrite: bool) -> Iterator[None]:
-    """Inside, `output` is this video's alone, where it is a place that keeps videos.
+    """Inside, `output` is this video's alone, where videos written there stay.
 
     Raises:
         UserError: if another video is being made there, or a `fresh` one may not be.
     """
-    with locked(output) if is_kept(output) else nullcontext():
+    with locked(output) if is_persistent(output) else nullcontext():
         if fresh:
             check_output(output, overwrite=overwrite)
         yield

@@ -17,13 +17,20 @@ from typing import Any
 
 from plugins.errors import UserError
 from runtime.outputs import FrameSink
+from runtime.planning.job import Job
 from runtime.planning.plan import VideoPlan
-from runtime.planning.request import Job
 from runtime.prompts.sources import FixedPrompts
 from runtime.prompts.videos_file import Video
 from runtime.resume.autosave import Autosave, resume_command
 from runtime.resume.sidecar import describe_prompts, describe_video, sidecar_path, write_begun
-from runtime.session.destination import claimed, is_kept, is_resumable, leftovers, open_sink, replace_older
+from runtime.session.destination import (
+    claimed,
+    is_persistent,
+    is_resumable,
+    leftovers,
+    open_sink,
+    replace_older,
+)
 from runtime.session.outcome import Outcome, in_one_line, raise_failure, record
 from runtime.session.replay import Order
 from runtime.session.session import Session
@@ -61,9 +68,9 @@ class VideoFile:
         # An order to go on was compared with the weights when it was made, and knows the answer.
         told = None if order.described is None else order.describe
         self._describe = told or partial(session.describe, order.job, frames=order.frames, scale=order.scale)
-        self._keeps_older = order.state is None and is_kept(output) and bool(leftovers(output))
+        self._has_older = order.state is None and is_persistent(output) and bool(leftovers(output))
         self._autosave = self._autosaved(save_every)
-        self._announced = order.state is None and is_kept(output) and not self._keeps_older
+        self._announced = order.state is None and is_persistent(output) and not self._has_older
         if self._announced:
             write_begun(output, _begun(order))
         self.task: VideoTask = session.admit(
@@ -77,10 +84,10 @@ class VideoFile:
         )
 
     def _autosaved(self, every: float | None) -> Autosave | None:
-        if every is None or not is_kept(self._output) or not is_resumable(self._output):
+        if every is None or not is_persistent(self._output) or not is_resumable(self._output):
             return None
         saved = self._order.state is not None
-        return Autosave(self._output, self._describe, every=every, saved=saved, keeps_older=self._keeps_older)
+        return Autosave(self._output, self._describe, every=every, saved=saved, has_older=self._has_older)
 
     def _record(self, task: VideoTask) -> None:
         """Say in the sidecar what became of it."""
@@ -88,8 +95,8 @@ class VideoFile:
         self._outcome.append(outcome)
         if self._announced and not (outcome.frames or (self._autosave is not None and self._autosave.saved)):
             sidecar_path(self._output).unlink(missing_ok=True)
-        nothing = self._keeps_older and not outcome.frames  # then the older video is still there
-        if task.failure is None and is_kept(self._output) and not nothing:
+        nothing = self._has_older and not outcome.frames  # then the older video is still there
+        if task.failure is None and is_persistent(self._output) and not nothing:
             known = None if self._autosave is None else self._autosave.video
             # Live prompts may have changed since it was described.
             now = describe_prompts(self._order.job.prompts.changes)
@@ -241,7 +248,7 @@ def sink_for(output: Path, order: Order) -> FrameSink:
     start = order.job.start
     if start is not None and output.exists() and start.path.exists() and output.samefile(start.path):
         raise UserError(f"{output} is what the video goes on from; choose another name")
-    older = is_kept(output) and leftovers(output)
+    older = is_persistent(output) and leftovers(output)
     clear = partial(replace_older, output, _begun(order)) if older else None
     return open_sink(output, scale=order.scale, clear=clear)
 
@@ -259,7 +266,7 @@ def _make_folders(outputs: Sequence[Path]) -> None:
     """
     try:
         for output in outputs:
-            if is_kept(output):
+            if is_persistent(output):
                 output.parent.mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {error.filename}: {error.strerror}") from error

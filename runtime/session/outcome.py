@@ -12,7 +12,7 @@ from runtime.outputs.presence import LostOutputError
 from runtime.outputs.stream import ReaderGoneError
 from runtime.resume.sidecar import list_changes, write_sidecar
 from runtime.resume.state import state_path
-from runtime.session.stages import DecodeError
+from runtime.session.producer import DecodeError
 from runtime.session.task import VideoTask
 from runtime.telemetry.metrics import Figures
 
@@ -42,17 +42,17 @@ class Outcome:
     @classmethod
     def of(cls, task: VideoTask, figures: Figures | None, *, load_seconds: float) -> Outcome:
         """The outcome of `task`, whose sink has all frames it will get."""
-        stages = task.stages
-        applied = [change for change in stages.job.prompts.changes if change.chunk < task.made]
+        producer = task.producer
+        applied = [change for change in producer.job.prompts.changes if change.chunk < task.made]
         return cls(
-            complete=stages.complete,
+            complete=producer.complete,
             frames=task.frames,
-            made=stages.writer.written,
+            made=producer.writer.written,
             load_seconds=load_seconds,
-            first_frame_seconds=stages.first_frame_seconds,
+            first_frame_seconds=producer.first_frame_seconds,
             seconds=task.ended - task.started,
             peak_bytes=peak_resident_bytes(),
-            state_seconds=0.0 if stages.autosave is None else stages.autosave.busy_seconds,
+            state_seconds=0.0 if producer.autosave is None else producer.autosave.busy_seconds,
             applied=list_changes(applied),
             figures=figures,
         )
@@ -75,7 +75,7 @@ def _ended_early(task: VideoTask, error: BaseException) -> str:
     """What ended the video early, how many frames there are, and the command that resumes it."""
     if isinstance(error, ReaderGoneError):
         return f"{error.strerror}; {task.frames} frames were sent"
-    autosave, frames = task.stages.autosave, f"{task.frames} frames were kept"
+    autosave, frames = task.producer.autosave, f"{task.frames} frames were kept"
     mend = f"; go on with: {autosave.command}" if autosave is not None and autosave.saved else ""
     if isinstance(error, LostOutputError):
         again = f"; put it back, and{mend[1:]}" if mend else ""

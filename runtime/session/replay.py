@@ -11,11 +11,12 @@ from typing import Any
 from export.engine.manifest import engine_store
 from plugins.documents.json_file import read_json
 from plugins.errors import UserError
-from runtime.planning.request import Job, prepare
+from runtime.planning.job import Job
+from runtime.planning.request import prepare
 from runtime.prompts.sources import PromptSchedule
 from runtime.resume.sidecar import DEFAULTS, Recorded, describe_job, sidecar_path
 from runtime.resume.state import State, load_state, state_path
-from runtime.session.destination import choose_scale, is_kept, is_resumable
+from runtime.session.destination import choose_scale, is_persistent, is_resumable
 from vmla.world.caption import warning_for
 
 DETERMINING = (
@@ -89,7 +90,7 @@ def resume(output: Path, given: Mapping[str, Any]) -> Order:
     Raises:
         UserError: if there is no state to go on from, it is torn, or what it names is not as it was.
     """
-    if not is_kept(output):
+    if not is_persistent(output):
         raise UserError(f"{output} keeps no video to go on with; name the file or folder of one")
     if not is_resumable(output):
         raise UserError(f"{output} is one piece, which cannot be gone on with; make it anew with --overwrite")

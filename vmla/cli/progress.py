@@ -1,4 +1,4 @@
-"""How far work is: one live line on a terminal, plain lines elsewhere; stages as a bar on a terminal."""
+"""How far work is: one live line on a terminal, plain lines elsewhere; phases as a bar on a terminal."""
 
 from __future__ import annotations
 
@@ -87,10 +87,10 @@ class ProgressLine:
         self._flush()
 
 
-class StageBar:
-    """On a terminal, the stage that is under way and for how long; nothing anywhere else.
+class PhaseBar:
+    """On a terminal, the phase of the work that is under way and for how long; nothing anywhere else.
 
-    The bar moves to and fro until a stage says how far it is. A context manager; lines that are printed
+    The bar moves to and fro until a phase says how far it is. A context manager; lines that are printed
     meanwhile appear above it.
     """
 
@@ -100,7 +100,7 @@ class StageBar:
         self._progress: Progress | None = None
         self._task: TaskID | None = None
 
-    def __enter__(self) -> StageBar:
+    def __enter__(self) -> PhaseBar:
         """Take the terminal's last line, if there is a terminal."""
         if self._stream is not None:
             from rich.console import Console
@@ -114,15 +114,15 @@ class StageBar:
             self._progress.start()
         return self
 
-    def begin(self, stage: str) -> None:
-        """Show `stage` as the one under way."""
+    def begin(self, phase: str) -> None:
+        """Show `phase` as the one under way."""
         if self._progress is not None:
             if self._task is not None:
                 self._progress.remove_task(self._task)
-            self._task = self._progress.add_task(printable(stage), total=None)
+            self._task = self._progress.add_task(printable(phase), total=None)
 
     def advance(self, done: int, total: int) -> None:
-        """Of the stage under way, `done` parts of `total` are behind."""
+        """Show that `done` parts of `total` of the phase under way are finished."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, total=total)
 

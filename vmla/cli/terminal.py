@@ -14,7 +14,7 @@ import click
 JOINERS = "\u200c\u200d"
 LONGEST = 1500
 """Characters of a message, as one that repeats a damaged file may have millions."""
-KEPT = 1000, 400
+SHOWN = 1000, 400
 """Characters of a longer one that are shown, of its start and of its end."""
 
 
@@ -28,7 +28,7 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """`text` as one printable line that a person can still read: the middle of a long one is left out."""
     if len(text) > LONGEST:
-        text = f"{text[: KEPT[0]]} ... {text[-KEPT[1] :]}"
+        text = f"{text[: SHOWN[0]]} ... {text[-SHOWN[1] :]}"
     return printable(text)
 
 

@@ -16,7 +16,7 @@ from vmla.train.loop.log import Report
 from vmla.train.loop.loop import Stage, Watcher, train
 from vmla.train.monitoring.samples import Samples, embedded
 from vmla.train.objectives.alignment import detach_aligner
-from vmla.train.recipes.from_scratch import Recipe
+from vmla.train.recipes.from_scratch import PretrainingRecipe
 from vmla.train.stages import STAGES
 from vmla.train.stages.codec import CodecStage, with_statistics
 from vmla.train.stages.decoder import DecoderStage
@@ -35,7 +35,7 @@ class TrainingRun:
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: PretrainingRecipe,
         folder: Path,
         report: Report,
         *,

@@ -46,7 +46,7 @@ class TaehvConfig:
     """Side of the squares of pixels that are folded into channels."""
 
 
-TAEHV_PRESETS = {
+TAEHV_CONFIGS = {
     "taew2_1": TaehvConfig(),
     "taew2_2": TaehvConfig(latent_channels=48, patch=2),
     "debug": TaehvConfig(latent_channels=4, widths=(16, 8, 8, 8), encoder_width=8),

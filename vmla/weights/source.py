@@ -13,7 +13,7 @@ from torch import Tensor
 
 from plugins.documents.json_file import read_json
 from plugins.errors import UserError
-from vmla.config import MODEL_PRESETS, Layout, ModelConfig
+from vmla.config import MODEL_CONFIGS, Layout, ModelConfig
 from vmla.transformer import VideoMLA
 from vmla.weights.formats.files import Shape, check_shapes, load_exactly, refuse_not_finite
 from vmla.weights.formats.lazy_tensors import shape_of
@@ -99,7 +99,7 @@ class Source:
 def open_source(
     path: Path,
     *,
-    like: ModelConfig = MODEL_PRESETS["wan-1.3b"],
+    like: ModelConfig = MODEL_CONFIGS["wan-1.3b"],
     part: str | None = None,
     mapping: Path | None = None,
     variant: str | None = None,

@@ -21,8 +21,8 @@ def engines_of(documents: Sequence[dict[str, object]]) -> list[str]:
     """The engines that have a row in one of the documents, as they come."""
     found: dict[str, None] = {}
     for document in documents:
-        stages = [document, *(stage for stage in document.values() if isinstance(stage, dict))]
-        for rows in (stage.get("rows") for stage in stages):
+        parts = [document, *(part for part in document.values() if isinstance(part, dict))]
+        for rows in (part.get("rows") for part in parts):
             for row in rows if isinstance(rows, list | tuple) else ():
                 if isinstance(row, dict) and {"engine", "precision"} <= row.keys():
                     found[str(row["engine"])] = None

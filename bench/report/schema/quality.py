@@ -128,7 +128,7 @@ class MeanGrade:
     mean: MeanDeviation
 
 
-StageGrades = dict[Mark, MeanGrade]
+GradesOverTime = dict[Mark, MeanGrade]
 """By the second."""
 
 
@@ -141,8 +141,8 @@ class Arm:
     entry_width: Count
     loss: MeanDeviation
     seeds: Count
-    grades: dict[str, StageGrades]
-    along: dict[Mark, StageGrades]
+    grades: dict[str, GradesOverTime]
+    along: dict[Mark, GradesOverTime]
 
     def __post_init__(self) -> None:
         if "denoiser" not in self.grades:

@@ -61,7 +61,7 @@ class ServeSettings:
     """Web pages of other origins that may use the server, such as `https://example.org`."""
     lease_seconds: float = 30.0
     """How long a stream without viewers stays in memory, unless its owner asks for another time."""
-    keep_seconds: float = 24 * 3600.0
+    retention_seconds: float = 24 * 3600.0
     """How long a stream or job that nobody asks for stays on disk."""
     save_every: float = 5.0
     """Seconds between two states of a stream on disk."""

@@ -172,7 +172,7 @@ class SharedStreams(Streams):
     # What happens by itself.
 
     async def _look_at(self, stream: Stream, *, alone: float) -> None:
-        if not stream.resident and alone > self.settings.keep_seconds:
+        if not stream.resident and alone > self.settings.retention_seconds:
             self.refresh(stream.id)
             alone = min(alone, time.monotonic() - stream.left_at)
             if self.holder(stream.id) is not None:

@@ -29,9 +29,9 @@ def left_first(streams: Iterable[Stream], settings: ServeSettings) -> Stream | N
 
 def seconds_until_room(streams: Iterable[Stream], settings: ServeSettings) -> int:
     """Until the first of `streams` may go, if nobody asks for it meanwhile."""
-    spared = min(settings.limits.spared_seconds, settings.keep_seconds)
+    spared = min(settings.limits.spared_seconds, settings.retention_seconds)
     ends = [
-        one.left_at + (spared if one.info.kind == "session" else settings.keep_seconds)
+        one.left_at + (spared if one.info.kind == "session" else settings.retention_seconds)
         + (one.info.lease if one.resident else 0.0)
         for one in streams if not one.viewers
     ]  # fmt: skip

@@ -28,7 +28,7 @@ from runtime.serve.streams.events import Events
 from runtime.serve.streams.pacing import BackgroundPacing, LivePacing
 from runtime.serve.streams.viewer import LEAD, Viewer
 from runtime.serve.streams.worker import Worker
-from runtime.session.stages import DecodeError
+from runtime.session.producer import DecodeError
 from runtime.session.task import VideoTask
 from runtime.telemetry.events import ChunkReport
 from vmla.config import FRAMES_PER_SECOND
@@ -188,7 +188,7 @@ class Stream:
             UserError: for an empty prompt, or if its prompts are fixed.
         """
         assert self.task is not None
-        prompts = self.task.stages.job.prompts
+        prompts = self.task.producer.job.prompts
         if not isinstance(prompts, LivePrompts):
             raise UserError("the prompt of this video is fixed")
         with self._events.lock:
@@ -315,11 +315,11 @@ class Stream:
             LOGGER.warning("taken over", extra={"fields": {"stream": self.id}})
         elif task.failure is not None:
             status, error = "failed", self._sentence(task.failure)
-        elif task.stages.complete:
+        elif task.producer.complete:
             status = "completed"
         self.task, self._leaving = None, False
         with suppress(ClaimLostError), self._fenced():
-            if status == "completed" and task.stages.complete:  # not if it has only become too long
+            if status == "completed" and task.producer.complete:  # not if it has only become too long
                 with suppress(OSError):
                     self.folder.state.unlink(missing_ok=True)
             self.set(status=status, error=error)

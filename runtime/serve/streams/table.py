@@ -351,5 +351,5 @@ class Streams:
             elif stream.index.frames > longest:
                 stream.leave("completed")
         unwanted = not (stream.resident or self._is_waiting(stream))
-        if unwanted and alone > self.settings.keep_seconds:
+        if unwanted and alone > self.settings.retention_seconds:
             await self.remove(stream)

@@ -10,7 +10,7 @@ from functools import partial
 from time import perf_counter
 
 from runtime.outputs import FrameSink, NullSink
-from runtime.planning.request import Job
+from runtime.planning.job import Job
 from runtime.prompts.sources import LivePrompts
 from runtime.resume.autosave import Autosave
 from runtime.resume.state import State

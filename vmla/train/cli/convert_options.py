@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from plugins.errors import UserError
-from vmla.config import MODEL_PRESETS, ModelConfig, model_preset
+from vmla.config import MODEL_CONFIGS, ModelConfig, named_config
 from vmla.train.cli.inspect_options import proposal_of
 from vmla.weights.conversion.activations import CalibrationBatch
 from vmla.weights.conversion.convert import Conversion, plan
@@ -37,8 +37,8 @@ def run_conversion(options: Mapping[str, Any], report: Say, say: Say) -> None:
         UserError: for whatever does not fit.
     """
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[options["dtype"]]
-    if options["dry_run"] and options["source"] in MODEL_PRESETS:
-        sizes = model_preset(options["source"], layout="mha")
+    if options["dry_run"] and options["source"] in MODEL_CONFIGS:
+        sizes = named_config(options["source"], layout="mha")
         _say_plan(sizes, wanted(sizes, options), options["clips"], dtype, say)
         return
     told = None if options["preset"] is None else preset(options["preset"])
@@ -60,7 +60,7 @@ def run_conversion(options: Mapping[str, Any], report: Say, say: Say) -> None:
 
 
 def _open(path: Path, options: Mapping[str, Any], told: Preset | None) -> Source:
-    like = model_preset(options["sizes"])
+    like = named_config(options["sizes"])
     source = open_source(
         path,
         like=like if told is None else told.sizes(like),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from plugins.errors import UserError
-from vmla.config import MODEL_PRESETS, ModelConfig
+from vmla.config import MODEL_CONFIGS, ModelConfig
 from vmla.scheduler import Sampler
 from vmla.train.objectives.consistency import Consistency
 from vmla.train.objectives.teacher_forcing import Forcing
@@ -72,7 +72,7 @@ def _matching(*, steps: int, rate: float, critic: float, save: int, **others: ob
 _WAN_MATCHING = _matching(steps=1000, rate=2e-6, critic=4e-7, save=50, whole_scores=True, clips=4)
 WAN = DistillationRecipe(
     name="wan-1.3b",
-    model=MODEL_PRESETS["wan-1.3b"],
+    model=MODEL_CONFIGS["wan-1.3b"],
     forcing=DenoiserTraining(
         schedule=DistilSchedule(steps=9500, learning_rate=5e-6, save_every=250),
         forcing=PLAIN, clips=1, jumps=0.0, at_once=True,
@@ -98,7 +98,7 @@ _SPRITES_MATCHING = replace(
 )
 SPRITES = DistillationRecipe(
     name="sprites",
-    model=MODEL_PRESETS["sprites"],
+    model=MODEL_CONFIGS["sprites"],
     forcing=DenoiserTraining(
         schedule=DistilSchedule(steps=300, learning_rate=1e-4),
         forcing=Forcing(context_noise=0.1, own_sigma=0.5),  # of the model's own last stage
@@ -170,7 +170,7 @@ _DEBUG_MATCHING = _matching(
 )  # fmt: skip
 DEBUG = DistillationRecipe(
     name="debug",
-    model=MODEL_PRESETS["debug"],
+    model=MODEL_CONFIGS["debug"],
     forcing=DenoiserTraining(
         schedule=_TINY, forcing=PLAIN, clips=2, chunks=3, jumps=0.0, precision="float32", at_once=True
     ),

@@ -21,7 +21,7 @@ from vmla.train.loop.throughput import Meter
 from vmla.train.optim.optimizers import TrainingSchedule
 from vmla.train.optim.precision import Precision, resolve
 from vmla.vae import Codec
-from vmla.vae.taehv import TAEHV_PRESETS, Taehv, TaehvConfig
+from vmla.vae.taehv import TAEHV_CONFIGS, Taehv, TaehvConfig
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class TinyTraining:
     seed: int = 0
 
 
-class TinyStage:
+class TinyDecoderStage:
     """Distillation of a large codec into TAEHV's architecture."""
 
     name = "tiny"
@@ -110,12 +110,12 @@ def config_like(teacher: Codec) -> TaehvConfig:
     Raises:
         UserError: if there are none: it is made for codecs of Wan's kind.
     """
-    for config in TAEHV_PRESETS.values():
+    for config in TAEHV_CONFIGS.values():
         cells, channels = 8 * config.patch, config.latent_channels
         if (channels, cells) == (teacher.latent_channels, teacher.spatial_ratio):
             break
     else:
-        known = ", ".join(f"{c.latent_channels} of {8 * c.patch}" for c in TAEHV_PRESETS.values())
+        known = ", ".join(f"{c.latent_channels} of {8 * c.patch}" for c in TAEHV_CONFIGS.values())
         raise UserError(
             f"no TAEHV has latents of {teacher.latent_channels} channels and cells of "
             f"{teacher.spatial_ratio} pixels; there are {known}"

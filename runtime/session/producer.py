@@ -1,7 +1,8 @@
 """One video from its latents to its sink: denoising, decoding and encoding at the same time.
 
 The rollout runs on the calling thread, the decoder and the sink on a thread each, with short queues between
-them. A faster stage waits for a slower one only when the queue between them is full, and the wait is counted.
+them. The faster of two threads waits for the slower one only when the queue between them is full, and the
+wait is counted.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from runtime.device.cuda_graphs import SideStream, Stamp, between, stamp
 from runtime.device.memory import resident_bytes
 from runtime.device.worker_thread import WorkerThread
 from runtime.outputs import FrameSink
-from runtime.outputs.writer import FrameWriter
-from runtime.planning.request import Job, to_pixels
+from runtime.outputs.writer import FrameWriter, to_pixels
+from runtime.planning.job import Job
 from runtime.prompts.sources import LivePrompts
 from runtime.resume.autosave import Autosave
 from runtime.resume.sidecar import describe_prompts
@@ -56,7 +57,7 @@ class Admission:
     """When its chunks are wanted; without one, as soon as the sink takes them."""
 
 
-class VideoStages:
+class VideoProducer:
     """Makes one video: a rollout, and the threads that decode, write and save what it makes."""
 
     def __init__(
@@ -144,7 +145,7 @@ class VideoStages:
 
     @property
     def ahead_seconds(self) -> float:
-        """Seconds of video in the chunks that these stages have made."""
+        """Seconds of video in the chunks that this producer has made."""
         return (self.made - self._first) * self._chunk_seconds
 
     def step(self) -> None:
