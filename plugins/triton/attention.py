@@ -78,8 +78,7 @@ def attention(
         weights, shrink, top, total = online_softmax(tl.dot(q, k) * factor, filled, top, total)
         v = tl.load(values + tokens[:, None] * DV + deep[None, :], mask=filled[:, None], other=0.0)
         if scales is not None:
-            # Weights are at most 1 and e4m3 reaches 448: as they are, most would be subnormal and lose bits.
-            # A power of two costs no rounding; `scale_out` takes it out again.
+            # Of at most 1, most weights would be subnormal in e4m3, which reaches 448; `scale_out` undoes it.
             weights *= 256.0
         sums = tl.dot(weights.to(v.dtype), v, sums * shrink[:, None])
 
