@@ -1,4 +1,4 @@
-"""How far work is: one live line on a terminal, plain lines elsewhere; phases as a bar on a terminal."""
+"""Progress: one live line on a terminal and plain lines elsewhere; phases of unknown length as a bar."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ProgressLine:
         self._stream = stream
         self._quiet = not logging.getLogger(__name__).isEnabledFor(logging.WARNING)
         self._began: tuple[float, float] | None = None
-        """When a share of the work was first told, and that share."""
+        """When a share of the work was first reported, and that share: the rate is measured from there."""
         self._seconds = seconds
         self._live: Live | None = None
         self._shown_at = float("-inf")
@@ -40,13 +40,13 @@ class ProgressLine:
             from rich.live import Live
 
             console = Console(file=self._stream)
-            # Else rich would move to the terminal what is printed to a pipe.
+            # Otherwise rich would redirect what is meant for a pipe to the terminal.
             self._live = Live(console=console, refresh_per_second=4, redirect_stdout=sys.stdout.isatty())
             self._live.start()
         return self
 
     def show(self, message: str, *, done: float | None = None) -> None:
-        """Make `message` the current one; of the work, the share `done` in [0, 1] is behind it, if known."""
+        """Make `message` the current one; `done` in [0, 1] is the finished share of the work, if known."""
         message = printable(message)
         if self._quiet:
             return
@@ -81,7 +81,7 @@ class ProgressLine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Show what is still unshown and give the line back."""
+        """Show the last message if it was not shown yet, and release the terminal's line."""
         if self._live is not None:
             self._live.stop()
         self._flush()
@@ -129,7 +129,7 @@ class PhaseBar:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give the line back."""
+        """Erase the bar and release the terminal's line."""
         if self._progress is not None:
             self._progress.stop()
 

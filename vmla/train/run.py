@@ -1,4 +1,4 @@
-"""A whole training run, stage after stage, in one folder; run again, it goes on where it stopped."""
+"""A whole training run, stage after stage, in one folder; a second run resumes where the first stopped."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class TrainingRun:
         samples: int | None = None,
         stop: Stop | None = None,
     ) -> None:
-        """`samples`: every how many steps the denoiser shows some clips; `stop`: ends it after a step."""
+        """`samples`: steps between two sets of the denoiser's sample clips; `stop` ends it after a step."""
         self.recipe, self.folder, self.report = recipe, folder, report
         self.stop_after, self.watchers, self.samples = stop_after, watchers, samples
         self.stop = stop
@@ -56,7 +56,7 @@ class TrainingRun:
                 getattr(self, name)()
 
     def codec(self) -> TinyCodec:
-        """The trained autoencoder, with the statistics of its latents: what encodes the training set."""
+        """The trained autoencoder, with the statistics of its latents; it encodes the training set."""
         return self._codec
 
     @cached_property
@@ -72,7 +72,7 @@ class TrainingRun:
         return codec.eval()
 
     def decoder(self) -> TinyCodec:
-        """The same with its decoder trained on, where the recipe asks for it: what decodes in the end."""
+        """The finished model's autoencoder: `codec`, its decoder trained further if the recipe says so."""
         if self.recipe.decoder_training is None:
             return self.codec()
         stage = DecoderStage(self.codec(), self.recipe.decoder_training)
@@ -103,7 +103,7 @@ class TrainingRun:
         return detach_aligner(stage.model)
 
     def refine(self) -> VideoMLA:
-        """The finished transformer: `denoiser` trained on, where the recipe asks for it."""
+        """The finished transformer: `denoiser`, trained further if the recipe says so."""
         recipe, model = self.recipe, self.denoiser()
         if recipe.refinement is None:
             return model
@@ -113,7 +113,7 @@ class TrainingRun:
         return detach_aligner(stage.model)
 
     def _clips(self, stage: DenoiserStage) -> list[Watcher]:
-        """What shows clips of the denoiser while it learns."""
+        """Watchers that write sample clips of the denoiser while it learns."""
         if self.samples is None:
             return []
         text, sampler = self.text(), self.recipe.sampler

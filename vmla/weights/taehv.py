@@ -18,9 +18,9 @@ from vmla.weights.uninitialised import WithoutRoom
 PICKLES, SAFETENSORS = (".pth", ".pt"), ".safetensors"
 PUBLISHED = "taew2_1"
 LIGHT = "lighttae"
-"""How the names of LightTAE's files begin. Its tensors are TAEHV's, so that nothing else tells them apart."""
+"""Prefix of LightTAE's file names. Its tensors are TAEHV's, so that nothing else tells them apart."""
 FIRST = "decoder.1.weight"
-"""Of the decoder's first convolution [width, latent channels, 3, 3]."""
+"""The decoder's first convolution [width, latent channels, 3, 3], whose shape tells the architecture."""
 
 
 def load_taehv(path: Path, *, weights: bool = True) -> Taehv:
@@ -46,7 +46,7 @@ def load_taehv(path: Path, *, weights: bool = True) -> Taehv:
 
 
 def is_light(path: Path) -> bool:
-    """Whether `path` is called as LightTAE's files are."""
+    """Whether `path` has a name of LightTAE's files."""
     return path.name.lower().startswith(LIGHT)
 
 
@@ -84,7 +84,7 @@ def _architecture(shapes: Mapping[str, Shape], path: Path) -> str:
     """Name of the architecture whose latents have as many channels as the first convolution reads."""
     first = shapes.get(FIRST, ())
     if len(first) < 2:
-        return PUBLISHED  # what is wrong besides this tensor is said when all are compared
+        return PUBLISHED  # the tensor is missing or odd: the comparison of all tensors will say so
     fitting = [name for name, config in TAEHV_CONFIGS.items() if config.latent_channels == first[1]]
     if not fitting:
         known = " or ".join(f"{c.latent_channels} ({name})" for name, c in TAEHV_CONFIGS.items())

@@ -38,7 +38,7 @@ def varied(command: Any) -> Any:
 
 
 def watched(command: Any) -> Any:
-    """Options that show how training goes, and change nothing of it."""
+    """Options that show the progress of training without affecting it."""
     for option in (
         click.option("--samples", type=click.IntRange(min=1), metavar="EVERY",
                      help="Show clips of the averaged weights each EVERY steps, in the folder's samples/."),

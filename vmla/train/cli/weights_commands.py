@@ -1,4 +1,4 @@
-"""`vmla-train inspect`, `convert` and `push`: other people's weights taken over, and our own given away."""
+"""`vmla-train inspect`, `convert` and `push`: for other people's weights, and for publishing our own."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ class DistillationRecipe:
 
     name: str
     model: ModelConfig
-    """Its sizes; a checkpoint brings its own."""
+    """The model's sizes, for plans and tests; a checkpoint has its own."""
     forcing: DenoiserTraining
     consistency: ConsistencyTraining
     distribution: DistributionTraining
@@ -33,7 +33,7 @@ class DistillationRecipe:
     """Whether distillations take the guidance of the teacher's own sampler in place of theirs."""
 
     def taught_by(self, teacher: Sampler) -> DistillationRecipe:
-        """The recipe with the guidance of a teacher that is sampled like that.
+        """The recipe with the guidance of a teacher that `teacher` samples.
 
         Its weight w means u + w (c - u), which distribution matching writes as c + (w - 1) (c - u).
         """
@@ -52,7 +52,7 @@ class DistillationRecipe:
 
 STUDENT = Sampler(kind="renoise", steps=4, shift=5.0)
 PLAIN = Forcing(shift=5.0, copies=1, context_noise=0.0, own_share=0.0)
-"""Teacher forcing as the paper has it: true, clean chunks before each."""
+"""Teacher forcing as in the paper: each chunk follows true, clean ones."""
 
 
 def _matching(*, steps: int, rate: float, critic: float, save: int, **others: object) -> DistributionTraining:

@@ -31,17 +31,17 @@ class PretrainingRecipe:
     text: SmallTextConfig
     codec_training: CodecTraining
     decoder_training: DecoderTraining | None = None
-    """How the codec's decoder is trained on; None leaves it as it is."""
+    """How the codec's decoder is trained further; None leaves it as it is."""
     text_training: TextTraining
     latents: LatentSettings
     denoiser_training: DenoiserTraining
     refinement: DenoiserTraining | None = None
-    """How the denoiser's average is trained on; None leaves it as it is."""
+    """How the denoiser's average is trained further; None leaves it as it is."""
     sampler: Sampler
-    """How the finished model is sampled unless told otherwise."""
+    """The finished model's own sampler, which the commands use by default."""
 
     def steps(self) -> dict[str, int]:
-        """Optimizer steps of each stage that has some."""
+        """Optimizer steps by stage, for the stages that train."""
         steps = {
             "codec": self.codec_training.schedule.steps,
             **({} if self.decoder_training is None else {"decoder": self.decoder_training.schedule.steps}),

@@ -1,7 +1,7 @@
 """Stage `tiny`: a tiny autoencoder learns to show and to make a large one's latents, from encoded clips.
 
-The large decoder shows what each latent stands for, and that is what the tiny one learns: what the large one
-loses, no decoder of its latents could know.
+The tiny decoder learns the large decoder's frames, not the original ones: no decoder of these latents can
+know what the large encoder has lost.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from vmla.vae.taehv import TAEHV_CONFIGS, Taehv, TaehvConfig
 
 @dataclass(frozen=True, kw_only=True)
 class TinyTraining:
-    """Settings of the distillation."""
+    """Settings of the distillation of a tiny autoencoder from a large one."""
 
     schedule: TrainingSchedule
     clips: int = 4
-    """Of a batch."""
+    """Batch size, in clips."""
     frames: int = 6
     """Latent frames of a clip, from its start on: the large decoder is causal."""
     cells: int = 16
@@ -66,7 +66,7 @@ class TinyDecoderStage:
 
     @property
     def model(self) -> nn.Module:
-        """The whole tiny autoencoder."""
+        """The tiny autoencoder, whose encoder and decoder are trained together."""
         return self.tiny
 
     def settings(self) -> dict[str, Any]:
