@@ -52,7 +52,7 @@ class BuildPhase:
     warnings: list[str] = field(default_factory=list)
     """Warnings of a parser or compiler."""
     notes: list[str] = field(default_factory=list)
-    """Results worth printing."""
+    """Lines about the result that are worth printing, such as the range of the calibrated inputs."""
 
 
 Report = Callable[[BuildPhase], None]

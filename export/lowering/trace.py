@@ -51,7 +51,7 @@ class HeldStep(VideoMLA):
         self, latents: Tensor, timestep: Tensor, text_kv: Tensor, cache: Tensor, slot_index: Tensor,
         chunk_index: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """See `VideoMLA.forward`."""
+        """See `VideoMLA.forward`, with `full=True`."""
         return super().forward(latents, timestep, text_kv, cache, slot_index, chunk_index, full=True)
 
     @classmethod
