@@ -1,4 +1,4 @@
-"""What differs between a GPU and a CPU, behind one interface: graphs, a second stream, clocks."""
+"""One interface to what differs between a GPU and a CPU: graphs, a second stream, clocks."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Replay:
         self._graph = graph
 
     def __call__(self) -> None:
-        """Launch the whole graph."""
+        """Launch the whole graph in the current stream, and return without waiting."""
         self._graph.replay()
 
 
@@ -57,7 +57,7 @@ def captured(
             for _ in range(WARM_UPS):
                 function()
         torch.cuda.current_stream(device).wait_stream(aside)
-        # Other threads decode meanwhile; what they allocate must stay out of the graph.
+        # Other threads decode meanwhile; their allocations must not become part of the graph.
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             function()
     except RuntimeError as error:

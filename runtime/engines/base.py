@@ -49,7 +49,7 @@ class Engine(Protocol):
         """The entries that `step` would return, if possible without what only the velocity needs."""
 
     def computation(self, held: int) -> int:
-        """Which of its computations a window takes; windows of the same one can share a CUDA graph."""
+        """The number of the computation for a window of `held` slots; equal ones can share a CUDA graph."""
 
     def close(self) -> None:
         """Release the memory and handles that the engine holds."""
@@ -76,14 +76,14 @@ class EagerEngine:
         """Move `model` and the text encoder to `device`.
 
         Args:
-            model, text: what computes.
-            device, dtype: where, and in which type.
+            model, text: the denoiser and the text encoder, both in float32.
+            device, dtype: where the engine computes, and in which type.
             absorbed: whether attention runs in latent space.
             as_it_is: the modules of `model` run themselves, so that hooks on them fire; that is slower.
             compiled: `torch.compile` gets the blocks, one at a time, when they are first called.
             fp8: layers that float8 is for compute in it (`runtime.engines.layers.fp8_linear`).
             fp8_cache: the cache keeps entries in float8 (`runtime.engines.layers.fp8_cache`).
-            joined: attention's products are joined on a GPU; what that gives is measured without.
+            joined: attention's products are joined on a GPU; False is for measuring what that gains.
             group: processes that make one video together: each holds the model and computes a part of a
                 chunk's tokens (`runtime.engines.sequence_parallel`). All of them must make the same calls.
         """
@@ -146,7 +146,7 @@ class EagerEngine:
         return self._as_cached(self._model.entries(*self._cast(inputs), absorbed=self.absorbed, full=full))
 
     def computation(self, held: int) -> int:
-        """One for all windows that fill, with a mask, and one for full ones."""
+        """One computation, with a mask, for all windows that are filling, and one without for full ones."""
         return held == self.cache_spec.slots
 
     def _as_cached(self, entries: Tensor) -> Tensor:
@@ -160,11 +160,11 @@ class EagerEngine:
         """Do nothing: the model is freed with its last reference."""
 
     def __enter__(self) -> EagerEngine:
-        """The engine itself."""
+        """Return the engine; leaving the block closes it."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close it."""
+        """Close the engine; an exception passes."""
         self.close()

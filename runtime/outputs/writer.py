@@ -23,7 +23,7 @@ class FrameWriter(WorkerThread):
         """Frames that the sink has taken."""
 
     def __enter__(self) -> FrameWriter:
-        """Start the thread."""
+        """Start the thread; leaving the block closes the sink once the queue is empty."""
         super().__enter__()
         return self
 
@@ -32,11 +32,11 @@ class FrameWriter(WorkerThread):
         self.put(partial(self._take, frames))
 
     def mark(self, tell: Callable[[Mark], None]) -> None:
-        """Tell where the sink stands once it has taken all that was written so far."""
+        """Call `tell` with the sink's mark once it has taken all frames written so far."""
         self.put(lambda: tell(self.sink.mark()))
 
     def drop(self) -> None:
-        """Forget the frames that wait, and all that come."""
+        """Drop the frames that wait, and all later ones."""
         self._dropping = True
 
     def _take(self, frames: Frames) -> None:

@@ -81,7 +81,7 @@ def choose_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        with warnings.catch_warnings(action="ignore"):  # of names that will go away
+        with warnings.catch_warnings(action="ignore"):  # of deprecated device names
             device = torch.device(name)
         torch.empty(1, device=device)
         if device.type == "meta":

@@ -50,17 +50,18 @@ class Job:
     compiled: bool = False
     """Whether this process compiles the blocks of the eager model before it runs them."""
     fp8: bool = False
-    """Whether layers of the eager model that float8 is for compute in it."""
+    """Whether the eager model computes its linear layers in float8, but for the excluded ones."""
     fp8_cache: bool = False
-    """Whether the cache of the eager model keeps entries in float8."""
+    """Whether the eager model caches entries in float8."""
     decoder_file: Path | None = None
     """A codec that decodes in place of the checkpoint's own; see `runtime.rollout.decoding.Decoding`."""
     threads: int
     """CPU threads of denoiser and decoder together. Results differ in the last bits with their number."""
     processes: int = 1
-    """Those of `torch.distributed`'s default group, which compute each chunk together; 1 needs no group."""
+    """Number of processes in `torch.distributed`'s default group, which share each chunk; 1 needs no
+    group."""
     start: Start | None = None
-    """What the video goes on from; it gives the first chunks."""
+    """Pictures or a clip that become the video's first chunks."""
 
     def __post_init__(self) -> None:
         check_seed(self.seed)
@@ -77,7 +78,7 @@ class Job:
 
     @property
     def height(self) -> int:
-        """Pixels of a frame from top to bottom."""
+        """Height of a frame in pixels."""
         return self.checkpoint.model_config().sample_height * self.decoding.sizes().spatial_ratio
 
     @property
@@ -122,10 +123,10 @@ class Job:
         return self.decoding.decoders(self.device, self.cores.decoder)
 
     def start_latents(self, made: int = 0) -> tuple[Tensor, ...]:
-        """Latents of the first chunks, of a video of which `made` are there already; none if none are needed.
+        """Latents of the start's chunks; none without a start, or once `made` is at least their number.
 
         Raises:
-            UserError: if what it goes on from is not what it was.
+            UserError: if the start's file has changed.
         """
         if self.start is None or made >= self.start.chunks:
             return ()
@@ -150,7 +151,7 @@ class Job:
 
 
 def as_source(prompts: str | PromptSource | Sequence[Entry], decoding: Decoding, chunks: int) -> PromptSource:
-    """What `prepare` takes for prompts, as a source that is asked chunk by chunk."""
+    """The prompts that `prepare` takes, as a source that is asked chunk by chunk."""
     if isinstance(prompts, str):
         return FixedPrompts(prompts)
     if isinstance(prompts, Sequence):
@@ -175,7 +176,7 @@ def as_start(start: Path | Start | None, checkpoint: Checkpoint, chunks: int) ->
 
 
 def check_names(*paths: Path | None) -> None:
-    """Refuse files and folders whose names no document could hold, as bytes that are not UTF-8.
+    """Refuse files and folders whose names are not UTF-8, which sidecars could not record.
 
     Raises:
         UserError: naming the first.
@@ -190,10 +191,10 @@ def check_names(*paths: Path | None) -> None:
 
 
 def check_seed(seed: int) -> None:
-    """Refuse a seed that no document could hold: a sidecar would not be read again.
+    """Refuse a seed too large for a sidecar, which could not be read again.
 
     Raises:
-        UserError: then.
+        UserError: if it has more digits than a document may hold.
     """
     if abs(seed) >= LARGEST_NUMBER:
         raise UserError(f"a seed has {len(str(LARGEST_NUMBER)) - 1} digits at most; take a smaller one")

@@ -1,4 +1,4 @@
-"""How long a video is: from minutes, seconds or chunks to a number of chunks and of frames."""
+"""The length of a video: minutes, seconds or chunks become a number of chunks and of frames."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from vmla.config import FRAMES_PER_SECOND
 from vmla.vae import Codec, frames_in
 
 DEFAULT_SECONDS = 10.0
+"""The length where none is given."""
 LONGEST_SECONDS = 24 * 3600.0
 """A day. A rollout could go on for longer, but whoever asks for more has mistyped."""
 
@@ -16,7 +17,7 @@ LONGEST_SECONDS = 24 * 3600.0
 def length_of(
     decoding: Decoding, *, minutes: float | None, seconds: float | None, chunks: int | None
 ) -> tuple[int, int]:
-    """How many chunks to make and how many frames of them to keep: ten seconds if nothing is given.
+    """The number of chunks, and of their frames that belong to the video; ten seconds if nothing is given.
 
     Raises:
         UserError: for more than one length, or one that cannot be.
@@ -42,7 +43,7 @@ def chunks_for(seconds: float, chunks: ChunkLengths, codec: Codec) -> int:
     """The fewest chunks that last `seconds`.
 
     Raises:
-        UserError: for a length that is not one.
+        UserError: for a length that `check_length` refuses.
     """
     check_length(seconds)
     latent = 1 + -(-(round(seconds * FRAMES_PER_SECOND) - codec.first_frames) // codec.temporal_ratio)
@@ -50,7 +51,7 @@ def chunks_for(seconds: float, chunks: ChunkLengths, codec: Codec) -> int:
 
 
 def check_length(seconds: float) -> None:
-    """Refuse a length that is not one.
+    """Refuse a length that no video can have.
 
     Raises:
         UserError: unless it is more than nothing and at most a day.

@@ -20,7 +20,7 @@ from vmla.scheduler import Sampler
 from vmla.vae import frames_in
 
 ALWAYS_THERE = 2**30
-"""Bytes of a cache that no system is asked about."""
+"""Bytes of a cache below which the free memory is not checked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,9 +32,10 @@ class VideoPlan:
     """Pixel frames of all chunks together."""
     height: int
     width: int
-    """Of a frame, pixels."""
+    """Height and width of a frame in pixels."""
     positions: int
-    """That are ever used: of the window, or all that were trained where they are those of the video."""
+    """Positions in use: those of the window, or of the whole trained length if they count from the video's
+    start."""
     absolute: bool
     cache_bytes_per_token_and_layer: int
     shared: dict[str, int]

@@ -1,4 +1,4 @@
-"""What is asked for, checked without reading weights: `prepare` makes a `Job` of it."""
+"""Requests for a video: `prepare` checks one without reading weights, and makes a `Job` of it."""
 
 from __future__ import annotations
 
@@ -47,19 +47,19 @@ def prepare(
     Args:
         prompts: one for the whole video, those of a schedule in seconds, or a source of them.
         checkpoint: its folder or the name of a shipped one; the engine's own, or `sprites`, if None.
-        layout: what the checkpoint must have.
+        layout: the layout that the checkpoint must have.
         minutes, seconds, chunks: the length; at most one of them, ten seconds if none is given.
         seed, steps: of the sampling; None takes the checkpoint's own number of steps.
         device, dtype: by name; `auto` is a GPU if there is one, and its own type (`choose_dtype`).
-        engine, engines: a folder made by `vmla-export`; where that is None, a folder of some to choose from.
+        engine, engines: a folder made by `vmla-export`; without it, a folder of several to choose from.
         compiled: whether to compile the model's blocks; None does so where it pays, and in fp8.
         precision, cache: `fp8` for layers in float8, on a GPU, or a cache in it; None is that of `dtype`.
         decoder: a file of TAEHV's weights in place of the checkpoint's codec, or `NOTHING`: no frames.
         threads: CPU threads of denoiser and decoder together; one for each if None. processes: see `Job`.
-        start: a video, an image or a folder of pictures to go on from; a known one is not looked at.
+        start: a video, an image or a folder of pictures to go on from; a `Start` was checked before.
 
     Raises:
-        UserError: for whatever cannot be.
+        UserError: for options that are impossible, or exclude one another.
     """
     opened, device, dtype = _open(checkpoint, layout, engine, device=device, dtype=dtype)
     check_names(opened.folder, engine, decoder)

@@ -23,7 +23,7 @@ def picture_shape(config: ModelConfig, frames: int) -> tuple[int, int, int, int]
 
 
 def noise_draws(sampler: Sampler) -> int:
-    """How often noise is drawn for a chunk."""
+    """Tensors of noise that a chunk needs: one to start from, and one for each step that re-noises."""
     return 1 + sum(sampler.needs_noise(step) for step in range(sampler.steps))
 
 
@@ -76,13 +76,13 @@ class Buffers:
         self.uploads = 0
         """Copies from main memory to the device so far."""
         self.commits = False
-        """Whether the chunk is cached at all: without a history nothing is, once the sink is full."""
+        """Whether the chunk is committed: without a history none is, once the sink is full."""
         self.held = 0
         """Slots of the window that hold a frame: the first ones."""
 
     @property
     def window(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What every pass reads besides latents and timestep, in the order of `StepInputs`."""
+        """The inputs of every pass besides latents and timestep, in the order of `StepInputs`."""
         return self.text_kv, self.cache, self.slot_index, self.chunk_index
 
     def draw_noise(self, seeds: Sequence[int], chunk: int) -> None:

@@ -19,7 +19,7 @@ from vmla.weights.formats.files import hash_file
 from vmla.weights.taehv import architecture_of, is_light, load_taehv, scaled_if_light
 
 NOTHING = Path("none")
-"""The decoder to ask for where no frames are wanted."""
+"""Value of `--decoder` that makes no frames."""
 
 
 class Decoder(Protocol):
@@ -66,7 +66,7 @@ class Decoding:
     file: Path | None
     """Weights of TAEHV's architecture, or `NOTHING`; None is the checkpoint's own codec."""
     dtype: torch.dtype
-    """What a file's codec computes in; the checkpoint's own always computes in float32."""
+    """The type that a file's codec computes in; the checkpoint's own always computes in float32."""
 
     @property
     def silent(self) -> bool:

@@ -36,7 +36,7 @@ class Graphs(NamedTuple):
 
 
 class ChunkGraphs:
-    """Runs the passes of chunks, as graphs where these are captured or worth it.
+    """Runs the passes of chunks, as CUDA graphs where these exist or are worth capturing.
 
     The very first chunk is launched operation by operation: its frames wait for no capture. So is a window
     that fills, when the first of its kind comes, for it may come but once. All videos have the same sampler
@@ -48,9 +48,9 @@ class ChunkGraphs:
         self._seen: set[Kind] = set()
         self._graphs: dict[Kind, Graphs] = {}
         self._buffers: BuffersByLength | None = None
-        """Those that the graphs were captured with."""
+        """The buffers that the graphs were captured with."""
         self._tenant: Callable[[], BuffersByLength | None] = lambda: None
-        """The buffers of the video that runs in place, unless it has ended."""
+        """Returns the buffers of the video that runs in place, or None once it has ended."""
 
     def denoise(self, video: BuffersByLength, kind: Kind) -> bool:
         """Denoise the chunk of `kind` in the buffers of `video`; return whether a graph was replayed."""

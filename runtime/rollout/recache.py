@@ -27,7 +27,7 @@ class Past:
         return spec.chunks.count(spec.sink) + -(-spec.history // spec.chunk)
 
     def add(self, number: int, latents: Tensor) -> None:
-        """Keep the latents [B, z, F, h, w] of chunk `number`, and drop those that have left the window."""
+        """Add the latents [B, z, F, h, w] of chunk `number`, and drop those that have left the window."""
         self.chunks[number] = latents
         self._drop_before(max(number + 1 - self._newest, self.forgotten))
 

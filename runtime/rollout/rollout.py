@@ -70,7 +70,7 @@ class Rollout:
 
     @property
     def buffers(self) -> Buffers:
-        """Those of the chunk under way."""
+        """The buffers of the chunk under way, whose length may differ from the others'."""
         return self._buffers[self._frames]
 
     @torch.inference_mode()

@@ -1,4 +1,4 @@
-"""The place that a video goes to: checked before anything is made, and left tidy whatever happens."""
+"""The output path of a video: checked before anything is made, and left tidy whatever happens."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from runtime.resume.sidecar import is_sidecar, sidecar_path, write_begun
 from runtime.resume.state import is_state, state_path
 
 WANTED_HEIGHT = 256
-"""Pixels that small frames are enlarged to at least, by default."""
+"""Pixels of height to which small frames are enlarged by default, at least."""
 
 
 def is_persistent(path: Path) -> bool:
@@ -26,7 +26,7 @@ def is_persistent(path: Path) -> bool:
 
 
 def is_resumable(path: Path) -> bool:
-    """Whether a video at `path` that was stopped can be gone on with."""
+    """Whether a stopped video at `path` can be resumed."""
     return kind_of(path).resumes
 
 
@@ -41,7 +41,7 @@ def check_output(path: Path, *, overwrite: bool) -> None:
     if path.is_symlink():
         raise UserError(f"{path} is a link to {path.readlink()}; name that instead")
     here = Path.cwd()
-    if Path(os.path.realpath(path)) in (here, *here.parents):  # of links that go round, too
+    if Path(os.path.realpath(path)) in (here, *here.parents):  # realpath: `path` may lead here through links
         raise UserError(f"{path} is a folder that you work in; name a new one")
     if path.exists() and not overwrite:
         more = f", or go on with it: {resume_command(path)}" if state_path(path).exists() else ""

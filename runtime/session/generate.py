@@ -1,7 +1,7 @@
 """Videos from their orders to their files: one or several at once, in one session.
 
-Each is what it would be alone, with a sidecar and a state of its own. One that fails ends alone; all can
-be stopped, and gone on with one by one or together.
+Each has the frames that it would have alone, and a sidecar and a state of its own. One that fails ends alone.
+All can be stopped, and resumed one by one or together.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class Ending:
     """Whether there is a state to go on from."""
 
     def way_on(self) -> str:
-        """What is said of it if it was stopped."""
+        """The line that is printed if it was stopped: how to resume it."""
         return f"stopped; go on with: {resume_command(self.output)}" if self.resumable else "stopped"
 
 
@@ -65,7 +65,7 @@ class VideoFile:
         """Begin the video; see `make_videos`."""
         self._output, self._order, self._load_seconds = output, order, load_seconds
         self._summary, self._outcome = Summary(), list[Outcome]()
-        # An order to go on was compared with the weights when it was made, and knows the answer.
+        # An order to resume has been compared with the weights already, and holds the description.
         told = None if order.described is None else order.describe
         self._describe = told or partial(session.describe, order.job, frames=order.frames, scale=order.scale)
         self._has_older = order.state is None and is_persistent(output) and bool(leftovers(output))
@@ -90,7 +90,7 @@ class VideoFile:
         return Autosave(self._output, self._describe, every=every, saved=saved, has_older=self._has_older)
 
     def _record(self, task: VideoTask) -> None:
-        """Say in the sidecar what became of it."""
+        """Write the outcome into the sidecar."""
         outcome = Outcome.of(task, self._summary.figures(), load_seconds=self._load_seconds)
         self._outcome.append(outcome)
         if self._announced and not (outcome.frames or (self._autosave is not None and self._autosave.saved)):
@@ -103,7 +103,7 @@ class VideoFile:
             record(self._output, {**(known or self._describe()), **now}, outcome)
 
     def outcome(self) -> Outcome:
-        """What became of it, once it has ended.
+        """The outcome of the video, once it has ended.
 
         Raises:
             UserError: if it failed.
@@ -113,7 +113,7 @@ class VideoFile:
         return self._outcome[0]
 
     def ending(self) -> Ending:
-        """What became of it, once it has ended, a failure included."""
+        """How the video ended, failures included."""
         self.task.wait()
         failure = None
         try:
@@ -134,7 +134,7 @@ def make_videos(
 
     Args:
         orders: of one checkpoint and engine, by the place that each goes to.
-        telemetry: who is told of the chunks that go to a place.
+        telemetry: makes the listener to the chunks of the video at a place.
         stop: ends all after the chunk under way; what is unfinished then has its state on disk.
         save_every: seconds between two states of a video on disk; None saves none.
         memory: bytes for weights and videos together; not counted if None.
@@ -236,7 +236,7 @@ def load_session(job: Job, memory: int | None = None) -> Session:
 
 
 def sink_for(output: Path, order: Order) -> FrameSink:
-    """Where the frames go; refuses early a file that cannot be gone on with.
+    """The sink of the video; a file that cannot be continued is refused early.
 
     An older video at `output` is removed once the new one has frames.
 

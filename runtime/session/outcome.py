@@ -29,12 +29,12 @@ class Outcome:
     """Frames that this run has made."""
     load_seconds: float
     first_frame_seconds: float
-    """From the start of the rollout to the first frame in the sink's queue."""
+    """Seconds from the start of the rollout to the first frame in the sink's queue."""
     seconds: float
-    """From admission until the last frame was written, without loading."""
+    """Seconds from admission until the last frame was written, without loading."""
     peak_bytes: int
     state_seconds: float
-    """Spent writing states to disk, on a thread of its own."""
+    """Seconds spent writing states to disk, on a thread of its own."""
     applied: list[dict[str, Any]]
     """The prompts that were applied, each with its first chunk."""
     figures: Figures | None
@@ -87,7 +87,7 @@ def _ended_early(task: VideoTask, error: BaseException) -> str:
 
 
 def in_one_line(error: BaseException) -> str:
-    """What an error says of itself, in a line."""
+    """The message of an error, in one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     said = " ".join(str(error).split("\n")[0].split())

@@ -39,7 +39,7 @@ class DecodeError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Admission:
-    """A request to a session: the video to make, and who takes its frames and hears of it."""
+    """A request to a session: the video to make, its sink, and its listeners."""
 
     job: Job
     sink: FrameSink
@@ -93,7 +93,9 @@ class VideoProducer:
     def _go_on(self, state: State) -> None:
         self.earlier = state.mark["frames"]
         if self._chunks is not None and state.snapshot.number >= self._chunks:
-            self._rollout.number = state.snapshot.number  # all is made: nothing else matters
+            self._rollout.number = (
+                state.snapshot.number
+            )  # all chunks are made; only the writer may still have to finish
             return
         state.snapshot.restore(self._rollout)
         self._decoder.state = state.decoder_state_on(self.job.device)

@@ -24,7 +24,7 @@ DETERMINING = (
     "sampler", "engine", "engine_hash", "compiled", "fp8", "cache", "device", "dtype", "threads", "processes",
     "start_hash",
 )  # fmt: skip
-"""Fields of `describe_job` that must be as they were; the first that differs, in this order, is named."""
+"""Fields of `describe_job` that must equal the recorded ones; an error names the first in this order."""
 OF_A_VIDEO = ("prompts", "seed", "frames", "chunks", "scale", "sampler", "start_hash")
 """The names among them in which the videos of one session may differ."""
 OF_A_MODEL = tuple(name for name in DETERMINING if name not in OF_A_VIDEO)
@@ -101,7 +101,7 @@ def resume(output: Path, given: Mapping[str, Any]) -> Order:
         told = {"weights": None} if state_path(output).exists() else read_json(sidecar)
         if told.get("complete"):
             raise UserError(f"{output} is complete: there is nothing to go on with")
-        if told.get("weights") == {}:  # it was killed before these were known
+        if told.get("weights") == {}:  # the run was killed before they were known
             mend = "make it anew with --overwrite"
     state, recorded = load_state(state_path(output), mend=mend)
     order = _as_recorded(recorded, given, output)
@@ -165,7 +165,7 @@ def _trusted(folder: str | None, path: Path) -> Path | None:
     store = engine_store()
     try:
         engine = Path(folder).resolve()
-    except (RuntimeError, ValueError) as error:  # links that go round, or no name of a file
+    except (RuntimeError, ValueError) as error:  # a loop of links, or a name that is no path
         raise UserError(f"{path} names the engine {folder}, where there is none; {error}") from error
     if store is None or not engine.is_relative_to(store.resolve()):
         mend = f"if you trust whoever built it, name it: --engine {shlex.quote(folder)}"

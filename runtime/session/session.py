@@ -45,7 +45,8 @@ from vmla.scheduler import Sampler
 SHARED = ("checkpoint", "device", "dtype", "engine_folder", "decoder_file", "threads", "processes")
 """Attributes that all jobs of a session have in common."""
 BLOCKED_SECONDS = 0.02
-"""Seconds between two looks at whether a sink has taken something, while every sink is full."""
+"""Seconds between two checks whether a sink has taken something, while every sink is full: a fraction of a
+chunk's time, so that no viewer notices."""
 
 OnEnd = Callable[[VideoTask], None]
 
@@ -76,7 +77,7 @@ class Session:
         self._described = threading.Lock()
 
     def __enter__(self) -> Session:
-        """Return the session itself."""
+        """Return the session; leaving the block ends its videos and closes the engine."""
         return self
 
     @cached_property

@@ -44,7 +44,7 @@ class VideoTask:
         """
         self.number, self.producer = number, producer
         self.failure: BaseException | None = None
-        """What ended it early: a failure of its sink, decoder, prompt source or autosave."""
+        """The exception that ended it early, from its sink, decoder, prompt source or autosave."""
         self.started, self.ended = perf_counter(), 0.0
         """When it was admitted and when the sink had all its frames, by `time.perf_counter`."""
         self.describe = describe
@@ -155,7 +155,7 @@ class VideoTask:
             yield
         except BaseException as error:  # noqa: BLE001 - the owner of the session reads `failure`
             if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
-                raise  # it is meant for all videos
+                raise  # Ctrl-C is meant for all videos
             self.failure = self.failure or error
 
     def _notice(self) -> None:

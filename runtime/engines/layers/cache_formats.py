@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 GROUP = 32
-"""Numbers of the content that share a scale, or the largest divisor of its width below."""
+"""Numbers of the content that share a scale (for a width that it does not divide, their greatest common
+divisor)."""
 LEAST_SCALE = 2.0**-14
-"""The least normal number of float16: what a group of zeros is divided by."""
+"""Least scale, the least normal number of float16: a group of zeros is divided by it."""
 FP8_MOST, INT4_MOST = 448.0, 7.0
 """The largest numbers of float8_e4m3 and of a symmetric integer of four bits."""
 
@@ -45,11 +46,11 @@ class AsTheyAre(Format):
         self.name, self._dtype = name, dtype
 
     def pack(self, entries: Tensor) -> tuple[Tensor, ...]:
-        """The entries, rounded."""
+        """The entries rounded to this type, as the one tensor of the form."""
         return (entries.to(self._dtype),)
 
     def unpack(self, packed: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
-        """The same again."""
+        """The entries [..., E] in `dtype`."""
         return packed[0].to(dtype)
 
 
@@ -79,7 +80,7 @@ class Scaled(Format):
 
 
 def _fp8(codes: Tensor) -> Tensor:
-    """As bytes, which every device can move to their places."""
+    """float8 codes as bytes: not every device can index a float8 tensor."""
     return codes.to(torch.float8_e4m3fn).view(torch.uint8)
 
 
@@ -90,5 +91,5 @@ def _nibbles(codes: Tensor) -> Tensor:
 
 
 def _numbers(codes: Tensor) -> Tensor:
-    """The integers again."""
+    """Undo `_nibbles`: the integers in their order."""
     return torch.stack([codes & 15, codes >> 4], dim=-1).flatten(-2).float() - 8

@@ -46,14 +46,14 @@ class PackedEntries:
 
 
 class UnpackingAttention(nn.Module):
-    """Latent attention that finds its cached entries packed."""
+    """Latent attention over packed cached entries, which it unpacks first."""
 
     def __init__(self, attention: nn.Module, form: PackedEntries, dtype: torch.dtype) -> None:
         super().__init__()
         self.attention, self._form, self._dtype = attention, form, dtype
 
     def entries(self, x: Tensor) -> Tensor:
-        """See `LatentAttention.entries`: not packed."""
+        """See `LatentAttention.entries`; the entries are not packed yet."""
         made: Tensor = cast(LatentAttention, self.attention).entries(x)
         return made
 
