@@ -1,4 +1,4 @@
-"""One model behind caches of several forms: engines that differ in nothing but what they keep."""
+"""One model behind caches of several forms: engines that differ only in what they cache."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from vmla.weights.checkpoint import Checkpoint
 
 
 class PerHeadCache(LatentAttention):
-    """Latent attention that keeps what its latents become: a key and a value for each head.
+    """Latent attention that caches its expanded latents: a key and a value for each head.
 
-    The same weights and the same numbers, in the cache that attention without latents has.
+    Weights and results are the same; the cache is that of attention without latents.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -83,7 +83,7 @@ def _engine(checkpoint: Checkpoint, model: VideoMLA) -> EagerEngine:
 
 
 class StoredCache:
-    """An engine that keeps its cache in a `Format`, and reads all of it anew before every pass.
+    """An engine that stores its cache in a `Format`, and unpacks all of it before every pass.
 
     For one rollout of `batch` videos under one prompt, whose own cache nobody reads. A kernel that reads the
     form itself would save the unpacking; none is written.
@@ -100,15 +100,15 @@ class StoredCache:
 
     @property
     def bytes(self) -> int:
-        """Of the cache."""
+        """Bytes of the packed cache."""
         return sum(part.numel() * part.element_size() for part in self.packed)
 
     def encode_prompt(self, prompts: Sequence[str | None]) -> Tensor:
-        """See `Engine.encode_prompt`."""
+        """See `Engine.encode_prompt`; the wrapped engine does it."""
         return self._engine.encode_prompt(prompts)
 
     def step(self, inputs: StepInputs, *, held: int | None = None) -> tuple[Tensor, Tensor]:
-        """See `Engine.step`."""
+        """See `Engine.step`; the cache is unpacked first."""
         return self._engine.step(self._read(inputs), held=held)
 
     def entries(self, inputs: StepInputs, *, held: int | None = None) -> Tensor:
@@ -122,11 +122,11 @@ class StoredCache:
         return made
 
     def computation(self, held: int) -> int:
-        """See `Engine.computation`."""
+        """See `Engine.computation`; the wrapped engine decides."""
         return self._engine.computation(held)
 
     def close(self) -> None:
-        """Close the engine."""
+        """Close the wrapped engine."""
         self._engine.close()
 
     def _read(self, inputs: StepInputs) -> StepInputs:

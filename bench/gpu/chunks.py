@@ -43,11 +43,11 @@ class Masked(EagerEngine):
     """An engine that is never told that the window is full."""
 
     def step(self, inputs: StepInputs, *, held: int | None = None) -> tuple[Tensor, Tensor]:
-        """See `EagerEngine.step`."""
+        """See `EagerEngine.step`; `held` is dropped."""
         return super().step(inputs)
 
     def entries(self, inputs: StepInputs, *, held: int | None = None) -> Tensor:
-        """See `EagerEngine.entries`."""
+        """See `EagerEngine.entries`; `held` is dropped."""
         return super().entries(inputs)
 
 
@@ -186,6 +186,6 @@ def graphs(context: Context) -> Pieces:
 
 
 def _free(context: Context) -> None:
-    """Give memory that nobody uses back, before a larger arm."""
+    """Return unused memory to the device, before a larger arm."""
     if context.device.type == "cuda":
         torch.cuda.empty_cache()

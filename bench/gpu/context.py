@@ -28,7 +28,7 @@ class Measurement:
 
     name: str
     seconds: float
-    """Its share: it is stopped after these, and not begun with less than half of them left."""
+    """Its share of the time: it is stopped after this, and not begun with less than half of it left."""
     run: Callable[[Context], Pieces]
 
 
@@ -41,13 +41,13 @@ class Context:
     device: torch.device
     rounds: int
     folder: Path
-    """Engines, traces and compiled code go there."""
+    """Folder of engines, traces and compiled code."""
     most_streams: int = 1 << 20
     """Caches that are allocated at most."""
     sampler: Sampler = Sampler()
     """The paper's: four steps that re-noise."""
     scale: float = 1.0
-    """Factor for what is measured for a time and not a number of times."""
+    """Factor for measurements that last a given time, so that tests can shorten them."""
     drift_chunks: int = 20
     """Chunks of the rollouts that are compared with float32."""
     peaks: dict[str, Any] = field(default_factory=lambda: {"matrix": {}})
@@ -56,7 +56,7 @@ class Context:
 
     @property
     def narrow(self) -> str:
-        """The precision that matters on the device."""
+        """The precision that users run on the device."""
         return "bf16" if self.device.type == "cuda" else "fp32"
 
     @property
@@ -109,12 +109,12 @@ class Context:
     def engine(
         self, config: ModelConfig | None = None, kind: type[EagerEngine] = EagerEngine, **changes: Any
     ) -> EagerEngine:
-        """Random weights behind the face that the rollout knows, as users get it but for `changes`.
+        """An engine with random weights, as users get it but for `changes`.
 
         Args:
             config: another than the context's.
             kind: the class of the engine.
-            changes: arguments of `EagerEngine`; `compiled` is a wish that a CPU does not grant.
+            changes: arguments of `EagerEngine`; `compiled` has no effect on a CPU.
         """
         model = random_model(config or self.config, device=self.device.type)
         settings = {"compiled": True, "dtype": self.dtype, **changes}

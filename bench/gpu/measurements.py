@@ -100,4 +100,4 @@ MEASUREMENTS = (
     Measurement(name="training", seconds=150, run=training),
     Measurement(name="tests", seconds=100, run=gpu_checks.tests),
 )
-"""In their order of worth: what a machine that is there for minutes must tell comes first."""
+"""In their order of worth: a machine that is there for minutes makes the most important ones first."""

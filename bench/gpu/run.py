@@ -79,7 +79,7 @@ def _collect(context: Context, measurement: Measurement, record: Record, found: 
 
 
 def set_compiler_caches(folder: Path) -> None:
-    """Let the compilers of this process keep their code in `folder`, unless the user named other places.
+    """Let the compilers of this process cache their code in `folder`, unless the user set other folders.
 
     Environment variables are their only settings for it.
     """

@@ -32,9 +32,9 @@ from vmla.train.stages.distillation import ConsistencyStage, DistributionStage
 from vmla.transformer import VideoMLA
 
 STAGES = {"forcing": 3, "consistency": 2, "distribution": 1}
-"""How many steps are measured of each."""
+"""Steps that are measured of each training stage."""
 CLIPS = 4
-"""Of the random data."""
+"""Clips in the random data."""
 
 
 def stage_steps(recipe: DistillationRecipe, name: str, device: torch.device, *, steps: int) -> dict[str, Any]:

@@ -1,8 +1,8 @@
-"""How every benchmark ends: a JSON document that says what was measured where, and its line on the screen.
+"""The end of every benchmark: a JSON document of what was measured where, and its line on the screen.
 
 A document is saved after every part that is measured, aside and renamed, so that an interrupted benchmark
-keeps what it has; `complete` tells the two apart. What the screen shows of it at the end leaves the raw
-samples out.
+leaves what it has measured; `complete` tells the two apart. The line on the screen leaves the raw samples
+out.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from vmla.cli.terminal import say
 from vmla.weights.formats.files import write_json
 
 VERSION = 1
-"""Of the documents' form."""
+"""Version of the documents' schema; `read_document` refuses others."""
 PACKAGES = ("numpy", "triton", "onnxruntime", "tensorrt-rtx", "tensorrt")
-"""Whose versions a document states where they are installed, beside Python's and torch's."""
+"""Packages whose versions a document states if they are installed, beside Python's and torch's."""
 BUILD = Path("build")
-"""Where documents go unless told otherwise."""
+"""Folder of documents by default."""
 
 
 class Record:
@@ -78,7 +78,7 @@ def machine_name(document: dict[str, Any]) -> str:
 
 
 def _heading(kind: str, device: torch.device | None) -> dict[str, Any]:
-    """What every document says: what it is, when and where it was made, by which versions."""
+    """The heading of every document: its kind, when and where it was made, and with which versions."""
     found: dict[str, Any] = {
         "hardware": hardware(), "system": platform.system(), "threads": torch.get_num_threads()
     }  # fmt: skip

@@ -14,7 +14,7 @@ class Figure:
     value: float
     more_is_better: bool = True
     spread: float = 0.0
-    """Relative; 0 if it is not known."""
+    """Relative spread; 0 if it is not known."""
 
 
 def figures(document: dict[str, Any]) -> dict[str, Figure]:

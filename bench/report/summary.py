@@ -18,7 +18,7 @@ FILES = {
     "memory": "memory-wan.json",
     "gpu": "gpu-wan.json",
 }
-"""What each part of the table is read from, in `bench/results`."""
+"""The results file of each part of the table, in `bench/results`."""
 FLOAT32 = 4
 """Bytes of a number that the shipped model caches."""
 NOT_MEASURED = "not measured"
@@ -43,7 +43,7 @@ def summary_table(results: Path) -> list[str]:
 
 
 def _note(engines: dict[str, Any]) -> list[str]:
-    """What holds of the rows that are made from `engines` alone."""
+    """The note on rows that are made from `engines` alone."""
     if "note" not in engines:
         return []
     return ["", f"Compiled engines, and latent against per-head, on the CPU. {engines['note']}"]

@@ -1,5 +1,5 @@
-"""What the one address of a Ray cluster adds to a request: one replica of this machine, asked through it and
-without it."""
+"""The time that a Ray cluster's one address adds to a request: one replica on this machine, through it and
+directly."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def ray_hop(job_of: Callable[[], Job], job: Job, store: Path, times: int) -> dic
         def added() -> float:
             return _seconds(outer) - _seconds(inner)
 
-        added()  # nobody's: whatever is slow once
+        added()  # unmeasured: the first request is slow
         return repeated(added, times)
 
 

@@ -2,8 +2,8 @@
 
     python -m bench.serving.run
 
-One process has the server, in a thread, and all its viewers, so that its figures are a little too bad rather
-than too good. For each number of streams the same videos are made before without a server.
+One process has the server, in a thread, and all its viewers, which makes the figures slightly worse, never
+better. For each number of streams, the same videos are first made without a server.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ def main(
     ray: bool, output: Path | None,
 ) -> None:  # fmt: skip
     """Measure the server by its viewers."""
-    if ray and find_spec("ray") is None:  # it is measured last, and is not to be missed then
+    if ray and find_spec("ray") is None:  # it is measured last, which is too late to find it missing
         raise missing_extra("ray", "ray")
     named = str(Path(checkpoint).absolute()) if Path(checkpoint).exists() else checkpoint
     asked = partial(new, measurements.PROMPT, named, scale=None, seconds=seconds, threads=threads)
@@ -77,7 +77,7 @@ def _crowds(
     record: Record, order: Order, server: Running, counts: tuple[int, ...], folder: Path
 ) -> list[dict[str, Any]]:
     """Each number of streams, without the server and with it."""
-    measurements.with_viewers(server, 1, order.frames)  # nobody's: whatever is slow once
+    measurements.with_viewers(server, 1, order.frames)  # unmeasured: the first stream is slow
     crowds: list[dict[str, Any]] = []
     for count in counts:
         alone = measurements.without_server(order, count, folder / f"alone-{count}")
@@ -104,7 +104,7 @@ def _moves(server: Running, other: Running, times: int) -> dict[str, dict[str, f
 
 
 def _hop(job_of: Callable[[], Job], job: Job, times: int) -> dict[str, float]:
-    """What a cluster's one address adds to a request."""
+    """The time that a cluster's one address adds to a request."""
     with tempfile.TemporaryDirectory() as folder:
         return ray_hop(job_of, job, Path(folder) / "streams", times)
 

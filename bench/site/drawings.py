@@ -12,7 +12,7 @@ INK, PAPER, QUIET = "#1d2733", "#ffffff", "#5f6b7a"
 SINK, HISTORY, CHUNK, EMPTY = "#f3c969", "#a9cdf0", "#b7e0c0", "#eef1f4"
 FONT = "font-family='system-ui, sans-serif'"
 WIDE, HIGH = 34, 26
-"""Pixels of a slot."""
+"""Width and height of a slot in the drawing of the window, in pixels."""
 SHOWN = 6
 """Chunks that the drawing of the window shows."""
 

@@ -1,4 +1,4 @@
-"""What the cache takes, allocated and measured, for both layouts; peak memory of a pass; streams that fit.
+"""Bytes of the cache, allocated and measured, in both layouts; peak memory of a pass; streams that fit.
 
     vmla-bench memory
 
@@ -41,9 +41,9 @@ ARMS = {
 }
 BATCHES = (1, 2, 4)
 LEAST_BYTES = 64 << 20
-"""Allocated for a measurement: the operating system counts in pages, and allocators keep small pieces."""
+"""Bytes to allocate for a measurement: the system counts pages, and allocators round small pieces up."""
 RESERVE = 0.08
-"""Of a device's memory that is left free, for fragments and the driver."""
+"""Share of a device's memory that is left free, for fragmentation and the driver."""
 
 
 def measured_cache(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def compared(caches: dict[str, dict[str, Any]]) -> dict[str, float]:
 def peaks_of_passes(subject: Checkpoint, device: torch.device, folder: Path) -> Iterator[dict[str, Any]]:
     """The most that a rollout's second chunk holds beyond weights, by layout, window and batch.
 
-    What every video keeps (cache, text) is part of it, and stands beside it.
+    The part that every video holds (cache, text) is included, and also given by itself.
     """
     for window, (sink, history) in WINDOWS.items():
         config = replace(subject.model_config(), sink=sink, history=history, layout="mla")

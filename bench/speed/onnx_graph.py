@@ -59,7 +59,7 @@ from vmla.transformer import VideoMLA
 
 CODES = torch.float8_e4m3fn
 LARGEST_INPUT = 8.0
-"""Of every quantised layer, as a calibration would find it: its inputs have been normalised."""
+"""Largest input of every quantised layer, as a calibration would find it, since inputs are normalised."""
 LARGEST_DRAWN = 5.0
 """Standard deviations that the codes of random weights reach."""
 
@@ -73,7 +73,7 @@ class Graph:
     outputs: dict[str, list[int | str]]
     attention_nodes: int
     masks: list[str]
-    """What computes or takes validity (`export.onnx.masks`)."""
+    """Nodes and inputs that compute or take validity (`export.onnx.masks`)."""
     operations: dict[str, int]
     types: list[str]
     weights: int
@@ -150,7 +150,7 @@ def random_weights(config: ModelConfig) -> Source:
     """Numbers scaled like real ones: matrices by the root of their width, gains of 1, biases of 0.
 
     Of an fp8 graph, codes of such matrices and the scale that goes with them. Joined products are drawn
-    whole: what is fixed in them is not kept.
+    whole, without the fixed values that real ones contain.
     """
     generator, frequencies = torch.Generator().manual_seed(0), _frequencies(config)
     with torch.device("meta"):

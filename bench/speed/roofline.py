@@ -43,9 +43,9 @@ class Floor:
     counted: Counted
     precision: str
     matrix: float
-    """Operations per second."""
+    """Measured peak of matrix products in this precision, in operations per second."""
     copy: float
-    """Bytes per second."""
+    """Measured peak of a large copy, in bytes read and written per second."""
 
     @property
     def size(self) -> int:

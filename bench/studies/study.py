@@ -33,17 +33,17 @@ STUDIED = ("layouts", "widths", "splits", "inits")
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """What is compared at one size."""
+    """The comparisons at one size of model."""
 
     recipe: str
     widths: tuple[int, int, int, int]
-    """Of the content; the recipe's own among them."""
+    """Widths of the content that are compared; the recipe's own is among them."""
     splits: tuple[tuple[int, int], ...]
-    """Content and rotary widths of one sum; the recipe's own among them."""
+    """Pairs of content and rotary widths with one sum; the recipe's own is among them."""
     seeds: int
     prompts: int
     seconds: tuple[int, ...]
-    """When to grade."""
+    """Seconds of the video at which it is graded."""
 
     def arms(self) -> list[StudyArm]:
         """All of them; the recipe's own model answers three questions."""
@@ -85,7 +85,7 @@ def chosen_arms(study: Study, only: tuple[str, ...]) -> list[StudyArm]:
 def trials(
     study: Study, arms: list[StudyArm], seeds: int, shared: SharedParts, folder: Path, line: ProgressLine
 ) -> Iterator[Trial]:
-    """Seed by seed, so that whatever ends early has compared all arms."""
+    """All trials seed by seed, so that an interrupted study has compared all arms."""
     for seed in range(seeds):
         for arm in arms:
             yield Trial(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from html import escape
 
 HIDDEN = {"tr": "display:none", "g": "opacity:.12"}
-"""What is not of the engine chosen: rows go, bars fade, for they keep their places."""
+"""Styles of elements that belong to other engines: rows vanish, bars fade because their places stay."""
 
 
 def named(name: str) -> str:

@@ -71,7 +71,7 @@ class GraphRow:
 
 @dataclass(frozen=True, kw_only=True)
 class GraphResults(MeasurementResults):
-    """Chunks with CUDA graphs."""
+    """Chunks with CUDA graphs, a row for each layout."""
 
     rows: tuple[GraphRow, ...] = ()
 
@@ -119,7 +119,7 @@ class Sustained:
 
 @dataclass(frozen=True, kw_only=True)
 class ProfileResults(MeasurementResults):
-    """One chunk by kernel."""
+    """One chunk by part and by kernel, with the gaps between kernels."""
 
     sustained: Sustained | None = None
     device_ms: Number | None = None

@@ -73,7 +73,7 @@ def _grades_over_time(grades: dict[str, dict[str, dict[str, float]]], marks: lis
 
 
 DECOMPOSED = ("keys and values", "rotary keys", "queries")
-"""Of which a conversion says how much energy it keeps."""
+"""Parts of attention of which a conversion reports the kept energy."""
 
 
 def conversion_section(document: dict[str, Any]) -> Section:
