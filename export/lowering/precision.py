@@ -111,6 +111,7 @@ def in_precision(program: ExportedProgram, precision: Precision, held: Sequence[
         if str(node.target) in PRODUCTS and not pass_.kept_wide(node):
             pass_.narrow_product(node)
     pass_.narrow_outputs(held)
+    # Casts that nothing reads any more: a weight whose every reader takes it narrow needs no wide form.
     program.graph.eliminate_dead_code()
     narrow_weights = {pass_.weights[node] for node in pass_.stored if node in pass_.weights}
     state_dict = {
@@ -197,6 +198,7 @@ class _Narrowing:
         """Make an input or a weight narrow, and widen it for users that still read float32."""
         self.stored.add(placeholder)
         placeholder.meta["val"] = placeholder.meta["val"].to(self.dtype)
+        # A graph's placeholders come first, so the cast goes behind the last of them.
         self._widen(placeholder, after=self.last_placeholder)
         return placeholder
 

@@ -51,7 +51,7 @@ def captured(
         return function
     try:
         graph = torch.cuda.CUDAGraph()
-        aside = torch.cuda.Stream(device)
+        aside = torch.cuda.Stream(device)  # warm-ups may not run in the default stream (PyTorch's notes)
         aside.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(aside):
             for _ in range(WARM_UPS):
@@ -86,7 +86,7 @@ class SideStream:
                 return
             with torch.cuda.stream(self._stream):
                 self._stream.wait_event(ready)
-                for tensor in tensors:
+                for tensor in tensors:  # or the allocator could reuse their memory while this stream reads
                     tensor.record_stream(self._stream)
                 yield
 

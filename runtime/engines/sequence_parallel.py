@@ -33,6 +33,7 @@ class Split(NamedTuple):
 
     def part(self, whole: Tensor) -> Tensor:
         """Of [B, F * P, ...] the tokens of this process [B, F * P / processes, ...]."""
+        # The same part of every frame, so that a modulation for each frame [B, F, D] fits every process.
         return self._framed(whole, self.tokens_per_frame)[:, :, self.group.rank()].flatten(1, 2)
 
     def whole(self, part: Tensor) -> Tensor:

@@ -71,6 +71,7 @@ class Buffers:
         self.source = torch.zeros(rows, dtype=torch.int64, device=device)
         self.target = torch.zeros(rows, dtype=torch.int64, device=device)
         levels = sampler.timesteps().tolist()
+        # A tensor for each step, never written again: `ConditioningTable` recognises them by identity.
         self.timesteps = [torch.full((batch, frames), t, device=device) for t in levels]
         self.clean = torch.zeros(batch, frames, device=device)
         self.uploads = 0
@@ -87,6 +88,7 @@ class Buffers:
 
     def draw_noise(self, seeds: Sequence[int], chunk: int) -> None:
         """Fill in the noise of chunk number `chunk` of the videos with these seeds."""
+        # All noise of a chunk in one upload. Draw 0 is the start; draw i + 1 is what step i adds.
         drawn = [
             keyed_noise(self._picture, seed=seed, chunk=chunk, step=step)
             for step in range(len(self.noise))
@@ -102,7 +104,7 @@ class Buffers:
         """Set the window of the chunk that begins at latent frame `frame`, and the slots of its commit."""
         source, target = self.cache_spec.token_indices(frame, self.frames, padded=True)
         slots = self.cache_spec.slot_index(frame)
-        self.held = int((slots >= 0).sum())
+        self.held = int((slots >= 0).sum())  # of a host tensor: reads nothing from the device
         self._put(self.slot_index, slots)
         self._put(self.chunk_index, self.cache_spec.chunk_index(frame, self.frames))
         self.commits = len(source) > 0
@@ -113,6 +115,7 @@ class Buffers:
     @contextmanager
     def restored_afterwards(self) -> Iterator[None]:
         """Restore the latents and the cache afterwards, whatever passes inside have written into them."""
+        # Only the rows of this commit: a copy of the whole cache would double its memory.
         rows = self.cache.index_select(2, self.target)
         latents = self.latents.clone()
         yield

@@ -86,9 +86,12 @@ class ChunkGraphs:
 
     def _capture(self, video: BuffersByLength, kind: Kind) -> None:
         if self._buffers is None:
+            # A copy of the mapping, since `_move_out` puts other buffers into the video's own; and a weak
+            # reference, so that an ended video does not stay in memory as the tenant.
             self._buffers, self._tenant = BuffersByLength(video), weakref.ref(video)
         own, _ = self._moved_in(video, kind)
         steps = (partial(each, own) for each in (self._passes.denoise, self._passes.update_cache))
+        # Warm-up calls write into the buffers, which hold a video that goes on.
         with own.restored_afterwards():
             device = self._passes.engine.device
             self._graphs[kind] = Graphs(*(captured(step, device, self._pool) for step in steps))
