@@ -23,11 +23,12 @@ def picture_shape(config: ModelConfig, frames: int) -> tuple[int, int, int, int]
 
 
 def noise_draws(sampler: Sampler) -> int:
-    """How often noise is drawn for a chunk at most."""
+    """Tensors of noise that a chunk needs at most: see `_draws`."""
     return max(_draws(sampler.of_chunk(opens=opens)) for opens in (True, False))
 
 
 def _draws(sampler: Sampler) -> int:
+    """One tensor of noise to start from, and one for each step that re-noises."""
     return 1 + sum(sampler.needs_noise(step) for step in range(sampler.steps))
 
 
@@ -76,6 +77,7 @@ class Buffers:
         rows = frames * spec.tokens_per_frame if spec.slots else 0
         self.source = torch.zeros(rows, dtype=torch.int64, device=device)
         self.target = torch.zeros(rows, dtype=torch.int64, device=device)
+        # A tensor for each step, never written again: `ConditioningTable` recognises them by identity.
         self._timesteps = {
             one: [torch.full((batch, frames), t, device=device) for t in one.timesteps().tolist()]
             for one in (sampler.of_chunk(opens=opens) for opens in (True, False))
@@ -84,18 +86,18 @@ class Buffers:
         self.uploads = 0
         """Copies from main memory to the device so far."""
         self.commits = False
-        """Whether the chunk is cached at all: without a history nothing is, once the sink is full."""
+        """Whether the chunk is committed: without a history none is, once the sink is full."""
         self.held = 0
         """Slots of the window that hold a frame: the first ones."""
 
     @property
     def window(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What every pass reads besides latents and timestep, in the order of `StepInputs`."""
+        """The inputs of every pass besides latents and timestep, in the order of `StepInputs`."""
         return self.text_kv, self.cache, self.slot_index, self.chunk_index
 
     @property
     def timesteps(self) -> list[Tensor]:
-        """What the model is told at each step of the chunk: [B, F] each."""
+        """The timestep of each step of the chunk: [B, F] each."""
         return self._timesteps[self.sampler]
 
     def draw_noise(self, seeds: Sequence[int], chunk: int, *, opens: bool) -> None:
@@ -104,6 +106,7 @@ class Buffers:
         `opens` if the chunk is the first of its prompt, which may have a sampler of its own.
         """
         self.sampler = self._samplers.of_chunk(opens=opens)
+        # All noise of a chunk in one upload. Draw 0 is the start; draw i + 1 is what step i adds.
         drawn = [
             keyed_noise(self._picture, seed=seed, chunk=chunk, step=step)
             for step in range(_draws(self.sampler))
@@ -120,7 +123,7 @@ class Buffers:
         """Set the window of the chunk that begins at latent frame `frame`, and the slots of its commit."""
         source, target = self.cache_spec.token_indices(frame, self.frames, padded=True)
         slots = self.cache_spec.slot_index(frame)
-        self.held = int((slots >= 0).sum())
+        self.held = int((slots >= 0).sum())  # of a host tensor: reads nothing from the device
         self._put(self.slot_index, slots)
         self._put(self.chunk_index, self.cache_spec.chunk_index(frame, self.frames))
         self.commits = len(source) > 0
@@ -131,6 +134,7 @@ class Buffers:
     @contextmanager
     def restored_afterwards(self) -> Iterator[None]:
         """Restore the latents and the cache afterwards, whatever passes inside have written into them."""
+        # Only the rows of this commit: a copy of the whole cache would double its memory.
         rows = self.cache.index_select(2, self.target)
         latents = self.latents.clone()
         yield

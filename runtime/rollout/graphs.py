@@ -36,7 +36,7 @@ class Graphs(NamedTuple):
 
 
 class ChunkGraphs:
-    """Runs the passes of chunks, as graphs where these are captured or worth it.
+    """Runs the passes of chunks, as CUDA graphs where these exist or are worth capturing.
 
     The very first chunk is launched operation by operation: its frames wait for no capture. So is a window
     that fills, when the first of its kind comes, for it may come but once. All videos have the same sampler
@@ -48,9 +48,9 @@ class ChunkGraphs:
         self._seen: set[Kind] = set()
         self._graphs: dict[Kind, Graphs] = {}
         self._buffers: BuffersByLength | None = None
-        """Those that the graphs were captured with."""
+        """The buffers that the graphs were captured with."""
         self._tenant: Callable[[], BuffersByLength | None] = lambda: None
-        """The buffers of the video that runs in place, unless it has ended."""
+        """Returns the buffers of the video that runs in place, or None once it has ended."""
 
     def denoise(self, video: BuffersByLength, kind: Kind) -> bool:
         """Denoise the chunk of `kind` in the buffers of `video`; return whether a graph was replayed."""
@@ -86,9 +86,12 @@ class ChunkGraphs:
 
     def _capture(self, video: BuffersByLength, kind: Kind) -> None:
         if self._buffers is None:
+            # A copy of the mapping, since `_move_out` puts other buffers into the video's own; and a weak
+            # reference, so that an ended video does not stay in memory as the tenant.
             self._buffers, self._tenant = BuffersByLength(video), weakref.ref(video)
         own, _ = self._moved_in(video, kind)
         steps = (partial(each, own) for each in (self._passes.denoise, self._passes.update_cache))
+        # Warm-up calls write into the buffers, which hold a video that goes on.
         with own.restored_afterwards():
             device = self._passes.engine.device
             self._graphs[kind] = Graphs(*(captured(step, device, self._pool) for step in steps))

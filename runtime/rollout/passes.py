@@ -1,4 +1,4 @@
-"""What a chunk computes on its buffers: the denoising steps, and the clean pass whose entries are cached."""
+"""The passes over a chunk's buffers: the denoising steps, and the clean pass whose entries are cached."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ class ChunkPasses:
 
     @torch.inference_mode()
     def update_cache(self, buffers: Buffers) -> None:
-        """The entries of the clean chunk, at t = 0, go into the cache."""
+        """Run the clean pass at t = 0 and write its entries to the cache."""
         inputs = StepInputs(buffers.latents, buffers.clean, *buffers.window)
         buffers.commit(self.engine.entries(inputs, held=buffers.held))
 
     def _velocity(self, inputs: StepInputs, buffers: Buffers) -> Tensor:
-        """Of a step; with guidance, of a second pass over the same window too, told the negative prompt."""
+        """The velocity of a step; with guidance, from a second pass under the negative prompt too."""
         weight = buffers.sampler.guidance_scale
         velocity = self.engine.step(inputs, held=buffers.held)[0]
         if weight == 1:

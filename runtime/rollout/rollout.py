@@ -70,7 +70,7 @@ class Rollout:
 
     @property
     def buffers(self) -> Buffers:
-        """Those of the chunk under way."""
+        """The buffers of the chunk under way, whose length may differ from the others'."""
         return self._buffers[self._frames]
 
     @torch.inference_mode()
@@ -84,6 +84,7 @@ class Rollout:
             else:
                 self.buffers.draw_noise(self._seeds, self.number, opens=self._opens())
                 self._denoise()
+        # A copy, because the decoder reads it on another thread while the next chunk overwrites the buffer.
         return self.buffers.latents.clone()
 
     @torch.inference_mode()
@@ -105,6 +106,7 @@ class Rollout:
         self.change = change
         if change.chunk == self.number > 0:
             self.frame, replayed = self.past.change_prompt(change.policy, self.number, self.frame)
+            # Each chunk of the window is committed again, by a clean pass under the new prompt.
             for frame, latents in replayed:
                 self._set_window(frame, latents.shape[2])
                 self.buffers.latents.copy_(latents)

@@ -14,10 +14,10 @@ from kit.passes import window_at
 
 from plugins.errors import UserError
 from vmla.cache import CacheSpec
-from vmla.config import model_preset
+from vmla.config import named_config
 from vmla.train.cli.commands import main
 from vmla.train.data.latents import LatentSet
-from vmla.train.recipes.from_scratch import TRAINING_RECIPES
+from vmla.train.recipes.from_scratch import PRETRAINING_RECIPES
 from vmla.train.run import TrainingRun
 from vmla.train.stages.codec import draw_clips, with_statistics
 from vmla.train.stages.decoder import colour_error
@@ -31,7 +31,7 @@ from vmla.world.scene import BACKGROUNDS, is_held_out
 
 pytestmark = pytest.mark.cpu
 
-DEBUG = TRAINING_RECIPES["debug"]
+DEBUG = PRETRAINING_RECIPES["debug"]
 FRAMES = 24
 NOTED = [
     ([0, 1, 2, 3], [200.0, 400.0]), ([0, 1, 2, 3], [300.0, 500.0]), ([0, 2, 3, 4], [200.0, 500.0]),
@@ -189,7 +189,7 @@ def test_narrowing_changes_the_type_of_the_computation_alone(layout, dtype, allo
 
 def test_training_starts_from_a_model_that_predicts_nothing():
     torch.manual_seed(0)
-    model = initialised(VideoMLA(model_preset("debug")))
+    model = initialised(VideoMLA(named_config("debug")))
     latents, text, (timestep, cache, *window) = step_inputs(model)
     velocity, entries = model(latents, timestep, model.encode_text(text), cache, *window)
     assert not velocity.any()
@@ -221,7 +221,7 @@ def test_captions_are_of_trainings_combinations_and_their_truth_is_what_they_say
 
 def test_every_caption_fits_into_the_tokens_of_the_model():
     for name in ("debug", "sprites", "mini"):
-        made = TRAINING_RECIPES[name]
+        made = PRETRAINING_RECIPES[name]
         tokenizer = made.text.build()[1]
         captions = draw_captions(0, 0, 1000, made.text_training.world)
         assert max(len(tokenizer.numbers(caption)) for caption in captions) <= made.model.text_tokens

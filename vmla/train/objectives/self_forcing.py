@@ -1,4 +1,5 @@
-"""Self-rollouts: the student makes a video with its own cache, as it will, and one step of each chunk learns.
+"""Self-rollouts: the student makes a video with its own cache, as at inference, and learns from one step a
+chunk.
 
 Steps before the exit run without gradients; the exit step's x0 is the chunk. A clean pass without
 gradients commits it, so that no gradient crosses chunks through the cache (Self-Forcing).
@@ -34,12 +35,13 @@ def self_rollout(
         sampler: its opening makes the first chunk that is not given only if that is number 0.
         picture: [z, h, w] of a latent frame.
         chunks: how many.
-        exit_step: the step whose x0 is kept, the same for all chunks; only of a `renoise` sampler. None makes
-            each chunk with all steps of its sampler.
+        exit_step: the step whose x0 becomes the chunk, the same for all chunks; only of a `renoise` sampler.
+            None takes all steps of each chunk's sampler.
         seeds: one for each video, as `vmla-run --seed`.
         learned: how many of the last chunks carry gradients; all if not given.
-        given: [B, z, frames, h, w] of the first chunks, which are not made but committed as they are.
-        negative_text_kv: [L, 2, B, tokens, D], what a guided sampler's second pass is told.
+        given: [B, z, frames, h, w] of the first chunks, which are committed as they are instead of being
+            made.
+        negative_text_kv: [L, 2, B, tokens, D] of the negative prompt, for a guided sampler's second pass.
     """
     _check_exit(sampler, exit_step)
     made, device, lengths = [], rollout.text_kv.device, rollout.cache_spec.chunks

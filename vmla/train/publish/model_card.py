@@ -63,7 +63,7 @@ on {grader} of rendered scenes for its worst question
 
 
 ORDER = ("codec", "decoder", "text", "denoiser", "refine", "forcing", "consistency", "distribution", "long")
-"""In which stages run."""
+"""The order in which stages run, and in which the card describes them."""
 TAUGHT = """
 ## In four steps, in both layouts
 
@@ -136,7 +136,7 @@ def write_card(folder: Path, grades: Path, grader: Path) -> None:
 
 
 def _how(training: dict[str, Any]) -> dict[str, str]:
-    """What of the text depends on the stages and the text encoder of the record."""
+    """The sentences that depend on the record's stages and text encoder."""
     stages = training["stages"]
     distilled = "distribution" in stages
     return {
@@ -172,7 +172,7 @@ def _passes(sampler: Sampler) -> str:
 
 
 def _relation(name: str, training: dict[str, Any]) -> str:
-    """What the cards of the models that ship say of others: the four-step one may be of an earlier model."""
+    """What a shipped model's card says of the other one; the four-step one may be of an earlier model."""
     from vmla.weights.checkpoint import SHIPPED, shipped_folder
 
     path = shipped_folder() / FOUR_STEPS / TRAINING

@@ -17,7 +17,7 @@ class DenoiserTraining:
     schedule: TrainingSchedule
     forcing: Forcing
     clips: int = 16
-    """Clips of a batch."""
+    """Batch size, in clips."""
     chunks: int = 7
     """Chunks of a training rollout."""
     jumps: float = 0.5
@@ -33,11 +33,12 @@ class DenoiserTraining:
     pairs: float | None = None
     """Share of later clips that show two objects, where their number is known; None: as they come."""
     prompt_dropout: float = 0.0
-    """Share of clips that are told nothing: zeros, which is what stands behind a prompt's end."""
+    """Share of clips whose prompt is dropped, for guidance: their text is zeros, like the padding of every
+    prompt."""
     alignment: float = 0.0
-    """Weight of what the middle of the model should know of the scene: see `train.objectives.alignment`."""
+    """Weight of the representation alignment loss; see `vmla.train.objectives.alignment`."""
     alignment_layer: int = 3
-    """Blocks before that middle."""
+    """Number of blocks after which the tokens are aligned."""
     precision: Precision = "auto"
     compiled: bool = False
     """Compile the blocks first: a minute at the start, then 1.6 times as many steps on two CPU cores."""
