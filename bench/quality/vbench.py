@@ -22,7 +22,7 @@ import click
 from bench.harness.document import Record
 from plugins.documents.json_file import read_json
 from plugins.errors import UserError
-from runtime.planning.request import choose_device
+from runtime.planning.compute import choose_device
 from runtime.resume.sidecar import sidecar_path
 from vmla.cli.command import OneLineCommand
 from vmla.cli.terminal import say
@@ -57,7 +57,7 @@ def prompt_of(video: Path) -> str:
 
 
 def file_name(prompt: str) -> str:
-    """What VBench calls a video of `prompt`, before its number."""
+    """VBench's file name for a video of `prompt`, before its number."""
     return re.sub(r"[/\0]", " ", prompt)[:200]
 
 

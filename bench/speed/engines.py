@@ -31,7 +31,7 @@ from bench.harness.time_budget import Budget
 from bench.report.elements.engines_table import engines_table
 from runtime.cli.verify.engine import single_pass
 from runtime.engines.base import Engine
-from runtime.planning.request import choose_device
+from runtime.planning.compute import choose_device
 from runtime.rollout.decoding import CodecDecoder, Decoder
 from runtime.rollout.rollout import Chunk
 from vmla.cli.command import OneLineCommand
@@ -45,14 +45,14 @@ BASELINES = {
     "cpu": EngineArm(engine="eager-mla", precision="fp32"),
     "cuda": EngineArm(engine="eager-mha", precision="bf16"),
 }
-"""What all others are timed against: on a GPU what others run, per-head attention in bfloat16."""
+"""The baselines: on a GPU what other projects run, per-head attention in bfloat16."""
 FRAMES_PER_LATENT = 4
 """Pixel frames of a latent frame, in every codec."""
 
 
 @dataclass(kw_only=True)
 class Bench:
-    """What all engines that are compared share: checkpoint, prompts, sizes."""
+    """The shared parts of a comparison of engines: checkpoint, prompts, sizes."""
 
     subject: Checkpoint
     device: torch.device
@@ -78,11 +78,11 @@ class Bench:
 
     @staticmethod
     def heading(arm: EngineArm) -> dict[str, Any]:
-        """What a row says first."""
+        """The first fields of a row."""
         return {"engine": arm.engine, "precision": arm.precision, "layout": arm.layout}
 
     def row(self, arm: EngineArm) -> dict[str, Any]:
-        """Everything about one arm, or why it cannot be had."""
+        """All figures of one arm, or why there are none."""
         found, peak, began = self.heading(arm), Peak(self.device), time.perf_counter()
         engine, refusal = failing(
             lambda: arm.open(self.subject, self.device, batch=self.batch, folder=self.folder)

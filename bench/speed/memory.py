@@ -1,4 +1,4 @@
-"""What the cache takes, allocated and measured, for both layouts; peak memory of a pass; streams that fit.
+"""Bytes of the cache, allocated and measured, in both layouts; peak memory of a pass; streams that fit.
 
     vmla-bench memory
 
@@ -25,12 +25,12 @@ from bench.harness.engine_arms import EngineArm, failing
 from bench.harness.memory_use import Peak, held
 from bench.harness.subject import RandomCheckpoint, endless, open_subject
 from plugins.errors import UserError
-from runtime.planning.request import choose_device
+from runtime.planning.compute import choose_device
 from vmla.cache import CacheSpec
 from vmla.cli.command import OneLineCommand
 from vmla.cli.progress import ProgressLine
 from vmla.cli.terminal import say
-from vmla.config import WINDOWS, Layout, ModelConfig, model_preset
+from vmla.config import WINDOWS, Layout, ModelConfig, named_config
 from vmla.weights.checkpoint import Checkpoint
 
 LAYOUTS: tuple[Layout, ...] = ("mha", "mla")
@@ -41,9 +41,9 @@ ARMS = {
 }
 BATCHES = (1, 2, 4)
 LEAST_BYTES = 64 << 20
-"""Allocated for a measurement: the operating system counts in pages, and allocators keep small pieces."""
+"""Bytes to allocate for a measurement: the system counts pages, and allocators round small pieces up."""
 RESERVE = 0.08
-"""Of a device's memory that is left free, for fragments and the driver."""
+"""Share of a device's memory that is left free, for fragmentation and the driver."""
 
 
 def measured_cache(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
@@ -85,7 +85,7 @@ def compared(caches: dict[str, dict[str, Any]]) -> dict[str, float]:
 def peaks_of_passes(subject: Checkpoint, device: torch.device, folder: Path) -> Iterator[dict[str, Any]]:
     """The most that a rollout's second chunk holds beyond weights, by layout, window and batch.
 
-    What every video keeps (cache, text) is part of it, and stands beside it.
+    The part that every video holds (cache, text) is included, and also given by itself.
     """
     for window, (sink, history) in WINDOWS.items():
         config = replace(subject.model_config(), sink=sink, history=history, layout="mla")
@@ -156,7 +156,7 @@ def main(
 ) -> None:
     """Measure what the cache takes in both layouts, a pass's peak, and how many streams fit."""
     where, dtype = choose_device(device), torch.bfloat16
-    config, passes = model_preset(cache_shape, window=window), open_subject(None, shape)
+    config, passes = named_config(cache_shape, window=window), open_subject(None, shape)
     record = Record("memory", output, device=where)
     caches: dict[str, dict[str, Any]] = {}
     with ProgressLine(sys.stderr) as line:

@@ -23,7 +23,7 @@ from bench.harness.document import Record, machine_name
 from bench.harness.peaks import TYPES, machine_peaks
 from bench.harness.subject import open_subject
 from plugins.errors import UserError
-from runtime.planning.request import choose_device
+from runtime.planning.compute import choose_device
 from vmla.cli.command import OneLineCommand
 from vmla.cli.progress import ProgressLine
 from vmla.cli.terminal import say
@@ -43,9 +43,9 @@ class Floor:
     counted: Counted
     precision: str
     matrix: float
-    """Operations per second."""
+    """Measured peak of matrix products in this precision, in operations per second."""
     copy: float
-    """Bytes per second."""
+    """Measured peak of a large copy, in bytes read and written per second."""
 
     @property
     def size(self) -> int:

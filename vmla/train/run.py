@@ -1,4 +1,4 @@
-"""A whole training run, stage after stage, in one folder; run again, it goes on where it stopped."""
+"""A whole training run, stage after stage, in one folder; a second run resumes where the first stopped."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import nn
 
 from vmla.cli.stopping import Stop
 from vmla.text import TextEncoder
-from vmla.train.data.latents import LatentSet, make_latents
+from vmla.train.data.latents import LatentSet, LatentSettings, make_latents
 from vmla.train.loop.log import Report
 from vmla.train.loop.loop import Stage, Watcher, train
 from vmla.train.monitoring.samples import Samples, embedded
 from vmla.train.objectives.alignment import detach_aligner
-from vmla.train.recipes.from_scratch import Recipe
+from vmla.train.recipes.from_scratch import PretrainingRecipe
 from vmla.train.stages import STAGES
 from vmla.train.stages.codec import CodecStage, with_statistics
 from vmla.train.stages.decoder import DecoderStage
@@ -35,7 +35,7 @@ class TrainingRun:
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: PretrainingRecipe,
         folder: Path,
         report: Report,
         *,
@@ -44,7 +44,7 @@ class TrainingRun:
         samples: int | None = None,
         stop: Stop | None = None,
     ) -> None:
-        """`samples`: every how many steps the denoiser shows some clips; `stop`: ends it after a step."""
+        """`samples`: steps between two sets of the denoiser's sample clips; `stop` ends it after a step."""
         self.recipe, self.folder, self.report = recipe, folder, report
         self.stop_after, self.watchers, self.samples = stop_after, watchers, samples
         self.stop = stop
@@ -56,7 +56,7 @@ class TrainingRun:
                 getattr(self, name)()
 
     def codec(self) -> TinyCodec:
-        """The trained autoencoder, with the statistics of its latents: what encodes the training set."""
+        """The trained autoencoder, with the statistics of its latents; it encodes the training set."""
         return self._codec
 
     @cached_property
@@ -72,7 +72,7 @@ class TrainingRun:
         return codec.eval()
 
     def decoder(self) -> TinyCodec:
-        """The same with its decoder trained on, where the recipe asks for it: what decodes in the end."""
+        """The finished model's autoencoder: `codec`, its decoder trained further if the recipe says so."""
         if self.recipe.decoder_training is None:
             return self.codec()
         stage = DecoderStage(self.codec(), self.recipe.decoder_training)
@@ -91,9 +91,12 @@ class TrainingRun:
 
     def latents(self) -> LatentSet:
         """The training set: rendered clips, encoded by the trained codec."""
+        return self._rendered(self.recipe.latents, "latents")
+
+    def _rendered(self, settings: LatentSettings, name: str) -> LatentSet:
+        """Clips of `settings` in the folder's subfolder `name`."""
         known = self._text_stage().settings()
-        folder = self.folder / "latents"
-        return make_latents(self.recipe.latents, self.codec(), self.text(), known, folder, self.report)
+        return make_latents(settings, self.codec(), self.text(), known, self.folder / name, self.report)
 
     def denoiser(self) -> VideoMLA:
         """The trained transformer, before its refinement."""
@@ -103,17 +106,19 @@ class TrainingRun:
         return detach_aligner(stage.model)
 
     def refine(self) -> VideoMLA:
-        """The finished transformer: `denoiser` trained on, where the recipe asks for it."""
+        """The finished transformer: `denoiser`, trained further if the recipe says so."""
         recipe, model = self.recipe, self.denoiser()
         if recipe.refinement is None:
             return model
-        stage = DenoiserStage(recipe.model, recipe.refinement, self.latents(), model=model)
+        fresh = recipe.refinement_latents
+        data = self.latents() if fresh is None else self._rendered(fresh, "latents-refine")
+        stage = DenoiserStage(recipe.model, recipe.refinement, data, model=model)
         stage.name = "refine"
         _train(stage.model, stage, self, self._clips(stage))
         return detach_aligner(stage.model)
 
     def _clips(self, stage: DenoiserStage) -> list[Watcher]:
-        """What shows clips of the denoiser while it learns."""
+        """Watchers that write sample clips of the denoiser while it learns."""
         if self.samples is None:
             return []
         text, sampler = self.text(), self.recipe.sampler

@@ -25,7 +25,7 @@ class Store:
     """The folder of all streams, owned by one server at a time or shared by several."""
 
     def __init__(self, path: Path, *, shared: bool = False) -> None:
-        """Take it, and make it first if there is none.
+        """Take the folder for this server, after making it if there is none.
 
         Raises:
             UserError: if that cannot be, or another server has it, or locks in it do not reach its sharers.
@@ -75,7 +75,7 @@ class Store:
 
 
 def read_relay_key(store: Path) -> str:
-    """What servers that share the `store` know each other by; the first one makes it, for this user alone.
+    """The key by which servers that share `store` recognise each other; the first one makes it, for its user.
 
     Raises:
         UserError: if it cannot be read.
@@ -84,7 +84,7 @@ def read_relay_key(store: Path) -> str:
     try:
         store.mkdir(parents=True, exist_ok=True)
         with os.fdopen(open_own(path, private=True), "r+") as opened:
-            fcntl.flock(opened, fcntl.LOCK_EX)  # of two that come at once, one makes it
+            fcntl.flock(opened, fcntl.LOCK_EX)  # another server has just made it
             if not (key := opened.read(LONGEST_KEY)):
                 key = secrets.token_urlsafe(32)
                 opened.write(key)

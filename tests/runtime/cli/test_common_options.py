@@ -20,7 +20,7 @@ from runtime.cli.run import main as vmla_run
 from vmla.cli.command import OneLineCommand
 from vmla.cli.config_file import config_option
 from vmla.cli.logs import logging_to_stderr
-from vmla.cli.progress import ProgressLine, StageBar
+from vmla.cli.progress import PhaseBar, ProgressLine
 
 pytestmark = pytest.mark.cpu
 
@@ -168,12 +168,12 @@ def test_a_terminal_is_shown_how_much_is_done_and_left(monkeypatch):
     assert " 50%" in stream.getvalue() and "0:20 left" in stream.getvalue() and "[chunk]" in stream.getvalue()
 
 
-def test_a_bar_shows_stages_on_a_terminal_and_is_silent_in_a_pipe(monkeypatch):
+def test_a_bar_shows_phases_on_a_terminal_and_is_silent_in_a_pipe(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     terminal, pipe = Terminal(), io.StringIO()
     for stream in (terminal, pipe):
-        with StageBar(stream) as bar:
-            bar.advance(1, 2)  # of no stage
+        with PhaseBar(stream) as bar:
+            bar.advance(1, 2)  # of no phase
             bar.begin("trace [a]")
             bar.advance(1, 4)
             bar.begin("compile")

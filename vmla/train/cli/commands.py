@@ -38,7 +38,7 @@ def varied(command: Any) -> Any:
 
 
 def watched(command: Any) -> Any:
-    """Options that show how training goes, and change nothing of it."""
+    """Options that show the progress of training without affecting it."""
     for option in (
         click.option("--samples", type=click.IntRange(min=1), metavar="EVERY",
                      help="Show clips of the averaged weights each EVERY steps, in the folder's samples/."),
@@ -75,12 +75,12 @@ def run(
 
     from vmla.cli.progress import ProgressLine
     from vmla.train.monitoring.dashboard import dashboard
-    from vmla.train.recipes.from_scratch import training_recipe
+    from vmla.train.recipes.from_scratch import pretraining_recipe
     from vmla.train.run import TrainingRun
 
     if threads is not None:
         torch.set_num_threads(threads)
-    chosen = training_recipe(recipe, **changes)
+    chosen = pretraining_recipe(recipe, **changes)
     with dashboard(log, output) as watchers, ProgressLine(sys.stderr) as line:
         TrainingRun(
             chosen, output, line.show, stop_after=stop_after, watchers=watchers, samples=samples,
@@ -91,9 +91,9 @@ def run(
 @main.command()
 def recipes() -> None:
     """List the recipes, with their sizes."""
-    from vmla.train.recipes.from_scratch import TRAINING_RECIPES
+    from vmla.train.recipes.from_scratch import PRETRAINING_RECIPES
 
-    for recipe in TRAINING_RECIPES.values():
+    for recipe in PRETRAINING_RECIPES.values():
         model = recipe.model
         steps = recipe.steps()
         learned = steps["denoiser"] + steps.get("refine", 0)
@@ -108,9 +108,9 @@ def recipes() -> None:
 def pack(recipe: str, folder: Path, output: Path, **changes: Any) -> None:
     """Write the finished run of RECIPE in FOLDER as a checkpoint folder."""
     from vmla.train.publish.pack import pack_run
-    from vmla.train.recipes.from_scratch import training_recipe
+    from vmla.train.recipes.from_scratch import pretraining_recipe
 
-    pack_run(training_recipe(recipe, **changes), folder, output, say)
+    pack_run(pretraining_recipe(recipe, **changes), folder, output, say)
 
 
 @main.command("pack-stages")
@@ -214,11 +214,11 @@ def render(recipe: str, output: Path, checkpoint: str, threads: int | None, **op
 
     from vmla.cli.progress import ProgressLine
     from vmla.train.data.latents import render_latents
-    from vmla.train.recipes.from_scratch import training_recipe
+    from vmla.train.recipes.from_scratch import pretraining_recipe
 
     if threads is not None:
         torch.set_num_threads(threads)
-    settings = training_recipe(recipe).latents
+    settings = pretraining_recipe(recipe).latents
     with ProgressLine(sys.stderr) as line:
         render_latents(settings, checkpoint, output, line.show, **options)
 
