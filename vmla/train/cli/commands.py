@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from vmla.cli.command import OneLineErrors
+from vmla.cli.common_options import ThreadCount
 from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say
 from vmla.train.cli.weights_commands import codec, convert, inspect, push
@@ -56,7 +57,7 @@ def watched(command: Any) -> Any:
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder of the run; run again to resume.")
 @click.option("--until", type=click.Choice(STAGES), default=STAGES[-1], help="The last stage to train.")
 @click.option("--stop-after", type=click.IntRange(min=1), help="Stop after this many more steps of a stage.")
-@click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads (default: all cores).")
+@click.option("--threads", type=ThreadCount(), help="Number of CPU threads (default: all cores).")
 @click.pass_context
 def run(
     context: click.Context,
@@ -153,7 +154,7 @@ def card(folder: Path, grades: Path, grader: Path) -> None:
 )
 @click.option("--device", default="cpu", show_default=True, help="Torch device: cpu or cuda.")
 @click.option("--stop-after", type=click.IntRange(min=1), help="Stop after this many more steps.")
-@click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads (default: all cores).")
+@click.option("--threads", type=ThreadCount(), help="Number of CPU threads (default: all cores).")
 @click.option("--dry-run", is_flag=True, help="Print memory by part for --gpus; train nothing.")
 @click.option(
     "--gpus",
@@ -203,7 +204,7 @@ def encode(source: Path, output: Path, checkpoint: str, **options: Any) -> None:
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder of the clips; run again to resume.")
 @click.option("--with", "checkpoint", required=True, help="Checkpoint folder with codec and text encoder.")
 @click.option("--clips", type=click.IntRange(min=1), help="Number of clips (default: the recipe's).")
-@click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads (default: all cores).")
+@click.option("--threads", type=ThreadCount(), help="Number of CPU threads (default: all cores).")
 @click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True,
               help="Processes that render; with 0 the command itself does.")  # fmt: skip
 @click.option("--device", default="cpu", show_default=True, help="Where the codec encodes: cpu or cuda.")

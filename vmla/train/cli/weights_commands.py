@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from vmla.cli.command import Verb
+from vmla.cli.common_options import ThreadCount
 from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say
 
@@ -129,7 +130,7 @@ def convert(**options: Any) -> None:
 @click.option("--clips", type=click.IntRange(min=1), default=4, show_default=True,
               help="Number of clips of a step.")  # fmt: skip
 @click.option("--stop-after", type=click.IntRange(min=1), help="Stop after this many more steps.")
-@click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads (default: all cores).")
+@click.option("--threads", type=ThreadCount(), help="Number of CPU threads (default: all cores).")
 @click.option("--device", default="cpu", show_default=True, help="Torch device: cpu or cuda.")
 @click.pass_context
 def codec(
