@@ -26,8 +26,8 @@ from vmla.weights.checkpoint import open_checkpoint
 from vmla.world.caption import describe
 from vmla.world.labels import label
 from vmla.world.render import render
-from vmla.world.scene import draw_scene
-from vmla.world.worlds import FIRST, world_named
+from vmla.world.scene import Scene, draw_scene
+from vmla.world.worlds import FIRST, World, world_named
 
 CPU = torch.device("cpu")
 COLUMNS = ("latents", "text", "objects", "labels")
@@ -74,6 +74,13 @@ class LatentSet:
         return replace(self, latents=latents, text=text)
 
 
+def drawn_clip(seed: int, number: int, world: World) -> tuple[Scene, int, np.random.Generator]:
+    """Scene and first picture of clip `number` of the set of `seed`, and what draws its caption."""
+    rng = np.random.default_rng([seed, number, 2])
+    scene = draw_scene(rng, world=world)
+    return scene, int(rng.integers(4096)), rng
+
+
 class Clips(Dataset[tuple[Tensor, str, int, Tensor]]):
     """Rendered clips with their captions, each drawn by its number alone."""
 
@@ -88,9 +95,7 @@ class Clips(Dataset[tuple[Tensor, str, int, Tensor]]):
 
     def __getitem__(self, place: int) -> tuple[Tensor, str, int, Tensor]:
         """The clip [frames, 3, H, W] at `place`, its caption, its number of objects and its labels."""
-        rng = np.random.default_rng([self._seed, self._numbers[place], 2])
-        scene = draw_scene(rng, world=self._world)
-        start = int(rng.integers(4096))
+        scene, start, rng = drawn_clip(self._seed, self._numbers[place], self._world)
         shown = label(scene, self._frames, start, grid=self._grid) if self._grid else torch.empty(0)
         return render(scene, self._frames, start), describe(scene, rng), len(scene.sprites), shown
 
