@@ -50,7 +50,7 @@ def measured_cache(config: ModelConfig, dtype: torch.dtype, device: torch.device
     """Allocate and fill caches of as many videos as make `LEAST_BYTES`; what the device then holds more.
 
     Raises:
-        UserError: if the system does not say what a process holds.
+        UserError: if the system does not report the memory of a process.
     """
     spec = CacheSpec.of(config)
     videos = -(-LEAST_BYTES // spec.bytes(element_size=dtype.itemsize))
@@ -77,7 +77,7 @@ def measured_cache(config: ModelConfig, dtype: torch.dtype, device: torch.device
 
 
 def compared(caches: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """What is claimed of the two layouts, from what was measured."""
+    """The claims about the two layouts, checked against the measurements."""
     heads, latent = (caches[name]["bytes_per_token_and_layer"] for name in LAYOUTS)
     return {"less": 1 - latent / heads, "times_smaller": heads / latent}
 

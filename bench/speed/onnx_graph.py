@@ -66,7 +66,7 @@ LARGEST_DRAWN = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """What is in the file of a graph, its weights left out."""
+    """A graph file's inputs, outputs, operators and types; its weights are only counted."""
 
     inputs: dict[str, list[int | str]]
     """Sizes by name; one that depends on how many slots hold a frame is said in words."""
@@ -187,7 +187,7 @@ POLYGRAPHY = "import sys; from polygraphy.tools import main; sys.exit(main())"
 
 
 def faults(path: Path) -> dict[str, Any]:
-    """What Polygraphy's lint has to say of the graph in `path`, notes left out.
+    """The warnings and errors of Polygraphy's lint about the graph in `path`.
 
     Raises:
         UserError: if Polygraphy ends without a report.

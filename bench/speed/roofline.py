@@ -1,4 +1,4 @@
-"""What the hardware allows: operations and bytes of a pass by part, this machine's peaks, and the floor.
+"""The hardware's limits: operations and bytes of a pass by part, this machine's peaks, and the floor.
 
     vmla-bench roofline --shape wan-1.3b
     vmla-bench roofline --checkpoint sprites --against bench/results/engines-sprites.json

@@ -1,7 +1,7 @@
 """A file of prompts, one a line: YAML, or JSON lines if its name ends in .jsonl.
 
 In YAML each line is `KEY: PROMPT` or `KEY: {prompt: PROMPT, ...}`; a JSON line, or an item of a YAML
-list, is the same as one object. The reader decides what the key is called, and which other fields there are.
+list, is the same as one object. The reader decides the key's name, and which other fields there are.
 """
 
 from __future__ import annotations

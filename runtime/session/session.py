@@ -82,7 +82,7 @@ class Session:
 
     @cached_property
     def plan(self) -> VideoPlan:
-        """The memory of one video, and of what all videos share; computing it takes a second."""
+        """The memory of one video, and that shared by all; computing it takes a second."""
         return self._job.plan()
 
     @cached_property

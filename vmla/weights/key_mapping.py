@@ -1,7 +1,7 @@
 """Names of tensors in other people's files: one table for each convention, read in both directions.
 
 Wan's own names are those of its release; diffusers' differ from ours in three places. A file of a
-VideoMLA model is Wan's outside self-attention; what its author called the latent projections is
+VideoMLA model is Wan's outside self-attention; its author's names of the latent projections are
 told by a small JSON file.
 """
 

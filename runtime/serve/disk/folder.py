@@ -136,7 +136,7 @@ class StreamFolder:
             other.add_change(change)
 
     def remove(self) -> None:
-        """Remove what was written here, and the folder if nothing else is in it."""
+        """Remove all files written here, and the folder if nothing else is in it."""
         ours = (
             self.video,
             self.state,

@@ -13,6 +13,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 FRAGMENTS = 1_024
 """Frames that a message of a WebSocket may have: its size alone would not bound empty ones."""
 POLICY_VIOLATION = 1008
+"""The WebSocket close code of a message that breaks a server's rules (RFC 6455, section 7.4.1)."""
 
 
 class TimelyHttp(H11Protocol):
@@ -124,7 +125,7 @@ class Watch:
         """Allow a client `patience` seconds without reading, and as many for all that is left at the end."""
         self._patience, self._clock = patience, clock
         self._since: dict[Connected, tuple[int, float]] = {}
-        """What each connection has still to send, in bytes or -1 at the end, and since when."""
+        """Bytes that each connection has still to send (-1 at the end), and since when."""
 
     def look(self, connections: Iterable[Connected]) -> None:
         """Check all connections; to be called about once a second."""

@@ -1,4 +1,4 @@
-"""`vmla-train inspect`: what a file of weights holds, and a mapping of its latent attention."""
+"""`vmla-train inspect`: the contents of a file of weights, and a mapping of its latent attention."""
 
 from __future__ import annotations
 

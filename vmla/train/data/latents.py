@@ -62,14 +62,14 @@ class LatentSet:
     settings: dict[str, Any]
     """The settings that determined the set, as JSON values; a stage's state records them."""
     negative: Tensor | None = None
-    """[text tokens, text width]: what guidance steers away from, where there is one."""
+    """[text tokens, text width]: embeddings of the negative prompt, if guidance has one."""
     objects: Tensor | None = None
     """[clips] int64: objects of a rendered scene."""
     labels: Tensor | None = None
     """[clips, frames, places, numbers] float16 of `vmla.world.labels`, where they were asked for."""
 
     def to(self, device: torch.device) -> LatentSet:
-        """The same on `device`, so that no batch has to be copied; what is read from files stays there."""
+        """The same on `device`, so that no batch has to be copied; clips read from files stay there."""
         latents, text = (x.to(device) if isinstance(x, Tensor) else x for x in (self.latents, self.text))
         return replace(self, latents=latents, text=text)
 
@@ -106,9 +106,9 @@ def make_latents(
     workers: int = 0,
     device: torch.device = CPU,
 ) -> LatentSet:
-    """Encode what is not yet in `folder`, and load all of it; refuses a folder that another process fills.
+    """Encode the clips that `folder` lacks, and load all; refuses a folder that another process fills.
 
-    `text_settings` is what determined `text`: embeddings of another encoder are refused, not reused.
+    `text_settings` determined `text`: embeddings of another encoder are refused, not reused.
     `workers` processes render; with none, this one does. The codec encodes on `device`, where it lies.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -204,7 +204,7 @@ def _make_by_ray(
     settings: LatentSettings, checkpoint: str, known: dict[str, Any], folder: Path,
     report: Callable[[str], None], workers: int, device: str,
 ) -> None:  # fmt: skip
-    """Make what is not yet in `folder` over the machines of a cluster."""
+    """Make the clips that are not yet in `folder`, over the machines of a cluster."""
     folder.mkdir(parents=True, exist_ok=True)
     missing = [part for part in _parts(settings) if load_state(_place(folder, part), known) is None]
     begin = partial(_begin, settings, anywhere(checkpoint), known, folder.absolute(), workers, device)

@@ -38,7 +38,8 @@ def push(
 ) -> str:  # fmt: skip
     """Upload the checkpoint `folder` to the repository `owner/name`, which is made if missing, in one commit.
 
-    The folder's own `README.md` is the card; without one, a card is written from what the checkpoint says.
+    The folder's own `README.md` is the card; without one, a card is written from the checkpoint's
+    configuration.
 
     Args:
         folder: of the checkpoint; must be whole.

@@ -59,7 +59,7 @@ class DenoiserStage:
         }
 
     def loss(self, step: int) -> Tensor:
-        """Velocity error of one teacher-forced rollout over a batch of clips, and what else is learned."""
+        """Velocity error of one teacher-forced rollout over a batch of clips, and the alignment loss."""
         with self.meter.waiting():
             batch = self.draw(step)
         training, device = self.training, next(self.model.parameters()).device
