@@ -118,7 +118,7 @@ def sampler_of(said: WanArguments, own: Sampler) -> Sampler:
     Raises:
         UserError: for a negative prompt that would change nothing, since nothing is guided.
     """
-    sampler = replace(own, guidance_scale=said.get("guidance_scale", own.guidance_scale))
+    sampler = own if "guidance_scale" not in said else own.with_guidance(said["guidance_scale"])
     negative = one_prompt(said.get("negative_prompt"))
     if sampler.guided:
         return sampler if negative is None else replace(sampler, negative_prompt=negative)

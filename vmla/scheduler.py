@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -18,7 +18,7 @@ from plugins.errors import UserError
 
 TIMESTEPS = 1000
 """The model's timestep is this times sigma, as in Wan and in diffusers' flow-matching schedulers."""
-YOUNG = ("timestep_list", "guidance_scale", "negative_prompt")
+YOUNG = ("timestep_list", "guidance_scale", "negative_prompt", "opening")
 """Settings newer than the first models' files, which are only written where they differ from the default."""
 
 
@@ -69,6 +69,9 @@ class Sampler:
     """w of classifier-free guidance; at any other than 1, each step takes a second pass."""
     negative_prompt: str | None = None
     """Prompt of that second pass; None is the zero embedding that training uses where it drops a prompt."""
+    opening: Sampler | None = None
+    """Sampler of the first chunk of each prompt, where that differs: it alone decides what is seen, and the
+    chunks that follow can look at it. It takes this sampler's negative prompt."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "timestep_list", tuple(self.timestep_list))  # of JSON, it is a list
@@ -82,6 +85,8 @@ class Sampler:
             raise UserError(f"guidance_scale is {self.guidance_scale}; use 1 for none, or more")
         if self.timestep_list:
             self._check_list()
+        if self.opening is not None and (self.opening.opening or self.opening.negative_prompt is not None):
+            raise UserError("an opening's sampler has neither an opening nor a negative prompt of its own")
 
     def _check_list(self) -> None:
         told = self.timestep_list
@@ -97,17 +102,40 @@ class Sampler:
         values = asdict(self)
         young = {field.name: field.default for field in fields(self) if field.name in YOUNG}
         values = {key: value for key, value in values.items() if key not in young or value != young[key]}
+        if self.opening is not None:
+            values["opening"] = self.opening.settings()
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+    def of_chunk(self, *, opens: bool) -> Sampler:
+        """The sampler of a chunk, which has no opening itself; `opens`: the chunk is a prompt's first."""
+        return self._of_chunks[0 if opens else 1]
+
+    @cached_property
+    def _of_chunks(self) -> tuple[Sampler, Sampler]:
+        usual = self if self.opening is None else replace(self, opening=None)
+        if self.opening is None:
+            return usual, usual
+        return replace(self.opening, negative_prompt=self.negative_prompt), usual
+
+    def with_steps(self, steps: int) -> Sampler:
+        """The same with `steps` steps for every chunk, the first of a prompt too."""
+        opening = None if self.opening is None else replace(self.opening, steps=steps)
+        return replace(self, steps=steps, opening=opening)
+
+    def with_guidance(self, weight: float) -> Sampler:
+        """The same with guidance `weight` for every chunk."""
+        opening = None if self.opening is None else replace(self.opening, guidance_scale=weight)
+        return replace(self, guidance_scale=weight, opening=opening)
 
     @property
     def guided(self) -> bool:
-        """Whether each step takes a second pass, under the negative prompt."""
-        return self.guidance_scale != 1
+        """Whether the steps of some chunk take a second pass, under the negative prompt."""
+        return any(one.guidance_scale != 1 for one in self._of_chunks)
 
     @property
     def passes(self) -> int:
-        """Passes of the denoiser that make a chunk, without the clean pass that fills the cache."""
-        return self.steps * (2 if self.guided else 1)
+        """Passes of the denoiser that make a usual chunk, without the clean pass that fills the cache."""
+        return self.steps * (1 if self.guidance_scale == 1 else 2)
 
     def sigmas(self) -> Tensor:
         """[steps + 1] float32 from 1 down to 0: linspace without its end, shifted, then 0."""

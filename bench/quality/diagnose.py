@@ -104,7 +104,7 @@ def after_true_chunks(opened: Opened, scenes: Sequence[Scene], *, true: int, see
     latents = self_rollout(
         CachedRollout(model, spec, model.encode_text(opened.text(texts))), sampler,
         (config.in_channels, config.sample_height, config.sample_width),
-        chunks=spec.chunks.count(latent), exit_step=len(sampler.timesteps()) - 1,
+        chunks=spec.chunks.count(latent), exit_step=None,
         seeds=range(seed, seed + len(scenes)), given=torch.cat(given) if given else None,
         negative_text_kv=None if negative is None else model.encode_text(negative),
     )  # fmt: skip

@@ -201,7 +201,7 @@ def main(
         grading = None if ray else stack.enter_context(closing(begin()))
         record.save(
             checkpoint=opened.name, world=world.name, engine=what_is(made), prompts=count, seed=seed,
-            sampler=vars(opened.sampler()),
+            sampler=opened.sampler().settings(),
         )  # fmt: skip
         for graded in _graded_by_ray(begin, parts, made) if grading is None else grading.all(parts):
             record.save(**figures(graded))

@@ -143,7 +143,7 @@ class Job:
             UserError: for an empty prompt or an impossible length or number of steps.
         """
         chunks, frames = length_of(self.decoding, minutes=None, seconds=seconds, chunks=None)
-        sampler = self.sampler if steps is None else replace(self.sampler, steps=steps)
+        sampler = self.sampler if steps is None else self.sampler.with_steps(steps)
         source = as_source(prompts, self.decoding, chunks)
         begun = as_start(start, self.checkpoint, chunks)
         job = replace(self, prompts=source, chunks=chunks, seed=seed, sampler=sampler, start=begun)

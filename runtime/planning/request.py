@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 
 from plugins.errors import UserError
@@ -73,7 +72,7 @@ def prepare(
     )  # fmt: skip
     job = Job(
         prompts=as_source(prompts, decoding, count), checkpoint=opened, chunks=count, seed=seed,
-        sampler=opened.sampler() if steps is None else replace(opened.sampler(), steps=steps),
+        sampler=opened.sampler() if steps is None else opened.sampler().with_steps(steps),
         device=where, dtype=compute, decoder_file=decoder, threads=choose_threads(threads),
         start=as_start(start, opened, count), **vars(denoiser),
     )  # fmt: skip

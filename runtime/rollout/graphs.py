@@ -19,8 +19,8 @@ from runtime.rollout.buffers import Buffers, BuffersByLength, allocate
 from runtime.rollout.passes import ChunkPasses
 from vmla.scheduler import Sampler
 
-Kind = tuple[int, int]
-"""The latent frames of a chunk, and the engine's `computation` of its window."""
+Kind = tuple[int, int, Sampler]
+"""The latent frames of a chunk, the engine's `computation` of its window, and how the chunk is sampled."""
 
 
 class Graphs(NamedTuple):
@@ -44,7 +44,7 @@ class ChunkGraphs:
     """
 
     def __init__(self, engine: Engine, sampler: Sampler) -> None:
-        self._passes, self._pool = ChunkPasses(engine, sampler), graph_pool(engine.device)
+        self._passes, self._sampler, self._pool = ChunkPasses(engine), sampler, graph_pool(engine.device)
         self._seen: set[Kind] = set()
         self._graphs: dict[Kind, Graphs] = {}
         self._buffers: BuffersByLength | None = None
@@ -111,7 +111,7 @@ class ChunkGraphs:
         """Give the video that runs in place buffers of its own, with all that it has in these."""
         assert self._buffers is not None
         batch = len(self._buffers[min(self._buffers)].latents)
-        fresh = allocate(self._passes.engine, self._passes.sampler, batch=batch)
+        fresh = allocate(self._passes.engine, self._sampler, batch=batch)
         for frames, buffers in fresh.items():
             buffers.take(self._buffers[frames])
         tenant.update(fresh)

@@ -7,15 +7,15 @@ from torch import Tensor
 
 from runtime.engines.base import Engine
 from runtime.rollout.buffers import Buffers
-from vmla.scheduler import Sampler, guided
+from vmla.scheduler import guided
 from vmla.transformer import StepInputs
 
 
 class ChunkPasses:
-    """The passes of an engine over a chunk, as its sampler orders them."""
+    """The passes of an engine over a chunk, as the sampler of its buffers orders them."""
 
-    def __init__(self, engine: Engine, sampler: Sampler) -> None:
-        self.engine, self.sampler = engine, sampler
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
 
     @torch.inference_mode()
     def denoise(self, buffers: Buffers) -> None:
@@ -23,7 +23,7 @@ class ChunkPasses:
         latents = buffers.noise[0]
         for step, timestep in enumerate(buffers.timesteps):
             velocity = self._velocity(StepInputs(latents, timestep, *buffers.window), buffers)
-            latents = self.sampler.step(latents, velocity, step, buffers.renoise(step))
+            latents = buffers.sampler.step(latents, velocity, step, buffers.renoise(step))
         buffers.latents.copy_(latents)
 
     @torch.inference_mode()
@@ -34,9 +34,10 @@ class ChunkPasses:
 
     def _velocity(self, inputs: StepInputs, buffers: Buffers) -> Tensor:
         """The velocity of a step; with guidance, from a second pass under the negative prompt too."""
+        weight = buffers.sampler.guidance_scale
         velocity = self.engine.step(inputs, held=buffers.held)[0]
-        if not self.sampler.guided:
+        if weight == 1:
             return velocity
         against = inputs._replace(text_kv=buffers.negative_text_kv)
         negative = self.engine.step(against, held=buffers.held)[0]
-        return guided(velocity.float(), negative.float(), self.sampler.guidance_scale)
+        return guided(velocity.float(), negative.float(), weight)

@@ -64,7 +64,7 @@ class Rollout:
         self.frame = 0
         """Its first latent frame, counted from where the history was dropped last (`vmla.cache`)."""
         self.change: PromptChange | None = None
-        self._passes = ChunkPasses(engine, sampler)
+        self._passes = ChunkPasses(engine)
         self._graphs = ChunkGraphs(engine, sampler) if graphs is True else graphs or None
         self._replays = 0
 
@@ -82,7 +82,7 @@ class Rollout:
             if self.number < len(self._start):
                 self.buffers.latents.copy_(self._start[self.number])
             else:
-                self.buffers.draw_noise(self._seeds, self.number)
+                self.buffers.draw_noise(self._seeds, self.number, opens=self._opens())
                 self._denoise()
         # A copy, because the decoder reads it on another thread while the next chunk overwrites the buffer.
         return self.buffers.latents.clone()
@@ -94,6 +94,10 @@ class Rollout:
             self._update_cache()
         self.past.add(self.number, self.buffers.latents.clone())
         self.number, self.frame = self.number + 1, self.frame + self.buffers.frames
+
+    def _opens(self) -> bool:
+        """Whether the chunk under way is the first of its prompt, or has nothing before it to look at."""
+        return self.frame == 0 or (self.change is not None and self.change.chunk == self.number)
 
     def _change_prompt(self, change: PromptChange) -> None:
         """Encode the prompt if it has changed, and apply its policy to the cache."""
@@ -128,7 +132,7 @@ class Rollout:
             self._replays += self._graphs.update_cache(self._buffers, self._kind())
 
     def _kind(self) -> Kind:
-        return self._frames, self._engine.computation(self.buffers.held)
+        return self._frames, self._engine.computation(self.buffers.held), self.buffers.sampler
 
     @property
     def launches(self) -> int | None:

@@ -11,7 +11,7 @@ from torch import nn
 
 from vmla.cli.stopping import Stop
 from vmla.text import TextEncoder
-from vmla.train.data.latents import LatentSet, make_latents
+from vmla.train.data.latents import LatentSet, LatentSettings, make_latents
 from vmla.train.loop.log import Report
 from vmla.train.loop.loop import Stage, Watcher, train
 from vmla.train.monitoring.samples import Samples, embedded
@@ -91,9 +91,12 @@ class TrainingRun:
 
     def latents(self) -> LatentSet:
         """The training set: rendered clips, encoded by the trained codec."""
+        return self._rendered(self.recipe.latents, "latents")
+
+    def _rendered(self, settings: LatentSettings, name: str) -> LatentSet:
+        """Clips of `settings` in the folder's subfolder `name`."""
         known = self._text_stage().settings()
-        folder = self.folder / "latents"
-        return make_latents(self.recipe.latents, self.codec(), self.text(), known, folder, self.report)
+        return make_latents(settings, self.codec(), self.text(), known, self.folder / name, self.report)
 
     def denoiser(self) -> VideoMLA:
         """The trained transformer, before its refinement."""
@@ -107,7 +110,9 @@ class TrainingRun:
         recipe, model = self.recipe, self.denoiser()
         if recipe.refinement is None:
             return model
-        stage = DenoiserStage(recipe.model, recipe.refinement, self.latents(), model=model)
+        fresh = recipe.refinement_latents
+        data = self.latents() if fresh is None else self._rendered(fresh, "latents-refine")
+        stage = DenoiserStage(recipe.model, recipe.refinement, data, model=model)
         stage.name = "refine"
         _train(stage.model, stage, self, self._clips(stage))
         return detach_aligner(stage.model)

@@ -74,7 +74,7 @@ def test_a_pass_takes_about_what_the_plan_says(changes):
         videos.denoise()
         videos.update_cache()
     taken, planned = (
-        most_alive(partial(ChunkPasses(engine, sampler).denoise, videos.buffers)),
+        most_alive(partial(ChunkPasses(engine).denoise, videos.buffers)),
         pass_scratch(config, 4),
     )
     assert 0.83 * taken < planned < 1.17 * taken

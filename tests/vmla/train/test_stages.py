@@ -128,6 +128,22 @@ def test_a_share_of_the_clips_is_told_nothing_and_nothing_else_changes(openings)
     assert none.loss(0).isfinite()
 
 
+@pytest.mark.parametrize("openings", [0.0, 1.0], ids=["rollouts", "openings"])
+def test_pairs_are_the_share_of_clips_that_was_asked_for(openings):
+    sizes = {"openings": openings, "opening_clips": 2, "clips": 2}
+    stages = {share: numbered_stage(pairs=share, **sizes) for share in (None, 0.0, 0.75, 1.0)}
+    objects = torch.tensor([1, 2, 1, 1, 2, 1])
+    for stage in stages.values():
+        stage.data = dataclasses.replace(stage.data, objects=objects)
+    shown = {
+        share: objects[torch.cat([stage.draw(step)[1][:, 0, 0] / 100 for step in range(80)]).long()]
+        for share, stage in stages.items()
+    }
+    assert (shown[0.0] == 1).all() and (shown[1.0] == 2).all()
+    assert (shown[None] == 2).float().mean() < 0.45 < 0.6 < (shown[0.75] == 2).float().mean() < 0.85
+    assert numbered_stage(pairs=0.75, **sizes).draw(3)[0].shape == stages[None].draw(3)[0].shape
+
+
 def test_without_dropout_a_batch_is_what_it_was_before_there_was_any():
     stage = numbered_stage(jumps=0.5, openings=0.5, opening_clips=3)
     batches = [stage.draw(step) for step in range(4)]

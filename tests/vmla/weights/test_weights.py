@@ -18,6 +18,7 @@ from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel
 
 from plugins.atomic_files import ASIDE
 from plugins.documents.json_file import read_json
+from plugins.documents.typed import typed
 from runtime.resume.sidecar import reference
 from vmla.cache import CacheSpec
 from vmla.config import ModelConfig, current_names, named_config
@@ -335,5 +336,5 @@ def test_a_shipped_model_is_found_by_its_name_everywhere(name):
     assert checkpoint.transformer().config == ModelConfig(**current_names(record["settings"]["model"]))
     distilled = record["stages"].get("distribution")
     sampler = record["settings"]["sampler"] if distilled is None else distilled["training"]["sampler"]
-    assert checkpoint.sampler() == Sampler(**sampler)
+    assert checkpoint.sampler() == typed(sampler, Sampler, name)
     assert checkpoint.world() is world_named(record["settings"]["latents"].get("world", FIRST.name))

@@ -58,7 +58,9 @@ def refuse_other_settings(made_with: dict[str, Any], settings: dict[str, Any], p
         UserError: naming the first that differs.
     """
     theirs, ours = _flat(_under_current_names(made_with)), _flat(settings)
-    differing = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
+    differing = sorted(
+        key for key in theirs.keys() | ours.keys() if theirs.get(key, "null") != ours.get(key, "null")
+    )
     if differing:
         key = differing[0]
         raise UserError(

@@ -66,7 +66,7 @@ class Samples:
         picture = (config.in_channels, config.sample_height, config.sample_width)
         return self_rollout(
             CachedRollout(step, spec, encode_text(self.text.to(device))), self.sampler, picture,
-            chunks=CHUNKS, exit_step=self.sampler.steps - 1, seeds=range(len(self.text)),
+            chunks=CHUNKS, exit_step=None, seeds=range(len(self.text)),
             negative_text_kv=None if negative is None else encode_text(negative.to(device)),
         )  # fmt: skip
 

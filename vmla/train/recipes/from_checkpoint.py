@@ -35,11 +35,12 @@ class DistillationRecipe:
     def taught_by(self, teacher: Sampler) -> DistillationRecipe:
         """The recipe with the guidance of a teacher that `teacher` samples.
 
-        Its weight w means u + w (c - u), which distribution matching writes as c + (w - 1) (c - u).
+        Its weight w means u + w (c - u), which distribution matching writes as c + (w - 1) (c - u). A student
+        makes all chunks alike, so the weight is that of the chunk that decides what is seen: the opening.
         """
         if not self.guided_as_teacher:
             return self
-        weight = teacher.guidance_scale
+        weight = teacher.of_chunk(opens=True).guidance_scale
         return replace(
             self,
             consistency=replace(

@@ -37,6 +37,8 @@ class PretrainingRecipe:
     denoiser_training: DenoiserTraining
     refinement: DenoiserTraining | None = None
     """How the denoiser's average is trained further; None leaves it as it is."""
+    refinement_latents: LatentSettings | None = None
+    """The clips of `refinement`; None takes those that the denoiser has seen."""
     sampler: Sampler
     """The finished model's own sampler, which the commands use by default."""
 
@@ -52,19 +54,20 @@ class PretrainingRecipe:
 
     def in_world(self, world: str) -> PretrainingRecipe:
         """The same recipe, with `world` as the world of every stage that renders."""
-        decoder = self.decoder_training
+        decoder, fresh = self.decoder_training, self.refinement_latents
         return replace(
             self,
             codec_training=replace(self.codec_training, world=world),
             decoder_training=None if decoder is None else replace(decoder, world=world),
             text_training=replace(self.text_training, world=world),
             latents=replace(self.latents, world=world),
+            refinement_latents=None if fresh is None else replace(fresh, world=world),
         )
 
 
 # On two shared CPU cores 30 minutes for the codec and 10 for text and latents; by its first steps, on one,
-# the decoder takes an hour and the denoiser some ten. `sprites` was made by it, `sprites-4` by an
-# earlier recipe of this name.
+# the decoder takes an hour, the denoiser some ten and its refinement four, its clips one more. `sprites` was
+# made by the stages before the refinement, `sprites-4` by an earlier recipe of this name.
 SPRITES = PretrainingRecipe(
     name="sprites",
     model=MODEL_CONFIGS["sprites"],
@@ -101,6 +104,23 @@ SPRITES = PretrainingRecipe(
         alignment=5.0,
         compiled=True,
     ),
+    # After a hundred passes the denoiser knows its clips by heart. It goes on with others, most of them of
+    # two objects, of which there are far more kinds.
+    refinement_latents=LatentSettings(clips=8192, seed=1, label_grid=4),
+    refinement=DenoiserTraining(
+        schedule=TrainingSchedule(
+            steps=4000, learning_rate=1e-3, matrix_rate=3.5e-3, warmup=100, decay=2500, average=0.998
+        ),
+        forcing=Forcing(context_noise=0.1, own_sigma=0.5),
+        clips=12,
+        openings=0.5,
+        opening_clips=64,
+        pairs=0.7,
+        prompt_dropout=0.1,
+        alignment=5.0,
+        compiled=True,
+        seed=1,
+    ),
     sampler=Sampler(kind="euler", steps=8, shift=2.0, guidance_scale=2.0),
 ).in_world(SECOND.name)
 
@@ -128,6 +148,7 @@ DEBUG = PretrainingRecipe(
         precision="float32",
     ),
     latents=LatentSettings(clips=4, frames=12, shard=2),
+    refinement_latents=LatentSettings(clips=4, frames=12, shard=2, seed=1),
     denoiser_training=DenoiserTraining(
         schedule=TrainingSchedule(steps=4, learning_rate=1e-3, matrix_rate=1e-3, decay=2, save_every=2),
         forcing=Forcing(),
