@@ -100,6 +100,7 @@ class Bench:
         self._wait()
         first = time.perf_counter() - began
         stream = endless(engine, self.subject.sampler(), batch=self.batch)
+        # Until the window is full, a chunk attends to fewer keys and is faster than the rest of the video.
         for _ in range(filling(engine.config) + 1):
             next(stream)
         return {

@@ -56,6 +56,7 @@ def measured_cache(config: ModelConfig, dtype: torch.dtype, device: torch.device
     videos = -(-LEAST_BYTES // spec.bytes(element_size=dtype.itemsize))
     gc.collect()
     before = held(device)
+    # Written, because a system counts memory of a process only once it is touched.
     cache = spec.allocate(videos, dtype=dtype, device=device).fill_(1)
     after = held(device)
     if before is None or after is None:
@@ -119,6 +120,7 @@ def streams(
     for layout, cache in caches.items():
         model = replace(config, layout=layout)  # type: ignore[arg-type]
         weights = itemsize * count_parameters(model)
+        # Keys and values of one layer: latent attention expands them for each pass, one layer at a time.
         expanded = (
             itemsize * 2 * config.inner_dim * (cache["tokens"] + config.chunk * config.tokens_per_frame)
         )

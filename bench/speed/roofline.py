@@ -56,6 +56,7 @@ class Floor:
     def seconds(self) -> float:
         """Seconds that a chunk takes at least."""
         parts = self.counted.parts()
+        # A part's arithmetic and transfers may overlap (the roofline model); parts follow one another.
         once = sum(max(p.flops / self.matrix, p.bytes(self.size) / self.copy) for p in parts)
         return once * self.counted.passes
 

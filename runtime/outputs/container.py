@@ -154,7 +154,7 @@ class GifSink(ContainerSink):
         while True:
             try:
                 ready = self._graph.pull()
-            except (BlockingIOError, EOFError):
+            except (BlockingIOError, EOFError):  # the filters need another picture, or have ended
                 return
             assert isinstance(ready, av.VideoFrame)
             yield ready

@@ -86,7 +86,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         if self.writable.is_set():
             super().handle_ping()
         else:
-            self.conn.data_to_send()
+            self.conn.data_to_send()  # drops the answer
 
     def handle_text(self, event: Any) -> None:
         """The first frame of a message."""
@@ -134,7 +134,7 @@ class Watch:
             closing, left = one.transport.is_closing(), one.transport.get_write_buffer_size()
             if not (closing or left):
                 continue
-            left = -1 if closing else left
+            left = -1 if closing else left  # at the end, reading some of it buys no more time
             before, since = self._since.get(one, (left, now))
             seen[one] = left, since if left == before else now
             if now - seen[one][1] > self._patience:

@@ -88,6 +88,7 @@ class Clips(Dataset[tuple[Tensor, str, int, Tensor]]):
 
     def __getitem__(self, place: int) -> tuple[Tensor, str, int, Tensor]:
         """The clip [frames, 3, H, W] at `place`, its caption, its number of objects and its labels."""
+        # The last number keeps these draws apart from those of stages with the same seed.
         rng = np.random.default_rng([self._seed, self._numbers[place], 2])
         scene = draw_scene(rng, world=self._world)
         start = int(rng.integers(4096))
@@ -142,7 +143,7 @@ def _made(
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """The shards of `parts`, rendered and encoded, one after the other."""
     clips = Clips(settings, settings.frames * codec.temporal_ratio, [n for part in parts for n in part])
-    batch = 1 if device.type == "cpu" else GPU_BATCH
+    batch = 1 if device.type == "cpu" else GPU_BATCH  # a CPU is busy with one clip, and gains nothing
     encoded = _encoded(DataLoader(clips, batch_size=batch, num_workers=workers), codec, text, device)
     for part in parts:
         rows = list(islice(encoded, len(part)))
