@@ -109,7 +109,7 @@ class Verbs(OneLineErrors):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The verb with its arguments; where its help alone is asked for, what says it without PyTorch."""
+        """The verb with its arguments; for its help alone, a stand-in that does not load PyTorch."""
         if len(args) == 2 and args[0] in VERBS and args[1] in ctx.help_option_names:
             return args[0], Helped(args[0]), args[1:]
         return super().resolve_command(ctx, args)

@@ -58,7 +58,7 @@ def read_document(path: Path) -> dict[str, Any]:
     """A document that this version wrote.
 
     Raises:
-        UserError: if it is none, or of another version.
+        UserError: if it is not a results document, or of another version.
     """
     if not path.exists():
         raise UserError(f"no results file {path}; every verb of vmla-bench prints where it writes one")

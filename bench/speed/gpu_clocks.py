@@ -104,7 +104,7 @@ def _identity(device: torch.device) -> str:
 
 
 def _value(text: str) -> float | str | None:
-    """A number, a mask of reasons as it is, or None if the GPU does not report it."""
+    """A number, a bit mask of reasons as text, or None if the GPU does not report it."""
     try:
         return float(text)
     except ValueError:

@@ -69,7 +69,7 @@ class Graph:
     """A graph file's inputs, outputs, operators and types; its weights are only counted."""
 
     inputs: dict[str, list[int | str]]
-    """Sizes by name; one that depends on how many slots hold a frame is said in words."""
+    """Sizes by name; a dynamic one, the number of filled slots, is a name."""
     outputs: dict[str, list[int | str]]
     attention_nodes: int
     masks: list[str]
@@ -179,7 +179,7 @@ def _scale(matrix: Tensor) -> float:
 
 
 def _frequencies(config: ModelConfig) -> dict[str, Tensor]:
-    """The tables that are no parameters, as the model holds them."""
+    """The model's tables (buffers), which are not parameters."""
     return {f"rope.{name}": table for name, table in VideoMLA.rotary(config).named_buffers()}
 
 

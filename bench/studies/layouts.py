@@ -39,7 +39,7 @@ from vmla.weights.formats.files import hash_weights
 from vmla.world.worlds import FIRST
 
 MARKS = (5, 60, 180)
-"""Seconds at which the questions are asked."""
+"""Seconds into the video at which it is graded."""
 EVERY = 12
 """Seconds between two points of a curve."""
 ROUNDS, CHUNKS = 6, 10

@@ -26,7 +26,7 @@ def opened_video(path: Path, *, mend: str = "") -> Iterator[InputContainer]:
 
     Raises:
         UserError: if it is missing, not to be read, or a folder, a pipe or a device.
-        FFmpegError: if it is no video or picture.
+        FFmpegError: if it is neither a video nor a picture.
     """
     import av
 

@@ -110,7 +110,7 @@ class VideoMLASave:
 
 
 class VideoMLASampleToFile:
-    """Makes a video of any length and writes each chunk as soon as it is there."""
+    """Makes a video of any length and writes each chunk as soon as it is made."""
 
     CATEGORY = "VideoMLA"
     FUNCTION = "sample"

@@ -27,7 +27,7 @@ def read_listing(path: Path, kind: type[T], *, key: str, example: str) -> list[T
         example: a line, for the error of an empty file.
 
     Raises:
-        UserError: if there is no such file, none with any line in it, or a line is no such thing.
+        UserError: if there is no such file, it is empty, or a line is not a valid entry.
     """
     mend = f"write one a line, for example: {example}"
     if path.suffix == ".jsonl":

@@ -114,7 +114,7 @@ def _as_recorded(recorded: Mapping[str, Any], given: Mapping[str, Any], path: Pa
     """The order that `recorded` describes; options `given` on top must say the same.
 
     Raises:
-        UserError: naming the first thing that is not as it was.
+        UserError: naming the first file that has changed.
     """
     recorded = {**DEFAULTS, **recorded}
     told = Recorded.of(recorded, str(path))
@@ -165,7 +165,7 @@ def _trusted(folder: str | None, path: Path) -> Path | None:
     store = engine_store()
     try:
         engine = Path(folder).resolve()
-    except (RuntimeError, ValueError) as error:  # a loop of links, or a name that is no path
+    except (RuntimeError, ValueError) as error:  # a loop of links, or a name that is not a path
         raise UserError(f"{path} names the engine {folder}, where there is none; {error}") from error
     if store is None or not engine.is_relative_to(store.resolve()):
         mend = f"if you trust whoever built it, name it: --engine {shlex.quote(folder)}"

@@ -81,7 +81,7 @@ class PromptTokenizer:
         """Token numbers and mask, each [B, tokens] int64, of the cleaned prompts; the rest is cut off.
 
         Raises:
-            UserError: for an empty prompt, or one that is no text.
+            UserError: for an empty prompt, or one that is not valid Unicode.
         """
         for prompt in prompts:
             check_prompt(prompt)

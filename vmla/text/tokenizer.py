@@ -78,7 +78,7 @@ class PublishedTokenizer:
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """That in `folder`; no code that lies there runs, whatever its files ask for.
+    """The tokenizer in `folder`; no code from that folder runs, whatever its files ask for.
 
     Raises:
         UserError: if its files are damaged, or do not fit together.

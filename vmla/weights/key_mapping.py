@@ -82,7 +82,7 @@ def read_mapping(path: Path) -> dict[str, str]:
     """The mapping of a VideoMLA file: a JSON object from our modules to theirs, all or some of `LATENT`.
 
     Raises:
-        UserError: for a module that latent attention does not have, or a name that is no text.
+        UserError: for a module that latent attention does not have, or a name that is not a string.
     """
     mapping = typed(read_json(path), dict[str, str], str(path))
     if unknown := sorted(mapping.keys() - LATENT.keys()):

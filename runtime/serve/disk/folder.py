@@ -107,7 +107,7 @@ class StreamFolder:
         """The prompts that took effect after the first; a last line that a crash left unfinished is dropped.
 
         Raises:
-            UserError: if a line is no change of prompt.
+            UserError: if a line is not a change of prompt.
             OSError: if the file cannot be read.
         """
         if not self._prompts.exists():

@@ -232,7 +232,7 @@ class LiveRelay:
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    """A message as a JSON object; an empty one if it is none."""
+    """A message as a JSON object; an empty one if it is not an object."""
     try:
         said = json.loads(text)
     except (ValueError, RecursionError):

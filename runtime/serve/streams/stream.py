@@ -53,7 +53,7 @@ class Stream:
     def __init__(
         self, folder: StreamFolder, info: StreamInfo, around: Surroundings, ended: Callable[[Stream], None]
     ) -> None:
-        """The stream in `folder`; `ended` is told, on the event loop, when it has left memory."""
+        """The stream in `folder`; `ended` is called, on the event loop, when it has left memory."""
         self.folder, self.info, self._around, self._tell_ended = folder, info, around, ended
         self.index = ChunkIndex(folder.chunks, info.first)
         self.changes = folder.changes()

@@ -183,7 +183,7 @@ def render_latents(
     they are made over the machines of a cluster, all of which see `folder`.
 
     Raises:
-        UserError: for a checkpoint that is none or has another codec, or a folder of another one's clips.
+        UserError: for an invalid checkpoint or one with another codec, or a folder of another one's clips.
     """
     opened, place = open_checkpoint(checkpoint), torch.device(device)
     codec = opened.codec()

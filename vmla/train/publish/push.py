@@ -53,7 +53,7 @@ def push(
         The address of the commit.
 
     Raises:
-        UserError: if the folder is no whole checkpoint, or the hub refuses.
+        UserError: if the folder is not a complete checkpoint, or the hub refuses it.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 

@@ -109,7 +109,7 @@ class _Method(torch.nn.Module):
         self.model, self.name = model, name
 
     def forward(self, *inputs: Any) -> Tensor:
-        """Call the method that this module stands for."""
+        """Call the method that this module wraps."""
         return getattr(self.model, self.name)(*inputs)  # type: ignore[no-any-return]
 
 

@@ -100,7 +100,7 @@ def draw_captions(seed: int, step: int, count: int, world: str = FIRST.name) -> 
 
 
 def truth(caption: str) -> list[int]:
-    """The classes that a caption stands for; 0 where an object or a size is not mentioned."""
+    """The classes of a caption's objects and background; 0 where an object or a size is not mentioned."""
     reading = read(caption)
     classes = []
     for place in range(OBJECTS):

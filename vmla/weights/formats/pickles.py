@@ -39,7 +39,7 @@ def open_pickle(path: Path, part: str | None = None) -> dict[str, Tensor]:
     """The tensors of `read_pickle`, among which nothing else may lie.
 
     Raises:
-        UserError: as there, and for a value that is no tensor.
+        UserError: as there, and for a value that is not a tensor.
     """
     tensors, plain = read_pickle(path, part)
     if plain:
