@@ -1,4 +1,4 @@
-"""`vmla-bench`: what is claimed, measured."""
+"""`vmla-bench`: measurements of everything that the project claims."""
 
 from __future__ import annotations
 
@@ -80,14 +80,14 @@ VERBS = {
     ),
     "layouts": ("bench.studies.layouts", "Compare sprite models: grades, drift, speed, cache."),
 }
-"""Each verb's module, loaded when the verb is used, and what it does."""
+"""Each verb's module, which is loaded when the verb is used, and its one-line help."""
 
 
 class Helped(click.Command):
     """A verb that can only say how it is used, in the words of `verbs.json`."""
 
     def get_help(self, ctx: click.Context) -> str:
-        """What the verb's own command would say on a terminal of 80 columns."""
+        """The help of the verb's own command, for a terminal of 80 columns."""
         texts: dict[str, str] = json.loads((files("bench") / "verbs.json").read_text(encoding="utf-8"))
         return texts[self.name or ""]
 
@@ -109,7 +109,7 @@ class Verbs(OneLineErrors):
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The verb with its arguments; where its help alone is asked for, what says it without PyTorch."""
+        """The verb with its arguments; for its help alone, a stand-in that does not load PyTorch."""
         if len(args) == 2 and args[0] in VERBS and args[1] in ctx.help_option_names:
             return args[0], Helped(args[0]), args[1:]
         return super().resolve_command(ctx, args)

@@ -152,10 +152,10 @@ class ModelConfig:
 
         Args:
             values: as in a file.
-            where: what an error calls the source of the values, such as the file's name.
+            where: the name of the values' source in errors, such as the file's name.
 
         Raises:
-            UserError: for a setting that does not exist, is missing, or is not what it should be.
+            UserError: for a setting that does not exist, is missing, or has the wrong type.
         """
         return typed(current_names(values, where), cls, where)
 

@@ -1,4 +1,4 @@
-"""Finds what limits a sprite model: its codec, its first chunk, or how it continues from there.
+"""Finds the weakest part of a sprite model: its codec, its first chunk, or how it continues from there.
 
     python -m bench.quality.diagnose sprites --prompts 48
 
@@ -50,6 +50,7 @@ from vmla.world.worlds import World
 NOISE = 0.2
 """Deviation of the noise on the codec's latents, which have deviation 1: about a denoiser's own error."""
 SECOND_OF_GRADE = 5
+"""Where in the video the one graded window ends."""
 STILL = tuple(question for question in QUESTIONS if question != "motion")
 """The questions that a single chunk answers."""
 

@@ -33,6 +33,7 @@ from vmla.world.scene import BACKGROUNDS, COLOURS, MOTIONS, ROUND, SHAPES, Scene
 from vmla.world.worlds import FIRST, WORLDS, World
 
 WINDOWS = (64, 80)
+"""Frames of a window, half of the cases each: four seconds, as drift is graded in, and five."""
 LATEST_START = 4096
 ACCURACIES = {"clean": "accuracy", "degraded": "accuracy_degraded"}
 """Names of the shares of right answers in a document."""

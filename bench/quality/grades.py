@@ -1,4 +1,4 @@
-"""Grades of a sprite model over time: is it still what the prompt asked for after three minutes?
+"""Grades of a sprite model over time: does it still show what the prompt asks for after three minutes?
 
     python -m bench.quality.grades --checkpoint sprites -o grades.json
     python -m bench.quality.grades --engine engines/sprites-onnx-fp8 -o grades-fp8.json

@@ -100,7 +100,7 @@ def make_suite(
     pipeline: VideoPipeline, samples: Sequence[Sample], folder: Path, settings: dict[str, Any], say: Say,
     *, steps: int | None,
 ) -> None:  # fmt: skip
-    """Make what is missing of `samples` in `folder`, and link all where VBench looks.
+    """Make the missing ones of `samples` in `folder`, and link all where VBench looks.
 
     Raises:
         UserError: for a folder of videos that were made otherwise.
@@ -188,7 +188,7 @@ def main(folder: Path, output: Path | None, **options: Any) -> None:
 
 
 def _make(folder: Path, samples: Sequence[Sample], options: dict[str, Any]) -> None:
-    """Load the model and make what is missing."""
+    """Load the model and make the missing videos."""
     device = options["device"]
     with VideoPipeline.from_pretrained(options["checkpoint"], device=device) as pipeline:
         settings = {

@@ -1,4 +1,4 @@
-"""The server under load: what it costs, what its viewers see, and how fast a stream moves.
+"""The server under load: its costs, its viewers' delays, and the time to move a stream.
 
     python -m bench.serving.run
 

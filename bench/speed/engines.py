@@ -45,7 +45,7 @@ BASELINES = {
     "cpu": EngineArm(engine="eager-mla", precision="fp32"),
     "cuda": EngineArm(engine="eager-mha", precision="bf16"),
 }
-"""The baselines: on a GPU what other projects run, per-head attention in bfloat16."""
+"""The baselines: on a GPU per-head attention in bfloat16, as other projects run."""
 FRAMES_PER_LATENT = 4
 """Pixel frames of a latent frame, in every codec."""
 
@@ -100,6 +100,7 @@ class Bench:
         self._wait()
         first = time.perf_counter() - began
         stream = endless(engine, self.subject.sampler(), batch=self.batch)
+        # Until the window is full, a chunk attends to fewer keys and is faster than the rest of the video.
         for _ in range(filling(engine.config) + 1):
             next(stream)
         return {
@@ -111,7 +112,7 @@ class Bench:
         }
 
     def timed(self, arm: EngineArm, stream: Iterator[Chunk]) -> dict[str, Any]:
-        """Chunk times of `stream` against the baseline's, and what follows from them."""
+        """Chunk times of `stream` and the baseline, with speed-up and spread."""
         clock = WaitingClock(self.device)
         pair = paired(
             lambda turn: next(self.baseline), lambda turn: next(stream), clock, rounds=self.rounds, warm_up=1

@@ -39,9 +39,13 @@ PUBLISHED = Shape(batch=1, heads=12, queries=4680, keys=9360, nope=96, rotary=32
 WINDOWS = (9360, 10920, 32760)
 """Three readings of the paper's window, in keys (two to twenty-one latent frames of 1,560 tokens)."""
 SMALL = Shape(batch=1, heads=4, queries=192, keys=1344, nope=48, rotary=16, value=64, content=32)
+"""The shape that a CPU is timed on: the head sizes of `sprites`, a chunk of three frames and a window of 21,
+of 64 tokens each."""
 PEAK_SIZE = 8192
+"""Side of the square matrices whose product gives a GPU's peak: large enough to keep all of its units
+busy."""
 MOST_OVERHEAD = 1.05
-"""What the operator may take of bare SDPA's time on a CPU."""
+"""The operator's time over bare SDPA's on a CPU, at most."""
 
 
 @click.command("kernels", cls=OneLineCommand)

@@ -50,12 +50,13 @@ def measured_cache(config: ModelConfig, dtype: torch.dtype, device: torch.device
     """Allocate and fill caches of as many videos as make `LEAST_BYTES`; what the device then holds more.
 
     Raises:
-        UserError: if the system does not say what a process holds.
+        UserError: if the system does not report the memory of a process.
     """
     spec = CacheSpec.of(config)
     videos = -(-LEAST_BYTES // spec.bytes(element_size=dtype.itemsize))
     gc.collect()
     before = held(device)
+    # Written, because a system counts memory of a process only once it is touched.
     cache = spec.allocate(videos, dtype=dtype, device=device).fill_(1)
     after = held(device)
     if before is None or after is None:
@@ -77,7 +78,7 @@ def measured_cache(config: ModelConfig, dtype: torch.dtype, device: torch.device
 
 
 def compared(caches: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """What is claimed of the two layouts, from what was measured."""
+    """The claims about the two layouts, checked against the measurements."""
     heads, latent = (caches[name]["bytes_per_token_and_layer"] for name in LAYOUTS)
     return {"less": 1 - latent / heads, "times_smaller": heads / latent}
 
@@ -119,6 +120,7 @@ def streams(
     for layout, cache in caches.items():
         model = replace(config, layout=layout)  # type: ignore[arg-type]
         weights = itemsize * count_parameters(model)
+        # Keys and values of one layer: latent attention expands them for each pass, one layer at a time.
         expanded = (
             itemsize * 2 * config.inner_dim * (cache["tokens"] + config.chunk * config.tokens_per_frame)
         )

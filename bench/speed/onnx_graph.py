@@ -66,10 +66,10 @@ LARGEST_DRAWN = 5.0
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """What is in the file of a graph, its weights left out."""
+    """A graph file's inputs, outputs, operators and types; its weights are only counted."""
 
     inputs: dict[str, list[int | str]]
-    """Sizes by name; one that depends on how many slots hold a frame is said in words."""
+    """Sizes by name; a dynamic one, the number of filled slots, is a name."""
     outputs: dict[str, list[int | str]]
     attention_nodes: int
     masks: list[str]
@@ -179,7 +179,7 @@ def _scale(matrix: Tensor) -> float:
 
 
 def _frequencies(config: ModelConfig) -> dict[str, Tensor]:
-    """The tables that are no parameters, as the model holds them."""
+    """The model's tables (buffers), which are not parameters."""
     return {f"rope.{name}": table for name, table in VideoMLA.rotary(config).named_buffers()}
 
 
@@ -187,7 +187,7 @@ POLYGRAPHY = "import sys; from polygraphy.tools import main; sys.exit(main())"
 
 
 def faults(path: Path) -> dict[str, Any]:
-    """What Polygraphy's lint has to say of the graph in `path`, notes left out.
+    """The warnings and errors of Polygraphy's lint about the graph in `path`.
 
     Raises:
         UserError: if Polygraphy ends without a report.

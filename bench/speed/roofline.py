@@ -1,4 +1,4 @@
-"""What the hardware allows: operations and bytes of a pass by part, this machine's peaks, and the floor.
+"""The hardware's limits: operations and bytes of a pass by part, this machine's peaks, and the floor.
 
     vmla-bench roofline --shape wan-1.3b
     vmla-bench roofline --checkpoint sprites --against bench/results/engines-sprites.json
@@ -56,6 +56,7 @@ class Floor:
     def seconds(self) -> float:
         """Seconds that a chunk takes at least."""
         parts = self.counted.parts()
+        # A part's arithmetic and transfers may overlap (the roofline model); parts follow one another.
         once = sum(max(p.flops / self.matrix, p.bytes(self.size) / self.copy) for p in parts)
         return once * self.counted.passes
 

@@ -7,7 +7,8 @@ Every per-head model is converted with the defaults and with every other value o
 clips of the set are held out from conversion and training; on them stand the attention's output error, layer
 by layer with the inputs that the per-head model gives it, and the teacher-forcing loss of the whole model, as
 converted and after some steps of the recipe's stage `forcing`. All variants of one model meet the same
-batches and the same noise. Interrupted, the same command goes on; what has ended is in the document.
+batches and the same noise. After an interruption the same command resumes; finished trials are in the
+document.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Bytes: what the process holds in main memory, what a device has free, and how a person writes them."""
+"""Bytes: the process's main memory, a device's free memory, and sizes as people write them."""
 
 from __future__ import annotations
 

@@ -120,7 +120,7 @@ def open_engine(folder: Path, checkpoint: Checkpoint, *, batch: int = 1) -> Comp
 
 
 def find_engine(checkpoint: Checkpoint, *, device: str, dtype: str, engines: Path) -> tuple[Path | None, str]:
-    """Find an engine in the folder `engines` that computes on this machine what the model itself would.
+    """Find an engine in the folder `engines` that replaces the model on this machine.
 
     Its manifest must name `checkpoint`, the device type `device`, and matrix products in `dtype`, never in a
     narrower type. Of several engines, the one whose backend comes first in the registry is taken, then the
@@ -164,7 +164,7 @@ def fit(folder: Path, name: str | Path | None, *, device: str, dtype: str) -> tu
         device, dtype: those asked for; `cpu` and `auto` leave the choice to the engine.
 
     Raises:
-        UserError: if the engine cannot run here, or what is asked for is not what it was built for.
+        UserError: if the engine cannot run here, or was built for another job.
     """
     manifest = Manifest.read(folder)
     checkpoint = find_checkpoint(manifest.checkpoint if name is None else name)

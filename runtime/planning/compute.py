@@ -27,7 +27,7 @@ THREADS_PER_CORE = 16
 
 @dataclass(frozen=True, kw_only=True)
 class Denoiser:
-    """Which denoiser runs and in what arithmetic; the fields are those of `Job` of the same names."""
+    """Which denoiser runs, and its arithmetic; the fields are those of `Job` of the same names."""
 
     engine_folder: Path | None
     engine_reason: str

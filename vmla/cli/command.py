@@ -80,7 +80,7 @@ class OneLine(Verb):
             return super().main(*args, obj=stop, **kwargs)
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
-        """Read the command line; what is wrong with it is said in one line too."""
+        """Read the command line; a mistake in it is reported in one line too."""
         with one_line_errors():
             return super().make_context(*arguments, **options)
 
@@ -111,7 +111,7 @@ class one_line_errors:  # noqa: N801 - reads as a statement
     """Turns a `UserError` raised inside into click's own exit with one line, a signal into its status."""
 
     def __init__(self, stop: Stop | None = None) -> None:
-        """`stop` says what is printed after a signal: what was saved and how to resume."""
+        """`stop` gives the lines to print after a signal: what was saved and how to resume."""
         self._stop = stop or Stop()
 
     def __enter__(self) -> None:
@@ -135,7 +135,7 @@ class one_line_errors:  # noqa: N801 - reads as a statement
 
 
 def _refused_by_the_system(error: OSError) -> str:
-    """What the system said, and of which file: a name that is too long, a folder that may not be read."""
+    """The system's error and its file: a name that is too long, a folder that may not be read."""
     log.debug("in full:", exc_info=error)
     told = error.strerror or str(error) or type(error).__name__
     return told if error.filename is None else f"{told}: {os.fsdecode(error.filename)}"

@@ -40,7 +40,7 @@ class ProgressLine:
             from rich.live import Live
 
             console = Console(file=self._stream)
-            # Otherwise rich would redirect what is meant for a pipe to the terminal.
+            # Otherwise rich would redirect output meant for a pipe to the terminal.
             self._live = Live(console=console, refresh_per_second=4, redirect_stdout=sys.stdout.isatty())
             self._live.start()
         return self

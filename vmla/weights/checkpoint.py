@@ -45,7 +45,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 SHIPPED = "sprites"
 WAN_TEXT_TOKENS = 512
 PARTS_FROM = "copy the whole folder, or convert again with a Wan folder for --with"
-"""What to do about a checkpoint without codec or text encoder."""
+"""The error's advice for a checkpoint without codec or text encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +148,7 @@ class Checkpoint:
         return self.folder / part / ("model.safetensors" if part == "text_encoder" else WEIGHTS)
 
     def model_hash(self) -> str:
-        """SHA-256 of the transformer's sizes and weights: what a compiled engine is bound to."""
+        """SHA-256 of the transformer's sizes and weights, which a compiled engine is bound to."""
         sizes = json.dumps(self.model_config().identity(), sort_keys=True)
         weights = hash_weights(self.weights_path("transformer"))
         return hashlib.sha256(f"{sizes} {weights}".encode()).hexdigest()

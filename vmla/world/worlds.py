@@ -19,7 +19,7 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """The ranges of what a caption leaves open: sizes in pixels, speeds in pixels or degrees a second."""
+    """Ranges of properties that a caption leaves open: sizes in pixels, speeds in pixels or degrees per s."""
 
     name: str
     """The name that checkpoints record as `trained_on` in their `model_index.json`."""
@@ -84,7 +84,7 @@ SECOND = World(
     name="sprites-2", small=9.0, large=14.0, drift=(12.0, 12.0), bounce=(32.0, 32.0),
     spin=(90.0, 90.0), orbit=(90.0, 90.0), few_paths=True,
 )  # fmt: skip
-"""What a caption leaves open takes few values, and the two objects of a scene never touch."""
+"""Properties that a caption leaves open take few values, and two objects never touch."""
 
 WORLDS = {world.name: world for world in (FIRST, SECOND)}
 

@@ -1,4 +1,4 @@
-"""Several processes as one: sharded weights (FSDP2), micro-batches, and who draws what.
+"""Several processes as one: sharded weights (FSDP2), micro-batches, and which process draws which clips.
 
 An optimizer step is a group of micro-batches, numbered from step x group on; each is drawn by its
 number alone. Process r of W takes every W-th, so that any split of the same group gives the same loss.

@@ -1,4 +1,4 @@
-"""Representation alignment: a denoiser's middle layer also learns to tell what is where in the scene.
+"""Representation alignment: a denoiser's middle layer also learns which object is where in the scene.
 
 A small network reads the tokens after one of the layers and is compared with what the scene shows there; it
 is discarded afterwards. The idea, with features of a pretrained encoder as targets, is REPA's (arXiv

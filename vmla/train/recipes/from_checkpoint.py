@@ -116,9 +116,9 @@ SPRITES = DistillationRecipe(
     long=replace(_SPRITES_MATCHING, prelude=24, clips=8),
 )
 
-# The same model with what a GPU can do in minutes: more clips for each step, more steps, a clip at once.
-# Half of the past in `sprites` is the model's own guess, which must be made first; here it is true, under
-# more noise, and what the student makes of its own past is left to distribution matching.
+# The same model with as much as a GPU computes in minutes: more clips for each step, more steps, a clip at
+# once. Half of the past in `sprites` is the model's own guess, which must be made first; here it is true,
+# under more noise, and what the student makes of its own past is left to distribution matching.
 SPRITES_GPU = replace(
     SPRITES,
     name="sprites-gpu",

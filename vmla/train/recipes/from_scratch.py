@@ -31,12 +31,12 @@ class PretrainingRecipe:
     text: SmallTextConfig
     codec_training: CodecTraining
     decoder_training: DecoderTraining | None = None
-    """How the codec's decoder is trained further; None leaves it as it is."""
+    """How the codec's decoder is trained further; None skips that stage."""
     text_training: TextTraining
     latents: LatentSettings
     denoiser_training: DenoiserTraining
     refinement: DenoiserTraining | None = None
-    """How the denoiser's average is trained further; None leaves it as it is."""
+    """How the denoiser's average is trained further; None skips that stage."""
     refinement_latents: LatentSettings | None = None
     """The clips of `refinement`; None takes those that the denoiser has seen."""
     sampler: Sampler

@@ -1,4 +1,4 @@
-"""Stage `codec`: the tiny autoencoder learns to draw what it has seen."""
+"""Stage `codec`: the tiny autoencoder learns to reconstruct videos."""
 
 from __future__ import annotations
 

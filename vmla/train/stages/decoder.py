@@ -1,4 +1,4 @@
-"""Stage `decoder`: the codec's decoder goes on learning, while the latents stay as they are.
+"""Stage `decoder`: the codec's decoder learns further, while the encoder and its latents stay fixed.
 
 So it can learn beside the denoiser, whose training set is encoded already.
 """
@@ -59,7 +59,7 @@ class DecoderStage:
 
     @property
     def model(self) -> nn.Module:
-        """The decoder alone: the encoder stays as it is."""
+        """The decoder alone; the encoder is frozen."""
         return self.codec.decoder
 
     def settings(self) -> dict[str, Any]:

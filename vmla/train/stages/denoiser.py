@@ -59,7 +59,7 @@ class DenoiserStage:
         }
 
     def loss(self, step: int) -> Tensor:
-        """Velocity error of one teacher-forced rollout over a batch of clips, and what else is learned."""
+        """Velocity error of one teacher-forced rollout over a batch of clips, and the alignment loss."""
         with self.meter.waiting():
             batch = self.draw(step)
         training, device = self.training, next(self.model.parameters()).device
@@ -109,7 +109,7 @@ class _Method(torch.nn.Module):
         self.model, self.name = model, name
 
     def forward(self, *inputs: Any) -> Tensor:
-        """Call the method that this module stands for."""
+        """Call the method that this module wraps."""
         return getattr(self.model, self.name)(*inputs)  # type: ignore[no-any-return]
 
 

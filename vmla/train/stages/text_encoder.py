@@ -1,4 +1,4 @@
-"""Stage `text`: a small UMT5 encoder learns what captions say, before any picture is seen.
+"""Stage `text`: a small UMT5 encoder learns the meaning of captions, before any picture is seen.
 
 Published models come with a text encoder that was trained on text alone. This is the small
 counterpart: a probe that is thrown away reads each object's attributes from the embeddings.
@@ -24,6 +24,7 @@ from vmla.world.worlds import FIRST, world_named
 
 ATTRIBUTES = {"shape": SHAPES, "colour": tuple(COLOURS), "motion": MOTIONS, "size": SIZES}
 OBJECTS = 2
+"""The most objects that a caption describes; the encoder's training has a classifier for each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class Probe(nn.Module):
 
 
 class TextStage:
-    """Classification of what random captions say."""
+    """Classification of the objects and attributes in random captions."""
 
     name = "text"
 
@@ -99,7 +100,7 @@ def draw_captions(seed: int, step: int, count: int, world: str = FIRST.name) -> 
 
 
 def truth(caption: str) -> list[int]:
-    """The classes that a caption stands for; 0 where an object or a size is not mentioned."""
+    """The classes of a caption's objects and background; 0 where an object or a size is not mentioned."""
     reading = read(caption)
     classes = []
     for place in range(OBJECTS):

@@ -1,1 +1,1 @@
-"""What is known of published checkpoints: families that are refused by name, presets of distilled models."""
+"""Published checkpoints: families that are refused by name, and presets of distilled models."""

@@ -32,7 +32,7 @@ training them further."""
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A published model's named configuration: what its weights do not tell."""
+    """A published model's named configuration: the settings that its weights do not tell."""
 
     sampler: Sampler
     sink: int
@@ -46,7 +46,7 @@ class Preset:
     layout: Layout = "mha"
     """Layout of the attention in its authors' weights."""
     note: str = ""
-    """A sentence on what differs here from its authors' own sampling."""
+    """A sentence on the differences from its authors' own sampling."""
     source: str
     """Where these numbers are from: repository, commit, files."""
 
