@@ -24,6 +24,7 @@ import click
 
 from bench.harness.document import Record
 from bench.quality.vbench import DIMENSIONS, INSTALL, check_installed, evaluate, file_name, six_metric_mean
+from plugins.documents.regular_file import read_text
 from plugins.errors import UserError
 from runtime.pipeline import VideoPipeline
 from runtime.resume.sidecar import sidecar_path
@@ -71,10 +72,7 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         UserError: if there are none.
     """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the prompts in {path}: {error}") from error
+    lines = [line.strip() for line in read_text(path).splitlines()]
     if not (found := list(dict.fromkeys(line for line in lines if line))):
         raise UserError(f"{path} holds no prompts; write one on each line")
     return found

@@ -8,6 +8,7 @@ share one: each trial is made by the first that comes to it.
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -20,6 +21,7 @@ from bench.quality.grades import grade_windows, held_out_prompts, shares
 from bench.quality.rollouts import VideoBatch, open_denoiser, seen_rollouts
 from plugins.atomic_files import atomic_folder
 from plugins.documents.json_file import read_json
+from plugins.documents.regular_file import open_own
 from vmla.cli.progress import ProgressLine
 from vmla.text import TextEncoder
 from vmla.train.cli.convert_options import calibration_of
@@ -95,7 +97,7 @@ class StudyArm:
 def claimed(folder: Path) -> Iterator[None]:
     """One process at a time works on `folder`; another one waits, and then finds what was made."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(folder.name + ".lock").open("w") as file:
+    with os.fdopen(open_own(folder.with_name(folder.name + ".lock")), "r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 

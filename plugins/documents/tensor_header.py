@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from plugins.documents.json_file import parse_json
 from plugins.documents.regular_file import LARGEST, opened
@@ -59,23 +59,31 @@ def read_header(path: Path, *, mend: str = "copy it again") -> TensorHeader:
         UserError: if it is missing, cut short, or describes tensors that its bytes do not hold.
     """
     with opened(path, mend=mend) as file:
-        size = os.fstat(file.fileno()).st_size
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(LARGEST, size - 8):
-            raise UserError(f"{path} is damaged (it has no whole header){mend and f'; {mend}'}")
-        content = file.read(length)
+        return header_in(file, str(path), mend=mend)
+
+
+def header_in(file: BinaryIO, where: str, *, mend: str = "copy it again") -> TensorHeader:
+    """The same of an open file, from its beginning; `where` is what it is called in an error.
+
+    Raises:
+        UserError: as `read_header`.
+    """
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > min(LARGEST, size - 8):
+        raise UserError(f"{where} is damaged (it has no whole header){mend and f'; {mend}'}")
     try:
-        values = parse_json(content.decode(), str(path), mend=mend)
+        values = parse_json(file.read(length).decode(), where, mend=mend)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is damaged (its header is no text){mend and f'; {mend}'}") from error
+        raise UserError(f"{where} is damaged (its header is no text){mend and f'; {mend}'}") from error
     metadata = values.pop(METADATA, {}) if isinstance(values, dict) else {}
-    tensors = typed(values, dict[str, TensorEntry], f"{path} is damaged", mend=mend)
+    tensors = typed(values, dict[str, TensorEntry], f"{where} is damaged", mend=mend)
     header = TensorHeader(
         tensors=tensors,
-        metadata=typed(metadata, dict[str, str], f"{path} is damaged: {METADATA}", mend=mend),
+        metadata=typed(metadata, dict[str, str], f"{where} is damaged: {METADATA}", mend=mend),
     )
     if (fault := _fault(tensors, size - 8 - length)) is not None:
-        raise UserError(f"{path} is damaged ({fault}){mend and f'; {mend}'}")
+        raise UserError(f"{where} is damaged ({fault}){mend and f'; {mend}'}")
     return header
 
 

@@ -137,11 +137,12 @@ def _may_be_there(output: Path | None, settings: Any) -> bool:
 @main.command()
 @click.option("--checkpoint", default="sprites", show_default=True,
               help="Checkpoint folder or shipped model.")  # fmt: skip
-@click.option("--prompts", type=click.IntRange(1), default=4, show_default=True,
+@click.option("--prompts", type=click.IntRange(1, 4_096), default=4, show_default=True,
               help="Number of videos made at once.")  # fmt: skip
-@click.option("--chunks", type=click.IntRange(1), default=6, show_default=True,
+@click.option("--chunks", type=click.IntRange(1, 100_000), default=6, show_default=True,
               help="Number of chunks of each video.")  # fmt: skip
-@click.option("--seed", default=0, show_default=True, help="Seed of prompts and noise.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
+              help="Seed of prompts and noise.")  # fmt: skip
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
               help="Torch device that the rollouts run on.")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True,
@@ -154,6 +155,8 @@ def calibrate(checkpoint: str, prompts: int, chunks: int, seed: int, device: str
     from runtime.rollout.calibration import drive
     from vmla.weights.locate import find_checkpoint
 
+    if not output.absolute().parent.is_dir():
+        raise UserError(f"there is no folder {output.parent}; make it first")
     if device == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA device here; leave --device out")
     opened = find_checkpoint(checkpoint)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -145,8 +146,9 @@ def _keys(options: dict[str, Any]) -> tuple[str, ...]:
         raise click.UsageError("--no-auth lets anyone in; leave out --api-key")
     if options["api_key"] is not None:
         keys = tuple(line.strip() for line in _text_of(options["api_key"]).splitlines() if line.strip())
-        if not keys or min(map(len, keys)) < 16:
-            raise UserError(f"{options['api_key']} needs keys of at least 16 characters, one on each line")
+        if not keys or not all(len(key) >= 16 and key.isprintable() for key in keys):
+            mend = "needs keys of at least 16 printable characters, one on each line"
+            raise UserError(f"{options['api_key']} {mend}")
         return keys
     if options["host"] not in LOOPBACK and not options["no_auth"]:
         raise UserError(
@@ -193,10 +195,10 @@ def _serve(options: dict[str, Any], keys: tuple[str, ...], stop: Stop) -> None:
         say(*job.what_runs(), f"page: {url}/")
         drain = app.state.server.streams.drain if options["shared"] else None
         server = server_for(app, settings, stop, drain=drain)
-        with stop.polled():
+        with stop.polled(), suppress(SystemExit):  # with which uvicorn ends where it cannot start
             server.run(sockets=[listening])
         if not server.started:
-            raise UserError("the server could not start; its log says why")
+            raise app.state.failure or UserError("the server could not start; its log says why")
     finally:
         listening.close()
     sys.exit(stop.status)

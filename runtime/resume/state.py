@@ -13,14 +13,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from plugins.atomic_files import atomic_write_bytes, beside
 from plugins.documents.json_file import parse_json
-from plugins.documents.tensor_header import read_header
+from plugins.documents.regular_file import opened
+from plugins.documents.tensor_header import header_in, read_header
 from plugins.documents.typed import Between, typed
 from plugins.errors import UserError
 from runtime.device.cuda_graphs import Stamp, host_copy, stamp, wait_for
@@ -186,23 +187,39 @@ def load_state(path: Path, *, mend: str) -> tuple[State, dict[str, Any]]:
     Raises:
         UserError: if there is none, or one that is torn or of another version.
     """
-    from safetensors import SafetensorError, safe_open
-
     if not path.exists():
         raise UserError(f"there is no {path}: nothing to go on from; {mend}")
+    with opened(path, mend=mend) as file:
+        state = state_in(file, str(path), mend=mend)
+    return state, dict(state.video)
+
+
+def state_in(file: BinaryIO, where: str, *, mend: str) -> State:
+    """The state in an open file; its path may have become that of the next state meanwhile.
+
+    Args:
+        file: at its beginning.
+        where: what it is called in an error.
+        mend: as in `load_state`.
+
+    Raises:
+        UserError: if it is torn or of another version.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     try:
-        metadata = read_header(path, mend="").metadata
+        metadata = header_in(file, where, mend="").metadata
         header = typed(parse_json(metadata["state"], "its header"), StateHeader, "its header")
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        file.seek(0)
+        tensors = load(file.read())
         text = hashlib.sha256(metadata["state"].encode()).hexdigest()
         sound = metadata.get("state_sha256", text) == text  # states of earlier versions have none
         if not sound or header.schema != SCHEMA or header.sha256 != _digest(tensors):
             raise ValueError("its hash or version is not right")
-        state = _state(header, tensors)
-        return state, dict(state.video)
+        return _state(header, tensors)
     except (SafetensorError, OSError, UserError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is torn or no state of a video ({error}); {mend}") from error
+        raise UserError(f"{where} is torn or no state of a video ({error}); {mend}") from error
 
 
 def _state(header: StateHeader, tensors: Mapping[str, Tensor]) -> State:

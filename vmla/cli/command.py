@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -57,8 +58,12 @@ class Verb(click.Command):
         for each in self.params:
             given = ctx.params.get(each.name or "")
             paths = given if isinstance(given, tuple) else (given,)
-            if isinstance(each.type, click.Path) and not each.type.allow_dash and Path("-") in paths:
+            if not isinstance(each.type, click.Path) or each.type.allow_dash:
+                continue
+            if Path("-") in paths:
                 raise click.BadParameter("- is no standard stream here; name a file or folder", ctx, each)
+            if each.name == "output" and given is not None and (odd := _no_place(Path(given))):
+                raise click.BadParameter(odd, ctx, each)
         return left
 
     def invoke(self, ctx: click.Context) -> Any:
@@ -120,18 +125,18 @@ class one_line_errors:  # noqa: N801 - reads as a statement
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         """Convert a `UserError`, an `OSError` or a signal into click's exit; let all else pass."""
         if isinstance(error, UserError):
-            raise Refusal(one_line(str(error))) from error
+            raise Refusal(one_line(_with_place(str(error)))) from error
         if isinstance(error, Interrupted):
             say(*self._stop.parting(f"stopped by {error}"), err=True)
             raise click.exceptions.Exit(error.status) from error
-        if isinstance(error, MemoryError):
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _of_memory(error)):
             raise Refusal("memory ran out; ask for less at once") from error
         if isinstance(error, OSError):
-            raise Refusal(one_line(_refused_by_the_system(error))) from error
+            raise Refusal(one_line(_with_place(_refused_by_the_system(error)))) from error
         if isinstance(error, click.UsageError) and not isinstance(error, HELP):
             said = error.format_message()
-            if one_line(said) != said:
-                raise click.UsageError(one_line(said), error.ctx) from error
+            if (better := one_line(_with_place(said))) != said:
+                raise click.UsageError(better, error.ctx) from error
 
 
 def _refused_by_the_system(error: OSError) -> str:
@@ -139,3 +144,30 @@ def _refused_by_the_system(error: OSError) -> str:
     log.debug("in full:", exc_info=error)
     told = error.strerror or str(error) or type(error).__name__
     return told if error.filename is None else f"{told}: {os.fsdecode(error.filename)}"
+
+
+def _of_memory(error: RuntimeError) -> bool:
+    """Whether PyTorch got no memory: on a GPU it has a class for that, on a CPU a sentence."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
+def _no_place(output: Path) -> str | None:
+    """Why no file or folder can be made at `output`, as far as that can be known before; None if it can."""
+    try:
+        kind = output.lstat().st_mode
+        if stat.S_ISLNK(kind) and not output.is_dir():
+            return f"{output} is a link to {output.readlink()}; name that instead"
+    except (OSError, ValueError):
+        return None  # whoever writes there says what is wrong
+    if output.is_dir() or stat.S_ISREG(kind):
+        return None
+    return f"{output} is no regular file and no folder; name another"
+
+
+def _with_place(said: str) -> str:
+    """`said`, and what it may come from: that the folder which names are looked up in has been removed."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return f"{said}; the working directory was removed: change to one that is there"
+    return said

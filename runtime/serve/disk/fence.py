@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from plugins.documents.regular_file import open_own, read_bytes
+from plugins.errors import UserError
 from runtime.serve.disk.folder import StreamFolder
 
 MOUNTS = Path("/proc/self/mountinfo")
@@ -91,7 +93,7 @@ class Fence:
             OSError: if this cannot be known.
         """
         try:
-            file = os.open(folder.owner, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            file = open_own(folder.owner)
         except FileNotFoundError:
             return None
         try:
@@ -112,9 +114,9 @@ class Fence:
     def holder(self, folder: StreamFolder) -> str | None:
         """The address of another server that has the stream; None if nobody has."""
         try:
-            said = json.loads(folder.owner.read_bytes()[:LONGEST])
+            said = json.loads(read_bytes(folder.owner, largest=LONGEST))
             address = said["address"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (UserError, ValueError, KeyError, TypeError, RecursionError):
             return None
         if not isinstance(address, str) or address == self.address:
             return None

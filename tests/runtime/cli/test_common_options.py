@@ -10,6 +10,7 @@ from importlib import import_module
 import click
 import pytest
 from click.testing import CliRunner
+from kit.refusals import assert_one_line
 
 from bench.cli import VERBS
 from bench.cli import main as vmla_bench
@@ -185,3 +186,26 @@ def test_quiet_shows_no_progress():
     with logging_to_stderr("error"), ProgressLine(stream) as line:
         line.show("chunk", done=0.5)
     assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes\n"),
+    ],
+)
+def test_memory_that_runs_out_is_said_in_one_line(error):
+    @click.command(cls=OneLineCommand)
+    def greedy():
+        raise error
+
+    assert_one_line(CliRunner().invoke(greedy), "memory ran out")
+
+
+def test_another_error_of_the_runtime_is_no_lack_of_memory():
+    @click.command(cls=OneLineCommand)
+    def wrong():
+        raise RuntimeError("a fault of ours")
+
+    assert isinstance(CliRunner().invoke(wrong).exception, RuntimeError)

@@ -141,6 +141,8 @@ def _train(
 ) -> dict[str, Tensor] | None:  # fmt: skip
     """See `train`, which locks the folder meanwhile."""
     progress = _resume(stage, folder, parallel)
+    stop.last_words = partial(_way_on, stage, progress, folder)
+    stop.last_acts = partial(remove_asides, folder)
     whole = stage.schedule.steps
     end = whole if stop_after is None else min(whole, progress.step + stop_after)
     began, before = time.monotonic(), progress.seconds
@@ -148,8 +150,6 @@ def _train(
         speeds = Speedometer(matrix_peak(stage.meter.dtype, parallel.device), parallel.world)
     log_file = (folder / f"{stage.name}.jsonl").open("a") if parallel.rank == 0 else StringIO()
     stopped = False
-    stop.last_words = partial(_way_on, stage, progress, folder)
-    stop.last_acts = partial(remove_asides, folder)
     with log_file as log, _drawing_ahead(stage), nullcontext() if parallel.sharded else stop.polled():
         while progress.step < end and not stopped:
             started = time.monotonic()
