@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from plugins.errors import missing_extra
 from vmla.cli.command import OneLineErrors
 
 VERBS = {
@@ -103,7 +104,10 @@ class Verbs(OneLineErrors):
         """The `main` of a verb's module."""
         if cmd_name not in VERBS:
             return None
-        command: Any = importlib.import_module(VERBS[cmd_name][0]).main
+        try:
+            command: Any = importlib.import_module(VERBS[cmd_name][0]).main
+        except ModuleNotFoundError as error:
+            raise missing_extra(str(error.name), "dev") from error
         return command if isinstance(command, click.Command) else None
 
     def resolve_command(
