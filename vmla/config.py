@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from plugins.documents.typed import typed
 from plugins.errors import UserError
+from plugins.names import unknown_name
 
 Layout = Literal["mla", "mha"]
 
@@ -210,11 +211,11 @@ def model_preset(name: str, *, layout: Layout = "mla", window: str | None = None
         UserError: for a name that does not exist.
     """
     if name not in MODEL_PRESETS:
-        raise UserError(f"no such model preset: {name}; there are {', '.join(MODEL_PRESETS)}")
+        raise unknown_name("model preset", name, MODEL_PRESETS)
     config = replace(MODEL_PRESETS[name], layout=layout)
     if window is None:
         return config
     if window not in WINDOWS:
-        raise UserError(f"no such window: {window}; there are {', '.join(WINDOWS)}")
+        raise unknown_name("window", window, WINDOWS)
     sink, history = WINDOWS[window]
     return replace(config, sink=sink, history=history)

@@ -101,3 +101,4 @@ STAGES = (
     GpuStage(name="tests", seconds=100, run=gpu_checks.tests),
 )
 """In their order of worth: what a machine that is there for minutes must tell comes first."""
+BY_NAME = {stage.name: stage for stage in STAGES}

@@ -151,7 +151,10 @@ def _graded_by_ray(
     return graded_by_ray(begin, parts, gpus=gpus)
 
 
-@click.command(cls=OneLineCommand)
+@click.command(cls=OneLineCommand, groups={
+    "What is graded": ("checkpoint", "folder", "count", "objects", "marks", "seed"),
+    "How": ("batch", "ray", "output"),
+})  # fmt: skip
 @click.option("--checkpoint", help="Checkpoint folder (default: the engine's own, else sprites).")
 @click.option(
     "--engine", "folder", type=click.Path(path_type=Path), help="Engine folder (default: run eagerly)."

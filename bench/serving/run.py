@@ -29,7 +29,10 @@ from vmla.cli.command import OneLineCommand
 from vmla.cli.terminal import say
 
 
-@click.command(cls=OneLineCommand)
+@click.command(cls=OneLineCommand, groups={
+    "What is served": ("checkpoint", "streams", "seconds"),
+    "How": ("connects", "times", "threads", "ray", "output"),
+})  # fmt: skip
 @click.option("--checkpoint", default="sprites", show_default=True, help="Checkpoint folder.")
 @click.option("--streams", type=WholeNumbers("streams", "1,2,4"), default="1,2,4,8,16", show_default=True,
               help="Numbers of streams at once.")  # fmt: skip

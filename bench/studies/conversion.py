@@ -30,6 +30,7 @@ from bench.report.sections.studies import conversion_section
 from bench.studies.conversion_trial import CLIPS, ConversionTrial, ConversionVariant, Start
 from bench.studies.study import spread
 from vmla.cli.command import OneLineCommand
+from vmla.cli.options.choices import Choice
 from vmla.cli.progress import ProgressLine
 from vmla.cli.terminal import say
 from vmla.train.data.clips import open_clips
@@ -118,8 +119,11 @@ def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-@click.command("conversion", cls=OneLineCommand)
-@click.argument("name", type=click.Choice(list(DISTILLATION_RECIPES)))
+@click.command("conversion", cls=OneLineCommand, groups={
+    "What is converted": ("checkpoints", "calibration", "heal", "only"),
+    "Where": ("runs", "threads", "output"),
+})  # fmt: skip
+@click.argument("name", type=Choice(DISTILLATION_RECIPES, kind="recipe"))
 @click.option("--from", "checkpoints", multiple=True, required=True,
               type=click.Path(path_type=Path, file_okay=False),
               help="Checkpoint with the layout mha; repeat for several.")  # fmt: skip
@@ -131,7 +135,7 @@ def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 )
 @click.option("--heal", default=100, show_default=True, type=click.IntRange(min=0),
               help="Training steps after each conversion (0: none).")  # fmt: skip
-@click.option("--only", type=click.Choice([*VALUES, CALIBRATION]), multiple=True,
+@click.option("--only", type=Choice([*VALUES, CALIBRATION]), multiple=True,
               help="Choice to vary; repeat for several (default: all).")  # fmt: skip
 @click.option("--runs", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/conversion"),
               show_default=True, help="Folder that keeps the trials; run again to resume.")  # fmt: skip

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +30,7 @@ from runtime.prompts.schedule_file import Entry, to_schedule
 from runtime.prompts.sources import FixedPrompts, PromptSource
 from runtime.rollout.decoding import Decoder, Decoding
 from vmla.cache import CacheSpec
+from vmla.cli.device import choose_device, device_line
 from vmla.config import FRAMES_PER_SECOND
 from vmla.scheduler import Sampler
 from vmla.vae import frames_in
@@ -102,15 +102,16 @@ class Job:
         return self.checkpoint.model_config().sample_width * self.decoding.sizes().spatial_ratio
 
     def what_runs(self) -> list[str]:
-        """The engine and why it was chosen, and a decoder if one was asked for, in lines for a person."""
+        """The engine and why it was chosen, the device, a decoder that was asked for: lines for a person."""
         engine = f"engine: {self.engine_folder or EAGER} ({self.engine_reason})"
+        device = device_line(self.device)
         decoder = [] if self.decoder_file is None else [self.decoding.line()]
         start = [] if self.start is None else [f"start: {self.start.path} ({self.start.chunks} chunks)"]
         compiled = [compiled_line(self.compiled, self.chunks)] if self.device.type == "cuda" else []
         compiled += [fp8_line(self.dtype)] if self.fp8 else []
         compiled += ["cache: fp8, rotary keys in bfloat16"] if self.fp8_cache else []
         compiled += [f"processes: {self.processes}"] if self.processes > 1 else []
-        return [engine, *(compiled if self.engine_folder is None else []), *decoder, *start]
+        return [engine, device, *(compiled if self.engine_folder is None else []), *decoder, *start]
 
     def plan(self) -> VideoPlan:
         """Length and memory of the video; no weights are read."""
@@ -356,25 +357,6 @@ def look_up(
         return engine, "as asked for"
     name = str(dtype).removeprefix("torch.")
     return find_engine(checkpoint, device=device.type, dtype=name, engines=engines)
-
-
-def choose_device(name: str) -> torch.device:
-    """The device called `name`; `auto` is a GPU if there is one, else the CPU.
-
-    Raises:
-        UserError: if PyTorch cannot use it.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of names that will go away
-            device = torch.device(name)
-        torch.empty(1, device=device)
-        if device.type == "meta":
-            raise NotImplementedError("it holds no numbers")
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"no device {name!r} here; use cpu, or a device that torch sees") from error
-    return device
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -275,7 +275,7 @@ context = Context(config=model_preset("debug"), name="debug", device=torch.devic
                              folder=Path({str(tmp_path)!r}), most_streams=2, scale=0.01,
                              sampler=Sampler(steps=1))
 record = Record("gpu", Path({str(tmp_path)!r}) / "gpu.json")
-stages = gpu.choose_stages("environment,profile,checks,chunk,windows")
+stages = [gpu.BY_NAME[name] for name in ("environment", "profile", "checks", "chunk", "windows")]
 with ProgressLine(StringIO()) as line:
     gpu.run_stages(context, stages, record, Budget(1e9), line)
 assert "transformers" not in sys.modules

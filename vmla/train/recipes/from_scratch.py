@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from plugins.errors import UserError
+from plugins.names import unknown_name
 from vmla.config import MODEL_PRESETS, ModelConfig
 from vmla.scheduler import Sampler
 from vmla.text import SmallTextConfig
@@ -191,7 +191,7 @@ def training_recipe(name: str, *, seed: int | None = None, **sizes: Any) -> Reci
         UserError: for a name that does not exist, or sizes that do not fit together.
     """
     if name not in TRAINING_RECIPES:
-        raise UserError(f"no such training recipe: {name}; there are {', '.join(TRAINING_RECIPES)}")
+        raise unknown_name("training recipe", name, TRAINING_RECIPES)
     recipe = TRAINING_RECIPES[name]
     given = {key: value for key, value in sizes.items() if value is not None}
     if seed is not None:
