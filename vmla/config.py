@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args
 
 from plugins.documents.typed import typed
 from plugins.errors import UserError
-from plugins.names import unknown_name
+from vmla.cli.options.names import unknown_name
 
 Layout = Literal["mla", "mha"]
 

@@ -24,8 +24,7 @@ from plugins.documents.json_file import read_json
 from plugins.errors import UserError
 from runtime.resume.sidecar import sidecar_path
 from vmla.cli.command import OneLineCommand
-from vmla.cli.device import choose_device, say_device
-from vmla.cli.options.device import device_option
+from vmla.cli.options.device import choose_device, device_option, say_device
 from vmla.cli.terminal import say
 
 DIMENSIONS = (

@@ -28,9 +28,8 @@ from plugins.errors import UserError
 from runtime.pipeline import VideoPipeline
 from runtime.resume.sidecar import sidecar_path
 from vmla.cli.command import OneLineCommand
-from vmla.cli.device import say_device
 from vmla.cli.options.choices import Several
-from vmla.cli.options.device import device_option
+from vmla.cli.options.device import device_option, say_device
 from vmla.cli.terminal import say
 from vmla.train.loop.state import refuse_other_settings
 from vmla.weights.formats.files import read_json, write_json

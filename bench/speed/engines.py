@@ -34,9 +34,8 @@ from runtime.engines.base import Engine
 from runtime.rollout.decoding import CodecDecoder, Decoder
 from runtime.rollout.rollout import Chunk
 from vmla.cli.command import OneLineCommand
-from vmla.cli.device import choose_device, tell_device
 from vmla.cli.options.choices import Choice, Several
-from vmla.cli.options.device import device_option
+from vmla.cli.options.device import choose_device, device_option, tell_device
 from vmla.cli.progress import ProgressLine
 from vmla.cli.terminal import say
 from vmla.config import FRAMES_PER_SECOND, MODEL_PRESETS

@@ -33,8 +33,7 @@ from bench.speed.attention_arms import (
 from plugins import sdpa
 from plugins.checks import FLOAT8
 from vmla.cli.command import OneLineCommand
-from vmla.cli.device import say_device
-from vmla.cli.options.device import device_option
+from vmla.cli.options.device import device_option, say_device
 
 PUBLISHED = Shape(batch=1, heads=12, queries=4680, keys=9360, nope=96, rotary=32, value=128, content=192)
 WINDOWS = (9360, 10920, 32760)

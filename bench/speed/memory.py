@@ -27,9 +27,8 @@ from bench.harness.subject import RandomCheckpoint, endless, open_subject
 from plugins.errors import UserError
 from vmla.cache import CacheSpec
 from vmla.cli.command import OneLineCommand
-from vmla.cli.device import choose_device, tell_device
 from vmla.cli.options.choices import Choice
-from vmla.cli.options.device import device_option
+from vmla.cli.options.device import choose_device, device_option, tell_device
 from vmla.cli.progress import ProgressLine
 from vmla.cli.terminal import say
 from vmla.config import MODEL_PRESETS, WINDOWS, Layout, ModelConfig, model_preset

@@ -24,9 +24,8 @@ from bench.harness.peaks import TYPES, machine_peaks
 from bench.harness.subject import open_subject
 from plugins.errors import UserError
 from vmla.cli.command import OneLineCommand
-from vmla.cli.device import choose_device, tell_device
 from vmla.cli.options.choices import Choice, Several
-from vmla.cli.options.device import device_option
+from vmla.cli.options.device import choose_device, device_option, tell_device
 from vmla.cli.progress import ProgressLine
 from vmla.cli.terminal import say
 from vmla.config import MODEL_PRESETS, WINDOWS, ModelConfig

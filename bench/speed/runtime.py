@@ -47,8 +47,7 @@ from runtime.session.replay import Order, new, resume
 from runtime.telemetry.events import ChunkReport, NoTelemetry
 from runtime.telemetry.metrics import percentile
 from vmla.cli.command import OneLineCommand
-from vmla.cli.device import say_device
-from vmla.cli.options.device import device_option
+from vmla.cli.options.device import device_option, say_device
 from vmla.cli.progress import ProgressLine
 from vmla.cli.terminal import say
 from vmla.transformer import StepInputs

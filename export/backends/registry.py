@@ -8,7 +8,7 @@ from export.backends.onnx import ONNX
 from export.backends.tensorrt import TensorRT
 from export.backends.tensorrt_rtx import TensorRTRTX
 from export.backends.torch_tensorrt import TorchTensorRT
-from plugins.names import unknown_name
+from vmla.cli.options.names import unknown_name
 
 BACKENDS: dict[str, Backend] = {
     each.name: each for each in (TensorRT(), TorchTensorRT(), TensorRTRTX(), AOTI(), ONNX())

@@ -31,7 +31,7 @@ from torch.fx.node import map_arg
 from export.lowering.fp8 import DEQUANTIZE, DEQUANTIZE_ROWS
 from export.lowering.trace import rebuilt
 from plugins.errors import UserError
-from plugins.names import unknown_name
+from vmla.cli.options.names import unknown_name
 
 Precision = Literal["fp32", "bf16", "fp16", "fp8", "nvfp4"]
 

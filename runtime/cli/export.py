@@ -17,9 +17,8 @@ from export.engine.manifest import NAME as MANIFEST
 from export.engine.manifest import Attention, engine_store
 from plugins.errors import UserError
 from vmla.cli.command import OneLineErrors
-from vmla.cli.device import AUTO, say_device, without_auto
 from vmla.cli.options.choices import Choice
-from vmla.cli.options.device import device_option
+from vmla.cli.options.device import AUTO, device_option, say_device, without_auto
 from vmla.cli.progress import StageBar
 from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say

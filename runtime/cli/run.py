@@ -14,8 +14,8 @@ from click.core import ParameterSource
 from export.engine.manifest import EAGER, engine_store
 from plugins.errors import UserError
 from vmla.cli.command import OneLineCommand
+from vmla.cli.common_options import FiniteRange
 from vmla.cli.options.choices import Choice
-from vmla.cli.options.common import FiniteRange
 from vmla.cli.options.config_file import config_option
 from vmla.cli.options.device import device_option
 from vmla.cli.stopping import Stop

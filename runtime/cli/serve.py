@@ -15,8 +15,8 @@ from export.engine.manifest import EAGER, engine_store
 from plugins.errors import UserError, missing_extra
 from runtime.serve.edge.settings import LOOPBACK
 from vmla.cli.command import OneLineCommand
+from vmla.cli.common_options import FiniteRange
 from vmla.cli.options.choices import Choice
-from vmla.cli.options.common import FiniteRange
 from vmla.cli.options.config_file import config_option
 from vmla.cli.options.device import device_option
 from vmla.cli.stopping import Stop

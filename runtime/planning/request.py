@@ -30,7 +30,7 @@ from runtime.prompts.schedule_file import Entry, to_schedule
 from runtime.prompts.sources import FixedPrompts, PromptSource
 from runtime.rollout.decoding import Decoder, Decoding
 from vmla.cache import CacheSpec
-from vmla.cli.device import choose_device, device_line
+from vmla.cli.options.device import choose_device, device_line
 from vmla.config import FRAMES_PER_SECOND
 from vmla.scheduler import Sampler
 from vmla.vae import frames_in

@@ -15,9 +15,9 @@ from typing import Any
 import click
 
 from plugins.errors import UserError
+from vmla.cli.common_options import COMMON, SETTINGS, log_level, log_options, version_option
 from vmla.cli.logs import logging_to_stderr
 from vmla.cli.options.choices import list_choices
-from vmla.cli.options.common import COMMON, SETTINGS, log_level, log_options, version_option
 from vmla.cli.stopping import Interrupted, Stop
 from vmla.cli.streams import forgiving_streams
 from vmla.cli.terminal import LONGEST, one_line, say

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
@@ -64,11 +63,18 @@ class TrainingRun:
         self.stop_after, self.watchers, self.samples = stop_after, watchers, samples
         self.stop, self.device = stop, device
 
-    def until(self, stage: str) -> None:
-        """Train up to and including `stage`, or for `stop_after` steps of one of its stages."""
-        with suppress(Stopped):
+    def until(self, stage: str) -> bool:
+        """Train up to and including `stage`, or for `stop_after` steps of one of its stages.
+
+        Returns:
+            Whether it is finished.
+        """
+        try:
             for name in STAGES[: STAGES.index(stage) + 1]:
                 getattr(self, name)()
+        except Stopped:
+            return False
+        return True
 
     def codec(self) -> TinyCodec:
         """The trained autoencoder, with the statistics of its latents: what encodes the training set."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from plugins.names import unknown_name
+from vmla.cli.options.names import unknown_name
 
 SIZE = 64
 """Width and height of a frame, pixels."""

@@ -8,7 +8,7 @@ import torch
 from torch.fx.experimental import _config
 
 from plugins.errors import UserError
-from vmla.cli.device import choose_device, device_line
+from vmla.cli.options.device import choose_device, device_line
 from vmla.train.data.latents import LatentSet
 from vmla.train.loop.parallel import processes
 from vmla.train.recipes.from_scratch import DEBUG

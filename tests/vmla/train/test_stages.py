@@ -257,6 +257,8 @@ def finished(tmp_path_factory, few_clips):
     names = [{path.name for path in (folder / "run").iterdir()}]
     results.append(CliRunner().invoke(main, [*arguments, "--device", "cpu"]))
     assert all(result.stderr.startswith("device: cpu") for result in results)
+    way_on = f"trained; make a checkpoint of it: vmla-train pack debug {folder / 'run'} -o FOLDER\n"
+    assert [result.stdout for result in results] == ["", "", way_on]
     assert [result.exit_code for result in results] == [0, 0, 0], [result.output for result in results]
     return folder / "run", names[0]
 

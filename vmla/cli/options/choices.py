@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from plugins.names import unknown_name
+from vmla.cli.options.names import unknown_name
 
 WIDEST = 48
 """Characters that choices may take beside an option's name; longer ones are listed below it."""

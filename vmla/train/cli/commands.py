@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -86,7 +87,7 @@ def run(
     """Train the small model of a recipe, stage after stage; Ctrl-C stops it, the same command resumes."""
     import torch
 
-    from vmla.cli.device import say_device
+    from vmla.cli.options.device import say_device
     from vmla.cli.progress import ProgressLine
     from vmla.train.monitoring.dashboard import dashboard
     from vmla.train.recipes.from_scratch import training_recipe
@@ -96,10 +97,14 @@ def run(
         torch.set_num_threads(threads)
     chosen, place = training_recipe(recipe, **changes), say_device(device)
     with dashboard(log, output) as watchers, ProgressLine(sys.stderr) as line:
-        TrainingRun(
+        finished = TrainingRun(
             chosen, output, line.show, stop_after=stop_after, watchers=watchers, samples=samples,
             stop=context.ensure_object(Stop), device=place,
         ).until(until)  # fmt: skip
+    if finished and until == STAGES[-1]:
+        given = ((f"--{key.replace('_', '-')}", str(value)) for key, value in changes.items() if value)
+        words = shlex.join([recipe, str(output), *(word for pair in given for word in pair)])
+        say(f"trained; make a checkpoint of it: vmla-train pack {words} -o FOLDER")
 
 
 @main.command()
@@ -125,6 +130,8 @@ def pack(recipe: str, folder: Path, output: Path, **changes: Any) -> None:
     from vmla.train.recipes.from_scratch import training_recipe
 
     pack_run(training_recipe(recipe, **changes), folder, output, say)
+    place = shlex.quote(str(output))
+    say(f"make a video with it: vmla-run --checkpoint {place} --prompt PROMPT -o video.mp4")
 
 
 @main.command("pack-stages")
@@ -218,7 +225,7 @@ def stage(context: click.Context, /, **options: Any) -> None:
 @click.option("--ray", is_flag=True, help="Encode over the machines of a Ray cluster, which see all folders.")
 def encode(source: Path, output: Path, checkpoint: str, **options: Any) -> None:
     """Encode SOURCE once: a folder of videos with .txt captions, or a file with a prompt on each line."""
-    from vmla.cli.device import say_device
+    from vmla.cli.options.device import say_device
     from vmla.train.data.encode import encode as encode_all
 
     place = str(say_device(options.pop("device")))
@@ -241,7 +248,7 @@ def render(recipe: str, output: Path, checkpoint: str, threads: int | None, **op
     """Render the clips that a recipe trains on, and encode them with a checkpoint."""
     import torch
 
-    from vmla.cli.device import say_device
+    from vmla.cli.options.device import say_device
     from vmla.cli.progress import ProgressLine
     from vmla.train.data.latents import render_latents
     from vmla.train.recipes.from_scratch import training_recipe

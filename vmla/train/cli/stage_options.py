@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from plugins.errors import UserError
-from vmla.cli.device import tell_device
+from vmla.cli.options.device import tell_device
 from vmla.cli.stopping import Stop
 from vmla.train.loop.parallel import processes
 from vmla.train.monitoring.dashboard import dashboard

@@ -146,7 +146,7 @@ def codec(
     """Distil a tiny decoder, for vmla-run --decoder, from the codec of a checkpoint."""
     import torch
 
-    from vmla.cli.device import say_device
+    from vmla.cli.options.device import say_device
     from vmla.cli.progress import ProgressLine
     from vmla.train.cli.codec_options import distil
 

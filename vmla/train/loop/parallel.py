@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from plugins.errors import UserError
-from vmla.cli.device import choose_device, without_auto
+from vmla.cli.options.device import choose_device, without_auto
 from vmla.packed_sequence import Unrolling
 from vmla.train.objectives.packed_clip import Pass, Step
 from vmla.transformer import Block, VideoMLA

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from plugins.names import unknown_name
+from vmla.cli.options.names import unknown_name
 from vmla.config import MODEL_PRESETS, ModelConfig
 from vmla.scheduler import Sampler
 from vmla.train.objectives.consistency import Consistency

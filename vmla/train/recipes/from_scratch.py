@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from plugins.names import unknown_name
+from vmla.cli.options.names import unknown_name
 from vmla.config import MODEL_PRESETS, ModelConfig
 from vmla.scheduler import Sampler
 from vmla.text import SmallTextConfig

@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from plugins.errors import UserError
-from plugins.names import unknown_name
+from vmla.cli.options.names import unknown_name
 from vmla.config import Layout, ModelConfig
 from vmla.scheduler import Sampler
 from vmla.weights.published import JOINT
