@@ -9,8 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 ASIDE = ".vmla-tmp"
-"""Suffix of files and folders that are being written, which nobody else gives to any: one that is left over
-may be deleted."""
+"""Suffix of files and folders that are being written. Nothing else has it, so leftovers may be deleted."""
 
 
 def beside(path: Path, ending: str) -> Path:
@@ -24,7 +23,7 @@ def aside_of(path: Path) -> Path:
 
 
 def remove_asides(folder: Path) -> None:
-    """Remove what a process that was ended at once has left aside in `folder` and in its folders."""
+    """Remove files and folders that killed processes left aside in `folder` and one level below."""
     for left in (*folder.glob(f"*{ASIDE}"), *folder.glob(f"*/*{ASIDE}")):
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
@@ -36,8 +35,8 @@ def remove_asides(folder: Path) -> None:
 def atomic_write(path: Path) -> Iterator[Path]:
     """Inside, write to the path given, beside `path`; at the end it replaces `path`.
 
-    If writing fails, `path` stays as it was, and nothing lies beside it. What lay aside before goes first: a
-    link that somebody put there would be written through.
+    If writing fails, `path` stays as it was, and nothing is left beside it. Whatever has the name aside is
+    removed first, because writing would follow a link that somebody put there.
     """
     aside = aside_of(path)
     aside.unlink(missing_ok=True)

@@ -66,7 +66,7 @@ def attention_absorbed(
 
 
 def readable(valid: Tensor) -> bool:
-    """Whether reading its values is free: on a CPU, unless a graph is being traced."""
+    """Whether its values can be read without a wait: on a CPU, unless a graph is being traced."""
     return type(valid) is Tensor and valid.device.type == "cpu" and not torch.compiler.is_compiling()
 
 

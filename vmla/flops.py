@@ -1,7 +1,8 @@
 """Operations and bytes of one pass by part, from the model's own shapes; nothing is run.
 
 Two operations for each multiplication of a matrix product. Bytes are the least that any engine moves: each
-product reads its weights and its inputs once and writes its result once, everything element-wise is fused.
+product reads its weights and its inputs once and writes its result once, and everything element-wise is fused
+into a product's epilogue.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Part:
     name: str
     flops: float
     numbers: float
-    """Read and written: times the size of a number, the bytes."""
+    """Numbers read and written; times the size of a number, the bytes moved."""
 
     def bytes(self, size: int) -> float:
         """Bytes that the part moves when a number takes `size` bytes."""
@@ -41,9 +42,9 @@ class Counted:
     form: Form = "expanded"
     batch: int = 1
     passes: int = 5
-    """Of a chunk: what `once` spreads the expansion over."""
+    """Passes of a chunk, over which the form `once` spreads the cost of the expansion."""
     keys: int | None = None
-    """The model's own full window if not given."""
+    """Tokens that a pass attends to; those of the model's full window if None."""
     seen: float = 1.0
     """Share of the pairs of a query and a key that a mask does not hide."""
 
@@ -159,6 +160,6 @@ class Counted:
 
 
 def text_flops(config: ModelConfig, batch: int) -> float:
-    """Of `VideoMLA.encode_text`, once per prompt: the embedder, and every layer's keys and values."""
+    """Operations of `VideoMLA.encode_text`, once per prompt: embedder, and each layer's keys and values."""
     outputs = config.text_dim + config.inner_dim * (1 + 2 * config.num_layers)
     return 2.0 * batch * config.text_tokens * config.inner_dim * outputs

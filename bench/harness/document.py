@@ -1,7 +1,8 @@
-"""How every benchmark ends: a JSON document that says what was measured where, and its line on the screen.
+"""The end of every benchmark: a JSON document of what was measured where, and its line on the screen.
 
-A document is saved after every stage, aside and renamed, so that an interrupted benchmark keeps what it
-has; `complete` tells the two apart. What the screen shows of it at the end leaves the raw samples out.
+A document is saved after every part that is measured, aside and renamed, so that an interrupted benchmark
+leaves what it has measured; `complete` tells the two apart. The line on the screen leaves the raw samples
+out.
 """
 
 from __future__ import annotations
@@ -25,24 +26,24 @@ from vmla.cli.terminal import say
 from vmla.weights.formats.files import write_json
 
 VERSION = 1
-"""Of the documents' form."""
+"""Version of the documents' schema; `read_document` refuses others."""
 PACKAGES = ("numpy", "triton", "onnxruntime", "tensorrt-rtx", "tensorrt")
-"""Whose versions a document states where they are installed, beside Python's and torch's."""
+"""Packages whose versions a document states if they are installed, beside Python's and torch's."""
 BUILD = Path("build")
-"""Where documents go unless told otherwise."""
+"""Folder of documents by default."""
 
 
 class Record:
-    """A document that grows stage by stage."""
+    """A document that grows part by part as things are measured."""
 
     def __init__(self, kind: str, path: Path | None, *, device: torch.device | None = None) -> None:
         """Begin the document of the verb `kind`; the arguments are those of the running command."""
         self.path = BUILD / f"{kind}.json" if path is None else path
         self.document: dict[str, Any] = {**_heading(kind, device), **_called(kind), "complete": False}
 
-    def save(self, **stages: object) -> None:
-        """Add or replace stages, and write the document."""
-        self.document |= stages
+    def save(self, **parts: object) -> None:
+        """Add or replace parts, and write the document."""
+        self.document |= parts
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path, self.document)
 
@@ -77,7 +78,7 @@ def machine_name(document: dict[str, Any]) -> str:
 
 
 def _heading(kind: str, device: torch.device | None) -> dict[str, Any]:
-    """What every document says: what it is, when and where it was made, by which versions."""
+    """The heading of every document: its kind, when and where it was made, and with which versions."""
     found: dict[str, Any] = {
         "hardware": hardware(), "system": platform.system(), "threads": torch.get_num_threads()
     }  # fmt: skip

@@ -26,7 +26,7 @@ GPU_ALONE = tuple(name for name, backend in BACKENDS.items() if "cpu" not in bac
 ENGINES = ("eager-mla", "eager-mha", *ON_CPU, "compile", "absorbed", *reversed(GPU_ALONE))
 """The model in its forms and every backend, in the order in which they are measured."""
 BY_NAME = (*ENGINES, "compile-mha")
-"""All that can be named; the last takes long and says little."""
+"""All engines that can be named; the last takes long to compile and tells little."""
 PASSES = ("forward", "entries")
 """Of a model: the step, and the clean pass where it is one of its own."""
 PRECISIONS = ("fp32", "bf16", "fp16", "fp8")
@@ -58,7 +58,7 @@ class EngineArm:
         """The engine, loaded; compiled ones are built in `folder` or found there.
 
         Raises:
-            UserError: if it cannot be had here, in one line.
+            UserError: if this machine cannot run it.
         """
         own = in_layout(subject, self.layout, device=device.type)
         if (backend := BACKENDS.get(self.engine)) is None:
@@ -93,7 +93,7 @@ class EngineArm:
             target=_architecture(device) if "target" in backend.takes else None,
         )  # fmt: skip
         place = folder / f"{subject.name}-{settings.name}"
-        build(subject, settings, place, lambda stage: None, drive=drive)
+        build(subject, settings, place, lambda phase: None, drive=drive)
         return open_engine(place, subject, batch=batch)
 
 
@@ -115,7 +115,7 @@ def choose_arms(engines: Sequence[str] | None, precisions: Sequence[str]) -> lis
 
 
 def failing(call: Callable[[], Any]) -> tuple[Any, str | None]:
-    """What `call` gives, or the one line with which it fails, so that others are still measured."""
+    """The result of `call`, or the line with which it fails, so that the others are still measured."""
     try:
         return call(), None
     except UserError as error:

@@ -10,7 +10,7 @@ import torch
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
-"""What Linux takes as the order to forget a process's peak (proc_pid_clear_refs(5))."""
+"""Written to clear_refs, this makes Linux reset a process's peak (proc_pid_clear_refs(5))."""
 
 
 def held(device: torch.device) -> int | None:

@@ -1,10 +1,10 @@
-"""What holds a sprite model back: its codec, its first chunk, or how it goes on from there.
+"""Finds what limits a sprite model: its codec, its first chunk, or how it continues from there.
 
     python -m bench.quality.diagnose sprites --prompts 48
 
 Scenes of held-out combinations are graded three times: their true videos through the codec, under noise on
 the latents; videos that begin with true chunks and are then the model's own; and the model's own from the
-start. Each is told apart by the number of objects and by motion.
+start. Each is split by the number of objects and by motion.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ def through_codec(
 
 @dataclass(frozen=True)
 class Opened:
-    """A checkpoint whose parts are loaded once."""
+    """The loaded parts of a checkpoint."""
 
     model: VideoMLA
     codec: Codec
@@ -103,7 +103,7 @@ def after_true_chunks(opened: Opened, scenes: Sequence[Scene], *, true: int, see
     latents = self_rollout(
         CachedRollout(model, spec, model.encode_text(opened.text(texts))), sampler,
         (config.in_channels, config.sample_height, config.sample_width),
-        chunks=spec.chunks.count(latent), exit_step=len(sampler.timesteps()) - 1,
+        chunks=spec.chunks.count(latent), exit_step=None,
         seeds=range(seed, seed + len(scenes)), given=torch.cat(given) if given else None,
         negative_text_kv=None if negative is None else model.encode_text(negative),
     )  # fmt: skip

@@ -1,8 +1,8 @@
 """How often the grader of the sprite world is right, on rendered videos whose truth is known.
 
-Each scene is held against its own prompt, where every answer should be yes, and, for each question,
-against a prompt with one thing changed, where that answer should be no. A question is answered rightly if
-both are.
+Each scene is compared with its own prompt, for which every answer should be yes, and, for each question, with
+a prompt in which one thing is changed, for which that answer should be no. A question is answered rightly if
+both answers are right.
 
     python -m bench.quality.grader -o grader.json
 """
@@ -36,7 +36,7 @@ from vmla.world.worlds import FIRST, WORLDS, World
 WINDOWS = (64, 80)
 LATEST_START = 4096
 ACCURACIES = {"clean": "accuracy", "degraded": "accuracy_degraded"}
-"""What a document calls the shares of right answers."""
+"""Names of the shares of right answers in a document."""
 BLUR, NOISE, SHIFT = 0.7, 0.03, 0.02
 """Degradation: sigma of the blur in pixels and of the noise, and the change of each colour channel."""
 

@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 CANDIDATES = 400
-"""Prompts to choose from."""
+"""Held-out prompts that the sheet's are chosen from: enough to show every word."""
 SCALE, MARGIN, LINE = 2, 8, 18
-"""Of a pixel; pixels between pictures; pixels of a line of text."""
+"""Enlargement of a pixel, pixels between pictures, and pixels of a line of text."""
 PAPER, INK, WRONG = (250, 250, 248), (40, 40, 40), (205, 30, 40)
 
 
@@ -46,7 +46,7 @@ class Picture(NamedTuple):
     """The last frame before a mark, and the questions that the seconds before it fail."""
 
     frame: Tensor
-    """[3, H, W] uint8"""
+    """The frame [3, H, W] uint8."""
     failed: tuple[str, ...]
 
 

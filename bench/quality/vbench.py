@@ -57,7 +57,7 @@ def prompt_of(video: Path) -> str:
 
 
 def file_name(prompt: str) -> str:
-    """What VBench calls a video of `prompt`, before its number."""
+    """VBench's file name for a video of `prompt`, before its number."""
     return re.sub(r"[/\0]", " ", prompt)[:200]
 
 

@@ -45,10 +45,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Sample:
-    """One video to make."""
+    """One video of the suite: its prompt, its seed and its name."""
 
     name: str
-    """Of its file, as VBench expects it."""
+    """Name of its file, as VBench expects it."""
     prompt: str
     seed: int
 
@@ -165,7 +165,7 @@ def main(folder: Path, output: Path | None, **options: Any) -> None:
     if own and (needing := [name for name in dimensions if name in ALL[len(DIMENSIONS) :]]):
         raise UserError(f"VBench measures {needing[0]} on its own prompts alone; leave --prompts out")
     if not options["only_videos"]:
-        check_installed(long=options["long"])  # before hours of videos
+        check_installed(long=options["long"])  # checked before the hours that the videos take
     prompts = read_prompts(options["prompts"]) if own else list_prompts(dimensions)
     samples = samples_of(prompts, options["samples"], options["seed"])
     _make(folder, samples, options)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from plugins.errors import missing_extra
 from runtime.engines.base import EagerEngine
-from runtime.planning.request import to_pixels
+from runtime.outputs.writer import to_pixels
 from runtime.prompts.sources import FixedPrompts
 from runtime.rollout.decoding import CodecDecoder
 from runtime.rollout.rollout import rollout

@@ -13,7 +13,7 @@ from bench.report.figures import Figure, figures
 from plugins.errors import UserError
 
 TOLERANCE = 0.05
-"""By which a figure without a known spread may change before it is called worse."""
+"""Relative change of a figure without a known spread below which it counts as the same."""
 BY_ENGINE = ("engines", "gpu")
 """Kinds whose figures begin with the name of an engine."""
 
@@ -36,7 +36,7 @@ class FigureChange:
 
     @property
     def spread(self) -> float:
-        """Of the ratio; 0 if neither figure's is known."""
+        """The spread of the ratio; 0 if neither figure's is known."""
         return abs(self.ratio) * _of_both(self.old, self.new)
 
     @property

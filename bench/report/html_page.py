@@ -111,7 +111,7 @@ def section(document: dict[str, Any]) -> Section:
 
 def facts(document: dict[str, Any]) -> str:
     """Where and when a document was measured, in one line."""
-    whole = "" if document.get("complete", True) else " Interrupted: the last stages are missing."
+    whole = "" if document.get("complete", True) else " Interrupted: the last parts are missing."
     commit = document["commit"][:10]
     versions = f"torch {document['versions']['torch']}"
     return f"{machine_name(document)}; {versions}; commit {commit}; {document['date']}.{whole}"

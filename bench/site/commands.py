@@ -33,7 +33,7 @@ def command_reference() -> str:
 def verbs_help() -> dict[str, str]:
     """What each verb of `vmla-bench` says of itself on a terminal of 80 columns.
 
-    Kept in `bench/verbs.json`, because the verbs load PyTorch and their help need not wait for it.
+    Stored in `bench/verbs.json`, because the verbs load PyTorch and their help need not wait for it.
     """
     from bench.cli import VERBS, main
 

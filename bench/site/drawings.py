@@ -6,20 +6,20 @@ from collections.abc import Iterator
 from html import escape
 
 from vmla.cache import CacheSpec
-from vmla.config import MODEL_PRESETS, ModelConfig
+from vmla.config import MODEL_CONFIGS, ModelConfig
 
 INK, PAPER, QUIET = "#1d2733", "#ffffff", "#5f6b7a"
 SINK, HISTORY, CHUNK, EMPTY = "#f3c969", "#a9cdf0", "#b7e0c0", "#eef1f4"
 FONT = "font-family='system-ui, sans-serif'"
 WIDE, HIGH = 34, 26
-"""Pixels of a slot."""
+"""Width and height of a slot in the drawing of the window, in pixels."""
 SHOWN = 6
 """Chunks that the drawing of the window shows."""
 
 
 def drawings() -> Iterator[tuple[str, str]]:
     """Each drawing: its file name in `docs`, and its text."""
-    config = MODEL_PRESETS["wan-1.3b"]
+    config = MODEL_CONFIGS["wan-1.3b"]
     yield "how-it-works.svg", how_it_works()
     yield "window.svg", window(CacheSpec.of(config))
     yield "cache.svg", cache(config)

@@ -1,4 +1,4 @@
-"""What the kernel benchmark compares: inputs, operations and errors of each form of attention."""
+"""The arms of the kernel benchmark: inputs, operations and errors of each form of attention."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ from vmla.cli.options.choices import Choice, Several
 from vmla.cli.options.device import choose_device, device_option, tell_device
 from vmla.cli.progress import ProgressLine
 from vmla.cli.terminal import say
-from vmla.config import FRAMES_PER_SECOND, MODEL_PRESETS
+from vmla.config import FRAMES_PER_SECOND, MODEL_CONFIGS
 from vmla.flops import Counted
 from vmla.weights.checkpoint import Checkpoint
 
@@ -46,14 +46,14 @@ BASELINES = {
     "cpu": EngineArm(engine="eager-mla", precision="fp32"),
     "cuda": EngineArm(engine="eager-mha", precision="bf16"),
 }
-"""What all others are timed against: on a GPU what others run, per-head attention in bfloat16."""
+"""The baselines: on a GPU what other projects run, per-head attention in bfloat16."""
 FRAMES_PER_LATENT = 4
 """Pixel frames of a latent frame, in every codec."""
 
 
 @dataclass(kw_only=True)
 class Bench:
-    """What all engines that are compared share: checkpoint, prompts, sizes."""
+    """The shared parts of a comparison of engines: checkpoint, prompts, sizes."""
 
     subject: Checkpoint
     device: torch.device
@@ -79,11 +79,11 @@ class Bench:
 
     @staticmethod
     def heading(arm: EngineArm) -> dict[str, Any]:
-        """What a row says first."""
+        """The first fields of a row."""
         return {"engine": arm.engine, "precision": arm.precision, "layout": arm.layout}
 
     def row(self, arm: EngineArm) -> dict[str, Any]:
-        """Everything about one arm, or why it cannot be had."""
+        """All figures of one arm, or why there are none."""
         found, peak, began = self.heading(arm), Peak(self.device), time.perf_counter()
         engine, refusal = failing(
             lambda: arm.open(self.subject, self.device, batch=self.batch, folder=self.folder)
@@ -199,7 +199,7 @@ def open_bench(
     "How": ("rounds", "minutes", "device", "folder", "output"),
 })  # fmt: skip
 @click.option("--checkpoint", help="Checkpoint folder or shipped model (default: sprites).")
-@click.option("--shape", type=Choice(MODEL_PRESETS), help="Named shape with random weights instead.")
+@click.option("--shape", type=Choice(MODEL_CONFIGS), help="Named shape with random weights instead.")
 @click.option("--engines", type=Several(BY_NAME), help="Engines to compare (default: all but compile-mha).")
 @click.option(
     "--precisions",

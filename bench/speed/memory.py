@@ -1,4 +1,4 @@
-"""What the cache takes, allocated and measured, for both layouts; peak memory of a pass; streams that fit.
+"""Bytes of the cache, allocated and measured, in both layouts; peak memory of a pass; streams that fit.
 
     vmla-bench memory
 
@@ -31,7 +31,7 @@ from vmla.cli.options.choices import Choice
 from vmla.cli.options.device import choose_device, device_option, tell_device
 from vmla.cli.progress import ProgressLine
 from vmla.cli.terminal import say
-from vmla.config import MODEL_PRESETS, WINDOWS, Layout, ModelConfig, model_preset
+from vmla.config import MODEL_CONFIGS, WINDOWS, Layout, ModelConfig, named_config
 from vmla.weights.checkpoint import Checkpoint
 
 LAYOUTS: tuple[Layout, ...] = ("mha", "mla")
@@ -42,9 +42,9 @@ ARMS = {
 }
 BATCHES = (1, 2, 4)
 LEAST_BYTES = 64 << 20
-"""Allocated for a measurement: the operating system counts in pages, and allocators keep small pieces."""
+"""Bytes to allocate for a measurement: the system counts pages, and allocators round small pieces up."""
 RESERVE = 0.08
-"""Of a device's memory that is left free, for fragments and the driver."""
+"""Share of a device's memory that is left free, for fragmentation and the driver."""
 
 
 def measured_cache(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
@@ -86,7 +86,7 @@ def compared(caches: dict[str, dict[str, Any]]) -> dict[str, float]:
 def peaks_of_passes(subject: Checkpoint, device: torch.device, folder: Path) -> Iterator[dict[str, Any]]:
     """The most that a rollout's second chunk holds beyond weights, by layout, window and batch.
 
-    What every video keeps (cache, text) is part of it, and stands beside it.
+    The part that every video holds (cache, text) is included, and also given by itself.
     """
     for window, (sink, history) in WINDOWS.items():
         config = replace(subject.model_config(), sink=sink, history=history, layout="mla")
@@ -142,11 +142,11 @@ def count_parameters(config: ModelConfig) -> int:
 
 
 @click.command("memory", cls=OneLineCommand)
-@click.option("--cache-shape", type=Choice(MODEL_PRESETS), default="wan-1.3b", show_default=True,
+@click.option("--cache-shape", type=Choice(MODEL_CONFIGS), default="wan-1.3b", show_default=True,
               help="Named shape whose cache is measured.")  # fmt: skip
 @click.option("--window", type=Choice(list(WINDOWS)), default="sink-1-history-6", show_default=True,
               help="Window of that cache: a reading of the paper's.")  # fmt: skip
-@click.option("--shape", type=Choice(MODEL_PRESETS), default="sprites", show_default=True,
+@click.option("--shape", type=Choice(MODEL_CONFIGS), default="sprites", show_default=True,
               help="Named shape whose passes are measured.")  # fmt: skip
 @click.option("--gib", type=click.FloatRange(min=0, min_open=True),
               help="Memory in GiB to fit streams into (default: the GPU's, else 80).")  # fmt: skip
@@ -158,7 +158,7 @@ def main(
 ) -> None:
     """Measure what the cache takes in both layouts, a pass's peak, and how many streams fit."""
     where, dtype = choose_device(device), torch.bfloat16
-    config, passes = model_preset(cache_shape, window=window), open_subject(None, shape)
+    config, passes = named_config(cache_shape, window=window), open_subject(None, shape)
     tell_device(where, device)
     record = Record("memory", output, device=where)
     caches: dict[str, dict[str, Any]] = {}

@@ -54,13 +54,13 @@ from vmla.cli.command import OneLineCommand
 from vmla.cli.machine import peak_resident_bytes
 from vmla.cli.options.choices import Choice
 from vmla.cli.terminal import say
-from vmla.config import MODEL_PRESETS, ModelConfig, model_preset
+from vmla.config import MODEL_CONFIGS, ModelConfig, named_config
 from vmla.fused_attention import fused
 from vmla.transformer import VideoMLA
 
 CODES = torch.float8_e4m3fn
 LARGEST_INPUT = 8.0
-"""Of every quantised layer, as a calibration would find it: its inputs have been normalised."""
+"""Largest input of every quantised layer, as a calibration would find it, since inputs are normalised."""
 LARGEST_DRAWN = 5.0
 """Standard deviations that the codes of random weights reach."""
 
@@ -74,7 +74,7 @@ class Graph:
     outputs: dict[str, list[int | str]]
     attention_nodes: int
     masks: list[str]
-    """What computes or takes validity (`export.onnx.masks`)."""
+    """Nodes and inputs that compute or take validity (`export.onnx.masks`)."""
     operations: dict[str, int]
     types: list[str]
     weights: int
@@ -151,7 +151,7 @@ def random_weights(config: ModelConfig) -> Source:
     """Numbers scaled like real ones: matrices by the root of their width, gains of 1, biases of 0.
 
     Of an fp8 graph, codes of such matrices and the scale that goes with them. Joined products are drawn
-    whole: what is fixed in them is not kept.
+    whole, without the fixed values that real ones contain.
     """
     generator, frequencies = torch.Generator().manual_seed(0), _frequencies(config)
     with torch.device("meta"):
@@ -218,12 +218,12 @@ def faults(path: Path) -> dict[str, Any]:
     "What is exported": ("shape", "layers", "precision", "attention"),
     "What is made of it": ("target", "lint", "folder", "output"),
 })  # fmt: skip
-@click.option("--shape", type=Choice(MODEL_PRESETS), default="wan-1.3b", show_default=True,
+@click.option("--shape", type=Choice(MODEL_CONFIGS), default="wan-1.3b", show_default=True,
               help="Named shape of the model.")  # fmt: skip
 @click.option(
     "--layers",
     type=click.IntRange(min=1),
-    help="Number of the model's layers (default: as many as the preset has).",
+    help="Number of the model's layers (default: as many as the shape has).",
 )
 @click.option("--precision", type=Choice(get_args(Precision)), default="bf16", show_default=True,
               help="Precision of the matrix products.")  # fmt: skip
@@ -251,7 +251,7 @@ def main(
         check_targets(each)
     if target and attention == "plugin":
         raise UserError("TensorRT-RTX has its own attention; leave --attention or --target out")
-    config, kind = model_preset(shape), check_precision(precision)
+    config, kind = named_config(shape), check_precision(precision)
     if layers is not None:
         config = replace(config, num_layers=layers)
     record = Record("graph", output)
@@ -260,8 +260,8 @@ def main(
         place = folder or Path(scratch)
         place.mkdir(parents=True, exist_ok=True)
         backend = ONNX.name if lint else TensorRT.name
-        for stage in measure(config, kind, target, place, backend, attention):
-            record.save(**stage)
+        for found in measure(config, kind, target, place, backend, attention):
+            record.save(**found)
         if lint:
             record.save(lint=faults(place / "step.onnx"))
     told = ("graph", "engines", "lint")

@@ -5,8 +5,8 @@
 Runs `vmla-run` as a process of its own and watches its file and its events. Prints a table and one
 JSON line: wall time, first frame, frames per second, times real time, chunk times, how much of the time
 the engine, the decoder, the encoder and the states on disk take, and whether memory stays flat. Then the
-video is made again, stopped half way and gone on with: what that adds. What was measured is kept when it
-is interrupted.
+video is made again, stopped half way and resumed, to see what that adds. An interrupted run leaves what it
+has measured.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ from vmla.cli.options.choices import Choice, Several
 from vmla.cli.options.device import choose_device, device_option, tell_device
 from vmla.cli.progress import ProgressLine
 from vmla.cli.terminal import say
-from vmla.config import MODEL_PRESETS, WINDOWS, ModelConfig
+from vmla.config import MODEL_CONFIGS, WINDOWS, ModelConfig
 from vmla.flops import FORMS, Counted
 from vmla.weights.checkpoint import Checkpoint
 
@@ -44,9 +44,9 @@ class Floor:
     counted: Counted
     precision: str
     matrix: float
-    """Operations per second."""
+    """Measured peak of matrix products in this precision, in operations per second."""
     copy: float
-    """Bytes per second."""
+    """Measured peak of a large copy, in bytes read and written per second."""
 
     @property
     def size(self) -> int:
@@ -144,7 +144,7 @@ def gaps(
     "Beside what was measured": ("against", "across_machines"),
 })  # fmt: skip
 @click.option("--checkpoint", help="Checkpoint folder or shipped model (default: sprites).")
-@click.option("--shape", type=Choice(MODEL_PRESETS), help="Named shape instead.")
+@click.option("--shape", type=Choice(MODEL_CONFIGS), help="Named shape instead.")
 @click.option("--window", type=Choice(list(WINDOWS)), help="Reading of the paper's window.")
 @click.option(
     "--batch", type=click.IntRange(1), default=1, show_default=True, help="Number of videos made at once."

@@ -36,8 +36,7 @@ from bench.harness.subject import filling
 from bench.speed.rollout import PROMPT, shares
 from plugins.errors import UserError
 from runtime.engines.base import EagerEngine, Engine
-from runtime.outputs.writer import FrameWriter
-from runtime.planning.request import to_pixels
+from runtime.outputs.writer import FrameWriter, to_pixels
 from runtime.rollout.decoding import CodecDecoder
 from runtime.rollout.rollout import Rollout, rollout
 from runtime.session.destination import open_sink

@@ -4,8 +4,8 @@
         --calibration runs/study/mini/world/latents -o bench/results/conversion-mini.json
 
 Every per-head model is converted with the defaults and with every other value of every choice. The last
-clips of the set are kept from conversion and training; on them stand the attention's output error, layer by
-layer with the inputs that the per-head model gives it, and the teacher-forcing loss of the whole model, as
+clips of the set are held out from conversion and training; on them stand the attention's output error, layer
+by layer with the inputs that the per-head model gives it, and the teacher-forcing loss of the whole model, as
 converted and after some steps of the recipe's stage `forcing`. All variants of one model meet the same
 batches and the same noise. Interrupted, the same command goes on; what has ended is in the document.
 """
@@ -49,11 +49,11 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "biases": ("absorb", "drop"),
     "latent_gains": ("fit", "one"),
 }
-"""Of each choice of `Choices`, but the seed: those that are tried."""
+"""The values of each of `Choices` that are tried; the seed is not varied."""
 CLIPS_TRIED = (4, 4 * CLIPS)
-"""Of calibration, beside `CLIPS`."""
+"""Numbers of calibration clips that are tried, beside `CLIPS`."""
 CALIBRATION = "calibration"
-"""The question of inputs, which is none of `Choices`."""
+"""Name of the question of calibration inputs, which is none of `Choices`."""
 DEFAULT = "the defaults"
 
 
@@ -73,7 +73,7 @@ def variants(only: tuple[str, ...] = ()) -> list[ConversionVariant]:
 
 
 def _option(name: str, value: Any) -> str:
-    """What asks `vmla-train convert` for it."""
+    """The option of `vmla-train convert` for this value."""
     words = name.replace("_", "-")
     if isinstance(value, bool):
         return f"--{words}" if value else f"--no-{words}"

@@ -45,12 +45,12 @@ EVERY = 12
 ROUNDS, CHUNKS = 6, 10
 """Of the timing: rounds through all models, and chunks of each in one."""
 NOTHING: dict[str, Any] = {"grades": {}, "curve": [], "drift": {}}
-"""What is seen of a model without prompts."""
+"""The results of a model that makes no videos."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """One of those that are compared."""
+    """One of the models that are compared."""
 
     name: str
     checkpoint: Checkpoint
@@ -66,7 +66,7 @@ class Model:
         return cls(name=name, checkpoint=open_checkpoint(folder if given else name))
 
     def described(self) -> dict[str, Any]:
-        """What a results document says of the model."""
+        """The model's part of the results document."""
         config, sampler = self.checkpoint.model_config(), self.checkpoint.sampler()
         return {
             "model": self.name, "layout": config.layout, "sampler": sampler.kind, "steps": sampler.steps,

@@ -38,7 +38,7 @@ class PromptStep(VideoMLA):
     @classmethod
     def of(cls, model: VideoMLA) -> PromptStep:
         """The prompt step of `model`, sharing its weights."""
-        with torch.device("meta"):
+        with torch.device("meta"):  # its own weights would be drawn only to be replaced
             step = cls(model.config)
         step.load_state_dict(model.state_dict(), assign=True)
         return step.eval().requires_grad_(False)
@@ -51,12 +51,13 @@ class HeldStep(VideoMLA):
         self, latents: Tensor, timestep: Tensor, text_kv: Tensor, cache: Tensor, slot_index: Tensor,
         chunk_index: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """See `VideoMLA.forward`."""
+        """See `VideoMLA.forward`, with `full=True`."""
         return super().forward(latents, timestep, text_kv, cache, slot_index, chunk_index, full=True)
 
     @classmethod
     def of(cls, model: VideoMLA) -> HeldStep:
         """`model` itself, but for its forward; its modules and weights are shared."""
+        # Another class on a shallow copy: parameters keep their names, and no weight is copied.
         step = copy.copy(model)
         step.__class__ = cls
         return cast(HeldStep, step)
@@ -91,6 +92,7 @@ def trace_step(
     if window == "all":
         return _trace(model, STEP, model, batch)
     spec = CacheSpec.of(model.config)
+    # The cache counts tokens where slot_index counts slots: one dimension, stated as a multiple of the other.
     held = Dim("held", min=0, max=spec.slots)
     tokens = spec.tokens_per_frame * held if spec.tokens_per_frame > 1 else held
     return _trace(HeldStep.of(model), STEP, model, batch, {"cache": {2: tokens}, "slot_index": {0: held}})
@@ -115,6 +117,7 @@ def _trace(
     shapes = None if dynamic is None else tuple(dynamic.get(spec.name) for spec in signature.inputs)
     with _mode(model), torch.no_grad():
         example = zeros(signature.inputs, model.patch_embedding.weight.device)
+        # Not strict: plain tracing of Python, which needs no bytecode analysis of libraries' code.
         program = torch.export.export(module, example, dynamic_shapes=shapes, strict=False)
     _drop_type_checks(program)
     _name_outputs(program, [spec.name for spec in signature.outputs])

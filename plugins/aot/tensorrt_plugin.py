@@ -24,7 +24,7 @@ from plugins.triton.tiles import Family, Operator
 
 NAMESPACE = "vmla"
 COMPACT, FAST = 1, 2
-"""Tactics."""
+"""Numbers of the tactics that TensorRT may choose from: within 48 KiB of shared memory, or beyond."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,5 @@
-"""JSON with nothing in it that a reader would have to be careful of: no doubles, no infinities, no depths."""
+"""Reads JSON from files that others may have written: no duplicate keys, infinities or deep nesting gets
+through."""
 
 from __future__ import annotations
 
@@ -11,9 +12,9 @@ from plugins.documents.regular_file import LARGEST, read_text
 from plugins.errors import UserError
 
 DEEPEST = 32
-"""Levels of lists and objects within one another."""
+"""Levels of nesting that are read at most; Python's recursion ends at about 1000."""
 LARGEST_NUMBER = 2**128
-"""Whole numbers are smaller, so that each of them is a float too."""
+"""Bound of whole numbers, below which every one converts to a finite float."""
 
 
 def read_json(path: Path, *, mend: str = "", largest: int = LARGEST) -> dict[str, Any]:
@@ -50,7 +51,7 @@ def parse_json(text: str, where: str, *, mend: str = "") -> Any:
 
     Args:
         text: JSON.
-        where: what is called so in an error: a file.
+        where: what an error calls the source of the text, such as the file's name.
         mend: what to do about it.
 
     Raises:
@@ -67,7 +68,7 @@ def parse_json(text: str, where: str, *, mend: str = "") -> Any:
 
 
 def refuse_odd(value: Any, where: str) -> None:
-    """Refuse what is nested too deeply, numbers that are not finite or far too large, and broken text.
+    """Refuse values nested too deeply, numbers that are not finite or far too large, and broken text.
 
     Raises:
         UserError: naming the field.

@@ -12,7 +12,8 @@ from pathlib import Path
 from plugins.errors import UserError
 
 LARGEST = 2**24
-"""Bytes of a document; of what one of them asks in memory, Python's objects are the tenfold."""
+"""Bytes of a document that are read at most; Python's objects for them take about ten times as much
+memory."""
 
 
 @contextmanager
@@ -27,7 +28,9 @@ def opened(path: Path, *, mend: str = "", links: bool = True) -> Iterator[Buffer
     Raises:
         UserError: if it is missing, not to be read, or a folder, a pipe or a device.
     """
-    flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if links else os.O_NOFOLLOW)  # a pipe waits not
+    flags = (
+        os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | (0 if links else os.O_NOFOLLOW)
+    )  # O_NONBLOCK: opening a pipe would wait
     try:
         descriptor = os.open(path, flags)
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""What a safetensors file says of its tensors, read without any of them.
+"""Reads the header of a safetensors file: names, shapes and types of its tensors, without the tensors.
 
 Eight bytes with the length of a JSON object, that object, and the tensors one behind the other.
 """
@@ -22,7 +22,7 @@ BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
     "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
-"""Of one number, by the format's name of its type."""
+"""Bytes of one number, by the format's name of its type."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,12 +31,12 @@ class Between:
 def typed(
     values: Any, kind: type[T], where: str, *, others: Literal["forbid", "ignore"] = "forbid", mend: str = ""
 ) -> T:
-    """`values`, which come from JSON or YAML, as the type that they are said to be.
+    """Convert `values` from JSON or YAML to the type `kind`, checking every field.
 
     Args:
         values: plain values; lists become tuples, objects become dataclasses, where the type has them.
         kind: a dataclass, or a list or dictionary of such; a number is never taken for text or true.
-        where: what is called so in an error: a file.
+        where: what an error calls the source of the values, such as the file's name.
         others: whether keys that `kind` does not have are refused or left out.
         mend: what to do about it.
 

@@ -15,7 +15,7 @@ from plugins.documents.regular_file import read_text
 from plugins.errors import UserError
 
 LONGEST_NUMBER = 40
-"""Characters; longer ones are no number that anybody means."""
+"""Characters of a number at most; converting a longer one takes quadratic time, and nobody means it."""
 NUMBER = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _NO_KEY = object()
 
@@ -54,7 +54,7 @@ class _Tree:
     """Values that grow with events."""
 
     def __init__(self, yaml: Any) -> None:
-        """`yaml` is PyYAML's module."""
+        """Begin without a document; `yaml` is PyYAML's module, imported only where a file is read."""
         self._yaml, self._plain = yaml, yaml.constructor.SafeConstructor()
         self._open: list[list[Any]] = []
         """Containers that are not complete, outermost first, each with the key that waits for its value."""

@@ -120,7 +120,7 @@ def _expand(
         cached, own, up_key, up_value, cos, sin, valid, n_cached, own.shape[1], keys, values,
         C=content, R=rotary, DN=nope, DV=deep, PAD_C=divisor(content),
         PAD_R=power_of_two(rotary // 2, least=1), PAD_N=power_of_two(nope), PAD_V=power_of_two(deep),
-        BLOCK=size.rows, num_warps=size.warps, num_stages=size.stages,
+        BLOCK=size.rows, num_warps=size.num_warps, num_stages=size.num_stages,
     )  # fmt: skip
     return keys, values
 
@@ -135,7 +135,7 @@ def _attention(
     wrap_triton(attention_kernel)[(-(-rows // size.rows), batch * heads, splits)](
         query, keys, values, valid, scales, rows, valid.shape[0], heads, parts, sums,
         SCALE=width**-0.5 * LOG2_E, D=width, DV=deep, BLOCK_Q=size.rows, BLOCK_K=size.columns,
-        SPLITS=splits, num_warps=size.warps, num_stages=size.stages,
+        SPLITS=splits, num_warps=size.num_warps, num_stages=size.num_stages,
     )  # fmt: skip
     return _merged(out, parts, sums, splits)
 
@@ -162,7 +162,7 @@ def _absorbed(
         query, cached, own, cos, sin, valid, scales, heads * rows, rows, cached.shape[1], own.shape[1],
         parts, sums, SCALE=scale * LOG2_E, C0=parts_of_content[0], C1=parts_of_content[1], R=rotary,
         HALF=rotary_pairs(rotary, query.element_size()), BLOCK_Q=size.rows, BLOCK_K=size.columns,
-        SPLITS=splits, num_warps=size.warps, num_stages=size.stages,
+        SPLITS=splits, num_warps=size.num_warps, num_stages=size.num_stages,
     )  # fmt: skip
     return _merged(out, parts, sums, splits)
 

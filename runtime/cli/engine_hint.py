@@ -11,7 +11,7 @@ from export.engine.manifest import EAGER
 from runtime.telemetry.events import ChunkReport, NoTelemetry
 
 if TYPE_CHECKING:
-    from runtime.planning.request import Job
+    from runtime.planning.job import Job
 
 LONG_SECONDS = 60.0
 """Seconds of denoising from which an engine is worth a word: building one takes a minute or two."""

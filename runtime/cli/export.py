@@ -19,7 +19,7 @@ from plugins.errors import UserError
 from vmla.cli.command import OneLineErrors
 from vmla.cli.options.choices import Choice
 from vmla.cli.options.device import AUTO, device_option, say_device, without_auto
-from vmla.cli.progress import StageBar
+from vmla.cli.progress import PhaseBar
 from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say
 
@@ -95,7 +95,7 @@ def build(
 
 
 def _build(checkpoint: str, settings: Any, calibration: Path | None, output: Path | None, stop: Stop) -> None:
-    from export.build import BuildStage, build
+    from export.build import BuildPhase, build
     from export.engine.engine_folder import remove_asides
     from export.lowering.calibration import Calibration
     from runtime.rollout.calibration import drive
@@ -106,18 +106,18 @@ def _build(checkpoint: str, settings: Any, calibration: Path | None, output: Pat
     opened = find_checkpoint(checkpoint)
     folder = output or _store() / f"{opened.name}-{settings.name}"
 
-    def show(stage: BuildStage) -> None:
-        say(f"{stage.name}: {stage.seconds:.1f} s, peak {stage.peak_bytes / 2**20:,.0f} MiB")
-        for note in stage.notes:
+    def show(phase: BuildPhase) -> None:
+        say(f"{phase.name}: {phase.seconds:.1f} s, peak {phase.peak_bytes / 2**20:,.0f} MiB")
+        for note in phase.notes:
             say(f"  {note}")
-        for warning in stage.warnings:
+        for warning in phase.warnings:
             say(f"warning: {warning}", err=True)
 
     # A signal leaves through every `finally`; a compiler that swallows it is ended, and this is done for it.
     stop.last_acts = partial(remove_asides, folder)
     stop.last_words = lambda: [f"{folder} is as it was; the same command builds it"]
     given = None if calibration is None else Calibration.read(calibration)
-    with StageBar(sys.stderr) as bar:
+    with PhaseBar(sys.stderr) as bar:
         told = partial(drive, told=bar.advance)
         manifest, built = build(
             opened, settings, folder, show, calibration=given, drive=told, begun=bar.begin
@@ -153,7 +153,7 @@ def calibrate(checkpoint: str, prompts: int, chunks: int, seed: int, device: str
     place, opened = say_device(device), find_checkpoint(checkpoint)
     rollouts = draw_rollouts(opened, prompts=prompts, chunks=chunks, seed=seed)
     model = opened.transformer().to(place)
-    with StageBar(sys.stderr) as bar:
+    with PhaseBar(sys.stderr) as bar:
         bar.begin("calibrate")
         made = calibrate(model, opened, rollouts, partial(drive, told=bar.advance))
     made.write(output)

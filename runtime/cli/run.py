@@ -281,7 +281,7 @@ def _make(order: Order, output: Path, options: dict[str, Any], stop: Stop) -> No
     from runtime.cli.engine_hint import DenoiseTime, engine_hint
     from runtime.cli.reports import check_reports, ways_on
     from runtime.outputs.stream import is_stream
-    from runtime.session.destination import is_kept, is_resumable
+    from runtime.session.destination import is_persistent, is_resumable
     from runtime.session.generate import make_videos
     from runtime.session.replay import warnings_of
     from runtime.telemetry.events import Several
@@ -292,7 +292,7 @@ def _make(order: Order, output: Path, options: dict[str, Any], stop: Stop) -> No
         check_reports(options, [output])
         if is_stream(output):
             say(f"{output} is a stream: no state is kept, and it cannot be resumed", err=True)
-        elif is_kept(output) and not is_resumable(output):
+        elif is_persistent(output) and not is_resumable(output):
             say(f"{output} is one piece: no state is kept, and it cannot be resumed", err=True)
         warn(warnings_of([order]))
         stop.last_words = partial(ways_on, [output])

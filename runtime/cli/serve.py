@@ -23,7 +23,7 @@ from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say
 
 if TYPE_CHECKING:
-    from runtime.planning.request import Job
+    from runtime.planning.job import Job
     from runtime.serve.edge.settings import ServeSettings
 
 GROUPS = {
@@ -227,7 +227,8 @@ def settings_of(options: dict[str, Any], job: Job, *, keys: tuple[str, ...]) -> 
     return ServeSettings(
         store=options["store"].absolute(), name=options["name"] or job.checkpoint.folder.resolve().name,
         host=options["host"], port=options["port"], api_keys=keys, origins=options["allow_origin"],
-        lease_seconds=options["lease"], keep_seconds=3600 * options["keep"], save_every=options["save_every"],
+        lease_seconds=options["lease"], retention_seconds=3600 * options["keep"],
+        save_every=options["save_every"],
         limits=Limits(resident=options["sessions_per_replica"]),
     )  # fmt: skip
 

@@ -43,7 +43,9 @@ def free_bytes(device: torch.device) -> int:
     limit = _GROUP / "memory.max"
     if limit.exists() and (most := limit.read_text().strip()) != "max":
         used = int((_GROUP / "memory.current").read_text())
-        cached = _figures(_GROUP / "memory.stat")["inactive_file"]  # given back when it is asked for
+        cached = _figures(_GROUP / "memory.stat")[
+            "inactive_file"
+        ]  # page cache, which the system frees on demand
         free = min(free, int(most) - used + cached)
     return free
 
@@ -68,7 +70,7 @@ def counted(size: int) -> str:
 
 
 def bytes_of(text: str) -> int:
-    """What `8GiB`, `500 MB` or `123456` means.
+    """The number of bytes that `8GiB`, `500 MB` or `123456` stands for.
 
     Raises:
         UserError: for anything else.

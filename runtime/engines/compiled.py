@@ -71,7 +71,7 @@ class CompiledEngine:
         return velocity, entries
 
     def computation(self, held: int) -> int:
-        """One for each number of slots that a step takes."""
+        """A computation for each number of slots that a step takes."""
         return held if self.manifest.window == "held" else self.cache_spec.slots
 
     def entries(self, inputs: StepInputs, *, held: int | None = None) -> Tensor:
@@ -91,13 +91,13 @@ class CompiledEngine:
         self._programs = {}
 
     def __enter__(self) -> CompiledEngine:
-        """The engine itself."""
+        """Return the engine; leaving the block closes it."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close it."""
+        """Close the engine; an exception passes."""
         self.close()
 
 

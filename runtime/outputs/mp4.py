@@ -50,9 +50,9 @@ class Mp4Sink:
         self._frames, self._bytes, self._fragments = start["frames"], start["bytes"], start["fragments"]
         self._header, self._header_crc32 = start["header"], start["header_crc32"]
         self._crc32: int | None = after.get("crc32") if after else 0
-        """Of all bytes so far; None if the file was begun by a version that did not count it."""
+        """CRC-32 of all bytes so far; None if the file was begun by a version that did not compute it."""
         self._matrix = start.get("matrix", 0) if self._bytes else None
-        """Of the colours: a file keeps the one that it was begun with; None before the first frame."""
+        """Matrix of the colours, with which the file was begun and goes on; None before the first frame."""
         if self._bytes:
             self._check()
 
@@ -129,7 +129,7 @@ class Mp4Sink:
         for start, piece in ((HEAD, fragments[HEAD:]), (0, fragments[:HEAD])):
             self._file.seek(self._bytes + start)
             left = memoryview(piece)
-            while left:  # a raw file may take a part
+            while left:  # an unbuffered file may write only a part
                 left = left[self._file.write(left) :]
         self._bytes += len(fragments)
         if self._crc32 is not None:

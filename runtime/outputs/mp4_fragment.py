@@ -30,15 +30,16 @@ NO_NOTES = "filter_units=remove_types=6"
 
 
 BT601, BT709 = 601, 709
-"""Matrices from red, green and blue to luma and chroma; 0 is BT.601 again, of which the file says nothing."""
+"""Matrices from red, green and blue to luma and chroma; 0 is BT.601 in a file that does not name its
+matrix."""
 HD_HEIGHT = 720
 """Lines from which on players expect BT.709 where a file says nothing."""
 LIMITED, FULL = 1, 2
-"""Ranges of values: 16 to 235 for luma, 0 to 255."""
+"""Ranges of luma: 16 to 235, or 0 to 255."""
 CODE = {BT601: 6, BT709: 1}
-"""Of a matrix, its primaries and its transfer, as a file has it (ITU-T H.273); 6 is SMPTE 170M."""
+"""Code of a matrix, of its primaries and of its transfer function (ITU-T H.273); 6 is SMPTE 170M."""
 SCALER = {0: None, BT601: "ITU601", BT709: "ITU709"}
-"""The matrix as the scaler calls it."""
+"""The scaler's name of each matrix."""
 
 
 class Box(NamedTuple):
@@ -69,7 +70,7 @@ def matrix_for(height: int) -> int:
 
 
 def name_colours(context: VideoCodecContext, matrix: int) -> None:
-    """Let the stream of an encoder say what its colours are converted with; 0 says nothing."""
+    """Make an encoder's stream name the matrix of its colours; 0 names none."""
     if matrix:
         context.color_range, context.colorspace = LIMITED, CODE[matrix]
         context.color_primaries = context.color_trc = CODE[matrix]
@@ -86,7 +87,7 @@ def to_yuv(pixels: NDArray[np.uint8], width: int, height: int, matrix: int) -> V
         dst_color_range=LIMITED if matrix else None,
     )  # fmt: skip
     if matrix:
-        picture.colorspace = CODE[matrix]  # the scaler's own name of it differs
+        picture.colorspace = CODE[matrix]  # the scaler numbers it differently
     return picture
 
 

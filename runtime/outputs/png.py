@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 PICTURE = re.compile(rf"\d{{6,}}\.png({re.escape(ASIDE)}|\.tmp)?|next\.tmp")
-"""Names of pictures, and of one that was just being written, by former versions too."""
+"""Names of finished pictures, and of one that is being written, by this version or an earlier one."""
 
 
 class PngSink:

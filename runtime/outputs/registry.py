@@ -18,7 +18,7 @@ def _forget(path: Path, **_: object) -> FrameSink:
     return NullSink()
 
 
-NULL = SinkKind(what="null", takes=NOWHERE.__eq__, open=_forget, keeps=False, resumes=False)
+NULL = SinkKind(what="null", takes=NOWHERE.__eq__, open=_forget, persistent=False, resumes=False)
 
 KINDS = (NULL, STREAM, MP4, WEBM, GIF, PNG)
 

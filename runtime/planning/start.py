@@ -39,7 +39,7 @@ class Start:
     path: Path
     sha256: str
     chunks: int
-    """How many of the video's first chunks it is."""
+    """Number of the video's first chunks that it becomes."""
 
     def describe(self) -> dict[str, Any]:
         """The start as JSON values, for a video's description."""
@@ -48,7 +48,7 @@ class Start:
         }  # fmt: skip
 
     def verify(self) -> None:
-        """Read the file whole.
+        """Compare the file with its hash.
 
         Raises:
             UserError: if it is not there, or not what it was.

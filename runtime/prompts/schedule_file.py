@@ -33,7 +33,7 @@ class Entry:
     policy: Policy = "recache"
 
     def __post_init__(self) -> None:
-        PromptChange(chunk=0, prompts=(self.prompt,), policy=self.policy)  # refuses what cannot be
+        PromptChange(chunk=0, prompts=(self.prompt,), policy=self.policy)  # raises for an empty prompt
 
 
 def read_schedule(path: Path) -> list[Entry]:

@@ -1,4 +1,4 @@
-"""What a stopped video leaves on disk, from which it goes on to the identical frames.
+"""The state of a stopped video on disk, from which it resumes with identical frames.
 
 One safetensors file beside the video holds the cache, the clean latents of the window and the decoder's
 state; its header holds, as JSON, the number of the next chunk, the mark of the sink, the description of the
@@ -96,7 +96,7 @@ class State:
     decoder_state: DecoderState | None
     """None, or a list of tensors and a few other JSON values."""
     mark: Mark
-    """How far the sink had come."""
+    """The sink's position: the frames that are in it."""
     video: Mapping[str, Any] = field(default_factory=dict)
     """What determines the frames, in the words of `runtime.resume.sidecar.describe_job`."""
     pending: tuple[Frames, ...] = ()
@@ -196,7 +196,7 @@ def load_state(path: Path, *, mend: str) -> tuple[State, dict[str, Any]]:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
         text = hashlib.sha256(metadata["state"].encode()).hexdigest()
-        sound = metadata.get("state_sha256", text) == text  # states of former versions have none
+        sound = metadata.get("state_sha256", text) == text  # states of earlier versions have none
         if not sound or header.schema != SCHEMA or header.sha256 != _digest(tensors):
             raise ValueError("its hash or version is not right")
         state = _state(header, tensors)
@@ -233,7 +233,7 @@ def _first_frame(header: StateHeader) -> int:
     if not chunks:
         return frames
     size = header.video["window"]["chunk"]
-    if type(size) is not int:  # a product with text would be a text as long as the file asks for
+    if type(size) is not int:  # a string times a number would be a string as long as the file demands
         raise ValueError("its window has no number of frames a chunk")
     return frames + chunks * size
 
@@ -242,7 +242,7 @@ _TENSOR = {"tensor": True}
 
 
 def _to_json(item: Any) -> Any:
-    """What stands for `item` of the decoder's state in the header; its tensors lie beside the header."""
+    """The JSON in the header for `item` of the decoder's state; its tensors are stored as tensors."""
     return _TENSOR if isinstance(item, Tensor) else item
 
 

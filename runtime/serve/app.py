@@ -1,4 +1,4 @@
-"""The application: doors, routes and streams put together."""
+"""The application: access checks, routes and streams put together."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from fastapi import FastAPI
 
-from runtime.planning.request import Job
+from runtime.planning.job import Job
 from runtime.serve.disk.fence import Fence
 from runtime.serve.disk.store import Store
 from runtime.serve.edge import errors
@@ -29,7 +29,7 @@ from runtime.serve.streams.worker import Worker
 def create_app(job: Job, settings: ServeSettings, *, memory: int, tracing: Tracing | None = None) -> FastAPI:
     """The application that serves the model of `job` within `memory` bytes; it is loaded here.
 
-    It reports what it does to `tracing`, which is closed at the end; None traces nothing.
+    `tracing` traces its work and is closed at the end; None traces nothing.
 
     Raises:
         UserError: if it does not fit, or another server has the store.

@@ -1,4 +1,5 @@
-"""When more of a video is wanted, and how soon: for whoever hands it to viewers that come, lag and leave."""
+"""When the next chunk of a video is wanted, and how urgently: for servers, whose viewers come, lag and
+leave."""
 
 from __future__ import annotations
 

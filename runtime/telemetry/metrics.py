@@ -96,9 +96,9 @@ def prometheus(figures: Mapping[str, Figures]) -> str:
 
 
 class PrometheusFile(NoTelemetry):
-    """Keeps the latest figures in a file for a text-file collector, rewritten once a second.
+    """A file of the latest figures for Prometheus' text-file collector, rewritten once a second.
 
-    If it cannot be written any more, it keeps those that it has.
+    Once it cannot be written, its last figures stay.
     """
 
     def __init__(self, path: Path, warn: Warn, *, seconds: float = 1.0) -> None:

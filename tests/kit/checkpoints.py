@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from kit.models import randomise
 
-from vmla.config import Layout, model_preset
+from vmla.config import Layout, named_config
 from vmla.scheduler import Sampler
 from vmla.text import SmallTextConfig, TextEncoder
 from vmla.transformer import VideoMLA
@@ -26,7 +26,7 @@ def debug_checkpoint(
     With `words` it has a tokenizer of these, otherwise one of bytes.
     """
     torch.manual_seed(seed)
-    config = replace(model_preset("debug", layout=layout), **sizes)
+    config = replace(named_config("debug", layout=layout), **sizes)
     reader = SmallTextConfig(width=32, head_width=16, heads=2, ffn_width=32, layers=1, words=words)
     text, tokenizer = reader.build()
     model = randomise(VideoMLA(config), seed)

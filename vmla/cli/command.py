@@ -1,7 +1,7 @@
-"""How every command of the project ends: in one line on the error stream, no traceback.
+"""How every command of the project ends: with one line on standard error and no traceback.
 
-A mistake of the user has status 2; a signal has 128 and its number, by one mechanism (`Stop`, which is the
-`obj` of click's context). Neither stream that a command speaks to can end it.
+A mistake of the user exits with status 2, a signal with 128 plus its number (`Stop`, the `obj` of click's
+context, handles all signals). A command goes on if standard output or standard error cannot be written to.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class Verb(click.Command):
         return left
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command."""
+        """Run the command, with logging set to the level that its options ask for."""
         with logging_to_stderr(log_level(ctx)):
             return super().invoke(ctx)
 
@@ -79,7 +79,7 @@ def _name(option: click.Option) -> str:
 
 
 class OneLine(Verb):
-    """What `OneLineErrors` and `OneLineCommand` share."""
+    """Base of `OneLineErrors` and `OneLineCommand`: signals, streams and the conversion of errors."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
@@ -129,7 +129,7 @@ class OneLineCommand(OneLine):
 
 
 class Refusal(click.ClickException):
-    """What click shows as one line."""
+    """A `UserError` as click's own exception, which click prints as one line and exits with status 2."""
 
     exit_code = 2
 
@@ -138,14 +138,14 @@ class one_line_errors:  # noqa: N801 - reads as a statement
     """Turns a `UserError` raised inside into click's own exit with one line, a signal into its status."""
 
     def __init__(self, stop: Stop | None = None) -> None:
-        """`stop` has the last words after a signal."""
+        """`stop` says what is printed after a signal: what was saved and how to resume."""
         self._stop = stop or Stop()
 
     def __enter__(self) -> None:
-        """Nothing to prepare."""
+        """Begin the block; errors are converted when it ends."""
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        """Replace the error of a user."""
+        """Convert a `UserError`, an `OSError` or a signal into click's exit; let all else pass."""
         if isinstance(error, UserError):
             raise Refusal(one_line(str(error))) from error
         if isinstance(error, Interrupted):

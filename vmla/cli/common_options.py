@@ -21,10 +21,10 @@ _LEVEL = "vmla.cli.log_level"
 
 
 class FiniteRange(click.FloatRange):
-    """A number within bounds; click lets NaN through, for every comparison with it is false."""
+    """A finite number within bounds: click alone accepts NaN, since every comparison with it is false."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The number; refuses what is none."""
+        """Convert `value`, and refuse NaN and infinities."""
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number", param, ctx)
@@ -37,7 +37,7 @@ def log_level(context: click.Context) -> str:
 
 
 def log_options() -> list[click.Option]:
-    """`-v`, `-q` and `--log-level`."""
+    """The options `-v`, `-q` and `--log-level`; each stores a level, and the last one given wins."""
     return [
         _option(["-v", "--verbose"], _setting("debug"), is_flag=True, help="Log all there is to say."),
         _option(["-q", "--quiet"], _setting("error"), is_flag=True, help="Log errors alone; no progress."),
@@ -47,7 +47,7 @@ def log_options() -> list[click.Option]:
 
 
 def version_option() -> click.Option:
-    """`--version`."""
+    """The option `--version`, which prints the installed version and exits before anything else runs."""
     return _option(["--version"], _say_version, is_flag=True, is_eager=True, help="Print the version.")
 
 
@@ -64,7 +64,7 @@ def _setting(level: str | None) -> Callable[..., None]:
 
 
 def _say_version(context: click.Context, option: click.Parameter, value: bool) -> None:
-    """Print it and end.
+    """Print the version and exit.
 
     Raises:
         UserError: where the project is not installed.

@@ -1,4 +1,4 @@
-"""A whole training run, stage after stage, in one folder; run again, it goes on where it stopped."""
+"""A whole training run, stage after stage, in one folder; a second run resumes where the first stopped."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from torch import nn
 
 from vmla.cli.stopping import Stop
 from vmla.text import TextEncoder
-from vmla.train.data.latents import LatentSet, make_latents
+from vmla.train.data.latents import LatentSet, LatentSettings, make_latents
 from vmla.train.loop.log import Report
 from vmla.train.loop.loop import Stage, Watcher, train
 from vmla.train.loop.parallel import CPU, Parallel
 from vmla.train.monitoring.samples import Samples, embedded
 from vmla.train.objectives.alignment import detach_aligner
-from vmla.train.recipes.from_scratch import Recipe
+from vmla.train.recipes.from_scratch import PretrainingRecipe
 from vmla.train.stages import STAGES
 from vmla.train.stages.codec import CodecStage, with_statistics
 from vmla.train.stages.decoder import DecoderStage
@@ -37,7 +37,7 @@ class TrainingRun:
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: PretrainingRecipe,
         folder: Path,
         report: Report,
         *,
@@ -47,17 +47,17 @@ class TrainingRun:
         stop: Stop | None = None,
         device: torch.device = CPU,
     ) -> None:
-        """A run in `folder`, begun there or gone on with.
+        """A run in `folder`, which continues what is there.
 
         Args:
             recipe: what is trained, and how.
-            folder: keeps the states and the logs of all stages.
+            folder: keeps the states and logs of all stages.
             report: takes a line after each step.
-            stop_after: steps of the stage under way; all of them if not given.
+            stop_after: steps of the current stage; all of them if not given.
             watchers: see every step.
-            samples: every how many steps the denoiser shows some clips; never if not given.
-            stop: ends it after the step under way.
-            device: that trains. What has been trained lies in main memory; a run may go on on another device.
+            samples: steps between two sets of the denoiser's sample clips; none are made if not given.
+            stop: ends the run after the current step.
+            device: trains. What was trained is kept in main memory, so another device may continue a run.
         """
         self.recipe, self.folder, self.report = recipe, folder, report
         self.stop_after, self.watchers, self.samples = stop_after, watchers, samples
@@ -77,7 +77,7 @@ class TrainingRun:
         return True
 
     def codec(self) -> TinyCodec:
-        """The trained autoencoder, with the statistics of its latents: what encodes the training set."""
+        """The trained autoencoder, with the statistics of its latents; it encodes the training set."""
         return self._codec
 
     @cached_property
@@ -93,7 +93,7 @@ class TrainingRun:
         return codec.eval()
 
     def decoder(self) -> TinyCodec:
-        """The same with its decoder trained on, where the recipe asks for it: what decodes in the end."""
+        """The finished model's autoencoder: `codec`, its decoder trained further if the recipe says so."""
         if self.recipe.decoder_training is None:
             return self.codec()
         stage = DecoderStage(self.codec(), self.recipe.decoder_training, self.device)
@@ -112,13 +112,17 @@ class TrainingRun:
 
     def latents(self) -> LatentSet:
         """The training set: rendered clips, encoded by the trained codec."""
+        return self._rendered(self.recipe.latents, "latents")
+
+    def _rendered(self, settings: LatentSettings, name: str) -> LatentSet:
+        """Clips of `settings` in the folder's subfolder `name`."""
         known = self._text_stage().settings()
-        folder = self.folder / "latents"
         codec, text = deepcopy(self.codec()).to(self.device), self.text()
         text.encoder.to(self.device)
-        return make_latents(
-            self.recipe.latents, codec, text, known, folder, self.report, device=self.device
-        ).to(self.device)
+        folder = self.folder / name
+        return make_latents(settings, codec, text, known, folder, self.report, device=self.device).to(
+            self.device
+        )
 
     def denoiser(self) -> VideoMLA:
         """The trained transformer, before its refinement."""
@@ -128,17 +132,19 @@ class TrainingRun:
         return detach_aligner(stage.model)
 
     def refine(self) -> VideoMLA:
-        """The finished transformer: `denoiser` trained on, where the recipe asks for it."""
+        """The finished transformer: `denoiser`, trained further if the recipe says so."""
         recipe, model = self.recipe, self.denoiser()
         if recipe.refinement is None:
             return model
-        stage = DenoiserStage(recipe.model, recipe.refinement, self.latents(), model=model.to(self.device))
+        fresh = recipe.refinement_latents
+        data = self.latents() if fresh is None else self._rendered(fresh, "latents-refine")
+        stage = DenoiserStage(recipe.model, recipe.refinement, data, model=model.to(self.device))
         stage.name = "refine"
         _train(stage.model, stage, self, self._clips(stage))
         return detach_aligner(stage.model)
 
     def _clips(self, stage: DenoiserStage) -> list[Watcher]:
-        """What shows clips of the denoiser while it learns."""
+        """Watchers that write sample clips of the denoiser while it learns."""
         if self.samples is None:
             return []
         text, sampler = self.text(), self.recipe.sampler

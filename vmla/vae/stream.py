@@ -46,7 +46,7 @@ class TimeGrow(nn.Module):
 
 
 class Double(nn.Module):
-    """Each cell to four of the same value."""
+    """Nearest-neighbour upsampling: each cell becomes 2 x 2 of the same value."""
 
     factor = 2
 

@@ -19,7 +19,7 @@ LATENT = {
     "down_kv": "kv_down", "norm_kv": "kv_norm", "up_k": "k_up", "up_v": "v_up", "rotary_k": "k_rope",
     "down_q": "q_down", "norm_q": "q_norm", "up_q": "q_up", "rotary_q": "q_rope", "to_out": "o",
 }  # fmt: skip
-"""Our latent attention's modules; beside them, what they are called in a file unless it is told."""
+"""Our latent attention's modules, and the default of their names in a file."""
 
 OUTER = {
     "patch_embedding": "patch_embedding",

@@ -1,4 +1,5 @@
-"""Modules that a checkpoint follows at once: made without drawing weights, or without even room for them."""
+"""Makes modules whose weights a checkpoint is about to fill: without drawing them, or without even allocating
+them."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class Uninitialised(TorchFunctionMode):
-    """While it is active, new layers keep whatever their memory held.
+    """While it is active, the weights of new layers are left uninitialised.
 
     The meta device would do as well, but starting it loads a compiler, which takes seconds.
     """

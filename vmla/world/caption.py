@@ -1,4 +1,4 @@
-"""The grammar of captions: scenes to words, and words to what they ask for."""
+"""The grammar of captions: scenes to words, and words back to the scene that they ask for."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a scene shows at each place of the picture, as numbers: what a denoiser should know in its middle."""
+"""What a scene shows at each place of the picture, as numbers, to align a denoiser's middle layer with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vmla.world.scene import COLOURS, FOLDS, SHAPES, Scene, Sprite, trace_path
 from vmla.world.worlds import SIZE
 
 FASTEST = 32.0
-"""Pixels a second that count as one."""
+"""Speed in pixels a second that a label scales to 1."""
 
 WIDTH = 1 + len(SHAPES) + len(COLOURS) + 6
 """Numbers of a place: whether an object is there; its shape and colour, one of each 1 and the others 0; its
@@ -53,7 +53,7 @@ def _kind(sprite: Sprite, frames: int, places: int) -> Tensor:
 
 
 def _place(x: Tensor, y: Tensor, angle: Tensor, sprite: Sprite, grid: int) -> Tensor:
-    """Where it is and goes, [F, grid^2, 6], for centres x, y and turns, each [F, together]."""
+    """Position, velocity and angle [F, grid^2, 6], for centres x, y and turns, each [F, together]."""
     middles = (torch.arange(grid) + 0.5) * SIZE / grid
     down, across = ((centre.mean(1)[:, None] - middles) * grid / SIZE for centre in (y, x))
     from_middle = torch.stack(

@@ -19,10 +19,10 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """What a caption does not say: sizes in pixels, speeds in pixels or degrees a second."""
+    """The ranges of what a caption leaves open: sizes in pixels, speeds in pixels or degrees a second."""
 
     name: str
-    """As checkpoints record it, in `trained_on` of their `model_index.json`."""
+    """The name that checkpoints record as `trained_on` in their `model_index.json`."""
     small: float
     large: float
     """Circumradius of an object; each shape covers several tokens of the denoiser."""

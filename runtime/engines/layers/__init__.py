@@ -1,1 +1,2 @@
-"""Modules that stand in for the model's own in an engine: the same results, laid out or kept otherwise."""
+"""Modules that stand in for the model's own in an engine: the same results from weights in another layout or
+type."""

@@ -1,8 +1,8 @@
 """Which of several servers on one folder makes the chunks of a stream.
 
 The right to do so is a lock of the system (`flock`) on a file in the stream's folder. It ends with its
-process, however that ends, and nobody can take it from a process that lives. What stands in the file is a
-hint: the address of the server that has it. Everything that its holder writes is written inside `Claim.held`,
+process, however that ends, and nobody can take it from a living process. The file's content is only a hint:
+the address of the server that has it. Everything that its holder writes is written inside `Claim.held`,
 which refuses once the right is lost, as it can be on a network's file system whose client was cut off.
 """
 
@@ -26,9 +26,9 @@ LOCAL_LOCKS = {
     "cifs": {"nobrl"},
     "smb3": {"nobrl"},
 }
-"""By kind of file system, options under which a lock does not reach other machines."""
+"""Mount options under which a lock does not reach other machines, by kind of file system."""
 LONGEST = 1_024
-"""The most bytes that are read of a holder's address."""
+"""Bytes of a holder's address that are read at most."""
 
 
 class ClaimLostError(Exception):
@@ -51,7 +51,7 @@ class Claim:
         """Inside, nobody else has it.
 
         Raises:
-            ClaimLostError: if it was let go, or taken from us, or nobody can say (a stale handle of NFS).
+            ClaimLostError: if it was released or lost, or that is unknown (a stale handle of NFS).
         """
         with self._lock:
             if self._file is None or not self._stands(self._file):
@@ -64,7 +64,7 @@ class Claim:
             file, self._file = self._file, None
             if file is None:
                 return
-            with suppress(OSError):  # what the file says is a hint; closing it is what lets go
+            with suppress(OSError):  # the content is a hint; closing the file releases the lock
                 if self._stands(file):
                     os.ftruncate(file, 0)
             with suppress(OSError):
@@ -120,7 +120,7 @@ class Fence:
             return None
         if (claim := self.claim(folder)) is None:
             return address
-        claim.release()  # whoever said so has died
+        claim.release()  # the server that wrote this has died
         return None
 
 

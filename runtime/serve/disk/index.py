@@ -56,7 +56,7 @@ class ChunkIndex:
         with self._path.open("a") as file:
             file.write(f"{end} {frames}\n")
         self._frames.append(frames)
-        self._ends.append(end)  # last: whoever sees it sees all of it
+        self._ends.append(end)  # appended last, so that readers on other threads see it complete
 
     def cut(self, end: int) -> None:
         """Forget chunks past the byte `end` of the file."""

@@ -21,14 +21,14 @@ INCOMING = "incoming-"
 
 RELAY_KEY = ".relay-key"
 FORGOTTEN_SECONDS = 3600.0
-"""Age after which a half-received state is abandoned."""
+"""Seconds after which a half-received state counts as abandoned and is removed."""
 
 
 class Store:
     """The folder of all streams, owned by one server at a time or shared by several."""
 
     def __init__(self, path: Path, *, shared: bool = False) -> None:
-        """Take it, and make it first if there is none.
+        """Take the folder for this server, after making it if there is none.
 
         Raises:
             UserError: if that cannot be, or another server has it, or locks in it do not reach its sharers.
@@ -82,7 +82,7 @@ class Store:
 
 
 def read_relay_key(store: Path) -> str:
-    """What servers that share the `store` know each other by; the first one makes it, for this user alone.
+    """The key by which servers that share `store` recognise each other; the first one makes it, for its user.
 
     Raises:
         UserError: if it cannot be read.
@@ -92,7 +92,7 @@ def read_relay_key(store: Path) -> str:
         store.mkdir(parents=True, exist_ok=True)
         file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
         with os.fdopen(file, "r+") as opened:
-            fcntl.flock(opened, fcntl.LOCK_EX)  # of two that come at once, one makes it
+            fcntl.flock(opened, fcntl.LOCK_EX)  # another server has just made it
             if not (key := opened.read()):
                 key = secrets.token_urlsafe(32)
                 opened.write(key)

@@ -38,7 +38,7 @@ def load_received(
         path: of the file.
         template: a state of the model that is served.
         described: what determines a video of it.
-        characters, frames: of a prompt and of a video, at most.
+        characters, frames: upper bounds for a prompt and for a video.
 
     Raises:
         UserError: if it is not whole, or not of this model; in a sentence without the path.
@@ -61,8 +61,8 @@ def load_received(
 
 
 def _check_video(video: Mapping[str, Any], *, characters: int, frames: int) -> None:
-    recorded = Recorded.of(video, "this state")  # which checks the type of every field
-    if recorded.start_file is not None:  # what it names would be opened here
+    recorded = Recorded.of(video, "this state")  # checks the type of every field
+    if recorded.start_file is not None:  # a path in it would be opened on this machine
         raise ValueError("it goes on from a file of another machine")
     PromptSchedule(recorded.changes())
     if any(len(one.prompt) > characters for one in recorded.prompts):

@@ -11,7 +11,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 FRAGMENTS = 1_024
-"""Frames that a message of a WebSocket may come in: empty ones weigh nothing against its size."""
+"""Frames that a message of a WebSocket may have: its size alone would not bound empty ones."""
 POLICY_VIOLATION = 1008
 
 
@@ -49,7 +49,7 @@ class TimelyHttp(H11Protocol):
         super().handle_websocket_upgrade(event)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
+        """Stop the clock of the head that was expected."""
         self._wait_no_more()
         super().connection_lost(exc)
 
@@ -117,7 +117,7 @@ class Connected(Protocol):
 class Watch:
     """Ends connections whose client reads nothing.
 
-    To close one is not enough: what is still to be sent keeps it open for as long as the client likes.
+    Closing a connection is not enough: unsent data keeps it open for as long as the client does not read.
     """
 
     def __init__(self, patience: float, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -127,7 +127,7 @@ class Watch:
         """What each connection has still to send, in bytes or -1 at the end, and since when."""
 
     def look(self, connections: Iterable[Connected]) -> None:
-        """Look at all of them; to be called every second or so."""
+        """Check all connections; to be called about once a second."""
         now, seen = self._clock(), {}
         for one in list(connections):
             closing, left = one.transport.is_closing(), one.transport.get_write_buffer_size()

@@ -17,7 +17,7 @@ STATES = ("queued", "ready", "paused", "completed", "stopped", "failed")
 
 
 class Metrics:
-    """Of one server, in a registry of its own; it listens to every stream as its telemetry."""
+    """The metrics of one server, in a registry of its own; it listens to every stream as its telemetry."""
 
     def __init__(self) -> None:
         self.registry = CollectorRegistry()

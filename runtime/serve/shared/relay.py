@@ -33,7 +33,8 @@ class Relay:
         body = _Body(receive)
         has_body = any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
         timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)
-        # A client of its own: it holds nothing that a loop or a server which ends could leave behind.
+        # A client for this request alone: a shared one would hold connections of servers and loops that have
+        # ended.
         async with httpx.AsyncClient(timeout=timeout, trust_env=False) as client:
             asked = client.build_request(
                 scope["method"], url, headers=[*headers, (RELAYED.encode(), self._key)],

@@ -16,7 +16,7 @@ from bench.harness.time_budget import Budget
 from bench.speed import engines
 from plugins.errors import UserError
 from runtime.engines.base import EagerEngine
-from vmla.config import model_preset
+from vmla.config import named_config
 
 pytestmark = pytest.mark.cpu
 
@@ -127,12 +127,12 @@ def test_a_budget_leaves_out_what_would_not_end():
 
 
 def test_random_weights_keep_the_size_of_what_they_multiply():
-    model = random_model(model_preset("debug"))
+    model = random_model(named_config("debug"))
     x = torch.randn(1, 64, 64)
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and module.in_features == 64 and "time_proj" not in name:
             assert 0.8 < float(module(x).std()) < 1.25, name
-    again = random_model(model_preset("debug"))
+    again = random_model(named_config("debug"))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 

@@ -24,11 +24,11 @@ from vmla.cli.command import OneLineCommand
 from vmla.cli.logs import logging_to_stderr
 from vmla.cli.options.choices import Choice, Several
 from vmla.cli.options.config_file import config_option
-from vmla.cli.progress import ProgressLine, StageBar
+from vmla.cli.progress import PhaseBar, ProgressLine
 from vmla.train.cli.commands import main as vmla_train
 from vmla.train.recipes import FROM_CHECKPOINT, FROM_SCRATCH
 from vmla.train.recipes.from_checkpoint import DISTILLATION_RECIPES
-from vmla.train.recipes.from_scratch import TRAINING_RECIPES
+from vmla.train.recipes.from_scratch import PRETRAINING_RECIPES
 from vmla.weights.published import NAMES as PRESET_NAMES
 from vmla.weights.published.presets import PRESETS
 
@@ -130,7 +130,7 @@ def test_names_are_shown_as_choices_and_listed_where_they_are_many():
 
 
 def test_names_that_are_known_before_pytorch_is_loaded_are_those_that_there_are():
-    assert tuple(TRAINING_RECIPES) == FROM_SCRATCH
+    assert tuple(PRETRAINING_RECIPES) == FROM_SCRATCH
     assert tuple(DISTILLATION_RECIPES) == FROM_CHECKPOINT
     assert tuple(PRESETS) == PRESET_NAMES
     assert get_args(Precision) == PRECISIONS
@@ -240,12 +240,12 @@ def test_a_terminal_is_shown_how_much_is_done_and_left(monkeypatch):
     assert " 50%" in stream.getvalue() and "0:20 left" in stream.getvalue() and "[chunk]" in stream.getvalue()
 
 
-def test_a_bar_shows_stages_on_a_terminal_and_is_silent_in_a_pipe(monkeypatch):
+def test_a_bar_shows_phases_on_a_terminal_and_is_silent_in_a_pipe(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     terminal, pipe = Terminal(), io.StringIO()
     for stream in (terminal, pipe):
-        with StageBar(stream) as bar:
-            bar.advance(1, 2)  # of no stage
+        with PhaseBar(stream) as bar:
+            bar.advance(1, 2)  # of no phase
             bar.begin("trace [a]")
             bar.advance(1, 4)
             bar.begin("compile")

@@ -20,9 +20,10 @@ from safetensors.torch import load_file
 from runtime import generate
 from runtime.cli.run import main
 from runtime.outputs.mp4 import Mp4Sink
-from runtime.planning.request import THREADS, prepare
+from runtime.planning.compute import THREADS
+from runtime.planning.request import prepare
 from vmla.cache import CacheSpec
-from vmla.config import model_preset
+from vmla.config import named_config
 from vmla.weights.formats.files import write_tensors
 
 pytestmark = pytest.mark.cpu
@@ -81,7 +82,7 @@ def test_pictures_and_nothing(checkpoint, tmp_path):
 def test_the_plan_is_the_truth(checkpoint):
     result = run("--prompt", PROMPT, "--checkpoint", checkpoint, "--minutes", 3, "--dry-run")
     assert result.exit_code == 0
-    spec = CacheSpec.of(model_preset("debug"))
+    spec = CacheSpec.of(named_config("debug"))
     cache = spec.allocate(1, dtype=torch.float32)
     assert f"cache: {cache.nbytes:,} bytes" in result.output
     assert "240 chunks, 2880 frames of 64x64, 180 s" in result.output

@@ -16,7 +16,7 @@ from plugins.errors import UserError
 from runtime import VideoPipeline
 from runtime.cli.run import main
 from runtime.engines.base import EagerEngine
-from runtime.planning.request import to_pixels
+from runtime.outputs.writer import to_pixels
 from runtime.planning.start import open_start
 from runtime.prompts.sources import FixedPrompts
 from runtime.rollout.decoding import CodecDecoder

@@ -15,7 +15,8 @@ from kit.taehv import random_taehv
 
 from runtime.cli.run import main
 from runtime.outputs import NullSink
-from runtime.planning.request import prepare, to_pixels
+from runtime.outputs.writer import to_pixels
+from runtime.planning.request import prepare
 from runtime.resume.autosave import Autosave
 from runtime.resume.sidecar import sidecar_path
 from runtime.resume.state import state_path

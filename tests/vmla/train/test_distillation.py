@@ -21,7 +21,7 @@ from vmla.train.loop.parallel import direct
 from vmla.train.objectives.cached_rollout import CachedRollout
 from vmla.train.objectives.dmd import guided_beyond
 from vmla.train.recipes.from_checkpoint import DISTILLATION_RECIPES
-from vmla.train.recipes.from_scratch import training_recipe
+from vmla.train.recipes.from_scratch import pretraining_recipe
 from vmla.train.stages.denoiser import narrowed
 from vmla.train.stages.distillation import ConsistencyStage, DistributionStage
 from vmla.transformer import VideoMLA
@@ -170,7 +170,7 @@ def test_distillations_are_guided_as_the_teacher_is_sampled(weight):
 
 def test_the_recipe_for_a_gpu_trains_the_model_as_it_was_made():
     """Guidance steers away from what it says where prompts were dropped: training on must drop as many."""
-    made, on_gpu = training_recipe("sprites"), DISTILLATION_RECIPES["sprites-gpu"]
+    made, on_gpu = pretraining_recipe("sprites"), DISTILLATION_RECIPES["sprites-gpu"]
     assert on_gpu.model == made.model
     assert on_gpu.forcing.prompt_dropout == made.denoiser_training.prompt_dropout > 0
     assert on_gpu.forcing.forcing.shift == made.denoiser_training.forcing.shift

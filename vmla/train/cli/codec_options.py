@@ -12,7 +12,7 @@ from vmla.train.data.clips import open_clips
 from vmla.train.loop.loop import train
 from vmla.train.loop.parallel import Parallel
 from vmla.train.optim.optimizers import TrainingSchedule
-from vmla.train.stages.tiny_decoder import TinyStage, TinyTraining
+from vmla.train.stages.tiny_decoder import TinyDecoderStage, TinyTraining
 from vmla.vae.taehv import Taehv
 from vmla.weights.formats.files import hash_weights, write_tensors
 from vmla.weights.locate import find_checkpoint
@@ -51,7 +51,7 @@ def distil(
     )  # fmt: skip
     training = TinyTraining(schedule=schedule, clips=clips)
     source = {"data": held.settings, "vae": hash_weights(checkpoint.weights_path("vae"))}
-    stage = TinyStage(checkpoint.codec().to(device), held.latents, training, source, device)
+    stage = TinyDecoderStage(checkpoint.codec().to(device), held.latents, training, source, device)
     average = train(
         stage, output, report=report, stop_after=stop_after, parallel=Parallel(device=device), stop=stop
     )

@@ -46,7 +46,7 @@ def varied(command: Any) -> Any:
 
 
 def watched(command: Any) -> Any:
-    """Options that show how training goes, and change nothing of it."""
+    """Options that show the progress of training without affecting it."""
     for option in (
         click.option("--samples", type=click.IntRange(min=1), metavar="EVERY",
                      help="Show clips of the averaged weights each EVERY steps, in the folder's samples/."),
@@ -90,12 +90,12 @@ def run(
     from vmla.cli.options.device import say_device
     from vmla.cli.progress import ProgressLine
     from vmla.train.monitoring.dashboard import dashboard
-    from vmla.train.recipes.from_scratch import training_recipe
+    from vmla.train.recipes.from_scratch import pretraining_recipe
     from vmla.train.run import TrainingRun
 
     if threads is not None:
         torch.set_num_threads(threads)
-    chosen, place = training_recipe(recipe, **changes), say_device(device)
+    chosen, place = pretraining_recipe(recipe, **changes), say_device(device)
     with dashboard(log, output) as watchers, ProgressLine(sys.stderr) as line:
         finished = TrainingRun(
             chosen, output, line.show, stop_after=stop_after, watchers=watchers, samples=samples,
@@ -110,9 +110,9 @@ def run(
 @main.command()
 def recipes() -> None:
     """List the recipes, with their sizes."""
-    from vmla.train.recipes.from_scratch import TRAINING_RECIPES
+    from vmla.train.recipes.from_scratch import PRETRAINING_RECIPES
 
-    for recipe in TRAINING_RECIPES.values():
+    for recipe in PRETRAINING_RECIPES.values():
         model = recipe.model
         steps = recipe.steps()
         learned = steps["denoiser"] + steps.get("refine", 0)
@@ -127,9 +127,9 @@ def recipes() -> None:
 def pack(recipe: str, folder: Path, output: Path, **changes: Any) -> None:
     """Write the finished run of a recipe in FOLDER as a checkpoint folder."""
     from vmla.train.publish.pack import pack_run
-    from vmla.train.recipes.from_scratch import training_recipe
+    from vmla.train.recipes.from_scratch import pretraining_recipe
 
-    pack_run(training_recipe(recipe, **changes), folder, output, say)
+    pack_run(pretraining_recipe(recipe, **changes), folder, output, say)
     place = shlex.quote(str(output))
     say(f"make a video with it: vmla-run --checkpoint {place} --prompt PROMPT -o video.mp4")
 
@@ -251,11 +251,11 @@ def render(recipe: str, output: Path, checkpoint: str, threads: int | None, **op
     from vmla.cli.options.device import say_device
     from vmla.cli.progress import ProgressLine
     from vmla.train.data.latents import render_latents
-    from vmla.train.recipes.from_scratch import training_recipe
+    from vmla.train.recipes.from_scratch import pretraining_recipe
 
     if threads is not None:
         torch.set_num_threads(threads)
-    settings, options["device"] = training_recipe(recipe).latents, str(say_device(options["device"]))
+    settings, options["device"] = pretraining_recipe(recipe).latents, str(say_device(options["device"]))
     with ProgressLine(sys.stderr) as line:
         render_latents(settings, checkpoint, output, line.show, **options)
 

@@ -27,7 +27,7 @@ def start_stage(options: Mapping[str, Any], report: Say, say: Say, stop: Stop) -
     `stop` ends it after the step under way.
 
     Raises:
-        UserError: for whatever does not fit.
+        UserError: for options, data or checkpoints that do not fit together.
     """
     chosen = distillation_recipe(options["recipe"])
     if options["dry_run"]:
@@ -51,4 +51,4 @@ def start_stage(options: Mapping[str, Any], report: Say, say: Say, stop: Stop) -
 
 
 def _silent(line: str) -> None:
-    """All processes but the first say nothing."""
+    """Drop a line: only the first process reports."""

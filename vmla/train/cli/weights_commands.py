@@ -1,4 +1,4 @@
-"""`vmla-train inspect`, `convert` and `push`: other people's weights taken over, and our own given away."""
+"""`vmla-train inspect`, `convert` and `push`: for other people's weights, and for publishing our own."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from vmla.cli.options.choices import Choice
 from vmla.cli.options.device import device_option
 from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say
-from vmla.config import MODEL_PRESETS
+from vmla.config import MODEL_CONFIGS
 from vmla.weights.published import JOINT
 from vmla.weights.published import NAMES as PRESET_NAMES
 
@@ -62,12 +62,12 @@ def inspect(file: str, output: Path | None, part: str | None, **guess: Any) -> N
 @click.option("--init", type=Choice(["spectral", "random"]), default="spectral", show_default=True,
               help="How the latents' projections begin.")  # fmt: skip
 @click.option("-o", "--output", type=FOLDER, help="Checkpoint folder to write.")
-@click.option("--sizes", "--recipe", "sizes", type=Choice(MODEL_PRESETS), default="wan-1.3b",
-              help="Model preset that gives picture size and window.")  # fmt: skip
+@click.option("--sizes", "--recipe", "sizes", type=Choice(MODEL_CONFIGS), default="wan-1.3b",
+              help="Named model that gives picture size and window.")  # fmt: skip
 @click.option("--kv-lora-rank", "--content-width", "kv_lora_rank", type=click.IntRange(min=1),
-              help="Width of the shared latent (default: the preset's).")  # fmt: skip
+              help="Width of the shared latent (default: that of --sizes).")  # fmt: skip
 @click.option("--qk-rope-head-dim", "--rotary-width", "qk_rope_head_dim", type=click.IntRange(min=2),
-              help="Width of the shared rotary key (default: the preset's).")  # fmt: skip
+              help="Width of the shared rotary key (default: that of --sizes).")  # fmt: skip
 @click.option("--q-lora-rank", "--query-width", "q_lora_rank", type=click.IntRange(min=1),
               help="Width of the query latent (default: half the model's).")  # fmt: skip
 @click.option("--whiten/--no-whiten", default=True, show_default=True,

@@ -19,11 +19,11 @@ from vmla.cluster.pool import ActorPool
 
 Shard = TypeVar("Shard")
 Make = Callable[[Shard], list[str]]
-"""Makes a shard, and returns lines to be said of it."""
+"""Makes a shard, and returns lines to report about it."""
 
 
 class ShardMaker:
-    """One worker."""
+    """The actor of one worker: it loads its models once, and then makes one shard after the other."""
 
     def __init__(self, begin: Callable[[], Make[Any]], threads: int) -> None:
         """Load what makes shards by `begin`; compute on as many `threads` as one machine alone would."""
@@ -31,7 +31,7 @@ class ShardMaker:
         self._make = begin()
 
     def make(self, shard: Any) -> list[str]:
-        """Make one shard."""
+        """Make `shard`, and return lines to report about it."""
         return self._make(shard)
 
     def stop(self) -> None:

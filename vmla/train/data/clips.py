@@ -35,7 +35,7 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipIndex:
-    """What is read of `clips.json`."""
+    """The fields that we read of `clips.json`."""
 
     settings: dict[str, Any]
     shards: list[Shard]
@@ -91,7 +91,7 @@ def _encoded(folder: Path) -> LatentSet:
 
 
 def _rendered(folder: Path) -> LatentSet:
-    """What the stage `latents` of a run left: small enough to be held whole."""
+    """The clips of a run's stage `latents`, which are small enough to be held in memory."""
     paths = sorted(folder.glob("latents-*.pt"))
     if not paths:
         raise UserError(f"{folder} holds no clips; make some with vmla-train encode, or vmla-train run")

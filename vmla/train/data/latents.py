@@ -1,4 +1,4 @@
-"""Stage `latents`: render, encode once, and keep; the denoiser then reads nothing but these."""
+"""Stage `latents`: renders clips and encodes them once; the denoiser then reads only these files."""
 
 from __future__ import annotations
 
@@ -31,24 +31,24 @@ from vmla.world.worlds import FIRST, world_named
 
 CPU = torch.device("cpu")
 COLUMNS = ("latents", "text", "objects", "labels")
-"""Of a shard's clips."""
+"""The tensors of a shard, each with one row for a clip."""
 GPU_BATCH = 16
 """Clips that a GPU encodes at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatentSettings:
-    """How much is rendered, and how it is kept."""
+    """How many clips are rendered, and how they are stored."""
 
     clips: int = 3072
     frames: int = 36
     """Latent frames of a clip."""
     shard: int = 128
-    """Clips to a file; what is interrupted loses at most one."""
+    """Clips to a file; an interruption loses at most one file."""
     seed: int = 0
     world: str = FIRST.name
     label_grid: int = 0
-    """Places across and down at which it is written what a scene shows (`vmla.world.labels`); 0 for none."""
+    """Places across and down that labels of the scene are stored for (`vmla.world.labels`); 0 stores none."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ class LatentSet:
     text: Tensor | Column
     """[clips, text tokens, text width] float16."""
     settings: dict[str, Any]
-    """What determined it."""
+    """The settings that determined the set, as JSON values; a stage's state records them."""
     negative: Tensor | None = None
     """[text tokens, text width]: what guidance steers away from, where there is one."""
     objects: Tensor | None = None
@@ -83,7 +83,7 @@ class Clips(Dataset[tuple[Tensor, str, int, Tensor]]):
         self._world, self._grid = world_named(settings.world), settings.label_grid
 
     def __len__(self) -> int:
-        """The number of clips."""
+        """Number of clips in the set."""
         return len(self._numbers)
 
     def __getitem__(self, place: int) -> tuple[Tensor, str, int, Tensor]:
@@ -126,7 +126,7 @@ def make_latents(
 
 
 def _known(settings: LatentSettings, codec: TinyCodec, text: dict[str, Any]) -> dict[str, Any]:
-    """What determines a shard."""
+    """The settings that determine a shard, which are compared before it is reused."""
     return {"latents": asdict(settings), "codec": asdict(codec.config), "text": text}
 
 
@@ -215,7 +215,7 @@ def _make_by_ray(
 def _begin(
     settings: LatentSettings, checkpoint: str, known: dict[str, Any], folder: Path, workers: int, device: str
 ) -> Callable[[range], list[str]]:
-    """What makes a shard, in a process of its own."""
+    """Returns the function that makes a shard, in a process of its own."""
     opened, place = open_checkpoint(checkpoint), torch.device(device)
     codec, text = opened.codec(), opened.text()
     assert isinstance(codec, TinyCodec)

@@ -94,7 +94,7 @@ def _caption(path: Path | None) -> str:
 
 
 def text_of(path: Path) -> str:
-    """What a text file says.
+    """The text in a file.
 
     Raises:
         UserError: if it is no text in UTF-8, or not a file.

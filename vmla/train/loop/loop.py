@@ -1,4 +1,4 @@
-"""The training loop: every stage runs through this one, and continues exactly where it stopped.
+"""The training loop of every stage, which resumes exactly where it stopped.
 
 A stage draws its batch from (seed, step) alone, so model, averages, optimizers and the step count
 are the whole state: stopping and resuming anywhere gives the same weights as never having stopped.
@@ -33,7 +33,8 @@ from vmla.train.loop.throughput import Meter, matrix_peak
 from vmla.train.optim.optimizers import Optimizers, TrainingSchedule
 
 Watcher = Callable[[str, dict[str, Any], dict[str, Tensor]], None]
-"""Sees the stage's name, the logged line and the averaged weights after every step, in every process."""
+"""Called after every step, in every process, with the stage's name, the logged line and the averaged
+weights."""
 
 
 class Stage(Protocol):
@@ -41,7 +42,7 @@ class Stage(Protocol):
 
     name: str
     meter: Meter
-    """Counts what it does."""
+    """Counts tokens, operations and waiting, from which the loop reports the speed."""
 
     @property
     def schedule(self) -> TrainingSchedule:
@@ -110,7 +111,7 @@ def train(
 
     Args:
         stage: what is trained.
-        folder: where its state and its log are kept.
+        folder: where its state and its log are written.
         report: takes a line after each step.
         stop_after: a number of steps; all of them if not given.
         parallel: this process among others, which all call this.
@@ -138,7 +139,7 @@ def _train(
     stage: Stage, folder: Path, *, report: Report, stop_after: int | None, parallel: Parallel,
     watchers: Sequence[Watcher], stop: Stop,
 ) -> dict[str, Tensor] | None:  # fmt: skip
-    """See `train`, which keeps other processes away meanwhile."""
+    """See `train`, which locks the folder meanwhile."""
     progress = _resume(stage, folder, parallel)
     whole = stage.schedule.steps
     end = whole if stop_after is None else min(whole, progress.step + stop_after)
@@ -171,7 +172,7 @@ def _train(
 
 
 def _way_on(stage: Stage, progress: Progress, folder: Path) -> list[str]:
-    """What is said if a signal ends the run, in this stage or after it."""
+    """The lines that are printed if a signal ends the run, in this stage or after it."""
     return [f"{folder} keeps step {progress.saved} of {stage.name}; the same command goes on"]
 
 
@@ -187,7 +188,8 @@ def _advance(stage: Stage, progress: Progress, parallel: Parallel) -> float:
     loss = parallel.backward(stage.loss, progress.step)
     progress.optimizers.step(progress.step)
     progress.step += 1
-    # The horizon grows with the run, so that the first, untrained weights are soon forgotten.
+    # The average's horizon grows with the run (about a tenth of it), so that untrained weights soon vanish
+    # from it.
     decay = min(stage.schedule.average, 1 - 1 / (1 + progress.step / 10))
     with torch.no_grad():
         for name, parameter in stage.model.named_parameters():
@@ -196,7 +198,7 @@ def _advance(stage: Stage, progress: Progress, parallel: Parallel) -> float:
 
 
 def _shown(stage: Stage, progress: Progress, loss: float, speeds: Speedometer) -> str:
-    """How far it is, the type it computes in, the speed of the latest steps; after the last, that of all."""
+    """The progress line: step, type, loss, and the speed of the latest steps (of all, after the last)."""
     whole = stage.schedule.steps
     speed = speeds.whole if progress.step == whole else speeds.recent
     dtype = str(stage.meter.dtype).removeprefix("torch.")
@@ -225,7 +227,7 @@ def _resume(stage: Stage, folder: Path, parallel: Parallel) -> Progress:
 
 
 def _average(stage: Stage) -> dict[str, Tensor]:
-    """Where the averaged weights are kept: in the stage's target network, if it has one."""
+    """The tensors of the averaged weights: those of the stage's target network, if it has one."""
     if isinstance(stage, Averaging):
         return {name: p.detach() for name, p in stage.target.named_parameters()}
     return {name: p.detach().float().clone() for name, p in stage.model.named_parameters()}
@@ -252,7 +254,7 @@ def _fill(parts: dict[str, dict[str, Tensor]], movers: dict[str, Optimizers], st
 
 
 def _settings(stage: Stage, parallel: Parallel) -> dict[str, Any]:
-    """What a run may not change between two of its parts; how many processes share a group, it may."""
+    """The settings that a resumed run must share; the number of processes in a group is none of them."""
     return stage.settings() | ({} if parallel.group == 1 else {"group": parallel.group})
 
 

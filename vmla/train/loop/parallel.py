@@ -73,9 +73,9 @@ class Launched(NamedTuple):
 
     rank: int
     world: int
-    """How many there are."""
+    """Number of processes."""
     local_rank: int
-    """Among those of its machine."""
+    """Number of this process among those of its machine, which is that of its GPU."""
 
 
 def launched() -> Launched | None:
@@ -105,7 +105,7 @@ def processes(accumulate: int, device: str) -> Iterator[Parallel]:
     try:
         rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
         yield Parallel(rank=rank, world=world, accumulate=accumulate, device=place, sharded=True)
-        # Who is done first waits: its end would be taken for a failure of the others.
+        # The first to finish waits for the others: torchrun would take its exit for a failure.
         torch.distributed.barrier()
     finally:
         torch.distributed.destroy_process_group()
@@ -115,7 +115,7 @@ def shard(model: VideoMLA, dtype: torch.dtype) -> VideoMLA:
     """Spread the float32 weights over all processes, block by block; passes gather them in `dtype`."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-    # Inputs stay as they are: a timestep in bfloat16 would be another timestep.
+    # Inputs are not cast: a timestep in bfloat16 would be another timestep.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in model.blocks:
         # Its keys are made apart from the block's own forward, once for each prompt.
@@ -131,7 +131,7 @@ def shard(model: VideoMLA, dtype: torch.dtype) -> VideoMLA:
 
 
 def checkpoint_blocks(model: VideoMLA) -> VideoMLA:
-    """Keep only the blocks' inputs of a pass and compute the rest again when gradients need it."""
+    """Store only the blocks' inputs of a pass, and recompute the rest when gradients need it."""
     for block in model.blocks:
         block.forward = MethodType(_checkpointed, block)  # type: ignore[method-assign]
     return model

@@ -75,7 +75,7 @@ def push(
 
 
 def files_of(folder: Path) -> dict[str, Path]:
-    """What of a checkpoint folder is uploaded, by its name there; hidden files stay behind.
+    """The files of a checkpoint folder that are uploaded, by their names there; hidden files are not.
 
     Raises:
         UserError: if a part is missing.

@@ -33,7 +33,7 @@ class TextTraining:
 
     schedule: TrainingSchedule
     captions: int = 64
-    """Captions of a batch."""
+    """Batch size, in captions."""
     world: str = FIRST.name
     precision: Precision = "auto"
     seed: int = 0

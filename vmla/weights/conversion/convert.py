@@ -28,7 +28,7 @@ from vmla.weights.source import Source, shapes_of
 
 REPORT = "conversion.json"
 SAMPLER = Sampler(kind="euler", steps=50, shift=5.0)
-"""Of a model that is not distilled yet."""
+"""Sampler of a model that is not distilled: Wan's 50 steps."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +37,14 @@ class Conversion:
 
     source: Source
     config: ModelConfig
-    """Of the result; its layout may be the source's own."""
+    """Sizes of the result, in either layout."""
     choices: Choices
     calibration: CalibrationBatch
     dtype: torch.dtype = torch.float32
     sampler: Sampler | None = None
-    """Of the result; the pipeline's own if it is one of ours, or `SAMPLER`, if not given."""
+    """Sampler of the result; None takes that of the pipeline if it is one of ours, else `SAMPLER`."""
     notes: Mapping[str, Any] = field(default_factory=dict)
-    """What else its `model_index.json` says."""
+    """Further entries of the result's `model_index.json`."""
 
     def write(self, folder: Path, report: Callable[[str], None], *, pipeline: Path | None = None) -> None:
         """Write the checkpoint to `folder`; a pipeline folder's other parts join it.
@@ -149,7 +149,7 @@ def _write_shards(folder: Path, shards: Iterator[dict[str, Tensor]], count: int)
 
 
 def _schedule(pipeline: Path | None) -> Sampler:
-    """A model of ours keeps its own."""
+    """The sampler of a model of ours, or `SAMPLER`."""
     if pipeline is not None:
         path = pipeline / "scheduler" / "scheduler_config.json"
         if path.exists() and read_json(path).get("_class_name") == "Sampler":

@@ -1,4 +1,4 @@
-"""One door to every file of tensors; those of other kinds are refused by their names."""
+"""The one way to open a file of tensors; other kinds of files are refused with their names."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _refuse_kind(path: Path) -> None:
 
 
 def refuse_lora(names: Iterable[str], path: Path) -> None:
-    """Refuse what holds changes to a model in place of a model.
+    """Refuse a LoRA where a model is expected.
 
     Raises:
         UserError: naming a tensor that says so.

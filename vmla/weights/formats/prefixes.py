@@ -1,4 +1,4 @@
-"""Which tensors of a file are the transformer's, whatever stands before their names or lies beside them."""
+"""Finds the transformer's tensors in a file, under any prefix and beside other models."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from plugins.errors import UserError
 
 WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
-"""What FSDP, activation checkpointing and torch.compile put into names."""
+"""Parts that FSDP, activation checkpointing and torch.compile insert into names."""
 PREFIXES = (
     "model.", "module.", "diffusion_model.", "generator.", "net.", "dit.", "transformer.", "pipe.",
 )  # fmt: skip
-"""What a trainer or a pipeline puts before all of them."""
+"""Prefixes that trainers and pipelines put before all names."""
 ANCHORS = ("time_projection.1.weight", "condition_embedder.time_proj.weight")
 """A tensor that every Wan transformer has once, by Wan's name and by diffusers'."""
 OWN = {
@@ -22,12 +22,12 @@ OWN = {
     "condition_embedder", "scale_shift_table", "proj_out", "position_embedding",
     "img_emb", "vace_blocks", "vace_patch_embedding",
 }  # fmt: skip
-"""What names of Wan's transformers begin with, those of its relatives among them."""
+"""First parts of names in Wan's transformers and their relatives."""
 OTHERS = {
     "vae", "first_stage_model", "text_encoder", "text_encoders", "cond_stage_model", "conditioner", "clip",
     "t5", "critic", "fake_score", "real_score", "generator_ema", "generator", "optimizer",
 }  # fmt: skip
-"""What names of other models begin with that may lie in the same file."""
+"""First parts of names in other models that may lie in the same file."""
 BLOCK = re.compile(r"(^|\.)blocks\.\d+\.")
 
 
@@ -67,7 +67,7 @@ def names_of(names: Iterable[str], path: Path, part: str | None = None) -> Names
 
 
 def _prefix(names: Iterable[str], path: Path, part: str | None) -> str | None:
-    """What stands before the transformer's names, None if there is no transformer of Wan's."""
+    """The prefix of the transformer's names, None if the file holds no transformer of Wan's."""
     found = {
         name.removesuffix(anchor)
         for name in names

@@ -67,7 +67,7 @@ class MappedTensors(Mapping[str, Tensor]):
         return tensor[_indices(len(tensor), cut, self._heads)]
 
     def __iter__(self) -> Iterator[str]:
-        """Bare names."""
+        """Iterate over our names of all tensors, without the file's prefix."""
         return iter([*self._plain, *self._cuts])
 
     def __len__(self) -> int:

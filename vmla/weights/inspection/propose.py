@@ -17,21 +17,21 @@ NEEDED = ("kv_down", "q_down", "q_up")
 
 @dataclass(frozen=True)
 class Proposal:
-    """A mapping, and what about it is not certain."""
+    """A mapping, and what is uncertain about it."""
 
     mapping: LatentMap
     open: tuple[str, ...]
     """Tensors that were not recognised, parts that were not found."""
     remarks: tuple[str, ...]
-    """What was taken for granted."""
+    """Assumptions that were made."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guess:
-    """What names and shapes do not say."""
+    """Settings that names and shapes do not tell."""
 
     heads: int | None = None
-    """As many as have the width of Wan's, if not given."""
+    """Number of heads; None takes as many as have the width of Wan's."""
     rotary: str | None = None
     """`first` or `last` within a fused projection; by the order of words in its name, if not given."""
     pairs: Pairs = "interleaved"

@@ -1,4 +1,4 @@
-"""What surrounds a transformer in a pipeline folder: codec, text encoder and tokenizer, carried over.
+"""Carries a pipeline's codec, text encoder and tokenizer over into a checkpoint.
 
 Weights come under the plain names by which a checkpoint is loaded, whatever they are called there.
 """
@@ -24,7 +24,7 @@ from vmla.weights.published.wan_release import (
 
 PARTS = ("vae", "text_encoder", "tokenizer")
 STEMS = {"vae": "diffusion_pytorch_model", "text_encoder": "model"}
-"""Of the weights of each, as diffusers and transformers name them."""
+"""Stem of each part's weight files, as diffusers and transformers name them."""
 
 
 def missing_parts(folder: Path) -> tuple[str, ...]:

@@ -34,21 +34,21 @@ training them further."""
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """What a distilled model's weights do not say."""
+    """A published model's named configuration: what its weights do not tell."""
 
     sampler: Sampler
     sink: int
     history: int
     chunk: int
-    """Latent frames: kept for ever, in the ring, denoised together."""
+    """The window in latent frames, as in `ModelConfig`."""
     first_chunk: int = 0
     """Latent frames of the first chunk where it is shorter than the others, 0 where it is not."""
     text_tokens: int = WAN_TEXT_TOKENS
     negative_prompt: str = WAN_NEGATIVE
     layout: Layout = "mha"
-    """Of the attention in its authors' weights."""
+    """Layout of the attention in its authors' weights."""
     note: str = ""
-    """What of its authors' own sampling is not here, in a sentence."""
+    """A sentence on what differs here from its authors' own sampling."""
     source: str
     """Where these numbers are from: repository, commit, files."""
 

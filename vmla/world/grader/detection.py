@@ -27,11 +27,11 @@ SHAPE_FRAMES = 8
 """Frames that vote on the shape."""
 
 HIDDEN = 0.1
-"""Less than this part of an object in sight, clear of blended edges, and its place is not measured."""
+"""If less than this part of an object is in sight, clear of blended edges, its place is not measured."""
 
 CLEAR = 0.4
-"""More than this part in sight, and its place is beyond doubt even where a codec smears colours into each
-other. If most frames have no such clear sight of it, the others count as well."""
+"""If more than this part is in sight, its place is certain even where a codec smears colours into each other.
+If most frames have no such clear sight of it, the others count as well."""
 
 
 @dataclass(frozen=True, kw_only=True)

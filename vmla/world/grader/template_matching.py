@@ -84,9 +84,9 @@ class Pose:
     """Centre in pixels, as in `scene.Path`."""
     y: Tensor
     angle: Tensor
-    """Radians within one fold."""
+    """Rotation in radians, within one fold: a square looks the same after a quarter turn."""
     visible: Tensor
-    """Which part of the template lies where pixels count, in [0, 1]."""
+    """Share of the template that lies where pixels count, in [0, 1]."""
     strength: Tensor
     """Mean of `cover` over that part: 1 for a solid object, 0 for none."""
     error: Tensor
