@@ -73,11 +73,11 @@ VERBS = {
     ),
     "study": (
         "bench.studies.study",
-        "Compare layouts, widths, splits and initialisations of the small model NAME, with seeds.",
+        "Compare layouts, widths, splits and initialisations of a small model, with seeds.",
     ),
     "conversion": (
         "bench.studies.conversion",
-        "Convert per-head models of the recipe NAME in every way, and see how well each start does.",
+        "Convert per-head models of a recipe in every way, and see how well each start does.",
     ),
     "layouts": ("bench.studies.layouts", "Compare sprite models: grades, drift, speed, cache."),
 }

@@ -162,9 +162,8 @@ def measure(
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the scenes.")
 @click.option("--world", "named", type=Choice(list(WORLDS)), default=FIRST.name, show_default=True,
               help="World that the scenes are of.")  # fmt: skip
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Results file to write (JSON)."
-)
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False),
+              help="Results file to write (default: build/grader.json).")  # fmt: skip
 def main(scenes: int, seed: int, named: str, output: Path | None) -> None:
     """Measure the grader of the sprite world on rendered scenes, as they are and degraded."""
     torch.set_num_threads(1)

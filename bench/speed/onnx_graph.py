@@ -233,9 +233,8 @@ def faults(path: Path) -> dict[str, Any]:
 @click.option("--lint", is_flag=True, help="Have Polygraphy look for faults; needs the extra dev.")
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False),
               help="Folder that keeps graph and engines (default: they are removed).")  # fmt: skip
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Results file to write (JSON)."
-)
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False),
+              help="Results file to write (default: build/graph.json).")  # fmt: skip
 def main(
     shape: str,
     layers: int | None,

@@ -152,7 +152,7 @@ def main(
     threads: int | None,
     output: Path | None,
 ) -> None:
-    """Convert per-head models of the recipe NAME in every way, and see how well each start does."""
+    """Convert per-head models of a recipe in every way, and see how well each start does."""
     if threads is not None:
         torch.set_num_threads(threads)
     starts, rows = _starts(name, checkpoints, calibration), list[dict[str, Any]]()

@@ -150,7 +150,7 @@ def main(
     threads: int | None,
     output: Path | None,
 ) -> None:
-    """Compare layouts, widths, splits and initialisations of the small model NAME, with seeds."""
+    """Compare layouts, widths, splits and initialisations of a small model, with seeds."""
     if threads is not None:
         torch.set_num_threads(threads)
     study, rows = STUDIES[name], list[dict[str, Any]]()
