@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from plugins.errors import missing_extra
 from vmla.cli.command import OneLineErrors
 
 VERBS = {
@@ -72,11 +73,11 @@ VERBS = {
     ),
     "study": (
         "bench.studies.study",
-        "Compare layouts, widths, splits and initialisations of the small model NAME, with seeds.",
+        "Compare layouts, widths, splits and initialisations of a small model, with seeds.",
     ),
     "conversion": (
         "bench.studies.conversion",
-        "Convert per-head models of the recipe NAME in every way, and see how well each start does.",
+        "Convert per-head models of a recipe in every way, and see how well each start does.",
     ),
     "layouts": ("bench.studies.layouts", "Compare sprite models: grades, drift, speed, cache."),
 }
@@ -103,7 +104,10 @@ class Verbs(OneLineErrors):
         """The `main` of a verb's module."""
         if cmd_name not in VERBS:
             return None
-        command: Any = importlib.import_module(VERBS[cmd_name][0]).main
+        try:
+            command: Any = importlib.import_module(VERBS[cmd_name][0]).main
+        except ModuleNotFoundError as error:
+            raise missing_extra(str(error.name), "dev") from error
         return command if isinstance(command, click.Command) else None
 
     def resolve_command(

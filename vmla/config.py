@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from plugins.documents.typed import typed
 from plugins.errors import UserError
+from vmla.cli.options.names import unknown_name
 
 Layout = Literal["mla", "mha"]
 
@@ -215,11 +216,11 @@ def named_config(name: str, *, layout: Layout = "mla", window: str | None = None
         UserError: for a name that does not exist.
     """
     if name not in MODEL_CONFIGS:
-        raise UserError(f"no such model: {name}; there are {', '.join(MODEL_CONFIGS)}")
+        raise unknown_name("model", name, MODEL_CONFIGS)
     config = replace(MODEL_CONFIGS[name], layout=layout)
     if window is None:
         return config
     if window not in WINDOWS:
-        raise UserError(f"no such window: {window}; there are {', '.join(WINDOWS)}")
+        raise unknown_name("window", window, WINDOWS)
     sink, history = WINDOWS[window]
     return replace(config, sink=sink, history=history)

@@ -122,7 +122,7 @@ def _command(kind: str, context: click.Context) -> str:
         if not given or name == "output":
             continue
         value = context.params[name]
-        parts = [str(part) for part in (value if isinstance(value, tuple) else (value,))]
+        parts = _written(parameter, value)
         if isinstance(parameter, click.Argument):
             words += parts
         elif isinstance(value, bool):
@@ -130,6 +130,14 @@ def _command(kind: str, context: click.Context) -> str:
         else:
             words += [word for part in parts for word in (parameter.opts[-1], part)]
     return shlex.join(words)
+
+
+def _written(parameter: click.Parameter, value: Any) -> list[str]:
+    """What stands on the command line for `value`, once for each time that the option is given."""
+    once = parameter.nargs == 1 and not getattr(parameter, "multiple", False)
+    if isinstance(value, tuple) and once:
+        return [",".join(map(str, value))]
+    return [str(part) for part in (value if isinstance(value, tuple) else (value,))]
 
 
 def _plain(value: object) -> object:

@@ -180,9 +180,8 @@ def figures(graded: list[Graded]) -> dict[str, object]:
     help="Numbers of true chunks to begin with, comma-separated.",
 )
 @click.option("--seed", default=2000, show_default=True, help="Seed of the scenes and of the first video.")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Results file to write (JSON)."
-)
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False),
+              help="Results file to write (default: build/diagnose.json).")  # fmt: skip
 def main(checkpoint: str, count: int, chunks: tuple[int, ...], seed: int, output: Path | None) -> None:
     """Tell a sprite model's codec, first chunk and continuation apart."""
     named = open_checkpoint(checkpoint)

@@ -46,6 +46,7 @@ from runtime.session.replay import Order, new, resume
 from runtime.telemetry.events import ChunkReport, NoTelemetry
 from runtime.telemetry.metrics import percentile
 from vmla.cli.command import OneLineCommand
+from vmla.cli.options.device import device_option, say_device
 from vmla.cli.progress import ProgressLine
 from vmla.cli.terminal import say
 from vmla.transformer import StepInputs
@@ -250,11 +251,12 @@ def measure(
 @click.option(
     "--engine", type=click.Path(path_type=Path), help="Engine folder, which is measured as one more arm."
 )
-@click.option("--device", default="cpu", show_default=True, help="Torch device.")
+@device_option()
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False),
               help="Results file to write (default: build/runtime.json).")  # fmt: skip
 def main(checkpoint: str, chunks: int, engine: Path | None, device: str, output: Path | None) -> None:
     """Measure the runtime against a plain one: speed, evenness, states on disk, going on."""
+    device = str(say_device(device))
 
     def order_of(length: int) -> Order:
         return new(PROMPT, checkpoint, scale=None, chunks=length, device=device)

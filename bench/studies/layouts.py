@@ -158,9 +158,8 @@ def _kept(path: Path, asked: dict[str, Any]) -> list[dict[str, Any]]:
 @click.option(
     "--seed", default=1000, show_default=True, help="Seed of the first video; each later one has the next."
 )
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Results file to write (JSON)."
-)
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False),
+              help="Results file to write (default: build/layouts.json).")  # fmt: skip
 def main(named: tuple[str, ...], count: int, marks: tuple[int, ...], seed: int, output: Path | None) -> None:
     """Compare sprite models: grades, drift, speed, cache."""
     models = [Model.of(text) for text in named]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
@@ -124,15 +125,18 @@ def find_engine(checkpoint: Checkpoint, *, device: str, dtype: str, engines: Pat
 
     Its manifest must name `checkpoint`, the device type `device`, and matrix products in `dtype`, never in a
     narrower type. Of several engines, the one whose backend comes first in the registry is taken, then the
-    first by name. Why an engine was passed over is logged.
+    first by name. Why an engine was passed over is logged, but for those of models of other sizes.
 
     Returns:
         Its folder, or None; and why it was taken, or why none was.
     """
-    found, passed = [], []
+    found, passed, others, sizes = [], [], 0, asdict(checkpoint.model_config())
     for path in sorted(engines.glob(f"[!.]*/{NAME}")):
         try:
             manifest = Manifest.read(path.parent)
+            if any(sizes.get(setting) != value for setting, value in manifest.model.items()):
+                others += 1
+                continue
             _refuse_other_kind(manifest, path.parent, device, PRECISIONS[dtype])
             check_engine(manifest, path.parent, checkpoint)
         except (UserError, OSError) as refusal:
@@ -143,7 +147,7 @@ def find_engine(checkpoint: Checkpoint, *, device: str, dtype: str, engines: Pat
     if found:
         return min(found)[1], f"found in {engines}"
     if not passed:
-        return None, f"no engine in {engines}"
+        return None, f"no engine in {engines}" + (f" is of {checkpoint.name}" if others else "")
     more = f"; and {len(passed) - 1} others that do not" if len(passed) > 1 else ""
     return None, f"nothing in {engines} fits: {passed[0]}{more}"
 

@@ -53,7 +53,8 @@ class ProgressLine:
         if self._live is not None:
             from rich.text import Text
 
-            text = Text(message)  # a plain string is read as markup: prompts have brackets
+            # A plain string is read as markup, and prompts have brackets; a line stays one line.
+            text = Text(message, no_wrap=True, overflow="ellipsis")
             self._live.update(text if done is None else self._with_bar(text, done))
             return
         self._waiting = message

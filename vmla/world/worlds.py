@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from plugins.errors import UserError
+from vmla.cli.options.names import unknown_name
 
 SIZE = 64
 """Width and height of a frame, pixels."""
@@ -96,5 +96,5 @@ def world_named(name: str) -> World:
         UserError: for a name that does not exist.
     """
     if name not in WORLDS:
-        raise UserError(f"no such world: {name}; there are {', '.join(WORLDS)}")
+        raise unknown_name("world", name, WORLDS)
     return WORLDS[name]

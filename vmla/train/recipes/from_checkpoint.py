@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from plugins.errors import UserError
+from vmla.cli.options.names import unknown_name
 from vmla.config import MODEL_CONFIGS, ModelConfig
 from vmla.scheduler import Sampler
 from vmla.train.objectives.consistency import Consistency
@@ -197,5 +197,5 @@ def distillation_recipe(name: str) -> DistillationRecipe:
         UserError: for a name that does not exist.
     """
     if name not in DISTILLATION_RECIPES:
-        raise UserError(f"no such training recipe: {name}; there are {', '.join(DISTILLATION_RECIPES)}")
+        raise unknown_name("training recipe", name, DISTILLATION_RECIPES)
     return DISTILLATION_RECIPES[name]

@@ -13,7 +13,7 @@ from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
 from vmla.packed_sequence import Unrolling
 from vmla.train.data.latents import LatentSet
-from vmla.train.loop.parallel import Calls, Passes
+from vmla.train.loop.parallel import CPU, Calls, Passes
 from vmla.train.loop.throughput import Meter
 from vmla.train.objectives.alignment import alignment_loss, attach_aligner, watched
 from vmla.train.objectives.noise import seeded
@@ -37,10 +37,11 @@ class DenoiserStage:
         *,
         model: VideoMLA | None = None,
         calls: Calls | None = None,
+        device: torch.device = CPU,
     ) -> None:
-        """Train `model`, or a fresh one; `calls` computes its passes, `narrowed` if not given."""
+        """Train `model`, or a fresh one on `device`; `calls` computes its passes, `narrowed` if not given."""
         torch.manual_seed(training.seed)
-        self.model = initialised(VideoMLA(config)) if model is None else model
+        self.model = initialised(VideoMLA(config)).to(device) if model is None else model
         self.meter = Meter(resolve(training.precision, next(self.model.parameters()).device))
         self.calls = self.meter.passes(narrowed if calls is None else calls)
         if training.compiled:

@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vmla.text import SmallTextConfig, TextEncoder, embed
+from vmla.train.loop.parallel import CPU
 from vmla.train.loop.throughput import Meter
 from vmla.train.optim.optimizers import TrainingSchedule
 from vmla.train.optim.precision import Precision, resolve
@@ -61,13 +62,16 @@ class TextStage:
 
     name = "text"
 
-    def __init__(self, text: SmallTextConfig, tokens: int, training: TextTraining) -> None:
+    def __init__(
+        self, text: SmallTextConfig, tokens: int, training: TextTraining, device: torch.device = CPU
+    ) -> None:
         torch.manual_seed(training.seed)
         encoder, tokenizer = text.build()
         self.text, self.training, self.schedule = text, training, training.schedule
-        self.meter = Meter(resolve(training.precision, torch.device("cpu")))
+        self.meter = Meter(resolve(training.precision, device))
         self.encoder = TextEncoder(encoder, tokenizer, tokens=tokens)
-        self.model = nn.ModuleDict({"encoder": encoder, "probe": Probe(text.width)})
+        self.model = nn.ModuleDict({"encoder": encoder, "probe": Probe(text.width)}).to(device)
+        self.device = device
 
     def settings(self) -> dict[str, Any]:
         """All that determines the result."""
@@ -84,12 +88,12 @@ class TextStage:
 
     def answer(self, captions: list[str]) -> tuple[list[Tensor], list[Tensor]]:
         """Logits and true classes [B] of each question."""
-        numbers, mask = self.encoder.tokenize(captions)
-        narrow = torch.autocast("cpu", torch.bfloat16, enabled=self.meter.dtype == torch.bfloat16)
+        numbers, mask = (part.to(self.device) for part in self.encoder.tokenize(captions))
+        narrow = torch.autocast(self.device.type, torch.bfloat16, enabled=self.meter.dtype == torch.bfloat16)
         with self.meter.counting(numbers.shape, tokens=numbers.numel()), narrow:
             text = embed(self.model["encoder"], numbers, mask)
             logits = self.model["probe"](text, mask)
-        targets = torch.tensor([truth(caption) for caption in captions])
+        targets = torch.tensor([truth(caption) for caption in captions], device=self.device)
         return logits, list(targets.unbind(1))
 
 
