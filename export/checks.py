@@ -57,7 +57,7 @@ def build_command(manifest: Manifest, folder: Path, **changes: str | int) -> str
     }
     taken = BACKENDS[str(options["backend"])].takes
     for name in ("attention", "device", "target"):
-        if name not in taken or options[name] == "cpu":  # which is the default
+        if name not in taken:
             del options[name]
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     return shlex.join(["vmla-export", "build", *words, "-o", str(folder)])

@@ -81,7 +81,7 @@ class Settings(BuildOptions):
 
 
 def choose_backend(target: str | None = None) -> tuple[str, str | None, str]:
-    """Choose a backend where none is asked for.
+    """Choose a backend if none is named.
 
     Args:
         target: the architecture asked for; only some backends can build for another machine's GPU.

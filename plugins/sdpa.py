@@ -24,6 +24,7 @@ ORDER = [
     SDPBackend.MATH,
 ]
 HOPPER = (9, 0)
+"""Compute capability from which `ORDER` is preferred to PyTorch's own."""
 
 
 def expand(

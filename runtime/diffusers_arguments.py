@@ -1,5 +1,5 @@
-"""Arguments of diffusers' `WanPipeline` that a `VideoPipeline` takes, and the forms in which it returns
-frames."""
+"""Arguments of diffusers' `WanPipeline` that `VideoPipeline` takes, and the forms of the frames it
+returns."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ class VideoPipeline:
     """
 
     def __init__(self, job: Job) -> None:
-        """Load what `job` needs; see `from_pretrained`."""
+        """Load the models that `job` needs; see `from_pretrained`."""
         began = perf_counter()
         self._job, self._session = job, Session(job)
         self._load_seconds = perf_counter() - began
@@ -128,18 +128,18 @@ class VideoPipeline:
         """Begin a video and return it: an iterator over the frames of each chunk, or all with `.frames`.
 
         Args:
-            prompt: what the video shows. A mapping gives each prompt by the second at which it begins;
+            prompt: describes the video. A mapping gives each prompt by the second at which it begins;
                 `LivePrompts` may change the prompt between two chunks.
             seconds: its length when played, at 16 frames per second; None makes it endless.
             seed: the same seed gives the same video.
             steps: denoising steps for each chunk; the checkpoint's own number if not given.
-            start: a video, an image or a folder of pictures that it goes on from; it begins with these.
+            start: a video, an image or a folder of pictures to continue; the new video begins with these.
             return_dict: False waits for the video and returns a tuple of its frames alone.
             wan: arguments by the names of diffusers' `WanPipeline`; see
                 `runtime.diffusers_arguments.WanArguments`.
 
         Raises:
-            UserError: for an empty prompt, an impossible length, or what the model cannot do.
+            UserError: for an empty prompt, an impossible length, or a job beyond the model.
         """
         refuse_unlike(wan, self._job.height, self._job.width)
         length = seconds_of(wan, seconds)

@@ -72,10 +72,10 @@ class GeneratedVideo:
 
     @property
     def frames(self) -> Any:
-        """All frames that were not taken yet, as a batch of one and in the form that was asked for, as
-        diffusers' pipelines hand them over: `np` is float32 [1, n, H, W, 3] in [0, 1].
+        """All frames that were not taken yet, as a batch of one, in the form that `output_type` names.
 
-        Waits for the end of the video, and holds all of its frames in memory; for long ones, iterate.
+        `np` is float32 [1, n, H, W, 3] in [0, 1]. Waits for the end of the video, and holds all of its frames
+        in memory; for long ones, iterate.
 
         Raises:
             UserError: if the video failed, in one line.

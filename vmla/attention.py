@@ -18,7 +18,7 @@ from vmla.rope import rotate
 
 
 class Window(NamedTuple):
-    """What every layer of a pass needs to know of the window: T cached tokens and S of the chunk."""
+    """The window of a pass, which all layers share: T cached tokens and S of the chunk."""
 
     valid: Tensor | None
     """[T + S] bool; None where the host knows that all are valid, so that no mask is needed."""
@@ -74,7 +74,7 @@ class LatentAttention(nn.Module):
         self.to_out = nn.Linear(width, width)
 
     def entries(self, x: Tensor) -> Tensor:
-        """What x [B, S, D] leaves in the cache: [B, S, E] = (norm(W_dKV x), W_rK x)."""
+        """Cache entries of x [B, S, D]: [B, S, E] = (norm(W_dKV x), W_rK x)."""
         return torch.cat([self.norm_kv(self.down_kv(x)), self.rotary_k(x)], dim=-1)
 
     def queries(self, x: Tensor, window: AnyWindow) -> tuple[Tensor, Tensor]:
@@ -134,7 +134,7 @@ class HeadAttention(nn.Module):
         self.to_out = nn.Linear(width, width)
 
     def entries(self, x: Tensor) -> Tensor:
-        """What x [B, S, D] leaves in the cache: [B, S, 2 D] = (norm(W_K x), W_V x)."""
+        """Cache entries of x [B, S, D]: [B, S, 2 D] = (norm(W_K x), W_V x)."""
         return torch.cat([self.norm_k(self.to_k(x)), self.to_v(x)], dim=-1)
 
     def forward(

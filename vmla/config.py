@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from plugins.documents.typed import typed
 from plugins.errors import UserError
+from vmla.cli.options.names import unknown_name
 
 Layout = Literal["mla", "mha"]
 
@@ -154,10 +155,10 @@ class ModelConfig:
 
         Args:
             values: as in a file.
-            where: what an error calls the source of the values, such as the file's name.
+            where: the name of the values' source in errors, such as the file's name.
 
         Raises:
-            UserError: for a setting that does not exist, is missing, or is not what it should be.
+            UserError: for a setting that does not exist, is missing, or has the wrong type.
         """
         return typed(current_names(values, where), cls, where)
 
@@ -217,11 +218,11 @@ def named_config(name: str, *, layout: Layout = "mla", window: str | None = None
         UserError: for a name that does not exist.
     """
     if name not in MODEL_CONFIGS:
-        raise UserError(f"no such model: {name}; there are {', '.join(MODEL_CONFIGS)}")
+        raise unknown_name("model", name, MODEL_CONFIGS)
     config = replace(MODEL_CONFIGS[name], layout=layout)
     if window is None:
         return config
     if window not in WINDOWS:
-        raise UserError(f"no such window: {window}; there are {', '.join(WINDOWS)}")
+        raise unknown_name("window", window, WINDOWS)
     sink, history = WINDOWS[window]
     return replace(config, sink=sink, history=history)

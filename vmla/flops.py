@@ -83,7 +83,7 @@ class Counted:
     def _product(self, name: str, rows: int, *shapes: tuple[int, int]) -> Part:
         """Products of `rows` rows for each video with matrices of `shapes` (inputs, outputs)."""
         n = self.batch * rows
-        flops = sum(2 * n * i * o for i, o in shapes)
+        flops = sum(2 * n * i * o for i, o in shapes)  # a multiplication and an addition each
         return Part(name=name, flops=flops, numbers=sum(i * o + n * (i + o) for i, o in shapes))
 
     def _projections(self) -> Part:
@@ -117,6 +117,7 @@ class Counted:
             self.window,
             (c.kv_lora_rank, c.num_attention_heads * (c.qk_nope_head_dim + c.attention_head_dim)),
         )
+        # The chunk's own entries change with every pass; the window's before it are expanded once a chunk.
         own = self.queries / self.window
         share = own + (1 - own) / self.passes if self.form == "once" else 1.0
         yield Part(name=whole.name, flops=share * whole.flops, numbers=share * whole.numbers)
@@ -136,6 +137,7 @@ class Counted:
         """Cross-attention; its keys and values are made once per prompt and only read here."""
         c = self.config
         yield self._product("text projections", self.queries, *[(c.inner_dim, c.inner_dim)] * 2)
+        # Two for the scores and two for the sums, per channel of all heads together.
         flops = 4 * self.batch * self.queries * c.text_tokens * c.inner_dim
         yield Part(
             name="text attention",

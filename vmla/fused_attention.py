@@ -26,7 +26,7 @@ from vmla.rope import rotate
 
 
 class FusedLatentAttention(nn.Module):
-    """Computes what the given `LatentAttention` does in its expanded form, without gradients."""
+    """Replaces the given `LatentAttention` in its expanded form, without gradients."""
 
     down: nn.Parameter
     """[C + R + Q, D]: content, rotary key and query latent."""

@@ -67,7 +67,7 @@ class Unrolling:
     positions: Tensor
     """[a + frames] int64: of those, then of the sequence."""
     visible: Tensor
-    """[frames, a + frames] bool: what each frame of the sequence sees."""
+    """[frames, a + frames] bool: the frames that each frame of the sequence sees."""
 
     @property
     def share(self) -> float:
@@ -114,7 +114,7 @@ def block_mask(visible: Tensor, tokens: int) -> BlockMask:
 
 
 def _overlaps(frames: int, tokens: int) -> Tensor:
-    """[blocks, frames + 1] float: which frames a block has tokens of, the last being what pads it."""
+    """[blocks, frames + 1] float: which frames a block has tokens of; the last column is its padding."""
     blocks = -(-frames * tokens // BLOCK)
     frame = (torch.arange(blocks * BLOCK) // tokens).clamp(max=frames).view(blocks, BLOCK)
     return torch.zeros(blocks, frames + 1).scatter_(1, frame, 1.0)

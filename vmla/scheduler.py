@@ -161,7 +161,7 @@ class Sampler:
     def step(self, latents: Tensor, velocity: Tensor, step: int, noise: Tensor | None) -> Tensor:
         """The latents after step number `step`, in float32.
 
-        `noise` is what `needs_noise` asks for: fresh for each step that re-noises.
+        `noise` is needed if `needs_noise` says so: fresh for each step that re-noises.
         """
         sigma, below = self._levels[step : step + 2]
         latents, velocity = latents.float(), velocity.float()

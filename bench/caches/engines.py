@@ -1,4 +1,4 @@
-"""One model behind caches of several forms: engines that differ only in what they cache."""
+"""One model behind caches of several forms: engines that differ only in the cached tensors."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PerHeadCache(LatentAttention):
         self.turning, self.values = config.qk_rope_head_dim, config.inner_dim
 
     def entries(self, x: Tensor) -> Tensor:
-        """What x [B, S, D] leaves in the cache [B, S, N (dn + R) + N dv]: keys, unrotated, then values."""
+        """Cache entries of x [B, S, D]: [B, S, N (dn + R) + N dv], unrotated keys and then values."""
         content = self.norm_kv(self.down_kv(x))
         keys = self.up_k(content).unflatten(-1, (self.heads, -1))
         rotary = self.rotary_k(x)[..., None, :].expand(*keys.shape[:-1], -1)

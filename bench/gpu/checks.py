@@ -52,7 +52,7 @@ def _taken(context: Context) -> Iterator[tuple[str, str]]:
 
 
 def checks(context: Context) -> Pieces:
-    """Every operator, backend and type against the plain reference; what fails is a row with its reason."""
+    """Every operator, backend and type against the plain reference; a failure is a row with its reason."""
     right = True
     for dtype in _types(context):
         inputs, name = (

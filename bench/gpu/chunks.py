@@ -28,6 +28,7 @@ from vmla.vae.taehv import TAEHV_CONFIGS, Taehv
 FRAMES_PER_LATENT = 4
 """Pixel frames of a latent frame, in every codec."""
 BATCHES = (1, 2)
+"""Videos that are made at once."""
 ITEMS: dict[str, dict[str, Any]] = {
     "A against A": {},
     "graphs": {"graphs": False},

@@ -19,7 +19,7 @@ from vmla.scheduler import Sampler
 from vmla.transformer import VideoMLA
 
 Pieces = Iterator[dict[str, Any]]
-"""What a measurement finds, as it finds it: each piece is on disk before the next is begun. Lists grow."""
+"""A measurement's results, piece by piece: each is on disk before the next is begun. Lists grow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,8 +71,7 @@ class Context:
 
     @property
     def windows(self) -> tuple[ModelConfig, ModelConfig]:
-        """The model with its own window, and with one of 21 latent frames, as Self-Forcing has: 32,760 keys
-        of `wan-1.3b`."""
+        """The model with its own window, and with Self-Forcing's 21 latent frames (Wan: 32,760 keys)."""
         long = 21 - self.config.chunk - self.config.sink
         return self.config, replace(self.config, history=long)
 

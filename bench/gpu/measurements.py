@@ -101,3 +101,4 @@ MEASUREMENTS = (
     Measurement(name="tests", seconds=100, run=gpu_checks.tests),
 )
 """In their order of worth: a machine that is there for minutes makes the most important ones first."""
+BY_NAME = {each.name: each for each in MEASUREMENTS}

@@ -30,7 +30,7 @@ PARTS = {
     "expansion": r"^expand",
     "copies": r"memcpy|memset|copy|index",
 }
-"""Purposes of kernels by their names; the first match counts, and what matches none is element-wise."""
+"""Purposes of kernels by their names; the first match counts, and a kernel without one is element-wise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,9 +68,8 @@ def seen(chunk: Callable[[], object], context: Context) -> dict[str, Any]:
     """One call of `chunk` in PyTorch's profiler; the whole trace goes to `trace.json.gz`."""
     gpu = context.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
-    with profiler(
-        activities=activities
-    ):  # the profiler's first use loads its libraries, which must not be in the trace
+    # The profiler's first use loads its libraries, which must not be in the trace.
+    with profiler(activities=activities):
         pass
     with profiler(activities=activities) as trace:
         chunk()

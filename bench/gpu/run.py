@@ -22,7 +22,7 @@ import click
 import torch
 
 from bench.gpu.context import Context, Measurement
-from bench.gpu.measurements import MEASUREMENTS
+from bench.gpu.measurements import BY_NAME
 from bench.harness.document import Record
 from bench.harness.engine_arms import failing
 from bench.harness.time_budget import Budget, Overrun, time_limit
@@ -30,8 +30,9 @@ from bench.speed.gpu_clocks import Clocks
 from plugins.errors import UserError
 from runtime.engines.block_compiler import set_inductor_cache
 from vmla.cli.command import OneLineCommand
+from vmla.cli.options.choices import Choice, Several
 from vmla.cli.progress import ProgressLine
-from vmla.config import WINDOWS, named_config
+from vmla.config import MODEL_CONFIGS, WINDOWS, named_config
 
 
 def run_measurements(
@@ -87,26 +88,12 @@ def set_compiler_caches(folder: Path) -> None:
     os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
 
 
-def choose_measurements(names: str | None) -> list[Measurement]:
-    """The measurements of comma-separated names; all if none is named.
-
-    Raises:
-        UserError: for a name that does not exist.
-    """
-    by_name = {each.name: each for each in MEASUREMENTS}
-    if names is None:
-        return list(MEASUREMENTS)
-    for name in (wanted := [name.strip() for name in names.split(",")]):
-        if name not in by_name:
-            raise UserError(f"no such measurement: {name}; there are {', '.join(by_name)}")
-    return [by_name[name] for name in wanted]
-
-
 @click.command("gpu", cls=OneLineCommand)
-@click.option("--shape", default="wan-1.3b", show_default=True, help="Named shape, with random weights.")
-@click.option("--window", type=click.Choice(list(WINDOWS)), default="total-6", show_default=True,
+@click.option("--shape", type=Choice(MODEL_CONFIGS), default="wan-1.3b", show_default=True,
+              help="Named shape, with random weights.")  # fmt: skip
+@click.option("--window", type=Choice(list(WINDOWS)), default="total-6", show_default=True,
               help="Reading of the paper's window; total-6 has 9,360 keys.")  # fmt: skip
-@click.option("--stages", help="Comma-separated measurements (default: all).")
+@click.option("--stages", type=Several(BY_NAME), help="Measurements to make (default: all).")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=9.0, show_default=True,
               help="Time limit; the share of each measurement grows with it.")  # fmt: skip
 @click.option(
@@ -120,14 +107,11 @@ def choose_measurements(names: str | None) -> list[Measurement]:
               help="Results file to write, with a folder of its name beside it for engines, traces and "
               "compiled code (default: build/gpu.json).")  # fmt: skip
 def main(
-    shape: str, window: str, stages: str | None, minutes: float, rounds: int, output: Path | None
+    shape: str, window: str, stages: tuple[str, ...] | None, minutes: float, rounds: int, output: Path | None
 ) -> None:
     """Measure a GPU: a chunk by kernel, each item's gain, both windows, fp8, AOTInductor, kernels."""
-    chosen, config, budget = (
-        choose_measurements(stages),
-        named_config(shape, window=window),
-        Budget(60 * minutes),
-    )
+    chosen = [BY_NAME[name] for name in (BY_NAME if stages is None else stages)]
+    config, budget = named_config(shape, window=window), Budget(60 * minutes)
     if not torch.cuda.is_available():
         raise UserError("no CUDA device here; run this on a machine with a GPU")
     device = torch.device("cuda")

@@ -1,4 +1,4 @@
-"""The end of every benchmark: a JSON document of what was measured where, and its line on the screen.
+"""The end of every benchmark: a JSON document of its results and machine, and a line on the screen.
 
 A document is saved after every part that is measured, aside and renamed, so that an interrupted benchmark
 leaves what it has measured; `complete` tells the two apart. The line on the screen leaves the raw samples
@@ -58,7 +58,7 @@ def read_document(path: Path) -> dict[str, Any]:
     """A document that this version wrote.
 
     Raises:
-        UserError: if it is none, or of another version.
+        UserError: if it is not a results document, or of another version.
     """
     if not path.exists():
         raise UserError(f"no results file {path}; every verb of vmla-bench prints where it writes one")
@@ -114,7 +114,7 @@ def _called(kind: str) -> dict[str, Any]:
 
 
 def _command(kind: str, context: click.Context) -> str:
-    """The line that runs this command again, with what was given by hand."""
+    """The line that runs this command again, with the options that were given."""
     words = ["vmla-bench", kind]
     for parameter in context.command.params:
         name = parameter.name or ""
@@ -122,7 +122,7 @@ def _command(kind: str, context: click.Context) -> str:
         if not given or name == "output":
             continue
         value = context.params[name]
-        parts = [str(part) for part in (value if isinstance(value, tuple) else (value,))]
+        parts = _written(parameter, value)
         if isinstance(parameter, click.Argument):
             words += parts
         elif isinstance(value, bool):
@@ -130,6 +130,14 @@ def _command(kind: str, context: click.Context) -> str:
         else:
             words += [word for part in parts for word in (parameter.opts[-1], part)]
     return shlex.join(words)
+
+
+def _written(parameter: click.Parameter, value: Any) -> list[str]:
+    """What stands on the command line for `value`, once for each time that the option is given."""
+    once = parameter.nargs == 1 and not getattr(parameter, "multiple", False)
+    if isinstance(value, tuple) and once:
+        return [",".join(map(str, value))]
+    return [str(part) for part in (value if isinstance(value, tuple) else (value,))]
 
 
 def _plain(value: object) -> object:

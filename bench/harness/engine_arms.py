@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -108,23 +108,10 @@ def _architecture(device: torch.device) -> str:
     return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
 
 
-def choose_arms(engines: str | None, precisions: str) -> list[EngineArm]:
-    """The arms of comma-separated names; of all engines if none is named.
-
-    Raises:
-        UserError: for a name that does not exist.
-    """
-    wanted = ENGINES if engines is None else _names(engines, BY_NAME, "engine")
-    kinds = _names(precisions, PRECISIONS, "precision")
-    return [EngineArm(engine=engine, precision=kind) for engine in wanted for kind in kinds]
-
-
-def _names(given: str, known: tuple[str, ...], what: str) -> list[str]:
-    names = [name.strip() for name in given.split(",")]
-    for name in names:
-        if name not in known:
-            raise UserError(f"no such {what}: {name}; there are {', '.join(known)}")
-    return names
+def choose_arms(engines: Sequence[str] | None, precisions: Sequence[str]) -> list[EngineArm]:
+    """The arms of some of `BY_NAME` in some of `PRECISIONS`; of all `ENGINES` if none is named."""
+    wanted = ENGINES if engines is None else engines
+    return [EngineArm(engine=engine, precision=kind) for engine in wanted for kind in precisions]
 
 
 def failing(call: Callable[[], Any]) -> tuple[Any, str | None]:

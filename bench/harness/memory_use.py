@@ -21,7 +21,7 @@ def held(device: torch.device) -> int | None:
 
 
 class Peak:
-    """The most memory held since `Peak(device)`, over what was held then."""
+    """The most memory held since `Peak(device)`, beyond that held then."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

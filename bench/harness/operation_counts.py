@@ -1,4 +1,4 @@
-"""Counts of what a pass really asks of a device, operation by operation, independent of formulas."""
+"""Counts the work of a pass from the operations that PyTorch dispatches, independent of formulas."""
 
 from __future__ import annotations
 

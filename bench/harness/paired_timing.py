@@ -76,7 +76,7 @@ class DeviceClock:
 
 @dataclass(frozen=True)
 class Pair:
-    """Milliseconds of a baseline and of what is compared with it, sample by sample."""
+    """Milliseconds of a baseline and of its rival, sample by sample."""
 
     baseline: list[float]
     other: list[float]

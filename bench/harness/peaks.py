@@ -25,7 +25,7 @@ COPIED = {"cpu": 1 << 28, "cuda": 1 << 30}
 
 @dataclass(frozen=True)
 class Rate:
-    """Samples of one thing that was timed, and what each call does."""
+    """Samples of one timed call, and the work that each call does."""
 
     work: float
     """Operations or bytes of one call."""

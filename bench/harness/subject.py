@@ -52,7 +52,7 @@ class RandomCheckpoint(Checkpoint):
         return random_model(self.config, seed=self.seed, device=self.device)
 
     def model_hash(self) -> str:
-        """SHA-256 of what determines the weights."""
+        """SHA-256 of everything that determines the weights."""
         drawn = json.dumps(
             {**self.config.identity(), "seed": self.seed, "device": self.device}, sort_keys=True
         )
@@ -109,7 +109,7 @@ def open_subject(checkpoint: str | None, shape: str | None, *, device: str = "cp
     """The checkpoint, or the shape if one is named; the shipped checkpoint if neither is.
 
     Raises:
-        UserError: if both are given, or what is named does not exist.
+        UserError: if both are given, or the one given does not exist.
     """
     if checkpoint is not None and shape is not None:
         raise UserError("give --checkpoint or --shape, not both")

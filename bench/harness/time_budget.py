@@ -1,4 +1,4 @@
-"""Two limits on time: a budget that leaves out what would not fit, and a limit that interrupts."""
+"""Two limits on time: a budget that skips work which would not fit, and a limit that interrupts."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ AGAIN = 1.0
 
 
 class Overrun(BaseException):
-    """The time limit of `time_limit` is over. No `Exception`, so that what records failures lets it pass."""
+    """The time limit of `time_limit` is over. Not an `Exception`, or recorders of failures would catch it."""
 
 
 class Budget:

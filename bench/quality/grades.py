@@ -1,4 +1,4 @@
-"""Grades of a sprite model over time: is it still what the prompt asked for after three minutes?
+"""Grades of a sprite model over time: does it still show what the prompt asks for after three minutes?
 
     python -m bench.quality.grades --checkpoint sprites -o grades.json
     python -m bench.quality.grades --engine engines/sprites-onnx-fp8 -o grades-fp8.json
@@ -151,7 +151,10 @@ def _graded_by_ray(
     return graded_by_ray(begin, parts, gpus=gpus)
 
 
-@click.command(cls=OneLineCommand)
+@click.command(cls=OneLineCommand, groups={
+    "What is graded": ("checkpoint", "folder", "count", "objects", "marks", "seed"),
+    "How": ("batch", "ray", "output"),
+})  # fmt: skip
 @click.option("--checkpoint", help="Checkpoint folder (default: the engine's own, else sprites).")
 @click.option(
     "--engine", "folder", type=click.Path(path_type=Path), help="Engine folder (default: run eagerly)."
@@ -173,9 +176,8 @@ def _graded_by_ray(
 )
 @click.option("--batch", default=BATCH, show_default=True,
               help="Videos rolled out at once; an engine makes those that it was built for.")  # fmt: skip
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Results file to write (JSON)."
-)
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False),
+              help="Results file to write (default: build/grades.json).")  # fmt: skip
 @click.option("--ray", is_flag=True, help="Grade batches over the machines of a Ray cluster.")
 def main(
     checkpoint: str | None,

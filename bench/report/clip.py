@@ -34,7 +34,9 @@ PROMPTS = (
     "a blue square bouncing and a yellow cross resting on a black background",
 )
 COLUMNS = 4
+"""Videos side by side in a row of the clip."""
 ENLARGED = 2
+"""Pixels across and down that show one of the video, or the README would show stamps."""
 
 
 def film(checkpoint: str, *, start: float, seconds: float) -> Tensor:

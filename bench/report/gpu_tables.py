@@ -1,4 +1,4 @@
-"""What `vmla-bench gpu` measured, as the lines of tables for documents."""
+"""The results of `vmla-bench gpu` as the lines of Markdown tables."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def profile_lines(result: dict[str, Any]) -> list[str]:
 
 
 def items_lines(result: dict[str, Any]) -> list[str]:
-    """What each item of a chunk gains."""
+    """The speed-up of each item of a chunk."""
     return titled([gpu_measurements.items_table(result)])
 
 
@@ -91,7 +91,7 @@ def titled(tables: Sequence[Table]) -> list[str]:
 
 
 def _graphs(row: dict[str, Any]) -> str:
-    """What was replayed: a chunk captured whole in documents before 2026-12, since then the rollout's own."""
+    """The replayed graph: a chunk captured whole in documents before 2026-12, later the rollout's own."""
     return "one graph" if row["launches"] == 1 else "the rollout's graphs"
 
 

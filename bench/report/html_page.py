@@ -64,7 +64,7 @@ def html(pairs: Pairs, media: Sequence[Path] = ()) -> str:
 
 
 def _summary(pairs: Pairs) -> str:
-    """How many results of which machines, and what became of the figures that have an older one."""
+    """How many results of which machines, and how figures with an older counterpart changed."""
     machines = sorted({machine_name(document) for document, _ in pairs})
     said = f"{len(pairs)} results of {'; '.join(machines)}."
     if any(before is not None for _, before in pairs):

@@ -1,4 +1,4 @@
-"""The README's one table: what a CPU and a GPU do, from several results files at once."""
+"""The README's one table: a CPU's and a GPU's figures, from several results files at once."""
 
 from __future__ import annotations
 

@@ -52,13 +52,13 @@ def with_viewers(server: Running, count: int, frames: int) -> dict[str, Any]:
 
 
 def connects(server: Running, count: int) -> dict[str, Any]:
-    """Viewers who come and go one after the other, and what they leave behind once all streams rest."""
+    """Viewers who come and go one after the other, and the memory held once all streams rest."""
 
     async def crowd(count: int) -> None:
         for number in range(count):
             await come_and_go(server.port, number)
 
-    asyncio.run(crowd(10))  # unmeasured: what the first visitors leave behind for good
+    asyncio.run(crowd(10))  # unmeasured: caches that the first visitors fill for good
     before = _held(server)
     began = perf_counter()
     asyncio.run(crowd(count))

@@ -1,4 +1,4 @@
-"""The server under load: what it costs, what its viewers see, and how fast a stream moves.
+"""The server under load: its costs, its viewers' delays, and the time to move a stream.
 
     python -m bench.serving.run
 
@@ -29,7 +29,10 @@ from vmla.cli.command import OneLineCommand
 from vmla.cli.terminal import say
 
 
-@click.command(cls=OneLineCommand)
+@click.command(cls=OneLineCommand, groups={
+    "What is served": ("checkpoint", "streams", "seconds"),
+    "How": ("connects", "times", "threads", "ray", "output"),
+})  # fmt: skip
 @click.option("--checkpoint", default="sprites", show_default=True, help="Checkpoint folder.")
 @click.option("--streams", type=WholeNumbers("streams", "1,2,4"), default="1,2,4,8,16", show_default=True,
               help="Numbers of streams at once.")  # fmt: skip
@@ -41,9 +44,8 @@ from vmla.cli.terminal import say
 @click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads (default: 2).")
 @click.option("--ray/--no-ray", default=True, show_default=True,
               help="Measure what a Ray cluster adds to a request.")  # fmt: skip
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Results file to write (JSON)."
-)
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False),
+              help="Results file to write (default: build/serve.json).")  # fmt: skip
 def main(
     checkpoint: str, streams: tuple[int, ...], seconds: float, connects: int, times: int, threads: int | None,
     ray: bool, output: Path | None,

@@ -59,7 +59,7 @@ async def come_and_go(port: int, number: int) -> None:
         await socket.send(json.dumps({"type": "session.start", "prompt": "a red star", "seed": number}))
         await socket.recv()
     if number % 4 == 1:
-        socket.transport.write(b"\xff" * 16)  # bytes that are no frame
+        socket.transport.write(b"\xff" * 16)  # bytes that are not a frame
     if number % 4 == 2:
         socket.transport.abort()  # hangs up without closing
     await socket.close()

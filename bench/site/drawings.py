@@ -49,7 +49,7 @@ def how_it_works() -> str:
 
 
 def window(spec: CacheSpec) -> str:
-    """Which latent frame each slot holds while chunk after chunk is made, and what has left."""
+    """Which latent frame each slot holds while chunk after chunk is made, and which frames have left."""
     left, top = 90, 64
     parts = [
         _text(left + WIDE * spec.sink / 2, 30, "sink", INK, 12),
@@ -72,7 +72,7 @@ def window(spec: CacheSpec) -> str:
 
 
 def cache(config: ModelConfig) -> str:
-    """What one token leaves in one layer, to scale: keys and values of each head, or one entry."""
+    """One token's cache in one layer, to scale: keys and values of each head, or one entry."""
     per_head, entry, heads = 2 * config.inner_dim, config.entry_width, config.num_attention_heads
     full = 560
     short = full * entry / per_head

@@ -95,7 +95,7 @@ class RotatingInputs:
 
 
 def bare_sdpa(inputs: RotatingInputs) -> AttentionArm:
-    """A library's attention on the same tensors, without validity: what everything is held against."""
+    """A library's attention on the same tensors, without validity: the baseline of all arms."""
 
     def call(turn: int) -> Tensor:
         return dense_attention(inputs.query[turn], inputs.keys[turn], inputs.values[turn])

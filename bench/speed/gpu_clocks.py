@@ -35,7 +35,7 @@ class Clocks:
         self._names: list[str] = []
         self._began = time.perf_counter()
         self.samples: list[dict[str, Any]] = []
-        """Each with `seconds` since the beginning, and what was told under the names of `WANTED`."""
+        """Each with `seconds` since the beginning, and the readings under the names of `WANTED`."""
         self.refused: str | None = None
         """Why there are no samples."""
 
@@ -104,7 +104,7 @@ def _identity(device: torch.device) -> str:
 
 
 def _value(text: str) -> float | str | None:
-    """A number, a mask of reasons as it is, or None for what the GPU does not tell."""
+    """A number, a bit mask of reasons as text, or None if the GPU does not report it."""
     try:
         return float(text)
     except ValueError:

@@ -117,9 +117,8 @@ def frames_told(log: Path) -> int:
 @click.command(cls=OneLineCommand)
 @click.option("--checkpoint", default="sprites", show_default=True, help="Checkpoint folder.")
 @click.option("--minutes", default=3.0, show_default=True, help="Length of the video in minutes.")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Results file to write (JSON)."
-)
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False),
+              help="Results file to write (default: build/rollout.json).")  # fmt: skip
 def main(checkpoint: str, minutes: float, output: Path | None) -> None:
     """Time a whole video, from typing the command to the finished file."""
     asked = ["--prompt", PROMPT, "--minutes", str(minutes), "--checkpoint", checkpoint]

@@ -25,6 +25,7 @@ from bench.quality.grades import mean_right
 from bench.studies.trial import MHA, SharedParts, StudyArm, Trial
 from vmla.cli.command import OneLineCommand
 from vmla.cli.common_options import ThreadCount
+from vmla.cli.options.choices import Choice
 from vmla.cli.progress import ProgressLine
 from vmla.train.recipes.from_scratch import pretraining_recipe
 from vmla.weights.conversion.spectral import Init
@@ -133,11 +134,11 @@ def _spread_of(shares: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 
 
 @click.command("study", cls=OneLineCommand)
-@click.argument("name", type=click.Choice(list(STUDIES)))
+@click.argument("name", type=Choice(STUDIES, kind="study"))
 @click.option("--runs", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/study"),
               show_default=True,
               help="Folder that keeps everything trained; run again to resume.")  # fmt: skip
-@click.option("--only", type=click.Choice(STUDIED), multiple=True, help="Repeat for several (default: all).")
+@click.option("--only", type=Choice(STUDIED), multiple=True, help="Repeat for several (default: all).")
 @click.option("--seeds", type=click.IntRange(min=1), help="Number of seeds (default: the study's own).")
 @click.option("--threads", type=ThreadCount(), help="Number of CPU threads (default: all cores).")
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False),
@@ -150,7 +151,7 @@ def main(
     threads: int | None,
     output: Path | None,
 ) -> None:
-    """Compare layouts, widths, splits and initialisations of the small model NAME, with seeds."""
+    """Compare layouts, widths, splits and initialisations of a small model, with seeds."""
     if threads is not None:
         torch.set_num_threads(threads)
     study, rows = STUDIES[name], list[dict[str, Any]]()

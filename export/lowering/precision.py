@@ -31,6 +31,7 @@ from torch.fx.node import map_arg
 from export.lowering.fp8 import DEQUANTIZE, DEQUANTIZE_ROWS
 from export.lowering.trace import rebuilt
 from plugins.errors import UserError
+from vmla.cli.options.names import unknown_name
 
 Precision = Literal["fp32", "bf16", "fp16", "fp8", "nvfp4"]
 
@@ -72,7 +73,7 @@ def check_precision(name: str) -> Precision:
     for known in get_args(Precision):
         if name == known:
             return known  # type: ignore[no-any-return]
-    raise UserError(f"no such precision: {name}; there are {', '.join(get_args(Precision))}")
+    raise unknown_name("precision", name, get_args(Precision))
 
 
 def check_hardware(precision: Precision, architectures: str) -> None:

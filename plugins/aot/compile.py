@@ -127,7 +127,7 @@ def _assembler(arch: Family) -> Path:
 @click.option("--arch", type=click.Choice([str(a) for a in FAMILIES]), multiple=True, help="Default: all.")
 @click.option("--record", type=click.Path(path_type=Path), help="Also write the record alone to this file.")
 def main(output: Path, arch: tuple[str, ...], record: Path | None) -> None:
-    """Compile every kernel for the chosen architectures into a folder, with a record of what came out."""
+    """Compile every kernel for the chosen architectures into a folder, with a record of the objects."""
     import triton
 
     kernels = []

@@ -20,7 +20,7 @@ class UnfitKernelError(Exception):
 
 @dataclass(frozen=True)
 class Assembly:
-    """Machine code, and what the assembler reports of it."""
+    """Machine code, and the assembler's report: registers and spills."""
 
     cubin: bytes
     registers: int

@@ -1,5 +1,4 @@
-"""Reads JSON from files that others may have written: no duplicate keys, infinities or deep nesting gets
-through."""
+"""Reads JSON from untrusted files; refuses duplicate keys, infinities and deep nesting."""
 
 from __future__ import annotations
 
@@ -22,7 +21,7 @@ def read_json(path: Path, *, mend: str = "", largest: int = LARGEST) -> dict[str
 
     Args:
         path: of the file.
-        mend: what to do where it is not there, or is no JSON.
+        mend: the error's advice if the file is missing or not JSON.
         largest: bytes that it may have.
 
     Raises:
@@ -35,7 +34,7 @@ def read_json(path: Path, *, mend: str = "", largest: int = LARGEST) -> dict[str
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """The value on each line of a file that is not empty, and what to call that line.
+    """The value on each non-empty line of a file, and the line's name in errors.
 
     Raises:
         UserError: as `read_json`.
@@ -51,11 +50,11 @@ def parse_json(text: str, where: str, *, mend: str = "") -> Any:
 
     Args:
         text: JSON.
-        where: what an error calls the source of the text, such as the file's name.
-        mend: what to do about it.
+        where: the name of the text's source in errors, such as the file's name.
+        mend: the error's advice.
 
     Raises:
-        UserError: for what is no JSON, a key that stands twice, or a value that `refuse_odd` refuses.
+        UserError: if it is not JSON, has a duplicate key, or a value that `refuse_odd` refuses.
     """
     try:
         value = json.loads(text, object_pairs_hook=_without_doubles, parse_constant=_refuse_constant)
@@ -100,7 +99,7 @@ def shown(key: object, longest: int = 60) -> str:
 
 
 def _odd(value: Any) -> str | None:
-    """What is wrong with a value, whatever it stands for."""
+    """The fault of a value that no JSON file of ours may have."""
     if isinstance(value, float) and not abs(value) < float("inf"):
         return "the number is not finite"
     if type(value) is int and abs(value) >= LARGEST_NUMBER:

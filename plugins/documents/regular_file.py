@@ -25,7 +25,7 @@ def opened(path: Path, *, mend: str = "", links: bool = True) -> Iterator[Buffer
 
     Args:
         path: of the file.
-        mend: what to do where it is not there.
+        mend: the error's advice if it is missing.
         links: whether the file may be a link to another one.
 
     Raises:
@@ -103,7 +103,7 @@ def read_text(path: Path, *, mend: str = "", largest: int = LARGEST) -> str:
     """The text of a regular file in UTF-8, with a byte order mark or without.
 
     Raises:
-        UserError: as `read_bytes`, and for what is no UTF-8.
+        UserError: as `read_bytes`, and if the text is not UTF-8.
     """
     try:
         return read_bytes(path, mend=mend, largest=largest).decode("utf-8-sig")

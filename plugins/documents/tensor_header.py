@@ -53,10 +53,10 @@ def read_header(path: Path, *, mend: str = "copy it again") -> TensorHeader:
 
     Args:
         path: of the file.
-        mend: what to do where it is missing or damaged.
+        mend: the error's advice if it is missing or damaged.
 
     Raises:
-        UserError: if it is missing, cut short, or says what its bytes do not hold.
+        UserError: if it is missing, cut short, or describes tensors that its bytes do not hold.
     """
     with opened(path, mend=mend) as file:
         return header_in(file, str(path), mend=mend)
@@ -88,7 +88,7 @@ def header_in(file: BinaryIO, where: str, *, mend: str = "copy it again") -> Ten
 
 
 def _fault(tensors: Mapping[str, TensorEntry], held: int) -> str | None:
-    """What is wrong with where the tensors are said to lie in the `held` bytes behind the header."""
+    """The fault, if any, of the tensors' offsets in the `held` bytes behind the header."""
     end = 0
     for name, entry in sorted(tensors.items(), key=lambda pair: pair[1].data_offsets):
         first, behind = entry.data_offsets

@@ -36,12 +36,12 @@ def typed(
     Args:
         values: plain values; lists become tuples, objects become dataclasses, where the type has them.
         kind: a dataclass, or a list or dictionary of such; a number is never taken for text or true.
-        where: what an error calls the source of the values, such as the file's name.
+        where: the name of the values' source in errors, such as the file's name.
         others: whether keys that `kind` does not have are refused or left out.
-        mend: what to do about it.
+        mend: the error's advice.
 
     Raises:
-        UserError: naming the field, what it is and what it should be.
+        UserError: naming the field, its value and the type expected.
     """
     from pydantic import ValidationError
 
@@ -58,7 +58,7 @@ def typed(
 
 @lru_cache(maxsize=64)
 def _model(kind: Any, others: Literal["forbid", "ignore"]) -> Any:
-    """What pydantic makes of a type; settings of a model hold for the dataclasses within it."""
+    """Pydantic's adapter of a type; settings of a model hold for the dataclasses within it."""
     from pydantic import ConfigDict, create_model
 
     settings = ConfigDict(extra=others, strict=True, allow_inf_nan=False)

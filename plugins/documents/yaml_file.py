@@ -1,7 +1,7 @@
 """YAML as far as people write it by hand: lists, mappings and plain values, in time linear in their number.
 
 Built from the parser's events, of which it needs no recursion. Anchors, aliases and tags are refused: none
-of our files has them, and each can make much or something odd of little. What looks like a date is text.
+of our files has them, and each can make much or something odd of little. A date is read as text.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def read_yaml(path: Path, *, mend: str = "") -> Any:
 
     Args:
         path: of the file.
-        mend: what to do where it is not there.
+        mend: the error's advice if it is missing.
 
     Raises:
         UserError: if it is missing, or holds something else than lists, mappings and plain values.

@@ -8,7 +8,7 @@ valid [K], one byte each; scales [3, N] float32. One program takes BLOCK_Q queri
 through a share of the keys (grid: query tiles, B N, splits). Without splits the result is written
 at once. With splits `out` is float32 [splits, B, N, S, dv] and `lse` [splits, B, N, S], and `merge`
 adds the shares up: this fills a machine that the query tiles alone leave idle.
-Keys and values of empty slots are never read, so what lies there cannot matter.
+Keys and values of empty slots are never read, so their contents cannot matter.
 Origin: FlashAttention-2 (arXiv 2307.08691), with the scale folded in; the split of FlashDecoding.
 """
 

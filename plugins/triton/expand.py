@@ -7,7 +7,7 @@ Layout: cached [B, T, E], own [B, S, E], up_key [N dn, C], up_value [N dv, C], k
 [B, N, K, dn + R], values [B, N, K, dv], contiguous, content before the rotary part; cos, sin
 [K, R / 2] float32; valid [K], one byte each. One program makes BLOCK tokens of one head (grid: tiles
 of cached and then of own tokens, N, B); a tile lies on one side of the border between them.
-Keys and values of empty slots are written as zeros, and what lies there is never read.
+Keys and values of empty slots are written as zeros, and their entries are never read.
 Origin: the up-projection of arXiv 2605.30351, section 3.1, with the rotation as its epilogue.
 """
 

@@ -35,7 +35,7 @@ Timer = Callable[[Callable[[], object]], float]
 
 
 class Launch(NamedTuple):
-    """What the best number of splits depends on, on one GPU."""
+    """The inputs of the choice of splits on one GPU."""
 
     operator: str
     dtype: str

@@ -21,6 +21,8 @@ COMPACT_MEMORY = 48 << 10
 """Bytes that a program gets without raising the function's limit (cudaFuncSetAttribute)."""
 
 LOG2_E = 1.4426950408889634
+"""log2(e), multiplied into the scale: GPUs have an instruction for 2^x, and none for e^x
+(FlashAttention-2)."""
 
 
 @dataclass(frozen=True, kw_only=True)

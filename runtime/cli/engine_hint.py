@@ -45,7 +45,7 @@ def engine_hint(job: Job, checkpoint: str, seconds: float) -> list[str]:
     if BACKENDS[ON_CPU["backend"]].offer("no GPU", None) is None:
         return []
     saved = seconds * (1 - 1 / SPEED_UP)
-    options = {"checkpoint": checkpoint, "backend": ON_CPU["backend"], "precision": "fp32"}
+    options = {"checkpoint": checkpoint, "precision": "fp32", **ON_CPU}
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     command = shlex.join(["vmla-export", "build", *words])
     return [

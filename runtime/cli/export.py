@@ -8,17 +8,23 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
+from export.backends.registry import BACKENDS
 from export.engine.manifest import NAME as MANIFEST
-from export.engine.manifest import engine_store
+from export.engine.manifest import Attention, engine_store
 from plugins.errors import UserError
 from vmla.cli.command import OneLineErrors
+from vmla.cli.options.choices import Choice
+from vmla.cli.options.device import AUTO, device_option, say_device, without_auto
 from vmla.cli.progress import PhaseBar
 from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say
+
+PRECISIONS = ("fp32", "bf16", "fp16", "fp8", "nvfp4")
+"""As `export.lowering.precision.Precision`, which needs PyTorch."""
 
 
 @click.group(cls=OneLineErrors)
@@ -26,35 +32,26 @@ def main() -> None:
     """Compile a checkpoint's denoiser into an engine folder that vmla-run --engine loads."""
 
 
-@main.command()
+@main.command(groups={
+    "What is built": ("checkpoint", "precision", "batch", "attention", "calibration", "output"),
+    "What it runs on": ("backend", "device", "target"),
+})  # fmt: skip
 @click.option("--checkpoint", default="sprites", show_default=True,
               help="Checkpoint folder or shipped model.")  # fmt: skip
-@click.option(
-    "--backend",
-    metavar="[aoti|onnx|tensorrt|tensorrt-rtx]",
-    help="Backend: aoti, onnx, tensorrt or tensorrt-rtx (default: the fastest that this machine has).",
-)
-@click.option(
-    "--precision",
-    metavar="[fp32|bf16|fp16|fp8|nvfp4]",
-    default="fp32",
-    show_default=True,
-    help="Precision of matrix products: fp32, bf16, fp16, fp8 or nvfp4; all else is float32.",
-)
+@click.option("--backend", type=Choice(sorted(BACKENDS)),
+              help="Compiler and library (default: the fastest that this machine has).")  # fmt: skip
+@click.option("--precision", type=Choice(PRECISIONS), default="fp32", show_default=True,
+              help="Precision of matrix products; all else is float32.")  # fmt: skip
 @click.option("--batch", type=int, default=1, show_default=True, help="Number of videos made at once.")
-@click.option("--device", metavar="[cpu|cuda]", default="cpu", show_default=True,
-              help="Torch device that an aoti engine runs on: cpu or cuda.")  # fmt: skip
+@device_option("Torch device that an aoti engine runs on", kinds=("cpu", "cuda"))
 @click.option("--target", help="GPU architectures for tensorrt-rtx, e.g. sm89,sm120.")
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
     help="Calibration for fp8 or nvfp4, by vmla-export calibrate (default: calibrate anew).",
 )
-@click.option(
-    "--attention",
-    metavar="[plugin|native]",
-    help="Attention as our TensorRT plugin's node or by the backend itself (default: native).",
-)
+@click.option("--attention", type=Choice(get_args(Attention)),
+              help="Attention as our TensorRT plugin or by the backend (default: native).")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path),
               help="Engine folder to write (default: in your store, named after its settings).")  # fmt: skip
 @click.pass_context
@@ -80,6 +77,8 @@ def build(
     if backend is None:
         backend, target, reason = choose_backend(target)
         say(f"backend: {backend} ({reason})")
+    if device == AUTO:
+        device = without_auto(device) if "device" in BACKENDS[backend].takes else "cpu"
     settings = Settings(
         backend=backend,
         precision=check_precision(precision),
@@ -143,25 +142,20 @@ def _may_be_there(output: Path | None, settings: Any) -> bool:
               help="Number of chunks of each video.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
               help="Seed of prompts and noise.")  # fmt: skip
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
-              help="Torch device that the rollouts run on.")  # fmt: skip
+@device_option("Torch device that the rollouts run on", kinds=("cpu", "cuda"))
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True,
               help="JSON file to write, for vmla-export build --calibration.")  # fmt: skip
 def calibrate(checkpoint: str, prompts: int, chunks: int, seed: int, device: str, output: Path) -> None:
     """Measure how large the inputs of every linear layer become on rollouts."""
-    import torch
-
     from export.lowering.calibration import calibrate, draw_rollouts
     from runtime.rollout.calibration import drive
     from vmla.weights.locate import find_checkpoint
 
     if not output.absolute().parent.is_dir():
         raise UserError(f"there is no folder {output.parent}; make it first")
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("no CUDA device here; leave --device out")
-    opened = find_checkpoint(checkpoint)
+    place, opened = say_device(device), find_checkpoint(checkpoint)
     rollouts = draw_rollouts(opened, prompts=prompts, chunks=chunks, seed=seed)
-    model = opened.transformer().to(device)
+    model = opened.transformer().to(place)
     with PhaseBar(sys.stderr) as bar:
         bar.begin("calibrate")
         made = calibrate(model, opened, rollouts, partial(drive, told=bar.advance))

@@ -17,7 +17,9 @@ from plugins.errors import UserError, missing_extra
 from runtime.serve.edge.settings import LOOPBACK
 from vmla.cli.command import OneLineCommand
 from vmla.cli.common_options import FiniteRange
-from vmla.cli.config_file import config_option
+from vmla.cli.options.choices import Choice
+from vmla.cli.options.config_file import config_option
+from vmla.cli.options.device import device_option
 from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say
 
@@ -47,12 +49,11 @@ MOST_KEYS = 2**16
 @click.option("--engine", type=click.Path(path_type=Path),
               help="Engine folder, or eager (default: one of your own that fits, else eager).")  # fmt: skip
 @click.option("--decoder", type=click.Path(path_type=Path), help="File of TAEHV weights to decode with.")
-@click.option("--layout", type=click.Choice(["mla", "mha"]),
+@click.option("--layout", type=Choice(["mla", "mha"]),
               help="Attention layout that the checkpoint must have.")  # fmt: skip
 @click.option("--steps", type=int, help="Number of denoising steps (default: the checkpoint's own).")
-@click.option("--device", default="auto", show_default=True,
-              help="Torch device; auto: the engine's, else a GPU if there is one, else the CPU.")  # fmt: skip
-@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
+@device_option(auto="the engine's, else a GPU if there is one, else the CPU")
+@click.option("--dtype", type=Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
               show_default=True, help="Type that the model computes in.")  # fmt: skip
 @click.option("--compile/--no-compile", "compiled", default=None,
               help="Compile the blocks on a GPU (default: if the longest stream repays it).")  # fmt: skip
@@ -92,7 +93,7 @@ MOST_KEYS = 2**16
 @click.option("--trace-to", metavar="URL",
               help="OpenTelemetry collector to send traces to (OTLP over HTTP), such as "
               "http://localhost:4318/v1/traces.")  # fmt: skip
-@click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True,
+@click.option("--log-level", type=Choice(LEVELS), default="info", show_default=True,
               help="Lowest level that is logged.")  # fmt: skip
 @click.pass_context
 def main(context: click.Context, /, **options: Any) -> None:
@@ -102,6 +103,7 @@ def main(context: click.Context, /, **options: Any) -> None:
     _check_origins(options["allow_origin"])
     try:
         import fastapi  # noqa: F401
+        import httpx  # noqa: F401
         import prometheus_client  # noqa: F401
         import python_multipart  # noqa: F401
         import uvicorn  # noqa: F401

@@ -94,7 +94,7 @@ class VideoMaker:
 
 
 def _frames_of_complete(output: Path, described: Mapping[str, Any]) -> int | None:
-    """The frames of a complete video that is just what is `described`; None if there is none.
+    """The frames of a complete video that matches `described`; None if there is none.
 
     Raises:
         UserError: if it is complete, but another video.
@@ -107,7 +107,7 @@ def _frames_of_complete(output: Path, described: Mapping[str, Any]) -> int | Non
 
 
 def _was_begun(output: Path, described: Mapping[str, Any]) -> bool:
-    """Whether a worker that died before the first state has left there what is `described`.
+    """Whether a worker that died before the first state has left a start of the video `described`.
 
     Raises:
         UserError: if it was another video.

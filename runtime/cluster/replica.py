@@ -18,6 +18,7 @@ from runtime.serve.edge.tracing import Tracing
 from runtime.serve.listen import open_socket, server_for
 
 REPORT_SECONDS = 0.2
+"""Pause between two reports of a replica's sessions and load to the cluster's table."""
 
 
 class Replica:

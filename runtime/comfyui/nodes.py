@@ -73,7 +73,7 @@ class VideoMLASample:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
-        """The model, what it shows, how long it is, and what it goes on from."""
+        """The model, what it shows, how long it is, and the pictures that it continues."""
         return {"required": SAMPLING, "optional": START}
 
     def sample(
@@ -110,7 +110,7 @@ class VideoMLASave:
 
 
 class VideoMLASampleToFile:
-    """Makes a video of any length and writes each chunk as soon as it is there."""
+    """Makes a video of any length and writes each chunk as soon as it is made."""
 
     CATEGORY = "VideoMLA"
     FUNCTION = "sample"

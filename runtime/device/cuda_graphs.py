@@ -1,4 +1,4 @@
-"""One interface to what differs between a GPU and a CPU: graphs, a second stream, clocks."""
+"""One interface to graphs, a second stream and clocks, which differ between a GPU and a CPU."""
 
 from __future__ import annotations
 

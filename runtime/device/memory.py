@@ -1,4 +1,4 @@
-"""Bytes: what the process holds in main memory, what a device has free, and how a person writes them."""
+"""Bytes: the process's main memory, a device's free memory, and sizes as people write them."""
 
 from __future__ import annotations
 
@@ -65,8 +65,10 @@ def _figures(path: Path) -> dict[str, int]:
 
 
 def counted(size: int) -> str:
-    """`size` in bytes and, where that is easier to read, in GiB."""
-    return f"{size:,} bytes" + (f" ({size / 2**30:.2f} GiB)" if size >= 0.1 * 2**30 else "")
+    """`size` in bytes and, where that is easier to read, in GiB or MiB."""
+    if size >= 0.1 * 2**30:
+        return f"{size:,} bytes ({size / 2**30:.2f} GiB)"
+    return f"{size:,} bytes" + (f" ({size / 2**20:.1f} MiB)" if size >= 2**20 else "")
 
 
 def bytes_of(text: str) -> int:

@@ -15,7 +15,7 @@ CAPACITY = 2
 
 
 class WorkerThread:
-    """A context manager. `put` blocks only while the queue is full, and raises what failed earlier."""
+    """A context manager. `put` blocks only while the queue is full, and raises an earlier failure."""
 
     def __init__(self, name: str, *, capacity: int = CAPACITY, finish: Work | None = None) -> None:
         """Name the thread; it runs `finish` at its end, even after a failure."""
@@ -84,9 +84,8 @@ class WorkerThread:
 
     def _run(self) -> None:
         while (work := self._pop()) is not None:
-            if (
-                self._failure is None
-            ):  # after a failure the queue is only emptied, so that no caller of `put` waits for ever
+            # After a failure the queue is only emptied, so that no caller of `put` waits for ever.
+            if self._failure is None:
                 self._attempt(work)
         if self._finish is not None:
             self._attempt(self._finish)

@@ -46,7 +46,7 @@ class Engine(Protocol):
         """
 
     def entries(self, inputs: StepInputs, *, held: int | None = None) -> Tensor:
-        """The entries that `step` would return, if possible without what only the velocity needs."""
+        """The entries that `step` would return, if possible without the work that only the velocity needs."""
 
     def computation(self, held: int) -> int:
         """The number of the computation for a window of `held` slots; equal ones can share a CUDA graph."""
@@ -83,7 +83,7 @@ class EagerEngine:
             compiled: `torch.compile` gets the blocks, one at a time, when they are first called.
             fp8: layers that float8 is for compute in it (`runtime.engines.layers.fp8_linear`).
             fp8_cache: the cache keeps entries in float8 (`runtime.engines.layers.fp8_cache`).
-            joined: attention's products are joined on a GPU; False is for measuring what that gains.
+            joined: attention's products are joined on a GPU; False is for measuring the gain.
             group: processes that make one video together: each holds the model and computes a part of a
                 chunk's tokens (`runtime.engines.sequence_parallel`). All of them must make the same calls.
         """

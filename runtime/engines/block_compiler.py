@@ -19,7 +19,7 @@ on what is in a cache.
 
 
 def choose_compiled(wish: bool | None, device: torch.device, engine: Path | None, chunks: int) -> bool:
-    """Whether to compile: `wish`, or what a video of so many chunks repays.
+    """Whether to compile: `wish`, or for None, whether a video of so many chunks repays it.
 
     Raises:
         UserError: for a wish that cannot be fulfilled.

@@ -29,7 +29,7 @@ class FrameSink(Protocol):
         """Take [n, H, W, 3] frames; afterwards they outlive this process, however it ends.
 
         Raises:
-            OSError: if they cannot be stored; what was stored before stays whole.
+            OSError: if they cannot be stored; frames stored before stay readable.
         """
 
     def mark(self) -> Mark:
@@ -71,7 +71,7 @@ class SinkKind:
     open: Callable[..., FrameSink]
     """Opens a sink, at its start or after the mark of an earlier one: `open(path, scale=, after=, clear=)`.
 
-    `clear` removes what lies there, once there are frames to take its place.
+    `clear` removes an older output there, once there are frames to take its place.
 
     Raises UserError if the video cannot be written or continued there.
     """

@@ -40,7 +40,7 @@ class ContainerSink(ABC):
     muxer: str
 
     def __init__(self, path: Path, *, frames_per_second: int, scale: int, clear: Clear | None) -> None:
-        """Write to `path`, each frame enlarged `scale` times; `clear` removes what is there."""
+        """Write to `path`, each frame enlarged `scale` times; `clear` removes an older output there."""
         self.path, self.rate = path, frames_per_second
         self._scale, self._clear, self._frames = scale, clear, 0
         self._file: BinaryIO | None = None
@@ -106,7 +106,7 @@ class ContainerSink(ABC):
 
 
 class WebmSink(ContainerSink):
-    """VP9: what browsers play without a licence."""
+    """VP9, which browsers play without a licence."""
 
     muxer = "webm"
 
@@ -154,7 +154,7 @@ class GifSink(ContainerSink):
         while True:
             try:
                 ready = self._graph.pull()
-            except (BlockingIOError, EOFError):
+            except (BlockingIOError, EOFError):  # the filters need another picture, or have ended
                 return
             assert isinstance(ready, av.VideoFrame)
             yield ready

@@ -37,7 +37,7 @@ class Mp4Sink:
     ) -> None:  # fmt: skip
         """Write to `path`, each frame enlarged `scale` times; go on `after` the mark of another sink.
 
-        `clear` removes what is at `path`, once the first frames lie beside it.
+        `clear` removes an older output at `path`, once the first frames lie beside it.
 
         Raises:
             UserError: if the file is not the one that the mark was made of.
@@ -93,7 +93,7 @@ class Mp4Sink:
         }
 
     def _check(self) -> None:
-        """Refuse a file that is not what the mark says."""
+        """Refuse a file that does not match the mark."""
         with opened(self.path, mend="make it anew with --overwrite") as file:
             try:
                 header = file.read(self._header)
@@ -151,7 +151,7 @@ MP4 = SinkKind(
 
 
 def _checksum(file: BinaryIO, count: int, begun: int) -> int | None:
-    """CRC-32, `begun` by what came before, of the next `count` bytes of `file`; None if it has fewer."""
+    """CRC-32, continued from `begun`, of the next `count` bytes of `file`; None if it has fewer."""
     while count:
         piece = file.read(min(count, PIECE))
         if not piece:

@@ -30,7 +30,7 @@ class PngSink:
     ) -> None:
         """Write into `folder`, each frame enlarged `scale` times; go on `after` the mark of another sink.
 
-        `clear` removes what is in `folder`, once the first pictures lie beside it there.
+        `clear` removes older pictures in `folder`, once the first new ones lie there.
 
         Raises:
             UserError: if Pillow is missing, or a picture before the mark.

@@ -27,7 +27,7 @@ def kind_of(path: Path) -> SinkKind:
     """The kind of sink that writes to `path`.
 
     Raises:
-        UserError: if none does, listing what to name instead.
+        UserError: if none does, listing the names that exist.
     """
     for kind in KINDS:
         if kind.takes(path):

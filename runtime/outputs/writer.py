@@ -28,7 +28,7 @@ class FrameWriter(WorkerThread):
         return self
 
     def write(self, frames: Frames) -> None:
-        """Queue [n, H, W, 3] frames; what went wrong with earlier ones is raised here."""
+        """Queue [n, H, W, 3] frames; a failure to store earlier ones is raised here."""
         self.put(partial(self._take, frames))
 
     def mark(self, tell: Callable[[Mark], None]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,7 +24,7 @@ among more threads rounds differently, and a seed would give another video on an
 
 @dataclass(frozen=True, kw_only=True)
 class Denoiser:
-    """Which denoiser runs and in what arithmetic; the fields are those of `Job` of the same names."""
+    """Which denoiser runs, and its arithmetic; the fields are those of `Job` of the same names."""
 
     engine_folder: Path | None
     engine_reason: str
@@ -68,25 +67,6 @@ def look_up(
         return engine, "as asked for"
     name = str(dtype).removeprefix("torch.")
     return find_engine(checkpoint, device=device.type, dtype=name, engines=engines)
-
-
-def choose_device(name: str) -> torch.device:
-    """The device called `name`; `auto` is a GPU if there is one, else the CPU.
-
-    Raises:
-        UserError: if PyTorch cannot use it.
-    """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        with warnings.catch_warnings(action="ignore"):  # of deprecated device names
-            device = torch.device(name)
-        torch.empty(1, device=device)
-        if device.type == "meta":
-            raise NotImplementedError("it holds no numbers")
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"no device {name!r} here; use cpu, or a device that torch sees") from error
-    return device
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:

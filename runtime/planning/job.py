@@ -27,6 +27,7 @@ from runtime.prompts.schedule_file import Entry, to_schedule
 from runtime.prompts.sources import FixedPrompts, PromptSource
 from runtime.rollout.decoding import Decoder, Decoding
 from vmla.cache import CacheSpec
+from vmla.cli.options.device import device_line
 from vmla.scheduler import Sampler
 from vmla.weights.checkpoint import Checkpoint, shipped_folder
 
@@ -87,15 +88,16 @@ class Job:
         return self.checkpoint.model_config().sample_width * self.decoding.sizes().spatial_ratio
 
     def what_runs(self) -> list[str]:
-        """The engine and why it was chosen, and a decoder if one was asked for, in lines for a person."""
+        """The engine and why it was chosen, the device, a decoder that was asked for: lines for a person."""
         engine = f"engine: {self.engine_folder or EAGER} ({self.engine_reason})"
+        device = device_line(self.device)
         decoder = [] if self.decoder_file is None else [self.decoding.line()]
         start = [] if self.start is None else [f"start: {self.start.path} ({self.start.chunks} chunks)"]
         compiled = [compiled_line(self.compiled, self.chunks)] if self.device.type == "cuda" else []
         compiled += [fp8_line(self.dtype)] if self.fp8 else []
         compiled += ["cache: fp8, rotary keys in bfloat16"] if self.fp8_cache else []
         compiled += [f"processes: {self.processes}"] if self.processes > 1 else []
-        return [engine, *(compiled if self.engine_folder is None else []), *decoder, *start]
+        return [engine, device, *(compiled if self.engine_folder is None else []), *decoder, *start]
 
     def plan(self) -> VideoPlan:
         """Length and memory of the video; no weights are read."""

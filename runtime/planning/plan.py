@@ -1,4 +1,4 @@
-"""How long and how large a video will be and what memory it takes, before anything is allocated."""
+"""A video's length, size and memory, computed before anything is allocated."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ class VideoPlan:
     absolute: bool
     cache_bytes_per_token_and_layer: int
     shared: dict[str, int]
-    """Bytes by part of what all videos on a device share: weights, and scratch used by one at a time."""
+    """Bytes by part that all videos on a device share: weights, and scratch used by one at a time."""
     own: dict[str, int]
-    """Bytes by part of what each video holds."""
+    """Bytes by part that each video holds."""
 
     @classmethod
     def of(
@@ -95,11 +95,11 @@ class VideoPlan:
 
     @property
     def video_bytes(self) -> int:
-        """Bytes that one video takes besides what all share."""
+        """Bytes that one video takes, without the shared ones."""
         return sum(self.own.values())
 
     def bytes_for(self, videos: int) -> int:
-        """Bytes that so many videos take at once, with what they share."""
+        """Bytes that so many videos take at once, shared ones included."""
         return sum(self.shared.values()) + videos * self.video_bytes
 
     def videos_in(self, memory: int) -> int:
@@ -123,7 +123,7 @@ def check_cache(config: ModelConfig, dtype: torch.dtype, device: torch.device) -
     """Refuse a model whose cache alone does not fit, before any of it is allocated.
 
     Raises:
-        UserError: naming what it takes and what there is.
+        UserError: naming the memory needed and the memory there.
     """
     needed = CacheSpec.of(config).bytes(element_size=dtype.itemsize)
     if needed <= ALWAYS_THERE or device.type not in ("cpu", "cuda"):

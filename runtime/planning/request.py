@@ -7,7 +7,7 @@ from pathlib import Path
 
 from plugins.errors import UserError
 from runtime.engines.compiled import fit
-from runtime.planning.compute import choose_denoiser, choose_device, choose_dtype, choose_threads
+from runtime.planning.compute import choose_denoiser, choose_dtype, choose_threads
 from runtime.planning.job import Job, as_source, as_start, check_names
 from runtime.planning.length import length_of
 from runtime.planning.plan import check_cache
@@ -15,6 +15,7 @@ from runtime.planning.start import Start
 from runtime.prompts.schedule_file import Entry
 from runtime.prompts.sources import PromptSource
 from runtime.rollout.decoding import Decoding
+from vmla.cli.options.device import choose_device
 from vmla.weights.checkpoint import SHIPPED, Checkpoint
 from vmla.weights.locate import find_checkpoint
 

@@ -1,7 +1,7 @@
 """A file of prompts, one a line: YAML, or JSON lines if its name ends in .jsonl.
 
 In YAML each line is `KEY: PROMPT` or `KEY: {prompt: PROMPT, ...}`; a JSON line, or an item of a YAML
-list, is the same as one object. The reader decides what the key is called, and which other fields there are.
+list, is the same as one object. The reader decides the key's name, and which other fields there are.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def read_listing(path: Path, kind: type[T], *, key: str, example: str) -> list[T
         example: a line, for the error of an empty file.
 
     Raises:
-        UserError: if there is no such file, none with any line in it, or a line is no such thing.
+        UserError: if there is no such file, it is empty, or a line is not a valid entry.
     """
     mend = f"write one a line, for example: {example}"
     if path.suffix == ".jsonl":

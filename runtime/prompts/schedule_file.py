@@ -40,7 +40,7 @@ def read_schedule(path: Path) -> list[Entry]:
     """The entries of the file at `path`, in their order.
 
     Raises:
-        UserError: if there is no such file, or a line of it is no entry.
+        UserError: if there is no such file, or a line of it is not an entry.
     """
     return read_listing(path, Entry, key="at", example="0: a red star")
 

@@ -44,7 +44,7 @@ def read_videos(path: Path) -> list[Video]:
     """The videos of the file at `path`, in their order, no two of one name.
 
     Raises:
-        UserError: if there is no such file, or a line of it is no video.
+        UserError: if there is no such file, or a line of it does not describe a video.
     """
     videos = read_listing(path, Video, key="name", example="star: a red star")
     # Some file systems treat names that differ only in case as equal.

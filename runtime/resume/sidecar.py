@@ -96,7 +96,7 @@ class Recorded:
         """The description in `values`, which `where` holds.
 
         Raises:
-            UserError: naming the field that is missing, or is not what it should be.
+            UserError: naming the field that is missing or of the wrong type.
         """
         said = f"{where} does not describe a video that can be made again"
         return typed(dict(values), cls, said, others="ignore")

@@ -99,7 +99,7 @@ class State:
     mark: Mark
     """The sink's position: the frames that are in it."""
     video: Mapping[str, Any] = field(default_factory=dict)
-    """What determines the frames, in the words of `runtime.resume.sidecar.describe_job`."""
+    """All that determines the frames, as `runtime.resume.sidecar.describe_job` records it."""
     pending: tuple[Frames, ...] = ()
     """Frames before the mark that nobody has taken yet, chunk by chunk [n, H, W, 3]."""
 
@@ -113,7 +113,7 @@ class State:
 
     @classmethod
     def load(cls, path: str | Path) -> State:
-        """Read what `save` wrote.
+        """Read a state that `save` wrote.
 
         Raises:
             UserError: if there is no such file, or it is torn or of another version.
@@ -182,7 +182,7 @@ def load_state(path: Path, *, mend: str) -> tuple[State, dict[str, Any]]:
 
     Args:
         path: of the file.
-        mend: what to do where there is no state to go on from.
+        mend: the error's advice if there is no state to resume.
 
     Raises:
         UserError: if there is none, or one that is torn or of another version.

@@ -26,7 +26,7 @@ class Decoder(Protocol):
     """Turns the chunks of one batch of videos into frames, in order."""
 
     state: DecoderState | None
-    """What it carries from chunk to chunk: all that another decoder needs to continue the video."""
+    """Its state between chunks: all that another decoder needs to continue the video."""
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, z, F, h, w] of the next chunk to frames [B, frames, 3, H, W] in [0, 1]."""

@@ -97,7 +97,7 @@ class ChunkGraphs:
             self._graphs[kind] = Graphs(*(captured(step, device, self._pool) for step in steps))
 
     def _moved_in(self, video: BuffersByLength, kind: Kind) -> tuple[Buffers, Buffers]:
-        """The buffers of the graphs, holding what those of `video` do, and these."""
+        """Copy the contents of `video`'s buffers into the graphs' own, and return these."""
         assert self._buffers is not None
         own, tenant = self._buffers[kind[0]], self._tenant()
         if tenant is not None and tenant is not video:

@@ -63,7 +63,7 @@ def leftovers(path: Path) -> list[Path]:
 
 
 def replace_older(path: Path, begun: Mapping[str, Any], spared: Sequence[Path] = ()) -> None:
-    """Remove what an earlier video left at `path` and beside it, but for files `spared`; a folder stays.
+    """Remove an earlier video's files at `path` and beside it, but for files `spared`; a folder stays.
 
     The sidecar that says what is `begun` replaces the older one first: whatever ends the process now,
     what lies at `path` is shown to be ours.
@@ -101,7 +101,7 @@ def claimed(output: Path, *, fresh: bool, overwrite: bool) -> Iterator[None]:
 def open_sink(path: Path, *, scale: int, after: Mark | None = None, clear: Clear | None = None) -> FrameSink:
     """Open the sink that `path` names, at its start or `after` the mark of an earlier one.
 
-    `clear` removes what lies there, once there are frames to take its place.
+    `clear` removes an older output there, once there are frames to take its place.
 
     Raises:
         UserError: if the video cannot be written there, or the mark is not that of such a sink.

@@ -135,7 +135,7 @@ def make_videos(
     Args:
         orders: of one checkpoint and engine, by the place that each goes to.
         telemetry: makes the listener to the chunks of the video at a place.
-        stop: ends all after the chunk under way; what is unfinished then has its state on disk.
+        stop: ends all after the chunk under way; unfinished videos then have their states on disk.
         save_every: seconds between two states of a video on disk; None saves none.
         memory: bytes for weights and videos together; not counted if None.
         overwrite: let new videos take the places of older ones, once they have frames.
@@ -208,7 +208,7 @@ def check_room(plan: VideoPlan, videos: int, memory: int) -> None:
     """Refuse more videos than fit.
 
     Raises:
-        UserError: naming how many do, and what would hold all.
+        UserError: naming how many fit, and the memory that would hold all.
     """
     if (fit := plan.videos_in(memory)) < videos:
         raise UserError(
@@ -247,7 +247,7 @@ def sink_for(output: Path, order: Order) -> FrameSink:
         return open_sink(output, scale=order.scale, after=order.state.mark)
     start = order.job.start
     if start is not None and output.exists() and start.path.exists() and output.samefile(start.path):
-        raise UserError(f"{output} is what the video goes on from; choose another name")
+        raise UserError(f"{output} is what the video continues; choose another name")
     older = is_persistent(output) and leftovers(output)
     clear = partial(replace_older, output, _begun(order)) if older else None
     return open_sink(output, scale=order.scale, clear=clear)

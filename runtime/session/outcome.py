@@ -59,7 +59,7 @@ class Outcome:
 
 
 def raise_failure(task: VideoTask) -> None:
-    """Raise what ended a video early, if anything did.
+    """Raise the error that ended a video early, if any.
 
     Raises:
         UserError: in one line, whatever it was.
@@ -72,7 +72,7 @@ def raise_failure(task: VideoTask) -> None:
 
 
 def _ended_early(task: VideoTask, error: BaseException) -> str:
-    """What ended the video early, how many frames there are, and the command that resumes it."""
+    """The reason that a video ended early, its number of frames, and the command that resumes it."""
     if isinstance(error, ReaderGoneError):
         return f"{error.strerror}; {task.frames} frames were sent"
     autosave, frames = task.producer.autosave, f"{task.frames} frames were kept"

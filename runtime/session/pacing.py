@@ -1,5 +1,4 @@
-"""When the next chunk of a video is wanted, and how urgently: for servers, whose viewers come, lag and
-leave."""
+"""When a server wants a video's next chunk, and how urgently: viewers come, lag and leave."""
 
 from __future__ import annotations
 

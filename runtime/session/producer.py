@@ -58,7 +58,7 @@ class Admission:
 
 
 class VideoProducer:
-    """Makes one video: a rollout, and the threads that decode, write and save what it makes."""
+    """Makes one video: a rollout, and the threads that decode, write and save its chunks."""
 
     def __init__(
         self, asked: Admission, rollout: Rollout, decoder: Decoder, *, side: SideStream, chunk_seconds: float
@@ -119,12 +119,12 @@ class VideoProducer:
             del self._rollout, self._decoder
 
     def drop(self) -> None:
-        """Discard what is made but not written yet, and write nothing more."""
+        """Discard chunks that are not written yet, and write nothing more."""
         self._dropped = True
         self.writer.drop()
 
     def check(self) -> None:
-        """Raise what has failed on one of the threads so far, if anything."""
+        """Raise the failure of one of the threads so far, if any."""
         for thread in (self.decoding, self.writer, self.autosave):
             if thread is not None:
                 thread.check()

@@ -40,12 +40,12 @@ class Order:
     scale: int
     state: State | None = None
     described: Mapping[str, Any] | None = None
-    """What `describe` returned, if it was called already."""
+    """The result of `describe`, if it was called already."""
     changed: tuple[str, ...] = ()
-    """What has changed since the video was first made and might change a frame."""
+    """Differences from the first time that might change a frame, such as another version of PyTorch."""
 
     def describe(self) -> dict[str, Any]:
-        """What determines the frames; reads all weights the first time."""
+        """All that determines the frames; reads all weights the first time."""
         return dict(self.described or describe_job(self.job, frames=self.frames, scale=self.scale))
 
 
@@ -76,7 +76,7 @@ def repeat(sidecar: Path, given: Mapping[str, Any]) -> Order:
     """The video that `sidecar` describes, from its start.
 
     Raises:
-        UserError: if it describes none, or what it names is not as it was.
+        UserError: if it describes none, or a file that it names has changed.
     """
     order = _as_recorded(read_json(sidecar), given, sidecar)
     if order.job.start is not None:
@@ -88,7 +88,7 @@ def resume(output: Path, given: Mapping[str, Any]) -> Order:
     """The rest of the video `output`.
 
     Raises:
-        UserError: if there is no state to go on from, it is torn, or what it names is not as it was.
+        UserError: if there is no state to resume, it is torn, or a file that it names has changed.
     """
     if not is_persistent(output):
         raise UserError(f"{output} keeps no video to go on with; name the file or folder of one")
@@ -114,7 +114,7 @@ def _as_recorded(recorded: Mapping[str, Any], given: Mapping[str, Any], path: Pa
     """The order that `recorded` describes; options `given` on top must say the same.
 
     Raises:
-        UserError: naming the first thing that is not as it was.
+        UserError: naming the first file that has changed.
     """
     recorded = {**DEFAULTS, **recorded}
     told = Recorded.of(recorded, str(path))
@@ -149,7 +149,7 @@ def _as_recorded(recorded: Mapping[str, Any], given: Mapping[str, Any], path: Pa
 
 
 def _changes(then: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
-    """What was recorded and is another now; older files recorded less."""
+    """Recorded values that differ now; older files recorded fewer."""
     changed = [name for name in here if name in then and then[name] != here[name]]
     return [f"{name.replace('_', ' ')} was {then[name]}, is {here[name]}" for name in changed]
 
@@ -165,7 +165,7 @@ def _trusted(folder: str | None, path: Path) -> Path | None:
     store = engine_store()
     try:
         engine = Path(folder).resolve()
-    except (RuntimeError, ValueError) as error:  # a loop of links, or a name that is no path
+    except (RuntimeError, ValueError) as error:  # a loop of links, or a name that is not a path
         raise UserError(f"{path} names the engine {folder}, where there is none; {error}") from error
     if store is None or not engine.is_relative_to(store.resolve()):
         mend = f"if you trust whoever built it, name it: --engine {shlex.quote(folder)}"
@@ -176,7 +176,7 @@ def _trusted(folder: str | None, path: Path) -> Path | None:
 def refuse_another(
     what: str, names: Sequence[str], recorded: Mapping[str, Any], now: Mapping[str, Any]
 ) -> None:
-    """Refuse to go on with `what`, unless all `names` say now what is recorded.
+    """Refuse to resume `what`, unless all `names` have their recorded values now.
 
     Raises:
         UserError: naming the first that does not.

@@ -82,7 +82,7 @@ class Session:
 
     @cached_property
     def plan(self) -> VideoPlan:
-        """The memory of one video, and of what all videos share; computing it takes a second."""
+        """The memory of one video, and that shared by all; computing it takes a second."""
         return self._job.plan()
 
     @cached_property
@@ -269,7 +269,7 @@ class Session:
             self._held -= 1
 
     def _release(self, on_end: OnEnd | None, task: VideoTask) -> None:
-        """Free the place of a video that has ended before its owner is told, who may fail."""
+        """Free the place of a video that has ended before its owner is notified, which may fail."""
         self._give_back()
         if on_end is not None:
             on_end(task)

@@ -80,7 +80,7 @@ class VideoTask:
 
     @property
     def deadline(self) -> float:
-        """When a viewer from the start will have seen every chunk made so far, or what the pacing says."""
+        """When a viewer from the start will have seen every chunk made so far, or when the pacing says."""
         if self.producer.pacing is not None:
             return self.producer.pacing.deadline(self.producer.made)
         return self._watched_since + self.producer.ahead_seconds
@@ -118,7 +118,7 @@ class VideoTask:
         state = answer.result().in_main_memory()
         return replace(state, video={**self.describe(), **state.video})
 
-    # What follows is called by the session, while no chunk is being made.
+    # The following methods are called by the session, while no chunk is being made.
 
     def step(self) -> None:
         """Make the next chunk; end the video after its last one, or if it fails."""

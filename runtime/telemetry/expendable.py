@@ -1,5 +1,4 @@
-"""Optional work, such as writing reports: after its first failure it is not tried again, and the video goes
-on."""
+"""Optional work, such as writing reports: its first failure ends it, and the video goes on."""
 
 from __future__ import annotations
 

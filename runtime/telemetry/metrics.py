@@ -82,6 +82,7 @@ class Summary(NoTelemetry):
 
 def percentile(ordered: list[float], share: float) -> float:
     """The smallest of `ordered` values that a `share` of them does not exceed; 0 if there are none."""
+    # The nearest rank, ceil(share * n), in whole numbers, which do not round.
     return ordered[max(0, -(-int(share * 1000) * len(ordered) // 1000) - 1)] if ordered else 0.0
 
 

@@ -16,11 +16,12 @@ from typing import Any
 import click
 
 from plugins.errors import UserError
-from vmla.cli.common_options import SETTINGS, log_level, log_options, version_option
+from vmla.cli.common_options import COMMON, SETTINGS, log_level, log_options, version_option
 from vmla.cli.logs import logging_to_stderr
+from vmla.cli.options.choices import list_choices
 from vmla.cli.stopping import Interrupted, Stop
 from vmla.cli.streams import forgiving_streams
-from vmla.cli.terminal import one_line, say
+from vmla.cli.terminal import LONGEST, one_line, say
 
 log = logging.getLogger(__name__)
 
@@ -34,23 +35,28 @@ class Verb(click.Command):
     def __init__(
         self, *arguments: Any, groups: Mapping[str, Sequence[str]] | None = None, **settings: Any
     ) -> None:
-        """`groups` are headings for options in the help, which are listed by name; the rest come last."""
+        """`groups` are headings for options in the help, which are listed by name; the rest come after."""
         settings["context_settings"] = {**SETTINGS, **(settings.get("context_settings") or {})}
         super().__init__(*arguments, **settings)
         taken = {name for each in self.params for name in each.opts}
         self.params += [each for each in log_options() if not taken & {*each.opts}]
         self._groups = groups or {}
+        for each in self.params:
+            list_choices(each)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the options under their headings."""
-        left = {each.name: line for each in self.get_params(ctx) if (line := each.get_help_record(ctx))}
-        for heading, names in self._groups.items():
-            with formatter.section(heading):
-                formatter.write_dl([left.pop(name) for name in names])
-        with formatter.section("Options"):
-            formatter.write_dl([*left.values()])
+        """List commands, if this is a group, then options under their headings, the common ones last."""
         if isinstance(self, click.Group):
             self.format_commands(ctx, formatter)
+        options = [each for each in self.get_params(ctx) if isinstance(each, click.Option)]
+        left = {_name(each): line for each in options if (line := each.get_help_record(ctx))}
+        parts = {heading: [left.pop(name) for name in names] for heading, names in self._groups.items()}
+        common = [left.pop(name) for name in COMMON if name in left]
+        rest = "Other options" if self._groups else "Options"
+        for heading, lines in {**parts, rest: [*left.values()], "Common options": common}.items():
+            if lines:
+                with formatter.section(heading):
+                    formatter.write_dl(lines)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the command line; `-` is a path only where it stands for standard output."""
@@ -72,6 +78,11 @@ class Verb(click.Command):
             return super().invoke(ctx)
 
 
+def _name(option: click.Option) -> str:
+    """Its parameter's; click gives the option for help one that changes with its version."""
+    return "help" if "--help" in option.opts else str(option.name)
+
+
 class OneLine(Verb):
     """Base of `OneLineErrors` and `OneLineCommand`: signals, streams and the conversion of errors."""
 
@@ -85,7 +96,7 @@ class OneLine(Verb):
             return super().main(*args, obj=stop, **kwargs)
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
-        """Read the command line; what is wrong with it is said in one line too."""
+        """Read the command line; a mistake in it is reported in one line too."""
         with one_line_errors():
             return super().make_context(*arguments, **options)
 
@@ -97,9 +108,25 @@ class OneLine(Verb):
 
 
 class OneLineErrors(OneLine, click.Group):
-    """A command group whose user errors and interruptions end in one line."""
+    """A command group whose user errors and interruptions end in one line.
+
+    Its commands are listed in the order in which they were defined, each with all of its first sentence.
+    """
 
     command_class = Verb
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Their names."""
+        return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([
+                (name, command.get_short_help_str(limit=LONGEST))
+                for name in self.list_commands(ctx)
+                if (command := self.get_command(ctx, name)) is not None
+            ])  # fmt: skip
 
 
 class OneLineCommand(OneLine):
@@ -116,7 +143,7 @@ class one_line_errors:  # noqa: N801 - reads as a statement
     """Turns a `UserError` raised inside into click's own exit with one line, a signal into its status."""
 
     def __init__(self, stop: Stop | None = None) -> None:
-        """`stop` says what is printed after a signal: what was saved and how to resume."""
+        """`stop` gives the lines to print after a signal: what was saved and how to resume."""
         self._stop = stop or Stop()
 
     def __enter__(self) -> None:
@@ -140,7 +167,7 @@ class one_line_errors:  # noqa: N801 - reads as a statement
 
 
 def _refused_by_the_system(error: OSError) -> str:
-    """What the system said, and of which file: a name that is too long, a folder that may not be read."""
+    """The system's error and its file: a name that is too long, a folder that may not be read."""
     log.debug("in full:", exc_info=error)
     told = error.strerror or str(error) or type(error).__name__
     return told if error.filename is None else f"{told}: {os.fsdecode(error.filename)}"

@@ -11,10 +11,13 @@ import click
 from plugins.errors import UserError
 from vmla.cli.logs import LEVELS, default_level
 from vmla.cli.machine import check_threads
+from vmla.cli.options.choices import Choice
 from vmla.cli.terminal import say
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
 """Of click's context, for commands and those below them."""
+COMMON = ("config", "verbose", "quiet", "log_level", "version", "help")
+"""Those that mean the same for every command that has them, by the names of their parameters."""
 _LEVEL = "vmla.cli.log_level"
 
 
@@ -52,7 +55,7 @@ def log_options() -> list[click.Option]:
     return [
         _option(["-v", "--verbose"], _setting("debug"), is_flag=True, help="Log all there is to say."),
         _option(["-q", "--quiet"], _setting("error"), is_flag=True, help="Log errors alone; no progress."),
-        _option(["--log-level"], _setting(None), type=click.Choice(LEVELS),
+        _option(["--log-level"], _setting(None), type=Choice(LEVELS),
                 help="Least that is logged (default: info on a terminal, else warning)."),
     ]  # fmt: skip
 

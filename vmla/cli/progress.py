@@ -40,7 +40,7 @@ class ProgressLine:
             from rich.live import Live
 
             console = Console(file=self._stream)
-            # Otherwise rich would redirect what is meant for a pipe to the terminal.
+            # Otherwise rich would redirect output meant for a pipe to the terminal.
             self._live = Live(console=console, refresh_per_second=4, redirect_stdout=sys.stdout.isatty())
             self._live.start()
         return self
@@ -53,7 +53,8 @@ class ProgressLine:
         if self._live is not None:
             from rich.text import Text
 
-            text = Text(message)  # a plain string is read as markup: prompts have brackets
+            # A plain string is read as markup, and prompts have brackets; a line stays one line.
+            text = Text(message, no_wrap=True, overflow="ellipsis")
             self._live.update(text if done is None else self._with_bar(text, done))
             return
         self._waiting = message

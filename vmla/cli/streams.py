@@ -1,4 +1,4 @@
-"""Standard output and standard error that never end a command: what cannot be written is dropped."""
+"""Standard output and standard error that never end a command: output that cannot be written is dropped."""
 
 from __future__ import annotations
 

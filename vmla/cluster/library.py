@@ -22,7 +22,7 @@ OF_THIS_MACHINE: dict[str, Any] = {
 def connect() -> Any:
     """Ray, connected to the cluster that it finds, or else to a new one on this machine alone.
 
-    Ray finds a cluster by itself: by its own `RAY_ADDRESS`, or the one that `ray start` began here.
+    Ray finds a cluster itself: by its own `RAY_ADDRESS`, or the one that `ray start` began here.
 
     Raises:
         UserError: if Ray is not installed, or the cluster does not answer.

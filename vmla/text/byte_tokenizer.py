@@ -13,6 +13,7 @@ from vmla.weights.formats.files import write_json
 EXTRA = 125
 """Tokens that ByT5 reserves after those of the bytes; a text names them like `<extra_id_0>`."""
 BYTES = 256
+"""Values of a byte, each of which is a token of its own, after the special ones."""
 END = SPECIAL.index("</s>")
 NAMED = re.compile(rf"\s*({'|'.join(SPECIAL)})\s*|<extra_id_({'|'.join(map(str, range(EXTRA)))})>")
 """Special tokens that a text may name; whitespace around the first three is part of them."""

@@ -51,7 +51,7 @@ class Cut:
     """The cleaned prompt up to the place where it is cut."""
 
     def __str__(self) -> str:
-        """Say what is cut off, in one sentence."""
+        """The text that is cut off, in one sentence for a warning."""
         start = "..." if len(self.text) > ENDING else ""
         return (
             f"the prompt has {self.tokens} tokens, of which the model reads {self.read}: "
@@ -81,7 +81,7 @@ class PromptTokenizer:
         """Token numbers and mask, each [B, tokens] int64, of the cleaned prompts; the rest is cut off.
 
         Raises:
-            UserError: for an empty prompt, or one that is no text.
+            UserError: for an empty prompt, or one that is not valid Unicode.
         """
         for prompt in prompts:
             check_prompt(prompt)
@@ -126,7 +126,7 @@ class TextEncoder(PromptTokenizer):
         self.encoder = encoder
 
     def __call__(self, prompts: Sequence[str | None]) -> Tensor:
-        """[B, tokens, text width] in the encoder's type; what lies behind a prompt's end is zero.
+        """[B, tokens, text width] in the encoder's type; embeddings past a prompt's end are zero.
 
         None in place of a prompt gives zeros alone, as where training drops a prompt.
         """

@@ -1,4 +1,4 @@
-"""What a tokenizer is, and which one lies in a folder: ours, or a published model's through transformers."""
+"""The protocol of tokenizers, and opening a folder's: ours, or a published model's by transformers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from vmla.text.word_tokenizer import KINDS, WordTokenizer
 PIECES = "tokenizer.json"
 """The file that holds the vocabulary."""
 LARGEST = 2**26
-"""Bytes of it that are read at most, four times what UMT5's vocabulary of 256,000 pieces takes."""
+"""Bytes of it that are read at most: four times the file of UMT5, of 256,000 pieces."""
 SMALL = ("added_tokens.json", "special_tokens_map.json")
 
 
@@ -78,7 +78,7 @@ class PublishedTokenizer:
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """That in `folder`; no code that lies there runs, whatever its files ask for.
+    """The tokenizer in `folder`; no code from that folder runs, whatever its files ask for.
 
     Raises:
         UserError: if its files are damaged, or do not fit together.
@@ -105,7 +105,7 @@ def _read_published(folder: Path, kind: str | None) -> PublishedTokenizer:
     published = _published(kind)
     try:
         inner = published.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # noqa: BLE001 - what reads tokenizer.json raises the bare class
+    except Exception as error:  # noqa: BLE001 - the reader of tokenizer.json raises the bare class
         _read(folder / PIECES)  # names the byte at which the JSON is damaged
         raise UserError(f"cannot load the tokenizer in {folder}; copy it again") from error
     return PublishedTokenizer(inner)

@@ -40,7 +40,7 @@ class UMT5Config:
     def from_dict(cls, values: Mapping[str, Any], where: str = "the text encoder's config.json") -> Self:
         """That of a `config.json`, whose other settings mean nothing to an encoder that is not trained.
 
-        `where` is what an error calls the file.
+        `where` is the file's name in errors.
 
         Raises:
             UserError: if it is another model's, or lacks a size.
@@ -87,7 +87,7 @@ class _Stack(nn.Module):
         self.final_layer_norm = _Norm(config)
 
     def forward(self, numbers: Tensor, seen: Tensor) -> Tensor:
-        """Numbers [B, tokens] and what may be seen [B, 1, 1, tokens] bool, to [B, tokens, d_model]."""
+        """Token ids [B, tokens] and their mask [B, 1, 1, tokens] bool, to [B, tokens, d_model]."""
         x = self.embed_tokens(numbers)
         for block in self.block:
             x = block(x, seen)
@@ -115,7 +115,7 @@ class _Attend(nn.Module):
         self.layer_norm = _Norm(config)
 
     def forward(self, x: Tensor, seen: Tensor) -> Tensor:
-        """x [B, tokens, d_model] and what was attended to."""
+        """x [B, tokens, d_model] plus the output of self-attention."""
         return x + self.SelfAttention(self.layer_norm(x), seen)
 
 
@@ -128,7 +128,7 @@ class _Feed(nn.Module):
         self.layer_norm = _Norm(config)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, tokens, d_model] and what the feed-forward layer makes of it."""
+        """x [B, tokens, d_model] plus the output of the feed-forward layer."""
         return x + self.DenseReluDense(self.layer_norm(x))
 
 

@@ -2,7 +2,7 @@
 
 Layers, widths, names and ranges are those of github.com/madebyollin/taehv (MIT) at 1f14a56, whose
 `taew2_1.pth` is for the latents of Wan 2.1 and of all that share its autoencoder. These weights were
-never run here; what is checked is that the architecture is the one described there.
+never run here; the tests only check that the architecture is the one described there.
 
 - Latents are Wan's *normalised* ones, as a denoiser makes them, so nothing is converted. Its README:
   "TAEHV does not use any latent scales / shifts"; its notebook for Wan 2.1 gives the pipeline a mean of

@@ -30,7 +30,7 @@ MOST = 2**12
 """Upper bound of channels: a damaged file must not ask for more."""
 
 Features = list[Tensor | str]
-"""What the decoder's convolutions saw last. The string marks a temporal upsampling that has seen
+"""The last inputs of the decoder's convolutions. The string marks a temporal upsampling that has seen
 nothing yet, and occurs only after a single latent frame."""
 
 

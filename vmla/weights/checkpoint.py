@@ -20,6 +20,7 @@ from torch import nn
 from plugins.documents.json_file import read_json
 from plugins.documents.typed import typed
 from plugins.errors import UserError
+from vmla.cli.options.names import meant
 from vmla.config import ModelConfig
 from vmla.scheduler import Sampler
 from vmla.text import PromptTokenizer, TextEncoder
@@ -45,7 +46,7 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 SHIPPED = "sprites"
 WAN_TEXT_TOKENS = 512
 PARTS_FROM = "copy the whole folder, or convert again with a Wan folder for --with"
-"""What to do about a checkpoint without codec or text encoder."""
+"""The error's advice for a checkpoint without codec or text encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +149,7 @@ class Checkpoint:
         return self.folder / part / ("model.safetensors" if part == "text_encoder" else WEIGHTS)
 
     def model_hash(self) -> str:
-        """SHA-256 of the transformer's sizes and weights: what a compiled engine is bound to."""
+        """SHA-256 of the transformer's sizes and weights, which a compiled engine is bound to."""
         sizes = json.dumps(self.model_config().identity(), sort_keys=True)
         weights = hash_weights(self.weights_path("transformer"))
         return hashlib.sha256(f"{sizes} {weights}".encode()).hexdigest()
@@ -210,7 +211,8 @@ def open_checkpoint(name: str | Path = SHIPPED) -> Checkpoint:
         raise UserError(f"{folder} is a file, not a checkpoint folder; {make_one_of(str(folder))}")
     if not str(name) or not folder.is_dir():
         known = " or ".join(shipped_names())
-        raise UserError(f"no checkpoint {str(name)!r}; give a folder, or {known} for a shipped model")
+        near = meant(str(name), shipped_names())
+        raise UserError(f"no checkpoint {str(name)!r}; give a folder, or {known} for a shipped model{near}")
     return Checkpoint(folder, read_json(folder / INDEX, mend="is this a checkpoint folder?"))
 
 

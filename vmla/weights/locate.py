@@ -39,14 +39,14 @@ class Hub:
     By default `huggingface_hub` decides, which reads `HF_HOME`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` itself."""
 
     offline: bool = False
-    """Look only at what was downloaded before."""
+    """Look only at files that were downloaded before."""
     cache: Path | None = None
     endpoint: str | None = None
 
     def download(
         self, repo: str, revision: str | None, file: str | None, *, leave: Sequence[str] = ()
     ) -> Path:
-        """A repository's folder, or one file of it, with a line of progress for what is not here yet.
+        """A repository's folder, or one file of it, with a line of progress for files that are not here yet.
 
         Of a folder, files that match one of `leave` are not downloaded.
 
@@ -155,7 +155,7 @@ def locate(
 
     Args:
         source: a path, the name of a shipped model, or `owner/name`, `owner/name@revision`,
-            `owner/name:path/of/a/file`. What lies here under that name wins.
+            `owner/name:path/of/a/file`. A local path of that name wins.
         revision: of the hub's repository, if `source` does not name one.
         hub: where to look.
         leave: files that need not be downloaded with a folder.

@@ -80,7 +80,7 @@ def open_lora(path: Path, weights: Iterable[str], strength: float = 1.0) -> Lora
     """Open a LoRA file for a model whose weights have these of our names.
 
     Args:
-        path: safetensors, or what `torch.save` wrote; peft's `adapter_config.json` beside it is read.
+        path: safetensors, or a file of `torch.save`; peft's `adapter_config.json` beside it is read.
         weights: all that may be changed.
         strength: 1 as it was trained; less for less of it, negative for its opposite.
 
@@ -132,7 +132,7 @@ def _split(name: str) -> tuple[str | None, str]:
 
 
 def _tails(module: str) -> Iterator[str]:
-    """The name, and what is left of it behind each dot."""
+    """The name, and its rest after each dot."""
     yield module
     while "." in module:
         module = module.split(".", 1)[1]

@@ -109,8 +109,8 @@ def open_source(
 
     Args:
         path: a checkpoint of ours, a diffusers pipeline or `WanTransformer3DModel` folder, a folder of
-            Wan's release, or a file: safetensors, or what `torch.save` wrote.
-        like: gives what weights do not tell: picture, text tokens, chunk and window.
+            Wan's release, or a file: safetensors, or one of `torch.save`.
+        like: gives the sizes that weights do not tell: picture, text tokens, chunk and window.
         part: of a training checkpoint, one of `vmla.weights.formats.pickles.PARTS`.
         mapping: a JSON file that names the latent projections of a VideoMLA file.
         variant: of a folder's weights, `fp16` say.
@@ -192,7 +192,7 @@ def _naming(names: Collection[str], path: Path, latent: Mapping[str, str]) -> _N
 def _sizes(
     shapes: Mapping[str, Shape], values: Mapping[str, Any], like: ModelConfig, translate: _Naming, path: Path
 ) -> ModelConfig:
-    """Sizes read off the tensors' shapes; what they do not say, from its config.json or from `like`."""
+    """Sizes read off the tensors' shapes; the others, from its config.json or from `like`."""
 
     def shape(name: str, dimensions: int = 2) -> Shape:
         found = shapes.get(translate(name))
@@ -256,7 +256,7 @@ def _file_shapes(config: ModelConfig) -> dict[str, Shape]:
 
 
 def published(model: VideoMLA, *, wan: bool, latent: Mapping[str, str] = LATENT) -> dict[str, Tensor]:
-    """The weights of `model` under Wan's own names, or diffusers': what `open_source` reads back.
+    """The weights of `model` under Wan's own names, or diffusers', as `open_source` reads them back.
 
     Raises:
         UserError: for latent attention under diffusers' names, which has none.

@@ -1,5 +1,4 @@
-"""Makes modules whose weights a checkpoint is about to fill: without drawing them, or without even allocating
-them."""
+"""Makes modules whose weights a checkpoint is about to fill, without drawing or even allocating them."""
 
 from __future__ import annotations
 

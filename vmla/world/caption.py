@@ -27,7 +27,7 @@ class ObjectRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What a prompt says in the language of the sprite world."""
+    """A prompt's meaning in the language of the sprite world."""
 
     requests: tuple[ObjectRequest, ...]
     background: str | None

@@ -1,4 +1,4 @@
-"""What a scene shows at each place of the picture, as numbers, to align a denoiser's middle layer with."""
+"""Labels of a scene at each place of the picture, to align a denoiser's middle layer with."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ centre from the place's own middle, down and across; its velocity; cosine and si
 def label(scene: Scene, frames: int, start: int, *, grid: int, together: int = 4) -> Tensor:
     """The labels [frames / together, grid^2, WIDTH] of frames `start` .. `start + frames`.
 
-    `together` frames have one label. An object counts at a place in proportion to what it covers there, a
-    quarter of the place being all.
+    `together` frames have one label. An object counts at a place in proportion to the area that it covers
+    there, a quarter of the place being all.
     """
     total = torch.zeros(frames // together, grid * grid, WIDTH)
     for sprite in scene.sprites:
@@ -45,7 +45,7 @@ def _presence(sprite: Sprite, frames: int, start: int, grid: int, together: int)
 
 
 def _kind(sprite: Sprite, frames: int, places: int) -> Tensor:
-    """What it is, [F, grid^2, 1 + shapes + colours]: the same everywhere."""
+    """Its shape and colour, [F, grid^2, 1 + shapes + colours]: the same at all places."""
     colour = list(COLOURS).index(sprite.colour)
     kind = torch.zeros(frames, places, 1 + len(SHAPES) + len(COLOURS))
     kind[..., [0, 1 + SHAPES.index(sprite.shape), 1 + len(SHAPES) + colour]] = 1

@@ -17,7 +17,7 @@ MARGIN = 0.08
 LETTER = 6.2
 """Approximate width of a letter in pixels."""
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k"))
-"""From which value on a number is written with which prefix; thousands up to ten stay as they are."""
+"""The value from which each prefix is used; thousands up to ten are written out."""
 
 
 @dataclass(frozen=True, kw_only=True)

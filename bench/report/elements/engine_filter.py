@@ -30,7 +30,7 @@ def engines_of(documents: Sequence[dict[str, object]]) -> list[str]:
 
 
 def choice(engines: Sequence[str]) -> str:
-    """The buttons, and the rules that hide what is not of the engine chosen; nothing for a single engine."""
+    """The buttons, and the rules that hide the other engines' results; nothing for a single engine."""
     if len(engines) < 2:
         return ""
     names = ["all engines", *engines]

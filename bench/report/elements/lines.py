@@ -27,7 +27,7 @@ NARROWEST, WIDEST = 90, 260
 
 @dataclass(frozen=True, kw_only=True)
 class Lines:
-    """Series of points (x, y) by name, and what stands at the axes."""
+    """Series of points (x, y) by name, and the labels of the axes."""
 
     title: str
     x: str

@@ -24,7 +24,7 @@ from bench.report.schema.parts import (
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """What a clock showed under load."""
+    """Readings of a GPU clock under load."""
 
     least: Number
     median: Number
@@ -33,7 +33,7 @@ class Range:
 
 @dataclass(frozen=True, kw_only=True)
 class ClockFigures:
-    """The clocks of a GPU while a measurement ran, or why they told nothing."""
+    """The clocks of a GPU while a measurement ran, or why they could not be read."""
 
     refused: str | None = None
     sm_mhz: Range | None = None
@@ -45,7 +45,7 @@ class ClockFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class MeasurementResults:
-    """What every measurement says: why it has no figures, or ended early, and what the clocks did."""
+    """Fields of every measurement: why it has no figures or ended early, and the clocks' readings."""
 
     refused: str | None = None
     stopped: str | None = None

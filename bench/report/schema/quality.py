@@ -134,7 +134,7 @@ GradesOverTime = dict[Mark, MeanGrade]
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """What a study compares, over its seeds."""
+    """One arm of a study, over its seeds."""
 
     arm: str
     questions: tuple[str, ...]

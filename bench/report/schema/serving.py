@@ -18,7 +18,7 @@ class Percentiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Crowd:
-    """What was measured with a number of streams at once, each with a viewer."""
+    """Results with a number of streams at once, each with a viewer."""
 
     streams: Count
     alone_frames_per_second: Positive
@@ -62,4 +62,4 @@ class ServeResults(Document):
     fork: Repeated
     cold_return: Repeated
     ray_hop: Repeated | None = None
-    """What Ray adds to a request; None where it was not measured."""
+    """Milliseconds that Ray adds to a request; None where it was not measured."""

@@ -14,7 +14,7 @@ SMOOTHED = 8
 
 
 def caches_section(document: dict[str, Any]) -> Section:
-    """What each form takes, costs and changes; bytes and time of a chunk over the length of the video."""
+    """Memory, time and differences of each form; bytes and time of a chunk over the video's length."""
     rows = document["rows"]
     window = document["window"]
     title = f"one prompt and seed, a sink of {window['sink']} and a history of {window['history']} frames"

@@ -1,4 +1,4 @@
-"""The section of what a GPU measured in one run."""
+"""The section of one run of `vmla-bench gpu`."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from bench.report.sections.speed import FORMS
 
 
 def gpu_section(document: dict[str, Any]) -> Section:
-    """The measurements: whole chunks as tables, engines and graphs as bars, what failed as a table."""
+    """The measurements: whole chunks as tables, engines and graphs as bars, failures as a table."""
     tables = [
         *profile_tables(document), items_table(document), windows_table(document), *fp8_tables(document),
         drift_table(document),

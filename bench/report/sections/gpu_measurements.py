@@ -1,4 +1,4 @@
-"""Tables of what `vmla-bench gpu` measured of whole chunks, for reports and for documents."""
+"""Tables of whole chunks' results from `vmla-bench gpu`, for reports and for documents."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ CLOCKS = {"sm_mhz": "MHz", "memory_mhz": "MHz of memory", "watts": "W", "celsius
 
 
 def not_measured(measurement: str, why: str | None = None) -> str:
-    """What stands in the place of figures: the reason, or the command that measures them."""
+    """The text in place of missing figures: the reason, or the command that measures them."""
     return f"not measured yet: {why or f'vmla-bench gpu --stages {measurement}'}"
 
 
@@ -42,7 +42,7 @@ def profile_tables(document: Document) -> list[Table]:
 
 
 def _clocks(found: dict[str, Any]) -> list[list[str]]:
-    """What the clocks showed during the measurement, and whether chunks grew slower."""
+    """The clocks' readings during the measurement, and whether chunks grew slower."""
     told = found.get("clocks") or {}
     rows = [
         [unit, *(f"{told[name][which]:,.0f}" for which in ("least", "median", "most"))]
@@ -58,7 +58,7 @@ def _clocks(found: dict[str, Any]) -> list[list[str]]:
 
 
 def items_table(document: Document) -> Table:
-    """What each item gains: the time of a chunk without it over that with it."""
+    """Each item's speed-up: the time of a chunk without it over that with it."""
     return _rows_table(
         document, "items", "what each item gains", ["item", "ms with", "ms without", "without over with"],
         lambda row: [

@@ -1,4 +1,4 @@
-"""Sections of what is compared by training and converting."""
+"""Sections of the studies that train and convert models."""
 
 from __future__ import annotations
 

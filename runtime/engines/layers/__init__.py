@@ -1,2 +1,1 @@
-"""Modules that stand in for the model's own in an engine: the same results from weights in another layout or
-type."""
+"""Modules that replace the model's own in an engine: the same results from another layout or data type."""

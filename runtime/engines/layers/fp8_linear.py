@@ -24,7 +24,7 @@ from vmla.transformer import VideoMLA
 
 
 class Fp8Linear(nn.Module):
-    """Computes what the given `nn.Linear` does, from float8 codes, without gradients."""
+    """Replaces the given `nn.Linear`; computes from float8 codes, without gradients."""
 
     weight: Tensor
     """Codes of the weights [outputs, inputs] float8_e4m3fn."""
@@ -67,7 +67,7 @@ def choose_fp8(precision: str | None, device: torch.device, dtype: torch.dtype, 
     """Whether layers shall compute in float8: `precision` says so, and nothing is against it.
 
     Raises:
-        UserError: naming what to do instead.
+        UserError: naming the alternative.
     """
     if precision != "fp8":
         return False

@@ -107,7 +107,7 @@ class StreamFolder:
         """The prompts that took effect after the first; a last line that a crash left unfinished is dropped.
 
         Raises:
-            UserError: if a line is no change of prompt.
+            UserError: if a line is not a change of prompt.
             OSError: if the file cannot be read.
         """
         if not self._prompts.exists():
@@ -136,7 +136,7 @@ class StreamFolder:
             other.add_change(change)
 
     def remove(self) -> None:
-        """Remove what was written here, and the folder if nothing else is in it."""
+        """Remove all files written here, and the folder if nothing else is in it."""
         ours = (
             self.video,
             self.state,

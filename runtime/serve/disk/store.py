@@ -57,7 +57,7 @@ class Store:
         """The folder of the stream `name`.
 
         Raises:
-            ValueError: if that is no name of a stream.
+            ValueError: if that cannot be the name of a stream.
         """
         if not NAME.fullmatch(name):
             raise ValueError("this is no name of a stream")

@@ -36,7 +36,7 @@ def load_received(
     Args:
         file: at its beginning.
         template: a state of the model that is served.
-        described: what determines a video of it.
+        described: all that determines a video of it.
         characters, frames: upper bounds for a prompt and for a video.
 
     Raises:
@@ -59,7 +59,7 @@ def load_received(
 def _check_video(video: Mapping[str, Any], *, characters: int, frames: int) -> None:
     recorded = Recorded.of(video, "this state")  # checks the type of every field
     if recorded.start_file is not None:  # a path in it would be opened on this machine
-        raise ValueError("it goes on from a file of another machine")
+        raise ValueError("it continues a file of another machine")
     PromptSchedule(recorded.changes())
     if any(len(one.prompt) > characters for one in recorded.prompts):
         raise ValueError(f"one of its prompts has more than {characters} characters")

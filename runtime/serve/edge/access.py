@@ -134,7 +134,7 @@ class Door:
             raise too_large(most)
 
     def _bounded(self, scope: Scope, receive: Receive) -> Receive:
-        """`receive`, which counts what comes and does not wait for ever while there is more to come."""
+        """`receive` with a limit on the body's size, and one on the wait for each part of it."""
         most, count, more = self._most(scope["path"]), 0, True
         due = time.monotonic() + self._settings.limits.request_seconds
 
@@ -168,7 +168,7 @@ def too_large(most: int) -> ApiError:
 
 
 def _split(url: str) -> SplitResult | None:
-    """The parts of what should be an address; None if it is none."""
+    """The parts of an address; None if it is malformed."""
     try:
         return urlsplit(url)
     except ValueError:

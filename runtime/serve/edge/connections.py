@@ -13,6 +13,7 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 FRAGMENTS = 1_024
 """Frames that a message of a WebSocket may have: its size alone would not bound empty ones."""
 POLICY_VIOLATION = 1008
+"""The WebSocket close code of a message that breaks a server's rules (RFC 6455, section 7.4.1)."""
 
 
 class TimelyHttp(H11Protocol):
@@ -85,7 +86,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         if self.writable.is_set():
             super().handle_ping()
         else:
-            self.conn.data_to_send()
+            self.conn.data_to_send()  # drops the answer
 
     def handle_text(self, event: Any) -> None:
         """The first frame of a message."""
@@ -124,7 +125,7 @@ class Watch:
         """Allow a client `patience` seconds without reading, and as many for all that is left at the end."""
         self._patience, self._clock = patience, clock
         self._since: dict[Connected, tuple[int, float]] = {}
-        """What each connection has still to send, in bytes or -1 at the end, and since when."""
+        """Bytes that each connection has still to send (-1 at the end), and since when."""
 
     def look(self, connections: Iterable[Connected]) -> None:
         """Check all connections; to be called about once a second."""
@@ -133,7 +134,7 @@ class Watch:
             closing, left = one.transport.is_closing(), one.transport.get_write_buffer_size()
             if not (closing or left):
                 continue
-            left = -1 if closing else left
+            left = -1 if closing else left  # at the end, reading some of it buys no more time
             before, since = self._since.get(one, (left, now))
             seen[one] = left, since if left == before else now
             if now - seen[one][1] > self._patience:

@@ -80,8 +80,8 @@ class OpenTelemetryTracing(Tracing):
     def request(self, scope: Any) -> Iterator[Answer]:
         """See `Tracing.request`; a caller's own trace (`traceparent`) goes on here.
 
-        The scope's own headers name this span from here on, so that a server to which the request is passed
-        on goes on from it.
+        From here on the scope's own headers name this span, so that a server which the request is passed on
+        to continues the same trace.
         """
         from opentelemetry.propagate import extract
         from opentelemetry.trace import SpanKind, StatusCode

@@ -1,5 +1,4 @@
-"""One WebSocket of the live protocol: chunks go out, messages come in, until the stream ends or the viewer
-leaves."""
+"""One WebSocket of the live protocol: chunks go out and messages come in until either side is done."""
 
 from __future__ import annotations
 
@@ -150,7 +149,7 @@ class Connection:
             "status": stream.info.status,
         })  # fmt: skip
 
-    # What goes out.
+    # Outgoing messages.
 
     async def _send_chunks(self, stream: Stream, viewer: Viewer, began: float) -> None:
         """Send chunk after chunk: existing ones from the file, then each as it is made."""
@@ -201,7 +200,7 @@ class Connection:
             "fps": FRAMES_PER_SECOND,
         }
 
-    # What comes in.
+    # Incoming messages.
 
     async def _listen(self, stream: Stream, viewer: Viewer) -> None:
         """Act on the viewer's messages until one stops the stream.

@@ -18,6 +18,7 @@ from vmla.text import check_prompt
 LARGEST_SEED = 2**53 - 1
 """The largest whole number that JavaScript represents exactly."""
 LONGEST_PROMPT = 2_000
+"""Characters; models read a prompt's first 512 tokens at most."""
 
 
 def _says_something(prompt: str) -> str:

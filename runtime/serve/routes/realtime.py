@@ -72,7 +72,7 @@ async def _first(connection: Connection, server: Server) -> SessionStart:
 
 
 async def _open(server: Server, start: SessionStart) -> Stream:
-    """The stream that is asked for, a new one or one that there is, in memory unless it is over."""
+    """The stream that the client asks for, new or existing, in memory unless it is over."""
     streams = server.streams
     server.check_model(start.model)
     if start.session_id is None:

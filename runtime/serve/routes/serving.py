@@ -42,7 +42,7 @@ class Server:
         """The number of frames of a video of `seconds`; None for an endless one.
 
         Raises:
-            ApiError: if that is no length, or too long.
+            ApiError: if that is not a length, or too long.
         """
         if seconds is None:
             return None

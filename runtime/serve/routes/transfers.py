@@ -75,7 +75,7 @@ async def received(request: Request, server: Server) -> State:
     """The state in the body of `request`; nothing in it is run, and all of it is checked.
 
     Raises:
-        ApiError: if it is too large, comes too slowly, or is no state of the served model.
+        ApiError: if it is too large, comes too slowly, or is not a state of the served model.
     """
     most = server.streams.worker.session.plan.video_bytes + SPARE
     if int(request.headers.get("content-length") or 0) > most:

@@ -192,7 +192,7 @@ class LiveRelay:
                 await self._send(event)
 
     def _is_known(self, event: dict[str, Any]) -> bool:
-        """Whether the viewer has had this message before; note what a later join needs."""
+        """Whether the viewer has had this message before; remembers it for a later join."""
         kind, name = event.get("type"), event.get("event_id")
         if kind == "video.start":
             before, self._introduced = self._introduced, True
@@ -232,7 +232,7 @@ class LiveRelay:
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    """A message as a JSON object; an empty one if it is none."""
+    """A message as a JSON object; an empty one if it is not an object."""
     try:
         said = json.loads(text)
     except (ValueError, RecursionError):

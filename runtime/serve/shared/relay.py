@@ -18,6 +18,7 @@ OURS = {
 """Headers that are not passed on: those of the connection, and those that the door has checked."""
 ANSWERED = {b"connection", b"keep-alive", b"transfer-encoding", b"date", *(name for name, _ in SHIELDS)}
 CONNECT_SECONDS = 2.0
+"""Longest wait for a connection to another server. Answers have no limit: a stream lasts as it lasts."""
 
 
 class Relay:

@@ -60,7 +60,7 @@ class SharedStreams(Streams):
         self.ready, self.handing_over = False, True
         await self._rest()
 
-    # What others make.
+    # Streams that other servers make.
 
     def holder(self, name: str) -> str | None:
         """The address of the other server that makes the stream of that name; None if no other does."""
@@ -103,7 +103,7 @@ class SharedStreams(Streams):
         self.refresh(name)
         return super().has(name)
 
-    # What this one makes.
+    # Streams that this server makes.
 
     async def activate(self, stream: Stream) -> None:
         """See `Streams.activate`.
@@ -157,7 +157,7 @@ class SharedStreams(Streams):
         return claim
 
     async def remove(self, stream: Stream) -> None:
-        """See `Streams.remove`; what another server makes stays.
+        """See `Streams.remove`; a stream that another server makes stays.
 
         Raises:
             ApiError: if another server makes it.
@@ -172,7 +172,7 @@ class SharedStreams(Streams):
         finally:
             stream.let_go()
 
-    # What happens by itself.
+    # Tasks in the background.
 
     async def _look_at(self, stream: Stream, *, alone: float) -> None:
         if not stream.resident and alone > self.settings.retention_seconds:

@@ -28,7 +28,7 @@ class LivePacing:
         self._idle, self._viewers = idle, tuple(viewers)
 
     def wanted(self, made: int) -> bool:
-        """See `Pacing.wanted`: what the viewers' limits allow, or the first chunks if nobody watches."""
+        """See `Pacing.wanted`: up to the viewers' limits, or the first chunks if nobody watches."""
         wanted = made < max((viewer.limit() for viewer in self._viewers), default=self._idle)
         if not wanted:
             self._asked = self._clock()

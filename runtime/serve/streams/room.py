@@ -1,5 +1,4 @@
-"""Room on disk: once the limit of streams is reached, the session that was left first is removed for a new
-one."""
+"""Room on disk: at the limit of streams, a new one removes the session that was left first."""
 
 from __future__ import annotations
 

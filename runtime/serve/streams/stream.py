@@ -38,7 +38,7 @@ LOGGER = logging.getLogger("vmla.serve")
 
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
-    """What all streams of a server have in common."""
+    """Objects that all streams of a server share."""
 
     worker: Worker
     settings: ServeSettings
@@ -53,7 +53,7 @@ class Stream:
     def __init__(
         self, folder: StreamFolder, info: StreamInfo, around: Surroundings, ended: Callable[[Stream], None]
     ) -> None:
-        """The stream in `folder`; `ended` is told, on the event loop, when it has left memory."""
+        """The stream in `folder`; `ended` is called, on the event loop, when it has left memory."""
         self.folder, self.info, self._around, self._tell_ended = folder, info, around, ended
         self.index = ChunkIndex(folder.chunks, info.first)
         self.changes = folder.changes()
@@ -78,7 +78,7 @@ class Stream:
         self._seen = folder.stamp()
         self._remember()
 
-    # What it is.
+    # Its properties.
 
     @property
     def id(self) -> str:
@@ -171,7 +171,8 @@ class Stream:
 
     def _rewatch(self) -> None:
         if isinstance(self._pacing, LivePacing):
-            # What is made at most for nobody: the first chunks, for whoever comes.
+            # Without viewers only the first chunks are made, so that the first to come sees something at
+            # once.
             self._pacing.watch(self.viewers, idle=self.info.first + LEAD)
 
     def wake(self) -> None:
@@ -179,7 +180,7 @@ class Stream:
         for viewer in self.viewers:
             viewer.news.set()
 
-    # What is done with it.
+    # Operations on it.
 
     def change(self, prompt: str, policy: Policy, event_id: str) -> None:
         """Ask for another prompt from the next chunk on; the same `event_id` counts once.
@@ -199,7 +200,7 @@ class Stream:
         """Come into memory and make chunks, from the start or from the state on disk; on any thread.
 
         Raises:
-            OSError, UserError: if its state or file is not what it was, or cannot be read.
+            OSError, UserError: if its state or file has changed, or cannot be read.
         """
         self._pacing = self._new_pacing()
         self._rewatch()
@@ -278,10 +279,10 @@ class Stream:
             claim.release()
 
     def _fenced(self) -> AbstractContextManager[None]:
-        """Inside, no other server writes what this one writes; see `Claim.held`."""
+        """Inside, no other server writes to the stream's folder; see `Claim.held`."""
         return nullcontext() if self.claim is None else self.claim.held()
 
-    # What follows is called by the threads that make it.
+    # The following methods are called by the threads that make the video.
 
     def chunk(self, report: ChunkReport) -> None:
         """See `Telemetry.chunk`."""

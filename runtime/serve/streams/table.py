@@ -53,7 +53,7 @@ class Streams:
     # From start to end.
 
     async def start(self) -> None:
-        """Load what there is on disk and begin to make chunks."""
+        """Load the streams on disk and begin to make chunks."""
         loop = asyncio.get_running_loop()
         self._around = Surroundings(
             worker=self.worker,
@@ -83,7 +83,7 @@ class Streams:
             self.places.queue.append(stream)
 
     async def close(self) -> None:
-        """End what is being made, with its state on disk."""
+        """End the videos being made, with their states on disk."""
         self.ready = False
         if self._looking is not None:
             self._looking.cancel()
@@ -100,7 +100,7 @@ class Streams:
         for stream in there:
             await stream.gone()
 
-    # What there is.
+    # Look-ups.
 
     def __iter__(self) -> Iterator[Stream]:
         """Iterate over all streams, those at rest included."""
@@ -135,7 +135,7 @@ class Streams:
         self._metrics.viewers.set(self.viewers)
         self._metrics.waiting.set(len(self.places.queue))
 
-    # What is done with them.
+    # Operations on streams.
 
     async def begin(
         self, kind: Kind, *, prompt: str, seed: int, frames: int | None, lease: float | None = None
@@ -182,7 +182,7 @@ class Streams:
         """See that there is room for a new stream, if need be in place of sessions that were left long ago.
 
         Raises:
-            ApiError: naming what there is too much of, and when there may be room.
+            ApiError: naming the limit that is reached, and when there may be room.
         """
         limits = self.settings.limits
         if not self.ready:
@@ -247,7 +247,7 @@ class Streams:
             await stream.gone()
 
     async def activate_new(self, stream: Stream) -> None:
-        """Do what `activate` does; if it fails, nothing of `stream` is left behind.
+        """As `activate`; if it fails, nothing of `stream` is left behind.
 
         Raises:
             ApiError: as there.
@@ -290,7 +290,7 @@ class Streams:
         await asyncio.to_thread(stream.folder.remove)
         log("removed", stream=stream.id)
 
-    # What happens by itself.
+    # Tasks in the background.
 
     def add(self, folder: StreamFolder, info: StreamInfo) -> Stream:
         """The stream in `folder`, which is one of all from now on."""

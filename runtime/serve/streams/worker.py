@@ -64,7 +64,7 @@ class Worker:
         return self._thread.is_alive()
 
     def warnings(self, prompt: str) -> list[str]:
-        """Warnings about `prompt`, a sentence each: what of it the model does not know."""
+        """Warnings about words of `prompt` that the model does not know, a sentence each."""
         warning = None if self.world is None else warning_for(prompt, self.world)
         return [] if warning is None else [warning]
 

@@ -275,7 +275,7 @@ context = Context(config=named_config("debug"), name="debug", device=torch.devic
                              folder=Path({str(tmp_path)!r}), most_streams=2, scale=0.01,
                              sampler=Sampler(steps=1))
 record = Record("gpu", Path({str(tmp_path)!r}) / "gpu.json")
-measurements = gpu.choose_measurements("environment,profile,checks,chunk,windows")
+measurements = [gpu.BY_NAME[name] for name in ("environment", "profile", "checks", "chunk", "windows")]
 with ProgressLine(StringIO()) as line:
     gpu.run_measurements(context, measurements, record, Budget(1e9), line)
 assert "transformers" not in sys.modules

@@ -73,7 +73,7 @@ def test_what_was_measured_stays_when_it_is_interrupted(tmp_path, monkeypatch):
     [
         (["engines", "--engines", "steam"], "no such engine: steam"),
         (["engines", "--precisions", "int3"], "no such precision: int3"),
-        (["engines", "--shape", "vast"], "no such model: vast"),
+        (["engines", "--shape", "vast"], "no such shape: vast"),
         (["engines", "--shape", "debug", "--checkpoint", "sprites"], "not both"),
         (["engines", "--device", "cuda:9"], "no device"),
     ],
@@ -85,7 +85,7 @@ def test_bad_input_ends_in_one_line(arguments, said):
 
 
 def test_every_engine_comes_in_every_precision():
-    arms = choose_arms(None, "fp32,bf16")
+    arms = choose_arms(None, ("fp32", "bf16"))
     assert [arm.engine for arm in arms[::2]] == list(ENGINES)
     assert {arm.layout for arm in arms if arm.engine == "eager-mha"} == {"mha"}
 

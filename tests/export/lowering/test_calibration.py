@@ -132,7 +132,7 @@ def test_a_gpu_that_is_not_here_is_refused(checkpoint, tmp_path, monkeypatch):
     options = ["--checkpoint", str(checkpoint), "--device", "cuda", "-o", str(tmp_path / "x.json")]
     result = CliRunner().invoke(main, ["calibrate", *options])
     assert result.exit_code == 2
-    assert "no CUDA device here" in result.output
+    assert "no device 'cuda' here" in result.output
 
 
 def test_a_model_of_which_no_layer_can_be_quantised_is_refused():

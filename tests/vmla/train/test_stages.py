@@ -15,10 +15,12 @@ from kit.passes import window_at
 from plugins.errors import UserError
 from vmla.cache import CacheSpec
 from vmla.config import named_config
+from vmla.train import run
 from vmla.train.cli.commands import main
 from vmla.train.data.latents import LatentSet
 from vmla.train.recipes.from_scratch import PRETRAINING_RECIPES
 from vmla.train.run import TrainingRun
+from vmla.train.stages import STAGES
 from vmla.train.stages.codec import draw_clips, with_statistics
 from vmla.train.stages.decoder import colour_error
 from vmla.train.stages.denoiser import DenoiserStage, initialised, narrowed
@@ -269,7 +271,10 @@ def finished(tmp_path_factory, few_clips):
     arguments = ["run", "debug", "-o", str(folder / "run"), "--threads", str(torch.get_num_threads())]
     results = [CliRunner().invoke(main, [*arguments, "--stop-after", "3"]) for _ in range(2)]
     names = [{path.name for path in (folder / "run").iterdir()}]
-    results.append(CliRunner().invoke(main, arguments))
+    results.append(CliRunner().invoke(main, [*arguments, "--device", "cpu"]))
+    assert all(result.stderr.startswith("device: cpu") for result in results)
+    way_on = f"trained; make a checkpoint of it: vmla-train pack debug {folder / 'run'} -o FOLDER\n"
+    assert [result.stdout for result in results] == ["", "", way_on]
     assert [result.exit_code for result in results] == [0, 0, 0], [result.output for result in results]
     return folder / "run", names[0]
 
@@ -286,6 +291,24 @@ def test_a_run_has_logged_every_step(finished):
         lines = [json.loads(line) for line in (folder / f"{stage}.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines] == list(range(1, steps + 1))
         assert all(np.isfinite(line["loss"]) for line in lines)
+
+
+def test_a_run_goes_on_on_another_device_in_all_of_its_stages(finished, monkeypatch):
+    place, seen = torch.device("cpu", 0), {}
+
+    def train(stage, folder, *, parallel, **rest):
+        seen[stage.name] = {parallel.device, getattr(stage, "device", parallel.device)}
+        return trained(stage, folder, parallel=parallel, **rest)
+
+    def latents(*arguments, device):
+        seen["latents"] = {device}
+        return made(*arguments, device=device)
+
+    trained, made = run.train, run.make_latents
+    monkeypatch.setattr(run, "train", train)
+    monkeypatch.setattr(run, "make_latents", latents)
+    TrainingRun(DEBUG, finished[0], lambda line: None, device=place).until("refine")
+    assert seen == {name: {place} for name in STAGES}
 
 
 def test_a_finished_run_is_packed_into_a_checkpoint(finished, tmp_path):
@@ -316,8 +339,8 @@ def test_what_is_not_finished_is_not_packed(tmp_path):
 
 
 def test_the_decoder_learns_and_the_encoder_stays(tmp_path):
-    run = TrainingRun(DEBUG, tmp_path, lambda line: None)
-    before, after = run.codec(), run.decoder()
+    training = TrainingRun(DEBUG, tmp_path, lambda line: None)
+    before, after = training.codec(), training.decoder()
     assert all(
         torch.equal(a, b)
         for a, b in zip(before.encoder.parameters(), after.encoder.parameters(), strict=True)

@@ -108,7 +108,7 @@ def _notes(told: Preset, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _say_source(source: Source, path: Path, told: Preset | None, say: Say) -> None:
-    """Print what of the source is left out, and which assumptions were made."""
+    """Print which tensors of the source are left out, and which assumptions were made."""
     if source.beside:
         more = f" and {len(source.beside) - 1} others" if len(source.beside) > 1 else ""
         say(f"left out, not of the transformer: {source.beside[0]}{more}")
@@ -121,7 +121,7 @@ def _say_source(source: Source, path: Path, told: Preset | None, say: Say) -> No
 def _say_result(
     config: ModelConfig, pipeline: Path | None, told: Preset | None, options: Mapping[str, Any], say: Say
 ) -> None:
-    """Print in what the result may differ from what the user expects."""
+    """Print warnings: how the result may differ from the source."""
     if missing := PARTS if pipeline is None else missing_parts(pipeline):
         say(f"the result has no {', '.join(missing)}, without which it makes no video; --with adds them")
     if told is not None and options["layout"] is None and told.layout != config.layout:

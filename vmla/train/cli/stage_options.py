@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from plugins.errors import UserError
+from vmla.cli.options.device import tell_device
 from vmla.cli.stopping import Stop
 from vmla.train.loop.parallel import processes
 from vmla.train.monitoring.dashboard import dashboard
@@ -43,6 +44,8 @@ def start_stage(options: Mapping[str, Any], report: Say, say: Say, stop: Stop) -
         processes(options["accumulate"], options["device"]) as parallel,
         dashboard(options["log"], job.output, parallel) as watchers,
     ):
+        if parallel.rank == 0:
+            tell_device(parallel.device, options["device"])
         said = report if parallel.rank == 0 else _silent
         job.run(parallel, said, stop_after=options["stop_after"], watchers=watchers, stop=stop)
 

@@ -1,4 +1,4 @@
-"""Sets of clips to train on: what `vmla-train encode` wrote, or the rendered clips of a run."""
+"""Sets of clips to train on: a folder of `vmla-train encode`, or the rendered clips of a run."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def read_index(folder: Path) -> ClipIndex:
     """The index of an encoded set.
 
     Raises:
-        UserError: if it is not there, or not what `vmla-train encode` writes.
+        UserError: if it is missing, or `vmla-train encode` did not write it.
     """
     mend = "run vmla-train encode again"
     return typed(read_json(folder / INDEX), ClipIndex, str(folder / INDEX), others="ignore", mend=mend)

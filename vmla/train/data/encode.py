@@ -92,8 +92,9 @@ def encode(
     """Encode a folder of captioned videos, or a text file with a prompt on each line, into `folder`.
 
     A checkpoint that was converted with a preset gives the preset's negative prompt, unless one is named.
-    What is there already is left as it is. Videos that cannot be used are reported and listed in the index.
-    With `ray` shards are made over the machines of a cluster, all of which see `source` and `folder`.
+    Shards that are there already are left as they are. Videos that cannot be used are reported and listed in
+    the index. With `ray` shards are made over the machines of a cluster, all of which see `source` and
+    `folder`.
 
     Raises:
         UserError: for a missing source, or a folder that was encoded otherwise.
@@ -166,7 +167,7 @@ def _begin(
 
 
 def _made(piece: Piece, folder: Path) -> dict[str, Any] | None:
-    """What the shard of `piece` says of itself, if it is there and holds just that."""
+    """The record in the shard of `piece`, if it is there and holds exactly that piece."""
     notes = _notes(piece.place(folder))
     return notes if notes is not None and notes["wanted"] == piece.names else None
 
@@ -191,7 +192,7 @@ def _shard(piece: Piece, folder: Path, encoder: Encoder, report: Report) -> dict
 
 @dataclass(frozen=True, kw_only=True)
 class ShardNotes:
-    """What lies in a shard, and what was left out of it."""
+    """The clips in a shard, and the videos left out of it."""
 
     file: str
     names: list[str]

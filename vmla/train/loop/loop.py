@@ -87,7 +87,7 @@ class Drawing(Protocol):
 
 @dataclass
 class Progress:
-    """A stage under way: what its state file holds."""
+    """A stage under way: the contents of its state file."""
 
     step: int
     average: dict[str, Tensor]
@@ -107,10 +107,10 @@ def train(
     watchers: Sequence[Watcher] = (),
     stop: Stop | None = None,
 ) -> dict[str, Tensor] | None:
-    """Train `stage` in `folder` to its last step, or for `stop_after` steps; resumes what is there.
+    """Train `stage` in `folder` to its last step, or for `stop_after` steps; resumes a state in `folder`.
 
     Args:
-        stage: what is trained.
+        stage: the stage to train.
         folder: where its state and its log are written.
         report: takes a line after each step.
         stop_after: a number of steps; all of them if not given.

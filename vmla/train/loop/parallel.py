@@ -1,4 +1,4 @@
-"""Several processes as one: sharded weights (FSDP2), micro-batches, and who draws what.
+"""Several processes as one: sharded weights (FSDP2), micro-batches, and which process draws which clips.
 
 An optimizer step is a group of micro-batches, numbered from step x group on; each is drawn by its
 number alone. Process r of W takes every W-th, so that any split of the same group gives the same loss.
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from plugins.errors import UserError
+from vmla.cli.options.device import choose_device, without_auto
 from vmla.packed_sequence import Unrolling
 from vmla.train.objectives.packed_clip import Pass, Step
 from vmla.transformer import Block, VideoMLA
@@ -33,6 +34,9 @@ class Passes(NamedTuple):
 Calls = Callable[[VideoMLA, torch.dtype], Passes]
 
 
+CPU = torch.device("cpu")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parallel:
     """One process of a training run."""
@@ -41,7 +45,7 @@ class Parallel:
     world: int = 1
     accumulate: int = 1
     """Micro-batches of each process for one optimizer step."""
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
     sharded: bool = False
 
     @property
@@ -89,9 +93,9 @@ def processes(accumulate: int, device: str) -> Iterator[Parallel]:
         UserError: for a device that is not there.
     """
     if (here := launched()) is None:
-        yield Parallel(accumulate=accumulate, device=torch.device(device))
+        yield Parallel(accumulate=accumulate, device=choose_device(device))
         return
-    kind = torch.device(device).type
+    kind = torch.device(without_auto(device)).type
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA device here; use --device cpu")
     place = torch.device(kind, here.local_rank) if kind == "cuda" else torch.device(kind)

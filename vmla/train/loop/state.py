@@ -45,7 +45,7 @@ def read_state(path: Path) -> dict[str, Any]:
     try:
         with opened(path, mend=mend) as file:
             state: dict[str, Any] = load_plain(file)
-        state["settings"]  # KeyError: the file is no state
+        state["settings"]  # KeyError: the file is not a state
     except UNREADABLE as error:
         raise UserError(f"{path} is damaged; {mend}") from error
     return state

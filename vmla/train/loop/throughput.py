@@ -30,7 +30,7 @@ LEARNING = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What was done, by one process."""
+    """The work done by one process."""
 
     tokens: int = 0
     """Tokens for which gradients were computed."""
@@ -60,7 +60,7 @@ class Meter:
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count what happens inside as waiting for data: the fetching or drawing of a batch."""
+        """Count the time inside as waiting for data: the fetching or drawing of a batch."""
         began = time.perf_counter()
         yield
         self._done += Work(waited=time.perf_counter() - began)

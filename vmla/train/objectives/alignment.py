@@ -1,4 +1,4 @@
-"""Representation alignment: a denoiser's middle layer also learns to tell what is where in the scene.
+"""Representation alignment: a denoiser's middle layer also learns which object is where in the scene.
 
 A small network reads the tokens after one of the layers and is compared with what the scene shows there; it
 is discarded afterwards. The idea, with features of a pretrained encoder as targets, is REPA's (arXiv
@@ -49,7 +49,8 @@ def attach_aligner(model: VideoMLA, labels: Tensor | None) -> None:
             f"alignment needs {model.config.tokens_per_frame} labels a frame, the clips have {places}; "
             "set label_grid of the latents to the model's tokens across"
         )
-    model.add_module(ALIGNER, Aligner(model.config.inner_dim, labels.shape[3]))
+    device = next(model.parameters()).device
+    model.add_module(ALIGNER, Aligner(model.config.inner_dim, labels.shape[3]).to(device))
 
 
 def detach_aligner(model: VideoMLA) -> VideoMLA:

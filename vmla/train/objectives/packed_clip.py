@@ -1,5 +1,4 @@
-"""Which frames each chunk of a training clip sees, and the velocities of all chunks in one pass under that
-mask.
+"""Which frames each chunk of a training clip sees, and all chunks' velocities from one masked pass.
 
 A pass for each chunk, and one more to commit it, is what a rollout does; on a machine whose processes share
 weights, each of those passes gathers all of them. Here one pass does it all (`vmla.packed_sequence`).

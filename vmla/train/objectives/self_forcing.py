@@ -1,5 +1,4 @@
-"""Self-rollouts: the student makes a video with its own cache, as at inference, and learns from one step a
-chunk.
+"""Self-rollouts: the student makes a video as at inference, and learns from one step of each chunk.
 
 Steps before the exit run without gradients; the exit step's x0 is the chunk. A clean pass without
 gradients commits it, so that no gradient crosses chunks through the cache (Self-Forcing).

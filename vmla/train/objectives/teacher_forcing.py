@@ -153,7 +153,7 @@ def _noised(clean: Tensor, forcing: Forcing, generator: torch.Generator) -> tupl
 def _context(
     clean: Tensor, estimate: Tensor, trusted: Tensor, forcing: Forcing, generator: torch.Generator
 ) -> Tensor:
-    """What is committed: the truth under a little noise, or for some clips the model's estimate."""
+    """The chunk to commit: the truth under a little noise, or for some clips the model's estimate."""
     sigma = forcing.context_noise * uniform(len(clean), generator, clean.device)
     noise = normal(clean.shape, generator, clean.device)
     noisy = add_noise(clean, noise, sigma[:, None, None, None, None])

@@ -10,7 +10,9 @@ from torch import nn
 
 from vmla.train.optim.muon import Muon
 
-AVERAGED_BETAS = (0.9, 0.98)
+PRETRAINING_BETAS = (0.9, 0.98)
+"""AdamW's decay rates in training from nothing: 0.98, as for the first transformers, averages squares over
+some 50 steps, which runs of a few thousand steps need; PyTorch's 0.999 averages over 1,000."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,7 @@ class TrainingSchedule:
     @property
     def betas(self) -> tuple[float, float]:
         """AdamW's decay rates of the gradient's mean and of its square."""
-        return AVERAGED_BETAS
+        return PRETRAINING_BETAS
 
     @property
     def weight_decay(self) -> float:
@@ -113,7 +115,7 @@ class Optimizers:
         return [optimizer.state_dict() for optimizer in self._all]
 
     def sharded_state(self) -> dict[str, Any]:
-        """What each parameter's optimizer remembers, by the parameter's place; made now if it is not yet."""
+        """The optimizer's state of each parameter, by the parameter's place; created now if it is missing."""
         (optimizer,) = self._all
         for parameter in self._parameters:
             if not optimizer.state[parameter]:
@@ -123,7 +125,7 @@ class Optimizers:
         return {str(i): dict(optimizer.state[p]) for i, p in enumerate(self._parameters)}
 
     def load_sharded(self, state: dict[str, Any]) -> None:
-        """Continue from what `sharded_state` gave."""
+        """Continue from a result of `sharded_state`."""
         (optimizer,) = self._all
         for i, parameter in enumerate(self._parameters):
             optimizer.state[parameter] = state[str(i)]

@@ -40,13 +40,14 @@ def resolve(
     """The type that a stage computes in on `device`.
 
     Args:
-        precision: what its settings ask for.
+        precision: the precision in its settings.
         device: where its weights are.
         measure: gives the seconds of a typical product in a type, on a CPU.
 
     Returns:
-        What is asked for; for `auto` bfloat16 on a GPU and the faster type on a CPU. Processes that train
-        together all take that of the first one, for they exchange weights in it, and must all call this.
+        The precision in the settings; for `auto` bfloat16 on a GPU and the faster type on a CPU. Processes
+        that train together all take that of the first one, for they exchange weights in it, and must all call
+        this.
     """
     if precision != "auto":
         return TYPES[precision]

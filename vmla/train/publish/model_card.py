@@ -172,7 +172,7 @@ def _passes(sampler: Sampler) -> str:
 
 
 def _relation(name: str, training: dict[str, Any]) -> str:
-    """What a shipped model's card says of the other one; the four-step one may be of an earlier model."""
+    """A shipped model's card about the other one; the four-step one may be of an earlier model."""
     from vmla.weights.checkpoint import SHIPPED, shipped_folder
 
     path = shipped_folder() / FOUR_STEPS / TRAINING

@@ -60,7 +60,7 @@ def pack_run(recipe: PretrainingRecipe, folder: Path, output: Path, report: Call
 
 
 def pack_stages(start: str, folders: Sequence[Path], output: Path, report: Callable[[str], None]) -> None:
-    """Write what the last of several finished stages made to `output`, in float16.
+    """Write the models of the last of several finished stages to `output`, in float16.
 
     Args:
         start: the checkpoint that the first one trained; its record comes first.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from plugins.errors import UserError
+from vmla.cli.options.names import unknown_name
 from vmla.config import MODEL_CONFIGS, ModelConfig
 from vmla.scheduler import Sampler
 from vmla.train.objectives.consistency import Consistency
@@ -116,9 +116,9 @@ SPRITES = DistillationRecipe(
     long=replace(_SPRITES_MATCHING, prelude=24, clips=8),
 )
 
-# The same model with what a GPU can do in minutes: more clips for each step, more steps, a clip at once.
-# Half of the past in `sprites` is the model's own guess, which must be made first; here it is true, under
-# more noise, and what the student makes of its own past is left to distribution matching.
+# The same model with as much as a GPU computes in minutes: more clips for each step, more steps, a clip at
+# once. Half of the past in `sprites` is the model's own guess, which must be made first; here it is true,
+# under more noise, and what the student makes of its own past is left to distribution matching.
 SPRITES_GPU = replace(
     SPRITES,
     name="sprites-gpu",
@@ -197,5 +197,5 @@ def distillation_recipe(name: str) -> DistillationRecipe:
         UserError: for a name that does not exist.
     """
     if name not in DISTILLATION_RECIPES:
-        raise UserError(f"no such training recipe: {name}; there are {', '.join(DISTILLATION_RECIPES)}")
+        raise unknown_name("training recipe", name, DISTILLATION_RECIPES)
     return DISTILLATION_RECIPES[name]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from plugins.errors import UserError
+from vmla.cli.options.names import unknown_name
 from vmla.config import MODEL_CONFIGS, ModelConfig
 from vmla.scheduler import Sampler
 from vmla.text import SmallTextConfig
@@ -31,12 +31,12 @@ class PretrainingRecipe:
     text: SmallTextConfig
     codec_training: CodecTraining
     decoder_training: DecoderTraining | None = None
-    """How the codec's decoder is trained further; None leaves it as it is."""
+    """How the codec's decoder is trained further; None skips that stage."""
     text_training: TextTraining
     latents: LatentSettings
     denoiser_training: DenoiserTraining
     refinement: DenoiserTraining | None = None
-    """How the denoiser's average is trained further; None leaves it as it is."""
+    """How the denoiser's average is trained further; None skips that stage."""
     refinement_latents: LatentSettings | None = None
     """The clips of `refinement`; None takes those that the denoiser has seen."""
     sampler: Sampler
@@ -212,7 +212,7 @@ def pretraining_recipe(name: str, *, seed: int | None = None, **sizes: Any) -> P
         UserError: for a name that does not exist, or sizes that do not fit together.
     """
     if name not in PRETRAINING_RECIPES:
-        raise UserError(f"no such training recipe: {name}; there are {', '.join(PRETRAINING_RECIPES)}")
+        raise unknown_name("training recipe", name, PRETRAINING_RECIPES)
     recipe = PRETRAINING_RECIPES[name]
     given = {key: value for key, value in sizes.items() if value is not None}
     if seed is not None:

@@ -1,4 +1,5 @@
-"""Memory of one GPU in a stage, by part, from sizes alone: what FSDP2 shards, and what it does not."""
+"""Memory of one GPU in a stage, by part, from sizes alone: the parts that FSDP2 shards, and those that it
+does not."""
 
 from __future__ import annotations
 
@@ -41,7 +42,7 @@ def memory_by_part(recipe: DistillationRecipe, name: str, *, gpus: int) -> dict[
 
 
 def _of_clips(scorer: ModelConfig, config: ModelConfig, training: object) -> dict[str, int]:
-    """What grows with the clips of a micro-batch."""
+    """Bytes that grow with the clips of a micro-batch."""
     clips, chunks = training.clips, training.chunks  # type: ignore[attr-defined]
     copies = getattr(getattr(training, "forcing", None), "copies", 1)
     spec, tokens = CacheSpec.of(config), config.chunk * config.tokens_per_frame

@@ -101,7 +101,7 @@ class Batches:
         return self.data.latents[chosen][:, :, :frames].float().to(self.device), text
 
     def negative(self, wanted: bool) -> Tensor | None:
-        """What guidance steers away from, for each clip; None if it is not wanted.
+        """The negative prompt's embeddings for each clip; None if guidance is off.
 
         Raises:
             UserError: if it is and the data has none.
@@ -163,7 +163,7 @@ class ConsistencyStage:
 
 
 class DistributionStage:
-    """Distribution matching: before each step of the generator, the critic learns what it makes."""
+    """Distribution matching: before each generator step, the critic learns the scores of its videos."""
 
     def __init__(
         self,

@@ -1,7 +1,7 @@
 """Stage `tiny`: a tiny autoencoder learns to show and to make a large one's latents, from encoded clips.
 
 The tiny decoder learns the large decoder's frames, not the original ones: no decoder of these latents can
-know what the large encoder has lost.
+know the details that the large encoder has lost.
 """
 
 from __future__ import annotations
@@ -86,8 +86,11 @@ class TinyDecoderStage:
         return pixels + self.training.encoder * F.mse_loss(made, latents)
 
     def draw(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The batch of `step`: latents [B, z, F, h, w], noise on them, and the large decoder's frames
-        [B, n, 3, H, W]; it depends on seed and step alone."""
+        """The batch of `step`, which depends on seed and step alone.
+
+        Returns:
+            Latents [B, z, F, h, w], noise on them, and the large decoder's frames [B, n, 3, H, W].
+        """
         training = self.training
         rng = np.random.default_rng([training.seed, step])
         chosen = torch.from_numpy(np.sort(rng.integers(len(self.latents), size=training.clips)))

@@ -1,5 +1,4 @@
-"""Runs a Wan transformer one layer at a time, and records the inputs and outputs of each layer's
-attention."""
+"""Runs a Wan transformer layer by layer and records what goes into and comes out of each attention."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ Init = Literal["spectral", "random"]
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """What the paper leaves open about the initialisation."""
+    """Choices of the initialisation that the paper leaves open."""
 
     init: Init = "spectral"
     whiten: bool = True
@@ -60,7 +60,7 @@ class Choices:
     latent_gains: Literal["fit", "one"] = "fit"
     """Gains of the latents' own norms: fitted to restore the latents' size, or all ones."""
     seed: int = 0
-    """Seed of `random`, whose normal entries preserve the size of what they project."""
+    """Seed of `random`, whose normal entries preserve the size of their inputs."""
 
     def __post_init__(self) -> None:
         if self.init not in ("spectral", "random"):
@@ -166,7 +166,7 @@ def convert_attention(
         wan: by name within the layer: `to_q.weight` and so on.
         config: of the latent model.
         inputs: of this layer's attention.
-        choices: what the paper leaves open.
+        choices: those that the paper leaves open.
 
     Returns:
         The weights in float32, and the energy kept of keys with values, rotary keys and queries.
@@ -262,7 +262,7 @@ def _of_heads(rows: Tensor, kept: list[int], config: ModelConfig) -> Tensor:
 
 
 def _random(config: ModelConfig, choices: Choices) -> dict[str, Tensor]:
-    """Projections drawn anew, of a size that keeps that of what they project; gains of one."""
+    """Projections drawn anew, scaled to preserve the size of their inputs; gains of one."""
     content, latent, heads = config.kv_lora_rank, config.q_lora_rank, config.num_attention_heads
     shapes = {
         "down_kv": (content, config.inner_dim), "up_k": (heads * config.qk_nope_head_dim, content),

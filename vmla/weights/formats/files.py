@@ -126,7 +126,7 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -
     """Load `tensors` into `module`; names and shapes must match one for one.
 
     Raises:
-        UserError: naming what is missing, unknown, misshapen or not finite.
+        UserError: naming the tensors that are missing, unknown, misshapen or not finite.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     check_shapes(expected, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, path)

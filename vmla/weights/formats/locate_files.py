@@ -53,7 +53,7 @@ def weights_in(folder: Path, variant: str | None = None) -> WeightFiles:
 
 
 def _weights(path: Path) -> WeightFiles | None:
-    """What a file of this name holds, None if it is no file of weights nor an index."""
+    """The contents of a file by its name; None if it is neither a file of weights nor an index."""
     named = NAME.fullmatch(path.name)
     if named is None or not path.is_file():
         return None

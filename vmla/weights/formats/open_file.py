@@ -22,7 +22,7 @@ POINTER = b"version https://git-lfs"
 
 @dataclass(frozen=True)
 class OpenFile:
-    """Tensors by their names in the file, and the names of what else lies among them."""
+    """Tensors by their names in the file, and the names of other entries among them."""
 
     tensors: Mapping[str, Tensor]
     beside: tuple[str, ...] = ()
@@ -32,7 +32,7 @@ def open_file(path: Path, part: str | None = None, files: Sequence[Path] = ()) -
     """Open one file of tensors, or the `files` that together are `path`.
 
     Args:
-        path: `.safetensors`, or what `torch.save` wrote: `.pt`, `.pth`, `.bin` or `.ckpt`.
+        path: `.safetensors`, or a file of `torch.save`: `.pt`, `.pth`, `.bin` or `.ckpt`.
         part: of a training checkpoint, one of `vmla.weights.formats.pickles.PARTS`.
         files: shards; `path` is their index then.
 

@@ -39,7 +39,7 @@ def open_pickle(path: Path, part: str | None = None) -> dict[str, Tensor]:
     """The tensors of `read_pickle`, among which nothing else may lie.
 
     Raises:
-        UserError: as there, and for a value that is no tensor.
+        UserError: as there, and for a value that is not a tensor.
     """
     tensors, plain = read_pickle(path, part)
     if plain:
@@ -48,7 +48,7 @@ def open_pickle(path: Path, part: str | None = None) -> dict[str, Tensor]:
 
 
 def read_pickle(path: Path, part: str | None = None) -> tuple[dict[str, Tensor], list[str]]:
-    """The state dict in a file of `torch.save`, and the names of what lies beside its tensors.
+    """The state dict in a file of `torch.save`, and the names of other entries beside its tensors.
 
     That is plain values among them, and the file's other networks.
 
@@ -113,10 +113,10 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 
 
 def load_plain(file: Path | BinaryIO) -> Any:
-    """What `torch.save` wrote, of tensors and plain values alone; a path is mapped, an open file read whole.
+    """The object in a file of `torch.save`, of tensors and plain values; a path is memory-mapped.
 
     Raises:
-        Exception: one of `UNREADABLE`, for what is damaged or holds anything else.
+        Exception: one of `UNREADABLE`, if it is damaged or holds anything else.
     """
     with warnings.catch_warnings():
         warnings.simplefilter(

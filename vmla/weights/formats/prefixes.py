@@ -33,7 +33,7 @@ BLOCK = re.compile(r"(^|\.)blocks\.\d+\.")
 
 @dataclass(frozen=True)
 class Names:
-    """The transformer's names, bare, each with that in the file; and the names of what lies beside it."""
+    """The transformer's names, bare, each with that in the file; and the names of tensors beside it."""
 
     own: dict[str, str]
     beside: tuple[str, ...]
@@ -45,7 +45,7 @@ def names_of(names: Iterable[str], path: Path, part: str | None = None) -> Names
     Args:
         names: as in the file.
         path: of the file, for errors.
-        part: where several transformers lie side by side, what the prefix of the wanted one holds.
+        part: of several transformers in a file, the one whose prefix holds this.
 
     Raises:
         UserError: for several transformers, or a block that does not lie with the others.
@@ -83,7 +83,7 @@ def _prefix(names: Iterable[str], path: Path, part: str | None) -> str | None:
 
 
 def stripped(names: Iterable[str]) -> dict[str, str]:
-    """Names without what wrappers and trainers added, each with the name that it has in the file."""
+    """Names without the prefixes of wrappers and trainers, each with its name in the file."""
     bare = {WRAPPERS.sub("", name): name for name in names}
     while bare:
         prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in bare)), None)

@@ -32,7 +32,7 @@ class MappedTensors(Mapping[str, Tensor]):
             path: of the file, for errors.
 
         Raises:
-            UserError: naming what is left over, used twice or not there.
+            UserError: naming tensors that are left over, used twice or missing.
         """
         self._tensors, self._heads = tensors, mapping.heads
         layers = _layers(tensors, mapping)

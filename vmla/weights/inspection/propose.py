@@ -17,7 +17,7 @@ NEEDED = ("kv_down", "q_down", "q_up")
 
 @dataclass(frozen=True)
 class Proposal:
-    """A mapping, and what is uncertain about it."""
+    """A mapping, and the guesses in it."""
 
     mapping: LatentMap
     open: tuple[str, ...]
@@ -48,7 +48,7 @@ def propose(shapes: Mapping[str, Shape], width: int, guess: Guess, path: Path) -
     Args:
         shapes: of all tensors, by bare names.
         width: D, of the model.
-        guess: what is not in the file.
+        guess: stands for names that are not in the file.
         path: of the file, for errors.
 
     Raises:
@@ -105,7 +105,7 @@ class _Modules:
         return (math.prod(shape[:-1]), shape[-1]) if len(shape) > 1 else shape
 
     def _widths(self, path: Path) -> tuple[int, int]:
-        """C and R: the rotary width from its own projection, or from what a fused one has over the latent."""
+        """C and R: the rotary width from its own projection, or from a fused one's rows beyond the latent."""
         down = self._rows("kv_down", self._width)
         if "k_rope" in self._tensors:
             return down, self._rows("k_rope", self._width)

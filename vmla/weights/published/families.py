@@ -45,7 +45,7 @@ def refuse_two_experts(path: Path) -> None:
     """Refuse Wan2.2's A14B, whole or one half of it.
 
     Raises:
-        UserError: if `path` is one, naming what says so.
+        UserError: if `path` is one, naming the evidence.
     """
     sign = next((name for name in sorted(EXPERTS) if (path / name).is_dir()), None)
     index = path / INDEX

@@ -49,7 +49,7 @@ def check_parts(folder: Path, config: ModelConfig) -> None:
     """Refuse parts of a pipeline that are only half there, or do not fit a transformer of these sizes.
 
     Headers of weights are read and no tensor, so that a download that was broken off is found before hours
-    of conversion. What `folder` does not have at all is not asked for.
+    of conversion. Parts that `folder` lacks altogether are not required.
 
     Raises:
         UserError: naming the file, or both sizes.

@@ -52,8 +52,8 @@ def check_release(folder: Path, channels: int) -> None:
     """Refuse a release that cannot complete a transformer whose latents have `channels`.
 
     Raises:
-        UserError: naming what is missing or damaged, and for the codec of Wan2.2, whose names diffusers does
-            not turn.
+        UserError: naming the part that is missing or damaged, and for the codec of Wan2.2, whose names
+            diffusers does not turn.
     """
     if (folder / VAE_OF_22).exists():
         raise UserError(f"{folder} is Wan2.2's own release; give the folder of the same name with -Diffusers")
