@@ -239,7 +239,7 @@ def encode(source: Path, output: Path, checkpoint: str, **options: Any) -> None:
 @click.argument("recipe", type=Choice(FROM_SCRATCH))
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder of the clips; run again to resume.")
 @click.option("--with", "checkpoint", required=True, help="Checkpoint folder with codec and text encoder.")
-@click.option("--clips", type=click.IntRange(min=1), help="Number of clips (default: the recipe's).")
+@click.option("--clips", type=click.IntRange(1, 1_000_000), help="Number of clips (default: the recipe's).")
 @click.option("--threads", type=ThreadCount(), help="Number of CPU threads (default: all cores).")
 @click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True,
               help="Processes that render; with 0 the command itself does.")  # fmt: skip
