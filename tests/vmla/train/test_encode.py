@@ -7,6 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from kit.measure import assert_close
+from kit.refusals import said
 from kit.videos import write_video
 
 from plugins.errors import UserError
@@ -40,11 +41,6 @@ def videos(tmp_path):
 def encode(source, folder, checkpoint, *more):
     arguments = [source, "-o", folder, "--with", checkpoint, "--frames", FRAMES, "--shard", 2, *more]
     return CliRunner().invoke(main, ["encode", *(str(word) for word in arguments)])
-
-
-def said(result):
-    """The lines that were said, but for that of the device, which another machine may have."""
-    return [line for line in result.output.splitlines() if not line.startswith("device: ")]
 
 
 def test_clips_are_encoded_once_and_what_is_bad_is_named(videos, checkpoint, tmp_path):
