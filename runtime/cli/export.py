@@ -55,6 +55,8 @@ def main() -> None:
     metavar="[plugin|native]",
     help="Attention as our TensorRT plugin's node or by the backend itself (default: native).",
 )
+@click.option("--regional/--no-regional", default=None,
+              help="Compile one layer for all layers, not the whole (default: aoti on cuda).")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path),
               help="Engine folder to write (default: in your store, named after its settings).")  # fmt: skip
 @click.pass_context
@@ -69,6 +71,7 @@ def build(
     target: str | None,
     calibration: Path | None,
     attention: Any,
+    regional: bool | None,
     output: Path | None,
 ) -> None:
     """Build an engine, or say that it is there already."""
@@ -87,6 +90,7 @@ def build(
         device=device,
         target=target,
         attention=attention,
+        regional=regional,
     )
     if calibration is not None and not settings.quantized:
         raise UserError(f"precision {precision} takes no calibration; leave --calibration out")
