@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -19,6 +19,9 @@ from vmla.cli.command import OneLineErrors
 from vmla.cli.progress import StageBar
 from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say
+
+if TYPE_CHECKING:
+    from export.settings import Settings
 
 
 @click.group(cls=OneLineErrors)
@@ -96,10 +99,17 @@ def build(
         raise UserError(f"precision {precision} takes no calibration; leave --calibration out")
     if (remark := settings.builder.remark(settings)) is not None:
         say(remark)
-    _build(checkpoint, settings, calibration, output, context.ensure_object(Stop))
+    build_engine(checkpoint, settings, calibration, output, context.ensure_object(Stop))
 
 
-def _build(checkpoint: str, settings: Any, calibration: Path | None, output: Path | None, stop: Stop) -> None:
+def build_engine(
+    checkpoint: str, settings: Settings, calibration: Path | None, output: Path | None, stop: Stop
+) -> None:
+    """Build an engine of `checkpoint` in `output`, or in the user's store, and say each stage.
+
+    Raises:
+        UserError: if that cannot be built here.
+    """
     from export.build import BuildStage, build
     from export.engine.engine_folder import remove_asides
     from export.lowering.calibration import Calibration
