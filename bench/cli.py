@@ -1,4 +1,4 @@
-"""`vmla-bench`: what is claimed, measured."""
+"""`vmla-bench`: measurements of everything that the project claims."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import click
 
+from plugins.errors import missing_extra
 from vmla.cli.command import OneLineErrors
 
 VERBS = {
@@ -72,22 +73,22 @@ VERBS = {
     ),
     "study": (
         "bench.studies.study",
-        "Compare layouts, widths, splits and initialisations of the small model NAME, with seeds.",
+        "Compare layouts, widths, splits and initialisations of a small model, with seeds.",
     ),
     "conversion": (
         "bench.studies.conversion",
-        "Convert per-head models of the recipe NAME in every way, and see how well each start does.",
+        "Convert per-head models of a recipe in every way, and see how well each start does.",
     ),
     "layouts": ("bench.studies.layouts", "Compare sprite models: grades, drift, speed, cache."),
 }
-"""Each verb's module, loaded when the verb is used, and what it does."""
+"""Each verb's module, which is loaded when the verb is used, and its one-line help."""
 
 
 class Helped(click.Command):
     """A verb that can only say how it is used, in the words of `verbs.json`."""
 
     def get_help(self, ctx: click.Context) -> str:
-        """What the verb's own command would say on a terminal of 80 columns."""
+        """The help of the verb's own command, for a terminal of 80 columns."""
         texts: dict[str, str] = json.loads((files("bench") / "verbs.json").read_text(encoding="utf-8"))
         return texts[self.name or ""]
 
@@ -103,13 +104,16 @@ class Verbs(OneLineErrors):
         """The `main` of a verb's module."""
         if cmd_name not in VERBS:
             return None
-        command: Any = importlib.import_module(VERBS[cmd_name][0]).main
+        try:
+            command: Any = importlib.import_module(VERBS[cmd_name][0]).main
+        except ModuleNotFoundError as error:
+            raise missing_extra(str(error.name), "dev") from error
         return command if isinstance(command, click.Command) else None
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
-        """The verb with its arguments; where its help alone is asked for, what says it without PyTorch."""
+        """The verb with its arguments; for its help alone, a stand-in that does not load PyTorch."""
         if len(args) == 2 and args[0] in VERBS and args[1] in ctx.help_option_names:
             return args[0], Helped(args[0]), args[1:]
         return super().resolve_command(ctx, args)

@@ -43,8 +43,8 @@ from vmla.weights.formats.files import hash_file
 
 
 @dataclass(kw_only=True)
-class BuildStage:
-    """One step of a build, with its duration and memory."""
+class BuildPhase:
+    """One phase of a build (load, trace, compile, ...), with its duration and memory."""
 
     name: str
     seconds: float = 0.0
@@ -53,10 +53,10 @@ class BuildStage:
     warnings: list[str] = field(default_factory=list)
     """Warnings of a parser or compiler."""
     notes: list[str] = field(default_factory=list)
-    """Results worth printing."""
+    """Lines about the result that are worth printing, such as the range of the calibrated inputs."""
 
 
-Report = Callable[[BuildStage], None]
+Report = Callable[[BuildPhase], None]
 Begun = Callable[[str], None]
 log = logging.getLogger(__name__)
 
@@ -83,10 +83,10 @@ def build(
         checkpoint: the model to build from.
         settings: backend, precision, batch and device.
         folder: where the engine goes; a sound one of the same build is reused.
-        report: called with each stage when it has ended.
+        report: called with each phase of the build when it has ended.
         calibration: for an fp8 or nvfp4 engine; None calibrates.
         drive: rolls out the model to calibrate it.
-        begun: called with the name of each stage when it begins.
+        begun: called with the name of each phase when it begins.
 
     Returns:
         The manifest, and whether anything had to be built.
@@ -94,28 +94,28 @@ def build(
     Raises:
         UserError: if tools or a calibration are missing, or `folder` exists and is not an engine.
     """
-    staged = partial(_stage, report=report, begun=begun)
-    with staged("read the checkpoint"):
+    phase = partial(_phase, report=report, begun=begun)
+    with phase("read the checkpoint"):
         wanted = describe(checkpoint, settings, calibration)
     if (existing := _reusable(folder, wanted, calibration)) is not None:
         return existing, False
     settings.check_tools()
     with replacing(folder) as aside:
-        with staged("load"):
+        with phase("load"):
             model = checkpoint.transformer().to(settings.device)
         largest = None
         if settings.quantized:
-            with staged("calibrate") as stage:
+            with phase("calibrate") as current:
                 calibration = calibration or _calibrate(model, checkpoint, wanted, drive)
                 layers = wanted.layers[settings.precision]
                 largest = calibration.of_layers(layers, wanted.model_hash)
-                stage.notes = list(calibration.lines(layers))
+                current.notes = list(calibration.lines(layers))
             calibration.write(aside / CALIBRATION)
-        programs = _programs(model, settings, wanted, largest, staged)
+        programs = _programs(model, settings, wanted, largest, phase)
         for name, program in programs.items():
-            with staged(f"compile {name}") as stage:
-                stage.warnings = _compiled(name, program, settings, wanted, aside)
-        with staged("hash"):
+            with phase(f"compile {name}") as current:
+                current.warnings = _compiled(name, program, settings, wanted, aside)
+        with phase("hash"):
             files = {path.name: hash_file(path) for path in sorted(aside.iterdir())}
         manifest = replace(wanted, files=files)
         manifest.write(aside)
@@ -202,18 +202,18 @@ def _programs(
     settings: Settings,
     wanted: Manifest,
     largest: Mapping[str, float] | None,
-    staged: Callable[[str], AbstractContextManager[BuildStage]],
+    phase: Callable[[str], AbstractContextManager[BuildPhase]],
 ) -> dict[str, ExportedProgram] | dict[str, Regional]:
     """Trace the model and lower its programs to the precision of `settings`, on their device."""
     joined = joins_products(settings)
     if wanted.regional:
-        with staged(f"trace one layer in {settings.precision}"):
+        with phase(f"trace one layer in {settings.precision}"):
             return trace_regional(
                 model, batch=settings.batch, window=wanted.window, joined=joined, precision=settings.precision
             )
-    with staged("trace"):
+    with phase("trace"):
         programs = trace(model, batch=settings.batch, window=wanted.window, joined=joined)
-    with staged(f"lower to {settings.precision}"):
+    with phase(f"lower to {settings.precision}"):
         return {
             name: lower(program, wanted.programs[name], settings, largest)
             for name, program in programs.items()
@@ -271,10 +271,10 @@ def _reusable(folder: Path, wanted: Manifest, calibration: Calibration | None) -
 
 
 @contextmanager
-def _stage(name: str, *, report: Report, begun: Begun) -> Iterator[BuildStage]:
-    stage, began = BuildStage(name=name), perf_counter()
+def _phase(name: str, *, report: Report, begun: Begun) -> Iterator[BuildPhase]:
+    current, began = BuildPhase(name=name), perf_counter()
     begun(name)
     log.info("%s ...", name)
-    yield stage
-    stage.seconds, stage.peak_bytes = perf_counter() - began, peak_resident_bytes(children=True)
-    report(stage)
+    yield current
+    current.seconds, current.peak_bytes = perf_counter() - began, peak_resident_bytes(children=True)
+    report(current)

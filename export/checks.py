@@ -1,4 +1,4 @@
-"""Whether an engine fits the machine, the checkpoint and its own manifest; if not, what mends it.
+"""Checks whether an engine fits the machine, the checkpoint and its own manifest; refusals say what to do.
 
 Free of torch unless a GPU must be asked, so that engines are listed and refused at once.
 """
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 ON_CPU = {"backend": AOTI.name, "device": "cpu"}
 """Options of an engine that runs without a GPU."""
 PIECE = 2**20
-"""Bytes that are read at once."""
+"""Bytes of a file that are read and hashed at a time."""
 
 
 def backend_of(manifest: Manifest, folder: Path) -> Backend:
@@ -57,7 +57,7 @@ def build_command(manifest: Manifest, folder: Path, **changes: str | int) -> str
     }
     taken = BACKENDS[str(options["backend"])].takes
     for name in ("attention", "device", "target"):
-        if name not in taken or options[name] == "cpu":  # which is the default
+        if name not in taken:
             del options[name]
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     usual = BACKENDS[manifest.backend].usually_regional(manifest.host.device, manifest.precision)

@@ -65,12 +65,12 @@ def _reason(manifest: Manifest, precision: str, layer: str) -> str:
 
 
 LARGEST_RECORD = 2**26
-"""Bytes: of thirty layers TensorRT says some megabytes."""
+"""Bytes of TensorRT's record of layers that are read at most; thirty blocks take a few megabytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayerRecord:
-    """What is read of TensorRT's record of a layer."""
+    """The fields that we read of TensorRT's record of a layer."""
 
     LayerType: str = "unknown"
     Outputs: list[dict[str, Any]] = field(default_factory=list)
@@ -78,7 +78,7 @@ class LayerRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Layers:
-    """What is read of TensorRT's record of an engine."""
+    """The fields that we read of TensorRT's record of an engine."""
 
     Layers: list[LayerRecord]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from export.lowering.exclusions import reason_to_exclude
-from export.lowering.precision import KEPT_WIDE
+from export.lowering.precision import FLOAT32_PREFIXES
 from export.lowering.trace import fake_model
 from export.settings import Settings
 from plugins.errors import UserError
@@ -26,9 +26,9 @@ def by_precision(config: ModelConfig, settings: Settings) -> dict[str, tuple[str
     """
     layers: dict[str, list[str]] = {settings.precision: [], settings.base: [], "fp32": []}
     for name, shape in layers_of(config).items():
-        kept = f"{name}.".startswith(KEPT_WIDE)
+        exact = f"{name}.".startswith(FLOAT32_PREFIXES)
         quantized = settings.quantized and reason_to_exclude(name, shape, config.num_layers) is None
-        layers["fp32" if kept else settings.precision if quantized else settings.base].append(name)
+        layers["fp32" if exact else settings.precision if quantized else settings.base].append(name)
     if not layers[settings.precision]:
         raise UserError(f"no linear layer of this model can be in {settings.precision}; use {settings.base}")
     return {precision: tuple(names) for precision, names in layers.items()}

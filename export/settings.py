@@ -12,6 +12,9 @@ from export.engine.target import gpu_architecture
 from export.lowering.precision import QUANTIZED, Precision, base_of, check_precision
 from plugins.errors import UserError
 
+MOST_VIDEOS = 4_096
+"""That an engine may make at once: memory ends long before."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Settings(BuildOptions):
@@ -21,8 +24,8 @@ class Settings(BuildOptions):
 
     def __post_init__(self) -> None:
         check_precision(self.precision)
-        if self.batch < 1:
-            raise UserError(f"batch is {self.batch}; it is a whole number, 1 or more")
+        if not 1 <= self.batch <= MOST_VIDEOS:
+            raise UserError(f"batch is {self.batch}; it is a whole number from 1 to {MOST_VIDEOS:,}")
         takes = backend_named(self.backend).takes
         if self.device not in ("cpu", "cuda"):
             raise UserError(f"no such device: {self.device}; use cpu or cuda")
@@ -86,7 +89,7 @@ class Settings(BuildOptions):
 
 
 def choose_backend(target: str | None = None) -> tuple[str, str | None, str]:
-    """Choose a backend where none is asked for.
+    """Choose a backend if none is named.
 
     Args:
         target: the architecture asked for; only some backends can build for another machine's GPU.

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 ASIDE = ".vmla-tmp"
-"""Suffix of files and folders that are being written, which nobody else gives to any: one that is left over
-may be deleted."""
+"""Suffix of files and folders that are being written. Nothing else has it, so leftovers may be deleted."""
 
 
 def beside(path: Path, ending: str) -> Path:
@@ -24,7 +25,7 @@ def aside_of(path: Path) -> Path:
 
 
 def remove_asides(folder: Path) -> None:
-    """Remove what a process that was ended at once has left aside in `folder` and in its folders."""
+    """Remove files and folders that killed processes left aside in `folder` and one level below."""
     for left in (*folder.glob(f"*{ASIDE}"), *folder.glob(f"*/*{ASIDE}")):
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
@@ -36,9 +37,13 @@ def remove_asides(folder: Path) -> None:
 def atomic_write(path: Path) -> Iterator[Path]:
     """Inside, write to the path given, beside `path`; at the end it replaces `path`.
 
-    If writing fails, `path` stays as it was, and nothing lies beside it. What lay aside before goes first: a
-    link that somebody put there would be written through.
+    If writing fails, `path` stays as it was, and nothing is left beside it. Whatever has the name aside is
+    removed first, because writing would follow a link that somebody put there.
+
+    Raises:
+        OSError: if it cannot be written, or if a link, a pipe or a device lies at `path`.
     """
+    _refuse_what_is_no_file(path)
     aside = aside_of(path)
     aside.unlink(missing_ok=True)
     os.close(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
@@ -48,6 +53,18 @@ def atomic_write(path: Path) -> Iterator[Path]:
     except BaseException:
         aside.unlink(missing_ok=True)
         raise
+
+
+def _refuse_what_is_no_file(path: Path) -> None:
+    """Refuse to replace what is no file: who wrote a pipe's or a link's name means what is behind it."""
+    try:
+        kind = path.lstat().st_mode
+    except FileNotFoundError:
+        return
+    if stat.S_ISLNK(kind):
+        raise OSError(errno.ELOOP, "a link is never replaced; name what it points to", str(path))
+    if not stat.S_ISREG(kind):
+        raise OSError(errno.EEXIST, "what is no regular file is never replaced; name another", str(path))
 
 
 def atomic_write_text(path: Path, text: str) -> None:

@@ -1,4 +1,4 @@
-"""Checks the operators' arguments before anything is launched; no value on a device is read.
+"""Checks the operators' arguments by shape, dtype and device, before anything is launched; reads no values.
 
 Messages name the operator, the argument and what was expected. Under autocast the dtypes of the arguments may
 differ, because autocast converts them.

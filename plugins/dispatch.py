@@ -100,7 +100,7 @@ def _unfit_widths(operator: str, inputs: tuple[Tensor, ...]) -> str | None:
 
 
 def _suits_kernels(first: Tensor) -> bool:
-    """Whether `auto` considers kernels for this input at all."""
+    """Whether `auto` considers the Triton kernels for this input: on a GPU only."""
     return first.device.type == "cuda"
 
 

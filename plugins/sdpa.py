@@ -24,6 +24,7 @@ ORDER = [
     SDPBackend.MATH,
 ]
 HOPPER = (9, 0)
+"""Compute capability from which `ORDER` is preferred to PyTorch's own."""
 
 
 def expand(
@@ -66,7 +67,7 @@ def attention_absorbed(
 
 
 def readable(valid: Tensor) -> bool:
-    """Whether reading its values is free: on a CPU, unless a graph is being traced."""
+    """Whether its values can be read without a wait: on a CPU, unless a graph is being traced."""
     return type(valid) is Tensor and valid.device.type == "cpu" and not torch.compiler.is_compiling()
 
 

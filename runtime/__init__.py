@@ -1,8 +1,8 @@
 """The autoregressive loop: prompts in, a stream of frames out.
 
-`runtime.VideoPipeline` is the way in from Python, and `runtime.generate` its short form for one video;
-`runtime.LivePrompts` is a prompt that may change on the way, `runtime.GeneratedVideo` a video in the making
-and `runtime.State` all that is needed to go on with one. `vmla-run` is the same from a terminal.
+`runtime.VideoPipeline` is the entry point from Python, and `runtime.generate` its short form for one video;
+`runtime.LivePrompts` is a prompt that may change during the video, `runtime.GeneratedVideo` a video in the
+making and `runtime.State` all that is needed to go on with one. `vmla-run` is the same from a terminal.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ _PUBLIC = {
     "VideoPipeline": "runtime.pipeline",
     "generate": "runtime.pipeline",
 }
-"""Public names and where they are."""
+"""Public names, and the modules that define them."""
 
 __all__ = ["GeneratedVideo", "LivePrompts", "State", "VideoPipeline", "generate"]
 
 
 def __getattr__(name: str) -> Any:
-    """Each on first use, so that a command's help does not wait for torch."""
+    """Import a public name on first use, so that a command's help does not wait for torch."""
     if name not in _PUBLIC:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(_PUBLIC[name]), name)
 
 
 def __dir__() -> list[str]:
-    """The public names."""
+    """The public names, for completion: most of them are not loaded yet."""
     return sorted(__all__)

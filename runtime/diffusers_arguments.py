@@ -1,4 +1,5 @@
-"""What users of diffusers' `WanPipeline` may say to a `VideoPipeline`, and the forms that frames come in."""
+"""Arguments of diffusers' `WanPipeline` that `VideoPipeline` takes, and the forms of the frames it
+returns."""
 
 from __future__ import annotations
 
@@ -19,7 +20,7 @@ from vmla.vae import Codec
 OutputType = Literal["np", "pil", "pt", "latent"]
 OnStepEnd = Callable[[Any, int, float, dict[str, Any]], object]
 """Called with the pipeline, the number of a chunk, its last timestep (0) and its `latents`, after each chunk:
-the steps of a chunk are one computation. What it returns is not read; `pipeline._interrupt = True` ends the
+the steps of a chunk are one computation. Its result is ignored; `pipeline._interrupt = True` ends the
 video."""
 
 
@@ -34,29 +35,30 @@ class WanArguments(TypedDict, total=False):
     """Its initial seed is the seed; it is not drawn from, so that it gives the same video again."""
     height: int
     width: int
-    """Checked: a model has pictures of one size."""
+    """Height and width in pixels, which must be the model's own."""
     negative_prompt: str | list[str] | None
     guidance_scale: float
-    """Of classifier-free guidance, in place of the checkpoint's own; a prompt that is not read is refused."""
+    """Weight of classifier-free guidance, in place of the checkpoint's own; a negative prompt without effect
+    is refused."""
     output_type: OutputType
-    """Of `GeneratedVideo.frames`, `np` if not given."""
+    """Form of `GeneratedVideo.frames`; `np` by default."""
     callback_on_step_end: OnStepEnd
     callback_on_step_end_tensor_inputs: list[str]
-    """`latents` are all that there are."""
+    """Only `latents` exist."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """How the frames of a video are handed over."""
+    """The form in which the frames of a video are returned."""
 
     output_type: OutputType = "np"
     callback: OnStepEnd | None = None
     latent_frames: int = 0
-    """That the video's frames need, for `latent`."""
+    """Latent frames that the video's frames need, for `latent`."""
 
     @property
     def wants_latents(self) -> bool:
-        """Whether the latents are asked for, and so kept."""
+        """Whether the latents are asked for, and have to be stored."""
         return self.output_type == "latent" or self.callback is not None
 
     def of(self, chunks: Sequence[Frames], latents: Sequence[Tensor]) -> Any:
@@ -78,7 +80,7 @@ class Form:
 
 
 def form_of(said: WanArguments, codec: Codec, frames: int) -> Form:
-    """What `said` asks of a video of so many frames.
+    """The form that `said` asks for, of a video of so many frames.
 
     Raises:
         UserError: for a form that there is not, or tensors other than latents.
@@ -95,7 +97,7 @@ def form_of(said: WanArguments, codec: Codec, frames: int) -> Form:
 
 
 def refuse_unlike(said: WanArguments, height: int, width: int) -> None:
-    """Refuse what the model cannot do, and names that nobody has.
+    """Refuse sizes that the model cannot make, and arguments that do not exist.
 
     Raises:
         UserError: for another size of picture.
@@ -116,7 +118,7 @@ def sampler_of(said: WanArguments, own: Sampler) -> Sampler:
     Raises:
         UserError: for a negative prompt that would change nothing, since nothing is guided.
     """
-    sampler = replace(own, guidance_scale=said.get("guidance_scale", own.guidance_scale))
+    sampler = own if "guidance_scale" not in said else own.with_guidance(said["guidance_scale"])
     negative = one_prompt(said.get("negative_prompt"))
     if sampler.guided:
         return sampler if negative is None else replace(sampler, negative_prompt=negative)

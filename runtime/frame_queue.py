@@ -1,4 +1,4 @@
-"""Frames for whoever takes them in this process: a sink on one side, a queue of chunks on the other."""
+"""Frames for a consumer in this process: a sink on one side, a queue of chunks on the other."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from runtime.outputs import Frames, Mark
 
 CAPACITY = 2
-"""Chunks that may wait to be taken before the video waits for the taker."""
+"""Chunks that may wait before the video waits for its consumer."""
 
 
 class AbandonedError(Exception):
@@ -27,13 +27,13 @@ class FrameQueue:
         self._changed = threading.Condition()
         self._unbounded, self._over = 0, False
         self.abandoned = False
-        """Whether nobody takes frames any more."""
+        """Whether the consumer has gone."""
 
     def write(self, frames: Frames) -> None:
         """Take [n, H, W, 3] frames as soon as there is a place for them.
 
         Raises:
-            AbandonedError: if nobody takes them any more.
+            AbandonedError: if the consumer has gone.
         """
         with self._changed:
             self._changed.wait_for(lambda: len(self._waiting) < CAPACITY or self._unbounded or self.abandoned)
@@ -49,7 +49,7 @@ class FrameQueue:
         return {"frames": self._made}
 
     def close(self) -> None:
-        """No more frames will come."""
+        """Declare that no more frames will come; `take` then returns None after the last."""
         with self._changed:
             self._over = True
             self._changed.notify_all()
@@ -91,7 +91,7 @@ class FrameQueue:
             self._changed.notify_all()
 
     def abandon(self) -> None:
-        """Nobody takes frames any more: those that wait are forgotten, further ones refused."""
+        """Declare the consumer gone: waiting frames are dropped, further ones refused."""
         with self._changed:
             self.abandoned = True
             self._waiting.clear()

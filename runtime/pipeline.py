@@ -31,8 +31,9 @@ from runtime.diffusers_arguments import (
 )
 from runtime.frame_queue import FrameQueue
 from runtime.outputs import Frames
-from runtime.planning.plan import LONGEST_SECONDS
-from runtime.planning.request import Job, prepare
+from runtime.planning.job import Job
+from runtime.planning.length import LONGEST_SECONDS
+from runtime.planning.request import prepare
 from runtime.prompts.schedule_file import Entry
 from runtime.prompts.sources import FixedPrompts, PromptSource
 from runtime.resume.state import State
@@ -57,12 +58,12 @@ class VideoPipeline:
     """
 
     def __init__(self, job: Job) -> None:
-        """Load what `job` needs; see `from_pretrained`."""
+        """Load the models that `job` needs; see `from_pretrained`."""
         began = perf_counter()
         self._job, self._session = job, Session(job)
         self._load_seconds = perf_counter() - began
         self._interrupt = False
-        """Set by a callback of a diffusers user, to end the video that it was called for."""
+        """Set by a callback, as diffusers' users do, to end the video that it was called for."""
         self._queues: weakref.WeakSet[FrameQueue] = weakref.WeakSet()
         self._thread = threading.Thread(
             target=_serve, args=(self._session,), name="video-pipeline", daemon=True
@@ -97,7 +98,7 @@ class VideoPipeline:
         """
         if device == "auto":
             device = "cuda" if engine is None and torch.cuda.is_available() else "cpu"
-        # Each video brings its own prompt and length; those of this job are never made.
+        # Each video has its own prompt and length; this job only names the model, and is never made.
         job, _ = prepare(
             FixedPrompts("a video"), folder_or_name, chunks=1, device=device, dtype=dtype, threads=threads,
             engine=None if engine is None else Path(engine),
@@ -127,17 +128,18 @@ class VideoPipeline:
         """Begin a video and return it: an iterator over the frames of each chunk, or all with `.frames`.
 
         Args:
-            prompt: what the video shows. A mapping gives each prompt by the second at which it begins;
+            prompt: describes the video. A mapping gives each prompt by the second at which it begins;
                 `LivePrompts` may change the prompt between two chunks.
             seconds: its length when played, at 16 frames per second; None makes it endless.
             seed: the same seed gives the same video.
             steps: denoising steps for each chunk; the checkpoint's own number if not given.
-            start: a video, an image or a folder of pictures that it goes on from; it begins with these.
+            start: a video, an image or a folder of pictures to continue; the new video begins with these.
             return_dict: False waits for the video and returns a tuple of its frames alone.
-            wan: what diffusers' `WanPipeline` takes; see `runtime.diffusers_arguments.WanArguments`.
+            wan: arguments by the names of diffusers' `WanPipeline`; see
+                `runtime.diffusers_arguments.WanArguments`.
 
         Raises:
-            UserError: for an empty prompt, an impossible length, or what the model cannot do.
+            UserError: for an empty prompt, an impossible length, or a job beyond the model.
         """
         refuse_unlike(wan, self._job.height, self._job.width)
         length = seconds_of(wan, seconds)
@@ -157,7 +159,7 @@ class VideoPipeline:
 
     @property
     def checkpoint(self) -> Checkpoint:
-        """The loaded model's folder."""
+        """The checkpoint that is loaded: its folder, sizes and sampler."""
         return self._job.checkpoint
 
     def many(
@@ -167,7 +169,7 @@ class VideoPipeline:
         """Begin a video for each of `prompts`; they are made at the same time.
 
         `seeds` gives each its own; without it, all have the same `seed`. The videos may be consumed in any
-        order: one that is a few chunks ahead of its reader makes way for the others.
+        order: a video that is a few chunks ahead of its reader lets the others go first.
 
         Raises:
             UserError: as for one; all are closed then.
@@ -244,13 +246,13 @@ class VideoPipeline:
         self._thread.join()
 
     def __enter__(self) -> VideoPipeline:
-        """The pipeline itself."""
+        """Return the pipeline; leaving the block closes it."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close it."""
+        """End all videos and unload the model; see `close`."""
         self.close()
 
     def _queue(self, queue: FrameQueue) -> FrameQueue:

@@ -39,7 +39,7 @@ class GeneratedVideo:
     @property
     def prompts(self) -> PromptSource:
         """The source of its prompts; that of `LivePrompts` has `change(...)`."""
-        return self._task.stages.job.prompts
+        return self._task.producer.job.prompts
 
     @property
     def status(self) -> Status:
@@ -49,7 +49,7 @@ class GeneratedVideo:
     @property
     def chunks(self) -> int:
         """How many chunks it has in all; of an endless one, as many as last a day."""
-        return self._task.stages.job.chunks
+        return self._task.producer.job.chunks
 
     def __iter__(self) -> GeneratedVideo:
         """Return the video itself: a second loop goes on where the first one stopped."""
@@ -72,10 +72,10 @@ class GeneratedVideo:
 
     @property
     def frames(self) -> Any:
-        """All frames that were not taken yet, as a batch of one and in the form that was asked for, as
-        diffusers' pipelines hand them over: `np` is float32 [1, n, H, W, 3] in [0, 1].
+        """All frames that were not taken yet, as a batch of one, in the form that `output_type` names.
 
-        Waits for the end of the video, and keeps its frames; for long ones, iterate.
+        `np` is float32 [1, n, H, W, 3] in [0, 1]. Waits for the end of the video, and holds all of its frames
+        in memory; for long ones, iterate.
 
         Raises:
             UserError: if the video failed, in one line.
@@ -85,7 +85,7 @@ class GeneratedVideo:
         return self._whole
 
     def _tell(self) -> None:
-        """Call back for a chunk that is taken; whoever is called may end the video."""
+        """Call back for a chunk that was taken; the callback may end the video."""
         number, self._taken = self._taken, self._taken + 1
         if self._form.callback is None:
             return
@@ -111,7 +111,7 @@ class GeneratedVideo:
         Raises:
             UserError: if the video has failed or was closed.
         """
-        self._task.describe()  # may hash all weights, which must not happen while the queue is unbounded
+        self._task.describe()  # may hash all weights: not while the queue is unbounded
         with self._frames.unbounded():
             state = self._task.snapshot()
             return replace(state, pending=self._frames.untaken(state.mark))
@@ -122,11 +122,11 @@ class GeneratedVideo:
         self._task.cancel()
 
     def __enter__(self) -> GeneratedVideo:
-        """Return the video itself."""
+        """Return the video; leaving the block closes it."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the video."""
+        """Close the video, finished or not; see `close`."""
         self.close()

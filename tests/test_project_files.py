@@ -1,15 +1,19 @@
 """The files around the code: citation, changes, constraints, issue forms, images."""
 
+import ast
 import shutil
 import subprocess
 import sys
 import tomllib
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
 import yaml
 from kit.longest import LONGEST
 from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+from test_house import ROOMS, imported
 
 import vmla
 
@@ -48,6 +52,44 @@ def test_what_is_frozen_is_what_is_installed():
     frozen = dict(line.split("==") for line in done.stdout.splitlines() if not line.startswith("#"))
     assert frozen["pytest"] == pytest.__version__ and frozen["torch"]
     assert PROJECT["name"] not in frozen
+
+
+def packages_of(*extras):
+    """What `pip install videomla[EXTRA,...]` asks for itself, extras of extras included."""
+    found, optional = set(), PROJECT["optional-dependencies"]
+    for text in [*PROJECT["dependencies"], *(text for extra in extras for text in optional[extra])]:
+        asked = Requirement(text)
+        found |= (
+            packages_of(*asked.extras) if asked.name == PROJECT["name"] else {canonicalize_name(asked.name)}
+        )
+    return found
+
+
+COME_WITH = {"starlette": "fastapi", "anyio": "fastapi", "onnx_ir": "onnxscript"}
+"""What others say that they bring, in their documents too."""
+ANYWHERE = {"tensorrt": "tensorrt"}
+"""Packages whose modules have another owner here than where they run."""
+
+
+def strangers(folders, asked):
+    """Packages that the code in `folders` imports and that `asked` does not name, with a file of each."""
+    owners, found = packages_distributions(), {}
+    for path in (each for folder in folders for each in (ROOT / folder).rglob("*.py")):
+        for module, _ in imported(ast.parse(path.read_text())):
+            top = module.split(".")[0]
+            names = {COME_WITH.get(top) or ANYWHERE.get(top) or top} | {*owners.get(top, ())}
+            if top not in {*sys.stdlib_module_names, *ROOMS} and not {*map(canonicalize_name, names)} & asked:
+                found[top] = str(path.relative_to(ROOT))
+    return found
+
+
+def test_every_package_that_the_code_imports_is_asked_for():
+    """One that merely came with another is gone when that one takes its successor."""
+    assert strangers(ROOMS, packages_of(*PROJECT["optional-dependencies"])) == {}
+
+
+def test_the_server_imports_what_its_extra_asks_for():
+    assert strangers(["runtime/serve"], packages_of("serve", "otel")) == {}
 
 
 @pytest.mark.parametrize("form", FORMS, ids=lambda path: path.stem)

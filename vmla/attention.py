@@ -1,7 +1,7 @@
 """Self-attention over the window, in two layouts: VideoMLA's shared latent and Wan's own per head.
 
-Both offer the same face: `forward(x, cached, window)` gives the output and the chunk's entries,
-which are cached unrotated and rotated on read by their window-relative positions.
+Both have the same interface: `forward(x, cached, window)` returns the output and the chunk's entries. Entries
+are cached unrotated and rotated when they are read, because their window-relative positions change.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ from vmla.rope import rotate
 
 
 class Window(NamedTuple):
-    """What every layer of a pass needs to know about the window: T cached tokens, S of the chunk."""
+    """The window of a pass, which all layers share: T cached tokens and S of the chunk."""
 
     valid: Tensor | None
-    """[T + S] bool; None where all are valid, as the host knows: then no mask is needed."""
+    """[T + S] bool; None where the host knows that all are valid, so that no mask is needed."""
     cos: Tensor
     sin: Tensor
     """[T + S, pairs]: rotations of cached and own tokens; the last S are those of the queries."""
@@ -36,7 +36,7 @@ class Window(NamedTuple):
         return self.cos[-tokens:], self.sin[-tokens:]
 
     def gathered(self, own: Tensor) -> Tensor:
-        """The entries of the whole chunk, of those that were computed here: all of them."""
+        """All entries of the chunk, given those computed here: the same, unless processes share the chunk."""
         return own
 
     def before(self, cached: Tensor, own: Tensor) -> Tensor:
@@ -62,6 +62,7 @@ class LatentAttention(nn.Module):
         content, rotary, latent = config.kv_lora_rank, config.qk_rope_head_dim, config.q_lora_rank
         self.heads = heads
         self.down_kv = nn.Linear(width, content, bias=False)
+        # Norms of the latents, as in DeepSeek-V2, in place of Wan's norms of queries and keys.
         self.norm_kv = nn.RMSNorm(content, eps=config.eps)
         self.up_k = nn.Linear(content, heads * nope, bias=False)
         self.up_v = nn.Linear(content, width, bias=False)
@@ -73,7 +74,7 @@ class LatentAttention(nn.Module):
         self.to_out = nn.Linear(width, width)
 
     def entries(self, x: Tensor) -> Tensor:
-        """What x [B, S, D] leaves in the cache: [B, S, E] = (norm(W_dKV x), W_rK x)."""
+        """Cache entries of x [B, S, D]: [B, S, E] = (norm(W_dKV x), W_rK x)."""
         return torch.cat([self.norm_kv(self.down_kv(x)), self.rotary_k(x)], dim=-1)
 
     def queries(self, x: Tensor, window: AnyWindow) -> tuple[Tensor, Tensor]:
@@ -112,6 +113,7 @@ class LatentAttention(nn.Module):
         up_v = self.up_v.weight.unflatten(0, (self.heads, -1))  # [N, dv, C]
         query = torch.cat([nope @ up_k, rotary], dim=-1)
         assert window.valid is not None  # `VideoMLA.forward` leaves it out in the expanded form alone
+        # The scale of the expanded form, 1 / sqrt(dn + R), although the products here are C + R wide.
         scale = (nope.shape[-1] + rotary.shape[-1]) ** -0.5
         sums = mla_attention_absorbed(query, cached, own, window.cos, window.sin, window.valid, scale)
         return sums @ up_v.transpose(1, 2)
@@ -132,7 +134,7 @@ class HeadAttention(nn.Module):
         self.to_out = nn.Linear(width, width)
 
     def entries(self, x: Tensor) -> Tensor:
-        """What x [B, S, D] leaves in the cache: [B, S, 2 D] = (norm(W_K x), W_V x)."""
+        """Cache entries of x [B, S, D]: [B, S, 2 D] = (norm(W_K x), W_V x)."""
         return torch.cat([self.norm_k(self.to_k(x)), self.to_v(x)], dim=-1)
 
     def forward(

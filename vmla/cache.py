@@ -97,7 +97,7 @@ class CacheSpec:
         return self.slots + self.chunk
 
     def shape(self, batch: int = 1) -> tuple[int, int, int, int]:
-        """[L, B, T, E]."""
+        """The cache's shape [L, B, T, E] for `batch` videos: T is all slots' tokens, E an entry's width."""
         return self.layers, batch, self.slots * self.tokens_per_frame, self.entry_width
 
     def bytes(self, batch: int = 1, *, element_size: int = 2) -> int:
@@ -109,7 +109,7 @@ class CacheSpec:
         return self.layers * self.entry_width * element_size
 
     def allocate(self, batch: int, *, dtype: torch.dtype, device: torch.device | str = "cpu") -> Tensor:
-        """An empty cache [L, B, T, E]."""
+        """A cache [L, B, T, E] of zeros; `slot_index` marks its slots as empty, not their content."""
         return torch.zeros(self.shape(batch), dtype=dtype, device=device)
 
     def frame_in_slot(self, frame: int) -> list[int]:
@@ -144,27 +144,31 @@ class CacheSpec:
         return torch.arange(first, first + frames, dtype=torch.int32)
 
     def commits(self, frame: int, frames: int) -> tuple[list[int], list[int]]:
-        """Which of a chunk's `frames` from `frame` on a commit keeps (0 .. F - 1), and their slots."""
+        """Which of a chunk's `frames` from `frame` on a commit writes (0 .. F - 1), and into which slots."""
         slot_of: dict[int, int] = {}
         for offset in range(frames):
             made = frame + offset
             in_ring = self.sink + (made - self.sink) % self.history if self.history else None
             slot = made if made < self.sink else in_ring
             if slot is not None:
-                slot_of[slot] = offset  # a ring shorter than the chunk keeps the latest
+                # A ring shorter than the chunk is overwritten within it: the latest frame stays.
+                slot_of[slot] = offset
         return list(slot_of.values()), list(slot_of)
 
     def token_indices(self, frame: int, frames: int, *, padded: bool = False) -> tuple[Tensor, Tensor]:
         """`commits` in tokens: rows of the entries, and rows of the cache that they replace.
 
-        With `padded`, the last frame that is kept is written again until there are `frames`, if there is
-        any: for buffers of a fixed size.
+        With `padded`, the last frame that is written is repeated until there are `frames`, if there is any:
+        writing it twice changes nothing, and buffers of a fixed size (CUDA graphs) need as many rows always.
         """
         size = frames if padded else 0
-        kept, slots = (places + places[-1:] * (size - len(places)) for places in self.commits(frame, frames))
+        written, slots = (
+            places + places[-1:] * (size - len(places)) for places in self.commits(frame, frames)
+        )
         within = torch.arange(self.tokens_per_frame)
-        # Named, because without a history most commits keep nothing, and an empty list has no type.
-        of_frames = (torch.tensor(places, dtype=torch.int64)[:, None] for places in (kept, slots))
+        # The dtype is named because without a history most commits write nothing, and an empty list has no
+        # type.
+        of_frames = (torch.tensor(places, dtype=torch.int64)[:, None] for places in (written, slots))
         source, target = ((places * self.tokens_per_frame + within).flatten() for places in of_frames)
         return source, target
 
@@ -177,7 +181,7 @@ class CacheSpec:
         return cache.index_copy(2, target, entries.index_select(2, source))
 
     def commit_(self, cache: Tensor, entries: Tensor, frame: int) -> None:
-        """Do what `commit` does, in place in `cache`."""
+        """As `commit`, in place in `cache`."""
         source, target = self._rows(cache, entries, frame)
         cache.index_copy_(2, target, entries.index_select(2, source))
 

@@ -8,11 +8,12 @@ from typing import Any, Literal, get_args
 
 from plugins.documents.typed import typed
 from plugins.errors import UserError
+from vmla.cli.options.names import unknown_name
 
 Layout = Literal["mla", "mha"]
 
 FRAMES_PER_SECOND = 16
-"""Of every video, as in Wan2.1."""
+"""Frame rate of every video, that of Wan2.1."""
 
 WINDOWS = {"total-6": (1, 2), "sink-1-local-6": (1, 3), "sink-1-history-6": (1, 6)}
 """Sink and history frames under the three readings of the paper's "la6 sink1": six frames in all,
@@ -20,11 +21,12 @@ one sink and six with the current chunk among them, or one sink and six before t
 
 
 YOUNGER = ("first_chunk", "absolute_positions")
-"""Settings that most files of a model lack, because it has none of them: 0."""
+"""Settings newer than most files: a file without them means 0, and where they are 0 they are not written."""
 WIDEST, MOST = 2**16, 2**12
-"""Of a model that anybody could run: numbers in a vector or tokens of a text, and any other size."""
+"""Upper bounds of sizes, far above any real model: of widths and text tokens, and of everything else. They
+keep a damaged file from asking for terabytes."""
 LONGEST = 2**20
-"""Latent frames of a video: three days."""
+"""Upper bound of `absolute_positions`, in latent frames: three days of video."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,20 +35,21 @@ class ModelConfig:
 
     layout: Layout = "mla"
     num_attention_heads: int
-    """N."""
+    """N, the number of attention heads."""
     attention_head_dim: int
     """Channels of a head, for keys and for values: 128 in Wan."""
     num_layers: int
-    """L."""
+    """L, the number of transformer blocks."""
     ffn_dim: int
     in_channels: int = 16
-    """z, of the latents that come in and of the velocity that goes out."""
+    """z, channels of the latents and of the predicted velocity alike."""
     patch_size: int = 2
-    """Latent cells to one token, in each direction of the picture."""
+    """Side of the square of latent cells that becomes one token."""
     freq_dim: int = 256
-    """Sinusoids of the timestep embedding."""
+    """Width of the sinusoidal timestep embedding, half cosines and half sines."""
     text_dim: int = 4096
     text_tokens: int = 512
+    """Tokens of every prompt: shorter ones are padded with zeros, which Wan's cross-attention attends to."""
     kv_lora_rank: int = 192
     """C, the width of the shared latent that keys and values are made of."""
     qk_rope_head_dim: int = 32
@@ -54,22 +57,25 @@ class ModelConfig:
     q_lora_rank: int = 768
     """The width of the query latent."""
     sink: int = 1
+    """Latent frames at the start of the video that stay in the cache for ever."""
     history: int = 6
+    """Latent frames in the cache's ring, which the oldest leaves first."""
     chunk: int = 3
-    """Latent frames: kept for ever, in the ring, denoised together."""
+    """Latent frames that are denoised together."""
     sample_height: int = 60
     sample_width: int = 104
-    """A latent frame, in latent cells."""
+    """Height and width of a latent frame in cells: 60 x 104 is 480 x 832 pixels by Wan2.1's codec."""
     eps: float = 1e-6
     position_table: bool = False
-    """Add a learned vector to each place of the picture. Attention is relative alone: it cannot tell where
-    the picture ends, while walls, centres of orbits and places of things are absolute. Wan has none."""
+    """Add a learned vector to each place of the picture. Rotary attention only sees distances, and so cannot
+    tell where the picture ends, while walls, centres of orbits and places of objects are absolute. Wan has
+    none."""
     first_chunk: int = 0
-    """Latent frames of a video's first chunk, at most `chunk`; 0 is as many as the others have.
-    Self-Forcing's `independent_first_frame` is 1."""
+    """Latent frames of a video's first chunk, at most `chunk`; 0 means as many as the others have.
+    1 is Self-Forcing's `independent_first_frame`."""
     absolute_positions: int = 0
-    """Latent frames that were trained with positions counted from the start of the video, which is then no
-    longer; 0 is positions relative to the window, which no length runs out of."""
+    """Length in latent frames that was trained with positions counted from the start of the video, and that
+    no video may exceed. 0 means positions relative to the window, which suit any length."""
 
     def __post_init__(self) -> None:
         if self.layout not in get_args(Layout):
@@ -122,13 +128,13 @@ class ModelConfig:
 
     @property
     def tokens_per_frame(self) -> int:
-        """P."""
+        """P, the tokens of one latent frame: a token is a square of `patch_size` by `patch_size` cells."""
         return self.grid[0] * self.grid[1]
 
     def identity(self) -> dict[str, Any]:
-        """What tells models apart, under the names that the first hashes were made of.
+        """The settings that go into a model's hash, under the former names, so that old hashes stay valid.
 
-        A position table is younger than those.
+        `position_table` is newer than the first hashes, and left out where it is not set.
         """
         settings = self.to_dict()
         if not self.position_table:
@@ -138,7 +144,7 @@ class ModelConfig:
         return width | {FORMER_NAMES.get(name, name): value for name, value in settings.items()}
 
     def to_dict(self) -> dict[str, Any]:
-        """As JSON values; settings that are younger than most such files, only where they are set."""
+        """The settings as JSON values; those of `YOUNGER` only where they are set."""
         return {name: value for name, value in asdict(self).items() if value or name not in YOUNGER}
 
     @classmethod
@@ -147,10 +153,10 @@ class ModelConfig:
 
         Args:
             values: as in a file.
-            where: what is called so in an error: the file.
+            where: the name of the values' source in errors, such as the file's name.
 
         Raises:
-            UserError: for a setting that does not exist, is missing, or is not what it should be.
+            UserError: for a setting that does not exist, is missing, or has the wrong type.
         """
         return typed(current_names(values, where), cls, where)
 
@@ -161,7 +167,7 @@ FORMER_NAMES = {
     "text_dim": "text_width", "kv_lora_rank": "content_width", "qk_rope_head_dim": "rotary_width",
     "q_lora_rank": "query_width", "sample_height": "height", "sample_width": "image_width",
 }  # fmt: skip
-"""What files written before the settings had the names of diffusers and DeepSeek call them."""
+"""The settings' names before those of diffusers and DeepSeek; files with them are still read."""
 
 
 def current_names(values: Mapping[str, Any], where: str = "model settings") -> dict[str, Any]:
@@ -183,7 +189,7 @@ def _head_dim(width: Any, heads: Any, where: str) -> int:
     return width // heads
 
 
-MODEL_PRESETS: dict[str, ModelConfig] = {
+MODEL_CONFIGS: dict[str, ModelConfig] = {
     "debug": ModelConfig(
         num_attention_heads=2, attention_head_dim=32, num_layers=2, ffn_dim=128, in_channels=4, freq_dim=32,
         text_dim=32, text_tokens=96, kv_lora_rank=16, qk_rope_head_dim=8, q_lora_rank=32,
@@ -203,18 +209,18 @@ MODEL_PRESETS: dict[str, ModelConfig] = {
 }  # fmt: skip
 
 
-def model_preset(name: str, *, layout: Layout = "mla", window: str | None = None) -> ModelConfig:
+def named_config(name: str, *, layout: Layout = "mla", window: str | None = None) -> ModelConfig:
     """The sizes of the model called `name`, with another layout or window if asked for.
 
     Raises:
         UserError: for a name that does not exist.
     """
-    if name not in MODEL_PRESETS:
-        raise UserError(f"no such model preset: {name}; there are {', '.join(MODEL_PRESETS)}")
-    config = replace(MODEL_PRESETS[name], layout=layout)
+    if name not in MODEL_CONFIGS:
+        raise unknown_name("model", name, MODEL_CONFIGS)
+    config = replace(MODEL_CONFIGS[name], layout=layout)
     if window is None:
         return config
     if window not in WINDOWS:
-        raise UserError(f"no such window: {window}; there are {', '.join(WINDOWS)}")
+        raise unknown_name("window", window, WINDOWS)
     sink, history = WINDOWS[window]
     return replace(config, sink=sink, history=history)

@@ -1,7 +1,8 @@
 """Operations and bytes of one pass by part, from the model's own shapes; nothing is run.
 
 Two operations for each multiplication of a matrix product. Bytes are the least that any engine moves: each
-product reads its weights and its inputs once and writes its result once, everything element-wise is fused.
+product reads its weights and its inputs once and writes its result once, and everything element-wise is fused
+into a product's epilogue.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ class Part:
     name: str
     flops: float
     numbers: float
-    """Read and written: times the size of a number, the bytes."""
+    """Numbers read and written; times the size of a number, the bytes moved."""
 
     def bytes(self, size: int) -> float:
         """Bytes that the part moves when a number takes `size` bytes."""
@@ -41,9 +42,9 @@ class Counted:
     form: Form = "expanded"
     batch: int = 1
     passes: int = 5
-    """Of a chunk: what `once` spreads the expansion over."""
+    """Passes of a chunk, over which the form `once` spreads the cost of the expansion."""
     keys: int | None = None
-    """The model's own full window if not given."""
+    """Tokens that a pass attends to; those of the model's full window if None."""
     seen: float = 1.0
     """Share of the pairs of a query and a key that a mask does not hide."""
 
@@ -82,7 +83,7 @@ class Counted:
     def _product(self, name: str, rows: int, *shapes: tuple[int, int]) -> Part:
         """Products of `rows` rows for each video with matrices of `shapes` (inputs, outputs)."""
         n = self.batch * rows
-        flops = sum(2 * n * i * o for i, o in shapes)
+        flops = sum(2 * n * i * o for i, o in shapes)  # a multiplication and an addition each
         return Part(name=name, flops=flops, numbers=sum(i * o + n * (i + o) for i, o in shapes))
 
     def _projections(self) -> Part:
@@ -116,6 +117,7 @@ class Counted:
             self.window,
             (c.kv_lora_rank, c.num_attention_heads * (c.qk_nope_head_dim + c.attention_head_dim)),
         )
+        # The chunk's own entries change with every pass; the window's before it are expanded once a chunk.
         own = self.queries / self.window
         share = own + (1 - own) / self.passes if self.form == "once" else 1.0
         yield Part(name=whole.name, flops=share * whole.flops, numbers=share * whole.numbers)
@@ -135,6 +137,7 @@ class Counted:
         """Cross-attention; its keys and values are made once per prompt and only read here."""
         c = self.config
         yield self._product("text projections", self.queries, *[(c.inner_dim, c.inner_dim)] * 2)
+        # Two for the scores and two for the sums, per channel of all heads together.
         flops = 4 * self.batch * self.queries * c.text_tokens * c.inner_dim
         yield Part(
             name="text attention",
@@ -159,6 +162,6 @@ class Counted:
 
 
 def text_flops(config: ModelConfig, batch: int) -> float:
-    """Of `VideoMLA.encode_text`, once per prompt: the embedder, and every layer's keys and values."""
+    """Operations of `VideoMLA.encode_text`, once per prompt: embedder, and each layer's keys and values."""
     outputs = config.text_dim + config.inner_dim * (1 + 2 * config.num_layers)
     return 2.0 * batch * config.text_tokens * config.inner_dim * outputs

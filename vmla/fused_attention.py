@@ -1,6 +1,6 @@
 """Latent attention with its products joined: three matrix products where the plain form has seven.
 
-The eager engine takes it on a GPU, and compiled engines everywhere.
+The eager engine uses it on a GPU, compiled engines use it everywhere.
 
 The plain form, `vmla.attention.LatentAttention`, is the reference. Here the three down-projections are one
 product, as are the two of the queries. Keys and values of all heads come from one product as well:
@@ -26,7 +26,7 @@ from vmla.rope import rotate
 
 
 class FusedLatentAttention(nn.Module):
-    """Computes what the given `LatentAttention` does in its expanded form, without gradients."""
+    """Replaces the given `LatentAttention` in its expanded form, without gradients."""
 
     down: nn.Parameter
     """[C + R + Q, D]: content, rotary key and query latent."""
@@ -95,6 +95,7 @@ class FusedLatentAttention(nn.Module):
         cos, sin = window.own(latent.shape[1])
         rotary = query[..., self.nope :]
         turned = rotate(rotary, cos[:, None], sin[:, None])
+        # In place where possible: concatenating would copy all of the query to change its rotary part.
         if torch.compiler.is_exporting():  # an exported graph changes nothing in place
             return torch.cat([query[..., : self.nope], turned], dim=-1)
         rotary.copy_(turned)

@@ -1,9 +1,9 @@
-"""A rollout's windows side by side: all chunks of a clip in one pass, for training on given frames.
+"""The windows of a whole rollout in one masked pass, for training on given frames.
 
-The sequence is clean frames, then noisy ones. A mask lets each chunk see itself and what its window holds
-of the clean frames. Positions are true ones, whose differences are those of a rollout, but for the sink: a
-window keeps it at its start however far away it is. So a chunk that sees the sink nearer than it is gets
-keys of its own for it, the same entries turned by another angle.
+The sequence consists of the clean frames, then the noisy ones. A mask lets each chunk see itself and the
+clean frames of its window. Positions are those of the clip, whose differences equal a rollout's, except for
+the sink: a window holds the sink at its start, however far away it really is. A chunk that sees the sink
+nearer than it is therefore gets keys of its own for it: the same entries, rotated by another angle.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask
 
 BLOCK = 128
-"""Tokens to a side of FlexAttention's blocks."""
+"""Tokens to a side of FlexAttention's blocks, its own default."""
 LONG = 4096
-"""Tokens from which on a GPU takes FlexAttention, which compiles first; chosen, not measured."""
+"""Tokens from which a GPU uses FlexAttention, which has to compile first; chosen, not measured."""
 
 
 class Unrolled(NamedTuple):
@@ -44,7 +44,7 @@ class Unrolled(NamedTuple):
         return self.cos[-tokens:], self.sin[-tokens:]
 
     def gathered(self, own: Tensor) -> Tensor:
-        """All entries are computed here."""
+        """All entries of the sequence, which this one process computes."""
         return own
 
     def before(self, cached: Tensor, own: Tensor) -> Tensor:
@@ -67,7 +67,7 @@ class Unrolling:
     positions: Tensor
     """[a + frames] int64: of those, then of the sequence."""
     visible: Tensor
-    """[frames, a + frames] bool: what each frame of the sequence sees."""
+    """[frames, a + frames] bool: the frames that each frame of the sequence sees."""
 
     @property
     def share(self) -> float:
@@ -75,7 +75,7 @@ class Unrolling:
         return float(self.visible.float().mean())
 
     def window(self, rope: Rotary3D, device: torch.device) -> Unrolled:
-        """In tokens, on `device`: with FlexAttention's blocks for much on a GPU, else a mask of all pairs."""
+        """The same in tokens, on `device`: FlexAttention's blocks if long and on a GPU, else a dense mask."""
         tokens = rope.grid[0] * rope.grid[1]
         within = torch.arange(tokens)
         cos, sin = rope(self.positions.to(device))
@@ -96,7 +96,7 @@ def dense_mask(visible: Tensor, tokens: int) -> Tensor:
 def block_mask(visible: Tensor, tokens: int) -> BlockMask:
     """`visible` [frames, seen frames] as FlexAttention reads it: blocks that nobody sees are left out.
 
-    Made from frames, for a mask of all pairs has gigabytes at Wan's size.
+    It is made from frames because a mask of all pairs of tokens takes gigabytes at Wan's size.
     """
     from torch.nn.attention.flex_attention import BlockMask
 
@@ -114,7 +114,7 @@ def block_mask(visible: Tensor, tokens: int) -> BlockMask:
 
 
 def _overlaps(frames: int, tokens: int) -> Tensor:
-    """[blocks, frames + 1] float: which frames a block has tokens of, the last being what pads it."""
+    """[blocks, frames + 1] float: which frames a block has tokens of; the last column is its padding."""
     blocks = -(-frames * tokens // BLOCK)
     frame = (torch.arange(blocks * BLOCK) // tokens).clamp(max=frames).view(blocks, BLOCK)
     return torch.zeros(blocks, frames + 1).scatter_(1, frame, 1.0)

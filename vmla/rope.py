@@ -18,7 +18,7 @@ from plugins.reference import rotate_pairs as rotate
 __all__ = ["Rotary3D", "rotate", "split_pairs"]
 
 THETA = 10000.0
-"""Base of Wan's frequencies."""
+"""Base of the rotary frequencies, as in Wan: pair i of an axis of width a turns by THETA^(-2i/a)."""
 
 
 class Rotary3D(nn.Module):
@@ -27,6 +27,7 @@ class Rotary3D(nn.Module):
     frequencies_time: Tensor
     frequencies_height: Tensor
     frequencies_width: Tensor
+    """Radians per latent frame, row and column [pairs of the axis] float32."""
 
     def __init__(self, *, attention_head_dim: int, qk_rope_head_dim: int, grid: tuple[int, int]) -> None:
         """Keep the fastest `qk_rope_head_dim / 2` pairs of a Wan head of width `attention_head_dim`.
@@ -36,6 +37,8 @@ class Rotary3D(nn.Module):
         """
         super().__init__()
         self.grid = grid
+        # Wan's split of a head: a third each for height and width, rounded down to whole pairs, the rest for
+        # time.
         spatial = 2 * (attention_head_dim // 6)
         axes = (attention_head_dim - 2 * spatial, spatial, spatial)
         whole = qk_rope_head_dim == attention_head_dim
@@ -47,11 +50,15 @@ class Rotary3D(nn.Module):
                 f"of a head of {attention_head_dim}"
             )
         for name, axis, kept in zip(("time", "height", "width"), axes, pairs, strict=True):
+            # The full axis' table in float64, as Wan makes it, then cut: the fastest pairs come first.
             table = THETA ** (-torch.arange(0, axis, 2, dtype=torch.float64) / axis)
             self.register_buffer(f"frequencies_{name}", table[:kept].float(), persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Rotary3D:
-        """Move with the model, but keep the frequencies float32 when the model is cast."""
+        """Move with the model, but stay float32 when the model is cast.
+
+        bfloat16 has 8 bits: a cast would shift the slow frequencies, and with them all positions.
+        """
 
         def move(table: Tensor) -> Tensor:
             return fn(table) if table.is_meta else table.to(fn(table).device)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -17,8 +17,9 @@ from torch import Tensor
 from plugins.errors import UserError
 
 TIMESTEPS = 1000
-YOUNG = ("timestep_list", "guidance_scale", "negative_prompt")
-"""Settings that files of the first models do not have."""
+"""The model's timestep is this times sigma, as in Wan and in diffusers' flow-matching schedulers."""
+YOUNG = ("timestep_list", "guidance_scale", "negative_prompt", "opening")
+"""Settings newer than the first models' files, which are only written where they differ from the default."""
 
 
 def shifted(sigma: Tensor, shift: float) -> Tensor:
@@ -43,13 +44,14 @@ def keyed_noise(shape: tuple[int, ...] | torch.Size, *, seed: int, chunk: int, s
     drawn, resumed or skipped before.
     """
     digest = hashlib.blake2b(f"{seed}/{chunk}/{step}".encode(), digest_size=8).digest()
+    # Hashed, so that neighbouring keys give unrelated seeds; shifted into the 63 bits of a positive seed.
     generator = torch.Generator().manual_seed(int.from_bytes(digest, "big") >> 1)
     return torch.randn(shape, generator=generator)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
-    """A descent from noise to a clean chunk.
+    """How a chunk is denoised: the steps from pure noise to x0.
 
     `euler` follows the velocity from each sigma to the next. `renoise`, for distilled few-step
     models, goes to x0 at each step and back up with fresh noise (Self-Forcing's list warped by
@@ -60,12 +62,16 @@ class Sampler:
     steps: int = 4
     shift: float = 5.0
     timestep_list: tuple[float, ...] = ()
-    """What the model is told at each step, from 1000 downwards, where it is not the even schedule. Its noise
-    is that of the nearest of the 1000 timesteps that are even before the shift, as in CausVid's code."""
+    """Timesteps that the model was distilled for, from 1000 downwards; empty means an even schedule. The
+    sigma of each is that of the nearest of 1000 timesteps that are even before the shift, as in CausVid's
+    code."""
     guidance_scale: float = 1.0
     """w of classifier-free guidance; at any other than 1, each step takes a second pass."""
     negative_prompt: str | None = None
-    """What that pass is told; None is nothing at all, as where training drops a prompt."""
+    """Prompt of that second pass; None is the zero embedding that training uses where it drops a prompt."""
+    opening: Sampler | None = None
+    """Sampler of the first chunk of each prompt, where that differs: it alone decides what is seen, and the
+    chunks that follow can look at it. It takes this sampler's negative prompt."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "timestep_list", tuple(self.timestep_list))  # of JSON, it is a list
@@ -79,6 +85,8 @@ class Sampler:
             raise UserError(f"guidance_scale is {self.guidance_scale}; use 1 for none, or more")
         if self.timestep_list:
             self._check_list()
+        if self.opening is not None and (self.opening.opening or self.opening.negative_prompt is not None):
+            raise UserError("an opening's sampler has neither an opening nor a negative prompt of its own")
 
     def _check_list(self) -> None:
         told = self.timestep_list
@@ -90,21 +98,44 @@ class Sampler:
             raise UserError(f"timesteps {told} do not fall from {TIMESTEPS} towards 0")
 
     def settings(self) -> dict[str, Any]:
-        """As JSON values; what is younger than the first files only where it is not what they mean."""
+        """The settings as JSON values; those of `YOUNG` only where they differ from their defaults."""
         values = asdict(self)
         young = {field.name: field.default for field in fields(self) if field.name in YOUNG}
         values = {key: value for key, value in values.items() if key not in young or value != young[key]}
+        if self.opening is not None:
+            values["opening"] = self.opening.settings()
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
+
+    def of_chunk(self, *, opens: bool) -> Sampler:
+        """The sampler of a chunk, which has no opening itself; `opens`: the chunk is a prompt's first."""
+        return self._of_chunks[0 if opens else 1]
+
+    @cached_property
+    def _of_chunks(self) -> tuple[Sampler, Sampler]:
+        usual = self if self.opening is None else replace(self, opening=None)
+        if self.opening is None:
+            return usual, usual
+        return replace(self.opening, negative_prompt=self.negative_prompt), usual
+
+    def with_steps(self, steps: int) -> Sampler:
+        """The same with `steps` steps for every chunk, the first of a prompt too."""
+        opening = None if self.opening is None else replace(self.opening, steps=steps)
+        return replace(self, steps=steps, opening=opening)
+
+    def with_guidance(self, weight: float) -> Sampler:
+        """The same with guidance `weight` for every chunk."""
+        opening = None if self.opening is None else replace(self.opening, guidance_scale=weight)
+        return replace(self, guidance_scale=weight, opening=opening)
 
     @property
     def guided(self) -> bool:
-        """Whether a step takes a second pass, which is told the negative prompt."""
-        return self.guidance_scale != 1
+        """Whether the steps of some chunk take a second pass, under the negative prompt."""
+        return any(one.guidance_scale != 1 for one in self._of_chunks)
 
     @property
     def passes(self) -> int:
-        """Passes of the denoiser that make a chunk, without the clean pass that fills the cache."""
-        return self.steps * (2 if self.guided else 1)
+        """Passes of the denoiser that make a usual chunk, without the clean pass that fills the cache."""
+        return self.steps * (1 if self.guidance_scale == 1 else 2)
 
     def sigmas(self) -> Tensor:
         """[steps + 1] float32 from 1 down to 0: linspace without its end, shifted, then 0."""
@@ -118,11 +149,11 @@ class Sampler:
 
     @cached_property
     def _levels(self) -> tuple[float, ...]:
-        """`sigmas` as numbers of the host, worked out once."""
+        """`sigmas` as Python floats, so that no step reads a number back from a device."""
         return tuple(self.sigmas().tolist())
 
     def timesteps(self) -> Tensor:
-        """[steps] float32: what the model is told at each step."""
+        """[steps] float32: the timestep that the model is conditioned on at each step."""
         if self.timestep_list:
             return torch.tensor(self.timestep_list, dtype=torch.float32)
         return self.sigmas()[:-1] * TIMESTEPS
@@ -130,7 +161,7 @@ class Sampler:
     def step(self, latents: Tensor, velocity: Tensor, step: int, noise: Tensor | None) -> Tensor:
         """The latents after step number `step`, in float32.
 
-        `noise` is what `needs_noise` asks for: fresh for each step that re-noises.
+        `noise` is needed if `needs_noise` says so: fresh for each step that re-noises.
         """
         sigma, below = self._levels[step : step + 2]
         latents, velocity = latents.float(), velocity.float()

@@ -61,7 +61,7 @@ class TwoLayers(nn.Module):
 
 
 class Conditioning(nn.Module):
-    """Timestep and text to the widths that the blocks read."""
+    """Embeds timesteps and text in the widths that the blocks read."""
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
@@ -73,6 +73,7 @@ class Conditioning(nn.Module):
 
     def forward(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
         """timestep [B, F] to the head's embedding [B, F, D] and the blocks' modulation [B, F, 6, D]."""
+        # Sinusoids of 0 .. 1000 need float32; only then are they rounded to the weights' type.
         waves = sinusoids(timestep, self.freq_dim).to(self.time_proj.weight.dtype)
         embedding = self.time_embedder(waves)
         modulation = self.time_proj(nn.functional.silu(embedding))
@@ -98,6 +99,7 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         width = config.inner_dim
+        # norm1 and norm3 have no gains of their own: the timestep's modulation scales and shifts after them.
         self.norm1 = nn.LayerNorm(width, eps=config.eps, elementwise_affine=False)
         self.attn1 = LatentAttention(config) if config.layout == "mla" else HeadAttention(config)
         self.norm2 = nn.LayerNorm(width, eps=config.eps)
@@ -144,7 +146,7 @@ class VideoMLA(nn.Module):
         self.position_embedding: nn.Parameter | None = None
         if config.position_table:  # drawn last, so that all else starts as it does without
             table = torch.empty(config.tokens_per_frame, width)
-            self.position_embedding = nn.Parameter(nn.init.normal_(table, std=0.02))
+            self.position_embedding = nn.Parameter(nn.init.normal_(table, std=0.02))  # as BERT's and ViT's
         self.rope = self.rotary(config)
 
     @staticmethod
@@ -231,7 +233,7 @@ class VideoMLA(nn.Module):
         absorbed: bool = False,
         full: bool = False,
     ) -> Tensor:
-        """The second result of `forward` alone: stops where the last layer's entries are known."""
+        """The second result of `forward` alone: the clean pass stops at the last layer's entries."""
         window = self._window(slot_index, chunk_index, full and not absorbed)
         _, modulation = self.condition_embedder(timestep)
         *blocks, last = self.blocks
@@ -262,6 +264,7 @@ class VideoMLA(nn.Module):
     def _window(self, slot_index: Tensor, chunk_index: Tensor, full: bool = False) -> Window:
         """Validity, unless all are valid, and rotations of every token of the window, cached ones first."""
         frames = torch.cat([slot_index, chunk_index])
+        # An empty slot's -1 becomes 0: its rotation is computed like any other and then masked.
         cos, sin = self.rope(frames.clamp(min=0))
         valid = None if full else (frames >= 0).repeat_interleave(self.config.tokens_per_frame)
         return Window(valid, cos, sin)

@@ -1,1 +1,1 @@
-"""The same video with its cache kept in several forms: what each takes, costs and changes."""
+"""The same video with its cache kept in several forms: memory, time and differences of each."""

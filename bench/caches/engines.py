@@ -1,4 +1,4 @@
-"""One model behind caches of several forms: engines that differ in nothing but what they keep."""
+"""One model behind caches of several forms: engines that differ only in the cached tensors."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ from vmla.weights.checkpoint import Checkpoint
 
 
 class PerHeadCache(LatentAttention):
-    """Latent attention that keeps what its latents become: a key and a value for each head.
+    """Latent attention that caches its expanded latents: a key and a value for each head.
 
-    The same weights and the same numbers, in the cache that attention without latents has.
+    Weights and results are the same; the cache is that of attention without latents.
     """
 
     def __init__(self, config: ModelConfig) -> None:
@@ -29,7 +29,7 @@ class PerHeadCache(LatentAttention):
         self.turning, self.values = config.qk_rope_head_dim, config.inner_dim
 
     def entries(self, x: Tensor) -> Tensor:
-        """What x [B, S, D] leaves in the cache [B, S, N (dn + R) + N dv]: keys, unrotated, then values."""
+        """Cache entries of x [B, S, D]: [B, S, N (dn + R) + N dv], unrotated keys and then values."""
         content = self.norm_kv(self.down_kv(x))
         keys = self.up_k(content).unflatten(-1, (self.heads, -1))
         rotary = self.rotary_k(x)[..., None, :].expand(*keys.shape[:-1], -1)
@@ -83,7 +83,7 @@ def _engine(checkpoint: Checkpoint, model: VideoMLA) -> EagerEngine:
 
 
 class StoredCache:
-    """An engine that keeps its cache in a `Format`, and reads all of it anew before every pass.
+    """An engine that stores its cache in a `Format`, and unpacks all of it before every pass.
 
     For one rollout of `batch` videos under one prompt, whose own cache nobody reads. A kernel that reads the
     form itself would save the unpacking; none is written.
@@ -94,21 +94,21 @@ class StoredCache:
         self.device, self.dtype, self.cache_dtype = engine.device, engine.dtype, engine.dtype
         self._engine, self._form = engine, form
         empty = self.cache_spec.allocate(batch, dtype=engine.dtype, device=engine.device)
-        self.kept = form.pack(empty)
+        self.packed = form.pack(empty)
         """The cache: tensors [L, B, T, n]."""
         self._frame = 0
 
     @property
     def bytes(self) -> int:
-        """Of the cache."""
-        return sum(part.numel() * part.element_size() for part in self.kept)
+        """Bytes of the packed cache."""
+        return sum(part.numel() * part.element_size() for part in self.packed)
 
     def encode_prompt(self, prompts: Sequence[str | None]) -> Tensor:
-        """See `Engine.encode_prompt`."""
+        """See `Engine.encode_prompt`; the wrapped engine does it."""
         return self._engine.encode_prompt(prompts)
 
     def step(self, inputs: StepInputs, *, held: int | None = None) -> tuple[Tensor, Tensor]:
-        """See `Engine.step`."""
+        """See `Engine.step`; the cache is unpacked first."""
         return self._engine.step(self._read(inputs), held=held)
 
     def entries(self, inputs: StepInputs, *, held: int | None = None) -> Tensor:
@@ -116,18 +116,18 @@ class StoredCache:
         made = self._engine.entries(self._read(inputs), held=held)
         frames = inputs.latents.shape[2]
         source, target = self.cache_spec.token_indices(self._frame, frames)
-        for kept, new in zip(self.kept, self._form.pack(made), strict=True):
-            kept.index_copy_(2, target, new.index_select(2, source))
+        for stored, new in zip(self.packed, self._form.pack(made), strict=True):
+            stored.index_copy_(2, target, new.index_select(2, source))
         self._frame += frames
         return made
 
     def computation(self, held: int) -> int:
-        """See `Engine.computation`."""
+        """See `Engine.computation`; the wrapped engine decides."""
         return self._engine.computation(held)
 
     def close(self) -> None:
-        """Close the engine."""
+        """Close the wrapped engine."""
         self._engine.close()
 
     def _read(self, inputs: StepInputs) -> StepInputs:
-        return inputs._replace(cache=self._form.unpack(self.kept, self.dtype))
+        return inputs._replace(cache=self._form.unpack(self.packed, self.dtype))

@@ -23,28 +23,28 @@ from vmla.config import FRAMES_PER_SECOND
 from vmla.weights.checkpoint import Checkpoint
 
 LATENT, CONTROL = "latent, float32", "latent, float32, again"
-"""What all are compared with, and the same once more: what it differs by is noise."""
+"""The baseline of all comparisons, and the same once more, whose difference is the noise."""
 PER_HEAD = "per head, float32"
 
 
 @dataclass(kw_only=True)
 class Video:
-    """One of those that are made side by side."""
+    """One of the videos that are made side by side, with its measurements."""
 
     name: str
     engine: Engine
     bytes_per_token: int
-    """Kept of one token in one layer."""
+    """Bytes cached of one token in one layer."""
     rollout: Rollout
     decoder: Decoder
     times: list[float] = field(default_factory=list)
     """Milliseconds of each chunk: denoised and committed, not decoded."""
     apart: list[float] = field(default_factory=list)
-    """Of each chunk, the mean distance of a pixel's colour from that of the video with the latent cache."""
+    """For each chunk, the mean distance of a pixel's colour from that in the video with the latent cache."""
     frames: list[Tensor] = field(default_factory=list)
-    """Those of the window that is not yet full."""
+    """Frames of the window of measurement that is not full yet."""
     points: list[dict[str, float]] = field(default_factory=list)
-    """What each whole window shows."""
+    """The measures of each whole window."""
 
     def make(self, clock: WaitingClock) -> Tensor:
         """The frames [n, 3, H, W] of the next chunk."""
@@ -58,7 +58,7 @@ class Video:
         return self.decoder.decode(made[0])[0]
 
     def see(self, frames: Tensor) -> None:
-        """Keep what whole windows of `frames` show."""
+        """Add `frames`, and the measures of each window that they complete."""
         self.frames = [*self.frames, *frames]
         while len(self.frames) >= WINDOW:
             self.points.append(measures(torch.stack(self.frames[:WINDOW])))
@@ -66,7 +66,7 @@ class Video:
 
 
 def forms(checkpoint: Checkpoint) -> list[Format]:
-    """The forms that a latent cache is kept in, besides float32."""
+    """The forms of a latent cache, besides float32."""
     rotary = checkpoint.model_config().qk_rope_head_dim
     return [
         AsTheyAre("latent, bfloat16", torch.bfloat16),
@@ -98,7 +98,7 @@ def open_videos(checkpoint: Checkpoint, prompt: str, seed: int) -> list[Video]:
 
 
 def side_by_side(videos: Sequence[Video], chunks: int) -> Iterator[int]:
-    """Make `chunks` chunks of each, in an order that turns round with each; yields how many there are."""
+    """Make `chunks` chunks of each, in an order that reverses with each; yields the number so far."""
     clock = WaitingClock(videos[0].engine.device)
     for number in range(chunks):
         made: dict[str, Tensor] = {}
@@ -131,7 +131,7 @@ def errors(checkpoint: Checkpoint, prompt: str, seed: int) -> dict[str, float]:
 
 
 def rows(videos: Sequence[Video], wrong: dict[str, float]) -> list[dict[str, Any]]:
-    """What a results document says of each form."""
+    """The rows of the results document, one for each form."""
     baseline, control = videos[0], videos[1]
     noise = paired(baseline, control).spread
     return [_row(video, baseline, wrong[video.name], noise) for video in videos if video is not control]

@@ -1,4 +1,4 @@
-"""What must be true before a GPU's figures mean anything: which kernels run, and that they are right."""
+"""Checks before a GPU's figures mean anything: which kernels run, and that their results are right."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from plugins.errors import UserError
 
 ROOT = Path(__file__).parents[2]
 CHECKED = Shape(batch=2, heads=3, queries=150, keys=483, nope=96, rotary=32, value=128, content=192)
-"""The published widths, with odd numbers of tokens: the last tile of every kernel is a part."""
+"""The published widths, with odd numbers of tokens, so that the last tile of every kernel is partly empty."""
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 2e-3, FLOAT8_TYPE: 4e-2}
 """Largest error over largest value that the kernels' own tests allow."""
 
@@ -52,7 +52,7 @@ def _taken(context: Context) -> Iterator[tuple[str, str]]:
 
 
 def checks(context: Context) -> Pieces:
-    """Every operator, backend and type against the plain reference; what fails is a row with its reason."""
+    """Every operator, backend and type against the plain reference; a failure is a row with its reason."""
     right = True
     for dtype in _types(context):
         inputs, name = (
@@ -93,7 +93,7 @@ def _judged(call: Any, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _masked(inputs: RotatingInputs, backend: Backend) -> float:
-    """Error of attention where a third of the keys is empty and holds what must not matter."""
+    """Error of attention where a third of the keys is empty and holds NaN, which must not matter."""
     query, valid = inputs.query[0], torch.arange(inputs.shape.keys, device=inputs.device) % 3 > 0
     most = torch.finfo(inputs.dtype).max
     keys, values = (

@@ -1,4 +1,4 @@
-"""Stages of whole chunks: what each item gains, both windows with three kinds of FPS, engines, graphs."""
+"""Measurements of whole chunks: each item's gain, both windows with three kinds of FPS, engines, graphs."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from bench.speed.memory import LAYOUTS
 from export.backends.aoti import AOTI
 from plugins.errors import UserError
 from runtime.engines.base import EagerEngine
-from runtime.planning.request import to_pixels
+from runtime.outputs.writer import to_pixels
 from runtime.rollout.decoding import CodecDecoder
 from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
 from vmla.transformer import StepInputs
-from vmla.vae.taehv import TAEHV_PRESETS, Taehv
+from vmla.vae.taehv import TAEHV_CONFIGS, Taehv
 
 FRAMES_PER_LATENT = 4
 """Pixel frames of a latent frame, in every codec."""
 BATCHES = (1, 2)
+"""Videos that are made at once."""
 ITEMS: dict[str, dict[str, Any]] = {
     "A against A": {},
     "graphs": {"graphs": False},
@@ -43,11 +44,11 @@ class Masked(EagerEngine):
     """An engine that is never told that the window is full."""
 
     def step(self, inputs: StepInputs, *, held: int | None = None) -> tuple[Tensor, Tensor]:
-        """See `EagerEngine.step`."""
+        """See `EagerEngine.step`; `held` is dropped."""
         return super().step(inputs)
 
     def entries(self, inputs: StepInputs, *, held: int | None = None) -> Tensor:
-        """See `EagerEngine.entries`."""
+        """See `EagerEngine.entries`; `held` is dropped."""
         return super().entries(inputs)
 
 
@@ -130,9 +131,9 @@ def three_rates(context: Context, config: ModelConfig, batch: int, **changes: An
 
 def _tiny_decoder(context: Context, config: ModelConfig) -> Callable[[Tensor], object]:
     """Decodes the latents of a chunk with random weights of TAEHV's sizes, into pixels in main memory."""
-    size = replace(TAEHV_PRESETS["taew2_1"], latent_channels=config.in_channels)
+    size = replace(TAEHV_CONFIGS["taew2_1"], latent_channels=config.in_channels)
     if context.name == "debug":
-        size = replace(TAEHV_PRESETS["debug"], latent_channels=config.in_channels)
+        size = replace(TAEHV_CONFIGS["debug"], latent_channels=config.in_channels)
     codec = Taehv(size).to(context.dtype).eval().requires_grad_(False)
     decoder = CodecDecoder(codec, context.device)
     return lambda latents: [to_pixels(frames) for frames in decoder.decode(latents)]
@@ -186,6 +187,6 @@ def graphs(context: Context) -> Pieces:
 
 
 def _free(context: Context) -> None:
-    """Give memory that nobody uses back, before a larger arm."""
+    """Return unused memory to the device, before a larger arm."""
     if context.device.type == "cuda":
         torch.cuda.empty_cache()

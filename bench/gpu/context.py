@@ -1,4 +1,4 @@
-"""What the stages of `vmla-bench gpu` share: the model, the device, and what earlier ones found."""
+"""What the measurements of `vmla-bench gpu` share: the model, the device, and what earlier ones found."""
 
 from __future__ import annotations
 
@@ -19,35 +19,35 @@ from vmla.scheduler import Sampler
 from vmla.transformer import VideoMLA
 
 Pieces = Iterator[dict[str, Any]]
-"""What a stage finds, as it finds it: each piece is on disk before the next is begun. Lists grow."""
+"""A measurement's results, piece by piece: each is on disk before the next is begun. Lists grow."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class GpuStage:
-    """One part of the run."""
+class Measurement:
+    """One of the things that `vmla-bench gpu` measures; `--stages` chooses them by name."""
 
     name: str
     seconds: float
-    """Its share: it is stopped after these, and not begun with less than half of them left."""
+    """Its share of the time: it is stopped after this, and not begun with less than half of it left."""
     run: Callable[[Context], Pieces]
 
 
 @dataclass(kw_only=True)
 class Context:
-    """What the stages share, and what earlier ones found."""
+    """What the measurements share, and what earlier ones found."""
 
     config: ModelConfig
     name: str
     device: torch.device
     rounds: int
     folder: Path
-    """Engines, traces and compiled code go there."""
+    """Folder of engines, traces and compiled code."""
     most_streams: int = 1 << 20
     """Caches that are allocated at most."""
     sampler: Sampler = Sampler()
     """The paper's: four steps that re-noise."""
     scale: float = 1.0
-    """Factor for what is measured for a time and not a number of times."""
+    """Factor for measurements that last a given time, so that tests can shorten them."""
     drift_chunks: int = 20
     """Chunks of the rollouts that are compared with float32."""
     peaks: dict[str, Any] = field(default_factory=lambda: {"matrix": {}})
@@ -56,7 +56,7 @@ class Context:
 
     @property
     def narrow(self) -> str:
-        """The precision that matters on the device."""
+        """The precision that users run on the device."""
         return "bf16" if self.device.type == "cuda" else "fp32"
 
     @property
@@ -71,8 +71,7 @@ class Context:
 
     @property
     def windows(self) -> tuple[ModelConfig, ModelConfig]:
-        """The model with its own window, and with one of 21 latent frames, as Self-Forcing has: 32,760 keys
-        of `wan-1.3b`."""
+        """The model with its own window, and with Self-Forcing's 21 latent frames (Wan: 32,760 keys)."""
         long = 21 - self.config.chunk - self.config.sink
         return self.config, replace(self.config, history=long)
 
@@ -109,12 +108,12 @@ class Context:
     def engine(
         self, config: ModelConfig | None = None, kind: type[EagerEngine] = EagerEngine, **changes: Any
     ) -> EagerEngine:
-        """Random weights behind the face that the rollout knows, as users get it but for `changes`.
+        """An engine with random weights, as users get it but for `changes`.
 
         Args:
             config: another than the context's.
             kind: the class of the engine.
-            changes: arguments of `EagerEngine`; `compiled` is a wish that a CPU does not grant.
+            changes: arguments of `EagerEngine`; `compiled` has no effect on a CPU.
         """
         model = random_model(config or self.config, device=self.device.type)
         settings = {"compiled": True, "dtype": self.dtype, **changes}
@@ -133,5 +132,5 @@ class Context:
         return self.bench
 
     def close_bench(self) -> None:
-        """Free the engines that the bench holds, for stages that need the memory."""
+        """Free the engines that the bench holds, for measurements that need the memory."""
         self.bench = None

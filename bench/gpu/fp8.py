@@ -1,4 +1,4 @@
-"""Stages of float8: its products, whole chunks against the type that it replaces, and its drift."""
+"""Measurements of float8: its products, whole chunks against the type that it replaces, and its drift."""
 
 from __future__ import annotations
 

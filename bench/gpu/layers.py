@@ -1,4 +1,4 @@
-"""Stages below a whole pass: products, kernels, a block."""
+"""Measurements below a whole pass: products, kernels, a block."""
 
 from __future__ import annotations
 

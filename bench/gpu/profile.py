@@ -1,4 +1,4 @@
-"""The stage `profile`: where the time of one chunk goes, by kernel, and what the clocks do meanwhile."""
+"""The measurement `profile`: where the time of one chunk goes, by kernel, and the clocks meanwhile."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from bench.harness.subject import steady
 from bench.speed.gpu_clocks import Clocks
 
 SUSTAINED_SECONDS = 4.0
-"""Chunk after chunk for so long: as long as clocks take to settle under load."""
+"""Seconds of chunk after chunk: clocks take as long to settle under load."""
 SHOWN = 60
 """Kernels by name that are on record, those that take the most time first."""
 PARTS = {
@@ -30,7 +30,7 @@ PARTS = {
     "expansion": r"^expand",
     "copies": r"memcpy|memset|copy|index",
 }
-"""What a kernel is for, by its name; the first that matches counts, and what matches none is element-wise."""
+"""Purposes of kernels by their names; the first match counts, and a kernel without one is element-wise."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,8 @@ def seen(chunk: Callable[[], object], context: Context) -> dict[str, Any]:
     """One call of `chunk` in PyTorch's profiler; the whole trace goes to `trace.json.gz`."""
     gpu = context.device.type == "cuda"
     activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if gpu else [])]
-    with profiler(activities=activities):  # the first use of the profiler takes long
+    # The profiler's first use loads its libraries, which must not be in the trace.
+    with profiler(activities=activities):
         pass
     with profiler(activities=activities) as trace:
         chunk()
@@ -83,7 +84,7 @@ def seen(chunk: Callable[[], object], context: Context) -> dict[str, Any]:
 
 
 def spans_of(events: Sequence[Any], device: DeviceType) -> list[Span]:
-    """What ran on the device, in order; on a CPU the outermost operations stand for kernels."""
+    """The kernels that ran on the device, in order; on a CPU the outermost operations stand for kernels."""
     found = [
         Span(name=event.name, start=event.time_range.start, end=event.time_range.end)
         for event in events
@@ -137,7 +138,7 @@ def gaps(spans: Sequence[Span]) -> dict[str, Any]:
 
 
 def part_of(kernel: str) -> str:
-    """What the kernel of this name is for."""
+    """The purpose of the kernel of this name."""
     for part, pattern in PARTS.items():
         if re.search(pattern, kernel, re.IGNORECASE):
             return part

@@ -3,10 +3,10 @@
     python -m bench.gpu.run -o out/gpu.json
 
 Needs torch, triton, numpy, safetensors, click and rich, and nothing else: no installation of this package, no
-network, no TensorRT, no video library; a C++ compiler for the stage `aoti` alone. A stage that takes longer
-than its share is stopped, one that fails is on record with its reason, and the next goes on. Beside the
-results file, in a folder of its name, lie the engines, the profile's trace and compiled code: a second run
-with the same `-o` compiles nothing again.
+network, no TensorRT, no video library; a C++ compiler for the measurement `aoti` alone. A measurement that
+takes longer than its share is stopped, one that fails is on record with its reason, and the next goes on.
+Beside the results file, in a folder of its name, lie the engines, the profile's trace and compiled code: a
+second run with the same `-o` compiles nothing again.
 """
 
 from __future__ import annotations
@@ -21,94 +21,81 @@ from typing import Any
 import click
 import torch
 
-from bench.gpu.context import Context, GpuStage
-from bench.gpu.stages import STAGES
+from bench.gpu.context import Context, Measurement
+from bench.gpu.measurements import BY_NAME
 from bench.harness.document import Record
 from bench.harness.engine_arms import failing
 from bench.harness.time_budget import Budget, Overrun, time_limit
 from bench.speed.gpu_clocks import Clocks
 from plugins.errors import UserError
-from runtime.engines.block_compiler import keep_compiled_code
+from runtime.engines.block_compiler import set_inductor_cache
 from vmla.cli.command import OneLineCommand
+from vmla.cli.options.choices import Choice, Several
 from vmla.cli.progress import ProgressLine
-from vmla.config import WINDOWS, model_preset
+from vmla.config import MODEL_CONFIGS, WINDOWS, named_config
 
 
-def run_stages(
-    context: Context, stages: Sequence[GpuStage], record: Record, budget: Budget, line: ProgressLine
+def run_measurements(
+    context: Context, measurements: Sequence[Measurement], record: Record, budget: Budget, line: ProgressLine
 ) -> None:
-    """Run `stages` in order, and save each piece that one finds at once, under the stage's name.
+    """Run `measurements` in order, and save each piece that one finds at once, under its name.
 
-    A stage is stopped when its share of the time is over; where more time is allowed than all stages ask
-    for, shares grow alike.
+    A measurement is stopped when its share of the time is over; where more time is allowed than all of
+    them ask for, the shares grow alike.
     """
-    stretch = max(1.0, budget.seconds / sum(stage.seconds for stage in stages))
-    for number, stage in enumerate(stages):
-        share = min(stretch * stage.seconds, budget.left)
-        if share < stage.seconds / 2:
-            record.save(**{stage.name: {"refused": "no time was left; allow more with --minutes"}})
+    stretch = max(1.0, budget.seconds / sum(each.seconds for each in measurements))
+    for number, measurement in enumerate(measurements):
+        share = min(stretch * measurement.seconds, budget.left)
+        if share < measurement.seconds / 2:
+            record.save(**{measurement.name: {"refused": "no time was left; allow more with --minutes"}})
             continue
-        line.show(f"gpu: {stage.name}, {number + 1} of {len(stages)}, {budget.left:.0f} s left")
-        run_stage(context, stage, record, share)
+        line.show(f"gpu: {measurement.name}, {number + 1} of {len(measurements)}, {budget.left:.0f} s left")
+        run_measurement(context, measurement, record, share)
         if context.device.type == "cuda":
             torch.cuda.empty_cache()
 
 
-def run_stage(context: Context, stage: GpuStage, record: Record, share: float) -> None:
-    """Run one stage for `share` seconds at most; its clocks, and why it ended early, are on record."""
+def run_measurement(context: Context, measurement: Measurement, record: Record, share: float) -> None:
+    """Run one measurement for `share` seconds at most; its clocks, and why it ended early, are on record."""
     found: dict[str, Any] = {}
     began = time.monotonic()
     with Clocks(context.device) as clocks:
         try:
             with time_limit(share):
-                _, refusal = failing(lambda: _collect(context, stage, record, found))
+                _, refusal = failing(lambda: _collect(context, measurement, record, found))
         except Overrun:
             refusal = f"stopped after {share:.0f} s, its share of the time; allow more with --minutes"
     if refusal is not None:
         found["stopped" if found else "refused"] = refusal
     found |= {"stage_seconds": time.monotonic() - began, "clocks": clocks.summary()}
-    record.save(**{stage.name: found})
+    record.save(**{measurement.name: found})
 
 
-def _collect(context: Context, stage: GpuStage, record: Record, found: dict[str, Any]) -> None:
+def _collect(context: Context, measurement: Measurement, record: Record, found: dict[str, Any]) -> None:
     """Add each piece to `found` as it comes, and save it: lists grow, all else is replaced."""
-    for piece in stage.run(context):
+    for piece in measurement.run(context):
         for name, value in piece.items():
             found[name] = [*found.get(name, []), *value] if isinstance(value, list) else value
-        record.save(**{stage.name: found})
+        record.save(**{measurement.name: found})
 
 
-def keep_code(folder: Path) -> None:
-    """Let the compilers of this process keep their code in `folder`, unless the user named other places.
+def set_compiler_caches(folder: Path) -> None:
+    """Let the compilers of this process cache their code in `folder`, unless the user set other folders.
 
     Environment variables are their only settings for it.
     """
-    keep_compiled_code(folder / "inductor")
+    set_inductor_cache(folder / "inductor")
     os.environ.setdefault("TRITON_CACHE_DIR", str(folder / "triton"))
 
 
-def choose_stages(names: str | None) -> list[GpuStage]:
-    """The stages of comma-separated names; all if none is named.
-
-    Raises:
-        UserError: for a name that does not exist.
-    """
-    by_name = {stage.name: stage for stage in STAGES}
-    if names is None:
-        return list(STAGES)
-    for name in (wanted := [name.strip() for name in names.split(",")]):
-        if name not in by_name:
-            raise UserError(f"no such stage: {name}; there are {', '.join(by_name)}")
-    return [by_name[name] for name in wanted]
-
-
 @click.command("gpu", cls=OneLineCommand)
-@click.option("--shape", default="wan-1.3b", show_default=True, help="Named shape, with random weights.")
-@click.option("--window", type=click.Choice(list(WINDOWS)), default="total-6", show_default=True,
+@click.option("--shape", type=Choice(MODEL_CONFIGS), default="wan-1.3b", show_default=True,
+              help="Named shape, with random weights.")  # fmt: skip
+@click.option("--window", type=Choice(list(WINDOWS)), default="total-6", show_default=True,
               help="Reading of the paper's window; total-6 has 9,360 keys.")  # fmt: skip
-@click.option("--stages", help="Comma-separated names (default: all).")
+@click.option("--stages", type=Several(BY_NAME), help="Measurements to make (default: all).")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=9.0, show_default=True,
-              help="Time limit; what a stage may take of it grows with it.")  # fmt: skip
+              help="Time limit; the share of each measurement grows with it.")  # fmt: skip
 @click.option(
     "--rounds",
     type=click.IntRange(2),
@@ -120,23 +107,24 @@ def choose_stages(names: str | None) -> list[GpuStage]:
               help="Results file to write, with a folder of its name beside it for engines, traces and "
               "compiled code (default: build/gpu.json).")  # fmt: skip
 def main(
-    shape: str, window: str, stages: str | None, minutes: float, rounds: int, output: Path | None
+    shape: str, window: str, stages: tuple[str, ...] | None, minutes: float, rounds: int, output: Path | None
 ) -> None:
     """Measure a GPU: a chunk by kernel, each item's gain, both windows, fp8, AOTInductor, kernels."""
-    chosen, config, budget = choose_stages(stages), model_preset(shape, window=window), Budget(60 * minutes)
+    chosen = [BY_NAME[name] for name in (BY_NAME if stages is None else stages)]
+    config, budget = named_config(shape, window=window), Budget(60 * minutes)
     if not torch.cuda.is_available():
         raise UserError("no CUDA device here; run this on a machine with a GPU")
     device = torch.device("cuda")
     record = Record("gpu", output, device=device)
     folder = record.path.with_suffix("")
-    keep_code(folder.absolute())
+    set_compiler_caches(folder.absolute())
     context = Context(config=config, name=shape, device=device, rounds=rounds, folder=folder)
     with ProgressLine(sys.stderr) as line:
-        run_stages(context, chosen, record, budget, line)
+        run_measurements(context, chosen, record, budget, line)
     early = {
-        stage.name: found.get("refused") or found["stopped"]
-        for stage in chosen
-        if {"refused", "stopped"} & (found := record.document[stage.name]).keys()
+        each.name: found.get("refused") or found["stopped"]
+        for each in chosen
+        if {"refused", "stopped"} & (found := record.document[each.name]).keys()
     }
     record.finish(stages=[s.name for s in chosen if s.name not in early], refused=early)
 

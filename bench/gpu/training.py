@@ -1,8 +1,8 @@
 """Optimizer steps of a training recipe with random weights and data: seconds, operations, memory.
 
 One process that shards its weights with itself, as `torchrun --nproc-per-node 1` would: blocks are
-checkpointed, arithmetic is the stage's (on a GPU bfloat16 from float32 weights), and what is measured
-is what a stage computes.
+checkpointed, arithmetic is the training stage's (on a GPU bfloat16 from float32 weights), and what is
+measured is what a stage computes.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from vmla.train.stages.distillation import ConsistencyStage, DistributionStage
 from vmla.transformer import VideoMLA
 
 STAGES = {"forcing": 3, "consistency": 2, "distribution": 1}
-"""How many steps are measured of each."""
+"""Steps that are measured of each training stage."""
 CLIPS = 4
-"""Of the random data."""
+"""Clips in the random data."""
 
 
 def stage_steps(recipe: DistillationRecipe, name: str, device: torch.device, *, steps: int) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""How every benchmark ends: a JSON document that says what was measured where, and its line on the screen.
+"""The end of every benchmark: a JSON document of its results and machine, and a line on the screen.
 
-A document is saved after every stage, aside and renamed, so that an interrupted benchmark keeps what it
-has; `complete` tells the two apart. What the screen shows of it at the end leaves the raw samples out.
+A document is saved after every part that is measured, aside and renamed, so that an interrupted benchmark
+leaves what it has measured; `complete` tells the two apart. The line on the screen leaves the raw samples
+out.
 """
 
 from __future__ import annotations
@@ -25,24 +26,24 @@ from vmla.cli.terminal import say
 from vmla.weights.formats.files import write_json
 
 VERSION = 1
-"""Of the documents' form."""
+"""Version of the documents' schema; `read_document` refuses others."""
 PACKAGES = ("numpy", "triton", "onnxruntime", "tensorrt-rtx", "tensorrt")
-"""Whose versions a document states where they are installed, beside Python's and torch's."""
+"""Packages whose versions a document states if they are installed, beside Python's and torch's."""
 BUILD = Path("build")
-"""Where documents go unless told otherwise."""
+"""Folder of documents by default."""
 
 
 class Record:
-    """A document that grows stage by stage."""
+    """A document that grows part by part as things are measured."""
 
     def __init__(self, kind: str, path: Path | None, *, device: torch.device | None = None) -> None:
         """Begin the document of the verb `kind`; the arguments are those of the running command."""
         self.path = BUILD / f"{kind}.json" if path is None else path
         self.document: dict[str, Any] = {**_heading(kind, device), **_called(kind), "complete": False}
 
-    def save(self, **stages: object) -> None:
-        """Add or replace stages, and write the document."""
-        self.document |= stages
+    def save(self, **parts: object) -> None:
+        """Add or replace parts, and write the document."""
+        self.document |= parts
         self.path.parent.mkdir(parents=True, exist_ok=True)
         write_json(self.path, self.document)
 
@@ -57,7 +58,7 @@ def read_document(path: Path) -> dict[str, Any]:
     """A document that this version wrote.
 
     Raises:
-        UserError: if it is none, or of another version.
+        UserError: if it is not a results document, or of another version.
     """
     if not path.exists():
         raise UserError(f"no results file {path}; every verb of vmla-bench prints where it writes one")
@@ -77,7 +78,7 @@ def machine_name(document: dict[str, Any]) -> str:
 
 
 def _heading(kind: str, device: torch.device | None) -> dict[str, Any]:
-    """What every document says: what it is, when and where it was made, by which versions."""
+    """The heading of every document: its kind, when and where it was made, and with which versions."""
     found: dict[str, Any] = {
         "hardware": hardware(), "system": platform.system(), "threads": torch.get_num_threads()
     }  # fmt: skip
@@ -113,7 +114,7 @@ def _called(kind: str) -> dict[str, Any]:
 
 
 def _command(kind: str, context: click.Context) -> str:
-    """The line that runs this command again, with what was given by hand."""
+    """The line that runs this command again, with the options that were given."""
     words = ["vmla-bench", kind]
     for parameter in context.command.params:
         name = parameter.name or ""
@@ -121,7 +122,7 @@ def _command(kind: str, context: click.Context) -> str:
         if not given or name == "output":
             continue
         value = context.params[name]
-        parts = [str(part) for part in (value if isinstance(value, tuple) else (value,))]
+        parts = _written(parameter, value)
         if isinstance(parameter, click.Argument):
             words += parts
         elif isinstance(value, bool):
@@ -129,6 +130,14 @@ def _command(kind: str, context: click.Context) -> str:
         else:
             words += [word for part in parts for word in (parameter.opts[-1], part)]
     return shlex.join(words)
+
+
+def _written(parameter: click.Parameter, value: Any) -> list[str]:
+    """What stands on the command line for `value`, once for each time that the option is given."""
+    once = parameter.nargs == 1 and not getattr(parameter, "multiple", False)
+    if isinstance(value, tuple) and once:
+        return [",".join(map(str, value))]
+    return [str(part) for part in (value if isinstance(value, tuple) else (value,))]
 
 
 def _plain(value: object) -> object:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ GPU_ALONE = tuple(name for name, backend in BACKENDS.items() if "cpu" not in bac
 ENGINES = ("eager-mla", "eager-mha", *ON_CPU, "compile", "absorbed", *reversed(GPU_ALONE))
 """The model in its forms and every backend, in the order in which they are measured."""
 BY_NAME = (*ENGINES, "compile-mha")
-"""All that can be named; the last takes long and says little."""
+"""All engines that can be named; the last takes long to compile and tells little."""
 PASSES = ("forward", "entries")
 """Of a model: the step, and the clean pass where it is one of its own."""
 PRECISIONS = ("fp32", "bf16", "fp16", "fp8")
@@ -58,7 +58,7 @@ class EngineArm:
         """The engine, loaded; compiled ones are built in `folder` or found there.
 
         Raises:
-            UserError: if it cannot be had here, in one line.
+            UserError: if this machine cannot run it.
         """
         own = in_layout(subject, self.layout, device=device.type)
         if (backend := BACKENDS.get(self.engine)) is None:
@@ -93,7 +93,7 @@ class EngineArm:
             target=_architecture(device) if "target" in backend.takes else None,
         )  # fmt: skip
         place = folder / f"{subject.name}-{settings.name}"
-        build(subject, settings, place, lambda stage: None, drive=drive)
+        build(subject, settings, place, lambda phase: None, drive=drive)
         return open_engine(place, subject, batch=batch)
 
 
@@ -108,27 +108,14 @@ def _architecture(device: torch.device) -> str:
     return "sm_{}{}".format(*torch.cuda.get_device_capability(device))
 
 
-def choose_arms(engines: str | None, precisions: str) -> list[EngineArm]:
-    """The arms of comma-separated names; of all engines if none is named.
-
-    Raises:
-        UserError: for a name that does not exist.
-    """
-    wanted = ENGINES if engines is None else _names(engines, BY_NAME, "engine")
-    kinds = _names(precisions, PRECISIONS, "precision")
-    return [EngineArm(engine=engine, precision=kind) for engine in wanted for kind in kinds]
-
-
-def _names(given: str, known: tuple[str, ...], what: str) -> list[str]:
-    names = [name.strip() for name in given.split(",")]
-    for name in names:
-        if name not in known:
-            raise UserError(f"no such {what}: {name}; there are {', '.join(known)}")
-    return names
+def choose_arms(engines: Sequence[str] | None, precisions: Sequence[str]) -> list[EngineArm]:
+    """The arms of some of `BY_NAME` in some of `PRECISIONS`; of all `ENGINES` if none is named."""
+    wanted = ENGINES if engines is None else engines
+    return [EngineArm(engine=engine, precision=kind) for engine in wanted for kind in precisions]
 
 
 def failing(call: Callable[[], Any]) -> tuple[Any, str | None]:
-    """What `call` gives, or the one line with which it fails, so that others are still measured."""
+    """The result of `call`, or the line with which it fails, so that the others are still measured."""
     try:
         return call(), None
     except UserError as error:

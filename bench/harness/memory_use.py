@@ -10,7 +10,7 @@ import torch
 
 _STATUS, _CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 _RESET_PEAK = "5"
-"""What Linux takes as the order to forget a process's peak (proc_pid_clear_refs(5))."""
+"""Written to clear_refs, this makes Linux reset a process's peak (proc_pid_clear_refs(5))."""
 
 
 def held(device: torch.device) -> int | None:
@@ -21,7 +21,7 @@ def held(device: torch.device) -> int | None:
 
 
 class Peak:
-    """The most memory held since `Peak(device)`, over what was held then."""
+    """The most memory held since `Peak(device)`, beyond that held then."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device

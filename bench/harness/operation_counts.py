@@ -1,4 +1,4 @@
-"""Counts by dispatch: what a pass asks of a device, seen operation by operation, whatever formulas say."""
+"""Counts the work of a pass from the operations that PyTorch dispatches, independent of formulas."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ IDLE = {
     "aten::empty", "aten::empty_strided", "aten::empty_like", "aten::new_empty", "aten::_unsafe_view",
     "prim::device",
 }  # fmt: skip
-"""Operations that compute nothing."""
+"""Operations that launch nothing: allocations, views and moves of metadata."""
 LAUNCHES = ("cudaLaunchKernel", "cuLaunchKernel", "cudaGraphLaunch", "cudaMemcpyAsync", "cudaMemsetAsync")
 """Calls by which the host gives a GPU work, by the beginning of their names."""
 
@@ -63,14 +63,14 @@ def pass_inputs(config: ModelConfig, batch: int = 1) -> StepInputs:
 def flops_by_dispatch(model: VideoMLA, *, batch: int = 1, absorbed: bool = False) -> int:
     """Operations of the matrix products of one pass, as PyTorch's own counter sees them run."""
     inputs = pass_inputs(model.config, batch)
-    # PyTorch has no formula for the fused attention of a CPU: as plain products, it counts.
+    # PyTorch's counter has no formula for a CPU's fused attention, but counts plain products.
     with torch.inference_mode(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
         model(*inputs, absorbed=absorbed)
     return counter.get_total_flops()
 
 
 def operations(config: ModelConfig, *, absorbed: bool = False) -> Operations:
-    """What one eager pass dispatches on tensors whose values cannot be read, as on a GPU."""
+    """Operations that one eager pass dispatches on tensors whose values cannot be read, as on a GPU."""
     with FakeTensorMode(), torch.no_grad(), Operations() as counter:
         model = VideoMLA(config).eval()
         inputs = pass_inputs(config)

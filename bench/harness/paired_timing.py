@@ -16,7 +16,7 @@ Call = Callable[[int], object]
 SETS = 3
 """Sets of inputs that take turns, so that no call finds its own inputs in a cache."""
 CLAIM = 3.0
-"""Spreads of A against A by which a ratio must differ from 1 before anything is claimed."""
+"""A ratio must differ from 1 by this many spreads of A against A before anything is claimed."""
 FLUSH_BYTES = 512 << 20
 """More than the second-level cache of any GPU."""
 
@@ -39,7 +39,7 @@ class WallClock:
 
 
 class WaitingClock:
-    """For what runs longer than a launch takes: the wall, until the device has finished."""
+    """A clock for calls that take longer than their launch: wall time until the device has finished."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -76,7 +76,7 @@ class DeviceClock:
 
 @dataclass(frozen=True)
 class Pair:
-    """Milliseconds of a baseline and of what is compared with it, sample by sample."""
+    """Milliseconds of a baseline and of its rival, sample by sample."""
 
     baseline: list[float]
     other: list[float]
@@ -93,7 +93,7 @@ class Pair:
 
     @property
     def by_round(self) -> list[float]:
-        """The ratio of each round A B B A: what drifts slowly falls out of it."""
+        """The ratio of each round A B B A, from which slow drifts cancel out."""
         pairs = zip(_in_twos(self.baseline), _in_twos(self.other), strict=True)
         return [other / baseline for baseline, other in pairs]
 

@@ -1,4 +1,4 @@
-"""What this machine can do: its matrix and copy peaks, measured."""
+"""The measured limits of this machine: its matrix and copy peaks."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FLOAT8 = "fp8"
 WARM_UP = 3
 SIDES = {"cpu": 2048, "cuda": 8192}
-"""Of the square products that give the peak."""
+"""Sides of the square products that give the peak."""
 COPIED = {"cpu": 1 << 28, "cuda": 1 << 30}
-"""Bytes, far more than any cache holds."""
+"""Bytes that are copied, far more than any cache holds."""
 
 
 @dataclass(frozen=True)
 class Rate:
-    """Samples of one thing that was timed, and what each call does."""
+    """Samples of one timed call, and the work that each call does."""
 
     work: float
-    """Operations, or bytes."""
+    """Operations or bytes of one call."""
     samples_ms: list[float]
 
     @property

@@ -1,4 +1,4 @@
-"""What is measured: a checkpoint, or a named shape with random weights scaled like real ones."""
+"""The subjects of measurements: a checkpoint, or a named shape with random weights scaled like real ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from runtime.prompts.sources import FixedPrompts
 from runtime.rollout.decoding import Decoder, NoDecoder
 from runtime.rollout.rollout import Chunk, Rollout, rollout
 from vmla.cache import CacheSpec
-from vmla.config import Layout, ModelConfig, model_preset
+from vmla.config import Layout, ModelConfig, named_config
 from vmla.scheduler import Sampler
 from vmla.text import TextEncoder
 from vmla.text.byte_tokenizer import ByteTokenizer
@@ -52,7 +52,7 @@ class RandomCheckpoint(Checkpoint):
         return random_model(self.config, seed=self.seed, device=self.device)
 
     def model_hash(self) -> str:
-        """SHA-256 of what determines the weights."""
+        """SHA-256 of everything that determines the weights."""
         drawn = json.dumps(
             {**self.config.identity(), "seed": self.seed, "device": self.device}, sort_keys=True
         )
@@ -63,7 +63,7 @@ class RandomCheckpoint(Checkpoint):
         return RandomText(self.config)
 
     def sampler(self) -> Sampler:
-        """The paper's: four steps that re-noise."""
+        """The paper's sampler: four steps that re-noise."""
         return Sampler()
 
 
@@ -84,7 +84,7 @@ class RandomText(TextEncoder):
         super().__init__(_Embeddings(config), ByteTokenizer(), tokens=config.text_tokens)
 
     def __call__(self, prompts: Sequence[str | None]) -> Tensor:
-        """[B, tokens, text width]"""
+        """The same noise [B, tokens, text width] float32 for any prompts."""
         rows: Tensor = self.encoder.rows  # type: ignore[assignment]
         return rows.expand(len(prompts), -1, -1).contiguous()
 
@@ -92,7 +92,7 @@ class RandomText(TextEncoder):
 def random_model(config: ModelConfig, *, seed: int = 0, device: str = "cpu") -> VideoMLA:
     """A model whose activations have the size of a trained one's: power and rounding depend on it.
 
-    Matrices keep the size of what they multiply (normal, variance 1 / inputs), gains are about one,
+    Matrices preserve the size of their inputs (normal, variance 1 / inputs), gains are about one,
     biases small; nothing is zero.
     """
     with torch.device(device), Uninitialised():
@@ -109,12 +109,12 @@ def open_subject(checkpoint: str | None, shape: str | None, *, device: str = "cp
     """The checkpoint, or the shape if one is named; the shipped checkpoint if neither is.
 
     Raises:
-        UserError: if both are given, or what is named does not exist.
+        UserError: if both are given, or the one given does not exist.
     """
     if checkpoint is not None and shape is not None:
         raise UserError("give --checkpoint or --shape, not both")
     if shape is not None:
-        return RandomCheckpoint.of(model_preset(shape), shape, device=device)
+        return RandomCheckpoint.of(named_config(shape), shape, device=device)
     return open_checkpoint(SHIPPED if checkpoint is None else checkpoint)
 
 
@@ -157,7 +157,7 @@ def steady_rollout(engine: Engine, sampler: Sampler, *, batch: int = 1, graphs: 
     """
     prompts = FixedPrompts(*[PROMPT] * batch)
     videos = Rollout(engine, prompts, sampler, seeds=range(batch), graphs=graphs)
-    # Rather than filled chunk by chunk, which takes as long as what is measured: a full window is data.
+    # Filling chunk by chunk would take as long as the measurement; a full window is only data.
     videos.number = filling(engine.config)
     videos.frame = engine.cache_spec.chunks.start(videos.number)
     generator = torch.Generator(engine.device).manual_seed(0)

@@ -1,4 +1,4 @@
-"""A limit on time that leaves things out instead of breaking off in their middle, and one that breaks off."""
+"""Two limits on time: a budget that skips work which would not fit, and a limit that interrupts."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from types import FrameType
 from typing import Any
 
 AGAIN = 1.0
-"""Seconds after which the end of a time limit is raised once more, where something swallowed it."""
+"""Seconds after which an overrun is raised once more, in case something swallowed it."""
 
 
 class Overrun(BaseException):
-    """The time limit of `time_limit` is over. No `Exception`, so that what records failures lets it pass."""
+    """The time limit of `time_limit` is over. Not an `Exception`, or recorders of failures would catch it."""
 
 
 class Budget:
-    """Seconds from now on, spent on things of which each is expected to take as long as the longest yet."""
+    """A number of seconds from now on; each call is expected to take as long as the longest so far."""
 
     def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
@@ -32,7 +32,7 @@ class Budget:
         return self._end - self._clock()
 
     def spend(self, call: Callable[[], dict[str, Any]], heading: dict[str, Any]) -> dict[str, Any]:
-        """What `call` gives, or `heading` with a refusal if the time might not suffice."""
+        """The result of `call`, or `heading` with a refusal if the time might not suffice."""
         if self.left < self._longest:
             return {**heading, "refused": "no time was left; allow more with --minutes"}
         began = self._clock()

@@ -16,7 +16,7 @@ class WholeNumbers(click.ParamType):
     def convert(
         self, value: Any, param: click.Parameter | None, ctx: click.Context | None
     ) -> tuple[int, ...]:
-        """The numbers of the list; refuses what is no such list."""
+        """The numbers of the list; anything else is refused."""
         if isinstance(value, tuple):
             return value
         if not all(part.isdecimal() and int(part) > 0 for part in value.split(",")):

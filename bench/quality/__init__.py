@@ -1,1 +1,1 @@
-"""Benchmarks of what is seen in finished videos."""
+"""Benchmarks of the pictures in finished videos."""

@@ -1,7 +1,7 @@
-"""How a video and its making change as it grows longer: curves of what is seen, of chunk times, of memory.
+"""How a video changes as it grows longer: curves of its pictures, of chunk times and of memory.
 
-What is seen is measured on the finished file, as its viewers get it, in windows of four seconds; nothing
-depends on a model but the grades, which the world of sprites gives by formula.
+Pictures are measured on the finished file, as its viewers get it, in windows of four seconds. Only the grades
+depend on the kind of video: they are formulas for the world of sprites.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ from vmla.world.grader.grade import QUESTIONS, grade, look
 from vmla.world.worlds import FIRST, World
 
 WINDOW = 64
-"""Frames: four seconds."""
+"""Frames of a window, four seconds of them."""
 LUMA = (0.2126, 0.7152, 0.0722)
-"""Of red, green and blue (ITU-R BT.709)."""
+"""Weights of red, green and blue in luma (ITU-R BT.709)."""
 MEASURES = ("saturation", "luma", "sharpness", "motion")
 
 

@@ -1,8 +1,8 @@
 """How often the grader of the sprite world is right, on rendered videos whose truth is known.
 
-Each scene is held against its own prompt, where every answer should be yes, and, for each question,
-against a prompt with one thing changed, where that answer should be no. A question is answered rightly if
-both are.
+Each scene is compared with its own prompt, for which every answer should be yes, and, for each question, with
+a prompt in which one thing is changed, for which that answer should be no. A question is answered rightly if
+both answers are right.
 
     python -m bench.quality.grader -o grader.json
 """
@@ -24,6 +24,7 @@ from torch.nn.functional import conv2d, pad
 
 from bench.harness.document import Record
 from vmla.cli.command import OneLineCommand
+from vmla.cli.options.choices import Choice
 from vmla.cli.progress import ProgressLine
 from vmla.cli.terminal import say
 from vmla.world.caption import ObjectRequest, Reading, describe, read
@@ -33,9 +34,10 @@ from vmla.world.scene import BACKGROUNDS, COLOURS, MOTIONS, ROUND, SHAPES, Scene
 from vmla.world.worlds import FIRST, WORLDS, World
 
 WINDOWS = (64, 80)
+"""Frames of a window, half of the cases each: four seconds, as drift is graded in, and five."""
 LATEST_START = 4096
 ACCURACIES = {"clean": "accuracy", "degraded": "accuracy_degraded"}
-"""What a document calls the shares of right answers."""
+"""Names of the shares of right answers in a document."""
 BLUR, NOISE, SHIFT = 0.7, 0.03, 0.02
 """Degradation: sigma of the blur in pixels and of the noise, and the change of each colour channel."""
 
@@ -159,11 +161,10 @@ def measure(
 @click.command(cls=OneLineCommand)
 @click.option("--scenes", type=click.IntRange(1), default=300, show_default=True, help="Number of scenes.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the scenes.")
-@click.option("--world", "named", type=click.Choice(list(WORLDS)), default=FIRST.name, show_default=True,
+@click.option("--world", "named", type=Choice(list(WORLDS)), default=FIRST.name, show_default=True,
               help="World that the scenes are of.")  # fmt: skip
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Results file to write (JSON)."
-)
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False),
+              help="Results file to write (default: build/grader.json).")  # fmt: skip
 def main(scenes: int, seed: int, named: str, output: Path | None) -> None:
     """Measure the grader of the sprite world on rendered scenes, as they are and degraded."""
     torch.set_num_threads(1)

@@ -27,7 +27,7 @@ class Grader:
     """A worker of the pool, which grades one batch after another."""
 
     def __init__(self, begin: Callable[[], Grades], threads: int) -> None:
-        """Load what is graded by `begin`; compute on as many `threads` as one machine alone would."""
+        """Load the model to grade by `begin`; compute on as many `threads` as one machine alone would."""
         torch.set_num_threads(threads)
         self._grades = begin()
 

@@ -1,11 +1,11 @@
-"""Grades of a sprite model over time: is it still what the prompt asked for after three minutes?
+"""Grades of a sprite model over time: does it still show what the prompt asks for after three minutes?
 
     python -m bench.quality.grades --checkpoint sprites -o grades.json
     python -m bench.quality.grades --engine engines/sprites-onnx-fp8 -o grades-fp8.json
 
 Held-out prompts are rolled out in batches, by the eager model in float32 or by a compiled engine in its own
 precision, from the same noise; at each mark a window of four seconds is graded by formula
-(`vmla.world.grader.grade`). Prints a table and one JSON line; what was graded is kept when it is interrupted.
+(`vmla.world.grader.grade`). Prints a table and one JSON line; an interrupted run leaves the grades so far.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def held_out_prompts(count: int, *, seed: int, world: World = FIRST, objects: in
 
 
 def grade_windows(prompts: Sequence[str], second: int, frames: Tensor, world: World = FIRST) -> list[Graded]:
-    """What the windows [B, WINDOW, 3, H, W] uint8 of the videos of `prompts` are worth."""
+    """The grades of the windows [B, WINDOW, 3, H, W] uint8 of the videos of `prompts`."""
     return [
         Graded(prompt=prompt, second=second, grade=grade(look(video, world), read(prompt)))
         for prompt, video in zip(prompts, frames, strict=False)
@@ -86,7 +86,7 @@ class Grading:
                     yield graded
 
     def close(self) -> None:
-        """Unload the engine."""
+        """Unload the engine, so that its memory is free for the next one."""
         self._engine.close()
 
 
@@ -106,12 +106,12 @@ def shares(graded: list[Graded]) -> dict[str, dict[str, float]]:
 
 
 def mean_right(passed: Mapping[str, float]) -> float:
-    """Over the questions, of the shares of prompts that pass each."""
+    """The mean over the questions of the shares of prompts that pass."""
     return mean(passed[name] for name in QUESTIONS)
 
 
 def figures(graded: list[Graded]) -> dict[str, object]:
-    """What the document holds of the prompts graded so far."""
+    """The figures of the document, from the prompts graded so far."""
     failures = Counter((one.prompt, one.second) for one in graded if not one.grade.all)
     counts = Counter(str(one.second) for one in graded)
     groups = {name: {"graded": len(part), "grades": shares(part)} for name, part in grouped(graded).items()}
@@ -122,7 +122,7 @@ def figures(graded: list[Graded]) -> dict[str, object]:
 
 
 def grouped(graded: list[Graded]) -> dict[str, list[Graded]]:
-    """Shares by number of objects and, for one object, by its motion."""
+    """Grades by number of objects and, for one object, by its motion."""
     groups: dict[str, list[Graded]] = {}
     for one in graded:
         requests = read(one.prompt).requests
@@ -133,7 +133,7 @@ def grouped(graded: list[Graded]) -> dict[str, list[Graded]]:
 
 
 def show(graded: list[Graded]) -> None:
-    """For a person to read: all prompts, then by number of objects and by motion."""
+    """Print the shares: of all prompts, then by number of objects and by motion."""
     for name, part in {"all prompts": graded, **grouped(graded)}.items():
         prompts = len({one.prompt for one in part})
         say(f"{name} ({prompts})")
@@ -151,7 +151,10 @@ def _graded_by_ray(
     return graded_by_ray(begin, parts, gpus=gpus)
 
 
-@click.command(cls=OneLineCommand)
+@click.command(cls=OneLineCommand, groups={
+    "What is graded": ("checkpoint", "folder", "count", "objects", "marks", "seed"),
+    "How": ("batch", "ray", "output"),
+})  # fmt: skip
 @click.option("--checkpoint", help="Checkpoint folder (default: the engine's own, else sprites).")
 @click.option(
     "--engine", "folder", type=click.Path(path_type=Path), help="Engine folder (default: run eagerly)."
@@ -173,9 +176,8 @@ def _graded_by_ray(
 )
 @click.option("--batch", default=BATCH, show_default=True,
               help="Videos rolled out at once; an engine makes those that it was built for.")  # fmt: skip
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Results file to write (JSON)."
-)
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False),
+              help="Results file to write (default: build/grades.json).")  # fmt: skip
 @click.option("--ray", is_flag=True, help="Grade batches over the machines of a Ray cluster.")
 def main(
     checkpoint: str | None,
@@ -201,7 +203,7 @@ def main(
         grading = None if ray else stack.enter_context(closing(begin()))
         record.save(
             checkpoint=opened.name, world=world.name, engine=what_is(made), prompts=count, seed=seed,
-            sampler=vars(opened.sampler()),
+            sampler=opened.sampler().settings(),
         )  # fmt: skip
         for graded in _graded_by_ray(begin, parts, made) if grading is None else grading.all(parts):
             record.save(**figures(graded))

@@ -1,4 +1,4 @@
-"""Videos of held-out prompts, made in batches, and what is kept of them: a window before each mark."""
+"""Videos of held-out prompts, made in batches, of which only a window before each mark stays in memory."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class VideoBatch(NamedTuple, Generic[Item]):
     """The number in the run of the first one."""
     items: Sequence[Item]
     seed: int
-    """Of the first one's video; each later one has the next."""
+    """Seed of the first one's video; each later one has the next number."""
 
 
 def batches(items: Sequence[Item], size: int, *, seed: int) -> list[VideoBatch[Item]]:
@@ -42,7 +42,7 @@ def batches(items: Sequence[Item], size: int, *, seed: int) -> list[VideoBatch[I
 
 
 class Windows:
-    """Keeps of a stream of frames only the last `WINDOW` before each mark."""
+    """The last `WINDOW` frames before each mark of a stream of frames; all others are dropped."""
 
     def __init__(self, seconds: tuple[int, ...]) -> None:
         self._ends = {second: second * FRAMES_PER_SECOND for second in seconds}

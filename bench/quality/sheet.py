@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 CANDIDATES = 400
-"""Prompts to choose from."""
+"""Held-out prompts that the sheet's are chosen from: enough to show every word."""
 SCALE, MARGIN, LINE = 2, 8, 18
-"""Of a pixel; pixels between pictures; pixels of a line of text."""
+"""Enlargement of a pixel, pixels between pictures, and pixels of a line of text."""
 PAPER, INK, WRONG = (250, 250, 248), (40, 40, 40), (205, 30, 40)
 
 
@@ -46,7 +46,7 @@ class Picture(NamedTuple):
     """The last frame before a mark, and the questions that the seconds before it fail."""
 
     frame: Tensor
-    """[3, H, W] uint8"""
+    """The frame [3, H, W] uint8."""
     failed: tuple[str, ...]
 
 
@@ -62,14 +62,14 @@ def telling_prompts(world: World, *, seed: int, pairs: int) -> list[str]:
 
 
 def failed_questions(prompt: str, second: int, frames: Tensor, world: World) -> tuple[str, ...]:
-    """What the window [n, 3, H, W] uint8 gets wrong; motion is not asked of less than a whole window."""
+    """The questions that the window [n, 3, H, W] uint8 fails; motion is graded in whole windows only."""
     (graded,) = grade_windows([prompt], second, frames[None], world)
     asked = QUESTIONS if second * FRAMES_PER_SECOND >= WINDOW else [q for q in QUESTIONS if q != "motion"]
     return tuple(question for question in asked if not getattr(graded.grade, question))
 
 
 def draw_sheet(rows: Sequence[tuple[str, Sequence[Picture]]], marks: Sequence[int]) -> Image:
-    """Two videos beside each other: a picture for each mark, the prompt and what fails below."""
+    """Two videos beside each other: a picture for each mark, the prompt and the failed questions below."""
     try:
         from PIL import Image, ImageDraw
     except ModuleNotFoundError as error:

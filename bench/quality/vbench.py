@@ -22,9 +22,9 @@ import click
 from bench.harness.document import Record
 from plugins.documents.json_file import read_json
 from plugins.errors import UserError
-from runtime.planning.request import choose_device
 from runtime.resume.sidecar import sidecar_path
 from vmla.cli.command import OneLineCommand
+from vmla.cli.options.device import choose_device, device_option, say_device
 from vmla.cli.terminal import say
 
 DIMENSIONS = (
@@ -57,7 +57,7 @@ def prompt_of(video: Path) -> str:
 
 
 def file_name(prompt: str) -> str:
-    """What VBench calls a video of `prompt`, before its number."""
+    """VBench's file name for a video of `prompt`, before its number."""
     return re.sub(r"[/\0]", " ", prompt)[:200]
 
 
@@ -131,11 +131,12 @@ def evaluate(
 @click.command("quality", cls=OneLineCommand)
 @click.argument("videos", nargs=-1, required=True, type=click.Path(path_type=Path))
 @click.option("--long", is_flag=True, help="Use VBench-Long, for videos of more than five seconds.")
-@click.option("--device", default="cpu", show_default=True, help="Torch device.")
+@device_option("Torch device that scores")
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False),
               help="Results file to write (default: build/quality.json).")  # fmt: skip
 def main(videos: tuple[Path, ...], long: bool, device: str, output: Path | None) -> None:
     """Score VIDEOS with VBench's own package: six dimensions and the paper's mean of them."""
+    device = str(say_device(device))
     record = Record("quality", output)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch) / "videos"

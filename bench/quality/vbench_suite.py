@@ -24,10 +24,13 @@ import click
 
 from bench.harness.document import Record
 from bench.quality.vbench import DIMENSIONS, INSTALL, check_installed, evaluate, file_name, six_metric_mean
+from plugins.documents.regular_file import read_text
 from plugins.errors import UserError
 from runtime.pipeline import VideoPipeline
 from runtime.resume.sidecar import sidecar_path
 from vmla.cli.command import OneLineCommand
+from vmla.cli.options.choices import Several
+from vmla.cli.options.device import device_option, say_device
 from vmla.cli.terminal import say
 from vmla.train.loop.state import refuse_other_settings
 from vmla.weights.formats.files import read_json, write_json
@@ -43,10 +46,10 @@ Say = Callable[[str], None]
 
 @dataclass(frozen=True)
 class Sample:
-    """One video to make."""
+    """One video of the suite: its prompt, its seed and its name."""
 
     name: str
-    """Of its file, as VBench expects it."""
+    """Name of its file, as VBench expects it."""
     prompt: str
     seed: int
 
@@ -71,10 +74,7 @@ def read_prompts(path: Path) -> list[str]:
     Raises:
         UserError: if there are none.
     """
-    try:
-        lines = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read the prompts in {path}: {error}") from error
+    lines = [line.strip() for line in read_text(path).splitlines()]
     if not (found := list(dict.fromkeys(line for line in lines if line))):
         raise UserError(f"{path} holds no prompts; write one on each line")
     return found
@@ -100,7 +100,7 @@ def make_suite(
     pipeline: VideoPipeline, samples: Sequence[Sample], folder: Path, settings: dict[str, Any], say: Say,
     *, steps: int | None,
 ) -> None:  # fmt: skip
-    """Make what is missing of `samples` in `folder`, and link all where VBench looks.
+    """Make the missing ones of `samples` in `folder`, and link all where VBench looks.
 
     Raises:
         UserError: for a folder of videos that were made otherwise.
@@ -129,27 +129,22 @@ def _is_whole(path: Path) -> bool:
     return path.is_file() and sidecar.is_file() and bool(read_json(sidecar).get("complete"))
 
 
-def chosen_dimensions(said: str | None) -> tuple[str, ...]:
-    """The dimensions by name, `all`, or the paper's six.
-
-    Raises:
-        UserError: for one that there is not.
-    """
-    if said in (None, "all"):
-        return DIMENSIONS if said is None else ALL
-    assert said is not None
-    named = tuple(name.strip() for name in said.split(","))
-    if unknown := [name for name in named if name not in ALL]:
-        raise UserError(f"VBench has no dimension {unknown[0]!r}; it has {', '.join(ALL)}")
-    return named
+def chosen_dimensions(named: tuple[str, ...] | None) -> tuple[str, ...]:
+    """The dimensions by name, those of `all`, or the paper's six."""
+    if named is None:
+        return DIMENSIONS
+    return ALL if "all" in named else named
 
 
-@click.command("vbench", cls=OneLineCommand)
+@click.command("vbench", cls=OneLineCommand, groups={
+    "What is made": ("checkpoint", "prompts", "samples", "seconds", "seed", "steps", "only_videos"),
+    "How it is scored": ("dimensions", "long", "device", "output"),
+})  # fmt: skip
 @click.argument("folder", type=click.Path(file_okay=False, path_type=Path))
 @click.option("--checkpoint", help="Checkpoint folder, shipped model or hub id (default: sprites).")
 @click.option("--prompts", type=click.Path(dir_okay=False, path_type=Path),
               help="File with a prompt on each line (default: VBench's own list).")  # fmt: skip
-@click.option("--dimensions", help="Dimensions, separated by commas, or all (default: the paper's six).")
+@click.option("--dimensions", type=Several(["all", *ALL]), help="Dimensions (default: the paper's six).")
 @click.option("--samples", type=click.IntRange(min=1), default=5, show_default=True,
               help="Number of videos for each prompt.")  # fmt: skip
 @click.option("--seconds", type=float, default=5.0, show_default=True, help="Length of each video.")
@@ -157,17 +152,18 @@ def chosen_dimensions(said: str | None) -> tuple[str, ...]:
 @click.option("--steps", type=int, help="Number of denoising steps (default: the checkpoint's own).")
 @click.option("--long", is_flag=True, help="Score with VBench-Long, which cuts videos into clips.")
 @click.option("--only-videos", is_flag=True, help="Make the videos and score nothing.")
-@click.option("--device", default="cpu", show_default=True, help="Torch device.")
+@device_option("Torch device that makes and scores the videos")
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False),
               help="Results file to write (default: build/vbench.json).")  # fmt: skip
 def main(folder: Path, output: Path | None, **options: Any) -> None:
     """Make videos of VBench's prompts in FOLDER, and score them with VBench's own package."""
+    options["device"] = str(say_device(options["device"]))
     dimensions = chosen_dimensions(options["dimensions"])
     own = options["prompts"] is not None
     if own and (needing := [name for name in dimensions if name in ALL[len(DIMENSIONS) :]]):
         raise UserError(f"VBench measures {needing[0]} on its own prompts alone; leave --prompts out")
     if not options["only_videos"]:
-        check_installed(long=options["long"])  # before hours of videos
+        check_installed(long=options["long"])  # checked before the hours that the videos take
     prompts = read_prompts(options["prompts"]) if own else list_prompts(dimensions)
     samples = samples_of(prompts, options["samples"], options["seed"])
     _make(folder, samples, options)
@@ -188,7 +184,7 @@ def main(folder: Path, output: Path | None, **options: Any) -> None:
 
 
 def _make(folder: Path, samples: Sequence[Sample], options: dict[str, Any]) -> None:
-    """Load the model and make what is missing."""
+    """Load the model and make the missing videos."""
     device = options["device"]
     with VideoPipeline.from_pretrained(options["checkpoint"], device=device) as pipeline:
         settings = {

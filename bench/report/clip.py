@@ -14,7 +14,7 @@ from torch import Tensor
 
 from plugins.errors import missing_extra
 from runtime.engines.base import EagerEngine
-from runtime.planning.request import to_pixels
+from runtime.outputs.writer import to_pixels
 from runtime.prompts.sources import FixedPrompts
 from runtime.rollout.decoding import CodecDecoder
 from runtime.rollout.rollout import rollout
@@ -34,7 +34,9 @@ PROMPTS = (
     "a blue square bouncing and a yellow cross resting on a black background",
 )
 COLUMNS = 4
+"""Videos side by side in a row of the clip."""
 ENLARGED = 2
+"""Pixels across and down that show one of the video, or the README would show stamps."""
 
 
 def film(checkpoint: str, *, start: float, seconds: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Results beside older ones of the same kind and subject: what became better or worse beyond the noise."""
+"""Results beside older ones of the same kind and subject: figures that changed by more than the noise."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from bench.report.figures import Figure, figures
 from plugins.errors import UserError
 
 TOLERANCE = 0.05
-"""By which a figure without a known spread may change before it is called worse."""
+"""Relative change of a figure without a known spread below which it counts as the same."""
 BY_ENGINE = ("engines", "gpu")
 """Kinds whose figures begin with the name of an engine."""
 
@@ -36,7 +36,7 @@ class FigureChange:
 
     @property
     def spread(self) -> float:
-        """Of the ratio; 0 if neither figure's is known."""
+        """The spread of the ratio; 0 if neither figure's is known."""
         return abs(self.ratio) * _of_both(self.old, self.new)
 
     @property
@@ -55,7 +55,7 @@ def _of_both(old: Figure, new: Figure) -> float:
 
 
 def key(document: dict[str, Any]) -> tuple[str, str]:
-    """What may be compared: the kind of benchmark, and what it measured."""
+    """Identifies comparable documents: the kind of benchmark, and its subject."""
     return document["kind"], str(document.get("subject") or document.get("checkpoint") or "")
 
 
@@ -109,12 +109,12 @@ def change_plot(found: list[FigureChange], kind: str) -> Ratios:
 
 
 def heading(document: dict[str, Any]) -> str:
-    """The heading of a document: its kind and what it is about."""
+    """The heading of a document: its kind and its subject."""
     return ": ".join(part for part in key(document) if part)
 
 
 def verdicts(pairs: Pairs, verdict: str) -> list[str]:
-    """The names of what was judged so."""
+    """The names of the figures with this verdict."""
     return [
         f"{heading(document)}: {change.name}"
         for document, before in pairs

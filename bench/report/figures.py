@@ -14,7 +14,7 @@ class Figure:
     value: float
     more_is_better: bool = True
     spread: float = 0.0
-    """Relative; 0 if it is not known."""
+    """Relative spread; 0 if it is not known."""
 
 
 def figures(document: dict[str, Any]) -> dict[str, Figure]:
@@ -71,9 +71,9 @@ def _kernels(document: dict[str, Any]) -> Iterator[tuple[str, Figure]]:
 
 
 def _gpu(document: dict[str, Any]) -> Iterator[tuple[str, Figure]]:
-    for stage in ("chunk", "compile", "aoti"):
-        if "rows" in document.get(stage, {}):
-            yield from _engines(document[stage])
+    for name in ("chunk", "compile", "aoti"):
+        if "rows" in document.get(name, {}):
+            yield from _engines(document[name])
     for row in document.get("graphs", {}).get("rows", []):
         yield f"graph {row['layout']}, frames/s", Figure(value=row["frames_per_second"], spread=row["spread"])
     if "rows" in document.get("kernels", {}):

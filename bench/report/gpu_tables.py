@@ -1,4 +1,4 @@
-"""What `vmla-bench gpu` measured, as the lines of tables for documents."""
+"""The results of `vmla-bench gpu` as the lines of Markdown tables."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 from bench.report.elements.engines_table import or_dash, ratio
 from bench.report.elements.table import Table
-from bench.report.sections import gpu_stages
+from bench.report.sections import gpu_measurements
 
 Rows = list[dict[str, Any]]
 
@@ -67,22 +67,22 @@ def training_table(result: dict[str, Any]) -> list[str]:
 
 def profile_lines(result: dict[str, Any]) -> list[str]:
     """One chunk by part and by kernel, and the clocks under load."""
-    return titled(gpu_stages.profile_tables(result))
+    return titled(gpu_measurements.profile_tables(result))
 
 
 def items_lines(result: dict[str, Any]) -> list[str]:
-    """What each item of a chunk gains."""
-    return titled([gpu_stages.items_table(result)])
+    """The speed-up of each item of a chunk."""
+    return titled([gpu_measurements.items_table(result)])
 
 
 def windows_lines(result: dict[str, Any]) -> list[str]:
     """Three kinds of frames per second by window and batch."""
-    return titled([gpu_stages.windows_table(result)])
+    return titled([gpu_measurements.windows_table(result)])
 
 
 def fp8_lines(result: dict[str, Any]) -> list[str]:
     """Chunks in float8, both ways to add up, and drift against float32."""
-    return titled([*gpu_stages.fp8_tables(result), gpu_stages.drift_table(result)])
+    return titled([*gpu_measurements.fp8_tables(result), gpu_measurements.drift_table(result)])
 
 
 def titled(tables: Sequence[Table]) -> list[str]:
@@ -91,13 +91,13 @@ def titled(tables: Sequence[Table]) -> list[str]:
 
 
 def _graphs(row: dict[str, Any]) -> str:
-    """What was replayed: a chunk captured whole in documents before 2026-12, since then the rollout's own."""
+    """The replayed graph: a chunk captured whole in documents before 2026-12, later the rollout's own."""
     return "one graph" if row["launches"] == 1 else "the rollout's graphs"
 
 
-def _rows(result: dict[str, Any], stage: str) -> Rows:
-    """The rows of `stage` that have figures."""
-    return [row for row in result.get(stage, {}).get("rows", []) if "refused" not in row]
+def _rows(result: dict[str, Any], measurement: str) -> Rows:
+    """The rows of `measurement` that have figures."""
+    return [row for row in result.get(measurement, {}).get("rows", []) if "refused" not in row]
 
 
 def _mean(rows: Rows, key: str) -> float:

@@ -64,7 +64,7 @@ def html(pairs: Pairs, media: Sequence[Path] = ()) -> str:
 
 
 def _summary(pairs: Pairs) -> str:
-    """How many results of which machines, and what became of the figures that have an older one."""
+    """How many results of which machines, and how figures with an older counterpart changed."""
     machines = sorted({machine_name(document) for document, _ in pairs})
     said = f"{len(pairs)} results of {'; '.join(machines)}."
     if any(before is not None for _, before in pairs):
@@ -111,7 +111,7 @@ def section(document: dict[str, Any]) -> Section:
 
 def facts(document: dict[str, Any]) -> str:
     """Where and when a document was measured, in one line."""
-    whole = "" if document.get("complete", True) else " Interrupted: the last stages are missing."
+    whole = "" if document.get("complete", True) else " Interrupted: the last parts are missing."
     commit = document["commit"][:10]
     versions = f"torch {document['versions']['torch']}"
     return f"{machine_name(document)}; {versions}; commit {commit}; {document['date']}.{whole}"

@@ -80,7 +80,7 @@ def main(
 
 
 def _readable(paths: Sequence[Path], left_out: list[str]) -> Iterator[dict[str, Any]]:
-    """The results files that are whole; what is wrong with each other one goes to `left_out`."""
+    """The results files that are whole; each other one goes to `left_out` with its error."""
     for path in paths:
         try:
             yield read_results(path)

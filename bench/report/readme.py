@@ -37,7 +37,7 @@ PLOTS = {
     "layouts-sprites.json": ("layouts-right.svg", "layouts-saturation.svg"),
     "caches-sprites.json": ("caches-bytes.svg", "caches-time.svg"),
 }
-"""Of a results file, the first plots of its section: files in `docs`."""
+"""Files in `docs` of the first plots of a results file's section."""
 MISSING = "not measured yet"
 SUMMARY = "summary"
 """The block of the README that is made from several results files."""
@@ -195,7 +195,7 @@ TABLES = {
         file="gpu-training.json", table=gpu_tables.training_table, command="vmla-bench gpu --stages training"
     ),
 }
-"""For each marked block of a document, how it is made."""
+"""How each marked block of a document is made."""
 
 
 def render(text: str) -> str:

@@ -1,4 +1,4 @@
-"""The README's one table: what a CPU and a GPU do, from several results files at once."""
+"""The README's one table: a CPU's and a GPU's figures, from several results files at once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ FILES = {
     "memory": "memory-wan.json",
     "gpu": "gpu-wan.json",
 }
-"""What each part of the table is read from, in `bench/results`."""
+"""The results file of each part of the table, in `bench/results`."""
 FLOAT32 = 4
 """Bytes of a number that the shipped model caches."""
 NOT_MEASURED = "not measured"
@@ -43,7 +43,7 @@ def summary_table(results: Path) -> list[str]:
 
 
 def _note(engines: dict[str, Any]) -> list[str]:
-    """What holds of the rows that are made from `engines` alone."""
+    """The note on rows that are made from `engines` alone."""
     if "note" not in engines:
         return []
     return ["", f"Compiled engines, and latent against per-head, on the CPU. {engines['note']}"]
@@ -51,7 +51,11 @@ def _note(engines: dict[str, Any]) -> list[str]:
 
 def _speed(read: Documents) -> Rows:
     whole, engines = read["rollout"], _by_name(read["engines"])
-    gpu = {name: row for stage in ("chunk", "compile") for name, row in _by_name(read["gpu"][stage]).items()}
+    gpu = {
+        name: row
+        for measured in ("chunk", "compile")
+        for name, row in _by_name(read["gpu"][measured]).items()
+    }
     latent, compiled = gpu["eager-mla bf16"], gpu["compile bf16"]
     return [
         ("what runs", "the shipped model, 64 x 64", "the size of Wan2.1-1.3B, 832 x 480, random weights"),

@@ -1,5 +1,4 @@
-"""What the one address of a Ray cluster adds to a request: one replica of this machine, asked through it and
-without it."""
+"""The time that a Ray cluster's address adds to a request: one replica, asked through it and directly."""
 
 from __future__ import annotations
 
@@ -10,12 +9,12 @@ from time import perf_counter, sleep
 
 import httpx
 
+from bench.serving.measurements import repeated
 from bench.serving.server import PATIENCE, answering, settings_for
-from bench.serving.stages import repeated
 from plugins.errors import UserError
 from runtime.cluster.ingress import ingress
 from runtime.cluster.service import Service, Size
-from runtime.planning.request import Job
+from runtime.planning.job import Job
 from runtime.serve.disk.store import read_relay_key
 from runtime.serve.edge.access import RELAYED
 from vmla.cluster.library import connect, room_for
@@ -50,7 +49,7 @@ def ray_hop(job_of: Callable[[], Job], job: Job, store: Path, times: int) -> dic
         def added() -> float:
             return _seconds(outer) - _seconds(inner)
 
-        added()  # nobody's: whatever is slow once
+        added()  # unmeasured: the first request is slow
         return repeated(added, times)
 
 

@@ -1,9 +1,9 @@
-"""The server under load: what it costs, what its viewers see, and how fast a stream moves.
+"""The server under load: its costs, its viewers' delays, and the time to move a stream.
 
     python -m bench.serving.run
 
-One process has the server, in a thread, and all its viewers, so that its figures are a little too bad rather
-than too good. For each number of streams the same videos are made before without a server.
+One process has the server, in a thread, and all its viewers, which makes the figures slightly worse, never
+better. For each number of streams, the same videos are first made without a server.
 """
 
 from __future__ import annotations
@@ -19,17 +19,20 @@ import click
 
 from bench.harness.document import Record
 from bench.harness.whole_numbers import WholeNumbers
-from bench.serving import stages
+from bench.serving import measurements
 from bench.serving.hop import ray_hop
 from bench.serving.server import Running, running
 from plugins.errors import missing_extra
-from runtime.planning.request import Job
+from runtime.planning.job import Job
 from runtime.session.replay import Order, new
 from vmla.cli.command import OneLineCommand
 from vmla.cli.terminal import say
 
 
-@click.command(cls=OneLineCommand)
+@click.command(cls=OneLineCommand, groups={
+    "What is served": ("checkpoint", "streams", "seconds"),
+    "How": ("connects", "times", "threads", "ray", "output"),
+})  # fmt: skip
 @click.option("--checkpoint", default="sprites", show_default=True, help="Checkpoint folder.")
 @click.option("--streams", type=WholeNumbers("streams", "1,2,4"), default="1,2,4,8,16", show_default=True,
               help="Numbers of streams at once.")  # fmt: skip
@@ -41,24 +44,23 @@ from vmla.cli.terminal import say
 @click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads (default: 2).")
 @click.option("--ray/--no-ray", default=True, show_default=True,
               help="Measure what a Ray cluster adds to a request.")  # fmt: skip
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Results file to write (JSON)."
-)
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False),
+              help="Results file to write (default: build/serve.json).")  # fmt: skip
 def main(
     checkpoint: str, streams: tuple[int, ...], seconds: float, connects: int, times: int, threads: int | None,
     ray: bool, output: Path | None,
 ) -> None:  # fmt: skip
     """Measure the server by its viewers."""
-    if ray and find_spec("ray") is None:  # it is measured last, and is not to be missed then
+    if ray and find_spec("ray") is None:  # it is measured last, which is too late to find it missing
         raise missing_extra("ray", "ray")
     named = str(Path(checkpoint).absolute()) if Path(checkpoint).exists() else checkpoint
-    asked = partial(new, stages.PROMPT, named, scale=None, seconds=seconds, threads=threads)
+    asked = partial(new, measurements.PROMPT, named, scale=None, seconds=seconds, threads=threads)
     order = asked()
     record = Record("serve", output, device=order.job.device)
     record.save(checkpoint=checkpoint, frames=order.frames)
     with tempfile.TemporaryDirectory() as folder, running(order.job, Path(folder) / "streams") as server:
         crowds = _crowds(record, order, server, streams, Path(folder))
-        record.save(connects=stages.connects(server, connects))
+        record.save(connects=measurements.connects(server, connects))
         with running(order.job, Path(folder) / "elsewhere") as other:
             moves = _moves(server, other, times)
     record.save(**moves)
@@ -77,11 +79,11 @@ def _crowds(
     record: Record, order: Order, server: Running, counts: tuple[int, ...], folder: Path
 ) -> list[dict[str, Any]]:
     """Each number of streams, without the server and with it."""
-    stages.with_viewers(server, 1, order.frames)  # nobody's: whatever is slow once
+    measurements.with_viewers(server, 1, order.frames)  # unmeasured: the first stream is slow
     crowds: list[dict[str, Any]] = []
     for count in counts:
-        alone = stages.without_server(order, count, folder / f"alone-{count}")
-        figures = stages.with_viewers(server, count, order.frames)
+        alone = measurements.without_server(order, count, folder / f"alone-{count}")
+        figures = measurements.with_viewers(server, count, order.frames)
         share = round(figures["frames_per_second"] / alone, 4)
         crowds.append({
             "streams": count, "alone_frames_per_second": round(alone, 1), "share_of_alone": share, **figures
@@ -94,17 +96,17 @@ def _crowds(
 
 def _moves(server: Running, other: Running, times: int) -> dict[str, dict[str, float]]:
     """How fast a stream is elsewhere, there twice, or back."""
-    name = stages.begin(server)
+    name = measurements.begin(server)
     return {
-        "state_moved": stages.repeated(lambda: stages.hand_over(server, other, name)[0], times),
-        "hand_over": stages.repeated(lambda: stages.hand_over(server, other, name)[1], times),
-        "fork": stages.repeated(lambda: stages.fork(server, name), times),
-        "cold_return": stages.repeated(lambda: stages.cold_return(server, name), times),
+        "state_moved": measurements.repeated(lambda: measurements.hand_over(server, other, name)[0], times),
+        "hand_over": measurements.repeated(lambda: measurements.hand_over(server, other, name)[1], times),
+        "fork": measurements.repeated(lambda: measurements.fork(server, name), times),
+        "cold_return": measurements.repeated(lambda: measurements.cold_return(server, name), times),
     }
 
 
 def _hop(job_of: Callable[[], Job], job: Job, times: int) -> dict[str, float]:
-    """What a cluster's one address adds to a request."""
+    """The time that a cluster's one address adds to a request."""
     with tempfile.TemporaryDirectory() as folder:
         return ray_hop(job_of, job, Path(folder) / "streams", times)
 

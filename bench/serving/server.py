@@ -15,13 +15,14 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from plugins.errors import UserError
-from runtime.planning.request import Job
+from runtime.planning.job import Job
 from runtime.serve.app import create_app
 from runtime.serve.edge.settings import Limits, ServeSettings
 from runtime.serve.listen import open_socket, server_for
 
 ROOM = 1 << 50
-"""Bytes of memory that the server believes in: how many streams there are is said by who measures."""
+"""Bytes of memory that the server is told it has, so that the benchmark alone decides the number of
+streams."""
 LIMITS = Limits(requests_per_minute=10**9, viewers=10**6)
 LEASE = 1.0
 """Seconds that a stream stays in memory without viewers, unless its owner asks for more."""
@@ -31,7 +32,7 @@ PATIENCE = 600.0
 
 @dataclass(frozen=True, kw_only=True)
 class Running:
-    """A server that answers."""
+    """A running server: its port, a client, and the length of a chunk."""
 
     port: int
     http: httpx.Client
@@ -52,7 +53,7 @@ def running(job: Job, store: Path) -> Iterator[Running]:
 
 
 def settings_for(store: Path) -> ServeSettings:
-    """Of a server whose streams lie in `store`."""
+    """Settings of a server whose streams lie in `store`, without limits of pace."""
     return ServeSettings(store=store, name="bench", port=0, limits=LIMITS, lease_seconds=LEASE)
 
 
@@ -63,7 +64,7 @@ def answering(app: ASGIApp, settings: ServeSettings) -> Iterator[tuple[int, http
     Raises:
         UserError: if it does not start.
     """
-    # The log is for who runs a server; a benchmark has a screen of its own.
+    # The server's log is for its operator; a benchmark has output of its own.
     logging.getLogger("vmla.serve").setLevel(logging.ERROR)
     listening = open_socket(settings)
     server = server_for(app, settings)

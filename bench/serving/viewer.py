@@ -59,9 +59,9 @@ async def come_and_go(port: int, number: int) -> None:
         await socket.send(json.dumps({"type": "session.start", "prompt": "a red star", "seed": number}))
         await socket.recv()
     if number % 4 == 1:
-        socket.transport.write(b"\xff" * 16)  # no frame
+        socket.transport.write(b"\xff" * 16)  # bytes that are not a frame
     if number % 4 == 2:
-        socket.transport.abort()  # without a word
+        socket.transport.abort()  # hangs up without closing
     await socket.close()
 
 
@@ -74,7 +74,7 @@ async def _half_a_request(port: int) -> None:
 
 
 def late_share(came: Sequence[float], chunk_seconds: float) -> float:
-    """The share of chunks that came after all that was there before had been played.
+    """The share of chunks that came after all earlier ones had been played.
 
     The first one begins the play; a player that ran dry goes on when the next one has come.
     """

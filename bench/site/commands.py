@@ -1,4 +1,4 @@
-"""The reference of all commands, read off click: it cannot differ from what the commands take."""
+"""The reference of all commands, generated from click, so that it cannot differ from them."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ def command_reference() -> str:
 
 
 def verbs_help() -> dict[str, str]:
-    """What each verb of `vmla-bench` says of itself on a terminal of 80 columns.
+    """The help of each verb of `vmla-bench` for a terminal of 80 columns.
 
-    Kept in `bench/verbs.json`, because the verbs load PyTorch and their help need not wait for it.
+    Stored in `bench/verbs.json`, because the verbs load PyTorch and their help need not wait for it.
     """
     from bench.cli import VERBS, main
 
@@ -69,7 +69,7 @@ def _command(name: str, context: click.Context, level: int) -> Iterator[str]:
 
 
 def _option(option: click.Option, context: click.Context) -> str:
-    """One row: its names, what it takes, what it does."""
+    """One row of an option: its names, its values, its help."""
     names = ", ".join(f"`{name}`" for name in [*option.opts, *option.secondary_opts])
     said = " ".join((option.help or "").split())
     default = option.get_default(context)

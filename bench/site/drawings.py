@@ -6,20 +6,20 @@ from collections.abc import Iterator
 from html import escape
 
 from vmla.cache import CacheSpec
-from vmla.config import MODEL_PRESETS, ModelConfig
+from vmla.config import MODEL_CONFIGS, ModelConfig
 
 INK, PAPER, QUIET = "#1d2733", "#ffffff", "#5f6b7a"
 SINK, HISTORY, CHUNK, EMPTY = "#f3c969", "#a9cdf0", "#b7e0c0", "#eef1f4"
 FONT = "font-family='system-ui, sans-serif'"
 WIDE, HIGH = 34, 26
-"""Pixels of a slot."""
+"""Width and height of a slot in the drawing of the window, in pixels."""
 SHOWN = 6
 """Chunks that the drawing of the window shows."""
 
 
 def drawings() -> Iterator[tuple[str, str]]:
     """Each drawing: its file name in `docs`, and its text."""
-    config = MODEL_PRESETS["wan-1.3b"]
+    config = MODEL_CONFIGS["wan-1.3b"]
     yield "how-it-works.svg", how_it_works()
     yield "window.svg", window(CacheSpec.of(config))
     yield "cache.svg", cache(config)
@@ -49,7 +49,7 @@ def how_it_works() -> str:
 
 
 def window(spec: CacheSpec) -> str:
-    """Which latent frame each slot holds while chunk after chunk is made, and what has left."""
+    """Which latent frame each slot holds while chunk after chunk is made, and which frames have left."""
     left, top = 90, 64
     parts = [
         _text(left + WIDE * spec.sink / 2, 30, "sink", INK, 12),
@@ -72,7 +72,7 @@ def window(spec: CacheSpec) -> str:
 
 
 def cache(config: ModelConfig) -> str:
-    """What one token leaves in one layer, to scale: keys and values of each head, or one entry."""
+    """One token's cache in one layer, to scale: keys and values of each head, or one entry."""
     per_head, entry, heads = 2 * config.inner_dim, config.entry_width, config.num_attention_heads
     full = 560
     short = full * entry / per_head

@@ -1,4 +1,4 @@
-"""What MkDocs calls while it builds the site: pages from elsewhere come in, links are made to fit."""
+"""Hooks that MkDocs calls while it builds the site: they add pages from outside `docs` and adapt links."""
 
 from __future__ import annotations
 

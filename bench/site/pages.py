@@ -27,7 +27,7 @@ def home(page: str) -> str:
 
 
 def adopted(document: str) -> str:
-    """The text of a document outside `docs`, without what only the hub reads."""
+    """The text of a document outside `docs`, without the hub's metadata."""
     return FRONT_MATTER.sub("", (ROOT / document).read_text(encoding="utf-8"))
 
 

@@ -1,4 +1,4 @@
-"""What the kernel benchmark compares: inputs, operations and errors of each form of attention."""
+"""The arms of the kernel benchmark: inputs, operations and errors of each form of attention."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class RotatingInputs:
 
 
 def bare_sdpa(inputs: RotatingInputs) -> AttentionArm:
-    """A library's attention on the same tensors, without validity: what everything is held against."""
+    """A library's attention on the same tensors, without validity: the baseline of all arms."""
 
     def call(turn: int) -> Tensor:
         return dense_attention(inputs.query[turn], inputs.keys[turn], inputs.values[turn])

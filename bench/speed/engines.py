@@ -22,7 +22,7 @@ import torch
 
 from bench.harness import operation_counts as counting
 from bench.harness.document import Record
-from bench.harness.engine_arms import PRECISIONS, EngineArm, choose_arms, failing
+from bench.harness.engine_arms import BY_NAME, PRECISIONS, EngineArm, choose_arms, failing
 from bench.harness.memory_use import Peak
 from bench.harness.paired_timing import WaitingClock, paired, percentile
 from bench.harness.peaks import machine_peaks
@@ -31,13 +31,14 @@ from bench.harness.time_budget import Budget
 from bench.report.elements.engines_table import engines_table
 from runtime.cli.verify.engine import single_pass
 from runtime.engines.base import Engine
-from runtime.planning.request import choose_device
 from runtime.rollout.decoding import CodecDecoder, Decoder
 from runtime.rollout.rollout import Chunk
 from vmla.cli.command import OneLineCommand
+from vmla.cli.options.choices import Choice, Several
+from vmla.cli.options.device import choose_device, device_option, tell_device
 from vmla.cli.progress import ProgressLine
 from vmla.cli.terminal import say
-from vmla.config import FRAMES_PER_SECOND
+from vmla.config import FRAMES_PER_SECOND, MODEL_CONFIGS
 from vmla.flops import Counted
 from vmla.weights.checkpoint import Checkpoint
 
@@ -45,14 +46,14 @@ BASELINES = {
     "cpu": EngineArm(engine="eager-mla", precision="fp32"),
     "cuda": EngineArm(engine="eager-mha", precision="bf16"),
 }
-"""What all others are timed against: on a GPU what others run, per-head attention in bfloat16."""
+"""The baselines: on a GPU per-head attention in bfloat16, as other projects run."""
 FRAMES_PER_LATENT = 4
 """Pixel frames of a latent frame, in every codec."""
 
 
 @dataclass(kw_only=True)
 class Bench:
-    """What all engines that are compared share: checkpoint, prompts, sizes."""
+    """The shared parts of a comparison of engines: checkpoint, prompts, sizes."""
 
     subject: Checkpoint
     device: torch.device
@@ -78,11 +79,11 @@ class Bench:
 
     @staticmethod
     def heading(arm: EngineArm) -> dict[str, Any]:
-        """What a row says first."""
+        """The first fields of a row."""
         return {"engine": arm.engine, "precision": arm.precision, "layout": arm.layout}
 
     def row(self, arm: EngineArm) -> dict[str, Any]:
-        """Everything about one arm, or why it cannot be had."""
+        """All figures of one arm, or why there are none."""
         found, peak, began = self.heading(arm), Peak(self.device), time.perf_counter()
         engine, refusal = failing(
             lambda: arm.open(self.subject, self.device, batch=self.batch, folder=self.folder)
@@ -100,6 +101,7 @@ class Bench:
         self._wait()
         first = time.perf_counter() - began
         stream = endless(engine, self.subject.sampler(), batch=self.batch)
+        # Until the window is full, a chunk attends to fewer keys and is faster than the rest of the video.
         for _ in range(filling(engine.config) + 1):
             next(stream)
         return {
@@ -111,7 +113,7 @@ class Bench:
         }
 
     def timed(self, arm: EngineArm, stream: Iterator[Chunk]) -> dict[str, Any]:
-        """Chunk times of `stream` against the baseline's, and what follows from them."""
+        """Chunk times of `stream` and the baseline, with speed-up and spread."""
         clock = WaitingClock(self.device)
         pair = paired(
             lambda turn: next(self.baseline), lambda turn: next(stream), clock, rounds=self.rounds, warm_up=1
@@ -193,15 +195,18 @@ def open_bench(
     return bench, {"engine": "A against A", "precision": arm.precision, "layout": arm.layout, **row}
 
 
-@click.command("engines", cls=OneLineCommand)
+@click.command("engines", cls=OneLineCommand, groups={
+    "What is compared": ("checkpoint", "shape", "engines", "precisions", "batch"),
+    "How": ("rounds", "minutes", "device", "folder", "output"),
+})  # fmt: skip
 @click.option("--checkpoint", help="Checkpoint folder or shipped model (default: sprites).")
-@click.option("--shape", help="Named shape with random weights instead: debug, sprites, wan-1.3b or wan-14b.")
-@click.option("--engines", help="Comma-separated names (default: all).")
+@click.option("--shape", type=Choice(MODEL_CONFIGS), help="Named shape with random weights instead.")
+@click.option("--engines", type=Several(BY_NAME), help="Engines to compare (default: all but compile-mha).")
 @click.option(
     "--precisions",
+    type=Several(PRECISIONS),
     default="fp32,bf16",
-    show_default=True,
-    help="Precisions among fp32, bf16, fp16 and fp8, comma-separated.",
+    help="Precisions that each engine computes in.",
 )
 @click.option(
     "--batch", type=click.IntRange(1), default=1, show_default=True, help="Number of videos made at once."
@@ -215,21 +220,22 @@ def open_bench(
 )
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=5.0, show_default=True,
               help="Time limit: no engine is begun that would not end by then.")  # fmt: skip
-@click.option("--device", default="cpu", show_default=True, help="Torch device.")
+@device_option()
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False), default=Path("build/engines"),
               show_default=True,
               help="Folder in which compiled engines are built and found again.")  # fmt: skip
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False),
               help="Results file to write (default: build/engines.json).")  # fmt: skip
 def main(
-    checkpoint: str | None, shape: str | None, engines: str | None, precisions: str, batch: int, rounds: int,
-    minutes: float, device: str, folder: Path, output: Path | None,
+    checkpoint: str | None, shape: str | None, engines: tuple[str, ...] | None, precisions: tuple[str, ...],
+    batch: int, rounds: int, minutes: float, device: str, folder: Path, output: Path | None,
 ) -> None:  # fmt: skip
     """Compare the engines of a model: speed, first frame, memory, error."""
     budget = Budget(60 * minutes)
     where = choose_device(device)
     arms = choose_arms(engines, precisions)
     subject = open_subject(checkpoint, shape, device=where.type)
+    tell_device(where, device)
     record = Record("engines", output, device=where)
     needed = tuple(name for name in PRECISIONS[:3] if any(arm.precision in (name, "fp32") for arm in arms))
     with ProgressLine(sys.stderr) as line:

@@ -21,7 +21,7 @@ WANTED = {
     "utilization.gpu": "busy_percent",
     "clocks_event_reasons.active": "limited_by",
 }
-"""What is asked for, by nvidia-smi's name of it, and what documents call it. Older drivers lack the last."""
+"""The queried fields by nvidia-smi's names, and their names in documents. Older drivers lack the last."""
 PROGRAM = ("nvidia-smi",)
 
 
@@ -29,18 +29,18 @@ class Clocks:
     """A context manager that samples the GPU `device`; on any other device it samples nothing."""
 
     def __init__(self, device: torch.device, program: Sequence[str] = PROGRAM) -> None:
-        """`program` is nvidia-smi, or what speaks like it."""
+        """`program` is nvidia-smi, or a stand-in with the same output."""
         self._device, self._program = device, tuple(program)
         self._process: subprocess.Popen[str] | None = None
         self._names: list[str] = []
         self._began = time.perf_counter()
         self.samples: list[dict[str, Any]] = []
-        """Each with `seconds` since the beginning, and what was told under the names of `WANTED`."""
+        """Each with `seconds` since the beginning, and the readings under the names of `WANTED`."""
         self.refused: str | None = None
         """Why there are no samples."""
 
     def __enter__(self) -> Clocks:
-        """Begin to sample."""
+        """Start nvidia-smi, which samples until the block ends."""
         self._began = time.perf_counter()
         if self._device.type == "cuda":
             try:
@@ -52,7 +52,7 @@ class Clocks:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """End it."""
+        """Stop nvidia-smi and read its samples."""
         if self._process is not None:
             self._process.terminate()
             self._thread.join()
@@ -104,7 +104,7 @@ def _identity(device: torch.device) -> str:
 
 
 def _value(text: str) -> float | str | None:
-    """A number, a mask of reasons as it is, or None for what the GPU does not tell."""
+    """A number, a bit mask of reasons as text, or None if the GPU does not report it."""
     try:
         return float(text)
     except ValueError:

@@ -32,16 +32,20 @@ from bench.speed.attention_arms import (
 )
 from plugins import sdpa
 from plugins.checks import FLOAT8
-from plugins.errors import UserError
 from vmla.cli.command import OneLineCommand
+from vmla.cli.options.device import device_option, say_device
 
 PUBLISHED = Shape(batch=1, heads=12, queries=4680, keys=9360, nope=96, rotary=32, value=128, content=192)
 WINDOWS = (9360, 10920, 32760)
 """Three readings of the paper's window, in keys (two to twenty-one latent frames of 1,560 tokens)."""
 SMALL = Shape(batch=1, heads=4, queries=192, keys=1344, nope=48, rotary=16, value=64, content=32)
+"""The shape that a CPU is timed on: the head sizes of `sprites`, a chunk of three frames and a window of 21,
+of 64 tokens each."""
 PEAK_SIZE = 8192
+"""Side of the square matrices whose product gives a GPU's peak: large enough to keep all of its units
+busy."""
 MOST_OVERHEAD = 1.05
-"""What the operator may take of bare SDPA's time on a CPU."""
+"""The operator's time over bare SDPA's on a CPU, at most."""
 
 
 @click.command("kernels", cls=OneLineCommand)
@@ -54,11 +58,10 @@ MOST_OVERHEAD = 1.05
     show_default=True,
     help="Number of rounds of four calls each.",
 )
-@click.option("--device", type=click.Choice(["auto", "cpu", "cuda"]), default="auto", show_default=True,
-              help="Torch device; auto: a GPU if there is one.")  # fmt: skip
+@device_option(kinds=("cpu", "cuda"))
 def main(output: Path | None, rounds: int, device: str) -> None:
     """Time the attention kernels and write every sample to a JSON file."""
-    where = _device(device)
+    where = say_device(device)
     clock, record = clock_for(where), Record("kernels", output, device=where)
     rows: list[dict[str, Any]] = []
     with torch.inference_mode():
@@ -68,13 +71,6 @@ def main(output: Path | None, rounds: int, device: str) -> None:
             record.save(peaks_tflops=peaks, rows=rows)
     Console(width=140).print(_table(rows))
     record.finish(**_summary(rows, where))
-
-
-def _device(wanted: str) -> torch.device:
-    if wanted == "cuda" and not torch.cuda.is_available():
-        raise UserError("no CUDA device here; use --device cpu")
-    chosen = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(chosen if wanted == "auto" else wanted)
 
 
 def _shapes(device: torch.device) -> list[Shape]:

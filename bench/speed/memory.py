@@ -1,4 +1,4 @@
-"""What the cache takes, allocated and measured, for both layouts; peak memory of a pass; streams that fit.
+"""Bytes of the cache, allocated and measured, in both layouts; peak memory of a pass; streams that fit.
 
     vmla-bench memory
 
@@ -25,12 +25,13 @@ from bench.harness.engine_arms import EngineArm, failing
 from bench.harness.memory_use import Peak, held
 from bench.harness.subject import RandomCheckpoint, endless, open_subject
 from plugins.errors import UserError
-from runtime.planning.request import choose_device
 from vmla.cache import CacheSpec
 from vmla.cli.command import OneLineCommand
+from vmla.cli.options.choices import Choice
+from vmla.cli.options.device import choose_device, device_option, tell_device
 from vmla.cli.progress import ProgressLine
 from vmla.cli.terminal import say
-from vmla.config import WINDOWS, Layout, ModelConfig, model_preset
+from vmla.config import MODEL_CONFIGS, WINDOWS, Layout, ModelConfig, named_config
 from vmla.weights.checkpoint import Checkpoint
 
 LAYOUTS: tuple[Layout, ...] = ("mha", "mla")
@@ -41,21 +42,22 @@ ARMS = {
 }
 BATCHES = (1, 2, 4)
 LEAST_BYTES = 64 << 20
-"""Allocated for a measurement: the operating system counts in pages, and allocators keep small pieces."""
+"""Bytes to allocate for a measurement: the system counts pages, and allocators round small pieces up."""
 RESERVE = 0.08
-"""Of a device's memory that is left free, for fragments and the driver."""
+"""Share of a device's memory that is left free, for fragmentation and the driver."""
 
 
 def measured_cache(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
     """Allocate and fill caches of as many videos as make `LEAST_BYTES`; what the device then holds more.
 
     Raises:
-        UserError: if the system does not say what a process holds.
+        UserError: if the system does not report the memory of a process.
     """
     spec = CacheSpec.of(config)
     videos = -(-LEAST_BYTES // spec.bytes(element_size=dtype.itemsize))
     gc.collect()
     before = held(device)
+    # Written, because a system counts memory of a process only once it is touched.
     cache = spec.allocate(videos, dtype=dtype, device=device).fill_(1)
     after = held(device)
     if before is None or after is None:
@@ -77,7 +79,7 @@ def measured_cache(config: ModelConfig, dtype: torch.dtype, device: torch.device
 
 
 def compared(caches: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """What is claimed of the two layouts, from what was measured."""
+    """The claims about the two layouts, checked against the measurements."""
     heads, latent = (caches[name]["bytes_per_token_and_layer"] for name in LAYOUTS)
     return {"less": 1 - latent / heads, "times_smaller": heads / latent}
 
@@ -85,7 +87,7 @@ def compared(caches: dict[str, dict[str, Any]]) -> dict[str, float]:
 def peaks_of_passes(subject: Checkpoint, device: torch.device, folder: Path) -> Iterator[dict[str, Any]]:
     """The most that a rollout's second chunk holds beyond weights, by layout, window and batch.
 
-    What every video keeps (cache, text) is part of it, and stands beside it.
+    The part that every video holds (cache, text) is included, and also given by itself.
     """
     for window, (sink, history) in WINDOWS.items():
         config = replace(subject.model_config(), sink=sink, history=history, layout="mla")
@@ -119,6 +121,7 @@ def streams(
     for layout, cache in caches.items():
         model = replace(config, layout=layout)  # type: ignore[arg-type]
         weights = itemsize * count_parameters(model)
+        # Keys and values of one layer: latent attention expands them for each pass, one layer at a time.
         expanded = (
             itemsize * 2 * config.inner_dim * (cache["tokens"] + config.chunk * config.tokens_per_frame)
         )
@@ -141,14 +144,15 @@ def count_parameters(config: ModelConfig) -> int:
 
 
 @click.command("memory", cls=OneLineCommand)
-@click.option("--cache-shape", default="wan-1.3b", show_default=True,
+@click.option("--cache-shape", type=Choice(MODEL_CONFIGS), default="wan-1.3b", show_default=True,
               help="Named shape whose cache is measured.")  # fmt: skip
-@click.option("--window", type=click.Choice(list(WINDOWS)), default="sink-1-history-6", show_default=True,
+@click.option("--window", type=Choice(list(WINDOWS)), default="sink-1-history-6", show_default=True,
               help="Window of that cache: a reading of the paper's.")  # fmt: skip
-@click.option("--shape", default="sprites", show_default=True, help="Named shape whose passes are measured.")
+@click.option("--shape", type=Choice(MODEL_CONFIGS), default="sprites", show_default=True,
+              help="Named shape whose passes are measured.")  # fmt: skip
 @click.option("--gib", type=click.FloatRange(min=0, min_open=True),
               help="Memory in GiB to fit streams into (default: the GPU's, else 80).")  # fmt: skip
-@click.option("--device", default="cpu", show_default=True, help="Torch device.")
+@device_option()
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False),
               help="Results file to write (default: build/memory.json).")  # fmt: skip
 def main(
@@ -156,7 +160,8 @@ def main(
 ) -> None:
     """Measure what the cache takes in both layouts, a pass's peak, and how many streams fit."""
     where, dtype = choose_device(device), torch.bfloat16
-    config, passes = model_preset(cache_shape, window=window), open_subject(None, shape)
+    config, passes = named_config(cache_shape, window=window), open_subject(None, shape)
+    tell_device(where, device)
     record = Record("memory", output, device=where)
     caches: dict[str, dict[str, Any]] = {}
     with ProgressLine(sys.stderr) as line:

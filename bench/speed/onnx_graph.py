@@ -52,28 +52,29 @@ from export.settings import Settings
 from plugins.errors import UserError
 from vmla.cli.command import OneLineCommand
 from vmla.cli.machine import peak_resident_bytes
+from vmla.cli.options.choices import Choice
 from vmla.cli.terminal import say
-from vmla.config import MODEL_PRESETS, ModelConfig, model_preset
+from vmla.config import MODEL_CONFIGS, ModelConfig, named_config
 from vmla.fused_attention import fused
 from vmla.transformer import VideoMLA
 
 CODES = torch.float8_e4m3fn
 LARGEST_INPUT = 8.0
-"""Of every quantised layer, as a calibration would find it: its inputs have been normalised."""
+"""Largest input of every quantised layer, as a calibration would find it, since inputs are normalised."""
 LARGEST_DRAWN = 5.0
 """Standard deviations that the codes of random weights reach."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Graph:
-    """What is in the file of a graph, its weights left out."""
+    """A graph file's inputs, outputs, operators and types; its weights are only counted."""
 
     inputs: dict[str, list[int | str]]
-    """Sizes by name; one that depends on how many slots hold a frame is said in words."""
+    """Sizes by name; a dynamic one, the number of filled slots, is a name."""
     outputs: dict[str, list[int | str]]
     attention_nodes: int
     masks: list[str]
-    """What computes or takes validity (`export.onnx.masks`)."""
+    """Nodes and inputs that compute or take validity (`export.onnx.masks`)."""
     operations: dict[str, int]
     types: list[str]
     weights: int
@@ -150,7 +151,7 @@ def random_weights(config: ModelConfig) -> Source:
     """Numbers scaled like real ones: matrices by the root of their width, gains of 1, biases of 0.
 
     Of an fp8 graph, codes of such matrices and the scale that goes with them. Joined products are drawn
-    whole: what is fixed in them is not kept.
+    whole, without the fixed values that real ones contain.
     """
     generator, frequencies = torch.Generator().manual_seed(0), _frequencies(config)
     with torch.device("meta"):
@@ -179,7 +180,7 @@ def _scale(matrix: Tensor) -> float:
 
 
 def _frequencies(config: ModelConfig) -> dict[str, Tensor]:
-    """The tables that are no parameters, as the model holds them."""
+    """The model's tables (buffers), which are not parameters."""
     return {f"rope.{name}": table for name, table in VideoMLA.rotary(config).named_buffers()}
 
 
@@ -187,7 +188,7 @@ POLYGRAPHY = "import sys; from polygraphy.tools import main; sys.exit(main())"
 
 
 def faults(path: Path) -> dict[str, Any]:
-    """What Polygraphy's lint has to say of the graph in `path`, notes left out.
+    """The warnings and errors of Polygraphy's lint about the graph in `path`.
 
     Raises:
         UserError: if Polygraphy ends without a report.
@@ -213,23 +214,27 @@ def faults(path: Path) -> dict[str, Any]:
     }
 
 
-@click.command(cls=OneLineCommand)
-@click.option("--shape", default="wan-1.3b", show_default=True, help=f"One of {', '.join(MODEL_PRESETS)}.")
+@click.command(cls=OneLineCommand, groups={
+    "What is exported": ("shape", "layers", "precision", "attention"),
+    "What is made of it": ("target", "lint", "folder", "output"),
+})  # fmt: skip
+@click.option("--shape", type=Choice(MODEL_CONFIGS), default="wan-1.3b", show_default=True,
+              help="Named shape of the model.")  # fmt: skip
 @click.option(
     "--layers",
     type=click.IntRange(min=1),
-    help="Number of the model's layers (default: as many as the preset has).",
+    help="Number of the model's layers (default: as many as the shape has).",
 )
-@click.option("--precision", default="bf16", show_default=True, help="Precision of the matrix products.")
+@click.option("--precision", type=Choice(get_args(Precision)), default="bf16", show_default=True,
+              help="Precision of the matrix products.")  # fmt: skip
 @click.option("--target", multiple=True, help="Build a TensorRT-RTX engine for this GPU, as sm_89.")
-@click.option("--attention", type=click.Choice(get_args(Attention)), default="native", show_default=True,
+@click.option("--attention", type=Choice(get_args(Attention)), default="native", show_default=True,
               help="Form of self-attention: operations of the backend, or nodes for our plugin.")  # fmt: skip
 @click.option("--lint", is_flag=True, help="Have Polygraphy look for faults; needs the extra dev.")
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False),
               help="Folder that keeps graph and engines (default: they are removed).")  # fmt: skip
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Results file to write (JSON)."
-)
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False),
+              help="Results file to write (default: build/graph.json).")  # fmt: skip
 def main(
     shape: str,
     layers: int | None,
@@ -245,7 +250,7 @@ def main(
         check_targets(each)
     if target and attention == "plugin":
         raise UserError("TensorRT-RTX has its own attention; leave --attention or --target out")
-    config, kind = model_preset(shape), check_precision(precision)
+    config, kind = named_config(shape), check_precision(precision)
     if layers is not None:
         config = replace(config, num_layers=layers)
     record = Record("graph", output)
@@ -254,8 +259,8 @@ def main(
         place = folder or Path(scratch)
         place.mkdir(parents=True, exist_ok=True)
         backend = ONNX.name if lint else TensorRT.name
-        for stage in measure(config, kind, target, place, backend, attention):
-            record.save(**stage)
+        for found in measure(config, kind, target, place, backend, attention):
+            record.save(**found)
         if lint:
             record.save(lint=faults(place / "step.onnx"))
     told = ("graph", "engines", "lint")

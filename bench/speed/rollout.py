@@ -5,8 +5,8 @@
 Runs `vmla-run` as a process of its own and watches its file and its events. Prints a table and one
 JSON line: wall time, first frame, frames per second, times real time, chunk times, how much of the time
 the engine, the decoder, the encoder and the states on disk take, and whether memory stays flat. Then the
-video is made again, stopped half way and gone on with: what that adds. What was measured is kept when it
-is interrupted.
+video is made again, stopped half way and resumed, to see what that adds. An interrupted run leaves what it
+has measured.
 """
 
 from __future__ import annotations
@@ -117,9 +117,8 @@ def frames_told(log: Path) -> int:
 @click.command(cls=OneLineCommand)
 @click.option("--checkpoint", default="sprites", show_default=True, help="Checkpoint folder.")
 @click.option("--minutes", default=3.0, show_default=True, help="Length of the video in minutes.")
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Results file to write (JSON)."
-)
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False),
+              help="Results file to write (default: build/rollout.json).")  # fmt: skip
 def main(checkpoint: str, minutes: float, output: Path | None) -> None:
     """Time a whole video, from typing the command to the finished file."""
     asked = ["--prompt", PROMPT, "--minutes", str(minutes), "--checkpoint", checkpoint]

@@ -1,4 +1,4 @@
-"""What the hardware allows: operations and bytes of a pass by part, this machine's peaks, and the floor.
+"""The hardware's limits: operations and bytes of a pass by part, this machine's peaks, and the floor.
 
     vmla-bench roofline --shape wan-1.3b
     vmla-bench roofline --checkpoint sprites --against bench/results/engines-sprites.json
@@ -23,11 +23,12 @@ from bench.harness.document import Record, machine_name
 from bench.harness.peaks import TYPES, machine_peaks
 from bench.harness.subject import open_subject
 from plugins.errors import UserError
-from runtime.planning.request import choose_device
 from vmla.cli.command import OneLineCommand
+from vmla.cli.options.choices import Choice, Several
+from vmla.cli.options.device import choose_device, device_option, tell_device
 from vmla.cli.progress import ProgressLine
 from vmla.cli.terminal import say
-from vmla.config import WINDOWS, ModelConfig
+from vmla.config import MODEL_CONFIGS, WINDOWS, ModelConfig
 from vmla.flops import FORMS, Counted
 from vmla.weights.checkpoint import Checkpoint
 
@@ -43,9 +44,9 @@ class Floor:
     counted: Counted
     precision: str
     matrix: float
-    """Operations per second."""
+    """Measured peak of matrix products in this precision, in operations per second."""
     copy: float
-    """Bytes per second."""
+    """Measured peak of a large copy, in bytes read and written per second."""
 
     @property
     def size(self) -> int:
@@ -56,6 +57,7 @@ class Floor:
     def seconds(self) -> float:
         """Seconds that a chunk takes at least."""
         parts = self.counted.parts()
+        # A part's arithmetic and transfers may overlap (the roofline model); parts follow one another.
         once = sum(max(p.flops / self.matrix, p.bytes(self.size) / self.copy) for p in parts)
         return once * self.counted.passes
 
@@ -137,15 +139,21 @@ def gaps(
             }
 
 
-@click.command("roofline", cls=OneLineCommand)
+@click.command("roofline", cls=OneLineCommand, groups={
+    "What is counted": ("checkpoint", "shape", "window", "batch", "precisions"),
+    "Where": ("device", "output"),
+    "Beside what was measured": ("against", "across_machines"),
+})  # fmt: skip
 @click.option("--checkpoint", help="Checkpoint folder or shipped model (default: sprites).")
-@click.option("--shape", help="Named shape instead: debug, sprites, wan-1.3b or wan-14b.")
-@click.option("--window", type=click.Choice(list(WINDOWS)), help="Reading of the paper's window.")
+@click.option("--shape", type=Choice(MODEL_CONFIGS), help="Named shape instead.")
+@click.option("--window", type=Choice(list(WINDOWS)), help="Reading of the paper's window.")
 @click.option(
     "--batch", type=click.IntRange(1), default=1, show_default=True, help="Number of videos made at once."
 )
-@click.option("--precisions", default="fp32,bf16", show_default=True, help="Precision: fp32, bf16 or fp16.")
-@click.option("--device", default="cpu", show_default=True, help="Torch device.")
+@click.option(
+    "--precisions", type=Several(TYPES), default="fp32,bf16", help="Precisions that passes compute in."
+)
+@device_option()
 @click.option(
     "--against",
     type=click.Path(path_type=Path),
@@ -155,15 +163,17 @@ def gaps(
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False),
               help="Results file to write (default: build/roofline.json).")  # fmt: skip
 def main(
-    checkpoint: str | None, shape: str | None, window: str | None, batch: int, precisions: str, device: str,
+    checkpoint: str | None, shape: str | None, window: str | None, batch: int, precisions: tuple[str, ...],
+    device: str,
     against: Path | None, across_machines: bool, output: Path | None,
 ) -> None:  # fmt: skip
     """Say what a pass costs, what this machine can do, and the floor that follows."""
     from bench.report.schema.kinds import read_results
 
-    where, kinds = choose_device(device), _precisions(precisions)
+    where = choose_device(device)
     subject = open_subject(checkpoint, shape)
     earlier = None if against is None else read_results(against)
+    tell_device(where, device)
     record = Record("roofline", output, device=where)
     if earlier is not None:
         _same_machine(record.document, earlier, across_machines)
@@ -171,21 +181,13 @@ def main(
     record.save(subject=subject.name, batch=batch, passes=[described(one) for one in counted])
     with ProgressLine(sys.stderr) as line:
         line.show("roofline: what the machine can do")
-        peaks = machine_peaks(where, kinds)
+        peaks = machine_peaks(where, precisions)
     found = floors(counted, peaks)
     record.save(peaks=peaks, floors=[floor.as_dict() for floor in found])
     if earlier is not None:
         record.save(gaps=list(gaps(earlier, found, subject.name, across_machines)))
     say(*show(record.document).split("\n"))
     record.finish(**_summary(record.document))
-
-
-def _precisions(given: str) -> tuple[str, ...]:
-    kinds = tuple(name.strip() for name in given.split(","))
-    for kind in kinds:
-        if kind not in TYPES:
-            raise UserError(f"no such precision: {kind}; there are {', '.join(TYPES)}")
-    return kinds
 
 
 def _windowed(subject: Checkpoint, window: str | None) -> ModelConfig:

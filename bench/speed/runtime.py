@@ -1,4 +1,4 @@
-"""What the runtime is worth, on this machine and in one run: its speed, its evenness, what it costs.
+"""The runtime on this machine, in one run: its speed, its evenness and its costs.
 
     vmla-bench runtime
     vmla-bench runtime --engine engines/sprites
@@ -36,8 +36,7 @@ from bench.harness.subject import filling
 from bench.speed.rollout import PROMPT, shares
 from plugins.errors import UserError
 from runtime.engines.base import EagerEngine, Engine
-from runtime.outputs.writer import FrameWriter
-from runtime.planning.request import to_pixels
+from runtime.outputs.writer import FrameWriter, to_pixels
 from runtime.rollout.decoding import CodecDecoder
 from runtime.rollout.rollout import Rollout, rollout
 from runtime.session.destination import open_sink
@@ -47,6 +46,7 @@ from runtime.session.replay import Order, new, resume
 from runtime.telemetry.events import ChunkReport, NoTelemetry
 from runtime.telemetry.metrics import percentile
 from vmla.cli.command import OneLineCommand
+from vmla.cli.options.device import device_option, say_device
 from vmla.cli.progress import ProgressLine
 from vmla.cli.terminal import say
 from vmla.transformer import StepInputs
@@ -72,7 +72,7 @@ class Take:
 
 
 class Reports(NoTelemetry):
-    """Keeps what is said of each chunk; at chunk `last`, sets `stop`."""
+    """Collects the report of each chunk; at chunk `last`, sets `stop`."""
 
     def __init__(self, last: int | None = None) -> None:
         self.events: list[dict[str, Any]] = []
@@ -155,7 +155,7 @@ def going_on(order_of: Callable[[int], Order], output: Path) -> dict[str, float]
 
 
 def operations_per_chunk(order: Order, engine: Engine) -> int:
-    """What one chunk and its clean pass give the device to do.
+    """How many operations one chunk and its clean pass run on the device.
 
     On a GPU, the host's launches, in which a graph is one; on a CPU, operations that compute.
     """
@@ -176,7 +176,7 @@ def operations_per_chunk(order: Order, engine: Engine) -> int:
 
 
 def figures_of(takes: dict[str, list[Take]]) -> dict[str, Any]:
-    """What is claimed, from all takes of each arm."""
+    """The claims, checked against all takes of each arm."""
     speed = {arm: statistics.mean(take.frames_per_second for take in takes[arm]) for arm in takes}
     mean = {
         name: round(statistics.mean(take.shares[name] for take in takes["now"]), 4)
@@ -215,7 +215,7 @@ def measure(
 ) -> dict[str, Any]:
     """All arms, the stopped video and the counts; samples beside the figures."""
     arms = ARMS if compiled is None else (*ARMS, COMPILED)
-    turns = (*arms, *reversed(arms))  # what drifts evenly meets all arms alike
+    turns = (*arms, *reversed(arms))  # an even drift of the machine meets all arms alike
     takes: dict[str, list[Take]] = {arm: [] for arm in arms}
     with tempfile.TemporaryDirectory() as folder:
         for turn, arm in enumerate(turns):
@@ -251,11 +251,12 @@ def measure(
 @click.option(
     "--engine", type=click.Path(path_type=Path), help="Engine folder, which is measured as one more arm."
 )
-@click.option("--device", default="cpu", show_default=True, help="Torch device.")
+@device_option()
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False),
               help="Results file to write (default: build/runtime.json).")  # fmt: skip
 def main(checkpoint: str, chunks: int, engine: Path | None, device: str, output: Path | None) -> None:
     """Measure the runtime against a plain one: speed, evenness, states on disk, going on."""
+    device = str(say_device(device))
 
     def order_of(length: int) -> Order:
         return new(PROMPT, checkpoint, scale=None, chunks=length, device=device)

@@ -4,10 +4,11 @@
         --calibration runs/study/mini/world/latents -o bench/results/conversion-mini.json
 
 Every per-head model is converted with the defaults and with every other value of every choice. The last
-clips of the set are kept from conversion and training; on them stand the attention's output error, layer by
-layer with the inputs that the per-head model gives it, and the teacher-forcing loss of the whole model, as
+clips of the set are held out from conversion and training; on them stand the attention's output error, layer
+by layer with the inputs that the per-head model gives it, and the teacher-forcing loss of the whole model, as
 converted and after some steps of the recipe's stage `forcing`. All variants of one model meet the same
-batches and the same noise. Interrupted, the same command goes on; what has ended is in the document.
+batches and the same noise. After an interruption the same command resumes; finished trials are in the
+document.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from bench.report.sections.studies import conversion_section
 from bench.studies.conversion_trial import CLIPS, ConversionTrial, ConversionVariant, Start
 from bench.studies.study import spread
 from vmla.cli.command import OneLineCommand
+from vmla.cli.options.choices import Choice
 from vmla.cli.progress import ProgressLine
 from vmla.cli.terminal import say
 from vmla.train.data.clips import open_clips
@@ -48,11 +50,11 @@ VALUES: dict[str, tuple[Any, ...]] = {
     "biases": ("absorb", "drop"),
     "latent_gains": ("fit", "one"),
 }
-"""Of each choice of `Choices`, but the seed: those that are tried."""
+"""The values of each of `Choices` that are tried; the seed is not varied."""
 CLIPS_TRIED = (4, 4 * CLIPS)
-"""Of calibration, beside `CLIPS`."""
+"""Numbers of calibration clips that are tried, beside `CLIPS`."""
 CALIBRATION = "calibration"
-"""The question of inputs, which is none of `Choices`."""
+"""Name of the question of calibration inputs, which is none of `Choices`."""
 DEFAULT = "the defaults"
 
 
@@ -72,7 +74,7 @@ def variants(only: tuple[str, ...] = ()) -> list[ConversionVariant]:
 
 
 def _option(name: str, value: Any) -> str:
-    """What asks `vmla-train convert` for it."""
+    """The option of `vmla-train convert` for this value."""
     words = name.replace("_", "-")
     if isinstance(value, bool):
         return f"--{words}" if value else f"--no-{words}"
@@ -118,8 +120,11 @@ def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return found
 
 
-@click.command("conversion", cls=OneLineCommand)
-@click.argument("name", type=click.Choice(list(DISTILLATION_RECIPES)))
+@click.command("conversion", cls=OneLineCommand, groups={
+    "What is converted": ("checkpoints", "calibration", "heal", "only"),
+    "Where": ("runs", "threads", "output"),
+})  # fmt: skip
+@click.argument("name", type=Choice(DISTILLATION_RECIPES, kind="recipe"))
 @click.option("--from", "checkpoints", multiple=True, required=True,
               type=click.Path(path_type=Path, file_okay=False),
               help="Checkpoint with the layout mha; repeat for several.")  # fmt: skip
@@ -131,7 +136,7 @@ def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
 )
 @click.option("--heal", default=100, show_default=True, type=click.IntRange(min=0),
               help="Training steps after each conversion (0: none).")  # fmt: skip
-@click.option("--only", type=click.Choice([*VALUES, CALIBRATION]), multiple=True,
+@click.option("--only", type=Choice([*VALUES, CALIBRATION]), multiple=True,
               help="Choice to vary; repeat for several (default: all).")  # fmt: skip
 @click.option("--runs", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/conversion"),
               show_default=True, help="Folder that keeps the trials; run again to resume.")  # fmt: skip
@@ -148,7 +153,7 @@ def main(
     threads: int | None,
     output: Path | None,
 ) -> None:
-    """Convert per-head models of the recipe NAME in every way, and see how well each start does."""
+    """Convert per-head models of a recipe in every way, and see how well each start does."""
     if threads is not None:
         torch.set_num_threads(threads)
     starts, rows = _starts(name, checkpoints, calibration), list[dict[str, Any]]()

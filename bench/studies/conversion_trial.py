@@ -31,11 +31,11 @@ from vmla.weights.formats.files import write_json
 from vmla.weights.source import Source, open_source
 
 HELD_SHARE, MOST_HELD = 8, 64
-"""One clip in so many, and never more than that, is kept from conversion and training."""
+"""One clip in this many is held out from conversion and training, and at most so many in all."""
 JUDGED = 8
 """Batches of held-out clips that a loss is the mean of, and clips that an output error is measured on."""
 CLIPS = 32
-"""Of calibration, unless they are what is varied: tokens enough for the second moment of a small model."""
+"""Clips of calibration by default: their tokens suffice for the second moment of a small model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +45,7 @@ class ConversionVariant:
     name: str
     choices: Choices = Choices()
     clips: int = CLIPS
-    """Of calibration."""
+    """Number of calibration clips."""
     noise: bool = False
     """Calibrated on noise in the place of clips."""
 
@@ -56,7 +56,7 @@ class Start:
 
     checkpoint: Checkpoint
     seed: int
-    """Of what is drawn at random: another for each model."""
+    """Seed of random projections and batches; each model has another."""
     recipe: DistillationRecipe
     data: LatentSet
     held: LatentSet
@@ -129,7 +129,7 @@ class ConversionTrial:
     report: Callable[[str], None]
 
     def result(self) -> dict[str, Any]:
-        """What came out, found or made.
+        """The result, read if it exists, else made.
 
         Raises:
             UserError: if the folder holds a trial with other settings.
@@ -141,7 +141,7 @@ class ConversionTrial:
         return dict(read_json(path))
 
     def _claim(self) -> None:
-        """Make the folder this trial's, or see that it is."""
+        """Record the trial's settings in its folder, or compare them with those recorded."""
         path, settings = self.folder / "settings.json", self._settings()
         if path.exists():
             refuse_other_settings(read_json(path), settings, path)
@@ -184,7 +184,7 @@ class ConversionTrial:
         settings = replace(forcing, schedule=replace(forcing.schedule, steps=self.heal))
         stage = DenoiserStage(model.config, settings, self.start.data, model=model.requires_grad_(True))
         average = train(stage, self.folder / "healing", report=self.report)
-        assert average is not None  # nothing stopped it
+        assert average is not None  # it was not stopped, so there are weights
         model.load_state_dict({**model.state_dict(), **average})
         return self.start.loss(model.requires_grad_(False))
 
@@ -192,7 +192,7 @@ class ConversionTrial:
         return replace(self.variant.choices, seed=self.start.seed)
 
     def _settings(self) -> dict[str, Any]:
-        """What may not differ when a trial is found again."""
+        """The settings that must agree when a trial is resumed."""
         return {
             "source": self.start.checkpoint.model_hash(),
             "choices": asdict(self._choices()),

@@ -1,4 +1,4 @@
-"""Models of one world side by side: grades and drift over three minutes, speed, and what is cached.
+"""Models of one world side by side: grades and drift over three minutes, speed, and size of the cache.
 
     vmla-bench layouts --model latent=sprites --model "per head=runs/per-head" -o layouts.json
 
@@ -39,18 +39,18 @@ from vmla.weights.formats.files import hash_weights
 from vmla.world.worlds import FIRST
 
 MARKS = (5, 60, 180)
-"""Seconds at which the questions are asked."""
+"""Seconds into the video at which it is graded."""
 EVERY = 12
 """Seconds between two points of a curve."""
 ROUNDS, CHUNKS = 6, 10
 """Of the timing: rounds through all models, and chunks of each in one."""
 NOTHING: dict[str, Any] = {"grades": {}, "curve": [], "drift": {}}
-"""What is seen of a model without prompts."""
+"""The results of a model that makes no videos."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """One of those that are compared."""
+    """One of the models that are compared."""
 
     name: str
     checkpoint: Checkpoint
@@ -66,7 +66,7 @@ class Model:
         return cls(name=name, checkpoint=open_checkpoint(folder if given else name))
 
     def described(self) -> dict[str, Any]:
-        """What a results document says of the model."""
+        """The model's part of the results document."""
         config, sampler = self.checkpoint.model_config(), self.checkpoint.sampler()
         return {
             "model": self.name, "layout": config.layout, "sampler": sampler.kind, "steps": sampler.steps,
@@ -78,7 +78,7 @@ class Model:
 def watch(
     model: Model, prompts: list[str], marks: tuple[int, ...], seed: int, line: ProgressLine
 ) -> dict[str, Any]:  # fmt: skip
-    """Grades at the marks, and a curve of what is seen of all videos together."""
+    """Grades at the marks, and a curve over time of all videos together."""
     engine, _ = open_denoiser(model.checkpoint, None)
     world = model.checkpoint.world() or FIRST
     seconds = tuple(sorted({*marks, *range(EVERY, max(marks) + 1, EVERY)}))
@@ -94,7 +94,7 @@ def watch(
 
 
 def _seen(frames: Tensor) -> dict[str, float]:
-    """Means over videos of what a window of each shows."""
+    """Means over videos of the measures of one window of each."""
     each = [measures(video.float() / 255) for video in frames]
     return {name: round(statistics.mean(one[name] for one in each), 5) for name in MEASURES}
 
@@ -158,9 +158,8 @@ def _kept(path: Path, asked: dict[str, Any]) -> list[dict[str, Any]]:
 @click.option(
     "--seed", default=1000, show_default=True, help="Seed of the first video; each later one has the next."
 )
-@click.option(
-    "-o", "--output", type=click.Path(path_type=Path, dir_okay=False), help="Results file to write (JSON)."
-)
+@click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False),
+              help="Results file to write (default: build/layouts.json).")  # fmt: skip
 def main(named: tuple[str, ...], count: int, marks: tuple[int, ...], seed: int, output: Path | None) -> None:
     """Compare sprite models: grades, drift, speed, cache."""
     models = [Model.of(text) for text in named]

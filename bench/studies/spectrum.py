@@ -29,6 +29,7 @@ from vmla.transformer import Block, VideoMLA
 from vmla.weights.checkpoint import SHIPPED, open_checkpoint
 
 SHARES = (0.90, 0.95, 0.99)
+"""Shares of a matrix's energy (its squared singular values) whose ranks are reported."""
 
 
 def effective_rank(singular: Tensor, share: float) -> int:

@@ -24,8 +24,9 @@ from bench.harness.document import Record
 from bench.quality.grades import mean_right
 from bench.studies.trial import MHA, SharedParts, StudyArm, Trial
 from vmla.cli.command import OneLineCommand
+from vmla.cli.options.choices import Choice
 from vmla.cli.progress import ProgressLine
-from vmla.train.recipes.from_scratch import training_recipe
+from vmla.train.recipes.from_scratch import pretraining_recipe
 from vmla.weights.conversion.spectral import Init
 
 STUDIED = ("layouts", "widths", "splits", "inits")
@@ -33,21 +34,21 @@ STUDIED = ("layouts", "widths", "splits", "inits")
 
 @dataclass(frozen=True, kw_only=True)
 class Study:
-    """What is compared at one size."""
+    """The comparisons at one size of model."""
 
     recipe: str
     widths: tuple[int, int, int, int]
-    """Of the content; the recipe's own among them."""
+    """Widths of the content that are compared; the recipe's own is among them."""
     splits: tuple[tuple[int, int], ...]
-    """Content and rotary widths of one sum; the recipe's own among them."""
+    """Pairs of content and rotary widths with one sum; the recipe's own is among them."""
     seeds: int
     prompts: int
     seconds: tuple[int, ...]
-    """When to grade."""
+    """Seconds of the video at which it is graded."""
 
     def arms(self) -> list[StudyArm]:
         """All of them; the recipe's own model answers three questions."""
-        model = training_recipe(self.recipe).model
+        model = pretraining_recipe(self.recipe).model
         own = model.kv_lora_rank, model.qk_rope_head_dim
         found = [
             StudyArm(name="mla", questions=("layouts", "widths", "splits"), distilled=True, closely=True),
@@ -85,7 +86,7 @@ def chosen_arms(study: Study, only: tuple[str, ...]) -> list[StudyArm]:
 def trials(
     study: Study, arms: list[StudyArm], seeds: int, shared: SharedParts, folder: Path, line: ProgressLine
 ) -> Iterator[Trial]:
-    """Seed by seed, so that whatever ends early has compared all arms."""
+    """All trials seed by seed, so that an interrupted study has compared all arms."""
     for seed in range(seeds):
         for arm in arms:
             yield Trial(
@@ -132,11 +133,11 @@ def _spread_of(shares: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 
 
 @click.command("study", cls=OneLineCommand)
-@click.argument("name", type=click.Choice(list(STUDIES)))
+@click.argument("name", type=Choice(STUDIES, kind="study"))
 @click.option("--runs", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/study"),
               show_default=True,
               help="Folder that keeps everything trained; run again to resume.")  # fmt: skip
-@click.option("--only", type=click.Choice(STUDIED), multiple=True, help="Repeat for several (default: all).")
+@click.option("--only", type=Choice(STUDIED), multiple=True, help="Repeat for several (default: all).")
 @click.option("--seeds", type=click.IntRange(min=1), help="Number of seeds (default: the study's own).")
 @click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads (default: all cores).")
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False),
@@ -149,13 +150,13 @@ def main(
     threads: int | None,
     output: Path | None,
 ) -> None:
-    """Compare layouts, widths, splits and initialisations of the small model NAME, with seeds."""
+    """Compare layouts, widths, splits and initialisations of a small model, with seeds."""
     if threads is not None:
         torch.set_num_threads(threads)
     study, rows = STUDIES[name], list[dict[str, Any]]()
     record = Record("study", output)
     with ProgressLine(sys.stderr) as line:
-        shared = SharedParts.made(training_recipe(study.recipe), runs / name / "world", line.show)
+        shared = SharedParts.made(pretraining_recipe(study.recipe), runs / name / "world", line.show)
         arms = chosen_arms(study, only)
         for trial in trials(study, arms, seeds or study.seeds, shared, runs / name, line):
             rows.append(trial.result())

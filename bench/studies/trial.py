@@ -8,6 +8,7 @@ share one: each trial is made by the first that comes to it.
 from __future__ import annotations
 
 import fcntl
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
@@ -20,6 +21,7 @@ from bench.quality.grades import grade_windows, held_out_prompts, shares
 from bench.quality.rollouts import VideoBatch, open_denoiser, seen_rollouts
 from plugins.atomic_files import atomic_folder
 from plugins.documents.json_file import read_json
+from plugins.documents.regular_file import open_own
 from vmla.cli.progress import ProgressLine
 from vmla.text import TextEncoder
 from vmla.train.cli.convert_options import calibration_of
@@ -29,7 +31,7 @@ from vmla.train.loop.loop import train
 from vmla.train.loop.parallel import ALONE
 from vmla.train.loop.state import refuse_other_settings
 from vmla.train.recipes.from_checkpoint import DistillationRecipe, distillation_recipe
-from vmla.train.recipes.from_scratch import Recipe, training_recipe
+from vmla.train.recipes.from_scratch import PretrainingRecipe, pretraining_recipe
 from vmla.train.run import TrainingRun
 from vmla.train.stage import RESULT, StageRun
 from vmla.train.stages.denoiser import DenoiserStage
@@ -43,24 +45,24 @@ from vmla.weights.source import open_source
 from vmla.world.worlds import world_named
 
 PARTS = 4
-"""Of a training, after each of which a closely watched arm is graded."""
+"""Parts of a training, after each of which a closely watched arm is graded."""
 CALIBRATION_CLIPS = 8
 POINTS = 20
-"""Of a curve of losses."""
+"""Points of a curve of losses."""
 
 
 @dataclass(frozen=True)
 class SharedParts:
     """The parts of a study that no arm varies: codec, text encoder and clips."""
 
-    recipe: Recipe
+    recipe: PretrainingRecipe
     folder: Path
     codec: TinyCodec
     text: TextEncoder
     data: LatentSet
 
     @classmethod
-    def made(cls, recipe: Recipe, folder: Path, report: Callable[[str], None]) -> SharedParts:
+    def made(cls, recipe: PretrainingRecipe, folder: Path, report: Callable[[str], None]) -> SharedParts:
         """Train and render what is not in `folder` yet."""
         run = TrainingRun(recipe, folder, report)
         data = run.latents()
@@ -83,7 +85,7 @@ class StudyArm:
     questions: tuple[str, ...]
     """Studies that it belongs to."""
     sizes: dict[str, Any] = field(default_factory=dict)
-    """Of the model, where they are not the recipe's."""
+    """Sizes of the model that differ from the recipe's."""
     init: Init | None = None
     """How it starts from the per-head model; None trains from nothing."""
     distilled: bool = False
@@ -95,7 +97,7 @@ class StudyArm:
 def claimed(folder: Path) -> Iterator[None]:
     """One process at a time works on `folder`; another one waits, and then finds what was made."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(folder.name + ".lock").open("w") as file:
+    with os.fdopen(open_own(folder.with_name(folder.name + ".lock")), "r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
@@ -122,7 +124,7 @@ class Trial:
         return self.arms / f"{self.arm.name}-{self.seed}"
 
     def result(self) -> dict[str, Any]:
-        """What came out, found or made.
+        """The result, read if it exists, else made.
 
         Raises:
             UserError: if the folder holds a trial with other settings.
@@ -139,7 +141,8 @@ class Trial:
         finished = {"denoiser": self.denoiser()}
         if self.arm.distilled:
             finished |= self._distilled(finished["denoiser"])
-        # To the last mark only what goes through all stages: half of a study's time would go there.
+        # Only arms that go through all stages are graded up to the last mark, which would take half of a
+        # study's time.
         marks = self.seconds if self.arm.distilled else self.seconds[: max(len(self.seconds) - 1, 1)]
         grades = {name: self._grades(at, marks) for name, at in finished.items()}
         made = self._described() | {"grades": grades}
@@ -159,13 +162,13 @@ class Trial:
         if self.arm.closely:
             self._look(folder, stage.model, 0)
         average = train(stage, folder, report=self._say, watchers=[self._along(folder, stage)])
-        assert average is not None  # nothing stopped it
+        assert average is not None  # it was not stopped, so there are weights
         stage.model.load_state_dict({**stage.model.state_dict(), **average})
         self.shared.save(stage.model, folder / RESULT)
         return folder / RESULT
 
     def _stage(self) -> DenoiserStage:
-        recipe = training_recipe(self.shared.recipe.name, seed=self.seed, **self.arm.sizes)
+        recipe = pretraining_recipe(self.shared.recipe.name, seed=self.seed, **self.arm.sizes)
         if (init := self.arm.init) is None:
             return DenoiserStage(recipe.model, recipe.denoiser_training, self.shared.data)
         model = open_checkpoint(self._converted(init)).transformer().requires_grad_(True)
@@ -217,14 +220,14 @@ class Trial:
         return watch
 
     def _look(self, folder: Path, model: VideoMLA, step: int) -> None:
-        """Keep what the weights are at `step`, and grade the first seconds of what they make."""
+        """Save the weights at `step`, and grade the first seconds of their videos."""
         kept = folder / f"step-{step:06d}"
         folder.mkdir(parents=True, exist_ok=True)
         self.shared.save(model, kept)
         self._grades(kept, self.seconds[:1])
 
     def _grades(self, checkpoint: Path, seconds: tuple[int, ...]) -> dict[str, Any]:
-        """Shares of held-out prompts that pass, by second and question; made once and kept beside it."""
+        """Shares of held-out prompts that pass, by second and question; made once and stored beside it."""
         path = checkpoint.with_name(checkpoint.name + "-grades.json")
         if path.exists():
             return dict(read_json(path))
@@ -257,8 +260,8 @@ class Trial:
         }
 
     def _settings(self) -> dict[str, Any]:
-        """What may not differ when a trial is found again."""
-        recipe = training_recipe(self.shared.recipe.name, seed=self.seed, **self.arm.sizes)
+        """The settings that must agree when a trial is resumed."""
+        recipe = pretraining_recipe(self.shared.recipe.name, seed=self.seed, **self.arm.sizes)
         training = self._distillation().forcing if self.arm.init else recipe.denoiser_training
         return {
             "model": asdict(recipe.model), "training": asdict(training), "init": self.arm.init,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -110,7 +110,8 @@ class AOTI(Backend):
         from export.loading import aoti_library
         from export.loading.regional import RUN, read_layers
 
-        load = aoti_library.Library if manifest.host.device == "cpu" else aoti_library.loaded_by_torch
+        on_cpu = manifest.host.device == "cpu"
+        load: Callable[[Path], Program] = aoti_library.Library if on_cpu else aoti_library.loaded_by_torch
         if not manifest.regional:
             return load(folder / f"{name}{self.ending}")
         parts = {part: load(folder / f"{name}-{part}{self.ending}") for part in PARTS[name]}

@@ -8,7 +8,7 @@ from export.backends.onnx import ONNX
 from export.backends.tensorrt import TensorRT
 from export.backends.tensorrt_rtx import TensorRTRTX
 from export.backends.torch_tensorrt import TorchTensorRT
-from plugins.errors import UserError
+from vmla.cli.options.names import unknown_name
 
 BACKENDS: dict[str, Backend] = {
     each.name: each for each in (TensorRT(), TorchTensorRT(), TensorRTRTX(), AOTI(), ONNX())
@@ -22,5 +22,5 @@ def backend_named(name: str) -> Backend:
         UserError: if there is none, listing those there are.
     """
     if name not in BACKENDS:
-        raise UserError(f"no such backend: {name}; there are {', '.join(sorted(BACKENDS))}")
+        raise unknown_name("backend", name, sorted(BACKENDS))
     return BACKENDS[name]

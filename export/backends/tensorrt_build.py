@@ -37,7 +37,7 @@ class BuildRequest:
     library: Literal["tensorrt", "tensorrt_rtx"]
     graph: str
     engine: str
-    """File to write."""
+    """Path of the plan to write."""
     target: str
     """The GPU architecture, such as `sm_90`; for TensorRT-RTX also several, such as `sm_89,sm_120`."""
     attention_nodes: int = 0

@@ -25,6 +25,7 @@ def main(request: BuildRequest) -> int:
     logger = _logger(trt)
     if request.kernels is not None:
         _register(request)
+    # Strongly typed: the graph's own types count, which `export.lowering.precision` has chosen.
     builder = trt.Builder(logger)
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))
     parser = trt.OnnxParser(network, logger)  # holds the weights until the engine is built
@@ -65,7 +66,7 @@ def configure(trt: Any, builder: Any, request: BuildRequest) -> Any:
     if request.timing_cache is not None:
         path = Path(request.timing_cache)
         cache = config.create_timing_cache(path.read_bytes() if path.is_file() else b"")
-        if not config.set_timing_cache(cache, False):
+        if not config.set_timing_cache(cache, False):  # False: refuse one of another GPU or version
             _say("warning", f"{path.name} does not fit and is made anew")
     return config
 

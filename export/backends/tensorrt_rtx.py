@@ -61,7 +61,7 @@ class TensorRTRTX(Backend):
         return replace(super().host(options), architecture=options.target)
 
     def compile(self, name: str, program: ExportedProgram, manifest: Manifest, folder: Path) -> list[str]:
-        """Build `NAME.engine`."""
+        """Build `NAME.engine` for all target architectures, in a process of its own."""
         graph = write_graph(name, program, manifest, folder)
         warned = build(
             BuildRequest(

@@ -26,9 +26,9 @@ COMPILER = Requirement(modules=("torch_tensorrt",), extra="torch-trt")
 LIBRARY = Requirement(modules=("tensorrt",), extra="torch-trt")
 OPTIONS: dict[str, Any] = {
     "optimization_level": LEVEL,
-    "max_aux_streams": 0,  # one stream, so that a graph can be captured
-    "disable_tf32": True,  # float32 layers shall compute in float32
-    "require_full_compilation": True,  # a plan holds no operation of PyTorch
+    "max_aux_streams": 0,  # a single stream, so that a CUDA graph can capture a pass
+    "disable_tf32": True,  # its default, TF32, rounds the inputs of float32 products to 10 bits
+    "require_full_compilation": True,  # a plan cannot call PyTorch, so an unsupported operation must fail
     "min_block_size": 1,
     "immutable_weights": True,
 }

@@ -42,6 +42,8 @@ def _renamed_at_the_end(folder: Path) -> Iterator[Path]:
     aside.mkdir()
     try:
         yield aside
+        # A folder cannot replace one that is not empty. Killed between the two renames, the old engine lies
+        # aside under a name by which the next build brings it back.
         if folder.exists():
             folder.replace(old)
         aside.replace(folder)
@@ -67,7 +69,7 @@ def _sweep(folder: Path, over: Callable[[int], bool]) -> None:
 
 def _alive(process: int) -> bool:
     try:
-        os.kill(process, 0)
+        os.kill(process, 0)  # signal 0 only asks
     except ProcessLookupError:
         return False
     except PermissionError:

@@ -29,7 +29,7 @@ CONTENT = "content"
 AGAIN = "build the engine again"
 
 EAGER = "eager"
-"""Said in the place of an engine's folder and of its backend where there is none: the model itself."""
+"""Stands for the PyTorch model where an engine's folder or backend is named."""
 
 Attention = Literal["plugin", "native"]
 """Self-attention as one node for our TensorRT plugin, or as operations that every backend supports."""
@@ -43,9 +43,10 @@ SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]*")
 
 
 def engine_store() -> Path | None:
-    """Where engines go, and are looked for, unless told otherwise: a folder of the user's own.
+    """The user's own folder, where engines are written and looked for by default.
 
-    An engine is a program, so none is run that merely lies where one works. None for a user without a home.
+    An engine is a program, so none is run only because it lies in the working directory. None for a user
+    without a home.
     """
     data = os.environ.get("XDG_DATA_HOME", "")
     try:
@@ -122,7 +123,7 @@ class Manifest:
     edit of what measured them.
     """
     model: dict[str, Any]
-    """The fields of `vmla.config.ModelConfig`."""
+    """The model's sizes, by the fields of `vmla.config.ModelConfig`."""
     cache: dict[str, Any]
     """The fields of `vmla.cache.CacheSpec`, and `dtype`."""
     programs: dict[str, Signature]

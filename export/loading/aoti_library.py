@@ -37,6 +37,7 @@ class Library:
             self._library = ctypes.CDLL(str(_unpacked(package, Path(folder))))
         self._container = ctypes.c_void_p()
         self._call("CreateWithDevice", ctypes.byref(self._container), ctypes.c_size_t(1), b"cpu", None)
+        # Not __del__: at exit, that may run after ctypes has been torn down.
         weakref.finalize(self, self._library.AOTInductorModelContainerDelete, self._container)
         outputs = ctypes.c_size_t()
         self._call("GetNumOutputs", self._container, ctypes.byref(outputs))
@@ -48,6 +49,7 @@ class Library:
         Raises:
             RuntimeError: if the program reports an error.
         """
+        # The handles own new references to the inputs, which the container takes over.
         given = [_pointer(capsule) for capsule in _aoti.unsafe_alloc_void_ptrs_from_tensors(list(tensors))]
         inputs, outputs = (ctypes.c_void_p * len(given))(*given), (ctypes.c_void_p * self._outputs)()
         sizes = ctypes.c_size_t(len(given)), ctypes.c_size_t(self._outputs)

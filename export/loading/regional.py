@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -55,7 +55,10 @@ class RegionalPrompt:
         return (torch.stack(made),)
 
 
-RUN = {STEP: RegionalStep, PROMPT: RegionalPrompt}
+RUN: dict[str, Callable[[Mapping[str, Program], Layers], Program]] = {
+    STEP: RegionalStep,
+    PROMPT: RegionalPrompt,
+}
 """What runs a program in parts, by the program's name."""
 
 

@@ -47,6 +47,8 @@ class PlanProgram:
         given = dict(zip(self._inputs, tensors, strict=True))
         for name, tensor in given.items():
             self._inputs[name].view(-1)[: tensor.numel()].copy_(tensor.reshape(-1))
+        # TensorRT synchronises by itself on the default stream, so the plan has a stream of its own, which
+        # waits for the caller's and is waited for.
         caller = torch.cuda.current_stream()
         self._stream.wait_stream(caller)
         self._fit({name: given[name].shape for name in self._sized})
@@ -57,7 +59,7 @@ class PlanProgram:
     def _fit(self, sizes: dict[str, torch.Size]) -> None:
         """Choose the profile (`export.backends.tensorrt_process`) for inputs of these sizes; state them."""
         if list(sizes.values()) == self._sizes:
-            return
+            return  # stating shapes costs a recomputation inside TensorRT
         fills = any(size != self._inputs[name].shape for name, size in sizes.items())
         chosen = self._context.set_optimization_profile_async(int(fills), self._stream.cuda_stream)
         _given(chosen or None, "the plan has no profile for such a window")

@@ -1,4 +1,4 @@
-"""The largest inputs of linear layers, observed on rollouts and kept as JSON beside the engine.
+"""The largest inputs of linear layers, observed on rollouts and stored as JSON beside the engine.
 
 The rollouts are those of inference: same sampler, noise and cache, every denoising step and the clean pass,
 from the empty cache until the window has moved on. The largest magnitude is recorded. A percentile was tried
@@ -45,7 +45,7 @@ PROMPTS = (
 
 def draw_rollouts(checkpoint: Checkpoint, *, prompts: int = 4, chunks: int = 6, seed: int = 0) -> Rollouts:
     """Rollouts of `prompts` prompts that fit what `checkpoint` was trained on, drawn from `seed`."""
-    rng = np.random.default_rng([seed, 11])
+    rng = np.random.default_rng([seed, 11])  # 11: a stream apart from those of training and grading
     world = checkpoint.world()
     if world is not None:
         texts = [describe(draw_scene(rng, world=world)) for _ in range(prompts)]
@@ -55,7 +55,7 @@ def draw_rollouts(checkpoint: Checkpoint, *, prompts: int = 4, chunks: int = 6, 
 
 
 class Drive(Protocol):
-    """Rolls out a model in float32 and keeps nothing: `runtime.rollout.calibration.drive`."""
+    """Rolls out a model in float32 and returns nothing: `runtime.rollout.calibration.drive`."""
 
     def __call__(
         self, model: VideoMLA, checkpoint: Checkpoint, prompts: Sequence[str], *, seed: int, chunks: int
@@ -135,6 +135,7 @@ def calibrate(model: VideoMLA, checkpoint: Checkpoint, rollouts: Rollouts, drive
     """
     with observed(model) as seen:
         drive(model, checkpoint, rollouts.prompts, seed=rollouts.seed, chunks=rollouts.chunks)
+    # Six digits: the file stays readable, and scales are powers of two anyway.
     largest = {name: float(f"{float(value):.6g}") for name, (_, value) in seen.items()}
     if strange := [name for name, value in largest.items() if not np.isfinite(value)]:
         raise UserError(f"the inputs of {strange[0]} are not finite; this model cannot be calibrated")

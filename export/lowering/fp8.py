@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 LARGEST = torch.finfo(torch.float8_e4m3fn).max
-"""448"""
+"""The largest number of float8_e4m3fn, 448."""
 
 _LIBRARY = torch.library.Library("vmla", "FRAGMENT")
 _LIBRARY.define("quantize(Tensor x, float scale) -> Tensor")

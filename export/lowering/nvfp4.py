@@ -17,6 +17,7 @@ from export.lowering.fp8 import input_scale
 from export.lowering.fp8 import quantize as quantize_e4m3
 
 BLOCK = 16
+"""Elements of a row that share a scale, as Blackwell's tensor cores have it."""
 VALUES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 """Values of the codes 0 to 7; those of 8 to 15 are their negatives."""
 
@@ -77,6 +78,7 @@ def _values(codes: Tensor, scales: Tensor, scale: float) -> Tensor:
 
 def _boundaries(device: torch.device) -> Tensor:
     """Between each code and the next, [7]: a number on a boundary goes down, so those going up lie lower."""
+    # Ties go to the even code, as hardware rounds: bucketize puts a number on a boundary below it.
     middles = torch.tensor([(a + b) / 2 for a, b in zip(VALUES, VALUES[1:], strict=False)])
     lower = torch.nextafter(middles, torch.zeros(()))
     up = torch.tensor([code in _BELOW_EVEN for code in range(len(middles))])

@@ -2,9 +2,9 @@
 
 The policy: matrix products and attention run in the precision asked for. Everything else is float32: the
 residual stream, norms, modulation, rotation and activations. Precision inside attention is up to its
-operator. The products at the edges (`KEPT_WIDE`) stay float32 as in Wan: they read or produce the latents
-themselves, or the modulation of every layer, and are a thousandth of the cost. Cache and text keys and values
-are narrow, latents and velocity float32.
+operator. The products at the edges (`FLOAT32_PREFIXES`) stay float32 as in Wan: they read or produce the
+latents themselves, or the modulation of every layer, and are a thousandth of the cost. Cache and text keys
+and values are narrow, latents and velocity float32.
 
 fp8 and nvfp4 are for linear layers only (`export.lowering.fp8`), and not for all of them
 (`export.lowering.exclusions`); everything else runs in a base precision (`base_of`).
@@ -31,6 +31,7 @@ from torch.fx.node import map_arg
 from export.lowering.fp8 import DEQUANTIZE, DEQUANTIZE_ROWS
 from export.lowering.trace import rebuilt
 from plugins.errors import UserError
+from vmla.cli.options.names import unknown_name
 
 Precision = Literal["fp32", "bf16", "fp16", "fp8", "nvfp4"]
 
@@ -50,7 +51,7 @@ PRODUCTS = {
 
 _TO = torch.ops.aten.to.dtype
 
-KEPT_WIDE = ("patch_embedding.", "condition_embedder.time_", "proj_out.")
+FLOAT32_PREFIXES = ("patch_embedding.", "condition_embedder.time_", "proj_out.")
 """Prefixes of the names of weights whose products stay float32."""
 
 MOVES = {
@@ -72,7 +73,7 @@ def check_precision(name: str) -> Precision:
     for known in get_args(Precision):
         if name == known:
             return known  # type: ignore[no-any-return]
-    raise UserError(f"no such precision: {name}; there are {', '.join(get_args(Precision))}")
+    raise unknown_name("precision", name, get_args(Precision))
 
 
 def check_hardware(precision: Precision, architectures: str) -> None:
@@ -111,6 +112,7 @@ def in_precision(program: ExportedProgram, precision: Precision, held: Sequence[
         if str(node.target) in PRODUCTS and not pass_.kept_wide(node):
             pass_.narrow_product(node)
     pass_.narrow_outputs(held)
+    # Casts that nothing reads any more: a weight whose every reader takes it narrow needs no wide form.
     program.graph.eliminate_dead_code()
     narrow_weights = {pass_.weights[node] for node in pass_.stored if node in pass_.weights}
     state_dict = {
@@ -140,7 +142,7 @@ class _Narrowing:
     def kept_wide(self, product: Node) -> bool:
         """Whether the policy keeps this product in float32, by the name of its weight."""
         weight = product.args[1]
-        return isinstance(weight, Node) and self.weights.get(weight, "").startswith(KEPT_WIDE)
+        return isinstance(weight, Node) and self.weights.get(weight, "").startswith(FLOAT32_PREFIXES)
 
     def narrow_inputs(self, names: Sequence[str]) -> None:
         """Make the inputs called `names` narrow."""
@@ -197,6 +199,7 @@ class _Narrowing:
         """Make an input or a weight narrow, and widen it for users that still read float32."""
         self.stored.add(placeholder)
         placeholder.meta["val"] = placeholder.meta["val"].to(self.dtype)
+        # A graph's placeholders come first, so the cast goes behind the last of them.
         self._widen(placeholder, after=self.last_placeholder)
         return placeholder
 

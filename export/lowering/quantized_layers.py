@@ -99,6 +99,7 @@ class _Edit:
         """The codes of `x`, computed once for all layers that read it with this scale."""
         if (x, scale) not in self.codes:
             with self.graph.inserting_after(x):
+                # Behind x itself, so that every layer that reads x comes after it.
                 self.codes[x, scale] = self.call(QUANTIZE, x, scale)
         return self.codes[x, scale]
 

@@ -40,7 +40,7 @@ class PromptStep(VideoMLA):
     @classmethod
     def of(cls, model: VideoMLA) -> PromptStep:
         """The prompt step of `model`, sharing its weights."""
-        with torch.device("meta"):
+        with torch.device("meta"):  # its own weights would be drawn only to be replaced
             step = cls(model.config)
         step.load_state_dict(model.state_dict(), assign=True)
         return step.eval().requires_grad_(False)
@@ -53,7 +53,7 @@ class HeldStep(VideoMLA):
         self, latents: Tensor, timestep: Tensor, text_kv: Tensor, cache: Tensor, slot_index: Tensor,
         chunk_index: Tensor,
     ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """See `VideoMLA.forward`."""
+        """See `VideoMLA.forward`, with `full=True`."""
         return super().forward(latents, timestep, text_kv, cache, slot_index, chunk_index, full=True)
 
     @classmethod
@@ -64,6 +64,7 @@ class HeldStep(VideoMLA):
 
 def acting_as(kind: type[M], module: nn.Module, *, without: str | None = None) -> M:
     """`module` itself, but for its class and a part that it is `without`; all else is shared."""
+    # Another class on a shallow copy: parameters keep their names, and no weight is copied.
     other = copy.copy(module)
     other.__class__ = kind
     other.__dict__["_modules"] = {name: part for name, part in module._modules.items() if name != without}
@@ -106,6 +107,7 @@ def trace_step(
 def held_sizes(config: ModelConfig) -> tuple[Any, Any]:
     """The slots that hold a frame, and their tokens, as dimensions of a program: from none to all."""
     spec = CacheSpec.of(config)
+    # The cache counts tokens where slot_index counts slots: one dimension, stated as a multiple of the other.
     held = Dim("held", min=0, max=spec.slots)
     return held, spec.tokens_per_frame * held if spec.tokens_per_frame > 1 else held
 
@@ -127,6 +129,7 @@ def exported(
     shapes = None if dynamic is None else tuple(dynamic.get(spec.name) for spec in signature.inputs)
     with fake_mode_of(module), torch.no_grad():
         example = zeros(signature.inputs, next(module.parameters()).device)
+        # Not strict: plain tracing of Python, which needs no bytecode analysis of libraries' code.
         program = torch.export.export(module, example, dynamic_shapes=shapes, strict=False)
     drop_type_checks(program)
     _name_outputs(program, [spec.name for spec in signature.outputs])

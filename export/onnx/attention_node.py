@@ -34,7 +34,7 @@ LOOKUP = {"plugin_namespace": NAMESPACE, "plugin_version": "1", "aot": 1}
 
 
 class Composition(nn.Module):
-    """What the node computes, in the form for which ONNX Runtime and TensorRT have a fused kernel."""
+    """The node's computation, in the form for which ONNX Runtime and TensorRT have a fused kernel."""
 
     def forward(self, query: Tensor, keys: Tensor, values: Tensor, valid: Tensor) -> Tensor:
         """See `plugins.reference.attention`."""

@@ -32,7 +32,7 @@ def put_beside(model: Any, path: Path, source: Source) -> None:
             numbers = source(name, tensor.raw)
             if numbers is not None:
                 file.write(numbers.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-            file.truncate(start + tensor.nbytes)
+            file.truncate(start + tensor.nbytes)  # extends the file: for zeros, by a hole
             file.seek(start + tensor.nbytes)
             value.const_value = ir.ExternalTensor(
                 data.name, start, tensor.nbytes, tensor.dtype, shape=tensor.shape, **beside

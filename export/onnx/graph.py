@@ -24,7 +24,8 @@ OPSET = 23
 """The first opset in which attention and RMS norm are one node each."""
 
 LARGEST = 2**31 - 2**20
-"""Bytes of weights that a graph may hold itself; protobuf is limited to 2 GiB in all."""
+"""Bytes of weights that a graph may hold itself; protobuf is limited to 2 GiB, of which 1 MiB is for the
+nodes."""
 
 
 def save(
@@ -89,7 +90,7 @@ def _graph(program: ExportedProgram, inputs: list[str], outputs: list[str]) -> A
             opset_version=OPSET,
             custom_translation_table=table,
             dynamo=True,
-            optimize=False,
+            optimize=False,  # it would fold weights, which must keep their names
             verbose=False,
         )
     assert made is not None

@@ -17,6 +17,7 @@ COMPARING = frozenset(
 MASK = 3
 """Which input of an attention node, `Attention` of ONNX or `mla_attention` of ours, says what is valid."""
 ATTENTION = frozenset({"Attention", "mla_attention"})
+"""Nodes that take a mask as an input instead of computing it."""
 
 
 def masks(model: ModelProto) -> list[str]:

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from plugins.aot.objects import Compiled, faults, save, save_record
-from plugins.aot.ptx import UnfitKernelError, assemble, keep_parameters, rename, version
+from plugins.aot.ptx import UnfitKernelError, assemble, rename, truncate_parameters, version
 from plugins.aot.variants import KernelVariant, LaunchConfig, compile_options, launch_config, variants
 from plugins.errors import UserError, missing_extra
 from plugins.triton.tiles import FAMILIES, Family
@@ -30,7 +30,7 @@ def compile_variant(variant: KernelVariant) -> tuple[Compiled, str, bytes]:
     try:
         original = built.metadata.name
         count = len(how.inputs) + len(how.scalars) + len(how.outputs)
-        ptx = keep_parameters(built.asm["ptx"], original, count)
+        ptx = truncate_parameters(built.asm["ptx"], original, count)
         ptx = rename(ptx, original, variant.name)
         assembly = assemble(ptx, _assembler(variant.arch))
     except UnfitKernelError as error:
@@ -127,7 +127,7 @@ def _assembler(arch: Family) -> Path:
 @click.option("--arch", type=click.Choice([str(a) for a in FAMILIES]), multiple=True, help="Default: all.")
 @click.option("--record", type=click.Path(path_type=Path), help="Also write the record alone to this file.")
 def main(output: Path, arch: tuple[str, ...], record: Path | None) -> None:
-    """Compile every kernel for the chosen architectures into a folder, with a record of what came out."""
+    """Compile every kernel for the chosen architectures into a folder, with a record of the objects."""
     import triton
 
     kernels = []

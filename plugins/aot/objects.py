@@ -38,7 +38,7 @@ class Compiled:
     size: Size
     arch: Family
     widths: dict[str, float]
-    """What was fixed when it was compiled: D, DV, or C, R and scale, or C, R, DN and DV; and heads free."""
+    """Sizes fixed at compile time: D, DV, or C, R and scale, or C, R, DN and DV; heads stay free."""
     inputs: list[str]
     """Pointer arguments in the order of the kernel's parameters; scalars follow, then outputs."""
     scalars: list[Expression]
@@ -71,7 +71,7 @@ class Compiled:
 
 
 def faults(kernel: Compiled) -> list[str]:
-    """Reasons not to ship a kernel: what a plugin cannot launch, and what would make it slow."""
+    """Reasons not to ship a kernel: a plugin could not launch it, or it would be slow."""
     found = {
         f"{kernel.spills} bytes of registers spill": kernel.spills > 0,
         f"{kernel.scratch} bytes of scratch memory": kernel.scratch > 0,

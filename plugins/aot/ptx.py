@@ -20,7 +20,7 @@ class UnfitKernelError(Exception):
 
 @dataclass(frozen=True)
 class Assembly:
-    """Machine code, and what the assembler reports of it."""
+    """Machine code, and the assembler's report: registers and spills."""
 
     cubin: bytes
     registers: int
@@ -28,7 +28,7 @@ class Assembly:
     """Bytes stored and loaded per thread because registers ran out."""
 
 
-def keep_parameters(ptx: str, name: str, count: int) -> str:
+def truncate_parameters(ptx: str, name: str, count: int) -> str:
     """Remove all but the first `count` parameters of the entry `name`.
 
     Raises:
@@ -44,8 +44,8 @@ def keep_parameters(ptx: str, name: str, count: int) -> str:
         spare = line.split()[-1]
         if len(re.findall(rf"\b{re.escape(spare)}\b", ptx)) != 1:
             raise UnfitKernelError(f"{name} uses {spare}, which no launcher outside Triton passes")
-    kept = "\n" + ",\n".join(f"\t{line}" for line in declared[:count]) + "\n"
-    return ptx[: found.start(1)] + kept + ptx[found.end(1) :]
+    remaining = "\n" + ",\n".join(f"\t{line}" for line in declared[:count]) + "\n"
+    return ptx[: found.start(1)] + remaining + ptx[found.end(1) :]
 
 
 def rename(ptx: str, old: str, new: str) -> str:

@@ -24,7 +24,7 @@ from plugins.triton.tiles import Family, Operator
 
 NAMESPACE = "vmla"
 COMPACT, FAST = 1, 2
-"""Tactics."""
+"""Numbers of the tactics that TensorRT may choose from: within 48 KiB of shared memory, or beyond."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +89,7 @@ def register(
     """Register the plugins with TensorRT for one architecture, with the kernels compiled in `folder`.
 
     Args:
-        folder: what `python -m plugins.aot.compile` wrote.
+        folder: the folder that `python -m plugins.aot.compile` wrote.
         arch: of the GPU that the engine is built for: 90, 100 or 120.
         large: also offer the kernels that take more than 48 KiB of shared memory.
         lazy: only when a plugin is first used; without it TensorRT's libraries must be loaded.

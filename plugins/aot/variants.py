@@ -60,7 +60,7 @@ class KernelVariant:
         """The symbol of the kernel, unique among all variants."""
         t = tile(self.operator, capability=self.arch, size=self.size)
         shape = f"{t.rows}x{t.columns}" if t.columns else str(t.rows)
-        return f"vmla_{self.operator}_{self.dtype}_{shape}_w{t.warps}s{t.stages}_sm{self.arch}"
+        return f"vmla_{self.operator}_{self.dtype}_{shape}_w{t.num_warps}s{t.num_stages}_sm{self.arch}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,8 +93,8 @@ def compile_options(variant: KernelVariant) -> dict[str, Any]:
     """Options of Triton's compiler, besides the target."""
     size = _tile(variant)
     return {
-        "num_warps": size.warps,
-        "num_stages": size.stages,
+        "num_warps": size.num_warps,
+        "num_stages": size.num_stages,
         "ptx_version": PTX_ISA,
         "enable_fp_fusion": True,
     }

@@ -1,4 +1,4 @@
-"""JSON with nothing in it that a reader would have to be careful of: no doubles, no infinities, no depths."""
+"""Reads JSON from untrusted files; refuses duplicate keys, infinities and deep nesting."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from plugins.documents.regular_file import LARGEST, read_text
 from plugins.errors import UserError
 
 DEEPEST = 32
-"""Levels of lists and objects within one another."""
+"""Levels of nesting that are read at most; Python's recursion ends at about 1000."""
 LARGEST_NUMBER = 2**128
-"""Whole numbers are smaller, so that each of them is a float too."""
+"""Bound of whole numbers, below which every one converts to a finite float."""
 
 
 def read_json(path: Path, *, mend: str = "", largest: int = LARGEST) -> dict[str, Any]:
@@ -21,7 +21,7 @@ def read_json(path: Path, *, mend: str = "", largest: int = LARGEST) -> dict[str
 
     Args:
         path: of the file.
-        mend: what to do where it is not there, or is no JSON.
+        mend: the error's advice if the file is missing or not JSON.
         largest: bytes that it may have.
 
     Raises:
@@ -34,7 +34,7 @@ def read_json(path: Path, *, mend: str = "", largest: int = LARGEST) -> dict[str
 
 
 def read_json_lines(path: Path) -> Iterator[tuple[str, Any]]:
-    """The value on each line of a file that is not empty, and what to call that line.
+    """The value on each non-empty line of a file, and the line's name in errors.
 
     Raises:
         UserError: as `read_json`.
@@ -50,11 +50,11 @@ def parse_json(text: str, where: str, *, mend: str = "") -> Any:
 
     Args:
         text: JSON.
-        where: what is called so in an error: a file.
-        mend: what to do about it.
+        where: the name of the text's source in errors, such as the file's name.
+        mend: the error's advice.
 
     Raises:
-        UserError: for what is no JSON, a key that stands twice, or a value that `refuse_odd` refuses.
+        UserError: if it is not JSON, has a duplicate key, or a value that `refuse_odd` refuses.
     """
     try:
         value = json.loads(text, object_pairs_hook=_without_doubles, parse_constant=_refuse_constant)
@@ -67,7 +67,7 @@ def parse_json(text: str, where: str, *, mend: str = "") -> Any:
 
 
 def refuse_odd(value: Any, where: str) -> None:
-    """Refuse what is nested too deeply, numbers that are not finite or far too large, and broken text.
+    """Refuse values nested too deeply, numbers that are not finite or far too large, and broken text.
 
     Raises:
         UserError: naming the field.
@@ -99,7 +99,7 @@ def shown(key: object, longest: int = 60) -> str:
 
 
 def _odd(value: Any) -> str | None:
-    """What is wrong with a value, whatever it stands for."""
+    """The fault of a value that no JSON file of ours may have."""
     if isinstance(value, float) and not abs(value) < float("inf"):
         return "the number is not finite"
     if type(value) is int and abs(value) >= LARGEST_NUMBER:

@@ -16,7 +16,7 @@ from plugins.atomic_files import beside
 from plugins.errors import UserError
 
 MARK = b"videomla "
-"""What a lock file begins with; the number of the process that holds it follows."""
+"""The start of a lock file; the id of the process that holds it follows."""
 
 
 def lock_path(output: Path) -> Path:

@@ -1,4 +1,4 @@
-"""What a safetensors file says of its tensors, read without any of them.
+"""Reads the header of a safetensors file: names, shapes and types of its tensors, without the tensors.
 
 Eight bytes with the length of a JSON object, that object, and the tensors one behind the other.
 """
@@ -10,7 +10,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from plugins.documents.json_file import parse_json
 from plugins.documents.regular_file import LARGEST, opened
@@ -22,7 +22,7 @@ BYTES = {
     "F64": 8, "I64": 8, "U64": 8, "F32": 4, "I32": 4, "U32": 4, "F16": 2, "BF16": 2, "I16": 2, "U16": 2,
     "F8_E4M3": 1, "F8_E5M2": 1, "F8_E8M0": 1, "I8": 1, "U8": 1, "BOOL": 1,
 }  # fmt: skip
-"""Of one number, by the format's name of its type."""
+"""Bytes of one number, by the format's name of its type."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,34 +53,42 @@ def read_header(path: Path, *, mend: str = "copy it again") -> TensorHeader:
 
     Args:
         path: of the file.
-        mend: what to do where it is missing or damaged.
+        mend: the error's advice if it is missing or damaged.
 
     Raises:
-        UserError: if it is missing, cut short, or says what its bytes do not hold.
+        UserError: if it is missing, cut short, or describes tensors that its bytes do not hold.
     """
     with opened(path, mend=mend) as file:
-        size = os.fstat(file.fileno()).st_size
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(LARGEST, size - 8):
-            raise UserError(f"{path} is damaged (it has no whole header){mend and f'; {mend}'}")
-        content = file.read(length)
+        return header_in(file, str(path), mend=mend)
+
+
+def header_in(file: BinaryIO, where: str, *, mend: str = "copy it again") -> TensorHeader:
+    """The same of an open file, from its beginning; `where` is what it is called in an error.
+
+    Raises:
+        UserError: as `read_header`.
+    """
+    size = os.fstat(file.fileno()).st_size
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > min(LARGEST, size - 8):
+        raise UserError(f"{where} is damaged (it has no whole header){mend and f'; {mend}'}")
     try:
-        values = parse_json(content.decode(), str(path), mend=mend)
+        values = parse_json(file.read(length).decode(), where, mend=mend)
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is damaged (its header is no text){mend and f'; {mend}'}") from error
+        raise UserError(f"{where} is damaged (its header is no text){mend and f'; {mend}'}") from error
     metadata = values.pop(METADATA, {}) if isinstance(values, dict) else {}
-    tensors = typed(values, dict[str, TensorEntry], f"{path} is damaged", mend=mend)
+    tensors = typed(values, dict[str, TensorEntry], f"{where} is damaged", mend=mend)
     header = TensorHeader(
         tensors=tensors,
-        metadata=typed(metadata, dict[str, str], f"{path} is damaged: {METADATA}", mend=mend),
+        metadata=typed(metadata, dict[str, str], f"{where} is damaged: {METADATA}", mend=mend),
     )
     if (fault := _fault(tensors, size - 8 - length)) is not None:
-        raise UserError(f"{path} is damaged ({fault}){mend and f'; {mend}'}")
+        raise UserError(f"{where} is damaged ({fault}){mend and f'; {mend}'}")
     return header
 
 
 def _fault(tensors: Mapping[str, TensorEntry], held: int) -> str | None:
-    """What is wrong with where the tensors are said to lie in the `held` bytes behind the header."""
+    """The fault, if any, of the tensors' offsets in the `held` bytes behind the header."""
     end = 0
     for name, entry in sorted(tensors.items(), key=lambda pair: pair[1].data_offsets):
         first, behind = entry.data_offsets

@@ -31,17 +31,17 @@ class Between:
 def typed(
     values: Any, kind: type[T], where: str, *, others: Literal["forbid", "ignore"] = "forbid", mend: str = ""
 ) -> T:
-    """`values`, which come from JSON or YAML, as the type that they are said to be.
+    """Convert `values` from JSON or YAML to the type `kind`, checking every field.
 
     Args:
         values: plain values; lists become tuples, objects become dataclasses, where the type has them.
         kind: a dataclass, or a list or dictionary of such; a number is never taken for text or true.
-        where: what is called so in an error: a file.
+        where: the name of the values' source in errors, such as the file's name.
         others: whether keys that `kind` does not have are refused or left out.
-        mend: what to do about it.
+        mend: the error's advice.
 
     Raises:
-        UserError: naming the field, what it is and what it should be.
+        UserError: naming the field, its value and the type expected.
     """
     from pydantic import ValidationError
 
@@ -58,7 +58,7 @@ def typed(
 
 @lru_cache(maxsize=64)
 def _model(kind: Any, others: Literal["forbid", "ignore"]) -> Any:
-    """What pydantic makes of a type; settings of a model hold for the dataclasses within it."""
+    """Pydantic's adapter of a type; settings of a model hold for the dataclasses within it."""
     from pydantic import ConfigDict, create_model
 
     settings = ConfigDict(extra=others, strict=True, allow_inf_nan=False)

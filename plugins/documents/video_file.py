@@ -22,11 +22,11 @@ def opened_video(path: Path, *, mend: str = "") -> Iterator[InputContainer]:
 
     Args:
         path: of the file.
-        mend: what to do where it is not there.
+        mend: the error's advice if it is missing.
 
     Raises:
         UserError: if it is missing, not to be read, or a folder, a pipe or a device.
-        FFmpegError: if it is no video or picture.
+        FFmpegError: if it is neither a video nor a picture.
     """
     import av
 

@@ -1,7 +1,7 @@
 """YAML as far as people write it by hand: lists, mappings and plain values, in time linear in their number.
 
 Built from the parser's events, of which it needs no recursion. Anchors, aliases and tags are refused: none
-of our files has them, and each can make much or something odd of little. What looks like a date is text.
+of our files has them, and each can make much or something odd of little. A date is read as text.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from plugins.documents.regular_file import read_text
 from plugins.errors import UserError
 
 LONGEST_NUMBER = 40
-"""Characters; longer ones are no number that anybody means."""
+"""Characters of a number at most; converting a longer one takes quadratic time, and nobody means it."""
 NUMBER = ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
 _NO_KEY = object()
 
@@ -25,7 +25,7 @@ def read_yaml(path: Path, *, mend: str = "") -> Any:
 
     Args:
         path: of the file.
-        mend: what to do where it is not there.
+        mend: the error's advice if it is missing.
 
     Raises:
         UserError: if it is missing, or holds something else than lists, mappings and plain values.
@@ -54,7 +54,7 @@ class _Tree:
     """Values that grow with events."""
 
     def __init__(self, yaml: Any) -> None:
-        """`yaml` is PyYAML's module."""
+        """Begin without a document; `yaml` is PyYAML's module, imported only where a file is read."""
         self._yaml, self._plain = yaml, yaml.constructor.SafeConstructor()
         self._open: list[list[Any]] = []
         """Containers that are not complete, outermost first, each with the key that waits for its value."""

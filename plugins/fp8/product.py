@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 FAST_ACCUMULATION = True
-"""Whether a GPU adds up inside its tensor cores, with fewer bits than float32: in everything that is run and
-in everything that is timed here alike. An expectation, that what it costs is far below the rounding of the
-codes; the stage `fp8` of `vmla-bench gpu` measures speed and error of both at the model's sizes."""
+"""Whether a GPU accumulates inside its tensor cores, with fewer bits than float32; the same wherever products
+are run or timed. We expect its error to be far below the rounding of the codes; the measurement `fp8` of
+`vmla-bench gpu` compares speed and error of both at the model's sizes."""
 WIDTHS = 16
-"""What both widths of a layer divide by."""
+"""Both widths of a layer must be multiples of this."""
 OLDEST_GPU = (8, 9)
-"""Compute capability from which GPUs multiply such codes."""
+"""Compute capability from which GPUs multiply float8 codes."""
 
 
 def scaled_product(
@@ -45,6 +45,6 @@ def reference_product(
     codes: Tensor, scales: Tensor, weight: Tensor, weight_scales: Tensor, bias: Tensor | None = None,
     *, dtype: torch.dtype = torch.bfloat16,
 ) -> Tensor:  # fmt: skip
-    """As `scaled_product`: what the codes stand for, multiplied in float32 and rounded once."""
+    """As `scaled_product`: the codes' values, multiplied in float32 and rounded once."""
     made = (codes.float() * scales) @ (weight.float() * weight_scales[:, None]).t()
     return (made if bias is None else made + bias.float()).to(dtype)

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 LARGEST = torch.finfo(torch.float8_e4m3fn).max
-"""448"""
+"""The largest number of float8_e4m3fn, 448."""
 LEAST_SCALE = 2.0**-40
-"""Of a row of zeros, which could not be divided otherwise."""
+"""Least scale of a row, so that a row of zeros can be divided by its scale."""
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:

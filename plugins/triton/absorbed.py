@@ -26,6 +26,7 @@ from plugins.triton.softmax import online_softmax
 def rotary_keys(rotary, cos, sin, tokens, filled, R: tl.constexpr, HALF: tl.constexpr):
     """The turned rotary parts [BLOCK_K, 2 HALF], in float32, of entries whose own lie at `rotary`."""
     pairs = tl.arange(0, HALF)[None, :]
+    # HALF pads R / 2 to what a product needs. The padding is zero here and in the query, and adds nothing.
     there = filled[:, None] & (pairs < R // 2)
     angle = tokens[:, None] * (R // 2) + pairs
     c = tl.load(cos + angle, mask=there, other=0.0)
@@ -57,11 +58,13 @@ def absorbed(
         sums1 = tl.zeros([BLOCK_Q, C1], tl.float32)
     factor = tl.full([BLOCK_Q], SCALE, tl.float32)
     if scales is not None:
+        # Rows of one tile may belong to several heads; those beyond the end borrow the last head's scale.
         head = tl.minimum(rows, n_rows - 1) // n_queries
         scale_in = tl.load(scales + n_rows // n_queries + head)
         factor = SCALE * tl.load(scales + head) * scale_in
     top, total = tl.full([BLOCK_Q], float("-inf"), tl.float32), tl.zeros([BLOCK_Q], tl.float32)
     sums0 = tl.zeros([BLOCK_Q, C0], tl.float32)
+    # Unrolled, so that the body is compiled twice, once for the ring and once for the chunk.
     for part in tl.static_range(2):
         if part == 0:
             entries, n_tokens, before = cached + batch.to(tl.int64) * n_cached * E, n_cached, 0
@@ -74,13 +77,14 @@ def absorbed(
             here = entries + tokens[:, None] * E
             k0 = tl.load(here + first[None, :], mask=filled[:, None], other=0.0)
             k_r = rotary_keys(here + C, cos, sin, before + tokens, filled, R, HALF).to(k0.dtype)
+            # Products take powers of two of channels, which C + R is not: the scores are a sum of three.
             scores = tl.dot(q_r, tl.trans(k_r), tl.dot(q0, tl.trans(k0)))
             if C1 > 0:
                 k1 = tl.load(here + second[None, :], mask=filled[:, None], other=0.0)
                 scores = tl.dot(q1, tl.trans(k1), scores)
             weights, shrink, top, total = online_softmax(scores * factor[:, None], filled, top, total)
             if scales is not None:
-                weights *= 256.0
+                weights *= 256.0  # spread over the range of e4m3; see above
             sums0 = tl.dot(weights.to(k0.dtype), k0, sums0 * shrink[:, None])
             if C1 > 0:
                 sums1 = tl.dot(weights.to(k0.dtype), k1, sums1 * shrink[:, None])

@@ -8,7 +8,7 @@ valid [K], one byte each; scales [3, N] float32. One program takes BLOCK_Q queri
 through a share of the keys (grid: query tiles, B N, splits). Without splits the result is written
 at once. With splits `out` is float32 [splits, B, N, S, dv] and `lse` [splits, B, N, S], and `merge`
 adds the shares up: this fills a machine that the query tiles alone leave idle.
-Keys and values of empty slots are never read, so what lies there cannot matter.
+Keys and values of empty slots are never read, so their contents cannot matter.
 Origin: FlashAttention-2 (arXiv 2307.08691), with the scale folded in; the split of FlashDecoding.
 """
 
@@ -18,7 +18,7 @@ import triton.language as tl
 from plugins.triton.softmax import full_softmax, online_softmax
 
 COUNTED = tl.constexpr(2048)
-"""Tokens whose validity is read at once."""
+"""Tokens whose validity `count_valid` reads with one load; a power of two, as every range of Triton's."""
 
 
 @triton.jit
@@ -38,17 +38,19 @@ def attention(
     SPLITS: tl.constexpr,
 ):  # fmt: skip
     """One tile of queries of one head; SCALE is that of the scores times log2(e)."""
-    head = tl.program_id(1)
+    head = tl.program_id(1)  # counts through all videos: b * N + n
     split = tl.program_id(2)
     rows = tl.program_id(0) * BLOCK_Q + tl.arange(0, BLOCK_Q)
     columns = tl.arange(0, BLOCK_K)
     wide, deep = tl.arange(0, D), tl.arange(0, DV)
+    # A head's start is counted in 64 bits; within a head 32 bits suffice, and take fewer registers.
     query += head.to(tl.int64) * n_queries * D
     keys += head.to(tl.int64) * n_keys * D
     values += head.to(tl.int64) * n_keys * DV
     q = tl.load(query + rows[:, None] * D + wide[None, :], mask=rows[:, None] < n_queries, other=0.0)
     factor = SCALE
     if scales is not None:
+        # The scales of queries and keys belong to the scores, so both are applied once, with SCALE.
         factor = SCALE * tl.load(scales + head % heads) * tl.load(scales + heads + head % heads)
 
     top = tl.full([BLOCK_Q], float("-inf"), tl.float32)
@@ -67,7 +69,7 @@ def attention(
         weights, shrink, top, total = full_softmax(tl.dot(q, k), factor, top, total)
         v = tl.load(values + tokens[:, None] * DV + deep[None, :])
         if scales is not None:
-            weights *= 256.0
+            weights *= 256.0  # see below
         sums = tl.dot(weights.to(v.dtype), v, sums * shrink[:, None])
     for start in range(whole, end, BLOCK_K):
         tokens = start + columns
@@ -76,13 +78,14 @@ def attention(
         weights, shrink, top, total = online_softmax(tl.dot(q, k) * factor, filled, top, total)
         v = tl.load(values + tokens[:, None] * DV + deep[None, :], mask=filled[:, None], other=0.0)
         if scales is not None:
-            # e4m3 reaches 448: weights of at most 1 are spread over its range.
+            # Of at most 1, most weights would be subnormal in e4m3, which reaches 448; `scale_out` undoes it.
             weights *= 256.0
         sums = tl.dot(weights.to(v.dtype), v, sums * shrink[:, None])
 
     scale_out = 1.0
     if scales is not None:
         scale_out = tl.load(scales + 2 * heads + head % heads) / 256.0
+    # A row without a single valid key has a total of 0, and is to give zeros instead of NaN.
     sums *= (scale_out / tl.where(total == 0.0, 1.0, total))[:, None]
     place = (split * tl.num_programs(1) + head).to(tl.int64) * n_queries
     inside = rows[:, None] < n_queries
@@ -104,6 +107,7 @@ def merge(
     deep = tl.arange(0, DEEP)
     inside = rows < n_rows
     both = inside[:, None] & (deep[None, :] < WIDTH)
+    # The largest log-sum comes first, so that no exponential below can overflow.
     top = tl.full([BLOCK], float("-inf"), tl.float32)
     for split in tl.static_range(SPLITS):
         top = tl.maximum(top, tl.load(lse + split * n_rows + rows, mask=inside, other=float("-inf")))

@@ -7,7 +7,7 @@ Layout: cached [B, T, E], own [B, S, E], up_key [N dn, C], up_value [N dv, C], k
 [B, N, K, dn + R], values [B, N, K, dv], contiguous, content before the rotary part; cos, sin
 [K, R / 2] float32; valid [K], one byte each. One program makes BLOCK tokens of one head (grid: tiles
 of cached and then of own tokens, N, B); a tile lies on one side of the border between them.
-Keys and values of empty slots are written as zeros, and what lies there is never read.
+Keys and values of empty slots are written as zeros, and their entries are never read.
 Origin: the up-projection of arXiv 2605.30351, section 3.1, with the rotation as its epilogue.
 """
 
@@ -40,6 +40,7 @@ def expand(
     inner, nope, deep = tl.arange(0, PAD_C), tl.arange(0, PAD_N), tl.arange(0, PAD_V)
     key_sums = tl.zeros([BLOCK, PAD_N], tl.float32)
     value_sums = tl.zeros([BLOCK, PAD_V], tl.float32)
+    # C in steps of the largest power of two that divides it (192 = 3 x 64), so no step needs a mask.
     for start in tl.static_range(0, C, PAD_C):
         content = tl.load(
             entries + tokens[:, None] * E + start + inner[None, :], mask=filled[:, None], other=0.0
@@ -49,6 +50,7 @@ def expand(
         key_sums = tl.dot(content, tl.load(key_rows, mask=nope[None, :] < DN, other=0.0), key_sums)
         value_sums = tl.dot(content, tl.load(value_rows, mask=deep[None, :] < DV, other=0.0), value_sums)
 
+    # Every head writes its own copy of the one shared rotary key: attention then reads plain keys of width D.
     pairs = tl.arange(0, PAD_R)
     turning = filled[:, None] & (pairs[None, :] < R // 2)
     angle = (before + tokens[:, None]) * (R // 2) + pairs[None, :]

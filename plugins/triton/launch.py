@@ -120,7 +120,7 @@ def _expand(
         cached, own, up_key, up_value, cos, sin, valid, n_cached, own.shape[1], keys, values,
         C=content, R=rotary, DN=nope, DV=deep, PAD_C=divisor(content),
         PAD_R=power_of_two(rotary // 2, least=1), PAD_N=power_of_two(nope), PAD_V=power_of_two(deep),
-        BLOCK=size.rows, num_warps=size.warps, num_stages=size.stages,
+        BLOCK=size.rows, num_warps=size.num_warps, num_stages=size.num_stages,
     )  # fmt: skip
     return keys, values
 
@@ -135,7 +135,7 @@ def _attention(
     wrap_triton(attention_kernel)[(-(-rows // size.rows), batch * heads, splits)](
         query, keys, values, valid, scales, rows, valid.shape[0], heads, parts, sums,
         SCALE=width**-0.5 * LOG2_E, D=width, DV=deep, BLOCK_Q=size.rows, BLOCK_K=size.columns,
-        SPLITS=splits, num_warps=size.warps, num_stages=size.stages,
+        SPLITS=splits, num_warps=size.num_warps, num_stages=size.num_stages,
     )  # fmt: skip
     return _merged(out, parts, sums, splits)
 
@@ -158,21 +158,24 @@ def _absorbed(
     assert parts_of_content is not None, "checked when the backend was chosen"
     size = _tile("mla_attention_absorbed", query)
     out, parts, sums = _outputs(query, entry - rotary, splits)
+    # All heads attend to the same latents, so heads and queries are the rows of one query matrix (as in MQA).
     wrap_triton(absorbed_kernel)[(-(-heads * rows // size.rows), batch, splits)](
         query, cached, own, cos, sin, valid, scales, heads * rows, rows, cached.shape[1], own.shape[1],
         parts, sums, SCALE=scale * LOG2_E, C0=parts_of_content[0], C1=parts_of_content[1], R=rotary,
         HALF=rotary_pairs(rotary, query.element_size()), BLOCK_Q=size.rows, BLOCK_K=size.columns,
-        SPLITS=splits, num_warps=size.warps, num_stages=size.stages,
+        SPLITS=splits, num_warps=size.num_warps, num_stages=size.num_stages,
     )  # fmt: skip
     return _merged(out, parts, sums, splits)
 
 
 def _outputs(query: Tensor, deep: int, splits: int) -> tuple[Tensor, Tensor, Tensor | None]:
     """The result [B, N, S, deep], where the kernel writes, and its log-sums if the keys are split."""
+    # Float8 has three bits of mantissa and no scale here; the product that follows takes bfloat16.
     kind = torch.bfloat16 if query.dtype == torch.float8_e4m3fn else query.dtype
     out = query.new_empty(*query.shape[:-1], deep, dtype=kind)
     if splits == 1:
         return out, out, None
+    # Parts stay float32 until they are merged: rounded once, as without splits.
     parts = query.new_empty(splits, *out.shape, dtype=torch.float32)
     return out, parts, query.new_empty(parts.shape[:-1], dtype=torch.float32)
 
@@ -192,7 +195,7 @@ def _tile(operator: Operator, like: Tensor) -> Tile:
     if like.device.type == "cuda":
         major, minor = torch.cuda.get_device_capability(like.device)
         return tile(operator, capability=10 * major + minor)
-    return tile(operator, capability=90, size="compact")
+    return tile(operator, capability=90, size="compact")  # Triton's interpreter, where any tile runs
 
 
 def _splits(operator: Operator, like: Tensor, rows: int, batch: int, tokens: int) -> int:

@@ -1,6 +1,7 @@
 """One step of a softmax over keys that arrive block by block, for the kernels of this package.
 
-Origin: FlashAttention-2 (arXiv 2307.08691, algorithm 1), with exponentials to the base 2.
+Origin: FlashAttention-2 (arXiv 2307.08691, algorithm 1), with exponentials to the base 2: a GPU has an
+instruction for these alone, and the factor log2(e) is already in the scores' scale.
 """
 
 import triton
@@ -11,7 +12,8 @@ import triton.language as tl
 def online_softmax(scores, filled, top, total):
     """A block of scores [Q, K], of which those of `filled` [K] keys count, after `top` and `total` [Q].
 
-    Returns weights [Q, K] relative to the new maximum, what earlier sums shrink by [Q], and both anew.
+    Returns weights [Q, K] relative to the new maximum, the factors [Q] by which earlier sums shrink, and the
+    new `top` and `total`.
     """
     scores = tl.where(filled[None, :], scores, float("-inf"))
     higher = tl.maximum(top, tl.max(scores, 1))
@@ -24,9 +26,10 @@ def online_softmax(scores, filled, top, total):
 
 @triton.jit
 def full_softmax(scores, factor, top, total):
-    """As `online_softmax`, where all keys count, of scores that are still to be multiplied by `factor` > 0.
+    """As `online_softmax`, where all keys count and scores are still to be multiplied by `factor` > 0.
 
-    The row's largest is multiplied alone, so that each score takes one multiply-add on the way to its weight.
+    Only the row's largest score is scaled by itself; every other takes one fused multiply-add on the way to
+    its weight.
     """
     higher = tl.maximum(top, tl.max(scores, 1) * factor)
     weights = tl.exp2(scores * factor - higher[:, None])

@@ -16,8 +16,9 @@ twice at 4.8 TB/s, against 1.55 us for 128 keys of a tile on every processor of 
 published rates, not measured)."""
 
 MOST = 8
+"""Splits at most; each of them writes the whole result once more, in float32."""
 FEWEST_KEYS = 128
-"""A split of fewer keys than this is not worth a program."""
+"""Keys of a split at least, two blocks of Hopper's tile: fewer are not worth starting a program for."""
 CLEAR_PREDICTION = 0.95
 """The share of one split's predicted time below which more are believed in: at the published shape two splits
 are predicted to gain 1 %, and would write and read 115 MB for it."""
@@ -25,6 +26,7 @@ are predicted to gain 1 %, and would write and read 115 MB for it."""
 TIMED = (1, 2, 3)
 """The numbers of splits that are timed."""
 ROUNDS = 5
+"""Calls of each number of splits, whose median counts."""
 CLEAR_TIME = 0.98
 """The share of the time of fewer splits below which more are taken: less may be noise."""
 
@@ -33,7 +35,7 @@ Timer = Callable[[Callable[[], object]], float]
 
 
 class Launch(NamedTuple):
-    """What the best number of splits depends on, on one GPU."""
+    """The inputs of the choice of splits on one GPU."""
 
     operator: str
     dtype: str

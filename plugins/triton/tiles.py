@@ -21,47 +21,49 @@ COMPACT_MEMORY = 48 << 10
 """Bytes that a program gets without raising the function's limit (cudaFuncSetAttribute)."""
 
 LOG2_E = 1.4426950408889634
+"""log2(e), multiplied into the scale: GPUs have an instruction for 2^x, and none for e^x
+(FlashAttention-2)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tile:
-    """Rows and columns of one program, its warps, and the stages of its software pipeline."""
+    """Rows and columns of one program; `num_warps` and `num_stages` are Triton's own options of that name."""
 
     rows: int
     columns: int = 0
     """Keys per step; 0 where a kernel has no loop over keys."""
-    warps: int
-    stages: int
+    num_warps: int
+    num_stages: int
 
 
 FAST: dict[Operator, dict[Family, Tile]] = {
     "expand": {
-        90: Tile(rows=128, warps=8, stages=1),
-        100: Tile(rows=128, warps=8, stages=1),
-        120: Tile(rows=64, warps=8, stages=1),
+        90: Tile(rows=128, num_warps=8, num_stages=1),
+        100: Tile(rows=128, num_warps=8, num_stages=1),
+        120: Tile(rows=64, num_warps=8, num_stages=1),
     },
     "mla_attention": {
-        90: Tile(rows=128, columns=64, warps=8, stages=3),
-        100: Tile(rows=128, columns=128, warps=8, stages=2),
-        120: Tile(rows=64, columns=64, warps=8, stages=2),
+        90: Tile(rows=128, columns=64, num_warps=8, num_stages=3),
+        100: Tile(rows=128, columns=128, num_warps=8, num_stages=2),
+        120: Tile(rows=64, columns=64, num_warps=8, num_stages=2),
     },
     "mla_attention_absorbed": {
-        90: Tile(rows=128, columns=32, warps=8, stages=3),
-        100: Tile(rows=128, columns=64, warps=8, stages=2),
-        120: Tile(rows=32, columns=32, warps=4, stages=2),
+        90: Tile(rows=128, columns=32, num_warps=8, num_stages=3),
+        100: Tile(rows=128, columns=64, num_warps=8, num_stages=2),
+        120: Tile(rows=32, columns=32, num_warps=4, num_stages=2),
     },
 }
 COMPACT: dict[Operator, dict[Family, Tile]] = {
-    "expand": dict.fromkeys(FAMILIES, Tile(rows=64, warps=8, stages=1)),
+    "expand": dict.fromkeys(FAMILIES, Tile(rows=64, num_warps=8, num_stages=1)),
     "mla_attention": {
-        90: Tile(rows=64, columns=32, warps=4, stages=1),
-        100: Tile(rows=64, columns=32, warps=4, stages=1),
-        120: Tile(rows=32, columns=32, warps=4, stages=1),
+        90: Tile(rows=64, columns=32, num_warps=4, num_stages=1),
+        100: Tile(rows=64, columns=32, num_warps=4, num_stages=1),
+        120: Tile(rows=32, columns=32, num_warps=4, num_stages=1),
     },
     "mla_attention_absorbed": {
-        90: Tile(rows=64, columns=32, warps=4, stages=1),
-        100: Tile(rows=64, columns=32, warps=4, stages=1),
-        120: Tile(rows=32, columns=32, warps=4, stages=1),
+        90: Tile(rows=64, columns=32, num_warps=4, num_stages=1),
+        100: Tile(rows=64, columns=32, num_warps=4, num_stages=1),
+        120: Tile(rows=32, columns=32, num_warps=4, num_stages=1),
     },
 }
 

@@ -18,12 +18,10 @@ from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say
 
 if TYPE_CHECKING:
-    from runtime.planning.request import Job
+    from runtime.planning.job import Job
 
 LONG_SECONDS = 60.0
 """Seconds of denoising from which an engine is worth a word: building one takes a minute or two."""
-BUILT = {"backend": ON_CPU["backend"], "precision": "fp32"}
-"""The settings of the engine that is offered."""
 NICENESS = 10
 """Of a build after a video, which nobody waits for."""
 SPEED_UP = 1.47
@@ -51,7 +49,7 @@ def engine_hint(job: Job, checkpoint: str, seconds: float) -> list[str]:
     if seconds < LONG_SECONDS or not _pays(job):
         return []
     saved = seconds * (1 - 1 / SPEED_UP)
-    options = {"checkpoint": checkpoint, **BUILT}
+    options = {"checkpoint": checkpoint, "precision": "fp32", **ON_CPU}
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     command = shlex.join(["vmla-export", "build", *words])
     return [
@@ -90,7 +88,8 @@ def build_after(job: Job, checkpoint: str, stop: Stop) -> None:
     if not _pays(job):
         say("no engine is built: none is known to be faster for this model, type and device")
         return
+    settings = Settings(precision="fp32", backend=ON_CPU["backend"], device=ON_CPU["device"])
     os.nice(NICENESS)
     say("the video is finished; an engine for later ones is built now (Ctrl-C leaves it out)")
     with stop.raised():
-        build_engine(checkpoint, Settings(**BUILT), None, None, stop)
+        build_engine(checkpoint, settings, None, None, stop)

@@ -8,20 +8,26 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
+from export.backends.registry import BACKENDS
 from export.engine.manifest import NAME as MANIFEST
-from export.engine.manifest import engine_store
+from export.engine.manifest import Attention, engine_store
 from plugins.errors import UserError
 from vmla.cli.command import OneLineErrors
-from vmla.cli.progress import StageBar
+from vmla.cli.options.choices import Choice
+from vmla.cli.options.device import AUTO, device_option, say_device, without_auto
+from vmla.cli.progress import PhaseBar
 from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say
 
 if TYPE_CHECKING:
     from export.settings import Settings
+
+PRECISIONS = ("fp32", "bf16", "fp16", "fp8", "nvfp4")
+"""As `export.lowering.precision.Precision`, which needs PyTorch."""
 
 
 @click.group(cls=OneLineErrors)
@@ -29,35 +35,26 @@ def main() -> None:
     """Compile a checkpoint's denoiser into an engine folder that vmla-run --engine loads."""
 
 
-@main.command()
+@main.command(groups={
+    "What is built": ("checkpoint", "precision", "batch", "attention", "calibration", "output"),
+    "What it runs on": ("backend", "device", "target"),
+})  # fmt: skip
 @click.option("--checkpoint", default="sprites", show_default=True,
               help="Checkpoint folder or shipped model.")  # fmt: skip
-@click.option(
-    "--backend",
-    metavar="[aoti|onnx|tensorrt|tensorrt-rtx]",
-    help="Backend: aoti, onnx, tensorrt or tensorrt-rtx (default: the fastest that this machine has).",
-)
-@click.option(
-    "--precision",
-    metavar="[fp32|bf16|fp16|fp8|nvfp4]",
-    default="fp32",
-    show_default=True,
-    help="Precision of matrix products: fp32, bf16, fp16, fp8 or nvfp4; all else is float32.",
-)
+@click.option("--backend", type=Choice(sorted(BACKENDS)),
+              help="Compiler and library (default: the fastest that this machine has).")  # fmt: skip
+@click.option("--precision", type=Choice(PRECISIONS), default="fp32", show_default=True,
+              help="Precision of matrix products; all else is float32.")  # fmt: skip
 @click.option("--batch", type=int, default=1, show_default=True, help="Number of videos made at once.")
-@click.option("--device", metavar="[cpu|cuda]", default="cpu", show_default=True,
-              help="Torch device that an aoti engine runs on: cpu or cuda.")  # fmt: skip
+@device_option("Torch device that an aoti engine runs on", kinds=("cpu", "cuda"))
 @click.option("--target", help="GPU architectures for tensorrt-rtx, e.g. sm89,sm120.")
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
     help="Calibration for fp8 or nvfp4, by vmla-export calibrate (default: calibrate anew).",
 )
-@click.option(
-    "--attention",
-    metavar="[plugin|native]",
-    help="Attention as our TensorRT plugin's node or by the backend itself (default: native).",
-)
+@click.option("--attention", type=Choice(get_args(Attention)),
+              help="Attention as our TensorRT plugin or by the backend (default: native).")  # fmt: skip
 @click.option("--regional/--no-regional", default=None,
               help="Compile one layer for all layers, not the whole (default: aoti on cuda).")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path),
@@ -86,6 +83,8 @@ def build(
     if backend is None:
         backend, target, reason = choose_backend(target)
         say(f"backend: {backend} ({reason})")
+    if device == AUTO:
+        device = without_auto(device) if "device" in BACKENDS[backend].takes else "cpu"
     settings = Settings(
         backend=backend,
         precision=check_precision(precision),
@@ -105,12 +104,12 @@ def build(
 def build_engine(
     checkpoint: str, settings: Settings, calibration: Path | None, output: Path | None, stop: Stop
 ) -> None:
-    """Build an engine of `checkpoint` in `output`, or in the user's store, and say each stage.
+    """Build an engine of `checkpoint` in `output`, or in the user's store, and say each phase.
 
     Raises:
         UserError: if that cannot be built here.
     """
-    from export.build import BuildStage, build
+    from export.build import BuildPhase, build
     from export.engine.engine_folder import remove_asides
     from export.lowering.calibration import Calibration
     from runtime.rollout.calibration import drive
@@ -121,18 +120,18 @@ def build_engine(
     opened = find_checkpoint(checkpoint)
     folder = output or _store() / f"{opened.name}-{settings.name}"
 
-    def show(stage: BuildStage) -> None:
-        say(f"{stage.name}: {stage.seconds:.1f} s, peak {stage.peak_bytes / 2**20:,.0f} MiB")
-        for note in stage.notes:
+    def show(phase: BuildPhase) -> None:
+        say(f"{phase.name}: {phase.seconds:.1f} s, peak {phase.peak_bytes / 2**20:,.0f} MiB")
+        for note in phase.notes:
             say(f"  {note}")
-        for warning in stage.warnings:
+        for warning in phase.warnings:
             say(f"warning: {warning}", err=True)
 
     # A signal leaves through every `finally`; a compiler that swallows it is ended, and this is done for it.
     stop.last_acts = partial(remove_asides, folder)
     stop.last_words = lambda: [f"{folder} is as it was; the same command builds it"]
     given = None if calibration is None else Calibration.read(calibration)
-    with StageBar(sys.stderr) as bar:
+    with PhaseBar(sys.stderr) as bar:
         told = partial(drive, told=bar.advance)
         manifest, built = build(
             opened, settings, folder, show, calibration=given, drive=told, begun=bar.begin
@@ -151,29 +150,27 @@ def _may_be_there(output: Path | None, settings: Any) -> bool:
 @main.command()
 @click.option("--checkpoint", default="sprites", show_default=True,
               help="Checkpoint folder or shipped model.")  # fmt: skip
-@click.option("--prompts", type=click.IntRange(1), default=4, show_default=True,
+@click.option("--prompts", type=click.IntRange(1, 4_096), default=4, show_default=True,
               help="Number of videos made at once.")  # fmt: skip
-@click.option("--chunks", type=click.IntRange(1), default=6, show_default=True,
+@click.option("--chunks", type=click.IntRange(1, 100_000), default=6, show_default=True,
               help="Number of chunks of each video.")  # fmt: skip
-@click.option("--seed", default=0, show_default=True, help="Seed of prompts and noise.")
-@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
-              help="Torch device that the rollouts run on.")  # fmt: skip
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
+              help="Seed of prompts and noise.")  # fmt: skip
+@device_option("Torch device that the rollouts run on", kinds=("cpu", "cuda"))
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True,
               help="JSON file to write, for vmla-export build --calibration.")  # fmt: skip
 def calibrate(checkpoint: str, prompts: int, chunks: int, seed: int, device: str, output: Path) -> None:
     """Measure how large the inputs of every linear layer become on rollouts."""
-    import torch
-
     from export.lowering.calibration import calibrate, draw_rollouts
     from runtime.rollout.calibration import drive
     from vmla.weights.locate import find_checkpoint
 
-    if device == "cuda" and not torch.cuda.is_available():
-        raise UserError("no CUDA device here; leave --device out")
-    opened = find_checkpoint(checkpoint)
+    if not output.absolute().parent.is_dir():
+        raise UserError(f"there is no folder {output.parent}; make it first")
+    place, opened = say_device(device), find_checkpoint(checkpoint)
     rollouts = draw_rollouts(opened, prompts=prompts, chunks=chunks, seed=seed)
-    model = opened.transformer().to(device)
-    with StageBar(sys.stderr) as bar:
+    model = opened.transformer().to(place)
+    with PhaseBar(sys.stderr) as bar:
         bar.begin("calibrate")
         made = calibrate(model, opened, rollouts, partial(drive, told=bar.advance))
     made.write(output)

@@ -173,6 +173,6 @@ def _make(order: Order, output: Path, rows: int, columns: int, memory: int, stop
     for task in tasks:
         raise_failure(task)
     say(f"{output}: {mosaic.frames} frames of {count} videos in {perf_counter() - began:.1f} s")
-    if not all(task.stages.complete for task in tasks):
+    if not all(task.producer.complete for task in tasks):
         say(f"stopped; {kind_of(output).what} of a grid cannot be gone on with", err=True)
         sys.exit(stop.status)

@@ -15,7 +15,9 @@ from export.engine.manifest import EAGER, engine_store
 from plugins.errors import UserError
 from vmla.cli.command import OneLineCommand
 from vmla.cli.common_options import FiniteRange
-from vmla.cli.config_file import config_option
+from vmla.cli.options.choices import Choice
+from vmla.cli.options.config_file import config_option
+from vmla.cli.options.device import device_option
 from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say, warn
 
@@ -27,7 +29,7 @@ if TYPE_CHECKING:
 
 GROUPS = {
     "What is made": ("prompt", "prompts", "videos", "grid", "start", "minutes", "seconds", "chunks", "seed",
-                     "steps"),
+                     "steps", "dry_run"),
     "Where it goes": ("output", "overwrite", "scale", "resume", "repeat", "save_every", "events", "metrics"),
     "What makes it": ("checkpoint", "engine", "decoder", "layout", "device", "dtype",
                       "precision", "cache", "compiled", "build_engine", "threads", "memory"),
@@ -76,16 +78,15 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
               help="Engine folder, or eager (default: one of your own that fits, else eager).")  # fmt: skip
 @click.option("--decoder", type=click.Path(path_type=Path),
               help="File of TAEHV weights to decode with, or none for no frames (with -o null).")  # fmt: skip
-@click.option("--layout", type=click.Choice(["mla", "mha"]),
+@click.option("--layout", type=Choice(["mla", "mha"]),
               help="Attention layout that the checkpoint must have.")  # fmt: skip
 @click.option("--steps", type=int, help="Number of denoising steps (default: the checkpoint's own).")
-@click.option("--device", default="auto", show_default=True,
-              help="Torch device; auto: the engine's, else a GPU if there is one, else the CPU.")  # fmt: skip
-@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
+@device_option(auto="the engine's, else a GPU if there is one, else the CPU")
+@click.option("--dtype", type=Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
               show_default=True, help="Type that the model computes in.")  # fmt: skip
-@click.option("--precision", type=click.Choice(["fp8"]),
+@click.option("--precision", type=Choice(["fp8"]),
               help="Compute most linear layers in float8, on a GPU (default: as --dtype).")  # fmt: skip
-@click.option("--cache", type=click.Choice(["fp8"]),
+@click.option("--cache", type=Choice(["fp8"]),
               help="Keep the cache in float8, rotary keys in bfloat16 (default: as --dtype).")  # fmt: skip
 @click.option("--compile/--no-compile", "compiled", default=None,
               help="Compile the blocks on a GPU (default: if the video is long enough).")  # fmt: skip
@@ -291,7 +292,7 @@ def _make(order: Order, output: Path, options: dict[str, Any], stop: Stop) -> No
     from runtime.cli.engine_hint import DenoiseTime, build_after, engine_hint
     from runtime.cli.reports import check_reports, ways_on
     from runtime.outputs.stream import is_stream
-    from runtime.session.destination import is_kept, is_resumable
+    from runtime.session.destination import is_persistent, is_resumable
     from runtime.session.generate import make_videos
     from runtime.session.replay import warnings_of
     from runtime.telemetry.events import Several
@@ -302,7 +303,7 @@ def _make(order: Order, output: Path, options: dict[str, Any], stop: Stop) -> No
         check_reports(options, [output])
         if is_stream(output):
             say(f"{output} is a stream: no state is kept, and it cannot be resumed", err=True)
-        elif is_kept(output) and not is_resumable(output):
+        elif is_persistent(output) and not is_resumable(output):
             say(f"{output} is one piece: no state is kept, and it cannot be resumed", err=True)
         warn(warnings_of([order]))
         stop.last_words = partial(ways_on, [output])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,12 +17,14 @@ from plugins.errors import UserError, missing_extra
 from runtime.serve.edge.settings import LOOPBACK
 from vmla.cli.command import OneLineCommand
 from vmla.cli.common_options import FiniteRange
-from vmla.cli.config_file import config_option
+from vmla.cli.options.choices import Choice
+from vmla.cli.options.config_file import config_option
+from vmla.cli.options.device import device_option
 from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say
 
 if TYPE_CHECKING:
-    from runtime.planning.request import Job
+    from runtime.planning.job import Job
     from runtime.serve.edge.settings import ServeSettings
 
 GROUPS = {
@@ -46,12 +49,11 @@ MOST_KEYS = 2**16
 @click.option("--engine", type=click.Path(path_type=Path),
               help="Engine folder, or eager (default: one of your own that fits, else eager).")  # fmt: skip
 @click.option("--decoder", type=click.Path(path_type=Path), help="File of TAEHV weights to decode with.")
-@click.option("--layout", type=click.Choice(["mla", "mha"]),
+@click.option("--layout", type=Choice(["mla", "mha"]),
               help="Attention layout that the checkpoint must have.")  # fmt: skip
 @click.option("--steps", type=int, help="Number of denoising steps (default: the checkpoint's own).")
-@click.option("--device", default="auto", show_default=True,
-              help="Torch device; auto: the engine's, else a GPU if there is one, else the CPU.")  # fmt: skip
-@click.option("--dtype", type=click.Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
+@device_option(auto="the engine's, else a GPU if there is one, else the CPU")
+@click.option("--dtype", type=Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
               show_default=True, help="Type that the model computes in.")  # fmt: skip
 @click.option("--compile/--no-compile", "compiled", default=None,
               help="Compile the blocks on a GPU (default: if the longest stream repays it).")  # fmt: skip
@@ -91,7 +93,7 @@ MOST_KEYS = 2**16
 @click.option("--trace-to", metavar="URL",
               help="OpenTelemetry collector to send traces to (OTLP over HTTP), such as "
               "http://localhost:4318/v1/traces.")  # fmt: skip
-@click.option("--log-level", type=click.Choice(LEVELS), default="info", show_default=True,
+@click.option("--log-level", type=Choice(LEVELS), default="info", show_default=True,
               help="Lowest level that is logged.")  # fmt: skip
 @click.pass_context
 def main(context: click.Context, /, **options: Any) -> None:
@@ -101,6 +103,7 @@ def main(context: click.Context, /, **options: Any) -> None:
     _check_origins(options["allow_origin"])
     try:
         import fastapi  # noqa: F401
+        import httpx  # noqa: F401
         import prometheus_client  # noqa: F401
         import python_multipart  # noqa: F401
         import uvicorn  # noqa: F401
@@ -145,8 +148,9 @@ def _keys(options: dict[str, Any]) -> tuple[str, ...]:
         raise click.UsageError("--no-auth lets anyone in; leave out --api-key")
     if options["api_key"] is not None:
         keys = tuple(line.strip() for line in _text_of(options["api_key"]).splitlines() if line.strip())
-        if not keys or min(map(len, keys)) < 16:
-            raise UserError(f"{options['api_key']} needs keys of at least 16 characters, one on each line")
+        if not keys or not all(len(key) >= 16 and key.isprintable() for key in keys):
+            mend = "needs keys of at least 16 printable characters, one on each line"
+            raise UserError(f"{options['api_key']} {mend}")
         return keys
     if options["host"] not in LOOPBACK and not options["no_auth"]:
         raise UserError(
@@ -193,10 +197,10 @@ def _serve(options: dict[str, Any], keys: tuple[str, ...], stop: Stop) -> None:
         say(*job.what_runs(), f"page: {url}/")
         drain = app.state.server.streams.drain if options["shared"] else None
         server = server_for(app, settings, stop, drain=drain)
-        with stop.polled():
+        with stop.polled(), suppress(SystemExit):  # with which uvicorn ends where it cannot start
             server.run(sockets=[listening])
         if not server.started:
-            raise UserError("the server could not start; its log says why")
+            raise app.state.failure or UserError("the server could not start; its log says why")
     finally:
         listening.close()
     sys.exit(stop.status)
@@ -225,7 +229,8 @@ def settings_of(options: dict[str, Any], job: Job, *, keys: tuple[str, ...]) -> 
     return ServeSettings(
         store=options["store"].absolute(), name=options["name"] or job.checkpoint.folder.resolve().name,
         host=options["host"], port=options["port"], api_keys=keys, origins=options["allow_origin"],
-        lease_seconds=options["lease"], keep_seconds=3600 * options["keep"], save_every=options["save_every"],
+        lease_seconds=options["lease"], retention_seconds=3600 * options["keep"],
+        save_every=options["save_every"],
         limits=Limits(resident=options["sessions_per_replica"]),
     )  # fmt: skip
 

@@ -10,7 +10,7 @@ import httpx
 from runtime.serve.edge.access import RELAYED
 
 SECONDS = 2.0
-"""Time for a replica to answer."""
+"""Seconds that a replica has to answer."""
 
 
 async def figures(addresses: Collection[str], key: str) -> str:
@@ -27,7 +27,7 @@ async def figures(addresses: Collection[str], key: str) -> str:
 
 
 def together(told: Mapping[str, str]) -> str:
-    """What each replica, by its name, has `told`, grouped by figure, as the format asks for."""
+    """The answers `told` by each replica, by its name, grouped by figure as the format requires."""
     about: dict[str, list[str]] = {}
     lines: dict[str, list[str]] = {}
     for name, text in told.items():

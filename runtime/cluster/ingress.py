@@ -1,8 +1,8 @@
-"""The one address of a cluster of replicas: who comes in is passed on to the replica that has its session.
+"""The one address of a cluster of replicas: each request is passed on to the replica that has its session.
 
 Not Ray Serve's own: there a replica's messages go through a queue without bounds, so that a viewer who takes
-nothing no longer slows its own stream, and fills the proxy's memory. This one keeps our doors, limits and
-back-pressure, and a WebSocket outlives the replica that it began with.
+nothing no longer slows its own stream, and fills the proxy's memory. This one has our access checks, limits
+and back-pressure, and a WebSocket outlives the replica that it began with.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Find = Callable[[str | None, Collection[str]], Awaitable[str | None]]
 Everyone = Callable[[], Awaitable[Collection[str]]]
 TRIES = 100
 TRY_SECONDS = 0.1
-"""How often, and how far apart, a replica is looked for before a request is refused."""
+"""How often, and how many seconds apart, a replica is looked for before a request is refused."""
 
 
 class Ingress:
@@ -99,7 +99,7 @@ class Ingress:
 def ingress(
     settings: ServeSettings, key: str, find: Find, everyone: Everyone, tracing: Tracing | None = None
 ) -> ASGIApp:
-    """The application behind its door; requests are told to `tracing`, and None traces nothing."""
+    """The application behind its access checks; `tracing` traces requests, and None traces nothing."""
     inner = Ingress(settings, key, find, everyone)
     return CrossOrigin(Door(inner, settings, Metrics(), tracing or Tracing()), settings.origins)
 

@@ -20,7 +20,7 @@ from runtime.session.replay import DETERMINING, OF_A_VIDEO, Order, refuse_anothe
 
 @dataclass(frozen=True, kw_only=True)
 class Made:
-    """What became of a video, in values that travel between processes."""
+    """The outcome of a video, in values that travel between processes."""
 
     name: str
     frames: int = 0
@@ -44,7 +44,7 @@ class VideoMaker:
             order_of: the order of a prompt; it is called on the worker's own machine.
             folder: where the videos go.
             save_every: seconds between two states of a video on disk.
-            overwrite: make anew what is there, instead of going on with it.
+            overwrite: make existing videos anew, instead of resuming them.
         """
         self._order_of, self._folder = order_of, folder
         self._save_every, self._overwrite = save_every, overwrite
@@ -52,7 +52,7 @@ class VideoMaker:
         self._kind: Order | None = None
 
     def make(self, video: Video) -> Made:
-        """Make `video`, the rest of it, or nothing if it is complete."""
+        """Make `video`, or its rest, or nothing if it is complete."""
         try:
             return self._make(video)
         except UserError as error:
@@ -94,7 +94,7 @@ class VideoMaker:
 
 
 def _frames_of_complete(output: Path, described: Mapping[str, Any]) -> int | None:
-    """The frames of a complete video that is just what is `described`; None if there is none.
+    """The frames of a complete video that matches `described`; None if there is none.
 
     Raises:
         UserError: if it is complete, but another video.
@@ -107,7 +107,7 @@ def _frames_of_complete(output: Path, described: Mapping[str, Any]) -> int | Non
 
 
 def _was_begun(output: Path, described: Mapping[str, Any]) -> bool:
-    """Whether a worker that died before the first state has left there what is `described`.
+    """Whether a worker that died before the first state has left a start of the video `described`.
 
     Raises:
         UserError: if it was another video.
@@ -120,7 +120,7 @@ def _was_begun(output: Path, described: Mapping[str, Any]) -> bool:
 
 
 def _recorded(output: Path) -> dict[str, Any]:
-    """What the sidecar of a video says; nothing if there is no video."""
+    """The description in the sidecar of a video; empty if there is no video."""
     sidecar = sidecar_path(output)
     if not is_sidecar(sidecar) or not (output.exists() or state_path(output).exists()):
         return {}

@@ -11,13 +11,14 @@ from typing import Any
 from plugins.errors import UserError
 from runtime.cluster.table import Load
 from runtime.device.memory import allowed_bytes
-from runtime.planning.request import Job
+from runtime.planning.job import Job
 from runtime.serve.app import create_app
 from runtime.serve.edge.settings import ServeSettings
 from runtime.serve.edge.tracing import Tracing
 from runtime.serve.listen import open_socket, server_for
 
 REPORT_SECONDS = 0.2
+"""Pause between two reports of a replica's sessions and load to the cluster's table."""
 
 
 class Replica:

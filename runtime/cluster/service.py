@@ -13,7 +13,7 @@ from typing import Any
 from plugins.errors import UserError
 from runtime.cluster.replica import Replica
 from runtime.cluster.table import Load, Table
-from runtime.planning.request import Job
+from runtime.planning.job import Job
 from runtime.serve.edge.logs import log_to_stderr
 from runtime.serve.edge.settings import ServeSettings
 from runtime.serve.edge.tracing import Tracing
@@ -22,14 +22,14 @@ TABLE = "videomla-table"
 """The name of the actor that holds the table."""
 WATCH_SECONDS = 1.0
 IDLE_LOOKS = 60
-"""Checks in a row that find a replica idle before it is ended."""
+"""Checks in a row, one a second, that find a replica idle before it is ended."""
 START_SECONDS = 300.0
-"""Time for a replica to start."""
+"""Seconds that a replica has to start: loading a model from a network's disk takes minutes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Size:
-    """How large a service is."""
+    """The number of a service's replicas, and the resources of each."""
 
     least: int
     most: int
@@ -45,7 +45,7 @@ class Service:
         self, ray: Any, job_of: Callable[[], Job], settings: ServeSettings, size: Size, *,
         memory: str | None, log_level: str, tracing_of: Callable[[], Tracing] = Tracing,
     ) -> None:  # fmt: skip
-        """Nothing is started yet; see `Replica` for what its parts are told."""
+        """Nothing is started yet; see `Replica` for the arguments."""
         self._ray, self._size = ray, size
         # Behind the ingress they let nobody in but each other, who have the key of the store.
         inner = replace(settings, port=0, api_keys=(secrets.token_urlsafe(32),), origins=())
@@ -105,13 +105,15 @@ class Service:
 
     def _watch(self) -> None:
         while not self._ended.wait(WATCH_SECONDS):
-            with suppress(self._ray.exceptions.RayError):  # what has died begins anew
+            with suppress(
+                self._ray.exceptions.RayError
+            ):  # the table has died: start a new one, which the replicas' reports fill
                 self._fit(self._ray.get(self._table.loads.remote()))
 
     def _fit(self, loads: dict[str, Load]) -> None:
         """Begin another replica, or end one."""
         if len(loads) < len(self.replicas):
-            return  # one is just coming
+            return  # a replica is still starting
         taken = all(len(one.sessions) >= one.places for one in loads.values())
         if taken and len(self.replicas) < self._size.most:
             self.replicas.append(self._new())

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 SILENT_SECONDS = 3.0
-"""A replica that has not reported for so long counts as dead."""
+"""Seconds without a report after which a replica counts as dead: fifteen reports."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class Table:
         return best
 
     def loads(self) -> dict[str, Load]:
-        """Those that are well, by their addresses."""
+        """The loads of the replicas that are alive, by their addresses."""
         return {address: entry.load for address, entry in self._alive().items()}
 
     def _alive(self) -> dict[str, _Entry]:

@@ -1,4 +1,4 @@
-"""What the nodes ask of ComfyUI itself; its modules are there only inside it."""
+"""The nodes' calls into ComfyUI; its modules exist only inside it."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Progress:
         self._made = 0
 
     def show(self, frames: Frames) -> None:
-        """One more chunk [n, H, W, 3] is made.
+        """Advance by one chunk [n, H, W, 3] and show its last frame.
 
         Raises:
             Exception: ComfyUI's own, if the user has cancelled.

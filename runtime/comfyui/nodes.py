@@ -28,7 +28,7 @@ SAMPLING: dict[str, Any] = {
     "seed": ("INT", {"default": 0, "min": 0, "max": 2**64 - 1, "control_after_generate": True}),
     "steps": ("INT", {"default": 0, "min": 0, "max": 1000, "tooltip": "0: the checkpoint's own number"}),
 }
-"""What both samplers take."""
+"""The inputs of both samplers, in ComfyUI's form."""
 START: dict[str, Any] = {
     "start": ("STRING", {"default": "", "tooltip": "a video, an image or a folder of pictures to go on from"})
 }
@@ -63,7 +63,7 @@ class VideoMLALoad:
 
 
 class VideoMLASample:
-    """Makes a video, chunk by chunk, and hands on its frames."""
+    """Makes a video chunk by chunk, and returns all of its frames."""
 
     CATEGORY = "VideoMLA"
     FUNCTION = "sample"
@@ -73,7 +73,7 @@ class VideoMLASample:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:  # noqa: N802 - ComfyUI's name
-        """The model, what it shows, how long it is, and what it goes on from."""
+        """The model, what it shows, how long it is, and the pictures that it continues."""
         return {"required": SAMPLING, "optional": START}
 
     def sample(
@@ -110,7 +110,7 @@ class VideoMLASave:
 
 
 class VideoMLASampleToFile:
-    """Makes a video of any length and writes each chunk as soon as it is there."""
+    """Makes a video of any length and writes each chunk as soon as it is made."""
 
     CATEGORY = "VideoMLA"
     FUNCTION = "sample"

@@ -1,1 +1,1 @@
-"""What depends on the machine: CUDA graphs, CPU threads, memory, worker threads."""
+"""The parts that depend on the machine: CUDA graphs, CPU threads, memory, worker threads."""

@@ -1,4 +1,4 @@
-"""What differs between a GPU and a CPU, behind one interface: graphs, a second stream, clocks."""
+"""One interface to graphs, a second stream and clocks, which differ between a GPU and a CPU."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Replay:
         self._graph = graph
 
     def __call__(self) -> None:
-        """Launch the whole graph."""
+        """Launch the whole graph in the current stream, and return without waiting."""
         self._graph.replay()
 
 
@@ -51,13 +51,13 @@ def captured(
         return function
     try:
         graph = torch.cuda.CUDAGraph()
-        aside = torch.cuda.Stream(device)
+        aside = torch.cuda.Stream(device)  # warm-ups may not run in the default stream (PyTorch's notes)
         aside.wait_stream(torch.cuda.current_stream(device))
         with torch.cuda.stream(aside):
             for _ in range(WARM_UPS):
                 function()
         torch.cuda.current_stream(device).wait_stream(aside)
-        # Other threads decode meanwhile; what they allocate must stay out of the graph.
+        # Other threads decode meanwhile; their allocations must not become part of the graph.
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             function()
     except RuntimeError as error:
@@ -86,7 +86,7 @@ class SideStream:
                 return
             with torch.cuda.stream(self._stream):
                 self._stream.wait_event(ready)
-                for tensor in tensors:
+                for tensor in tensors:  # or the allocator could reuse their memory while this stream reads
                     tensor.record_stream(self._stream)
                 yield
 

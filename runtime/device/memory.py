@@ -1,4 +1,4 @@
-"""Bytes: what the process holds in main memory, what a device has free, and how a person writes them."""
+"""Bytes: the process's main memory, a device's free memory, and sizes as people write them."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ def free_bytes(device: torch.device) -> int:
     limit = _GROUP / "memory.max"
     if limit.exists() and (most := limit.read_text().strip()) != "max":
         used = int((_GROUP / "memory.current").read_text())
-        cached = _figures(_GROUP / "memory.stat")["inactive_file"]  # given back when it is asked for
+        cached = _figures(_GROUP / "memory.stat")[
+            "inactive_file"
+        ]  # page cache, which the system frees on demand
         free = min(free, int(most) - used + cached)
     return free
 
@@ -63,12 +65,14 @@ def _figures(path: Path) -> dict[str, int]:
 
 
 def counted(size: int) -> str:
-    """`size` in bytes and, where that is easier to read, in GiB."""
-    return f"{size:,} bytes" + (f" ({size / 2**30:.2f} GiB)" if size >= 0.1 * 2**30 else "")
+    """`size` in bytes and, where that is easier to read, in GiB or MiB."""
+    if size >= 0.1 * 2**30:
+        return f"{size:,} bytes ({size / 2**30:.2f} GiB)"
+    return f"{size:,} bytes" + (f" ({size / 2**20:.1f} MiB)" if size >= 2**20 else "")
 
 
 def bytes_of(text: str) -> int:
-    """What `8GiB`, `500 MB` or `123456` means.
+    """The number of bytes that `8GiB`, `500 MB` or `123456` stands for.
 
     Raises:
         UserError: for anything else.

@@ -28,6 +28,7 @@ class Cores:
         """Divide `threads`. Nothing is decoded if `silent`; on a GPU the number does not matter."""
         if device.type != "cpu":
             return cls(denoiser=None, decoder=None)
+        # With a single thread both get one: they then share a core, which is still right, only slower.
         decoder = 0 if silent else max(1, threads // DECODER_SHARE)
         return cls(denoiser=max(1, threads - decoder), decoder=max(1, decoder))
 

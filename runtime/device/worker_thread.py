@@ -11,11 +11,11 @@ from types import TracebackType
 Work = Callable[[], None]
 
 CAPACITY = 2
-"""Chunks that may wait: enough to hide one slow one, too few to fill memory."""
+"""Chunks that may wait: enough to hide one slow chunk, too few to fill memory."""
 
 
 class WorkerThread:
-    """A context manager. `put` blocks only while the queue is full, and raises what failed earlier."""
+    """A context manager. `put` blocks only while the queue is full, and raises an earlier failure."""
 
     def __init__(self, name: str, *, capacity: int = CAPACITY, finish: Work | None = None) -> None:
         """Name the thread; it runs `finish` at its end, even after a failure."""
@@ -32,7 +32,7 @@ class WorkerThread:
         """Seconds that the thread has spent working so far."""
 
     def __enter__(self) -> WorkerThread:
-        """Start the thread."""
+        """Start the thread; leaving the block waits until the queue is empty."""
         self._thread.start()
         return self
 
@@ -43,7 +43,7 @@ class WorkerThread:
 
     @property
     def full(self) -> bool:
-        """Whether `put` would block."""
+        """Whether the queue is full, so that `put` would block."""
         return self.depth >= self._capacity
 
     def put(self, work: Work, *, even_if_full: bool = False) -> None:
@@ -84,7 +84,8 @@ class WorkerThread:
 
     def _run(self) -> None:
         while (work := self._pop()) is not None:
-            if self._failure is None:  # else the queue is only emptied, so that nobody waits for ever
+            # After a failure the queue is only emptied, so that no caller of `put` waits for ever.
+            if self._failure is None:
                 self._attempt(work)
         if self._finish is not None:
             self._attempt(self._finish)

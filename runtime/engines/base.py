@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from runtime.engines.key_splits import event_timer, time_absorbed
-from runtime.engines.layers.fp8_cache import KeptEntries, unpacking
+from runtime.engines.layers.fp8_cache import PackedEntries, unpacking
 from runtime.engines.layers.fp8_linear import in_fp8
 from runtime.engines.layers.packed_linear import packable, packed
 from runtime.engines.layers.timestep_tables import tabled
@@ -32,7 +32,7 @@ class Engine(Protocol):
     cache_spec: CacheSpec
     dtype: torch.dtype
     cache_dtype: torch.dtype
-    """Of the cache: `dtype`, or uint8 where entries are kept in fewer bits. Their width is `cache_spec`'s."""
+    """Of the cache: `dtype`, or uint8 where entries take fewer bits. Their width is `cache_spec`'s."""
     device: torch.device
 
     def encode_prompt(self, prompts: Sequence[str | None]) -> Tensor:
@@ -46,10 +46,10 @@ class Engine(Protocol):
         """
 
     def entries(self, inputs: StepInputs, *, held: int | None = None) -> Tensor:
-        """The entries that `step` would return, if possible without what only the velocity needs."""
+        """The entries that `step` would return, if possible without the work that only the velocity needs."""
 
     def computation(self, held: int) -> int:
-        """Which of its computations a window takes; windows of the same one can share a CUDA graph."""
+        """The number of the computation for a window of `held` slots; equal ones can share a CUDA graph."""
 
     def close(self) -> None:
         """Release the memory and handles that the engine holds."""
@@ -76,23 +76,23 @@ class EagerEngine:
         """Move `model` and the text encoder to `device`.
 
         Args:
-            model, text: what computes.
-            device, dtype: where, and in which type.
+            model, text: the denoiser and the text encoder, both in float32.
+            device, dtype: where the engine computes, and in which type.
             absorbed: whether attention runs in latent space.
             as_it_is: the modules of `model` run themselves, so that hooks on them fire; that is slower.
             compiled: `torch.compile` gets the blocks, one at a time, when they are first called.
             fp8: layers that float8 is for compute in it (`runtime.engines.layers.fp8_linear`).
             fp8_cache: the cache keeps entries in float8 (`runtime.engines.layers.fp8_cache`).
-            joined: attention's products are joined on a GPU; what that gives is measured without.
+            joined: attention's products are joined on a GPU; False is for measuring the gain.
             group: processes that make one video together: each holds the model and computes a part of a
                 chunk's tokens (`runtime.engines.sequence_parallel`). All of them must make the same calls.
         """
         self.config = model.config
         self.cache_spec = CacheSpec.of(model.config)
         self.device, self.dtype, self.cache_dtype, self.absorbed = device, dtype, dtype, absorbed
-        self._kept = KeptEntries(model.config) if fp8_cache else None
-        if self._kept is not None:
-            self.cache_spec = replace(self.cache_spec, entry_width=self._kept.width)
+        self._entry_form = PackedEntries(model.config) if fp8_cache else None
+        if self._entry_form is not None:
+            self.cache_spec = replace(self.cache_spec, entry_width=self._entry_form.width)
             self.cache_dtype = torch.uint8
         self._model = model.to(device=device, dtype=dtype)
         self._model.rope.float()  # angles always take float32
@@ -121,8 +121,8 @@ class EagerEngine:
         if packable(self.device, self.dtype):
             rows = self.config.chunk * self.config.tokens_per_frame // processes
             model = cast(VideoMLA, packed(model, rows))
-        if self._kept is not None:
-            model = cast(VideoMLA, unpacking(model, self._kept, self.dtype))
+        if self._entry_form is not None:
+            model = cast(VideoMLA, unpacking(model, self._entry_form, self.dtype))
         if compiled:
             compile_blocks(model)
         return tabled(model)
@@ -137,20 +137,20 @@ class EagerEngine:
         """Velocity and entries: see `VideoMLA.forward`. A window that is not known to be full has a mask."""
         full = held == self.cache_spec.slots
         velocity, entries = self._model(*self._cast(inputs), absorbed=self.absorbed, full=full)
-        return velocity, self._as_kept(entries)
+        return velocity, self._as_cached(entries)
 
     @torch.inference_mode()
     def entries(self, inputs: StepInputs, *, held: int | None = None) -> Tensor:
         """The entries alone: see `VideoMLA.entries`."""
         full = held == self.cache_spec.slots
-        return self._as_kept(self._model.entries(*self._cast(inputs), absorbed=self.absorbed, full=full))
+        return self._as_cached(self._model.entries(*self._cast(inputs), absorbed=self.absorbed, full=full))
 
     def computation(self, held: int) -> int:
-        """One for all windows that fill, with a mask, and one for full ones."""
+        """One computation, with a mask, for all windows that are filling, and one without for full ones."""
         return held == self.cache_spec.slots
 
-    def _as_kept(self, entries: Tensor) -> Tensor:
-        return entries if self._kept is None else self._kept.pack(entries)
+    def _as_cached(self, entries: Tensor) -> Tensor:
+        return entries if self._entry_form is None else self._entry_form.pack(entries)
 
     def _cast(self, inputs: StepInputs) -> StepInputs:
         """`inputs` with the latents, which a rollout holds in float32, in the engine's dtype."""
@@ -160,11 +160,11 @@ class EagerEngine:
         """Do nothing: the model is freed with its last reference."""
 
     def __enter__(self) -> EagerEngine:
-        """The engine itself."""
+        """Return the engine; leaving the block closes it."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close it."""
+        """Close the engine; an exception passes."""
         self.close()

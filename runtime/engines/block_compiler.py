@@ -1,4 +1,4 @@
-"""When the eager model's blocks are compiled by `torch.compile`, and where the compiled code is kept."""
+"""When the eager model's blocks are compiled by `torch.compile`, and where its code is cached."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ REPAYING_CHUNKS = 1100
 """Chunks from which compiling repays itself: 22 s once against 21 ms a chunk (one H200, `wan-1.3b`, before
 attention's products were joined: `bench/results/gpu-wan.json`).
 
-Code in the cache repays sooner. Nobody counts on that, for what a seed gives depends on the choice.
+Cached code repays sooner. That is not counted on: a seed's video depends on the choice, and must not depend
+on what is in a cache.
 """
 
 
 def choose_compiled(wish: bool | None, device: torch.device, engine: Path | None, chunks: int) -> bool:
-    """Whether to compile: `wish`, or what a video of so many chunks repays.
+    """Whether to compile: `wish`, or for None, whether a video of so many chunks repays it.
 
     Raises:
         UserError: for a wish that cannot be fulfilled.
@@ -33,7 +34,7 @@ def choose_compiled(wish: bool | None, device: torch.device, engine: Path | None
 
 
 def compiled_line(compiled: bool, chunks: int) -> str:
-    """The choice for a person to read, with what turns it around."""
+    """The choice as a line for a person, with the option that reverses it."""
     if compiled:
         return f"blocks: compiled ({chunks} chunks; --no-compile leaves them as they are)"
     return f"blocks: not compiled ({chunks} chunks; from {REPAYING_CHUNKS} on by default, or with --compile)"
@@ -49,8 +50,8 @@ def code_cache() -> Path | None:
     return own / "videomla" / "inductor"
 
 
-def keep_compiled_code(folder: Path | None) -> None:
-    """Let Inductor keep its code in `folder`, unless the user named another or there is none.
+def set_inductor_cache(folder: Path | None) -> None:
+    """Let Inductor cache its code in `folder`, unless the user set another one or `folder` is None.
 
     The variable is Inductor's only setting for it; without one it writes to the system's temporary folder.
     """

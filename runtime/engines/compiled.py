@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import shlex
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 
@@ -70,7 +71,7 @@ class CompiledEngine:
         return velocity, entries
 
     def computation(self, held: int) -> int:
-        """One for each number of slots that a step takes."""
+        """A computation for each number of slots that a step takes."""
         return held if self.manifest.window == "held" else self.cache_spec.slots
 
     def entries(self, inputs: StepInputs, *, held: int | None = None) -> Tensor:
@@ -90,13 +91,13 @@ class CompiledEngine:
         self._programs = {}
 
     def __enter__(self) -> CompiledEngine:
-        """The engine itself."""
+        """Return the engine; leaving the block closes it."""
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close it."""
+        """Close the engine; an exception passes."""
         self.close()
 
 
@@ -120,19 +121,22 @@ def open_engine(folder: Path, checkpoint: Checkpoint, *, batch: int = 1) -> Comp
 
 
 def find_engine(checkpoint: Checkpoint, *, device: str, dtype: str, engines: Path) -> tuple[Path | None, str]:
-    """Find an engine in the folder `engines` that computes on this machine what the model itself would.
+    """Find an engine in the folder `engines` that replaces the model on this machine.
 
     Its manifest must name `checkpoint`, the device type `device`, and matrix products in `dtype`, never in a
     narrower type. Of several engines, the one whose backend comes first in the registry is taken, then the
-    first by name. Why an engine was passed over is logged.
+    first by name. Why an engine was passed over is logged, but for those of models of other sizes.
 
     Returns:
         Its folder, or None; and why it was taken, or why none was.
     """
-    found, passed = [], []
+    found, passed, others, sizes = [], [], 0, asdict(checkpoint.model_config())
     for path in sorted(engines.glob(f"[!.]*/{NAME}")):
         try:
             manifest = Manifest.read(path.parent)
+            if any(sizes.get(setting) != value for setting, value in manifest.model.items()):
+                others += 1
+                continue
             _refuse_other_kind(manifest, path.parent, device, PRECISIONS[dtype])
             check_engine(manifest, path.parent, checkpoint)
         except (UserError, OSError) as refusal:
@@ -143,7 +147,7 @@ def find_engine(checkpoint: Checkpoint, *, device: str, dtype: str, engines: Pat
     if found:
         return min(found)[1], f"found in {engines}"
     if not passed:
-        return None, f"no engine in {engines}"
+        return None, f"no engine in {engines}" + (f" is of {checkpoint.name}" if others else "")
     more = f"; and {len(passed) - 1} others that do not" if len(passed) > 1 else ""
     return None, f"nothing in {engines} fits: {passed[0]}{more}"
 
@@ -164,7 +168,7 @@ def fit(folder: Path, name: str | Path | None, *, device: str, dtype: str) -> tu
         device, dtype: those asked for; `cpu` and `auto` leave the choice to the engine.
 
     Raises:
-        UserError: if the engine cannot run here, or what is asked for is not what it was built for.
+        UserError: if the engine cannot run here, or was built for another job.
     """
     manifest = Manifest.read(folder)
     checkpoint = find_checkpoint(manifest.checkpoint if name is None else name)

@@ -2,7 +2,7 @@
 
 For attention in latent space alone: it takes our kernel in every pass. Expanded attention takes a library's
 once the window is full, and the few chunks before that would not repay compiling the kernel three times.
-Sums of splits round otherwise, so two processes that time differently differ in the last bits.
+Sums of splits round differently, so two processes with different timings differ in the last bits.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from vmla.config import ModelConfig
 def time_absorbed(
     config: ModelConfig, *, dtype: torch.dtype, device: torch.device, timer: Timer
 ) -> int | None:
-    """Time the kernel on a full window of one video; later passes of that size take what was fastest.
+    """Time the kernel on a full window of one video; later passes of that size use the fastest number.
 
-    None where the kernel cannot be taken, for which passes have another form.
+    None where the kernel cannot take the inputs, and passes use another backend.
     """
     spec, heads = CacheSpec.of(config), config.num_attention_heads
     own, cached = (frames * spec.tokens_per_frame for frames in (spec.chunk, spec.slots))

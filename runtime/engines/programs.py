@@ -17,7 +17,7 @@ def load_programs(folder: Path, manifest: Manifest) -> dict[str, Program]:
     """Load all programs of the engine in `folder`, from files whose hashes are those of its manifest.
 
     Raises:
-        UserError: if a file is not what it was when the engine was built, or does not load here.
+        UserError: if a file has changed since the engine was built, or does not load here.
     """
     backend = backend_of(manifest, folder)
     with sound_copy(manifest, folder) as copy:

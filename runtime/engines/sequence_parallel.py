@@ -1,7 +1,7 @@
 """One video on several processes: each computes a part of a chunk's tokens.
 
 Every process holds the model and the whole cache. It embeds its own tokens, which are the same part of each
-latent frame, and takes them through the blocks. What attention needs of the others are their entries (224
+latent frame, and takes them through the blocks. What attention needs from the others is their entries (224
 numbers a token and layer, where keys and values of all heads are 3,072 and more), which are gathered before
 they are expanded; each process then attends with its own queries to the whole window. At the end the velocity
 is gathered, so that all processes go on from the same latents, commit the same entries and need nothing else
@@ -33,10 +33,11 @@ class Split(NamedTuple):
 
     def part(self, whole: Tensor) -> Tensor:
         """Of [B, F * P, ...] the tokens of this process [B, F * P / processes, ...]."""
+        # The same part of every frame, so that a modulation for each frame [B, F, D] fits every process.
         return self._framed(whole, self.tokens_per_frame)[:, :, self.group.rank()].flatten(1, 2)
 
     def whole(self, part: Tensor) -> Tensor:
-        """What `part` is the part of, gathered from all processes."""
+        """The whole tensor, gathered from the parts of all processes."""
         made = part.new_empty(self.group.size(), *part.shape)
         torch.distributed.all_gather(list(made.unbind()), part.contiguous(), group=self.group)
         here = self.tokens_per_frame // self.group.size()
@@ -104,7 +105,7 @@ def check_divisible(tokens: int, processes: int) -> None:
     """Refuse a number of processes that cannot have equal parts of a latent frame's `tokens`.
 
     Raises:
-        UserError: then.
+        UserError: if there is a remainder.
     """
     if tokens % processes:
         raise UserError(

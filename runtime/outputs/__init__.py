@@ -1,4 +1,4 @@
-"""Where frames go: a video file, a folder of pictures, or nowhere."""
+"""Sinks for frames: a video file, a stream, a folder of pictures, or nowhere."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 Frames = NDArray[np.uint8]
-"""[n, H, W, 3], red green blue, 0 .. 255."""
+"""Frames [n, H, W, 3] uint8: red, green, blue from 0 to 255."""
 
 Mark = dict[str, int]
-"""How far a sink has come, as numbers that its own class understands; `frames` is always one."""
+"""The position of a sink, as numbers that its own class understands; `frames` is always one of them."""
 
 
 Clear = Callable[[Sequence[Path]], None]
-"""Removes what an earlier video left at a place, but for some files that are of the new one already."""
+"""Removes the files that an earlier video left at a path, except those that are the new one's already."""
 
 
 class FrameSink(Protocol):
@@ -29,18 +29,18 @@ class FrameSink(Protocol):
         """Take [n, H, W, 3] frames; afterwards they outlive this process, however it ends.
 
         Raises:
-            OSError: if they cannot be stored; what was stored before stays whole.
+            OSError: if they cannot be stored; frames stored before stay readable.
         """
 
     def mark(self) -> Mark:
-        """Where a later sink of the same place must go on to continue after the frames so far."""
+        """The position from which a later sink of the same path continues after the frames so far."""
 
     def close(self) -> None:
         """Finish: afterwards all that was written can be read."""
 
 
 class NullSink:
-    """Forgets every frame."""
+    """Counts frames and drops them, for `-o null` and for measurements."""
 
     def __init__(self) -> None:
         self._frames = 0
@@ -50,11 +50,11 @@ class NullSink:
         self._frames += len(frames)
 
     def mark(self) -> Mark:
-        """The frames so far."""
+        """The number of frames so far."""
         return {"frames": self._frames}
 
     def close(self) -> None:
-        """Do nothing."""
+        """Do nothing: there is nothing to finish."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,19 +65,19 @@ class SinkKind:
     """
 
     what: str
-    """What to name in order to get it, such as `an .mp4 file`: for messages."""
+    """How messages describe the paths that select it, such as `an .mp4 file`."""
     takes: Callable[[Path], bool]
     """Whether it writes to a path; asked before anything is there."""
     open: Callable[..., FrameSink]
     """Opens a sink, at its start or after the mark of an earlier one: `open(path, scale=, after=, clear=)`.
 
-    `clear` removes what lies there, once there are frames to take its place.
+    `clear` removes an older output there, once there are frames to take its place.
 
     Raises UserError if the video cannot be written or continued there.
     """
-    keeps: bool = True
+    persistent: bool = True
     """Whether the video stays at its path, with a sidecar beside it."""
     resumes: bool = True
-    """Whether a video that was stopped can be gone on with; only then is its state kept, too."""
+    """Whether a stopped video can be resumed; only then is its state written."""
     pictures: re.Pattern[str] | None = None
     """The names of files in a folder that is a video; None if a video is a single file."""

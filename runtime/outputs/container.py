@@ -1,6 +1,6 @@
 """Whole files by an encoder that stays open: VP9 in WebM, and GIF.
 
-Unlike an MP4 of ours, such a file is one piece, which cannot be cut and gone on with: a video that is stopped
+Unlike an MP4 of ours, such a file is one piece, which cannot be cut and continued: a video that is stopped
 ends there, and its file is whole. If the process is killed, the last second may be missing.
 """
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from av.filter import Graph
 
 FLUSHED = {"flush_packets": "1"}
-"""What the muxer has is written at once."""
+"""The muxer writes every packet at once."""
 VP9 = {"deadline": "realtime", "cpu-used": "6", "lag-in-frames": "0", "crf": "24", "b": "0", "threads": "1"}
 """No frame held back; one thread, so that the bytes do not depend on the machine's cores."""
 
@@ -40,7 +40,7 @@ class ContainerSink(ABC):
     muxer: str
 
     def __init__(self, path: Path, *, frames_per_second: int, scale: int, clear: Clear | None) -> None:
-        """Write to `path`, each frame enlarged `scale` times; `clear` removes what is there."""
+        """Write to `path`, each frame enlarged `scale` times; `clear` removes an older output there."""
         self.path, self.rate = path, frames_per_second
         self._scale, self._clear, self._frames = scale, clear, 0
         self._file: BinaryIO | None = None
@@ -52,7 +52,7 @@ class ContainerSink(ABC):
 
     @abstractmethod
     def pictures(self, pixels: NDArray[np.uint8] | None, number: int) -> Iterator[VideoFrame]:
-        """What the encoder gets when [H, W, 3] come as picture `number`, or nothing more does."""
+        """The encoder's input for picture `number` [H, W, 3], or for the end if `pixels` is None."""
 
     def write(self, frames: Frames) -> None:
         """Encode [n, H, W, 3] frames.
@@ -75,7 +75,7 @@ class ContainerSink(ABC):
             self._aside.replace(self.path)
 
     def mark(self) -> Mark:
-        """The frames so far: there is no going on after them in another process."""
+        """The number of frames so far; another process cannot continue after them."""
         return {"frames": self._frames}
 
     def close(self) -> None:
@@ -106,7 +106,7 @@ class ContainerSink(ABC):
 
 
 class WebmSink(ContainerSink):
-    """VP9: what browsers play without a licence."""
+    """VP9, which browsers play without a licence."""
 
     muxer = "webm"
 
@@ -142,7 +142,7 @@ class GifSink(ContainerSink):
         return stream
 
     def pictures(self, pixels: NDArray[np.uint8] | None, number: int) -> Iterator[VideoFrame]:
-        """What the filters have ready: of the last picture, they may wait for the end."""
+        """The pictures that the filters have ready; the last ones may only come at the end."""
         import av
 
         if pixels is None:
@@ -154,7 +154,7 @@ class GifSink(ContainerSink):
         while True:
             try:
                 ready = self._graph.pull()
-            except (BlockingIOError, EOFError):
+            except (BlockingIOError, EOFError):  # the filters need another picture, or have ended
                 return
             assert isinstance(ready, av.VideoFrame)
             yield ready

@@ -37,7 +37,7 @@ class Mp4Sink:
     ) -> None:  # fmt: skip
         """Write to `path`, each frame enlarged `scale` times; go on `after` the mark of another sink.
 
-        `clear` removes what is at `path`, once the first frames lie beside it.
+        `clear` removes an older output at `path`, once the first frames lie beside it.
 
         Raises:
             UserError: if the file is not the one that the mark was made of.
@@ -50,9 +50,9 @@ class Mp4Sink:
         self._frames, self._bytes, self._fragments = start["frames"], start["bytes"], start["fragments"]
         self._header, self._header_crc32 = start["header"], start["header_crc32"]
         self._crc32: int | None = after.get("crc32") if after else 0
-        """Of all bytes so far; None if the file was begun by a version that did not count it."""
+        """CRC-32 of all bytes so far; None if the file was begun by a version that did not compute it."""
         self._matrix = start.get("matrix", 0) if self._bytes else None
-        """Of the colours: a file keeps the one that it was begun with; None before the first frame."""
+        """Matrix of the colours, with which the file was begun and goes on; None before the first frame."""
         if self._bytes:
             self._check()
 
@@ -93,7 +93,7 @@ class Mp4Sink:
         }
 
     def _check(self) -> None:
-        """Refuse a file that is not what the mark says."""
+        """Refuse a file that does not match the mark."""
         with opened(self.path, mend="make it anew with --overwrite") as file:
             try:
                 header = file.read(self._header)
@@ -129,7 +129,7 @@ class Mp4Sink:
         for start, piece in ((HEAD, fragments[HEAD:]), (0, fragments[:HEAD])):
             self._file.seek(self._bytes + start)
             left = memoryview(piece)
-            while left:  # a raw file may take a part
+            while left:  # an unbuffered file may write only a part
                 left = left[self._file.write(left) :]
         self._bytes += len(fragments)
         if self._crc32 is not None:
@@ -151,7 +151,7 @@ MP4 = SinkKind(
 
 
 def _checksum(file: BinaryIO, count: int, begun: int) -> int | None:
-    """CRC-32, `begun` by what came before, of the next `count` bytes of `file`; None if it has fewer."""
+    """CRC-32, continued from `begun`, of the next `count` bytes of `file`; None if it has fewer."""
     while count:
         piece = file.read(min(count, PIECE))
         if not piece:

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
 PICTURE = re.compile(rf"\d{{6,}}\.png({re.escape(ASIDE)}|\.tmp)?|next\.tmp")
-"""Names of pictures, and of one that was just being written, by former versions too."""
+"""Names of finished pictures, and of one that is being written, by this version or an earlier one."""
 
 
 class PngSink:
@@ -30,7 +30,7 @@ class PngSink:
     ) -> None:
         """Write into `folder`, each frame enlarged `scale` times; go on `after` the mark of another sink.
 
-        `clear` removes what is in `folder`, once the first pictures lie beside it there.
+        `clear` removes older pictures in `folder`, once the first new ones lie there.
 
         Raises:
             UserError: if Pillow is missing, or a picture before the mark.

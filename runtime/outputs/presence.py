@@ -1,4 +1,4 @@
-"""Whether what is being written is still where it was: nobody moved, removed or replaced it."""
+"""Checks that the file being written is still at its path: not moved, removed or replaced."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def check_presence(path: Path, known: os.stat_result) -> None:
     """Refuse to go on if `path` is no longer the file that `known` describes.
 
     Raises:
-        LostOutputError: then.
+        LostOutputError: if it is gone, or another file.
     """
     try:
         there = os.path.samestat(path.stat(), known)

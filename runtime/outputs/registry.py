@@ -18,7 +18,7 @@ def _forget(path: Path, **_: object) -> FrameSink:
     return NullSink()
 
 
-NULL = SinkKind(what="null", takes=NOWHERE.__eq__, open=_forget, keeps=False, resumes=False)
+NULL = SinkKind(what="null", takes=NOWHERE.__eq__, open=_forget, persistent=False, resumes=False)
 
 KINDS = (NULL, STREAM, MP4, WEBM, GIF, PNG)
 
@@ -27,7 +27,7 @@ def kind_of(path: Path) -> SinkKind:
     """The kind of sink that writes to `path`.
 
     Raises:
-        UserError: if none does, listing what to name instead.
+        UserError: if none does, listing the names that exist.
     """
     for kind in KINDS:
         if kind.takes(path):

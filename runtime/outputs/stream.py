@@ -1,4 +1,4 @@
-"""H.264 in a fragmented MP4 to where nothing can be sought: a pipe, a socket, standard output."""
+"""H.264 in a fragmented MP4 to outputs that cannot seek: a pipe, a socket, standard output."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ class StreamSink:
     def __init__(self, path: Path, *, frames_per_second: int, scale: int = 1) -> None:
         """Send to `path`, each frame enlarged `scale` times; a pipe is opened with the first frame.
 
-        While standard output takes a video, what else is printed goes to standard error.
+        While standard output carries a video, all messages go to standard error.
 
         Raises:
             UserError: if it is standard output and that is a terminal.
@@ -80,11 +80,11 @@ class StreamSink:
         self._frames += len(frames)
 
     def mark(self) -> Mark:
-        """The frames so far: there is no way back to them."""
+        """The number of frames so far; they cannot be read back."""
         return {"frames": self._frames}
 
     def close(self) -> None:
-        """End the stream."""
+        """Close the stream, at which its reader sees the end of the video."""
         if self._file is not None:
             if self._path == STANDARD_OUTPUT:
                 os.dup2(self._file, 1)
@@ -93,11 +93,11 @@ class StreamSink:
 
 
 def _open(path: Path, *, scale: int, after: Mark | None = None, clear: Clear | None = None) -> StreamSink:
-    """A stream begins at its start, and nothing lies there."""
+    """Open the stream, which always begins at its start; `after` and `clear` mean nothing."""
     return StreamSink(path, frames_per_second=FRAMES_PER_SECOND, scale=scale)
 
 
-STREAM = SinkKind(what="- for standard output", takes=is_stream, open=_open, keeps=False, resumes=False)
+STREAM = SinkKind(what="- for standard output", takes=is_stream, open=_open, persistent=False, resumes=False)
 
 
 def _opened(path: Path) -> int:
@@ -114,5 +114,5 @@ def _send(file: int, data: bytes | bytearray) -> None:
     while left:
         try:
             left = left[os.write(file, left) :]
-        except BlockingIOError:  # whoever made the pipe wants nobody to wait in a call
+        except BlockingIOError:  # the pipe is in non-blocking mode, which its creator may have set
             select.select([], [file], [])

@@ -1,1 +1,1 @@
-"""What a video will need, checked and known before anything of it is allocated."""
+"""Requests checked, and a video's length and memory computed, before anything is allocated."""

@@ -1,4 +1,4 @@
-"""Scratch memory: the most that a pass or a decoding holds at once, besides what outlives it."""
+"""Scratch memory: the most that a pass or a decoding holds at once and frees at its end."""
 
 from __future__ import annotations
 

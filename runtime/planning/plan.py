@@ -1,4 +1,4 @@
-"""How long and how large a video will be and what memory it takes, before anything is allocated."""
+"""A video's length, size and memory, computed before anything is allocated."""
 
 from __future__ import annotations
 
@@ -9,22 +9,18 @@ import torch
 
 from plugins.errors import UserError
 from runtime.device.memory import counted, free_bytes
-from runtime.engines.layers.fp8_cache import KeptEntries
+from runtime.engines.layers.fp8_cache import PackedEntries
 from runtime.planning.peak_memory import decoding_scratch, pass_scratch
 from runtime.rollout.buffers import noise_draws, picture_shape
 from runtime.rollout.decoding import Decoding
 from runtime.rollout.recache import Past
-from vmla.cache import CacheSpec, ChunkLengths
+from vmla.cache import CacheSpec
 from vmla.config import FRAMES_PER_SECOND, ModelConfig
 from vmla.scheduler import Sampler
-from vmla.vae import Codec, frames_in
-
-LONGEST_SECONDS = 24 * 3600.0
-"""A day. A rollout could go on for longer, but whoever asks for more has mistyped."""
-
+from vmla.vae import frames_in
 
 ALWAYS_THERE = 2**30
-"""Bytes of a cache that no system is asked about."""
+"""Bytes of a cache below which the free memory is not checked."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +32,16 @@ class VideoPlan:
     """Pixel frames of all chunks together."""
     height: int
     width: int
-    """Of a frame, pixels."""
+    """Height and width of a frame in pixels."""
     positions: int
-    """That are ever used: of the window, or all that were trained where they are those of the video."""
+    """Positions in use: those of the window, or of the whole trained length if they count from the video's
+    start."""
     absolute: bool
     cache_bytes_per_token_and_layer: int
     shared: dict[str, int]
-    """Bytes by part of what all videos on a device share: weights, and scratch used by one at a time."""
+    """Bytes by part that all videos on a device share: weights, and scratch used by one at a time."""
     own: dict[str, int]
-    """Bytes by part of what each video holds."""
+    """Bytes by part that each video holds."""
 
     @classmethod
     def of(
@@ -57,7 +54,7 @@ class VideoPlan:
         checkpoint, codec = decoding.checkpoint, decoding.sizes()
         config = checkpoint.model_config()
         spec, size = CacheSpec.of(config), dtype.itemsize
-        entry = KeptEntries(config).width if fp8_cache else spec.entry_width * size
+        entry = PackedEntries(config).width if fp8_cache else spec.entry_width * size
         single = torch.float32.itemsize
         decodes, texts = not decoding.silent, 2 if sampler.guided else 1
         picture = math.prod(picture_shape(config, config.chunk)) * single
@@ -98,11 +95,11 @@ class VideoPlan:
 
     @property
     def video_bytes(self) -> int:
-        """Bytes that one video takes besides what all share."""
+        """Bytes that one video takes, without the shared ones."""
         return sum(self.own.values())
 
     def bytes_for(self, videos: int) -> int:
-        """Bytes that so many videos take at once, with what they share."""
+        """Bytes that so many videos take at once, shared ones included."""
         return sum(self.shared.values()) + videos * self.video_bytes
 
     def videos_in(self, memory: int) -> int:
@@ -122,32 +119,11 @@ class VideoPlan:
         ]
 
 
-def chunks_for(seconds: float, chunks: ChunkLengths, codec: Codec) -> int:
-    """The fewest chunks that last `seconds`.
-
-    Raises:
-        UserError: for a length that is not one.
-    """
-    check_length(seconds)
-    latent = 1 + -(-(round(seconds * FRAMES_PER_SECOND) - codec.first_frames) // codec.temporal_ratio)
-    return max(1, chunks.count(latent))
-
-
-def check_length(seconds: float) -> None:
-    """Refuse a length that is not one.
-
-    Raises:
-        UserError: unless it is more than nothing and at most a day.
-    """
-    if not 0 < seconds <= LONGEST_SECONDS:
-        raise UserError(f"no video lasts {seconds:g} s; ask for more than 0 and at most {LONGEST_SECONDS:g}")
-
-
 def check_cache(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> None:
     """Refuse a model whose cache alone does not fit, before any of it is allocated.
 
     Raises:
-        UserError: naming what it takes and what there is.
+        UserError: naming the memory needed and the memory there.
     """
     needed = CacheSpec.of(config).bytes(element_size=dtype.itemsize)
     if needed <= ALWAYS_THERE or device.type not in ("cpu", "cuda"):

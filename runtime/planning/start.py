@@ -1,4 +1,4 @@
-"""Pictures that a video goes on from: they are encoded and committed as its first chunks.
+"""Pictures that a video continues: they are encoded and committed as its first chunks.
 
 A clip gives its last frames, as many whole chunks as the window holds; an image is a first chunk that
 stands still. The video begins with these frames, as the decoder shows them.
@@ -39,7 +39,7 @@ class Start:
     path: Path
     sha256: str
     chunks: int
-    """How many of the video's first chunks it is."""
+    """Number of the video's first chunks that it becomes."""
 
     def describe(self) -> dict[str, Any]:
         """The start as JSON values, for a video's description."""
@@ -48,10 +48,10 @@ class Start:
         }  # fmt: skip
 
     def verify(self) -> None:
-        """Read the file whole.
+        """Compare the file with its hash.
 
         Raises:
-            UserError: if it is not there, or not what it was.
+            UserError: if it is missing or has changed.
         """
         if _hash(self.path) != self.sha256:
             raise UserError(f"{self.path} is not what the video was started from; put that there again")
@@ -60,7 +60,7 @@ class Start:
         """Latents [1, z, F, h, w] of each of its chunks, by the checkpoint's own codec; loads its weights.
 
         Raises:
-            UserError: if the file is not what it was, or cannot be decoded.
+            UserError: if the file has changed, or cannot be decoded.
         """
         self.verify()
         codec = checkpoint.codec().to(device)
@@ -75,7 +75,7 @@ class Start:
 
 
 def open_start(path: Path, checkpoint: Checkpoint) -> Start:
-    """What `path` holds for `checkpoint`; no picture but the first is decoded, and no weights are read.
+    """The start in `path`, for `checkpoint`; only the first picture is decoded, and no weights are read.
 
     Raises:
         UserError: for a file that cannot be read, or whose size, rate or length does not fit the model.

@@ -1,7 +1,7 @@
 """A file of prompts, one a line: YAML, or JSON lines if its name ends in .jsonl.
 
 In YAML each line is `KEY: PROMPT` or `KEY: {prompt: PROMPT, ...}`; a JSON line, or an item of a YAML
-list, is the same as one object. What the key is called, and what else may stand there, is up to the reader.
+list, is the same as one object. The reader decides the key's name, and which other fields there are.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ T = TypeVar("T")
 
 
 def read_listing(path: Path, kind: type[T], *, key: str, example: str) -> list[T]:
-    """What the lines of the file at `path` say, in their order.
+    """Read the lines of the file at `path`, in their order.
 
     Args:
         path: of the file.
         kind: the dataclass of one line.
-        key: what an object calls that which stands before the colon in YAML.
-        example: of a line, for who wrote none.
+        key: the field of an object that stands before the colon in YAML.
+        example: a line, for the error of an empty file.
 
     Raises:
-        UserError: if there is no such file, none with any line in it, or a line is no such thing.
+        UserError: if there is no such file, it is empty, or a line is not a valid entry.
     """
     mend = f"write one a line, for example: {example}"
     if path.suffix == ".jsonl":
@@ -51,7 +51,7 @@ def _from_yaml(path: Path, key: str, mend: str) -> list[Any]:
 
 
 def _object(path: Path, key: str, before: Any, said: Any) -> dict[str, Any]:
-    """What a line of YAML says, as a JSON line would."""
+    """A line of YAML as the object that a JSON line would hold."""
     if not isinstance(said, dict):
         said = {"prompt": said}
     if key in said:

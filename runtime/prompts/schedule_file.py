@@ -33,14 +33,14 @@ class Entry:
     policy: Policy = "recache"
 
     def __post_init__(self) -> None:
-        PromptChange(chunk=0, prompts=(self.prompt,), policy=self.policy)  # refuses what cannot be
+        PromptChange(chunk=0, prompts=(self.prompt,), policy=self.policy)  # raises for an empty prompt
 
 
 def read_schedule(path: Path) -> list[Entry]:
     """The entries of the file at `path`, in their order.
 
     Raises:
-        UserError: if there is no such file, or a line of it is no entry.
+        UserError: if there is no such file, or a line of it is not an entry.
     """
     return read_listing(path, Entry, key="at", example="0: a red star")
 

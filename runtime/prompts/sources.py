@@ -118,7 +118,7 @@ class PromptSchedule:
 
 
 class FixedPrompts(PromptSchedule):
-    """Gives the same prompts throughout the video."""
+    """The same prompts throughout the video, one for each video of a batch."""
 
     def __init__(self, *prompts: str) -> None:
         super().__init__([PromptChange(chunk=0, prompts=prompts)])
@@ -160,7 +160,7 @@ class LivePrompts:
         Raises:
             UserError: for an empty prompt or an unknown policy.
         """
-        PromptChange(chunk=0, prompts=(prompt,), policy=policy)  # refuses what cannot be
+        PromptChange(chunk=0, prompts=(prompt,), policy=policy)  # raises for an empty prompt
         with self._lock:
             self._requests += 1
             receipt, before = Receipt(self._requests, prompt, policy), self._waiting

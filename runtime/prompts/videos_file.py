@@ -18,7 +18,7 @@ from runtime.prompts.prompt_file import read_listing
 from runtime.prompts.sources import FixedPrompts
 
 LONGEST_NAME = 200
-"""Bytes: file systems allow 255, of which endings of the files beside the video take some."""
+"""Bytes of a name at most: file systems allow 255, and the files beside a video append to its name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,10 +26,10 @@ class Video:
     """One line of a file."""
 
     name: str
-    """Of its file, without the ending."""
+    """Name of its file, without the suffix."""
     prompt: str
     seed: int | None = None
-    """None for that of all who name none."""
+    """Its seed; None takes the one of the command line."""
 
     def __post_init__(self) -> None:
         name = self.name
@@ -37,17 +37,17 @@ class Video:
             raise UserError(f"{name!r} is no name for a file; use letters, figures and dashes")
         if len(name.encode()) > LONGEST_NAME:
             raise UserError(f"its name has more than {LONGEST_NAME} bytes; use a shorter one")
-        FixedPrompts(self.prompt)  # refuses what cannot be
+        FixedPrompts(self.prompt)  # raises for an empty prompt
 
 
 def read_videos(path: Path) -> list[Video]:
     """The videos of the file at `path`, in their order, no two of one name.
 
     Raises:
-        UserError: if there is no such file, or a line of it is no video.
+        UserError: if there is no such file, or a line of it does not describe a video.
     """
     videos = read_listing(path, Video, key="name", example="star: a red star")
-    # Some file systems take names that differ in case alone for the same.
+    # Some file systems treat names that differ only in case as equal.
     name, count = Counter(video.name.casefold() for video in videos).most_common(1)[0]
     if count > 1:
         raise UserError(f"{path} names {count} videos {name!r}; give each a name of its own")

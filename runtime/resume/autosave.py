@@ -1,4 +1,4 @@
-"""Keeps the state of a video on disk, every few seconds at most and on a thread of its own."""
+"""Writes the state of a video to disk every few seconds, on a thread of its own."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from runtime.resume.state import State, save_state, state_path
 
 
 def resume_command(output: Path) -> str:
-    """The command that goes on with a stopped video."""
+    """The command that resumes a stopped video."""
     return shlex.join(["vmla-run", "--resume", str(output)])
 
 
 class Autosave(WorkerThread):
-    """A context manager; a video's first state is due at once, so that hardly any is without one."""
+    """A context manager; a video's first state is due at once, so that nearly every video can be resumed."""
 
     def __init__(
         self,
@@ -29,41 +29,41 @@ class Autosave(WorkerThread):
         *,
         every: float = 5.0,
         saved: bool = False,
-        keeps_older: bool = False,
+        has_older: bool = False,
         fenced: Callable[[], AbstractContextManager[None]] = nullcontext,
     ) -> None:
         """Save the states of the video `output`.
 
         Args:
             output: the video.
-            describe: says what determines its frames, and may take its time.
+            describe: returns all that determines its frames, and may take seconds.
             every: seconds between two states: the work that a crash may cost, at most.
             saved: whether there is a state already, which then is the first.
-            keeps_older: whether an older video lies there, whose state and sidecar stay until the new one
+            has_older: whether an older video lies there, whose state and sidecar stay until the new one
                 has frames.
-            fenced: inside what it returns, nobody else writes there; it raises where somebody does.
+            fenced: returns a context in which nobody else writes there; entering it raises if somebody may.
         """
         super().__init__("autosave", capacity=1)
         self._output, self._describe, self._every = output, describe, every
         self._next = time.monotonic() + every if saved else 0.0
-        self._under_way, self._keeps_older, self._fenced = False, keeps_older, fenced
+        self._under_way, self._has_older, self._fenced = False, has_older, fenced
         self.saved = saved
         """Whether there is a state on disk."""
         self.video: dict[str, Any] | None = None
-        """What `describe` said, once it was asked."""
+        """The result of `describe`, once it was called."""
 
     def __enter__(self) -> Autosave:
-        """Start the thread."""
+        """Start the thread; leaving the block writes the last state that was queued."""
         super().__enter__()
         return self
 
     @property
     def command(self) -> str:
-        """What goes on with the video."""
+        """The command that resumes the video."""
         return resume_command(self._output)
 
     def due(self) -> bool:
-        """Whether it is time for a state; if so, one is expected. What went wrong before is raised here."""
+        """Whether a state is due; if so, `save` must follow. Earlier failures are raised here."""
         self.check()
         if self._under_way or time.monotonic() < self._next:
             return False
@@ -75,7 +75,7 @@ class Autosave(WorkerThread):
         self.put(lambda: self._write(state))
 
     def _write(self, state: State) -> None:
-        if self._keeps_older and not state.mark["frames"]:
+        if self._has_older and not state.mark["frames"]:
             self._under_way = False
             return
         if self.video is None:

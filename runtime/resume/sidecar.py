@@ -19,7 +19,7 @@ from plugins.documents.json_file import read_json
 from plugins.documents.typed import Between, typed
 from plugins.errors import UserError
 from runtime.engines.compiled import PRECISIONS
-from runtime.planning.request import Job
+from runtime.planning.job import Job
 from runtime.planning.start import NOT_RECORDED, Start
 from runtime.prompts.sources import Policy, PromptChange
 from vmla.config import FRAMES_PER_SECOND, YOUNGER, ModelConfig
@@ -96,14 +96,14 @@ class Recorded:
         """The description in `values`, which `where` holds.
 
         Raises:
-            UserError: naming the field that is missing, or is not what it should be.
+            UserError: naming the field that is missing or of the wrong type.
         """
         said = f"{where} does not describe a video that can be made again"
         return typed(dict(values), cls, said, others="ignore")
 
     @property
     def start(self) -> Start | None:
-        """What the video went on from; the file is not looked at."""
+        """The start that the video went on from; its file is not read."""
         if self.start_file is None or self.start_hash is None:
             return None
         return Start(path=Path(self.start_file), sha256=self.start_hash, chunks=self.start_chunks)
@@ -180,7 +180,7 @@ def describe_model(job: Job) -> dict[str, Any]:
 
 
 def describe_machine(device: torch.device) -> dict[str, str]:
-    """What of a machine decides how numbers round, beside the number of threads: not its number of cores."""
+    """The properties of a machine on which rounding depends, beside the number of threads; cores are none."""
     found = {"instruction_set": torch.backends.cpu.get_cpu_capability(), "architecture": platform.machine()}
     if device.type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)

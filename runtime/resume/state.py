@@ -1,4 +1,4 @@
-"""What a stopped video leaves on disk, from which it goes on to the identical frames.
+"""The state of a stopped video on disk, from which it resumes with identical frames.
 
 One safetensors file beside the video holds the cache, the clean latents of the window and the decoder's
 state; its header holds, as JSON, the number of the next chunk, the mark of the sink, the description of the
@@ -13,14 +13,15 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, BinaryIO
 
 import torch
 from torch import Tensor
 
 from plugins.atomic_files import atomic_write_bytes, beside
 from plugins.documents.json_file import parse_json
-from plugins.documents.tensor_header import read_header
+from plugins.documents.regular_file import opened
+from plugins.documents.tensor_header import header_in, read_header
 from plugins.documents.typed import Between, typed
 from plugins.errors import UserError
 from runtime.device.cuda_graphs import Stamp, host_copy, stamp, wait_for
@@ -96,9 +97,9 @@ class State:
     decoder_state: DecoderState | None
     """None, or a list of tensors and a few other JSON values."""
     mark: Mark
-    """How far the sink had come."""
+    """The sink's position: the frames that are in it."""
     video: Mapping[str, Any] = field(default_factory=dict)
-    """What determines the frames, in the words of `runtime.resume.sidecar.describe_job`."""
+    """All that determines the frames, as `runtime.resume.sidecar.describe_job` records it."""
     pending: tuple[Frames, ...] = ()
     """Frames before the mark that nobody has taken yet, chunk by chunk [n, H, W, 3]."""
 
@@ -112,7 +113,7 @@ class State:
 
     @classmethod
     def load(cls, path: str | Path) -> State:
-        """Read what `save` wrote.
+        """Read a state that `save` wrote.
 
         Raises:
             UserError: if there is no such file, or it is torn or of another version.
@@ -181,28 +182,44 @@ def load_state(path: Path, *, mend: str) -> tuple[State, dict[str, Any]]:
 
     Args:
         path: of the file.
-        mend: what to do where there is no state to go on from.
+        mend: the error's advice if there is no state to resume.
 
     Raises:
         UserError: if there is none, or one that is torn or of another version.
     """
-    from safetensors import SafetensorError, safe_open
-
     if not path.exists():
         raise UserError(f"there is no {path}: nothing to go on from; {mend}")
+    with opened(path, mend=mend) as file:
+        state = state_in(file, str(path), mend=mend)
+    return state, dict(state.video)
+
+
+def state_in(file: BinaryIO, where: str, *, mend: str) -> State:
+    """The state in an open file; its path may have become that of the next state meanwhile.
+
+    Args:
+        file: at its beginning.
+        where: what it is called in an error.
+        mend: as in `load_state`.
+
+    Raises:
+        UserError: if it is torn or of another version.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load
+
     try:
-        metadata = read_header(path, mend="").metadata
+        metadata = header_in(file, where, mend="").metadata
         header = typed(parse_json(metadata["state"], "its header"), StateHeader, "its header")
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no mapping
+        file.seek(0)
+        tensors = load(file.read())
         text = hashlib.sha256(metadata["state"].encode()).hexdigest()
-        sound = metadata.get("state_sha256", text) == text  # states of former versions have none
+        sound = metadata.get("state_sha256", text) == text  # states of earlier versions have none
         if not sound or header.schema != SCHEMA or header.sha256 != _digest(tensors):
             raise ValueError("its hash or version is not right")
-        state = _state(header, tensors)
-        return state, dict(state.video)
+        return _state(header, tensors)
     except (SafetensorError, OSError, UserError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is torn or no state of a video ({error}); {mend}") from error
+        raise UserError(f"{where} is torn or no state of a video ({error}); {mend}") from error
 
 
 def _state(header: StateHeader, tensors: Mapping[str, Tensor]) -> State:
@@ -233,7 +250,7 @@ def _first_frame(header: StateHeader) -> int:
     if not chunks:
         return frames
     size = header.video["window"]["chunk"]
-    if type(size) is not int:  # a product with text would be a text as long as the file asks for
+    if type(size) is not int:  # a string times a number would be a string as long as the file demands
         raise ValueError("its window has no number of frames a chunk")
     return frames + chunks * size
 
@@ -242,7 +259,7 @@ _TENSOR = {"tensor": True}
 
 
 def _to_json(item: Any) -> Any:
-    """What stands for `item` of the decoder's state in the header; its tensors lie beside the header."""
+    """The JSON in the header for `item` of the decoder's state; its tensors are stored as tensors."""
     return _TENSOR if isinstance(item, Tensor) else item
 
 

@@ -23,7 +23,12 @@ def picture_shape(config: ModelConfig, frames: int) -> tuple[int, int, int, int]
 
 
 def noise_draws(sampler: Sampler) -> int:
-    """How often noise is drawn for a chunk."""
+    """Tensors of noise that a chunk needs at most: see `_draws`."""
+    return max(_draws(sampler.of_chunk(opens=opens)) for opens in (True, False))
+
+
+def _draws(sampler: Sampler) -> int:
+    """One tensor of noise to start from, and one for each step that re-noises."""
     return 1 + sum(sampler.needs_noise(step) for step in range(sampler.steps))
 
 
@@ -53,7 +58,9 @@ class Buffers:
     ) -> None:
         """Allocate them, but for cache and text those of `beside`, which is for chunks of another length."""
         config, spec, device = engine.config, engine.cache_spec, engine.device
-        self.cache_spec, self.frames, self._sampler = spec, frames, sampler
+        self.cache_spec, self.frames, self._samplers = spec, frames, sampler
+        self.sampler = sampler.of_chunk(opens=False)
+        """Of the chunk whose noise is drawn."""
         self._picture = picture_shape(config, frames)
         self.noise = torch.zeros(noise_draws(sampler), batch, *self._picture, device=device)
         self.latents = torch.zeros(batch, *self._picture, device=device)
@@ -70,39 +77,53 @@ class Buffers:
         rows = frames * spec.tokens_per_frame if spec.slots else 0
         self.source = torch.zeros(rows, dtype=torch.int64, device=device)
         self.target = torch.zeros(rows, dtype=torch.int64, device=device)
-        levels = sampler.timesteps().tolist()
-        self.timesteps = [torch.full((batch, frames), t, device=device) for t in levels]
+        # A tensor for each step, never written again: `ConditioningTable` recognises them by identity.
+        self._timesteps = {
+            one: [torch.full((batch, frames), t, device=device) for t in one.timesteps().tolist()]
+            for one in (sampler.of_chunk(opens=opens) for opens in (True, False))
+        }
         self.clean = torch.zeros(batch, frames, device=device)
         self.uploads = 0
         """Copies from main memory to the device so far."""
         self.commits = False
-        """Whether the chunk is cached at all: without a history nothing is, once the sink is full."""
+        """Whether the chunk is committed: without a history none is, once the sink is full."""
         self.held = 0
         """Slots of the window that hold a frame: the first ones."""
 
     @property
     def window(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """What every pass reads besides latents and timestep, in the order of `StepInputs`."""
+        """The inputs of every pass besides latents and timestep, in the order of `StepInputs`."""
         return self.text_kv, self.cache, self.slot_index, self.chunk_index
 
-    def draw_noise(self, seeds: Sequence[int], chunk: int) -> None:
-        """Fill in the noise of chunk number `chunk` of the videos with these seeds."""
+    @property
+    def timesteps(self) -> list[Tensor]:
+        """The timestep of each step of the chunk: [B, F] each."""
+        return self._timesteps[self.sampler]
+
+    def draw_noise(self, seeds: Sequence[int], chunk: int, *, opens: bool) -> None:
+        """Fill in the noise of chunk number `chunk` of the videos with these seeds.
+
+        `opens` if the chunk is the first of its prompt, which may have a sampler of its own.
+        """
+        self.sampler = self._samplers.of_chunk(opens=opens)
+        # All noise of a chunk in one upload. Draw 0 is the start; draw i + 1 is what step i adds.
         drawn = [
             keyed_noise(self._picture, seed=seed, chunk=chunk, step=step)
-            for step in range(len(self.noise))
+            for step in range(_draws(self.sampler))
             for seed in seeds
         ]
-        self._put(self.noise, torch.stack(drawn).view(self.noise.shape))
+        noise = self.noise[: _draws(self.sampler)]
+        self._put(noise, torch.stack(drawn).view(noise.shape))
 
     def renoise(self, step: int) -> Tensor | None:
         """The noise that step number `step` adds at its end; None if the sampler adds none."""
-        return self.noise[step + 1] if self._sampler.needs_noise(step) else None
+        return self.noise[step + 1] if self.sampler.needs_noise(step) else None
 
     def set_window(self, frame: int) -> None:
         """Set the window of the chunk that begins at latent frame `frame`, and the slots of its commit."""
         source, target = self.cache_spec.token_indices(frame, self.frames, padded=True)
         slots = self.cache_spec.slot_index(frame)
-        self.held = int((slots >= 0).sum())
+        self.held = int((slots >= 0).sum())  # of a host tensor: reads nothing from the device
         self._put(self.slot_index, slots)
         self._put(self.chunk_index, self.cache_spec.chunk_index(frame, self.frames))
         self.commits = len(source) > 0
@@ -113,6 +134,7 @@ class Buffers:
     @contextmanager
     def restored_afterwards(self) -> Iterator[None]:
         """Restore the latents and the cache afterwards, whatever passes inside have written into them."""
+        # Only the rows of this commit: a copy of the whole cache would double its memory.
         rows = self.cache.index_select(2, self.target)
         latents = self.latents.clone()
         yield
@@ -124,10 +146,11 @@ class Buffers:
         for ours, theirs in zip(self._tensors(), other._tensors(), strict=True):
             ours.copy_(theirs)
         self.held, self.commits, self.uploads = other.held, other.commits, other.uploads
+        self.sampler = other.sampler
 
     def _tensors(self) -> list[Tensor]:
         """All that differs between videos, or between chunks."""
-        text = [self.text_kv, *([self.negative_text_kv] if self._sampler.guided else [])]
+        text = [self.text_kv, *([self.negative_text_kv] if self._samplers.guided else [])]
         indices = [self.slot_index, self.chunk_index, self.source, self.target]
         return [self.noise, self.latents, self.cache, *text, *indices]
 

@@ -1,4 +1,4 @@
-"""A rollout for callers that observe the model through hooks: nothing is decoded and nothing is kept."""
+"""A rollout for callers that observe the model through hooks: it decodes nothing and returns nothing."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def drive(
 ) -> None:  # fmt: skip
     """Roll out `prompts` as one batch with `model`, in float32 on its device; prompt i has seed + i.
 
-    `told` is called after each chunk with how many there are, and how many there will be.
+    `told` is called after each chunk with the number of finished chunks and of all chunks.
     """
     device = next(model.parameters()).device
     engine = EagerEngine(model, checkpoint.text(), device=device, dtype=torch.float32, as_it_is=True)

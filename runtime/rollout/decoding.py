@@ -16,17 +16,17 @@ from runtime.device.threads import using
 from vmla.vae import Codec, DecoderState
 from vmla.weights.checkpoint import Checkpoint
 from vmla.weights.formats.files import hash_file
-from vmla.weights.taehv import is_light, load_taehv, preset_of, scaled_if_light
+from vmla.weights.taehv import architecture_of, is_light, load_taehv, scaled_if_light
 
 NOTHING = Path("none")
-"""The decoder to ask for where no frames are wanted."""
+"""Value of `--decoder` that makes no frames."""
 
 
 class Decoder(Protocol):
     """Turns the chunks of one batch of videos into frames, in order."""
 
     state: DecoderState | None
-    """What it carries from chunk to chunk: all that another decoder needs to continue the video."""
+    """Its state between chunks: all that another decoder needs to continue the video."""
 
     def decode(self, latents: Tensor) -> Tensor:
         """Latents [B, z, F, h, w] of the next chunk to frames [B, frames, 3, H, W] in [0, 1]."""
@@ -66,7 +66,7 @@ class Decoding:
     file: Path | None
     """Weights of TAEHV's architecture, or `NOTHING`; None is the checkpoint's own codec."""
     dtype: torch.dtype
-    """What a file's codec computes in; the checkpoint's own always computes in float32."""
+    """The type that a file's codec computes in; the checkpoint's own always computes in float32."""
 
     @property
     def silent(self) -> bool:
@@ -114,9 +114,9 @@ class Decoding:
         if self.file is None or self.silent:
             name = "own" if self.file is None else str(NOTHING)
             return {"decoder": name, "decoder_file": self.file and str(self.file), "decoder_hash": None}
-        preset, place = preset_of(load_taehv(self.file, weights=False)), self.file.resolve()
-        preset = f"light {preset}" if is_light(self.file) else preset
-        return {"decoder": preset, "decoder_file": str(place), "decoder_hash": hash_file(place)}
+        name, place = architecture_of(load_taehv(self.file, weights=False)), self.file.resolve()
+        name = f"light {name}" if is_light(self.file) else name
+        return {"decoder": name, "decoder_file": str(place), "decoder_hash": hash_file(place)}
 
     def line(self) -> str:
         """The codec, for a person to read."""

@@ -19,8 +19,8 @@ from runtime.rollout.buffers import Buffers, BuffersByLength, allocate
 from runtime.rollout.passes import ChunkPasses
 from vmla.scheduler import Sampler
 
-Kind = tuple[int, int]
-"""The latent frames of a chunk, and the engine's `computation` of its window."""
+Kind = tuple[int, int, Sampler]
+"""The latent frames of a chunk, the engine's `computation` of its window, and how the chunk is sampled."""
 
 
 class Graphs(NamedTuple):
@@ -36,7 +36,7 @@ class Graphs(NamedTuple):
 
 
 class ChunkGraphs:
-    """Runs the passes of chunks, as graphs where these are captured or worth it.
+    """Runs the passes of chunks, as CUDA graphs where these exist or are worth capturing.
 
     The very first chunk is launched operation by operation: its frames wait for no capture. So is a window
     that fills, when the first of its kind comes, for it may come but once. All videos have the same sampler
@@ -44,13 +44,13 @@ class ChunkGraphs:
     """
 
     def __init__(self, engine: Engine, sampler: Sampler) -> None:
-        self._passes, self._pool = ChunkPasses(engine, sampler), graph_pool(engine.device)
+        self._passes, self._sampler, self._pool = ChunkPasses(engine), sampler, graph_pool(engine.device)
         self._seen: set[Kind] = set()
         self._graphs: dict[Kind, Graphs] = {}
         self._buffers: BuffersByLength | None = None
-        """Those that the graphs were captured with."""
+        """The buffers that the graphs were captured with."""
         self._tenant: Callable[[], BuffersByLength | None] = lambda: None
-        """The buffers of the video that runs in place, unless it has ended."""
+        """Returns the buffers of the video that runs in place, or None once it has ended."""
 
     def denoise(self, video: BuffersByLength, kind: Kind) -> bool:
         """Denoise the chunk of `kind` in the buffers of `video`; return whether a graph was replayed."""
@@ -86,15 +86,18 @@ class ChunkGraphs:
 
     def _capture(self, video: BuffersByLength, kind: Kind) -> None:
         if self._buffers is None:
+            # A copy of the mapping, since `_move_out` puts other buffers into the video's own; and a weak
+            # reference, so that an ended video does not stay in memory as the tenant.
             self._buffers, self._tenant = BuffersByLength(video), weakref.ref(video)
         own, _ = self._moved_in(video, kind)
         steps = (partial(each, own) for each in (self._passes.denoise, self._passes.update_cache))
+        # Warm-up calls write into the buffers, which hold a video that goes on.
         with own.restored_afterwards():
             device = self._passes.engine.device
             self._graphs[kind] = Graphs(*(captured(step, device, self._pool) for step in steps))
 
     def _moved_in(self, video: BuffersByLength, kind: Kind) -> tuple[Buffers, Buffers]:
-        """The buffers of the graphs, holding what those of `video` do, and these."""
+        """Copy the contents of `video`'s buffers into the graphs' own, and return these."""
         assert self._buffers is not None
         own, tenant = self._buffers[kind[0]], self._tenant()
         if tenant is not None and tenant is not video:
@@ -108,7 +111,7 @@ class ChunkGraphs:
         """Give the video that runs in place buffers of its own, with all that it has in these."""
         assert self._buffers is not None
         batch = len(self._buffers[min(self._buffers)].latents)
-        fresh = allocate(self._passes.engine, self._passes.sampler, batch=batch)
+        fresh = allocate(self._passes.engine, self._sampler, batch=batch)
         for frames, buffers in fresh.items():
             buffers.take(self._buffers[frames])
         tenant.update(fresh)

@@ -1,4 +1,4 @@
-"""What a chunk computes on its buffers: the denoising steps, and the clean pass whose entries are cached."""
+"""The passes over a chunk's buffers: the denoising steps, and the clean pass whose entries are cached."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from torch import Tensor
 
 from runtime.engines.base import Engine
 from runtime.rollout.buffers import Buffers
-from vmla.scheduler import Sampler, guided
+from vmla.scheduler import guided
 from vmla.transformer import StepInputs
 
 
 class ChunkPasses:
-    """The passes of an engine over a chunk, as its sampler orders them."""
+    """The passes of an engine over a chunk, as the sampler of its buffers orders them."""
 
-    def __init__(self, engine: Engine, sampler: Sampler) -> None:
-        self.engine, self.sampler = engine, sampler
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
 
     @torch.inference_mode()
     def denoise(self, buffers: Buffers) -> None:
@@ -23,20 +23,21 @@ class ChunkPasses:
         latents = buffers.noise[0]
         for step, timestep in enumerate(buffers.timesteps):
             velocity = self._velocity(StepInputs(latents, timestep, *buffers.window), buffers)
-            latents = self.sampler.step(latents, velocity, step, buffers.renoise(step))
+            latents = buffers.sampler.step(latents, velocity, step, buffers.renoise(step))
         buffers.latents.copy_(latents)
 
     @torch.inference_mode()
     def update_cache(self, buffers: Buffers) -> None:
-        """The entries of the clean chunk, at t = 0, go into the cache."""
+        """Run the clean pass at t = 0 and write its entries to the cache."""
         inputs = StepInputs(buffers.latents, buffers.clean, *buffers.window)
         buffers.commit(self.engine.entries(inputs, held=buffers.held))
 
     def _velocity(self, inputs: StepInputs, buffers: Buffers) -> Tensor:
-        """Of a step; with guidance, of a second pass over the same window too, told the negative prompt."""
+        """The velocity of a step; with guidance, from a second pass under the negative prompt too."""
+        weight = buffers.sampler.guidance_scale
         velocity = self.engine.step(inputs, held=buffers.held)[0]
-        if not self.sampler.guided:
+        if weight == 1:
             return velocity
         against = inputs._replace(text_kv=buffers.negative_text_kv)
         negative = self.engine.step(against, held=buffers.held)[0]
-        return guided(velocity.float(), negative.float(), self.sampler.guidance_scale)
+        return guided(velocity.float(), negative.float(), weight)

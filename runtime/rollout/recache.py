@@ -23,13 +23,13 @@ class Past:
 
     @staticmethod
     def capacity(spec: CacheSpec) -> int:
-        """The most chunks that are ever kept."""
+        """The most chunks whose latents are held at once."""
         return spec.chunks.count(spec.sink) + -(-spec.history // spec.chunk)
 
     def add(self, number: int, latents: Tensor) -> None:
-        """Keep the latents [B, z, F, h, w] of chunk `number`, and drop those that have left the window."""
+        """Add the latents [B, z, F, h, w] of chunk `number`, and drop those that have left the window."""
         self.chunks[number] = latents
-        self._keep_from(max(number + 1 - self._newest, self.forgotten))
+        self._drop_before(max(number + 1 - self._newest, self.forgotten))
 
     def change_prompt(self, policy: Policy, number: int, frame: int) -> tuple[int, list[tuple[int, Tensor]]]:
         """Apply the policy of a new prompt at chunk `number`, which begins at latent frame `frame`.
@@ -40,7 +40,7 @@ class Past:
         """
         if policy == "reset":
             self.forgotten = number
-            self._keep_from(number)
+            self._drop_before(number)
             return self._sink_only(frame), []
         return self._replay() if policy == "recache" else (frame, [])
 
@@ -49,7 +49,7 @@ class Past:
         self.chunks, self.forgotten = dict(chunks), forgotten
 
     def _replay(self) -> tuple[int, list[tuple[int, Tensor]]]:
-        """The kept chunks in order, placed as if they followed one another without a gap."""
+        """The chunks that are held, in order, placed as if they followed one another without a gap."""
         again: list[tuple[int, Tensor]] = []
         frame, whole = 0, not self.forgotten
         for number in sorted(self.chunks):
@@ -63,5 +63,6 @@ class Past:
         """The latent frame at which time restarts without a history: after the frames of the sink."""
         return min(self._spec.sink, frame)
 
-    def _keep_from(self, number: int) -> None:
+    def _drop_before(self, number: int) -> None:
+        """Forget the chunks before `number`, except the sink's."""
         self.chunks = {n: c for n, c in self.chunks.items() if n < self._first or n >= number}

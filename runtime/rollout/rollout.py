@@ -64,13 +64,13 @@ class Rollout:
         self.frame = 0
         """Its first latent frame, counted from where the history was dropped last (`vmla.cache`)."""
         self.change: PromptChange | None = None
-        self._passes = ChunkPasses(engine, sampler)
+        self._passes = ChunkPasses(engine)
         self._graphs = ChunkGraphs(engine, sampler) if graphs is True else graphs or None
         self._replays = 0
 
     @property
     def buffers(self) -> Buffers:
-        """Those of the chunk under way."""
+        """The buffers of the chunk under way, whose length may differ from the others'."""
         return self._buffers[self._frames]
 
     @torch.inference_mode()
@@ -82,8 +82,9 @@ class Rollout:
             if self.number < len(self._start):
                 self.buffers.latents.copy_(self._start[self.number])
             else:
-                self.buffers.draw_noise(self._seeds, self.number)
+                self.buffers.draw_noise(self._seeds, self.number, opens=self._opens())
                 self._denoise()
+        # A copy, because the decoder reads it on another thread while the next chunk overwrites the buffer.
         return self.buffers.latents.clone()
 
     @torch.inference_mode()
@@ -94,6 +95,10 @@ class Rollout:
         self.past.add(self.number, self.buffers.latents.clone())
         self.number, self.frame = self.number + 1, self.frame + self.buffers.frames
 
+    def _opens(self) -> bool:
+        """Whether the chunk under way is the first of its prompt, or has nothing before it to look at."""
+        return self.frame == 0 or (self.change is not None and self.change.chunk == self.number)
+
     def _change_prompt(self, change: PromptChange) -> None:
         """Encode the prompt if it has changed, and apply its policy to the cache."""
         if self.change is None or self.change.prompts != change.prompts:
@@ -101,6 +106,7 @@ class Rollout:
         self.change = change
         if change.chunk == self.number > 0:
             self.frame, replayed = self.past.change_prompt(change.policy, self.number, self.frame)
+            # Each chunk of the window is committed again, by a clean pass under the new prompt.
             for frame, latents in replayed:
                 self._set_window(frame, latents.shape[2])
                 self.buffers.latents.copy_(latents)
@@ -126,7 +132,7 @@ class Rollout:
             self._replays += self._graphs.update_cache(self._buffers, self._kind())
 
     def _kind(self) -> Kind:
-        return self._frames, self._engine.computation(self.buffers.held)
+        return self._frames, self._engine.computation(self.buffers.held), self.buffers.sampler
 
     @property
     def launches(self) -> int | None:

@@ -1,5 +1,5 @@
 """The server behind `vmla-serve`: live video over a network, from one session.
 
-`edge` is what every request passes, `streams` what is made and kept on disk, `routes` what can be asked for,
-`page` what a browser shows. `app` puts them together.
+Every request passes `edge`; `streams` makes the videos, whose files are in `disk`; `routes` has the
+endpoints, `shared` several servers on one folder, `page` what a browser shows. `app` puts them together.
 """

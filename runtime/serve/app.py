@@ -1,4 +1,4 @@
-"""The application: doors, routes and streams put together."""
+"""The application: access checks, routes and streams put together."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from dataclasses import replace
 
 from fastapi import FastAPI
 
-from runtime.planning.request import Job
+from runtime.planning.job import Job
 from runtime.serve.disk.fence import Fence
 from runtime.serve.disk.store import Store
 from runtime.serve.edge import errors
 from runtime.serve.edge.access import Door
+from runtime.serve.edge.logs import hush_uvicorn
 from runtime.serve.edge.metrics import Metrics
 from runtime.serve.edge.origins import CrossOrigin
 from runtime.serve.edge.settings import ServeSettings
@@ -29,7 +30,7 @@ from runtime.serve.streams.worker import Worker
 def create_app(job: Job, settings: ServeSettings, *, memory: int, tracing: Tracing | None = None) -> FastAPI:
     """The application that serves the model of `job` within `memory` bytes; it is loaded here.
 
-    It reports what it does to `tracing`, which is closed at the end; None traces nothing.
+    `tracing` traces its work and is closed at the end; None traces nothing.
 
     Raises:
         UserError: if it does not fit, or another server has the store.
@@ -47,7 +48,12 @@ def create_app(job: Job, settings: ServeSettings, *, memory: int, tracing: Traci
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        await streams.start()
+        try:
+            await streams.start()
+        except Exception as error:
+            app.state.failure = error
+            hush_uvicorn()  # whoever runs the server says what is wrong
+            raise
         try:
             yield
         finally:
@@ -55,6 +61,8 @@ def create_app(job: Job, settings: ServeSettings, *, memory: int, tracing: Traci
             await asyncio.to_thread(tracing.close)
 
     app = FastAPI(title="vmla-serve", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app.state.failure = None
+    """The exception because of which the application could not start."""
     app.state.server = Server(streams=streams, settings=settings, metrics=metrics, peers=peers)
     errors.install(app)
     for part in (about, sessions, videos, realtime):

@@ -17,13 +17,14 @@ from runtime.serve.edge.connections import BoundedWebSocket, TimelyHttp, Watch
 from runtime.serve.edge.settings import ServeSettings
 
 SEND_BUFFER = 1 << 18
-"""Bytes that the system keeps for a viewer who does not take them: a few chunks, not a minute of them."""
+"""Bytes of the system's send buffer for each viewer: room for a few chunks, not for a minute of video."""
 CONNECTIONS = 1_024
-"""The most connections; at most half of the files that the process may open: streams need some."""
+"""Upper bound of connections; also at most half of the process's file descriptors, because streams need
+some."""
 TICKS = 10
 """How often uvicorn calls `on_tick`, per second."""
 Drain = Callable[[], Awaitable[None]]
-"""Lets go of all streams."""
+"""Releases all streams, so that other servers can continue them."""
 
 
 def open_socket(settings: ServeSettings) -> socket.socket:
@@ -52,7 +53,7 @@ def url_of(listening: socket.socket) -> str:
 
 
 class StoppableServer(uvicorn.Server):
-    """uvicorn that ends when `stop` is set, leaves signals to whoever sets it, and has a `watch`."""
+    """uvicorn that ends when `stop` is set, handles no signals itself, and has a `watch`."""
 
     def __init__(
         self, config: uvicorn.Config, stop: threading.Event, watch: Watch, drain: Drain | None
@@ -68,7 +69,7 @@ class StoppableServer(uvicorn.Server):
     async def on_tick(self, counter: int) -> bool:
         """Called ten times a second; returns whether to end."""
         if self._stop.is_set() and self._drain is not None and not self.should_exit:
-            await self._drain()  # while viewers are still connected, who then go elsewhere
+            await self._drain()  # viewers are still connected here, and will join another server
         self.should_exit = self.should_exit or self._stop.is_set()
         if counter % TICKS == 0:
             self._watch.look(self.server_state.connections)  # type: ignore[arg-type]

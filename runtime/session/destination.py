@@ -1,4 +1,4 @@
-"""The place that a video goes to: checked before anything is made, and left tidy whatever happens."""
+"""The output path of a video: checked before anything is made, and left tidy whatever happens."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ from runtime.resume.sidecar import is_sidecar, sidecar_path, write_begun
 from runtime.resume.state import is_state, state_path
 
 WANTED_HEIGHT = 256
-"""Pixels that small frames are enlarged to at least, by default."""
+"""Pixels of height to which small frames are enlarged by default, at least."""
 
 
-def is_kept(path: Path) -> bool:
-    """Whether a video at `path` stays there, with a sidecar."""
-    return kind_of(path).keeps
+def is_persistent(path: Path) -> bool:
+    """Whether a video written to `path` stays there, with a sidecar; a stream does not."""
+    return kind_of(path).persistent
 
 
 def is_resumable(path: Path) -> bool:
-    """Whether a video at `path` that was stopped can be gone on with."""
+    """Whether a stopped video at `path` can be resumed."""
     return kind_of(path).resumes
 
 
@@ -36,12 +36,12 @@ def check_output(path: Path, *, overwrite: bool) -> None:
     Raises:
         UserError: if it exists already, is not a file or folder of ours, or its folder does not exist.
     """
-    if not is_kept(path):
+    if not is_persistent(path):
         return
     if path.is_symlink():
         raise UserError(f"{path} is a link to {path.readlink()}; name that instead")
     here = Path.cwd()
-    if Path(os.path.realpath(path)) in (here, *here.parents):  # of links that go round, too
+    if Path(os.path.realpath(path)) in (here, *here.parents):  # realpath: `path` may lead here through links
         raise UserError(f"{path} is a folder that you work in; name a new one")
     if path.exists() and not overwrite:
         more = f", or go on with it: {resume_command(path)}" if state_path(path).exists() else ""
@@ -62,15 +62,15 @@ def leftovers(path: Path) -> list[Path]:
     ]
 
 
-def replace_older(path: Path, begun: Mapping[str, Any], keep: Sequence[Path] = ()) -> None:
-    """Remove the files that an earlier video left at `path` and beside it, but `keep`; a folder stays.
+def replace_older(path: Path, begun: Mapping[str, Any], spared: Sequence[Path] = ()) -> None:
+    """Remove an earlier video's files at `path` and beside it, but for files `spared`; a folder stays.
 
     The sidecar that says what is `begun` replaces the older one first: whatever ends the process now,
     what lies at `path` is shown to be ours.
     """
     write_begun(path, begun)
     for left in leftovers(path):
-        if left not in (*keep, sidecar_path(path)):
+        if left not in (*spared, sidecar_path(path)):
             left.unlink(missing_ok=True)
 
 
@@ -87,12 +87,12 @@ def _not_ours(path: Path) -> Path | None:
 
 @contextmanager
 def claimed(output: Path, *, fresh: bool, overwrite: bool) -> Iterator[None]:
-    """Inside, `output` is this video's alone, where it is a place that keeps videos.
+    """Inside, `output` is this video's alone, where videos written there stay.
 
     Raises:
         UserError: if another video is being made there, or a `fresh` one may not be.
     """
-    with locked(output) if is_kept(output) else nullcontext():
+    with locked(output) if is_persistent(output) else nullcontext():
         if fresh:
             check_output(output, overwrite=overwrite)
         yield
@@ -101,7 +101,7 @@ def claimed(output: Path, *, fresh: bool, overwrite: bool) -> Iterator[None]:
 def open_sink(path: Path, *, scale: int, after: Mark | None = None, clear: Clear | None = None) -> FrameSink:
     """Open the sink that `path` names, at its start or `after` the mark of an earlier one.
 
-    `clear` removes what lies there, once there are frames to take its place.
+    `clear` removes an older output there, once there are frames to take its place.
 
     Raises:
         UserError: if the video cannot be written there, or the mark is not that of such a sink.

@@ -1,7 +1,7 @@
 """Videos from their orders to their files: one or several at once, in one session.
 
-Each is what it would be alone, with a sidecar and a state of its own. One that fails ends alone; all can
-be stopped, and gone on with one by one or together.
+Each has the frames that it would have alone, and a sidecar and a state of its own. One that fails ends alone.
+All can be stopped, and resumed one by one or together.
 """
 
 from __future__ import annotations
@@ -17,13 +17,20 @@ from typing import Any
 
 from plugins.errors import UserError
 from runtime.outputs import FrameSink
+from runtime.planning.job import Job
 from runtime.planning.plan import VideoPlan
-from runtime.planning.request import Job
 from runtime.prompts.sources import FixedPrompts
 from runtime.prompts.videos_file import Video
 from runtime.resume.autosave import Autosave, resume_command
 from runtime.resume.sidecar import describe_prompts, describe_video, sidecar_path, write_begun
-from runtime.session.destination import claimed, is_kept, is_resumable, leftovers, open_sink, replace_older
+from runtime.session.destination import (
+    claimed,
+    is_persistent,
+    is_resumable,
+    leftovers,
+    open_sink,
+    replace_older,
+)
 from runtime.session.outcome import Outcome, in_one_line, raise_failure, record
 from runtime.session.replay import Order
 from runtime.session.session import Session
@@ -44,7 +51,7 @@ class Ending:
     """Whether there is a state to go on from."""
 
     def way_on(self) -> str:
-        """What is said of it if it was stopped."""
+        """The line that is printed if it was stopped: how to resume it."""
         return f"stopped; go on with: {resume_command(self.output)}" if self.resumable else "stopped"
 
 
@@ -58,12 +65,12 @@ class VideoFile:
         """Begin the video; see `make_videos`."""
         self._output, self._order, self._load_seconds = output, order, load_seconds
         self._summary, self._outcome = Summary(), list[Outcome]()
-        # An order to go on was compared with the weights when it was made, and knows the answer.
+        # An order to resume has been compared with the weights already, and holds the description.
         told = None if order.described is None else order.describe
         self._describe = told or partial(session.describe, order.job, frames=order.frames, scale=order.scale)
-        self._keeps_older = order.state is None and is_kept(output) and bool(leftovers(output))
+        self._has_older = order.state is None and is_persistent(output) and bool(leftovers(output))
         self._autosave = self._autosaved(save_every)
-        self._announced = order.state is None and is_kept(output) and not self._keeps_older
+        self._announced = order.state is None and is_persistent(output) and not self._has_older
         if self._announced:
             write_begun(output, _begun(order))
         self.task: VideoTask = session.admit(
@@ -77,26 +84,26 @@ class VideoFile:
         )
 
     def _autosaved(self, every: float | None) -> Autosave | None:
-        if every is None or not is_kept(self._output) or not is_resumable(self._output):
+        if every is None or not is_persistent(self._output) or not is_resumable(self._output):
             return None
         saved = self._order.state is not None
-        return Autosave(self._output, self._describe, every=every, saved=saved, keeps_older=self._keeps_older)
+        return Autosave(self._output, self._describe, every=every, saved=saved, has_older=self._has_older)
 
     def _record(self, task: VideoTask) -> None:
-        """Say in the sidecar what became of it."""
+        """Write the outcome into the sidecar."""
         outcome = Outcome.of(task, self._summary.figures(), load_seconds=self._load_seconds)
         self._outcome.append(outcome)
         if self._announced and not (outcome.frames or (self._autosave is not None and self._autosave.saved)):
             sidecar_path(self._output).unlink(missing_ok=True)
-        nothing = self._keeps_older and not outcome.frames  # then the older video is still there
-        if task.failure is None and is_kept(self._output) and not nothing:
+        nothing = self._has_older and not outcome.frames  # then the older video is still there
+        if task.failure is None and is_persistent(self._output) and not nothing:
             known = None if self._autosave is None else self._autosave.video
             # Live prompts may have changed since it was described.
             now = describe_prompts(self._order.job.prompts.changes)
             record(self._output, {**(known or self._describe()), **now}, outcome)
 
     def outcome(self) -> Outcome:
-        """What became of it, once it has ended.
+        """The outcome of the video, once it has ended.
 
         Raises:
             UserError: if it failed.
@@ -106,7 +113,7 @@ class VideoFile:
         return self._outcome[0]
 
     def ending(self) -> Ending:
-        """What became of it, once it has ended, a failure included."""
+        """How the video ended, failures included."""
         self.task.wait()
         failure = None
         try:
@@ -127,8 +134,8 @@ def make_videos(
 
     Args:
         orders: of one checkpoint and engine, by the place that each goes to.
-        telemetry: who is told of the chunks that go to a place.
-        stop: ends all after the chunk under way; what is unfinished then has its state on disk.
+        telemetry: makes the listener to the chunks of the video at a place.
+        stop: ends all after the chunk under way; unfinished videos then have their states on disk.
         save_every: seconds between two states of a video on disk; None saves none.
         memory: bytes for weights and videos together; not counted if None.
         overwrite: let new videos take the places of older ones, once they have frames.
@@ -201,7 +208,7 @@ def check_room(plan: VideoPlan, videos: int, memory: int) -> None:
     """Refuse more videos than fit.
 
     Raises:
-        UserError: naming how many do, and what would hold all.
+        UserError: naming how many fit, and the memory that would hold all.
     """
     if (fit := plan.videos_in(memory)) < videos:
         raise UserError(
@@ -229,7 +236,7 @@ def load_session(job: Job, memory: int | None = None) -> Session:
 
 
 def sink_for(output: Path, order: Order) -> FrameSink:
-    """Where the frames go; refuses early a file that cannot be gone on with.
+    """The sink of the video; a file that cannot be continued is refused early.
 
     An older video at `output` is removed once the new one has frames.
 
@@ -240,8 +247,8 @@ def sink_for(output: Path, order: Order) -> FrameSink:
         return open_sink(output, scale=order.scale, after=order.state.mark)
     start = order.job.start
     if start is not None and output.exists() and start.path.exists() and output.samefile(start.path):
-        raise UserError(f"{output} is what the video goes on from; choose another name")
-    older = is_kept(output) and leftovers(output)
+        raise UserError(f"{output} is what the video continues; choose another name")
+    older = is_persistent(output) and leftovers(output)
     clear = partial(replace_older, output, _begun(order)) if older else None
     return open_sink(output, scale=order.scale, clear=clear)
 
@@ -259,7 +266,7 @@ def _make_folders(outputs: Sequence[Path]) -> None:
     """
     try:
         for output in outputs:
-            if is_kept(output):
+            if is_persistent(output):
                 output.parent.mkdir(exist_ok=True)
     except OSError as error:
         raise UserError(f"cannot write to {error.filename}: {error.strerror}") from error

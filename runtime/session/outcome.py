@@ -12,7 +12,7 @@ from runtime.outputs.presence import LostOutputError
 from runtime.outputs.stream import ReaderGoneError
 from runtime.resume.sidecar import list_changes, write_sidecar
 from runtime.resume.state import state_path
-from runtime.session.stages import DecodeError
+from runtime.session.producer import DecodeError
 from runtime.session.task import VideoTask
 from runtime.telemetry.metrics import Figures
 
@@ -29,12 +29,12 @@ class Outcome:
     """Frames that this run has made."""
     load_seconds: float
     first_frame_seconds: float
-    """From the start of the rollout to the first frame in the sink's queue."""
+    """Seconds from the start of the rollout to the first frame in the sink's queue."""
     seconds: float
-    """From admission until the last frame was written, without loading."""
+    """Seconds from admission until the last frame was written, without loading."""
     peak_bytes: int
     state_seconds: float
-    """Spent writing states to disk, on a thread of its own."""
+    """Seconds spent writing states to disk, on a thread of its own."""
     applied: list[dict[str, Any]]
     """The prompts that were applied, each with its first chunk."""
     figures: Figures | None
@@ -42,24 +42,24 @@ class Outcome:
     @classmethod
     def of(cls, task: VideoTask, figures: Figures | None, *, load_seconds: float) -> Outcome:
         """The outcome of `task`, whose sink has all frames it will get."""
-        stages = task.stages
-        applied = [change for change in stages.job.prompts.changes if change.chunk < task.made]
+        producer = task.producer
+        applied = [change for change in producer.job.prompts.changes if change.chunk < task.made]
         return cls(
-            complete=stages.complete,
+            complete=producer.complete,
             frames=task.frames,
-            made=stages.writer.written,
+            made=producer.writer.written,
             load_seconds=load_seconds,
-            first_frame_seconds=stages.first_frame_seconds,
+            first_frame_seconds=producer.first_frame_seconds,
             seconds=task.ended - task.started,
             peak_bytes=peak_resident_bytes(),
-            state_seconds=0.0 if stages.autosave is None else stages.autosave.busy_seconds,
+            state_seconds=0.0 if producer.autosave is None else producer.autosave.busy_seconds,
             applied=list_changes(applied),
             figures=figures,
         )
 
 
 def raise_failure(task: VideoTask) -> None:
-    """Raise what ended a video early, if anything did.
+    """Raise the error that ended a video early, if any.
 
     Raises:
         UserError: in one line, whatever it was.
@@ -72,10 +72,10 @@ def raise_failure(task: VideoTask) -> None:
 
 
 def _ended_early(task: VideoTask, error: BaseException) -> str:
-    """What ended the video early, how many frames there are, and the command that resumes it."""
+    """The reason that a video ended early, its number of frames, and the command that resumes it."""
     if isinstance(error, ReaderGoneError):
         return f"{error.strerror}; {task.frames} frames were sent"
-    autosave, frames = task.stages.autosave, f"{task.frames} frames were kept"
+    autosave, frames = task.producer.autosave, f"{task.frames} frames were kept"
     mend = f"; go on with: {autosave.command}" if autosave is not None and autosave.saved else ""
     if isinstance(error, LostOutputError):
         again = f"; put it back, and{mend[1:]}" if mend else ""
@@ -87,7 +87,7 @@ def _ended_early(task: VideoTask, error: BaseException) -> str:
 
 
 def in_one_line(error: BaseException) -> str:
-    """What an error says of itself, in a line."""
+    """The message of an error, in one line."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     said = " ".join(str(error).split("\n")[0].split())

@@ -1,4 +1,4 @@
-"""When more of a video is wanted, and how soon: for whoever hands it to viewers that come, lag and leave."""
+"""When a server wants a video's next chunk, and how urgently: viewers come, lag and leave."""
 
 from __future__ import annotations
 

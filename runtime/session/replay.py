@@ -11,11 +11,12 @@ from typing import Any
 from export.engine.manifest import engine_store
 from plugins.documents.json_file import read_json
 from plugins.errors import UserError
-from runtime.planning.request import Job, prepare
+from runtime.planning.job import Job
+from runtime.planning.request import prepare
 from runtime.prompts.sources import PromptSchedule
 from runtime.resume.sidecar import DEFAULTS, Recorded, describe_job, sidecar_path
 from runtime.resume.state import State, load_state, state_path
-from runtime.session.destination import choose_scale, is_kept, is_resumable
+from runtime.session.destination import choose_scale, is_persistent, is_resumable
 from vmla.world.caption import warning_for
 
 DETERMINING = (
@@ -23,7 +24,7 @@ DETERMINING = (
     "sampler", "engine", "engine_hash", "compiled", "fp8", "cache", "device", "dtype", "threads", "processes",
     "start_hash",
 )  # fmt: skip
-"""Fields of `describe_job` that must be as they were; the first that differs, in this order, is named."""
+"""Fields of `describe_job` that must equal the recorded ones; an error names the first in this order."""
 OF_A_VIDEO = ("prompts", "seed", "frames", "chunks", "scale", "sampler", "start_hash")
 """The names among them in which the videos of one session may differ."""
 OF_A_MODEL = tuple(name for name in DETERMINING if name not in OF_A_VIDEO)
@@ -39,12 +40,12 @@ class Order:
     scale: int
     state: State | None = None
     described: Mapping[str, Any] | None = None
-    """What `describe` returned, if it was called already."""
+    """The result of `describe`, if it was called already."""
     changed: tuple[str, ...] = ()
-    """What has changed since the video was first made and might change a frame."""
+    """Differences from the first time that might change a frame, such as another version of PyTorch."""
 
     def describe(self) -> dict[str, Any]:
-        """What determines the frames; reads all weights the first time."""
+        """All that determines the frames; reads all weights the first time."""
         return dict(self.described or describe_job(self.job, frames=self.frames, scale=self.scale))
 
 
@@ -75,7 +76,7 @@ def repeat(sidecar: Path, given: Mapping[str, Any]) -> Order:
     """The video that `sidecar` describes, from its start.
 
     Raises:
-        UserError: if it describes none, or what it names is not as it was.
+        UserError: if it describes none, or a file that it names has changed.
     """
     order = _as_recorded(read_json(sidecar), given, sidecar)
     if order.job.start is not None:
@@ -87,9 +88,9 @@ def resume(output: Path, given: Mapping[str, Any]) -> Order:
     """The rest of the video `output`.
 
     Raises:
-        UserError: if there is no state to go on from, it is torn, or what it names is not as it was.
+        UserError: if there is no state to resume, it is torn, or a file that it names has changed.
     """
-    if not is_kept(output):
+    if not is_persistent(output):
         raise UserError(f"{output} keeps no video to go on with; name the file or folder of one")
     if not is_resumable(output):
         raise UserError(f"{output} is one piece, which cannot be gone on with; make it anew with --overwrite")
@@ -100,7 +101,7 @@ def resume(output: Path, given: Mapping[str, Any]) -> Order:
         told = {"weights": None} if state_path(output).exists() else read_json(sidecar)
         if told.get("complete"):
             raise UserError(f"{output} is complete: there is nothing to go on with")
-        if told.get("weights") == {}:  # it was killed before these were known
+        if told.get("weights") == {}:  # the run was killed before they were known
             mend = "make it anew with --overwrite"
     state, recorded = load_state(state_path(output), mend=mend)
     order = _as_recorded(recorded, given, output)
@@ -113,7 +114,7 @@ def _as_recorded(recorded: Mapping[str, Any], given: Mapping[str, Any], path: Pa
     """The order that `recorded` describes; options `given` on top must say the same.
 
     Raises:
-        UserError: naming the first thing that is not as it was.
+        UserError: naming the first file that has changed.
     """
     recorded = {**DEFAULTS, **recorded}
     told = Recorded.of(recorded, str(path))
@@ -148,7 +149,7 @@ def _as_recorded(recorded: Mapping[str, Any], given: Mapping[str, Any], path: Pa
 
 
 def _changes(then: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
-    """What was recorded and is another now; older files recorded less."""
+    """Recorded values that differ now; older files recorded fewer."""
     changed = [name for name in here if name in then and then[name] != here[name]]
     return [f"{name.replace('_', ' ')} was {then[name]}, is {here[name]}" for name in changed]
 
@@ -164,7 +165,7 @@ def _trusted(folder: str | None, path: Path) -> Path | None:
     store = engine_store()
     try:
         engine = Path(folder).resolve()
-    except (RuntimeError, ValueError) as error:  # links that go round, or no name of a file
+    except (RuntimeError, ValueError) as error:  # a loop of links, or a name that is not a path
         raise UserError(f"{path} names the engine {folder}, where there is none; {error}") from error
     if store is None or not engine.is_relative_to(store.resolve()):
         mend = f"if you trust whoever built it, name it: --engine {shlex.quote(folder)}"
@@ -175,7 +176,7 @@ def _trusted(folder: str | None, path: Path) -> Path | None:
 def refuse_another(
     what: str, names: Sequence[str], recorded: Mapping[str, Any], now: Mapping[str, Any]
 ) -> None:
-    """Refuse to go on with `what`, unless all `names` say now what is recorded.
+    """Refuse to resume `what`, unless all `names` have their recorded values now.
 
     Raises:
         UserError: naming the first that does not.

@@ -25,8 +25,8 @@ from torch import Tensor
 from plugins.errors import UserError
 from runtime.device.cuda_graphs import SideStream
 from runtime.outputs import FrameSink
+from runtime.planning.job import Job
 from runtime.planning.plan import VideoPlan
-from runtime.planning.request import Job
 from runtime.prompts.sources import LivePrompts, PromptSchedule
 from runtime.resume.autosave import Autosave
 from runtime.resume.sidecar import DEFAULTS, Recorded, describe_model, describe_video
@@ -35,8 +35,8 @@ from runtime.rollout.graphs import ChunkGraphs
 from runtime.rollout.rollout import Rollout
 from runtime.session.commands import CommandQueue
 from runtime.session.pacing import Pacing
+from runtime.session.producer import Admission, VideoProducer
 from runtime.session.replay import OF_A_MODEL, OF_A_VIDEO, refuse_another
-from runtime.session.stages import Admission, VideoStages
 from runtime.session.task import VideoTask
 from runtime.telemetry.events import NoTelemetry, Telemetry
 from vmla.config import FRAMES_PER_SECOND
@@ -45,7 +45,8 @@ from vmla.scheduler import Sampler
 SHARED = ("checkpoint", "device", "dtype", "engine_folder", "decoder_file", "threads", "processes")
 """Attributes that all jobs of a session have in common."""
 BLOCKED_SECONDS = 0.02
-"""Seconds between two looks at whether a sink has taken something, while every sink is full."""
+"""Seconds between two checks whether a sink has taken something, while every sink is full: a fraction of a
+chunk's time, so that no viewer notices."""
 
 OnEnd = Callable[[VideoTask], None]
 
@@ -76,12 +77,12 @@ class Session:
         self._described = threading.Lock()
 
     def __enter__(self) -> Session:
-        """Return the session itself."""
+        """Return the session; leaving the block ends its videos and closes the engine."""
         return self
 
     @cached_property
     def plan(self) -> VideoPlan:
-        """The memory of one video, and of what all videos share; computing it takes a second."""
+        """The memory of one video, and that shared by all; computing it takes a second."""
         return self._job.plan()
 
     @cached_property
@@ -125,7 +126,7 @@ class Session:
         number = self._reserve()
         try:
             task = VideoTask(
-                number, self._stages(asked), self._commands, clock=self._clock,
+                number, self._producer(asked), self._commands, clock=self._clock,
                 describe=partial(self.describe, job, frames=frames), on_end=partial(self._release, on_end),
             )  # fmt: skip
         except BaseException:
@@ -191,19 +192,19 @@ class Session:
                 task = self._due()
                 if task is None:
                     return None
-                if not task.stages.blocked:
+                if not task.producer.blocked:
                     task.step()
                     return task
             began = perf_counter()
             self._commands.wait(BLOCKED_SECONDS)
-            task.stages.decoding.stalled(perf_counter() - began, again=waited)
+            task.producer.decoding.stalled(perf_counter() - began, again=waited)
             waited = True
         return None
 
     def _due(self) -> VideoTask | None:
         self._tasks = [task for task in self._tasks if task.status != "ended"]
         running = [task for task in self._tasks if task.status == "running"]
-        return min(running, key=lambda one: (one.stages.blocked, one.deadline, one.number), default=None)
+        return min(running, key=lambda one: (one.producer.blocked, one.deadline, one.number), default=None)
 
     def run(self, stop: threading.Event | None = None) -> None:
         """Make all admitted videos, and wait for their last frames.
@@ -268,12 +269,12 @@ class Session:
             self._held -= 1
 
     def _release(self, on_end: OnEnd | None, task: VideoTask) -> None:
-        """Free the place of a video that has ended before its owner is told, who may fail."""
+        """Free the place of a video that has ended before its owner is notified, which may fail."""
         self._give_back()
         if on_end is not None:
             on_end(task)
 
-    def _stages(self, asked: Admission) -> VideoStages:
+    def _producer(self, asked: Admission) -> VideoProducer:
         job = asked.job
         with self._lock:
             if job.sampler not in self._graphs:
@@ -283,7 +284,7 @@ class Session:
             seeds=[job.seed], threads=job.cores.denoiser, graphs=self._graphs[job.sampler],
             start=job.start_latents(0 if asked.state is None else asked.state.snapshot.number),
         )  # fmt: skip
-        return VideoStages(
+        return VideoProducer(
             asked, rollout, self._decoder(), side=self._side,
             chunk_seconds=self._frames_per_chunk(asked) / FRAMES_PER_SECOND,
         )  # fmt: skip

@@ -16,7 +16,7 @@ import torch
 from plugins.errors import UserError
 from runtime.resume.state import Snapshot, State
 from runtime.session.commands import CommandQueue
-from runtime.session.stages import VideoStages
+from runtime.session.producer import VideoProducer
 
 Status = Literal["running", "paused", "ending", "ended"]
 
@@ -29,22 +29,22 @@ class VideoTask:
     """
 
     def __init__(
-        self, number: int, stages: VideoStages, commands: CommandQueue, *, clock: Callable[[], float],
+        self, number: int, producer: VideoProducer, commands: CommandQueue, *, clock: Callable[[], float],
         describe: Callable[[], Mapping[str, Any]], on_end: Callable[[VideoTask], None],
     ) -> None:  # fmt: skip
-        """Start the threads of `stages`.
+        """Start the threads of `producer`.
 
         Args:
             number: counts the videos of the session in the order of admission.
-            stages: make the video.
+            producer: makes the video.
             commands: the session's queue of commands.
             clock: returns seconds; the deadline is measured by it.
             describe: returns all that determines the frames, as JSON values.
             on_end: called on a thread of its own once the sink has all frames it will get.
         """
-        self.number, self.stages = number, stages
+        self.number, self.producer = number, producer
         self.failure: BaseException | None = None
-        """What ended it early: a failure of its sink, decoder, prompt source or autosave."""
+        """The exception that ended it early, from its sink, decoder, prompt source or autosave."""
         self.started, self.ended = perf_counter(), 0.0
         """When it was admitted and when the sink had all its frames, by `time.perf_counter`."""
         self.describe = describe
@@ -54,7 +54,7 @@ class VideoTask:
         self._paused = self._closing = False
         self._done, self._asked = threading.Event(), list[Future[State]]()
         self._lock = threading.Lock()
-        stages.start(lambda: commands.post(self._notice))
+        producer.start(lambda: commands.post(self._notice))
 
     @property
     def status(self) -> Status:
@@ -71,19 +71,19 @@ class VideoTask:
     @property
     def made(self) -> int:
         """Chunks denoised, those of an earlier run included."""
-        return self.stages.made
+        return self.producer.made
 
     @property
     def frames(self) -> int:
         """Frames in the sink, those of an earlier run included."""
-        return self.stages.earlier + self.stages.writer.written
+        return self.producer.earlier + self.producer.writer.written
 
     @property
     def deadline(self) -> float:
-        """When a viewer from the start will have seen every chunk made so far, or what the pacing says."""
-        if self.stages.pacing is not None:
-            return self.stages.pacing.deadline(self.stages.made)
-        return self._watched_since + self.stages.ahead_seconds
+        """When a viewer from the start will have seen every chunk made so far, or when the pacing says."""
+        if self.producer.pacing is not None:
+            return self.producer.pacing.deadline(self.producer.made)
+        return self._watched_since + self.producer.ahead_seconds
 
     def pause(self) -> None:
         """Make no more chunks until `resume`; those already made are decoded and written."""
@@ -118,13 +118,13 @@ class VideoTask:
         state = answer.result().in_main_memory()
         return replace(state, video={**self.describe(), **state.video})
 
-    # What follows is called by the session, while no chunk is being made.
+    # The following methods are called by the session, while no chunk is being made.
 
     def step(self) -> None:
         """Make the next chunk; end the video after its last one, or if it fails."""
         with self._alone():
-            self.stages.step()
-        if self.failure is not None or self.stages.finished:
+            self.producer.step()
+        if self.failure is not None or self.producer.finished:
             self.close()
 
     def close(self, *, save: bool = True, failure: Exception | None = None) -> None:
@@ -136,12 +136,12 @@ class VideoTask:
         threading.Thread(target=self._finish, args=(save,), name="video-end", daemon=True).start()
 
     def _finish(self, save: bool) -> None:
-        autosave = self.stages.autosave
+        autosave = self.producer.autosave
         with self._alone():
-            if autosave is not None and save and self.failure is None and not self.stages.finished:
-                self.stages.save(autosave.save)
+            if autosave is not None and save and self.failure is None and not self.producer.finished:
+                self.producer.save(autosave.save)
         with self._alone():
-            self.stages.close()
+            self.producer.close()
         self.ended = perf_counter()
         with self._alone():
             self._on_end(self)
@@ -155,13 +155,13 @@ class VideoTask:
             yield
         except BaseException as error:  # noqa: BLE001 - the owner of the session reads `failure`
             if isinstance(error, KeyboardInterrupt) and threading.current_thread() is threading.main_thread():
-                raise  # it is meant for all videos
+                raise  # Ctrl-C is meant for all videos
             self.failure = self.failure or error
 
     def _notice(self) -> None:
         """End the video because something has failed on one of its threads, perhaps while it was paused."""
         with self._alone():
-            self.stages.check()
+            self.producer.check()
         if self.failure is not None:
             self.close()
 
@@ -175,7 +175,7 @@ class VideoTask:
             self._watched_since += self._clock() - self._paused_at
 
     def _cancel(self) -> None:
-        self.stages.drop()
+        self.producer.drop()
         self.close(save=False)
 
     def _answer(self, answer: Future[State]) -> None:
@@ -183,7 +183,7 @@ class VideoTask:
             self._asked.append(answer)
         if not self._closing:
             with self._alone():
-                self.stages.save(partial(_give, answer))
+                self.producer.save(partial(_give, answer))
         elif self._done.is_set():
             self._settle()
 
@@ -194,7 +194,7 @@ class VideoTask:
         for answer in asked:
             if answer.done():
                 continue
-            if self.stages.complete and self.failure is None:
+            if self.producer.complete and self.failure is None:
                 answer.set_result(self._last_state())
             else:
                 answer.set_exception(UserError("the video has ended early; there is no state to go on from"))
@@ -202,7 +202,7 @@ class VideoTask:
     def _last_state(self) -> State:
         """The state of a complete video, of which nothing is left to make."""
         nothing = Snapshot(number=self.made, frame=0, forgotten=0, cache=torch.empty(0), past={})
-        return State(snapshot=nothing, decoder_state=None, mark=self.stages.writer.sink.mark())
+        return State(snapshot=nothing, decoder_state=None, mark=self.producer.writer.sink.mark())
 
 
 def _give(answer: Future[State], state: State) -> None:

@@ -1,1 +1,1 @@
-"""What a rollout reports while it runs, and the figures made of that."""
+"""Reports of a rollout while it runs, and the figures made of them."""

@@ -28,11 +28,11 @@ class ChunkReport:
 
     chunk: int
     chunks: int | None
-    """Of the whole video; None if it is endless."""
+    """Chunks of the whole video; None if it is endless."""
     frames: int
     """Frames made so far, this chunk's included."""
     seconds: float
-    """Since the rollout began."""
+    """Seconds since the rollout began, until the chunk was handed to the writer."""
     denoise_seconds: float
     clean_seconds: float
     """Duration of the clean pass before this chunk."""
@@ -46,23 +46,23 @@ class ChunkReport:
     stalled_seconds: float
     """Time spent waiting for full queues so far, by the rollout and by the decoder."""
     stalls: int
-    """Number of those waits."""
+    """Number of waits for full queues so far."""
     resident_bytes: int
     device_bytes: int
-    """Allocated on the GPU, if there is one."""
+    """Bytes allocated on the GPU; 0 without one."""
     launches: int | None
     """Launches by the host for this chunk and the clean pass before it: graphs and uploads of their data,
     without prompts and decoding. None where no graph is replayed: on a CPU, where capture has
     failed, and in the first two chunks, as the first one and its clean pass are not captured."""
     frames_per_second: float
-    """Of the video, when played."""
+    """Frame rate of the video when played."""
     prompt: str
     earlier: int = 0
     """Frames that an interrupted run had made before this one began."""
 
     @property
     def speed(self) -> float:
-        """Frames made per second."""
+        """Frames that this run has made per second since the rollout began."""
         return (self.frames - self.earlier) / max(self.seconds, 1e-9)
 
 
@@ -77,13 +77,13 @@ class Telemetry(Protocol):
 
 
 class NoTelemetry:
-    """Ignores every report."""
+    """A listener that ignores every report."""
 
     def chunk(self, report: ChunkReport) -> None:
-        """Do nothing."""
+        """Ignore the chunk."""
 
     def prompt(self, state: str, receipt: Receipt) -> None:
-        """Do nothing."""
+        """Ignore the request."""
 
 
 def shown(rate: float, places: int = 0) -> str:
@@ -116,7 +116,7 @@ class OneOf(NoTelemetry):
         self._take, self._video = take, video
 
     def chunk(self, report: ChunkReport) -> None:
-        """Pass the report on."""
+        """Call `take` with the video's name and the report."""
         self._take(self._video, report)
 
 
@@ -149,8 +149,8 @@ class TogetherLine:
 class JsonLines:
     """Writes a JSON object per chunk and per request, to a file that always ends in a whole line.
 
-    If it cannot be written any more, it is told nothing more. Standard output (`-`) is others' too: where it
-    is a pipe, it waits for whoever reads.
+    Once it cannot be written, nothing more is written to it. Standard output (`-`) is shared with others, so
+    a pipe there is written with waiting.
     """
 
     def __init__(self, path: Path, warn: Warn) -> None:
@@ -164,7 +164,9 @@ class JsonLines:
         Raises:
             UserError: if it cannot be.
         """
-        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK  # who reads a pipe holds nobody up
+        flags = (
+            os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK
+        )  # a slow reader of a pipe must not hold up the video
         standard = self._path == STANDARD_OUTPUT
         try:
             file = os.dup(1) if standard else os.open(self._path, flags, 0o666)
@@ -217,7 +219,7 @@ class JsonLines:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Close the file."""
+        """Close the file, whose last line is complete."""
         self._attempt(self._file.close)
 
 
@@ -228,11 +230,11 @@ class Several:
         self._listeners = listeners
 
     def chunk(self, report: ChunkReport) -> None:
-        """Pass the report on."""
+        """Pass the report on to every listener, in order."""
         for listener in self._listeners:
             listener.chunk(report)
 
     def prompt(self, state: str, receipt: Receipt) -> None:
-        """Pass the report on."""
+        """Pass the report on to every listener, in order."""
         for listener in self._listeners:
             listener.prompt(state, receipt)

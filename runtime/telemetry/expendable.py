@@ -1,4 +1,4 @@
-"""Work that a video can do without: after its first failure it is not tried again."""
+"""Optional work, such as writing reports: its first failure ends it, and the video goes on."""
 
 from __future__ import annotations
 

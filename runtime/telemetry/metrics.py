@@ -82,6 +82,7 @@ class Summary(NoTelemetry):
 
 def percentile(ordered: list[float], share: float) -> float:
     """The smallest of `ordered` values that a `share` of them does not exceed; 0 if there are none."""
+    # The nearest rank, ceil(share * n), in whole numbers, which do not round.
     return ordered[max(0, -(-int(share * 1000) * len(ordered) // 1000) - 1)] if ordered else 0.0
 
 
@@ -96,9 +97,9 @@ def prometheus(figures: Mapping[str, Figures]) -> str:
 
 
 class PrometheusFile(NoTelemetry):
-    """Keeps the latest figures in a file for a text-file collector, rewritten once a second.
+    """A file of the latest figures for Prometheus' text-file collector, rewritten once a second.
 
-    If it cannot be written any more, it keeps those that it has.
+    Once it cannot be written, its last figures stay.
     """
 
     def __init__(self, path: Path, warn: Warn, *, seconds: float = 1.0) -> None:

@@ -49,8 +49,8 @@ def build(checkpoint, output, *more):
 def test_a_build_says_each_stage_and_is_reused(checkpoint, tmp_path, compiled):
     first = build(checkpoint, tmp_path / "engine")
     assert first.exit_code == 0, first.output
-    for stage in ("load", "trace", "lower to fp32", "compile step", "compile prompt", "hash"):
-        assert f"{stage}: " in first.output
+    for phase in ("load", "trace", "lower to fp32", "compile step", "compile prompt", "hash"):
+        assert f"{phase}: " in first.output
     assert "MiB" in first.output
     assert sorted(path.name for path in (tmp_path / "engine").iterdir()) == [
         "manifest.json", "prompt.pt2", "step.pt2"
@@ -96,7 +96,7 @@ def test_an_fp8_build_is_calibrated_and_reused(checkpoint, tmp_path, compiled):
 def test_without_a_calibration_or_a_way_to_make_one_nothing_is_built(checkpoint, tmp_path, compiled):
     settings = Settings(backend="aoti", precision="fp8")
     with pytest.raises(UserError, match="needs a calibration; make one with: vmla-export calibrate"):
-        build_in(open_checkpoint(checkpoint), settings, tmp_path / "engine", lambda stage: None)
+        build_in(open_checkpoint(checkpoint), settings, tmp_path / "engine", lambda phase: None)
     assert list(tmp_path.iterdir()) == compiled == []
 
 

@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
@@ -73,6 +74,14 @@ def test_another_machine_version_or_model_is_passed_over(shelf, opened, tmp_path
         assert found(shelf, opened) == "a-onnx"
     other = debug_checkpoint(tmp_path_factory.mktemp("other") / "other", seed=1)
     assert found(shelf, open_checkpoint(other)) is None
+
+
+def test_engines_of_other_models_are_no_reason(shelf, opened):
+    config = replace(opened.model_config(), num_layers=9)
+    other = SimpleNamespace(model_config=lambda: config, name="mine", folder="mine")
+    shutil.rmtree(shelf / "a-broken")
+    path, reason = find_engine(other, device="cpu", dtype="float32", engines=shelf)
+    assert (path, reason) == (None, f"no engine in {shelf} is of mine")
 
 
 def test_a_folder_that_is_not_there_holds_none(opened, tmp_path):

@@ -33,7 +33,8 @@ def main() -> int:
     began, trials = time.monotonic(), list[Trial]()
     with Campaign(asked.seed, asked.seconds) as campaign:
         for trial in campaign.undamaged() if asked.count > 500 else ():
-            sys.stdout.write(f"whole files: {trial}\n")
+            trials.append(trial)
+            show(trial)
         if asked.only is not None:
             (trial,) = list(campaign.run(asked.only + 1, first=asked.only))
             sys.stdout.write(f"{trial}\n{trial.ended.said}{trial.ended.complained}")

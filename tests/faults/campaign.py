@@ -8,7 +8,7 @@ import shutil
 import sys
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -76,7 +76,9 @@ class Campaign:
         """Every command on whole files; those that end with an error are no good to find others with."""
         for surface in SURFACES:
             trial = self._try(-1, surface, "nothing", None, Random(0))
-            if trial.faults or (surface.whole and trial.ended.status):
+            if surface.whole and trial.ended.status:
+                trial = replace(trial, faults=(*trial.faults, "refused whole"))
+            if trial.faults:
                 yield trial
 
     def run(self, count: int, *, first: int = 0) -> Iterator[Trial]:

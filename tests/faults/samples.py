@@ -103,7 +103,7 @@ def _clips(folder: Path) -> None:
 
 def _training(folder: Path) -> None:
     """A run of the `debug` recipe after two of four steps."""
-    from vmla.train.recipes.from_scratch import training_recipe
+    from vmla.train.recipes.from_scratch import pretraining_recipe
     from vmla.train.run import TrainingRun
 
-    TrainingRun(training_recipe("debug"), folder, lambda line: None, stop_after=2).until("codec")
+    TrainingRun(pretraining_recipe("debug"), folder, lambda line: None, stop_after=2).until("codec")

@@ -16,7 +16,7 @@ def refusal(call):
 def assert_one_line(result, *fragments):
     """It ended with 2 and one line that holds all `fragments`."""
     assert result.exit_code == 2, result.output
-    beside = "Usage", "Try", "engine: "
+    beside = "Usage", "Try", "engine: ", "device: "
     lines = [line for line in result.output.splitlines() if line and not line.startswith(beside)]
     assert len(lines) == 1, result.output
     for fragment in fragments:

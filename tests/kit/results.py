@@ -29,7 +29,7 @@ def caches(speed):
 
 
 def gpu_figures():
-    """Stages of the GPU benchmark that failed or went well."""
+    """Measurements of the GPU benchmark that failed or went well."""
     return {
         "chunk": {"baseline": engine_row("A against A"), "rows": [engine_row()]},
         "aoti": {"refused": "no compiler"},

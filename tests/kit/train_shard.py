@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from kit.models import draw, randomise
 
-from vmla.config import model_preset
+from vmla.config import named_config
 from vmla.train.data.latents import LatentSet
 from vmla.train.loop.loop import train
 from vmla.train.loop.parallel import checkpoint_blocks, direct, processes, shard, whole
@@ -26,7 +26,7 @@ def forcing_stage(*, sharded):
 
     training = DISTILLATION_RECIPES["debug"].forcing
     schedule = dataclasses.replace(training.schedule, steps=STEPS, save_every=3)
-    config = model_preset("debug")
+    config = named_config("debug")
     latents = draw(4, config.in_channels, 12, config.sample_height, config.sample_width).half()
     text = draw(4, config.text_tokens, config.text_dim, seed=1).half()
     model = randomise(VideoMLA(config)).requires_grad_(True)
@@ -40,7 +40,7 @@ def forcing_stage(*, sharded):
 
 def consistency_stage(*, sharded):
     """Consistency distillation, whose target is a moving average that never sees a backward pass."""
-    config = model_preset("debug")
+    config = named_config("debug")
     latents = draw(4, config.in_channels, 12, config.sample_height, config.sample_width).half()
     text = draw(4, config.text_tokens, config.text_dim, seed=1).half()
     models = [randomise(VideoMLA(config), seed) for seed in (0, 0, 1)]

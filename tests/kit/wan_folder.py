@@ -7,7 +7,7 @@ import torch
 from kit.models import randomise
 from kit.wan import wan_transformer
 
-from vmla.config import model_preset
+from vmla.config import named_config
 from vmla.transformer import VideoMLA
 from vmla.weights.source import published
 
@@ -16,7 +16,7 @@ WORDS = ["<pad>", "</s>", "<unk>", "▁a", "▁red", "▁star", "▁", "s", "t"]
 
 def small_wan(**changes):
     """Sizes of the `debug` model with Wan's attention and its 512 text tokens."""
-    return replace(model_preset("debug", layout="mha"), text_tokens=512, **changes)
+    return replace(named_config("debug", layout="mha"), text_tokens=512, **changes)
 
 
 def wan_folder(folder, *, variant=None, safe=True, transformer=True, config=None, residual=False):

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 import plugins
 from plugins.aot import compile as aot
 from plugins.aot.objects import Compiled, cdiv, evaluate, faults, launch, load, ptx_of
-from plugins.aot.ptx import UnfitKernelError, keep_parameters, rename
+from plugins.aot.ptx import UnfitKernelError, rename, truncate_parameters
 from plugins.aot.variants import KernelVariant, launch_config, variants
 from plugins.errors import UserError
 from plugins.triton.tiles import COMPACT_MEMORY, FAMILIES
@@ -119,13 +119,13 @@ def test_the_command_writes_kernels_that_load(tmp_path, monkeypatch):
 
 
 def test_spare_parameters_go_and_the_entry_is_renamed():
-    kept = rename(keep_parameters(PTX, "kernel", 2), "kernel", "other")
+    kept = rename(truncate_parameters(PTX, "kernel", 2), "kernel", "other")
     assert ".visible .entry other(" in kept
     assert "other_param_1\n)" in kept and "param_2" not in kept and "kernel" not in kept
     with pytest.raises(UnfitKernelError, match="uses kernel_param_1"):
-        keep_parameters(PTX, "kernel", 1)
+        truncate_parameters(PTX, "kernel", 1)
     with pytest.raises(UnfitKernelError, match="no entry absent"):
-        keep_parameters(PTX, "absent", 1)
+        truncate_parameters(PTX, "absent", 1)
 
 
 def test_the_scale_that_is_compiled_in_is_the_operator_s():

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import tracemalloc
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -10,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from plugins.atomic_files import atomic_write_text
 from plugins.documents.json_file import DEEPEST, parse_json, read_json
-from plugins.documents.regular_file import read_text
+from plugins.documents.regular_file import PIECE, open_own, read_bytes, read_text
 from plugins.documents.tensor_header import read_header
 from plugins.documents.typed import Between, typed
 from plugins.documents.yaml_file import read_yaml
@@ -236,3 +238,37 @@ def test_a_file_that_is_cut_or_none_is_refused(tensors):
     tensors.write_bytes((4).to_bytes(8, "little") + b"\xff\xff\xff\xff")
     refused("its header is no text", read_header, tensors)
     refused("is missing; copy it", read_header, tensors.with_name("none"), mend="copy it")
+
+
+def test_a_small_file_takes_little_memory_however_large_it_might_be(tmp_path):
+    path = tmp_path / "log"
+    path.write_bytes(b"x" * (2 * PIECE + 1))
+    tracemalloc.start()
+    try:
+        assert len(read_bytes(path, largest=2**33)) == 2 * PIECE + 1
+        assert tracemalloc.get_traced_memory()[1] < 16 * PIECE
+    finally:
+        tracemalloc.stop()
+    refused("has more than", read_bytes, path, largest=2 * PIECE)
+
+
+@pytest.mark.parametrize("kind", ["link", "pipe", "folder"])
+def test_what_is_no_file_is_neither_replaced_nor_written_to(tmp_path, kind):
+    mine, path = tmp_path / "mine", tmp_path / "named"
+    mine.write_text("mine")
+    {"link": lambda: path.symlink_to(mine), "pipe": lambda: os.mkfifo(path), "folder": path.mkdir}[kind]()
+    before = path.lstat().st_mode
+    with pytest.raises(OSError):
+        atomic_write_text(path, "new")
+    with pytest.raises(OSError):
+        open_own(path)
+    assert (path.lstat().st_mode, mine.read_text()) == (before, "mine")
+    assert {each.name for each in tmp_path.iterdir()} == {"mine", "named"}
+
+
+def test_a_file_of_ours_keeps_what_it_holds(tmp_path):
+    os.close(open_own(tmp_path / "new", private=True))
+    assert (tmp_path / "new").stat().st_mode & 0o077 == 0
+    (tmp_path / "new").write_text("kept")
+    os.close(open_own(tmp_path / "new"))
+    assert (tmp_path / "new").read_text() == "kept"

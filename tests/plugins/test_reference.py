@@ -7,7 +7,7 @@ from kit.measure import assert_close, assert_relative
 from kit.windows import Case, draw, head_window, latent_query, latent_window, projections
 
 from plugins import expand, mla_attention, mla_attention_absorbed
-from vmla.config import model_preset
+from vmla.config import named_config
 
 pytestmark = pytest.mark.cpu
 
@@ -164,7 +164,7 @@ def test_float8_absorbed(backend):
 
 def test_the_published_widths_are_those_of_the_large_recipe():
     """The kernels' shapes follow from the model: 12 heads, 96 + 32 and 128 wide, latent 192."""
-    config = model_preset("wan-1.3b")
+    config = named_config("wan-1.3b")
     widths = (
         config.num_attention_heads,
         config.qk_nope_head_dim,

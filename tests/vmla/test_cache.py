@@ -9,7 +9,7 @@ from kit.measure import assert_close
 from kit.models import draw
 
 from vmla.cache import CacheSpec, ChunkLengths
-from vmla.config import model_preset
+from vmla.config import named_config
 
 pytestmark = pytest.mark.cpu
 
@@ -131,7 +131,7 @@ def test_gradients_reach_what_was_committed_and_not_what_was_replaced():
 @pytest.mark.parametrize("name", ["debug", "sprites", "wan-1.3b"])
 @pytest.mark.parametrize("layout", ["mla", "mha"])
 def test_a_layout_is_that_of_its_configuration(name, layout):
-    config = model_preset(name, layout=layout)
+    config = named_config(name, layout=layout)
     cache = CacheSpec.of(config)
     tokens = (config.sink + config.history) * config.tokens_per_frame
     assert cache.shape(3) == (config.num_layers, 3, tokens, config.entry_width)

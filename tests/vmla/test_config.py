@@ -10,7 +10,7 @@ from kit.models import tiny_config
 from plugins.errors import UserError
 from vmla.attention import LatentAttention
 from vmla.cache import CacheSpec
-from vmla.config import MODEL_PRESETS, WINDOWS, ModelConfig, model_preset
+from vmla.config import MODEL_CONFIGS, WINDOWS, ModelConfig, named_config
 from vmla.transformer import VideoMLA
 
 pytestmark = pytest.mark.cpu
@@ -24,7 +24,7 @@ WAN = {
     "wan-1.3b": {"num_attention_heads": 12, "ffn_dim": 8960, "num_layers": 30},
     "wan-14b": {"num_attention_heads": 40, "ffn_dim": 13824, "num_layers": 40},
 }
-WHOLE = dataclasses.asdict(model_preset("debug"))
+WHOLE = dataclasses.asdict(named_config("debug"))
 
 
 def count(module):
@@ -33,7 +33,7 @@ def count(module):
 
 def test_each_matrix_has_the_shape_of_the_paper():
     with torch.device("meta"):
-        attention = LatentAttention(model_preset("wan-1.3b"))
+        attention = LatentAttention(named_config("wan-1.3b"))
     shapes = {name: tuple(getattr(attention, name).weight.shape) for name in MATRICES}
     assert shapes == MATRICES
     matrices = sum(down * across for down, across in MATRICES.values())
@@ -51,18 +51,18 @@ def test_self_attention_shrinks_as_in_the_paper():
 
 
 def test_a_token_leaves_what_the_paper_says():
-    latent, dense = model_preset("wan-1.3b"), model_preset("wan-1.3b", layout="mha")
+    latent, dense = named_config("wan-1.3b"), named_config("wan-1.3b", layout="mha")
     assert (latent.entry_width, dense.entry_width) == (224, 3072)
     assert round(100 * (1 - 224 / 3072), 3) == 92.708
     assert (latent.attention_head_dim, latent.qk_nope_head_dim, latent.grid) == (128, 96, (30, 52))
     assert latent.tokens_per_frame == 1560
-    assert model_preset("wan-14b").inner_dim // 40 == 128
+    assert named_config("wan-14b").inner_dim // 40 == 128
 
 
 @pytest.mark.parametrize("name", WAN)
 def test_mha_has_as_many_parameters_as_wan(name):
     with torch.device("meta"):
-        ours = VideoMLA(model_preset(name, layout="mha"))
+        ours = VideoMLA(named_config(name, layout="mha"))
         wan = WanTransformer3DModel(**WAN[name])
     assert count(ours) == count(wan)
     assert len(ours.state_dict()) == len(wan.state_dict())
@@ -70,7 +70,7 @@ def test_mha_has_as_many_parameters_as_wan(name):
 
 def test_the_whole_model_has_the_parameters_that_the_paper_saves():
     with torch.device("meta"):
-        latent, dense = (VideoMLA(model_preset("wan-1.3b", layout=layout)) for layout in ("mla", "mha"))
+        latent, dense = (VideoMLA(named_config("wan-1.3b", layout=layout)) for layout in ("mla", "mha"))
     weights = 30 * (4 * 1536**2 - 5_578_752)
     # Wan's queries, keys and values have biases, and gains of full width.
     others = 30 * (3 * 1536 + 2 * 1536 - 192 - 768)
@@ -83,22 +83,22 @@ def test_the_whole_model_has_the_parameters_that_the_paper_saves():
 def test_cache_bytes_are_those_of_the_paper(frames, dense, latent):
     """In bfloat16, batch 1, 30 layers, in GB."""
     for layout, expected in (("mha", dense), ("mla", latent)):
-        config = dataclasses.replace(model_preset("wan-1.3b", layout=layout), sink=1, history=frames - 1)
+        config = dataclasses.replace(named_config("wan-1.3b", layout=layout), sink=1, history=frames - 1)
         assert CacheSpec.of(config).bytes() / 1e9 == pytest.approx(expected, rel=3e-3)
 
 
 def test_windows_are_the_three_readings():
     sizes = {}
     for name in WINDOWS:
-        config = model_preset("wan-1.3b", window=name)
+        config = named_config("wan-1.3b", window=name)
         spec = CacheSpec.of(config)
         sizes[name] = (config.sink, spec.slots, spec.positions)
     assert sizes == {"total-6": (1, 3, 6), "sink-1-local-6": (1, 4, 7), "sink-1-history-6": (1, 7, 10)}
 
 
-@pytest.mark.parametrize("name", MODEL_PRESETS)
+@pytest.mark.parametrize("name", MODEL_CONFIGS)
 def test_a_recipe_survives_json(name):
-    config = model_preset(name)
+    config = named_config(name)
     assert ModelConfig.from_dict(dataclasses.asdict(config)) == config
     assert config.attention_head_dim > config.qk_rope_head_dim
 
@@ -127,7 +127,7 @@ def test_a_former_width_is_a_whole_number_of_heads(width):
 
 
 def test_recipes_differ_in_the_layout_alone():
-    latent, dense = model_preset("debug"), model_preset("debug", layout="mha")
+    latent, dense = named_config("debug"), named_config("debug", layout="mha")
     assert dataclasses.replace(dense, layout="mla") == latent
 
 
@@ -159,8 +159,8 @@ def test_sizes_that_do_not_fit_are_refused(changes, complaint):
 @pytest.mark.parametrize(
     ("call", "complaint"),
     [
-        (lambda: model_preset("wan-2b"), "no such model preset: wan-2b; there are debug"),
-        (lambda: model_preset("debug", window="la6"), "no such window: la6; there are total-6"),
+        (lambda: named_config("wan-2b"), "no such model: wan-2b; there are debug"),
+        (lambda: named_config("debug", window="la6"), "no such window: la6; there are total-6"),
         (lambda: ModelConfig.from_dict({"widht": 3}), "model settings: field widht is unknown"),
         (lambda: ModelConfig.from_dict({"ffn_dim": 8}), "field num_attention_heads is missing"),
         (lambda: ModelConfig.from_dict({**WHOLE, "ffn_dim": 64.0}), "field ffn_dim is 64.0; input"),

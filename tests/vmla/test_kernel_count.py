@@ -8,7 +8,7 @@ import torch
 from kit.fake_cuda import generated, hopper, launches
 
 from vmla.attention import Window
-from vmla.config import model_preset
+from vmla.config import named_config
 from vmla.fused_attention import fused
 from vmla.transformer import VideoMLA
 
@@ -27,7 +27,7 @@ def kernels(monkeypatch, form):
     """Launches of a block in bfloat16, in a full window."""
     monkeypatch.setattr("vmla.attention.dense_attention", flash)
     monkeypatch.setattr("torch.compiler.is_exporting", lambda: True)  # without operations in place
-    config = replace(model_preset("wan-1.3b"), num_layers=1)
+    config = replace(named_config("wan-1.3b"), num_layers=1)
     own = config.chunk * config.tokens_per_frame
     cached = (config.sink + config.history) * config.tokens_per_frame
 

@@ -16,7 +16,7 @@ from export.lowering.trace import trace_step
 from export.onnx.decompositions import decomposed
 from plugins.errors import UserError
 from vmla.cache import CacheSpec
-from vmla.config import MODEL_PRESETS, ModelConfig, model_preset
+from vmla.config import MODEL_CONFIGS, ModelConfig, named_config
 from vmla.train.cli.commands import main
 from vmla.train.objectives.teacher_forcing import Forcing, forcing_loss, forcing_loss_at_once
 from vmla.train.optim.optimizers import Optimizers, TrainingSchedule
@@ -33,7 +33,7 @@ BATCH = 2
 
 
 def test_it_is_off_unless_asked_for():
-    assert [name for name, config in MODEL_PRESETS.items() if config.position_table] == ["sprites"]
+    assert [name for name, config in MODEL_CONFIGS.items() if config.position_table] == ["sprites"]
     without, with_one = (VideoMLA(tiny_config(position_table=on)).state_dict() for on in (False, True))
     assert with_one.keys() - without.keys() == {TABLE}
     config = tiny_config()
@@ -43,7 +43,7 @@ def test_it_is_off_unless_asked_for():
 @pytest.mark.parametrize("value", ["yes", 1, None])
 def test_it_is_on_or_off_and_nothing_else(value):
     with pytest.raises(UserError, match=f"position_table is {value!r}"):
-        ModelConfig.from_dict({**asdict(model_preset("debug")), "position_table": value})
+        ModelConfig.from_dict({**asdict(named_config("debug")), "position_table": value})
 
 
 def test_everything_else_starts_as_without_one():
@@ -126,15 +126,15 @@ def test_a_checkpoint_keeps_it(folder):
     config = json.loads((folder / "transformer" / "config.json").read_text())
     assert config["position_table"] is True
     opened = open_checkpoint(folder)
-    assert opened.model_config() == replace(model_preset("debug"), position_table=True)
+    assert opened.model_config() == replace(named_config("debug"), position_table=True)
     assert opened.transformer().position_embedding.std() > 0.1
 
 
 def test_a_model_without_one_is_known_by_the_settings_it_had():
-    sizes = model_preset("debug").identity()
+    sizes = named_config("debug").identity()
     assert "position_table" not in sizes
-    assert ModelConfig.from_dict(sizes) == model_preset("debug")
-    assert replace(model_preset("debug"), position_table=True).identity()["position_table"] is True
+    assert ModelConfig.from_dict(sizes) == named_config("debug")
+    assert replace(named_config("debug"), position_table=True).identity()["position_table"] is True
 
 
 def test_it_survives_the_way_to_heads_and_back(folder, tmp_path):

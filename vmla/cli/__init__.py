@@ -1,1 +1,1 @@
-"""What all commands and records share: errors in one line, progress, the machine."""
+"""Shared by all commands and records: errors in one line, progress, the machine."""

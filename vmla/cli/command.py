@@ -1,13 +1,14 @@
-"""How every command of the project ends: in one line on the error stream, no traceback.
+"""How every command of the project ends: with one line on standard error and no traceback.
 
-A mistake of the user has status 2; a signal has 128 and its number, by one mechanism (`Stop`, which is the
-`obj` of click's context). Neither stream that a command speaks to can end it.
+A mistake of the user exits with status 2, a signal with 128 plus its number (`Stop`, the `obj` of click's
+context, handles all signals). A command goes on if standard output or standard error cannot be written to.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,12 @@ from typing import Any
 import click
 
 from plugins.errors import UserError
-from vmla.cli.common_options import SETTINGS, log_level, log_options, version_option
+from vmla.cli.common_options import COMMON, SETTINGS, log_level, log_options, version_option
 from vmla.cli.logs import logging_to_stderr
+from vmla.cli.options.choices import list_choices
 from vmla.cli.stopping import Interrupted, Stop
 from vmla.cli.streams import forgiving_streams
-from vmla.cli.terminal import one_line, say
+from vmla.cli.terminal import LONGEST, one_line, say
 
 log = logging.getLogger(__name__)
 
@@ -33,23 +35,28 @@ class Verb(click.Command):
     def __init__(
         self, *arguments: Any, groups: Mapping[str, Sequence[str]] | None = None, **settings: Any
     ) -> None:
-        """`groups` are headings for options in the help, which are listed by name; the rest come last."""
+        """`groups` are headings for options in the help, which are listed by name; the rest come after."""
         settings["context_settings"] = {**SETTINGS, **(settings.get("context_settings") or {})}
         super().__init__(*arguments, **settings)
         taken = {name for each in self.params for name in each.opts}
         self.params += [each for each in log_options() if not taken & {*each.opts}]
         self._groups = groups or {}
+        for each in self.params:
+            list_choices(each)
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List the options under their headings."""
-        left = {each.name: line for each in self.get_params(ctx) if (line := each.get_help_record(ctx))}
-        for heading, names in self._groups.items():
-            with formatter.section(heading):
-                formatter.write_dl([left.pop(name) for name in names])
-        with formatter.section("Options"):
-            formatter.write_dl([*left.values()])
+        """List commands, if this is a group, then options under their headings, the common ones last."""
         if isinstance(self, click.Group):
             self.format_commands(ctx, formatter)
+        options = [each for each in self.get_params(ctx) if isinstance(each, click.Option)]
+        left = {_name(each): line for each in options if (line := each.get_help_record(ctx))}
+        parts = {heading: [left.pop(name) for name in names] for heading, names in self._groups.items()}
+        common = [left.pop(name) for name in COMMON if name in left]
+        rest = "Other options" if self._groups else "Options"
+        for heading, lines in {**parts, rest: [*left.values()], "Common options": common}.items():
+            if lines:
+                with formatter.section(heading):
+                    formatter.write_dl(lines)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Read the command line; `-` is a path only where it stands for standard output."""
@@ -57,18 +64,27 @@ class Verb(click.Command):
         for each in self.params:
             given = ctx.params.get(each.name or "")
             paths = given if isinstance(given, tuple) else (given,)
-            if isinstance(each.type, click.Path) and not each.type.allow_dash and Path("-") in paths:
+            if not isinstance(each.type, click.Path) or each.type.allow_dash:
+                continue
+            if Path("-") in paths:
                 raise click.BadParameter("- is no standard stream here; name a file or folder", ctx, each)
+            if each.name == "output" and given is not None and (odd := _no_place(Path(given))):
+                raise click.BadParameter(odd, ctx, each)
         return left
 
     def invoke(self, ctx: click.Context) -> Any:
-        """Run the command."""
+        """Run the command, with logging set to the level that its options ask for."""
         with logging_to_stderr(log_level(ctx)):
             return super().invoke(ctx)
 
 
+def _name(option: click.Option) -> str:
+    """Its parameter's; click gives the option for help one that changes with its version."""
+    return "help" if "--help" in option.opts else str(option.name)
+
+
 class OneLine(Verb):
-    """What `OneLineErrors` and `OneLineCommand` share."""
+    """Base of `OneLineErrors` and `OneLineCommand`: signals, streams and the conversion of errors."""
 
     def __init__(self, *arguments: Any, **settings: Any) -> None:
         super().__init__(*arguments, **settings)
@@ -80,7 +96,7 @@ class OneLine(Verb):
             return super().main(*args, obj=stop, **kwargs)
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
-        """Read the command line; what is wrong with it is said in one line too."""
+        """Read the command line; a mistake in it is reported in one line too."""
         with one_line_errors():
             return super().make_context(*arguments, **options)
 
@@ -92,9 +108,25 @@ class OneLine(Verb):
 
 
 class OneLineErrors(OneLine, click.Group):
-    """A command group whose user errors and interruptions end in one line."""
+    """A command group whose user errors and interruptions end in one line.
+
+    Its commands are listed in the order in which they were defined, each with all of its first sentence.
+    """
 
     command_class = Verb
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Their names."""
+        return list(self.commands)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([
+                (name, command.get_short_help_str(limit=LONGEST))
+                for name in self.list_commands(ctx)
+                if (command := self.get_command(ctx, name)) is not None
+            ])  # fmt: skip
 
 
 class OneLineCommand(OneLine):
@@ -102,7 +134,7 @@ class OneLineCommand(OneLine):
 
 
 class Refusal(click.ClickException):
-    """What click shows as one line."""
+    """A `UserError` as click's own exception, which click prints as one line and exits with status 2."""
 
     exit_code = 2
 
@@ -111,31 +143,58 @@ class one_line_errors:  # noqa: N801 - reads as a statement
     """Turns a `UserError` raised inside into click's own exit with one line, a signal into its status."""
 
     def __init__(self, stop: Stop | None = None) -> None:
-        """`stop` has the last words after a signal."""
+        """`stop` gives the lines to print after a signal: what was saved and how to resume."""
         self._stop = stop or Stop()
 
     def __enter__(self) -> None:
-        """Nothing to prepare."""
+        """Begin the block; errors are converted when it ends."""
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        """Replace the error of a user."""
+        """Convert a `UserError`, an `OSError` or a signal into click's exit; let all else pass."""
         if isinstance(error, UserError):
-            raise Refusal(one_line(str(error))) from error
+            raise Refusal(one_line(_with_place(str(error)))) from error
         if isinstance(error, Interrupted):
             say(*self._stop.parting(f"stopped by {error}"), err=True)
             raise click.exceptions.Exit(error.status) from error
-        if isinstance(error, MemoryError):
+        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and _of_memory(error)):
             raise Refusal("memory ran out; ask for less at once") from error
         if isinstance(error, OSError):
-            raise Refusal(one_line(_refused_by_the_system(error))) from error
+            raise Refusal(one_line(_with_place(_refused_by_the_system(error)))) from error
         if isinstance(error, click.UsageError) and not isinstance(error, HELP):
             said = error.format_message()
-            if one_line(said) != said:
-                raise click.UsageError(one_line(said), error.ctx) from error
+            if (better := one_line(_with_place(said))) != said:
+                raise click.UsageError(better, error.ctx) from error
 
 
 def _refused_by_the_system(error: OSError) -> str:
-    """What the system said, and of which file: a name that is too long, a folder that may not be read."""
+    """The system's error and its file: a name that is too long, a folder that may not be read."""
     log.debug("in full:", exc_info=error)
     told = error.strerror or str(error) or type(error).__name__
     return told if error.filename is None else f"{told}: {os.fsdecode(error.filename)}"
+
+
+def _of_memory(error: RuntimeError) -> bool:
+    """Whether PyTorch got no memory: on a GPU it has a class for that, on a CPU a sentence."""
+    return type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+
+
+def _no_place(output: Path) -> str | None:
+    """Why no file or folder can be made at `output`, as far as that can be known before; None if it can."""
+    try:
+        kind = output.lstat().st_mode
+        if stat.S_ISLNK(kind) and not output.is_dir():
+            return f"{output} is a link to {output.readlink()}; name that instead"
+    except (OSError, ValueError):
+        return None  # whoever writes there says what is wrong
+    if output.is_dir() or stat.S_ISREG(kind):
+        return None
+    return f"{output} is no regular file and no folder; name another"
+
+
+def _with_place(said: str) -> str:
+    """`said`, and what it may come from: that the folder which names are looked up in has been removed."""
+    try:
+        Path.cwd()
+    except FileNotFoundError:
+        return f"{said}; the working directory was removed: change to one that is there"
+    return said

@@ -10,18 +10,21 @@ import click
 
 from plugins.errors import UserError
 from vmla.cli.logs import LEVELS, default_level
+from vmla.cli.options.choices import Choice
 from vmla.cli.terminal import say
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
 """Of click's context, for commands and those below them."""
+COMMON = ("config", "verbose", "quiet", "log_level", "version", "help")
+"""Those that mean the same for every command that has them, by the names of their parameters."""
 _LEVEL = "vmla.cli.log_level"
 
 
 class FiniteRange(click.FloatRange):
-    """A number within bounds; click lets NaN through, for every comparison with it is false."""
+    """A finite number within bounds: click alone accepts NaN, since every comparison with it is false."""
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
-        """The number; refuses what is none."""
+        """Convert `value`, and refuse NaN and infinities."""
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number", param, ctx)
@@ -34,17 +37,17 @@ def log_level(context: click.Context) -> str:
 
 
 def log_options() -> list[click.Option]:
-    """`-v`, `-q` and `--log-level`."""
+    """The options `-v`, `-q` and `--log-level`; each stores a level, and the last one given wins."""
     return [
         _option(["-v", "--verbose"], _setting("debug"), is_flag=True, help="Log all there is to say."),
         _option(["-q", "--quiet"], _setting("error"), is_flag=True, help="Log errors alone; no progress."),
-        _option(["--log-level"], _setting(None), type=click.Choice(LEVELS),
+        _option(["--log-level"], _setting(None), type=Choice(LEVELS),
                 help="Least that is logged (default: info on a terminal, else warning)."),
     ]  # fmt: skip
 
 
 def version_option() -> click.Option:
-    """`--version`."""
+    """The option `--version`, which prints the installed version and exits before anything else runs."""
     return _option(["--version"], _say_version, is_flag=True, is_eager=True, help="Print the version.")
 
 
@@ -61,7 +64,7 @@ def _setting(level: str | None) -> Callable[..., None]:
 
 
 def _say_version(context: click.Context, option: click.Parameter, value: bool) -> None:
-    """Print it and end.
+    """Print the version and exit.
 
     Raises:
         UserError: where the project is not installed.

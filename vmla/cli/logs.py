@@ -1,4 +1,4 @@
-"""What the code logs, on the error stream: a line each, from the level on that the user asked for."""
+"""Logging to standard error: one line for each record, from the level that the user asked for."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ LEVELS = ("debug", "info", "warning", "error")
 
 
 class LineHandler(logging.Handler):
-    """Says each record in one printable line; a warning or an error is called so."""
+    """Prints each record as one printable line, with `warning:` or `error:` before those of these levels."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Say it."""
+        """Print the record as one line, without any character that a terminal would obey."""
         serious = record.levelno >= logging.WARNING
         say(f"{record.levelname.lower() + ': ' if serious else ''}{record.getMessage()}", err=True)
 
 
 def default_level() -> str:
-    """What is being loaded is said on a terminal, and to nobody's log file."""
+    """`info` on a terminal, where a person waits for things to load, and `warning` in pipes and files."""
     return "info" if sys.stderr.isatty() else "warning"
 
 

@@ -1,4 +1,4 @@
-"""What runs here: named in records and results, never acted on."""
+"""The machine and the commit, for records and results; no decision depends on them."""
 
 from __future__ import annotations
 
@@ -33,4 +33,4 @@ def peak_resident_bytes(*, children: bool = False) -> int:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     if children:
         peak = max(peak, resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
-    return peak if sys.platform == "darwin" else peak * 1024  # kilobytes, but for macOS
+    return peak if sys.platform == "darwin" else peak * 1024  # getrusage counts kilobytes, on macOS bytes

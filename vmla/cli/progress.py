@@ -1,4 +1,4 @@
-"""How far work is: one live line on a terminal, plain lines elsewhere; stages as a bar on a terminal."""
+"""Progress: one live line on a terminal and plain lines elsewhere; phases of unknown length as a bar."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ProgressLine:
         self._stream = stream
         self._quiet = not logging.getLogger(__name__).isEnabledFor(logging.WARNING)
         self._began: tuple[float, float] | None = None
-        """When a share of the work was first told, and that share."""
+        """When a share of the work was first reported, and that share: the rate is measured from there."""
         self._seconds = seconds
         self._live: Live | None = None
         self._shown_at = float("-inf")
@@ -40,20 +40,21 @@ class ProgressLine:
             from rich.live import Live
 
             console = Console(file=self._stream)
-            # Else rich would move to the terminal what is printed to a pipe.
+            # Otherwise rich would redirect output meant for a pipe to the terminal.
             self._live = Live(console=console, refresh_per_second=4, redirect_stdout=sys.stdout.isatty())
             self._live.start()
         return self
 
     def show(self, message: str, *, done: float | None = None) -> None:
-        """Make `message` the current one; of the work, the share `done` in [0, 1] is behind it, if known."""
+        """Make `message` the current one; `done` in [0, 1] is the finished share of the work, if known."""
         message = printable(message)
         if self._quiet:
             return
         if self._live is not None:
             from rich.text import Text
 
-            text = Text(message)  # a plain string is read as markup: prompts have brackets
+            # A plain string is read as markup, and prompts have brackets; a line stays one line.
+            text = Text(message, no_wrap=True, overflow="ellipsis")
             self._live.update(text if done is None else self._with_bar(text, done))
             return
         self._waiting = message
@@ -81,16 +82,16 @@ class ProgressLine:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Show what is still unshown and give the line back."""
+        """Show the last message if it was not shown yet, and release the terminal's line."""
         if self._live is not None:
             self._live.stop()
         self._flush()
 
 
-class StageBar:
-    """On a terminal, the stage that is under way and for how long; nothing anywhere else.
+class PhaseBar:
+    """On a terminal, the phase of the work that is under way and for how long; nothing anywhere else.
 
-    The bar moves to and fro until a stage says how far it is. A context manager; lines that are printed
+    The bar moves to and fro until a phase says how far it is. A context manager; lines that are printed
     meanwhile appear above it.
     """
 
@@ -100,7 +101,7 @@ class StageBar:
         self._progress: Progress | None = None
         self._task: TaskID | None = None
 
-    def __enter__(self) -> StageBar:
+    def __enter__(self) -> PhaseBar:
         """Take the terminal's last line, if there is a terminal."""
         if self._stream is not None:
             from rich.console import Console
@@ -114,22 +115,22 @@ class StageBar:
             self._progress.start()
         return self
 
-    def begin(self, stage: str) -> None:
-        """Show `stage` as the one under way."""
+    def begin(self, phase: str) -> None:
+        """Show `phase` as the one under way."""
         if self._progress is not None:
             if self._task is not None:
                 self._progress.remove_task(self._task)
-            self._task = self._progress.add_task(printable(stage), total=None)
+            self._task = self._progress.add_task(printable(phase), total=None)
 
     def advance(self, done: int, total: int) -> None:
-        """Of the stage under way, `done` parts of `total` are behind."""
+        """Show that `done` parts of `total` of the phase under way are finished."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, completed=done, total=total)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give the line back."""
+        """Erase the bar and release the terminal's line."""
         if self._progress is not None:
             self._progress.stop()
 

@@ -1,9 +1,9 @@
-"""How every command is stopped: by Ctrl-C, SIGTERM and SIGHUP alike, first tidily, a second time at once.
+"""How every command is stopped: Ctrl-C, SIGTERM and SIGHUP end it tidily, a second signal at once.
 
-The first signal is raised as `Interrupted` in the main thread; work that looks for itself whether it should
-end (`Stop.polled`) is only told. The second ends the process from a thread of its own, so that no sink,
-decoder or queue that blocks can hold it up. The same happens where the first was raised in vain, because
-something swallowed it.
+The first signal is raised as `Interrupted` in the main thread; work that checks by itself
+whether it should end (inside `Stop.polled`) finds the event set instead. The second ends the process from a
+thread of its own, so that no sink, decoder or queue that blocks can hold it up. The same happens `PATIENCE`
+seconds after a first signal that was raised in vain, because something swallowed the exception.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from types import FrameType, TracebackType
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 PATIENCE = 10.0
-"""Seconds that a command which was interrupted may take to tidy up."""
+"""Seconds that an interrupted command may take to tidy up before it is ended at once."""
 LAST_WORDS = 1.0
-"""Seconds that the last words may take: whoever should read them may not."""
+"""Seconds that printing the last words may take: nobody may be reading the stream."""
 _SHOW_CURSOR = "\x1b[?25h"
-"""What a live line on a terminal has hidden."""
+"""Terminal code that shows the cursor again, which a live line has hidden."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -34,7 +34,7 @@ class Interrupted(KeyboardInterrupt):
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.status = 128 + number
-        """What the process exits with, as shells have it."""
+        """Exit status of the process, 128 + n as in shells."""
 
 
 class Stop(threading.Event):
@@ -45,23 +45,24 @@ class Stop(threading.Event):
         self.number = 0
         """The signal's, once there was one."""
         self.last_words: Callable[[], Sequence[str]] = tuple
-        """What is kept and how to go on, a line each: said of a command that a signal ends."""
+        """Returns what was saved and how to resume, as lines that are printed when a signal ends the
+        command."""
         self.last_acts: Callable[[], object] = tuple
-        """What is done when the process is ended at once; it may take a second."""
+        """Called when the process is ended at once; it may take a second."""
         self._raising = self._raised = self._listening = False
 
     @property
     def status(self) -> int:
-        """What a command that was stopped exits with."""
+        """Exit status of a command that was stopped."""
         return 128 + self.number
 
     def parting(self, what: str) -> list[str]:
-        """The last words, each after `what` has happened; that alone if there are none."""
+        """The last words, each preceded by `what` has happened; `what` alone if there are none."""
         return [f"{what}; {words}" for words in self.last_words()] or [what]
 
     @contextmanager
     def raised(self) -> Iterator[None]:
-        """Inside, the first signal is raised, also one that came before.
+        """Inside, the first signal raises `Interrupted`, even one that came before the block.
 
         Raises:
             Interrupted: by the first signal.
@@ -73,7 +74,7 @@ class Stop(threading.Event):
 
     @contextmanager
     def polled(self) -> Iterator[None]:
-        """Inside, as before `raised`, the first signal only sets the event: whoever works looks at it."""
+        """Inside, and before `raised`, the first signal only sets the event, which the work has to check."""
         with self._set_raising(False):
             yield
 
@@ -89,7 +90,8 @@ class Stop(threading.Event):
         """Listen to signals, if this is the main thread: no other one can."""
         self._listening = threading.current_thread() is threading.main_thread()
         if self._listening:
-            # Whoever ignores SIGHUP was started by nohup, to outlive the terminal.
+            # A process that ignores SIGHUP was started by nohup, to outlive the terminal: leave that as it
+            # is.
             heard = [n for n in SIGNALS if n != signal.SIGHUP or signal.getsignal(n) != signal.SIG_IGN]
             self._read, self._write = os.pipe()
             os.set_blocking(self._write, False)
@@ -104,7 +106,7 @@ class Stop(threading.Event):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave signals to whoever had them before."""
+        """Restore the signal handlers that were there before."""
         if not self._listening:
             return
         self._listening = False
@@ -123,7 +125,7 @@ class Stop(threading.Event):
             raise Interrupted(number)
 
     def _watch(self) -> None:
-        """Hear of signals whatever the main thread is doing: the system writes their numbers to the pipe."""
+        """Wait for signals whatever the main thread does: the system writes their numbers to a pipe."""
         leave_at = None
         while True:
             left = None if leave_at is None else max(0.0, leave_at - time.monotonic())

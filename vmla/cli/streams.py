@@ -1,4 +1,4 @@
-"""Standard output and standard error that never end a command: what cannot be said is not said."""
+"""Standard output and standard error that never end a command: output that cannot be written is dropped."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class ForgivingStream:
     def __init__(self, stream: Any, *, silent: bool = False) -> None:
         self._stream = stream
         self.silent = silent
-        """Whether nothing can be said there (any more)."""
+        """Whether the stream cannot be written to (any more)."""
 
     def __getattr__(self, name: str) -> Any:
         """All else is the stream's own."""
@@ -24,7 +24,7 @@ class ForgivingStream:
 
     @property
     def buffer(self) -> ForgivingStream:
-        """What takes the bytes of a stream of text, for whoever encodes by himself."""
+        """The binary stream below a text stream, for callers that encode text themselves."""
         return ForgivingStream(self._stream.buffer)
 
     def write(self, text: Any) -> int:
@@ -44,7 +44,7 @@ class ForgivingStream:
         self.write("".join(lines))
 
     def flush(self) -> None:
-        """Bring to its place what was written, if it can be."""
+        """Flush the stream, if that is possible."""
         if not self.silent:
             try:
                 self._stream.flush()
@@ -52,7 +52,7 @@ class ForgivingStream:
                 self._fall_silent()
 
     def _fall_silent(self) -> None:
-        """Let nothing that still waits in a buffer fail at the end of the process either."""
+        """Redirect the descriptor to nowhere, so that buffered text cannot fail when Python exits either."""
         self.silent = True
         with suppress(OSError, ValueError), Path(os.devnull).open("w") as nowhere:
             os.dup2(nowhere.fileno(), self._stream.fileno())
@@ -63,7 +63,7 @@ def forgiving_streams() -> Iterator[None]:
     """Inside, `sys.stdout` and `sys.stderr` fall silent instead of failing."""
     _fill_closed()
     before = sys.stdout, sys.stderr
-    with Path(os.devnull).open("w") as nowhere:  # in place of a stream that was closed at the start
+    with Path(os.devnull).open("w") as nowhere:  # None: the stream was closed when the process started
         streams = [ForgivingStream(stream or nowhere, silent=stream is None) for stream in before]
         sys.stdout, sys.stderr = streams  # type: ignore[assignment]
         try:
@@ -75,7 +75,7 @@ def forgiving_streams() -> Iterator[None]:
 
 
 def _fill_closed() -> None:
-    """Let no file that is opened later get the number of a standard stream that is closed."""
+    """Occupy the numbers of closed standard streams, or a file opened later would get one of them."""
     while (number := os.open(os.devnull, os.O_RDWR)) <= 2:
         pass
     os.close(number)

@@ -1,7 +1,7 @@
-"""Text from outside on its way to a terminal: prompts, names of files and what lies in them.
+"""Makes text from outside safe for a terminal: prompts, file names and the content of files.
 
-A terminal obeys some characters and shows none of them: escape sequences move its cursor, rename its window,
-write over what was said before. Here they become what Python calls them, and a line stays a line.
+A terminal obeys some characters instead of showing them: escape sequences move its cursor, rename its window
+or overwrite earlier lines. Here they are shown as Python's escapes, and a line stays one line.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import click
 
 JOINERS = "\u200c\u200d"
 LONGEST = 1500
-"""Characters of a message, as one that repeats a damaged file may have millions."""
-KEPT = 1000, 400
-"""Characters of a longer one that are shown, of its start and of its end."""
+"""Characters of a message that is shown whole; one that quotes a damaged file may have millions."""
+SHOWN = 1000, 400
+"""Characters shown of the start and of the end of a longer message."""
 
 
 def printable(text: str) -> str:
@@ -28,23 +28,23 @@ def printable(text: str) -> str:
 def one_line(text: str) -> str:
     """`text` as one printable line that a person can still read: the middle of a long one is left out."""
     if len(text) > LONGEST:
-        text = f"{text[: KEPT[0]]} ... {text[-KEPT[1] :]}"
+        text = f"{text[: SHOWN[0]]} ... {text[-SHOWN[1] :]}"
     return printable(text)
 
 
 def say(*lines: str, err: bool = False) -> None:
-    """Print each of `lines`, whatever is in it, as one printable line; on standard error if `err`."""
+    """Print each of `lines` as one printable line, to standard error if `err`."""
     for line in lines:
         click.echo(printable(line), err=err)
 
 
 def warn(warnings: Iterable[str]) -> None:
-    """Print each of `warnings`, as such, on standard error."""
+    """Print each of `warnings` to standard error, with `warning:` before it."""
     say(*(f"warning: {warning}" for warning in warnings), err=True)
 
 
 def _is_harmless(character: str) -> bool:
-    """Printable ones, spaces of other scripts, and what joins letters and emoji."""
+    """Whether a terminal simply shows the character: printable ones, other scripts' spaces, and joiners."""
     return character.isprintable() or character in JOINERS or unicodedata.category(character) == "Zs"
 
 

@@ -14,15 +14,15 @@ from plugins.errors import UserError, missing_extra
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": "error"}
 OF_THIS_MACHINE: dict[str, Any] = {
     "include_dashboard": False,
-    "object_store_memory": 80 << 20,  # next to nothing travels through it
-    "_system_config": {"worker_niceness": 0},  # else workers wait for whatever else this machine does
+    "object_store_memory": 80 << 20,  # the object store: next to nothing travels through it
+    "_system_config": {"worker_niceness": 0},  # Ray's default of 15 lets any other program go first
 }
 
 
 def connect() -> Any:
-    """Ray, connected to the cluster that it knows of, else to one of this machine alone.
+    """Ray, connected to the cluster that it finds, or else to a new one on this machine alone.
 
-    Ray finds a cluster by itself: by its own `RAY_ADDRESS`, or the one that `ray start` began here.
+    Ray finds a cluster itself: by its own `RAY_ADDRESS`, or the one that `ray start` began here.
 
     Raises:
         UserError: if Ray is not installed, or the cluster does not answer.
@@ -52,7 +52,7 @@ def _out_of_reach(error: Exception) -> UserError:
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Keep the command's own answer to SIGTERM, which Ray replaces by its own."""
+    """Restore the command's handler of SIGTERM, which Ray replaces."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

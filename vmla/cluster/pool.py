@@ -1,4 +1,4 @@
-"""Work over a pool of Ray actors, each of which keeps what it has loaded from one piece to the next."""
+"""Work over a pool of Ray actors, each of which loads its model once for all pieces that it is given."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from typing import Any, Generic, TypeVar
 from plugins.errors import UserError
 
 LIVES = 3
-"""How many workers may die on one piece before it is given up."""
+"""Workers that may die on one piece before it is given up: a piece that kills its workers is not the
+cluster's fault."""
 LOOK_SECONDS = 0.2
-"""How often to check whether all should end."""
+"""Seconds between two checks whether the work should end."""
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
 
 class ActorPool(Generic[Piece, Result]):
-    """Actors of one cluster, at most one for each piece; a piece of one that dies is given to another."""
+    """Actors of one cluster, at most one for each piece; the piece of an actor that dies goes to another."""
 
     def __init__(
         self, ray: Any, new: Callable[[], Any], lost: Callable[[Piece, str], Result], *, workers: int
@@ -28,14 +29,14 @@ class ActorPool(Generic[Piece, Result]):
         Args:
             ray: the library, connected.
             new: begins an actor with two methods, `make(piece)` and `stop()`, which are called at once.
-            lost: what is said of a piece that is given up, and why it is.
+            lost: makes the result of a piece that is given up, from the piece and the reason.
             workers: how many there are at most; fewer where the cluster has no room for them.
         """
         self._ray, self._new, self._lost, self._workers = ray, new, lost, workers
         self._running: dict[Any, tuple[Any, int]] = {}
         self._spare: list[Any] = []
         self.deaths = Counter[int]()
-        """By the number of a piece, the actors that died while they made it."""
+        """For each piece's number, how many actors died while they made it."""
 
     def run(self, pieces: Sequence[Piece], stop: threading.Event) -> Generator[Result, None, None]:
         """Make `pieces`, in the order in which they are done; ends early once `stop` is set.

@@ -11,11 +11,12 @@ from vmla.text.special import NAMES, SPECIAL, named
 from vmla.weights.formats.files import write_json
 
 EXTRA = 125
-"""Tokens behind the bytes that ByT5 sets aside; a text names them like `<extra_id_0>`."""
+"""Tokens that ByT5 reserves after those of the bytes; a text names them like `<extra_id_0>`."""
 BYTES = 256
+"""Values of a byte, each of which is a token of its own, after the special ones."""
 END = SPECIAL.index("</s>")
 NAMED = re.compile(rf"\s*({'|'.join(SPECIAL)})\s*|<extra_id_({'|'.join(map(str, range(EXTRA)))})>")
-"""Tokens that a text names; whitespace about the first three belongs to them."""
+"""Special tokens that a text may name; whitespace around the first three is part of them."""
 
 
 class ByteTokenizer:
@@ -38,7 +39,7 @@ class ByteTokenizer:
         return len(SPECIAL) + BYTES + EXTRA
 
     def numbers(self, text: str, *, limit: int | None = None) -> list[int]:
-        """Token numbers of `text` and of its end; with a `limit`, of as much of the text as fits."""
+        """Token numbers of `text`, then of its end; with a `limit`, the text is cut to fit."""
         content = list(_numbers(text))[: None if limit is None else limit - 1]
         return content if content[-1:] == [END] else [*content, END]
 

@@ -25,7 +25,7 @@ def clean_prompt(prompt: str) -> str:
 
 
 def check_prompt(prompt: str) -> None:
-    """Refuse what is no text, or says nothing.
+    """Refuse an empty prompt, or one that is not text.
 
     Raises:
         UserError: for an empty prompt, or one with bytes that are not UTF-8.
@@ -41,17 +41,17 @@ def check_prompt(prompt: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """What an encoder does not read of a prompt that is too long for it."""
+    """The part of a too long prompt that an encoder does not read."""
 
     tokens: int
-    """Of the whole prompt, its end included."""
+    """Tokens of the whole prompt, its end included."""
     read: int
-    """Of those, as many as the encoder reads."""
+    """Tokens of it that the encoder reads."""
     text: str
     """The cleaned prompt up to the place where it is cut."""
 
     def __str__(self) -> str:
-        """Say what is cut off, in one sentence."""
+        """The text that is cut off, in one sentence for a warning."""
         start = "..." if len(self.text) > ENDING else ""
         return (
             f"the prompt has {self.tokens} tokens, of which the model reads {self.read}: "
@@ -60,20 +60,20 @@ class Cut:
 
 
 ENDING = 40
-"""Characters before the place of a cut that are shown."""
+"""Characters before the cut that a warning shows."""
 
 
 class PromptTokenizer:
-    """What an encoder reads of a prompt: cleaned, cut into tokens, and no more of them than fit."""
+    """Cleans a prompt and cuts it into tokens, of which at most as many as an encoder reads are left."""
 
     def __init__(self, tokenizer: Tokenizer, *, tokens: int, lower_case: bool = False) -> None:
-        """`lower_case` is for encoders that have only ever seen small letters."""
+        """An encoder reads `tokens` tokens; `lower_case` is for those trained on lower case alone."""
         self.tokenizer = tokenizer
         self.tokens = tokens
         self._lower_case = lower_case
 
     def clean(self, prompt: str) -> str:
-        """What is tokenized of `prompt`."""
+        """`prompt` as it will be tokenized: cleaned, and in lower case if the encoder was trained on that."""
         cleaned = clean_prompt(prompt)
         return cleaned.lower() if self._lower_case else cleaned
 
@@ -81,13 +81,13 @@ class PromptTokenizer:
         """Token numbers and mask, each [B, tokens] int64, of the cleaned prompts; the rest is cut off.
 
         Raises:
-            UserError: for an empty prompt, or one that is no text.
+            UserError: for an empty prompt, or one that is not valid Unicode.
         """
         for prompt in prompts:
             check_prompt(prompt)
         cleaned = [self.clean(prompt) for prompt in prompts]
         for text in cleaned:
-            check_prompt(text)  # cleaning may leave nothing
+            check_prompt(text)  # cleaning may leave an empty string
         numbers = torch.full((len(cleaned), self.tokens), self.tokenizer.pad)
         mask = torch.zeros_like(numbers)
         for row, prompt in enumerate(cleaned):
@@ -97,11 +97,11 @@ class PromptTokenizer:
         return numbers, mask
 
     def fits(self, prompt: str) -> bool:
-        """Whether nothing of `prompt` is cut off."""
+        """Whether the whole `prompt` is read."""
         return self.cut(prompt) is None
 
     def cut(self, prompt: str) -> Cut | None:
-        """What is left out of `prompt`, None if all of it is read."""
+        """The part of `prompt` that is not read, None if all of it is."""
         cleaned = self.clean(prompt)
         count = self._count(cleaned)
         if count <= self.tokens:
@@ -121,14 +121,14 @@ class TextEncoder(PromptTokenizer):
     def __init__(
         self, encoder: nn.Module, tokenizer: Tokenizer, *, tokens: int, lower_case: bool = False
     ) -> None:
-        """`lower_case` as for `PromptTokenizer`."""
+        """Read prompts of at most `tokens` tokens; `lower_case` is passed to `PromptTokenizer`."""
         super().__init__(tokenizer, tokens=tokens, lower_case=lower_case)
         self.encoder = encoder
 
     def __call__(self, prompts: Sequence[str | None]) -> Tensor:
-        """[B, tokens, text width] in the encoder's type; what lies behind a prompt's end is zero.
+        """[B, tokens, text width] in the encoder's type; embeddings past a prompt's end are zero.
 
-        None in place of a prompt tells the model nothing: zeros alone.
+        None in place of a prompt gives zeros alone, as where training drops a prompt.
         """
         numbers, mask = self.tokenize(["nothing" if prompt is None else prompt for prompt in prompts])
         device = next(self.encoder.parameters()).device

@@ -1,4 +1,4 @@
-"""The small model's text encoder: its sizes, and what it reads."""
+"""The small model's text encoder: its sizes and its vocabulary."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from vmla.text.word_tokenizer import BETWEEN_WORDS, WordTokenizer
 
 @dataclass(frozen=True, kw_only=True)
 class SmallTextConfig:
-    """Sizes of the small model's UMT5 encoder, and what it reads."""
+    """Sizes of the small model's UMT5 encoder, and its vocabulary."""
 
     width: int = 128
     head_width: int = 32
@@ -23,7 +23,8 @@ class SmallTextConfig:
     ffn_width: int = 256
     layers: int = 2
     words: tuple[str, ...] = ()
-    """What it knows, in lower case, each a token; all others are one. None: it reads bytes."""
+    """Words that it knows, in lower case, each a token; all others share one. If there are none, it reads
+    bytes."""
 
     def __post_init__(self) -> None:
         for word in self.words:

@@ -10,9 +10,9 @@ SPECIAL = ("<pad>", "</s>", "<unk>")
 
 
 NAMES = dict(zip(("pad_token", "eos_token", "unk_token"), SPECIAL, strict=True))
-"""As a `tokenizer_config.json` has them."""
+"""Their keys in a `tokenizer_config.json`."""
 
 
 def named(settings: Mapping[str, Any]) -> bool:
-    """Whether a `tokenizer_config.json` calls them so."""
+    """Whether a `tokenizer_config.json` gives these tokens these names."""
     return all(settings.get(name) == token for name, token in NAMES.items())

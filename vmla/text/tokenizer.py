@@ -1,4 +1,4 @@
-"""What a tokenizer is, and which one lies in a folder: ours, or a published model's through transformers."""
+"""The protocol of tokenizers, and opening a folder's: ours, or a published model's by transformers."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from vmla.text.byte_tokenizer import ByteTokenizer
 from vmla.text.word_tokenizer import KINDS, WordTokenizer
 
 PIECES = "tokenizer.json"
-"""Of the files, the large one."""
+"""The file that holds the vocabulary."""
 LARGEST = 2**26
-"""Bytes that it may have: UMT5's vocabulary of 256,000 pieces takes a quarter."""
+"""Bytes of it that are read at most: four times the file of UMT5, of 256,000 pieces."""
 SMALL = ("added_tokens.json", "special_tokens_map.json")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """What is read of `tokenizer_config.json` before anything else."""
+    """The fields of `tokenizer_config.json` that decide who reads the rest."""
 
     tokenizer_class: str | None = None
 
@@ -36,13 +36,13 @@ class Tokenizer(Protocol):
 
     @property
     def pad(self) -> int:
-        """The number that stands behind a prompt's end."""
+        """The token number that fills the places behind a prompt's end."""
 
     def __len__(self) -> int:
         """How many token numbers there are."""
 
     def numbers(self, text: str, *, limit: int | None = None) -> list[int]:
-        """Token numbers of `text` and of its end; with a `limit`, of as much of the text as fits."""
+        """Token numbers of `text`, then of its end; with a `limit`, the text is cut to fit."""
 
     def save(self, folder: Path) -> None:
         """Write its files into `folder`."""
@@ -61,7 +61,7 @@ class PublishedTokenizer:
 
     @property
     def pad(self) -> int:
-        """The number that stands behind a prompt's end."""
+        """The token number that fills the places behind a prompt's end."""
         return self._inner.pad_token_id
 
     def __len__(self) -> int:
@@ -69,7 +69,7 @@ class PublishedTokenizer:
         return len(self._inner)
 
     def numbers(self, text: str, *, limit: int | None = None) -> list[int]:
-        """Token numbers of `text` and of its end; with a `limit`, of as much of the text as fits."""
+        """Token numbers of `text`, then of its end; with a `limit`, the text is cut to fit."""
         return self._inner(text, truncation=limit is not None, max_length=limit)["input_ids"]
 
     def save(self, folder: Path) -> None:
@@ -78,7 +78,7 @@ class PublishedTokenizer:
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
-    """That in `folder`; no code that lies there runs, whatever its files ask for.
+    """The tokenizer in `folder`; no code from that folder runs, whatever its files ask for.
 
     Raises:
         UserError: if its files are damaged, or do not fit together.
@@ -86,7 +86,7 @@ def read_tokenizer(folder: Path) -> Tokenizer:
     place = folder / "tokenizer_config.json"
     settings = read_json(place)
     kind = typed(settings, Kind, str(place), others="ignore").tokenizer_class
-    for name in SMALL:  # another library reads these: what is odd in one is said here, in our words, first
+    for name in SMALL:  # transformers reads these files: damage is reported here first, in one line of ours
         _read(folder / name)
     ours: Tokenizer | None = ByteTokenizer.of(settings)
     if ours is None and kind in KINDS:
@@ -105,8 +105,8 @@ def _read_published(folder: Path, kind: str | None) -> PublishedTokenizer:
     published = _published(kind)
     try:
         inner = published.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except Exception as error:  # noqa: BLE001 - what reads tokenizer.json raises the bare class
-        _read(folder / PIECES)  # says which byte is wrong, where it is no JSON
+    except Exception as error:  # noqa: BLE001 - the reader of tokenizer.json raises the bare class
+        _read(folder / PIECES)  # names the byte at which the JSON is damaged
         raise UserError(f"cannot load the tokenizer in {folder}; copy it again") from error
     return PublishedTokenizer(inner)
 

@@ -1,4 +1,4 @@
-"""UMT5's encoder (arXiv 2304.09151): what Wan reads prompts with, under transformers' names.
+"""UMT5's encoder (arXiv 2304.09151), with which Wan reads prompts, under transformers' names.
 
 Equal to transformers' `UMT5EncoderModel`, whose import takes longer than the small model's first frame:
 the same files, the same order of operations, the same draws for fresh weights.
@@ -19,7 +19,7 @@ from plugins.documents.typed import Between, typed
 from plugins.errors import UserError
 
 KIND = {"model_type": "umt5", "feed_forward_proj": "gated-gelu"}
-"""What a `config.json` says of every encoder that can be read here."""
+"""Entries that a `config.json` must have for this encoder to read it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +40,7 @@ class UMT5Config:
     def from_dict(cls, values: Mapping[str, Any], where: str = "the text encoder's config.json") -> Self:
         """That of a `config.json`, whose other settings mean nothing to an encoder that is not trained.
 
-        `where` is what an error calls the file.
+        `where` is the file's name in errors.
 
         Raises:
             UserError: if it is another model's, or lacks a size.
@@ -51,12 +51,12 @@ class UMT5Config:
         return typed(dict(values), cls, where, others="ignore")
 
     def to_dict(self) -> dict[str, Any]:
-        """What `config.json` says of it; dropout is for those who train it elsewhere."""
+        """The content of its `config.json`; the dropout is only used if transformers trains it."""
         return {**KIND, "architectures": ["UMT5EncoderModel"], "dropout_rate": 0.0, **asdict(self)}
 
 
 class UMT5Encoder(nn.Module):
-    """The whole encoder."""
+    """UMT5's encoder: embedding, layers and last norm, without the decoder that Wan does not use."""
 
     def __init__(self, config: UMT5Config) -> None:
         super().__init__()
@@ -69,7 +69,7 @@ class UMT5Encoder(nn.Module):
         self.tie()
 
     def tie(self) -> None:
-        """Make one matrix of the embedding's two names."""
+        """Make the embedding's two names, `shared` and `encoder.embed_tokens`, one matrix."""
         self.encoder.embed_tokens.weight = self.shared.weight
 
     def forward(self, numbers: Tensor, mask: Tensor) -> Tensor:
@@ -87,7 +87,7 @@ class _Stack(nn.Module):
         self.final_layer_norm = _Norm(config)
 
     def forward(self, numbers: Tensor, seen: Tensor) -> Tensor:
-        """Numbers [B, tokens] and what may be seen [B, 1, 1, tokens] bool, to [B, tokens, d_model]."""
+        """Token ids [B, tokens] and their mask [B, 1, 1, tokens] bool, to [B, tokens, d_model]."""
         x = self.embed_tokens(numbers)
         for block in self.block:
             x = block(x, seen)
@@ -115,7 +115,7 @@ class _Attend(nn.Module):
         self.layer_norm = _Norm(config)
 
     def forward(self, x: Tensor, seen: Tensor) -> Tensor:
-        """x [B, tokens, d_model] and what was attended to."""
+        """x [B, tokens, d_model] plus the output of self-attention."""
         return x + self.SelfAttention(self.layer_norm(x), seen)
 
 
@@ -128,7 +128,7 @@ class _Feed(nn.Module):
         self.layer_norm = _Norm(config)
 
     def forward(self, x: Tensor) -> Tensor:
-        """x [B, tokens, d_model] and what the feed-forward layer makes of it."""
+        """x [B, tokens, d_model] plus the output of the feed-forward layer."""
         return x + self.DenseReluDense(self.layer_norm(x))
 
 
@@ -167,7 +167,7 @@ class _GatedGelu(nn.Module):
 
 
 def _gelu(x: Tensor) -> Tensor:
-    """GELU in its tanh form, spelt out: PyTorch's own rounds otherwise, and videos would change by it."""
+    """GELU in its tanh form, spelt out: PyTorch's own rounds differently, and so changes videos."""
     return 0.5 * x * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * torch.pow(x, 3.0))))
 
 
@@ -190,7 +190,7 @@ class _Attention(nn.Module):
         query, key, value = (
             part(x).unflatten(-1, (-1, self._width)).transpose(1, 2) for part in (self.q, self.k, self.v)
         )
-        least = torch.finfo(key.dtype).min  # not minus infinity: nothing to see must not become NaN
+        least = torch.finfo(key.dtype).min  # not -inf: a row in which everything is masked would become NaN
         bias = torch.where(seen, self._bias(x.shape[1], x.device), least).contiguous()
         out = F.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=1.0)
         return self.o(out.transpose(1, 2).flatten(2))

@@ -11,9 +11,9 @@ from vmla.text.special import NAMES, SPECIAL, named
 from vmla.weights.formats.files import write_json
 
 BETWEEN_WORDS = r"[\s,.;]+"
-"""As for `vmla.world.caption.read`, to which punctuation means nothing either."""
+"""Separators of words; `vmla.world.caption.read` ignores the same punctuation."""
 KINDS = ("TokenizersBackend", "PreTrainedTokenizerFast")
-"""One class of transformers: what its version 5 calls it, and its version 4."""
+"""Names of one class of transformers, in its versions 5 and 4."""
 NAMED = re.compile(f"({'|'.join(SPECIAL)})")
 
 
@@ -24,7 +24,7 @@ class WordTokenizer:
     pad = SPECIAL.index("<pad>")
 
     def __init__(self, words: Sequence[str]) -> None:
-        """`words` are in lower case."""
+        """`words`, in lower case, are the vocabulary besides T5's special tokens."""
         self._number = {word: number for number, word in enumerate([*SPECIAL, *words])}
 
     @classmethod
@@ -46,7 +46,7 @@ class WordTokenizer:
         return len(self._number)
 
     def numbers(self, text: str, *, limit: int | None = None) -> list[int]:
-        """Token numbers of `text` and of its end; with a `limit`, of as much of the text as fits."""
+        """Token numbers of `text`, then of its end; with a `limit`, the text is cut to fit."""
         content = list(self._numbers(text))
         return [*content[: None if limit is None else limit - 1], self._number["</s>"]]
 
@@ -63,7 +63,7 @@ class WordTokenizer:
         write_json(folder / "tokenizer.json", self.contents())
 
     def contents(self) -> dict[str, Any]:
-        """What `tokenizer.json` says of it."""
+        """The content of its `tokenizer.json`, in the format of the `tokenizers` library."""
         pad, end, unknown = SPECIAL
         flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
         added = [{"id": number, "content": word, **flags} for number, word in enumerate(SPECIAL)]

@@ -1,1 +1,1 @@
-"""Training: objectives, the loop, exact resume, recipes."""
+"""Training: recipes, their stages, the objectives that these minimise, and the loop with its exact resume."""

@@ -1,22 +1,24 @@
-"""A whole training run, stage after stage, in one folder; run again, it goes on where it stopped."""
+"""A whole training run, stage after stage, in one folder; a second run resumes where the first stopped."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
+from copy import deepcopy
 from functools import cached_property
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from vmla.cli.stopping import Stop
 from vmla.text import TextEncoder
-from vmla.train.data.latents import LatentSet, make_latents
+from vmla.train.data.latents import LatentSet, LatentSettings, make_latents
 from vmla.train.loop.log import Report
 from vmla.train.loop.loop import Stage, Watcher, train
+from vmla.train.loop.parallel import CPU, Parallel
 from vmla.train.monitoring.samples import Samples, embedded
 from vmla.train.objectives.alignment import detach_aligner
-from vmla.train.recipes.from_scratch import Recipe
+from vmla.train.recipes.from_scratch import PretrainingRecipe
 from vmla.train.stages import STAGES
 from vmla.train.stages.codec import CodecStage, with_statistics
 from vmla.train.stages.decoder import DecoderStage
@@ -35,7 +37,7 @@ class TrainingRun:
 
     def __init__(
         self,
-        recipe: Recipe,
+        recipe: PretrainingRecipe,
         folder: Path,
         report: Report,
         *,
@@ -43,26 +45,45 @@ class TrainingRun:
         watchers: Sequence[Watcher] = (),
         samples: int | None = None,
         stop: Stop | None = None,
+        device: torch.device = CPU,
     ) -> None:
-        """`samples`: every how many steps the denoiser shows some clips; `stop`: ends it after a step."""
+        """A run in `folder`, which continues what is there.
+
+        Args:
+            recipe: what is trained, and how.
+            folder: keeps the states and logs of all stages.
+            report: takes a line after each step.
+            stop_after: steps of the current stage; all of them if not given.
+            watchers: see every step.
+            samples: steps between two sets of the denoiser's sample clips; none are made if not given.
+            stop: ends the run after the current step.
+            device: trains. What was trained is kept in main memory, so another device may continue a run.
+        """
         self.recipe, self.folder, self.report = recipe, folder, report
         self.stop_after, self.watchers, self.samples = stop_after, watchers, samples
-        self.stop = stop
+        self.stop, self.device = stop, device
 
-    def until(self, stage: str) -> None:
-        """Train up to and including `stage`, or for `stop_after` steps of one of its stages."""
-        with suppress(Stopped):
+    def until(self, stage: str) -> bool:
+        """Train up to and including `stage`, or for `stop_after` steps of one of its stages.
+
+        Returns:
+            Whether it is finished.
+        """
+        try:
             for name in STAGES[: STAGES.index(stage) + 1]:
                 getattr(self, name)()
+        except Stopped:
+            return False
+        return True
 
     def codec(self) -> TinyCodec:
-        """The trained autoencoder, with the statistics of its latents: what encodes the training set."""
+        """The trained autoencoder, with the statistics of its latents; it encodes the training set."""
         return self._codec
 
     @cached_property
     def _codec(self) -> TinyCodec:
         recipe = self.recipe
-        stage = CodecStage(recipe.codec, recipe.codec_training)
+        stage = CodecStage(recipe.codec, recipe.codec_training, self.device)
         _train(stage.model, stage, self)
         config = with_statistics(
             stage.model, seed=recipe.codec_training.seed, world=recipe.codec_training.world
@@ -72,12 +93,12 @@ class TrainingRun:
         return codec.eval()
 
     def decoder(self) -> TinyCodec:
-        """The same with its decoder trained on, where the recipe asks for it: what decodes in the end."""
+        """The finished model's autoencoder: `codec`, its decoder trained further if the recipe says so."""
         if self.recipe.decoder_training is None:
             return self.codec()
-        stage = DecoderStage(self.codec(), self.recipe.decoder_training)
+        stage = DecoderStage(self.codec(), self.recipe.decoder_training, self.device)
         _train(stage.model, stage, self)
-        return stage.codec.eval()
+        return stage.codec.to(CPU).eval()
 
     def text(self) -> TextEncoder:
         """The trained text encoder with its tokenizer."""
@@ -87,33 +108,43 @@ class TrainingRun:
 
     def _text_stage(self) -> TextStage:
         recipe = self.recipe
-        return TextStage(recipe.text, recipe.model.text_tokens, recipe.text_training)
+        return TextStage(recipe.text, recipe.model.text_tokens, recipe.text_training, self.device)
 
     def latents(self) -> LatentSet:
         """The training set: rendered clips, encoded by the trained codec."""
+        return self._rendered(self.recipe.latents, "latents")
+
+    def _rendered(self, settings: LatentSettings, name: str) -> LatentSet:
+        """Clips of `settings` in the folder's subfolder `name`."""
         known = self._text_stage().settings()
-        folder = self.folder / "latents"
-        return make_latents(self.recipe.latents, self.codec(), self.text(), known, folder, self.report)
+        codec, text = deepcopy(self.codec()).to(self.device), self.text()
+        text.encoder.to(self.device)
+        folder = self.folder / name
+        return make_latents(settings, codec, text, known, folder, self.report, device=self.device).to(
+            self.device
+        )
 
     def denoiser(self) -> VideoMLA:
         """The trained transformer, before its refinement."""
         recipe = self.recipe
-        stage = DenoiserStage(recipe.model, recipe.denoiser_training, self.latents())
+        stage = DenoiserStage(recipe.model, recipe.denoiser_training, self.latents(), device=self.device)
         _train(stage.model, stage, self, self._clips(stage))
         return detach_aligner(stage.model)
 
     def refine(self) -> VideoMLA:
-        """The finished transformer: `denoiser` trained on, where the recipe asks for it."""
+        """The finished transformer: `denoiser`, trained further if the recipe says so."""
         recipe, model = self.recipe, self.denoiser()
         if recipe.refinement is None:
             return model
-        stage = DenoiserStage(recipe.model, recipe.refinement, self.latents(), model=model)
+        fresh = recipe.refinement_latents
+        data = self.latents() if fresh is None else self._rendered(fresh, "latents-refine")
+        stage = DenoiserStage(recipe.model, recipe.refinement, data, model=model.to(self.device))
         stage.name = "refine"
         _train(stage.model, stage, self, self._clips(stage))
         return detach_aligner(stage.model)
 
     def _clips(self, stage: DenoiserStage) -> list[Watcher]:
-        """What shows clips of the denoiser while it learns."""
+        """Watchers that write sample clips of the denoiser while it learns."""
         if self.samples is None:
             return []
         text, sampler = self.text(), self.recipe.sampler
@@ -121,6 +152,7 @@ class TrainingRun:
             folder=self.folder, every=self.samples, config=self.recipe.model, codec=self.decoder(),
             text=embedded(text), sampler=sampler, dtype=stage.meter.dtype,
             negative=embedded(text, [sampler.negative_prompt])[0] if sampler.guided else None,
+            device=self.device,
         )]  # fmt: skip
 
 
@@ -132,9 +164,10 @@ def _train(
 ) -> None:
     seen_by = [*run.watchers, *watchers]
     average = train(
-        stage, run.folder, report=run.report, stop_after=run.stop_after, watchers=seen_by, stop=run.stop
-    )
+        stage, run.folder, report=run.report, stop_after=run.stop_after, watchers=seen_by, stop=run.stop,
+        parallel=Parallel(device=run.device),
+    )  # fmt: skip
     if average is None:
         raise Stopped(stage.name)
     model.load_state_dict({**model.state_dict(), **average})
-    model.eval()
+    model.to(CPU).eval()

@@ -36,18 +36,18 @@ class StageRun:
     """One stage to be run."""
 
     name: str
-    """One of `vmla.train.recipes.from_checkpoint.STAGES`."""
+    """The stage, one of `vmla.train.recipes.from_checkpoint.STAGES`."""
     recipe: DistillationRecipe
     start: str
     """The checkpoint that is trained."""
     data: Path
     output: Path
     teacher: str | None = None
-    """Of a distillation; the start itself if not given."""
+    """Teacher of a distillation; None takes the start itself."""
     critic: str | None = None
-    """What the critic starts from; the teacher if not given."""
+    """Checkpoint that the critic starts from; None takes the teacher."""
     samples: int | None = None
-    """Every how many steps some clips are shown; never if not given."""
+    """Steps between two sets of sample clips; None makes none."""
 
     def run(
         self,
@@ -58,7 +58,7 @@ class StageRun:
         watchers: Sequence[Watcher] = (),
         stop: Stop | None = None,
     ) -> None:
-        """Train, or go on, and write the averaged weights as a checkpoint when it is finished.
+        """Train or resume, and write the averaged weights as a checkpoint when the stage is finished.
 
         Raises:
             UserError: for data or checkpoints that do not fit, or a folder of another run.
@@ -120,7 +120,7 @@ class StageRun:
         )
 
     def _clips(self, checkpoint: Checkpoint, stage: Stage, parallel: Parallel) -> list[Watcher]:
-        """What shows clips of the student while it learns."""
+        """Watchers that write sample clips of the student while it learns."""
         if self.samples is None:
             return []
         if parallel.rank:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 DecoderState = Any
-"""What a codec carries from one call of `decode` to the next; opaque to everyone else."""
+"""A codec's state between calls of `decode`; opaque to everyone else."""
 
 
 class Codec(Protocol):
@@ -23,15 +23,15 @@ class Codec(Protocol):
 
     @property
     def spatial_ratio(self) -> int:
-        """Pixels to one latent cell, in each direction."""
+        """Pixels to one latent cell, in each direction: 8 in Wan2.1."""
 
     @property
     def temporal_ratio(self) -> int:
-        """Pixel frames to one latent frame."""
+        """Pixel frames to one latent frame: 4 in Wan."""
 
     @property
     def first_frames(self) -> int:
-        """Pixel frames of the very first latent frame."""
+        """Pixel frames of a video's first latent frame: 1 in Wan, whose first frame is encoded alone."""
 
     def to(self, device: torch.device) -> Self:
         """Move the weights; returns itself."""
@@ -42,7 +42,7 @@ class Codec(Protocol):
     def decode(self, latents: Tensor, state: DecoderState | None = None) -> tuple[Tensor, DecoderState]:
         """Normalised latents [B, z, F, h, w] to frames [B, frames, 3, H, W] in [0, 1].
 
-        `state` is what the previous call returned; None starts a new video.
+        `state` comes from the previous call; None starts a new video.
         """
 
     def stream_bytes(self, height: int, width: int) -> int:

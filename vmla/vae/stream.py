@@ -1,4 +1,4 @@
-"""What the codecs of 2-D convolutions share: time folded into the batch, one frame remembered per block.
+"""Shared by the codecs of 2-D convolutions: time folded into the batch, one frame remembered per block.
 
 Every convolution sees single frames. The only way from one frame to the next is a layer that sees
 its own input of the frame before, so a stream needs to remember one small tensor for each of these.
@@ -46,7 +46,7 @@ class TimeGrow(nn.Module):
 
 
 class Double(nn.Module):
-    """Each cell to four of the same value."""
+    """Nearest-neighbour upsampling: each cell becomes 2 x 2 of the same value."""
 
     factor = 2
 
@@ -56,7 +56,7 @@ class Double(nn.Module):
 
 
 class FrameStream(nn.Sequential):
-    """Layers over frames folded into the batch; what sees the frame before carries its last input along."""
+    """Layers over frames folded into the batch; those that see the frame before carry their last input."""
 
     def run(self, x: Tensor, batch: int, state: list[Tensor] | None) -> tuple[Tensor, list[Tensor]]:
         """x [batch * frames, ...], batch-major; returns the result and the state for the next call."""

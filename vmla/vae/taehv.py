@@ -2,7 +2,7 @@
 
 Layers, widths, names and ranges are those of github.com/madebyollin/taehv (MIT) at 1f14a56, whose
 `taew2_1.pth` is for the latents of Wan 2.1 and of all that share its autoencoder. These weights were
-never run here; what is checked is that the architecture is the one described there.
+never run here; the tests only check that the architecture is the one described there.
 
 - Latents are Wan's *normalised* ones, as a denoiser makes them, so nothing is converted. Its README:
   "TAEHV does not use any latent scales / shifts"; its notebook for Wan 2.1 gives the pipeline a mean of
@@ -30,7 +30,7 @@ from vmla.vae.stream import Double, FrameStream, SeesFrameBefore, TimeGrow, Time
 BLOCKS = 3
 """`MemBlock`s at each size of the picture."""
 BOUND = 3.0
-"""Latents are bent to at most this, smoothly; normalised ones have deviation 1."""
+"""Latents are bounded to this, smoothly: normalised ones have deviation 1."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +46,7 @@ class TaehvConfig:
     """Side of the squares of pixels that are folded into channels."""
 
 
-TAEHV_PRESETS = {
+TAEHV_CONFIGS = {
     "taew2_1": TaehvConfig(),
     "taew2_2": TaehvConfig(latent_channels=48, patch=2),
     "debug": TaehvConfig(latent_channels=4, widths=(16, 8, 8, 8), encoder_width=8),
@@ -54,7 +54,7 @@ TAEHV_PRESETS = {
 
 
 class Clamp(nn.Module):
-    """Bounds what a denoiser may hand over."""
+    """Bounds latents, so that a denoiser's outlier does not saturate the picture."""
 
     def forward(self, x: Tensor) -> Tensor:
         """x to 3 tanh(x / 3)."""

@@ -15,7 +15,7 @@ from plugins.errors import UserError
 from vmla.vae.stream import FrameStream, SeesFrameBefore, TimeGrow, TimePool, fold
 
 MOST = 2**12
-"""Channels, and blocks of one size."""
+"""Upper bound of channels and of blocks: a damaged file must not ask for more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +154,7 @@ class TinyCodec(nn.Module):
     def decode_raw(self, latents: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
         """As `decode`, of latents as `encode_raw` gives them, before the result is clamped: for training."""
         batch = latents.shape[0]
-        # Bounds what a denoiser may hand over, smoothly: raw latents are trained to have deviation 1.
+        # Bounds a denoiser's outliers, smoothly: raw latents are trained to have deviation 1.
         bounded = torch.tanh(latents.float() / 3) * 3
         x, left = self.decoder.run(fold(bounded.transpose(1, 2)).to(self._dtype), batch, state)
         video = x.reshape(batch, -1, *x.shape[1:]) / 2 + 0.5

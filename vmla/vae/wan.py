@@ -27,16 +27,16 @@ from plugins.documents.typed import Between
 from plugins.errors import UserError, missing_extra
 
 MOST = 2**12
-"""Channels."""
+"""Upper bound of channels: a damaged file must not ask for more."""
 
 Features = list[Tensor | str]
-"""What the decoder's convolutions saw last. The string marks a temporal upsampling that has seen
+"""The last inputs of the decoder's convolutions. The string marks a temporal upsampling that has seen
 nothing yet, and occurs only after a single latent frame."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class WanSizes:
-    """What the configuration of an `AutoencoderKLWan` must say within bounds; Wan2.1's stand for the rest."""
+    """Settings of an `AutoencoderKLWan` that are checked for their bounds; the defaults are Wan2.1's."""
 
     base_dim: Annotated[int, Between(1, MOST)] = 96
     decoder_base_dim: Annotated[int, Between(1, MOST)] | None = None
@@ -62,7 +62,7 @@ class WanCodec:
     first_frames = 1
 
     def __init__(self, vae: nn.Module) -> None:
-        """Takes an `AutoencoderKLWan` over: its place and dtype are the codec's."""
+        """Wrap an `AutoencoderKLWan`; the codec's device and dtype are those of its weights."""
         # diffusers is optional and untyped, so the module's own attributes are unknown here.
         self.vae: Any = vae
         self.vae.eval()

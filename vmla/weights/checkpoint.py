@@ -20,6 +20,7 @@ from torch import nn
 from plugins.documents.json_file import read_json
 from plugins.documents.typed import typed
 from plugins.errors import UserError
+from vmla.cli.options.names import meant
 from vmla.config import ModelConfig
 from vmla.scheduler import Sampler
 from vmla.text import PromptTokenizer, TextEncoder
@@ -45,12 +46,12 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 SHIPPED = "sprites"
 WAN_TEXT_TOKENS = 512
 PARTS_FROM = "copy the whole folder, or convert again with a Wan folder for --with"
-"""Of a checkpoint that has no codec or no text encoder."""
+"""The error's advice for a checkpoint without codec or text encoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class AppliedPreset:
-    """What we read of the record that `Preset.record` leaves."""
+    """The fields that we read of the record written by `Preset.record`."""
 
     name: str
     source: str
@@ -59,10 +60,10 @@ class AppliedPreset:
 
 @dataclass(frozen=True, kw_only=True)
 class Index:
-    """What we read of `model_index.json`."""
+    """The fields that we read of `model_index.json`."""
 
     trained_on: str | None = None
-    """A world of moving shapes."""
+    """Name of the world of moving shapes that it was trained on, if it was."""
     preset: AppliedPreset | None = None
     """The preset of published weights that it was converted with."""
 
@@ -78,7 +79,9 @@ class Checkpoint:
     def name(self) -> str:
         """The folder's own name, or that of the hub's repository that it was downloaded from."""
         folder = self.folder.resolve()
-        repository = folder.parents[1].name  # of a download: models--owner--name/snapshots/commit
+        repository = folder.parents[
+            1
+        ].name  # a download of the hub lies in models--owner--name/snapshots/commit
         return repository.rpartition("--")[2] if folder.parent.name == "snapshots" else folder.name
 
     def world(self) -> World | None:
@@ -146,7 +149,7 @@ class Checkpoint:
         return self.folder / part / ("model.safetensors" if part == "text_encoder" else WEIGHTS)
 
     def model_hash(self) -> str:
-        """SHA-256 of the transformer's sizes and weights: what a compiled engine is bound to."""
+        """SHA-256 of the transformer's sizes and weights, which a compiled engine is bound to."""
         sizes = json.dumps(self.model_config().identity(), sort_keys=True)
         weights = hash_weights(self.weights_path("transformer"))
         return hashlib.sha256(f"{sizes} {weights}".encode()).hexdigest()
@@ -156,7 +159,7 @@ class Checkpoint:
         return TextEncoder(self._text_model(), read_tokenizer(self.folder / "tokenizer"), **self._reading())
 
     def prompt_tokenizer(self) -> PromptTokenizer:
-        """What the text encoder reads of a prompt; no weights are read."""
+        """The tokenizer with the text encoder's limits, to check prompts by; no weights are read."""
         return PromptTokenizer(read_tokenizer(self.folder / "tokenizer"), **self._reading())
 
     def _reading(self) -> dict[str, Any]:
@@ -164,7 +167,7 @@ class Checkpoint:
         return {"tokens": self._text_tokens(), "lower_case": self.world() is not None}
 
     def _text_tokens(self) -> int:
-        """Those that the denoiser reads; a Wan pipeline always fills 512 and says so nowhere."""
+        """Text tokens that the denoiser reads: 512 for a Wan pipeline, which no file of it states."""
         path = self.folder / "transformer" / "config.json"
         wan = not path.exists() or read_json(path).get("_class_name") == "WanTransformer3DModel"
         return WAN_TEXT_TOKENS if wan else self.model_config().text_tokens
@@ -188,7 +191,7 @@ class Checkpoint:
         return model.eval().requires_grad_(False)
 
     def sampler(self) -> Sampler:
-        """How the model is sampled unless told otherwise."""
+        """The checkpoint's own sampler, which the commands use by default."""
         path = self.folder / "scheduler" / "scheduler_config.json"
         values = read_json(path)
         kind = values.pop("_class_name", None)
@@ -208,12 +211,13 @@ def open_checkpoint(name: str | Path = SHIPPED) -> Checkpoint:
         raise UserError(f"{folder} is a file, not a checkpoint folder; {make_one_of(str(folder))}")
     if not str(name) or not folder.is_dir():
         known = " or ".join(shipped_names())
-        raise UserError(f"no checkpoint {str(name)!r}; give a folder, or {known} for a shipped model")
+        near = meant(str(name), shipped_names())
+        raise UserError(f"no checkpoint {str(name)!r}; give a folder, or {known} for a shipped model{near}")
     return Checkpoint(folder, read_json(folder / INDEX, mend="is this a checkpoint folder?"))
 
 
 def make_one_of(source: str) -> str:
-    """What to do with weights that are no checkpoint of ours."""
+    """The command that makes a checkpoint of weights that are none of ours."""
     return f"make one of it: vmla-train convert --from {source} -o FOLDER (see docs/checkpoints.md)"
 
 
@@ -238,7 +242,7 @@ def save_checkpoint(
     dtype: torch.dtype = torch.float16,
     metadata: dict[str, str] | None = None,
 ) -> None:
-    """Write a whole checkpoint folder; `model_index.json` comes last, so that a part is no whole."""
+    """Write a whole checkpoint folder, `model_index.json` last: without it a folder counts as incomplete."""
     notes = metadata or {}
     _save_part(folder / "transformer", transformer, transformer.config.to_dict(), dtype, notes)
     _save_part(folder / "vae", codec, asdict(codec.config), dtype, notes)
@@ -268,7 +272,7 @@ def _save_part(
 
 
 def _save_text(folder: Path, encoder: Any, dtype: torch.dtype, notes: dict[str, str]) -> None:
-    """As transformers writes it, without its progress bar; the embedding has two names and is kept once."""
+    """As transformers writes it, without its progress bar; the embedding's two names are saved as one."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", encoder.config.to_dict())
     tensors = {name: tensor.to(dtype) for name, tensor in encoder.state_dict().items()}

@@ -1,7 +1,7 @@
 """Names of tensors in other people's files: one table for each convention, read in both directions.
 
 Wan's own names are those of its release; diffusers' differ from ours in three places. A file of a
-VideoMLA model is Wan's outside self-attention; what its author called the latent projections is
+VideoMLA model is Wan's outside self-attention; its author's names of the latent projections are
 told by a small JSON file.
 """
 
@@ -19,7 +19,7 @@ LATENT = {
     "down_kv": "kv_down", "norm_kv": "kv_norm", "up_k": "k_up", "up_v": "v_up", "rotary_k": "k_rope",
     "down_q": "q_down", "norm_q": "q_norm", "up_q": "q_up", "rotary_q": "q_rope", "to_out": "o",
 }  # fmt: skip
-"""Our latent attention's modules; beside them, what they are called in a file unless it is told."""
+"""Our latent attention's modules, and the default of their names in a file."""
 
 OUTER = {
     "patch_embedding": "patch_embedding",
@@ -82,7 +82,7 @@ def read_mapping(path: Path) -> dict[str, str]:
     """The mapping of a VideoMLA file: a JSON object from our modules to theirs, all or some of `LATENT`.
 
     Raises:
-        UserError: for a module that latent attention does not have, or a name that is no text.
+        UserError: for a module that latent attention does not have, or a name that is not a string.
     """
     mapping = typed(read_json(path), dict[str, str], str(path))
     if unknown := sorted(mapping.keys() - LATENT.keys()):

@@ -23,29 +23,30 @@ NEEDED = (
     "transformer/*", "vae/*", "text_encoder/*", "tokenizer/*", "scheduler/*",
     "Wan*_VAE.pth", "models_t5_*.pth", "google/*",
 )  # fmt: skip
-"""What of a repository is downloaded where no file is named: of diffusers' folders, ours and Wan's own."""
+"""Patterns of the files that are downloaded when no file is named: diffusers' folders, ours and Wan's own."""
 TRANSFORMER = ("transformer*/*.safetensors", "transformer*/*.bin", "diffusion_pytorch_model*")
-"""What is left there by whoever needs the other parts alone."""
+"""Patterns of the transformer's files, which are not downloaded where only the other parts are needed."""
 OURS = "VideoMLAPipeline"
 PATIENCE = 3.0
-"""Seconds that the hub has for its first answer."""
+"""Seconds to wait for the hub's first answer; its own client would retry for half a minute."""
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Hub:
-    """Where downloads come from and are kept: by default where `huggingface_hub` says, which asks `HF_HOME`,
-    `HF_ENDPOINT` and `HF_HUB_OFFLINE` of its own."""
+    """Where downloads come from and where they are stored.
+
+    By default `huggingface_hub` decides, which reads `HF_HOME`, `HF_ENDPOINT` and `HF_HUB_OFFLINE` itself."""
 
     offline: bool = False
-    """Look only at what was downloaded before."""
+    """Look only at files that were downloaded before."""
     cache: Path | None = None
     endpoint: str | None = None
 
     def download(
         self, repo: str, revision: str | None, file: str | None, *, leave: Sequence[str] = ()
     ) -> Path:
-        """A repository's folder, or one file of it, with a line of progress for what is not here yet.
+        """A repository's folder, or one file of it, with a line of progress for files that are not here yet.
 
         Of a folder, files that match one of `leave` are not downloaded.
 
@@ -66,7 +67,7 @@ class Hub:
             )
 
     def announce(self, repo: str) -> None:
-        """Say that the hub is asked."""
+        """Print that the hub is asked, before a wait that is visible."""
         if not self.offline:
             log.info("nothing here is called %s: asking %s for it", repo, self._endpoint)
 
@@ -110,7 +111,7 @@ class Hub:
 
 
 def _silence(session: Any) -> tuple[type[Exception], ...]:
-    """What is raised where nobody answers; the hub's client is httpx under one name or another."""
+    """The exceptions of an unreachable server: the client is httpx, whose name depends on its version."""
     from huggingface_hub.errors import OfflineModeIsEnabled
 
     package = import_module(type(session).__module__.partition(".")[0])
@@ -119,7 +120,7 @@ def _silence(session: Any) -> tuple[type[Exception], ...]:
 
 @contextmanager
 def refusals(repo: str, revision: str | None = None, file: str | None = None) -> Iterator[None]:
-    """What the hub refuses inside, in one line.
+    """Inside, errors of the hub become one line.
 
     Raises:
         UserError: in place of the hub's errors.
@@ -154,7 +155,7 @@ def locate(
 
     Args:
         source: a path, the name of a shipped model, or `owner/name`, `owner/name@revision`,
-            `owner/name:path/of/a/file`. What lies here under that name wins.
+            `owner/name:path/of/a/file`. A local path of that name wins.
         revision: of the hub's repository, if `source` does not name one.
         hub: where to look.
         leave: files that need not be downloaded with a folder.
@@ -180,7 +181,7 @@ def locate(
 def _refuse_unread(hub: Hub, repo: str, revision: str | None) -> None:
     """Refuse a repository by its list of files and by its index, before gigabytes are downloaded."""
     files = hub.files(repo, revision)
-    if not files:  # nobody answers: what is here is looked at by whoever opens it
+    if not files:  # the hub does not answer: a downloaded copy is checked when it is opened
         return
     refuse_repository(files, repo)
     if INDEX in files:

@@ -30,12 +30,12 @@ ENDS = {
     "alpha": re.compile(r"\.alpha$"),
 }
 UNDERSCORED = "lora_unet_"
-"""What kohya-ss puts before names whose dots it replaces."""
+"""Prefix of kohya-ss's names, in which underscores replace the dots."""
 
 
 @dataclass(frozen=True)
 class Lora:
-    """Changes to weights, by our names of these."""
+    """The changes of one LoRA file, by our names of the weights."""
 
     path: Path
     tensors: Mapping[str, Tensor]
@@ -43,7 +43,7 @@ class Lora:
     """For each weight, the names of its `down`, `up` and perhaps `alpha`."""
     strength: float
     alpha: float | None
-    """Of all, where a file has none for each; the rank, if None."""
+    """alpha of all layers, where the file has none for each; None means the rank, a factor of 1."""
 
     def __call__(self, name: str, weight: Tensor) -> Tensor:
         """The float32 weight [out, in] with its change, or as it is if it has none.
@@ -80,7 +80,7 @@ def open_lora(path: Path, weights: Iterable[str], strength: float = 1.0) -> Lora
     """Open a LoRA file for a model whose weights have these of our names.
 
     Args:
-        path: safetensors, or what `torch.save` wrote; peft's `adapter_config.json` beside it is read.
+        path: safetensors, or a file of `torch.save`; peft's `adapter_config.json` beside it is read.
         weights: all that may be changed.
         strength: 1 as it was trained; less for less of it, negative for its opposite.
 
@@ -132,7 +132,7 @@ def _split(name: str) -> tuple[str | None, str]:
 
 
 def _tails(module: str) -> Iterator[str]:
-    """The name, and what is left of it behind each dot."""
+    """The name, and its rest after each dot."""
     yield module
     while "." in module:
         module = module.split(".", 1)[1]
@@ -141,7 +141,7 @@ def _tails(module: str) -> Iterator[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class AdapterConfig:
-    """What is read of peft's `adapter_config.json`."""
+    """The fields that we read of peft's `adapter_config.json`."""
 
     lora_alpha: float | None = None
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from plugins.documents.json_file import read_json
 from plugins.errors import UserError
-from vmla.config import MODEL_PRESETS, Layout, ModelConfig
+from vmla.config import MODEL_CONFIGS, Layout, ModelConfig
 from vmla.transformer import VideoMLA
 from vmla.weights.formats.files import Shape, check_shapes, load_exactly, refuse_not_finite
 from vmla.weights.formats.lazy_tensors import shape_of
@@ -45,12 +45,12 @@ class Source:
     path: Path
     tensors: Mapping[str, Tensor]
     names: Mapping[str, str]
-    """Our names to those of `tensors`."""
+    """Names of the tensors in `tensors`, by our names."""
     config: ModelConfig
     beside: tuple[str, ...] = ()
-    """What lies in the file and is clearly not the transformer's."""
+    """Names in the file that are clearly not the transformer's."""
     lora: Lora | None = None
-    """What is added to weights when they are read."""
+    """A LoRA whose changes are added to weights when they are read."""
 
     def tensor(self, name: str) -> Tensor:
         """One tensor in float32, in our shape.
@@ -99,7 +99,7 @@ class Source:
 def open_source(
     path: Path,
     *,
-    like: ModelConfig = MODEL_PRESETS["wan-1.3b"],
+    like: ModelConfig = MODEL_CONFIGS["wan-1.3b"],
     part: str | None = None,
     mapping: Path | None = None,
     variant: str | None = None,
@@ -109,8 +109,8 @@ def open_source(
 
     Args:
         path: a checkpoint of ours, a diffusers pipeline or `WanTransformer3DModel` folder, a folder of
-            Wan's release, or a file: safetensors, or what `torch.save` wrote.
-        like: what weights do not say: picture, text tokens, chunk and window.
+            Wan's release, or a file: safetensors, or one of `torch.save`.
+        like: gives the sizes that weights do not tell: picture, text tokens, chunk and window.
         part: of a training checkpoint, one of `vmla.weights.formats.pickles.PARTS`.
         mapping: a JSON file that names the latent projections of a VideoMLA file.
         variant: of a folder's weights, `fp16` say.
@@ -168,7 +168,7 @@ class _Naming:
         self.layout, self._wan, self._latent = layout, wan, latent
 
     def __call__(self, name: str) -> str:
-        """One name."""
+        """The file's name of the tensor that we call `name`."""
         latent = self._latent if self.layout == "mla" else None
         return to_wan(name, latent) if self._wan else to_diffusers(name)
 
@@ -192,7 +192,7 @@ def _naming(names: Collection[str], path: Path, latent: Mapping[str, str]) -> _N
 def _sizes(
     shapes: Mapping[str, Shape], values: Mapping[str, Any], like: ModelConfig, translate: _Naming, path: Path
 ) -> ModelConfig:
-    """Sizes read off the tensors' shapes; what they do not say, from its config.json or from `like`."""
+    """Sizes read off the tensors' shapes; the others, from its config.json or from `like`."""
 
     def shape(name: str, dimensions: int = 2) -> Shape:
         found = shapes.get(translate(name))
@@ -256,7 +256,7 @@ def _file_shapes(config: ModelConfig) -> dict[str, Shape]:
 
 
 def published(model: VideoMLA, *, wan: bool, latent: Mapping[str, str] = LATENT) -> dict[str, Tensor]:
-    """The weights of `model` under Wan's own names, or diffusers': what `open_source` reads back.
+    """The weights of `model` under Wan's own names, or diffusers', as `open_source` reads them back.
 
     Raises:
         UserError: for latent attention under diffusers' names, which has none.

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from plugins.errors import UserError
 from vmla.vae import Codec
-from vmla.vae.taehv import TAEHV_PRESETS, Taehv
+from vmla.vae.taehv import TAEHV_CONFIGS, Taehv
 from vmla.weights.formats.files import Shape, check_shapes, load_exactly
 from vmla.weights.formats.lazy_tensors import LazyTensors, shape_of
 from vmla.weights.formats.pickles import open_pickle
@@ -18,9 +18,9 @@ from vmla.weights.uninitialised import WithoutRoom
 PICKLES, SAFETENSORS = (".pth", ".pt"), ".safetensors"
 PUBLISHED = "taew2_1"
 LIGHT = "lighttae"
-"""How the names of LightTAE's files begin. Its tensors are TAEHV's, so that nothing else tells them apart."""
+"""Prefix of LightTAE's file names. Its tensors are TAEHV's, so that nothing else tells them apart."""
 FIRST = "decoder.1.weight"
-"""Of the decoder's first convolution [width, latent channels, 3, 3]."""
+"""The decoder's first convolution [width, latent channels, 3, 3], whose shape tells the architecture."""
 
 
 def load_taehv(path: Path, *, weights: bool = True) -> Taehv:
@@ -30,15 +30,15 @@ def load_taehv(path: Path, *, weights: bool = True) -> Taehv:
     checked, and nothing else is read.
 
     Raises:
-        UserError: for a file that cannot be read, or whose tensors are not those of a known preset.
+        UserError: for a file that cannot be read, or whose tensors are not those of a known architecture.
     """
     tensors = _open(path)
     shapes = {name: shape_of(tensors, name) for name in tensors}
-    preset = _preset(shapes, path)
+    name = _architecture(shapes, path)
     with WithoutRoom():
-        codec = Taehv(TAEHV_PRESETS[preset])
+        codec = Taehv(TAEHV_CONFIGS[name])
     expected = {name: tuple(tensor.shape) for name, tensor in codec.state_dict().items()}
-    check_shapes(expected, shapes, path, preset)
+    check_shapes(expected, shapes, path, name)
     if not weights:
         return codec.to("meta")
     load_exactly(codec, tensors, path)
@@ -46,7 +46,7 @@ def load_taehv(path: Path, *, weights: bool = True) -> Taehv:
 
 
 def is_light(path: Path) -> bool:
-    """Whether `path` is called as LightTAE's files are."""
+    """Whether `path` has a name of LightTAE's files."""
     return path.name.lower().startswith(LIGHT)
 
 
@@ -66,9 +66,9 @@ def scaled_if_light(codec: Taehv, path: Path, large: Codec) -> Taehv:
     return codec
 
 
-def preset_of(codec: Taehv) -> str:
-    """The name of the preset that `codec` was built from."""
-    return next(name for name, config in TAEHV_PRESETS.items() if config == codec.config)
+def architecture_of(codec: Taehv) -> str:
+    """The name in `TAEHV_CONFIGS` of the sizes that `codec` has."""
+    return next(name for name, config in TAEHV_CONFIGS.items() if config == codec.config)
 
 
 def _open(path: Path) -> Mapping[str, Tensor]:
@@ -80,13 +80,13 @@ def _open(path: Path) -> Mapping[str, Tensor]:
     return LazyTensors(path) if path.suffix == SAFETENSORS else open_pickle(path)
 
 
-def _preset(shapes: Mapping[str, Shape], path: Path) -> str:
-    """Name of the preset whose latents have as many channels as the first convolution reads."""
+def _architecture(shapes: Mapping[str, Shape], path: Path) -> str:
+    """Name of the architecture whose latents have as many channels as the first convolution reads."""
     first = shapes.get(FIRST, ())
     if len(first) < 2:
-        return PUBLISHED  # what is wrong besides this tensor is said when all are compared
-    fitting = [name for name, config in TAEHV_PRESETS.items() if config.latent_channels == first[1]]
+        return PUBLISHED  # the tensor is missing or odd: the comparison of all tensors will say so
+    fitting = [name for name, config in TAEHV_CONFIGS.items() if config.latent_channels == first[1]]
     if not fitting:
-        known = " or ".join(f"{c.latent_channels} ({name})" for name, c in TAEHV_PRESETS.items())
+        known = " or ".join(f"{c.latent_channels} ({name})" for name, c in TAEHV_CONFIGS.items())
         raise UserError(f"{path} decodes latents of {first[1]} channels; name a file for {known}")
     return fitting[0]

@@ -1,4 +1,4 @@
-"""Modules that a checkpoint follows at once: made without drawing weights, or without even room for them."""
+"""Makes modules whose weights a checkpoint is about to fill, without drawing or even allocating them."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch.overrides import TorchFunctionMode
 
 
 class Uninitialised(TorchFunctionMode):
-    """While it is active, new layers keep whatever their memory held.
+    """While it is active, the weights of new layers are left uninitialised.
 
     The meta device would do as well, but starting it loads a compiler, which takes seconds.
     """

@@ -13,10 +13,10 @@ FARTHEST = 1.1
 """From its centre to the farthest point of a shape (of a star or a triangle), in circumradii."""
 
 GAP = 1.5
-"""Pixels that stay free between two objects: one is the ramp of their edges."""
+"""Pixels that stay free between two objects, of which one is the antialiased ramp of their edges."""
 
 TRIES = 400
-"""Paths of both that are tried before two motions are said not to fit."""
+"""Pairs of paths that are tried before two motions count as unable to stay apart."""
 
 
 def stay_apart(one: Course, other: Course) -> bool:

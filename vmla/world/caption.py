@@ -1,4 +1,4 @@
-"""The grammar of captions: scenes to words, and words to what they ask for."""
+"""The grammar of captions: scenes to words, and words back to the scene that they ask for."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class ObjectRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Reading:
-    """What a prompt says in the language of the sprite world."""
+    """A prompt's meaning in the language of the sprite world."""
 
     requests: tuple[ObjectRequest, ...]
     background: str | None

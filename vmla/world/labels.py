@@ -1,4 +1,4 @@
-"""What a scene shows at each place of the picture, as numbers: what a denoiser should know in its middle."""
+"""Labels of a scene at each place of the picture, to align a denoiser's middle layer with."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from vmla.world.scene import COLOURS, FOLDS, SHAPES, Scene, Sprite, trace_path
 from vmla.world.worlds import SIZE
 
 FASTEST = 32.0
-"""Pixels a second that count as one."""
+"""Speed in pixels a second that a label scales to 1."""
 
 WIDTH = 1 + len(SHAPES) + len(COLOURS) + 6
 """Numbers of a place: whether an object is there; its shape and colour, one of each 1 and the others 0; its
@@ -22,8 +22,8 @@ centre from the place's own middle, down and across; its velocity; cosine and si
 def label(scene: Scene, frames: int, start: int, *, grid: int, together: int = 4) -> Tensor:
     """The labels [frames / together, grid^2, WIDTH] of frames `start` .. `start + frames`.
 
-    `together` frames have one label. An object counts at a place in proportion to what it covers there, a
-    quarter of the place being all.
+    `together` frames have one label. An object counts at a place in proportion to the area that it covers
+    there, a quarter of the place being all.
     """
     total = torch.zeros(frames // together, grid * grid, WIDTH)
     for sprite in scene.sprites:
@@ -45,7 +45,7 @@ def _presence(sprite: Sprite, frames: int, start: int, grid: int, together: int)
 
 
 def _kind(sprite: Sprite, frames: int, places: int) -> Tensor:
-    """What it is, [F, grid^2, 1 + shapes + colours]: the same everywhere."""
+    """Its shape and colour, [F, grid^2, 1 + shapes + colours]: the same at all places."""
     colour = list(COLOURS).index(sprite.colour)
     kind = torch.zeros(frames, places, 1 + len(SHAPES) + len(COLOURS))
     kind[..., [0, 1 + SHAPES.index(sprite.shape), 1 + len(SHAPES) + colour]] = 1
@@ -53,7 +53,7 @@ def _kind(sprite: Sprite, frames: int, places: int) -> Tensor:
 
 
 def _place(x: Tensor, y: Tensor, angle: Tensor, sprite: Sprite, grid: int) -> Tensor:
-    """Where it is and goes, [F, grid^2, 6], for centres x, y and turns, each [F, together]."""
+    """Position, velocity and angle [F, grid^2, 6], for centres x, y and turns, each [F, together]."""
     middles = (torch.arange(grid) + 0.5) * SIZE / grid
     down, across = ((centre.mean(1)[:, None] - middles) * grid / SIZE for centre in (y, x))
     from_middle = torch.stack(

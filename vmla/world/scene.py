@@ -1,4 +1,4 @@
-"""What a sprite video shows: a background and one or two moving objects."""
+"""The content of a sprite video: a background and one or two moving objects."""
 
 from __future__ import annotations
 

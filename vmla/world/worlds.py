@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from plugins.errors import UserError
+from vmla.cli.options.names import unknown_name
 
 SIZE = 64
 """Width and height of a frame, pixels."""
@@ -19,10 +19,10 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """What a caption does not say: sizes in pixels, speeds in pixels or degrees a second."""
+    """Ranges of properties that a caption leaves open: sizes in pixels, speeds in pixels or degrees per s."""
 
     name: str
-    """As checkpoints record it, in `trained_on` of their `model_index.json`."""
+    """The name that checkpoints record as `trained_on` in their `model_index.json`."""
     small: float
     large: float
     """Circumradius of an object; each shape covers several tokens of the denoiser."""
@@ -84,7 +84,7 @@ SECOND = World(
     name="sprites-2", small=9.0, large=14.0, drift=(12.0, 12.0), bounce=(32.0, 32.0),
     spin=(90.0, 90.0), orbit=(90.0, 90.0), few_paths=True,
 )  # fmt: skip
-"""What a caption leaves open takes few values, and the two objects of a scene never touch."""
+"""Properties that a caption leaves open take few values, and two objects never touch."""
 
 WORLDS = {world.name: world for world in (FIRST, SECOND)}
 
@@ -96,5 +96,5 @@ def world_named(name: str) -> World:
         UserError: for a name that does not exist.
     """
     if name not in WORLDS:
-        raise UserError(f"no such world: {name}; there are {', '.join(WORLDS)}")
+        raise unknown_name("world", name, WORLDS)
     return WORLDS[name]

@@ -1,1 +1,1 @@
-"""What a report is put together from: tables, media, a filter."""
+"""The parts of a report's page: tables, plots, media, a filter."""

@@ -13,11 +13,11 @@ LEFT, TOP, BOTTOM = 64, 40, 44
 COLOURS = ("#1f6fb4", "#d1622b", "#2c8a4b", "#8a4fb0", "#b03a48", "#5f6b7a", "#b88a00", "#008b95")
 TICKS = 5
 MARGIN = 0.08
-"""Of an axis' range, left free beyond the values."""
+"""Share of an axis' range that is left free beyond the values."""
 LETTER = 6.2
-"""Pixels of a letter, about."""
+"""Approximate width of a letter in pixels."""
 PREFIXES = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k"))
-"""From which value on a number is written with which prefix; thousands up to ten stay as they are."""
+"""The value from which each prefix is used; thousands up to ten are written out."""
 
 
 @dataclass(frozen=True, kw_only=True)

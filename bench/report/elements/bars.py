@@ -15,7 +15,7 @@ STEP = 22
 SHORTEST_NAMES, LONGEST_NAMES = 120, 330
 VERDICTS = {"worse": "#c0392b", "better": "#2c8a4b", "same": "#5f6b7a"}
 LEAST_RATIO = 1.1
-"""To which the axis of ratios reaches at least, either way."""
+"""The least ratio, and inverse, that the axis of ratios extends to."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +28,7 @@ class Bars:
     by_engine: bool = False
     """Whether each belongs to the engine that its name begins with, which the page can be narrowed to."""
     old: Mapping[str, float] = field(default_factory=dict)
-    """Of an older run: a line across the bar of the same name."""
+    """Values of an older run, drawn as a line across the bar of the same name."""
 
     def beside(self, old: object) -> Bars:
         """The same with the values of an `old` plot over it, if that is of the same kind."""
@@ -37,7 +37,7 @@ class Bars:
         return replace(self, old={name: value for name, value, _ in old.values})
 
     def text(self) -> str:
-        """As SVG."""
+        """The plot as SVG text, one row a bar."""
         known = [value + (spread or 0) for _, value, spread in self.values]
         shared = {name: self.old[name] for name, *_ in self.values if name in self.old}
         most = max([*known, *shared.values()], default=1.0) or 1.0

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from html import escape
 
 HIDDEN = {"tr": "display:none", "g": "opacity:.12"}
-"""What is not of the engine chosen: rows go, bars fade, for they keep their places."""
+"""Styles of elements that belong to other engines: rows vanish, bars fade because their places stay."""
 
 
 def named(name: str) -> str:
@@ -21,8 +21,8 @@ def engines_of(documents: Sequence[dict[str, object]]) -> list[str]:
     """The engines that have a row in one of the documents, as they come."""
     found: dict[str, None] = {}
     for document in documents:
-        stages = [document, *(stage for stage in document.values() if isinstance(stage, dict))]
-        for rows in (stage.get("rows") for stage in stages):
+        parts = [document, *(part for part in document.values() if isinstance(part, dict))]
+        for rows in (part.get("rows") for part in parts):
             for row in rows if isinstance(rows, list | tuple) else ():
                 if isinstance(row, dict) and {"engine", "precision"} <= row.keys():
                     found[str(row["engine"])] = None
@@ -30,7 +30,7 @@ def engines_of(documents: Sequence[dict[str, object]]) -> list[str]:
 
 
 def choice(engines: Sequence[str]) -> str:
-    """The buttons, and the rules that hide what is not of the engine chosen; nothing for a single engine."""
+    """The buttons, and the rules that hide the other engines' results; nothing for a single engine."""
     if len(engines) < 2:
         return ""
     names = ["all engines", *engines]

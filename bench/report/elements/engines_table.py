@@ -53,5 +53,5 @@ def _cells(row: dict[str, Any]) -> list[str]:
 
 
 def or_dash(value: float | None, form: str) -> str:
-    """`value` in the format `form`, or a dash for what is not known."""
+    """`value` in the format `form`, or a dash if it is unknown."""
     return "-" if value is None else form.format(value)

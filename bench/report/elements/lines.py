@@ -27,7 +27,7 @@ NARROWEST, WIDEST = 90, 260
 
 @dataclass(frozen=True, kw_only=True)
 class Lines:
-    """Series of points (x, y) by name, and what stands at the axes."""
+    """Series of points (x, y) by name, and the labels of the axes."""
 
     title: str
     x: str
@@ -36,7 +36,7 @@ class Lines:
     dots: Mapping[str, Points] = field(default_factory=dict)
     """Series that are not joined."""
     old: Mapping[str, Points] = field(default_factory=dict)
-    """Of an older run: drawn dashed, in the colour of the series of the same name."""
+    """Series of an older run, drawn dashed in the colour of the series of the same name."""
     log: bool = False
     """Whether both axes are logarithmic."""
     zero: bool = False
@@ -54,7 +54,7 @@ class Lines:
         return min(max(34 + LETTER * longest, NARROWEST), WIDEST)
 
     def text(self) -> str:
-        """As SVG."""
+        """The plot as SVG text, with axes and the names of the series."""
         x, y = self._axes()
         names = list({**self.series, **self.dots, **self.old})
         colours = {name: COLOURS[number % len(COLOURS)] for number, name in enumerate(names)}

@@ -58,7 +58,7 @@ def _cell(kind: str, text: str, wordy: bool) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Section:
-    """What a document shows: a title, a table, its plots."""
+    """The section of one document: a title, a table, its plots."""
 
     tables: list[Table]
     plots: Sequence[Plot]

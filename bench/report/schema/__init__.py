@@ -1,1 +1,1 @@
-"""What a results file must say for a report to show it: a dataclass for each kind of document."""
+"""The fields that a results file needs for a report to show it: a dataclass for each kind of document."""

@@ -46,7 +46,7 @@ class CacheForm:
 
 @dataclass(frozen=True, kw_only=True)
 class CachesResults(Document):
-    """`vmla-bench caches`."""
+    """Results of `vmla-bench caches`: one video with each form of the cache."""
 
     window: Window
     rows: Annotated[tuple[CacheForm, ...], Field(min_length=1)]

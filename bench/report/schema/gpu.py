@@ -24,7 +24,7 @@ from bench.report.schema.parts import (
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """What a clock showed under load."""
+    """Readings of a GPU clock under load."""
 
     least: Number
     median: Number
@@ -33,7 +33,7 @@ class Range:
 
 @dataclass(frozen=True, kw_only=True)
 class ClockFigures:
-    """The clocks of a GPU while a stage ran, or why they told nothing."""
+    """The clocks of a GPU while a measurement ran, or why they could not be read."""
 
     refused: str | None = None
     sm_mhz: Range | None = None
@@ -44,8 +44,8 @@ class ClockFigures:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
-    """What every stage says: why it has no figures, or ended early, and what the clocks did."""
+class MeasurementResults:
+    """Fields of every measurement: why it has no figures or ended early, and the clocks' readings."""
 
     refused: str | None = None
     stopped: str | None = None
@@ -53,7 +53,7 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class EngineStage(Stage):
+class EngineResults(MeasurementResults):
     """Engines that were measured in turns."""
 
     rows: tuple[EngineRow, ...] = ()
@@ -70,21 +70,21 @@ class GraphRow:
 
 
 @dataclass(frozen=True, kw_only=True)
-class GraphStage(Stage):
-    """Chunks with CUDA graphs."""
+class GraphResults(MeasurementResults):
+    """Chunks with CUDA graphs, a row for each layout."""
 
     rows: tuple[GraphRow, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class KernelStage(Stage):
+class KernelResults(MeasurementResults):
     """Kernels at the model's size."""
 
     rows: tuple[KernelRow, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
-class GpuPeaks(Stage):
+class GpuPeaks(MeasurementResults):
     """Peak rates of the GPU."""
 
     products: dict[str, RateFigures] = Field(default_factory=dict)
@@ -118,8 +118,8 @@ class Sustained:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ProfileStage(Stage):
-    """One chunk by kernel."""
+class ProfileResults(MeasurementResults):
+    """One chunk by part and by kernel, with the gaps between kernels."""
 
     sustained: Sustained | None = None
     device_ms: Number | None = None
@@ -149,7 +149,7 @@ class ItemRefused:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ItemStage(Stage):
+class ItemResults(MeasurementResults):
     """Every item with and without."""
 
     rows: tuple[
@@ -190,7 +190,7 @@ class WindowRefused:
 
 
 @dataclass(frozen=True, kw_only=True)
-class WindowStage(Stage):
+class WindowResults(MeasurementResults):
     """Both windows, one video and two."""
 
     rows: tuple[
@@ -224,7 +224,7 @@ class Accumulated(RateFigures):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Float8Stage(Stage):
+class Float8Results(MeasurementResults):
     """Chunks and products in float8."""
 
     fast_accumulation: bool | None = None
@@ -245,7 +245,7 @@ class Float8Stage(Stage):
 
 
 @dataclass(frozen=True, kw_only=True)
-class DriftStage(Stage):
+class DriftResults(MeasurementResults):
     """Errors of a rollout against float32 by engine, chunk by chunk; each row also counts its chunk."""
 
     rows: tuple[dict[str, Number], ...] = ()
@@ -254,16 +254,16 @@ class DriftStage(Stage):
 
 @dataclass(frozen=True, kw_only=True)
 class GpuResults(Document):
-    """`vmla-bench gpu`; stages that a report does not show are not looked at."""
+    """`vmla-bench gpu`; measurements that no report shows are not checked."""
 
-    chunk: EngineStage = EngineStage()
-    compile: EngineStage = EngineStage()
-    aoti: EngineStage = EngineStage()
-    graphs: GraphStage = GraphStage()
-    kernels: KernelStage = KernelStage()
+    chunk: EngineResults = EngineResults()
+    compile: EngineResults = EngineResults()
+    aoti: EngineResults = EngineResults()
+    graphs: GraphResults = GraphResults()
+    kernels: KernelResults = KernelResults()
     peaks: GpuPeaks | None = None
-    profile: ProfileStage = ProfileStage()
-    items: ItemStage = ItemStage()
-    windows: WindowStage = WindowStage()
-    fp8: Float8Stage = Float8Stage()
-    drift: DriftStage = DriftStage()
+    profile: ProfileResults = ProfileResults()
+    items: ItemResults = ItemResults()
+    windows: WindowResults = WindowResults()
+    fp8: Float8Results = Float8Results()
+    drift: DriftResults = DriftResults()

@@ -30,13 +30,13 @@ KINDS: dict[str, type[Document]] = {
 
 
 def read_results(path: Path) -> dict[str, Any]:
-    """A results file whose figures are all there and are what they should be.
+    """A results file whose figures are all there and of the right types.
 
     Raises:
         UserError: as `read_document`, and naming the field that is missing or odd.
     """
     document = read_document(path)
-    # What a report does not show may be anything.
+    # Fields that no report shows are not checked.
     typed(
         document, KINDS.get(document["kind"], Document), str(path), others="ignore", mend="measure it again"
     )

@@ -18,7 +18,7 @@ Layout = Literal["mha", "mla"]
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """What it was measured on."""
+    """The machine that measured."""
 
     hardware: str | None = None
     gpu: str | None = None
@@ -33,7 +33,7 @@ class Versions:
 
 @dataclass(frozen=True, kw_only=True)
 class Document:
-    """What every results file says."""
+    """The fields of every results file."""
 
     kind: str
     version: int
@@ -57,7 +57,7 @@ class RateFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class MeanDeviation:
-    """Over seeds or models."""
+    """Mean and standard deviation of a figure over seeds or models."""
 
     mean: Number
     deviation: Number
@@ -65,7 +65,7 @@ class MeanDeviation:
 
 @dataclass(frozen=True, kw_only=True)
 class Refused:
-    """A row in whose place stands why there is none."""
+    """A row without figures, with the reason."""
 
     refused: str
     engine: str = ""
@@ -100,7 +100,7 @@ class EngineFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class KernelShape:
-    """What a kernel was given."""
+    """The sizes and the type of a kernel's inputs."""
 
     batch: Count
     keys: Count

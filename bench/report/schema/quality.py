@@ -15,7 +15,7 @@ from vmla.world.grader.grade import QUESTIONS
 
 @dataclass(frozen=True, kw_only=True)
 class GradesResults(Document):
-    """`vmla-bench grades`."""
+    """Results of `vmla-bench grades`: shares of prompts that pass, by second."""
 
     prompts: Count
     grades: Annotated[dict[Mark, dict[str, Number]], Field(min_length=1)]
@@ -63,7 +63,7 @@ class LayoutModel:
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutsResults(Document):
-    """`vmla-bench layouts`."""
+    """Results of `vmla-bench layouts`: models side by side."""
 
     prompts: Count
     models: tuple[LayoutModel, ...]
@@ -97,7 +97,7 @@ class SpectrumCheckpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class SpectrumResults(Document):
-    """`vmla-bench spectrum`."""
+    """Results of `vmla-bench spectrum`: effective ranks of the key and value weights."""
 
     checkpoints: Annotated[tuple[SpectrumCheckpoint, ...], Field(min_length=1)]
 
@@ -108,14 +108,14 @@ class SpectrumResults(Document):
 
 @dataclass(frozen=True, kw_only=True)
 class QualitySummary:
-    """The paper's mean."""
+    """The paper's figure: the plain mean of six dimensions of VBench."""
 
     six_metric_mean: Number
 
 
 @dataclass(frozen=True, kw_only=True)
 class QualityResults(Document):
-    """`vmla-bench quality`."""
+    """Results of `vmla-bench quality`: VBench's scores by dimension."""
 
     scores: dict[str, Number]
     summary: QualitySummary
@@ -128,21 +128,21 @@ class MeanGrade:
     mean: MeanDeviation
 
 
-StageGrades = dict[Mark, MeanGrade]
-"""By the second."""
+GradesOverTime = dict[Mark, MeanGrade]
+"""The grades of one training stage, or step, by second of the video."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Arm:
-    """What a study compares, over its seeds."""
+    """One arm of a study, over its seeds."""
 
     arm: str
     questions: tuple[str, ...]
     entry_width: Count
     loss: MeanDeviation
     seeds: Count
-    grades: dict[str, StageGrades]
-    along: dict[Mark, StageGrades]
+    grades: dict[str, GradesOverTime]
+    along: dict[Mark, GradesOverTime]
 
     def __post_init__(self) -> None:
         if "denoiser" not in self.grades:
@@ -153,7 +153,7 @@ class Arm:
 
 @dataclass(frozen=True, kw_only=True)
 class StudyResults(Document):
-    """`vmla-bench study`."""
+    """Results of `vmla-bench study`: every arm over its seeds."""
 
     compared: tuple[Arm, ...]
 
@@ -178,7 +178,7 @@ class Variant:
 
 @dataclass(frozen=True, kw_only=True)
 class ConversionResults(Document):
-    """`vmla-bench conversion`."""
+    """Results of `vmla-bench conversion`: every way to convert, over the models."""
 
     heal: Count
     per_head_loss: MeanDeviation

@@ -9,7 +9,7 @@ from bench.report.schema.parts import Count, Document, Number, Positive
 
 @dataclass(frozen=True, kw_only=True)
 class Percentiles:
-    """Seconds."""
+    """Percentiles of a time in seconds."""
 
     p50: Number
     p95: Number
@@ -18,23 +18,23 @@ class Percentiles:
 
 @dataclass(frozen=True, kw_only=True)
 class Crowd:
-    """What was measured with a number of streams at once, each with a viewer."""
+    """Results with a number of streams at once, each with a viewer."""
 
     streams: Count
     alone_frames_per_second: Positive
-    """Of the same videos without a server."""
+    """Frames per second of the same videos without a server."""
     frames_per_second: Positive
     share_of_alone: Positive
     first_frame_seconds: Percentiles
     gap_seconds: Percentiles
-    """Between one chunk and the next."""
+    """Seconds between one chunk and the next, as a viewer sees them."""
     late_share: Number
-    """Of the chunks, those that came after the viewer ran dry."""
+    """Share of the chunks that came after the viewer had played all it had."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Repeated:
-    """Milliseconds."""
+    """Median and worst of a repeated action, in milliseconds."""
 
     median_ms: Positive
     worst_ms: Positive
@@ -47,12 +47,12 @@ class Connects:
     count: Count
     per_second: Positive
     left: dict[str, int]
-    """Files, threads and bytes more than before."""
+    """Files, threads and bytes that the process holds more than before."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ServeResults(Document):
-    """`vmla-bench serve`."""
+    """Results of `vmla-bench serve`: viewers, visits and moves of streams."""
 
     frames: Count
     crowds: tuple[Crowd, ...]
@@ -62,4 +62,4 @@ class ServeResults(Document):
     fork: Repeated
     cold_return: Repeated
     ray_hop: Repeated | None = None
-    """What Ray adds to a request; None where it was not measured."""
+    """Milliseconds that Ray adds to a request; None where it was not measured."""

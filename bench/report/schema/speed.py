@@ -22,7 +22,7 @@ from plugins.errors import UserError
 
 @dataclass(frozen=True, kw_only=True)
 class EnginesResults(Document):
-    """`vmla-bench engines`."""
+    """Results of `vmla-bench engines`: engines timed against a baseline."""
 
     baseline: str
     rows: tuple[EngineRow, ...]
@@ -76,7 +76,7 @@ class MachinePeaks:
 
 @dataclass(frozen=True, kw_only=True)
 class RooflineResults(Document):
-    """`vmla-bench roofline`."""
+    """Results of `vmla-bench roofline`: the least time of a chunk, and the engines' distance from it."""
 
     floors: tuple[FloorFigures, ...] = ()
     gaps: tuple[Gap, ...] = ()
@@ -122,7 +122,7 @@ class PassMemory:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryResults(Document):
-    """`vmla-bench memory`."""
+    """Results of `vmla-bench memory`: caches, peaks, and streams that fit."""
 
     caches: dict[Layout, Cache]
     streams: Annotated[tuple[Streams, ...], Field(min_length=1)]
@@ -164,7 +164,7 @@ class ChunkFigures:
 
 @dataclass(frozen=True, kw_only=True)
 class RolloutResults(Document):
-    """`vmla-bench rollout`."""
+    """Results of `vmla-bench rollout`: a whole video, from the command to the file."""
 
     wall_seconds: Number
     first_frame_seconds: Number
@@ -182,6 +182,6 @@ class RolloutResults(Document):
 
 @dataclass(frozen=True, kw_only=True)
 class KernelsResults(Document):
-    """`vmla-bench kernels`."""
+    """Results of `vmla-bench kernels`: kernels against the library's attention."""
 
     rows: tuple[KernelRow, ...]

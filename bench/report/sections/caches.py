@@ -1,4 +1,4 @@
-"""The section of one video with its cache kept in several forms."""
+"""The section of one video with its cache in several forms."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ SMOOTHED = 8
 
 
 def caches_section(document: dict[str, Any]) -> Section:
-    """What each form takes, costs and changes; bytes and time of a chunk over the length of the video."""
+    """Memory, time and differences of each form; bytes and time of a chunk over the video's length."""
     rows = document["rows"]
     window = document["window"]
     title = f"one prompt and seed, a sink of {window['sink']} and a history of {window['history']} frames"
@@ -47,7 +47,7 @@ def _row(row: dict[str, Any]) -> list[str]:
 
 
 def _unbounded(rows: list[dict[str, Any]]) -> dict[str, Points]:
-    """What a cache per head would take that forgets nothing, counted from its first chunk."""
+    """Bytes of a per-head cache that never evicts, from its first chunk on."""
     found = [row["along"] for row in rows if row["cache"].startswith("per head")]
     if not found or not found[0]:
         return {}

@@ -1,4 +1,4 @@
-"""The section of what a GPU measured in one run."""
+"""The section of one run of `vmla-bench gpu`."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 from bench.report.elements.bars import Bars
 from bench.report.elements.table import Section, Table
-from bench.report.sections.gpu_stages import (
+from bench.report.sections.gpu_measurements import (
     drift_table,
     fp8_tables,
     items_table,
@@ -17,7 +17,7 @@ from bench.report.sections.speed import FORMS
 
 
 def gpu_section(document: dict[str, Any]) -> Section:
-    """The stages: whole chunks as tables, engines and graphs as bars, what failed as a table."""
+    """The measurements: whole chunks as tables, engines and graphs as bars, failures as a table."""
     tables = [
         *profile_tables(document), items_table(document), windows_table(document), *fp8_tables(document),
         drift_table(document),
@@ -26,14 +26,19 @@ def gpu_section(document: dict[str, Any]) -> Section:
         rates = [[name, f"{rate['per_second'] / 1e12:.1f}"] for name, rate in products.items()]
         tables.append(Table(title="products of a layer", headings=["product", "TFLOP/s"], rows=rates))
     bars, failed = _engines(document)
-    for name, stage in document.items():
-        if isinstance(stage, dict):
+    for name, found in document.items():
+        if isinstance(found, dict):
             failed += [
-                [name, stage[why]] for why in ("refused", "stopped") if isinstance(stage.get(why), str)
+                [name, found[why]] for why in ("refused", "stopped") if isinstance(found.get(why), str)
             ]
     if failed:
         tables.insert(
-            0, Table(title="stages without figures, or cut short", headings=["stage", "why"], rows=failed)
+            0,
+            Table(
+                title="measurements without figures, or cut short",
+                headings=["measurement", "why"],
+                rows=failed,
+            ),
         )
     plot = Bars(title="frames per second", values=bars, by_engine=True)
     return Section(tables=tables, plots=[plot] if bars else [])

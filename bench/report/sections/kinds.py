@@ -1,4 +1,4 @@
-"""For each kind of document, what makes its section."""
+"""For each kind of document, the function that makes its section."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Sections of what is measured of the picture."""
+"""Sections of the benchmarks of picture quality."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def quality_section(document: dict[str, Any]) -> Section:
 
 
 def layouts_section(document: dict[str, Any]) -> Section:
-    """Models side by side: what they take, what is right over time, how they drift."""
+    """Models side by side: memory and speed, shares of right answers over time, drift."""
     rows = document["models"]
     marks = sorted(rows[0]["grades"], key=int) if rows else []
     table = [

@@ -1,4 +1,4 @@
-"""Sections of what is measured of speed and memory."""
+"""Sections of the benchmarks of speed and memory."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ def memory_section(document: dict[str, Any]) -> Section:
 
 
 def rollout_section(document: dict[str, Any]) -> Section:
-    """Speed, and what changes as the video grows longer."""
+    """Speed, and how it changes as the video grows longer."""
     names = ("wall_seconds", "first_frame_seconds", "frames_per_second", "times_real_time", "peak_bytes")
     rows = [[name.replace("_", " "), f"{document[name]:,.4g}"] for name in names]
     rows += [[f"change of {name}", f"{value:+.1%}"] for name, value in document.get("drift", {}).items()]
@@ -138,7 +138,7 @@ def rollout_section(document: dict[str, Any]) -> Section:
 
 
 def serve_section(document: dict[str, Any]) -> Section:
-    """What viewers of the server see, by their number, and how fast a stream moves."""
+    """Delays and stalls of the server's viewers, by their number, and the time to move a stream."""
     headings = [
         "streams", "frames/s", "of those without a server", "first frame p50, s", "gap p50, s", "p95", "p99",
         "late chunks",
@@ -170,7 +170,7 @@ def _moves(document: dict[str, Any]) -> list[list[str]]:
 
 
 def _connects(found: dict[str, Any]) -> Table:
-    """What those leave behind who come and go."""
+    """Memory that viewers who came and went leave behind."""
     headings = ["connects", "a second", "descriptors more than before", "threads", "MiB"]
     left = (f"{found['left'][name]:+,d}" for name in ("files", "threads"))
     more = f"{found['left']['bytes'] / 2**20:+.1f}"

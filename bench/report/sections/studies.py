@@ -1,4 +1,4 @@
-"""Sections of what is compared by training and converting."""
+"""Sections of the studies that train and convert models."""
 
 from __future__ import annotations
 
@@ -72,8 +72,8 @@ def _grades_over_time(grades: dict[str, dict[str, dict[str, float]]], marks: lis
     return [_with_deviation(grades[mark]["mean"], "{:.1%}") if mark in grades else "-" for mark in marks]
 
 
-KEPT = ("keys and values", "rotary keys", "queries")
-"""Of which a conversion says how much energy it keeps."""
+DECOMPOSED = ("keys and values", "rotary keys", "queries")
+"""Parts of attention of which a conversion reports the kept energy."""
 
 
 def conversion_section(document: dict[str, Any]) -> Section:
@@ -82,7 +82,7 @@ def conversion_section(document: dict[str, Any]) -> Section:
     rows = [
         [
             one["variant"],
-            " / ".join(f"{one['energy'][part]['mean']:.1%}" for part in KEPT if one["energy"]) or "-",
+            " / ".join(f"{one['energy'][part]['mean']:.1%}" for part in DECOMPOSED if one["energy"]) or "-",
             _with_deviation(one["output_error"], "{:.3f}"), _with_deviation(one["worst_layer"], "{:.3f}"),
             _with_deviation(one["loss"], "{:.4f}"),
             *([_with_deviation(one["healed"], "{:.4f}")] if steps else []),
@@ -91,7 +91,7 @@ def conversion_section(document: dict[str, Any]) -> Section:
         for one in document["compared"]
     ]  # fmt: skip
     healed = [f"loss after {steps} steps"] if steps else []
-    headings = ["converted with", f"kept of {' / '.join(KEPT)}", "output error",
+    headings = ["converted with", f"kept of {' / '.join(DECOMPOSED)}", "output error",
                 "of the worst layer", "loss", *healed, "over the defaults", "models"]  # fmt: skip
     before = _with_deviation(document["per_head_loss"], "{:.4f}")
     title = f"starts of latent attention; loss of the per-head model {before}"

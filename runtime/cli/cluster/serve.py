@@ -14,7 +14,7 @@ from plugins.errors import UserError
 from runtime.cli.cluster.videos import anywhere
 from runtime.cluster.ingress import ingress
 from runtime.cluster.service import Service, Size
-from runtime.planning.request import Job
+from runtime.planning.job import Job
 from runtime.serve.disk.store import read_relay_key
 from runtime.serve.edge.logs import log_to_stderr
 from runtime.serve.edge.settings import ServeSettings

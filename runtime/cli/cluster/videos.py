@@ -13,7 +13,7 @@ import click
 from plugins.errors import UserError
 from runtime.cluster.maker import Made
 from runtime.cluster.pool import video_pool
-from runtime.planning.request import Job
+from runtime.planning.job import Job
 from runtime.prompts.videos_file import Video
 from runtime.session.replay import Order
 from vmla.cli.stopping import Stop

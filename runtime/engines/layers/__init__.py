@@ -1,1 +1,1 @@
-"""Modules that stand in for the model's own in an engine: the same results, laid out or kept otherwise."""
+"""Modules that replace the model's own in an engine: the same results from another layout or data type."""

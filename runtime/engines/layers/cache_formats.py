@@ -1,6 +1,6 @@
-"""Forms in which the entries of a cache can be kept: as they are, in eight bits, in four.
+"""Forms in which a cache can store entries: as they are, in eight bits, in four.
 
-The shared rotary key stays in bfloat16, as FlashMLA keeps it beside an 8-bit latent: it carries
+The shared rotary key stays in bfloat16, as in FlashMLA beside an 8-bit latent: it carries
 the positions. The content is divided into groups, each with a scale of its own in float16.
 """
 
@@ -13,28 +13,29 @@ import torch
 from torch import Tensor
 
 GROUP = 32
-"""Numbers of the content that share a scale, or the largest divisor of its width below."""
+"""Numbers of the content that share a scale (for a width that it does not divide, their greatest common
+divisor)."""
 LEAST_SCALE = 2.0**-14
-"""The least normal number of float16: what a group of zeros is divided by."""
+"""Least scale, the least normal number of float16: a group of zeros is divided by it."""
 FP8_MOST, INT4_MOST = 448.0, 7.0
 """The largest numbers of float8_e4m3 and of a symmetric integer of four bits."""
 
 
 class Format(ABC):
-    """How entries [..., E] become what is kept, and back."""
+    """How entries [..., E] are packed for the cache, and unpacked."""
 
     name: str
 
     @abstractmethod
     def pack(self, entries: Tensor) -> tuple[Tensor, ...]:
-        """What is kept of `entries`: tensors [..., n] each."""
+        """Pack `entries` [..., E] into tensors [..., n], one for each part of the form."""
 
     @abstractmethod
-    def unpack(self, kept: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
+    def unpack(self, packed: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
         """The entries [..., E] that are read back."""
 
     def bytes_per_token(self, width: int) -> int:
-        """Bytes kept of one token in one layer whose entries have `width` numbers."""
+        """Bytes cached for one token in one layer whose entries have `width` numbers."""
         return sum(part.numel() * part.element_size() for part in self.pack(torch.ones(width)))
 
 
@@ -45,12 +46,12 @@ class AsTheyAre(Format):
         self.name, self._dtype = name, dtype
 
     def pack(self, entries: Tensor) -> tuple[Tensor, ...]:
-        """The entries, rounded."""
+        """The entries rounded to this type, as the one tensor of the form."""
         return (entries.to(self._dtype),)
 
-    def unpack(self, kept: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
-        """The same again."""
-        return kept[0].to(dtype)
+    def unpack(self, packed: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
+        """The entries [..., E] in `dtype`."""
+        return packed[0].to(dtype)
 
 
 class Scaled(Format):
@@ -67,19 +68,19 @@ class Scaled(Format):
         groups = content.unflatten(-1, (-1, gcd(content.shape[-1], GROUP)))
         scales = (groups.abs().amax(-1, keepdim=True) / self._most).clamp(min=LEAST_SCALE).half()
         codes = (groups / scales.float()).clamp(-self._most, self._most).flatten(-2)
-        kept = _fp8(codes) if self._bits == 8 else _nibbles(codes)
-        return kept, scales.squeeze(-1), rotary.bfloat16()
+        values = _fp8(codes) if self._bits == 8 else _nibbles(codes)
+        return values, scales.squeeze(-1), rotary.bfloat16()
 
-    def unpack(self, kept: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
+    def unpack(self, packed: tuple[Tensor, ...], dtype: torch.dtype) -> Tensor:
         """Codes times scales, beside the rotary key."""
-        codes, scales, rotary = kept
+        codes, scales, rotary = packed
         numbers = codes.view(torch.float8_e4m3fn).float() if self._bits == 8 else _numbers(codes)
         content = numbers.unflatten(-1, (scales.shape[-1], -1)) * scales.float()[..., None]
         return torch.cat([content.flatten(-2), rotary.float()], dim=-1).to(dtype)
 
 
 def _fp8(codes: Tensor) -> Tensor:
-    """As bytes, which every device can move to their places."""
+    """float8 codes as bytes: not every device can index a float8 tensor."""
     return codes.to(torch.float8_e4m3fn).view(torch.uint8)
 
 
@@ -90,5 +91,5 @@ def _nibbles(codes: Tensor) -> Tensor:
 
 
 def _numbers(codes: Tensor) -> Tensor:
-    """The integers again."""
+    """Undo `_nibbles`: the integers in their order."""
     return torch.stack([codes & 15, codes >> 4], dim=-1).flatten(-2).float() - 8

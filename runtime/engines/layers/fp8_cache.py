@@ -1,4 +1,4 @@
-"""A cache that keeps entries in float8, for the eager model and its compiled blocks.
+"""A cache of entries in float8, for the eager model and its compiled blocks.
 
 An entry's bytes lie side by side: codes of the content, a float16 scale for each group of it, the rotary key
 in bfloat16 (`runtime.engines.layers.cache_formats`). So the cache is one tensor of bytes, which rollouts,
@@ -23,7 +23,7 @@ from vmla.config import ModelConfig
 from vmla.fused_attention import FusedLatentAttention
 
 
-class KeptEntries:
+class PackedEntries:
     """Packs entries [..., E] of a model into bytes [..., width], and unpacks them."""
 
     def __init__(self, config: ModelConfig) -> None:
@@ -38,22 +38,22 @@ class KeptEntries:
         parts = self._form.pack(entries)
         return torch.cat([part.contiguous().view(torch.uint8) for part in parts], dim=-1)
 
-    def unpack(self, kept: Tensor, dtype: torch.dtype) -> Tensor:
-        """The entries that the bytes `kept` stand for, in `dtype`."""
-        codes, scales, rotary = (part.contiguous() for part in kept.split(self._sizes, dim=-1))
+    def unpack(self, packed: Tensor, dtype: torch.dtype) -> Tensor:
+        """The entries [..., E] that the bytes `packed` [..., width] stand for, in `dtype`."""
+        codes, scales, rotary = (part.contiguous() for part in packed.split(self._sizes, dim=-1))
         parts = codes, scales.view(torch.float16), rotary.view(torch.bfloat16)
         return self._form.unpack(parts, dtype)
 
 
 class UnpackingAttention(nn.Module):
-    """Latent attention that finds its cached entries packed."""
+    """Latent attention over packed cached entries, which it unpacks first."""
 
-    def __init__(self, attention: nn.Module, kept: KeptEntries, dtype: torch.dtype) -> None:
+    def __init__(self, attention: nn.Module, form: PackedEntries, dtype: torch.dtype) -> None:
         super().__init__()
-        self.attention, self._kept, self._dtype = attention, kept, dtype
+        self.attention, self._form, self._dtype = attention, form, dtype
 
     def entries(self, x: Tensor) -> Tensor:
-        """See `LatentAttention.entries`: not packed."""
+        """See `LatentAttention.entries`; the entries are not packed yet."""
         made: Tensor = cast(LatentAttention, self.attention).entries(x)
         return made
 
@@ -61,23 +61,23 @@ class UnpackingAttention(nn.Module):
         self, x: Tensor, cached: Tensor, window: AnyWindow, *, absorbed: bool = False
     ) -> tuple[Tensor, Tensor]:
         """See `LatentAttention.forward`; cached [B, T, width] is packed, and the new entries are not."""
-        unpacked = self._kept.unpack(cached, self._dtype)
+        unpacked = self._form.unpack(cached, self._dtype)
         made: tuple[Tensor, Tensor] = self.attention(x, unpacked, window, absorbed=absorbed)
         return made
 
 
-def unpacking(module: nn.Module, kept: KeptEntries, dtype: torch.dtype) -> nn.Module:
+def unpacking(module: nn.Module, form: PackedEntries, dtype: torch.dtype) -> nn.Module:
     """A shallow copy of `module`, sharing all else, whose latent attention reads packed entries."""
     if isinstance(module, LatentAttention | FusedLatentAttention):
-        return UnpackingAttention(module, kept, dtype)
+        return UnpackingAttention(module, form, dtype)
     shared = copy.copy(module)
-    parts = {n: unpacking(part, kept, dtype) for n, part in module._modules.items() if part is not None}
+    parts = {n: unpacking(part, form, dtype) for n, part in module._modules.items() if part is not None}
     shared.__dict__["_modules"] = cast(dict[str, nn.Module | None], parts)
     return shared
 
 
 def choose_fp8_cache(wish: str | None, config: ModelConfig, engine: Path | None) -> bool:
-    """Whether the cache keeps entries in float8.
+    """Whether entries are cached in float8.
 
     Raises:
         UserError: for an engine, or a model without latents.

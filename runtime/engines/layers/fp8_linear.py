@@ -1,9 +1,9 @@
 """Linear layers in float8 with a scale for each row, for the eager model and its compiled blocks.
 
-Weights are quantised once, inputs at every call (`plugins.fp8.rows`), so no calibration is needed. Which
-layers stay as they are says `export.lowering.exclusions`, as for compiled engines. Where attention's products
-are joined (`vmla.fused_attention`), those of the queries stay too: they share a product with
-layers that are excluded.
+Weights are quantised once, inputs at every call (`plugins.fp8.rows`), so no calibration is needed.
+`export.lowering.exclusions` decides which layers stay as they are, as for compiled engines. Where attention's
+products are joined (`vmla.fused_attention`), those of the queries stay too: they share a product with layers
+that are excluded.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from vmla.transformer import VideoMLA
 
 
 class Fp8Linear(nn.Module):
-    """Computes what the given `nn.Linear` does, from float8 codes, without gradients."""
+    """Replaces the given `nn.Linear`; computes from float8 codes, without gradients."""
 
     weight: Tensor
-    """[outputs, inputs] float8_e4m3fn."""
+    """Codes of the weights [outputs, inputs] float8_e4m3fn."""
     weight_scales: Tensor
-    """[outputs] float32."""
+    """Scale of each row of the weights [outputs] float32."""
 
     def __init__(self, linear: nn.Linear) -> None:
         """Quantise the weights of `linear`; its bias is shared with it."""
@@ -67,7 +67,7 @@ def choose_fp8(precision: str | None, device: torch.device, dtype: torch.dtype, 
     """Whether layers shall compute in float8: `precision` says so, and nothing is against it.
 
     Raises:
-        UserError: naming what to do instead.
+        UserError: naming the alternative.
     """
     if precision != "fp8":
         return False

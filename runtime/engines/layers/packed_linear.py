@@ -16,7 +16,7 @@ READ_BY_WEIGHT = ("up_k", "up_v")
 
 
 class PackedLinear(nn.Module):
-    """Computes what the given `nn.Linear` does, without gradients."""
+    """Replaces the given `nn.Linear`, without gradients."""
 
     def __init__(self, linear: nn.Linear, rows: int) -> None:
         """Pack the weights of `linear` in the memory format that oneDNN picks for inputs of `rows` rows."""

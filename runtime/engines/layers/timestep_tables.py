@@ -25,7 +25,7 @@ class ConditioningTable(nn.Module):
         self._known: MutableMapping[Tensor, tuple[int, tuple[Tensor, Tensor]]] = WeakTensorKeyDictionary()
 
     def forward(self, timestep: Tensor) -> tuple[Tensor, Tensor]:
-        """See `Conditioning.forward`."""
+        """See `Conditioning.forward`; an unchanged timestep tensor gives the stored result."""
         if timestep.is_inference():  # PyTorch does not track writes into such a tensor
             made: tuple[Tensor, Tensor] = self.conditioning(timestep)
             return made

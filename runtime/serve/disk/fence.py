@@ -1,8 +1,8 @@
 """Which of several servers on one folder makes the chunks of a stream.
 
 The right to do so is a lock of the system (`flock`) on a file in the stream's folder. It ends with its
-process, however that ends, and nobody can take it from a process that lives. What stands in the file is a
-hint: the address of the server that has it. Everything that its holder writes is written inside `Claim.held`,
+process, however that ends, and nobody can take it from a living process. The file's content is only a hint:
+the address of the server that has it. Everything that its holder writes is written inside `Claim.held`,
 which refuses once the right is lost, as it can be on a network's file system whose client was cut off.
 """
 
@@ -17,6 +17,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+from plugins.documents.regular_file import open_own, read_bytes
+from plugins.errors import UserError
 from runtime.serve.disk.folder import StreamFolder
 
 MOUNTS = Path("/proc/self/mountinfo")
@@ -26,9 +28,9 @@ LOCAL_LOCKS = {
     "cifs": {"nobrl"},
     "smb3": {"nobrl"},
 }
-"""By kind of file system, options under which a lock does not reach other machines."""
+"""Mount options under which a lock does not reach other machines, by kind of file system."""
 LONGEST = 1_024
-"""The most bytes that are read of a holder's address."""
+"""Bytes of a holder's address that are read at most."""
 
 
 class ClaimLostError(Exception):
@@ -51,7 +53,7 @@ class Claim:
         """Inside, nobody else has it.
 
         Raises:
-            ClaimLostError: if it was let go, or taken from us, or nobody can say (a stale handle of NFS).
+            ClaimLostError: if it was released or lost, or that is unknown (a stale handle of NFS).
         """
         with self._lock:
             if self._file is None or not self._stands(self._file):
@@ -64,7 +66,7 @@ class Claim:
             file, self._file = self._file, None
             if file is None:
                 return
-            with suppress(OSError):  # what the file says is a hint; closing it is what lets go
+            with suppress(OSError):  # the content is a hint; closing the file releases the lock
                 if self._stands(file):
                     os.ftruncate(file, 0)
             with suppress(OSError):
@@ -91,7 +93,7 @@ class Fence:
             OSError: if this cannot be known.
         """
         try:
-            file = os.open(folder.owner, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o666)
+            file = open_own(folder.owner)
         except FileNotFoundError:
             return None
         try:
@@ -112,15 +114,15 @@ class Fence:
     def holder(self, folder: StreamFolder) -> str | None:
         """The address of another server that has the stream; None if nobody has."""
         try:
-            said = json.loads(folder.owner.read_bytes()[:LONGEST])
+            said = json.loads(read_bytes(folder.owner, largest=LONGEST))
             address = said["address"]
-        except (OSError, ValueError, KeyError, TypeError):
+        except (UserError, ValueError, KeyError, TypeError, RecursionError):
             return None
         if not isinstance(address, str) or address == self.address:
             return None
         if (claim := self.claim(folder)) is None:
             return address
-        claim.release()  # whoever said so has died
+        claim.release()  # the server that wrote this has died
         return None
 
 

@@ -23,7 +23,7 @@ from runtime.serve.disk.index import ChunkIndex
 Kind = Literal["session", "video"]
 Status = Literal["queued", "ready", "paused", "completed", "stopped", "failed"]
 OVER = ("completed", "stopped", "failed")
-"""States in which no more chunks will be made."""
+"""Statuses in which no more chunks will be made."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,9 +35,9 @@ class StreamInfo:
     prompt: str
     seed: int
     frames: int | None
-    """Of the whole video; None if it is endless."""
+    """Frames of the whole video; None if it is endless."""
     created: float
-    """Seconds since 1970."""
+    """When the stream was begun, in seconds since 1970."""
     lease: float
     """Seconds that it stays in memory without viewers."""
     first: int = 0
@@ -74,7 +74,8 @@ class StreamFolder:
         self.chunks, self._info = path / "chunks.txt", path / "stream.json"
         self._prompts = path / "prompts.jsonl"
         self.owner = path / "owner"
-        """Which server has it, where several share the store; see `runtime.serve.disk.fence`."""
+        """The file that says which server has the stream, where several share the store; see
+        `runtime.serve.disk.fence`."""
 
     def read(self) -> StreamInfo:
         """Read the description of the stream.
@@ -106,7 +107,7 @@ class StreamFolder:
         """The prompts that took effect after the first; a last line that a crash left unfinished is dropped.
 
         Raises:
-            UserError: if a line is no change of prompt.
+            UserError: if a line is not a change of prompt.
             OSError: if the file cannot be read.
         """
         if not self._prompts.exists():
@@ -135,7 +136,7 @@ class StreamFolder:
             other.add_change(change)
 
     def remove(self) -> None:
-        """Remove what was written here, and the folder if nothing else is in it."""
+        """Remove all files written here, and the folder if nothing else is in it."""
         ours = (
             self.video,
             self.state,

@@ -8,7 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from plugins.atomic_files import atomic_write_text
+from plugins.documents.regular_file import read_text
 from plugins.errors import UserError
+
+LARGEST = 2**30
+"""Bytes of an index: a year of chunks."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +42,7 @@ class ChunkIndex:
             raise UserError(f"{path} is damaged: {error}") from error
 
     def _read(self) -> None:
-        lines = self._path.read_text().split("\n")[:-1] if self._path.exists() else []
+        lines = read_text(self._path, largest=LARGEST).split("\n")[:-1] if self._path.exists() else []
         for line in lines:
             end, frames = map(int, line.split())
             if end <= self.bytes:
@@ -56,7 +60,7 @@ class ChunkIndex:
         with self._path.open("a") as file:
             file.write(f"{end} {frames}\n")
         self._frames.append(frames)
-        self._ends.append(end)  # last: whoever sees it sees all of it
+        self._ends.append(end)  # appended last, so that readers on other threads see it complete
 
     def cut(self, end: int) -> None:
         """Forget chunks past the byte `end` of the file."""

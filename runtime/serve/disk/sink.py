@@ -32,11 +32,11 @@ class IndexedSink:
         self._heard()
 
     def mark(self) -> Mark:
-        """See `FrameSink.mark`."""
+        """See `FrameSink.mark`; the mark is that of the file."""
         return self._file.mark()
 
     def close(self) -> None:
-        """See `FrameSink.close`."""
+        """See `FrameSink.close`; the index needs no end."""
         self._file.close()
 
 

@@ -6,29 +6,26 @@ import fcntl
 import os
 import re
 import secrets
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from plugins.documents.regular_file import open_own
 from plugins.errors import UserError
 from runtime.serve.disk.fence import locks_stay_here
 from runtime.serve.disk.folder import Kind, StreamFolder
 
 NAME = re.compile(r"(session|video)_[0-9a-f]{24}")
-INCOMING = "incoming-"
-"""The prefix of files of states that are being received."""
+LOCK, RELAY_KEY = ".lock", ".relay-key"
 
-
-RELAY_KEY = ".relay-key"
-FORGOTTEN_SECONDS = 3600.0
-"""Age after which a half-received state is abandoned."""
+LONGEST_KEY = 1_024
+"""Bytes that are read of a key."""
 
 
 class Store:
     """The folder of all streams, owned by one server at a time or shared by several."""
 
     def __init__(self, path: Path, *, shared: bool = False) -> None:
-        """Take it, and make it first if there is none.
+        """Take the folder for this server, after making it if there is none.
 
         Raises:
             UserError: if that cannot be, or another server has it, or locks in it do not reach its sharers.
@@ -36,11 +33,10 @@ class Store:
         self.path = path
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._lock = (path / ".lock").open("w")
+            self._lock = os.fdopen(open_own(path / LOCK), "r+b")
         except OSError as error:
-            raise UserError(
-                f"cannot keep streams in {path}: {error.strerror}; name another --store"
-            ) from error
+            what = f"{error.strerror} ({error.filename})" if error.filename else error.strerror
+            raise UserError(f"cannot keep streams in {path}: {what}; name another --store") from error
         try:
             fcntl.flock(self._lock, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | fcntl.LOCK_NB)
         except OSError as error:
@@ -52,9 +48,6 @@ class Store:
             raise UserError(f"{path} is on {why}: other machines would not see locks; mount it with them")
         self.relay_key = read_relay_key(path) if shared else None
         """The key by which servers that share the store recognise each other."""
-        for left in path.glob(f"{INCOMING}*"):
-            if not shared or time.time() - left.stat().st_mtime > FORGOTTEN_SECONDS:
-                left.unlink(missing_ok=True)
 
     def new_name(self, kind: Kind) -> str:
         """A new name that cannot be guessed."""
@@ -64,7 +57,7 @@ class Store:
         """The folder of the stream `name`.
 
         Raises:
-            ValueError: if that is no name of a stream.
+            ValueError: if that cannot be the name of a stream.
         """
         if not NAME.fullmatch(name):
             raise ValueError("this is no name of a stream")
@@ -82,7 +75,7 @@ class Store:
 
 
 def read_relay_key(store: Path) -> str:
-    """What servers that share the `store` know each other by; the first one makes it, for this user alone.
+    """The key by which servers that share `store` recognise each other; the first one makes it, for its user.
 
     Raises:
         UserError: if it cannot be read.
@@ -90,12 +83,13 @@ def read_relay_key(store: Path) -> str:
     path = store / RELAY_KEY
     try:
         store.mkdir(parents=True, exist_ok=True)
-        file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
-        with os.fdopen(file, "r+") as opened:
-            fcntl.flock(opened, fcntl.LOCK_EX)  # of two that come at once, one makes it
-            if not (key := opened.read()):
+        with os.fdopen(open_own(path, private=True), "r+") as opened:
+            fcntl.flock(opened, fcntl.LOCK_EX)  # another server has just made it
+            if not (key := opened.read(LONGEST_KEY)):
                 key = secrets.token_urlsafe(32)
                 opened.write(key)
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; name another --store") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no key of ours; name another --store") from error
     return key

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from torch import Tensor
 
 from plugins.errors import UserError
 from runtime.prompts.sources import PromptSchedule
 from runtime.resume.sidecar import DEFAULTS, Recorded
-from runtime.resume.state import State, load_state
+from runtime.resume.state import State, state_in
 from runtime.session.replay import OF_A_MODEL, OF_A_VIDEO, refuse_another
 
 LOCAL_FIELDS = ("checkpoint", "engine_folder", "engine_reason", "decoder_file")
@@ -28,25 +27,22 @@ def without_paths(state: State, *, model: str) -> State:
 
 
 def load_received(
-    path: Path, *, template: State, described: Mapping[str, Any], characters: int, frames: int
+    file: BinaryIO, *, template: State, described: Mapping[str, Any], characters: int, frames: int
 ) -> State:
-    """The state in a file that came from the network.
+    """The state that came from the network into an open file.
 
     Safetensors and JSON hold no code. All that could go wrong later is checked now.
 
     Args:
-        path: of the file.
+        file: at its beginning.
         template: a state of the model that is served.
-        described: what determines a video of it.
-        characters, frames: of a prompt and of a video, at most.
+        described: all that determines a video of it.
+        characters, frames: upper bounds for a prompt and for a video.
 
     Raises:
-        UserError: if it is not whole, or not of this model; in a sentence without the path.
+        UserError: if it is not whole, or not of this model.
     """
-    try:
-        state = load_state(path, mend="send it again")[0]
-    except UserError as error:
-        raise UserError(str(error).replace(str(path), "what was sent")) from error
+    state = state_in(file, "what was sent", mend="send it again")
     recorded = {**DEFAULTS, **state.video} if isinstance(state.video, dict) else {}
     if not recorded.keys() >= {*OF_A_MODEL, *OF_A_VIDEO}:
         raise UserError("this state does not describe its video")
@@ -61,9 +57,9 @@ def load_received(
 
 
 def _check_video(video: Mapping[str, Any], *, characters: int, frames: int) -> None:
-    recorded = Recorded.of(video, "this state")  # which checks the type of every field
-    if recorded.start_file is not None:  # what it names would be opened here
-        raise ValueError("it goes on from a file of another machine")
+    recorded = Recorded.of(video, "this state")  # checks the type of every field
+    if recorded.start_file is not None:  # a path in it would be opened on this machine
+        raise ValueError("it continues a file of another machine")
     PromptSchedule(recorded.changes())
     if any(len(one.prompt) > characters for one in recorded.prompts):
         raise ValueError(f"one of its prompts has more than {characters} characters")

@@ -1,1 +1,1 @@
-"""What every request passes: settings, access, errors, figures, logs."""
+"""The layers that every request passes: connections, access, limits, errors, metrics, traces, logs."""

@@ -1,4 +1,4 @@
-"""Who comes in: host names, origins, keys, the size, pace and number of requests."""
+"""Access checks: host names, origins, keys, and the size, pace and number of requests."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from runtime.serve.edge.tracing import Answer, Tracing
 
 SAFE = ("GET", "HEAD", "OPTIONS")
 OPEN = ("/", "/health", "/health/live", "/health/ready")
-"""What can be seen without a key: the page, which holds no secrets, and whether the server is well."""
+"""Paths that need no key: the page, which holds no secrets, and the health of the server."""
 PROTOCOL, KEY = "vmla.video", "vmla.key."
-"""Subprotocols of the WebSocket: a page cannot set its headers, and offers its key (base64url) as one."""
+"""Subprotocols of the WebSocket. A page cannot set a WebSocket's headers, so it offers its key (base64url) as
+one."""
 ADDRESSES = 4_096
-"""Addresses whose number of requests is remembered."""
+"""Addresses whose requests are counted at most, so that many addresses cannot fill memory."""
 SLOWEST = 1 << 16
 """Bytes per second at which a large body must arrive, at least."""
 SHIELDS = (
@@ -88,7 +89,7 @@ class Door:
 
     def _check(self, scope: Scope) -> None:
         headers, settings = Headers(scope=scope), self._settings
-        if was_relayed(headers, settings):  # another server's door has let it in
+        if was_relayed(headers, settings):  # another server's access checks have let it in
             return
         host = _split(f"//{headers.get('host', '')}")
         if host is None or (settings.hosts is not None and host.hostname not in settings.hosts):
@@ -124,7 +125,7 @@ class Door:
         return any(hmac.compare_digest(o.encode(), key.encode()) for o in offered for key in keys)
 
     def _most(self, path: str) -> int | None:
-        """Bytes that a body may have; a state has a limit of its own, which its route knows."""
+        """Bytes that a body may have; a state has a limit of its own, which its route sets."""
         return None if path.endswith("/state") else self._settings.limits.body_bytes
 
     def _check_length(self, headers: Headers, path: str) -> None:
@@ -133,7 +134,7 @@ class Door:
             raise too_large(most)
 
     def _bounded(self, scope: Scope, receive: Receive) -> Receive:
-        """`receive`, which counts what comes and does not wait for ever while there is more to come."""
+        """`receive` with a limit on the body's size, and one on the wait for each part of it."""
         most, count, more = self._most(scope["path"]), 0, True
         due = time.monotonic() + self._settings.limits.request_seconds
 
@@ -162,12 +163,12 @@ def was_relayed(headers: Headers, settings: ServeSettings) -> bool:
 
 
 def too_large(most: int) -> ApiError:
-    """The body has more bytes than are taken."""
+    """The refusal of a body with more than `most` bytes."""
     return ApiError(413, "too_large", f"the request has more than {most:,} bytes")
 
 
 def _split(url: str) -> SplitResult | None:
-    """The parts of what should be an address; None if it is none."""
+    """The parts of an address; None if it is malformed."""
     try:
         return urlsplit(url)
     except ValueError:
@@ -204,7 +205,7 @@ async def _refuse(scope: Scope, receive: Receive, send: Send, error: ApiError) -
     if scope["type"] == "http":
         await answer(error)(scope, receive, _shielded(send))
         return
-    await receive()  # the handshake
+    await receive()  # a WebSocket is refused in its handshake
     if "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": 1008, "reason": error.code})
         return

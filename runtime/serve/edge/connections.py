@@ -11,8 +11,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 FRAGMENTS = 1_024
-"""Frames that a message of a WebSocket may come in: empty ones weigh nothing against its size."""
+"""Frames that a message of a WebSocket may have: its size alone would not bound empty ones."""
 POLICY_VIOLATION = 1008
+"""The WebSocket close code of a message that breaks a server's rules (RFC 6455, section 7.4.1)."""
 
 
 class TimelyHttp(H11Protocol):
@@ -49,7 +50,7 @@ class TimelyHttp(H11Protocol):
         super().handle_websocket_upgrade(event)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop the clock."""
+        """Stop the clock of the head that was expected."""
         self._wait_no_more()
         super().connection_lost(exc)
 
@@ -85,7 +86,7 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
         if self.writable.is_set():
             super().handle_ping()
         else:
-            self.conn.data_to_send()
+            self.conn.data_to_send()  # drops the answer
 
     def handle_text(self, event: Any) -> None:
         """The first frame of a message."""
@@ -117,23 +118,23 @@ class Connected(Protocol):
 class Watch:
     """Ends connections whose client reads nothing.
 
-    To close one is not enough: what is still to be sent keeps it open for as long as the client likes.
+    Closing a connection is not enough: unsent data keeps it open for as long as the client does not read.
     """
 
     def __init__(self, patience: float, *, clock: Callable[[], float] = time.monotonic) -> None:
         """Allow a client `patience` seconds without reading, and as many for all that is left at the end."""
         self._patience, self._clock = patience, clock
         self._since: dict[Connected, tuple[int, float]] = {}
-        """What each connection has still to send, in bytes or -1 at the end, and since when."""
+        """Bytes that each connection has still to send (-1 at the end), and since when."""
 
     def look(self, connections: Iterable[Connected]) -> None:
-        """Look at all of them; to be called every second or so."""
+        """Check all connections; to be called about once a second."""
         now, seen = self._clock(), {}
         for one in list(connections):
             closing, left = one.transport.is_closing(), one.transport.get_write_buffer_size()
             if not (closing or left):
                 continue
-            left = -1 if closing else left
+            left = -1 if closing else left  # at the end, reading some of it buys no more time
             before, since = self._since.get(one, (left, now))
             seen[one] = left, since if left == before else now
             if now - seen[one][1] > self._patience:

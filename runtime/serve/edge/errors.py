@@ -97,7 +97,7 @@ async def _system(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _gone(request: Request, error: Exception) -> JSONResponse:
-    return answer(ApiError(400, "hung_up", "the request did not come whole"))  # nobody reads it
+    return answer(ApiError(400, "hung_up", "the request did not come whole"))  # the client has gone
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:

@@ -8,6 +8,8 @@ import time
 from typing import Any
 
 LOGGER = logging.getLogger("vmla.serve")
+UVICORN = "uvicorn.error"
+"""The name of uvicorn's logger of everything that is no request."""
 
 
 def log(event: str, **fields: Any) -> None:
@@ -32,11 +34,16 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line)
 
 
+def hush_uvicorn() -> None:
+    """Let uvicorn be silent, until `log_to_stderr` is called again."""
+    logging.getLogger(UVICORN).disabled = True
+
+
 def log_to_stderr(level: str) -> None:
     """Begin to log, from `level` on."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter())
-    for name in ("vmla.serve", "uvicorn.error"):
+    for name in ("vmla.serve", UVICORN):
         logger = logging.getLogger(name)
-        logger.handlers, logger.propagate = [handler], False
+        logger.handlers, logger.propagate, logger.disabled = [handler], False, False
         logger.setLevel(level.upper() if name == "vmla.serve" else logging.WARNING)

@@ -1,4 +1,4 @@
-"""Pages of other origins that may use the server: browsers ask, and let them read what is answered."""
+"""Cross-origin access (CORS): which pages of other origins may use the server and read its answers."""
 
 from __future__ import annotations
 
@@ -19,15 +19,19 @@ SHOWN = (
 
 
 class CrossOrigin(CORSMiddleware):
-    """The layer around the door: a browser asks without a key whether it may send one, and a refusal is to be
-    read too. Whoever comes from no origin that is named finds the door alone."""
+    """The layer around the access checks.
+
+    A browser's preflight request has no key, and refusals must be readable too. Requests from origins that
+    are not named only meet the access checks."""
 
     def __init__(self, app: ASGIApp, origins: Collection[str]) -> None:
         """Pages of `origins`, such as `https://example.org`, may use `app`."""
         super().__init__(
             app, allow_origins=origins, allow_methods=METHODS, allow_headers=SENT, expose_headers=SHOWN
         )
-        self.allow_private_network = True  # a page of the internet may be named for a server at home
+        self.allow_private_network = (
+            True  # a public page may use a server in a private network, if it is named
+        )
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve a page of an origin that is named, and let others through."""

@@ -32,13 +32,13 @@ class Limits:
     resident: int = 64
     """Streams in memory at once, if they fit."""
     waiting: int = 100
-    """Jobs in the queue."""
+    """Jobs that wait in the queue; further ones are refused with 429."""
     transfers: int = 4
     """States being sent or received at once."""
     stored: int = 1_000
-    """Streams and jobs on disk; another one takes the place of the session that was left first."""
+    """Streams and jobs on disk; a further one replaces the session that was left first."""
     spared_seconds: float = 600.0
-    """For which a session is kept after anybody watched it or asked for it, however many there are."""
+    """Seconds for which a session is safe from that after it was last watched or asked for."""
     stream_seconds: float = 6 * 3600.0
     """The longest stream; an endless one is ended there."""
     longest_lease: float = 3600.0
@@ -52,7 +52,7 @@ class ServeSettings:
     store: Path
     """The folder of the streams; nobody else writes there."""
     name: str
-    """Of the model, as clients write it."""
+    """Name of the model, as clients write it."""
     host: str = "127.0.0.1"
     port: int = 8000
     api_keys: tuple[str, ...] = ()
@@ -61,7 +61,7 @@ class ServeSettings:
     """Web pages of other origins that may use the server, such as `https://example.org`."""
     lease_seconds: float = 30.0
     """How long a stream without viewers stays in memory, unless its owner asks for another time."""
-    keep_seconds: float = 24 * 3600.0
+    retention_seconds: float = 24 * 3600.0
     """How long a stream or job that nobody asks for stays on disk."""
     save_every: float = 5.0
     """Seconds between two states of a stream on disk."""
@@ -75,7 +75,7 @@ class ServeSettings:
     def hosts(self) -> tuple[str, ...] | None:
         """Names that a request may call the server by; None for any.
 
-        One that only this machine can reach must not be reached under another name: that is how a web
-        page elsewhere would make a browser here its messenger.
+        A server for this machine alone must not answer to another name: by DNS rebinding, a web page
+        elsewhere could otherwise make a browser on this machine send it requests.
         """
         return LOOPBACK if self.host in LOOPBACK else None

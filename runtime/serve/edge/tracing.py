@@ -37,7 +37,7 @@ class Answer:
     """The answer to a request that is not traced."""
 
     status: int | None = None
-    """Of HTTP; None while there is no answer."""
+    """Status of HTTP; None while there is no answer."""
 
 
 class Tracing:
@@ -60,7 +60,7 @@ class OpenTelemetryTracing(Tracing):
     """Traces to an exporter, in the background."""
 
     def __init__(self, exporter: SpanExporter) -> None:
-        """`exporter` takes spans that are over; it is closed at the end.
+        """`exporter` takes finished spans; it is closed at the end.
 
         Raises:
             UserError: if OpenTelemetry is not installed.
@@ -80,8 +80,8 @@ class OpenTelemetryTracing(Tracing):
     def request(self, scope: Any) -> Iterator[Answer]:
         """See `Tracing.request`; a caller's own trace (`traceparent`) goes on here.
 
-        The scope's own headers name this span from here on, so that a server to which the request is passed
-        on goes on from it.
+        From here on the scope's own headers name this span, so that a server which the request is passed on
+        to continues the same trace.
         """
         from opentelemetry.propagate import extract
         from opentelemetry.trace import SpanKind, StatusCode
@@ -98,7 +98,7 @@ class OpenTelemetryTracing(Tracing):
                 route = getattr(scope.get("route"), "path", None)
                 span.update_name(f"{method} {route}" if route else method)
                 span.set_attribute("http.request.method", method)
-                if route:  # and not the path, in which names of streams are
+                if route:  # the route and not the path, which has names of streams
                     span.set_attribute("http.route", route)
                 if answer.status is not None:
                     span.set_attribute("http.response.status_code", answer.status)
@@ -121,7 +121,7 @@ class OpenTelemetryTracing(Tracing):
         )
 
     def close(self) -> None:
-        """See `Tracing.close`."""
+        """See `Tracing.close`; waits until the exporter has them."""
         self._provider.shutdown()
 
 
@@ -142,7 +142,7 @@ class _TracedStay(Stay):
         self._tracer, self._span, self._chunks = tracer, span, 0
 
     def chunk(self, report: ChunkReport) -> None:
-        """A span that ends now and began when its work did."""
+        """Add a span for the chunk, which ends now and began when the chunk's work did."""
         from opentelemetry.trace import set_span_in_context
 
         self._chunks += 1

@@ -1,1 +1,1 @@
-"""What can be asked for over HTTP and WebSocket."""
+"""The endpoints of the server, over HTTP and WebSocket."""

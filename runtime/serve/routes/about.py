@@ -1,4 +1,4 @@
-"""What the server is and how it is: `/v1/models`, `/health`, `/metrics`, and the page."""
+"""The server's model, health and metrics, and its page: `/v1/models`, `/health`, `/metrics`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ EXAMPLES = (
 
 @router.get("/v1/models")
 async def models(server: ThisServer) -> dict[str, Any]:
-    """The one model, what it makes and what it knows."""
+    """The served model: the videos that it makes, and the words that it knows."""
     worker = server.streams.worker
     knows = {
         "shapes": list(SHAPES), "colours": list(COLOURS), "motions": list(MOTIONS),
@@ -68,7 +68,7 @@ async def ready(server: ThisServer) -> dict[str, str]:
 
 @router.get("/metrics")
 async def metrics(server: ThisServer) -> Response:
-    """Figures for Prometheus."""
+    """The server's metrics in Prometheus' text format."""
     server.streams.measure()
     return Response(server.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 

@@ -1,4 +1,4 @@
-"""One WebSocket of the live protocol: what goes out, what comes in, and when it ends."""
+"""One WebSocket of the live protocol: chunks go out and messages come in until either side is done."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class Connection:
         message = await self._socket.receive()
         if message["type"] == "websocket.disconnect":
             raise WebSocketDisconnect(message.get("code", 1005))
-        text = message.get("text")  # one that is too long never comes: `runtime.serve.listen` bounds them
+        text = message.get("text")  # `runtime.serve.listen` bounds the length of messages
         if text is None:
             raise invalid("messages to this server are JSON text")
         try:
@@ -65,12 +65,12 @@ class Connection:
         """Send a message and the payload that belongs to it, with no other message between them.
 
         Raises:
-            asyncio.TimeoutError: if the viewer takes nothing.
+            asyncio.TimeoutError: if the viewer reads nothing.
         """
         pair = asyncio.ensure_future(self._send(message, payload))
         try:
             await asyncio.shield(pair)
-        except asyncio.CancelledError:  # a viewer that stops is told so, but not amid a chunk
+        except asyncio.CancelledError:  # the answer to a stop must not come amid a chunk
             await asyncio.wait([pair])
             with suppress(asyncio.TimeoutError, RuntimeError, WebSocketDisconnect):
                 pair.result()
@@ -149,10 +149,10 @@ class Connection:
             "status": stream.info.status,
         })  # fmt: skip
 
-    # What goes out.
+    # Outgoing messages.
 
     async def _send_chunks(self, stream: Stream, viewer: Viewer, began: float) -> None:
-        """Chunk after chunk, those that there are from the file, then each as it is made."""
+        """Send chunk after chunk: existing ones from the file, then each as it is made."""
         while await self._wait_for_chunk(stream, viewer):
             chunk = stream.index[viewer.next]
             payload, head = await asyncio.to_thread(_read, stream, chunk, with_head=not self._sent)
@@ -200,14 +200,14 @@ class Connection:
             "fps": FRAMES_PER_SECOND,
         }
 
-    # What comes in.
+    # Incoming messages.
 
     async def _listen(self, stream: Stream, viewer: Viewer) -> None:
-        """Obey the viewer's messages until one stops the stream.
+        """Act on the viewer's messages until one stops the stream.
 
         Raises:
             WebSocketDisconnect: if it is gone.
-            ApiError: if too much of what it says means nothing.
+            ApiError: if too many of its messages are invalid.
         """
         while not self._stopped:
             try:
@@ -271,11 +271,11 @@ def _read(stream: Stream, chunk: StoredChunk, *, with_head: bool) -> tuple[bytes
 
 
 HEAD_BYTES = 1 << 16
-"""More than the head of a file has."""
+"""Upper bound of the bytes in the head of a file."""
 
 
 def _head(data: bytes) -> bytes:
-    """What comes before the first fragment."""
+    """The bytes before the first fragment."""
     end = 0
     for box in boxes(data):
         if box.kind == b"moof":

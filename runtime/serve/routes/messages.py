@@ -1,4 +1,4 @@
-"""What clients send: bodies of requests and messages of the live protocol, checked field by field.
+"""Bodies of requests and messages of the live protocol, checked field by field.
 
 The live protocol is the one that vLLM-Omni's clients speak on `/v1/realtime/video`; fields beyond it are
 `session_id`, `sequence_number`, `seconds`, `position_seconds` and `policy`.
@@ -16,8 +16,9 @@ from runtime.prompts.sources import Policy
 from vmla.text import check_prompt
 
 LARGEST_SEED = 2**53 - 1
-"""The largest number that JavaScript counts to exactly."""
+"""The largest whole number that JavaScript represents exactly."""
 LONGEST_PROMPT = 2_000
+"""Characters; models read a prompt's first 512 tokens at most."""
 
 
 def _says_something(prompt: str) -> str:
@@ -42,7 +43,7 @@ class Body(BaseModel):
 
 
 class NewSession(Body):
-    """`POST /v1/sessions`."""
+    """Body of `POST /v1/sessions`: the prompt of a new stream, its seed, length and lease."""
 
     prompt: Prompt
     model: str | None = None
@@ -53,7 +54,7 @@ class NewSession(Body):
 
 
 class Interaction(Body):
-    """`POST /v1/sessions/{id}/interaction`."""
+    """Body of `POST /v1/sessions/{id}/interaction`: another prompt, and the policy for the cache."""
 
     prompt: Prompt
     policy: Policy = "recache"
@@ -61,7 +62,7 @@ class Interaction(Body):
 
 
 class Fork(Body):
-    """`POST /v1/sessions/{id}/fork`."""
+    """Body of `POST /v1/sessions/{id}/fork`: the fork's prompt or seed; the original's where left out."""
 
     prompt: Prompt | None = None
     policy: Policy = "recache"
@@ -98,7 +99,7 @@ class SessionStart(BaseModel):
 
 
 class Event(BaseModel):
-    """What shall change; an empty prompt is refused later, by a message that names the interaction."""
+    """The change; an empty prompt is refused later, by a message that names the interaction."""
 
     prompt: Text | None = None
     multi_modal_data: Any = None
@@ -114,7 +115,7 @@ class LiveInteraction(BaseModel):
 
 
 class SessionInteraction(BaseModel):
-    """`session.interaction`."""
+    """The message `session.interaction`, which asks for another prompt."""
 
     type: Literal["session.interaction"]
     interaction: LiveInteraction

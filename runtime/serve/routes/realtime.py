@@ -28,7 +28,7 @@ UNSAVED = 256
 
 @router.websocket("/v1/realtime/video")
 async def realtime_video(socket: WebSocket, server: ThisServer) -> None:
-    """Serve one viewer."""
+    """Serve one viewer over its WebSocket, from its first message to the end of the stream."""
     spoken = socket.scope.get("subprotocols", [])
     await socket.accept(subprotocol=PROTOCOL if PROTOCOL in spoken else None)
     connection = Connection(socket, server)
@@ -46,9 +46,9 @@ async def realtime_video(socket: WebSocket, server: ThisServer) -> None:
     except ApiError as error:
         await connection.refuse(error)
     except (TimeoutError, WebSocketDisconnect):
-        pass  # gone, or takes nothing any more: the stream waits for whoever comes
+        pass  # the viewer has gone, or reads nothing: the stream waits for the next one
     except FileNotFoundError:
-        await connection.refuse(not_found("session"))  # it was deleted while it was watched
+        await connection.refuse(not_found("session"))  # the stream was deleted while it was watched
     except Exception as error:  # noqa: BLE001 - as with requests: the viewer is told, the log has all of it
         await connection.refuse(api_error(error, "/v1/realtime/video"))
     finally:
@@ -72,7 +72,7 @@ async def _first(connection: Connection, server: Server) -> SessionStart:
 
 
 async def _open(server: Server, start: SessionStart) -> Stream:
-    """The stream that is asked for, a new one or one that there is, in memory unless it is over."""
+    """The stream that the client asks for, new or existing, in memory unless it is over."""
     streams = server.streams
     server.check_model(start.model)
     if start.session_id is None:

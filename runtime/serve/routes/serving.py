@@ -1,4 +1,4 @@
-"""What all routes share: the server's parts, and how a stream is written as JSON."""
+"""Shared by all routes: the server's parts, and the JSON form of a stream."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class Server:
         """The number of frames of a video of `seconds`; None for an endless one.
 
         Raises:
-            ApiError: if that is too long or nothing.
+            ApiError: if that is not a length, or too long.
         """
         if seconds is None:
             return None
@@ -52,7 +52,7 @@ class Server:
         return max(1, round(seconds * FRAMES_PER_SECOND))
 
     def describe(self, stream: Stream) -> dict[str, Any]:
-        """A session as JSON."""
+        """The JSON object of a session, as every route returns it."""
         worker, info, index = self.streams.worker, stream.info, stream.index
         plan = worker.session.plan
         frames = None if info.frames is None else info.frames / FRAMES_PER_SECOND

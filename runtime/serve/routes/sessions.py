@@ -58,7 +58,7 @@ async def end(name: str, server: ThisServer) -> dict[str, Any]:
 
 @router.get("/{name}/content")
 async def content(name: str, server: ThisServer) -> Response:
-    """The video so far."""
+    """The file of the video so far; ranges are supported."""
     return file_of(server.streams.get(name, "session"))
 
 

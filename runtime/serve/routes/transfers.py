@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import anyio
 from fastapi import Request
@@ -15,7 +15,6 @@ from starlette.types import Receive, Scope, Send
 
 from plugins.errors import UserError
 from runtime.resume.state import State
-from runtime.serve.disk.store import INCOMING
 from runtime.serve.disk.transfer import load_received
 from runtime.serve.edge.access import too_large
 from runtime.serve.edge.errors import ApiError, busy
@@ -76,33 +75,31 @@ async def received(request: Request, server: Server) -> State:
     """The state in the body of `request`; nothing in it is run, and all of it is checked.
 
     Raises:
-        ApiError: if it is too large, comes too slowly, or is no state of the served model.
+        ApiError: if it is too large, comes too slowly, or is not a state of the served model.
     """
     most = server.streams.worker.session.plan.video_bytes + SPARE
     if int(request.headers.get("content-length") or 0) > most:
         raise too_large(most)
-    handle, name = tempfile.mkstemp(prefix=INCOMING, dir=server.streams.store.path)
-    try:
-        count = 0
-        with os.fdopen(handle, "wb") as file:
-            async for piece in request.stream():
-                count += len(piece)
-                if count > most:
-                    raise too_large(most)
-                file.write(piece)
-        return await anyio.to_thread.run_sync(_checked, Path(name), server)
-    finally:
-        Path(name).unlink(missing_ok=True)
+    count = 0
+    # A file without a name: nothing of it is left, whatever becomes of this process.
+    with tempfile.TemporaryFile(dir=server.streams.store.path) as file:
+        async for piece in request.stream():
+            count += len(piece)
+            if count > most:
+                raise too_large(most)
+            file.write(piece)
+        file.seek(0)
+        return await anyio.to_thread.run_sync(_checked, file, server)
 
 
-def _checked(path: Path, server: Server) -> State:
+def _checked(file: BinaryIO, server: Server) -> State:
     worker, limits = server.streams.worker, server.settings.limits
     assert worker.template is not None
     described = worker.session.describe(worker.job, frames=None)
     longest = round(limits.stream_seconds * FRAMES_PER_SECOND)
     try:
         return load_received(
-            path, template=worker.template, described=described, characters=limits.prompt_characters,
+            file, template=worker.template, described=described, characters=limits.prompt_characters,
             frames=longest,
         )  # fmt: skip
     except UserError as error:

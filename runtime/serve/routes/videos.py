@@ -19,7 +19,7 @@ from vmla.config import FRAMES_PER_SECOND
 router = APIRouter(prefix="/v1/videos")
 FORMS = ("multipart/form-data", "application/x-www-form-urlencoded")
 STATUS = {"ready": "in_progress", "stopped": "failed"}
-"""The public API's words for states that it calls otherwise."""
+"""The public API's names of our statuses, where they differ."""
 USUAL_SECONDS = 4.0
 """The length of a video where the request gives none: the public API's default."""
 
@@ -78,7 +78,7 @@ async def one(name: str, server: ThisServer) -> dict[str, Any]:
 
 @router.get("/{name}/content")
 async def content(name: str, server: ThisServer) -> Response:
-    """The whole video."""
+    """The file of a finished job; ranges are supported."""
     stream = server.streams.get(name, "video")
     if stream.info.status != "completed":
         raise ApiError(409, "not_complete", "this video is not complete; ask for its status", retry_after=2)
@@ -93,7 +93,7 @@ async def delete(name: str, server: ThisServer) -> dict[str, Any]:
 
 
 def describe(server: Server, stream: Stream) -> dict[str, Any]:
-    """A job as JSON."""
+    """The JSON object of a job, in the shape of the public video API."""
     info, worker = stream.info, server.streams.worker
     assert info.frames is not None
     error = info.error or ("it was ended" if info.status == "stopped" else None)

@@ -1,8 +1,8 @@
-"""A viewer of the live protocol whose stream another server makes, and goes on watching if that one ends.
+"""Relays a viewer to the server that makes its stream, and to the next one if that server ends.
 
 To the viewer it is one connection: when the server is lost, the stream is joined again wherever it is made
 now, with the chunk that is wanted next; nothing is missed, nothing comes twice, and changes of the prompt
-that no chunk has shown yet are asked for again.
+that no chunk has shown yet are requested again.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ PATH = "/v1/realtime/video"
 
 
 class _GoneError(Exception):
-    """The viewer is gone, or takes nothing."""
+    """The viewer has gone, or reads nothing."""
 
 
 class LiveRelay:
     """Relays one viewer to whichever server makes its stream."""
 
     def __init__(self, socket: WebSocket, find: Find, key: str, *, stall_seconds: float) -> None:
-        """For the viewer at `socket`, which is accepted; `key` is what the servers know each other by."""
+        """Serve the viewer at `socket`, which is accepted; the servers recognise each other by `key`."""
         self._socket, self._find, self._stall = socket, find, stall_seconds
         within = {name: socket.headers[name] for name in CONTEXT if name in socket.headers}
         self._headers = {RELAYED: key, **within}
@@ -66,7 +66,7 @@ class LiveRelay:
         self._start = start
         said = _parsed(start)
         name, number = said.get("session_id"), said.get("sequence_number")
-        self._session = name if isinstance(name, str) else None  # what else it may be, a server refuses
+        self._session = name if isinstance(name, str) else None  # any other message is refused by the server
         self._next = number if type(number) is int else None
         reading = asyncio.create_task(self._read())
         with suppress(_GoneError):
@@ -109,7 +109,7 @@ class LiveRelay:
             if closed.rcvd is not None and closed.rcvd.code == 1000:
                 self._over = True
         except (OSError, WebSocketException):
-            pass  # whoever is found next goes on
+            pass  # the next server that is found continues
         return reached
 
     async def _both_ways(self, server: ClientConnection) -> None:
@@ -124,7 +124,7 @@ class LiveRelay:
             await asyncio.wait((down, up), return_when=asyncio.FIRST_COMPLETED)
             if not down.done() and up.exception() is None:
                 raise _GoneError
-            await down  # a server that takes nothing sends nothing either
+            await down  # a server that does not read does not send either
         finally:
             for task in (down, up):
                 task.cancel()
@@ -192,7 +192,7 @@ class LiveRelay:
                 await self._send(event)
 
     def _is_known(self, event: dict[str, Any]) -> bool:
-        """Whether the viewer has had this message before; note what a later join needs."""
+        """Whether the viewer has had this message before; remembers it for a later join."""
         kind, name = event.get("type"), event.get("event_id")
         if kind == "video.start":
             before, self._introduced = self._introduced, True
@@ -232,7 +232,7 @@ class LiveRelay:
 
 
 def _parsed(text: str) -> dict[str, Any]:
-    """A message as an object; an empty one if it is none."""
+    """A message as a JSON object; an empty one if it is not an object."""
     try:
         said = json.loads(text)
     except (ValueError, RecursionError):
@@ -241,6 +241,6 @@ def _parsed(text: str) -> dict[str, Any]:
 
 
 async def refuse(socket: WebSocket, error: ApiError) -> None:
-    """Say what is wrong and hang up, to a viewer that may be gone."""
+    """Send an error and close the connection; the viewer may have gone already."""
     with suppress(WebSocketDisconnect, RuntimeError):
         await socket.send_text(json.dumps({"type": "error", "code": error.code, "message": error.message}))

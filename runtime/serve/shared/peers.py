@@ -31,7 +31,7 @@ class Peers:
         self.relay = Relay(self._key)
 
     def is_elsewhere(self, name: str, connection: HTTPConnection) -> bool:
-        """Whether another server makes the stream; what was passed on once is not passed on again."""
+        """Whether another server makes the stream; a request passed on once is not passed on again."""
         if not was_relayed(connection.headers, self.settings) and self.streams.holder(name) is not None:
             return True
         self.streams.refresh(name)

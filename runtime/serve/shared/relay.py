@@ -18,6 +18,7 @@ OURS = {
 """Headers that are not passed on: those of the connection, and those that the door has checked."""
 ANSWERED = {b"connection", b"keep-alive", b"transfer-encoding", b"date", *(name for name, _ in SHIELDS)}
 CONNECT_SECONDS = 2.0
+"""Longest wait for a connection to another server. Answers have no limit: a stream lasts as it lasts."""
 
 
 class Relay:
@@ -33,7 +34,8 @@ class Relay:
         body = _Body(receive)
         has_body = any(name in (b"content-length", b"transfer-encoding") for name, _ in scope["headers"])
         timeout = httpx.Timeout(None, connect=CONNECT_SECONDS)
-        # A client of its own: it holds nothing that a loop or a server which ends could leave behind.
+        # A client for this request alone: a shared one would hold connections of servers and loops that have
+        # ended.
         async with httpx.AsyncClient(timeout=timeout, trust_env=False) as client:
             asked = client.build_request(
                 scope["method"], url, headers=[*headers, (RELAYED.encode(), self._key)],

@@ -23,12 +23,13 @@ from runtime.serve.streams.worker import Worker
 
 LOGGER = logging.getLogger("vmla.serve")
 HELD = "held_elsewhere"
-"""The code of the refusal where another server makes a stream and does not release it in time."""
+"""Error code for a stream that another server makes and does not release in time."""
 HAND_OVER_SECONDS = 5.0
-"""How long to wait for a server that is about to release a stream."""
+"""Seconds to wait for a server that is about to release a stream."""
 CLAIM_SECONDS = 0.005
 SCAN_SECONDS = 2.0
-"""How often to look for streams that other servers have begun, and for jobs that no server makes."""
+"""Seconds between two searches for streams that other servers have begun, and for jobs that no server
+makes."""
 UNREADABLE = (OSError, UserError)
 
 
@@ -44,7 +45,7 @@ class SharedStreams(Streams):
         self._scanning: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """See `Streams.start`."""
+        """See `Streams.start`; also begins to search the store for other servers' streams."""
         await super().start()
         self._scanning = asyncio.create_task(self._scan())
 
@@ -59,7 +60,7 @@ class SharedStreams(Streams):
         self.ready, self.handing_over = False, True
         await self._rest()
 
-    # What others make.
+    # Streams that other servers make.
 
     def holder(self, name: str) -> str | None:
         """The address of the other server that makes the stream of that name; None if no other does."""
@@ -98,11 +99,11 @@ class SharedStreams(Streams):
             del self._streams[name]
 
     def has(self, name: str) -> bool:
-        """See `Streams.has`."""
+        """See `Streams.has`; a stream that another server has begun counts as well."""
         self.refresh(name)
         return super().has(name)
 
-    # What this one makes.
+    # Streams that this server makes.
 
     async def activate(self, stream: Stream) -> None:
         """See `Streams.activate`.
@@ -118,13 +119,15 @@ class SharedStreams(Streams):
         coming = asyncio.ensure_future(self._make_ours(stream))
         try:
             await asyncio.shield(coming)
-        except BaseException:  # who is cancelled meanwhile waits, or a thread would claim it for nobody
+        except (
+            BaseException
+        ):  # a cancelled caller still waits, or the thread would claim the stream for nobody
             await asyncio.wait([coming])
             self.places.give_back(stream)
             stream.let_go()
             raise
         try:
-            if stream.over:  # another server has come to its end meanwhile
+            if stream.over:  # another server has finished it meanwhile
                 self.places.give_back(stream)
             else:
                 await super()._bring(stream)
@@ -145,7 +148,7 @@ class SharedStreams(Streams):
             await asyncio.to_thread(stream.refresh)
 
     async def _claim(self, stream: Stream) -> Claim | None:
-        """The right to it, once whoever has it lets go; None if that takes too long."""
+        """The claim to it, once its holder releases it; None if that takes too long."""
         end = time.monotonic() + HAND_OVER_SECONDS
         while (claim := await asyncio.to_thread(self._fence.claim, stream.folder)) is None:
             if time.monotonic() > end or not stream.folder.has_info:
@@ -154,7 +157,7 @@ class SharedStreams(Streams):
         return claim
 
     async def remove(self, stream: Stream) -> None:
-        """See `Streams.remove`; what another server makes stays.
+        """See `Streams.remove`; a stream that another server makes stays.
 
         Raises:
             ApiError: if another server makes it.
@@ -169,10 +172,10 @@ class SharedStreams(Streams):
         finally:
             stream.let_go()
 
-    # What happens by itself.
+    # Tasks in the background.
 
     async def _look_at(self, stream: Stream, *, alone: float) -> None:
-        if not stream.resident and alone > self.settings.keep_seconds:
+        if not stream.resident and alone > self.settings.retention_seconds:
             self.refresh(stream.id)
             alone = min(alone, time.monotonic() - stream.left_at)
             if self.holder(stream.id) is not None:
@@ -185,11 +188,11 @@ class SharedStreams(Streams):
             await asyncio.sleep(SCAN_SECONDS)
             try:
                 self._look_around()
-            except OSError as error:  # of a disk that does not answer; it may, the next time
+            except OSError as error:  # the disk did not answer; it may the next time
                 LOGGER.error("store not read", extra={"fields": {"reason": str(error)}})
 
     def _look_around(self) -> None:
-        """Know what others have begun, and begin jobs that nobody makes."""
+        """Find streams that others have begun, and begin jobs that no server makes."""
         self.refresh_all()
         for stream in self:
             if stream.info.kind == "video" and self._is_left(stream):
@@ -212,7 +215,7 @@ class SharedStreams(Streams):
 
     async def _run(self, job: Stream) -> None:
         async with job.lock:
-            with suppress(OSError):  # not knowing is not having; it is looked at again
+            with suppress(OSError):  # unknown counts as not ours; the next search looks again
                 job.claim = await asyncio.to_thread(self._fence.claim, job.folder)
             if job.claim is None:  # another server was quicker
                 self.places.give_back(job)

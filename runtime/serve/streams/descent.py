@@ -23,7 +23,7 @@ async def fork(
     """A new stream with the past of `stream`, and from the next chunk on another prompt or seed.
 
     Raises:
-        ApiError: if there is no room or nothing to go on from.
+        ApiError: if there is no room, or no state to continue.
     """
     await streams.make_room("session")
     state = await streams.snapshot(stream)

@@ -8,11 +8,11 @@ from collections.abc import Iterable
 from runtime.prompts.sources import Receipt
 
 KNOWN = 1_000
-"""How many request ids are remembered, so that a request sent twice counts once."""
+"""Request ids that are remembered, so that a request sent twice counts once."""
 
 
 class Events:
-    """The requests of one stream: which are known, which wait, which were superseded and where."""
+    """The requests for another prompt in one stream: known, waiting, and superseded ones with their chunk."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from runtime.serve.streams.viewer import LEAD, Viewer
 
 BACKGROUND = 1e12
-"""A deadline, in seconds, behind that of everybody who watches."""
+"""A deadline in seconds, later than that of any viewer."""
 
 
 class LivePacing:
@@ -28,7 +28,7 @@ class LivePacing:
         self._idle, self._viewers = idle, tuple(viewers)
 
     def wanted(self, made: int) -> bool:
-        """See `Pacing.wanted`."""
+        """See `Pacing.wanted`: up to the viewers' limits, or the first chunks if nobody watches."""
         wanted = made < max((viewer.limit() for viewer in self._viewers), default=self._idle)
         if not wanted:
             self._asked = self._clock()
@@ -58,5 +58,5 @@ class BackgroundPacing:
         return True
 
     def deadline(self, made: int) -> float:
-        """See `Pacing.deadline`."""
+        """See `Pacing.deadline`: later than any viewer's, and by the number of chunks."""
         return BACKGROUND + made * self._seconds

@@ -11,7 +11,7 @@ from runtime.serve.edge.metrics import Metrics
 from runtime.serve.streams.stream import Stream
 
 COMING_SECONDS = 0.02
-"""How often to check whether a stream has been loaded."""
+"""Seconds between two checks whether a stream has been loaded."""
 
 
 class Places:
@@ -37,7 +37,7 @@ class Places:
         Raises:
             ApiError: if all places belong to streams that are watched.
         """
-        self._wanting += 1  # so that no job slips in
+        self._wanting += 1  # before the wait, so that no job takes the place
         try:
             while self.free <= 0:
                 await self._make_room()
@@ -47,7 +47,7 @@ class Places:
 
     async def _make_room(self) -> None:
         if any(not one.resident for one in self._held):
-            await asyncio.sleep(COMING_SECONDS)  # it is just coming in
+            await asyncio.sleep(COMING_SECONDS)  # it is still being loaded
             return
         other = self._least()
         if other is None:

@@ -1,4 +1,4 @@
-"""Room on disk: where as many streams are kept as may be, the session that was left first makes way."""
+"""Room on disk: at the limit of streams, a new one removes the session that was left first."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from runtime.serve.edge.settings import ServeSettings
 from runtime.serve.streams.stream import Stream
 
 LATER_SECONDS = 60.0
-"""When to come again, if all streams are watched."""
+"""Seconds after which to try again, if all streams are watched."""
 
 
 def left_first(streams: Iterable[Stream], settings: ServeSettings) -> Stream | None:
     """The session at rest that nobody has watched or asked for the longest, if that is long enough.
 
-    Jobs do not make way: what they made was ordered, and may not have been fetched yet.
+    Jobs are never removed for that: their videos were ordered, and may not have been fetched yet.
     """
     latest = time.monotonic() - settings.limits.spared_seconds
     leavable = [
@@ -28,10 +28,10 @@ def left_first(streams: Iterable[Stream], settings: ServeSettings) -> Stream | N
 
 
 def seconds_until_room(streams: Iterable[Stream], settings: ServeSettings) -> int:
-    """Until the first of `streams` may go, if nobody asks for it meanwhile."""
-    spared = min(settings.limits.spared_seconds, settings.keep_seconds)
+    """Seconds until the first of `streams` may be removed, if nobody asks for it meanwhile."""
+    spared = min(settings.limits.spared_seconds, settings.retention_seconds)
     ends = [
-        one.left_at + (spared if one.info.kind == "session" else settings.keep_seconds)
+        one.left_at + (spared if one.info.kind == "session" else settings.retention_seconds)
         + (one.info.lease if one.resident else 0.0)
         for one in streams if not one.viewers
     ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""One stream: a video in the making or at rest, those who watch it, and its file."""
+"""One stream: a video in the making or at rest, its viewers, and its file."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from runtime.serve.streams.events import Events
 from runtime.serve.streams.pacing import BackgroundPacing, LivePacing
 from runtime.serve.streams.viewer import LEAD, Viewer
 from runtime.serve.streams.worker import Worker
-from runtime.session.stages import DecodeError
+from runtime.session.producer import DecodeError
 from runtime.session.task import VideoTask
 from runtime.telemetry.events import ChunkReport
 from vmla.config import FRAMES_PER_SECOND
@@ -38,7 +38,7 @@ LOGGER = logging.getLogger("vmla.serve")
 
 @dataclass(frozen=True, kw_only=True)
 class Surroundings:
-    """What all streams of a server have in common."""
+    """Objects that all streams of a server share."""
 
     worker: Worker
     settings: ServeSettings
@@ -53,7 +53,7 @@ class Stream:
     def __init__(
         self, folder: StreamFolder, info: StreamInfo, around: Surroundings, ended: Callable[[Stream], None]
     ) -> None:
-        """The stream in `folder`; `ended` is told, on the event loop, when it has left memory."""
+        """The stream in `folder`; `ended` is called, on the event loop, when it has left memory."""
         self.folder, self.info, self._around, self._tell_ended = folder, info, around, ended
         self.index = ChunkIndex(folder.chunks, info.first)
         self.changes = folder.changes()
@@ -68,7 +68,7 @@ class Stream:
         self._gone = asyncio.Event()
         self._gone.set()
         self._coming = threading.Lock()
-        """Held while `begin` puts its video into memory, before which it cannot have left it."""
+        """Held while `begin` puts its video into memory, so that it cannot leave before it is there."""
         self._goal: Status = "paused"
         self._leaving = False
         self._events = Events()
@@ -78,11 +78,11 @@ class Stream:
         self._seen = folder.stamp()
         self._remember()
 
-    # What it is.
+    # Its properties.
 
     @property
     def id(self) -> str:
-        """The stream's name."""
+        """The stream's id, which is the name of its folder."""
         return self.info.id
 
     @property
@@ -171,15 +171,16 @@ class Stream:
 
     def _rewatch(self) -> None:
         if isinstance(self._pacing, LivePacing):
-            # What is made at most for nobody: the first chunks, for whoever comes.
+            # Without viewers only the first chunks are made, so that the first to come sees something at
+            # once.
             self._pacing.watch(self.viewers, idle=self.info.first + LEAD)
 
     def wake(self) -> None:
-        """Let every viewer look again."""
+        """Wake every viewer, to check the stream again."""
         for viewer in self.viewers:
             viewer.news.set()
 
-    # What is done with it.
+    # Operations on it.
 
     def change(self, prompt: str, policy: Policy, event_id: str) -> None:
         """Ask for another prompt from the next chunk on; the same `event_id` counts once.
@@ -188,7 +189,7 @@ class Stream:
             UserError: for an empty prompt, or if its prompts are fixed.
         """
         assert self.task is not None
-        prompts = self.task.stages.job.prompts
+        prompts = self.task.producer.job.prompts
         if not isinstance(prompts, LivePrompts):
             raise UserError("the prompt of this video is fixed")
         with self._events.lock:
@@ -199,7 +200,7 @@ class Stream:
         """Come into memory and make chunks, from the start or from the state on disk; on any thread.
 
         Raises:
-            OSError, UserError: if its state or file is not what it was, or cannot be read.
+            OSError, UserError: if its state or file has changed, or cannot be read.
         """
         self._pacing = self._new_pacing()
         self._rewatch()
@@ -235,7 +236,7 @@ class Stream:
     def leave(self, goal: Status = "paused") -> None:
         """Leave memory after the chunk under way, with the state saved; `goal` is the status from then on."""
         if self.task is not None:
-            if not (self._leaving and self._goal in OVER):  # an end is final
+            if not (self._leaving and self._goal in OVER):  # the status of an ended stream is final
                 self._goal = goal
             self._leaving = True
             self.task.end()
@@ -248,7 +249,7 @@ class Stream:
         await self._gone.wait()
 
     def snapshot(self) -> State:
-        """All that is needed to go on with it elsewhere; on any thread, and waits for the chunk under way.
+        """The state to continue it from elsewhere; on any thread, and waits for the chunk under way.
 
         Raises:
             UserError: if there is no such state.
@@ -278,10 +279,10 @@ class Stream:
             claim.release()
 
     def _fenced(self) -> AbstractContextManager[None]:
-        """Inside, no other server writes what this one writes; see `Claim.held`."""
+        """Inside, no other server writes to the stream's folder; see `Claim.held`."""
         return nullcontext() if self.claim is None else self.claim.held()
 
-    # What follows is called by the threads that make it.
+    # The following methods are called by the threads that make the video.
 
     def chunk(self, report: ChunkReport) -> None:
         """See `Telemetry.chunk`."""
@@ -315,11 +316,11 @@ class Stream:
             LOGGER.warning("taken over", extra={"fields": {"stream": self.id}})
         elif task.failure is not None:
             status, error = "failed", self._sentence(task.failure)
-        elif task.stages.complete:
+        elif task.producer.complete:
             status = "completed"
         self.task, self._leaving = None, False
         with suppress(ClaimLostError), self._fenced():
-            if status == "completed" and task.stages.complete:  # not if it has only become too long
+            if status == "completed" and task.producer.complete:  # not if it has only become too long
                 with suppress(OSError):
                     self.folder.state.unlink(missing_ok=True)
             self.set(status=status, error=error)

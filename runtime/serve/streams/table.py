@@ -28,7 +28,7 @@ from vmla.config import FRAMES_PER_SECOND
 
 LOGGER = logging.getLogger("vmla.serve")
 LOOK_SECONDS = 0.5
-"""How often to look for streams that may be unloaded."""
+"""Seconds between two searches for streams that may be unloaded."""
 
 
 class Streams:
@@ -48,12 +48,12 @@ class Streams:
         self._looking: asyncio.Task[None] | None = None
         self.ready = False
         self.handing_over = False
-        """Whether other servers are about to go on with what is made here."""
+        """Whether other servers are about to continue the streams that are made here."""
 
     # From start to end.
 
     async def start(self) -> None:
-        """Load what there is on disk and begin to make chunks."""
+        """Load the streams on disk and begin to make chunks."""
         loop = asyncio.get_running_loop()
         self._around = Surroundings(
             worker=self.worker,
@@ -83,7 +83,7 @@ class Streams:
             self.places.queue.append(stream)
 
     async def close(self) -> None:
-        """End what is being made, with its state on disk."""
+        """End the videos being made, with their states on disk."""
         self.ready = False
         if self._looking is not None:
             self._looking.cancel()
@@ -100,10 +100,10 @@ class Streams:
         for stream in there:
             await stream.gone()
 
-    # What there is.
+    # Look-ups.
 
     def __iter__(self) -> Iterator[Stream]:
-        """All streams."""
+        """Iterate over all streams, those at rest included."""
         return iter(list(self._streams.values()))
 
     def get(self, name: str, kind: Kind) -> Stream:
@@ -121,7 +121,7 @@ class Streams:
 
     @property
     def viewers(self) -> int:
-        """Viewers of all streams."""
+        """Number of viewers of all streams together."""
         return sum(len(stream.viewers) for stream in self._streams.values())
 
     def has(self, name: str) -> bool:
@@ -135,7 +135,7 @@ class Streams:
         self._metrics.viewers.set(self.viewers)
         self._metrics.waiting.set(len(self.places.queue))
 
-    # What is done with them.
+    # Operations on streams.
 
     async def begin(
         self, kind: Kind, *, prompt: str, seed: int, frames: int | None, lease: float | None = None
@@ -182,7 +182,7 @@ class Streams:
         """See that there is room for a new stream, if need be in place of sessions that were left long ago.
 
         Raises:
-            ApiError: naming what there is too much of, and when there may be room.
+            ApiError: naming the limit that is reached, and when there may be room.
         """
         limits = self.settings.limits
         if not self.ready:
@@ -197,7 +197,7 @@ class Streams:
             log("makes way", stream=oldest.id)
             try:
                 await self.remove(oldest)
-            except (ApiError, OSError) as error:  # another server makes it, or its files stay
+            except (ApiError, OSError) as error:  # another server makes it, or its files cannot be removed
                 oldest.left_at = time.monotonic()
                 LOGGER.error("not put away", extra={"fields": {"stream": oldest.id, "reason": str(error)}})
 
@@ -205,7 +205,7 @@ class Streams:
         """Bring `stream` into memory, unless it is there, or over.
 
         Raises:
-            ApiError: if there is no place, or it cannot be gone on with.
+            ApiError: if there is no place, or it cannot be continued.
         """
         async with stream.lock:
             if stream.leaving:
@@ -247,7 +247,7 @@ class Streams:
             await stream.gone()
 
     async def activate_new(self, stream: Stream) -> None:
-        """Do what `activate` does; if it fails, nothing of `stream` is left behind.
+        """As `activate`; if it fails, nothing of `stream` is left behind.
 
         Raises:
             ApiError: as there.
@@ -270,7 +270,7 @@ class Streams:
             except UserError:
                 if stream.resident and not stream.leaving:
                     raise
-                await stream.gone()  # it left meanwhile: its state is on disk now
+                await stream.gone()  # it has left memory meanwhile: its state is on disk now
                 return await asyncio.to_thread(stream.snapshot)
         except (UserError, FileNotFoundError) as error:
             raise ApiError(409, "no_state", "there is nothing to go on from: it failed or is over") from error
@@ -286,11 +286,11 @@ class Streams:
                 await stream.gone()
             elif not stream.over:
                 stream.leave("stopped")
-        stream.wake()  # who watches what is gone is told
+        stream.wake()  # viewers of a deleted stream are told
         await asyncio.to_thread(stream.folder.remove)
         log("removed", stream=stream.id)
 
-    # What happens by itself.
+    # Tasks in the background.
 
     def add(self, folder: StreamFolder, info: StreamInfo) -> Stream:
         """The stream in `folder`, which is one of all from now on."""
@@ -325,7 +325,7 @@ class Streams:
             try:
                 await self._bring(job)
             except ClaimLostError:
-                pass  # what becomes of it, another server records
+                pass  # the next server records its end
             except ApiError as error:
                 job.set(status="failed", error=error.message)
             except Exception as error:  # noqa: BLE001 - it fails alone; the log has all of it
@@ -339,7 +339,7 @@ class Streams:
             for stream in self:
                 try:
                     await self._look_at(stream, alone=0.0 if stream.viewers else now - stream.left_at)
-                except OSError as error:  # the others are looked at all the same, and this one again
+                except OSError as error:  # check the others all the same, and this one the next time
                     fields = {"stream": stream.id, "reason": str(error)}
                     LOGGER.error("not put away", extra={"fields": fields})
 
@@ -351,5 +351,5 @@ class Streams:
             elif stream.index.frames > longest:
                 stream.leave("completed")
         unwanted = not (stream.resident or self._is_waiting(stream))
-        if unwanted and alone > self.settings.keep_seconds:
+        if unwanted and alone > self.settings.retention_seconds:
             await self.remove(stream)

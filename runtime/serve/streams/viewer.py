@@ -7,13 +7,14 @@ import math
 from collections.abc import Callable
 
 LEAD = 3
-"""Chunks that are made ahead of what a viewer has taken."""
+"""Chunks that are made ahead of those that a viewer has taken, so that it never waits for a single slow
+one."""
 AHEAD_SECONDS = 3.0
-"""How far an endless stream is ahead of real time, for viewers that do not say where they are."""
+"""Seconds that an endless stream is ahead of real time, for viewers that do not report their position."""
 
 
 class Viewer:
-    """Its place in a stream; changed on the event loop alone, read by the thread that makes chunks."""
+    """A viewer's position in a stream; changed on the event loop, read by the thread that makes chunks."""
 
     def __init__(
         self, *, next: int, endless: bool, chunk_seconds: float, clock: Callable[[], float],
@@ -26,7 +27,7 @@ class Viewer:
             endless: whether the stream is; then it is made no faster than it is played.
             chunk_seconds: how long a chunk lasts when it is played.
             clock: seconds.
-            buffer_seconds: how much it wants to have beyond where it says it is; see `played`.
+            buffer_seconds: the video that it wants beyond its reported position; see `played`.
         """
         self.next, self._clock, self._chunk_seconds = next, clock, chunk_seconds
         self._buffer, self._endless = buffer_seconds, endless

@@ -10,7 +10,7 @@ from functools import partial
 from time import perf_counter
 
 from runtime.outputs import FrameSink, NullSink
-from runtime.planning.request import Job
+from runtime.planning.job import Job
 from runtime.prompts.sources import LivePrompts
 from runtime.resume.autosave import Autosave
 from runtime.resume.state import State
@@ -26,7 +26,7 @@ from vmla.world.caption import warning_for
 
 LOGGER = logging.getLogger("vmla.serve")
 WARMING = 2
-"""Chunks that are made for nobody at the start, so that everything a stream needs is loaded."""
+"""Chunks that are made and dropped at the start, so that everything a stream needs is loaded."""
 
 
 class Worker:
@@ -45,10 +45,10 @@ class Worker:
         self.height, self.width = job.height * self.scale, job.width * self.scale
         self._thread = threading.Thread(target=self._serve, name="video-chunks", daemon=True)
         self.template: State | None = None
-        """What a state of this model looks like, once `start` has returned."""
+        """A state of this model, with which received ones are compared; set once `start` has returned."""
 
     def start(self) -> None:
-        """Begin to make chunks; returns when the first ones are made, for nobody."""
+        """Begin to make chunks; returns once the first ones have been made and dropped."""
         self._thread.start()
         job, _ = self.job.another("a video", seconds=1.0, seed=0, steps=None)
         task = self.session.admit(job, NullSink(), frames=None, pacing=_Few())
@@ -64,7 +64,7 @@ class Worker:
         return self._thread.is_alive()
 
     def warnings(self, prompt: str) -> list[str]:
-        """Warnings about `prompt`, a sentence each: what of it the model does not know."""
+        """Warnings about words of `prompt` that the model does not know, a sentence each."""
         warning = None if self.world is None else warning_for(prompt, self.world)
         return [] if warning is None else [warning]
 
@@ -81,7 +81,7 @@ class Worker:
         self, job: Job, sink: FrameSink, *, frames: int | None, folder: StreamFolder, save_every: float,
         telemetry: Telemetry, pacing: Pacing, on_end: OnEnd, fenced: Fenced = nullcontext,
     ) -> VideoTask:  # fmt: skip
-        """Begin a video whose states are kept in `folder`."""
+        """Begin a video whose states are written to `folder`."""
         autosave = self._autosave(job, frames, folder, save_every, fenced, saved=False)
         return self.session.admit(
             job, sink, frames=frames, telemetry=telemetry, autosave=autosave, on_end=on_end, pacing=pacing
@@ -91,7 +91,7 @@ class Worker:
         self, state: State, sink: FrameSink, *, folder: StreamFolder, save_every: float,
         telemetry: Telemetry, pacing: Pacing, on_end: OnEnd, fenced: Fenced = nullcontext,
     ) -> VideoTask:  # fmt: skip
-        """Go on with the video of `state`.
+        """Resume the video of `state`.
 
         Raises:
             UserError: if it is a state of another model, decoder, device or number of threads.
@@ -127,9 +127,9 @@ class _Few:
     """The pacing of a video of which a few chunks are wanted."""
 
     def wanted(self, made: int) -> bool:
-        """Until there are enough."""
+        """Whether fewer than the wanted number are made."""
         return made < WARMING
 
     def deadline(self, made: int) -> float:
-        """Any."""
+        """No matter: it is the only video."""
         return 0.0

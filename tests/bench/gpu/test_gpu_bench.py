@@ -1,4 +1,4 @@
-"""The GPU run on a CPU: its stages at small shapes, its order, what it needs, how it refuses."""
+"""The GPU run on a CPU: its measurements at small shapes, its order, what it needs, how it refuses."""
 
 import subprocess
 import sys
@@ -12,8 +12,8 @@ from click.testing import CliRunner
 
 from bench.cli import main as vmla_bench
 from bench.gpu import run as gpu
-from bench.gpu.context import Context, GpuStage
-from bench.gpu.stages import STAGES
+from bench.gpu.context import Context, Measurement
+from bench.gpu.measurements import MEASUREMENTS
 from bench.harness import peaks, time_budget
 from bench.harness.document import Record, read_document
 from bench.harness.engine_arms import failing
@@ -27,7 +27,7 @@ from runtime.engines.base import EagerEngine
 from runtime.prompts.sources import FixedPrompts
 from runtime.rollout.rollout import Rollout
 from vmla.cli.progress import ProgressLine
-from vmla.config import model_preset
+from vmla.config import named_config
 from vmla.scheduler import Sampler
 
 pytestmark = pytest.mark.cpu
@@ -35,27 +35,27 @@ pytestmark = pytest.mark.cpu
 ALLOWED = ("torch", "numpy", "safetensors", "click", "rich", "triton")
 """What a bare GPU machine has."""
 SLOW = ("compile", "aoti", "tests")
-"""Stages that take minutes."""
+"""Measurements that take minutes."""
 
 
 def context(tmp_path):
     return Context(
-        config=model_preset("debug"), name="debug", device=torch.device("cpu"), rounds=2, folder=tmp_path,
+        config=named_config("debug"), name="debug", device=torch.device("cpu"), rounds=2, folder=tmp_path,
         most_streams=3, scale=0.01, drift_chunks=3, sampler=Sampler(steps=1),
     )  # fmt: skip
 
 
-def run(stages, tmp_path, *, seconds=1e9):
+def run(measurements, tmp_path, *, seconds=1e9):
     record = Record("gpu", tmp_path / "gpu.json")
     with ProgressLine(StringIO()) as line:
-        gpu.run_stages(context(tmp_path), stages, record, Budget(seconds), line)
+        gpu.run_measurements(context(tmp_path), measurements, record, Budget(seconds), line)
     return read_document(record.path)
 
 
-def test_every_stage_of_seconds_runs(tmp_path, monkeypatch):
+def test_every_measurement_of_seconds_runs(tmp_path, monkeypatch):
     monkeypatch.setitem(peaks.SIDES, "cpu", 64)
     monkeypatch.setitem(peaks.COPIED, "cpu", 1 << 16)
-    document = run([stage for stage in STAGES if stage.name not in SLOW], tmp_path)
+    document = run([each for each in MEASUREMENTS if each.name not in SLOW], tmp_path)
     early = {
         name: found
         for name, found in document.items()
@@ -76,7 +76,7 @@ def test_every_stage_of_seconds_runs(tmp_path, monkeypatch):
 
 
 def shown_in_a_report(path):
-    """Each stage of whole chunks as a table with figures, but for what a CPU refuses."""
+    """Each measurement of whole chunks as a table with figures, but for what a CPU refuses."""
     document = read_results(path)
     text = markdown([(document, None)])
     for title in ("what each item gains", "frames per second by window and batch", "chunks in fp8", "kernels",
@@ -96,7 +96,7 @@ def shown_in_a_report(path):
     parts = next(table for title, table in tables.items() if title.startswith("one chunk by part"))
     shown, whole = sum(float(row[1]) for row in parts.rows), document["profile"]["device_ms"]
     assert shown == pytest.approx(whole, rel=0.02, abs=0.05)
-    assert [name for name in tables if name.startswith("stages without")] == []
+    assert [name for name in tables if name.startswith("measurements without")] == []
 
 
 def test_what_no_gpu_has_measured_says_so_and_how_it_would_be():
@@ -110,7 +110,7 @@ def test_what_no_gpu_has_measured_says_so_and_how_it_would_be():
     assert all(len(row) == len(table.headings) for table in tables for row in table.rows)
 
 
-def test_a_stage_that_fails_costs_no_other(tmp_path):
+def test_a_measurement_that_fails_costs_no_other(tmp_path):
     def broken(_):
         yield {"rows": [1]}
         yield {"rows": [2], "also": 3}
@@ -120,13 +120,13 @@ def test_a_stage_that_fails_costs_no_other(tmp_path):
         raise UserError("no such thing here")
         yield
 
-    stages = [
-        GpuStage(name="one", seconds=1, run=broken),
-        GpuStage(name="two", seconds=1, run=lambda _: iter([{"found": 7}])),
-        GpuStage(name="three", seconds=1, run=broken_at_once),
-        GpuStage(name="four", seconds=1e12, run=broken),
+    measurements = [
+        Measurement(name="one", seconds=1, run=broken),
+        Measurement(name="two", seconds=1, run=lambda _: iter([{"found": 7}])),
+        Measurement(name="three", seconds=1, run=broken_at_once),
+        Measurement(name="four", seconds=1e12, run=broken),
     ]
-    document = run(stages, tmp_path)
+    document = run(measurements, tmp_path)
     assert document["one"]["stopped"] == "RuntimeError: CUDA error: it is hot"
     assert (document["one"]["rows"], document["one"]["also"]) == ([1, 2], 3)
     assert document["two"]["found"] == 7
@@ -137,26 +137,26 @@ def test_a_stage_that_fails_costs_no_other(tmp_path):
 def test_every_row_is_on_disk_before_the_next_is_begun(tmp_path):
     seen = []
 
-    def stage(_):
+    def measure(_):
         for number in range(3):
             yield {"rows": [number]}
             seen.append(read_document(tmp_path / "gpu.json")["one"]["rows"])
 
-    run([GpuStage(name="one", seconds=1, run=stage)], tmp_path)
+    run([Measurement(name="one", seconds=1, run=measure)], tmp_path)
     assert seen == [[0], [0, 1], [0, 1, 2]]
 
 
-def test_a_stage_that_overruns_is_stopped_even_within_a_row_and_keeps_its_rows(tmp_path):
+def test_a_measurement_that_overruns_is_stopped_even_within_a_row_and_keeps_its_rows(tmp_path):
     def slow(_):
         yield {"rows": [1]}
         yield {"rows": [failing(lambda: time.sleep(60))]}
 
-    stages = [
-        GpuStage(name="one", seconds=0.2, run=slow),
-        GpuStage(name="two", seconds=0.2, run=lambda _: iter([{"found": 7}])),
+    measurements = [
+        Measurement(name="one", seconds=0.2, run=slow),
+        Measurement(name="two", seconds=0.2, run=lambda _: iter([{"found": 7}])),
     ]
     began = time.monotonic()
-    document = run(stages, tmp_path, seconds=0.4)
+    document = run(measurements, tmp_path, seconds=0.4)
     assert time.monotonic() - began < 10
     assert document["one"]["rows"] == [1] and "its share" in document["one"]["stopped"]
     assert document["two"]["found"] == 7
@@ -167,7 +167,7 @@ def test_where_more_time_is_allowed_than_asked_for_shares_grow(tmp_path):
         time.sleep(0.2)
         yield {"found": 7}
 
-    document = run([GpuStage(name="one", seconds=0.05, run=slow)], tmp_path, seconds=5)
+    document = run([Measurement(name="one", seconds=0.05, run=slow)], tmp_path, seconds=5)
     assert document["one"]["found"] == 7
 
 
@@ -182,11 +182,11 @@ def test_an_end_of_time_that_is_swallowed_comes_again(monkeypatch):
 
 
 def test_what_matters_comes_first_and_fits_with_the_chunks_of_the_tables():
-    names = [stage.name for stage in STAGES]
+    names = [each.name for each in MEASUREMENTS]
     assert names[:2] == ["environment", "profile"] and names[-1] == "tests"
     assert max(names.index("aoti"), names.index("fp8")) < names.index("checks")
-    wanted = STAGES[: names.index("aoti") + 1]
-    assert sum(stage.seconds for stage in wanted) <= 8 * 60
+    wanted = MEASUREMENTS[: names.index("aoti") + 1]
+    assert sum(each.seconds for each in wanted) <= 8 * 60
 
 
 def test_a_steady_chunk_is_the_rollouts_own_in_a_full_window(monkeypatch):
@@ -198,7 +198,7 @@ def test_a_steady_chunk_is_the_rollouts_own_in_a_full_window(monkeypatch):
         return function
 
     monkeypatch.setattr("runtime.rollout.graphs.captured", captured)
-    model = random_model(model_preset("debug"))
+    model = random_model(named_config("debug"))
     engine = EagerEngine(model, RandomText(model.config), device=torch.device("cpu"), dtype=torch.float32)
     with_graphs, without = (steady(engine, Sampler(steps=2), batch=2, graphs=on) for on in (True, False))
     assert len(captures) == 2
@@ -220,7 +220,7 @@ def test_without_a_gpu_it_says_so_in_one_line():
     assert done.exit_code == 2
     assert "no CUDA device" in done.output and len(done.output.strip().splitlines()) == 1
     unknown = CliRunner().invoke(vmla_bench, ["gpu", "--stages", "steam"])
-    assert unknown.exit_code == 2 and "no such stage: steam" in unknown.output
+    assert unknown.exit_code == 2 and "no such measurement: steam" in unknown.output
 
 
 def needed(names):
@@ -267,17 +267,17 @@ from bench.harness import peaks
 from bench.cli import main
 from bench.harness.time_budget import Budget
 from bench.harness.document import Record
-from vmla.config import model_preset
+from vmla.config import named_config
 from vmla.scheduler import Sampler
 from vmla.cli.progress import ProgressLine
 peaks.SIDES["cpu"], peaks.COPIED["cpu"] = 64, 1 << 16
-context = Context(config=model_preset("debug"), name="debug", device=torch.device("cpu"), rounds=2,
+context = Context(config=named_config("debug"), name="debug", device=torch.device("cpu"), rounds=2,
                              folder=Path({str(tmp_path)!r}), most_streams=2, scale=0.01,
                              sampler=Sampler(steps=1))
 record = Record("gpu", Path({str(tmp_path)!r}) / "gpu.json")
-stages = gpu.choose_stages("environment,profile,checks,chunk,windows")
+measurements = [gpu.BY_NAME[name] for name in ("environment", "profile", "checks", "chunk", "windows")]
 with ProgressLine(StringIO()) as line:
-    gpu.run_stages(context, stages, record, Budget(1e9), line)
+    gpu.run_measurements(context, measurements, record, Budget(1e9), line)
 assert "transformers" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)

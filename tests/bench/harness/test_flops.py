@@ -8,12 +8,12 @@ import torch
 from bench.harness.operation_counts import flops_by_dispatch, operations
 from bench.harness.subject import random_model
 from vmla.cache import CacheSpec
-from vmla.config import model_preset
+from vmla.config import named_config
 from vmla.flops import Counted
 
 pytestmark = pytest.mark.cpu
 
-WAN = model_preset("wan-1.3b")
+WAN = named_config("wan-1.3b")
 WINDOWS = (9360, 10920, 32760)
 LAYER_PASSES = 150
 """30 layers, four steps and the clean pass."""
@@ -53,14 +53,14 @@ def test_the_parts_of_a_layer_are_those_of_the_table():
 @pytest.mark.parametrize("layout", ["mla", "mha"])
 @pytest.mark.parametrize("batch", [1, 3])
 def test_the_formula_counts_what_runs(layout, batch):
-    config = model_preset("debug", layout=layout)
+    config = named_config("debug", layout=layout)
     seen = flops_by_dispatch(random_model(config), batch=batch)
     assert seen == Counted(config=config, batch=batch).flops
 
 
 def test_absorbed_attention_without_a_kernel_sums_the_rotary_part_too():
     """The formula is the kernel's; SDPA takes keys for values and drops their rotary part afterwards."""
-    config = model_preset("debug")
+    config = named_config("debug")
     queries = config.chunk * config.tokens_per_frame
     window = CacheSpec.of(config).positions * config.tokens_per_frame
     dropped = 2 * config.num_layers * config.num_attention_heads * queries * window * config.qk_rope_head_dim
@@ -89,6 +89,6 @@ def _matrices(config):
 
 def test_a_pass_reads_nothing_back():
     for layout in ("mla", "mha"):
-        seen = operations(model_preset("debug", layout=layout))
+        seen = operations(named_config("debug", layout=layout))
         assert seen.reads == 0
         assert seen.launches > 100

@@ -1,6 +1,7 @@
 """Telling codec, first chunk and continuation apart: each part on what is known beforehand."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,8 +9,12 @@ from click.testing import CliRunner
 from kit.checkpoints import as_trained_on
 
 from bench.cli import main as vmla_bench
-from bench.quality.diagnose import figures, held_out_scenes, through_codec
+from bench.quality.diagnose import figures, held_out_scenes, still_figures, through_codec, trained_scenes
+from bench.quality.grades import Graded
+from plugins.documents.json_file import read_json
+from vmla.train.data.latents import drawn_clip
 from vmla.weights.checkpoint import open_checkpoint
+from vmla.world.grader.grade import Grade
 from vmla.world.worlds import FIRST, SECOND
 
 pytestmark = pytest.mark.cpu
@@ -57,7 +62,28 @@ def test_a_model_of_no_world_is_refused_and_one_of_a_world_measured(checkpoint, 
     assert found["complete"] and found["world"] == "sprites-2"
     rolled = {f"{true} true chunks, then own" for true in (0, 1)}
     assert set(found["stages"]) == {"true videos through the codec", *rolled}
+    assert set(found["first_chunks"]) == {"held-out prompts"}  # the record of this model names no clips
+    assert {"count", "all"} < set(found["first_chunks"]["held-out prompts"]["two objects"])
     assert all(0 <= share <= 1 for stage in found["stages"].values() for share in stage["all"].values())
+
+
+def test_scenes_of_training_are_those_of_its_record():
+    shipped = open_checkpoint()
+    scenes, settings = trained_scenes(shipped, 6), read_json(shipped.folder / "training.json")["settings"]
+    assert [len(scene.sprites) for scene in scenes] == [1, 2] * 3
+    assert not any(scene.held_out for scene in scenes)
+    drawn = [drawn_clip(settings["latents"]["seed"], number, shipped.world())[0] for number in range(20)]
+    assert all(scene in drawn for scene in scenes)
+
+
+def test_a_first_chunk_is_not_asked_for_its_motion():
+    right = Grade(background=True, colour=True, shape=True, motion=False, count=True)
+    prompts = ["a red star resting on a navy background"] * 4
+    grades = [right, right, replace(right, count=False), replace(right, shape=False, motion=True)]
+    graded = [Graded(prompt=p, second=0, grade=g) for p, g in zip(prompts, grades, strict=True)]
+    assert still_figures(graded)["one object"] == {
+        "background": 1.0, "colour": 1.0, "shape": 0.75, "count": 0.75, "all": 0.5
+    }  # fmt: skip
 
 
 def test_given_chunks_are_those_of_the_result(checkpoint):

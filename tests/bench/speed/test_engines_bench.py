@@ -16,7 +16,7 @@ from bench.harness.time_budget import Budget
 from bench.speed import engines
 from plugins.errors import UserError
 from runtime.engines.base import EagerEngine
-from vmla.config import model_preset
+from vmla.config import named_config
 
 pytestmark = pytest.mark.cpu
 
@@ -73,7 +73,7 @@ def test_what_was_measured_stays_when_it_is_interrupted(tmp_path, monkeypatch):
     [
         (["engines", "--engines", "steam"], "no such engine: steam"),
         (["engines", "--precisions", "int3"], "no such precision: int3"),
-        (["engines", "--shape", "vast"], "no such model preset: vast"),
+        (["engines", "--shape", "vast"], "no such shape: vast"),
         (["engines", "--shape", "debug", "--checkpoint", "sprites"], "not both"),
         (["engines", "--device", "cuda:9"], "no device"),
     ],
@@ -85,7 +85,7 @@ def test_bad_input_ends_in_one_line(arguments, said):
 
 
 def test_every_engine_comes_in_every_precision():
-    arms = choose_arms(None, "fp32,bf16")
+    arms = choose_arms(None, ("fp32", "bf16"))
     assert [arm.engine for arm in arms[::2]] == list(ENGINES)
     assert {arm.layout for arm in arms if arm.engine == "eager-mha"} == {"mha"}
 
@@ -127,12 +127,12 @@ def test_a_budget_leaves_out_what_would_not_end():
 
 
 def test_random_weights_keep_the_size_of_what_they_multiply():
-    model = random_model(model_preset("debug"))
+    model = random_model(named_config("debug"))
     x = torch.randn(1, 64, 64)
     for name, module in model.named_modules():
         if isinstance(module, torch.nn.Linear) and module.in_features == 64 and "time_proj" not in name:
             assert 0.8 < float(module(x).std()) < 1.25, name
-    again = random_model(model_preset("debug"))
+    again = random_model(named_config("debug"))
     assert all(torch.equal(a, b) for a, b in zip(model.parameters(), again.parameters(), strict=True))
 
 

@@ -11,7 +11,7 @@ import tensorrt_rtx as trt
 import torch
 
 from bench.speed.onnx_graph import Graph, export_graph, holes, random_weights
-from vmla.config import model_preset
+from vmla.config import named_config
 
 pytestmark = pytest.mark.cpu
 
@@ -24,7 +24,7 @@ COMMAND = [sys.executable, "-c", "from bench.cli import main; main()", "graph"]
 def wide(tmp_path_factory):
     """Two layers of the published width, in bfloat16, at the published sizes."""
     path = tmp_path_factory.mktemp("graph") / "step.onnx"
-    config = replace(model_preset("wan-1.3b"), num_layers=2)
+    config = replace(named_config("wan-1.3b"), num_layers=2)
     return path, export_graph(config, "bf16", path, weights=holes(config))
 
 
@@ -58,7 +58,7 @@ def test_tensorrt_s_parser_takes_it(wide):
 
 
 def test_random_weights_are_those_of_the_model_and_no_others(tmp_path):
-    config = model_preset("debug")
+    config = named_config("debug")
     path = tmp_path / "step.onnx"
     export_graph(config, "bf16", path, weights=random_weights(config))
     assert np.fromfile(path.with_name("step.onnx.data"), np.uint8).astype(bool).sum() > 10_000
@@ -69,7 +69,7 @@ def test_random_weights_are_those_of_the_model_and_no_others(tmp_path):
 
 
 def test_the_form_for_the_plugin_has_a_node_a_layer_that_takes_validity(tmp_path):
-    config, path = model_preset("debug"), tmp_path / "step.onnx"
+    config, path = named_config("debug"), tmp_path / "step.onnx"
     graph = export_graph(config, "bf16", path, weights=holes(config), attention="plugin")
     assert graph.attention_nodes == config.num_layers
     assert graph.inputs["slot_index"] == [config.sink + config.history]
@@ -78,7 +78,7 @@ def test_the_form_for_the_plugin_has_a_node_a_layer_that_takes_validity(tmp_path
 
 
 def test_an_fp8_graph_holds_codes_and_scales_of_random_weights(tmp_path):
-    config, path = replace(model_preset("debug"), num_layers=3), tmp_path / "step.onnx"
+    config, path = replace(named_config("debug"), num_layers=3), tmp_path / "step.onnx"
     graph = export_graph(config, "fp8", path, weights=random_weights(config))
     assert graph.operations["QuantizeLinear"] > 3
     assert "FLOAT8E4M3FN" in graph.types

@@ -15,7 +15,7 @@ from bench.harness.memory_use import Peak
 from bench.speed import memory, roofline
 from bench.speed.memory import compared, count_parameters, measured_cache, streams
 from bench.speed.roofline import Floor
-from vmla.config import model_preset
+from vmla.config import named_config
 from vmla.flops import Counted
 from vmla.transformer import VideoMLA
 
@@ -32,7 +32,7 @@ def quick_peaks(monkeypatch):
 
 def test_the_claimed_ratio_falls_out_of_what_is_held():
     """At Wan's widths; fewer layers and tokens take less time and change no ratio."""
-    small = replace(model_preset("wan-1.3b"), num_layers=2, sample_height=16, sample_width=16)
+    small = replace(named_config("wan-1.3b"), num_layers=2, sample_height=16, sample_width=16)
     caches = {
         layout: measured_cache(replace(small, layout=layout), torch.bfloat16, CPU)
         for layout in ("mha", "mla")
@@ -54,7 +54,7 @@ def test_a_peak_sees_what_was_freed():
 
 
 def test_streams_are_counted_by_the_measured_cache():
-    config = model_preset("debug")
+    config = named_config("debug")
     caches = {
         layout: {"bytes_per_video": size, "tokens": 64} for layout, size in (("mha", 1e6), ("mla", 1e5))
     }
@@ -77,7 +77,7 @@ def test_memory_writes_caches_streams_and_passes(tmp_path, monkeypatch):
 
 
 def test_each_part_of_the_floor_is_bound_by_one_of_two_peaks():
-    counted = Counted(config=model_preset("debug"))
+    counted = Counted(config=named_config("debug"))
     compute = Floor(counted=counted, precision="fp32", matrix=1.0, copy=1e30)
     traffic = Floor(counted=counted, precision="fp32", matrix=1e30, copy=1.0)
     assert compute.seconds == pytest.approx(5 * counted.flops)

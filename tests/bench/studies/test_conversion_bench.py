@@ -15,12 +15,12 @@ from bench.report.readme import section_tables
 from bench.report.sections.studies import conversion_section
 from bench.studies import conversion, conversion_trial
 from bench.studies.conversion import CALIBRATION, DEFAULT, VALUES, compared, variants
-from vmla.config import model_preset
+from vmla.config import named_config
 from vmla.weights.conversion.spectral import Choices
 
 pytestmark = pytest.mark.cpu
 
-MODEL = model_preset("debug")
+MODEL = named_config("debug")
 
 
 @pytest.fixture(scope="module")

@@ -13,7 +13,7 @@ from bench.report.sections.studies import study_section
 from bench.studies import trial
 from bench.studies.study import STUDIES, chosen_arms, compared, spread
 from vmla.config import ModelConfig
-from vmla.train.recipes.from_scratch import training_recipe
+from vmla.train.recipes.from_scratch import pretraining_recipe
 from vmla.train.stages.codec import with_statistics
 from vmla.transformer import VideoMLA
 from vmla.weights.checkpoint import open_checkpoint
@@ -41,7 +41,7 @@ def test_each_question_varies_one_thing(study):
 
 
 def model_of(study, arm) -> ModelConfig:
-    return training_recipe(study.recipe, **arm.sizes).model
+    return pretraining_recipe(study.recipe, **arm.sizes).model
 
 
 def test_the_real_study_has_three_seeds():

@@ -17,7 +17,7 @@ from export.settings import Settings
 from plugins.errors import UserError
 from runtime.cli.export import main
 from runtime.rollout.calibration import drive
-from vmla.config import model_preset
+from vmla.config import named_config
 from vmla.weights.checkpoint import open_checkpoint
 
 pytestmark = pytest.mark.cpu
@@ -132,7 +132,7 @@ def test_a_gpu_that_is_not_here_is_refused(checkpoint, tmp_path, monkeypatch):
     options = ["--checkpoint", str(checkpoint), "--device", "cuda", "-o", str(tmp_path / "x.json")]
     result = CliRunner().invoke(main, ["calibrate", *options])
     assert result.exit_code == 2
-    assert "no CUDA device here" in result.output
+    assert "no device 'cuda' here" in result.output
 
 
 def test_a_model_of_which_no_layer_can_be_quantised_is_refused():
@@ -158,7 +158,7 @@ def test_a_calibration_of_another_model_builds_nothing(checkpoint, calibration, 
 def test_every_reason_to_exclude_is_one_of_some_layer():
     found = set()
     for layout in ("mla", "mha"):
-        for name, shape in layers_of(model_preset("wan-1.3b", layout=layout)).items():
+        for name, shape in layers_of(named_config("wan-1.3b", layout=layout)).items():
             found.add(reason_to_exclude(name, shape, 30))
     assert set(EXCLUDED.values()) < found
     assert None in found

@@ -13,7 +13,7 @@ from torch.overrides import TorchFunctionMode
 
 from export.lowering.precision import (
     DTYPES,
-    KEPT_WIDE,
+    FLOAT32_PREFIXES,
     MOVES,
     PRODUCTS,
     base_of,
@@ -80,7 +80,7 @@ def test_it_rounds_where_the_policy_says_and_nowhere_else(narrowed, number, monk
     model, programs, precision = narrowed
     dtype = DTYPES[precision]
     inputs = held(pass_inputs(model.config, number, seed=number), dtype)
-    wide = [weight for name, weight in model.named_parameters() if name.startswith(KEPT_WIDE)]
+    wide = [weight for name, weight in model.named_parameters() if name.startswith(FLOAT32_PREFIXES)]
     # As in a traced graph: the operators are calls, and validity is data.
     monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
     for name, count in {"expand": 4, "mla_attention": 3}.items():
@@ -116,8 +116,8 @@ def test_matrices_are_stored_narrow_and_all_else_wide(narrowed):
     _, programs, precision = narrowed
     for program in programs.values():
         for name, value in program.state_dict.items():
-            matrix = value.ndim == 2 and not name.startswith(KEPT_WIDE)
-            bias = name.endswith("bias") and "norm" not in name and not name.startswith(KEPT_WIDE)
+            matrix = value.ndim == 2 and not name.startswith(FLOAT32_PREFIXES)
+            bias = name.endswith("bias") and "norm" not in name and not name.startswith(FLOAT32_PREFIXES)
             assert value.dtype == (DTYPES[precision] if matrix or bias else torch.float32), name
 
 
@@ -128,7 +128,7 @@ def test_products_read_narrow_and_nothing_else_computes_narrow(narrowed):
         for node in program.graph.nodes:
             if node.op != "call_function" or str(node.target) in MOVES or node.target is operator.getitem:
                 continue
-            kept = any(weights.get(arg.name, "").startswith(KEPT_WIDE) for arg in node.all_input_nodes)
+            kept = any(weights.get(arg.name, "").startswith(FLOAT32_PREFIXES) for arg in node.all_input_nodes)
             product = str(node.target) in PRODUCTS and not kept
             if node.target is not torch.ops.aten.to.dtype:
                 expected = DTYPES[precision] if product else torch.float32

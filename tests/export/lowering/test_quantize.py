@@ -17,7 +17,7 @@ from export.lowering.fp8_matmul import SCALED, scaled, scaled_linear
 from export.lowering.precision import in_precision
 from export.lowering.quantized_layers import HEADROOM, linear_layers, quantized
 from export.lowering.trace import fake_model, trace_step
-from vmla.config import model_preset
+from vmla.config import named_config
 from vmla.transformer import VideoMLA
 
 pytestmark = pytest.mark.cpu
@@ -83,7 +83,7 @@ class Policy(TorchFunctionMode):
 @pytest.fixture(scope="module")
 def model():
     """The debug model, whose widths tensor cores would take."""
-    return randomise(VideoMLA(model_preset("debug")))
+    return randomise(VideoMLA(named_config("debug")))
 
 
 @pytest.fixture(scope="module")
@@ -207,7 +207,7 @@ def test_a_program_for_gpus_multiplies_codes(model, chosen):
 
 
 def test_a_model_without_numbers_is_quantised_too(chosen, program):
-    made = quantized(trace_step(fake_model(model_preset("debug")), batch=1), chosen, "fp8")
+    made = quantized(trace_step(fake_model(named_config("debug")), batch=1), chosen, "fp8")
     assert str(made.graph) == str(program.graph)
     kinds = {name: (value.shape, value.dtype) for name, value in made.state_dict.items()}
     assert kinds == {name: (value.shape, value.dtype) for name, value in program.state_dict.items()}

@@ -14,7 +14,7 @@ from export.loading.regional import RUN, read_layers
 from export.lowering.regional import trace_regional
 from export.lowering.trace import fake_model
 from vmla.cache import CacheSpec
-from vmla.config import model_preset
+from vmla.config import named_config
 from vmla.weights.formats.files import write_tensors
 
 pytestmark = pytest.mark.cpu
@@ -93,7 +93,7 @@ def test_a_narrow_precision_is_that_of_the_weights_and_of_the_cache(tmp_path):
 
 
 def test_layers_add_weights_and_nothing_else():
-    few, many = (traced(fake_model(replace(model_preset("debug"), num_layers=layers))) for layers in (2, 5))
+    few, many = (traced(fake_model(replace(named_config("debug"), num_layers=layers))) for layers in (2, 5))
     for name, parts in PARTS.items():
         assert few[name].parts.keys() == many[name].parts.keys() == set(parts)
         for part in parts:
@@ -103,7 +103,7 @@ def test_layers_add_weights_and_nothing_else():
 
 
 def test_the_full_model_is_traced_without_its_weights():
-    model = fake_model(model_preset("wan-1.3b"))
+    model = fake_model(named_config("wan-1.3b"))
     made = trace_regional(model, batch=1, window="held", joined=True, precision="bf16")
     held = [tensor for program in made.values() for tensor in program.weights.values()]
     assert all(isinstance(tensor, FakeTensor) for tensor in held)

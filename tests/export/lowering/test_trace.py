@@ -13,7 +13,7 @@ from kit.passes import pass_inputs
 from export.lowering.precision import in_precision
 from export.lowering.trace import trace, trace_step
 from vmla.cache import CacheSpec
-from vmla.config import model_preset
+from vmla.config import named_config
 from vmla.transformer import VideoMLA
 
 pytestmark = pytest.mark.cpu
@@ -139,11 +139,11 @@ FULL_SIZE = """
 import json
 from export.lowering.precision import in_precision
 from export.lowering.trace import fake_model, trace
-from vmla.config import model_preset
+from vmla.config import named_config
 from vmla.cli.machine import peak_resident_bytes
 
 before = peak_resident_bytes()
-programs = trace(fake_model(model_preset("wan-1.3b")), batch=1)
+programs = trace(fake_model(named_config("wan-1.3b")), batch=1)
 step = programs["step"]
 shapes = {node.name: list(node.meta["val"].shape) for node in step.graph.nodes
           if node.name in step.graph_signature.user_inputs + step.graph_signature.user_outputs}
@@ -169,7 +169,7 @@ def test_the_full_model_is_traced_without_its_weights():
         "entries": [30, 1, 3 * 1560, 224],
     }
     with torch.device("meta"):
-        count = sum(weight.numel() for weight in VideoMLA(model_preset("wan-1.3b")).parameters())
+        count = sum(weight.numel() for weight in VideoMLA(named_config("wan-1.3b")).parameters())
     assert told["weights"] == count > 1.2e9
     assert 2.2e9 < told["bf16 bytes"] < 2.5e9
     assert told["grown"] < 1e9 < 4 * count  # bytes; the weights alone would take four for each number

@@ -3,23 +3,35 @@
 import io
 import json
 import logging
+import re
 import subprocess
 import sys
 from importlib import import_module
+from typing import get_args
 
 import click
 import pytest
 from click.testing import CliRunner
+from kit.refusals import assert_one_line
 
 from bench.cli import VERBS
 from bench.cli import main as vmla_bench
 from bench.site.commands import scripts
+from export.lowering.precision import Precision
+from runtime.cli.export import PRECISIONS
 from runtime.cli.export import main as vmla_export
 from runtime.cli.run import main as vmla_run
 from vmla.cli.command import OneLineCommand
-from vmla.cli.config_file import config_option
 from vmla.cli.logs import logging_to_stderr
-from vmla.cli.progress import ProgressLine, StageBar
+from vmla.cli.options.choices import Choice, Several
+from vmla.cli.options.config_file import config_option
+from vmla.cli.progress import PhaseBar, ProgressLine
+from vmla.train.cli.commands import main as vmla_train
+from vmla.train.recipes import FROM_CHECKPOINT, FROM_SCRATCH
+from vmla.train.recipes.from_checkpoint import DISTILLATION_RECIPES
+from vmla.train.recipes.from_scratch import PRETRAINING_RECIPES
+from vmla.weights.published import NAMES as PRESET_NAMES
+from vmla.weights.published.presets import PRESETS
 
 pytestmark = pytest.mark.cpu
 
@@ -34,6 +46,7 @@ COMMANDS = (
 ALL_HELP = f"""
 import json, sys
 from importlib import import_module
+from typing import get_args
 from click.testing import CliRunner
 told = {{}}
 for name in {COMMANDS}:
@@ -89,6 +102,67 @@ def test_every_option_says_what_it_is_for():
         if isinstance(option, click.Option) and not option.hidden and not option.help
     }
     assert silent == set()
+
+
+def test_a_device_is_asked_for_alike_everywhere():
+    found = {
+        name: (option.default, option.help)
+        for name, command in all_commands()
+        for option in command.params
+        if "--device" in option.opts
+    }
+    assert {"vmla-run", "vmla-serve", "vmla-train run", "vmla-export build", "vmla-bench engines"} <= {*found}
+    assert {default for default, _ in found.values()} == {"auto"}
+    assert all("; auto: " in told and "else the CPU." in told for _, told in found.values())
+
+
+def test_names_are_shown_as_choices_and_listed_where_they_are_many():
+    shown = {
+        f"{name} {option.opts[0]}": (option.type.choices, option.make_metavar(click.Context(command)), option)
+        for name, command in all_commands()
+        for option in command.params
+        if hasattr(option.type, "choices")
+    }
+    assert len(shown) > 40
+    for choices, metavar, option in shown.values():
+        assert isinstance(option.type, Choice | Several)
+        between = "|".join(choices)
+        assert between in metavar or f"One of: {', '.join(choices)}." in option.help
+
+
+def test_names_that_are_known_before_pytorch_is_loaded_are_those_that_there_are():
+    assert tuple(PRETRAINING_RECIPES) == FROM_SCRATCH
+    assert tuple(DISTILLATION_RECIPES) == FROM_CHECKPOINT
+    assert tuple(PRESETS) == PRESET_NAMES
+    assert get_args(Precision) == PRECISIONS
+
+
+@pytest.mark.parametrize(
+    ("main", "words", "said"),
+    [
+        (vmla_train, ["run", "sprits"], "no such recipe: sprits; there are debug, mini, sprites; did you"),
+        (vmla_train, ["stage", "focing"], "no such stage: focing; .*; did you mean forcing"),
+        (vmla_train, ["convert", "--from", "x", "--preset", "selfforcing"], "no such preset: selfforcing; "),
+        (vmla_export, ["build", "--precision", "fp7"], "no such precision: fp7; .*; did you mean fp"),
+        (vmla_export, ["build", "--backend", "aot"], "no such backend: aot; .*; did you mean aoti"),
+        (vmla_run, ["--layout", "per-head"], "no such layout: per-head; there are mla, mha$"),
+        (vmla_bench, ["engines", "--precisions", "fp32,bf61"], "no such precision: bf61; .*; did you mean"),
+    ],
+)  # fmt: skip
+def test_a_name_that_there_is_not_is_refused_in_one_line_with_the_nearest(main, words, said):
+    done = CliRunner().invoke(main, words)
+    (line,) = done.stderr.splitlines()
+    assert done.exit_code == 2 and re.match(f"Error: {said}", line)
+
+
+def test_a_list_of_names_is_read_in_its_order_and_completed_at_its_end():
+    kind = Several(["fp32", "bf16", "fp8"])
+    assert kind.convert("fp8, fp32,fp8", None, None) == ("fp8", "fp32")
+    context, option = click.Context(vmla_run), click.Option(["--precisions"], type=kind)
+    assert [item.value for item in kind.shell_complete(context, option, "bf16,fp")] == [
+        "bf16,fp32",
+        "bf16,fp8",
+    ]
 
 
 @pytest.mark.parametrize("main", [vmla_run, vmla_export])
@@ -167,12 +241,12 @@ def test_a_terminal_is_shown_how_much_is_done_and_left(monkeypatch):
     assert " 50%" in stream.getvalue() and "0:20 left" in stream.getvalue() and "[chunk]" in stream.getvalue()
 
 
-def test_a_bar_shows_stages_on_a_terminal_and_is_silent_in_a_pipe(monkeypatch):
+def test_a_bar_shows_phases_on_a_terminal_and_is_silent_in_a_pipe(monkeypatch):
     monkeypatch.setenv("TERM", "xterm")
     terminal, pipe = Terminal(), io.StringIO()
     for stream in (terminal, pipe):
-        with StageBar(stream) as bar:
-            bar.advance(1, 2)  # of no stage
+        with PhaseBar(stream) as bar:
+            bar.advance(1, 2)  # of no phase
             bar.begin("trace [a]")
             bar.advance(1, 4)
             bar.begin("compile")
@@ -185,3 +259,26 @@ def test_quiet_shows_no_progress():
     with logging_to_stderr("error"), ProgressLine(stream) as line:
         line.show("chunk", done=0.5)
     assert stream.getvalue() == ""
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes\n"),
+    ],
+)
+def test_memory_that_runs_out_is_said_in_one_line(error):
+    @click.command(cls=OneLineCommand)
+    def greedy():
+        raise error
+
+    assert_one_line(CliRunner().invoke(greedy), "memory ran out")
+
+
+def test_another_error_of_the_runtime_is_no_lack_of_memory():
+    @click.command(cls=OneLineCommand)
+    def wrong():
+        raise RuntimeError("a fault of ours")
+
+    assert isinstance(CliRunner().invoke(wrong).exception, RuntimeError)

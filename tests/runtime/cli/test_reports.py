@@ -11,6 +11,7 @@ import pytest
 from click.testing import CliRunner
 from kit.refusals import assert_one_line
 
+from bench.cli import main as bench
 from runtime.cli.export import main as export
 from runtime.cli.run import main
 from runtime.cli.serve import main as serve
@@ -123,6 +124,38 @@ def test_nowhere_else_is_a_dash_the_name_of_a_file(tmp_path, monkeypatch, comman
     monkeypatch.chdir(tmp_path)
     assert_one_line(CliRunner().invoke(command, given), "- is no standard stream here; name a file or folder")
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "given"),
+    [
+        (export, ("build", "-o")),
+        (export, ("calibrate", "-o")),
+        (train, ("run", "debug", "-o")),
+        (train, ("inspect", "none", "-o")),
+        (bench, ("report", "none", "-o")),
+    ],
+)
+def test_no_command_writes_to_a_pipe_or_through_a_link(tmp_path, command, given):
+    pipe, link, mine = (tmp_path / name for name in ("pipe", "link", "mine"))
+    os.mkfifo(pipe)
+    mine.write_text("mine")
+    link.symlink_to(mine)
+    for path in (pipe, link):
+        result = CliRunner().invoke(command, [*given, str(path)])
+        assert result.exit_code == 2
+        assert str(path) in result.output.splitlines()[-1]
+    assert pipe.is_fifo() and link.is_symlink() and mine.read_text() == "mine"
+
+
+def test_a_working_directory_that_was_removed_is_said(checkpoint, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    (tmp_path / "here").rmdir()
+    assert_one_line(run(checkpoint, "a.mp4"), "the working directory was removed")
+    assert_one_line(
+        CliRunner().invoke(train, ["run", "debug", "-o", "run"]), "the working directory was removed"
+    )
 
 
 @pytest.mark.parametrize("option", ["--events", "--metrics"])

@@ -20,9 +20,10 @@ from safetensors.torch import load_file
 from runtime import generate
 from runtime.cli.run import main
 from runtime.outputs.mp4 import Mp4Sink
-from runtime.planning.request import THREADS, choose_device, prepare
+from runtime.planning.compute import THREADS
+from runtime.planning.request import prepare
 from vmla.cache import CacheSpec
-from vmla.config import model_preset
+from vmla.config import named_config
 from vmla.weights.formats.files import write_tensors
 
 pytestmark = pytest.mark.cpu
@@ -41,14 +42,6 @@ def make(checkpoint, output, *more, prompt=PROMPT):
 def frames_of(path):
     with av.open(str(path)) as file:
         return np.stack([frame.to_ndarray(format="rgb24") for frame in file.decode(video=0)])
-
-
-@pytest.mark.parametrize(("there", "told"), [(False, "cpu"), (True, "cuda")])
-def test_the_device_is_a_gpu_if_there_is_one(monkeypatch, there, told):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: there)
-    monkeypatch.setattr(torch, "empty", lambda *_, **__: None)
-    assert choose_device("auto") == torch.device(told)
-    assert choose_device("cpu") == torch.device("cpu")
 
 
 def test_a_video_of_the_length_asked_for(checkpoint, tmp_path):
@@ -89,7 +82,7 @@ def test_pictures_and_nothing(checkpoint, tmp_path):
 def test_the_plan_is_the_truth(checkpoint):
     result = run("--prompt", PROMPT, "--checkpoint", checkpoint, "--minutes", 3, "--dry-run")
     assert result.exit_code == 0
-    spec = CacheSpec.of(model_preset("debug"))
+    spec = CacheSpec.of(named_config("debug"))
     cache = spec.allocate(1, dtype=torch.float32)
     assert f"cache: {cache.nbytes:,} bytes" in result.output
     assert "240 chunks, 2880 frames of 64x64, 180 s" in result.output
@@ -108,7 +101,7 @@ def test_an_existing_file_is_kept_unless_told_otherwise(checkpoint, tmp_path):
 
 def assert_one_line(result, *fragments):
     assert result.exit_code not in (0, 1, 130), result.output
-    beside = "Usage", "Try", "engine: "
+    beside = "Usage", "Try", "engine: ", "device: "
     lines = [line for line in result.output.splitlines() if line and not line.startswith(beside)]
     assert len(lines) == 1, result.output
     for fragment in fragments:

@@ -12,7 +12,7 @@ from runtime.engines.block_compiler import (
     choose_compiled,
     code_cache,
     compiled_line,
-    keep_compiled_code,
+    set_inductor_cache,
 )
 from runtime.planning.request import prepare
 
@@ -46,12 +46,12 @@ def test_the_choice_is_said():
 def test_code_is_kept_in_the_users_own_cache_unless_the_user_named_another(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "there")
-    keep_compiled_code(code_cache())
+    set_inductor_cache(code_cache())
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "there"
     monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
-    keep_compiled_code(None)
+    set_inductor_cache(None)
     assert "TORCHINDUCTOR_CACHE_DIR" not in os.environ
-    keep_compiled_code(code_cache())
+    set_inductor_cache(code_cache())
     assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "videomla" / "inductor")
     monkeypatch.undo()
 

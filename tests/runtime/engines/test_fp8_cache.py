@@ -1,4 +1,4 @@
-"""A cache in float8: the bytes that are kept, and rollouts that equal a cache quantised from outside."""
+"""A cache in float8: the bytes that are cached, and rollouts that equal a cache quantised from outside."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -14,34 +14,35 @@ from plugins.errors import UserError
 from runtime.cli.run import main
 from runtime.engines.base import EagerEngine
 from runtime.engines.layers.cache_formats import Scaled
-from runtime.engines.layers.fp8_cache import KeptEntries, choose_fp8_cache
+from runtime.engines.layers.fp8_cache import PackedEntries, choose_fp8_cache
 from runtime.planning.request import prepare
 from runtime.prompts.sources import FixedPrompts
 from runtime.resume.sidecar import describe_model, sidecar_path
 from runtime.rollout.rollout import Rollout
-from vmla.config import MODEL_PRESETS, model_preset
+from vmla.config import MODEL_CONFIGS, named_config
 from vmla.scheduler import Sampler
 
 pytestmark = pytest.mark.cpu
 
 CPU = torch.device("cpu")
-CONFIG = MODEL_PRESETS["debug"]
+CONFIG = MODEL_CONFIGS["debug"]
 
 
-@pytest.mark.parametrize("preset, width", [("debug", 16 + 2 + 16), ("wan-1.3b", 192 + 12 + 64)])
-def test_an_entry_s_bytes_are_its_codes_its_scales_and_its_rotary_key(preset, width):
-    config = model_preset(preset)
-    kept, form = KeptEntries(config), Scaled("fp8", bits=8, rotary=config.qk_rope_head_dim)
+@pytest.mark.parametrize("name, width", [("debug", 16 + 2 + 16), ("wan-1.3b", 192 + 12 + 64)])
+def test_an_entry_s_bytes_are_its_codes_its_scales_and_its_rotary_key(name, width):
+    config = named_config(name)
+    entry, form = PackedEntries(config), Scaled("fp8", bits=8, rotary=config.qk_rope_head_dim)
     entries = draw(2, 1, 5, config.entry_width, seed=3)
     entries[0, 0, 0] = 0
-    packed = kept.pack(entries)
+    packed = entry.pack(entries)
     assert packed.dtype == torch.uint8 and packed.shape == (2, 1, 5, width)
-    assert kept.width == width == form.bytes_per_token(config.entry_width)
+    assert entry.width == width == form.bytes_per_token(config.entry_width)
     for dtype in (torch.float32, torch.bfloat16):
-        assert torch.equal(kept.unpack(packed, dtype), form.unpack(form.pack(entries), dtype))
-        assert torch.equal(kept.unpack(packed[:, :, 1:2], dtype), kept.unpack(packed, dtype)[:, :, 1:2])
-    assert (kept.unpack(packed, torch.float32) - entries).norm() / entries.norm() < 0.04  # e4m3: 2^-4 at most
-    assert not kept.unpack(torch.zeros_like(packed), torch.float32).any()
+        assert torch.equal(entry.unpack(packed, dtype), form.unpack(form.pack(entries), dtype))
+        assert torch.equal(entry.unpack(packed[:, :, 1:2], dtype), entry.unpack(packed, dtype)[:, :, 1:2])
+    error = (entry.unpack(packed, torch.float32) - entries).norm() / entries.norm()
+    assert error < 0.04  # e4m3: 2^-4 at most
+    assert not entry.unpack(torch.zeros_like(packed), torch.float32).any()
 
 
 def engine(model, **options):
@@ -64,7 +65,7 @@ def test_a_rollout_equals_one_whose_cache_is_quantised_from_outside():
     outside, _ = chunks_of(StoredCache(engine(model), form, batch=1))
     plain, wide = chunks_of(engine(model))
     assert torch.equal(made, outside)
-    assert cache.nbytes == wide.nbytes * KeptEntries(CONFIG).width // (4 * CONFIG.entry_width)
+    assert cache.nbytes == wide.nbytes * PackedEntries(CONFIG).width // (4 * CONFIG.entry_width)
     assert torch.equal(made[0], plain[0])  # whose window is empty
     error = (made[1:] - plain[1:]).norm() / plain[1:].norm()
     assert 1e-5 < error < 0.2
@@ -87,8 +88,8 @@ def test_the_plan_counts_its_bytes(checkpoint):
     assert describe_model(job)["cache"] == "fp8" and describe_model(wide)["cache"] is None
     own = [one.plan().own["latent cache"] for one in (job, wide)]
     config = job.checkpoint.model_config()
-    assert own[0] * 4 * config.entry_width == own[1] * KeptEntries(config).width
-    assert job.plan().cache_bytes_per_token_and_layer == KeptEntries(config).width
+    assert own[0] * 4 * config.entry_width == own[1] * PackedEntries(config).width
+    assert job.plan().cache_bytes_per_token_and_layer == PackedEntries(config).width
 
 
 def test_what_cannot_be_is_refused():

@@ -15,7 +15,7 @@ from runtime.engines.base import EagerEngine
 from runtime.engines.layers.fp8_linear import Fp8Linear, choose_fp8, in_fp8, quantisable
 from runtime.planning.request import prepare
 from runtime.resume.sidecar import describe_model
-from vmla.config import MODEL_PRESETS
+from vmla.config import MODEL_CONFIGS
 from vmla.fused_attention import fused
 from vmla.transformer import StepInputs
 
@@ -25,7 +25,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 
 def model():
-    return random_model(replace(MODEL_PRESETS["debug"], num_layers=4))
+    return random_model(replace(MODEL_CONFIGS["debug"], num_layers=4))
 
 
 def test_the_layers_are_those_that_compiled_engines_quantise():

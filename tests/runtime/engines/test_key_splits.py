@@ -10,7 +10,7 @@ from plugins.triton.split_kv import TimedSplits
 from runtime.engines import key_splits
 from runtime.engines.key_splits import time_absorbed
 from vmla.cache import CacheSpec
-from vmla.config import model_preset
+from vmla.config import named_config
 
 pytestmark = pytest.mark.cpu
 
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 
 
 def test_what_is_fastest_on_a_full_window_is_what_passes_of_that_size_take(monkeypatch):
-    config = replace(model_preset("sprites"), sample_height=16, sample_width=16)
+    config = replace(named_config("sprites"), sample_height=16, sample_width=16)
     spec, ran = CacheSpec.of(config), []
     window = spec.positions * spec.tokens_per_frame
 
@@ -46,4 +46,4 @@ def test_nothing_is_timed_where_the_kernel_does_not_run():
     def timer(call):
         raise AssertionError("timed")
 
-    assert time_absorbed(model_preset("debug"), dtype=torch.bfloat16, device=CPU, timer=timer) is None
+    assert time_absorbed(named_config("debug"), dtype=torch.bfloat16, device=CPU, timer=timer) is None

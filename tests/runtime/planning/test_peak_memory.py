@@ -22,7 +22,7 @@ from runtime.rollout.passes import ChunkPasses
 from runtime.rollout.rollout import Rollout
 from runtime.session.session import Session
 from vmla.cache import CacheSpec
-from vmla.config import MODEL_PRESETS
+from vmla.config import MODEL_CONFIGS
 from vmla.scheduler import Sampler
 from vmla.transformer import VideoMLA
 from vmla.vae.wan import WanCodec
@@ -64,7 +64,7 @@ def test_the_most_that_lives_at_once_is_counted(device):
     ],
 )  # fmt: skip
 def test_a_pass_takes_about_what_the_plan_says(changes):
-    config = replace(MODEL_PRESETS["sprites"], **changes)
+    config = replace(MODEL_CONFIGS["sprites"], **changes)
     torch.manual_seed(0)
     words = Words(config)
     engine = EagerEngine(VideoMLA(config), words, device=CPU, dtype=torch.float32, as_it_is=True)
@@ -74,7 +74,7 @@ def test_a_pass_takes_about_what_the_plan_says(changes):
         videos.denoise()
         videos.update_cache()
     taken, planned = (
-        most_alive(partial(ChunkPasses(engine, sampler).denoise, videos.buffers)),
+        most_alive(partial(ChunkPasses(engine).denoise, videos.buffers)),
         pass_scratch(config, 4),
     )
     assert 0.83 * taken < planned < 1.17 * taken
@@ -100,7 +100,7 @@ def test_wan_s_decoder_takes_what_the_plan_says():
     sizes = {"base_dim": 16, "dim_mult": [1, 1, 2, 2], "num_res_blocks": 1, "z_dim": 4}
     more = {"latents_mean": [0.0] * 4, "latents_std": [1.0] * 4}
     torch.manual_seed(0)
-    codec, config = WanCodec(AutoencoderKLWan(**sizes, **more)), MODEL_PRESETS["debug"]
+    codec, config = WanCodec(AutoencoderKLWan(**sizes, **more)), MODEL_CONFIGS["debug"]
     with torch.device("meta"):
         empty = WanCodec(AutoencoderKLWan(**sizes, **more))
     latents = torch.randn(1, config.in_channels, config.chunk, config.sample_height, config.sample_width)

@@ -16,7 +16,7 @@ from plugins.errors import UserError
 from runtime import VideoPipeline
 from runtime.cli.run import main
 from runtime.engines.base import EagerEngine
-from runtime.planning.request import to_pixels
+from runtime.outputs.writer import to_pixels
 from runtime.planning.start import open_start
 from runtime.prompts.sources import FixedPrompts
 from runtime.rollout.decoding import CodecDecoder
@@ -181,7 +181,7 @@ def test_what_does_not_fit_is_refused_in_a_line_and_leaves_nothing(checkpoint, o
     itself = own / "video.mp4"
     made = itself.read_bytes()
     again = run(*asked[:4], "--chunks", 4, "--start", itself, "-o", itself, "--overwrite")
-    assert_one_line(again, "is what the video goes on from; choose another name")
+    assert_one_line(again, "is what the video continues; choose another name")
     assert itself.read_bytes() == made
     with pytest.raises(UserError, match="cannot read"):
         open_start(tmp_path / "text.mp4", open_checkpoint(checkpoint))

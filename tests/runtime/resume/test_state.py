@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 
 from plugins.errors import UserError
 from runtime.cli.run import main
+from runtime.resume import state as state_file
 from runtime.resume.autosave import Autosave
 from runtime.resume.state import Snapshot, State, load_state, save_state, state_path
 from runtime.session.destination import open_sink
@@ -327,6 +328,23 @@ def test_a_state_comes_back_as_it_went(tmp_path, dtype, memory):
     assert (again.decoder_state is None) == (memory is None)
     for one, other in zip(again.decoder_state or [], memory or [], strict=True):
         assert torch.equal(one, other) if isinstance(one, torch.Tensor) else one == other
+
+
+def test_a_state_is_whole_though_the_next_one_takes_its_place_while_it_is_read(tmp_path, monkeypatch):
+    def save(number):
+        snapshot = Snapshot(number=number, frame=0, forgotten=0, cache=torch.full((9,), number), past={})
+        save_state(tmp_path / "s", State(snapshot=snapshot, decoder_state=None, mark={"frames": 0}), {})
+
+    def read_header(*arguments, **options):
+        header = usual(*arguments, **options)
+        save(2)
+        return header
+
+    usual = state_file.header_in
+    monkeypatch.setattr(state_file, "header_in", read_header)
+    save(1)
+    seen = [load_state(tmp_path / "s", mend="")[0].snapshot for _ in range(2)]
+    assert [(each.number, each.cache[0].item()) for each in seen] == [(1, 1), (2, 2)]
 
 
 def test_states_that_count_in_chunks_are_read_and_new_ones_mean_the_same_to_who_counts_so(tmp_path):

@@ -24,7 +24,7 @@ from runtime.resume.state import Snapshot
 from runtime.rollout.rollout import Rollout
 from runtime.telemetry.events import NoTelemetry
 from vmla.cache import ChunkLengths
-from vmla.config import ModelConfig, model_preset
+from vmla.config import ModelConfig, named_config
 from vmla.scheduler import Sampler, keyed_noise
 
 pytestmark = pytest.mark.cpu
@@ -159,7 +159,7 @@ def test_no_engine_is_built_for_chunks_of_two_lengths(short_first, tmp_path):
 
 
 def test_a_configuration_names_a_first_chunk_only_where_it_is_set():
-    config = model_preset("debug")
+    config = named_config("debug")
     assert "first_chunk" not in config.to_dict() | config.identity()
     short = replace(config, first_chunk=1)
     assert short.to_dict()["first_chunk"] == short.identity()["first_chunk"] == 1

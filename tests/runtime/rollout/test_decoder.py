@@ -15,7 +15,8 @@ from kit.taehv import random_taehv
 
 from runtime.cli.run import main
 from runtime.outputs import NullSink
-from runtime.planning.request import prepare, to_pixels
+from runtime.outputs.writer import to_pixels
+from runtime.planning.request import prepare
 from runtime.resume.autosave import Autosave
 from runtime.resume.sidecar import sidecar_path
 from runtime.resume.state import state_path
@@ -105,14 +106,14 @@ def stopped(order, output):
 
 def test_it_goes_on_with_the_same_decoder_and_no_other(checkpoint, decoders, whole, tmp_path):
     output = tmp_path / "video"
-    order = new(PROMPT, checkpoint, scale=1, chunks=40, decoder=decoders / "0.pth")
+    order = new(PROMPT, checkpoint, scale=1, chunks=16, decoder=decoders / "0.pth")
     stopped(order, output)
     assert_one_line(run("--resume", output, "--decoder", decoders / "1.pth"), "another decoder_hash")
     assert_one_line(run("--resume", output, "--decoder", "none"), "--decoder none makes no frames for")
     result = run("--resume", output)
     assert result.exit_code == 0, result.output
     got = pictures(output)
-    assert len(got) == 12 * 40 - 3
+    assert len(got) == 12 * 16 - 3
     assert np.array_equal(got[:EXPECTED], pictures(whole))
 
 

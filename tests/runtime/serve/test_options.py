@@ -1,5 +1,7 @@
 """`vmla-serve` means by its options what `vmla-run` means by them."""
 
+import os
+
 import pytest
 from click.testing import CliRunner
 from kit.refusals import assert_one_line
@@ -31,6 +33,7 @@ def test_options_that_both_have_are_called_alike_and_default_to_the_same(name):
         (b"\xff" * 20, "not UTF-8 text"),
         (b"k" * 70_000, "more than 65,536 bytes"),
         (b"short\n", "at least 16"),
+        (b"\0" * 40, "printable"),
     ],
 )
 def test_a_file_that_holds_no_keys_opens_no_server(tmp_path, content, said):
@@ -49,3 +52,25 @@ def test_a_server_decides_about_compiling_by_its_longest_stream(checkpoint):
     job, _ = prepare("a video", checkpoint, seconds=Limits().stream_seconds, compiled=None, device="auto")
     assert job.chunks * 12 >= Limits().stream_seconds * 16 - 12
     assert job.compiled == (job.device.type == "cuda")
+
+
+def test_a_server_that_cannot_start_says_why_in_one_line(checkpoint, tmp_path):
+    asked = ("--checkpoint", checkpoint, "--port", 0, "--store", tmp_path / "streams", "--memory", "1KiB")
+    result = CliRunner().invoke(serve, [str(each) for each in asked])
+    assert result.exit_code == 2
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("Error: 1,024 bytes hold 0 videos and no more")
+
+
+@pytest.mark.parametrize("name", [".lock", ".relay-key"])
+@pytest.mark.parametrize("kind", ["link", "pipe"])
+def test_a_store_whose_files_are_something_else_is_refused_and_nothing_changed(
+    checkpoint, tmp_path, name, kind
+):
+    store, mine = tmp_path / "streams", tmp_path / "mine"
+    store.mkdir()
+    mine.write_text("mine")
+    (store / name).symlink_to(mine) if kind == "link" else os.mkfifo(store / name)
+    asked = ("--checkpoint", checkpoint, "--port", 0, "--store", store, "--shared")
+    assert_one_line(CliRunner().invoke(serve, [str(each) for each in asked]), f"{name}")
+    assert mine.read_text() == "mine"

@@ -194,7 +194,7 @@ def test_an_endless_video_goes_on_until_it_is_cancelled(job, wanted):
         task.cancel()
         assert task.wait(ENOUGH)
     assert task.failure is None
-    assert not task.stages.complete
+    assert not task.producer.complete
     count = min(12 * CHUNKS, len(sink.pixels()))
     assert np.array_equal(sink.pixels()[:count], wanted(0)[:count])
 
@@ -217,7 +217,7 @@ def test_a_sink_that_takes_nothing_holds_up_no_other_video_and_can_be_cancelled(
     stalled, sink = Stalling(), Gallery()
     with Serving(job) as session:
         stuck = session.admit(job, stalled, frames=None)
-        until(lambda: stuck.stages.blocked)
+        until(lambda: stuck.producer.blocked)
         other = session.admit(job, sink, frames=12 * CHUNKS)
         assert other.wait(ENOUGH)
         assert np.array_equal(sink.pixels(), wanted(0))
@@ -370,8 +370,8 @@ def test_live_prompts_go_on_with_what_was_asked_for_and_stay_live(job):
         again = session.restore(state, sinks[1])
         session.run()
         assert np.array_equal(sinks[0].pixels()[24:], sinks[1].pixels())
-        assert [change.chunk for change in again.stages.job.prompts.changes] == [0, 2]
-        assert isinstance(again.stages.job.prompts, LivePrompts)
+        assert [change.chunk for change in again.producer.job.prompts.changes] == [0, 2]
+        assert isinstance(again.producer.job.prompts, LivePrompts)
 
 
 def test_a_state_of_something_else_is_refused(job):

@@ -18,7 +18,7 @@ from plugins.errors import UserError
 from runtime.planning.plan import check_cache
 from runtime.resume.sidecar import describe_job, write_sidecar
 from runtime.session.replay import new, repeat
-from vmla.config import ModelConfig, model_preset
+from vmla.config import ModelConfig, named_config
 from vmla.transformer import VideoMLA
 from vmla.weights.checkpoint import open_checkpoint
 from vmla.weights.uninitialised import WithoutRoom
@@ -99,7 +99,7 @@ def test_a_manifest_whose_hash_is_made_to_fit(mine, tmp_path, precision):
 
 def test_a_model_has_its_shapes_before_it_takes_any_room():
     with WithoutRoom():
-        model = VideoMLA(model_preset("wan-14b"))
+        model = VideoMLA(named_config("wan-14b"))
     held = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in
             model.state_dict().values()}  # fmt: skip
     assert sum(held.values()) < 2**16

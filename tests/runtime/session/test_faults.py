@@ -18,7 +18,7 @@ from runtime.cli.run import main
 from runtime.device.worker_thread import WorkerThread
 from runtime.outputs.mp4 import Mp4Sink
 from runtime.outputs.png import PngSink
-from runtime.planning.request import Job
+from runtime.planning.job import Job
 from runtime.resume.autosave import Autosave
 from runtime.resume.state import state_path
 from runtime.session.destination import open_sink

@@ -17,7 +17,7 @@ from vmla.train.objectives.alignment import (
     watched,
     without_aligner,
 )
-from vmla.train.recipes.from_scratch import TRAINING_RECIPES
+from vmla.train.recipes.from_scratch import PRETRAINING_RECIPES
 from vmla.train.stages.batches import draw_batch
 from vmla.train.stages.denoiser import DenoiserStage
 from vmla.world.labels import WIDTH, label
@@ -26,7 +26,7 @@ from vmla.world.worlds import SECOND
 
 pytestmark = pytest.mark.cpu
 
-DEBUG = TRAINING_RECIPES["debug"]
+DEBUG = PRETRAINING_RECIPES["debug"]
 PLACES = DEBUG.model.tokens_per_frame
 
 

@@ -21,7 +21,7 @@ from vmla.train.loop.parallel import direct
 from vmla.train.objectives.cached_rollout import CachedRollout
 from vmla.train.objectives.dmd import guided_beyond
 from vmla.train.recipes.from_checkpoint import DISTILLATION_RECIPES
-from vmla.train.recipes.from_scratch import training_recipe
+from vmla.train.recipes.from_scratch import pretraining_recipe
 from vmla.train.stages.denoiser import narrowed
 from vmla.train.stages.distillation import ConsistencyStage, DistributionStage
 from vmla.transformer import VideoMLA
@@ -170,12 +170,12 @@ def test_distillations_are_guided_as_the_teacher_is_sampled(weight):
 
 def test_the_recipe_for_a_gpu_trains_the_model_as_it_was_made():
     """Guidance steers away from what it says where prompts were dropped: training on must drop as many."""
-    made, on_gpu = training_recipe("sprites"), DISTILLATION_RECIPES["sprites-gpu"]
+    made, on_gpu = pretraining_recipe("sprites"), DISTILLATION_RECIPES["sprites-gpu"]
     assert on_gpu.model == made.model
     assert on_gpu.forcing.prompt_dropout == made.denoiser_training.prompt_dropout > 0
     assert on_gpu.forcing.forcing.shift == made.denoiser_training.forcing.shift
     guided_by = on_gpu.taught_by(made.sampler)
-    assert guided_by.consistency.consistency.guidance == made.sampler.guidance_scale
+    assert guided_by.consistency.consistency.guidance == made.sampler.of_chunk(opens=True).guidance_scale
 
 
 def test_a_per_head_teacher_judges_whole_clips():
@@ -287,7 +287,7 @@ def test_a_guided_teacher_guides_both_distillations_by_its_own_weight(checkpoint
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
-        (["forcing", "--recipe", "large"], "no such training recipe: large; there are debug"),
+        (["forcing", "--recipe", "large"], "no such recipe: large; there are debug"),
         (["forcing", "--recipe", "debug"], "--from is missing"),
         (["forcing", "--recipe", "debug", "--from", "nowhere", "--data", "x", "-o", "y"], "no checkpoint"),
         (["long", "--recipe", "debug", "--from", "START", "--data", "EMPTY", "-o", "y"], "holds no clips"),

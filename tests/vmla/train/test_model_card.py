@@ -85,6 +85,9 @@ def test_the_card_of_a_shipped_model_is_that_of_its_record_and_results(name, tmp
 def test_a_card_names_the_stages_the_world_and_how_text_is_read(small):
     _, first = write(small)
     assert "reading bytes" in first and "`refine` with less of it" in first and "| refine | 1,200 |" in first
+    fresh = record("codec", "text", "denoiser", "refine")
+    fresh["settings"]["refinement_latents"] = {"clips": 8192}
+    assert "`refine` on 8,192 other clips" in write(small, record=fresh)[1]
     assert (
         "world `sprites`" in first and "may hide each other" in first and "99.5% of rendered scenes" in first
     )
@@ -96,8 +99,15 @@ def test_a_card_names_the_stages_the_world_and_how_text_is_read(small):
 
 
 def test_a_guided_models_card_says_that_a_step_takes_two_passes(small):
-    _, text = write(small, sampler={"guidance_scale": 1.5})
+    sampler = {"kind": "euler", "steps": 8, "guidance_scale": 1.5}
+    _, text = write(small, grades={"sampler": sampler})
     assert "8 euler steps for each chunk, each of two passes (classifier-free guidance 1.5)" in text
+    opening = {"kind": "renoise", "steps": 16, "guidance_scale": 2.0}
+    _, text = write(small, grades={"sampler": {"kind": "euler", "steps": 4, "opening": opening}})
+    first = (
+        "16 renoise steps for the first chunk of a prompt, each of two passes (classifier-free guidance 2)"
+    )
+    assert f"{first}, and 4 euler steps for each other chunk:" in text
 
 
 def test_grades_are_told_apart_by_the_number_of_objects(small):

@@ -13,12 +13,12 @@ from vmla.train.cli.commands import main
 from vmla.train.monitoring.contact_sheet import COLUMNS, strip, write_strip
 from vmla.train.monitoring.dashboard import dashboard
 from vmla.train.monitoring.samples import CHUNKS, PROMPTS, Samples, embedded, joining
-from vmla.train.recipes.from_scratch import TRAINING_RECIPES
+from vmla.train.recipes.from_scratch import PRETRAINING_RECIPES
 from vmla.weights.checkpoint import open_checkpoint
 
 pytestmark = pytest.mark.cpu
 
-MODEL = TRAINING_RECIPES["debug"].model
+MODEL = PRETRAINING_RECIPES["debug"].model
 
 
 @pytest.fixture(scope="module")

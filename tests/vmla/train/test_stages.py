@@ -14,11 +14,13 @@ from kit.passes import window_at
 
 from plugins.errors import UserError
 from vmla.cache import CacheSpec
-from vmla.config import model_preset
+from vmla.config import named_config
+from vmla.train import run
 from vmla.train.cli.commands import main
 from vmla.train.data.latents import LatentSet
-from vmla.train.recipes.from_scratch import TRAINING_RECIPES
+from vmla.train.recipes.from_scratch import PRETRAINING_RECIPES
 from vmla.train.run import TrainingRun
+from vmla.train.stages import STAGES
 from vmla.train.stages.codec import draw_clips, with_statistics
 from vmla.train.stages.decoder import colour_error
 from vmla.train.stages.denoiser import DenoiserStage, initialised, narrowed
@@ -31,7 +33,7 @@ from vmla.world.scene import BACKGROUNDS, is_held_out
 
 pytestmark = pytest.mark.cpu
 
-DEBUG = TRAINING_RECIPES["debug"]
+DEBUG = PRETRAINING_RECIPES["debug"]
 FRAMES = 24
 NOTED = [
     ([0, 1, 2, 3], [200.0, 400.0]), ([0, 1, 2, 3], [300.0, 500.0]), ([0, 2, 3, 4], [200.0, 500.0]),
@@ -128,6 +130,22 @@ def test_a_share_of_the_clips_is_told_nothing_and_nothing_else_changes(openings)
     assert none.loss(0).isfinite()
 
 
+@pytest.mark.parametrize("openings", [0.0, 1.0], ids=["rollouts", "openings"])
+def test_pairs_are_the_share_of_clips_that_was_asked_for(openings):
+    sizes = {"openings": openings, "opening_clips": 2, "clips": 2}
+    stages = {share: numbered_stage(pairs=share, **sizes) for share in (None, 0.0, 0.75, 1.0)}
+    objects = torch.tensor([1, 2, 1, 1, 2, 1])
+    for stage in stages.values():
+        stage.data = dataclasses.replace(stage.data, objects=objects)
+    shown = {
+        share: objects[torch.cat([stage.draw(step)[1][:, 0, 0] / 100 for step in range(80)]).long()]
+        for share, stage in stages.items()
+    }
+    assert (shown[0.0] == 1).all() and (shown[1.0] == 2).all()
+    assert (shown[None] == 2).float().mean() < 0.45 < 0.6 < (shown[0.75] == 2).float().mean() < 0.85
+    assert numbered_stage(pairs=0.75, **sizes).draw(3)[0].shape == stages[None].draw(3)[0].shape
+
+
 def test_without_dropout_a_batch_is_what_it_was_before_there_was_any():
     stage = numbered_stage(jumps=0.5, openings=0.5, opening_clips=3)
     batches = [stage.draw(step) for step in range(4)]
@@ -173,7 +191,7 @@ def test_narrowing_changes_the_type_of_the_computation_alone(layout, dtype, allo
 
 def test_training_starts_from_a_model_that_predicts_nothing():
     torch.manual_seed(0)
-    model = initialised(VideoMLA(model_preset("debug")))
+    model = initialised(VideoMLA(named_config("debug")))
     latents, text, (timestep, cache, *window) = step_inputs(model)
     velocity, entries = model(latents, timestep, model.encode_text(text), cache, *window)
     assert not velocity.any()
@@ -205,7 +223,7 @@ def test_captions_are_of_trainings_combinations_and_their_truth_is_what_they_say
 
 def test_every_caption_fits_into_the_tokens_of_the_model():
     for name in ("debug", "sprites", "mini"):
-        made = TRAINING_RECIPES[name]
+        made = PRETRAINING_RECIPES[name]
         tokenizer = made.text.build()[1]
         captions = draw_captions(0, 0, 1000, made.text_training.world)
         assert max(len(tokenizer.numbers(caption)) for caption in captions) <= made.model.text_tokens
@@ -253,7 +271,10 @@ def finished(tmp_path_factory, few_clips):
     arguments = ["run", "debug", "-o", str(folder / "run"), "--threads", str(torch.get_num_threads())]
     results = [CliRunner().invoke(main, [*arguments, "--stop-after", "3"]) for _ in range(2)]
     names = [{path.name for path in (folder / "run").iterdir()}]
-    results.append(CliRunner().invoke(main, arguments))
+    results.append(CliRunner().invoke(main, [*arguments, "--device", "cpu"]))
+    assert all(result.stderr.startswith("device: cpu") for result in results)
+    way_on = f"trained; make a checkpoint of it: vmla-train pack debug {folder / 'run'} -o FOLDER\n"
+    assert [result.stdout for result in results] == ["", "", way_on]
     assert [result.exit_code for result in results] == [0, 0, 0], [result.output for result in results]
     return folder / "run", names[0]
 
@@ -270,6 +291,24 @@ def test_a_run_has_logged_every_step(finished):
         lines = [json.loads(line) for line in (folder / f"{stage}.jsonl").read_text().splitlines()]
         assert [line["step"] for line in lines] == list(range(1, steps + 1))
         assert all(np.isfinite(line["loss"]) for line in lines)
+
+
+def test_a_run_goes_on_on_another_device_in_all_of_its_stages(finished, monkeypatch):
+    place, seen = torch.device("cpu", 0), {}
+
+    def train(stage, folder, *, parallel, **rest):
+        seen[stage.name] = {parallel.device, getattr(stage, "device", parallel.device)}
+        return trained(stage, folder, parallel=parallel, **rest)
+
+    def latents(*arguments, device):
+        seen["latents"] = {device}
+        return made(*arguments, device=device)
+
+    trained, made = run.train, run.make_latents
+    monkeypatch.setattr(run, "train", train)
+    monkeypatch.setattr(run, "make_latents", latents)
+    TrainingRun(DEBUG, finished[0], lambda line: None, device=place).until("refine")
+    assert seen == {name: {place} for name in STAGES}
 
 
 def test_a_finished_run_is_packed_into_a_checkpoint(finished, tmp_path):
@@ -300,8 +339,8 @@ def test_what_is_not_finished_is_not_packed(tmp_path):
 
 
 def test_the_decoder_learns_and_the_encoder_stays(tmp_path):
-    run = TrainingRun(DEBUG, tmp_path, lambda line: None)
-    before, after = run.codec(), run.decoder()
+    training = TrainingRun(DEBUG, tmp_path, lambda line: None)
+    before, after = training.codec(), training.decoder()
     assert all(
         torch.equal(a, b)
         for a, b in zip(before.encoder.parameters(), after.encoder.parameters(), strict=True)

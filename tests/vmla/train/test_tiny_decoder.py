@@ -10,8 +10,8 @@ from plugins.errors import UserError
 from vmla.train.cli.codec_options import RESULT, distil
 from vmla.train.loop.loop import train
 from vmla.train.optim.optimizers import TrainingSchedule
-from vmla.train.stages.tiny_decoder import TinyStage, TinyTraining, config_like
-from vmla.vae.taehv import TAEHV_PRESETS, Taehv
+from vmla.train.stages.tiny_decoder import TinyDecoderStage, TinyTraining, config_like
+from vmla.vae.taehv import TAEHV_CONFIGS, Taehv
 from vmla.vae.tiny import TinyCodec, TinyCodecConfig
 from vmla.vae.wan import WanCodec
 
@@ -38,7 +38,7 @@ def latents():
 def stage_of(teacher, latents, steps=STEPS):
     schedule = TrainingSchedule(steps=steps, learning_rate=3e-3, warmup=5, decay=steps // 4, average=0.9)
     training = TinyTraining(schedule=schedule, clips=2, frames=2, cells=3, precision="float32")
-    return TinyStage(teacher, latents, training, {"data": "test"}, CPU)
+    return TinyDecoderStage(teacher, latents, training, {"data": "test"}, CPU)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +85,7 @@ def test_a_codec_of_another_kind_is_refused_by_what_it_is():
         config_like(TinyCodec(TinyCodecConfig(latent_channels=4, **sizes)))
     with pytest.raises(UserError, match="latents of 8 channels and cells of 8 pixels"):
         config_like(TinyCodec(TinyCodecConfig(latent_channels=8, **sizes)))
-    assert config_like(WanCodec(small_vae(16))) == TAEHV_PRESETS["taew2_1"]
+    assert config_like(WanCodec(small_vae(16))) == TAEHV_CONFIGS["taew2_1"]
     assert RESULT.endswith(".safetensors")
 
 

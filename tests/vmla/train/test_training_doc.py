@@ -16,7 +16,7 @@ from kit.wan import wan_transformer
 import bench.cli
 import runtime.cli.run
 import vmla.train.cli.commands
-from vmla.config import model_preset
+from vmla.config import named_config
 from vmla.train.stages.codec import with_statistics
 from vmla.weights.checkpoint import open_checkpoint
 
@@ -62,7 +62,7 @@ def small(line):
 @pytest.fixture
 def here(tmp_path, monkeypatch, checkpoint):
     """A folder with a small Wan pipeline, videos and prompts, in which commands run."""
-    config = model_preset("debug", layout="mha")
+    config = named_config("debug", layout="mha")
     shutil.copytree(checkpoint, tmp_path / "small")
     (tmp_path / "small" / "training.json").write_text('{"recipe": "debug", "stages": {}}')
     shutil.copytree(checkpoint, tmp_path / "wan", ignore=shutil.ignore_patterns("transformer", "scheduler"))

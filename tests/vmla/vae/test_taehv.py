@@ -12,7 +12,7 @@ from kit.wan_folder import small_vae
 from safetensors.torch import save_file
 
 from plugins.errors import UserError
-from vmla.vae.taehv import TAEHV_PRESETS, Taehv
+from vmla.vae.taehv import TAEHV_CONFIGS, Taehv
 from vmla.vae.wan import WanCodec
 from vmla.weights.taehv import load_taehv, scaled_if_light
 
@@ -122,7 +122,7 @@ def published_shapes():
 
 
 def test_names_and_shapes_are_those_of_the_published_file():
-    codec = Taehv(TAEHV_PRESETS["taew2_1"])
+    codec = Taehv(TAEHV_CONFIGS["taew2_1"])
     ours = {name: tuple(tensor.shape) for name, tensor in codec.state_dict().items()}
     assert ours == published_shapes()
     # What the published model counts, by the same source.

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from plugins.atomic_files import ASIDE
 from vmla.attention import LatentAttention
 from vmla.cache import CacheSpec
-from vmla.config import model_preset
+from vmla.config import named_config
 from vmla.train.cli.commands import main
 from vmla.weights.checkpoint import WEIGHTS, open_checkpoint
 from vmla.weights.conversion.activations import CalibrationBatch, all_frames, layers_of
@@ -258,7 +258,7 @@ def wan_folder(tmp_path_factory):
     from vmla.transformer import VideoMLA
 
     folder = tmp_path_factory.mktemp("wan")
-    model = randomise(VideoMLA(model_preset("debug", layout="mha")))
+    model = randomise(VideoMLA(named_config("debug", layout="mha")))
     save_file({n: t.contiguous() for n, t in published(model, wan=True).items()}, folder / WEIGHTS)
     (folder / "config.json").write_text(json.dumps({"_class_name": "WanModel", "num_heads": 2}))
     return folder
@@ -274,7 +274,7 @@ def test_the_command_writes_a_checkpoint_and_a_report(wan_folder, tmp_path):
     opened = open_checkpoint(tmp_path / "mla")
     model, config = opened.transformer(), opened.model_config()
     assert (config.layout, config.kv_lora_rank, config.q_lora_rank) == ("mla", 24, 32)
-    original = open_source(wan_folder, like=model_preset("debug")).model().state_dict()
+    original = open_source(wan_folder, like=named_config("debug")).model().state_dict()
     for name, tensor in model.state_dict().items():
         if ".attn1." not in name:
             assert torch.equal(tensor, original[name]), name
@@ -298,7 +298,7 @@ def test_wider_latents_lose_less(wan_folder, tmp_path):
 def test_the_same_layout_is_copied(wan_folder, tmp_path):
     assert command("--from", wan_folder, "--layout", "mha", "-o", tmp_path / "mha").exit_code == 0
     ours = open_checkpoint(tmp_path / "mha").transformer().state_dict()
-    original = open_source(wan_folder, like=model_preset("debug")).model().state_dict()
+    original = open_source(wan_folder, like=named_config("debug")).model().state_dict()
     assert all(torch.equal(tensor, original[name]) for name, tensor in ours.items())
 
 

@@ -18,9 +18,10 @@ from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel
 
 from plugins.atomic_files import ASIDE
 from plugins.documents.json_file import read_json
+from plugins.documents.typed import typed
 from runtime.resume.sidecar import reference
 from vmla.cache import CacheSpec
-from vmla.config import ModelConfig, current_names, model_preset
+from vmla.config import ModelConfig, current_names, named_config
 from vmla.scheduler import Sampler
 from vmla.vae.wan import WanCodec
 from vmla.weights.checkpoint import WEIGHTS, open_checkpoint, save_checkpoint, shipped_names
@@ -73,7 +74,7 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path, layout):
         assert all(torch.equal(tensor, expected[name]) for name, tensor in ours.state_dict().items())
         assert not any(parameter.requires_grad for parameter in ours.parameters())
         assert not ours.training
-    assert second.model_config() == model_preset("debug", layout=layout)
+    assert second.model_config() == named_config("debug", layout=layout)
     assert second.sampler() == Sampler(steps=3)
     assert loaded[1].config == parts["codec"].config
     assert torch.equal(second.text()(["a red star"]), parts["text"](["a red star"]))
@@ -335,5 +336,5 @@ def test_a_shipped_model_is_found_by_its_name_everywhere(name):
     assert checkpoint.transformer().config == ModelConfig(**current_names(record["settings"]["model"]))
     distilled = record["stages"].get("distribution")
     sampler = record["settings"]["sampler"] if distilled is None else distilled["training"]["sampler"]
-    assert checkpoint.sampler() == Sampler(**sampler)
+    assert checkpoint.sampler() == typed(sampler, Sampler, name)
     assert checkpoint.world() is world_named(record["settings"]["latents"].get("world", FIRST.name))

@@ -7,12 +7,12 @@ from pathlib import Path
 
 import torch
 
-from plugins.errors import UserError
 from vmla.cli.stopping import Stop
 from vmla.train.data.clips import open_clips
 from vmla.train.loop.loop import train
+from vmla.train.loop.parallel import Parallel
 from vmla.train.optim.optimizers import TrainingSchedule
-from vmla.train.stages.tiny_decoder import TinyStage, TinyTraining
+from vmla.train.stages.tiny_decoder import TinyDecoderStage, TinyTraining
 from vmla.vae.taehv import Taehv
 from vmla.weights.formats.files import hash_weights, write_tensors
 from vmla.weights.locate import find_checkpoint
@@ -23,7 +23,7 @@ RESULT = "taehv.safetensors"
 
 def distil(
     name: str, data: Path, output: Path, report: Callable[[str], None], *, steps: int, clips: int,
-    device: str, stop_after: int | None = None, stop: Stop | None = None,
+    device: torch.device, stop_after: int | None = None, stop: Stop | None = None,
 ) -> Path | None:  # fmt: skip
     """Distil the codec of checkpoint `name` on the clips in `data`, or go on with it.
 
@@ -34,7 +34,7 @@ def distil(
         report: takes a line.
         steps: of the optimizer.
         clips: of a batch.
-        device: of torch.
+        device: that trains.
         stop_after: so many more steps.
         stop: ends it after the step under way, with its state saved.
 
@@ -46,14 +46,15 @@ def distil(
     """
     checkpoint = find_checkpoint(name)
     held = open_clips(data, checkpoint.model_config())
-    place = _device(device)
     schedule = TrainingSchedule(
         steps=steps, learning_rate=5e-4, warmup=min(50, steps // 10), decay=steps // 4
     )  # fmt: skip
     training = TinyTraining(schedule=schedule, clips=clips)
     source = {"data": held.settings, "vae": hash_weights(checkpoint.weights_path("vae"))}
-    stage = TinyStage(checkpoint.codec().to(place), held.latents, training, source, place)
-    average = train(stage, output, report=report, stop_after=stop_after, stop=stop)
+    stage = TinyDecoderStage(checkpoint.codec().to(device), held.latents, training, source, device)
+    average = train(
+        stage, output, report=report, stop_after=stop_after, parallel=Parallel(device=device), stop=stop
+    )
     if average is None:
         return None
     tiny = Taehv(stage.tiny.config)
@@ -61,14 +62,3 @@ def distil(
     tensors = {key: tensor.to("cpu", torch.float16) for key, tensor in tiny.state_dict().items()}
     write_tensors(output / RESULT, tensors, {"format": "pt"})
     return output / RESULT
-
-
-def _device(name: str) -> torch.device:
-    """The device of that name.
-
-    Raises:
-        UserError: if it is not there.
-    """
-    if name == "cuda" and not torch.cuda.is_available():
-        raise UserError("no CUDA device here; leave --device out")
-    return torch.device(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -9,12 +10,19 @@ from typing import Any
 import click
 
 from vmla.cli.command import OneLineErrors
+from vmla.cli.options.choices import Choice
+from vmla.cli.options.device import device_option
 from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say
 from vmla.train.cli.weights_commands import codec, convert, inspect, push
+from vmla.train.recipes import FROM_CHECKPOINT, FROM_SCRATCH
 from vmla.train.stages import STAGES
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
+VARIED = ("layout", "kv_lora_rank", "qk_rope_head_dim", "seed")
+"""The options of `varied`."""
+WATCHED = ("samples", "log")
+"""Those of `watched`."""
 
 
 @click.group(cls=OneLineErrors)
@@ -25,7 +33,7 @@ def main() -> None:
 def varied(command: Any) -> Any:
     """Options that change a recipe, for studies."""
     for option in (
-        click.option("--layout", type=click.Choice(["mla", "mha"]),
+        click.option("--layout", type=Choice(["mla", "mha"]),
                      help="Attention layout (default: the recipe's)."),
         click.option("--kv-lora-rank", "--content-width", "kv_lora_rank", type=click.IntRange(min=1),
                      help="Width of the shared latent."),
@@ -38,24 +46,29 @@ def varied(command: Any) -> Any:
 
 
 def watched(command: Any) -> Any:
-    """Options that show how training goes, and change nothing of it."""
+    """Options that show the progress of training without affecting it."""
     for option in (
         click.option("--samples", type=click.IntRange(min=1), metavar="EVERY",
                      help="Show clips of the averaged weights each EVERY steps, in the folder's samples/."),
-        click.option("--log", type=click.Choice(["tensorboard", "wandb"]),
+        click.option("--log", type=Choice(["tensorboard", "wandb"]),
                      help="Service that gets all numbers too, beside the JSON lines."),
     ):  # fmt: skip
         command = option(command)
     return command
 
 
-@main.command()
-@click.argument("recipe")
+@main.command(groups={
+    "What is trained": ("output", "until", "stop_after", "device", "threads"),
+    "What differs from the recipe": VARIED,
+    "What is shown": WATCHED,
+})  # fmt: skip
+@click.argument("recipe", type=Choice(FROM_SCRATCH))
 @varied
 @watched
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder of the run; run again to resume.")
-@click.option("--until", type=click.Choice(STAGES), default=STAGES[-1], help="The last stage to train.")
+@click.option("--until", type=Choice(STAGES), default=STAGES[-1], help="The last stage to train.")
 @click.option("--stop-after", type=click.IntRange(min=1), help="Stop after this many more steps of a stage.")
+@device_option("Torch device that trains")
 @click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads (default: all cores).")
 @click.pass_context
 def run(
@@ -65,35 +78,41 @@ def run(
     output: Path,
     until: str,
     stop_after: int | None,
+    device: str,
     threads: int | None,
     samples: int | None,
     log: str | None,
     **changes: Any,
 ) -> None:
-    """Train RECIPE (debug, mini or sprites), stage after stage; Ctrl-C stops it, the same command resumes."""
+    """Train the small model of a recipe, stage after stage; Ctrl-C stops it, the same command resumes."""
     import torch
 
+    from vmla.cli.options.device import say_device
     from vmla.cli.progress import ProgressLine
     from vmla.train.monitoring.dashboard import dashboard
-    from vmla.train.recipes.from_scratch import training_recipe
+    from vmla.train.recipes.from_scratch import pretraining_recipe
     from vmla.train.run import TrainingRun
 
     if threads is not None:
         torch.set_num_threads(threads)
-    chosen = training_recipe(recipe, **changes)
+    chosen, place = pretraining_recipe(recipe, **changes), say_device(device)
     with dashboard(log, output) as watchers, ProgressLine(sys.stderr) as line:
-        TrainingRun(
+        finished = TrainingRun(
             chosen, output, line.show, stop_after=stop_after, watchers=watchers, samples=samples,
-            stop=context.ensure_object(Stop),
+            stop=context.ensure_object(Stop), device=place,
         ).until(until)  # fmt: skip
+    if finished and until == STAGES[-1]:
+        given = ((f"--{key.replace('_', '-')}", str(value)) for key, value in changes.items() if value)
+        words = shlex.join([recipe, str(output), *(word for pair in given for word in pair)])
+        say(f"trained; make a checkpoint of it: vmla-train pack {words} -o FOLDER")
 
 
 @main.command()
 def recipes() -> None:
     """List the recipes, with their sizes."""
-    from vmla.train.recipes.from_scratch import TRAINING_RECIPES
+    from vmla.train.recipes.from_scratch import PRETRAINING_RECIPES
 
-    for recipe in TRAINING_RECIPES.values():
+    for recipe in PRETRAINING_RECIPES.values():
         model = recipe.model
         steps = recipe.steps()
         learned = steps["denoiser"] + steps.get("refine", 0)
@@ -101,16 +120,18 @@ def recipes() -> None:
 
 
 @main.command()
-@click.argument("recipe")
+@click.argument("recipe", type=Choice(FROM_SCRATCH))
 @click.argument("folder", type=FOLDER)
 @varied
 @click.option("-o", "--output", type=FOLDER, required=True, help="Checkpoint folder to write.")
 def pack(recipe: str, folder: Path, output: Path, **changes: Any) -> None:
-    """Write the finished run of RECIPE in FOLDER as a checkpoint folder."""
+    """Write the finished run of a recipe in FOLDER as a checkpoint folder."""
     from vmla.train.publish.pack import pack_run
-    from vmla.train.recipes.from_scratch import training_recipe
+    from vmla.train.recipes.from_scratch import pretraining_recipe
 
-    pack_run(training_recipe(recipe, **changes), folder, output, say)
+    pack_run(pretraining_recipe(recipe, **changes), folder, output, say)
+    place = shlex.quote(str(output))
+    say(f"make a video with it: vmla-run --checkpoint {place} --prompt PROMPT -o video.mp4")
 
 
 @main.command("pack-stages")
@@ -137,9 +158,14 @@ def card(folder: Path, grades: Path, grader: Path) -> None:
     write_card(folder, grades, grader)
 
 
-@main.command()
-@click.argument("name", type=click.Choice(["forcing", "consistency", "distribution", "long"]))
-@click.option("--recipe", required=True, help="Named recipe: debug, mini, sprites, sprites-gpu or wan-1.3b.")
+@main.command(groups={
+    "What is trained": ("recipe", "start", "data", "output", "teacher", "critic", "accumulate", "stop_after"),
+    "Where": ("device", "threads"),
+    "What is shown": WATCHED,
+    "Planning": ("dry_run", "gpus"),
+})  # fmt: skip
+@click.argument("name", type=Choice(["forcing", "consistency", "distribution", "long"], kind="stage"))
+@click.option("--recipe", type=Choice(FROM_CHECKPOINT), required=True, help="Named recipe.")
 @click.option("--from", "start", help="Checkpoint folder to train.")
 @click.option(
     "--data", type=FOLDER, help="Folder of clips: what vmla-train encode wrote, or the latents of a run."
@@ -149,9 +175,13 @@ def card(folder: Path, grades: Path, grader: Path) -> None:
 @click.option("--critic", help="Checkpoint folder that the critic starts from (default: the teacher).")
 @watched
 @click.option(
-    "--accumulate", type=click.IntRange(min=1), default=1, help="Number of micro-batches of each process."
+    "--accumulate",
+    type=click.IntRange(min=1),
+    default=1,
+    show_default=True,
+    help="Number of micro-batches of each process.",
 )
-@click.option("--device", default="cpu", show_default=True, help="Torch device: cpu or cuda.")
+@device_option("Torch device that trains")
 @click.option("--stop-after", type=click.IntRange(min=1), help="Stop after this many more steps.")
 @click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads (default: all cores).")
 @click.option("--dry-run", is_flag=True, help="Print memory by part for --gpus; train nothing.")
@@ -164,7 +194,7 @@ def card(folder: Path, grades: Path, grader: Path) -> None:
 )
 @click.pass_context
 def stage(context: click.Context, /, **options: Any) -> None:
-    """Train stage NAME from a checkpoint to a checkpoint, alone or under torchrun."""
+    """Train one stage from a checkpoint to a checkpoint, alone or under torchrun."""
     from vmla.cli.progress import ProgressLine
     from vmla.train.cli.stage_options import start_stage
 
@@ -172,7 +202,9 @@ def stage(context: click.Context, /, **options: Any) -> None:
         start_stage(options, line.show, say, context.ensure_object(Stop))
 
 
-@main.command()
+@main.command(groups={
+    "What is made": ("output", "checkpoint", "frames", "negative", "shard"), "Where": ("device", "ray"),
+})  # fmt: skip
 @click.argument("source", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder of the shards; run again to resume.")
 @click.option("--with", "checkpoint", required=True, help="Checkpoint folder with codec and text encoder.")
@@ -189,36 +221,41 @@ def stage(context: click.Context, /, **options: Any) -> None:
 @click.option(
     "--shard", type=click.IntRange(min=1), default=64, show_default=True, help="Number of clips in one file."
 )
-@click.option("--device", default="cpu", show_default=True, help="Torch device: cpu or cuda.")
+@device_option("Torch device that encodes")
 @click.option("--ray", is_flag=True, help="Encode over the machines of a Ray cluster, which see all folders.")
 def encode(source: Path, output: Path, checkpoint: str, **options: Any) -> None:
     """Encode SOURCE once: a folder of videos with .txt captions, or a file with a prompt on each line."""
+    from vmla.cli.options.device import say_device
     from vmla.train.data.encode import encode as encode_all
 
-    encode_all(source, checkpoint, output, lambda line: say(line, err=True), **options)
+    place = str(say_device(options.pop("device")))
+    encode_all(source, checkpoint, output, lambda line: say(line, err=True), device=place, **options)
 
 
-@main.command()
-@click.argument("recipe")
+@main.command(groups={
+    "What is made": ("output", "checkpoint", "clips"), "Where": ("device", "threads", "workers", "ray"),
+})  # fmt: skip
+@click.argument("recipe", type=Choice(FROM_SCRATCH))
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder of the clips; run again to resume.")
 @click.option("--with", "checkpoint", required=True, help="Checkpoint folder with codec and text encoder.")
 @click.option("--clips", type=click.IntRange(min=1), help="Number of clips (default: the recipe's).")
 @click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads (default: all cores).")
 @click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True,
               help="Processes that render; with 0 the command itself does.")  # fmt: skip
-@click.option("--device", default="cpu", show_default=True, help="Where the codec encodes: cpu or cuda.")
+@device_option("Torch device that encodes")
 @click.option("--ray", is_flag=True, help="Render and encode over the machines of a Ray cluster.")
 def render(recipe: str, output: Path, checkpoint: str, threads: int | None, **options: Any) -> None:
-    """Render the clips that RECIPE (debug, mini or sprites) trains on, and encode them with a checkpoint."""
+    """Render the clips that a recipe trains on, and encode them with a checkpoint."""
     import torch
 
+    from vmla.cli.options.device import say_device
     from vmla.cli.progress import ProgressLine
     from vmla.train.data.latents import render_latents
-    from vmla.train.recipes.from_scratch import training_recipe
+    from vmla.train.recipes.from_scratch import pretraining_recipe
 
     if threads is not None:
         torch.set_num_threads(threads)
-    settings = training_recipe(recipe).latents
+    settings, options["device"] = pretraining_recipe(recipe).latents, str(say_device(options["device"]))
     with ProgressLine(sys.stderr) as line:
         render_latents(settings, checkpoint, output, line.show, **options)
 

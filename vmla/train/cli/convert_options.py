@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from plugins.errors import UserError
-from vmla.config import MODEL_PRESETS, ModelConfig, model_preset
+from vmla.config import MODEL_CONFIGS, ModelConfig, named_config
 from vmla.train.cli.inspect_options import proposal_of
 from vmla.weights.conversion.activations import CalibrationBatch
 from vmla.weights.conversion.convert import Conversion, plan
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from vmla.train.data.latents import LatentSet
 
 AUTO = "auto"
-"""In place of a file: the mapping that names and shapes propose."""
+"""Value of `--map` that takes the mapping which names and shapes propose."""
 Say = Callable[[str], None]
 
 
@@ -34,11 +34,11 @@ def run_conversion(options: Mapping[str, Any], report: Say, say: Say) -> None:
     """Convert as the options of the command say; `report` shows progress, `say` prints results.
 
     Raises:
-        UserError: for whatever does not fit.
+        UserError: for options or a source that do not fit together.
     """
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[options["dtype"]]
-    if options["dry_run"] and options["source"] in MODEL_PRESETS:
-        sizes = model_preset(options["source"], layout="mha")
+    if options["dry_run"] and options["source"] in MODEL_CONFIGS:
+        sizes = named_config(options["source"], layout="mha")
         _say_plan(sizes, wanted(sizes, options), options["clips"], dtype, say)
         return
     told = None if options["preset"] is None else preset(options["preset"])
@@ -60,7 +60,7 @@ def run_conversion(options: Mapping[str, Any], report: Say, say: Say) -> None:
 
 
 def _open(path: Path, options: Mapping[str, Any], told: Preset | None) -> Source:
-    like = model_preset(options["sizes"])
+    like = named_config(options["sizes"])
     source = open_source(
         path,
         like=like if told is None else told.sizes(like),
@@ -108,7 +108,7 @@ def _notes(told: Preset, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _say_source(source: Source, path: Path, told: Preset | None, say: Say) -> None:
-    """What of the source is not in the result, and what was taken for granted."""
+    """Print which tensors of the source are left out, and which assumptions were made."""
     if source.beside:
         more = f" and {len(source.beside) - 1} others" if len(source.beside) > 1 else ""
         say(f"left out, not of the transformer: {source.beside[0]}{more}")
@@ -121,7 +121,7 @@ def _say_source(source: Source, path: Path, told: Preset | None, say: Say) -> No
 def _say_result(
     config: ModelConfig, pipeline: Path | None, told: Preset | None, options: Mapping[str, Any], say: Say
 ) -> None:
-    """What of the result is not as somebody may expect."""
+    """Print warnings: how the result may differ from the source."""
     if missing := PARTS if pipeline is None else missing_parts(pipeline):
         say(f"the result has no {', '.join(missing)}, without which it makes no video; --with adds them")
     if told is not None and options["layout"] is None and told.layout != config.layout:
@@ -136,7 +136,7 @@ def wanted(source: ModelConfig, options: Mapping[str, Any]) -> ModelConfig:
     given = {key: options[key] for key in ("kv_lora_rank", "qk_rope_head_dim", "q_lora_rank")}
     latent = {key: value for key, value in given.items() if value is not None}
     if source.layout == "mha":
-        latent.setdefault("q_lora_rank", source.inner_dim // 2)  # as the paper's 768 of 1536
+        latent.setdefault("q_lora_rank", source.inner_dim // 2)  # the paper's proportion, 768 of 1536
     own = "mla" if options["preset"] is None else source.layout
     absolute = options["absolute_positions"] or source.absolute_positions
     return replace(source, layout=options["layout"] or own, absolute_positions=absolute, **latent)

@@ -1,4 +1,4 @@
-"""`vmla-train inspect`: what a file of weights holds, and a mapping of its latent attention."""
+"""`vmla-train inspect`: the contents of a file of weights, and a mapping of its latent attention."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def inspect_file(path: Path, part: str | None, guess: Guess, output: Path | None
     """List the tensors of `path` and say what they are; with `output`, write a mapping to it.
 
     Raises:
-        UserError: for a file that is none of tensors, or no latent attention to map.
+        UserError: for a file without tensors, or without latent attention to map.
     """
     refuse_two_experts(path)
     opened = _open(path, part)

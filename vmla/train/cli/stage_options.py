@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from plugins.errors import UserError
+from vmla.cli.options.device import tell_device
 from vmla.cli.stopping import Stop
 from vmla.train.loop.parallel import processes
 from vmla.train.monitoring.dashboard import dashboard
@@ -26,7 +27,7 @@ def start_stage(options: Mapping[str, Any], report: Say, say: Say, stop: Stop) -
     `stop` ends it after the step under way.
 
     Raises:
-        UserError: for whatever does not fit.
+        UserError: for options, data or checkpoints that do not fit together.
     """
     chosen = distillation_recipe(options["recipe"])
     if options["dry_run"]:
@@ -43,9 +44,11 @@ def start_stage(options: Mapping[str, Any], report: Say, say: Say, stop: Stop) -
         processes(options["accumulate"], options["device"]) as parallel,
         dashboard(options["log"], job.output, parallel) as watchers,
     ):
+        if parallel.rank == 0:
+            tell_device(parallel.device, options["device"])
         said = report if parallel.rank == 0 else _silent
         job.run(parallel, said, stop_after=options["stop_after"], watchers=watchers, stop=stop)
 
 
 def _silent(line: str) -> None:
-    """All processes but the first say nothing."""
+    """Drop a line: only the first process reports."""

@@ -1,4 +1,4 @@
-"""`vmla-train inspect`, `convert` and `push`: other people's weights taken over, and our own given away."""
+"""`vmla-train inspect`, `convert` and `push`: for other people's weights, and for publishing our own."""
 
 from __future__ import annotations
 
@@ -9,15 +9,20 @@ from typing import Any
 import click
 
 from vmla.cli.command import Verb
+from vmla.cli.options.choices import Choice
+from vmla.cli.options.device import device_option
 from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say
+from vmla.config import MODEL_CONFIGS
+from vmla.weights.published import JOINT
+from vmla.weights.published import NAMES as PRESET_NAMES
 
 FOLDER = click.Path(file_okay=False, path_type=Path)
 CONVERT_GROUPS = {
     "What is converted": ("source", "pipeline", "preset", "part", "variant", "lora", "strength", "names",
                           "cuts", "heads", "revision", "offline"),
     "What it becomes": ("output", "layout", "sizes", "kv_lora_rank", "qk_rope_head_dim", "q_lora_rank",
-                        "absolute_positions", "dtype"),
+                        "absolute_positions", "dtype", "dry_run"),
     "How latent attention begins": ("init", "whiten", "balance", "key_weight", "stack", "gains", "rotary",
                                     "biases", "latent_gains", "calibration", "clips", "seed"),
 }  # fmt: skip
@@ -29,12 +34,12 @@ PARTS = ("generator_ema", "generator", "model", "critic", "state_dict", "module"
 @click.argument("file")
 @click.option("-o", "--output", type=click.Path(dir_okay=False, path_type=Path),
               help="YAML file that gets the proposed mapping of latent attention.")  # fmt: skip
-@click.option("--part", type=click.Choice(PARTS), help="Which model of a training checkpoint to take.")
+@click.option("--part", type=Choice(PARTS), help="Which model of a training checkpoint to take.")
 @click.option("--heads", type=click.IntRange(min=1),
               help="Number of attention heads (default: as many as are 128 wide).")  # fmt: skip
-@click.option("--rotary", type=click.Choice(["first", "last"]),
+@click.option("--rotary", type=Choice(["first", "last"]),
               help="Rows of a fused projection that rotate (default: by its name, or last).")  # fmt: skip
-@click.option("--pairs", type=click.Choice(["interleaved", "halved"]), default="interleaved",
+@click.option("--pairs", type=Choice(["interleaved", "halved"]), default="interleaved",
               show_default=True, help="Rows that rotate together: neighbours, or half apart.")  # fmt: skip
 def inspect(file: str, output: Path | None, part: str | None, **guess: Any) -> None:
     """List the tensors of FILE, a path or hub id, by pattern and shape, and say what it is."""
@@ -48,21 +53,21 @@ def inspect(file: str, output: Path | None, part: str | None, **guess: Any) -> N
 @click.command(cls=Verb, groups=CONVERT_GROUPS)
 @click.option("--from", "source", required=True, help="A folder, a file, a hub id, or wan-1.3b or wan-14b "
               "for a dry run without weights.")  # fmt: skip
-@click.option("--layout", type=click.Choice(["mla", "mha"]),
+@click.option("--layout", type=Choice(["mla", "mha"]),
               help="Attention layout (default: mla; with --preset, the source's own).")  # fmt: skip
-@click.option("--preset", help="How a distilled model is sampled: self-forcing, causvid, longlive, "
-              "causal-forcing, causal-forcing-framewise, rolling-forcing or videomla.")  # fmt: skip
+@click.option("--preset", type=Choice(PRESET_NAMES, also=[JOINT]),
+              help="Published distilled model, as which the result is sampled.")  # fmt: skip
 @click.option("--with", "pipeline", help="A diffusers folder of Wan, or its hub id, that gives codec, text "
               "encoder and tokenizer (default: the source, if it is a folder).")  # fmt: skip
-@click.option("--init", type=click.Choice(["spectral", "random"]), default="spectral", show_default=True,
+@click.option("--init", type=Choice(["spectral", "random"]), default="spectral", show_default=True,
               help="How the latents' projections begin.")  # fmt: skip
 @click.option("-o", "--output", type=FOLDER, help="Checkpoint folder to write.")
-@click.option("--sizes", "--recipe", "sizes", default="wan-1.3b", show_default=True,
-              help="Model preset that gives picture size and window.")  # fmt: skip
+@click.option("--sizes", "--recipe", "sizes", type=Choice(MODEL_CONFIGS), default="wan-1.3b",
+              help="Named model that gives picture size and window.")  # fmt: skip
 @click.option("--kv-lora-rank", "--content-width", "kv_lora_rank", type=click.IntRange(min=1),
-              help="Width of the shared latent (default: the preset's).")  # fmt: skip
+              help="Width of the shared latent (default: that of --sizes).")  # fmt: skip
 @click.option("--qk-rope-head-dim", "--rotary-width", "qk_rope_head_dim", type=click.IntRange(min=2),
-              help="Width of the shared rotary key (default: the preset's).")  # fmt: skip
+              help="Width of the shared rotary key (default: that of --sizes).")  # fmt: skip
 @click.option("--q-lora-rank", "--query-width", "q_lora_rank", type=click.IntRange(min=1),
               help="Width of the query latent (default: half the model's).")  # fmt: skip
 @click.option("--whiten/--no-whiten", default=True, show_default=True,
@@ -71,24 +76,24 @@ def inspect(file: str, output: Path | None, part: str | None, **guess: Any) -> N
               help="Share of the singular values that the down-projection takes.")  # fmt: skip
 @click.option("--key-weight", type=float, default=1.0, show_default=True,
               help="Weight of keys against values in the decomposition.")  # fmt: skip
-@click.option("--stack", type=click.Choice(["content", "whole"]), default="content", show_default=True,
+@click.option("--stack", type=Choice(["content", "whole"]), default="content", show_default=True,
               help="Which rows of the keys are decomposed with the values.")  # fmt: skip
-@click.option("--gains", type=click.Choice(["fold", "drop"]), default="fold", show_default=True,
+@click.option("--gains", type=Choice(["fold", "drop"]), default="fold", show_default=True,
               help="What becomes of Wan's gains on queries and keys.")  # fmt: skip
-@click.option("--rotary", type=click.Choice(["singular", "mean"]), default="singular", show_default=True,
+@click.option("--rotary", type=Choice(["singular", "mean"]), default="singular", show_default=True,
               help="Shared rotary key: the heads' leading directions, or their mean.")  # fmt: skip
-@click.option("--biases", type=click.Choice(["absorb", "drop"]), default="absorb", show_default=True,
+@click.option("--biases", type=Choice(["absorb", "drop"]), default="absorb", show_default=True,
               help="What becomes of the biases of queries and rotary keys.")  # fmt: skip
-@click.option("--latent-gains", type=click.Choice(["fit", "one"]), default="fit", show_default=True,
+@click.option("--latent-gains", type=Choice(["fit", "one"]), default="fit", show_default=True,
               help="Gains of the norms that the latents get.")  # fmt: skip
 @click.option("--calibration", type=FOLDER,
               help="Folder of encoded clips to calibrate with (default: pure noise).")  # fmt: skip
 @click.option("--clips", type=click.IntRange(min=1), default=4, show_default=True,
               help="Number of clips to calibrate with.")  # fmt: skip
-@click.option("--dtype", type=click.Choice(["float32", "bfloat16"]), default="float32", show_default=True,
+@click.option("--dtype", type=Choice(["float32", "bfloat16"]), default="float32", show_default=True,
               help="Type of the weights that are written.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Seed of all that is drawn.")
-@click.option("--part", type=click.Choice(PARTS), help="Which model of a training checkpoint to take.")
+@click.option("--part", type=Choice(PARTS), help="Which model of a training checkpoint to take.")
 @click.option("--variant", help="Variant of the weights in a folder, e.g. fp16.")
 @click.option("--lora", help="LoRA file to merge into the weights.")
 @click.option("--strength", default=1.0, show_default=True, help="Strength of the LoRA.")
@@ -116,8 +121,11 @@ def convert(**options: Any) -> None:
         run_conversion(options, line.show, say)
 
 
-@click.command(cls=Verb)
-@click.option("--like", type=click.Choice(["taehv"]), required=True, expose_value=False,
+@click.command(cls=Verb, groups={
+    "What is trained": ("like", "checkpoint", "data", "output", "steps", "clips", "stop_after"),
+    "Where": ("device", "threads"),
+})  # fmt: skip
+@click.option("--like", type=Choice(["taehv"]), required=True, expose_value=False,
               help="Architecture of the tiny decoder.")  # fmt: skip
 @click.option("--with", "checkpoint", required=True, help="Checkpoint whose codec is the teacher.")
 @click.option(
@@ -130,7 +138,7 @@ def convert(**options: Any) -> None:
               help="Number of clips of a step.")  # fmt: skip
 @click.option("--stop-after", type=click.IntRange(min=1), help="Stop after this many more steps.")
 @click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads (default: all cores).")
-@click.option("--device", default="cpu", show_default=True, help="Torch device: cpu or cuda.")
+@device_option("Torch device that trains")
 @click.pass_context
 def codec(
     context: click.Context, /, checkpoint: str, data: Path, output: Path, threads: int | None, **options: Any
@@ -138,11 +146,13 @@ def codec(
     """Distil a tiny decoder, for vmla-run --decoder, from the codec of a checkpoint."""
     import torch
 
+    from vmla.cli.options.device import say_device
     from vmla.cli.progress import ProgressLine
     from vmla.train.cli.codec_options import distil
 
     if threads is not None:
         torch.set_num_threads(threads)
+    options["device"] = say_device(options["device"])
     with ProgressLine(sys.stderr) as line:
         made = distil(checkpoint, data, output, line.show, stop=context.ensure_object(Stop), **options)
     if made is not None:

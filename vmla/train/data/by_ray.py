@@ -1,6 +1,6 @@
 """`--ray`: the shards of a set of clips, made over the machines of a Ray cluster.
 
-Each worker has loaded what it needs and makes one whole file after the other into a folder that all machines
+Each worker has loaded its models and makes one whole file after the other into a folder that all machines
 see. Frames stay where they are rendered or read: a clip of them is a hundred times its latents.
 """
 
@@ -19,19 +19,19 @@ from vmla.cluster.pool import ActorPool
 
 Shard = TypeVar("Shard")
 Make = Callable[[Shard], list[str]]
-"""Makes a shard, and returns lines to be said of it."""
+"""Makes a shard, and returns lines to report about it."""
 
 
 class ShardMaker:
-    """One worker."""
+    """The actor of one worker: it loads its models once, and then makes one shard after the other."""
 
     def __init__(self, begin: Callable[[], Make[Any]], threads: int) -> None:
-        """Load what makes shards by `begin`; compute on as many `threads` as one machine alone would."""
+        """Load the models by `begin`; compute on as many `threads` as one machine alone would."""
         torch.set_num_threads(threads)
         self._make = begin()
 
     def make(self, shard: Any) -> list[str]:
-        """Make one shard."""
+        """Make `shard`, and return lines to report about it."""
         return self._make(shard)
 
     def stop(self) -> None:
@@ -45,11 +45,11 @@ def make_shards(
     """Make all `shards`, each whole and by one worker.
 
     Args:
-        begin: loads what makes them, in the worker's process.
-        shards: what is to be made.
-        report: takes a line.
-        processors: that the cluster counts for a worker, beside those that compute with it.
-        device: where it computes; each worker has a GPU of its own, if that is one.
+        begin: called once in each worker's process; loads the model that makes the shards.
+        shards: the shards to make.
+        report: called with each line of progress.
+        processors: CPU cores that Ray reserves for a worker, besides those that compute with it.
+        device: where a worker computes; on "cuda" each has a GPU of its own.
 
     Raises:
         UserError: if Ray is not installed, the cluster has no room, or a worker fails.

@@ -1,4 +1,4 @@
-"""Sets of clips to train on: what `vmla-train encode` wrote, or the rendered clips of a run."""
+"""Sets of clips to train on: a folder of `vmla-train encode`, or the rendered clips of a run."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class Shard:
 
 @dataclass(frozen=True, kw_only=True)
 class ClipIndex:
-    """What is read of `clips.json`."""
+    """The fields that we read of `clips.json`."""
 
     settings: dict[str, Any]
     shards: list[Shard]
@@ -45,7 +45,7 @@ def read_index(folder: Path) -> ClipIndex:
     """The index of an encoded set.
 
     Raises:
-        UserError: if it is not there, or not what `vmla-train encode` writes.
+        UserError: if it is missing, or `vmla-train encode` did not write it.
     """
     mend = "run vmla-train encode again"
     return typed(read_json(folder / INDEX), ClipIndex, str(folder / INDEX), others="ignore", mend=mend)
@@ -91,7 +91,7 @@ def _encoded(folder: Path) -> LatentSet:
 
 
 def _rendered(folder: Path) -> LatentSet:
-    """What the stage `latents` of a run left: small enough to be held whole."""
+    """The clips of a run's stage `latents`, which are small enough to be held in memory."""
     paths = sorted(folder.glob("latents-*.pt"))
     if not paths:
         raise UserError(f"{folder} holds no clips; make some with vmla-train encode, or vmla-train run")

@@ -28,12 +28,12 @@ from vmla.weights.formats.files import write_json, write_tensors
 
 Report = Callable[[str], None]
 Item = tuple[str, Path | None, str]
-"""Name, video and caption."""
+"""A clip's name, its video file (None for a prompt alone) and its caption."""
 
 
 @dataclass(frozen=True)
 class Piece:
-    """What goes into one shard."""
+    """The items that go into one shard."""
 
     first: int
     """The number of the first of its items."""
@@ -41,30 +41,30 @@ class Piece:
 
     @property
     def names(self) -> list[str]:
-        """Those of the items."""
+        """The clips' names, in the order of the shard."""
         return [name for name, _, _ in self.items]
 
     def place(self, folder: Path) -> Path:
-        """The shard's file."""
+        """Path of the shard's file in `folder`, which has the number of its first item."""
         return folder / f"clips-{self.first:07d}.safetensors"
 
     def anywhere(self) -> Piece:
-        """The same for a process in any folder."""
+        """The same with absolute paths, for a process in any working directory."""
         return Piece(self.first, [(name, path and path.absolute(), said) for name, path, said in self.items])
 
 
 @dataclass(frozen=True)
 class Encoder:
-    """What turns a video and a caption into tensors, all on one device."""
+    """Encodes videos and captions, with all models on one device."""
 
     codec: Codec | None
-    """None for prompts alone."""
+    """Encodes the videos; None where only prompts are encoded."""
     text: TextEncoder
     frames: int
     """Latent frames of a clip."""
     height: int
     width: int
-    """In pixels."""
+    """Size in pixels that videos are scaled and cropped to."""
     device: torch.device
 
     @torch.inference_mode()
@@ -92,8 +92,9 @@ def encode(
     """Encode a folder of captioned videos, or a text file with a prompt on each line, into `folder`.
 
     A checkpoint that was converted with a preset gives the preset's negative prompt, unless one is named.
-    What is there already is left as it is. Videos that cannot be used are reported and listed in the index.
-    With `ray` shards are made over the machines of a cluster, all of which see `source` and `folder`.
+    Shards that are there already are left as they are. Videos that cannot be used are reported and listed in
+    the index. With `ray` shards are made over the machines of a cluster, all of which see `source` and
+    `folder`.
 
     Raises:
         UserError: for a missing source, or a folder that was encoded otherwise.
@@ -154,7 +155,7 @@ def _items(source: Path) -> list[Item]:
 def _begin(
     checkpoint: str, frames: int, video: bool, device: str, folder: Path
 ) -> Callable[[Piece], list[str]]:
-    """What makes a shard, in a process of its own."""
+    """Returns the function that makes a shard, in a process of its own."""
     encoder = _encoder(open_checkpoint(checkpoint), torch.device(device), frames=frames, video=video)
 
     def make(piece: Piece) -> list[str]:
@@ -166,7 +167,7 @@ def _begin(
 
 
 def _made(piece: Piece, folder: Path) -> dict[str, Any] | None:
-    """What the shard of `piece` says of itself, if it is there and holds just that."""
+    """The record in the shard of `piece`, if it is there and holds exactly that piece."""
     notes = _notes(piece.place(folder))
     return notes if notes is not None and notes["wanted"] == piece.names else None
 
@@ -191,7 +192,7 @@ def _shard(piece: Piece, folder: Path, encoder: Encoder, report: Report) -> dict
 
 @dataclass(frozen=True, kw_only=True)
 class ShardNotes:
-    """What lies in a shard, and what was left out of it."""
+    """The clips in a shard, and the videos left out of it."""
 
     file: str
     names: list[str]
@@ -200,7 +201,7 @@ class ShardNotes:
 
 
 def _notes(path: Path) -> dict[str, Any] | None:
-    """What a shard says of itself; None if it is not there.
+    """The notes in a shard's metadata; None if the file is not there.
 
     Raises:
         UserError: if it is cut short.

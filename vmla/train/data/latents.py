@@ -1,4 +1,4 @@
-"""Stage `latents`: render, encode once, and keep; the denoiser then reads nothing but these."""
+"""Stage `latents`: renders clips and encodes them once; the denoiser then reads only these files."""
 
 from __future__ import annotations
 
@@ -26,29 +26,29 @@ from vmla.weights.checkpoint import open_checkpoint
 from vmla.world.caption import describe
 from vmla.world.labels import label
 from vmla.world.render import render
-from vmla.world.scene import draw_scene
-from vmla.world.worlds import FIRST, world_named
+from vmla.world.scene import Scene, draw_scene
+from vmla.world.worlds import FIRST, World, world_named
 
 CPU = torch.device("cpu")
 COLUMNS = ("latents", "text", "objects", "labels")
-"""Of a shard's clips."""
+"""The tensors of a shard, each with one row for a clip."""
 GPU_BATCH = 16
 """Clips that a GPU encodes at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LatentSettings:
-    """How much is rendered, and how it is kept."""
+    """How many clips are rendered, and how they are stored."""
 
     clips: int = 3072
     frames: int = 36
     """Latent frames of a clip."""
     shard: int = 128
-    """Clips to a file; what is interrupted loses at most one."""
+    """Clips to a file; an interruption loses at most one file."""
     seed: int = 0
     world: str = FIRST.name
     label_grid: int = 0
-    """Places across and down at which it is written what a scene shows (`vmla.world.labels`); 0 for none."""
+    """Places across and down that labels of the scene are stored for (`vmla.world.labels`); 0 stores none."""
 
 
 @dataclass(frozen=True)
@@ -60,18 +60,26 @@ class LatentSet:
     text: Tensor | Column
     """[clips, text tokens, text width] float16."""
     settings: dict[str, Any]
-    """What determined it."""
+    """The settings that determined the set, as JSON values; a stage's state records them."""
     negative: Tensor | None = None
-    """[text tokens, text width]: what guidance steers away from, where there is one."""
+    """[text tokens, text width]: embeddings of the negative prompt, if guidance has one."""
     objects: Tensor | None = None
     """[clips] int64: objects of a rendered scene."""
     labels: Tensor | None = None
     """[clips, frames, places, numbers] float16 of `vmla.world.labels`, where they were asked for."""
 
     def to(self, device: torch.device) -> LatentSet:
-        """The same on `device`, so that no batch has to be copied; what is read from files stays there."""
+        """The same on `device`, so that no batch has to be copied; clips read from files stay there."""
         latents, text = (x.to(device) if isinstance(x, Tensor) else x for x in (self.latents, self.text))
         return replace(self, latents=latents, text=text)
+
+
+def drawn_clip(seed: int, number: int, world: World) -> tuple[Scene, int, np.random.Generator]:
+    """Scene and first picture of clip `number` of the set of `seed`, and what draws its caption."""
+    # The last number keeps these draws apart from those of stages with the same seed.
+    rng = np.random.default_rng([seed, number, 2])
+    scene = draw_scene(rng, world=world)
+    return scene, int(rng.integers(4096)), rng
 
 
 class Clips(Dataset[tuple[Tensor, str, int, Tensor]]):
@@ -83,14 +91,12 @@ class Clips(Dataset[tuple[Tensor, str, int, Tensor]]):
         self._world, self._grid = world_named(settings.world), settings.label_grid
 
     def __len__(self) -> int:
-        """The number of clips."""
+        """Number of clips in the set."""
         return len(self._numbers)
 
     def __getitem__(self, place: int) -> tuple[Tensor, str, int, Tensor]:
         """The clip [frames, 3, H, W] at `place`, its caption, its number of objects and its labels."""
-        rng = np.random.default_rng([self._seed, self._numbers[place], 2])
-        scene = draw_scene(rng, world=self._world)
-        start = int(rng.integers(4096))
+        scene, start, rng = drawn_clip(self._seed, self._numbers[place], self._world)
         shown = label(scene, self._frames, start, grid=self._grid) if self._grid else torch.empty(0)
         return render(scene, self._frames, start), describe(scene, rng), len(scene.sprites), shown
 
@@ -106,9 +112,9 @@ def make_latents(
     workers: int = 0,
     device: torch.device = CPU,
 ) -> LatentSet:
-    """Encode what is not yet in `folder`, and load all of it; refuses a folder that another process fills.
+    """Encode the clips that `folder` lacks, and load all; refuses a folder that another process fills.
 
-    `text_settings` is what determined `text`: embeddings of another encoder are refused, not reused.
+    `text_settings` determined `text`: embeddings of another encoder are refused, not reused.
     `workers` processes render; with none, this one does. The codec encodes on `device`, where it lies.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -126,7 +132,7 @@ def make_latents(
 
 
 def _known(settings: LatentSettings, codec: TinyCodec, text: dict[str, Any]) -> dict[str, Any]:
-    """What determines a shard."""
+    """The settings that determine a shard, which are compared before it is reused."""
     return {"latents": asdict(settings), "codec": asdict(codec.config), "text": text}
 
 
@@ -142,7 +148,7 @@ def _made(
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """The shards of `parts`, rendered and encoded, one after the other."""
     clips = Clips(settings, settings.frames * codec.temporal_ratio, [n for part in parts for n in part])
-    batch = 1 if device.type == "cpu" else GPU_BATCH
+    batch = 1 if device.type == "cpu" else GPU_BATCH  # a CPU is busy with one clip, and gains nothing
     encoded = _encoded(DataLoader(clips, batch_size=batch, num_workers=workers), codec, text, device)
     for part in parts:
         rows = list(islice(encoded, len(part)))
@@ -182,7 +188,7 @@ def render_latents(
     they are made over the machines of a cluster, all of which see `folder`.
 
     Raises:
-        UserError: for a checkpoint that is none or has another codec, or a folder of another one's clips.
+        UserError: for an invalid checkpoint or one with another codec, or a folder of another one's clips.
     """
     opened, place = open_checkpoint(checkpoint), torch.device(device)
     codec = opened.codec()
@@ -204,7 +210,7 @@ def _make_by_ray(
     settings: LatentSettings, checkpoint: str, known: dict[str, Any], folder: Path,
     report: Callable[[str], None], workers: int, device: str,
 ) -> None:  # fmt: skip
-    """Make what is not yet in `folder` over the machines of a cluster."""
+    """Make the clips that are not yet in `folder`, over the machines of a cluster."""
     folder.mkdir(parents=True, exist_ok=True)
     missing = [part for part in _parts(settings) if load_state(_place(folder, part), known) is None]
     begin = partial(_begin, settings, anywhere(checkpoint), known, folder.absolute(), workers, device)
@@ -215,7 +221,7 @@ def _make_by_ray(
 def _begin(
     settings: LatentSettings, checkpoint: str, known: dict[str, Any], folder: Path, workers: int, device: str
 ) -> Callable[[range], list[str]]:
-    """What makes a shard, in a process of its own."""
+    """Returns the function that makes a shard, in a process of its own."""
     opened, place = open_checkpoint(checkpoint), torch.device(device)
     codec, text = opened.codec(), opened.text()
     assert isinstance(codec, TinyCodec)

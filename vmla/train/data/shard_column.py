@@ -35,14 +35,14 @@ class Column:
         from safetensors import safe_open
 
         if path not in self._files:
-            if self._name not in shapes_in(path):  # which refuses what is no whole file
+            if self._name not in shapes_in(path):  # raises for a file that is cut short
                 raise UserError(f"{path} holds no {self._name}; encode the clips anew")
             with readable(path):
                 self._files[path] = safe_open(path, framework="pt")
         return self._files[path].get_slice(self._name)
 
     def __len__(self) -> int:
-        """The number of clips."""
+        """Number of clips in all shards together."""
         return len(self._places)
 
     @property

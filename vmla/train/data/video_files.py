@@ -94,10 +94,10 @@ def _caption(path: Path | None) -> str:
 
 
 def text_of(path: Path) -> str:
-    """What a text file says.
+    """The text in a file.
 
     Raises:
-        UserError: if it is no text in UTF-8, or not a file.
+        UserError: if it is not a file of UTF-8 text.
     """
     return read_text(path, mend="write it anew")
 

@@ -1,4 +1,4 @@
-"""What a stage says while it trains: a line of JSON for each step, and one for whoever watches."""
+"""The log of a stage, one line of JSON for each step, and its speed for the progress line."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from plugins.errors import UserError
 from vmla.train.loop.throughput import Speed, Work
 
 Report = Callable[[str], None]
-"""Takes one line about how far the training is."""
+"""Takes one line about the progress of the training."""
 
 LARGEST = 2**30
-"""Bytes of a log: of millions of steps."""
+"""Bytes of a log that are read at most: those of millions of steps."""
 RECENT = 20
-"""Steps that the shown speed is taken over."""
+"""Steps over which the speed that is shown is averaged."""
 
 
 class Speedometer:
@@ -33,7 +33,7 @@ class Speedometer:
         self._all = Work()
 
     def add(self, work: Work) -> Speed:
-        """One more step; its own speed."""
+        """Count one more step, and return its own speed."""
         self._recent.append(work)
         self._all += work
         return self._speed(work)
@@ -72,7 +72,7 @@ def mean_speed(log: Path) -> dict[str, float]:
 
 
 def records(log: Path) -> list[dict[str, Any]]:
-    """The whole lines of a log: what was killed while writing leaves a part of one at the end.
+    """The records on a log's complete lines; a process killed while writing leaves half a line at its end.
 
     Raises:
         UserError: if one of them is not the record of a step, naming it.

@@ -1,4 +1,4 @@
-"""The training loop: every stage runs through this one, and continues exactly where it stopped.
+"""The training loop of every stage, which resumes exactly where it stopped.
 
 A stage draws its batch from (seed, step) alone, so model, averages, optimizers and the step count
 are the whole state: stopping and resuming anywhere gives the same weights as never having stopped.
@@ -33,7 +33,8 @@ from vmla.train.loop.throughput import Meter, matrix_peak
 from vmla.train.optim.optimizers import Optimizers, TrainingSchedule
 
 Watcher = Callable[[str, dict[str, Any], dict[str, Tensor]], None]
-"""Sees the stage's name, the logged line and the averaged weights after every step, in every process."""
+"""Called after every step, in every process, with the stage's name, the logged line and the averaged
+weights."""
 
 
 class Stage(Protocol):
@@ -41,7 +42,7 @@ class Stage(Protocol):
 
     name: str
     meter: Meter
-    """Counts what it does."""
+    """Counts tokens, operations and waiting, from which the loop reports the speed."""
 
     @property
     def schedule(self) -> TrainingSchedule:
@@ -86,7 +87,7 @@ class Drawing(Protocol):
 
 @dataclass
 class Progress:
-    """A stage under way: what its state file holds."""
+    """A stage under way: the contents of its state file."""
 
     step: int
     average: dict[str, Tensor]
@@ -106,11 +107,11 @@ def train(
     watchers: Sequence[Watcher] = (),
     stop: Stop | None = None,
 ) -> dict[str, Tensor] | None:
-    """Train `stage` in `folder` to its last step, or for `stop_after` steps; resumes what is there.
+    """Train `stage` in `folder` to its last step, or for `stop_after` steps; resumes a state in `folder`.
 
     Args:
-        stage: what is trained.
-        folder: where its state and its log are kept.
+        stage: the stage to train.
+        folder: where its state and its log are written.
         report: takes a line after each step.
         stop_after: a number of steps; all of them if not given.
         parallel: this process among others, which all call this.
@@ -138,8 +139,10 @@ def _train(
     stage: Stage, folder: Path, *, report: Report, stop_after: int | None, parallel: Parallel,
     watchers: Sequence[Watcher], stop: Stop,
 ) -> dict[str, Tensor] | None:  # fmt: skip
-    """See `train`, which keeps other processes away meanwhile."""
+    """See `train`, which locks the folder meanwhile."""
     progress = _resume(stage, folder, parallel)
+    stop.last_words = partial(_way_on, stage, progress, folder)
+    stop.last_acts = partial(remove_asides, folder)
     whole = stage.schedule.steps
     end = whole if stop_after is None else min(whole, progress.step + stop_after)
     began, before = time.monotonic(), progress.seconds
@@ -147,8 +150,6 @@ def _train(
         speeds = Speedometer(matrix_peak(stage.meter.dtype, parallel.device), parallel.world)
     log_file = (folder / f"{stage.name}.jsonl").open("a") if parallel.rank == 0 else StringIO()
     stopped = False
-    stop.last_words = partial(_way_on, stage, progress, folder)
-    stop.last_acts = partial(remove_asides, folder)
     with log_file as log, _drawing_ahead(stage), nullcontext() if parallel.sharded else stop.polled():
         while progress.step < end and not stopped:
             started = time.monotonic()
@@ -171,7 +172,7 @@ def _train(
 
 
 def _way_on(stage: Stage, progress: Progress, folder: Path) -> list[str]:
-    """What is said if a signal ends the run, in this stage or after it."""
+    """The lines that are printed if a signal ends the run, in this stage or after it."""
     return [f"{folder} keeps step {progress.saved} of {stage.name}; the same command goes on"]
 
 
@@ -187,7 +188,8 @@ def _advance(stage: Stage, progress: Progress, parallel: Parallel) -> float:
     loss = parallel.backward(stage.loss, progress.step)
     progress.optimizers.step(progress.step)
     progress.step += 1
-    # The horizon grows with the run, so that the first, untrained weights are soon forgotten.
+    # The average's horizon grows with the run (about a tenth of it), so that untrained weights soon vanish
+    # from it.
     decay = min(stage.schedule.average, 1 - 1 / (1 + progress.step / 10))
     with torch.no_grad():
         for name, parameter in stage.model.named_parameters():
@@ -196,7 +198,7 @@ def _advance(stage: Stage, progress: Progress, parallel: Parallel) -> float:
 
 
 def _shown(stage: Stage, progress: Progress, loss: float, speeds: Speedometer) -> str:
-    """How far it is, the type it computes in, the speed of the latest steps; after the last, that of all."""
+    """The progress line: step, type, loss, and the speed of the latest steps (of all, after the last)."""
     whole = stage.schedule.steps
     speed = speeds.whole if progress.step == whole else speeds.recent
     dtype = str(stage.meter.dtype).removeprefix("torch.")
@@ -225,7 +227,7 @@ def _resume(stage: Stage, folder: Path, parallel: Parallel) -> Progress:
 
 
 def _average(stage: Stage) -> dict[str, Tensor]:
-    """Where the averaged weights are kept: in the stage's target network, if it has one."""
+    """The tensors of the averaged weights: those of the stage's target network, if it has one."""
     if isinstance(stage, Averaging):
         return {name: p.detach() for name, p in stage.target.named_parameters()}
     return {name: p.detach().float().clone() for name, p in stage.model.named_parameters()}
@@ -252,7 +254,7 @@ def _fill(parts: dict[str, dict[str, Tensor]], movers: dict[str, Optimizers], st
 
 
 def _settings(stage: Stage, parallel: Parallel) -> dict[str, Any]:
-    """What a run may not change between two of its parts; how many processes share a group, it may."""
+    """The settings that a resumed run must share; the number of processes in a group is none of them."""
     return stage.settings() | ({} if parallel.group == 1 else {"group": parallel.group})
 
 

@@ -1,4 +1,4 @@
-"""Several processes as one: sharded weights (FSDP2), micro-batches, and who draws what.
+"""Several processes as one: sharded weights (FSDP2), micro-batches, and which process draws which clips.
 
 An optimizer step is a group of micro-batches, numbered from step x group on; each is drawn by its
 number alone. Process r of W takes every W-th, so that any split of the same group gives the same loss.
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from plugins.errors import UserError
+from vmla.cli.options.device import choose_device, without_auto
 from vmla.packed_sequence import Unrolling
 from vmla.train.objectives.packed_clip import Pass, Step
 from vmla.transformer import Block, VideoMLA
@@ -33,6 +34,9 @@ class Passes(NamedTuple):
 Calls = Callable[[VideoMLA, torch.dtype], Passes]
 
 
+CPU = torch.device("cpu")
+
+
 @dataclass(frozen=True, kw_only=True)
 class Parallel:
     """One process of a training run."""
@@ -41,7 +45,7 @@ class Parallel:
     world: int = 1
     accumulate: int = 1
     """Micro-batches of each process for one optimizer step."""
-    device: torch.device = torch.device("cpu")
+    device: torch.device = CPU
     sharded: bool = False
 
     @property
@@ -69,9 +73,9 @@ class Launched(NamedTuple):
 
     rank: int
     world: int
-    """How many there are."""
+    """Number of processes."""
     local_rank: int
-    """Among those of its machine."""
+    """Number of this process among those of its machine, which is that of its GPU."""
 
 
 def launched() -> Launched | None:
@@ -89,9 +93,9 @@ def processes(accumulate: int, device: str) -> Iterator[Parallel]:
         UserError: for a device that is not there.
     """
     if (here := launched()) is None:
-        yield Parallel(accumulate=accumulate, device=torch.device(device))
+        yield Parallel(accumulate=accumulate, device=choose_device(device))
         return
-    kind = torch.device(device).type
+    kind = torch.device(without_auto(device)).type
     if kind == "cuda" and not torch.cuda.is_available():
         raise UserError("no CUDA device here; use --device cpu")
     place = torch.device(kind, here.local_rank) if kind == "cuda" else torch.device(kind)
@@ -101,7 +105,7 @@ def processes(accumulate: int, device: str) -> Iterator[Parallel]:
     try:
         rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
         yield Parallel(rank=rank, world=world, accumulate=accumulate, device=place, sharded=True)
-        # Who is done first waits: its end would be taken for a failure of the others.
+        # The first to finish waits for the others: torchrun would take its exit for a failure.
         torch.distributed.barrier()
     finally:
         torch.distributed.destroy_process_group()
@@ -111,7 +115,7 @@ def shard(model: VideoMLA, dtype: torch.dtype) -> VideoMLA:
     """Spread the float32 weights over all processes, block by block; passes gather them in `dtype`."""
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 
-    # Inputs stay as they are: a timestep in bfloat16 would be another timestep.
+    # Inputs are not cast: a timestep in bfloat16 would be another timestep.
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
     for block in model.blocks:
         # Its keys are made apart from the block's own forward, once for each prompt.
@@ -127,7 +131,7 @@ def shard(model: VideoMLA, dtype: torch.dtype) -> VideoMLA:
 
 
 def checkpoint_blocks(model: VideoMLA) -> VideoMLA:
-    """Keep only the blocks' inputs of a pass and compute the rest again when gradients need it."""
+    """Store only the blocks' inputs of a pass, and recompute the rest when gradients need it."""
     for block in model.blocks:
         block.forward = MethodType(_checkpointed, block)  # type: ignore[method-assign]
     return model

@@ -12,7 +12,7 @@ Batch = TypeVar("Batch")
 class Prefetcher(Generic[Batch]):
     """Batches that depend on their number alone. Within a `with`, the next one is drawn beforehand.
 
-    The next number is guessed to be as far on as the last was; a wrong guess is only drawn in vain.
+    The next number is guessed from the distance of the last two; a wrong guess costs a wasted draw.
     """
 
     def __init__(self, draw: Callable[[int], Batch]) -> None:
@@ -28,7 +28,7 @@ class Prefetcher(Generic[Batch]):
         return self
 
     def __exit__(self, *error: object) -> None:
-        """End the thread, after the draw that it is at."""
+        """End the thread after its current draw."""
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
         self._pool = self._next = self._last = None

@@ -20,7 +20,7 @@ def save_shards(
 ) -> None:
     """Write tensors of `parts` and the optimizers' states; then move the pointer `name`.json to them.
 
-    Killed at any moment, the pointer names a state that is whole. All processes must call this.
+    Whenever the run is killed, the pointer names a complete state. All processes must call this.
     """
     import torch.distributed.checkpoint as dcp
 

@@ -45,7 +45,7 @@ def read_state(path: Path) -> dict[str, Any]:
     try:
         with opened(path, mend=mend) as file:
             state: dict[str, Any] = load_plain(file)
-        state["settings"]  # a file without them is no state
+        state["settings"]  # KeyError: the file is not a state
     except UNREADABLE as error:
         raise UserError(f"{path} is damaged; {mend}") from error
     return state
@@ -58,7 +58,9 @@ def refuse_other_settings(made_with: dict[str, Any], settings: dict[str, Any], p
         UserError: naming the first that differs.
     """
     theirs, ours = _flat(_under_current_names(made_with)), _flat(settings)
-    differing = sorted(key for key in theirs.keys() | ours.keys() if theirs.get(key) != ours.get(key))
+    differing = sorted(
+        key for key in theirs.keys() | ours.keys() if theirs.get(key, "null") != ours.get(key, "null")
+    )
     if differing:
         key = differing[0]
         raise UserError(

@@ -23,22 +23,22 @@ from vmla.train.loop.parallel import Calls, Passes
 from vmla.transformer import VideoMLA
 
 SIDES = {"cpu": 1024, "cuda": 8192}
-"""Of the square products whose rate is the peak."""
+"""Side of the square products whose rate is taken as the peak, by kind of device."""
 LEARNING = 3
 """A backward pass has two products for each one of its forward pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What was done, by one process."""
+    """The work done by one process."""
 
     tokens: int = 0
-    """That gradients were computed of."""
+    """Tokens for which gradients were computed."""
     flops: float = 0.0
     waited: float = 0.0
     """Seconds in which there was no batch to compute on."""
     seconds: float = 0.0
-    """All of it."""
+    """Duration of the work, waiting included."""
 
     def __add__(self, other: Work) -> Work:
         """The work of both together."""
@@ -46,21 +46,21 @@ class Work:
 
 
 class Meter:
-    """Adds up what a stage does. Its stage says what; the loop asks how much."""
+    """Adds up the work of a stage: the stage counts, and the loop takes the sum after each step."""
 
     def __init__(self, dtype: torch.dtype) -> None:
-        """`dtype` is what the stage computes in, and its peak is measured in."""
+        """`dtype` is the type that the stage computes in and that its peak is measured in."""
         self.dtype = dtype
         self._done, self._known = Work(), dict[Hashable, float]()
 
     def take(self, seconds: float) -> Work:
-        """What was done since this was last asked, which took `seconds`."""
+        """The work since the last call, which took `seconds`."""
         done, self._done = replace(self._done, seconds=seconds), Work()
         return done
 
     @contextmanager
     def waiting(self) -> Iterator[None]:
-        """Count what happens inside as waiting for data: the fetching or drawing of a batch."""
+        """Count the time inside as waiting for data: the fetching or drawing of a batch."""
         began = time.perf_counter()
         yield
         self._done += Work(waited=time.perf_counter() - began)
@@ -121,7 +121,7 @@ class Speed:
     """How fast some work went: tokens and operations per second."""
 
     tokens_per_second: float
-    """Of all processes."""
+    """Tokens with gradients that all processes together computed in a second."""
     utilisation: float
     """Operations per second over the measured matrix peak."""
     waiting: float
@@ -150,7 +150,7 @@ def matrix_peak(dtype: torch.dtype, device: torch.device) -> float:
 
 @cache
 def _measured_peak(dtype: torch.dtype, device: torch.device, threads: int, rounds: int = 5) -> float:
-    """`threads` is what a CPU's peak depends on."""
+    """See `matrix_peak`; a CPU's peak depends on `threads`, which therefore keys the cached result."""
     side, generator = SIDES[device.type], torch.Generator().manual_seed(0)
     a, b = (torch.randn(side, side, generator=generator).to(device, dtype) for _ in range(2))
     product = partial(torch.matmul, a, b)

@@ -26,7 +26,7 @@ from vmla.vae import Codec
 
 PROMPTS = ("a red star bouncing on a navy background", "a yellow ring orbiting on a black background")
 CHUNKS = 4
-"""Of a clip."""
+"""Chunks of a sample clip, some 3 s: enough to see motion, and the first commits."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Samples:
 
     folder: Path
     every: int
-    """Steps."""
+    """Steps between two sets of clips."""
     config: ModelConfig
     codec: Codec
     text: Tensor
@@ -43,7 +43,7 @@ class Samples:
     sampler: Sampler
     dtype: torch.dtype
     negative: Tensor | None = None
-    """[text tokens, text width], what a guided sampler's second pass is told."""
+    """[text tokens, text width] of the negative prompt, for a guided sampler's second pass."""
     device: torch.device = torch.device("cpu")
 
     def __call__(self, name: str, line: dict[str, Any], average: dict[str, Tensor]) -> None:
@@ -54,9 +54,11 @@ class Samples:
 
     @torch.no_grad()
     def latents(self, tensors: dict[str, Tensor]) -> Tensor:
-        """What a model with these weights makes: [prompts, z, frames, h, w]."""
+        """Latents [prompts, z, frames, h, w] that a model with these weights makes."""
         config, spec, device = self.config, CacheSpec.of(self.config), self.device
-        with torch.random.fork_rng(devices=[]):  # a model draws weights when it is made
+        with torch.random.fork_rng(
+            devices=[]
+        ):  # VideoMLA draws random weights: the training's generator must not notice
             model = VideoMLA(config)
         model.load_state_dict({**model.state_dict(), **tensors})
         step, encode_text, _ = narrowed(model.to(device).eval(), self.dtype)
@@ -64,13 +66,13 @@ class Samples:
         picture = (config.in_channels, config.sample_height, config.sample_width)
         return self_rollout(
             CachedRollout(step, spec, encode_text(self.text.to(device))), self.sampler, picture,
-            chunks=CHUNKS, exit_step=self.sampler.steps - 1, seeds=range(len(self.text)),
+            chunks=CHUNKS, exit_step=None, seeds=range(len(self.text)),
             negative_text_kv=None if negative is None else encode_text(negative.to(device)),
         )  # fmt: skip
 
 
 def joining(every: int) -> Watcher:
-    """What other processes do while the first one makes samples: bring their part of the average."""
+    """A watcher for the other processes: it gathers their part of the average while the first makes clips."""
 
     def watch(name: str, line: dict[str, Any], average: dict[str, Tensor]) -> None:
         if line["step"] % every == 0:
@@ -81,5 +83,5 @@ def joining(every: int) -> Watcher:
 
 @torch.no_grad()
 def embedded(text: TextEncoder, prompts: Sequence[str | None] = PROMPTS) -> Tensor:
-    """What samples are made of: [prompts, text tokens, text width]."""
+    """Embeddings of the sample prompts [prompts, text tokens, text width]."""
     return text(list(prompts)).float().cpu()

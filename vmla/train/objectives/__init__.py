@@ -1,1 +1,1 @@
-"""What is minimised: teacher forcing, self forcing, consistency and distribution matching."""
+"""The losses: teacher forcing, self forcing, consistency and distribution matching."""

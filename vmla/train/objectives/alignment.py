@@ -1,8 +1,8 @@
-"""Representation alignment: the middle of a denoiser learns to say what is where, beside its own loss.
+"""Representation alignment: a denoiser's middle layer also learns which object is where in the scene.
 
-A small network reads the tokens after one of the layers and is held against what the scene shows there; it
-is thrown away afterwards. The idea, with features of a pretrained encoder as targets, is REPA's
-(arXiv 2410.06940); a rendered world knows its truth and needs no encoder.
+A small network reads the tokens after one of the layers and is compared with what the scene shows there; it
+is discarded afterwards. The idea, with features of a pretrained encoder as targets, is REPA's (arXiv
+2410.06940); a rendered world knows its truth and needs no encoder.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from vmla.train.objectives.packed_clip import predicted
 from vmla.transformer import VideoMLA
 
 ALIGNER = "aligner"
-"""The submodule of a denoiser under training."""
+"""Name of the submodule that a denoiser has while it is trained."""
 
 
 class Aligner(nn.Module):
@@ -49,7 +49,8 @@ def attach_aligner(model: VideoMLA, labels: Tensor | None) -> None:
             f"alignment needs {model.config.tokens_per_frame} labels a frame, the clips have {places}; "
             "set label_grid of the latents to the model's tokens across"
         )
-    model.add_module(ALIGNER, Aligner(model.config.inner_dim, labels.shape[3]))
+    device = next(model.parameters()).device
+    model.add_module(ALIGNER, Aligner(model.config.inner_dim, labels.shape[3]).to(device))
 
 
 def detach_aligner(model: VideoMLA) -> VideoMLA:
@@ -82,7 +83,7 @@ def watched(model: VideoMLA, layer: int) -> Iterator[list[Tensor]]:
 def alignment_loss(
     model: VideoMLA, seen: Sequence[Tensor], labels: Tensor | None, numbers: Sequence[int]
 ) -> Tensor:
-    """Mean squared error of what the tokens of a teacher-forced rollout say is where.
+    """Mean squared error of the labels that the aligner reads from the tokens of a teacher-forced rollout.
 
     Args:
         model: with an aligner.

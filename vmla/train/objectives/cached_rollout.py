@@ -31,11 +31,11 @@ class CachedRollout:
         """Start with an empty cache.
 
         Args:
-            step: `VideoMLA.forward`, in whatever precision.
+            step: `VideoMLA.forward`, in the precision that the stage computes in.
             spec: geometry of its cache.
             text_kv: [L, 2, B, tokens, D].
             numbers: the chunks that will be committed, where they are not all from 0 on.
-            unrolled: `VideoMLA.unrolled`, for clips that are to be passed at once.
+            unrolled: `VideoMLA.unrolled`, for clips that take one pass as a whole.
         """
         self.unrolled = unrolled
         self.step, self.cache_spec, self.text_kv, self.numbers = step, spec, text_kv, numbers
@@ -52,7 +52,7 @@ class CachedRollout:
         return velocity.float()
 
     def commit(self, latents: Tensor, number: int) -> None:
-        """Remember chunk `number` as `latents` [B, z, F, h, w]: a clean pass at t = 0."""
+        """Write chunk `number`, as `latents` [B, z, F, h, w], to the cache by a clean pass at t = 0."""
         still = latents.new_zeros(latents.shape[0], latents.shape[2])
         _, entries = self.step(latents, still, self.text_kv, self.cache, *self._window(number))
         self.cache = self.cache_spec.commit(self.cache, entries, self.cache_spec.chunks.start(number))

@@ -24,13 +24,13 @@ from vmla.train.objectives.noise import normal
 
 @dataclass(frozen=True, kw_only=True)
 class Consistency:
-    """The teacher's grid and guidance."""
+    """The teacher's grid of noise levels and its guidance."""
 
     grid: int = 48
-    """Steps of the teacher's descent."""
+    """Steps of the teacher from pure noise to x0."""
     shift: float = 5.0
     guidance: float = 3.0
-    """w; 1 needs no unconditional pass."""
+    """w of classifier-free guidance; 1 needs no unconditional pass."""
 
     def __post_init__(self) -> None:
         if self.grid < 2:
@@ -47,7 +47,7 @@ class Networks:
 
     student: CachedRollout
     target: CachedRollout
-    """The student's moving average."""
+    """The student's exponential moving average, which the loss takes its target from."""
     teacher: CachedRollout
     free: CachedRollout | None
     """The teacher without its prompt; None where nothing is guided."""

@@ -16,7 +16,8 @@ from torch import Tensor
 from vmla.scheduler import shifted
 
 LEAST, MOST = 0.02, 0.98
-"""Noise levels beyond which scores say nothing."""
+"""Noise levels at which scores are compared: beyond them the two networks' estimates hardly depend on x. The
+bounds are those of DMD2 and Self-Forcing (steps 20 to 980 of 1000)."""
 
 
 def score_sigma(uniform: Tensor, shift: float) -> Tensor:
@@ -35,11 +36,13 @@ def guided_beyond(conditional: Tensor, unconditional: Tensor, extra: float) -> T
 def matching_gradient(x: Tensor, fake: Tensor, real: Tensor) -> Tensor:
     """Where to move x [B, ...] away from: (fake - real), scaled by how far x is from real; NaN is 0."""
     axes = tuple(range(1, x.ndim))
+    # Divided by each video's own error, so that all noise levels pull equally strongly (DMD, eq. 8).
     return ((fake - real) / (x - real).abs().mean(axes, keepdim=True)).nan_to_num(nan=0.0)
 
 
 def generator_loss(x: Tensor, gradient: Tensor, mask: Tensor | None = None) -> Tensor:
     """A loss whose gradient in x is `gradient` / count, in float64; `mask` [frames] chooses latent frames."""
+    # In float64, because the error is a difference of nearly equal numbers.
     target = (x - gradient).detach().double()
     error = (x.double() - target).square()
     return 0.5 * (error if mask is None else error[:, :, mask]).mean()

@@ -1,4 +1,4 @@
-"""Which frames a chunk of training sees, and velocities of a whole clip in one pass with that as a mask.
+"""Which frames each chunk of a training clip sees, and all chunks' velocities from one masked pass.
 
 A pass for each chunk, and one more to commit it, is what a rollout does; on a machine whose processes share
 weights, each of those passes gathers all of them. Here one pass does it all (`vmla.packed_sequence`).
@@ -16,9 +16,9 @@ from vmla.cache import CacheSpec
 from vmla.packed_sequence import Unrolling
 
 Step = Callable[..., tuple[Tensor, Tensor]]
-"""`VideoMLA.forward`, in whatever precision."""
+"""`VideoMLA.forward`, or the same computed in a narrower type."""
 Pass = Callable[[Tensor, Tensor, Tensor, Unrolling], Tensor]
-"""`VideoMLA.unrolled`, in whatever precision."""
+"""`VideoMLA.unrolled`, or the same computed in a narrower type."""
 
 
 def remembered(spec: CacheSpec, number: int, numbers: Sequence[int]) -> Tensor:

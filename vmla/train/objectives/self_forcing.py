@@ -1,4 +1,4 @@
-"""Self-rollouts: the student makes a video with its own cache, as it will, and one step of each chunk learns.
+"""Self-rollouts: the student makes a video as at inference, and learns from one step of each chunk.
 
 Steps before the exit run without gradients; the exit step's x0 is the chunk. A clean pass without
 gradients commits it, so that no gradient crosses chunks through the cache (Self-Forcing).
@@ -21,7 +21,7 @@ def self_rollout(
     picture: tuple[int, int, int],
     *,
     chunks: int,
-    exit_step: int,
+    exit_step: int | None,
     seeds: Sequence[int],
     learned: int | None = None,
     given: Tensor | None = None,
@@ -31,19 +31,18 @@ def self_rollout(
 
     Args:
         rollout: of the student, with an empty cache.
-        sampler: each chunk takes `exit_step` + 1 of its steps; all of them unless it is a `renoise` sampler.
+        sampler: its opening makes the first chunk that is not given only if that is number 0.
         picture: [z, h, w] of a latent frame.
         chunks: how many.
-        exit_step: the step whose x0 is kept; the same for all chunks.
+        exit_step: the step whose x0 becomes the chunk, the same for all chunks; only of a `renoise` sampler.
+            None takes all steps of each chunk's sampler.
         seeds: one for each video, as `vmla-run --seed`.
         learned: how many of the last chunks carry gradients; all if not given.
-        given: [B, z, frames, h, w] of the first chunks, which are not made but committed as they are.
-        negative_text_kv: [L, 2, B, tokens, D], what a guided sampler's second pass is told.
+        given: [B, z, frames, h, w] of the first chunks, which are committed as they are instead of being
+            made.
+        negative_text_kv: [L, 2, B, tokens, D] of the negative prompt, for a guided sampler's second pass.
     """
-    last = len(sampler.timesteps()) - 1
-    first = 0 if sampler.kind == "renoise" else last
-    if not first <= exit_step <= last:
-        raise ValueError(f"this sampler exits after one of its steps {first} to {last}")
+    _check_exit(sampler, exit_step)
     made, device, lengths = [], rollout.text_kv.device, rollout.cache_spec.chunks
     channels, *size = picture
 
@@ -59,17 +58,28 @@ def self_rollout(
             rollout.commit(latents, number)
     for number in range(len(made), chunks):
         learns = torch.is_grad_enabled() and number >= chunks - (chunks if learned is None else learned)
-        latents = noise(number, 0)
-        for step in range(exit_step + 1):
-            sigma = sampler.sigmas()[step].expand(len(seeds)).to(device)
-            with torch.set_grad_enabled(learns and step == exit_step):
-                velocity = _velocity(rollout, latents, sigma, number, sampler, negative_text_kv)
-                fresh = noise(number, step + 1) if step < exit_step else None
-                latents = sampler.step(latents, velocity, step, fresh)
+        latents, chosen = noise(number, 0), sampler.of_chunk(opens=number == 0)
+        last = chosen.steps - 1 if exit_step is None else exit_step
+        for step in range(last + 1):
+            sigma = chosen.sigmas()[step].expand(len(seeds)).to(device)
+            with torch.set_grad_enabled(learns and step == last):
+                velocity = _velocity(rollout, latents, sigma, number, chosen, negative_text_kv)
+                fresh = noise(number, step + 1) if step < last else None
+                latents = chosen.step(latents, velocity, step, fresh)
         made.append(latents)
         with torch.no_grad():
             rollout.commit(latents, number)
     return torch.cat(made, dim=2)
+
+
+def _check_exit(sampler: Sampler, exit_step: int | None) -> None:
+    """Refuse an early exit of a sampler that has none, or has another number of steps for some chunk."""
+    if exit_step is None:
+        return
+    last = sampler.steps - 1
+    first = 0 if sampler.kind == "renoise" and sampler.opening is None else last
+    if sampler.opening is not None or not first <= exit_step <= last:
+        raise ValueError(f"this sampler exits after one of its steps {first} to {last}")
 
 
 def _velocity(
@@ -82,7 +92,7 @@ def _velocity(
 ) -> Tensor:
     """As `runtime.rollout.rollout` has it: guidance's second pass looks at the same cache."""
     velocity = rollout.velocity(latents, sigma, number)
-    if not sampler.guided:
+    if sampler.guidance_scale == 1:
         return velocity
     if negative is None:
         raise ValueError("a guided sampler needs the keys and values of its negative prompt")

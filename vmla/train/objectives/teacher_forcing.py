@@ -22,10 +22,10 @@ from vmla.train.objectives.packed_clip import Pass, Step, predicted, remembered,
 
 @dataclass(frozen=True, kw_only=True)
 class Forcing:
-    """How noise is put on what is predicted and on what is remembered."""
+    """How noise is put on the predicted chunks and on those in the cache."""
 
     shift: float = 2.0
-    """Of the noise levels drawn for the predicted chunks."""
+    """Shift of the noise levels that are drawn for the predicted chunks; see `vmla.scheduler.shifted`."""
     copies: int = 2
     """Noise levels tried for each chunk and clip at once."""
     context_noise: float = 0.3
@@ -37,7 +37,7 @@ class Forcing:
 
     @property
     def fixed(self) -> bool:
-        """Whether what is remembered is known before anything is predicted, and all is predicted once."""
+        """Whether all committed chunks are known before any is predicted, and each is predicted once."""
         return self.own_share == 0 and self.copies == 1
 
 
@@ -76,7 +76,7 @@ def forcing_loss(
             losses.append(loss)
             sizes.append(clean.shape[2])
         if number == numbers[-1]:
-            break  # nothing will look at it
+            break  # no later chunk attends to the last one
         context = _context(clean, estimate, trusted, forcing, generator)
         quiet = torch.zeros(clean.shape[0], clean.shape[2], device=clean.device)
         _, entries = step(context, quiet, text_kv, cache, *positions)
@@ -94,7 +94,7 @@ def forcing_loss_at_once(
     forcing: Forcing,
     generator: torch.Generator,
 ) -> Tensor:
-    """As `forcing_loss`, in one pass over the clip: nothing that is remembered hangs on a prediction.
+    """As `forcing_loss`, in one pass over the clip, since no committed chunk depends on a prediction.
 
     Args:
         run: one pass over a sequence, `VideoMLA.unrolled`.
@@ -153,7 +153,7 @@ def _noised(clean: Tensor, forcing: Forcing, generator: torch.Generator) -> tupl
 def _context(
     clean: Tensor, estimate: Tensor, trusted: Tensor, forcing: Forcing, generator: torch.Generator
 ) -> Tensor:
-    """What is committed: the truth under a little noise, or for some clips the model's estimate."""
+    """The chunk to commit: the truth under a little noise, or for some clips the model's estimate."""
     sigma = forcing.context_noise * uniform(len(clean), generator, clean.device)
     noise = normal(clean.shape, generator, clean.device)
     noisy = add_noise(clean, noise, sigma[:, None, None, None, None])

@@ -1,1 +1,1 @@
-"""What an optimizer step is made of: AdamW, Muon, and the type that is computed in."""
+"""The parts of an optimizer step: AdamW, Muon, and the precision."""

@@ -15,17 +15,21 @@ import torch
 from torch import Tensor, nn
 
 MOMENTUM = 0.95
+"""Keller Jordan's default, which `torch.optim.Muon` shares."""
 COEFFICIENTS = 3.4445, -4.7750, 2.0315
-"""Of x, x^3 and x^5 in the polynomial that is applied to the singular values, steep at 0."""
+"""Coefficients of x, x^3 and x^5 in the polynomial that each iteration applies to the singular values; it is
+steep at 0, so that small ones grow fast."""
 ITERATIONS = 5
+"""Iterations of Newton and Schulz: with these coefficients, five bring all singular values near 1 (0.7 to
+1.3)."""
 TINY = 1e-7
-"""The least norm that a matrix is divided by."""
+"""Least norm that a matrix is divided by, for a gradient of zeros."""
 ADAMW = 0.2
-"""Root mean square of an update of AdamW at rate 1, which that of Muon is brought to."""
+"""Root mean square of AdamW's update at rate 1, to which Muon's update is scaled (arXiv 2502.16982, 2.2)."""
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum of Nesterov, made orthogonal; no weight decay."""
+    """Nesterov momentum, made orthogonal; without weight decay."""
 
     def __init__(self, matrices: Iterable[nn.Parameter], *, lr: float, dtype: torch.dtype) -> None:
         """Optimise `matrices`, each [m, n].
@@ -33,7 +37,8 @@ class Muon(torch.optim.Optimizer):
         Args:
             matrices: the parameters.
             lr: the learning rate, of the size that AdamW would have.
-            dtype: what the products are computed in. It is no part of the state, which another may load.
+            dtype: the type of the products. It is no part of the state, which a run with another one may
+                load.
         """
         super().__init__(matrices, {"lr": lr})
         self._dtype = dtype

@@ -10,7 +10,9 @@ from torch import nn
 
 from vmla.train.optim.muon import Muon
 
-AVERAGED_BETAS = (0.9, 0.98)
+PRETRAINING_BETAS = (0.9, 0.98)
+"""AdamW's decay rates in training from nothing: 0.98, as for the first transformers, averages squares over
+some 50 steps, which runs of a few thousand steps need; PyTorch's 0.999 averages over 1,000."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,32 +21,33 @@ class TrainingSchedule:
 
     steps: int
     learning_rate: float
-    """The value that AdamW is given."""
+    """AdamW's rate on the plateau, after the warm-up."""
     matrix_rate: float | None = None
-    """Of Muon, for inner matrices and convolutions; None leaves them to AdamW."""
+    """Muon's rate, for inner matrices and convolutions; None leaves them to AdamW."""
     warmup: int = 50
+    """Steps of the linear rise at the start."""
     decay: int
     """Steps of the fall at the end."""
     average: float = 0.998
     """Decay of the exponential moving average of the weights; the average is what is shipped."""
     clip: float = 1.0
-    """Largest norm of the whole gradient."""
+    """Norm that the gradient of all parameters together is clipped to."""
     save_every: int = 100
 
     @property
     def betas(self) -> tuple[float, float]:
-        """The value that AdamW is given."""
-        return AVERAGED_BETAS
+        """AdamW's decay rates of the gradient's mean and of its square."""
+        return PRETRAINING_BETAS
 
     @property
     def weight_decay(self) -> float:
-        """The value that AdamW is given."""
+        """AdamW's decoupled weight decay, none in training from nothing."""
         return 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class DistilSchedule(TrainingSchedule):
-    """Of the stages that start from trained weights: AdamW without momentum, as Self-Forcing has it."""
+    """Schedule of stages that start from trained weights: AdamW without momentum, as in Self-Forcing."""
 
     betas: tuple[float, float] = (0.0, 0.999)  # type: ignore[misc]
     weight_decay: float = 0.01  # type: ignore[misc]
@@ -60,7 +63,7 @@ class Optimizers:
     def __init__(
         self, model: nn.Module, schedule: TrainingSchedule, dtype: torch.dtype = torch.float32
     ) -> None:
-        """`dtype` is what Muon multiplies in; all that is kept is float32."""
+        """`dtype` is the type of Muon's products; weights and optimizer states are float32."""
         self._schedule = schedule
         self._parameters = list(model.parameters())
         named = [] if schedule.matrix_rate is None else model.named_parameters()
@@ -83,7 +86,7 @@ class Optimizers:
         self._rates = [group["lr"] for optimizer in self._all for group in optimizer.param_groups]
 
     def factor(self, step: int) -> float:
-        """What the learning rates are multiplied by at `step`, counted from 0.
+        """Factor of the learning rates at `step`, counted from 0.
 
         Raises:
             ValueError: for a step that the schedule does not have.
@@ -112,7 +115,7 @@ class Optimizers:
         return [optimizer.state_dict() for optimizer in self._all]
 
     def sharded_state(self) -> dict[str, Any]:
-        """What each parameter's optimizer remembers, by the parameter's place; made now if it is not yet."""
+        """The optimizer's state of each parameter, by the parameter's place; created now if it is missing."""
         (optimizer,) = self._all
         for parameter in self._parameters:
             if not optimizer.state[parameter]:
@@ -122,7 +125,7 @@ class Optimizers:
         return {str(i): dict(optimizer.state[p]) for i, p in enumerate(self._parameters)}
 
     def load_sharded(self, state: dict[str, Any]) -> None:
-        """Continue from what `sharded_state` gave."""
+        """Continue from a result of `sharded_state`."""
         (optimizer,) = self._all
         for i, parameter in enumerate(self._parameters):
             optimizer.state[parameter] = state[str(i)]

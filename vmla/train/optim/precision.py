@@ -1,7 +1,7 @@
 """In which type a stage computes from its float32 weights: bfloat16, or float32 where that is faster.
 
 A processor without matrix instructions for bfloat16 converts every number before it multiplies, and can take
-many times as long as in float32. Which of the two is faster is measured, for no list of instructions says it.
+many times as long as in float32. No list of instructions tells which of the two is faster, so it is measured.
 """
 
 from __future__ import annotations
@@ -14,13 +14,15 @@ from typing import Literal
 import torch
 
 Precision = Literal["auto", "bfloat16", "float32"]
-"""What a recipe asks for; `auto` leaves the choice to the machine, and may differ when a run goes on."""
+"""A recipe's setting; `auto` leaves the choice to the machine, which may choose otherwise when a run is
+resumed."""
 
 TYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 SHAPE = 2048, 256, 1024
 """Rows, inputs and outputs of the product that is timed: a feed-forward layer of the `sprites` model."""
 ROUNDS = 10
-"""Of both types in turns. The shortest counts: other work on the machine can only make a product longer."""
+"""Rounds of both types alternately. The shortest time counts, because other work can only make a product
+slower."""
 
 
 def product_seconds(dtype: torch.dtype) -> float:
@@ -38,13 +40,14 @@ def resolve(
     """The type that a stage computes in on `device`.
 
     Args:
-        precision: what its settings ask for.
+        precision: the precision in its settings.
         device: where its weights are.
         measure: gives the seconds of a typical product in a type, on a CPU.
 
     Returns:
-        What is asked for; for `auto` bfloat16 on a GPU and the faster type on a CPU. Processes that train
-        together all take that of the first one, for they exchange weights in it, and must all call this.
+        The precision in the settings; for `auto` bfloat16 on a GPU and the faster type on a CPU. Processes
+        that train together all take that of the first one, for they exchange weights in it, and must all call
+        this.
     """
     if precision != "auto":
         return TYPES[precision]
@@ -55,14 +58,14 @@ def resolve(
 
 @cache
 def _fastest(measure: Callable[[torch.dtype], float], threads: int) -> torch.dtype:
-    """Measured once by a process; `threads` is what the speed of a CPU depends on."""
+    """The faster type, measured once by a process and for each number of `threads`, on which it depends."""
     with torch.inference_mode():
         rounds = [{dtype: measure(dtype) for dtype in TYPES.values()} for _ in range(ROUNDS)]
     return min(TYPES.values(), key=lambda dtype: min(seconds[dtype] for seconds in rounds))
 
 
 def _of_the_first(dtype: torch.dtype) -> torch.dtype:
-    """What the first of several processes has."""
+    """The type of the first of several processes."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return dtype
     shared = [dtype]

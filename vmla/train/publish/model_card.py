@@ -7,6 +7,7 @@ from typing import Any
 
 from plugins.atomic_files import atomic_write_text
 from plugins.documents.json_file import read_json
+from plugins.documents.typed import typed
 from plugins.errors import UserError
 from vmla.scheduler import Sampler
 from vmla.train.publish.pack import TRAINING
@@ -51,7 +52,7 @@ caption asks for; the denoiser by chunk-causal teacher forcing with noise on its
 
 ## Grades
 
-{prompts} prompts of held-out combinations, fixed seeds, {steps} {kind} steps for each chunk{guided}: the
+{prompts} prompts of held-out combinations, fixed seeds, {sampled}: the
 share of videos that a grader by formula passes, in the four seconds before each mark.
 `{again}` repeats it. The grader itself is right
 on {grader} of rendered scenes for its worst question
@@ -62,7 +63,7 @@ on {grader} of rendered scenes for its worst question
 
 
 ORDER = ("codec", "decoder", "text", "denoiser", "refine", "forcing", "consistency", "distribution", "long")
-"""In which stages run."""
+"""The order in which stages run, and in which the card describes them."""
 TAUGHT = """
 ## In four steps, in both layouts
 
@@ -115,7 +116,7 @@ def write_card(folder: Path, grades: Path, grader: Path) -> None:
         **_how(training),
         world=world.name,
         pairs=PAIRS[world.few_paths],
-        guided=_guided(checkpoint.sampler()),
+        sampled=_sampled(typed(graded["sampler"], Sampler, str(grades))),
         name=checkpoint.name,
         option="" if checkpoint.name == SHIPPED else f"--checkpoint {checkpoint.name} ",
         again=graded.get("command", f"vmla-bench grades --checkpoint {checkpoint.name}"),
@@ -128,8 +129,6 @@ def write_card(folder: Path, grades: Path, grader: Path) -> None:
         **{key: training[key] for key in ("recipe", "commit", "seed", "hours", "hardware", "torch")},
         stages="\n".join(_stage(name, stages[name]) for name in ORDER if name in stages),
         prompts=graded["prompts"],
-        steps=graded["sampler"]["steps"],
-        kind=graded["sampler"]["kind"],
         grader=f"{min(judged['accuracy'].values()):.1%}",
         grades="\n".join(_grades(graded)),
     ) + _relation(checkpoint.name, training)
@@ -137,26 +136,43 @@ def write_card(folder: Path, grades: Path, grader: Path) -> None:
 
 
 def _how(training: dict[str, Any]) -> dict[str, str]:
-    """What of the text depends on the stages and the text encoder of the record."""
+    """The sentences that depend on the record's stages and text encoder."""
     stages = training["stages"]
     distilled = "distribution" in stages
     return {
         "then": THEN if distilled else "",
         "distilled": DISTILLED if distilled else "",
         "decoder": ", its decoder alone goes on in `decoder`" if "decoder" in stages else "",
-        "refine": ", `refine` with less of it" if "refine" in stages else "",
+        "refine": _refined(training) if "refine" in stages else "",
         "units": "words" if training["settings"]["text"].get("words") else "bytes",
     }
 
 
-def _guided(sampler: Sampler) -> str:
-    if not sampler.guided:
+def _refined(training: dict[str, Any]) -> str:
+    fresh = training["settings"].get("refinement_latents")
+    return ", `refine` with less of it" if fresh is None else f", `refine` on {fresh['clips']:,} other clips"
+
+
+def _sampled(sampler: Sampler) -> str:
+    usual, opening = (sampler.of_chunk(opens=opens) for opens in (False, True))
+    if opening == usual:
+        return f"{_steps(usual)} for each chunk{_passes(usual)}"
+    first = f"{_steps(opening)} for the first chunk of a prompt{_passes(opening)}"
+    return f"{first}, and {_steps(usual)} for each other chunk{_passes(usual)}"
+
+
+def _steps(sampler: Sampler) -> str:
+    return f"{sampler.steps} {sampler.kind} steps"
+
+
+def _passes(sampler: Sampler) -> str:
+    if sampler.guidance_scale == 1:
         return ""
     return f", each of two passes (classifier-free guidance {sampler.guidance_scale:g})"
 
 
 def _relation(name: str, training: dict[str, Any]) -> str:
-    """What the cards of the models that ship say of others: the four-step one may be of an earlier model."""
+    """A shipped model's card about the other one; the four-step one may be of an earlier model."""
     from vmla.weights.checkpoint import SHIPPED, shipped_folder
 
     path = shipped_folder() / FOUR_STEPS / TRAINING

@@ -15,7 +15,7 @@ from plugins.errors import UserError
 from vmla.cli.machine import commit, hardware
 from vmla.train.loop.log import last_record, mean_speed
 from vmla.train.loop.state import read_state
-from vmla.train.recipes.from_scratch import Recipe
+from vmla.train.recipes.from_scratch import PretrainingRecipe
 from vmla.train.run import TrainingRun
 from vmla.train.stage import RESULT
 from vmla.vae.tiny import TinyCodec
@@ -26,7 +26,7 @@ TRAINING = "training.json"
 """The record's file name in a checkpoint folder."""
 
 
-def pack_run(recipe: Recipe, folder: Path, output: Path, report: Callable[[str], None]) -> None:
+def pack_run(recipe: PretrainingRecipe, folder: Path, output: Path, report: Callable[[str], None]) -> None:
     """Write the averaged weights of the run in `folder` to `output`, in float16.
 
     Raises:
@@ -60,7 +60,7 @@ def pack_run(recipe: Recipe, folder: Path, output: Path, report: Callable[[str],
 
 
 def pack_stages(start: str, folders: Sequence[Path], output: Path, report: Callable[[str], None]) -> None:
-    """Write what the last of several finished stages made to `output`, in float16.
+    """Write the models of the last of several finished stages to `output`, in float16.
 
     Args:
         start: the checkpoint that the first one trained; its record comes first.

@@ -38,7 +38,8 @@ def push(
 ) -> str:  # fmt: skip
     """Upload the checkpoint `folder` to the repository `owner/name`, which is made if missing, in one commit.
 
-    The folder's own `README.md` is the card; without one, a card is written from what the checkpoint says.
+    The folder's own `README.md` is the card; without one, a card is written from the checkpoint's
+    configuration.
 
     Args:
         folder: of the checkpoint; must be whole.
@@ -52,7 +53,7 @@ def push(
         The address of the commit.
 
     Raises:
-        UserError: if the folder is no whole checkpoint, or the hub refuses.
+        UserError: if the folder is not a complete checkpoint, or the hub refuses it.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
 
@@ -75,7 +76,7 @@ def push(
 
 
 def files_of(folder: Path) -> dict[str, Path]:
-    """What of a checkpoint folder is uploaded, by its name there; hidden files stay behind.
+    """The files of a checkpoint folder that are uploaded, by their names there; hidden files are not.
 
     Raises:
         UserError: if a part is missing.

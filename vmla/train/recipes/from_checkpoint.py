@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from plugins.errors import UserError
-from vmla.config import MODEL_PRESETS, ModelConfig
+from vmla.cli.options.names import unknown_name
+from vmla.config import MODEL_CONFIGS, ModelConfig
 from vmla.scheduler import Sampler
 from vmla.train.objectives.consistency import Consistency
 from vmla.train.objectives.teacher_forcing import Forcing
@@ -23,7 +23,7 @@ class DistillationRecipe:
 
     name: str
     model: ModelConfig
-    """Its sizes; a checkpoint brings its own."""
+    """The model's sizes, for plans and tests; a checkpoint has its own."""
     forcing: DenoiserTraining
     consistency: ConsistencyTraining
     distribution: DistributionTraining
@@ -33,13 +33,14 @@ class DistillationRecipe:
     """Whether distillations take the guidance of the teacher's own sampler in place of theirs."""
 
     def taught_by(self, teacher: Sampler) -> DistillationRecipe:
-        """The recipe with the guidance of a teacher that is sampled like that.
+        """The recipe with the guidance of a teacher that `teacher` samples.
 
-        Its weight w means u + w (c - u), which distribution matching writes as c + (w - 1) (c - u).
+        Its weight w means u + w (c - u), which distribution matching writes as c + (w - 1) (c - u). A student
+        makes all chunks alike, so the weight is that of the chunk that decides what is seen: the opening.
         """
         if not self.guided_as_teacher:
             return self
-        weight = teacher.guidance_scale
+        weight = teacher.of_chunk(opens=True).guidance_scale
         return replace(
             self,
             consistency=replace(
@@ -52,7 +53,7 @@ class DistillationRecipe:
 
 STUDENT = Sampler(kind="renoise", steps=4, shift=5.0)
 PLAIN = Forcing(shift=5.0, copies=1, context_noise=0.0, own_share=0.0)
-"""Teacher forcing as the paper has it: true, clean chunks before each."""
+"""Teacher forcing as in the paper: each chunk follows true, clean ones."""
 
 
 def _matching(*, steps: int, rate: float, critic: float, save: int, **others: object) -> DistributionTraining:
@@ -72,7 +73,7 @@ def _matching(*, steps: int, rate: float, critic: float, save: int, **others: ob
 _WAN_MATCHING = _matching(steps=1000, rate=2e-6, critic=4e-7, save=50, whole_scores=True, clips=4)
 WAN = DistillationRecipe(
     name="wan-1.3b",
-    model=MODEL_PRESETS["wan-1.3b"],
+    model=MODEL_CONFIGS["wan-1.3b"],
     forcing=DenoiserTraining(
         schedule=DistilSchedule(steps=9500, learning_rate=5e-6, save_every=250),
         forcing=PLAIN, clips=1, jumps=0.0, at_once=True,
@@ -98,7 +99,7 @@ _SPRITES_MATCHING = replace(
 )
 SPRITES = DistillationRecipe(
     name="sprites",
-    model=MODEL_PRESETS["sprites"],
+    model=MODEL_CONFIGS["sprites"],
     forcing=DenoiserTraining(
         schedule=DistilSchedule(steps=300, learning_rate=1e-4),
         forcing=Forcing(context_noise=0.1, own_sigma=0.5),  # of the model's own last stage
@@ -115,9 +116,9 @@ SPRITES = DistillationRecipe(
     long=replace(_SPRITES_MATCHING, prelude=24, clips=8),
 )
 
-# The same model with what a GPU can do in minutes: more clips for each step, more steps, a clip at once.
-# Half of the past in `sprites` is the model's own guess, which must be made first; here it is true, under
-# more noise, and what the student makes of its own past is left to distribution matching.
+# The same model with as much as a GPU computes in minutes: more clips for each step, more steps, a clip at
+# once. Half of the past in `sprites` is the model's own guess, which must be made first; here it is true,
+# under more noise, and what the student makes of its own past is left to distribution matching.
 SPRITES_GPU = replace(
     SPRITES,
     name="sprites-gpu",
@@ -170,7 +171,7 @@ _DEBUG_MATCHING = _matching(
 )  # fmt: skip
 DEBUG = DistillationRecipe(
     name="debug",
-    model=MODEL_PRESETS["debug"],
+    model=MODEL_CONFIGS["debug"],
     forcing=DenoiserTraining(
         schedule=_TINY, forcing=PLAIN, clips=2, chunks=3, jumps=0.0, precision="float32", at_once=True
     ),
@@ -196,5 +197,5 @@ def distillation_recipe(name: str) -> DistillationRecipe:
         UserError: for a name that does not exist.
     """
     if name not in DISTILLATION_RECIPES:
-        raise UserError(f"no such training recipe: {name}; there are {', '.join(DISTILLATION_RECIPES)}")
+        raise unknown_name("training recipe", name, DISTILLATION_RECIPES)
     return DISTILLATION_RECIPES[name]

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Any
 
-from plugins.errors import UserError
-from vmla.config import MODEL_PRESETS, ModelConfig
+from vmla.cli.options.names import unknown_name
+from vmla.config import MODEL_CONFIGS, ModelConfig
 from vmla.scheduler import Sampler
 from vmla.text import SmallTextConfig
 from vmla.train.data.latents import LatentSettings
@@ -22,7 +22,7 @@ from vmla.world.worlds import SECOND
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class PretrainingRecipe:
     """The stages of one model, in order: codec, decoder, text, latents, denoiser, refine."""
 
     name: str
@@ -31,17 +31,19 @@ class Recipe:
     text: SmallTextConfig
     codec_training: CodecTraining
     decoder_training: DecoderTraining | None = None
-    """How the codec's decoder is trained on; None leaves it as it is."""
+    """How the codec's decoder is trained further; None skips that stage."""
     text_training: TextTraining
     latents: LatentSettings
     denoiser_training: DenoiserTraining
     refinement: DenoiserTraining | None = None
-    """How the denoiser's average is trained on; None leaves it as it is."""
+    """How the denoiser's average is trained further; None skips that stage."""
+    refinement_latents: LatentSettings | None = None
+    """The clips of `refinement`; None takes those that the denoiser has seen."""
     sampler: Sampler
-    """How the finished model is sampled unless told otherwise."""
+    """The finished model's own sampler, which the commands use by default."""
 
     def steps(self) -> dict[str, int]:
-        """Optimizer steps of each stage that has some."""
+        """Optimizer steps by stage, for the stages that train."""
         steps = {
             "codec": self.codec_training.schedule.steps,
             **({} if self.decoder_training is None else {"decoder": self.decoder_training.schedule.steps}),
@@ -50,24 +52,26 @@ class Recipe:
         }
         return steps if self.refinement is None else {**steps, "refine": self.refinement.schedule.steps}
 
-    def in_world(self, world: str) -> Recipe:
+    def in_world(self, world: str) -> PretrainingRecipe:
         """The same recipe, with `world` as the world of every stage that renders."""
-        decoder = self.decoder_training
+        decoder, fresh = self.decoder_training, self.refinement_latents
         return replace(
             self,
             codec_training=replace(self.codec_training, world=world),
             decoder_training=None if decoder is None else replace(decoder, world=world),
             text_training=replace(self.text_training, world=world),
             latents=replace(self.latents, world=world),
+            refinement_latents=None if fresh is None else replace(fresh, world=world),
         )
 
 
 # On two shared CPU cores 30 minutes for the codec and 10 for text and latents; by its first steps, on one,
-# the decoder takes an hour and the denoiser some ten. `sprites` was made by it, `sprites-4` by an
+# the decoder takes an hour, the denoiser some ten and its refinement four, its clips one more. `sprites` was
+# made by the stages before the refinement and takes eight guided Euler steps; `sprites-4` was made by an
 # earlier recipe of this name.
-SPRITES = Recipe(
+SPRITES = PretrainingRecipe(
     name="sprites",
-    model=MODEL_PRESETS["sprites"],
+    model=MODEL_CONFIGS["sprites"],
     codec=TinyCodecConfig(latent_channels=8),
     text=SmallTextConfig(words=vocabulary()),
     codec_training=CodecTraining(
@@ -101,13 +105,37 @@ SPRITES = Recipe(
         alignment=5.0,
         compiled=True,
     ),
-    sampler=Sampler(kind="euler", steps=8, shift=2.0, guidance_scale=2.0),
+    # After a hundred passes the denoiser knows its clips by heart. It goes on with others, most of them of
+    # two objects, of which there are far more kinds.
+    refinement_latents=LatentSettings(clips=8192, seed=1, label_grid=4),
+    refinement=DenoiserTraining(
+        schedule=TrainingSchedule(
+            steps=4000, learning_rate=1e-3, matrix_rate=3.5e-3, warmup=100, decay=2500, average=0.998
+        ),
+        forcing=Forcing(context_noise=0.1, own_sigma=0.5),
+        clips=12,
+        openings=0.5,
+        opening_clips=64,
+        pairs=0.7,
+        prompt_dropout=0.1,
+        alignment=5.0,
+        compiled=True,
+        seed=1,
+    ),
+    # The first chunk decides what is seen; with fresh noise at each step it can take back a second copy of
+    # an object, which an Euler path cannot. Chunks that look at it need no guidance, nor more steps (LOG.md).
+    sampler=Sampler(
+        kind="renoise",
+        steps=4,
+        shift=2.0,
+        opening=Sampler(kind="renoise", steps=16, shift=2.0, guidance_scale=2.0),
+    ),
 ).in_world(SECOND.name)
 
 # Every stage in seconds, to see that it all runs; it learns nothing.
-DEBUG = Recipe(
+DEBUG = PretrainingRecipe(
     name="debug",
-    model=MODEL_PRESETS["debug"],
+    model=MODEL_CONFIGS["debug"],
     codec=TinyCodecConfig(latent_channels=4, widths=(8, 8, 8), decoder_blocks=(1, 1, 1)),
     text=SmallTextConfig(width=32, head_width=16, heads=2, ffn_width=32, layers=1),
     codec_training=CodecTraining(
@@ -128,6 +156,7 @@ DEBUG = Recipe(
         precision="float32",
     ),
     latents=LatentSettings(clips=4, frames=12, shard=2),
+    refinement_latents=LatentSettings(clips=4, frames=12, shard=2, seed=1),
     denoiser_training=DenoiserTraining(
         schedule=TrainingSchedule(steps=4, learning_rate=1e-3, matrix_rate=1e-3, decay=2, save_every=2),
         forcing=Forcing(),
@@ -147,11 +176,11 @@ DEBUG = Recipe(
 
 # A smaller model of the same world, so that studies with seeds are affordable.
 MINI_MODEL = replace(
-    MODEL_PRESETS["sprites"], num_attention_heads=2, attention_head_dim=64, num_layers=3, ffn_dim=512,
+    MODEL_CONFIGS["sprites"], num_attention_heads=2, attention_head_dim=64, num_layers=3, ffn_dim=512,
     text_dim=64, text_tokens=112, in_channels=16, kv_lora_rank=16, qk_rope_head_dim=16,
     q_lora_rank=64, position_table=False,
 )  # fmt: skip
-MINI = Recipe(
+MINI = PretrainingRecipe(
     name="mini",
     model=MINI_MODEL,
     codec=TinyCodecConfig(widths=(48, 32, 16), decoder_blocks=(1, 1, 1)),
@@ -181,18 +210,18 @@ MINI = Recipe(
     sampler=Sampler(kind="euler", steps=8, shift=2.0),
 )
 
-TRAINING_RECIPES = {recipe.name: recipe for recipe in (DEBUG, MINI, SPRITES)}
+PRETRAINING_RECIPES = {recipe.name: recipe for recipe in (DEBUG, MINI, SPRITES)}
 
 
-def training_recipe(name: str, *, seed: int | None = None, **sizes: Any) -> Recipe:
+def pretraining_recipe(name: str, *, seed: int | None = None, **sizes: Any) -> PretrainingRecipe:
     """The named recipe, with another seed of its denoiser or other sizes (of `ModelConfig`) if given.
 
     Raises:
         UserError: for a name that does not exist, or sizes that do not fit together.
     """
-    if name not in TRAINING_RECIPES:
-        raise UserError(f"no such training recipe: {name}; there are {', '.join(TRAINING_RECIPES)}")
-    recipe = TRAINING_RECIPES[name]
+    if name not in PRETRAINING_RECIPES:
+        raise unknown_name("training recipe", name, PRETRAINING_RECIPES)
+    recipe = PRETRAINING_RECIPES[name]
     given = {key: value for key, value in sizes.items() if value is not None}
     if seed is not None:
         recipe = replace(recipe, denoiser_training=replace(recipe.denoiser_training, seed=seed))

@@ -1,4 +1,5 @@
-"""Memory of one GPU in a stage, by part, from sizes alone: what FSDP2 shards, and what it does not."""
+"""Memory of one GPU in a stage, by part, from sizes alone: the parts that FSDP2 shards, and those that it
+does not."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ from vmla.weights.source import shapes_of
 
 FULL, HALF = 4, 2
 """Bytes of a float32 and of a bfloat16 number."""
-KEPT_PER_TOKEN = 34
-"""Numbers of width D that a block keeps of each token while its gradients are computed: normalised,
+ACTIVATIONS_PER_TOKEN = 34
+"""Activations of width D that a block holds for each token while its gradients are computed: normalised,
 modulated and projected inputs of three sublayers, queries, keys, values, outputs, and two of FFN width."""
 
 
@@ -26,12 +27,14 @@ def memory_by_part(recipe: DistillationRecipe, name: str, *, gpus: int) -> dict[
     frozen = {"forcing": [], "consistency": [config, config]}.get(name, trained[-1:])
     learning = sum(_parameters(each) for each in trained)
     still = sum(_parameters(each) for each in frozen)
-    kept = 0 if name == "consistency" else _parameters(config)  # there the average is a network of its own
+    averaged = (
+        0 if name == "consistency" else _parameters(config)
+    )  # there the average is a network of its own
     parts = {
         "weights, sharded": FULL * (learning + still) // gpus,
         "gradients, sharded": FULL * learning // gpus,
         "AdamW's moments, sharded": 2 * FULL * learning // gpus,
-        "average, sharded": FULL * kept // gpus,
+        "average, sharded": FULL * averaged // gpus,
         "gathered blocks": 2 * HALF * max(_block(each) for each in trained + frozen),
         **_of_clips(trained[-1] if matching else config, config, training),
     }
@@ -39,16 +42,16 @@ def memory_by_part(recipe: DistillationRecipe, name: str, *, gpus: int) -> dict[
 
 
 def _of_clips(scorer: ModelConfig, config: ModelConfig, training: object) -> dict[str, int]:
-    """What grows with the clips of a micro-batch."""
+    """Bytes that grow with the clips of a micro-batch."""
     clips, chunks = training.clips, training.chunks  # type: ignore[attr-defined]
     copies = getattr(getattr(training, "forcing", None), "copies", 1)
     spec, tokens = CacheSpec.of(config), config.chunk * config.tokens_per_frame
     whole = getattr(training, "whole_scores", False)
     at_once = getattr(training, "at_once", False)
     passes = [chunks * (copies + 1) * tokens, chunks * tokens if whole else 0]
-    # Checkpointing keeps a block's input for every pass, and one block's inside at a time.
+    # Checkpointing stores a block's input for every pass, and one block's activations at a time.
     largest = passes[0] if at_once else max(copies * tokens, passes[1])
-    inside = clips * largest * KEPT_PER_TOKEN * config.inner_dim
+    inside = clips * largest * ACTIVATIONS_PER_TOKEN * config.inner_dim
     # A clip in one pass has none; a student's rollout has them all the same.
     cached = 0 if at_once and not hasattr(training, "critic") else chunks
     text = config.num_layers * 2 * clips * config.text_tokens * config.inner_dim

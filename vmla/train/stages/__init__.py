@@ -1,4 +1,4 @@
-"""The stages of training: what each learns from, and one optimizer step of it."""
+"""The stages of training: the data of each, and its optimizer step."""
 
 STAGES = ("codec", "decoder", "text", "latents", "denoiser", "refine")
-"""Of a run from nothing, in order; a recipe may lack the second and the last."""
+"""Stages of a run from nothing, in order; a recipe may lack `decoder` and `refine`."""

@@ -45,10 +45,13 @@ def _openings(
     training: DenoiserTraining, data: LatentSet, chunk: int, step: int, rng: np.random.Generator
 ) -> Batch:
     """Any `chunk` frames of any clip, as if a video began there; at first of clips of one object alone."""
-    count, choice = training.opening_clips, torch.arange(len(data.latents))
+    count, choice, weights = training.opening_clips, torch.arange(len(data.latents)), _weights(training, data)
     if step < training.single_steps and data.objects is not None:
-        choice = (data.objects == 1).nonzero()[:, 0]
-    clips = choice[torch.from_numpy(rng.integers(len(choice), size=count))]
+        choice, weights = (data.objects == 1).nonzero()[:, 0], None
+    if weights is None:
+        clips = choice[torch.from_numpy(rng.integers(len(choice), size=count))]
+    else:
+        clips = torch.from_numpy(rng.choice(len(choice), count, p=weights))
     starts = torch.from_numpy(rng.integers(data.latents.shape[2] // chunk, size=count)) * chunk
     frames = starts[:, None] + torch.arange(chunk)
     latents = data.latents[clips[:, None], :, frames].transpose(1, 2)
@@ -60,7 +63,10 @@ def _rollouts(
     training: DenoiserTraining, data: LatentSet, chunks: ChunkLengths, rng: np.random.Generator
 ) -> Batch:
     """Clips from their beginning on, or with a jump after their first chunk."""
-    clips = torch.from_numpy(rng.choice(len(data.latents), training.clips, replace=False))
+    weights = _weights(training, data)
+    # By weight a clip may come twice: of the rarer kind there may be fewer than a batch.
+    again = weights is not None
+    clips = torch.from_numpy(rng.choice(len(data.latents), training.clips, replace=again, p=weights))
     count = training.chunks
     last = chunks.number_of(data.latents.shape[2]) - (count - 1)
     start = int(rng.integers(2, last + 1)) if last > 1 and rng.random() < training.jumps else 1
@@ -69,3 +75,13 @@ def _rollouts(
     latents = data.latents[clips][:, :, frames].float()
     labels = None if data.labels is None else data.labels[clips][:, frames].float()
     return Batch(latents=latents, text=data.text[clips].float(), numbers=numbers, labels=labels)
+
+
+def _weights(training: DenoiserTraining, data: LatentSet) -> np.ndarray | None:
+    """How likely each clip is to be drawn, so that `pairs` of them show two objects; None: all alike."""
+    if training.pairs is None or data.objects is None:
+        return None
+    pairs = data.objects.numpy() == 2
+    if pairs.all() or not pairs.any():
+        return None
+    return np.where(pairs, training.pairs / pairs.sum(), (1 - training.pairs) / (~pairs).sum())

@@ -1,4 +1,4 @@
-"""Stage `codec`: the tiny autoencoder learns to draw what it has seen."""
+"""Stage `codec`: the tiny autoencoder learns to reconstruct videos."""
 
 from __future__ import annotations
 
@@ -10,8 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vmla.train.loop.parallel import CPU
 from vmla.train.loop.prefetch import Prefetcher
 from vmla.train.loop.throughput import Meter
+from vmla.train.objectives.noise import seeded
 from vmla.train.optim.optimizers import TrainingSchedule
 from vmla.train.optim.precision import Precision, resolve
 from vmla.vae.tiny import TinyCodec, TinyCodecConfig
@@ -52,12 +54,12 @@ class CodecStage:
 
     name = "codec"
 
-    def __init__(self, codec: TinyCodecConfig, training: CodecTraining) -> None:
+    def __init__(self, codec: TinyCodecConfig, training: CodecTraining, device: torch.device = CPU) -> None:
         torch.manual_seed(training.seed)
-        self.model = TinyCodec(codec)
-        self.training = training
+        self.model = TinyCodec(codec).to(device)
+        self.training, self.device = training, device
         self.schedule = training.schedule
-        self.meter = Meter(resolve(training.precision, torch.device("cpu")))
+        self.meter = Meter(resolve(training.precision, device))
         self.prefetcher = Prefetcher(self.draw)
 
     def settings(self) -> dict[str, Any]:
@@ -68,13 +70,15 @@ class CodecStage:
         """Mean absolute and squared error, and a pull of the raw latents towards mean 0, deviation 1."""
         settings = self.training
         with self.meter.waiting():
-            video, near = self.prefetcher.take(step)
-        generator = torch.Generator().manual_seed(step)
-        narrow = torch.autocast("cpu", torch.bfloat16, enabled=self.meter.dtype == torch.bfloat16)
+            video, near = (part.to(self.device) for part in self.prefetcher.take(step))
+        generator = seeded(self.device, step)
+        narrow = torch.autocast(self.device.type, torch.bfloat16, enabled=self.meter.dtype == torch.bfloat16)
         with self.meter.counting(video.shape), narrow:
             latents = self.model.encode_raw(video).float()
-            strength = torch.rand(len(video), 1, 1, 1, 1, generator=generator) * settings.noise
-            noisy = latents + strength * torch.randn(latents.shape, generator=generator)
+            strength = settings.noise * torch.rand(
+                len(video), 1, 1, 1, 1, generator=generator, device=self.device
+            )
+            noisy = latents + strength * torch.randn(latents.shape, generator=generator, device=self.device)
             error = self.model.decode_raw(noisy)[0].float() - video
         # Without a pull towards 1 the latents grow, which drowns the noise.
         mean, std = latents.mean((0, 2, 3, 4)), latents.std((0, 2, 3, 4))

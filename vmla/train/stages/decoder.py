@@ -1,4 +1,4 @@
-"""Stage `decoder`: the codec's decoder goes on learning, while the latents stay as they are.
+"""Stage `decoder`: the codec's decoder learns further, while the encoder and its latents stay fixed.
 
 So it can learn beside the denoiser, whose training set is encoded already.
 """
@@ -14,8 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vmla.train.loop.parallel import CPU
 from vmla.train.loop.prefetch import Prefetcher
 from vmla.train.loop.throughput import Meter
+from vmla.train.objectives.noise import seeded
 from vmla.train.optim.optimizers import TrainingSchedule
 from vmla.train.optim.precision import Precision, resolve
 from vmla.train.stages.codec import reconstruction_error
@@ -50,16 +52,16 @@ class DecoderStage:
 
     name = "decoder"
 
-    def __init__(self, codec: TinyCodec, training: DecoderTraining) -> None:
-        self.codec = deepcopy(codec)
+    def __init__(self, codec: TinyCodec, training: DecoderTraining, device: torch.device = CPU) -> None:
+        self.codec, self.device = deepcopy(codec).to(device), device
         self.codec.encoder.requires_grad_(False)
         self.training, self.schedule = training, training.schedule
-        self.meter = Meter(resolve(training.precision, torch.device("cpu")))
+        self.meter = Meter(resolve(training.precision, device))
         self.prefetcher = Prefetcher(self.draw)
 
     @property
     def model(self) -> nn.Module:
-        """The decoder alone: the encoder stays as it is."""
+        """The decoder alone; the encoder is frozen."""
         return self.codec.decoder
 
     def settings(self) -> dict[str, Any]:
@@ -72,14 +74,16 @@ class DecoderStage:
         """Error of the pixels, and of the mean colour of each object in each frame."""
         training = self.training
         with self.meter.waiting():
-            video, covered = self.prefetcher.take(step)
-        generator = torch.Generator().manual_seed(step)
-        narrow = torch.autocast("cpu", torch.bfloat16, enabled=self.meter.dtype == torch.bfloat16)
+            video, covered = (part.to(self.device) for part in self.prefetcher.take(step))
+        generator = seeded(self.device, step)
+        narrow = torch.autocast(self.device.type, torch.bfloat16, enabled=self.meter.dtype == torch.bfloat16)
         with self.meter.counting(video.shape), narrow:
             with torch.no_grad():
                 latents = self.codec.encode_raw(video).float()
-            strength = training.noise * torch.rand(len(video), 1, 1, 1, 1, generator=generator)
-            noisy = latents + strength * torch.randn(latents.shape, generator=generator)
+            strength = training.noise * torch.rand(
+                len(video), 1, 1, 1, 1, generator=generator, device=self.device
+            )
+            noisy = latents + strength * torch.randn(latents.shape, generator=generator, device=self.device)
             error = self.codec.decode_raw(noisy)[0].float() - video
         near = F.max_pool3d(covered.amax(2, keepdim=True), (1, 5, 5), stride=1, padding=(0, 2, 2)) > 0
         pixels = reconstruction_error(error, near.float(), training.emphasis)

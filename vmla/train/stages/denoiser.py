@@ -13,7 +13,7 @@ from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
 from vmla.packed_sequence import Unrolling
 from vmla.train.data.latents import LatentSet
-from vmla.train.loop.parallel import Calls, Passes
+from vmla.train.loop.parallel import CPU, Calls, Passes
 from vmla.train.loop.throughput import Meter
 from vmla.train.objectives.alignment import alignment_loss, attach_aligner, watched
 from vmla.train.objectives.noise import seeded
@@ -37,10 +37,11 @@ class DenoiserStage:
         *,
         model: VideoMLA | None = None,
         calls: Calls | None = None,
+        device: torch.device = CPU,
     ) -> None:
-        """Train `model`, or a fresh one; `calls` computes its passes, `narrowed` if not given."""
+        """Train `model`, or a fresh one on `device`; `calls` computes its passes, `narrowed` if not given."""
         torch.manual_seed(training.seed)
-        self.model = initialised(VideoMLA(config)) if model is None else model
+        self.model = initialised(VideoMLA(config)).to(device) if model is None else model
         self.meter = Meter(resolve(training.precision, next(self.model.parameters()).device))
         self.calls = self.meter.passes(narrowed if calls is None else calls)
         if training.compiled:
@@ -59,7 +60,7 @@ class DenoiserStage:
         }
 
     def loss(self, step: int) -> Tensor:
-        """Velocity error of one teacher-forced rollout over a batch of clips, and what else is learned."""
+        """Velocity error of one teacher-forced rollout over a batch of clips, and the alignment loss."""
         with self.meter.waiting():
             batch = self.draw(step)
         training, device = self.training, next(self.model.parameters()).device
@@ -109,7 +110,7 @@ class _Method(torch.nn.Module):
         self.model, self.name = model, name
 
     def forward(self, *inputs: Any) -> Tensor:
-        """Call the method that this module stands for."""
+        """Call the method that this module wraps."""
         return getattr(self.model, self.name)(*inputs)  # type: ignore[no-any-return]
 
 

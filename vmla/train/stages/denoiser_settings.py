@@ -17,7 +17,7 @@ class DenoiserTraining:
     schedule: TrainingSchedule
     forcing: Forcing
     clips: int = 16
-    """Clips of a batch."""
+    """Batch size, in clips."""
     chunks: int = 7
     """Chunks of a training rollout."""
     jumps: float = 0.5
@@ -30,12 +30,15 @@ class DenoiserTraining:
     """Clips of a batch of first chunks."""
     single_steps: int = 0
     """Steps at the start whose clips show one object, where their number is known."""
+    pairs: float | None = None
+    """Share of later clips that show two objects, where their number is known; None: as they come."""
     prompt_dropout: float = 0.0
-    """Share of clips that are told nothing: zeros, which is what stands behind a prompt's end."""
+    """Share of clips whose prompt is dropped, for guidance: their text is zeros, like the padding of every
+    prompt."""
     alignment: float = 0.0
-    """Weight of what the middle of the model should know of the scene: see `train.objectives.alignment`."""
+    """Weight of the representation alignment loss; see `vmla.train.objectives.alignment`."""
     alignment_layer: int = 3
-    """Blocks before that middle."""
+    """Number of blocks after which the tokens are aligned."""
     precision: Precision = "auto"
     compiled: bool = False
     """Compile the blocks first: a minute at the start, then 1.6 times as many steps on two CPU cores."""
@@ -48,5 +51,7 @@ class DenoiserTraining:
             raise UserError("a clip passes at once only with one copy and no estimates in its past")
         if self.at_once and self.alignment:
             raise UserError("a clip that passes at once is not aligned with its labels; use alignment 0")
-        if not 0 <= self.prompt_dropout <= 1:
-            raise UserError(f"prompt_dropout is {self.prompt_dropout}; it is a share, from 0 to 1")
+        for name in ("prompt_dropout", "pairs"):
+            share = getattr(self, name)
+            if share is not None and not 0 <= share <= 1:
+                raise UserError(f"{name} is {share}; it is a share, from 0 to 1")

@@ -35,12 +35,12 @@ from vmla.transformer import VideoMLA, compile_blocks
 
 @dataclass(frozen=True, kw_only=True)
 class ConsistencyTraining:
-    """Settings of consistency distillation."""
+    """Settings of consistency distillation, the second stage: objective, schedule and batch."""
 
     schedule: DistilSchedule
     consistency: Consistency
     clips: int = 1
-    """Clips of a micro-batch."""
+    """Clips of a micro-batch, that is of one process and one pass."""
     chunks: int = 7
     precision: Precision = "auto"
     compiled: bool = False
@@ -58,9 +58,9 @@ class DistributionTraining:
     critic: DistilSchedule
     """Rates of the critic; how many steps it makes follows from those of the generator."""
     critic_updates: int = 5
-    """Of the critic for each update of the generator."""
+    """Updates of the critic for each update of the generator."""
     sampler: Sampler
-    """Of the student."""
+    """The student's sampler, in whose steps it learns to make chunks."""
     guidance: float = 3.0
     """g of the real score, c + g (c - u); 0 needs no unconditional pass."""
     score_shift: float = 5.0
@@ -101,7 +101,7 @@ class Batches:
         return self.data.latents[chosen][:, :, :frames].float().to(self.device), text
 
     def negative(self, wanted: bool) -> Tensor | None:
-        """What guidance steers away from, for each clip; None if it is not wanted.
+        """The negative prompt's embeddings for each clip; None if guidance is off.
 
         Raises:
             UserError: if it is and the data has none.
@@ -114,7 +114,7 @@ class Batches:
 
 
 class ConsistencyStage:
-    """Consistency distillation; `target` is the student's moving average, which the loop keeps."""
+    """Consistency distillation; `target` is the student's moving average, which the loop updates."""
 
     name = "consistency"
 
@@ -163,7 +163,7 @@ class ConsistencyStage:
 
 
 class DistributionStage:
-    """Distribution matching: before each step of the generator, the critic learns what it makes."""
+    """Distribution matching: before each generator step, the critic learns the scores of its videos."""
 
     def __init__(
         self,
@@ -177,7 +177,7 @@ class DistributionStage:
         group: int = 1,
         name: str = "distribution",
     ) -> None:
-        """`group` is how many micro-batches a step has, which all take the same exit."""
+        """`group` is the number of micro-batches in a step, which all share one exit step."""
         self.name, device = name, next(generator.parameters()).device
         self.meter = Meter(resolve(training.precision, device))
         self.model, self.companion, self.teacher = generator, critic, teacher

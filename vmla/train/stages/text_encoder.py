@@ -1,4 +1,4 @@
-"""Stage `text`: a small UMT5 encoder learns what captions say, before any picture is seen.
+"""Stage `text`: a small UMT5 encoder learns the meaning of captions, before any picture is seen.
 
 Published models come with a text encoder that was trained on text alone. This is the small
 counterpart: a probe that is thrown away reads each object's attributes from the embeddings.
@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vmla.text import SmallTextConfig, TextEncoder, embed
+from vmla.train.loop.parallel import CPU
 from vmla.train.loop.throughput import Meter
 from vmla.train.optim.optimizers import TrainingSchedule
 from vmla.train.optim.precision import Precision, resolve
@@ -24,6 +25,7 @@ from vmla.world.worlds import FIRST, world_named
 
 ATTRIBUTES = {"shape": SHAPES, "colour": tuple(COLOURS), "motion": MOTIONS, "size": SIZES}
 OBJECTS = 2
+"""The most objects that a caption describes; the encoder's training has a classifier for each."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,7 @@ class TextTraining:
 
     schedule: TrainingSchedule
     captions: int = 64
-    """Captions of a batch."""
+    """Batch size, in captions."""
     world: str = FIRST.name
     precision: Precision = "auto"
     seed: int = 0
@@ -56,17 +58,20 @@ class Probe(nn.Module):
 
 
 class TextStage:
-    """Classification of what random captions say."""
+    """Classification of the objects and attributes in random captions."""
 
     name = "text"
 
-    def __init__(self, text: SmallTextConfig, tokens: int, training: TextTraining) -> None:
+    def __init__(
+        self, text: SmallTextConfig, tokens: int, training: TextTraining, device: torch.device = CPU
+    ) -> None:
         torch.manual_seed(training.seed)
         encoder, tokenizer = text.build()
         self.text, self.training, self.schedule = text, training, training.schedule
-        self.meter = Meter(resolve(training.precision, torch.device("cpu")))
+        self.meter = Meter(resolve(training.precision, device))
         self.encoder = TextEncoder(encoder, tokenizer, tokens=tokens)
-        self.model = nn.ModuleDict({"encoder": encoder, "probe": Probe(text.width)})
+        self.model = nn.ModuleDict({"encoder": encoder, "probe": Probe(text.width)}).to(device)
+        self.device = device
 
     def settings(self) -> dict[str, Any]:
         """All that determines the result."""
@@ -83,12 +88,12 @@ class TextStage:
 
     def answer(self, captions: list[str]) -> tuple[list[Tensor], list[Tensor]]:
         """Logits and true classes [B] of each question."""
-        numbers, mask = self.encoder.tokenize(captions)
-        narrow = torch.autocast("cpu", torch.bfloat16, enabled=self.meter.dtype == torch.bfloat16)
+        numbers, mask = (part.to(self.device) for part in self.encoder.tokenize(captions))
+        narrow = torch.autocast(self.device.type, torch.bfloat16, enabled=self.meter.dtype == torch.bfloat16)
         with self.meter.counting(numbers.shape, tokens=numbers.numel()), narrow:
             text = embed(self.model["encoder"], numbers, mask)
             logits = self.model["probe"](text, mask)
-        targets = torch.tensor([truth(caption) for caption in captions])
+        targets = torch.tensor([truth(caption) for caption in captions], device=self.device)
         return logits, list(targets.unbind(1))
 
 
@@ -99,7 +104,7 @@ def draw_captions(seed: int, step: int, count: int, world: str = FIRST.name) -> 
 
 
 def truth(caption: str) -> list[int]:
-    """The classes that a caption stands for; 0 where an object or a size is not mentioned."""
+    """The classes of a caption's objects and background; 0 where an object or a size is not mentioned."""
     reading = read(caption)
     classes = []
     for place in range(OBJECTS):

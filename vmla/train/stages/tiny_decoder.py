@@ -1,7 +1,7 @@
 """Stage `tiny`: a tiny autoencoder learns to show and to make a large one's latents, from encoded clips.
 
-The large decoder shows what each latent stands for, and that is what the tiny one learns: what the large one
-loses, no decoder of its latents could know.
+The tiny decoder learns the large decoder's frames, not the original ones: no decoder of these latents can
+know the details that the large encoder has lost.
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from vmla.train.loop.throughput import Meter
 from vmla.train.optim.optimizers import TrainingSchedule
 from vmla.train.optim.precision import Precision, resolve
 from vmla.vae import Codec
-from vmla.vae.taehv import TAEHV_PRESETS, Taehv, TaehvConfig
+from vmla.vae.taehv import TAEHV_CONFIGS, Taehv, TaehvConfig
 
 
 @dataclass(frozen=True, kw_only=True)
 class TinyTraining:
-    """Settings of the distillation."""
+    """Settings of the distillation of a tiny autoencoder from a large one."""
 
     schedule: TrainingSchedule
     clips: int = 4
-    """Of a batch."""
+    """Batch size, in clips."""
     frames: int = 6
     """Latent frames of a clip, from its start on: the large decoder is causal."""
     cells: int = 16
@@ -43,7 +43,7 @@ class TinyTraining:
     seed: int = 0
 
 
-class TinyStage:
+class TinyDecoderStage:
     """Distillation of a large codec into TAEHV's architecture."""
 
     name = "tiny"
@@ -66,7 +66,7 @@ class TinyStage:
 
     @property
     def model(self) -> nn.Module:
-        """The whole tiny autoencoder."""
+        """The tiny autoencoder, whose encoder and decoder are trained together."""
         return self.tiny
 
     def settings(self) -> dict[str, Any]:
@@ -86,8 +86,11 @@ class TinyStage:
         return pixels + self.training.encoder * F.mse_loss(made, latents)
 
     def draw(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """The batch of `step`: latents [B, z, F, h, w], noise on them, and the large decoder's frames
-        [B, n, 3, H, W]; it depends on seed and step alone."""
+        """The batch of `step`, which depends on seed and step alone.
+
+        Returns:
+            Latents [B, z, F, h, w], noise on them, and the large decoder's frames [B, n, 3, H, W].
+        """
         training = self.training
         rng = np.random.default_rng([training.seed, step])
         chosen = torch.from_numpy(np.sort(rng.integers(len(self.latents), size=training.clips)))
@@ -110,12 +113,12 @@ def config_like(teacher: Codec) -> TaehvConfig:
     Raises:
         UserError: if there are none: it is made for codecs of Wan's kind.
     """
-    for config in TAEHV_PRESETS.values():
+    for config in TAEHV_CONFIGS.values():
         cells, channels = 8 * config.patch, config.latent_channels
         if (channels, cells) == (teacher.latent_channels, teacher.spatial_ratio):
             break
     else:
-        known = ", ".join(f"{c.latent_channels} of {8 * c.patch}" for c in TAEHV_PRESETS.values())
+        known = ", ".join(f"{c.latent_channels} of {8 * c.patch}" for c in TAEHV_CONFIGS.values())
         raise UserError(
             f"no TAEHV has latents of {teacher.latent_channels} channels and cells of "
             f"{teacher.spatial_ratio} pixels; there are {known}"

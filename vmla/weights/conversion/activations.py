@@ -1,4 +1,4 @@
-"""Runs a Wan transformer one layer at a time, and hands over what each layer's attention saw."""
+"""Runs a Wan transformer layer by layer and records what goes into and comes out of each attention."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ from vmla.weights.uninitialised import Uninitialised
 
 @dataclass(frozen=True)
 class CalibrationBatch:
-    """Inputs of a denoiser."""
+    """Noisy latents, timesteps and text on which a conversion observes the source model."""
 
     latents: Tensor
     """[clips, z, F, h, w], noisy."""
     timestep: Tensor
-    """[clips] float32."""
+    """Timestep of each clip [clips] float32, in 0 .. 1000."""
     text: Tensor
     """[clips, text tokens, text width]."""
 
     @classmethod
     def noise(cls, config: ModelConfig, *, clips: int, seed: int) -> CalibrationBatch:
-        """Pure noise at t = 1000 and no text, which a denoiser does meet: no data needed."""
+        """Pure noise at t = 1000 without text, which needs no data: a denoiser's every first step has it."""
         generator = torch.Generator().manual_seed(seed)
         shape = (clips, config.in_channels, config.chunk, config.sample_height, config.sample_width)
         text = torch.zeros(clips, config.text_tokens, config.text_dim)
@@ -52,7 +52,7 @@ class TracedLayer:
 
     layer: int
     weights: dict[str, Tensor]
-    """Of the whole block."""
+    """All tensors of the block by their names within it, self-attention's among them."""
     inputs: Tensor
     outputs: Tensor
     """[clips, S, D]: of self-attention."""

@@ -1,4 +1,4 @@
-"""A Wan transformer to a VideoMLA checkpoint, layer by layer, with a report of what was lost."""
+"""A Wan transformer to a VideoMLA checkpoint, layer by layer, with a report of the errors."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ from vmla.weights.source import Source, shapes_of
 
 REPORT = "conversion.json"
 SAMPLER = Sampler(kind="euler", steps=50, shift=5.0)
-"""Of a model that is not distilled yet."""
+"""Sampler of a model that is not distilled: Wan's 50 steps."""
 
 
 @dataclass(frozen=True)
 class Conversion:
-    """What to make of a source."""
+    """Settings of a conversion: the target's layout and widths, and how to initialise it."""
 
     source: Source
     config: ModelConfig
-    """Of the result; its layout may be the source's own."""
+    """Sizes of the result, in either layout."""
     choices: Choices
     calibration: CalibrationBatch
     dtype: torch.dtype = torch.float32
     sampler: Sampler | None = None
-    """Of the result; the pipeline's own if it is one of ours, or `SAMPLER`, if not given."""
+    """Sampler of the result; None takes that of the pipeline if it is one of ours, else `SAMPLER`."""
     notes: Mapping[str, Any] = field(default_factory=dict)
-    """What else its `model_index.json` says."""
+    """Further entries of the result's `model_index.json`."""
 
     def write(self, folder: Path, report: Callable[[str], None], *, pipeline: Path | None = None) -> None:
         """Write the checkpoint to `folder`; a pipeline folder's other parts join it.
@@ -88,7 +88,7 @@ class Conversion:
             yield self._cast({**others, **new}, seen.layer)
 
     def attention(self, seen: TracedLayer) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """One layer's latent attention, and how far both initialisations are from what it replaces."""
+        """One layer's latent attention, and the error of both initialisations against its source."""
         wan = {n.removeprefix("attn1."): t for n, t in seen.weights.items() if n.startswith("attn1.")}
         inputs = AttentionInputs.of(seen.inputs.flatten(0, 1), whiten=self.choices.whiten)
         made, errors = {}, {}
@@ -149,7 +149,7 @@ def _write_shards(folder: Path, shards: Iterator[dict[str, Tensor]], count: int)
 
 
 def _schedule(pipeline: Path | None) -> Sampler:
-    """A model of ours keeps its own."""
+    """The sampler of a model of ours, or `SAMPLER`."""
     if pipeline is not None:
         path = pipeline / "scheduler" / "scheduler_config.json"
         if path.exists() and read_json(path).get("_class_name") == "Sampler":
@@ -171,7 +171,7 @@ def finish_folder(
 
 
 def plan(source: ModelConfig, config: ModelConfig, *, tokens: int, dtype: torch.dtype) -> dict[str, int]:
-    """What a conversion takes, from sizes alone: parameters, and bytes on disk and in memory."""
+    """A conversion's needs, from sizes alone: parameters, and bytes on disk and in memory."""
     before, outer = _parameters(source)
     after, _ = _parameters(config)
     block, width = (before - outer) // source.num_layers, source.inner_dim
@@ -188,6 +188,6 @@ def plan(source: ModelConfig, config: ModelConfig, *, tokens: int, dtype: torch.
 
 
 def _parameters(config: ModelConfig) -> tuple[int, int]:
-    """Number of parameters of the whole model, and of what belongs to no block."""
+    """Number of parameters of the whole model, and of its parts outside the blocks."""
     counts = {name: math.prod(shape) for name, shape in shapes_of(config).items()}
     return sum(counts.values()), sum(n for name, n in counts.items() if not name.startswith("blocks."))

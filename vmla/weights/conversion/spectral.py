@@ -7,9 +7,9 @@ whose pairs all heads share (`vmla.rope`). Then (arXiv 2605.30351, 3.3; what it 
     K_p R = u s v^H, p a pair           W_rK rows of p = s v^H R^-1, queries of head h turned by conj(u_h)
     G_Q W_Q R = U S V^T                 W_dQ = U^T G_Q W_Q, [W_uQ; W_rQ] = U, first directions
 
-R is the root of the inputs' second moment, so that what is kept is what the outputs need; G_K and G_Q
-are the gains of Wan's norms. A value's bias passes through attention unchanged and joins W_O's.
-A content key's bias adds the same to all scores of a query, as far as keys have one size: it is left out.
+R is the root of the inputs' second moment, so that the directions kept are those that matter for the outputs;
+G_K and G_Q are the gains of Wan's norms. A value's bias passes through attention unchanged and joins W_O's. A
+content key's bias adds the same to all scores of a query, as far as keys have one size: it is left out.
 """
 
 from __future__ import annotations
@@ -26,38 +26,41 @@ from vmla.config import ModelConfig
 from vmla.rope import split_pairs
 
 RIDGE = 1e-3
-"""Added to the second moment, as a share of its mean eigenvalue: inputs that calibration never saw."""
+"""Added to the second moment, as a share of its mean eigenvalue: it stands for inputs that calibration never
+saw."""
 
 
 Init = Literal["spectral", "random"]
-"""Where the projections come from."""
+"""How the latents' projections begin: decomposed from the source's, or drawn at random."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Choices:
-    """What the paper leaves open about the initialisation."""
+    """Choices of the initialisation that the paper leaves open."""
 
     init: Init = "spectral"
     whiten: bool = True
     """Weigh directions of the input by how much calibration tokens use them."""
     balance: float = 1.0
-    """b: the share of singular values in the down-projection. At 1 every channel of the latent has the
-    variance that its direction has, at 0 all have one: 1 starts better (docs/training.md has the figures)."""
+    """b, the exponent of the singular values in the down-projection. At 1 every channel of the latent has the
+    variance of its direction, at 0 all have variance 1; 1 starts better (docs/training.md has the
+    figures)."""
     key_weight: float = 1.0
-    """How much an error of keys counts against one of values."""
+    """Weight of an error in the keys relative to one in the values."""
     stack: Literal["content", "whole"] = "content"
-    """Which rows of keys are decomposed with the values: those of content, or the rotary ones, too."""
+    """Which rows of the keys are decomposed together with the values: those of content, or the rotary ones
+    too."""
     gains: Literal["fold", "drop"] = "fold"
-    """Gains of Wan's norms of queries and keys: folded into the rows that they multiply, or left out."""
+    """Gains of Wan's query and key norms: folded into the rows that they multiply, or dropped."""
     rotary: Literal["singular", "mean"] = "singular"
     """The shared rotary key: the leading direction of all heads' pairs, or their mean."""
     biases: Literal["absorb", "drop"] = "absorb"
-    """Biases of queries and rotary keys, which latent attention has not: put into the matrix that
-    fits best without one, or left out."""
+    """Biases of queries and rotary keys, which latent attention does not have: absorbed into the matrix
+    that fits best without one, or dropped."""
     latent_gains: Literal["fit", "one"] = "fit"
-    """Gains of the latents' own norms: those that bring back the latents' size, or ones."""
+    """Gains of the latents' own norms: fitted to restore the latents' size, or all ones."""
     seed: int = 0
-    """Of `random`: normal entries that keep the size of what they project."""
+    """Seed of `random`, whose normal entries preserve the size of their inputs."""
 
     def __post_init__(self) -> None:
         if self.init not in ("spectral", "random"):
@@ -71,9 +74,9 @@ class AttentionInputs:
     """Calibration inputs of one layer's attention, and their moments."""
 
     tokens: Tensor
-    """[n, D] float64."""
+    """Inputs of the attention, one row a token [n, D] float64."""
     mean: Tensor
-    """[D]"""
+    """Mean of the tokens [D]."""
     moment: Tensor
     """[D, D]: mean of x x^T, with a ridge."""
     root: Tensor
@@ -102,12 +105,12 @@ class AttentionInputs:
 
 @dataclass(frozen=True)
 class Factored:
-    """A matrix as two."""
+    """A low-rank factorisation: the matrix is about `up @ down`."""
 
     down: Tensor
-    """[rank, inputs]"""
+    """The down-projection [rank, inputs]."""
     up: Tensor
-    """[outputs, rank]"""
+    """The up-projection [outputs, rank]."""
     energy: float
     """Share of the squared singular values that was kept."""
 
@@ -163,7 +166,7 @@ def convert_attention(
         wan: by name within the layer: `to_q.weight` and so on.
         config: of the latent model.
         inputs: of this layer's attention.
-        choices: what the paper leaves open.
+        choices: those that the paper leaves open.
 
     Returns:
         The weights in float32, and the energy kept of keys with values, rotary keys and queries.
@@ -223,7 +226,7 @@ def _rotary(
         shared = pairs.mean(1)
     else:
         left, values, right = torch.linalg.svd(pairs @ root, full_matrices=False)
-        even = config.num_attention_heads**0.5  # a head's factor is about 1
+        even = config.num_attention_heads**0.5  # normalised so that each head's factor is about 1
         turns = left[:, :, 0].T * even
         shared = values[:, :1] * (right[:, 0] @ inverse) / even
     fitted = turns.T[:, :, None] * shared[:, None]
@@ -259,7 +262,7 @@ def _of_heads(rows: Tensor, kept: list[int], config: ModelConfig) -> Tensor:
 
 
 def _random(config: ModelConfig, choices: Choices) -> dict[str, Tensor]:
-    """Projections drawn anew, of a size that keeps that of what they project; gains of one."""
+    """Projections drawn anew, scaled to preserve the size of their inputs; gains of one."""
     content, latent, heads = config.kv_lora_rank, config.q_lora_rank, config.num_attention_heads
     shapes = {
         "down_kv": (content, config.inner_dim), "up_k": (heads * config.qk_nope_head_dim, content),

@@ -1,7 +1,7 @@
 """Latent attention as attention per head: the way back, for comparisons from one start.
 
 The reverse of `vmla.weights.conversion.spectral`, in float64, one layer at a time. A head's rotary channels
-take what all heads shared; its content becomes the slowest pairs of the rest, which turn least:
+take the part that all heads shared; its content becomes the slowest pairs of the rest, which turn least:
 
     A_h = W_uQ,h^T W_uK,h = U S V^T      content of head h: queries S^1/2 U^T, keys S^1/2 V^T
     W_Q,h = (content; W_rQ,h) D_q        W_K,h = (content D_kv; W_rK)        W_V = W_uV D_kv

@@ -1,4 +1,4 @@
-"""Reading and writing the files of a checkpoint folder, with errors that name what to mend."""
+"""Reads and writes the files of a checkpoint folder, with errors that say which file to repair."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from plugins.errors import UserError
 
 Shape = tuple[int, ...]
 INDEX = "model_index.json"
-"""Of a pipeline's folder, diffusers' or ours: its kind and its parts."""
+"""File of a pipeline's folder, diffusers' or ours, that names its class and its parts."""
 LISTED = 10
-"""Tensors named in a complaint."""
+"""Tensors that an error names at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShardIndex:
-    """What we read of the index of several files that are one."""
+    """The fields that we read of the index of a sharded file."""
 
     weight_map: dict[str, str]
     """The file that each tensor lies in."""
 
 
 def write_json(path: Path, value: Mapping[str, Any]) -> None:
-    """Write `value` at once."""
+    """Write `value` as indented JSON; the file appears whole or not at all."""
     atomic_write_text(path, json.dumps(value, indent=2, sort_keys=True) + "\n")
 
 
@@ -51,7 +51,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
     tensors: dict[str, Tensor] = {}
     for shard in shards_of(path):
-        shapes_in(shard)  # refuses what is no whole file
+        shapes_in(shard)  # raises for a file that is cut short
         with readable(shard):
             tensors |= load_file(shard)
     return tensors
@@ -102,7 +102,7 @@ def shards_named(index: Path) -> list[Path]:
 
 @contextmanager
 def readable(shard: Path) -> Iterator[None]:
-    """What can be wrong with a safetensors file, in one line."""
+    """Inside, errors of a damaged safetensors file become one line."""
     from safetensors import SafetensorError
 
     try:
@@ -114,7 +114,7 @@ def readable(shard: Path) -> Iterator[None]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Write a safetensors file at once."""
+    """Write a safetensors file, which appears whole or not at all."""
     from safetensors.torch import save_file
 
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
@@ -126,7 +126,7 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -
     """Load `tensors` into `module`; names and shapes must match one for one.
 
     Raises:
-        UserError: naming what is missing, unknown, misshapen or not finite.
+        UserError: naming the tensors that are missing, unknown, misshapen or not finite.
     """
     expected = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
     check_shapes(expected, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, path)
@@ -137,7 +137,7 @@ def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -
 
 
 def refuse_not_finite(name: str, tensor: Tensor, path: Path) -> None:
-    """Refuse a float32 tensor of weights that would make nothing but black pictures.
+    """Refuse weights with NaN or infinity, which would make nothing but black pictures.
 
     Raises:
         UserError: naming the tensor, if one of its numbers is infinite or none at all.

@@ -31,12 +31,12 @@ class LazyTensors(Mapping[str, Tensor]):
             self._files |= dict.fromkeys(file.keys(), file)
 
     def __getitem__(self, name: str) -> Tensor:
-        """Read one tensor."""
+        """Read one tensor from its shard."""
         tensor: Tensor = self._files[name].get_tensor(name)
         return tensor
 
     def __iter__(self) -> Iterator[str]:
-        """Names, of all shards."""
+        """Iterate over the tensors' names, shard by shard."""
         return iter(self._files)
 
     def __len__(self) -> int:

@@ -10,9 +10,9 @@ from plugins.errors import UserError
 from vmla.weights.formats.files import shards_named
 
 STEMS = ("diffusion_pytorch_model", "model", "pytorch_model")
-"""Of weights, as diffusers and transformers name them."""
+"""Stems of weight files, as diffusers and transformers name them."""
 KINDS = (".safetensors", ".bin")
-"""In the order in which one is chosen."""
+"""Kinds of weight files, in the order of preference."""
 NAME = re.compile(
     r"(?P<stem>{})(\.(?P<variant>\w+))?(?P<kind>\.safetensors|\.bin)"
     r"(?P<index>\.index(\.(?P<of>\w+))?\.json)?".format("|".join(STEMS))
@@ -27,9 +27,9 @@ class WeightFiles:
     """The one file, or the index of several."""
     files: tuple[Path, ...]
     kind: str
-    """One of `KINDS`."""
+    """Suffix of the files, one of `KINDS`; an index has the kind of its shards."""
     variant: str | None
-    """`fp16`, say; None for plain weights."""
+    """The variant, such as `fp16`; None for plain weights."""
 
 
 def weights_in(folder: Path, variant: str | None = None) -> WeightFiles:
@@ -53,7 +53,7 @@ def weights_in(folder: Path, variant: str | None = None) -> WeightFiles:
 
 
 def _weights(path: Path) -> WeightFiles | None:
-    """What a file of this name holds, None if it is no file of weights nor an index."""
+    """The contents of a file by its name; None if it is neither a file of weights nor an index."""
     named = NAME.fullmatch(path.name)
     if named is None or not path.is_file():
         return None

@@ -1,4 +1,4 @@
-"""One door to every file of tensors; those of other kinds are refused by their names."""
+"""The one way to open a file of tensors; other kinds of files are refused with their names."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ POINTER = b"version https://git-lfs"
 
 @dataclass(frozen=True)
 class OpenFile:
-    """Tensors by their names in the file, and the names of what else lies among them."""
+    """Tensors by their names in the file, and the names of other entries among them."""
 
     tensors: Mapping[str, Tensor]
     beside: tuple[str, ...] = ()
@@ -32,7 +32,7 @@ def open_file(path: Path, part: str | None = None, files: Sequence[Path] = ()) -
     """Open one file of tensors, or the `files` that together are `path`.
 
     Args:
-        path: `.safetensors`, or what `torch.save` wrote: `.pt`, `.pth`, `.bin` or `.ckpt`.
+        path: `.safetensors`, or a file of `torch.save`: `.pt`, `.pth`, `.bin` or `.ckpt`.
         part: of a training checkpoint, one of `vmla.weights.formats.pickles.PARTS`.
         files: shards; `path` is their index then.
 
@@ -66,7 +66,7 @@ def _refuse_kind(path: Path) -> None:
 
 
 def refuse_lora(names: Iterable[str], path: Path) -> None:
-    """Refuse what holds changes to a model in place of a model.
+    """Refuse a LoRA where a model is expected.
 
     Raises:
         UserError: naming a tensor that says so.

@@ -22,24 +22,24 @@ from plugins.documents.regular_file import opened
 from plugins.errors import UserError
 
 PARTS = ("generator_ema", "generator", "model", "critic", "state_dict", "module")
-"""Networks that a training checkpoint may hold, in the order in which one is chosen."""
+"""Networks that a training checkpoint may hold, in the order of preference."""
 LORA_PART = "generator_lora"
-"""Of LongLive's LoRA files, in which that of the critic lies too."""
+"""The generator's part of LongLive's LoRA files, which also hold the critic's."""
 PLAIN = (bool, int, float, str, bytes, type(None), np.generic)
-"""What may lie among tensors and is no weight: a step, a loss, a version."""
+"""Types that may lie among the tensors without being weights: a step, a loss, a version."""
 
 
 UNREADABLE = (OSError, RuntimeError, EOFError, UnpicklingError, ValueError, LookupError, TypeError)
-"""What `load_plain` raises."""
+"""Exceptions of `load_plain`, for files that are damaged or hold anything else."""
 CODE = re.compile(r"GLOBAL ([\w.]{1,100})")
-"""What PyTorch says it did not import."""
+"""Finds in PyTorch's refusal the name of the class or function that it did not import."""
 
 
 def open_pickle(path: Path, part: str | None = None) -> dict[str, Tensor]:
     """The tensors of `read_pickle`, among which nothing else may lie.
 
     Raises:
-        UserError: as there, and for a value that is no tensor.
+        UserError: as there, and for a value that is not a tensor.
     """
     tensors, plain = read_pickle(path, part)
     if plain:
@@ -48,7 +48,7 @@ def open_pickle(path: Path, part: str | None = None) -> dict[str, Tensor]:
 
 
 def read_pickle(path: Path, part: str | None = None) -> tuple[dict[str, Tensor], list[str]]:
-    """The state dict in a file of `torch.save`, and the names of what lies beside its tensors.
+    """The state dict in a file of `torch.save`, and the names of other entries beside its tensors.
 
     That is plain values among them, and the file's other networks.
 
@@ -113,18 +113,20 @@ def _unreadable(path: Path, error: Exception) -> UserError:
 
 
 def load_plain(file: Path | BinaryIO) -> Any:
-    """What `torch.save` wrote, of tensors and plain values alone; a path is mapped, an open file read whole.
+    """The object in a file of `torch.save`, of tensors and plain values; a path is memory-mapped.
 
     Raises:
-        Exception: one of `UNREADABLE`, for what is damaged or holds anything else.
+        Exception: one of `UNREADABLE`, if it is damaged or holds anything else.
     """
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of the age and the protocol of a file that is refused or read
+        warnings.simplefilter(
+            "ignore"
+        )  # PyTorch warns about old files and protocols, which are refused or read here anyway
         return torch.load(file, map_location="cpu", weights_only=True, mmap=isinstance(file, Path))
 
 
 def _numbers() -> list[Any]:
-    """What a pickled number of numpy is made of, under its names of numpy 1 and 2: it holds bytes alone."""
+    """The functions of a pickled numpy number, under the names of numpy 1 and 2; they only hold bytes."""
     scalar = np.float64(0).__reduce__()[0]
     kinds = {type(np.dtype(code)) for code in "?bBhHiIlLqQefd"}
     names = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar")

@@ -1,4 +1,4 @@
-"""Which tensors of a file are the transformer's, whatever stands before their names or lies beside them."""
+"""Finds the transformer's tensors in a file, under any prefix and beside other models."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from plugins.errors import UserError
 
 WRAPPERS = re.compile(r"(_fsdp_wrapped_module|_checkpoint_wrapped_module|_orig_mod)\.")
-"""What FSDP, activation checkpointing and torch.compile put into names."""
+"""Parts that FSDP, activation checkpointing and torch.compile insert into names."""
 PREFIXES = (
     "model.", "module.", "diffusion_model.", "generator.", "net.", "dit.", "transformer.", "pipe.",
 )  # fmt: skip
-"""What a trainer or a pipeline puts before all of them."""
+"""Prefixes that trainers and pipelines put before all names."""
 ANCHORS = ("time_projection.1.weight", "condition_embedder.time_proj.weight")
 """A tensor that every Wan transformer has once, by Wan's name and by diffusers'."""
 OWN = {
@@ -22,18 +22,18 @@ OWN = {
     "condition_embedder", "scale_shift_table", "proj_out", "position_embedding",
     "img_emb", "vace_blocks", "vace_patch_embedding",
 }  # fmt: skip
-"""What names of Wan's transformers begin with, those of its relatives among them."""
+"""First parts of names in Wan's transformers and their relatives."""
 OTHERS = {
     "vae", "first_stage_model", "text_encoder", "text_encoders", "cond_stage_model", "conditioner", "clip",
     "t5", "critic", "fake_score", "real_score", "generator_ema", "generator", "optimizer",
 }  # fmt: skip
-"""What names of other models begin with that may lie in the same file."""
+"""First parts of names in other models that may lie in the same file."""
 BLOCK = re.compile(r"(^|\.)blocks\.\d+\.")
 
 
 @dataclass(frozen=True)
 class Names:
-    """The transformer's names, bare, each with that in the file; and the names of what lies beside it."""
+    """The transformer's names, bare, each with that in the file; and the names of tensors beside it."""
 
     own: dict[str, str]
     beside: tuple[str, ...]
@@ -45,7 +45,7 @@ def names_of(names: Iterable[str], path: Path, part: str | None = None) -> Names
     Args:
         names: as in the file.
         path: of the file, for errors.
-        part: where several transformers lie side by side, what the prefix of the wanted one holds.
+        part: of several transformers in a file, the one whose prefix holds this.
 
     Raises:
         UserError: for several transformers, or a block that does not lie with the others.
@@ -67,7 +67,7 @@ def names_of(names: Iterable[str], path: Path, part: str | None = None) -> Names
 
 
 def _prefix(names: Iterable[str], path: Path, part: str | None) -> str | None:
-    """What stands before the transformer's names, None if there is no transformer of Wan's."""
+    """The prefix of the transformer's names, None if the file holds no transformer of Wan's."""
     found = {
         name.removesuffix(anchor)
         for name in names
@@ -83,7 +83,7 @@ def _prefix(names: Iterable[str], path: Path, part: str | None) -> str | None:
 
 
 def stripped(names: Iterable[str]) -> dict[str, str]:
-    """Names without what wrappers and trainers added, each with the name that it has in the file."""
+    """Names without the prefixes of wrappers and trainers, each with its name in the file."""
     bare = {WRAPPERS.sub("", name): name for name in names}
     while bare:
         prefix = next((p for p in PREFIXES if all(name.startswith(p) for name in bare)), None)

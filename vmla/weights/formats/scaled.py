@@ -11,9 +11,9 @@ from vmla.weights.formats.files import Shape
 from vmla.weights.formats.lazy_tensors import shape_of
 
 SCALES = (".scale_weight", ".weight_scale")
-"""What ends the name of a scale; it stands in place of `.weight`."""
+"""Suffixes of a scale's name, in place of `.weight`."""
 UNUSED = (".scale_input", ".input_scale", ".comfy_quant")
-"""Of activations, and how a weight was coded: nothing of a weight's value."""
+"""Suffixes of tensors that say nothing of a weight's value: scales of activations, notes on the coding."""
 
 
 class ScaledTensors(Mapping[str, Tensor]):
@@ -29,7 +29,7 @@ class ScaledTensors(Mapping[str, Tensor]):
         self._names = {n: o for n, o in names.items() if not n.endswith((*SCALES, *UNUSED))}
 
     def __getitem__(self, name: str) -> Tensor:
-        """Read one tensor."""
+        """Read one tensor, in float32 and multiplied by its scale if it has one."""
         tensor = self._tensors[self._names[name]]
         if name not in self._scales:
             return tensor

@@ -1,1 +1,1 @@
-"""What a file of weights holds, and how latent attention of any convention becomes ours."""
+"""The contents of a file of weights, and the mapping of its latent attention onto ours."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 ATTENTIONS = ("self_attn", "attn1", "attn", "attention", "mla")
-"""What the module of self-attention is called within a block."""
+"""Names of the self-attention module within a block."""
 
 WORDS = {
     "dkv": "down kv", "dq": "down q", "ukv": "up kv", "uk": "up k", "uv": "up v", "uq": "up q",
@@ -21,7 +21,7 @@ WORDS = {
     "linear": "", "with": "", "mqa": "", "to": "", "c": "", "ckv": "kv", "cq": "q", "nope": "", "content": "",
     "0": "",
 }  # fmt: skip
-"""What words of names mean; those with no meaning of their own are left out."""
+"""The roles that words in names stand for; words without a meaning are left out."""
 ROLES = {
     frozenset(words.split()): role
     for role, spellings in {

@@ -32,7 +32,7 @@ class MappedTensors(Mapping[str, Tensor]):
             path: of the file, for errors.
 
         Raises:
-            UserError: naming what is left over, used twice or not there.
+            UserError: naming tensors that are left over, used twice or missing.
         """
         self._tensors, self._heads = tensors, mapping.heads
         layers = _layers(tensors, mapping)
@@ -67,7 +67,7 @@ class MappedTensors(Mapping[str, Tensor]):
         return tensor[_indices(len(tensor), cut, self._heads)]
 
     def __iter__(self) -> Iterator[str]:
-        """Bare names."""
+        """Iterate over our names of all tensors, without the file's prefix."""
         return iter([*self._plain, *self._cuts])
 
     def __len__(self) -> int:

@@ -34,14 +34,14 @@ HEADER = """\
 
 @dataclass(frozen=True, kw_only=True)
 class Cut:
-    """Rows of a tensor."""
+    """The rows of one tensor in the file that make one of our tensors."""
 
     tensor: str | None
     """Its name behind `Mapping.attention`, None for zeros."""
     rows: tuple[int, int] | None = None
     per_head: bool = False
     pairs: Pairs | None = None
-    """Of a rotary part."""
+    """How the rows of a rotary part pair up; None for other parts."""
     transposed: bool = False
 
     def __post_init__(self) -> None:

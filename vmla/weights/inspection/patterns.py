@@ -1,4 +1,4 @@
-"""The tensors of a file by pattern and shape, and what kind of file they make it."""
+"""The tensors of a file by pattern and shape, and the kind of file that they indicate."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def patterns_of(tensors: Mapping[str, Tensor]) -> list[Pattern]:
 
 
 def kind_of(names: Iterable[str], path: Path, part: str | None = None) -> str:
-    """What a file of tensors of these names is, in a sentence.
+    """The kind of a file with tensors of these names, in a sentence.
 
     Raises:
         UserError: as `names_of`.

@@ -17,21 +17,21 @@ NEEDED = ("kv_down", "q_down", "q_up")
 
 @dataclass(frozen=True)
 class Proposal:
-    """A mapping, and what about it is not certain."""
+    """A mapping, and the guesses in it."""
 
     mapping: LatentMap
     open: tuple[str, ...]
     """Tensors that were not recognised, parts that were not found."""
     remarks: tuple[str, ...]
-    """What was taken for granted."""
+    """Assumptions that were made."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Guess:
-    """What names and shapes do not say."""
+    """Settings that names and shapes do not tell."""
 
     heads: int | None = None
-    """As many as have the width of Wan's, if not given."""
+    """Number of heads; None takes as many as have the width of Wan's."""
     rotary: str | None = None
     """`first` or `last` within a fused projection; by the order of words in its name, if not given."""
     pairs: Pairs = "interleaved"
@@ -48,7 +48,7 @@ def propose(shapes: Mapping[str, Shape], width: int, guess: Guess, path: Path) -
     Args:
         shapes: of all tensors, by bare names.
         width: D, of the model.
-        guess: what is not in the file.
+        guess: stands for names that are not in the file.
         path: of the file, for errors.
 
     Raises:
@@ -105,7 +105,7 @@ class _Modules:
         return (math.prod(shape[:-1]), shape[-1]) if len(shape) > 1 else shape
 
     def _widths(self, path: Path) -> tuple[int, int]:
-        """C and R: the rotary width from its own projection, or from what a fused one has over the latent."""
+        """C and R: the rotary width from its own projection, or from a fused one's rows beyond the latent."""
         down = self._rows("kv_down", self._width)
         if "k_rope" in self._tensors:
             return down, self._rows("k_rope", self._width)

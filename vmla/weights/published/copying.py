@@ -1,4 +1,4 @@
-"""How weights and files get from a pipeline's folder into a checkpoint's."""
+"""Copies weights and files of a pipeline's folder into a checkpoint: linked, or written anew."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from vmla.weights.formats.files import write_json, write_tensors
 
 SHARD = 2**30
-"""Bytes of a file that is written anew, about."""
+"""Approximate bytes of each file that is written anew."""
 
 
 def write_anew(tensors: Mapping[str, Tensor], folder: Path, name: str) -> None:

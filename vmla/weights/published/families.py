@@ -21,17 +21,17 @@ INSTEAD = "use a text-to-video model: Wan2.1-T2V-1.3B, Wan2.1-T2V-14B or Wan2.2-
 EXPERTS = {"transformer_2", "high_noise_model", "low_noise_model"}
 """Folders of a model of two experts, in diffusers' layout and in Wan's own."""
 HALVES = ("high_noise", "low_noise")
-"""What names of files and folders of one expert hold; its tensors look like those of Wan2.1's 14B."""
+"""Parts of the names of one expert's files; its tensors alone look like those of Wan2.1's 14B."""
 RELATIVES = {
     "image-to-video": ("img_emb.", "condition_embedder.image_embedder.", "k_img.", "add_k_proj."),
     "VACE": ("vace_",),
 }
-"""By parts of names that only they have."""
+"""Relatives, each with parts of tensor names that only it has."""
 
 PIPELINES = ("ImageToVideo", "VACE", "Animate")
-"""What names of diffusers' pipelines of such relatives hold."""
+"""Parts of the class names of such relatives' pipelines in diffusers."""
 PICTURES = ("image_encoder/", "models_clip_")
-"""How names of files begin that only they have, in diffusers' layout and in Wan's own."""
+"""First parts of file names that only image-to-video models have, in diffusers' layout and in Wan's own."""
 
 TI2V_CELLS = (44, 80)
 """A latent frame of TI2V-5B, in cells of 16 x 16 pixels: 704 x 1280 (LongLive 2, main at 7860ad9:
@@ -45,7 +45,7 @@ def refuse_two_experts(path: Path) -> None:
     """Refuse Wan2.2's A14B, whole or one half of it.
 
     Raises:
-        UserError: if `path` is one, naming what says so.
+        UserError: if `path` is one, naming the evidence.
     """
     sign = next((name for name in sorted(EXPERTS) if (path / name).is_dir()), None)
     index = path / INDEX
@@ -66,7 +66,7 @@ def _two_experts(name: str, sign: str) -> UserError:
 
 
 def refuse_pipeline(values: Mapping[str, Any], name: str) -> None:
-    """Refuse what the index of a pipeline says: two experts, or a pipeline that is given pictures.
+    """Refuse a pipeline by its index: two experts, or one that takes pictures.
 
     Raises:
         UserError: naming the entry.

@@ -1,4 +1,4 @@
-"""What surrounds a transformer in a pipeline folder: codec, text encoder and tokenizer, carried over.
+"""Carries a pipeline's codec, text encoder and tokenizer over into a checkpoint.
 
 Weights come under the plain names by which a checkpoint is loaded, whatever they are called there.
 """
@@ -24,7 +24,7 @@ from vmla.weights.published.wan_release import (
 
 PARTS = ("vae", "text_encoder", "tokenizer")
 STEMS = {"vae": "diffusion_pytorch_model", "text_encoder": "model"}
-"""Of the weights of each, as diffusers and transformers name them."""
+"""Stem of each part's weight files, as diffusers and transformers name them."""
 
 
 def missing_parts(folder: Path) -> tuple[str, ...]:
@@ -49,7 +49,7 @@ def check_parts(folder: Path, config: ModelConfig) -> None:
     """Refuse parts of a pipeline that are only half there, or do not fit a transformer of these sizes.
 
     Headers of weights are read and no tensor, so that a download that was broken off is found before hours
-    of conversion. What `folder` does not have at all is not asked for.
+    of conversion. Parts that `folder` lacks altogether are not required.
 
     Raises:
         UserError: naming the file, or both sizes.

@@ -17,8 +17,10 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from plugins.errors import UserError
+from vmla.cli.options.names import unknown_name
 from vmla.config import Layout, ModelConfig
 from vmla.scheduler import Sampler
+from vmla.weights.published import JOINT
 
 WAN_TEXT_TOKENS = 512
 """`text_len` in wan/configs/shared_config.py, and `seq_len` of the tokenizer in all their wrappers."""
@@ -32,21 +34,21 @@ training them further."""
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """What a distilled model's weights do not say."""
+    """A published model's named configuration: the settings that its weights do not tell."""
 
     sampler: Sampler
     sink: int
     history: int
     chunk: int
-    """Latent frames: kept for ever, in the ring, denoised together."""
+    """The window in latent frames, as in `ModelConfig`."""
     first_chunk: int = 0
     """Latent frames of the first chunk where it is shorter than the others, 0 where it is not."""
     text_tokens: int = WAN_TEXT_TOKENS
     negative_prompt: str = WAN_NEGATIVE
     layout: Layout = "mha"
-    """Of the attention in its authors' weights."""
+    """Layout of the attention in its authors' weights."""
     note: str = ""
-    """What of its authors' own sampling is not here, in a sentence."""
+    """A sentence on the differences from its authors' own sampling."""
     source: str
     """Where these numbers are from: repository, commit, files."""
 
@@ -70,9 +72,6 @@ CHUNK_BY_CHUNK = (
     "Rolling Forcing's own pipeline denoises five chunks at once, at five noise levels; here it runs chunk "
     "by chunk, which is the other half of its training"
 )
-JOINT = "rolling-forcing-joint"
-"""What somebody may ask for who knows the paper."""
-
 PRESETS: Mapping[str, Preset] = {
     # arXiv 2605.30351: D.1 has the four steps and shift 5, D.4 one sink frame and the six most recent ones,
     # C.1 chunks of three. Whether the chunk itself is among the six is left open (`vmla.config.WINDOWS`);
@@ -129,5 +128,5 @@ def preset(name: str) -> Preset:
     if name == JOINT:
         raise UserError(f"{JOINT}: {CHUNK_BY_CHUNK}; use --preset rolling-forcing")
     if name not in PRESETS:
-        raise UserError(f"no such preset: {name}; there are {', '.join(PRESETS)}")
+        raise unknown_name("preset", name, PRESETS)
     return PRESETS[name]

@@ -26,7 +26,7 @@ VAE, TEXT, TOKENIZER = "Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth", "goo
 VAE_OF_22 = "Wan2.2_VAE.pth"
 CHANNELS = 16
 VOCABULARIES = ("tokenizer.json", "spiece.model")
-"""Of a tokenizer of transformers, one of which is enough."""
+"""Files of a tokenizer of transformers, one of which is enough."""
 TEXT_OUTER = {"token_embedding": "shared", "norm": "encoder.final_layer_norm"}
 TEXT_INNER = {
     "attn.q": "layer.0.SelfAttention.q",
@@ -52,8 +52,8 @@ def check_release(folder: Path, channels: int) -> None:
     """Refuse a release that cannot complete a transformer whose latents have `channels`.
 
     Raises:
-        UserError: naming what is missing or damaged, and for the codec of Wan2.2, whose names diffusers does
-            not turn.
+        UserError: naming the part that is missing or damaged, and for the codec of Wan2.2, whose names
+            diffusers does not turn.
     """
     if (folder / VAE_OF_22).exists():
         raise UserError(f"{folder} is Wan2.2's own release; give the folder of the same name with -Diffusers")
@@ -63,7 +63,7 @@ def check_release(folder: Path, channels: int) -> None:
     if channels != CHANNELS:
         raise UserError(f"the codec in {folder} has {CHANNELS} latent channels, the transformer {channels}")
     for name in (VAE, TEXT):
-        open_pickle(folder / name)  # refuses what is no whole file
+        open_pickle(folder / name)  # raises for a file that is cut short
     check_tokenizer(folder / TOKENIZER)
 
 

@@ -1,1 +1,1 @@
-"""What a finished sprite video shows, found by formula and held against its prompt."""
+"""Grades finished sprite videos by formula: finds their objects and compares them with the prompt."""

@@ -1,4 +1,4 @@
-"""Finding the objects of a sprite video: what shape each one is, who is in front, and where they go."""
+"""Finds the objects of a sprite video: the shape of each, which is in front, and their paths."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ SHAPE_FRAMES = 8
 """Frames that vote on the shape."""
 
 HIDDEN = 0.1
-"""Less than this part of an object in sight, clear of blended edges, and its place is not measured."""
+"""If less than this part of an object is in sight, clear of blended edges, its place is not measured."""
 
 CLEAR = 0.4
-"""More than this part in sight, and its place is beyond doubt even where a codec smears colours into each
-other. If most frames have no such clear sight of it, the others count as well."""
+"""If more than this part is in sight, its place is certain even where a codec smears colours into each other.
+If most frames have no such clear sight of it, the others count as well."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """One object as found: what it is, where, and how present."""
+    """One object as found: its shape and size, its path, and how present it is."""
 
     colour: str
     track: Track
@@ -111,7 +111,7 @@ def _vote(cover: Tensor, valid: Tensor, mine: Tensor, world: World) -> tuple[tup
 
 
 def _peel(layer: _Layer) -> list[Found]:
-    """The objects of one colour: the best one, then what is left after taking it away."""
+    """The objects of one colour: the best one, then those left after taking it away."""
     found: list[Found] = []
     (shape, size), valid, mine = layer.name, layer.valid, layer.mine
     while len(found) < MOST:
@@ -129,7 +129,7 @@ def _peel(layer: _Layer) -> list[Found]:
 
 
 def _judge(layer: _Layer, shape: str, size: str, pose: Pose, seen: Tensor, valid: Tensor) -> Found:
-    """What the frames that show an object say of it, and how many do."""
+    """The evidence about an object from the frames that show it, and their number."""
     track = _track(layer.world, shape, size, pose, seen)
     missing = sum(not _is_hidden(track, pose, int(f), valid[f]) for f in (~seen).nonzero()[:, 0])
     clear = seen & (pose.visible > CLEAR)

@@ -1,4 +1,4 @@
-"""Grading a sprite video: what it shows, by formula, against what its prompt asks for."""
+"""Grades a sprite video by formula: its objects against those that its prompt asks for."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class SeenObject:
 
 @dataclass(frozen=True, kw_only=True)
 class Observation:
-    """What a window of a video shows."""
+    """The objects and background seen in a window of a video."""
 
     background: str | None
     objects: tuple[SeenObject, ...]
@@ -48,7 +48,7 @@ class Observation:
 
 @dataclass(frozen=True, kw_only=True)
 class Grade:
-    """Whether a window shows what was asked for, question by question."""
+    """Whether a window shows the prompt, question by question."""
 
     background: bool
     colour: bool
@@ -94,7 +94,7 @@ def _see(found: Found) -> SeenObject:
 
 
 def grade(seen: Observation, reading: Reading) -> Grade:
-    """Hold what is seen against what a prompt asks for; what the prompt leaves open is right.
+    """Compare an observation with a prompt; attributes that the prompt leaves open count as right.
 
     Each object asked for is matched with one that is seen: by colour, where that fails by shape, then
     by motion. One without a match has the wrong colour, shape and motion.

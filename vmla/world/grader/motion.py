@@ -13,8 +13,8 @@ from vmla.world.scene import FOLDS, ROUND
 from vmla.world.worlds import FIRST, SIZE, World
 
 STILL = 1.5
-"""RMS distance in pixels from its mean place of what rests. The slowest drifter, seen for 3 s with a
-reflection half-way, has 2.6 along each axis that it moves on at full speed."""
+"""RMS distance in pixels from its mean place below which an object rests. The slowest drifter, seen for 3 s
+with a reflection half-way, has 2.6 along each axis that it moves on at full speed."""
 
 LARGEST_STEP = 6.0
 """Pixels between neighbouring frames: the fastest bouncer's 2.25 and as much again for error in each of
@@ -44,7 +44,7 @@ class Track:
     y: np.ndarray
     angle: np.ndarray
     world: World = FIRST
-    """Which decides how large it is, and how fast each motion."""
+    """The world, which determines the objects' sizes and the speed of each motion."""
 
     @property
     def radius(self) -> float:

@@ -33,7 +33,7 @@ class Bank:
 
 @lru_cache(maxsize=32)
 def make_bank(world: World, shape: str | None = None, size: str | None = None) -> Bank:
-    """The templates of `shape` and `size` in `world`; what is left out is tried in every kind."""
+    """The templates of `shape` and `size` in `world`; None stands for all shapes or sizes."""
     names = [(s, z) for s in SHAPES for z in SIZES if shape in (None, s) and size in (None, z)]
     turns = [1 if s in ROUND else TURNS for s, _ in names]
     images = torch.cat([_images(s, world.radii[z], n) for (s, z), n in zip(names, turns, strict=True)])
@@ -84,9 +84,9 @@ class Pose:
     """Centre in pixels, as in `scene.Path`."""
     y: Tensor
     angle: Tensor
-    """Radians within one fold."""
+    """Rotation in radians, within one fold: a square looks the same after a quarter turn."""
     visible: Tensor
-    """Which part of the template lies where pixels count, in [0, 1]."""
+    """Share of the template that lies where pixels count, in [0, 1]."""
     strength: Tensor
     """Mean of `cover` over that part: 1 for a solid object, 0 for none."""
     error: Tensor

@@ -12,14 +12,14 @@ from vmla.train.data.latents import LatentSet
 from vmla.train.loop.loop import train
 from vmla.train.optim import precision
 from vmla.train.optim.precision import product_seconds, resolve
-from vmla.train.recipes.from_scratch import TRAINING_RECIPES
+from vmla.train.recipes.from_scratch import PRETRAINING_RECIPES
 from vmla.train.stages.denoiser import DenoiserStage
 from vmla.train.stages.text_encoder import TextStage
 from vmla.transformer import VideoMLA
 
 pytestmark = pytest.mark.cpu
 
-CPU, DEBUG = torch.device("cpu"), TRAINING_RECIPES["debug"]
+CPU, DEBUG = torch.device("cpu"), PRETRAINING_RECIPES["debug"]
 WIDE, NARROW = torch.float32, torch.bfloat16
 
 

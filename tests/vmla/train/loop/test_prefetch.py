@@ -8,12 +8,12 @@ import torch
 from plugins.errors import UserError
 from vmla.train.loop.loop import train
 from vmla.train.loop.prefetch import Prefetcher
-from vmla.train.recipes.from_scratch import TRAINING_RECIPES
+from vmla.train.recipes.from_scratch import PRETRAINING_RECIPES
 from vmla.train.stages.codec import CodecStage
 
 pytestmark = pytest.mark.cpu
 
-DEBUG = TRAINING_RECIPES["debug"]
+DEBUG = PRETRAINING_RECIPES["debug"]
 
 
 def stage():

@@ -13,7 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from vmla.cache import CacheSpec
-from vmla.config import model_preset
+from vmla.config import named_config
 from vmla.flops import Counted, text_flops
 from vmla.train.data.latents import LatentSet
 from vmla.train.loop.log import Speedometer, last_record, mean_speed
@@ -22,7 +22,7 @@ from vmla.train.loop.throughput import Meter, Speed, Work, matrix_peak
 from vmla.train.objectives.cached_rollout import CachedRollout
 from vmla.train.objectives.packed_clip import unrolling
 from vmla.train.recipes.from_checkpoint import DISTILLATION_RECIPES
-from vmla.train.recipes.from_scratch import TRAINING_RECIPES
+from vmla.train.recipes.from_scratch import PRETRAINING_RECIPES
 from vmla.train.stages.codec import CodecStage
 from vmla.train.stages.denoiser import DenoiserStage, narrowed
 from vmla.train.stages.distillation import ConsistencyStage, DistributionStage
@@ -31,7 +31,7 @@ from vmla.transformer import VideoMLA
 
 pytestmark = pytest.mark.cpu
 
-RECIPE, DISTILLATION = TRAINING_RECIPES["debug"], DISTILLATION_RECIPES["debug"]
+RECIPE, DISTILLATION = PRETRAINING_RECIPES["debug"], DISTILLATION_RECIPES["debug"]
 
 
 def data(config):
@@ -45,7 +45,7 @@ def network(config, *, seed=0, learns=True):
 
 def stage_of(name, layout="mla"):
     """Stages that go chunk by chunk."""
-    config = model_preset("debug", layout=layout)
+    config = named_config("debug", layout=layout)
     training = dataclasses.replace(getattr(DISTILLATION, name), at_once=False)
     student = network(config)
     if name == "forcing":
@@ -91,7 +91,7 @@ def test_operations_are_those_that_run(name, layout):
 
 @pytest.mark.parametrize("layout", ["mla", "mha"])
 def test_a_pass_with_a_full_window_is_counted_to_the_last_operation(layout):
-    model, meter = network(model_preset("debug", layout=layout)), Meter(torch.float32)
+    model, meter = network(named_config("debug", layout=layout)), Meter(torch.float32)
     step, encode_text, _ = meter.passes(narrowed)(model, torch.float32)
     frame = draw(2, 4, 3, 8, 8)
     with torch.no_grad(), counter() as seen:
@@ -107,7 +107,7 @@ def test_a_pass_with_a_full_window_is_counted_to_the_last_operation(layout):
 
 @pytest.mark.parametrize("layout", ["mla", "mha"])
 def test_a_clip_at_once_is_counted_but_for_what_its_mask_hides(layout):
-    config, meter = model_preset("debug", layout=layout), Meter(torch.float32)
+    config, meter = named_config("debug", layout=layout), Meter(torch.float32)
     _, encode_text, unrolled = meter.passes(narrowed)(network(config), torch.float32)
     clip = unrolling(CacheSpec.of(config), range(4))
     frames, columns = clip.visible.shape
@@ -124,7 +124,7 @@ def test_a_clip_at_once_is_counted_but_for_what_its_mask_hides(layout):
 
 
 def test_tokens_are_those_that_learn():
-    config, training = model_preset("debug"), DISTILLATION.forcing
+    config, training = named_config("debug"), DISTILLATION.forcing
     stage = stage_of("forcing")
     stage.loss(0)
     chunk = training.clips * config.chunk * config.tokens_per_frame

@@ -14,14 +14,14 @@ from vmla.train.loop.log import last_record
 from vmla.train.loop.loop import train
 from vmla.train.loop.state import load_state, save_state
 from vmla.train.optim.optimizers import Optimizers, TrainingSchedule
-from vmla.train.recipes.from_scratch import TRAINING_RECIPES, training_recipe
+from vmla.train.recipes.from_scratch import PRETRAINING_RECIPES, pretraining_recipe
 from vmla.train.stages.codec import CodecStage
 from vmla.train.stages.denoiser import DenoiserStage
 from vmla.train.stages.text_encoder import TextStage
 
 pytestmark = pytest.mark.cpu
 
-DEBUG = TRAINING_RECIPES["debug"]
+DEBUG = PRETRAINING_RECIPES["debug"]
 
 
 def latent_set():
@@ -200,10 +200,10 @@ def test_what_is_no_state_is_refused(tmp_path):
 
 def test_a_recipe_that_does_not_exist_is_refused():
     with pytest.raises(UserError, match="no such training recipe: large; there are debug, mini, sprites"):
-        training_recipe("large")
+        pretraining_recipe("large")
 
 
-@pytest.mark.parametrize("recipe", TRAINING_RECIPES.values(), ids=lambda recipe: recipe.name)
+@pytest.mark.parametrize("recipe", PRETRAINING_RECIPES.values(), ids=lambda recipe: recipe.name)
 def test_the_parts_of_a_recipe_fit_together(recipe):
     assert recipe.codec.latent_channels == recipe.model.in_channels
     assert recipe.text.width == recipe.model.text_dim

@@ -13,7 +13,7 @@ from kit.wan import wan_transformer
 from safetensors.torch import save_file
 
 from vmla.cache import CacheSpec
-from vmla.config import MODEL_PRESETS
+from vmla.config import MODEL_CONFIGS
 from vmla.vae.wan import WanCodec
 from vmla.weights.source import open_source, published
 
@@ -64,7 +64,7 @@ def test_ti2v_has_a_picture_of_its_own_unless_another_is_named(tmp_path):
     tensors = {name: tensor.contiguous() for name, tensor in published(model, wan=True).items()}
     save_file(tensors, tmp_path / "x.safetensors")
     (tmp_path / "config.json").write_text('{"num_attention_heads": 2}')
-    like = replace(MODEL_PRESETS["wan-1.3b"], qk_rope_head_dim=8)
+    like = replace(MODEL_CONFIGS["wan-1.3b"], qk_rope_head_dim=8)
     config = open_source(tmp_path / "x.safetensors", like=like).config
     assert (config.in_channels, config.sample_height, config.sample_width) == (48, 44, 80)
     small = open_source(tmp_path / "x.safetensors", like=tiny_config()).config

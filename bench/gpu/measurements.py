@@ -1,4 +1,4 @@
-"""The stages of `vmla-bench gpu`, in order of worth; each gives what it finds piece by piece.
+"""The measurements of `vmla-bench gpu`, in order of worth; each gives what it finds piece by piece.
 
 The same code runs on a CPU at small shapes, where the tests run it.
 """
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from bench.gpu import checks as gpu_checks
 from bench.gpu import chunks, layers
-from bench.gpu.context import Context, GpuStage, Pieces
+from bench.gpu.context import Context, Measurement, Pieces
 from bench.gpu.fp8 import drift, fp8
 from bench.gpu.profile import profile
 from bench.gpu.training import STAGES as TRAINED
@@ -81,23 +81,24 @@ def training(context: Context) -> Pieces:
             torch.cuda.empty_cache()
 
 
-STAGES = (
-    GpuStage(name="environment", seconds=5, run=gpu_checks.environment),
-    GpuStage(name="profile", seconds=60, run=profile),
-    GpuStage(name="peaks", seconds=10, run=layers.peaks),
-    GpuStage(name="items", seconds=80, run=chunks.items),
-    GpuStage(name="windows", seconds=110, run=chunks.windows),
-    GpuStage(name="fp8", seconds=75, run=fp8),
-    GpuStage(name="aoti", seconds=90, run=chunks.packaged),
-    GpuStage(name="drift", seconds=60, run=drift),
-    GpuStage(name="checks", seconds=30, run=gpu_checks.checks),
-    GpuStage(name="chunk", seconds=45, run=chunks.chunk),
-    GpuStage(name="kernels", seconds=25, run=layers.attention_kernels),
-    GpuStage(name="block", seconds=10, run=layers.block),
-    GpuStage(name="graphs", seconds=30, run=chunks.graphs),
-    GpuStage(name="compile", seconds=40, run=chunks.compiled),
-    GpuStage(name="memory", seconds=20, run=memory),
-    GpuStage(name="training", seconds=150, run=training),
-    GpuStage(name="tests", seconds=100, run=gpu_checks.tests),
+MEASUREMENTS = (
+    Measurement(name="environment", seconds=5, run=gpu_checks.environment),
+    Measurement(name="profile", seconds=60, run=profile),
+    Measurement(name="peaks", seconds=10, run=layers.peaks),
+    Measurement(name="items", seconds=80, run=chunks.items),
+    Measurement(name="windows", seconds=110, run=chunks.windows),
+    Measurement(name="fp8", seconds=75, run=fp8),
+    Measurement(name="aoti", seconds=90, run=chunks.packaged),
+    Measurement(name="drift", seconds=60, run=drift),
+    Measurement(name="checks", seconds=30, run=gpu_checks.checks),
+    Measurement(name="chunk", seconds=45, run=chunks.chunk),
+    Measurement(name="kernels", seconds=25, run=layers.attention_kernels),
+    Measurement(name="block", seconds=10, run=layers.block),
+    Measurement(name="graphs", seconds=30, run=chunks.graphs),
+    Measurement(name="compile", seconds=40, run=chunks.compiled),
+    Measurement(name="memory", seconds=20, run=memory),
+    Measurement(name="training", seconds=150, run=training),
+    Measurement(name="tests", seconds=100, run=gpu_checks.tests),
 )
-"""In their order of worth: what a machine that is there for minutes must tell comes first."""
+"""In their order of worth: a machine that is there for minutes makes the most important ones first."""
+BY_NAME = {each.name: each for each in MEASUREMENTS}

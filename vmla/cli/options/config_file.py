@@ -12,10 +12,10 @@ from plugins.errors import UserError
 
 
 def read_config(context: click.Context, option: click.Parameter, path: Path | None) -> None:
-    """Make what the YAML file at `path` says the command's defaults; the command line wins over it.
+    """Take the values in the YAML file at `path` as the command's defaults; the command line overrides them.
 
     Raises:
-        UserError: for a key that is no option, or a value of another type.
+        UserError: for a key that is not an option, or a value of another type.
     """
     if path is None:
         return

@@ -1,7 +1,8 @@
 """One video from its latents to its sink: denoising, decoding and encoding at the same time.
 
 The rollout runs on the calling thread, the decoder and the sink on a thread each, with short queues between
-them. A faster stage waits for a slower one only when the queue between them is full, and the wait is counted.
+them. The faster of two threads waits for the slower one only when the queue between them is full, and the
+wait is counted.
 """
 
 from __future__ import annotations
@@ -19,8 +20,8 @@ from runtime.device.cuda_graphs import SideStream, Stamp, between, stamp
 from runtime.device.memory import resident_bytes
 from runtime.device.worker_thread import WorkerThread
 from runtime.outputs import FrameSink
-from runtime.outputs.writer import FrameWriter
-from runtime.planning.request import Job, to_pixels
+from runtime.outputs.writer import FrameWriter, to_pixels
+from runtime.planning.job import Job
 from runtime.prompts.sources import LivePrompts
 from runtime.resume.autosave import Autosave
 from runtime.resume.sidecar import describe_prompts
@@ -38,7 +39,7 @@ class DecodeError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Admission:
-    """A request to a session: the video to make, and who takes its frames and hears of it."""
+    """A request to a session: the video to make, its sink, and its listeners."""
 
     job: Job
     sink: FrameSink
@@ -56,8 +57,8 @@ class Admission:
     """When its chunks are wanted; without one, as soon as the sink takes them."""
 
 
-class VideoStages:
-    """Makes one video: a rollout, and the threads that decode, write and save what it makes."""
+class VideoProducer:
+    """Makes one video: a rollout, and the threads that decode, write and save its chunks."""
 
     def __init__(
         self, asked: Admission, rollout: Rollout, decoder: Decoder, *, side: SideStream, chunk_seconds: float
@@ -92,7 +93,9 @@ class VideoStages:
     def _go_on(self, state: State) -> None:
         self.earlier = state.mark["frames"]
         if self._chunks is not None and state.snapshot.number >= self._chunks:
-            self._rollout.number = state.snapshot.number  # all is made: nothing else matters
+            self._rollout.number = (
+                state.snapshot.number
+            )  # all chunks are made; only the writer may still have to finish
             return
         state.snapshot.restore(self._rollout)
         self._decoder.state = state.decoder_state_on(self.job.device)
@@ -116,12 +119,12 @@ class VideoStages:
             del self._rollout, self._decoder
 
     def drop(self) -> None:
-        """Discard what is made but not written yet, and write nothing more."""
+        """Discard chunks that are not written yet, and write nothing more."""
         self._dropped = True
         self.writer.drop()
 
     def check(self) -> None:
-        """Raise what has failed on one of the threads so far, if anything."""
+        """Raise the failure of one of the threads so far, if any."""
         for thread in (self.decoding, self.writer, self.autosave):
             if thread is not None:
                 thread.check()
@@ -144,7 +147,7 @@ class VideoStages:
 
     @property
     def ahead_seconds(self) -> float:
-        """Seconds of video in the chunks that these stages have made."""
+        """Seconds of video in the chunks that this producer has made."""
         return (self.made - self._first) * self._chunk_seconds
 
     def step(self) -> None:

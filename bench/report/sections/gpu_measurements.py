@@ -1,4 +1,4 @@
-"""Tables of what the stages of `vmla-bench gpu` say of whole chunks, for reports and for documents."""
+"""Tables of whole chunks' results from `vmla-bench gpu`, for reports and for documents."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ SHOWN = 12
 CLOCKS = {"sm_mhz": "MHz", "memory_mhz": "MHz of memory", "watts": "W", "celsius": "degrees Celsius"}
 
 
-def not_measured(stage: str, why: str | None = None) -> str:
-    """What stands in the place of figures: the reason, or the command that measures them."""
-    return f"not measured yet: {why or f'vmla-bench gpu --stages {stage}'}"
+def not_measured(measurement: str, why: str | None = None) -> str:
+    """The text in place of missing figures: the reason, or the command that measures them."""
+    return f"not measured yet: {why or f'vmla-bench gpu --stages {measurement}'}"
 
 
 def profile_tables(document: Document) -> list[Table]:
@@ -42,7 +42,7 @@ def profile_tables(document: Document) -> list[Table]:
 
 
 def _clocks(found: dict[str, Any]) -> list[list[str]]:
-    """What the clocks showed during the stage, and whether chunks grew slower."""
+    """The clocks' readings during the measurement, and whether chunks grew slower."""
     told = found.get("clocks") or {}
     rows = [
         [unit, *(f"{told[name][which]:,.0f}" for which in ("least", "median", "most"))]
@@ -58,8 +58,8 @@ def _clocks(found: dict[str, Any]) -> list[list[str]]:
 
 
 def items_table(document: Document) -> Table:
-    """What each item gains: the time of a chunk without it over that with it."""
-    return _stage_table(
+    """Each item's speed-up: the time of a chunk without it over that with it."""
+    return _rows_table(
         document, "items", "what each item gains", ["item", "ms with", "ms without", "without over with"],
         lambda row: [
             f"{row['with_ms']:.1f}", f"{row['without_ms']:.1f}",
@@ -71,7 +71,7 @@ def items_table(document: Document) -> Table:
 def windows_table(document: Document) -> Table:
     """Three kinds of frames per second by window and batch."""
     headings = ["keys, videos", "denoiser, frames/s", "with clean pass", "frames out"]
-    return _stage_table(document, "windows", "frames per second by window and batch", headings, _rates)
+    return _rows_table(document, "windows", "frames per second by window and batch", headings, _rates)
 
 
 def _rates(row: dict[str, Any]) -> list[str]:
@@ -81,7 +81,7 @@ def _rates(row: dict[str, Any]) -> list[str]:
 def fp8_tables(document: Document) -> list[Table]:
     """Chunks in float8 over those without, its three rates, and both ways to add up in a product."""
     found = document.get("fp8") or {}
-    chunks = _stage_table(
+    chunks = _rows_table(
         document, "fp8", "chunks in fp8", ["engine", "ms", "ms without", "times as fast", "error of a pass"],
         lambda row: [
             f"{row['median_ms']:.1f}", f"{row['wide_median_ms']:.1f}",
@@ -134,21 +134,24 @@ def drift_table(document: Document) -> Table:
     return Table(title=title, headings=headings, rows=shown)
 
 
-def _stage_table(
-    document: Document, stage: str, title: str, headings: list[str],
+def _rows_table(
+    document: Document, measurement: str, title: str, headings: list[str],
     cells: Callable[[dict[str, Any]], list[str]],
 ) -> Table:  # fmt: skip
-    """The rows of a stage; what was refused says why, and a stage that has none says how to measure it."""
-    found = document.get(stage) or {}
+    """The rows of a measurement, refusals with their reason; without rows, the command that makes them."""
+    found = document.get(measurement) or {}
     if not found.get("rows"):
-        return _empty(title, headings, stage, found)
+        return _empty(title, headings, measurement, found)
     missing = ["-"] * (len(headings) - 2)
     rows = [
-        [_name(row), *([not_measured(stage, row["refused"]), *missing] if "refused" in row else cells(row))]
+        [
+            _name(row),
+            *([not_measured(measurement, row["refused"]), *missing] if "refused" in row else cells(row)),
+        ]
         for row in found["rows"]
     ]
     if why := found.get("stopped"):
-        rows.append(["the others", not_measured(stage, why), *missing])
+        rows.append(["the others", not_measured(measurement, why), *missing])
     return Table(title=title, headings=headings, rows=rows)
 
 
@@ -158,7 +161,7 @@ def _name(row: dict[str, Any]) -> str:
     return str(row.get("item") or row.get("engine") or "")
 
 
-def _empty(title: str, headings: list[str], stage: str, found: dict[str, Any]) -> Table:
+def _empty(title: str, headings: list[str], measurement: str, found: dict[str, Any]) -> Table:
     """A table whose one row says that nothing was measured, and why or by which command it would be."""
-    why = not_measured(stage, found.get("refused") or found.get("stopped"))
+    why = not_measured(measurement, found.get("refused") or found.get("stopped"))
     return Table(title=title, headings=headings, rows=[[why, *["-"] * (len(headings) - 1)]])

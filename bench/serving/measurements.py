@@ -1,4 +1,4 @@
-"""What is measured of a server: many viewers, who comes and goes, streams that move, fork and return."""
+"""Measurements of a server: many viewers, visitors, and streams that move, fork and return."""
 
 from __future__ import annotations
 
@@ -52,13 +52,13 @@ def with_viewers(server: Running, count: int, frames: int) -> dict[str, Any]:
 
 
 def connects(server: Running, count: int) -> dict[str, Any]:
-    """Viewers who come and go one after the other, and what they leave behind once all streams rest."""
+    """Viewers who come and go one after the other, and the memory held once all streams rest."""
 
     async def crowd(count: int) -> None:
         for number in range(count):
             await come_and_go(server.port, number)
 
-    asyncio.run(crowd(10))  # nobody's: whatever is there once
+    asyncio.run(crowd(10))  # unmeasured: caches that the first visitors fill for good
     before = _held(server)
     began = perf_counter()
     asyncio.run(crowd(count))
@@ -68,7 +68,7 @@ def connects(server: Running, count: int) -> dict[str, Any]:
 
 
 def _held(server: Running) -> dict[str, int]:
-    """What the process has when nobody is there."""
+    """Files, threads and bytes of the process when nobody is connected."""
     end = perf_counter() + PATIENCE
     while "videomla_resident_streams 0.0" not in server.http.get("/metrics").text:
         if perf_counter() > end:

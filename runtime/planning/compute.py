@@ -1,0 +1,105 @@
+"""How a video is computed: device, type, engine, and the threads and processes that share the work."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from plugins.errors import UserError
+from runtime.engines.block_compiler import choose_compiled
+from runtime.engines.compiled import find_engine
+from runtime.engines.layers.fp8_cache import choose_fp8_cache
+from runtime.engines.layers.fp8_linear import choose_fp8
+from runtime.engines.sequence_parallel import check_divisible
+from vmla.weights.checkpoint import Checkpoint
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+THREADS = 2
+"""The default: one denoises, one decodes. It is not the number of cores, because an operation that is split
+among more threads rounds differently, and a seed would give another video on another machine."""
+THREADS_PER_CORE = 16
+"""The most threads for each core; more of them would only wait for one another."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Denoiser:
+    """Which denoiser runs, and its arithmetic; the fields are those of `Job` of the same names."""
+
+    engine_folder: Path | None
+    engine_reason: str
+    compiled: bool
+    fp8: bool
+    fp8_cache: bool
+    processes: int
+
+
+def choose_denoiser(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype, *, chunks: int, engine: Path | None,
+    engines: Path | None, compiled: bool | None, precision: str | None, cache: str | None, processes: int,
+) -> Denoiser:  # fmt: skip
+    """The denoiser for a video of so many `chunks`; see `runtime.planning.request.prepare` for the options.
+
+    Raises:
+        UserError: for options that exclude one another, or that the device cannot fulfil.
+    """
+    fp8 = choose_fp8(precision, device, dtype, engine)
+    # No engine does as these options ask, so none is looked for where one of them is given.
+    engines = None if fp8 or cache or processes > 1 else engines
+    folder, reason = look_up(checkpoint, device, dtype, engine, engines)
+    return Denoiser(
+        engine_folder=folder,
+        engine_reason=reason,
+        # fp8 compiles by default: only a fused kernel quantises its inputs without another pass over memory.
+        compiled=choose_compiled((fp8 or None) if compiled is None else compiled, device, folder, chunks),
+        fp8=fp8,
+        fp8_cache=choose_fp8_cache(cache, checkpoint.model_config(), folder),
+        processes=choose_processes(processes, checkpoint, folder, cache),
+    )
+
+
+def look_up(
+    checkpoint: Checkpoint, device: torch.device, dtype: torch.dtype,
+    engine: Path | None, engines: Path | None,
+) -> tuple[Path | None, str]:  # fmt: skip
+    """The engine asked for, or a fitting one in the folder `engines`, or None; and the reason, in words."""
+    if engine is not None or engines is None:
+        return engine, "as asked for"
+    name = str(dtype).removeprefix("torch.")
+    return find_engine(checkpoint, device=device.type, dtype=name, engines=engines)
+
+
+def choose_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The type called `name`; `auto` is float32 on a CPU and bfloat16 elsewhere."""
+    if name == "auto":
+        return torch.float32 if device.type == "cpu" else torch.bfloat16
+    return DTYPES[name]
+
+
+def choose_threads(wish: int | None) -> int:
+    """The number of CPU threads: `wish`, or the same on every machine.
+
+    Raises:
+        UserError: for more than a machine has use for; tens of thousands would end the process.
+    """
+    cores = os.cpu_count() or 1
+    if wish is not None and wish > THREADS_PER_CORE * cores:
+        most = THREADS_PER_CORE * cores
+        raise UserError(f"{wish} threads on {cores} cores; use at most {most}, or leave --threads out")
+    return wish or THREADS
+
+
+def choose_processes(processes: int, checkpoint: Checkpoint, engine: Path | None, cache: str | None) -> int:
+    """How many processes compute each chunk together.
+
+    Raises:
+        UserError: for some that cannot share a frame's tokens, or would share an engine or a cache in float8.
+    """
+    if processes > 1 and engine is not None:
+        raise UserError(f"{engine} runs in one process; leave --engine out, or --sequence-parallel")
+    if processes > 1 and cache is not None:
+        raise UserError("processes exchange entries that are not packed; leave --cache out")
+    check_divisible(checkpoint.model_config().tokens_per_frame, processes)
+    return processes

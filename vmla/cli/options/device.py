@@ -1,0 +1,103 @@
+"""`--device`, as every command has it, and the device that a name stands for."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from plugins.errors import UserError
+from vmla.cli.options.choices import Choice
+from vmla.cli.options.names import meant
+
+if TYPE_CHECKING:
+    import torch
+
+AUTO = "auto"
+KINDS = (AUTO, "cpu", "cuda")
+"""The usual names; torch knows more."""
+BY_ITSELF = "a GPU if there is one, else the CPU"
+
+
+class DeviceName(click.ParamType[str]):
+    """The name of a torch device, or `auto`. Whether it is there is looked at when it is used."""
+
+    name = "device"
+
+    def get_metavar(self, param: click.Parameter, ctx: click.Context) -> str:
+        """The usual ones; torch knows more."""
+        return f"[{'|'.join(KINDS)}|cuda:N|...]"
+
+    def shell_complete(
+        self, ctx: click.Context, param: click.Parameter, incomplete: str
+    ) -> list[click.shell_completion.CompletionItem]:
+        """The usual ones."""
+        return Choice(KINDS).shell_complete(ctx, param, incomplete)
+
+
+def device_option(
+    does: str = "Torch device", *, auto: str = BY_ITSELF, kinds: tuple[str, ...] | None = None
+) -> Callable[[Any], Any]:
+    """The option `--device`.
+
+    Args:
+        does: what it is, such as `Torch device that trains`.
+        auto: what `auto`, the default, stands for.
+        kinds: the only names that it takes, besides `auto`; any device of torch if not given.
+    """
+    taken: click.ParamType[str] = DeviceName() if kinds is None else Choice((AUTO, *kinds))
+    return click.option("--device", type=taken, default=AUTO, help=f"{does}; auto: {auto}.")
+
+
+def without_auto(name: str) -> str:
+    """`name`, or what `auto` stands for: `cuda` if there is a GPU, else `cpu`."""
+    import torch
+
+    return name if name != AUTO else "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def choose_device(name: str) -> torch.device:
+    """The device called `name`; `auto` is a GPU if there is one, else the CPU.
+
+    Raises:
+        UserError: if PyTorch cannot use it.
+    """
+    import torch
+
+    name = without_auto(name)
+    try:
+        with warnings.catch_warnings(action="ignore"):  # of names that will go away
+            device = torch.device(name)
+        torch.empty(1, device=device)
+        if device.type == "meta" or (device.type == "cuda" and not torch.cuda.is_available()):
+            raise NotImplementedError("it holds no numbers, or is not there")
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        near = "" if name in KINDS else meant(name, KINDS)
+        raise UserError(f"no device {name!r} here; use cpu, or a device that torch sees{near}") from error
+    return device
+
+
+def say_device(name: str) -> torch.device:
+    """The device called `name`, as `choose_device` has it, said on standard error but for `--quiet`."""
+    device = choose_device(name)
+    tell_device(device, name)
+    return device
+
+
+def tell_device(device: torch.device, name: str) -> None:
+    """Say on standard error, but for `--quiet`, what is computed on; why the CPU, if `name` is `auto`."""
+    if logging.getLogger(__name__).isEnabledFor(logging.WARNING):
+        unseen = " (PyTorch sees no GPU)" if name == AUTO and device.type == "cpu" else ""
+        click.echo(device_line(device) + unseen, err=True)
+
+
+def device_line(device: torch.device) -> str:
+    """The device in a line for a person, a GPU with its name."""
+    import torch
+
+    seen = device.type == "cuda" and torch.cuda.is_available()
+    named = f", {torch.cuda.get_device_name(device)}" if seen else ""
+    return f"device: {device}{named}"

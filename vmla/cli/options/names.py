@@ -1,0 +1,22 @@
+"""Names that there are, and the one that was meant where another was given."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from plugins.errors import UserError
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """The question whether a name near `name` was meant, to follow what is wrong; empty if none is."""
+    from difflib import get_close_matches
+
+    written = {each.lower(): each for each in known}
+    near = get_close_matches(name.lower(), written, n=1)
+    return f"; did you mean {written[near[0]]}?" if near else ""
+
+
+def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
+    """The error for a `name` that no `kind` of thing has, such as `recipe`, with those that there are."""
+    names = list(known)
+    return UserError(f"no such {kind}: {name}; there are {', '.join(names)}{meant(name, names)}")
