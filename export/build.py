@@ -30,6 +30,7 @@ from export.lowering.calibration import Calibration, Drive, calibrate, draw_roll
 from export.lowering.fp8_matmul import scaled
 from export.lowering.precision import in_precision
 from export.lowering.quantized_layers import quantized
+from export.lowering.regional import Regional, trace_regional
 from export.lowering.trace import trace
 from export.settings import Settings
 from plugins.errors import UserError
@@ -113,7 +114,7 @@ def build(
         programs = _programs(model, settings, wanted, largest, phase)
         for name, program in programs.items():
             with phase(f"compile {name}") as current:
-                current.warnings = settings.builder.compile(name, program, wanted, aside)
+                current.warnings = _compiled(name, program, settings, wanted, aside)
         with phase("hash"):
             files = {path.name: hash_file(path) for path in sorted(aside.iterdir())}
         manifest = replace(wanted, files=files)
@@ -130,6 +131,7 @@ def describe(checkpoint: Checkpoint, settings: Settings, calibration: Calibratio
         precision=settings.precision,
         attention=settings.attention_form,
         window=step_window(config, settings.attention_form),
+        regional=settings.by_layer,
         batch=settings.batch,
         model_hash=checkpoint.model_hash(),
         checkpoint=_reference(checkpoint),
@@ -201,16 +203,29 @@ def _programs(
     wanted: Manifest,
     largest: Mapping[str, float] | None,
     phase: Callable[[str], AbstractContextManager[BuildPhase]],
-) -> dict[str, ExportedProgram]:
+) -> dict[str, ExportedProgram] | dict[str, Regional]:
     """Trace the model and lower its programs to the precision of `settings`, on their device."""
+    joined = joins_products(settings)
+    if wanted.regional:
+        with phase(f"trace one layer in {settings.precision}"):
+            return trace_regional(
+                model, batch=settings.batch, window=wanted.window, joined=joined, precision=settings.precision
+            )
     with phase("trace"):
-        joined = joins_products(settings)
         programs = trace(model, batch=settings.batch, window=wanted.window, joined=joined)
     with phase(f"lower to {settings.precision}"):
         return {
             name: lower(program, wanted.programs[name], settings, largest)
             for name, program in programs.items()
         }
+
+
+def _compiled(
+    name: str, program: ExportedProgram | Regional, settings: Settings, wanted: Manifest, folder: Path
+) -> list[str]:
+    if isinstance(program, Regional):
+        return settings.builder.compile_regional(name, program, wanted, folder)
+    return settings.builder.compile(name, program, wanted, folder)
 
 
 def lower(

@@ -60,6 +60,9 @@ def build_command(manifest: Manifest, folder: Path, **changes: str | int) -> str
         if name not in taken:
             del options[name]
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
+    usual = BACKENDS[manifest.backend].usually_regional(manifest.host.device, manifest.precision)
+    if not changes.keys() & {"backend", "device"} and manifest.regional != usual:
+        words.append("--regional" if manifest.regional else "--no-regional")
     return shlex.join(["vmla-export", "build", *words, "-o", str(folder)])
 
 
@@ -175,9 +178,9 @@ def sound_copy(manifest: Manifest, folder: Path) -> Iterator[Path]:
 
 def _check_table(manifest: Manifest, folder: Path) -> None:
     """Refuse an engine with a program whose file has no hash."""
-    ending = backend_of(manifest, folder).ending
-    for program in manifest.programs:
-        if (name := f"{program}{ending}") not in manifest.files:
+    backend = backend_of(manifest, folder)
+    for name in (name for program in manifest.programs for name in backend.files(program, manifest)):
+        if name not in manifest.files:
             raise _refusal(folder, name, "its manifest has no hash of it", build_command(manifest, folder))
 
 

@@ -29,6 +29,8 @@ def describe(manifest: Manifest) -> Iterator[str]:
     yield "cache: " + ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in manifest.cache.items())
     if manifest.window == "held":
         yield "slots: those that hold a frame, and no mask; the sizes below are those of a full window"
+    if manifest.regional:
+        yield "compiled: one layer for all of them, whose weights lie beside it"
     for name, signature in manifest.programs.items():
         yield f"{name}:"
         yield from (f"  in  {_tensor(spec)}" for spec in signature.inputs)

@@ -40,6 +40,8 @@ class Settings(BuildOptions):
             raise UserError(f"no such attention: {self.attention}; use plugin or native")
         if self.attention == "plugin" and "attention" not in takes:
             raise UserError(f"backend {self.backend} takes no plugin; leave --attention out")
+        if self.regional and "regional" not in takes:
+            raise UserError(f"backend {self.backend} compiles whole programs; leave --regional out")
         self.builder.check(self)
 
     @property
@@ -63,12 +65,18 @@ class Settings(BuildOptions):
         return self.builder.attention(self)
 
     @property
+    def by_layer(self) -> bool:
+        """Whether one layer is compiled for all of them: as asked for, or the backend's default."""
+        return self.builder.regional(self)
+
+    @property
     def name(self) -> str:
         """The settings as part of a folder name, without those that are defaults."""
         batch = f"b{self.batch}" if self.batch != 1 else None
         device = self.device if self.device != "cpu" else None
         attention = "plugin" if self.attention == "plugin" else None
-        parts = (self.backend, self.precision, attention, batch, device, self.target)
+        form = {True: "regional", False: "whole", None: None}[self.regional]
+        parts = (self.backend, self.precision, attention, batch, device, self.target, form)
         return "-".join(part for part in parts if part)
 
     def check_tools(self) -> None:

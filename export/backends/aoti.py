@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,8 @@ from plugins.errors import UserError
 
 if TYPE_CHECKING:
     from torch.export import ExportedProgram
+
+    from export.lowering.regional import Regional
 
 OPTIONS: dict[str, dict[str, Any]] = {
     "cpu": {"freezing": True},
@@ -30,6 +32,9 @@ On a GPU the C++ compiler sees the launches alone, of all blocks in one function
 a CUDA graph replays them without it. That it builds faster is expected, not measured.
 """
 
+WEIGHTS = "-weights.safetensors"
+"""What a program's name and the file of its layers' weights differ by."""
+
 
 class AOTI(Backend):
     """Compiles to machine code for one processor or GPU and one version of PyTorch."""
@@ -38,7 +43,20 @@ class AOTI(Backend):
     ending = ".pt2"
     pinned = ("torch",)
     devices = ("cpu", "cuda")
-    takes = frozenset({"device"})
+    takes = frozenset({"device", "regional"})
+
+    def check(self, options: BuildOptions) -> None:
+        """Refuse, besides what every backend refuses, one program for layers that have scales in it."""
+        super().check(options)
+        if options.regional and options.precision == "fp8":
+            raise UserError("in fp8 each layer has scales of its own in its program; leave --regional out")
+
+    def usually_regional(self, device: str, precision: str) -> bool:
+        """On a GPU, for which a whole large model compiles for minutes.
+
+        On a CPU weights are laid out when they are compiled, which those of a layer that all share cannot be.
+        """
+        return device == "cuda" and precision != "fp8"
 
     def check_tools(self, options: BuildOptions) -> None:
         """Refuse a machine without a C++ compiler, or without the GPU that is asked for."""
@@ -69,14 +87,35 @@ class AOTI(Backend):
         package(program, folder / f"{name}{self.ending}", manifest.compiler)
         return []
 
-    def load(self, folder: Path, name: str, manifest: Manifest) -> Program:
-        """Load `NAME.pt2`; on a GPU with PyTorch's loader, whose calls launch kernels and return at once."""
-        from export.loading import aoti_library
+    def compile_regional(self, name: str, program: Regional, manifest: Manifest, folder: Path) -> list[str]:
+        """Compile each part into `NAME-PART.pt2`; the weights go to `NAME-weights.safetensors`."""
+        from vmla.weights.formats.files import write_tensors
 
-        path = folder / f"{name}{self.ending}"
-        if manifest.host.device == "cpu":
-            return aoti_library.Library(path)
-        return aoti_library.loaded_by_torch(path)
+        for part, one in program.parts.items():
+            package(one, folder / f"{name}-{part}{self.ending}", manifest.compiler)
+        write_tensors(folder / f"{name}{WEIGHTS}", program.weights, {})
+        return []
+
+    def files(self, name: str, manifest: Manifest) -> tuple[str, ...]:
+        """One package, or one for each part and the weights."""
+        from export.engine.signature import PARTS
+
+        if not manifest.regional:
+            return super().files(name, manifest)
+        return (*(f"{name}-{part}{self.ending}" for part in PARTS.get(name, ())), f"{name}{WEIGHTS}")
+
+    def load(self, folder: Path, name: str, manifest: Manifest) -> Program:
+        """Load its packages; on a GPU with PyTorch's loader, whose calls launch kernels and return."""
+        from export.engine.signature import PARTS
+        from export.loading import aoti_library
+        from export.loading.regional import RUN, read_layers
+
+        on_cpu = manifest.host.device == "cpu"
+        load: Callable[[Path], Program] = aoti_library.Library if on_cpu else aoti_library.loaded_by_torch
+        if not manifest.regional:
+            return load(folder / f"{name}{self.ending}")
+        parts = {part: load(folder / f"{name}-{part}{self.ending}") for part in PARTS[name]}
+        return RUN[name](parts, read_layers(folder / f"{name}{WEIGHTS}", manifest.host.device))
 
 
 def check_compiler(device: str) -> None:

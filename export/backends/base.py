@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch.export import ExportedProgram
 
     from export.lowering.precision import Precision
+    from export.lowering.regional import Regional
 
 Program = Callable[..., Sequence["Tensor"]]
 """Maps dense tensors in the order of the signature's inputs to those of its outputs."""
@@ -73,6 +74,8 @@ class BuildOptions:
     `target`."""
     attention: Attention | None = None
     """The form asked for; `Backend.attention` decides if None."""
+    regional: bool | None = None
+    """Whether one layer is compiled for all of them; `Backend.usually_regional` decides if None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -104,7 +107,7 @@ class Backend(ABC):
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
     """Torch device types that engines run on; `--device` chooses among several."""
     takes: ClassVar[frozenset[str]] = frozenset()
-    """Which of the options `device`, `target` and `attention` the backend accepts."""
+    """Which of the options `device`, `target`, `attention` and `regional` the backend accepts."""
     nvfp4: ClassVar[bool] = False
     """Whether it can build engines in nvfp4."""
 
@@ -147,6 +150,16 @@ class Backend(ABC):
         """The form asked for; by default operations that the backend has itself."""
         return options.attention or "native"
 
+    def regional(self, options: BuildOptions) -> bool:
+        """Whether one layer is compiled for all of them: what was asked for, or what is usual."""
+        if options.regional is not None:
+            return options.regional
+        return self.usually_regional(self.device(options), options.precision)
+
+    def usually_regional(self, device: str, precision: str) -> bool:
+        """Whether one layer is compiled for all of them if nothing is said."""
+        return False
+
     def compiler(self, options: BuildOptions) -> dict[str, Any]:
         """Options of the compiler that are not its defaults; recorded in the manifest."""
         return {}
@@ -176,6 +189,14 @@ class Backend(ABC):
         Raises:
             UserError: if parser or compiler fails.
         """
+
+    def compile_regional(self, name: str, program: Regional, manifest: Manifest, folder: Path) -> list[str]:
+        """Compile a program in parts, as `compile` does a whole one; for backends that take `regional`."""
+        raise NotImplementedError(f"backend {self.name} compiles whole programs")
+
+    def files(self, name: str, manifest: Manifest) -> tuple[str, ...]:
+        """The files of the engine that `load` needs for the program called `name`."""
+        return (f"{name}{self.ending}",)
 
     @abstractmethod
     def load(self, folder: Path, name: str, manifest: Manifest) -> Program:

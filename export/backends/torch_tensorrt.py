@@ -1,18 +1,20 @@
 """Torch-TensorRT: the traced program becomes a TensorRT plan without ONNX, on the GPU that it is for.
 
-Its own converters take the place of exporter and parser. Attention is TensorRT's own: there is no converter
-for our plugin. A plan is loaded as TensorRT's are, without Torch-TensorRT. Nothing here has run on a GPU yet:
-what is called and with what is checked against the real Python sources of its packages and a stand-in.
+Its own converters take the place of exporter and parser. Attention is TensorRT's own, or each is a layer of
+our plugin by a converter of ours: the one that Torch-TensorRT would generate hands the plugin the operator's
+argument `backend`. A plan is loaded as TensorRT's are, without Torch-TensorRT. Nothing here has run on a GPU
+yet: what is called and with what is checked against its real Python code and a stand-in.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from export.backends.base import Backend, BuildOptions, Program, Requirement
-from export.backends.tensorrt_build import LEVEL
+from export.backends.tensorrt_build import LEVEL, compile_kernels, kernel_family
 from export.engine.manifest import Manifest, Signature
 from export.engine.target import NO_GPU, gpu_architecture
 from plugins.errors import UserError
@@ -31,6 +33,9 @@ OPTIONS: dict[str, Any] = {
     "immutable_weights": True,
 }
 """Arguments that are not its defaults, recorded in the manifest."""
+ATTENTION = "vmla.mla_attention.default"
+FACE = "mla_attention"
+"""The operator as a node's target is written, and the plugin's name."""
 
 
 class TorchTensorRT(Backend):
@@ -41,10 +46,13 @@ class TorchTensorRT(Backend):
     requires = (COMPILER, LIBRARY)
     pinned = ("tensorrt",)
     devices = ("cuda",)
+    takes = frozenset({"attention"})
 
     def check(self, options: BuildOptions) -> None:
-        """Refuse, besides what every backend refuses, codes with scales, which it has no way to take."""
+        """Refuse, besides what every backend refuses, codes with scales, and the plugin in fp32."""
         super().check(options)
+        if (options.attention, options.precision) == ("plugin", "fp32"):
+            raise UserError("the attention plugin computes in bf16 and fp16; use --precision bf16")
         if options.precision == "fp8":
             raise UserError("backend torch-tensorrt takes no fp8 from here; use --backend tensorrt")
 
@@ -60,14 +68,18 @@ class TorchTensorRT(Backend):
         return OPTIONS
 
     def compile(self, name: str, program: ExportedProgram, manifest: Manifest, folder: Path) -> list[str]:
-        """Write `NAME.engine`.
+        """Write `NAME.engine`. TensorRT takes one build with the plugin to a process.
 
         Raises:
             UserError: if Torch-TensorRT fails, with the first line of what it says.
         """
         import torch
 
-        library = COMPILER.imported()
+        library, converted = COMPILER.imported(), list[str]()
+        program = taken_apart(program, whole=manifest.attention == "plugin")
+        if nodes := sum(str(node.target) == ATTENTION for node in program.graph.nodes):
+            _register_plugin(manifest)
+            convert_attention(converted)
         inputs = [
             library.Input(shape=spec.shape, dtype=getattr(torch, spec.dtype))
             for spec in manifest.programs[name].inputs
@@ -79,6 +91,9 @@ class TorchTensorRT(Backend):
         except Exception as error:  # noqa: BLE001 - its converters and passes raise of every kind
             said = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UserError(f"Torch-TensorRT cannot build {name}: {said}") from error
+        if len(converted) != nodes:
+            said = f"it made {len(converted)} layers of the plugin for {nodes} attentions"
+            raise UserError(f"Torch-TensorRT cannot build {name}: {said}")
         (folder / f"{name}{self.ending}").write_bytes(plan)
         return []
 
@@ -88,6 +103,63 @@ class TorchTensorRT(Backend):
 
         path = folder / f"{name}{self.ending}"
         return load_plan(LIBRARY.imported(), path, named_by_place(manifest.programs[name]))
+
+
+def taken_apart(program: ExportedProgram, *, whole: bool) -> ExportedProgram:
+    """`program` with our operators taken apart, for Torch-TensorRT decomposes PyTorch's alone.
+
+    Attention is left `whole` for the plugin. A program without our operators is returned as it is.
+    """
+    import torch
+
+    from plugins import sdpa
+
+    def expand(*arguments: Any, backend: str = "auto") -> Any:
+        return sdpa.expand(*arguments)
+
+    def attention(*arguments: Any, scales: None = None, backend: str = "auto") -> Any:
+        return sdpa.attention(*arguments)
+
+    table: dict[Any, Any] = {torch.ops.vmla.expand.default: expand}
+    if not whole:
+        table[torch.ops.vmla.mla_attention.default] = attention
+    ours = any(node.target in table for node in program.graph.nodes)
+    return program.run_decompositions(table) if ours else program
+
+
+def _register_plugin(manifest: Manifest) -> None:
+    """Compile our attention's kernel for the engine's GPU, and register the plugin with TensorRT."""
+    from plugins.aot.tensorrt_plugin import register
+
+    target = manifest.host.architecture
+    dtype: Any = "fp16" if manifest.precision == "fp16" else "bf16"
+    with TemporaryDirectory() as folder:
+        head = manifest.model["attention_head_dim"]
+        compile_kernels(Path(folder), architecture=target, dtype=dtype, head=head)
+        register(Path(folder), kernel_family(target), only=[FACE])
+
+
+def convert_attention(converted: list[str]) -> None:
+    """Let Torch-TensorRT make each attention a layer of our plugin, which must be registered.
+
+    `converted` gets the name of each node that becomes one.
+    """
+    import tensorrt.plugin as plugins_of_tensorrt
+    import torch
+    from torch_tensorrt.dynamo.conversion import dynamo_tensorrt_converter
+    from torch_tensorrt.dynamo.conversion.converter_utils import get_trt_tensor
+
+    import plugins  # noqa: F401 - defines the operator
+
+    def convert(context: Any, target: Any, args: Any, kwargs: Any, name: str) -> Any:
+        given = [get_trt_tensor(context, tensor, f"{name}_{place}") for place, tensor in enumerate(args[:4])]
+        plugin = plugins_of_tensorrt.op.vmla.mla_attention(*given)
+        layer = context.net.add_plugin(plugin, aot=True)
+        layer.name = name
+        converted.append(name)
+        return layer.get_output(0)
+
+    dynamo_tensorrt_converter(torch.ops.vmla.mla_attention.default)(convert)
 
 
 def named_by_place(signature: Signature) -> Signature:

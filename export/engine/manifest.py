@@ -105,6 +105,9 @@ class Manifest:
     attention: Attention
     window: StepWindow = "all"
     """`programs` has the shapes of a full window; a step that takes the held slots alone takes fewer, too."""
+    regional: bool = False
+    """Whether one layer was compiled for all, with their weights beside it; engines built before it was a
+    choice were compiled whole."""
     batch: Annotated[int, Between(1, 2**12)]
     model_hash: str
     """SHA-256 of the transformer's configuration and weights."""

@@ -17,6 +17,9 @@ from vmla.transformer import StepInputs
 
 STEP, PROMPT = "step", "prompt"
 """The two programs of an engine."""
+BEGIN, LAYER, END = "begin", "layer", "end"
+PARTS = {STEP: (BEGIN, LAYER, END), PROMPT: (BEGIN, LAYER)}
+"""The parts of a program that is compiled in parts, as they run: the second one once for each layer."""
 NARROW = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """The type of cache and text, by the precision of what is not quantised."""
 

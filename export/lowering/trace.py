@@ -12,20 +12,22 @@ from __future__ import annotations
 import copy
 from collections.abc import Mapping
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.export import Dim, ExportedProgram
 from torch.export.graph_signature import ExportGraphSignature, InputKind
 
-from export.engine.manifest import StepWindow
+from export.engine.manifest import Signature, StepWindow
 from export.engine.signature import PROMPT, STEP, contract, zeros
 from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
 from vmla.fused_attention import fused
 from vmla.transformer import VideoMLA
+
+M = TypeVar("M", bound=nn.Module)
 
 
 class PromptStep(VideoMLA):
@@ -57,10 +59,16 @@ class HeldStep(VideoMLA):
     @classmethod
     def of(cls, model: VideoMLA) -> HeldStep:
         """`model` itself, but for its forward; its modules and weights are shared."""
-        # Another class on a shallow copy: parameters keep their names, and no weight is copied.
-        step = copy.copy(model)
-        step.__class__ = cls
-        return cast(HeldStep, step)
+        return acting_as(cls, model)
+
+
+def acting_as(kind: type[M], module: nn.Module, *, without: str | None = None) -> M:
+    """`module` itself, but for its class and a part that it is `without`; all else is shared."""
+    # Another class on a shallow copy: parameters keep their names, and no weight is copied.
+    other = copy.copy(module)
+    other.__class__ = kind
+    other.__dict__["_modules"] = {name: part for name, part in module._modules.items() if name != without}
+    return cast(M, other)
 
 
 def fake_model(config: ModelConfig) -> VideoMLA:
@@ -87,50 +95,54 @@ def trace_step(
     weights are not the checkpoint's.
     """
     if joined:
-        with _mode(model):
+        with fake_mode_of(model):
             model = cast(VideoMLA, fused(model))
+    signature = contract(model.config, batch=batch)[STEP]
     if window == "all":
-        return _trace(model, STEP, model, batch)
-    spec = CacheSpec.of(model.config)
+        return exported(model, signature)
+    held, tokens = held_sizes(model.config)
+    return exported(HeldStep.of(model), signature, {"cache": {2: tokens}, "slot_index": {0: held}})
+
+
+def held_sizes(config: ModelConfig) -> tuple[Any, Any]:
+    """The slots that hold a frame, and their tokens, as dimensions of a program: from none to all."""
+    spec = CacheSpec.of(config)
     # The cache counts tokens where slot_index counts slots: one dimension, stated as a multiple of the other.
     held = Dim("held", min=0, max=spec.slots)
-    tokens = spec.tokens_per_frame * held if spec.tokens_per_frame > 1 else held
-    return _trace(HeldStep.of(model), STEP, model, batch, {"cache": {2: tokens}, "slot_index": {0: held}})
+    return held, spec.tokens_per_frame * held if spec.tokens_per_frame > 1 else held
 
 
 def trace_prompt(model: VideoMLA, *, batch: int) -> ExportedProgram:
     """`VideoMLA.encode_text`, run once for each prompt."""
-    with _mode(model):
+    with fake_mode_of(model):
         step = PromptStep.of(model)
-    return _trace(step, PROMPT, model, batch)
+    return exported(step, contract(model.config, batch=batch)[PROMPT])
 
 
-def _trace(
-    module: VideoMLA,
-    name: str,
-    model: VideoMLA,
-    batch: int,
-    dynamic: Mapping[str, dict[int, Dim]] | None = None,
+def exported(
+    module: nn.Module, signature: Signature, dynamic: Mapping[str, dict[int, Any]] | None = None
 ) -> ExportedProgram:
-    """Trace `module`; `dynamic` has the dimensions of inputs that are not static."""
-    signature = contract(model.config, batch=batch)[name]
+    """Trace `module`, whose inputs and outputs are `signature`, on its own device.
+
+    `dynamic` has the dimensions of inputs that are not static, by the input's name.
+    """
     shapes = None if dynamic is None else tuple(dynamic.get(spec.name) for spec in signature.inputs)
-    with _mode(model), torch.no_grad():
-        example = zeros(signature.inputs, model.patch_embedding.weight.device)
+    with fake_mode_of(module), torch.no_grad():
+        example = zeros(signature.inputs, next(module.parameters()).device)
         # Not strict: plain tracing of Python, which needs no bytecode analysis of libraries' code.
         program = torch.export.export(module, example, dynamic_shapes=shapes, strict=False)
-    _drop_type_checks(program)
+    drop_type_checks(program)
     _name_outputs(program, [spec.name for spec in signature.outputs])
     return without_unused_weights(program)
 
 
-def _mode(model: VideoMLA) -> AbstractContextManager[object]:
-    """The fake mode that `model` was made in, or nothing for a real model."""
-    weight = next(model.parameters())
+def fake_mode_of(module: nn.Module) -> AbstractContextManager[object]:
+    """The fake mode that `module` was made in, or nothing for a real one."""
+    weight = next(module.parameters())
     return weight.fake_mode if isinstance(weight, FakeTensor) else nullcontext()
 
 
-def _drop_type_checks(program: ExportedProgram) -> None:
+def drop_type_checks(program: ExportedProgram) -> None:
     """Remove what `.to(x.dtype)` leaves in a graph: an assertion of the traced dtype, and a cast to it."""
     for node in list(program.graph.nodes):
         if node.target is torch.ops.aten._assert_tensor_metadata.default:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import sys
 from functools import partial
 from pathlib import Path
-from typing import Any, get_args
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
@@ -22,6 +22,9 @@ from vmla.cli.options.device import AUTO, device_option, say_device, without_aut
 from vmla.cli.progress import PhaseBar
 from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say
+
+if TYPE_CHECKING:
+    from export.settings import Settings
 
 PRECISIONS = ("fp32", "bf16", "fp16", "fp8", "nvfp4")
 """As `export.lowering.precision.Precision`, which needs PyTorch."""
@@ -52,6 +55,8 @@ def main() -> None:
 )
 @click.option("--attention", type=Choice(get_args(Attention)),
               help="Attention as our TensorRT plugin or by the backend (default: native).")  # fmt: skip
+@click.option("--regional/--no-regional", default=None,
+              help="Compile one layer for all layers, not the whole (default: aoti on cuda).")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path),
               help="Engine folder to write (default: in your store, named after its settings).")  # fmt: skip
 @click.pass_context
@@ -66,6 +71,7 @@ def build(
     target: str | None,
     calibration: Path | None,
     attention: Any,
+    regional: bool | None,
     output: Path | None,
 ) -> None:
     """Build an engine, or say that it is there already."""
@@ -86,15 +92,23 @@ def build(
         device=device,
         target=target,
         attention=attention,
+        regional=regional,
     )
     if calibration is not None and not settings.quantized:
         raise UserError(f"precision {precision} takes no calibration; leave --calibration out")
     if (remark := settings.builder.remark(settings)) is not None:
         say(remark)
-    _build(checkpoint, settings, calibration, output, context.ensure_object(Stop))
+    build_engine(checkpoint, settings, calibration, output, context.ensure_object(Stop))
 
 
-def _build(checkpoint: str, settings: Any, calibration: Path | None, output: Path | None, stop: Stop) -> None:
+def build_engine(
+    checkpoint: str, settings: Settings, calibration: Path | None, output: Path | None, stop: Stop
+) -> None:
+    """Build an engine of `checkpoint` in `output`, or in the user's store, and say each phase.
+
+    Raises:
+        UserError: if that cannot be built here.
+    """
     from export.build import BuildPhase, build
     from export.engine.engine_folder import remove_asides
     from export.lowering.calibration import Calibration

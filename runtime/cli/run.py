@@ -32,7 +32,7 @@ GROUPS = {
                      "steps", "dry_run"),
     "Where it goes": ("output", "overwrite", "scale", "resume", "repeat", "save_every", "events", "metrics"),
     "What makes it": ("checkpoint", "engine", "decoder", "layout", "device", "dtype",
-                      "precision", "cache", "compiled", "threads", "memory"),
+                      "precision", "cache", "compiled", "build_engine", "threads", "memory"),
     "On several machines": ("ray", "cpus_per_replica", "sequence_parallel"),
 }  # fmt: skip
 LENGTHS = ("minutes", "seconds", "chunks")
@@ -90,6 +90,8 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
               help="Keep the cache in float8, rotary keys in bfloat16 (default: as --dtype).")  # fmt: skip
 @click.option("--compile/--no-compile", "compiled", default=None,
               help="Compile the blocks on a GPU (default: if the video is long enough).")  # fmt: skip
+@click.option("--build-engine", is_flag=True,
+              help="Build an engine for later videos when this one is finished, if that pays.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1),
               help="Number of CPU threads, a quarter of which decode (default: 2, so that a seed's video "
               "does not depend on the machine's cores).")  # fmt: skip
@@ -115,6 +117,7 @@ def main(context: click.Context, /, **options: Any) -> None:
     _prefer_command_line(context, options)
     _check_decoder(options)
     _check_ray(options)
+    _check_build_engine(options)
     if not options["dry_run"]:
         from runtime.cli.reports import standard_output_for_events
 
@@ -232,6 +235,14 @@ def _check_ray(options: dict[str, Any]) -> None:
         raise click.UsageError("--cpus-per-replica is for the workers of --ray; leave it out")
 
 
+def _check_build_engine(options: dict[str, Any]) -> None:
+    """Refuse --build-engine where no video is made whose like would take the engine."""
+    others = ("engine", "resume", "repeat", "videos", "grid", "sequence_parallel")
+    if options["build_engine"] and (given := [name for name in others if options[name]]):
+        named = given[0].replace("_", "-")
+        raise click.UsageError(f"--build-engine goes with one new video; leave out --{named}")
+
+
 def _order(context: click.Context, options: dict[str, Any]) -> Order:
     """What is to be made: something new, something again, or the rest of something."""
     from runtime.prompts.schedule_file import Entry, read_schedule
@@ -278,7 +289,7 @@ def _new(prompts: str | list[Entry], options: dict[str, Any]) -> Order:
 
 def _make(order: Order, output: Path, options: dict[str, Any], stop: Stop) -> None:
     """Make what is ordered, say how it went, and leave what is needed to go on if it was stopped."""
-    from runtime.cli.engine_hint import DenoiseTime, engine_hint
+    from runtime.cli.engine_hint import DenoiseTime, build_after, engine_hint
     from runtime.cli.reports import check_reports, ways_on
     from runtime.outputs.stream import is_stream
     from runtime.session.destination import is_persistent, is_resumable
@@ -308,7 +319,9 @@ def _make(order: Order, output: Path, options: dict[str, Any], stop: Stop) -> No
             save_every=options["save_every"], overwrite=options["overwrite"],
         )  # fmt: skip
         _tell(order, ending)
-        if all(options[name] is None for name in ("engine", "resume", "repeat")):
+        if options["build_engine"] and ending.outcome.complete:
+            build_after(order.job, options["checkpoint"] or SHIPPED, stop)
+        elif all(options[name] is None for name in ("engine", "resume", "repeat")):
             say(*engine_hint(order.job, options["checkpoint"] or SHIPPED, spent.seconds))
     if not ending.outcome.complete:
         sys.exit(stop.status)

@@ -39,6 +39,13 @@ def aoti_engine(checkpoint, built_once):
 
 
 @pytest.fixture(scope="session")
+def regional_engine(checkpoint, built_once):
+    """One layer compiled for all of them."""
+    options = ("--backend", "aoti", "--regional")
+    return built_once("regional", lambda folder: command("build", checkpoint, folder, *options))
+
+
+@pytest.fixture(scope="session")
 def onnx_engine(checkpoint, built_once):
     """A graph for ONNX Runtime."""
     return built_once("onnx", lambda folder: command("build", checkpoint, folder, "--backend", "onnx"))
@@ -85,7 +92,7 @@ def plugin_graph(graph_of):
     return graph_of(attention_nodes=True)
 
 
-@pytest.fixture(scope="session", params=["aoti", "onnx"])
+@pytest.fixture(scope="session", params=["aoti", "regional", "onnx"])
 def engine_folder(request):
     """The engine of each backend in turn; read only."""
     return request.getfixturevalue(f"{request.param}_engine")

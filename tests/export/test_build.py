@@ -295,6 +295,23 @@ def test_a_backend_attends_by_itself_unless_the_plugin_is_asked_for():
     assert plugin.builder.remark(plugin) is None
 
 
+def test_one_layer_is_compiled_for_all_on_a_gpu_unless_something_else_is_said():
+    def form(**options):
+        settings = Settings(**{"backend": "aoti", "precision": "bf16", **options})
+        return settings.by_layer, settings.name
+
+    assert form() == (False, "aoti-bf16")
+    assert form(device="cuda") == (True, "aoti-bf16-cuda")
+    assert form(device="cuda", precision="fp8") == (False, "aoti-fp8-cuda")
+    assert form(regional=True) == (True, "aoti-bf16-regional")
+    assert form(device="cuda", regional=False) == (False, "aoti-bf16-cuda-whole")
+    assert form(backend="onnx") == (False, "onnx-bf16")
+    with pytest.raises(UserError, match="leave --regional out"):
+        form(precision="fp8", regional=True)
+    with pytest.raises(UserError, match="compiles whole programs; leave --regional out"):
+        form(backend="onnx", precision="fp32", regional=True)
+
+
 def test_the_default_backend_comes_with_its_reason(checkpoint, tmp_path, compiled):
     arguments = ["build", "--checkpoint", checkpoint, "-o", tmp_path / "engine"]
     result = CliRunner().invoke(main, [str(argument) for argument in arguments])

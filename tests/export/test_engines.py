@@ -170,7 +170,7 @@ def test_a_link_out_of_the_folder_is_refused(engine_folder, checkpoint, tmp_path
 def test_a_program_without_a_hash_is_refused(engine_folder, checkpoint, tmp_path):
     folder = copy_of(engine_folder, tmp_path)
     manifest = Manifest.read(folder)
-    name = f"step{BACKENDS[manifest.backend].ending}"
+    name = BACKENDS[manifest.backend].files("step", manifest)[-1]
     rest = {key: digest for key, digest in manifest.files.items() if key != name}
     replace(manifest, files=rest).write(folder)
     with pytest.raises(UserError, match=re.escape(f"{name}: its manifest has no hash of it")):

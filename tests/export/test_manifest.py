@@ -13,6 +13,7 @@ import torch
 from kit.checkpoints import debug_checkpoint
 from kit.passes import pass_inputs
 
+from export.backends.registry import BACKENDS
 from export.build import describe
 from export.checks import check_engine, check_files, check_host
 from export.engine.manifest import CONTENT, NAME, OLDER, SCHEMA, Manifest, _hash, engine_store
@@ -93,6 +94,28 @@ def test_an_engine_of_the_schema_before_takes_all_slots(manifest, folder):
     engine.step(StepInputs(**inputs), held=2)
     assert programs["given"][3].shape == inputs["cache"].shape
     assert engine.computation(0) == engine.computation(4)
+
+
+def test_an_engine_from_before_layers_were_compiled_once_is_whole(manifest, folder):
+    path = folder / NAME
+    values = json.loads(path.read_text())
+    del values["regional"], values[CONTENT]
+    path.write_text(json.dumps({**values, CONTENT: _hash(values)}))
+    assert Manifest.read(folder) == manifest
+    assert not manifest.regional
+
+
+def test_an_engine_compiled_by_layer_names_its_files_and_is_mended_as_one(manifest, folder):
+    made = replace(manifest, regional=True)
+    line = assert_refused("step-begin.pt2: its manifest has no hash of it", check_files, made, folder)
+    assert mending(line)["regional"] is True
+    parts = ["step-begin.pt2", "step-layer.pt2", "step-end.pt2", "step-weights.safetensors"]
+    assert list(BACKENDS["aoti"].files("step", made)) == parts
+    prompt = [name.replace("step", "prompt") for name in parts if "end" not in name]
+    assert list(BACKENDS["aoti"].files("prompt", made)) == prompt
+    away = replace(HERE, architecture="sm_90", device="cuda")
+    line = assert_refused("architecture", check_host, replace(made, host=away), folder, HERE)
+    assert mending(line)["regional"] is None  # what is usual there is not said
 
 
 def step_inputs(manifest):

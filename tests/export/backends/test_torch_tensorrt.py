@@ -1,11 +1,15 @@
 """The backend of Torch-TensorRT: what it refuses, what it calls, and whether the real package takes that.
 
 Nothing is built here: TensorRT's libraries do not install on this machine. `Standing` takes Torch-TensorRT's
-place and checks what it is called with; where the real package lies on the path, its sources are read, never
-imported, and the same call is checked against its own signature.
+place and checks what it is called with; where the real package lies on the path, its sources are read, and
+the same call is checked against its own signature. Our converter runs in the package's real Python code, on
+empty libraries (`torch_trt_contract.py`).
 """
 
 import ast
+import json
+import shutil
+import subprocess
 import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -14,11 +18,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 from kit.models import tiny_model
+from kit.tensorrt_bindings import run_with_bindings
 
 from export.backends import torch_tensorrt as backend
 from export.backends.base import BuildOptions
 from export.backends.registry import BACKENDS
-from export.backends.torch_tensorrt import OPTIONS, TorchTensorRT, named_by_place
+from export.backends.torch_tensorrt import ATTENTION, OPTIONS, TorchTensorRT, named_by_place
 from export.engine.signature import STEP, contract
 from export.lowering.trace import trace_step
 from export.settings import Settings, choose_backend
@@ -54,10 +59,15 @@ def standing(monkeypatch):
     return module
 
 
+def described(model, attention):
+    programs = contract(model.config, batch=1)
+    return SimpleNamespace(programs=programs, compiler=OPTIONS, attention=attention)
+
+
 def compiled(tmp_path):
     model = tiny_model()
-    manifest = SimpleNamespace(programs=contract(model.config, batch=1), compiler=OPTIONS)
-    program = trace_step(model, batch=1)
+    manifest = described(model, "native")
+    program = trace_step(model, batch=1, window="held", joined=True)
     TorchTensorRT().compile(STEP, program, manifest, tmp_path)
     return program, manifest
 
@@ -95,7 +105,7 @@ def test_inputs_are_named_as_in_the_program_and_outputs_by_their_place():
     [
         ({"precision": "fp8"}, "takes no fp8 from here; use --backend tensorrt"),
         ({"precision": "nvfp4"}, "nvfp4"),
-        ({"precision": "bf16", "attention": "plugin"}, "takes no plugin"),
+        ({"precision": "fp32", "attention": "plugin"}, "computes in bf16 and fp16; use --precision bf16"),
         ({"precision": "bf16", "device": "cuda"}, "takes no device"),
     ],
 )
@@ -114,6 +124,38 @@ def test_without_the_package_or_a_gpu_one_line_says_what_is_missing(monkeypatch)
     monkeypatch.setattr(backend, "gpu_architecture", lambda: "no GPU")
     with pytest.raises(UserError, match="no GPU here"):
         settings.check_tools()
+
+
+def test_a_plan_without_as_many_layers_of_the_plugin_as_attentions_is_refused(
+    tmp_path, standing, monkeypatch
+):
+    monkeypatch.setattr(backend, "_register_plugin", lambda manifest: None)
+    monkeypatch.setattr(backend, "convert_attention", lambda converted: converted.append("one"))
+    model = tiny_model()
+    manifest = described(model, "plugin")
+    program = trace_step(model, batch=1)
+    with pytest.raises(UserError, match="made 1 layers of the plugin for 2 attentions"):
+        TorchTensorRT().compile(STEP, program, manifest, tmp_path)
+    assert not list(tmp_path.iterdir())
+    names = [str(node.target) for node in standing.calls[0][0].graph.nodes]
+    assert names.count(ATTENTION) == 2
+    assert not any("expand.default" in name and "vmla" in name for name in names)
+
+
+def test_each_attention_becomes_a_layer_of_our_plugin_in_its_real_python_code(tmp_path, request):
+    folder = Path(request.config.cache.mkdir("torch-tensorrt-2.13.0"))
+    if not (folder / "torch_tensorrt").is_dir():
+        command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder)]
+        wanted = ["torch-tensorrt==2.13.0", "dllist"]
+        if subprocess.run([*command, *wanted], capture_output=True, timeout=200).returncode:
+            pytest.skip("torch-tensorrt cannot be fetched here")
+    root = tmp_path / "root"
+    compiled = shutil.ignore_patterns("lib", "*.so", "bin", "include")
+    for name in ("torch_tensorrt", "dllist"):
+        shutil.copytree(folder / name, root / name, ignore=compiled)
+    script = Path(__file__).parent / "torch_trt_contract.py"
+    told = json.loads(run_with_bindings(None, root, request.config.cache, script).splitlines()[-1])
+    assert told == {"only attention": True, "tensors": [4, 4], "names": True, "aot": [True, True]}
 
 
 def test_it_is_never_chosen_where_none_is_named():

@@ -1,17 +1,20 @@
 """After a long video without an engine, `vmla-run` says which command builds one."""
 
+import signal
 from types import SimpleNamespace
 
 import pytest
 import torch
 from click.testing import CliRunner
 
+from export.backends import aoti
 from export.backends.aoti import AOTI
 from export.backends.base import Offer
 from runtime.cli import engine_hint as hints
 from runtime.cli.engine_hint import SPEED_UP, engine_hint
 from runtime.cli.export import main as export
 from runtime.cli.run import main
+from vmla.cli.stopping import Interrupted
 
 pytestmark = pytest.mark.cpu
 
@@ -68,3 +71,49 @@ def test_the_command_says_it_last_and_not_where_the_model_itself_was_asked_for(c
     assert done.exit_code == 0, done.output
     assert "vmla-export build --checkpoint" in done.output.splitlines()[-1]
     assert "vmla-export build" not in CliRunner().invoke(main, [*asked, "--engine", "eager"]).output
+
+
+@pytest.fixture
+def store(monkeypatch, tmp_path):
+    """The user's own engines, none yet; compilers write a word, and priorities stay."""
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "data"))
+    monkeypatch.setattr(aoti, "package", lambda program, path, options: path.write_text("compiled"))
+    monkeypatch.setattr(AOTI, "check_tools", lambda self, options: None)
+    monkeypatch.setattr(hints.os, "nice", lambda niceness: niceness)
+    return tmp_path / "data" / "videomla" / "engines"
+
+
+def asked(checkpoint, *more):
+    words = ["--prompt", "a red star", "--checkpoint", str(checkpoint), "--chunks", "1", "-o", "null", *more]
+    return CliRunner().invoke(main, words)
+
+
+def test_the_engine_that_is_built_after_a_video_is_found_by_the_next(checkpoint, store):
+    done = asked(checkpoint, "--build-engine")
+    assert done.exit_code == 0, done.output
+    lines = done.output.splitlines()
+    place = next(number for number, line in enumerate(lines) if line.startswith("the video is finished"))
+    assert any("compile step" in line for line in lines[place:])
+    (folder,) = store.iterdir()
+    assert lines[-1].startswith(f"{folder}: built")
+    assert f"engine: {folder} (found" in asked(checkpoint, "--dry-run").output
+
+
+def test_a_signal_leaves_the_build_out_and_nothing_of_it(checkpoint, store, monkeypatch):
+    def stopped(program, path, options):
+        raise Interrupted(signal.SIGINT)
+
+    monkeypatch.setattr(aoti, "package", stopped)
+    done = asked(checkpoint, "--build-engine")
+    assert done.exit_code == 130
+    assert "the same command builds it" in done.output
+    assert not list(store.iterdir())
+
+
+def test_no_engine_is_built_where_none_is_faster_or_no_video_would_take_it(checkpoint, store, monkeypatch):
+    refused = asked(checkpoint, "--build-engine", "--engine", "eager")
+    assert refused.exit_code == 2
+    assert "--build-engine goes with one new video; leave out --engine" in refused.output
+    monkeypatch.setattr(AOTI, "offer", lambda self, gpu, target: None)
+    assert "no engine is built" in asked(checkpoint, "--build-engine").output
+    assert not store.exists()

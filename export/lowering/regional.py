@@ -1,0 +1,237 @@
+"""Programs in parts, for regional compilation: what comes before the layers, one layer, and what comes after.
+
+All layers compute alike, so one of them is traced, with its weights as inputs, and a compiler sees it once
+however many there are. The weights of all layers are data beside it; `export.loading.regional` calls the
+parts in turn. Each part is traced and lowered as a whole program is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+from torch.export import ExportedProgram
+
+from export.engine.manifest import Signature, StepWindow, TensorSpec
+from export.engine.signature import BEGIN, END, LAYER, NARROW, PROMPT, STEP, contract, zeros
+from export.lowering.precision import Precision, in_precision
+from export.lowering.trace import acting_as, drop_type_checks, exported, fake_mode_of, held_sizes
+from vmla.attention import TextAttention, Window
+from vmla.config import ModelConfig
+from vmla.fused_attention import fused
+from vmla.transformer import Block, VideoMLA
+
+NARROWED = ("text_kv", "cached", "entries", "embedded")
+"""Inputs and outputs of parts in the precision of what is not quantised; all others that are numbers are
+float32, the residual stream among them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Regional:
+    """A program in parts."""
+
+    parts: dict[str, ExportedProgram]
+    """By the names in `export.engine.signature.PARTS`. The layer takes its weights last, sorted by name."""
+    weights: dict[str, Tensor]
+    """Of every layer, as the layer's program takes them, under names such as `3.ffn.up.weight`."""
+
+
+class StepBegin(VideoMLA):
+    """What all layers of a step share: tokens, conditioning, and the rotations of the window."""
+
+    held: bool
+    """Whether every slot that is given holds a frame; otherwise their validity is a result too."""
+
+    def forward(  # type: ignore[override]
+        self, latents: Tensor, timestep: Tensor, slot_index: Tensor, chunk_index: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Tokens [B, S, D], embedding, modulation, cosines and sines [T + S, pairs], and validity."""
+        window = self._window(slot_index, chunk_index, self.held)
+        made = (self.embed(latents), *self.condition_embedder(timestep), window.cos, window.sin)
+        return made if window.valid is None else (*made, window.valid)
+
+
+class StepLayer(Block):
+    """One layer of a step."""
+
+    def forward(  # type: ignore[override]
+        self, tokens: Tensor, modulation: Tensor, text_kv: Tensor, cached: Tensor, cosines: Tensor,
+        sines: Tensor, valid: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """See `Block.forward`."""
+        return super().forward(tokens, modulation, text_kv, cached, Window(valid, cosines, sines), False)
+
+
+class StepEnd(VideoMLA):
+    """What becomes of the tokens after the last layer."""
+
+    def forward(self, tokens: Tensor, embedding: Tensor) -> Tensor:  # type: ignore[override]
+        """Velocity [B, z, F, h, w]."""
+        c = self.config
+        shape = (tokens.shape[0], c.in_channels, c.chunk, c.sample_height, c.sample_width)
+        return self._velocity(tokens, embedding, torch.Size(shape))
+
+
+class PromptBegin(VideoMLA):
+    """What all layers' text attentions read."""
+
+    def forward(self, text: Tensor) -> Tensor:  # type: ignore[override]
+        """[B, tokens, text width] to [B, tokens, D]."""
+        embedded: Tensor = self.condition_embedder.text_embedder(text)
+        return embedded
+
+
+class PromptLayer(TextAttention):
+    """A layer's keys and values of the prompt."""
+
+    def forward(self, embedded: Tensor) -> Tensor:  # type: ignore[override]
+        """[B, tokens, D] to [2, B, tokens, D]."""
+        return self.keys_values(embedded)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """A part before it is traced."""
+
+    module: nn.Module
+    signature: Signature
+    """In float32."""
+    dynamic: Mapping[str, dict[int, Any]] | None = None
+    """Dimensions of inputs that are not static, by the input's name."""
+
+    def lowered(self, precision: Precision) -> ExportedProgram:
+        program = exported(self.module, self.signature, self.dynamic)
+        return in_precision(program, precision, NARROWED)
+
+    def inputs(self, precision: Precision) -> list[TensorSpec]:
+        """Those of the lowered program."""
+        narrow = NARROW[precision]
+        return [
+            replace(spec, dtype=narrow) if spec.name in NARROWED else spec for spec in self.signature.inputs
+        ]
+
+
+def trace_regional(
+    model: VideoMLA, *, batch: int, window: StepWindow, joined: bool, precision: Precision
+) -> dict[str, Regional]:
+    """Trace both programs of `model`, which may be fake, in parts, and lower them to `precision`.
+
+    The arguments are those of `export.lowering.trace.trace`; `precision` is one without scales.
+    """
+    with fake_mode_of(model):
+        blocks = cast(list[Block], [fused(block) if joined else block for block in model.blocks])
+    texts = [block.attn2 for block in blocks]
+    step, prompt = _step_parts(model, blocks[0], batch, window), _prompt_parts(model, batch)
+    return {STEP: _regional(step, blocks, precision), PROMPT: _regional(prompt, texts, precision)}
+
+
+def _regional(parts: dict[str, _Part], layers: Sequence[nn.Module], precision: Precision) -> Regional:
+    programs = {name: part.lowered(precision) for name, part in parts.items()}
+    stored = programs[LAYER].state_dict
+    weights = {
+        f"{number}.{name}": layer.get_parameter(name).detach().to(stored[name].dtype)
+        for number, layer in enumerate(layers)
+        for name in stored
+    }
+    programs[LAYER] = _taking_weights(programs[LAYER], parts[LAYER], precision)
+    return Regional(parts=programs, weights=weights)
+
+
+def _step_parts(model: VideoMLA, block: Block, batch: int, window: StepWindow) -> dict[str, _Part]:
+    begin = acting_as(StepBegin, model, without="blocks")
+    begin.held = window == "held"
+    signature = _step_signature(model.config, batch, begin.held)
+    if not begin.held:
+        dynamic: dict[str, Any] = {}
+    else:
+        held, cached = held_sizes(model.config)
+        tokens = cached + model.config.chunk * model.config.tokens_per_frame
+        dynamic = {
+            BEGIN: {"slot_index": {0: held}},
+            LAYER: {"cached": {1: cached}, "cosines": {0: tokens}, "sines": {0: tokens}},
+        }
+    modules = {
+        BEGIN: begin,
+        LAYER: acting_as(StepLayer, block),
+        END: acting_as(StepEnd, model, without="blocks"),
+    }
+    return {
+        name: _Part(module=module, signature=signature[name], dynamic=dynamic.get(name))
+        for name, module in modules.items()
+    }
+
+
+def _prompt_parts(model: VideoMLA, batch: int) -> dict[str, _Part]:
+    begin, config = acting_as(PromptBegin, model, without="blocks"), model.config
+    layer = acting_as(PromptLayer, cast(Block, model.blocks[0]).attn2)
+    embedded = _spec("embedded", batch, config.text_tokens, config.inner_dim)
+    text = contract(config, batch=batch)[PROMPT].inputs
+    text_kv = _spec("text_kv", 2, *embedded.shape)
+    return {
+        BEGIN: _Part(module=begin, signature=Signature(inputs=text, outputs=(embedded,))),
+        LAYER: _Part(module=layer, signature=Signature(inputs=(embedded,), outputs=(text_kv,))),
+    }
+
+
+def _step_signature(config: ModelConfig, batch: int, held: bool) -> dict[str, Signature]:
+    """Inputs and outputs of the parts of a step, in float32."""
+    whole = contract(config, batch=batch)[STEP]
+    given = {spec.name: spec for spec in whole.inputs}
+    cached, own = given["cache"].shape[2], config.chunk * config.tokens_per_frame
+    pairs = (config.qk_rope_head_dim if config.layout == "mla" else config.attention_head_dim) // 2
+    tokens = _spec("tokens", batch, own, config.inner_dim)
+    embedding = _spec("embedding", batch, config.chunk, config.inner_dim)
+    modulation = _spec("modulation", batch, config.chunk, 6, config.inner_dim)
+    window = [_spec(name, cached + own, pairs) for name in ("cosines", "sines")]
+    if not held:
+        window.append(_spec("valid", cached + own, dtype="bool"))
+    layer = (
+        tokens,
+        modulation,
+        _spec("text_kv", *given["text_kv"].shape[1:]),
+        _spec("cached", *given["cache"].shape[1:]),
+        *window,
+    )
+    after, entries = replace(tokens, name="after"), _spec("entries", batch, own, config.entry_width)
+    first = tuple(given[name] for name in ("latents", "timestep", "slot_index", "chunk_index"))
+    return {
+        BEGIN: Signature(inputs=first, outputs=(tokens, embedding, modulation, *window)),
+        LAYER: Signature(inputs=layer, outputs=(after, entries)),
+        END: Signature(inputs=(tokens, embedding), outputs=whole.outputs[:1]),
+    }
+
+
+def _spec(name: str, *shape: int, dtype: str = "float32") -> TensorSpec:
+    return TensorSpec(name=name, shape=shape, dtype=dtype)
+
+
+class _Given(nn.Module):
+    """A module as a function of its inputs and then of its weights."""
+
+    def __init__(self, module: nn.Module, names: Sequence[str]) -> None:
+        super().__init__()
+        self.__dict__["inner"], self.names = module, names  # no submodule, so its weights are not lifted
+
+    def forward(self, *tensors: Tensor) -> Any:
+        """Inputs, then the weights called `names`."""
+        inputs, weights = tensors[: -len(self.names)], tensors[-len(self.names) :]
+        named = dict(zip(self.names, weights, strict=True))
+        return torch.func.functional_call(self.__dict__["inner"], named, inputs)
+
+
+def _taking_weights(program: ExportedProgram, part: _Part, precision: Precision) -> ExportedProgram:
+    """The lowered `program` with its weights as further inputs, sorted by name."""
+    names = sorted(program.state_dict)
+    inputs = part.inputs(precision)
+    given: list[Any] = [None if part.dynamic is None else part.dynamic.get(spec.name) for spec in inputs]
+    with fake_mode_of(part.module), torch.no_grad():
+        weights = [program.state_dict[name].detach() for name in names]
+        example = (*zeros(inputs, weights[0].device), *weights)
+        function = _Given(program.module(check_guards=False), names)
+        shapes = ((*given, *[None] * len(names)),)
+        taking = torch.export.export(function, example, dynamic_shapes=shapes, strict=False)
+    drop_type_checks(taking)
+    return taking
