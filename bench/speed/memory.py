@@ -55,6 +55,7 @@ def measured_cache(config: ModelConfig, dtype: torch.dtype, device: torch.device
     """
     spec = CacheSpec.of(config)
     videos = -(-LEAST_BYTES // spec.bytes(element_size=dtype.itemsize))
+    torch.empty(1 << 17, device=device).fill_(1)  # so that threads and code pages are not counted below
     gc.collect()
     before = held(device)
     # Written, because a system counts memory of a process only once it is touched.

@@ -220,7 +220,7 @@ def test_without_a_gpu_it_says_so_in_one_line():
     assert done.exit_code == 2
     assert "no CUDA device" in done.output and len(done.output.strip().splitlines()) == 1
     unknown = CliRunner().invoke(vmla_bench, ["gpu", "--stages", "steam"])
-    assert unknown.exit_code == 2 and "no such measurement: steam" in unknown.output
+    assert unknown.exit_code == 2 and "no such stage: steam" in unknown.output
 
 
 def needed(names):

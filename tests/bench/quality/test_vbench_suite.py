@@ -100,7 +100,7 @@ def test_what_is_missing_or_does_not_exist_is_said_before_a_video_is_made(checkp
     own = ("--prompts", tmp_path / "prompts.txt")
     for more, *said in (
         ((), "pip install vbench"), (own, "pip install vbench"), ((*own, "--long"), "vbench2_beta_long"),
-        (("--only-videos",), "--prompts FILE"), (("--dimensions", "beauty"), "no dimension 'beauty'"),
+        (("--only-videos",), "--prompts FILE"), (("--dimensions", "beauty"), "no such dimension: beauty"),
         ((*own, "--dimensions", "color"), "color on its own prompts alone"),
         (("--prompts", tmp_path / "empty.txt", "--only-videos"), "holds no prompts"),
         (("--prompts", tmp_path / "alike.txt", "--only-videos"), "begin alike"),

@@ -13,6 +13,7 @@ from export.backends.registry import BACKENDS
 from export.engine.manifest import Manifest
 from export.settings import Settings
 from plugins.errors import UserError
+from runtime.cli.export import build
 from runtime.cli.export import main as export_main
 from runtime.cli.run import main as run_main
 from runtime.engines.base import EagerEngine
@@ -59,6 +60,8 @@ class Saved(Backend):
 def registered():
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(BACKENDS, Saved.name, Saved())
+        (option,) = (part for part in build.params if part.name == "backend")
+        patch.setattr(option.type, "choices", sorted(BACKENDS))  # as if it had been there at import
         yield
 
 

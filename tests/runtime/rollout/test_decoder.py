@@ -1,6 +1,7 @@
 """`vmla-run --decoder`: another codec's frames, what is recorded and refused, and none at all."""
 
 import json
+import re
 import threading
 
 import av
@@ -161,8 +162,8 @@ def plan_of(checkpoint, *more):
     """The memory by part that --dry-run prints."""
     result = run(*asked(checkpoint, *more, "--dry-run"))
     assert result.exit_code == 0, result.output
-    pairs = [line.split(": ") for line in result.output.splitlines() if line.endswith(" bytes")]
-    return result.output, {part: int(count.split()[0].replace(",", "")) for part, count in pairs}
+    pairs = re.findall(r"^([a-z ]+): ([\d,]+) bytes(?: \(\S+ \wiB\))?$", result.output, re.MULTILINE)
+    return result.output, {part: int(count.replace(",", "")) for part, count in pairs}
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -232,7 +232,7 @@ def test_others_are_let_in_only_if_somebody_said_so(tmp_path):
     short.write_text("secret\n")
     for arguments, says in (
         (["--host", "0.0.0.0"], "--api-key"),
-        (["--host", "0.0.0.0", "--api-key", str(short)], "16 characters"),
+        (["--host", "0.0.0.0", "--api-key", str(short)], "16 printable characters"),
         (["--no-auth", "--api-key", str(short)], "leave out --api-key"),
     ):
         result = CliRunner().invoke(main, arguments)

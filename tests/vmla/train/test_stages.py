@@ -271,8 +271,8 @@ def finished(tmp_path_factory, few_clips):
     arguments = ["run", "debug", "-o", str(folder / "run"), "--threads", str(torch.get_num_threads())]
     results = [CliRunner().invoke(main, [*arguments, "--stop-after", "3"]) for _ in range(2)]
     names = [{path.name for path in (folder / "run").iterdir()}]
-    results.append(CliRunner().invoke(main, [*arguments, "--device", "cpu"]))
-    assert all(result.stderr.startswith("device: cpu") for result in results)
+    results.append(CliRunner().invoke(main, [*arguments, "--device", "cpu", "-v"]))
+    assert [result.stderr.startswith("device: cpu") for result in results] == [False, False, True]
     way_on = f"trained; make a checkpoint of it: vmla-train pack debug {folder / 'run'} -o FOLDER\n"
     assert [result.stdout for result in results] == ["", "", way_on]
     assert [result.exit_code for result in results] == [0, 0, 0], [result.output for result in results]

@@ -81,15 +81,18 @@ def choose_device(name: str) -> torch.device:
 
 
 def say_device(name: str) -> torch.device:
-    """The device called `name`, as `choose_device` has it, said on standard error but for `--quiet`."""
+    """The device called `name`, as `choose_device` has it, said as `tell_device` does."""
     device = choose_device(name)
     tell_device(device, name)
     return device
 
 
 def tell_device(device: torch.device, name: str) -> None:
-    """Say on standard error, but for `--quiet`, what is computed on; why the CPU, if `name` is `auto`."""
-    if logging.getLogger(__name__).isEnabledFor(logging.WARNING):
+    """Say on standard error what is computed on, and why the CPU if `name` is `auto`.
+
+    It is for whoever watches a terminal or asks for more by `-v`; in a pipe an error stays the only line.
+    """
+    if logging.getLogger(__name__).isEnabledFor(logging.INFO):
         unseen = " (PyTorch sees no GPU)" if name == AUTO and device.type == "cpu" else ""
         click.echo(device_line(device) + unseen, err=True)
 
