@@ -97,6 +97,8 @@ class ModelConfig:
             raise UserError(f"num_attention_heads makes a width of {self.inner_dim}; it is at most {WIDEST}")
         if self.first_chunk > self.chunk:
             raise UserError(f"first_chunk is {self.first_chunk}; it is at most chunk, which is {self.chunk}")
+        if self.qk_rope_head_dim % 2:
+            raise UserError(f"qk_rope_head_dim is {self.qk_rope_head_dim}; it is even: pairs of it rotate")
         if self.attention_head_dim <= self.qk_rope_head_dim:
             raise UserError(
                 f"attention_head_dim {self.attention_head_dim} leaves no room "

@@ -31,6 +31,7 @@ from bench.report.sections.studies import conversion_section
 from bench.studies.conversion_trial import CLIPS, ConversionTrial, ConversionVariant, Start
 from bench.studies.study import spread
 from vmla.cli.command import OneLineCommand
+from vmla.cli.common_options import ThreadCount
 from vmla.cli.options.choices import Choice
 from vmla.cli.progress import ProgressLine
 from vmla.cli.terminal import say
@@ -140,7 +141,7 @@ def compared(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
               help="Choice to vary; repeat for several (default: all).")  # fmt: skip
 @click.option("--runs", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/conversion"),
               show_default=True, help="Folder that keeps the trials; run again to resume.")  # fmt: skip
-@click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads (default: all cores).")
+@click.option("--threads", type=ThreadCount(), help="Number of CPU threads (default: all cores).")
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False),
               help="Results file to write (default: build/conversion.json).")  # fmt: skip
 def main(

@@ -24,6 +24,7 @@ from bench.harness.document import Record
 from bench.quality.grades import mean_right
 from bench.studies.trial import MHA, SharedParts, StudyArm, Trial
 from vmla.cli.command import OneLineCommand
+from vmla.cli.common_options import ThreadCount
 from vmla.cli.options.choices import Choice
 from vmla.cli.progress import ProgressLine
 from vmla.train.recipes.from_scratch import pretraining_recipe
@@ -139,7 +140,7 @@ def _spread_of(shares: list[dict[str, float]]) -> dict[str, dict[str, float]]:
               help="Folder that keeps everything trained; run again to resume.")  # fmt: skip
 @click.option("--only", type=Choice(STUDIED), multiple=True, help="Repeat for several (default: all).")
 @click.option("--seeds", type=click.IntRange(min=1), help="Number of seeds (default: the study's own).")
-@click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads (default: all cores).")
+@click.option("--threads", type=ThreadCount(), help="Number of CPU threads (default: all cores).")
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False),
               help="Results file to write (default: build/study.json).")  # fmt: skip
 def main(

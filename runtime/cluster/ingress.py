@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection
 from contextlib import suppress
+from typing import Protocol
 
 from fastapi import WebSocket
 from prometheus_client import CONTENT_TYPE_LATEST
@@ -25,14 +26,22 @@ from runtime.serve.edge.origins import CrossOrigin
 from runtime.serve.edge.settings import ServeSettings
 from runtime.serve.edge.tracing import Tracing
 from runtime.serve.shared.live import PATH, LiveRelay, refuse
-from runtime.serve.shared.peers import OF_A_STREAM
+from runtime.serve.shared.peers import OF_A_STREAM, OF_ALL
 from runtime.serve.shared.relay import Relay
 
-Find = Callable[[str | None, Collection[str]], Awaitable[str | None]]
 Everyone = Callable[[], Awaitable[Collection[str]]]
 TRIES = 100
 TRY_SECONDS = 0.1
 """How often, and how many seconds apart, a replica is looked for before a request is refused."""
+
+
+class Find(Protocol):
+    """See `Table.find`."""
+
+    def __call__(
+        self, session: str | None, failed: Collection[str], *, begins: bool = True
+    ) -> Awaitable[str | None]:
+        """The address of a replica, or None."""
 
 
 class Ingress:
@@ -64,9 +73,10 @@ class Ingress:
             return
         found = OF_A_STREAM.fullmatch(scope["path"])
         name = None if found is None else found[1]
+        begins = scope["method"] == "POST" and scope["path"] in OF_ALL
         failed: list[str] = []
         for _ in range(TRIES):
-            address = await self._find(name, failed)
+            address = await self._find(name, failed, begins=begins)
             if address is not None and await self._relay.pass_on(address, scope, receive, send):
                 return
             if address is not None:

@@ -88,11 +88,11 @@ class Service:
         for actor in (*self.replicas, self._table):
             self._ray.kill(actor)
 
-    async def find(self, session: str | None, failed: Collection[str]) -> str | None:
+    async def find(self, session: str | None, failed: Collection[str], *, begins: bool = True) -> str | None:
         """See `Table.find`; None while the table is begun anew."""
         found: str | None = None
         with suppress(self._ray.exceptions.RayError):
-            found = await self._table.find.remote(session, list(failed))
+            found = await self._table.find.remote(session, list(failed), begins=begins)
         return found
 
     async def everyone(self) -> Collection[str]:

@@ -49,10 +49,11 @@ class Table:
         """Forget the replica at `address`."""
         self._entries.pop(address, None)
 
-    def find(self, session: str | None, failed: Collection[str] = ()) -> str | None:
+    def find(self, session: str | None, failed: Collection[str] = (), *, begins: bool = True) -> str | None:
         """Where `session` is made, else the replica that has most places left; None if there is none.
 
-        Those that `failed` come last: they may only be busy.
+        Those that `failed` come last: they may only be busy. Without a `session`, the request `begins` one,
+        which takes a place there until the replica reports; else it is about none and takes no place.
         """
         there = self._alive()
         for address, entry in there.items():
@@ -62,7 +63,7 @@ class Table:
         if not able:
             return None
         best = max(able, key=lambda one: self._left(there[one]))
-        there[best].given += session is None
+        there[best].given += session is None and begins
         return best
 
     def loads(self) -> dict[str, Load]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,14 +13,13 @@ from runtime.engines.compiled import find_engine
 from runtime.engines.layers.fp8_cache import choose_fp8_cache
 from runtime.engines.layers.fp8_linear import choose_fp8
 from runtime.engines.sequence_parallel import check_divisible
+from vmla.cli.machine import check_threads
 from vmla.weights.checkpoint import Checkpoint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 THREADS = 2
 """The default: one denoises, one decodes. It is not the number of cores, because an operation that is split
 among more threads rounds differently, and a seed would give another video on another machine."""
-THREADS_PER_CORE = 16
-"""The most threads for each core; more of them would only wait for one another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +82,8 @@ def choose_threads(wish: int | None) -> int:
     Raises:
         UserError: for more than a machine has use for; tens of thousands would end the process.
     """
-    cores = os.cpu_count() or 1
-    if wish is not None and wish > THREADS_PER_CORE * cores:
-        most = THREADS_PER_CORE * cores
-        raise UserError(f"{wish} threads on {cores} cores; use at most {most}, or leave --threads out")
+    if wish is not None:
+        check_threads(wish)
     return wish or THREADS
 
 

@@ -21,3 +21,8 @@ def assert_one_line(result, *fragments):
     assert len(lines) == 1, result.output
     for fragment in fragments:
         assert fragment in lines[0]
+
+
+def said(result):
+    """The lines that a command said, but for that of the device, which another machine may have."""
+    return [line for line in result.output.splitlines() if not line.startswith("device: ")]

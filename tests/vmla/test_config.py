@@ -137,7 +137,7 @@ def test_recipes_differ_in_the_layout_alone():
         ({"layout": "gqa"}, "no such layout: gqa"),
         ({"num_attention_heads": 0}, "num_attention_heads is 0"),
         ({"qk_rope_head_dim": 16}, "attention_head_dim 16 leaves no room for qk_rope_head_dim 16"),
-        ({"qk_rope_head_dim": 7}, "qk_rope_head_dim 7 is no sum of pairs"),
+        ({"qk_rope_head_dim": 7}, "qk_rope_head_dim is 7; it is even"),
         ({"attention_head_dim": 12, "qk_rope_head_dim": 10}, "of a head of 12"),
         ({"attention_head_dim": 11}, "of a head of 11"),
         ({"sample_height": 5}, "does not divide into patches"),

@@ -10,6 +10,7 @@ import click
 
 from plugins.errors import UserError
 from vmla.cli.logs import LEVELS, default_level
+from vmla.cli.machine import check_threads
 from vmla.cli.options.choices import Choice
 from vmla.cli.terminal import say
 
@@ -28,6 +29,19 @@ class FiniteRange(click.FloatRange):
         number = super().convert(value, param, ctx)
         if not math.isfinite(number):
             self.fail(f"{value} is not a finite number", param, ctx)
+        return number
+
+
+class ThreadCount(click.IntRange):
+    """A number of CPU threads that this machine has use for."""
+
+    def __init__(self) -> None:
+        super().__init__(min=1)
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+        """The number; refuses one that would end the process."""
+        number = super().convert(value, param, ctx)
+        check_threads(number)
         return number
 
 

@@ -1,4 +1,4 @@
-"""The machine and the commit, for records and results; no decision depends on them."""
+"""The machine and the commit, for records and results, and how many threads it may be asked for."""
 
 from __future__ import annotations
 
@@ -9,6 +9,22 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from plugins.errors import UserError
+
+THREADS_PER_CORE = 16
+"""The most threads for each core; more of them would only wait for one another."""
+
+
+def check_threads(wish: int) -> None:
+    """Refuse a number of CPU threads that this machine has no use for.
+
+    Raises:
+        UserError: for more than `THREADS_PER_CORE` on each core.
+    """
+    cores = os.cpu_count() or 1
+    if wish > (most := THREADS_PER_CORE * cores):
+        raise UserError(f"{wish} threads on {cores} cores; use at most {most}, or leave --threads out")
 
 
 def hardware() -> str:

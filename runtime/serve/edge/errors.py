@@ -52,6 +52,8 @@ def invalid(message: str) -> ApiError:
 def sentence_of(errors: Any) -> str:
     """The first of pydantic's complaints about a body, as one sentence without the values that were sent."""
     first = errors[0]
+    if first["type"] == "json_invalid":
+        return "the body is not valid JSON"
     place = ".".join(str(part) for part in first["loc"] if part not in ("body", "query", "path"))
     reason = str(first["msg"]).removeprefix("Value error, ")
     return f"{place}: {reason}" if place else reason

@@ -7,16 +7,16 @@ from typing import Any
 
 import anyio
 from fastapi import APIRouter, Request
-from fastapi.responses import FileResponse, Response
+from fastapi.responses import Response
 
 from plugins.errors import UserError
 from runtime.serve.disk.transfer import without_paths
 from runtime.serve.edge.errors import ApiError, invalid
+from runtime.serve.routes.content import file_of
 from runtime.serve.routes.messages import Fork, Interaction, NewSession
 from runtime.serve.routes.serving import ThisServer
 from runtime.serve.routes.transfers import StateResponse, one_more, packed, received
 from runtime.serve.streams import descent
-from runtime.serve.streams.stream import Stream
 
 router = APIRouter(prefix="/v1/sessions")
 
@@ -112,14 +112,3 @@ async def take_over(name: str, request: Request, server: ThisServer) -> dict[str
     with one_more(server):
         stream = await descent.adopt(server.streams, name, await received(request, server))
     return server.describe(stream)
-
-
-def file_of(stream: Stream) -> Response:
-    """The file of `stream` as far as it is written; ranges are answered. Players pass over a torn end.
-
-    Raises:
-        ApiError: if it has no frames yet.
-    """
-    if not (stream.index.bytes and stream.folder.video.exists()):
-        raise ApiError(409, "no_frames", "no frames are made yet", retry_after=1)
-    return FileResponse(stream.folder.video, media_type="video/mp4", filename=f"{stream.id}.mp4")

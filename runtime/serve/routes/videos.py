@@ -10,9 +10,9 @@ from pydantic import ValidationError
 from starlette.datastructures import UploadFile
 
 from runtime.serve.edge.errors import ApiError, invalid, sentence_of
+from runtime.serve.routes.content import file_of
 from runtime.serve.routes.messages import NewVideo
 from runtime.serve.routes.serving import Server, ThisServer
-from runtime.serve.routes.sessions import file_of
 from runtime.serve.streams.stream import Stream
 from vmla.config import FRAMES_PER_SECOND
 

@@ -282,3 +282,15 @@ def test_another_error_of_the_runtime_is_no_lack_of_memory():
         raise RuntimeError("a fault of ours")
 
     assert isinstance(CliRunner().invoke(wrong).exception, RuntimeError)
+
+
+@pytest.mark.parametrize(
+    "words", [("run", "debug", "-o", "x"), ("render", "debug", "--with", "x", "-o", "x")]
+)
+def test_more_threads_than_a_machine_has_use_for_are_refused_before_they_end_the_process(
+    tmp_path, monkeypatch, words
+):
+    monkeypatch.chdir(tmp_path)
+    assert_one_line(
+        CliRunner().invoke(vmla_train, [*words, "--threads", "100000000"]), "100000000 threads on"
+    )

@@ -34,8 +34,8 @@ def replicas(checkpoint, store, count, *, traced_at=None, traced_in=Tracing):
     for one in there:
         one.address()
 
-    async def find(session, failed):
-        return table.find(session, failed)
+    async def find(session, failed, *, begins=True):
+        return table.find(session, failed, begins=begins)
 
     async def everyone():
         return list(table.loads())
@@ -117,6 +117,7 @@ def test_a_table_sends_new_sessions_where_there_is_room_and_forgets_who_is_silen
     table.report("b", Load(sessions=frozenset(), places=3, ready=True))
     assert table.find("one") == "a"
     assert table.find("one", ["a"]) == "b"  # who goes on with it
+    assert {table.find(None, begins=False) for _ in range(5)} == {"b"}  # nothing comes of these
     assert [table.find(None) for _ in range(3)] == ["b", "b", "a"]  # counted until they report
     table.report("b", Load(sessions=frozenset(), places=3, ready=False))
     assert table.find("other") == "a"

@@ -202,6 +202,7 @@ def test_every_error_is_json_with_a_code_and_a_sentence(server, method, path, bo
     error = response.json()["error"]
     assert error.keys() == {"code", "message"}
     assert str(server.parts.settings.store.parent) not in response.text
+    assert body != "{" or error["message"] == "the body is not valid JSON"
 
 
 def test_answers_carry_what_shields_a_browser(server):

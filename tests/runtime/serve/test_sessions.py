@@ -1,5 +1,6 @@
 """`/v1/sessions`: begun, looked at, steered, forked, moved to another server, ended."""
 
+import asyncio
 import json
 import random
 import threading
@@ -10,6 +11,7 @@ from kit.serving import BLUE, RED, serving
 from safetensors.torch import load, save
 
 from runtime.prompts.sources import PromptChange, PromptSchedule
+from runtime.serve.routes.content import VideoFile
 
 pytestmark = pytest.mark.cpu
 
@@ -68,7 +70,27 @@ def test_the_video_so_far_is_a_file_of_which_parts_can_be_had(server, reference)
     part = server.http.get(f"/v1/sessions/{one['id']}/content", headers={"Range": "bytes=100-299"})
     assert (part.status_code, part.content) == (206, whole.content[100:300])
     wrong = server.http.get(f"/v1/sessions/{one['id']}/content", headers={"Range": "bytes=99999999-"})
-    assert wrong.status_code == 416
+    assert (wrong.status_code, wrong.headers["content-range"]) == (416, f"bytes */{len(whole.content)}")
+    assert wrong.json()["error"]["code"] == "range_not_satisfiable"
+    for unread in ("rows=1-2", "bytes=a-b", "bytes=5-1"):
+        ignored = server.http.get(f"/v1/sessions/{one['id']}/content", headers={"Range": unread})
+        assert (ignored.status_code, ignored.content) == (200, whole.content)
+
+
+def test_a_file_that_grows_while_it_is_sent_ends_where_it_was_said_to(tmp_path):
+    path, sent = tmp_path / "video.mp4", []
+    path.write_bytes(bytes(100_000))
+
+    async def send(message):
+        sent.append(message)
+        with path.open("ab") as file:
+            file.write(bytes(90_000))
+
+    scope = {"type": "http", "method": "GET", "headers": [], "asgi": {"spec_version": "2.4"}}
+    asyncio.run(VideoFile(path)(scope, None, send))
+    assert dict(sent[0]["headers"])[b"content-length"] == b"100000"
+    assert sum(len(message["body"]) for message in sent[1:]) == 100_000
+    assert [message["more_body"] for message in sent[1:]] == [True, False]
 
 
 def test_a_prompt_can_be_changed_over_http(server):

@@ -6,6 +6,7 @@ import json
 import os
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,20 @@ def shared(checkpoint, store, **changed):
     return serving(checkpoint, store, shared="set by the kit", save_every=0.0, **changed)
 
 
+@contextmanager
+def watched_through_the_other(checkpoint, store):
+    """Two servers, a stream that is watched at the first, and a viewer of it at the second."""
+    with (
+        shared(checkpoint, store) as first,
+        shared(checkpoint, store) as second,
+        first.watch(prompt=RED, seed=7, num_frames=FRAMES) as direct,
+    ):
+        name = direct.next()["session_id"]
+        direct.take(1)
+        with second.watch(session_id=name, sequence_number=0) as viewer:
+            yield first, second, name, viewer
+
+
 def kill(server):
     """What its process's death would do: the system closes its sockets and locks; nothing more is written."""
     streams = server.streams
@@ -56,16 +71,12 @@ def kill(server):
 
 def test_a_stream_is_shown_by_the_other_server_and_taken_over_when_its_own_dies(checkpoint, tmp_path, whole):
     store = tmp_path / "streams"
-    with shared(checkpoint, store) as first, shared(checkpoint, store) as second:
-        with first.watch(prompt=RED, seed=7, num_frames=FRAMES) as direct:
-            name = direct.next()["session_id"]
-            direct.take(2)
-            with second.watch(session_id=name, sequence_number=0) as viewer:
-                viewer.take(3)
-                assert not any(stream.resident for stream in second.streams)
-                assert second.session(name)["viewers"] == 2  # the first one's answer
-                kill(first)
-                viewer.all()
+    with watched_through_the_other(checkpoint, store) as (first, second, name, viewer):
+        viewer.take(3)
+        assert not any(stream.resident for stream in second.streams)
+        assert second.session(name)["viewers"] == 2  # the first one's answer
+        kill(first)
+        viewer.all()
         assert [event["sequence_number"] for event, _ in viewer.chunks] == list(range(CHUNKS))
         assert [event["transport_chunk_index"] for event, _ in viewer.chunks] == list(range(CHUNKS))
         assert viewer.done["chunks"] == CHUNKS
@@ -102,19 +113,15 @@ def test_a_change_of_prompt_that_died_with_its_server_is_asked_for_again_and_one
         ]
 
     store = tmp_path / "streams"
-    with shared(checkpoint, store) as first, shared(checkpoint, store) as second:
-        with first.watch(prompt=RED, seed=7, num_frames=FRAMES) as direct:
-            name = direct.next()["session_id"]
-            direct.take(1)
-            with second.watch(session_id=name, sequence_number=0) as viewer:
-                viewer.take(1)
-                change(viewer, "one")
-                while not changes(viewer):
-                    viewer.next()
-                kill(first)
-                viewer.take(2)
-                change(viewer, "two")
-                viewer.all()
+    with watched_through_the_other(checkpoint, store) as (first, _, name, viewer):
+        viewer.take(1)
+        change(viewer, "one")
+        while not changes(viewer):
+            viewer.next()
+        kill(first)
+        viewer.take(2)
+        change(viewer, "two")
+        viewer.all()
         said = [event["type"] for event in viewer.events]
         assert [ids for ids, _ in changes(viewer)] == [["one"], ["two"]]
         assert said.count("session.interaction.queued") == 2

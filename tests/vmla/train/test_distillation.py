@@ -9,7 +9,7 @@ import torch
 from click.testing import CliRunner
 from kit.measure import assert_close
 from kit.models import draw, randomise, tiny_config, tiny_model
-from kit.refusals import assert_one_line
+from kit.refusals import assert_one_line, said
 
 from plugins.errors import UserError
 from vmla.cache import CacheSpec
@@ -299,7 +299,7 @@ def test_what_cannot_be_trained_is_said_in_one_line(checkpoint, data, tmp_path, 
     result = command(*(places.get(word, word) for word in arguments))
     assert result.exit_code == 2
     assert complaint in result.output
-    assert len(result.output.splitlines()) == 1
+    assert len(said(result)) == 1
 
 
 def test_another_recipe_does_not_go_on(checkpoint, data, tmp_path):
@@ -318,4 +318,4 @@ def test_a_truncated_shard_of_a_run_is_refused_in_one_line(checkpoint, data, tmp
     result = command("forcing", *arguments)
     assert result.exit_code == 2
     assert f"{shard} is damaged" in result.output
-    assert len(result.output.splitlines()) == 1
+    assert len(said(result)) == 1

@@ -1,11 +1,13 @@
 """Videos and captions become shards once; what cannot be used is named."""
 
 import json
+import os
 
 import pytest
 import torch
 from click.testing import CliRunner
 from kit.measure import assert_close
+from kit.refusals import said
 from kit.videos import write_video
 
 from plugins.errors import UserError
@@ -108,7 +110,7 @@ def test_another_encoding_does_not_go_on(videos, checkpoint, tmp_path):
     result = encode(videos, tmp_path / "data", checkpoint, "--frames", 2)
     assert result.exit_code == 2
     assert "made with frames = 3, this recipe has 2" in result.output
-    assert len(result.output.splitlines()) == 1
+    assert len(said(result)) == 1
 
 
 @pytest.mark.parametrize(
@@ -134,7 +136,16 @@ def test_a_source_with_nothing_to_encode_is_refused(checkpoint, tmp_path, prepar
     result = encode(tmp_path / "source", tmp_path / "data", checkpoint)
     assert result.exit_code == 2
     assert complaint in result.output
-    assert len(result.output.splitlines()) == 1
+    assert len(said(result)) == 1
+
+
+def test_a_source_of_which_nothing_can_be_encoded_is_an_error(checkpoint, tmp_path):
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "x.txt").write_text("a red star")
+    os.mkfifo(tmp_path / "source" / "x.mp4")
+    result = encode(tmp_path / "source", tmp_path / "data", checkpoint)
+    assert result.exit_code == 2
+    assert "could be encoded; x.mp4 cannot be decoded" in result.output.splitlines()[-1]
 
 
 # Pictures

@@ -9,6 +9,7 @@ from click.testing import CliRunner
 from kit.measure import assert_close
 from kit.models import draw, tiny_config, tiny_model
 from kit.passes import window_at
+from kit.refusals import assert_one_line
 from safetensors.torch import save_file
 
 from plugins.atomic_files import ASIDE
@@ -316,12 +317,24 @@ def test_a_dry_run_plans_without_weights():
 
 
 @pytest.mark.parametrize(
+    ("option", "value", "complaint"),
+    [
+        ("--balance", "2", "2.0 is not in the range 0<=x<=1"),
+        ("--key-weight", "nan", "nan is not a finite number"),
+        ("--strength", "inf", "inf is not in the range"),
+    ],
+)
+def test_numbers_that_would_make_no_weights_are_refused_before_anything_is_read(option, value, complaint):
+    result = CliRunner().invoke(main, ["convert", "--from", "wan-1.3b", "--dry-run", option, value])
+    assert_one_line(result, complaint)
+
+
+@pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
         (["--from", "./nowhere", "-o", "x"], "./nowhere does not exist; give a folder, a file, or a hub id"),
         (["--from", "WAN"], "no output folder; give one with -o"),
         (["--from", "WAN", "-o", "HERE"], "exists already; remove it or choose another folder"),
-        (["--from", "WAN", "-o", "x", "--balance", "2"], "the balance lies between 0 and 1"),
         (["--from", "WAN", "-o", "x", "--query-width", "65"], "a rank of 65 is more than a matrix"),
     ],
 )

@@ -43,7 +43,7 @@ class Choice(click.Choice[str]):
         return str(value)
 
 
-class Several(click.ParamType[tuple[str, ...]]):
+class Several(click.ParamType):  # no generic one in click 8.2
     """Some of several names, separated by commas, in the order in which they are given."""
 
     name = "names"

@@ -22,7 +22,7 @@ KINDS = (AUTO, "cpu", "cuda")
 BY_ITSELF = "a GPU if there is one, else the CPU"
 
 
-class DeviceName(click.ParamType[str]):
+class DeviceName(click.ParamType):  # no generic one in click 8.2
     """The name of a torch device, or `auto`. Whether it is there is looked at when it is used."""
 
     name = "device"

@@ -10,6 +10,7 @@ from typing import Any
 import click
 
 from vmla.cli.command import OneLineErrors
+from vmla.cli.common_options import ThreadCount
 from vmla.cli.options.choices import Choice
 from vmla.cli.options.device import device_option
 from vmla.cli.stopping import Stop
@@ -69,7 +70,7 @@ def watched(command: Any) -> Any:
 @click.option("--until", type=Choice(STAGES), default=STAGES[-1], help="The last stage to train.")
 @click.option("--stop-after", type=click.IntRange(min=1), help="Stop after this many more steps of a stage.")
 @device_option("Torch device that trains")
-@click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads (default: all cores).")
+@click.option("--threads", type=ThreadCount(), help="Number of CPU threads (default: all cores).")
 @click.pass_context
 def run(
     context: click.Context,
@@ -183,7 +184,7 @@ def card(folder: Path, grades: Path, grader: Path) -> None:
 )
 @device_option("Torch device that trains")
 @click.option("--stop-after", type=click.IntRange(min=1), help="Stop after this many more steps.")
-@click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads (default: all cores).")
+@click.option("--threads", type=ThreadCount(), help="Number of CPU threads (default: all cores).")
 @click.option("--dry-run", is_flag=True, help="Print memory by part for --gpus; train nothing.")
 @click.option(
     "--gpus",
@@ -238,8 +239,8 @@ def encode(source: Path, output: Path, checkpoint: str, **options: Any) -> None:
 @click.argument("recipe", type=Choice(FROM_SCRATCH))
 @click.option("-o", "--output", type=FOLDER, required=True, help="Folder of the clips; run again to resume.")
 @click.option("--with", "checkpoint", required=True, help="Checkpoint folder with codec and text encoder.")
-@click.option("--clips", type=click.IntRange(min=1), help="Number of clips (default: the recipe's).")
-@click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads (default: all cores).")
+@click.option("--clips", type=click.IntRange(1, 1_000_000), help="Number of clips (default: the recipe's).")
+@click.option("--threads", type=ThreadCount(), help="Number of CPU threads (default: all cores).")
 @click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True,
               help="Processes that render; with 0 the command itself does.")  # fmt: skip
 @device_option("Torch device that encodes")

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from vmla.cli.command import Verb
+from vmla.cli.common_options import FiniteRange, ThreadCount
 from vmla.cli.options.choices import Choice
 from vmla.cli.options.device import device_option
 from vmla.cli.stopping import Stop
@@ -72,9 +73,9 @@ def inspect(file: str, output: Path | None, part: str | None, **guess: Any) -> N
               help="Width of the query latent (default: half the model's).")  # fmt: skip
 @click.option("--whiten/--no-whiten", default=True, show_default=True,
               help="Weigh the decomposition by the inputs that each layer sees.")  # fmt: skip
-@click.option("--balance", default=1.0, show_default=True,
+@click.option("--balance", type=FiniteRange(min=0, max=1), default=1.0, show_default=True,
               help="Share of the singular values that the down-projection takes.")  # fmt: skip
-@click.option("--key-weight", type=float, default=1.0, show_default=True,
+@click.option("--key-weight", type=FiniteRange(min=0, min_open=True), default=1.0, show_default=True,
               help="Weight of keys against values in the decomposition.")  # fmt: skip
 @click.option("--stack", type=Choice(["content", "whole"]), default="content", show_default=True,
               help="Which rows of the keys are decomposed with the values.")  # fmt: skip
@@ -96,7 +97,8 @@ def inspect(file: str, output: Path | None, part: str | None, **guess: Any) -> N
 @click.option("--part", type=Choice(PARTS), help="Which model of a training checkpoint to take.")
 @click.option("--variant", help="Variant of the weights in a folder, e.g. fp16.")
 @click.option("--lora", help="LoRA file to merge into the weights.")
-@click.option("--strength", default=1.0, show_default=True, help="Strength of the LoRA.")
+@click.option("--strength", type=FiniteRange(-100, 100), default=1.0, show_default=True,
+              help="Strength of the LoRA.")  # fmt: skip
 @click.option("--names", type=click.Path(path_type=Path),
               help="JSON file that says what the source calls its latent projections.")  # fmt: skip
 @click.option("--map", "cuts", type=click.Path(path_type=Path),
@@ -137,7 +139,7 @@ def convert(**options: Any) -> None:
 @click.option("--clips", type=click.IntRange(min=1), default=4, show_default=True,
               help="Number of clips of a step.")  # fmt: skip
 @click.option("--stop-after", type=click.IntRange(min=1), help="Stop after this many more steps.")
-@click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads (default: all cores).")
+@click.option("--threads", type=ThreadCount(), help="Number of CPU threads (default: all cores).")
 @device_option("Torch device that trains")
 @click.pass_context
 def codec(

@@ -97,7 +97,8 @@ def encode(
     `folder`.
 
     Raises:
-        UserError: for a missing source, or a folder that was encoded otherwise.
+        UserError: for a missing source, one of which nothing can be encoded, or a folder that was encoded
+            otherwise.
     """
     items = _items(source)
     opened, place = open_checkpoint(checkpoint), torch.device(device)
@@ -128,7 +129,11 @@ def encode(
             shards.append(_shard(piece, folder, encoder, report))
             kept = [each for each in shards if each["names"]]
             write_json(folder / INDEX, {"settings": settings, "shards": kept, "skipped": _skipped(shards)})
-    report(f"encoded {sum(len(each['names']) for each in shards)} of {len(items)} into {folder}")
+    made = sum(len(each["names"]) for each in shards)
+    if not made:
+        name, reason = next(iter(_skipped(shards).items()))
+        raise UserError(f"none of the clips in {source} could be encoded; {name} {reason}")
+    report(f"encoded {made} of {len(items)} into {folder}")
 
 
 def _encoder(opened: Checkpoint, place: torch.device, *, frames: int, video: bool) -> Encoder:
