@@ -9,10 +9,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from export.backends.base import Program
 from export.engine.signature import BEGIN, END, LAYER, PROMPT, STEP
 from vmla.weights.formats.files import read_tensors
 
+Program = Callable[..., Sequence[Tensor]]
+"""As `export.backends.base.Program`, which imports what loads one."""
 Layers = Sequence[Sequence[Tensor]]
 """The weights of each layer, in the order in which its program takes them."""
 

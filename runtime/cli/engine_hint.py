@@ -80,16 +80,14 @@ def build_after(job: Job, checkpoint: str, stop: Stop) -> None:
     Raises:
         UserError: if it cannot be built, or there is nowhere to keep it.
     """
-    from export.settings import Settings
-    from runtime.cli.export import build_engine
+    from runtime.cli.export import build_for_cpu
 
     if job.engine_folder is not None:
         return
     if not _pays(job):
         say("no engine is built: none is known to be faster for this model, type and device")
         return
-    settings = Settings(precision="fp32", backend=ON_CPU["backend"], device=ON_CPU["device"])
     os.nice(NICENESS)
     say("the video is finished; an engine for later ones is built now (Ctrl-C leaves it out)")
     with stop.raised():
-        build_engine(checkpoint, settings, None, None, stop)
+        build_for_cpu(checkpoint, stop)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from export.backends.registry import BACKENDS
+from export.checks import ON_CPU
 from export.engine.manifest import NAME as MANIFEST
 from export.engine.manifest import Attention, engine_store
 from plugins.errors import UserError
@@ -99,6 +100,14 @@ def build(
     if (remark := settings.builder.remark(settings)) is not None:
         say(remark)
     build_engine(checkpoint, settings, calibration, output, context.ensure_object(Stop))
+
+
+def build_for_cpu(checkpoint: str, stop: Stop) -> None:
+    """Build the engine in the user's store that runs on this CPU in float32. Raises as `build_engine`."""
+    from export.settings import Settings
+
+    settings = Settings(precision="fp32", backend=ON_CPU["backend"], device=ON_CPU["device"])
+    build_engine(checkpoint, settings, None, None, stop)
 
 
 def build_engine(
