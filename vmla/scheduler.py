@@ -108,14 +108,15 @@ class Sampler:
 
     def of_chunk(self, *, opens: bool) -> Sampler:
         """The sampler of a chunk, which has no opening itself; `opens`: the chunk is a prompt's first."""
-        return self._of_chunks[0 if opens else 1]
+        opening, usual = self.of_chunks
+        return opening if opens else usual
 
     @cached_property
-    def _of_chunks(self) -> tuple[Sampler, Sampler]:
-        usual = self if self.opening is None else replace(self, opening=None)
+    def of_chunks(self) -> tuple[Sampler, Sampler]:
+        """The samplers of a prompt's first chunk and of those that follow, alike without an opening."""
         if self.opening is None:
-            return usual, usual
-        return replace(self.opening, negative_prompt=self.negative_prompt), usual
+            return self, self
+        return replace(self.opening, negative_prompt=self.negative_prompt), replace(self, opening=None)
 
     def with_steps(self, steps: int) -> Sampler:
         """The same with `steps` steps for every chunk, the first of a prompt too."""
@@ -130,7 +131,7 @@ class Sampler:
     @property
     def guided(self) -> bool:
         """Whether the steps of some chunk take a second pass, under the negative prompt."""
-        return any(one.guidance_scale != 1 for one in self._of_chunks)
+        return any(one.guidance_scale != 1 for one in self.of_chunks)
 
     @property
     def passes(self) -> int:

@@ -24,7 +24,7 @@ def picture_shape(config: ModelConfig, frames: int) -> tuple[int, int, int, int]
 
 def noise_draws(sampler: Sampler) -> int:
     """Tensors of noise that a chunk needs at most: see `_draws`."""
-    return max(_draws(sampler.of_chunk(opens=opens)) for opens in (True, False))
+    return max(map(_draws, sampler.of_chunks))
 
 
 def _draws(sampler: Sampler) -> int:
@@ -80,7 +80,7 @@ class Buffers:
         # A tensor for each step, never written again: `ConditioningTable` recognises them by identity.
         self._timesteps = {
             one: [torch.full((batch, frames), t, device=device) for t in one.timesteps().tolist()]
-            for one in (sampler.of_chunk(opens=opens) for opens in (True, False))
+            for one in sampler.of_chunks
         }
         self.clean = torch.zeros(batch, frames, device=device)
         self.uploads = 0

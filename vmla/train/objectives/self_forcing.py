@@ -73,12 +73,14 @@ def self_rollout(
 
 
 def _check_exit(sampler: Sampler, exit_step: int | None) -> None:
-    """Refuse an early exit of a sampler that has none, or has another number of steps for some chunk."""
+    """Refuse an exit of a sampler that makes some chunk otherwise than the rest, or has no such step."""
     if exit_step is None:
         return
+    if sampler.opening is not None:
+        raise ValueError("a sampler with an opening takes all of its steps")
     last = sampler.steps - 1
-    first = 0 if sampler.kind == "renoise" and sampler.opening is None else last
-    if sampler.opening is not None or not first <= exit_step <= last:
+    first = 0 if sampler.kind == "renoise" else last
+    if not first <= exit_step <= last:
         raise ValueError(f"this sampler exits after one of its steps {first} to {last}")
 
 

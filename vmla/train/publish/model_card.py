@@ -154,7 +154,7 @@ def _refined(training: dict[str, Any]) -> str:
 
 
 def _sampled(sampler: Sampler) -> str:
-    usual, opening = (sampler.of_chunk(opens=opens) for opens in (False, True))
+    opening, usual = sampler.of_chunks
     if opening == usual:
         return f"{_steps(usual)} for each chunk{_passes(usual)}"
     first = f"{_steps(opening)} for the first chunk of a prompt{_passes(opening)}"
