@@ -65,6 +65,23 @@ class PretrainingRecipe:
         )
 
 
+# First chunks long alone, of one object before two, as image pretraining is; then rollouts over a past that
+# is nearly that of a video, for motion cannot be read from a coarse one.
+_SPRITES_DENOISER = DenoiserTraining(
+    schedule=TrainingSchedule(
+        steps=13000, learning_rate=1.5e-3, matrix_rate=5e-3, warmup=50, decay=5500, average=0.998
+    ),
+    forcing=Forcing(context_noise=0.1, own_sigma=0.5),
+    clips=12,
+    opening_steps=6400,
+    single_steps=1800,
+    openings=0.25,
+    opening_clips=64,
+    prompt_dropout=0.1,
+    alignment=5.0,
+    compiled=True,
+)
+
 # On two shared CPU cores 30 minutes for the codec and 10 for text and latents; by its first steps, on one,
 # the decoder takes an hour, the denoiser some ten and its refinement four, its clips one more. `sprites` was
 # made by the stages before the refinement and takes eight guided Euler steps; `sprites-4` was made by an
@@ -89,37 +106,19 @@ SPRITES = PretrainingRecipe(
         schedule=TrainingSchedule(steps=1600, learning_rate=2e-3, decay=1000, average=0.98, save_every=200),
     ),
     latents=LatentSettings(clips=2560, label_grid=4),
-    # First chunks long alone, of one object before two, as image pretraining is; then rollouts over a past
-    # that is nearly that of a video, for motion cannot be read from a coarse one.
-    denoiser_training=DenoiserTraining(
-        schedule=TrainingSchedule(
-            steps=13000, learning_rate=1.5e-3, matrix_rate=5e-3, warmup=50, decay=5500, average=0.998
-        ),
-        forcing=Forcing(context_noise=0.1, own_sigma=0.5),
-        clips=12,
-        opening_steps=6400,
-        single_steps=1800,
-        openings=0.25,
-        opening_clips=64,
-        prompt_dropout=0.1,
-        alignment=5.0,
-        compiled=True,
-    ),
+    denoiser_training=_SPRITES_DENOISER,
     # After a hundred passes the denoiser knows its clips by heart. It goes on with others, most of them of
     # two objects, of which there are far more kinds.
     refinement_latents=LatentSettings(clips=8192, seed=1, label_grid=4),
-    refinement=DenoiserTraining(
+    refinement=replace(
+        _SPRITES_DENOISER,
         schedule=TrainingSchedule(
             steps=4000, learning_rate=1e-3, matrix_rate=3.5e-3, warmup=100, decay=2500, average=0.998
         ),
-        forcing=Forcing(context_noise=0.1, own_sigma=0.5),
-        clips=12,
+        opening_steps=0,
+        single_steps=0,
         openings=0.5,
-        opening_clips=64,
         pairs=0.7,
-        prompt_dropout=0.1,
-        alignment=5.0,
-        compiled=True,
         seed=1,
     ),
     # The first chunk decides what is seen; with fresh noise at each step it can take back a second copy of
