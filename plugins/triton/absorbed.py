@@ -58,14 +58,12 @@ def absorbed(
         sums1 = tl.zeros([BLOCK_Q, C1], tl.float32)
     factor = tl.full([BLOCK_Q], SCALE, tl.float32)
     if scales is not None:
-        # Rows of one tile may belong to several heads; those beyond the end borrow the last head's scale.
-        head = tl.minimum(rows, n_rows - 1) // n_queries
+        head = tl.minimum(rows, n_rows - 1) // n_queries  # rows beyond the end borrow the last head's
         scale_in = tl.load(scales + n_rows // n_queries + head)
         factor = SCALE * tl.load(scales + head) * scale_in
     top, total = tl.full([BLOCK_Q], float("-inf"), tl.float32), tl.zeros([BLOCK_Q], tl.float32)
     sums0 = tl.zeros([BLOCK_Q, C0], tl.float32)
-    # Unrolled, so that the body is compiled twice, once for the ring and once for the chunk.
-    for part in tl.static_range(2):
+    for part in tl.static_range(2):  # unrolled: compiled once for the ring and once for the chunk
         if part == 0:
             entries, n_tokens, before = cached + batch.to(tl.int64) * n_cached * E, n_cached, 0
         else:
@@ -77,8 +75,7 @@ def absorbed(
             here = entries + tokens[:, None] * E
             k0 = tl.load(here + first[None, :], mask=filled[:, None], other=0.0)
             k_r = rotary_keys(here + C, cos, sin, before + tokens, filled, R, HALF).to(k0.dtype)
-            # Products take powers of two of channels, which C + R is not: the scores are a sum of three.
-            scores = tl.dot(q_r, tl.trans(k_r), tl.dot(q0, tl.trans(k0)))
+            scores = tl.dot(q_r, tl.trans(k_r), tl.dot(q0, tl.trans(k0)))  # C + R is no power of two
             if C1 > 0:
                 k1 = tl.load(here + second[None, :], mask=filled[:, None], other=0.0)
                 scores = tl.dot(q1, tl.trans(k1), scores)
