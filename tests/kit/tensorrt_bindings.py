@@ -37,13 +37,19 @@ def _bindings(version, cache):
     """The folder of the bindings of a version, or of the installed ones."""
     if version is None:
         return Path(find_spec("tensorrt_bindings").origin).parent
-    folder = Path(cache.mkdir(f"tensorrt-bindings-{version}"))
-    if not (folder / "tensorrt_bindings").is_dir():
-        package = f"tensorrt-cu13-bindings=={version}"
+    return fetched(cache, f"tensorrt-bindings-{version}", f"tensorrt-cu13-bindings=={version}") / (
+        "tensorrt_bindings"
+    )
+
+
+def fetched(cache, name, *packages):
+    """The folder `name` of pytest's cache with `packages` in it and nothing that they depend on."""
+    folder = Path(cache.mkdir(name))
+    if not any(folder.iterdir()):
         command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder)]
-        if subprocess.run([*command, package], capture_output=True, timeout=120).returncode:
-            pytest.skip(f"{package} cannot be fetched here")
-    return folder / "tensorrt_bindings"
+        if subprocess.run([*command, *packages], capture_output=True, timeout=200).returncode:
+            pytest.skip(f"{packages[0]} cannot be fetched here")
+    return folder
 
 
 def _null_libraries(folder):

@@ -9,7 +9,6 @@ empty libraries (`torch_trt_contract.py`).
 import ast
 import json
 import shutil
-import subprocess
 import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -18,7 +17,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from kit.models import tiny_model
-from kit.tensorrt_bindings import run_with_bindings
+from kit.tensorrt_bindings import fetched, run_with_bindings
 
 from export.backends import torch_tensorrt as backend
 from export.backends.base import BuildOptions
@@ -143,12 +142,8 @@ def test_a_plan_without_as_many_layers_of_the_plugin_as_attentions_is_refused(
 
 
 def test_each_attention_becomes_a_layer_of_our_plugin_in_its_real_python_code(tmp_path, request):
-    folder = Path(request.config.cache.mkdir("torch-tensorrt-2.13.0"))
-    if not (folder / "torch_tensorrt").is_dir():
-        command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder)]
-        wanted = ["torch-tensorrt==2.13.0", "dllist"]
-        if subprocess.run([*command, *wanted], capture_output=True, timeout=200).returncode:
-            pytest.skip("torch-tensorrt cannot be fetched here")
+    package = "torch-tensorrt==2.13.0"
+    folder = fetched(request.config.cache, "torch-tensorrt-2.13.0", package, "dllist")
     root = tmp_path / "root"
     compiled = shutil.ignore_patterns("lib", "*.so", "bin", "include")
     for name in ("torch_tensorrt", "dllist"):
