@@ -115,6 +115,7 @@ def trained_scenes(checkpoint: Checkpoint, count: int) -> list[Scene]:
     return [scene for pair in zip(*chosen.values(), strict=False) for scene in pair][:count]
 
 
+@torch.inference_mode()
 def first_chunks(opened: Opened, scenes: Sequence[Scene], *, seed: int) -> list[Graded]:
     """Grades of the model's own first chunk of each scene, in which no motion can be told."""
     texts = [describe(scene) for scene in scenes]

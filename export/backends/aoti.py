@@ -33,7 +33,7 @@ a CUDA graph replays them without it. That it builds faster is expected, not mea
 """
 
 WEIGHTS = "-weights.safetensors"
-"""What a program's name and the file of its layers' weights differ by."""
+"""Ending of the file with the weights of a program's layers, after the program's name."""
 
 
 class AOTI(Backend):

@@ -37,7 +37,8 @@ def main() -> None:
 
 
 @main.command(groups={
-    "What is built": ("checkpoint", "precision", "batch", "attention", "calibration", "output"),
+    "What is built": ("checkpoint", "precision", "batch", "attention", "regional", "calibration",
+                      "output"),
     "What it runs on": ("backend", "device", "target"),
 })  # fmt: skip
 @click.option("--checkpoint", default="sprites", show_default=True,
