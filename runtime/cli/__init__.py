@@ -1,1 +1,1 @@
-"""The commands `vmla-run` and `vmla-export`."""
+"""The commands `vmla-run`, `vmla-export` and `vmla-serve`."""

@@ -1,7 +1,7 @@
-"""After a video without an engine: the command that builds one, with what it might save, or the engine.
+"""After a video made without an engine: suggests the command that builds one, or builds it.
 
-An engine is never built beside a video: compiling takes the cores that make it, and no video may change to
-another engine on its way, because its last bits would change.
+An engine is never built while a video is being made: compiling would take the cores that make it. Nor may a
+video switch to another engine midway: its frames would no longer be the same to the last bit.
 """
 
 from __future__ import annotations
@@ -21,30 +21,30 @@ if TYPE_CHECKING:
     from runtime.planning.job import Job
 
 LONG_SECONDS = 60.0
-"""Seconds of denoising from which an engine is worth a word: building one takes a minute or two."""
+"""Seconds of denoising from which an engine is worth suggesting: building one takes a minute or two."""
 NICENESS = 10
-"""Of a build after a video, which nobody waits for."""
+"""Niceness of a build after a video: nobody waits for it."""
 SPEED_UP = 1.47
-"""Times as fast as the model itself that an AOTInductor engine in float32 denoised the first `sprites` on two
-cores (`bench/results/engines-sprites.json`). Measured there, not on the machine that reads it."""
+"""How many times as fast as the eager model an AOTInductor engine in float32 denoised the first `sprites` on
+two cores (`bench/results/engines-sprites.json`). The machine that prints the hint may differ."""
 
 
 class DenoiseTime(NoTelemetry):
-    """Adds up the time that chunks and their clean passes took."""
+    """Adds up the seconds that chunks spent in denoising steps and clean passes."""
 
     def __init__(self) -> None:
         self.seconds = 0.0
 
     def chunk(self, report: ChunkReport) -> None:
-        """Add those of one chunk."""
+        """Add the seconds of one chunk."""
         self.seconds += report.denoise_seconds + report.clean_seconds
 
 
 def engine_hint(job: Job, checkpoint: str, seconds: float) -> list[str]:
-    """What to say of a video of `job` that took `seconds` to denoise: two lines, or none.
+    """The hint after a video of `job` that took `seconds` to denoise: two lines, or none.
 
-    `checkpoint` is what the user calls its checkpoint.
-    None where the video was short, or an engine would not be faster (`_pays`).
+    `checkpoint` is the name by which the user chose the checkpoint. There is no hint if the video was short,
+    or if an engine would not be faster (`_pays`).
     """
     if seconds < LONG_SECONDS or not _pays(job):
         return []
@@ -53,18 +53,18 @@ def engine_hint(job: Job, checkpoint: str, seconds: float) -> list[str]:
     words = [word for name, value in options.items() for word in (f"--{name}", value)]
     command = shlex.join(["vmla-export", "build", *words])
     return [
-        f"an engine would save some {saved:.0f} of the {seconds:.0f} s that denoising took, if it is "
+        f"an engine would save about {saved:.0f} of the {seconds:.0f} s that denoising took, if it is "
         f"{SPEED_UP} times as fast here too (measured on another machine, with an earlier model)",
-        f"build one once, and later videos take it (--engine {EAGER} does not), after the next video by "
-        f"--build-engine, or now: {command}",
+        f"build it once, and later videos use it (except with --engine {EAGER}): add --build-engine to the "
+        f"next video, or run now: {command}",
     ]
 
 
 def _pays(job: Job) -> bool:
-    """Whether an engine is known to be faster, and can be built here.
+    """Whether an engine is known to be faster for `job`, and can be built on this machine.
 
-    Not where an engine made the video already, on a GPU, in a narrow type or with a cache in one, for a model
-    whose first chunk has another length, or without a C++ compiler.
+    It is not if an engine made the video already, on a GPU, if the model or its cache is narrower than
+    float32, if the model's first chunk has another length, or if there is no C++ compiler.
     """
     known = job.engine_folder is None and job.device.type == "cpu" and str(job.dtype) == "torch.float32"
     if not known or job.fp8_cache or job.checkpoint.model_config().first_chunk:
@@ -73,21 +73,21 @@ def _pays(job: Job) -> bool:
 
 
 def build_after(job: Job, checkpoint: str, stop: Stop) -> None:
-    """Build the engine that later videos take, once the video of `job` is finished, with a low priority.
+    """Build the engine for later videos, at low priority, once the video of `job` is finished.
 
-    A signal ends the build and leaves nothing of it; the video stays as it is.
+    A signal stops the build and removes what it has written; the video is not affected.
 
     Raises:
-        UserError: if it cannot be built, or there is nowhere to keep it.
+        UserError: if it cannot be built, or there is no folder to keep it in.
     """
     from runtime.cli.export import build_for_cpu
 
     if job.engine_folder is not None:
         return
     if not _pays(job):
-        say("no engine is built: none is known to be faster for this model, type and device")
+        say("no engine is built: none is known to be faster for this model, dtype and device")
         return
     os.nice(NICENESS)
-    say("the video is finished; an engine for later ones is built now (Ctrl-C leaves it out)")
+    say("the video is finished; building an engine for later ones (Ctrl-C cancels the build)")
     with stop.raised():
         build_for_cpu(checkpoint, stop)

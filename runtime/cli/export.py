@@ -1,6 +1,7 @@
-"""`vmla-export`: engines from a checkpoint.
+"""`vmla-export`: builds engines from a checkpoint, lists and checks them.
 
-Its verbs `verify`, `calibrate` and, in fp8 and nvfp4, `build` roll out a model; so it sits above `export`.
+`verify`, `calibrate` and, in fp8 and nvfp4, `build` roll out a model, so the command belongs to `runtime` and
+not to `export`, which knows no rollout.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     from export.settings import Settings
 
 PRECISIONS = ("fp32", "bf16", "fp16", "fp8", "nvfp4")
-"""As `export.lowering.precision.Precision`, which needs PyTorch."""
+"""The values of `export.lowering.precision.Precision`, repeated because importing it loads PyTorch."""
 
 
 @click.group(cls=OneLineErrors)
@@ -46,17 +47,17 @@ def main() -> None:
 @click.option("--backend", type=Choice(sorted(BACKENDS)),
               help="Compiler and library (default: the fastest that this machine has).")  # fmt: skip
 @click.option("--precision", type=Choice(PRECISIONS), default="fp32", show_default=True,
-              help="Precision of matrix products; all else is float32.")  # fmt: skip
+              help="Precision of matrix products; everything else is float32.")  # fmt: skip
 @click.option("--batch", type=int, default=1, show_default=True, help="Number of videos made at once.")
 @device_option("Torch device that an aoti engine runs on", kinds=("cpu", "cuda"))
 @click.option("--target", help="GPU architectures for tensorrt-rtx, e.g. sm89,sm120.")
 @click.option(
     "--calibration",
     type=click.Path(path_type=Path),
-    help="Calibration for fp8 or nvfp4, by vmla-export calibrate (default: calibrate anew).",
+    help="Calibration for fp8 or nvfp4, by vmla-export calibrate (default: calibrate now).",
 )
 @click.option("--attention", type=Choice(get_args(Attention)),
-              help="Attention as our TensorRT plugin or by the backend (default: native).")  # fmt: skip
+              help="Attention by our TensorRT plugin or the backend (default: native).")  # fmt: skip
 @click.option("--regional/--no-regional", default=None,
               help="Compile one layer for all layers, not the whole (default: aoti on cuda).")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path),
@@ -76,7 +77,7 @@ def build(
     regional: bool | None,
     output: Path | None,
 ) -> None:
-    """Build an engine, or say that it is there already."""
+    """Build an engine, unless it exists already."""
     from export.backends.tensorrt_rtx import check_targets
     from export.lowering.precision import check_precision
     from export.settings import Settings, choose_backend
@@ -104,7 +105,7 @@ def build(
 
 
 def build_for_cpu(checkpoint: str, stop: Stop) -> None:
-    """Build the engine in the user's store that runs on this CPU in float32. Raises as `build_engine`."""
+    """Build the float32 engine for this CPU in the user's store. Raises as `build_engine` does."""
     from export.settings import Settings
 
     settings = Settings(precision="fp32", backend=ON_CPU["backend"], device=ON_CPU["device"])
@@ -114,10 +115,10 @@ def build_for_cpu(checkpoint: str, stop: Stop) -> None:
 def build_engine(
     checkpoint: str, settings: Settings, calibration: Path | None, output: Path | None, stop: Stop
 ) -> None:
-    """Build an engine of `checkpoint` in `output`, or in the user's store, and say each phase.
+    """Build an engine of `checkpoint` in `output`, or in the user's store, and print each phase.
 
     Raises:
-        UserError: if that cannot be built here.
+        UserError: if it cannot be built on this machine.
     """
     from export.build import BuildPhase, build
     from export.engine.engine_folder import remove_asides
@@ -137,9 +138,10 @@ def build_engine(
         for warning in phase.warnings:
             say(f"warning: {warning}", err=True)
 
-    # A signal leaves through every `finally`; a compiler that swallows it is ended, and this is done for it.
+    # A signal's exception unwinds through every `finally`. If a compiler swallows it, the process is ended,
+    # and `last_acts` removes what those `finally` blocks would have removed.
     stop.last_acts = partial(remove_asides, folder)
-    stop.last_words = lambda: [f"{folder} is as it was; the same command builds it"]
+    stop.last_words = lambda: [f"{folder} is unchanged; run the same command again to build it"]
     given = None if calibration is None else Calibration.read(calibration)
     with PhaseBar(sys.stderr) as bar:
         told = partial(drive, told=bar.advance)
@@ -151,7 +153,7 @@ def build_engine(
 
 
 def _may_be_there(output: Path | None, settings: Any) -> bool:
-    """Whether an engine of these settings may be built already, which takes no tools to say."""
+    """Whether an engine of these settings may exist already; then no compiler has to be installed."""
     if output is not None:
         return (output / MANIFEST).exists()
     return any(_store().glob(f"*-{settings.name}/{MANIFEST}"))
@@ -161,16 +163,16 @@ def _may_be_there(output: Path | None, settings: Any) -> bool:
 @click.option("--checkpoint", default="sprites", show_default=True,
               help="Checkpoint folder or shipped model.")  # fmt: skip
 @click.option("--prompts", type=click.IntRange(1, 4_096), default=4, show_default=True,
-              help="Number of videos made at once.")  # fmt: skip
+              help="Number of prompts, one video each, rolled out together.")  # fmt: skip
 @click.option("--chunks", type=click.IntRange(1, 100_000), default=6, show_default=True,
               help="Number of chunks of each video.")  # fmt: skip
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True,
-              help="Seed of prompts and noise.")  # fmt: skip
+              help="Seed of the prompts and the noise.")  # fmt: skip
 @device_option("Torch device that the rollouts run on", kinds=("cpu", "cuda"))
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True,
               help="JSON file to write, for vmla-export build --calibration.")  # fmt: skip
 def calibrate(checkpoint: str, prompts: int, chunks: int, seed: int, device: str, output: Path) -> None:
-    """Measure how large the inputs of every linear layer become on rollouts."""
+    """Measure how large the inputs of every linear layer grow during rollouts."""
     from export.lowering.calibration import calibrate, draw_rollouts
     from runtime.rollout.calibration import drive
     from vmla.weights.locate import find_checkpoint
@@ -192,7 +194,7 @@ def calibrate(checkpoint: str, prompts: int, chunks: int, seed: int, device: str
 @click.argument("engine", type=click.Path(path_type=Path))
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest itself as JSON.")
 def inspect(engine: Path, as_json: bool) -> None:
-    """Print what ENGINE is, what it takes and gives, and where it runs."""
+    """Print what ENGINE is, its inputs and outputs, and where it runs."""
     from export.engine.manifest import Manifest
     from export.inspect import describe, layers
 
@@ -204,14 +206,18 @@ def inspect(engine: Path, as_json: bool) -> None:
 @main.command(name="list")
 @click.argument("folder", type=click.Path(path_type=Path), required=False)
 def list_engines(folder: Path | None) -> None:
-    """List the engines in FOLDER (your own if not given), and whether they run on this machine."""
+    """List the engines in FOLDER (default: your store), and whether each runs on this machine."""
     from export.inspect import table
 
     say(*table(folder or _store()))
 
 
 def _store() -> Path:
-    """The user's own engines."""
+    """The folder of the user's own engines.
+
+    Raises:
+        UserError: if there is no home folder.
+    """
     if (store := engine_store()) is None:
         raise UserError("there is no home folder to keep engines in; name a folder, or set XDG_DATA_HOME")
     return store
@@ -219,13 +225,13 @@ def _store() -> Path:
 
 @main.command()
 @click.argument("engine", type=click.Path(path_type=Path))
-@click.option("--checkpoint", help="Checkpoint folder (default: the one that the engine names).")
+@click.option("--checkpoint", help="Checkpoint folder (default: the one recorded in the engine).")
 @click.option("--chunks", type=click.IntRange(min=1), default=20, show_default=True,
               help="Number of chunks of the rollout.")  # fmt: skip
 @click.option("--layers", is_flag=True,
-              help="Compare an onnx engine's products one by one instead (extra: polygraphy).")  # fmt: skip
+              help="Compare an onnx engine's matrix products one by one (extra: polygraphy).")  # fmt: skip
 def verify(engine: Path, checkpoint: str | None, chunks: int, layers: bool) -> None:
-    """Compare ENGINE with the eager model in float32; exit with 1 where a bound is not met."""
+    """Compare ENGINE with the eager model in float32; exit with 1 if an error exceeds its bound."""
     from export.engine.manifest import Manifest
     from vmla.weights.locate import find_checkpoint
 

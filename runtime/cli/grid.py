@@ -31,15 +31,16 @@ from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say, warn
 
 MOST = 64
-"""Videos of one grid."""
+"""The most videos in one grid."""
 NOT_WITH = ("videos", "resume", "repeat", "events", "metrics", "memory", "overwrite")
+"""Options that a grid does not take."""
 
 
 def size_of(text: str) -> tuple[int, int]:
-    """Rows and columns of `2x3`.
+    """The rows and columns in text such as `2x3`.
 
     Raises:
-        UsageError: if it is no size.
+        UsageError: if the text has another form, or means fewer than 2 or more than `MOST` videos.
     """
     found = re.fullmatch(r"(\d{1,2})x(\d{1,2})", text)
     rows, columns = (int(found[1]), int(found[2])) if found else (0, 0)
@@ -49,9 +50,9 @@ def size_of(text: str) -> tuple[int, int]:
 
 
 class Mosaic:
-    """Puts the frames of several videos side by side, into one sink, as soon as all have them.
+    """Tiles the frames of several videos into one sink, each frame as soon as every video has it.
 
-    Each video writes to a tile of its own, from a thread of its own.
+    Each video writes to its own tile, from its own thread.
     """
 
     def __init__(self, sink: FrameSink, rows: int, columns: int) -> None:
@@ -63,10 +64,10 @@ class Mosaic:
         self.tiles = [Tile(self, place) for place in range(rows * columns)]
 
     def take(self, place: int, frames: Frames) -> None:
-        """Take frames [n, H, W, 3] of one video.
+        """Take frames [n, H, W, 3] uint8 of the video at `place`, counted row by row.
 
         Raises:
-            OSError: if the sink cannot take what is ready, now or before.
+            OSError: if the sink has failed, on these frames or on earlier ones.
         """
         with self._lock:
             if self._failure is not None:
@@ -85,12 +86,12 @@ class Mosaic:
             self.frames += ready
 
     def close(self) -> None:
-        """Finish the sink; frames that not all videos have are left out."""
+        """Close the sink; frames that only some of the videos have are left out."""
         self._sink.close()
 
 
 class Tile:
-    """The sink of one of the videos."""
+    """The sink of one video of the grid."""
 
     def __init__(self, mosaic: Mosaic, place: int) -> None:
         self._mosaic, self._place, self._frames = mosaic, place, 0
@@ -109,26 +110,26 @@ class Tile:
         return {"frames": self._frames}
 
     def close(self) -> None:
-        """The grid is closed when all videos have ended."""
+        """Do nothing: the grid's sink is closed once all videos have ended."""
 
 
 def side_by_side(videos: Frames, rows: int, columns: int) -> Frames:
-    """[rows columns, n, H, W, 3], row by row, to [n, rows H, columns W, 3]."""
+    """Tile videos [rows * columns, n, H, W, 3], row by row, to frames [n, rows * H, columns * W, 3]."""
     _, count, height, width, colours = videos.shape
     tiles = videos.reshape(rows, columns, count, height, width, colours).transpose(2, 0, 3, 1, 4, 5)
     return np.ascontiguousarray(tiles).reshape(count, rows * height, columns * width, colours)
 
 
 def run_grid(options: Mapping[str, Any], order: Order, stop: Stop) -> None:
-    """Make the videos of `order` with its seed and those that follow, and put them into one file.
+    """Make the video of `order` under its seed and the seeds that follow, tiled into one file.
 
     Args:
-        options: of the command.
-        order: the first video.
-        stop: ends all after the chunk under way.
+        options: the command's options, by name.
+        order: the first video, which is at the top left.
+        stop: when set, all videos stop after the current chunk.
 
     Raises:
-        UserError: if the place is not free, memory does not suffice, or one of the videos failed.
+        UserError: if the output exists already, memory does not suffice, or one of the videos failed.
     """
     rows, columns = size_of(options["grid"])
     count, output = rows * columns, options["output"]
@@ -150,7 +151,7 @@ def run_grid(options: Mapping[str, Any], order: Order, stop: Stop) -> None:
 
 
 def _make(order: Order, output: Path, rows: int, columns: int, memory: int, stop: Stop) -> None:
-    """Roll all out in one session; exits with the signal's status if stopped."""
+    """Roll out all videos in one session; exit with the signal's status if stopped."""
     count, began = rows * columns, perf_counter()
     mosaic = Mosaic(open_sink(output, scale=order.scale), rows, columns)
     try:
@@ -174,5 +175,5 @@ def _make(order: Order, output: Path, rows: int, columns: int, memory: int, stop
         raise_failure(task)
     say(f"{output}: {mosaic.frames} frames of {count} videos in {perf_counter() - began:.1f} s")
     if not all(task.producer.complete for task in tasks):
-        say(f"stopped; {kind_of(output).what} of a grid cannot be gone on with", err=True)
+        say(f"stopped; {kind_of(output).what} of a grid cannot be resumed", err=True)
         sys.exit(stop.status)

@@ -1,4 +1,4 @@
-"""The reports that a run writes beside its video, and its last words when it is killed."""
+"""The reports that a run writes beside its video, and the commands that resume stopped ones."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from vmla.cli.terminal import warn
 
 OPTIONS = ("events", "metrics")
 BEGINNINGS = {"events": (b'{"event": ', b'{"video": '), "metrics": (b"# TYPE videomla_",)}
-"""Of a file of reports; one that begins otherwise is not replaced."""
+"""The first bytes of each kind of report; a file that begins otherwise is not replaced."""
 READ = ("prompts", "videos", "repeat", "start", "decoder")
-"""Options that name what is read."""
+"""Options that name input files."""
 
 
 def check_reports(options: Mapping[str, Any], outputs: Iterable[Path]) -> None:
-    """Refuse files for reports that cannot be written, or that are of a video, or of something else.
+    """Refuse report files that cannot be written, or that hold or will hold something else.
 
     Raises:
-        UserError: naming the first.
+        UserError: naming the first such file.
     """
     taken = {_file(options[name]): f"--{name}" for name in READ if options.get(name) is not None}
     for output in outputs:
@@ -49,7 +49,7 @@ def check_reports(options: Mapping[str, Any], outputs: Iterable[Path]) -> None:
 
 
 def _file(path: Path) -> tuple[int, int] | str:
-    """Which file `path` is, whatever it is called."""
+    """The identity of the file at `path` under any name: device and inode, or the real path if it is new."""
     try:
         found = os.fstat(1) if path == STANDARD_OUTPUT else path.stat()
     except OSError:
@@ -58,23 +58,23 @@ def _file(path: Path) -> tuple[int, int] | str:
 
 
 def _check_file(name: str, path: Path) -> None:
-    """Refuse a file for the reports `name` that cannot be written, or that they would destroy."""
+    """Refuse a file that the reports `name` cannot be written to, or whose content they would destroy."""
     if not path.absolute().parent.is_dir():
         raise UserError(f"there is no folder {path.parent} for --{name}; make it first")
     if not os.access(path if path.exists() else path.absolute().parent, os.W_OK):
-        raise UserError(f"--{name} {path} may not be written; name another file")
+        raise UserError(f"--{name} {path} is not writable; name another file")
     if path.is_file() and path.stat().st_size:
         with opened(path) as file:
             if not file.read(32).startswith(BEGINNINGS[name]):
-                raise UserError(f"{path} holds no {name}, and is never replaced; name another file")
+                raise UserError(f"{path} holds no {name}, so it is not replaced; name another file")
 
 
 @contextmanager
 def standard_output_for_events(options: Mapping[str, Any]) -> Iterator[None]:
-    """Inside, what is printed goes to standard error if `--events -` has standard output.
+    """Within the context, prints go to standard error if `--events -` takes standard output.
 
     Raises:
-        UserError: if that is closed.
+        UserError: if standard output is closed.
     """
     if options["events"] != STANDARD_OUTPUT:
         yield
@@ -86,7 +86,7 @@ def standard_output_for_events(options: Mapping[str, Any]) -> Iterator[None]:
 
 
 def open_reports(stack: ExitStack, options: Mapping[str, Any]) -> list[JsonLines | PrometheusFile]:
-    """The listeners of a run other than the terminal, open until `stack` is closed.
+    """The listeners that write the report files, open until `stack` is closed.
 
     Raises:
         UserError: if one of the files cannot be written.
@@ -104,8 +104,8 @@ def open_reports(stack: ExitStack, options: Mapping[str, Any]) -> list[JsonLines
 
 
 def ways_on(outputs: Sequence[Path]) -> list[str]:
-    """How stopped videos are gone on with, a line each."""
+    """How to resume the stopped videos, one line each."""
     stopped = [path for path in outputs if state_path(path).exists()]
     if not stopped:
-        return ["there is nothing to go on from"]
-    return [f"go on with: {resume_command(path)}" for path in stopped]
+        return ["no state was saved; there is nothing to resume"]
+    return [f"resume with: {resume_command(path)}" for path in stopped]

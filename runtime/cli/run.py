@@ -50,22 +50,22 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
 @click.option("--videos", type=click.Path(dir_okay=False, path_type=Path),
               help="File of videos to make at once, `NAME: PROMPT` on each line.")  # fmt: skip
 @click.option("--grid", metavar="ROWSxCOLUMNS",
-              help="Make one video of tiles: the prompt under that many seeds, from --seed on.")  # fmt: skip
+              help="Make one tiled video: the prompt under ROWSxCOLUMNS seeds, from --seed on.")  # fmt: skip
 @click.option(
     "--memory", help="Memory budget for weights and all --videos, e.g. 8GiB (default: all free memory)."
 )
 @click.option("--start", type=click.Path(path_type=Path),
-              help="Video, image or folder of pictures that the video goes on from.")  # fmt: skip
+              help="Video, image or folder of pictures that the new video continues.")  # fmt: skip
 @click.option("--minutes", type=float, help="Length of the video in minutes.")
 @click.option("--seconds", type=float, help="Length of the video in seconds (default: 10).")
 @click.option("--chunks", type=click.IntRange(min=1), help="Length of the video in chunks.")
 @click.option("-o", "--output", type=click.Path(allow_dash=True, path_type=Path),
-              help="Output: an .mp4 file, a .webm file or a .gif file (neither resumes), a folder for "
-                   "pictures, a pipe, - for standard output or null.")  # fmt: skip
+              help="Output: an .mp4 file, a .webm or .gif file (which cannot be resumed), a folder for "
+                   "pictures, a pipe, - for standard output, or null.")  # fmt: skip
 @click.option(
     "--resume",
     type=click.Path(path_type=Path),
-    help="Stopped video to go on with, or a folder of stopped videos.",
+    help="Stopped video to resume, or a folder of stopped videos.",
 )
 @click.option("--repeat", type=click.Path(dir_okay=False, path_type=Path),
               help="Sidecar (.json) of a video to make again.")  # fmt: skip
@@ -83,25 +83,25 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
 @click.option("--steps", type=int, help="Number of denoising steps (default: the checkpoint's own).")
 @device_option(auto="the engine's, else a GPU if there is one, else the CPU")
 @click.option("--dtype", type=Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
-              show_default=True, help="Type that the model computes in.")  # fmt: skip
+              show_default=True, help="Data type that the model computes in.")  # fmt: skip
 @click.option("--precision", type=Choice(["fp8"]),
               help="Compute most linear layers in float8, on a GPU (default: as --dtype).")  # fmt: skip
 @click.option("--cache", type=Choice(["fp8"]),
               help="Keep the cache in float8, rotary keys in bfloat16 (default: as --dtype).")  # fmt: skip
 @click.option("--compile/--no-compile", "compiled", default=None,
-              help="Compile the blocks on a GPU (default: if the video is long enough).")  # fmt: skip
+              help="Compile the blocks on a GPU (default: if the video is long enough for it).")  # fmt: skip
 @click.option("--build-engine", is_flag=True,
-              help="Build an engine for later videos when this one is finished, if that pays.")  # fmt: skip
+              help="After this video, build an engine for later ones, if it would be faster.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1),
               help="Number of CPU threads, a quarter of which decode (default: 2, so that a seed's video "
               "does not depend on the machine's cores).")  # fmt: skip
 @click.option("--scale", type=click.IntRange(1, 16),
               help="Factor to enlarge frames by (default: to at least 256 pixels).")  # fmt: skip
 @click.option("--events", type=click.Path(dir_okay=False, allow_dash=True, path_type=Path),
-              help="File that gets a JSON line for each chunk and change of prompt, or - for standard "
+              help="File for one JSON line per chunk and per change of prompt, or - for standard "
                    "output.")  # fmt: skip
 @click.option("--metrics", type=click.Path(dir_okay=False, path_type=Path),
-              help="File that holds the latest figures as Prometheus text.")  # fmt: skip
+              help="File for the latest metrics, as Prometheus text.")  # fmt: skip
 @click.option("--save-every", type=FiniteRange(min=0), default=5.0, show_default=True,
               help="Seconds between two saves of the video's state.")  # fmt: skip
 @click.option("--ray", is_flag=True, help="Make the --videos on the machines of a Ray cluster.")
@@ -113,7 +113,7 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
 @click.option("--overwrite", is_flag=True, help="Replace an older video, once the new one has frames.")
 @click.pass_context
 def main(context: click.Context, /, **options: Any) -> None:
-    """Make a video of what a prompt says, of any length, written while it is made; or several at once."""
+    """Make a video of any length from a prompt, written while it is made; or make several at once."""
     _prefer_command_line(context, options)
     _check_decoder(options)
     _check_ray(options)
@@ -145,12 +145,12 @@ def main(context: click.Context, /, **options: Any) -> None:
         )
         return
     if options["memory"] is not None:
-        raise click.UsageError("--memory says how many --videos may be made at once; leave it out")
+        raise click.UsageError("--memory limits how many --videos are made at once; leave it out")
     _make_one(_order(context, options), options, context.ensure_object(Stop))
 
 
 def _make_one(order: Order, options: dict[str, Any], stop: Stop) -> None:
-    """Make what is ordered, or say what would be made."""
+    """Make the ordered video, or print what would be made."""
     if options["dry_run"]:
         from runtime.session.replay import warnings_of
 
@@ -170,7 +170,7 @@ def _together(context: click.Context, options: dict[str, Any]) -> None:
 
     if (place := launched()) is None:
         start = "torchrun --nproc-per-node 2 --no-python vmla-run --sequence-parallel"
-        raise click.UsageError(f"--sequence-parallel is for several processes; start them by: {start} ...")
+        raise click.UsageError(f"--sequence-parallel is for several processes; start them with: {start} ...")
     stop, options["processes"] = context.ensure_object(Stop), place.world
 
     def order_of() -> Order:
@@ -200,10 +200,10 @@ def _prefer_command_line(context: click.Context, options: dict[str, Any]) -> Non
 
 
 def _stopped_videos(options: dict[str, Any]) -> list[Path]:
-    """The videos in the folder of `--resume` that were stopped; none where that is a video itself.
+    """The stopped videos in the folder that `--resume` names; none if that is itself a video.
 
     Raises:
-        UserError: if it is neither a video nor holds one that was stopped.
+        UserError: if it is a folder that holds no stopped video.
     """
     from runtime.resume.sidecar import sidecar_path
     from runtime.resume.state import state_path
@@ -213,12 +213,12 @@ def _stopped_videos(options: dict[str, Any]) -> list[Path]:
         return []
     stopped = [path for path in sorted(folder.glob("*.mp4")) if state_path(path).exists()]
     if not stopped:
-        raise UserError(f"no video in {folder} was stopped: there is nothing to go on with")
+        raise UserError(f"no video in {folder} was stopped: there is nothing to resume")
     return stopped
 
 
 def _check_decoder(options: dict[str, Any]) -> None:
-    """Refuse to write a file of no frames."""
+    """Refuse to write a video file without frames."""
     from runtime.outputs.registry import NOWHERE
     from runtime.rollout.decoding import NOTHING
 
@@ -228,7 +228,7 @@ def _check_decoder(options: dict[str, Any]) -> None:
 
 
 def _check_ray(options: dict[str, Any]) -> None:
-    """Refuse --ray for work that runs on one machine."""
+    """Refuse --ray, and options for its workers, unless several videos are made on a cluster."""
     if options["ray"] and options["videos"] is None:
         raise click.UsageError("--ray is for several videos; name them with --videos")
     if options["cpus_per_replica"] is not None and not options["ray"]:
@@ -236,7 +236,7 @@ def _check_ray(options: dict[str, Any]) -> None:
 
 
 def _check_build_engine(options: dict[str, Any]) -> None:
-    """Refuse --build-engine where no video is made whose like would take the engine."""
+    """Refuse --build-engine unless a single new video is made, by the model itself."""
     others = ("engine", "resume", "repeat", "videos", "grid", "sequence_parallel")
     if options["build_engine"] and (given := [name for name in others if options[name]]):
         named = given[0].replace("_", "-")
@@ -244,13 +244,13 @@ def _check_build_engine(options: dict[str, Any]) -> None:
 
 
 def _order(context: click.Context, options: dict[str, Any]) -> Order:
-    """What is to be made: something new, something again, or the rest of something."""
+    """The order: a new video, an earlier one made again, or the rest of a stopped one."""
     from runtime.prompts.schedule_file import Entry, read_schedule
     from runtime.session.replay import repeat, resume
 
     ways = [name for name in ("resume", "repeat") if options[name] is not None]
     if len(ways) == 2 or ("resume" in ways and options["output"] is not None):
-        raise click.UsageError("--resume names the file that it goes on with; leave out -o and --repeat")
+        raise click.UsageError("--resume names the video that it continues; leave out -o and --repeat")
     said: dict[str, Any] = {}
     entries = [] if options["prompts"] is None else read_schedule(options["prompts"])
     if entries and options["prompt"] is not None:
@@ -276,7 +276,7 @@ def _order(context: click.Context, options: dict[str, Any]) -> Order:
 
 
 def _new(prompts: str | list[Entry], options: dict[str, Any]) -> Order:
-    """What `options` make of `prompts`; an engine that is not named is looked for."""
+    """The order for a new video of `prompts`; without --engine, the user's store is searched for one."""
     from runtime.session.replay import new
 
     named = [*AFRESH, *(("processes",) if "processes" in options else ())]
@@ -288,7 +288,7 @@ def _new(prompts: str | list[Entry], options: dict[str, Any]) -> Order:
 
 
 def _make(order: Order, output: Path, options: dict[str, Any], stop: Stop) -> None:
-    """Make what is ordered, say how it went, and leave what is needed to go on if it was stopped."""
+    """Make the ordered video, print the outcome, and suggest or build an engine for later ones."""
     from runtime.cli.engine_hint import DenoiseTime, build_after, engine_hint
     from runtime.cli.reports import check_reports, ways_on
     from runtime.outputs.stream import is_stream
@@ -304,7 +304,7 @@ def _make(order: Order, output: Path, options: dict[str, Any], stop: Stop) -> No
         if is_stream(output):
             say(f"{output} is a stream: no state is kept, and it cannot be resumed", err=True)
         elif is_persistent(output) and not is_resumable(output):
-            say(f"{output} is one piece: no state is kept, and it cannot be resumed", err=True)
+            say(f"{output} is a single piece: no state is kept, and it cannot be resumed", err=True)
         warn(warnings_of([order]))
         stop.last_words = partial(ways_on, [output])
         stack.enter_context(stop.polled())
@@ -328,7 +328,10 @@ def _make(order: Order, output: Path, options: dict[str, Any], stop: Stop) -> No
 
 
 def _checked(stack: ExitStack, order: Order, output: Path, *, overwrite: bool) -> Path:
-    """The place of the video, if it can go there; where that is standard output, all else goes elsewhere."""
+    """The output path, checked; while it is standard output, all messages go to standard error.
+
+    Raises:
+        UserError: if the video cannot be written there."""
     from runtime.outputs.stream import STANDARD_OUTPUT, is_standard_output, is_stream
     from runtime.session.destination import check_output
 
@@ -364,7 +367,7 @@ def _tell(order: Order, ending: Ending) -> None:
 
 
 def _listeners(stack: ExitStack, options: dict[str, Any]) -> list[Telemetry]:
-    """The listeners of the run."""
+    """The listeners of the run: the progress line and the report files."""
     from runtime.cli.reports import open_reports
     from runtime.telemetry.events import LineTelemetry
     from vmla.cli.progress import ProgressLine

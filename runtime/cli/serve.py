@@ -36,9 +36,9 @@ GROUPS = {
 }  # fmt: skip
 LEVELS = ("debug", "info", "warning", "error")
 LIKE_RUN = ("checkpoint", "layout", "steps", "device", "dtype", "compiled", "decoder", "threads")
-"""Options that mean what they mean to `vmla-run`, and are handed on as they are."""
+"""Options that mean the same as for `vmla-run`, and are passed on unchanged."""
 MOST_KEYS = 2**16
-"""Bytes of a file of keys."""
+"""The most bytes in a file of keys."""
 
 
 @click.command(cls=OneLineCommand, groups=GROUPS)
@@ -54,7 +54,7 @@ MOST_KEYS = 2**16
 @click.option("--steps", type=int, help="Number of denoising steps (default: the checkpoint's own).")
 @device_option(auto="the engine's, else a GPU if there is one, else the CPU")
 @click.option("--dtype", type=Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
-              show_default=True, help="Type that the model computes in.")  # fmt: skip
+              show_default=True, help="Data type that the model computes in.")  # fmt: skip
 @click.option("--compile/--no-compile", "compiled", default=None,
               help="Compile the blocks on a GPU (default: if the longest stream repays it).")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1),
@@ -69,25 +69,25 @@ MOST_KEYS = 2**16
 @click.option("--store", type=click.Path(file_okay=False, path_type=Path), default=Path("streams"),
               show_default=True, help="Folder that keeps the streams and jobs.")  # fmt: skip
 @click.option("--shared", is_flag=True,
-              help="Share --store with other servers, which go on with each other's streams.")  # fmt: skip
+              help="Share --store with other servers; each continues the others' streams.")  # fmt: skip
 @click.option("--reached-at", metavar="URL",
-              help="Where others that share the store reach it (default: --host and --port).")  # fmt: skip
+              help="URL for servers that share the store (default: made of --host and --port).")  # fmt: skip
 @click.option("--ray", is_flag=True, help="Serve from replicas on the machines of a Ray cluster.")
 @click.option("--replicas", metavar="LEAST[:MOST]",
               help="Number of replicas for --ray (default: as many as there is room for).")  # fmt: skip
 @click.option("--cpus-per-replica", type=click.IntRange(min=1),
               help="CPUs that --ray reserves for each replica (default: --threads).")  # fmt: skip
 @click.option("--sessions-per-replica", type=click.IntRange(min=1), default=64, show_default=True,
-              help="Streams in memory at once, if they fit; with --ray, in each replica.")  # fmt: skip
-@click.option("--name", help="Name of the model for clients (default: that of the checkpoint).")
+              help="Most streams in memory at once; with --ray, in each replica.")  # fmt: skip
+@click.option("--name", help="Model name that clients use (default: the checkpoint's).")
 @click.option("--api-key", type=click.Path(exists=True, dir_okay=False, path_type=Path),
               help="File of API keys, one on each line; a request must carry one of them.")  # fmt: skip
 @click.option("--no-auth", is_flag=True, help="Serve requests that carry no API key.")
-@click.option("--allow-origin", multiple=True, help="Origin of other web pages that may use the server.")
+@click.option("--allow-origin", multiple=True, help="Origin whose pages may use the server; may be repeated.")
 @click.option("--lease", type=FiniteRange(min=0, min_open=True), default=30.0, show_default=True,
               help="Seconds that a stream without viewers stays in memory.")  # fmt: skip
 @click.option("--keep", type=FiniteRange(min=0, min_open=True), default=24.0, show_default=True,
-              help="Hours that a stream or job that nobody asks for stays on disk.")  # fmt: skip
+              help="Hours that an unused stream or job stays on disk.")  # fmt: skip
 @click.option("--save-every", type=FiniteRange(min=0), default=5.0, show_default=True,
               help="Seconds between two saves of a stream's state.")  # fmt: skip
 @click.option("--trace-to", metavar="URL",
@@ -97,7 +97,7 @@ MOST_KEYS = 2**16
               help="Lowest level that is logged.")  # fmt: skip
 @click.pass_context
 def main(context: click.Context, /, **options: Any) -> None:
-    """Serve live video, sessions and jobs over HTTP and WebSocket, and a page to watch them."""
+    """Serve live video, sessions and jobs over HTTP and WebSocket, with a page to watch them."""
     keys = _keys(options)
     _check_sharing(options)
     _check_origins(options["allow_origin"])
@@ -119,7 +119,7 @@ def main(context: click.Context, /, **options: Any) -> None:
 
 
 def _check_sharing(options: dict[str, Any]) -> None:
-    """Refuse options for several servers where there is one."""
+    """Refuse options for several servers if there is only one."""
     for name in ("replicas", "cpus_per_replica"):
         if options[name] is not None and not options["ray"]:
             raise click.UsageError(f"--{name.replace('_', '-')} is for --ray; leave it out")
@@ -130,7 +130,7 @@ def _check_sharing(options: dict[str, Any]) -> None:
 
 
 def _check_origins(origins: tuple[str, ...]) -> None:
-    """Refuse what no browser would ever call an origin, and whose pages would be refused without a word."""
+    """Refuse what no browser sends as an origin: its pages would be refused later, without an explanation."""
     for one in origins:
         if re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@*A-Z\s]+", one) is None:
             raise click.UsageError(
@@ -139,10 +139,11 @@ def _check_origins(origins: tuple[str, ...]) -> None:
 
 
 def _keys(options: dict[str, Any]) -> tuple[str, ...]:
-    """The keys that open the server.
+    """The API keys of which a request must carry one; empty if none is needed.
 
     Raises:
-        UserError: if others than this machine could reach it without any and nobody said that they may.
+        UserError: if a key is unsuitable, or other machines could reach the server without one although
+            --no-auth was not given.
     """
     if options["no_auth"] and options["api_key"] is not None:
         raise click.UsageError("--no-auth lets anyone in; leave out --api-key")
@@ -154,17 +155,17 @@ def _keys(options: dict[str, Any]) -> tuple[str, ...]:
         return keys
     if options["host"] not in LOOPBACK and not options["no_auth"]:
         raise UserError(
-            f"others can reach {options['host']}; give a file of keys with --api-key, "
+            f"other machines can reach {options['host']}; give a file of keys with --api-key, "
             "or let anyone in with --no-auth"
         )
     return ()
 
 
 def _text_of(path: Path) -> str:
-    """What a file of keys says; it may be a pipe, as from a program that keeps secrets.
+    """The text of a file of keys, which may be a pipe from a program that keeps secrets.
 
     Raises:
-        UserError: if it is no text, or more than keys need.
+        UserError: if it is not UTF-8, or larger than `MOST_KEYS`.
     """
     with path.open("rb") as file:
         content = file.read(MOST_KEYS + 1)
@@ -177,7 +178,7 @@ def _text_of(path: Path) -> str:
 
 
 def _serve(options: dict[str, Any], keys: tuple[str, ...], stop: Stop) -> None:
-    """Serve until a signal comes; then all streams have their states on disk."""
+    """Serve until a signal comes; by then the states of all streams are on disk."""
     from runtime.device.memory import allowed_bytes
     from runtime.serve.app import create_app
     from runtime.serve.edge.logs import log_to_stderr
@@ -197,7 +198,7 @@ def _serve(options: dict[str, Any], keys: tuple[str, ...], stop: Stop) -> None:
         say(*job.what_runs(), f"page: {url}/")
         drain = app.state.server.streams.drain if options["shared"] else None
         server = server_for(app, settings, stop, drain=drain)
-        with stop.polled(), suppress(SystemExit):  # with which uvicorn ends where it cannot start
+        with stop.polled(), suppress(SystemExit):  # uvicorn raises it if it cannot start
             server.run(sockets=[listening])
         if not server.started:
             raise app.state.failure or UserError("the server could not start; its log says why")
@@ -207,7 +208,7 @@ def _serve(options: dict[str, Any], keys: tuple[str, ...], stop: Stop) -> None:
 
 
 def job_of(options: dict[str, Any]) -> Job:
-    """Any video of the model that `options` name."""
+    """A job for the model that `options` name; its prompt and length stand in for those of any stream."""
     from runtime.planning.request import prepare
     from runtime.prompts.sources import FixedPrompts
     from runtime.serve.edge.settings import Limits
@@ -223,7 +224,7 @@ def job_of(options: dict[str, Any]) -> Job:
 
 
 def settings_of(options: dict[str, Any], job: Job, *, keys: tuple[str, ...]) -> ServeSettings:
-    """How the server is set up."""
+    """The settings of the server, from the command's `options` and the `job` of its model."""
     from runtime.serve.edge.settings import Limits, ServeSettings
 
     return ServeSettings(
@@ -236,15 +237,15 @@ def settings_of(options: dict[str, Any], job: Job, *, keys: tuple[str, ...]) -> 
 
 
 def _reached_at(options: dict[str, Any], url: str) -> str:
-    """Where others that share the store reach this server.
+    """The URL at which servers that share the store reach this one.
 
     Raises:
-        UsageError: if it listens everywhere, and nobody says how it is reached.
+        UsageError: if it listens at all addresses, and no URL is given.
     """
     if options["reached_at"] is not None:
         return str(options["reached_at"]).rstrip("/")
     if options["host"] in ("0.0.0.0", "::"):
-        raise click.UsageError("--shared at all addresses needs one to be reached at; add --reached-at URL")
+        raise click.UsageError("--shared on all addresses needs a URL for the others; add --reached-at URL")
     return url
 
 

@@ -1,7 +1,7 @@
-"""`vmla-run --sequence-parallel`: one video by all processes that `torchrun` started; the first writes it.
+"""`vmla-run --sequence-parallel`: all processes that `torchrun` started make one video; the first writes it.
 
-The others follow: they make the same calls of the model, and neither decode nor write. What keeps all of them
-in step is what they exchange within each pass, so that the first one alone decides when to stop.
+The others call the model in the same way, but neither decode nor write. They stay in step through the tensors
+that all of them exchange within each pass, so the first process alone decides when to stop.
 """
 
 from __future__ import annotations
@@ -24,7 +24,8 @@ from vmla.cli.stopping import Stop
 from vmla.train.loop.parallel import Launched, processes
 
 ENDED = "vmla-run has ended"
-"""What the first process leaves in the store that all share: whoever is cut off then need not say so."""
+"""Key that the first process sets in the shared store when it ends. The others' exchanges fail then, and they
+exit without reporting that as an error."""
 
 
 def run_together(
@@ -33,10 +34,10 @@ def run_together(
     """Make one video with all processes.
 
     Args:
-        place: this process among all.
-        order_of: the order, the same for each process.
-        make: makes and writes it; called in the first process alone.
-        stop: ends the first process after the chunk under way, and the others with it.
+        place: the rank of this process, and how many there are.
+        order_of: returns the order, which is the same in every process.
+        make: makes and writes the video; called in the first process alone.
+        stop: ends the first process after the current chunk, and the others with it.
     """
     if place.rank:
         _follow(place, order_of, stop)
@@ -50,11 +51,11 @@ def run_together(
 
 
 def _follow(place: Launched, order_of: Callable[[], Order], stop: Stop) -> None:
-    """Make the same chunks as the first process, for nobody."""
+    """Make the same chunks as the first process, and discard them."""
     try:
         order = order_of()
     except (UserError, click.UsageError):
-        if place.local_rank:  # the first one of this machine says what is wrong
+        if place.local_rank:  # the first process of each machine reports the error
             sys.exit(2)
         raise
     ended: Callable[[], bool] = stop.is_set
@@ -69,12 +70,12 @@ def _follow(place: Launched, order_of: Callable[[], Order], stop: Stop) -> None:
 
 
 def _looking_at(store: torch.distributed.Store, stop: Stop) -> Callable[[], bool]:
-    """Whether the first process has ended."""
+    """Returns a function that tells whether the first process has ended."""
 
     def ended() -> bool:
         try:
             return stop.is_set() or store.check([ENDED])
-        except RuntimeError:  # so has the process that kept the store
+        except RuntimeError:  # the store has gone with the first process, which kept it
             return True
 
     return ended
@@ -84,10 +85,11 @@ def _compute(order: Order) -> None:
     """Make all chunks without frames.
 
     Raises:
-        Exception: whatever has ended it early.
+        Exception: whatever ended the video early.
     """
     job = order.job
-    # As many threads as denoise in the first process: what it goes on from has to be the same to the bit.
+    # As many threads as denoise in the first process: rounding depends on them, and every process has to
+    # compute the same bits.
     alone = replace(job, decoder_file=NOTHING, threads=job.cores.denoiser or job.threads)
     state = None if order.state is None else replace(order.state, pending=())
     with load_session(alone) as session:

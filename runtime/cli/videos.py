@@ -1,4 +1,4 @@
-"""`vmla-run --videos`: what it checks, what it says, and how it exits."""
+"""`vmla-run --videos`: checks the options, makes the videos and sets the exit status."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ from vmla.cli.terminal import say, warn
 from vmla.config import FRAMES_PER_SECOND
 
 ALONE = ("prompt", "prompts", "resume", "repeat")
-"""Options of a video that is made alone."""
+"""Options for a single video, which --videos refuses."""
 
 
 def run_videos(options: dict[str, Any], order_of: Callable[[str], Order], stop: Stop) -> None:
-    """Make the videos of a file at once.
+    """Make the videos that a file lists, all at once.
 
     Args:
-        options: of the command.
-        order_of: the order that all other options make of a prompt.
-        stop: ends all after the chunk under way.
+        options: the command's options, by name.
+        order_of: returns the order for a prompt under all other options.
+        stop: when set, all videos stop after the current chunk.
     """
     if given := [f"--{name}" for name in ALONE if options[name] is not None]:
-        raise click.UsageError(f"--videos says what to make; leave out {', '.join(given)}")
+        raise click.UsageError(f"--videos names what to make; leave out {', '.join(given)}")
     videos = read_videos(options["videos"])
     orders = orders_of(videos, order_of(videos[0].prompt))
     job = orders[videos[0].name].job
@@ -72,26 +72,26 @@ def run_videos(options: dict[str, Any], order_of: Callable[[str], Order], stop: 
 def resume_videos(
     options: dict[str, Any], order_of: Callable[[Path], Order], stopped: list[Path], stop: Stop
 ) -> None:
-    """Go on at once with the videos that a stop left in one folder.
+    """Resume the stopped videos of one folder, all at once.
 
     Args:
-        options: of the command.
-        order_of: the order of the rest of a video.
-        stopped: the videos.
-        stop: ends all after the chunk under way.
+        options: the command's options, by name.
+        order_of: returns the order for the rest of a stopped video.
+        stopped: the paths of the stopped videos.
+        stop: when set, all videos stop after the current chunk.
     """
     orders = {path: order_of(path) for path in stopped}
     job = orders[stopped[0]].job
     check_reports(options, stopped)
-    say(*job.what_runs(), f"going on with {len(stopped)} videos: {', '.join(path.name for path in stopped)}")
+    say(*job.what_runs(), f"resuming {len(stopped)} videos: {', '.join(path.name for path in stopped)}")
     _make(orders, allowed_bytes(options["memory"], job.device), options, stop)
 
 
 def _placed(orders: dict[str, Order], folder: Path, *, overwrite: bool) -> dict[Path, Order]:
-    """The orders by the file in `folder` that each goes to; there is such a folder afterwards.
+    """The orders by output path, NAME.mp4 in `folder`, which need not exist yet.
 
     Raises:
-        UserError: if it cannot be, or one of the files is there.
+        UserError: if `folder` cannot hold videos, or one of the files exists.
     """
     _check_folder(folder)
     placed = {folder / f"{name}.mp4": order for name, order in orders.items()}
@@ -101,19 +101,19 @@ def _placed(orders: dict[str, Order], folder: Path, *, overwrite: bool) -> dict[
 
 
 def _check_folder(folder: Path) -> None:
-    """Refuse what cannot hold several videos.
+    """Refuse a path that cannot hold several videos.
 
     Raises:
-        UserError: if it is no folder, or cannot be made.
+        UserError: if it is not a folder, or its own folder does not exist.
     """
     if kind_of(folder).pictures is None or (folder.exists() and not folder.is_dir()):
-        raise UserError(f"{folder} is no folder, which several videos need; give one with -o")
+        raise UserError(f"{folder} is not a folder, and several videos need one; name it with -o")
     if not folder.absolute().parent.is_dir():
         raise UserError(f"there is no folder {folder.parent}; make it first")
 
 
 def _make(orders: dict[Path, Order], memory: int, options: dict[str, Any], stop: Stop) -> None:
-    """Make them and say how each went; exits with the signal's status if stopped, with 2 if one failed."""
+    """Make the videos and print each outcome; exit with the signal's status if stopped, 2 if one failed."""
     warn(warnings_of(list(orders.values())))
     stop.last_words = partial(ways_on, list(orders))
     with ExitStack() as stack:
@@ -130,7 +130,7 @@ def _make(orders: dict[Path, Order], memory: int, options: dict[str, Any], stop:
     for ending in stopped:
         say(ending.way_on(), err=True)
     if len(stopped) > 1:
-        say(f"or with all: {resume_command(stopped[0].output.parent)}", err=True)
+        say(f"or resume all with: {resume_command(stopped[0].output.parent)}", err=True)
     failed = [f"{ending.output}: {ending.failure}" for ending in endings if ending.failure is not None]
     if stopped:
         for failure in failed:
@@ -152,7 +152,7 @@ def _say_speed(endings: list[Ending]) -> None:
 
 
 def _telemetry(stack: ExitStack, options: dict[str, Any], *, videos: int) -> Callable[[Path], Telemetry]:
-    """Returns the listeners of each output; their files are opened at the first call."""
+    """Returns a function that makes an output's listeners; report files are opened at its first call."""
 
     @cache
     def listeners() -> list[TogetherLine | JsonLines | PrometheusFile]:

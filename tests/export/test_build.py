@@ -128,7 +128,7 @@ def test_a_signal_ends_a_build_in_one_line_and_leaves_nothing(checkpoint, tmp_pa
     monkeypatch.setattr(aoti, "package", told)
     result = build(checkpoint, tmp_path / "engine")
     assert result.exit_code == 128 + signal.SIGTERM, result.output
-    last = f"stopped by SIGTERM; {tmp_path / 'engine'} is as it was; the same command builds it"
+    last = f"stopped by SIGTERM; {tmp_path / 'engine'} is unchanged; run the same command again to build it"
     assert result.stderr.splitlines()[-1] == last
     assert list(tmp_path.iterdir()) == []
 

@@ -1,1 +1,1 @@
-"""What `--ray` does: several machines at one command."""
+"""The option `--ray` of `vmla-run` and `vmla-serve`: one command uses the machines of a Ray cluster."""

@@ -1,4 +1,4 @@
-"""`vmla-serve --ray`: what it checks, what it says, and how it ends."""
+"""`vmla-serve --ray`: checks the options, starts the replicas and serves until a signal comes."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def serve_ray(
     options: dict[str, Any], job_of: Callable[[dict[str, Any]], Job],
     settings_of: Callable[[dict[str, Any], Job], ServeSettings], stop: Stop,
 ) -> None:  # fmt: skip
-    """Serve by replicas until a signal comes; then all streams have their states on disk.
+    """Serve from replicas until a signal comes; by then the states of all streams are on disk.
 
     Args:
-        options: of the command.
-        job_of: any video of the model that options name, in any process.
-        settings_of: how the server is set up.
-        stop: ends it.
+        options: the command's options, by name.
+        job_of: returns a job for the model that the options name; called in every replica.
+        settings_of: returns the server's settings for those options and that job.
+        stop: set by the signal that ends the server.
     """
     numbers, options = _numbers(options["replicas"]), anywhere(options)
     job, ray = job_of(options), connect()
@@ -57,10 +57,10 @@ def serve_ray(
 
 
 def _size(numbers: tuple[int, int] | None, cpus: int, job: Job, resources: dict[str, float]) -> Size:
-    """The number of replicas and their size; without `numbers`, as many as there is room for.
+    """The number of replicas and the resources of each; without `numbers`, as many as fit.
 
     Raises:
-        UserError: if the cluster has no room for the least number.
+        UserError: if the cluster has no room for the smallest number.
     """
     gpus = 1.0 if job.device.type == "cuda" else 0.0
     room = room_for(resources, cpus=cpus, gpus=gpus)
@@ -71,10 +71,10 @@ def _size(numbers: tuple[int, int] | None, cpus: int, job: Job, resources: dict[
 
 
 def _numbers(text: str | None) -> tuple[int, int] | None:
-    """The numbers of `2` or `1:4`.
+    """The least and the greatest number of replicas, from text such as `2` or `1:4`.
 
     Raises:
-        UsageError: if it is neither.
+        UsageError: if the text has neither form.
     """
     if text is None:
         return None

@@ -1,4 +1,4 @@
-"""`vmla-run --videos FILE --ray`: what it checks, what it says, and how it exits."""
+"""`vmla-run --videos FILE --ray`: checks the options, makes the videos and sets the exit status."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ from vmla.cli.terminal import say
 from vmla.cluster.library import connect, room_for
 
 ONE_MACHINE = ("memory", "events", "metrics")
-"""Options that are about one machine."""
+"""Options that concern a single machine, and are refused with --ray."""
 PATHS = ("checkpoint", "engine", "decoder", "start")
+"""Options whose values may be paths."""
 
 
 def run_pool(
     options: dict[str, Any], videos: list[Video], job: Job, order_of: Callable[[str], Order], stop: Stop
 ) -> None:
-    """Make `videos` over the machines of a cluster.
+    """Make `videos` on the machines of a Ray cluster.
 
     Args:
-        options: of the command.
-        videos: those of the file.
-        job: of any of them.
-        order_of: the order that all other options make of a prompt, in any process.
-        stop: ends all after the chunk under way.
+        options: the command's options, by name.
+        videos: the videos that the file lists.
+        job: the job of any one of them; it tells how many CPUs and GPUs a worker needs.
+        order_of: returns the order for a prompt under all other options; called in every worker.
+        stop: when set, every worker stops after its current chunk.
     """
     if given := [f"--{name}" for name in ONE_MACHINE if options[name] is not None]:
         raise click.UsageError(f"--ray works on several machines; leave out {', '.join(given)}")
@@ -57,7 +58,7 @@ def run_pool(
 
 
 def anywhere(options: dict[str, Any]) -> dict[str, Any]:
-    """The same options for a process in any folder: what lies here is named by its whole path."""
+    """The same options, valid in any working folder: paths that exist here are made absolute."""
     named = {name: options[name] for name in PATHS if options.get(name) is not None}
     whole = {name: Path(path).absolute() for name, path in named.items() if Path(path).exists()}
     return {**options, **{name: type(named[name])(path) for name, path in whole.items()}}
@@ -68,15 +69,15 @@ def _say(one: Made, folder: Path) -> None:
     if one.failure is not None:
         say(f"{output}: {one.failure}", err=True)
     elif one.complete and not one.made:
-        say(f"{output}: {one.frames} frames, which were there")
+        say(f"{output}: {one.frames} frames, already made")
     else:
         say(f"{output}: {one.frames} frames" + ("" if one.complete else ", stopped"))
 
 
 def _end(made: list[Made], videos: list[Video], stop: Stop) -> None:
-    """Exit as the whole has gone: with the signal's status if stopped, with 2 if one failed."""
+    """Exit with the signal's status if stopped, and with 2 if a video failed."""
     if len(made) < len(videos) or not all(one.complete or one.failure for one in made):
-        say("stopped; the same command goes on", err=True)
+        say("stopped; run the same command again to continue", err=True)
         sys.exit(stop.status)
     if failed := [one for one in made if one.failure is not None]:
         raise UserError(f"{len(failed)} of {len(made)} videos failed: {failed[0].failure}")

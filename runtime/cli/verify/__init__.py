@@ -1,1 +1,1 @@
-"""`vmla-export verify`: an engine beside the eager model, as a whole and layer by layer."""
+"""`vmla-export verify`: compares an engine with the eager model, as a whole and layer by layer."""

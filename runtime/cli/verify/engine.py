@@ -1,4 +1,4 @@
-"""`vmla-export verify`: an engine against the eager model in float32, in one pass and over a rollout."""
+"""`vmla-export verify`: compares an engine with the eager float32 model, in one pass and in a rollout."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from vmla.transformer import StepInputs
 from vmla.weights.checkpoint import Checkpoint
 
 SINGLE = {"fp32": 1e-4, "bf16": 2e-2, "fp16": 3e-3, "fp8": 1e-1, "nvfp4": 4e-1}
-"""Bounds on the relative error of one pass: a few units of rounding (bf16: 2^-8, fp16: 2^-11), and for
-codes some four times what the shipped model's velocity shows (fp8 in ONNX Runtime: 0.024, and its entries
-0.008; nvfp4 in PyTorch, for nothing here runs it: 0.083)."""
+"""Bounds on the relative error of one pass. Those of bf16 and fp16 are a few units of rounding (2^-8, 2^-11),
+those of fp8 and nvfp4 four to five times the error of the shipped model's velocity (fp8 in ONNX Runtime:
+0.024, and 0.008 for entries; nvfp4 in PyTorch, because no runtime here has it: 0.083)."""
 
 ROLLOUT = {"fp32": 1e-4, "bf16": 3e-1, "fp16": 2e-2, "fp8": 5e-1, "nvfp4": 8e-1}
-"""Bounds on the relative error of a chunk, to whose noise every step and chunk before it has added. After 20
-chunks the shipped model shows 1e-5 in fp32, 0.013 in fp16, 0.14 in bf16 and 0.29 in fp8, where an object's
-motion has taken another turn; videos that have nothing in common would show 1 and more."""
+"""Bounds on the relative error of a chunk in a rollout, where the errors of all earlier steps and chunks add
+up. After 20 chunks the shipped model shows 1e-5 in fp32, 0.013 in fp16, 0.14 in bf16 and 0.29 in fp8, where
+an object has moved differently; two unrelated videos would differ by 1 or more."""
 
 WORDS = ("star", "ring", "square", "cross")
 
@@ -37,13 +37,13 @@ class Verification:
 
     precision: str
     single: dict[str, float]
-    """Of one pass through a half-filled cache, by output."""
+    """Errors of one pass through a half-filled cache, by output."""
     chunks: list[float]
-    """Of the latents of each chunk of a rollout."""
+    """Errors of the latents of each chunk of a rollout."""
 
     @property
     def worst_chunk(self) -> int:
-        """The chunk with the largest error; an error that is no number counts as the largest."""
+        """The chunk with the largest error; NaN counts as the largest."""
         return max(range(len(self.chunks)), key=lambda n: (self.chunks[n] != self.chunks[n], self.chunks[n]))
 
     @property
@@ -53,7 +53,7 @@ class Verification:
         return single and all(error <= ROLLOUT[self.precision] for error in self.chunks)
 
     def lines(self) -> list[str]:
-        """The result for a person to read."""
+        """The result as lines of text."""
         worst = self.worst_chunk
         return [
             *(f"one pass, {name}: {error:.2e}" for name, error in self.single.items()),
@@ -65,7 +65,10 @@ class Verification:
 
 
 def verify(engine: CompiledEngine, checkpoint: Checkpoint, *, chunks: int) -> Verification:
-    """Run `engine` and the eager model on the same noise and prompts."""
+    """Errors of `engine` against the eager model in one pass and in a rollout of `chunks` chunks.
+
+    Both run on the same noise and prompts.
+    """
     eager = EagerEngine(
         checkpoint.transformer(), checkpoint.text(), device=engine.device, dtype=torch.float32
     )
@@ -82,7 +85,7 @@ def verify(engine: CompiledEngine, checkpoint: Checkpoint, *, chunks: int) -> Ve
 
 
 def single_pass(engine: Engine, eager: Engine, batch: int) -> dict[str, float]:
-    """Errors of velocity and entries in the second chunk, after entries of any kind; empty slots hold NaN."""
+    """Relative errors of velocity and entries in one pass of the second chunk; see `second_chunk`."""
     text = prompts(batch)
     want, got = (
         one.step(second_chunk(eager, batch, one.encode_prompt(text), dtype=one.dtype))
@@ -94,9 +97,9 @@ def single_pass(engine: Engine, eager: Engine, batch: int) -> dict[str, float]:
 def second_chunk(
     eager: Engine, batch: int, text_kv: Tensor, *, dtype: torch.dtype = torch.float32
 ) -> StepInputs:
-    """The same inputs of the second chunk's pass at each call, with a cache in `dtype`.
+    """The inputs of a pass of the second chunk, the same at each call, with a cache in `dtype`.
 
-    The cache holds noise, and NaN in empty slots.
+    The cache holds noise, and NaN in its empty slots, which must not matter.
     """
     config, spec = eager.config, eager.cache_spec
     generator = torch.Generator().manual_seed(0)
@@ -115,7 +118,7 @@ def second_chunk(
 
 
 def latents_of(engine: Engine, sampler: Sampler, batch: int, chunks: int) -> Iterator[Tensor]:
-    """The clean latents of each chunk of a rollout, not decoded."""
+    """The clean latents [B, F, z, h, w] of each chunk of a rollout, not decoded."""
     made = rollout(
         engine, NoDecoder(), FixedPrompts(*prompts(batch)), sampler, seeds=range(batch), chunks=chunks
     )

@@ -1,7 +1,7 @@
-"""`vmla-export verify --layers`: the products of an engine's graph against those of its float32 graph.
+"""`vmla-export verify --layers`: compares an engine's matrix products with those of the float32 graph.
 
-Both graphs run in ONNX Runtime, driven by Polygraphy's Comparator, on the pass that `verify` measures: as
-often as it takes to hold no more than `HELD` bytes of each one's products at once.
+Both graphs run in ONNX Runtime, driven by Polygraphy's Comparator, on the pass that `verify` measures. They
+run once for each group of layers, so that at most `HELD` bytes of each graph's products are in memory.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ from vmla.weights.checkpoint import Checkpoint
 
 COMPARATOR = Requirement(modules=("polygraphy",), extra="polygraphy")
 PROGRAMS = ("prompt", "step")
-"""In the order in which they run."""
+"""The programs of an engine, in the order in which they run."""
 
 HELD = 2**30
-"""Bytes of one graph's products that are held at once."""
+"""The most bytes of one graph's products in memory at once."""
 OVER_THE_WINDOW = (".attn1.up_k", ".attn1.up_v")
-"""Layers that are multiplied with the whole window, where all others are with the chunk or the text."""
+"""Layers whose input is the whole window; that of all others is the chunk or the text."""
 
 LIMITS = {"fp32": 1e-4, "fp16": 1e-2, "fp8": 4e-1}
-"""Limits on the relative error of a product, which adds up along the graph. In fp8 twice the worst of the
-shipped model (0.183 in `blocks.3.attn1.up_q`); in fp16 ten times that of the
-`debug` model (0.0009)."""
+"""Limits on the relative error of a product, where the errors of all products before it add up. The limit of
+fp8 is twice the largest error of the shipped model (0.183 in `blocks.3.attn1.up_q`); that of fp16 is ten
+times the largest of the `debug` model (0.0009)."""
 
 Feeds = Mapping[str, NDArray[Any]]
 
@@ -68,16 +68,16 @@ class LayerErrors:
 
     @property
     def worst(self) -> str:
-        """The layer with the largest error; an error that is no number counts as the largest."""
+        """The layer with the largest error; NaN counts as the largest."""
         return max(self.errors, key=lambda name: (math.isnan(self.errors[name]), self.errors[name]))
 
     @property
     def first_above(self) -> str | None:
-        """The first layer above the limit: the errors of those after it may all come from there."""
+        """The first layer above the limit, if any; the errors of later layers may all come from it."""
         return next((name for name, error in self.errors.items() if not error <= self.limit), None)
 
     def lines(self) -> list[str]:
-        """The result as a table for a person to read, and in JSON in the last line."""
+        """The result as lines of a table, and as JSON in the last line."""
         width = max(map(len, self.errors))
         marks = {self.worst: "  worst"} if self.errors[self.worst] != 0 else {}
         if self.first_above is not None:
@@ -90,7 +90,7 @@ class LayerErrors:
         ]
 
     def _json(self) -> str:
-        """The same for a program; an error that is no finite number is null."""
+        """The result as JSON; an error that is not finite is null."""
         errors = {name: error if math.isfinite(error) else None for name, error in self.errors.items()}
         head = {"precision": self.precision, "limit": self.limit}
         return json.dumps({**head, "first_above": self.first_above, "worst": self.worst, "layers": errors})
@@ -99,12 +99,12 @@ class LayerErrors:
 def verify_layers(
     manifest: Manifest, folder: Path, checkpoint: Checkpoint, *, held: int = HELD
 ) -> LayerErrors:
-    """Run the graphs of the engine in `folder` and those of `checkpoint` in float32 on the same inputs.
+    """Errors of the engine in `folder` against the float32 graphs of `checkpoint`, on the same inputs.
 
-    Of each graph's products at most `held` bytes are in memory at once, or one product if that is larger.
+    At most `held` bytes of each graph's products are in memory at once, or one product if it is larger.
 
     Raises:
-        UserError: if the engine is none that ONNX Runtime can run, does not fit the checkpoint or is
+        UserError: if ONNX Runtime cannot run the engine, if the engine does not fit the checkpoint or is
             damaged, or if a package is missing.
     """
     if manifest.backend != ONNX.name:
@@ -113,7 +113,7 @@ def verify_layers(
         )
         raise UserError(
             f"ONNX Runtime cannot run a {manifest.backend} engine layer by layer; "
-            f"verify --layers an engine of the same precision, built with: {mend}"
+            f"verify an engine of the same precision instead, built with: {mend}"
         )
     if manifest.precision not in LIMITS:
         raise UserError(
@@ -135,7 +135,7 @@ def verify_layers(
 
 
 def write_float32(manifest: Manifest, checkpoint: Checkpoint, folder: Path) -> None:
-    """Write the graphs of `checkpoint` in float32, in the form that the engine of `manifest` has."""
+    """Write the float32 graphs of `checkpoint`, with the inputs and outputs of the engine of `manifest`."""
     settings = Settings(
         backend=ONNX.name, precision="fp32", batch=manifest.batch, attention=manifest.attention
     )
@@ -147,9 +147,9 @@ def write_float32(manifest: Manifest, checkpoint: Checkpoint, folder: Path) -> N
 
 
 def feeds_of(manifest: Manifest, checkpoint: Checkpoint) -> dict[str, Feeds]:
-    """The inputs of each program: those of `verify`, rounded to the engine's types and again in float32.
+    """The inputs of each program: those of `verify`, rounded to the engine's types and back to float32.
 
-    Slots that hold no frame hold zeros, not NaN, so that a product over all slots has numbers alone.
+    Empty slots hold zeros, not NaN, so that a product over all slots is finite.
     """
     eager = EagerEngine(
         checkpoint.transformer(), checkpoint.text(), device=torch.device("cpu"), dtype=torch.float32
@@ -169,7 +169,7 @@ def feeds_of(manifest: Manifest, checkpoint: Checkpoint) -> dict[str, Feeds]:
 
 
 def _rounded(manifest: Manifest, program: str, tensors: tuple[Tensor, ...]) -> Feeds:
-    """Tensors by the name of the input; what the engine takes narrower holds only numbers that it can."""
+    """Arrays by input name, rounded to values that the engine's type for that input can represent."""
     feeds = {}
     for spec, tensor in zip(manifest.programs[program].inputs, tensors, strict=True):
         narrow = tensor.to(getattr(torch, spec.dtype))
@@ -178,7 +178,7 @@ def _rounded(manifest: Manifest, program: str, tensors: tuple[Tensor, ...]) -> F
 
 
 def bytes_of_products(manifest: Manifest) -> dict[str, int]:
-    """The most that the product of each linear layer takes in float32, by the layer's name."""
+    """The most bytes that the product of each linear layer takes in float32, by the layer's name."""
     config = ModelConfig.from_dict(manifest.model)
     spec = CacheSpec.of(config)
     window = spec.positions * spec.tokens_per_frame
@@ -190,9 +190,9 @@ def bytes_of_products(manifest: Manifest) -> dict[str, int]:
 
 
 def groups(layers: Iterable[str], sizes: Mapping[str, int], held: int) -> Iterator[list[str]]:
-    """`layers`, in their order, in groups whose products take `held` bytes at most; one alone may take more.
+    """Yield groups of `layers`, in order, whose products take at most `held` bytes; one alone may take more.
 
-    A layer that is multiplied several times is counted: see `export.onnx.products`.
+    A layer that is multiplied several times has a number in its name: see `export.onnx.products`.
     """
     group, taken = list[str](), 0
     for layer in layers:
@@ -209,9 +209,9 @@ def groups(layers: Iterable[str], sizes: Mapping[str, int], held: int) -> Iterat
 def compare(
     reference: Path, own: Path, feeds: Feeds, grouped: Callable[[Iterable[str]], Iterable[list[str]]]
 ) -> dict[str, float]:
-    """The error of every product of the graph `own`, by its layer, in the order of `own`.
+    """The relative error of every product of the graph `own`, by layer, in the order of `own`.
 
-    The products of one group of layers are in memory at once, those of both graphs.
+    Only one group's products, from both graphs, are in memory at once.
 
     Raises:
         UserError: if the two graphs do not multiply the same weights, or one does not run.
@@ -222,7 +222,7 @@ def compare(
     if wanted.keys() != made.keys():
         odd = min(wanted.keys() ^ made.keys())
         raise UserError(
-            f"{odd} is multiplied in only one of the engine and its model; build the engine again"
+            f"{odd} is in only one of the graphs of the engine and its model; build the engine again"
         )
     errors: dict[str, float] = {}
     for group in grouped(made):
@@ -233,7 +233,7 @@ def compare(
 
 
 def _outputs(graph: Path, names: list[str], feeds: Feeds) -> dict[str, NDArray[Any]]:
-    """The tensors `names` of `graph`, beside which a graph with these outputs is written."""
+    """The tensors `names` of `graph`; writes a copy of the graph that has them as outputs beside it."""
     from polygraphy.backend.onnx import ModifyOutputs, OnnxFromPath, SaveOnnx
     from polygraphy.backend.onnxrt import OnnxrtRunner
     from polygraphy.comparator import Comparator
@@ -243,7 +243,7 @@ def _outputs(graph: Path, names: list[str], feeds: Feeds) -> dict[str, NDArray[A
     marked = graph.with_name(f"{graph.stem}-layers.onnx")
     with G_LOGGER.verbosity(G_LOGGER.CRITICAL):
         try:
-            # Without its weights, which stay in the file beside it where there is one.
+            # External weights are not loaded: the copy finds them in the same file, beside it.
             model = OnnxFromPath(str(graph), ignore_external_data=True)
             SaveOnnx(ModifyOutputs(model, names), str(marked))()
             runner = OnnxrtRunner(partial(inference_session, marked), name=graph.stem)
@@ -255,7 +255,7 @@ def _outputs(graph: Path, names: list[str], feeds: Feeds) -> dict[str, NDArray[A
 
 
 def _error(got: NDArray[Any], want: NDArray[Any]) -> float:
-    """|got - want| / |want| in float64; 0 where both are zeros."""
+    """|got - want| / |want| in float64; 0 if both are all zeros."""
     wide = want.astype(np.float64)
     difference, norm = np.linalg.norm(got.astype(np.float64) - wide), np.linalg.norm(wide)
     if norm == 0:

@@ -106,7 +106,7 @@ def test_a_signal_leaves_the_build_out_and_nothing_of_it(checkpoint, store, monk
     monkeypatch.setattr(aoti, "package", stopped)
     done = asked(checkpoint, "--build-engine")
     assert done.exit_code == 130
-    assert "the same command builds it" in done.output
+    assert "run the same command again to build it" in done.output
     assert not list(store.iterdir())
 
 

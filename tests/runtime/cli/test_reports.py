@@ -164,7 +164,7 @@ def test_what_holds_no_reports_is_never_replaced_by_any(checkpoint, tmp_path, op
     notes.write_text("mine")
     prompts.write_text("1: a red star\n")
     (tmp_path / "link").symlink_to("prompts.yaml")
-    assert_one_line(run(checkpoint, "null", option, notes), f"holds no {option[2:]}, and is never replaced")
+    assert_one_line(run(checkpoint, "null", option, notes), f"holds no {option[2:]}, so it is not replaced")
     both = run(checkpoint, "null", "--prompts", prompts, option, tmp_path / "link")
     assert_one_line(both, f"{option} and --prompts are both")
     assert notes.read_text() == "mine" and prompts.read_text() == "1: a red star\n"

@@ -128,8 +128,8 @@ def test_a_file_that_cannot_be_is_refused(checkpoint, tmp_path, text, fragments)
     [
         (["--prompt", RED], ["leave out --prompt"]),
         (["--resume", "a.mp4"], ["leave out --resume"]),
-        (["-o", "a.mp4"], ["a.mp4 is no folder"]),
-        (["-o", "null"], ["null is no folder"]),
+        (["-o", "a.mp4"], ["a.mp4 is not a folder"]),
+        (["-o", "null"], ["null is not a folder"]),
         (["-o", "no/such"], ["there is no folder no"]),
         (["--memory", "much"], ["'much' is no amount of memory"]),
         (["--memory", "0"], ["but 0 hold 0"]),
@@ -162,7 +162,7 @@ def test_more_than_fit_are_refused_before_anything_is_written(checkpoint, listin
     assert f"memory: {short:,} bytes allowed hold 2 such videos, 3 take" in result.output
     assert "bytes free on cpu hold" in run(*asked, "--dry-run").output
     assert list(tmp_path.iterdir()) == [listing]
-    assert_one_line(run("--prompt", RED, "--memory", "1GiB", "-o", "null"), "--memory says how many")
+    assert_one_line(run("--prompt", RED, "--memory", "1GiB", "-o", "null"), "--memory limits how many")
 
 
 def test_amounts_of_memory(tmp_path, monkeypatch):
@@ -239,7 +239,7 @@ def test_a_stopped_batch_goes_on_as_a_batch(checkpoint, alone, tmp_path):
     make_videos(orders, telemetry=lambda output: StopAt(stop, 1), stop=stop)
     result = run("--resume", tmp_path)
     assert result.exit_code == 0, result.output
-    assert f"going on with {len(WISHES)} videos" in result.output
+    assert f"resuming {len(WISHES)} videos" in result.output
     assert_same(tmp_path, alone)
     assert not list(tmp_path.glob("*.state"))
     assert_one_line(run("--resume", tmp_path), tmp_path.name)
