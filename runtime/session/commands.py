@@ -35,7 +35,7 @@ class CommandQueue:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Inside, no command runs; those posted before have run."""
+        """Within the context no command runs; those posted before it have run."""
         with self._lock:
             self._news.clear()
             if self._closed:  # checked after clearing, so that `close` is never missed
@@ -45,7 +45,10 @@ class CommandQueue:
         self._run_if_free()
 
     def wait(self, seconds: float | None = None) -> None:
-        """Wait until something is posted, since the last `exclusive` began, for `seconds` at most."""
+        """Wait until a command is posted, for `seconds` at most.
+
+        Returns at once if one was posted since the last `exclusive` began.
+        """
         self._news.wait(seconds)
 
     def _run_if_free(self) -> None:

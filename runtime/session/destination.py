@@ -31,10 +31,10 @@ def is_resumable(path: Path) -> bool:
 
 
 def check_output(path: Path, *, overwrite: bool) -> None:
-    """Refuse a path that frames cannot be written to, or where something lies that is not ours to replace.
+    """Refuse a path that frames cannot be written to, or that holds something that is not ours to replace.
 
     Raises:
-        UserError: if it exists already, is not a file or folder of ours, or its folder does not exist.
+        UserError: if it exists already, holds what was not made here, or its folder does not exist.
     """
     if not is_persistent(path):
         return
@@ -44,14 +44,14 @@ def check_output(path: Path, *, overwrite: bool) -> None:
     if Path(os.path.realpath(path)) in (here, *here.parents):  # realpath: `path` may lead here through links
         raise UserError(f"{path} is a folder that you work in; name a new one")
     if path.exists() and not overwrite:
-        more = f", or go on with it: {resume_command(path)}" if state_path(path).exists() else ""
+        more = f", or resume it: {resume_command(path)}" if state_path(path).exists() else ""
         raise UserError(f"{path} exists already; choose another name or add --overwrite{more}")
     if path.is_dir() and kind_of(path).pictures is None:
         raise UserError(f"{path} is a folder; choose another name")
     if not path.absolute().parent.is_dir():
         raise UserError(f"there is no folder {path.parent}; make it first")
     if (foreign := _not_ours(path)) is not None:
-        raise UserError(f"{foreign} is not of a video made here, and is never removed; choose another name")
+        raise UserError(f"{foreign} is not of a video made here, so it is not removed; choose another name")
 
 
 def leftovers(path: Path) -> list[Path]:
@@ -63,10 +63,10 @@ def leftovers(path: Path) -> list[Path]:
 
 
 def replace_older(path: Path, begun: Mapping[str, Any], spared: Sequence[Path] = ()) -> None:
-    """Remove an earlier video's files at `path` and beside it, but for files `spared`; a folder stays.
+    """Remove an earlier video's files at `path` and beside it, except those `spared`; a folder itself stays.
 
-    The sidecar that says what is `begun` replaces the older one first: whatever ends the process now,
-    what lies at `path` is shown to be ours.
+    The older sidecar is first replaced by one that describes the video `begun`, so that what lies at `path`
+    can be recognised as ours even if the process ends in between.
     """
     write_begun(path, begun)
     for left in leftovers(path):
@@ -75,7 +75,7 @@ def replace_older(path: Path, begun: Mapping[str, Any], spared: Sequence[Path] =
 
 
 def _not_ours(path: Path) -> Path | None:
-    """The first file that would have to be removed although nothing shows that it is ours."""
+    """The first file that would have to be removed although nothing shows that it is ours; None if none."""
     left, pictures = leftovers(path), kind_of(path).pictures
     inside = [each for each in left if each.parent == path]
     odd = [each for each in inside if pictures is None or not pictures.fullmatch(each.name)]
@@ -87,10 +87,10 @@ def _not_ours(path: Path) -> Path | None:
 
 @contextmanager
 def claimed(output: Path, *, fresh: bool, overwrite: bool) -> Iterator[None]:
-    """Inside, `output` is this video's alone, where videos written there stay.
+    """Within the context no other video can be written to `output`, unless that is a stream.
 
     Raises:
-        UserError: if another video is being made there, or a `fresh` one may not be.
+        UserError: if another video is being made there, or a `fresh` one may not be written there.
     """
     with locked(output) if is_persistent(output) else nullcontext():
         if fresh:
@@ -113,5 +113,5 @@ def open_sink(path: Path, *, scale: int, after: Mark | None = None, clear: Clear
 
 
 def choose_scale(height: int, wish: int | None) -> int:
-    """The factor by which frames of `height` pixels are enlarged; small models make small pictures."""
+    """The factor by which frames of `height` pixels are enlarged: `wish`, or enough for `WANTED_HEIGHT`."""
     return wish or max(1, -(-WANTED_HEIGHT // height))

@@ -1,7 +1,7 @@
-"""Videos from their orders to their files: one or several at once, in one session.
+"""Makes ordered videos and writes their files: one or several at once, in one session.
 
-Each has the frames that it would have alone, and a sidecar and a state of its own. One that fails ends alone.
-All can be stopped, and resumed one by one or together.
+Each video has the frames that it would have if made alone, and its own sidecar and state. If one fails, the
+others continue. All can be stopped, and resumed one by one or together.
 """
 
 from __future__ import annotations
@@ -48,15 +48,15 @@ class Ending:
     failure: str | None
     """Why it ended early, in one line; None if it did not, or was stopped."""
     resumable: bool
-    """Whether there is a state to go on from."""
+    """Whether there is a state to resume from."""
 
     def way_on(self) -> str:
         """The line that is printed if it was stopped: how to resume it."""
-        return f"stopped; go on with: {resume_command(self.output)}" if self.resumable else "stopped"
+        return f"stopped; resume with: {resume_command(self.output)}" if self.resumable else "stopped"
 
 
 class VideoFile:
-    """One of the videos of a session on its way to its file, folder or nowhere."""
+    """One video of a session, and its output: a file, a folder, a stream or nothing."""
 
     def __init__(
         self, session: Session, output: Path, order: Order, sink: FrameSink, telemetry: Telemetry,
@@ -130,18 +130,21 @@ def make_videos(
     orders: Mapping[Path, Order], *, telemetry: Callable[[Path], Telemetry], stop: threading.Event,
     save_every: float | None = 5.0, memory: int | None = None, overwrite: bool = False,
 ) -> list[Ending]:  # fmt: skip
-    """Make all `orders` at once, each to its place; new ones, and the rest of stopped ones.
+    """Make all `orders` at once: new videos, and the rest of stopped ones.
 
     Args:
-        orders: of one checkpoint and engine, by the place that each goes to.
-        telemetry: makes the listener to the chunks of the video at a place.
-        stop: ends all after the chunk under way; unfinished videos then have their states on disk.
+        orders: by output path; all must have the same checkpoint and engine.
+        telemetry: returns the listener for the video at an output path.
+        stop: when set, all end after the current chunk; unfinished videos then have their states on disk.
         save_every: seconds between two states of a video on disk; None saves none.
-        memory: bytes for weights and videos together; not counted if None.
-        overwrite: let new videos take the places of older ones, once they have frames.
+        memory: bytes for weights and videos together; None checks nothing.
+        overwrite: let new videos replace older ones, once they have frames.
+
+    Returns:
+        How each ended, in the order of `orders`.
 
     Raises:
-        UserError: if they do not fit, one of the places is not free, or the engine cannot be loaded;
+        UserError: if they do not fit, an output path is not free, or the engine cannot be loaded;
             nothing is written then.
     """
     job = next(iter(orders.values())).job
@@ -171,10 +174,10 @@ def make_in(
     session: Session, output: Path, order: Order, *, stop: threading.Event, save_every: float | None = 5.0,
     overwrite: bool = False,
 ) -> Ending:  # fmt: skip
-    """Make one video with a session that is loaded and makes no other; as `make_videos` otherwise.
+    """Make one video in a loaded session that makes no other; see `make_videos`.
 
     Raises:
-        UserError: if its place is not free.
+        UserError: if the output path is not free.
     """
     with ExitStack() as stack:
         _make_folders([output] if order.state is None else [])
@@ -190,7 +193,7 @@ def make_in(
 
 
 def orders_of(videos: Sequence[Video], kind: Order) -> dict[str, Order]:
-    """For each of `videos`, by its name, `kind` with another prompt, and another seed if it has one."""
+    """Orders by name: `kind` with the prompt of each of `videos`, and with its seed if it has one."""
     return {
         video.name: replace(
             kind,
@@ -213,7 +216,7 @@ def check_room(plan: VideoPlan, videos: int, memory: int) -> None:
     if (fit := plan.videos_in(memory)) < videos:
         raise UserError(
             f"{videos} videos at once take {plan.bytes_for(videos):,} bytes, but {memory:,} hold {fit}; "
-            "make fewer at once, or give --memory what there is"
+            "make fewer at once, or raise --memory if there is more"
         )
 
 
@@ -224,7 +227,7 @@ def _claim(stack: ExitStack, orders: Mapping[Path, Order], *, overwrite: bool = 
 
 
 def load_session(job: Job, memory: int | None = None) -> Session:
-    """A session of `job`.
+    """Load a session for videos like `job`, within `memory` bytes if given.
 
     Raises:
         UserError: if memory does not suffice, or the engine fails while it is loaded.
@@ -236,7 +239,7 @@ def load_session(job: Job, memory: int | None = None) -> Session:
 
 
 def sink_for(output: Path, order: Order) -> FrameSink:
-    """The sink of the video; a file that cannot be continued is refused early.
+    """The sink of the video; a file that cannot be continued is refused here, before the model is loaded.
 
     An older video at `output` is removed once the new one has frames.
 
@@ -259,10 +262,10 @@ def _begun(order: Order) -> dict[str, Any]:
 
 
 def _make_folders(outputs: Sequence[Path]) -> None:
-    """Make the folders of the files.
+    """Create the folders that the outputs lie in.
 
     Raises:
-        UserError: if it cannot be done.
+        UserError: if one cannot be created.
     """
     try:
         for output in outputs:

@@ -28,11 +28,13 @@ class Outcome:
     made: int
     """Frames that this run has made."""
     load_seconds: float
+    """Seconds spent loading the engine and the decoder."""
     first_frame_seconds: float
     """Seconds from the start of the rollout to the first frame in the sink's queue."""
     seconds: float
     """Seconds from admission until the last frame was written, without loading."""
     peak_bytes: int
+    """The most memory that the process has held so far."""
     state_seconds: float
     """Seconds spent writing states to disk, on a thread of its own."""
     applied: list[dict[str, Any]]
@@ -76,7 +78,7 @@ def _ended_early(task: VideoTask, error: BaseException) -> str:
     if isinstance(error, ReaderGoneError):
         return f"{error.strerror}; {task.frames} frames were sent"
     autosave, frames = task.producer.autosave, f"{task.frames} frames were kept"
-    mend = f"; go on with: {autosave.command}" if autosave is not None and autosave.saved else ""
+    mend = f"; resume with: {autosave.command}" if autosave is not None and autosave.saved else ""
     if isinstance(error, LostOutputError):
         again = f"; put it back, and{mend[1:]}" if mend else ""
         return f"{error.strerror}; it had {task.frames} frames{again}"

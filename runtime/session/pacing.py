@@ -1,4 +1,4 @@
-"""When a server wants a video's next chunk, and how urgently: viewers come, lag and leave."""
+"""Says when a video's next chunk is wanted, and how urgently, as viewers come, lag and leave."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from typing import Protocol
 
 
 class Pacing(Protocol):
-    """Asked by the thread that makes chunks, between two of them; answers at once."""
+    """Asked between two chunks by the thread that makes them; must answer without waiting."""
 
     def wanted(self, made: int) -> bool:
         """Whether another chunk is wanted once `made` are denoised."""
 
     def deadline(self, made: int) -> float:
-        """When the `made` chunks are used up, in seconds of the session's clock."""
+        """When viewers will have played the first `made` chunks, in seconds of the session's clock."""

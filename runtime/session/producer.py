@@ -43,7 +43,7 @@ class Admission:
 
     job: Job
     sink: FrameSink
-    """Takes the frames; with a `state`, it stands where the state's mark says."""
+    """Takes the frames; with a `state`, it must stand at the state's mark."""
     frames: int | None
     """Frames of the whole video; None for an endless one."""
     telemetry: Telemetry = NoTelemetry()
@@ -66,9 +66,9 @@ class VideoProducer:
         """Begin with the first chunk, or resume from the state in `asked`.
 
         Args:
-            asked: the video.
-            rollout, decoder: new ones.
-            side: the stream in which chunks of all videos are decoded.
+            asked: the video, its sink and its listeners.
+            rollout, decoder: new ones, used by no other video.
+            side: the CUDA stream on which the chunks of all videos are decoded.
             chunk_seconds: how long a chunk lasts when it is played.
         """
         self.job, self.autosave, self.pacing, self.earlier = asked.job, asked.autosave, asked.pacing, 0

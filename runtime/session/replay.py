@@ -1,4 +1,4 @@
-"""Repeats a video from its sidecar, or resumes one that was interrupted from its state."""
+"""Orders for videos: a new one, one repeated from its sidecar, or one resumed from its state."""
 
 from __future__ import annotations
 
@@ -67,13 +67,13 @@ def warnings_of(orders: Sequence[Order]) -> list[str]:
 
 
 def new(prompts: Any, checkpoint: str | None, *, scale: int | None, **options: Any) -> Order:
-    """Order a new video; `prompts`, `checkpoint` and `options` are those of `prepare`."""
+    """The order for a new video; `prompts`, `checkpoint` and `options` are those of `prepare`."""
     job, frames = prepare(prompts, checkpoint, **options)
     return Order(job=job, frames=frames, scale=choose_scale(job.height, scale))
 
 
 def repeat(sidecar: Path, given: Mapping[str, Any]) -> Order:
-    """The video that `sidecar` describes, from its start.
+    """The order for the video that `sidecar` describes, from its start; `given` options must agree with it.
 
     Raises:
         UserError: if it describes none, or a file that it names has changed.
@@ -85,22 +85,22 @@ def repeat(sidecar: Path, given: Mapping[str, Any]) -> Order:
 
 
 def resume(output: Path, given: Mapping[str, Any]) -> Order:
-    """The rest of the video `output`.
+    """The order for the rest of the video `output`; `given` options must agree with its description.
 
     Raises:
         UserError: if there is no state to resume, it is torn, or a file that it names has changed.
     """
     if not is_persistent(output):
-        raise UserError(f"{output} keeps no video to go on with; name the file or folder of one")
+        raise UserError(f"{output} holds no video to resume; name the file or folder of one")
     if not is_resumable(output):
-        raise UserError(f"{output} is one piece, which cannot be gone on with; make it anew with --overwrite")
+        raise UserError(f"{output} is a single piece, which cannot be resumed; make it anew with --overwrite")
     sidecar = sidecar_path(output)
     mend = "make it anew"
     if sidecar.exists():
         mend += f" with: vmla-run --repeat {sidecar} -o {output} --overwrite"
         told = {"weights": None} if state_path(output).exists() else read_json(sidecar)
         if told.get("complete"):
-            raise UserError(f"{output} is complete: there is nothing to go on with")
+            raise UserError(f"{output} is complete: there is nothing to resume")
         if told.get("weights") == {}:  # the run was killed before they were known
             mend = "make it anew with --overwrite"
     state, recorded = load_state(state_path(output), mend=mend)
@@ -119,7 +119,7 @@ def _as_recorded(recorded: Mapping[str, Any], given: Mapping[str, Any], path: Pa
     recorded = {**DEFAULTS, **recorded}
     told = Recorded.of(recorded, str(path))
     if told.frames is None:
-        raise UserError(f"{path} describes a video without an end, which its own session alone goes on with")
+        raise UserError(f"{path} describes an endless video, which only its own session can continue")
     length = {"minutes", "seconds", "chunks"} & given.keys()
     options: dict[str, Any] = {
         "checkpoint": told.checkpoint,
@@ -155,7 +155,9 @@ def _changes(then: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
 
 
 def _trusted(folder: str | None, path: Path) -> Path | None:
-    """The engine that a recorded video was made with: a program, which a file alone cannot have run.
+    """The engine that a recorded video was made with; None for the model itself.
+
+    An engine is a program, so a sidecar or state that comes from elsewhere must not decide that it is run.
 
     Raises:
         UserError: unless it lies among the user's own engines.

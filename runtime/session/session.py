@@ -248,7 +248,7 @@ class Session:
         # The memory plan counts the noise of one sampler's steps.
         for name in SHARED if self._memory is None else ("sampler", *SHARED):
             if getattr(job, name) != getattr(self._job, name):
-                raise UserError(f"this video has another {name} than the session; make it on its own")
+                raise UserError(f"this video has another {name} than the session; make it in another session")
 
     def _reserve(self) -> int:
         """Count another video against the memory budget, and return its number."""
@@ -293,5 +293,5 @@ class Session:
         if asked.frames is None:
             config = self._job.checkpoint.model_config()
             return config.chunk * self._job.decoding.sizes().temporal_ratio
-        # Without frames nobody watches: the video with the fewest chunks goes on.
+        # Without frames nobody watches; deadlines then only keep all videos at the same number of chunks.
         return (asked.frames or asked.job.chunks) / asked.job.chunks

@@ -128,7 +128,7 @@ class VideoTask:
             self.close()
 
     def close(self, *, save: bool = True, failure: Exception | None = None) -> None:
-        """Begin to end the video. An unfinished one `save`s its state, unless a `failure` ends it."""
+        """End the video; an unfinished one saves its state if `save` is set and there is no `failure`."""
         if self._closing:
             return
         self._closing = True
@@ -197,7 +197,7 @@ class VideoTask:
             if self.producer.complete and self.failure is None:
                 answer.set_result(self._last_state())
             else:
-                answer.set_exception(UserError("the video has ended early; there is no state to go on from"))
+                answer.set_exception(UserError("the video has ended early; there is no state to resume from"))
 
     def _last_state(self) -> State:
         """The state of a complete video, of which nothing is left to make."""

@@ -59,7 +59,7 @@ def test_the_first_finishes_the_chunk_and_says_how_to_go_on(commands, checkpoint
     started.send(number)
     status, said = started.wait()
     assert status == 128 + number, said
-    assert f"stopped; go on with: vmla-run --resume {output}" in said
+    assert f"stopped; resume with: vmla-run --resume {output}" in said
     assert "Traceback" not in said
     told = json.loads((tmp_path / "a.mp4.json").read_text())
     assert told["complete"] is False and told["frames_written"] % 12 == 0
@@ -78,7 +78,7 @@ def test_the_second_leaves_a_sink_that_blocks_for_ever(commands, checkpoint, tmp
     status, said = started.wait()
     assert time.monotonic() - began < 60  # and not the ten minutes for which the sink sleeps
     assert status == 128 + signal.SIGTERM
-    assert f"stopped; go on with: vmla-run --resume {output}" in said
+    assert f"stopped; resume with: vmla-run --resume {output}" in said
     assert CliRunner().invoke(main, ["--resume", str(output)]).exit_code == 0
 
 
@@ -140,6 +140,6 @@ def test_whatever_fails_ends_in_one_line_that_says_how_to_go_on(checkpoint, tmp_
     assert result.exit_code == 2, result.output
     last = result.output.splitlines()[-1]
     assert fragment in last and "24 frames were kept" in last and "Traceback" not in result.output
-    assert last.endswith(f"go on with: vmla-run --resume {output}")
+    assert last.endswith(f"resume with: vmla-run --resume {output}")
     assert CliRunner().invoke(main, ["--resume", str(output)]).exit_code == 0
     assert json.loads((tmp_path / "a.mp4.json").read_text())["complete"] is True

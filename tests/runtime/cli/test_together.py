@@ -40,7 +40,7 @@ def test_the_first_process_writes_and_speaks_and_the_other_is_silent(made):
 def test_a_video_that_was_stopped_goes_on_by_as_many_processes_with_the_same_bytes(made):
     folder, (first, other) = made
     assert first[1][0] == 143, first[1][1]
-    assert "go on with" in first[1][1]
+    assert "resume with" in first[1][1]
     assert other[1] == [2, ""]
     assert (first[2][0], other[2]) == (0, [0, ""]), (first[2], other[2])
     assert (folder / "stopped.mp4").read_bytes() == (folder / "whole.mp4").read_bytes()

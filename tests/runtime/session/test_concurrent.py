@@ -194,7 +194,7 @@ def test_one_whose_sink_fails_ends_alone_and_goes_on_later(checkpoint, alone, li
     assert result.exit_code == 2, result.output
     last = result.output.splitlines()[-1]
     assert f"1 of 3 videos failed: {out / 'ring.mp4'}: cannot write the video: No space left" in last
-    assert "24 frames were kept; go on with: vmla-run --resume" in last
+    assert "24 frames were kept; resume with: vmla-run --resume" in last
     assert_same(out, alone, ["star", "again"])
     assert run("--resume", out / "ring.mp4").exit_code == 0
     assert_same(out, alone)
@@ -271,7 +271,7 @@ def test_ctrl_c_finishes_the_chunks_and_leaves_files_that_play(checkpoint, listi
     assert status == 130, said
     assert "Traceback" not in said
     for name in WISHES:
-        assert f"go on with: vmla-run --resume {out / name}.mp4" in said
+        assert f"resume with: vmla-run --resume {out / name}.mp4" in said
         told = json.loads((out / f"{name}.mp4.json").read_text())
         assert told["complete"] is False
         assert frames_in(out / f"{name}.mp4") == told["frames_written"] > 0

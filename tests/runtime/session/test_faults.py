@@ -90,7 +90,7 @@ def test_a_full_disk_stops_it_and_it_goes_on_when_there_is_room(order, whole, tm
         make(order, FullDisk(output, frames_per_second=16), output)
     assert str(caught.value) == (
         f"cannot write the video: No space left on device; 24 frames were kept; "
-        f"go on with: vmla-run --resume {output}"
+        f"resume with: vmla-run --resume {output}"
     )
     assert frames_in(output) == 24
     run("--resume", output)
