@@ -26,7 +26,7 @@ class FrameSink(Protocol):
     """Takes the frames of one video in order."""
 
     def write(self, frames: Frames) -> None:
-        """Take [n, H, W, 3] frames; afterwards they outlive this process, however it ends.
+        """Take [n, H, W, 3] frames; once this returns, they outlive the process, however it ends.
 
         Raises:
             OSError: if they cannot be stored; frames stored before stay readable.

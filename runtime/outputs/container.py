@@ -1,7 +1,7 @@
-"""Whole files by an encoder that stays open: VP9 in WebM, and GIF.
+"""WebM (VP9) and GIF files, each written as a single piece by an encoder that stays open.
 
-Unlike an MP4 of ours, such a file is one piece, which cannot be cut and continued: a video that is stopped
-ends there, and its file is whole. If the process is killed, the last second may be missing.
+Unlike our MP4 files, such a file cannot be cut and continued: a video that is stopped ends there, and its
+file is complete. If the process is killed, the last second may be missing.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from av.filter import Graph
 
 FLUSHED = {"flush_packets": "1"}
-"""The muxer writes every packet at once."""
+"""The muxer writes every packet at once, so that little is lost if the process is killed."""
 VP9 = {"deadline": "realtime", "cpu-used": "6", "lag-in-frames": "0", "crf": "24", "b": "0", "threads": "1"}
 """No frame held back; one thread, so that the bytes do not depend on the machine's cores."""
 
@@ -48,17 +48,17 @@ class ContainerSink(ABC):
 
     @abstractmethod
     def stream(self, container: OutputContainer, width: int, height: int) -> VideoStream:
-        """The stream of the file, for pictures of that size."""
+        """Add the video stream to `container`, for pictures of `width` x `height` pixels, and return it."""
 
     @abstractmethod
     def pictures(self, pixels: NDArray[np.uint8] | None, number: int) -> Iterator[VideoFrame]:
-        """The encoder's input for picture `number` [H, W, 3], or for the end if `pixels` is None."""
+        """Yield the encoder's input for frame `number` [H, W, 3], or what is left if `pixels` is None."""
 
     def write(self, frames: Frames) -> None:
         """Encode [n, H, W, 3] frames.
 
         Raises:
-            OSError: if the file cannot be written, or is not at its place any more.
+            OSError: if the file cannot be written, or is no longer at its path.
         """
         if not len(frames):
             return
@@ -111,7 +111,7 @@ class WebmSink(ContainerSink):
     muxer = "webm"
 
     def stream(self, container: OutputContainer, width: int, height: int) -> VideoStream:
-        """A key frame at least every second."""
+        """Add a VP9 stream that has a key frame at least every second."""
         stream = container.add_stream("libvpx-vp9", rate=self.rate, options=VP9)
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.gop_size = self.rate
@@ -134,7 +134,7 @@ class GifSink(ContainerSink):
     muxer = "gif"
 
     def stream(self, container: OutputContainer, width: int, height: int) -> VideoStream:
-        """Streams of this kind play for ever."""
+        """Add a GIF stream, which players repeat for ever."""
         stream = container.add_stream("gif", rate=self.rate)
         stream.width, stream.height, stream.pix_fmt = width, height, "pal8"
         stream.codec_context.time_base = Fraction(1, self.rate)
@@ -142,7 +142,7 @@ class GifSink(ContainerSink):
         return stream
 
     def pictures(self, pixels: NDArray[np.uint8] | None, number: int) -> Iterator[VideoFrame]:
-        """The pictures that the filters have ready; the last ones may only come at the end."""
+        """Yield the pictures that the filters have ready; the last ones may only come at the end."""
         import av
 
         if pixels is None:
@@ -180,13 +180,13 @@ def _palettes(width: int, height: int, scale: int, rate: int) -> Graph:
 
 
 def _kind(what: str, ending: str, sink: type[ContainerSink]) -> SinkKind:
-    """The kind of a class of sinks."""
+    """The `SinkKind` of a class of sinks."""
 
     def begin(
         path: Path, *, scale: int, after: Mark | None = None, clear: Clear | None = None
     ) -> FrameSink:  # fmt: skip
         if after is not None:
-            raise UserError(f"{path} cannot be gone on with; make it anew with --overwrite")
+            raise UserError(f"{path} cannot be resumed; make it anew with --overwrite")
         return sink(path, frames_per_second=FRAMES_PER_SECOND, scale=scale, clear=clear)
 
     return SinkKind(

@@ -1,8 +1,8 @@
 """H.264 in a fragmented MP4 that plays while it is being written, whatever happens to the writer.
 
-What one call of `write` brings is in the file when the call returns, as fragments of its own that
-depend on nothing before or after them. A fragment's first eight bytes come last: until then, players
-take what lies there for an unknown box that reaches to the end of the file, and pass it over.
+The frames of one call of `write` are in the file when the call returns, as fragments that depend on
+nothing before or after them. A fragment's first eight bytes are written last: until then, players see
+an unknown box that reaches to the end of the file, and skip it.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Mp4Sink:
         self, path: Path, *, frames_per_second: int, scale: int = 1, after: Mark | None = None,
         clear: Clear | None = None,
     ) -> None:  # fmt: skip
-        """Write to `path`, each frame enlarged `scale` times; go on `after` the mark of another sink.
+        """Write to `path`, each frame enlarged `scale` times; continue `after` the mark of an earlier sink.
 
         `clear` removes an older output at `path`, once the first frames lie beside it.
 
@@ -52,7 +52,7 @@ class Mp4Sink:
         self._crc32: int | None = after.get("crc32") if after else 0
         """CRC-32 of all bytes so far; None if the file was begun by a version that did not compute it."""
         self._matrix = start.get("matrix", 0) if self._bytes else None
-        """Matrix of the colours, with which the file was begun and goes on; None before the first frame."""
+        """Colour matrix of the whole file, chosen with its first frame; None before that."""
         if self._bytes:
             self._check()
 
@@ -60,7 +60,7 @@ class Mp4Sink:
         """Encode [n, H, W, 3] frames and append them.
 
         Raises:
-            OSError: if the file cannot be written, or is not at its place any more.
+            OSError: if the file cannot be written, or is no longer at its path.
             UserError: if the encoder is not the one that wrote the file so far.
         """
         if not len(frames):
@@ -80,7 +80,7 @@ class Mp4Sink:
         self._frames += len(frames)
 
     def mark(self) -> Mark:
-        """Frames, bytes and fragments in the file; its header's length and checksum, the colours' matrix."""
+        """Numbers of frames, bytes and fragments; the header's length and checksum; the colour matrix."""
         whole = {} if self._crc32 is None else {"crc32": self._crc32}
         return {
             **whole,
@@ -99,12 +99,12 @@ class Mp4Sink:
                 header = file.read(self._header)
                 whole = _checksum(file, self._bytes - self._header, zlib.crc32(header))
             except OSError as error:
-                raise UserError(f"cannot go on with {self.path}: {error.strerror}") from error
+                raise UserError(f"cannot continue {self.path}: {error.strerror}") from error
         if whole is None or zlib.crc32(header) != self._header_crc32 or self._crc32 not in (None, whole):
             raise UserError(f"{self.path} was cut or changed; make it anew with --overwrite")
 
     def _open(self, header: bytes) -> BinaryIO:
-        """The file aside with nothing but `header`, or the one at its place, cut behind the mark."""
+        """A new file beside its path with only `header`, or the file at its path, cut after the mark."""
         if not self._bytes:
             self._aside.unlink(missing_ok=True)
             file = self._aside.open("xb", buffering=0)
@@ -119,7 +119,7 @@ class Mp4Sink:
         return file
 
     def _appear(self) -> None:
-        """Put the file that lies aside, with its first frames, in its place."""
+        """Rename the new file, which has its first frames, to its path."""
         if self._clear is not None:
             self._clear(())
         self._aside.replace(self.path)

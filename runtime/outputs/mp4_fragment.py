@@ -1,8 +1,8 @@
-"""Frames to a piece of a fragmented MP4 that depends on these frames and their place alone.
+"""Encodes frames as a piece of a fragmented MP4 that depends only on these frames and their position.
 
 Each piece is encoded and muxed afresh and begins with a key frame, so a file may be cut between any
-two and continued there, and comes out as if it had never been cut. Muxers number fragments and times
-from nothing; `place` puts in the true ones (ISO/IEC 14496-12: boxes `mfhd` and `tfdt` of a `moof`).
+two and continued there, and comes out as if it had never been cut. Muxers count fragments and time
+from zero; `place` writes the true numbers (ISO/IEC 14496-12: boxes `mfhd` and `tfdt` of a `moof`).
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ LIMITED, FULL = 1, 2
 CODE = {BT601: 6, BT709: 1}
 """Code of a matrix, of its primaries and of its transfer function (ITU-T H.273); 6 is SMPTE 170M."""
 SCALER = {0: None, BT601: "ITU601", BT709: "ITU709"}
-"""The scaler's name of each matrix."""
+"""FFmpeg's scaler has its own names for the matrices; None leaves its default."""
 
 
 class Box(NamedTuple):
@@ -48,12 +48,12 @@ class Box(NamedTuple):
 
     kind: bytes
     start: int
-    """Of its size, which its type follows."""
+    """Offset of its size field, which its type follows."""
     end: int
 
 
 def boxes(data: bytes | bytearray, start: int = 0, end: int | None = None) -> Iterator[Box]:
-    """The boxes that lie side by side in `data`, whole ones only."""
+    """Yield the boxes that follow one another in `data`; an incomplete last one is left out."""
     end = len(data) if end is None else end
     while start + 8 <= end:
         size, kind = struct.unpack_from(">I4s", data, start)
@@ -98,8 +98,8 @@ def encode(frames: Frames, *, rate: int, scale: int, matrix: int) -> tuple[bytes
     Args:
         frames: uint8, red green blue, 0 .. 255.
         rate: frames per second.
-        scale: times that each is enlarged.
-        matrix: that the colours are converted with; file and stream name it, unless it is 0.
+        scale: factor by which each frame is enlarged.
+        matrix: colour matrix of the conversion, which file and stream name unless it is 0.
     """
     import av
     from av.bitstream import BitStreamFilterContext
@@ -129,7 +129,7 @@ def encode(frames: Frames, *, rate: int, scale: int, matrix: int) -> tuple[bytes
 
 
 def place(header: bytes, fragments: bytearray, *, number: int, seconds: Fraction) -> int:
-    """Number `fragments` from `number` on, and let them begin at `seconds`; how many they are."""
+    """Number `fragments` from `number` on and let them begin at `seconds`; return how many there are."""
     at = header.index(b"mdhd")
     (timescale,) = struct.unpack_from(">I", header, at + 16)  # type, version, two dates before it
     count = 0

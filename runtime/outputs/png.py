@@ -1,4 +1,4 @@
-"""A folder of numbered pictures."""
+"""Writes frames into a folder as numbered PNG files."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class PngSink:
     def __init__(
         self, folder: Path, *, scale: int = 1, after: Mark | None = None, clear: Clear | None = None
     ) -> None:
-        """Write into `folder`, each frame enlarged `scale` times; go on `after` the mark of another sink.
+        """Write into `folder`, each frame enlarged `scale` times; continue `after` an earlier sink's mark.
 
         `clear` removes older pictures in `folder`, once the first new ones lie there.
 
@@ -44,10 +44,10 @@ class PngSink:
         self._clear, self._known = clear, self._checked() if self._count else None
 
     def write(self, frames: Frames) -> None:
-        """Store [n, H, W, 3] frames, each at once.
+        """Store [n, H, W, 3] frames, each in a file that appears once it is complete.
 
         Raises:
-            OSError: if one cannot be written, or the folder is not at its place any more.
+            OSError: if one cannot be written, or the folder is no longer at its path.
         """
         if not len(frames):
             return
@@ -85,7 +85,7 @@ class PngSink:
         self._count = len(frames)
 
     def _checked(self) -> os.stat_result:
-        """The folder of pictures that another sink has left."""
+        """The status of the folder, once every picture before the mark is found to be there."""
         for number in range(self._count):
             if not self._place(number).is_file():
                 raise UserError(f"{self._place(number)} is gone; make {self.path} anew with --overwrite")

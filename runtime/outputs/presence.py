@@ -8,7 +8,7 @@ from pathlib import Path
 
 
 class LostOutputError(OSError):
-    """The file or folder that was being written is not at its place any more."""
+    """The file or folder that was being written is no longer at its path."""
 
     def __init__(self, path: Path) -> None:
         super().__init__(errno.ESTALE, f"{path} was moved, removed or replaced meanwhile")

@@ -12,6 +12,7 @@ from runtime.outputs.png import PNG
 from runtime.outputs.stream import STREAM
 
 NOWHERE = Path("null")
+"""The output path that drops all frames."""
 
 
 def _forget(path: Path, **_: object) -> FrameSink:

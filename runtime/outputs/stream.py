@@ -62,7 +62,7 @@ class StreamSink:
 
         Raises:
             ReaderGoneError: if nobody reads any more.
-            OSError: for whatever else the system refuses.
+            OSError: if the system refuses the bytes for another reason.
         """
         if not len(frames):
             return
@@ -93,7 +93,7 @@ class StreamSink:
 
 
 def _open(path: Path, *, scale: int, after: Mark | None = None, clear: Clear | None = None) -> StreamSink:
-    """Open the stream, which always begins at its start; `after` and `clear` mean nothing."""
+    """Open the stream, which always begins at its start; `after` and `clear` are ignored."""
     return StreamSink(path, frames_per_second=FRAMES_PER_SECOND, scale=scale)
 
 
@@ -101,7 +101,7 @@ STREAM = SinkKind(what="- for standard output", takes=is_stream, open=_open, per
 
 
 def _opened(path: Path) -> int:
-    """A pipe, once somebody opens it to read, or a connection to a socket."""
+    """The descriptor of a pipe, once somebody reads from it, or of a connection to a socket."""
     if not stat.S_ISSOCK(path.stat().st_mode):
         return os.open(path, os.O_WRONLY)
     with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as connection:

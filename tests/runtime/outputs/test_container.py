@@ -65,7 +65,7 @@ def test_nothing_written_leaves_nothing_and_what_is_moved_is_noticed(kind, endin
     with pytest.raises(LostOutputError):
         sink.write(moving(2))
     sink.close()
-    with pytest.raises(UserError, match="cannot be gone on with"):
+    with pytest.raises(UserError, match="cannot be resumed"):
         kind.open(path, scale=1, after={"frames": 2})
 
 
@@ -94,7 +94,7 @@ def test_the_command_writes_one_with_a_sidecar_and_no_state(ending, checkpoint, 
     sidecar = output.with_name(output.name + ".json")
     assert sorted(tmp_path.iterdir()) == [output, sidecar]
     assert json.loads(sidecar.read_text())["complete"]
-    assert_one_line(run("--resume", output), "cannot be gone on with")
+    assert_one_line(run("--resume", output), "cannot be resumed")
     assert_one_line(run("--prompt", PROMPT, "-o", output), "exists already")
     again = run("--repeat", sidecar, "-o", output, "--overwrite")
     assert again.exit_code == 0, again.output
