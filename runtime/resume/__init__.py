@@ -1,1 +1,1 @@
-"""The state of a video on disk, from which it goes on to the identical frames."""
+"""The state of a video on disk, from which it continues with identical frames."""

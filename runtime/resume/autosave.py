@@ -20,7 +20,10 @@ def resume_command(output: Path) -> str:
 
 
 class Autosave(WorkerThread):
-    """A context manager; a video's first state is due at once, so that nearly every video can be resumed."""
+    """Saves the states of one video; a context manager.
+
+    The first state is due at once, so that nearly every stopped video can be resumed.
+    """
 
     def __init__(
         self,
@@ -37,10 +40,10 @@ class Autosave(WorkerThread):
         Args:
             output: the video.
             describe: returns all that determines its frames, and may take seconds.
-            every: seconds between two states: the work that a crash may cost, at most.
+            every: seconds between two states; a crash costs at most that much work.
             saved: whether there is a state already, which then is the first.
-            has_older: whether an older video lies there, whose state and sidecar stay until the new one
-                has frames.
+            has_older: whether there is an older video, whose state and sidecar stay until the new one has
+                frames.
             fenced: returns a context in which nobody else writes there; entering it raises if somebody may.
         """
         super().__init__("autosave", capacity=1)

@@ -28,11 +28,11 @@ from vmla.weights.checkpoint import shipped_folder
 from vmla.weights.formats.files import hash_weights, write_json
 
 FRAMES = 24 * 3600 * FRAMES_PER_SECOND
-"""The frames of a day, the longest video; it has fewer chunks than that."""
+"""Frames of a day, the most that a description may name; also the most chunks, of which there are fewer."""
 PACKAGES = ("numpy", "av", "transformers", "tokenizers", "ftfy")
 """Packages whose versions are recorded beside PyTorch's: they read the prompt and encode the frames."""
 DEFAULTS: Mapping[str, Any] = {**NOT_RECORDED, "compiled": False, "fp8": False, "cache": None, "processes": 1}
-"""Values of fields that descriptions of earlier versions do not have."""
+"""Values of the fields that earlier versions did not record."""
 
 
 def sidecar_path(output: Path) -> Path:
@@ -103,7 +103,7 @@ class Recorded:
 
     @property
     def start(self) -> Start | None:
-        """The start that the video went on from; its file is not read."""
+        """The pictures that the video continues, if any; their file is not read."""
         if self.start_file is None or self.start_hash is None:
             return None
         return Start(path=Path(self.start_file), sha256=self.start_hash, chunks=self.start_chunks)
@@ -180,7 +180,10 @@ def describe_model(job: Job) -> dict[str, Any]:
 
 
 def describe_machine(device: torch.device) -> dict[str, str]:
-    """The properties of a machine on which rounding depends, beside the number of threads; cores are none."""
+    """The properties of a machine on which rounding depends, besides the number of threads.
+
+    The number of cores is not one of them, because the number of threads does not depend on it.
+    """
     found = {"instruction_set": torch.backends.cpu.get_cpu_capability(), "architecture": platform.machine()}
     if device.type == "cuda":
         found["gpu"] = torch.cuda.get_device_name(device)
@@ -189,7 +192,10 @@ def describe_machine(device: torch.device) -> dict[str, str]:
 
 
 def describe_window(config: ModelConfig) -> dict[str, int]:
-    """The window in latent frames; of the younger settings only those that are set."""
+    """The window in latent frames.
+
+    Settings that are younger than the format appear only if they are set, so that older files still agree.
+    """
     names = ("sink", "history", "chunk", *(name for name in YOUNGER if getattr(config, name)))
     return {name: getattr(config, name) for name in names}
 
@@ -217,7 +223,7 @@ def hash_json(value: Any) -> str:
 
 
 def write_begun(output: Path, video: Mapping[str, Any]) -> None:
-    """Write or replace the sidecar of a video of which nothing is there yet; no weights are read for it."""
+    """Write or replace the sidecar of a video that has no frames yet, without reading any weights."""
     write_sidecar(output, {**video, "weights": {}}, {"complete": False, "frames_written": 0})
 
 

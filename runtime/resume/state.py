@@ -52,18 +52,19 @@ class Snapshot:
     """A rollout between two chunks."""
 
     number: int
-    """The chunk that is next."""
+    """Number of the next chunk."""
     frame: int
-    """`Rollout.frame`, where that chunk begins."""
+    """Latent frame at which that chunk begins (`Rollout.frame`)."""
     forgotten: int
     cache: Tensor
-    """In main memory, complete from the moment `ready` on."""
+    """In main memory; the copy is complete once `ready` has passed."""
     past: dict[int, Tensor]
+    """Clean latents [B, z, F, h, w] of chunks in the window, by their number."""
     ready: Stamp = 0.0
 
     @classmethod
     def of(cls, rollout: Rollout) -> Snapshot:
-        """A copy, without waiting for it."""
+        """A snapshot of `rollout`; on a GPU the copy may still be under way when this returns."""
         cache = host_copy(rollout.buffers.cache)
         return cls(
             number=rollout.number,
@@ -75,10 +76,10 @@ class Snapshot:
         )
 
     def restore(self, rollout: Rollout) -> None:
-        """Let `rollout` go on from here.
+        """Set `rollout` to this point, from which it then continues.
 
         Raises:
-            UserError: if this is of a rollout with another cache.
+            UserError: if its cache has another shape.
         """
         buffers, ours = rollout.buffers, tuple(self.cache.shape)
         if ours != tuple(buffers.cache.shape):
@@ -91,7 +92,7 @@ class Snapshot:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """A video between two chunks: all that is needed to go on with it, here, elsewhere or later."""
+    """A video between two chunks: all that is needed to continue it, here, elsewhere or later."""
 
     snapshot: Snapshot
     decoder_state: DecoderState | None
@@ -170,7 +171,7 @@ def save_state(path: Path, state: State, video: Mapping[str, Any]) -> None:
 
 
 def is_state(path: Path) -> bool:
-    """Whether `path` is a whole file that holds a video's state; of the tensors nothing is read."""
+    """Whether the file `path` has the header of a video's state; no tensor is read."""
     try:
         return "state" in read_header(path).metadata
     except UserError:
@@ -181,25 +182,25 @@ def load_state(path: Path, *, mend: str) -> tuple[State, dict[str, Any]]:
     """The state at `path` and the description of its video.
 
     Args:
-        path: of the file.
+        path: the file that `save_state` wrote.
         mend: the error's advice if there is no state to resume.
 
     Raises:
         UserError: if there is none, or one that is torn or of another version.
     """
     if not path.exists():
-        raise UserError(f"there is no {path}: nothing to go on from; {mend}")
+        raise UserError(f"there is no {path}: nothing to resume; {mend}")
     with opened(path, mend=mend) as file:
         state = state_in(file, str(path), mend=mend)
     return state, dict(state.video)
 
 
 def state_in(file: BinaryIO, where: str, *, mend: str) -> State:
-    """The state in an open file; its path may have become that of the next state meanwhile.
+    """The state in an open file, which may have been replaced at its path by a later state meanwhile.
 
     Args:
-        file: at its beginning.
-        where: what it is called in an error.
+        file: open for reading, at its beginning.
+        where: how errors name it.
         mend: as in `load_state`.
 
     Raises:
@@ -245,7 +246,7 @@ def _state(header: StateHeader, tensors: Mapping[str, Tensor]) -> State:
 
 
 def _first_frame(header: StateHeader) -> int:
-    """`Snapshot.frame` from a position: whole chunks, in which older states count, and frames beside them."""
+    """`Snapshot.frame` from the position in a header, which older states count in whole chunks."""
     chunks, frames = header.position
     if not chunks:
         return frames

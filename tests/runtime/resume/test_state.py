@@ -127,7 +127,7 @@ def test_ctrl_c_finishes_the_chunk_and_the_video_goes_on(checkpoint, whole, tmp_
         status, said = started.wait()
     assert status == 130, said
     assert "Traceback" not in said
-    assert f"go on with: vmla-run --resume {output}" in said
+    assert f"resume with: vmla-run --resume {output}" in said
     told = json.loads((tmp_path / "a.mp4.json").read_text())
     assert told["complete"] is False
     assert frames_in(output) == told["frames_written"] > 0
@@ -226,7 +226,7 @@ def reword(path, old, new):
 DAMAGE = {
     "weights": (other_weights, ["another weights.transformer"]),
     "no checkpoint": (lambda f: shutil.rmtree(f / "model"), ["no checkpoint"]),
-    "no state": (lambda f: state_path(f / "a.mp4").unlink(), ["nothing to go on from", "--repeat"]),
+    "no state": (lambda f: state_path(f / "a.mp4").unlink(), ["nothing to resume", "--repeat"]),
     "torn": (lambda f: state_path(f / "a.mp4").write_bytes(state_path(f / "a.mp4").read_bytes()[:-40]),
              ["is torn", "--repeat"]),
     "flipped": (lambda f: flip(state_path(f / "a.mp4"), -5), ["is torn", "hash"]),
@@ -281,7 +281,7 @@ def test_a_complete_video_has_nothing_to_go_on_with(whole):
     ("changes", "said"),
     [
         ({"frames": 10**15}, "field frames is 1000000000000000; input should be less than or equal to"),
-        ({"frames": None}, "describes a video without an end"),
+        ({"frames": None}, "describes an endless video"),
         ({"frames": -1}, "field frames is -1"),
         ({"frames_per_second": 0}, "field frames_per_second is 0; input should be 16"),
         ({"sampler": {"kind": "renoise", "steps": 1.5}}, "field sampler.steps is 1.5"),
