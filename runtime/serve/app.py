@@ -28,7 +28,7 @@ from runtime.serve.streams.worker import Worker
 
 
 def create_app(job: Job, settings: ServeSettings, *, memory: int, tracing: Tracing | None = None) -> FastAPI:
-    """The application that serves the model of `job` within `memory` bytes; it is loaded here.
+    """Load the model of `job`, and return the application that serves it within `memory` bytes.
 
     `tracing` traces its work and is closed at the end; None traces nothing.
 

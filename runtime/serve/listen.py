@@ -1,4 +1,4 @@
-"""Listening: a socket, and uvicorn around the application."""
+"""Opens the socket that the server listens on, and runs the application in uvicorn."""
 
 from __future__ import annotations
 
@@ -28,10 +28,10 @@ Drain = Callable[[], Awaitable[None]]
 
 
 def open_socket(settings: ServeSettings) -> socket.socket:
-    """A socket that listens at the address of `settings`; port 0 is any that is free.
+    """A socket bound to the address of `settings`; port 0 picks a free one.
 
     Raises:
-        UserError: if it cannot be had.
+        UserError: if the address cannot be used.
     """
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
     listening = socket.socket(family, socket.SOCK_STREAM)
@@ -63,7 +63,7 @@ class StoppableServer(uvicorn.Server):
 
     @contextmanager
     def capture_signals(self) -> Iterator[None]:
-        """Leave signals alone: uvicorn would raise each again at the end, and it would count twice."""
+        """Leave signals alone: uvicorn would raise each again at the end, so that it would count twice."""
         yield
 
     async def on_tick(self, counter: int) -> bool:
@@ -81,14 +81,15 @@ def server_for(
 ) -> StoppableServer:
     """uvicorn for `app`, to be run on a socket of `open_socket` until `stop` is set and it has drained."""
     limits, most = settings.limits, min(CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
-    # From `most` on HTTP is answered with 503; WebSockets are not asked, so that beyond nobody is.
+    # With `most` connections uvicorn answers HTTP with 503 but still accepts WebSockets, so `TimelyHttp`
+    # closes every connection beyond that number.
     timely = type("Timely", (TimelyHttp,), {"patience": limits.request_seconds, "most": most})
     options: dict[str, Any] = {
         "http": timely,
         "ws": BoundedWebSocket,
         "ws_max_size": limits.message_bytes,
         "ws_max_queue": 8,
-        "ws_per_message_deflate": False,  # video does not get smaller
+        "ws_per_message_deflate": False,  # encoded video would not get smaller
         "ws_ping_interval": 20.0,
         "ws_ping_timeout": 20.0,
         "timeout_keep_alive": 15,
@@ -99,7 +100,7 @@ def server_for(
         "log_config": None,
         "access_log": False,
         "lifespan": "on",
-        "loop": "asyncio",  # whatever else is installed
+        "loop": "asyncio",  # not uvloop, even if it is installed
     }
     stop = threading.Event() if stop is None else stop
     return StoppableServer(uvicorn.Config(app, **options), stop, Watch(limits.stall_seconds), drain)

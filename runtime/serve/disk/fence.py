@@ -50,7 +50,7 @@ class Claim:
 
     @contextmanager
     def held(self) -> Iterator[None]:
-        """Inside, nobody else has it.
+        """Within the context no other server has the claim.
 
         Raises:
             ClaimLostError: if it was released or lost, or that is unknown (a stale handle of NFS).
@@ -90,7 +90,7 @@ class Fence:
         """The right to the stream in `folder`; None if another server has it, or there is no such folder.
 
         Raises:
-            OSError: if this cannot be known.
+            OSError: if the file system does not tell.
         """
         try:
             file = open_own(folder.owner)

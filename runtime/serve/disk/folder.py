@@ -126,7 +126,10 @@ class StreamFolder:
     def fork(
         self, other: StreamFolder, info: StreamInfo, *, end: int, changes: Sequence[AppliedChange]
     ) -> None:
-        """Give `other`, of the stream `info`, the past of this one: `end` bytes and these `changes`."""
+        """Copy the past of this stream into `other`, the folder of the stream `info`.
+
+        That is the first `end` bytes of its video with their index, and these `changes` of the prompt.
+        """
         other.write(info)
         if end:
             _copy(self.video, other.video, end)
@@ -154,7 +157,7 @@ class StreamFolder:
 
 
 def _copy(source: Path, target: Path, count: int) -> None:
-    """The first `count` bytes of a file that grows."""
+    """Copy the first `count` bytes of a file that may still grow."""
     with source.open("rb") as reader, target.open("wb") as writer:
         while count and (piece := reader.read(min(count, 1 << 20))):
             count -= writer.write(piece)

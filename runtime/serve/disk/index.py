@@ -17,7 +17,7 @@ LARGEST = 2**30
 
 @dataclass(frozen=True)
 class StoredChunk:
-    """The place of a chunk in the file."""
+    """The place of a chunk in a stream's file, in bytes."""
 
     number: int
     start: int
@@ -56,7 +56,7 @@ class ChunkIndex:
         return self.first + len(self._ends)
 
     def add(self, end: int, frames: int) -> None:
-        """A chunk of so many frames is in the file, up to its byte `end`."""
+        """Record that the next chunk, of `frames` frames, is in the file up to the byte `end`."""
         with self._path.open("a") as file:
             file.write(f"{end} {frames}\n")
         self._frames.append(frames)
@@ -70,7 +70,7 @@ class ChunkIndex:
         atomic_write_text(self._path, "".join(lines))
 
     def __getitem__(self, number: int) -> StoredChunk:
-        """Chunk `number`; the first has the head of the file with it."""
+        """The place of chunk `number`; that of the first one includes the head of the file."""
         at = number - self.first
         start = self._ends[at - 1] if at else 0
         return StoredChunk(number, start, self._ends[at], self._frames[at])

@@ -1,4 +1,4 @@
-"""A stream's file: fragments of MP4, each chunk in the index once it can be read."""
+"""Writes a stream's MP4 file, and adds each chunk to the index once it can be read."""
 
 from __future__ import annotations
 

@@ -18,17 +18,18 @@ NAME = re.compile(r"(session|video)_[0-9a-f]{24}")
 LOCK, RELAY_KEY = ".lock", ".relay-key"
 
 LONGEST_KEY = 1_024
-"""Bytes that are read of a key."""
+"""The most bytes of a key that are read."""
 
 
 class Store:
     """The folder of all streams, owned by one server at a time or shared by several."""
 
     def __init__(self, path: Path, *, shared: bool = False) -> None:
-        """Take the folder for this server, after making it if there is none.
+        """Take the folder for this server, creating it if there is none.
 
         Raises:
-            UserError: if that cannot be, or another server has it, or locks in it do not reach its sharers.
+            UserError: if it cannot be used, another server has it, or locks in it do not reach the other
+                servers that share it.
         """
         self.path = path
         try:
@@ -45,7 +46,7 @@ class Store:
             raise UserError(f"another server has {path}; {mend}") from error
         if shared and (why := locks_stay_here(path)) is not None:
             self._lock.close()
-            raise UserError(f"{path} is on {why}: other machines would not see locks; mount it with them")
+            raise UserError(f"{path} is on {why}: other machines would not see locks; mount it with locking")
         self.relay_key = read_relay_key(path) if shared else None
         """The key by which servers that share the store recognise each other."""
 
@@ -75,7 +76,7 @@ class Store:
 
 
 def read_relay_key(store: Path) -> str:
-    """The key by which servers that share `store` recognise each other; the first one makes it, for its user.
+    """The key by which servers that share `store` recognise each other; the first server creates it.
 
     Raises:
         UserError: if it cannot be read.
@@ -84,7 +85,7 @@ def read_relay_key(store: Path) -> str:
     try:
         store.mkdir(parents=True, exist_ok=True)
         with os.fdopen(open_own(path, private=True), "r+") as opened:
-            fcntl.flock(opened, fcntl.LOCK_EX)  # another server has just made it
+            fcntl.flock(opened, fcntl.LOCK_EX)  # another server may be writing it
             if not (key := opened.read(LONGEST_KEY)):
                 key = secrets.token_urlsafe(32)
                 opened.write(key)

@@ -24,7 +24,7 @@ PROTOCOL, KEY = "vmla.video", "vmla.key."
 """Subprotocols of the WebSocket. A page cannot set a WebSocket's headers, so it offers its key (base64url) as
 one."""
 ADDRESSES = 4_096
-"""Addresses whose requests are counted at most, so that many addresses cannot fill memory."""
+"""The most addresses whose requests are counted, so that many addresses cannot fill memory."""
 SLOWEST = 1 << 16
 """Bytes per second at which a large body must arrive, at least."""
 SHIELDS = (
@@ -38,6 +38,7 @@ SHIELDS = (
         b"frame-ancestors 'none'",
     ),
 )
+"""Headers of every answer, by which browsers load and run nothing but what this server sends."""
 
 RELAYED = "x-vmla-relay"
 """The header that carries the key of servers that share a store."""
@@ -62,14 +63,14 @@ class Pace:
 
 
 class Door:
-    """The outermost layer of the application: a request that it refuses reaches no other code."""
+    """The layer of access checks: a request that it refuses reaches neither routes nor streams."""
 
     def __init__(self, app: ASGIApp, settings: ServeSettings, metrics: Metrics, tracing: Tracing) -> None:
         self._app, self._settings, self._metrics, self._tracing = app, settings, metrics, tracing
         self._pace = Pace(settings.limits.requests_per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Let a request in, or answer it."""
+        """Let a request in, or answer it with a refusal."""
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
@@ -93,7 +94,7 @@ class Door:
             return
         host = _split(f"//{headers.get('host', '')}")
         if host is None or (settings.hosts is not None and host.hostname not in settings.hosts):
-            raise ApiError(403, "wrong_host", "this server is only known under its own name")
+            raise ApiError(403, "wrong_host", "this server answers only to its own host name")
         socket = scope["type"] == "websocket"
         changes = socket or scope["method"] not in SAFE
         origin = headers.get("origin")
@@ -146,7 +147,7 @@ class Door:
                 left = due + count / SLOWEST - time.monotonic()
                 message = await asyncio.wait_for(receive(), max(left, 0))
             except TimeoutError as error:
-                raise ApiError(408, "too_slow", "the request did not come whole in time") from error
+                raise ApiError(408, "too_slow", "the request did not arrive in time") from error
             more = bool(message.get("more_body"))
             count += len(message.get("body", b""))
             if most is not None and count > most:
@@ -201,7 +202,7 @@ def _shielded(send: Send) -> Send:
 
 
 async def _refuse(scope: Scope, receive: Receive, send: Send, error: ApiError) -> None:
-    """Answer a request that is not let in; of a WebSocket, its handshake."""
+    """Answer a refused request; a WebSocket is refused in its handshake."""
     if scope["type"] == "http":
         await answer(error)(scope, receive, _shielded(send))
         return

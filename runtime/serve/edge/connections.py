@@ -17,7 +17,7 @@ POLICY_VIOLATION = 1008
 
 
 class TimelyHttp(H11Protocol):
-    """HTTP/1.1, where the head of each request must come whole in time, and connections are counted."""
+    """HTTP/1.1 with a time limit for the head of each request, and an upper bound on connections."""
 
     patience = 30.0
     """Seconds for the head of a request."""
@@ -89,17 +89,17 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
             self.conn.data_to_send()  # drops the answer
 
     def handle_text(self, event: Any) -> None:
-        """The first frame of a message."""
+        """Take the first frame of a message of text."""
         self._fragments = 1
         super().handle_text(event)
 
     def handle_bytes(self, event: Any) -> None:
-        """The first frame of a message."""
+        """Take the first frame of a binary message."""
         self._fragments = 1
         super().handle_bytes(event)
 
     def handle_cont(self, event: Any) -> None:
-        """Another frame of a message."""
+        """Take another frame of the message, or close the connection if there are too many."""
         self._fragments += 1
         if self._fragments <= FRAGMENTS:
             super().handle_cont(event)
@@ -122,7 +122,7 @@ class Watch:
     """
 
     def __init__(self, patience: float, *, clock: Callable[[], float] = time.monotonic) -> None:
-        """Allow a client `patience` seconds without reading, and as many for all that is left at the end."""
+        """Allow a client `patience` seconds without reading, and as long to read the rest after closing."""
         self._patience, self._clock = patience, clock
         self._since: dict[Connected, tuple[int, float]] = {}
         """Bytes that each connection has still to send (-1 at the end), and since when."""

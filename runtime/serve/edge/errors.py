@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect
 
 LOGGER = logging.getLogger("vmla.serve")
 FULL = (errno.ENOSPC, errno.EDQUOT)
+"""Errors of a full disk and of an exhausted quota."""
 
 
 class ApiError(FastAPIError):
@@ -99,7 +100,7 @@ async def _system(request: Request, error: Exception) -> JSONResponse:
 
 
 async def _gone(request: Request, error: Exception) -> JSONResponse:
-    return answer(ApiError(400, "hung_up", "the request did not come whole"))  # the client has gone
+    return answer(ApiError(400, "hung_up", "the request is incomplete"))  # the client has gone
 
 
 async def _unexpected(request: Request, error: Exception) -> JSONResponse:

@@ -1,4 +1,4 @@
-"""Structured logs: one JSON object a line, on the error stream."""
+"""Structured logs: one JSON object per line, on standard error."""
 
 from __future__ import annotations
 
@@ -35,12 +35,12 @@ class JsonFormatter(logging.Formatter):
 
 
 def hush_uvicorn() -> None:
-    """Let uvicorn be silent, until `log_to_stderr` is called again."""
+    """Silence uvicorn's log until `log_to_stderr` is called again."""
     logging.getLogger(UVICORN).disabled = True
 
 
 def log_to_stderr(level: str) -> None:
-    """Begin to log, from `level` on."""
+    """Log to standard error, from `level` upwards."""
     handler = logging.StreamHandler()
     handler.setFormatter(JsonFormatter())
     for name in ("vmla.serve", UVICORN):

@@ -54,7 +54,7 @@ class Metrics:
         self.chunk_seconds.observe(report.denoise_seconds + report.clean_seconds + report.decode_seconds)
 
     def prompt(self, state: str, receipt: Receipt) -> None:
-        """A change of prompt was accepted, applied or superseded."""
+        """Count a change of prompt that was accepted, applied or superseded."""
         self.prompts.labels(state).inc()
 
     def count_streams(self, counts: Mapping[tuple[str, str], int]) -> None:

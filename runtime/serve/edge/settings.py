@@ -24,7 +24,7 @@ class Limits:
     start_seconds: float = 10.0
     """Time for the first message on a WebSocket to arrive."""
     stall_seconds: float = 60.0
-    """After this, a viewer is disconnected that reads nothing, or that is sent nothing and sends nothing."""
+    """After this time a viewer that reads nothing is disconnected, or one that neither gets nor sends any."""
     faults: int = 20
     """Invalid messages after which a WebSocket is closed."""
     viewers: int = 256

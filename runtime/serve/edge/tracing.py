@@ -24,24 +24,24 @@ CONTEXT = ("traceparent", "tracestate")
 
 
 class Stay:
-    """A stream's stay in memory that is not traced."""
+    """The record of a stream's stay in memory; this one records nothing."""
 
     def chunk(self, report: ChunkReport) -> None:
-        """A chunk was made; on any thread."""
+        """Note that a chunk was made; may be called on any thread."""
 
     def end(self, status: str) -> None:
         """Note that the stream has left memory and is in `status` now."""
 
 
 class Answer:
-    """The answer to a request that is not traced."""
+    """What the trace of a request is told about its answer."""
 
     status: int | None = None
     """Status of HTTP; None while there is no answer."""
 
 
 class Tracing:
-    """The tracing of a server that traces nothing."""
+    """Tracing that records nothing."""
 
     @contextmanager
     def request(self, scope: Any) -> Iterator[Answer]:
@@ -49,7 +49,7 @@ class Tracing:
         yield Answer()
 
     def stay(self, stream: str, *, kind: str, chunk: int) -> Stay:
-        """The stream of that name and kind is in memory; its next chunk is `chunk`."""
+        """Begin the record of a stream's stay in memory; its next chunk is `chunk`."""
         return Stay()
 
     def close(self) -> None:
@@ -78,7 +78,7 @@ class OpenTelemetryTracing(Tracing):
 
     @contextmanager
     def request(self, scope: Any) -> Iterator[Answer]:
-        """See `Tracing.request`; a caller's own trace (`traceparent`) goes on here.
+        """See `Tracing.request`; the span continues the caller's own trace (`traceparent`), if there is one.
 
         From here on the scope's own headers name this span, so that a server which the request is passed on
         to continues the same trace.
@@ -105,7 +105,7 @@ class OpenTelemetryTracing(Tracing):
                     span.set_status(StatusCode.ERROR if answer.status >= 500 else StatusCode.UNSET)
 
     def stay(self, stream: str, *, kind: str, chunk: int) -> Stay:
-        """See `Tracing.stay`; the request that brought it is linked, which ends before it."""
+        """See `Tracing.stay`; the span links to the request that brought the stream, which ends earlier."""
         from opentelemetry import trace
         from opentelemetry.context import Context
 
@@ -169,7 +169,7 @@ class _TracedStay(Stay):
 
 
 def traced_to(url: str) -> Tracing:
-    """Traces to the collector at `url` (OTLP over HTTP).
+    """Tracing that sends its spans to the collector at `url` (OTLP over HTTP).
 
     Raises:
         UserError: if OpenTelemetry or its exporter is not installed.

@@ -56,9 +56,9 @@ class Connection:
         try:
             value = json.loads(text)
         except (ValueError, RecursionError) as error:
-            raise invalid("this message is no JSON") from error
+            raise invalid("this message is not JSON") from error
         if not isinstance(value, dict):
-            raise invalid("this message is no JSON object")
+            raise invalid("this message is not a JSON object")
         return value
 
     async def send(self, message: dict[str, Any], payload: bytes | None = None) -> None:
@@ -243,7 +243,7 @@ class Connection:
         """Queue a change of prompt; the metadata of the chunk that first shows it has its id."""
         event, names = asked.event, {"request_id": stream.id, "event_id": asked.event_id}
         if event.prompt is None or event.multi_modal_data is not None:
-            error = ApiError(422, "interaction_failed", "this model takes prompts alone; send event.prompt")
+            error = ApiError(422, "interaction_failed", "this model takes only prompts; send event.prompt")
             await self.refuse(error, **names)
             return
         try:
@@ -257,7 +257,7 @@ class Connection:
 
 
 def _read(stream: Stream, chunk: StoredChunk, *, with_head: bool) -> tuple[bytes, int]:
-    """The bytes of `chunk`, and how many of them are the head of the file; the first chunk has it anyway."""
+    """The bytes of `chunk`, and how many of them are the file's head, which the first chunk always has."""
     file = os.open(stream.folder.video, os.O_RDONLY)
     try:
         payload = os.pread(file, chunk.end - chunk.start, chunk.start)

@@ -1,4 +1,4 @@
-"""The file of a stream over HTTP, while it grows too."""
+"""Serves a stream's file over HTTP, also while it grows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from runtime.serve.streams.stream import Stream
 
 
 def file_of(stream: Stream) -> Response:
-    """The file of `stream` as far as it is written; ranges are answered. Players pass over a torn end.
+    """The file of `stream` as far as it is written, with support for ranges. Players skip a torn end.
 
     Raises:
         ApiError: if it has no frames yet.
@@ -24,7 +24,7 @@ def file_of(stream: Stream) -> Response:
 class VideoFile(FileResponse):
     """A file that may grow while it is sent: the body ends where the file ended when it was asked for.
 
-    A `Range` that cannot be read is ignored, as RFC 9110 (14.2) has it for units that a server does not know.
+    A `Range` that cannot be read is ignored, as RFC 9110 (14.2) prescribes for unknown units.
     """
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

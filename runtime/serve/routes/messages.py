@@ -70,7 +70,7 @@ class Fork(Body):
 
 
 class NewVideo(BaseModel):
-    """`POST /v1/videos`; of the public API's fields, those that mean something here are read."""
+    """Body of `POST /v1/videos`; fields of the public API that mean nothing here are ignored."""
 
     prompt: Prompt
     model: str | None = None
@@ -83,7 +83,7 @@ class NewVideo(BaseModel):
 
 
 class SessionStart(BaseModel):
-    """The first message: a new stream, or one that there is (`session_id`)."""
+    """The first message of a viewer: begins a stream, or joins an existing one (`session_id`)."""
 
     type: Literal["session.start"]
     prompt: Prompt | None = None
@@ -99,14 +99,14 @@ class SessionStart(BaseModel):
 
 
 class Event(BaseModel):
-    """The change; an empty prompt is refused later, by a message that names the interaction."""
+    """The change that is asked for; an empty prompt is refused later, with the interaction's id."""
 
     prompt: Text | None = None
     multi_modal_data: Any = None
 
 
 class LiveInteraction(BaseModel):
-    """A change of prompt on its way."""
+    """A change of prompt, as the message `session.interaction` carries it."""
 
     event_id: EventId = Field(default_factory=lambda: secrets.token_hex(8))
     event: Event
@@ -122,7 +122,7 @@ class SessionInteraction(BaseModel):
 
 
 class SessionPlayback(BaseModel):
-    """`session.playback`: how far the viewer's player is."""
+    """The message `session.playback`, which says how far the viewer's player has come."""
 
     type: Literal["session.playback"]
     position_seconds: Annotated[float, Field(ge=0, le=7 * 24 * 3600, allow_inf_nan=False)]

@@ -23,7 +23,7 @@ router = APIRouter(prefix="/v1/sessions")
 
 @router.post("", status_code=201)
 async def begin(body: NewSession, server: ThisServer) -> dict[str, Any]:
-    """A new session; its first chunks are made at once, the others while somebody watches."""
+    """Begin a session; its first chunks are made at once, the others while somebody watches."""
     server.check_model(body.model)
     longest, lease = server.settings.limits.longest_lease, body.lease_seconds
     if lease is not None and lease > longest:
@@ -45,7 +45,7 @@ async def every(server: ThisServer) -> dict[str, Any]:
 
 @router.get("/{name}")
 async def one(name: str, server: ThisServer) -> dict[str, Any]:
-    """A session as it is now."""
+    """The current status of a session."""
     return server.describe(server.streams.get(name, "session"))
 
 
@@ -90,14 +90,14 @@ async def fork(name: str, body: Fork, server: ThisServer) -> dict[str, Any]:
     """A new session with the same past, and another prompt or seed from here on."""
     stream = server.streams.get(name, "session")
     if stream.info.status == "completed":
-        raise ApiError(409, "over", "this session is complete; there is nothing to go on with")
+        raise ApiError(409, "over", "this session is complete; there is nothing to continue")
     other = await descent.fork(server.streams, stream, prompt=body.prompt, policy=body.policy, seed=body.seed)
     return server.describe(other)
 
 
 @router.get("/{name}/state")
 async def state(name: str, server: ThisServer) -> Response:
-    """The session's state, from which another server can continue it; the session itself goes on."""
+    """The session's state, from which another server can continue it; the session itself continues."""
     stream = server.streams.get(name, "session")
     with ExitStack() as stack:
         stack.enter_context(one_more(server))

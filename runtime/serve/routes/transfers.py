@@ -30,7 +30,7 @@ def one_more(server: Server) -> Iterator[None]:
     """A context that counts one state as under way.
 
     Raises:
-        ApiError: if there are as many as there may be.
+        ApiError: if the limit is reached.
     """
     most = server.settings.limits.transfers
     if len(server.transfers) >= most:

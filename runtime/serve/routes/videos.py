@@ -72,7 +72,7 @@ async def every(server: ThisServer, limit: int = 20, after: str | None = None) -
 
 @router.get("/{name}")
 async def one(name: str, server: ThisServer) -> dict[str, Any]:
-    """A job as it is now."""
+    """The current status of a job."""
     return describe(server, server.streams.get(name, "video"))
 
 

@@ -29,6 +29,7 @@ Find = Callable[[str | None, Collection[str]], Awaitable[str | None]]
 PATIENCE = 30.0
 """Seconds to wait for some server to continue a stream."""
 RETRY_SECONDS = 0.02
+"""Seconds between two attempts to find the server of a stream and to join the stream there."""
 AGAIN = ("not_ready", "held_elsewhere", "lost")
 """Codes of errors that go away by themselves while a stream moves between servers."""
 MOST_ASKED = 64
@@ -58,10 +59,10 @@ class LiveRelay:
         self._repeated: set[str] = set()
 
     async def run(self, start: str) -> None:
-        """Serve the viewer, which began with the message `start`, until all is over or it is gone.
+        """Serve the viewer, whose first message is `start`, until the stream is over or the viewer has left.
 
         Raises:
-            ApiError: if nobody goes on with its stream.
+            ApiError: if no server continues the stream.
         """
         self._start = start
         said = _parsed(start)
@@ -89,13 +90,13 @@ class LiveRelay:
                 failed.clear()
             if not self._over:
                 if time.monotonic() - since > PATIENCE:
-                    raise ApiError(503, "unavailable", "no server goes on with this stream", retry_after=5)
+                    raise ApiError(503, "unavailable", "no server continues this stream", retry_after=5)
                 await asyncio.sleep(RETRY_SECONDS)
                 if address is None:
                     failed.clear()
 
     async def _join(self, address: str) -> bool:
-        """Watch at the server of that `address` until it ends; False if it could not be reached."""
+        """Relay from the server at `address` until it closes the connection; False if it was not reached."""
         url = "ws" + address.removeprefix("http") + PATH
         reached = False
         try:
@@ -161,7 +162,7 @@ class LiveRelay:
             await server.send(text)
 
     def _remembered(self, text: str, said: dict[str, Any]) -> str:
-        """A change of the prompt, which is asked for again if its server is lost; it has a name then."""
+        """The message of a change of prompt, with an id; it is remembered in case its server is lost."""
         asked = said.get("interaction")
         if not isinstance(asked, dict):
             return text
@@ -177,7 +178,7 @@ class LiveRelay:
         """Pass the server's messages on to the viewer; return when the stream is to be joined again.
 
         Raises:
-            ConnectionClosed: when it ends.
+            ConnectionClosed: when the server closes the connection.
         """
         while True:
             event = json.loads(await server.recv())

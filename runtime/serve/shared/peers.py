@@ -1,4 +1,4 @@
-"""Passes requests and viewers on to the server that makes the stream they are about."""
+"""Passes requests and viewers on to the server that makes the stream that they ask for."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class Peers:
         """Serve a viewer, whose first message is `start`, from whichever server makes its stream.
 
         Raises:
-            ApiError: if nobody goes on with it.
+            ApiError: if no server continues the stream.
         """
         await LiveRelay(socket, self.find, self._key, stall_seconds=self._stall).run(start)
 
@@ -56,7 +56,7 @@ class Peers:
 
 
 class Elsewhere:
-    """A layer of the application between its door and its routes."""
+    """The layer of the application between its access checks and its routes."""
 
     def __init__(self, app: ASGIApp, peers: Peers) -> None:
         self._app, self._peers = app, peers

@@ -15,14 +15,15 @@ OURS = {
     b"host", b"connection", b"keep-alive", b"transfer-encoding", b"upgrade", b"te", b"trailer", b"origin",
     b"authorization", b"proxy-authorization", RELAYED.encode(),
 }  # fmt: skip
-"""Headers that are not passed on: those of the connection, and those that the door has checked."""
+"""Headers that are not passed on: those of the connection, and those that the access checks have read."""
 ANSWERED = {b"connection", b"keep-alive", b"transfer-encoding", b"date", *(name for name, _ in SHIELDS)}
+"""Headers of the other server's answer that are not passed back: this server sets its own."""
 CONNECT_SECONDS = 2.0
-"""Longest wait for a connection to another server. Answers have no limit: a stream lasts as it lasts."""
+"""Longest wait for a connection to another server. Answers have no time limit: streams have none."""
 
 
 class Relay:
-    """Passes requests on, under the key that servers of one store know each other by."""
+    """Passes requests on, with the key by which servers that share a store recognise each other."""
 
     def __init__(self, key: str) -> None:
         self._key = key.encode()

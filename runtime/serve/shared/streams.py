@@ -27,10 +27,12 @@ HELD = "held_elsewhere"
 HAND_OVER_SECONDS = 5.0
 """Seconds to wait for a server that is about to release a stream."""
 CLAIM_SECONDS = 0.005
+"""Seconds between two attempts to claim a stream that another server is about to release."""
 SCAN_SECONDS = 2.0
 """Seconds between two searches for streams that other servers have begun, and for jobs that no server
 makes."""
 UNREADABLE = (OSError, UserError)
+"""Errors of a stream whose files are damaged, or are being written or removed."""
 
 
 class SharedStreams(Streams):
@@ -115,7 +117,7 @@ class SharedStreams(Streams):
             await super().activate(stream)
 
     async def _bring(self, stream: Stream) -> None:
-        """As `Streams._bring`, once it is ours and read anew."""
+        """See `Streams._bring`; the stream is claimed and read from disk first."""
         coming = asyncio.ensure_future(self._make_ours(stream))
         try:
             await asyncio.shield(coming)
@@ -136,7 +138,7 @@ class SharedStreams(Streams):
                 stream.let_go()
 
     async def _make_ours(self, stream: Stream) -> None:
-        """Claim it, unless we have, and read it anew.
+        """Claim the stream, unless this server has it already, and read it from disk again.
 
         Raises:
             ApiError: if another server makes it.
@@ -148,7 +150,7 @@ class SharedStreams(Streams):
             await asyncio.to_thread(stream.refresh)
 
     async def _claim(self, stream: Stream) -> Claim | None:
-        """The claim to it, once its holder releases it; None if that takes too long."""
+        """The claim to the stream, once its holder releases it; None if that takes too long."""
         end = time.monotonic() + HAND_OVER_SECONDS
         while (claim := await asyncio.to_thread(self._fence.claim, stream.folder)) is None:
             if time.monotonic() > end or not stream.folder.has_info:
@@ -201,7 +203,7 @@ class SharedStreams(Streams):
         self._start_jobs()
 
     def _is_left(self, job: Stream) -> bool:
-        """Whether nobody makes it, and nobody here waits to."""
+        """Whether no server makes the job, and it does not wait in this server's queue."""
         if job.over or job.resident or job.lock.locked() or job in self.places.queue:
             return False
         claim = self._fence.claim(job.folder)
@@ -229,7 +231,7 @@ def _held() -> ApiError:
 
 @contextmanager
 def _refused() -> Iterator[None]:
-    """A claim that is lost inside refuses the request."""
+    """Within the context, losing a claim refuses the request."""
     try:
         yield
     except ClaimLostError as error:

@@ -1,4 +1,4 @@
-"""When chunks of a stream are wanted: as far ahead as its viewers allow, or in the background."""
+"""Says when a stream's chunks are wanted: as far ahead as its viewers allow, or in the background."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ LATER_SECONDS = 60.0
 def left_first(streams: Iterable[Stream], settings: ServeSettings) -> Stream | None:
     """The session at rest that nobody has watched or asked for the longest, if that is long enough.
 
-    Jobs are never removed for that: their videos were ordered, and may not have been fetched yet.
+    Jobs are never removed to make room: their videos were ordered, and may not have been fetched yet.
     """
     latest = time.monotonic() - settings.limits.spared_seconds
     leavable = [

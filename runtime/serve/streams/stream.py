@@ -62,7 +62,7 @@ class Stream:
         """Held while it comes into memory."""
         self.task: VideoTask | None = None
         self.left_at = time.monotonic()
-        """When the last viewer left, it came here, or, at rest, somebody last asked for it."""
+        """When the last viewer left, the stream came here or, while at rest, somebody last asked for it."""
         self.report: ChunkReport | None = None
         self._pacing = self._new_pacing()
         self._gone = asyncio.Event()
@@ -107,7 +107,7 @@ class Stream:
 
     @property
     def speed(self) -> float:
-        """Frames made in a second of work, of the last chunk; 0 before the first."""
+        """Frames per second of work on the last chunk; 0 before the first."""
         report = self.report
         if report is None:
             return 0.0
@@ -136,7 +136,7 @@ class Stream:
         """Read the stream from disk again, as another server may have continued it.
 
         Raises:
-            OSError, UserError: if it does not say.
+            OSError, UserError: if its files cannot be read, or are damaged.
         """
         if self.resident or (seen := self.folder.stamp()) == self._seen:
             return
@@ -197,7 +197,7 @@ class Stream:
                 self._events.expect(prompts.change(prompt, policy=policy), event_id)
 
     def begin(self) -> None:
-        """Come into memory and make chunks, from the start or from the state on disk; on any thread.
+        """Enter memory and make chunks, from the start or from the state on disk; on any thread.
 
         Raises:
             OSError, UserError: if its state or file has changed, or cannot be read.
@@ -217,7 +217,7 @@ class Stream:
             self.set(status="ready")
 
     def _admitted(self, state: State | None) -> VideoTask:
-        """The video in memory, in the making."""
+        """Admit the video to the session, from its start or from `state`."""
         around = self._around
         common: dict[str, Any] = {
             "folder": self.folder, "save_every": around.settings.save_every,
@@ -262,8 +262,8 @@ class Stream:
     def set(self, *, status: Status, error: str | None = None) -> None:
         """Set the stream's status; may be called on any thread.
 
-        It is recorded if the disk takes it. A server that starts again without the record makes again what
-        it missed, so that a full disk must not keep a stream from leaving memory.
+        It is recorded unless the disk is full, which must not keep a stream from leaving memory: a server
+        that starts without the record makes the missing chunks again.
         """
         self.info = replace(self.info, status=status, error=error)
         try:
@@ -357,12 +357,12 @@ class Stream:
         return replace(state, video={**state.video, "prompts": list_changes(known), "live": True})
 
     def _mark(self, state: State) -> Mark:
-        """Where the file goes on; one that came from elsewhere begins here."""
+        """The mark after which the file continues; a stream from another server begins a new file here."""
         here = self.folder.video.exists() or state.snapshot.number != self.info.first
         return state.mark if here else elsewhere(state.mark)
 
     def _sink(self, mark: Mark | None) -> IndexedSink:
-        """The file, cut behind `mark`."""
+        """The sink of the file, cut after `mark`."""
         self.index.cut(0 if mark is None else mark["bytes"])
         file = Mp4Sink(
             self.folder.video,
@@ -373,7 +373,7 @@ class Stream:
         return IndexedSink(file, self.index, self._heard, self._fenced)
 
     def _record_changes(self, changes: list[PromptChange], number: int) -> None:
-        """Record what `changes` have from chunk `number` on that is not recorded yet."""
+        """Record those of `changes` from chunk `number` on that are not recorded yet."""
         recorded = {one.chunk for one in self.changes}
         for change in changes:
             if change.chunk >= number and change.chunk not in recorded and change.chunk:

@@ -70,7 +70,7 @@ class Streams:
         self._start_jobs()
 
     def _load(self, folder: StreamFolder) -> None:
-        """The stream in `folder`; one that cannot be read is left as it is, and the others are served."""
+        """Add the stream in `folder`; one that cannot be read is left alone, and the others are served."""
         try:
             info = folder.read()
             if info.status == "ready":
@@ -83,7 +83,7 @@ class Streams:
             self.places.queue.append(stream)
 
     async def close(self) -> None:
-        """End the videos being made, with their states on disk."""
+        """Stop making videos, with their states on disk, and release the store."""
         self.ready = False
         if self._looking is not None:
             self._looking.cancel()
@@ -125,11 +125,11 @@ class Streams:
         return sum(len(stream.viewers) for stream in self._streams.values())
 
     def has(self, name: str) -> bool:
-        """Whether there is a stream of that name, if only one that is just written or cannot be read."""
+        """Whether there is a stream of that name, even one that is being written or cannot be read."""
         return name in self._streams or name in self._new or self.store.folder(name).path.exists()
 
     def measure(self) -> None:
-        """Update the metrics that are only counted when they are collected."""
+        """Update the metrics that are computed only when they are collected."""
         self._metrics.count_streams(Counter((one.info.kind, one.info.status) for one in self))
         self._metrics.resident.set(sum(one.resident for one in self))
         self._metrics.viewers.set(self.viewers)
@@ -140,7 +140,7 @@ class Streams:
     async def begin(
         self, kind: Kind, *, prompt: str, seed: int, frames: int | None, lease: float | None = None
     ) -> Stream:
-        """A new stream, in memory unless it is a job, which waits for its turn.
+        """Begin a stream, in memory at once unless it is a job, which waits for its turn.
 
         Raises:
             ApiError: if there is no room.
@@ -161,7 +161,7 @@ class Streams:
         return stream
 
     async def new(self, info: StreamInfo, write: Callable[[StreamFolder], object]) -> Stream:
-        """A stream whose folder `write` fills, on another thread; if that cannot be, nothing is left of it.
+        """Add a stream whose folder `write` fills on another thread; if it fails, the folder is removed.
 
         Raises:
             OSError: if it cannot be written.
@@ -179,7 +179,7 @@ class Streams:
             self._new.remove(info.id)
 
     async def make_room(self, kind: Kind) -> None:
-        """See that there is room for a new stream, if need be in place of sessions that were left long ago.
+        """Make sure that a new stream has room, if need be by removing sessions that were left long ago.
 
         Raises:
             ApiError: naming the limit that is reached, and when there may be room.
@@ -191,7 +191,7 @@ class Streams:
             raise busy(f"{limits.waiting} jobs wait already; try again later", retry_after=30)
         while len(self._streams) + len(self._new) >= limits.stored:
             if (oldest := left_first(self, self.settings)) is None:
-                why = f"{limits.stored} streams are kept, each made, watched, asked for lately, or a job"
+                why = f"{limits.stored} streams are stored, each made, watched, recently used or a job"
                 wait = seconds_until_room(self, self.settings)
                 raise busy(f"{why}; delete one, or try again later", retry_after=wait)
             log("makes way", stream=oldest.id)
@@ -235,7 +235,7 @@ class Streams:
             if isinstance(error, OSError) and error.errno in FULL:
                 raise
             log("not brought back", stream=stream.id, reason=str(error))
-            raise ApiError(409, "not_resumable", "this stream cannot be gone on with") from error
+            raise ApiError(409, "not_resumable", "this stream cannot be continued") from error
         except BaseException:
             self.places.give_back(stream)
             raise
@@ -250,7 +250,7 @@ class Streams:
         """As `activate`; if it fails, nothing of `stream` is left behind.
 
         Raises:
-            ApiError: as there.
+            ApiError: if there is no place, or it cannot be continued.
         """
         try:
             await self.activate(stream)
@@ -273,10 +273,10 @@ class Streams:
                 await stream.gone()  # it has left memory meanwhile: its state is on disk now
                 return await asyncio.to_thread(stream.snapshot)
         except (UserError, FileNotFoundError) as error:
-            raise ApiError(409, "no_state", "there is nothing to go on from: it failed or is over") from error
+            raise ApiError(409, "no_state", "there is no state to continue: it failed or is over") from error
 
     async def remove(self, stream: Stream) -> None:
-        """End `stream` and forget it, its files too."""
+        """End `stream`, and remove it with its files."""
         self._streams.pop(stream.id, None)
         with suppress(ValueError):
             self.places.queue.remove(stream)
@@ -293,7 +293,7 @@ class Streams:
     # Tasks in the background.
 
     def add(self, folder: StreamFolder, info: StreamInfo) -> Stream:
-        """The stream in `folder`, which is one of all from now on."""
+        """Add the stream in `folder` to the table, and return it."""
         assert self._around is not None
         stream = Stream(folder, info, self._around, self._ended)
         self._streams[stream.id] = stream

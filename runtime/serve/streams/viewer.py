@@ -26,7 +26,7 @@ class Viewer:
             next: the number of the chunk that it takes next.
             endless: whether the stream is; then it is made no faster than it is played.
             chunk_seconds: how long a chunk lasts when it is played.
-            clock: seconds.
+            clock: returns seconds.
             buffer_seconds: the video that it wants beyond its reported position; see `played`.
         """
         self.next, self._clock, self._chunk_seconds = next, clock, chunk_seconds

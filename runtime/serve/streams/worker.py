@@ -124,12 +124,12 @@ class Worker:
 
 
 class _Few:
-    """The pacing of a video of which a few chunks are wanted."""
+    """The pacing of the warm-up video, which is `WARMING` chunks long."""
 
     def wanted(self, made: int) -> bool:
-        """Whether fewer than the wanted number are made."""
+        """Whether fewer chunks than that are made."""
         return made < WARMING
 
     def deadline(self, made: int) -> float:
-        """No matter: it is the only video."""
+        """Return any value: there is no other video yet."""
         return 0.0
