@@ -16,11 +16,11 @@ VERBS = {
     "engines": ("bench.speed.engines", "Compare the engines of a model: speed, first frame, memory, error."),
     "roofline": (
         "bench.speed.roofline",
-        "Say what a pass costs, what this machine can do, and the floor that follows.",
+        "Count what a pass costs, measure this machine's peaks, and compute a chunk's least time.",
     ),
     "memory": (
         "bench.speed.memory",
-        "Measure what the cache takes in both layouts, a pass's peak, and how many streams fit.",
+        "Measure the cache of both layouts, the peak of a pass, and how many streams fit.",
     ),
     "gpu": (
         "bench.gpu.run",
@@ -28,7 +28,7 @@ VERBS = {
     ),
     "spectrum": (
         "bench.studies.spectrum",
-        "Effective ranks of CHECKPOINTS' key and value weights (sprites if none is given).",
+        "Report the effective ranks of CHECKPOINTS' key and value weights (default: sprites).",
     ),
     "quality": (
         "bench.quality.vbench",
@@ -40,13 +40,13 @@ VERBS = {
     ),
     "report": (
         "bench.report.page",
-        "One page and one summary from RESULTS, with old results beside new ones; exits with 1 if a file was "
-        "left out because it is damaged.",
+        "Write a page and a summary from RESULTS, with old results beside new ones; exit with 1 if a file "
+        "was left out because it is damaged.",
     ),
     "rollout": ("bench.speed.rollout", "Time a whole video, from typing the command to the finished file."),
     "runtime": (
         "bench.speed.runtime",
-        "Measure the runtime against a plain one: speed, evenness, states on disk, going on.",
+        "Compare the runtime with a plain one: speed, evenness, cost of saving, cost of resuming.",
     ),
     "grades": ("bench.quality.grades", "Grade a sprite model over time on held-out prompts."),
     "grader": (
@@ -55,7 +55,7 @@ VERBS = {
     ),
     "diagnose": (
         "bench.quality.diagnose",
-        "Tell a sprite model's codec, first chunk and continuation apart.",
+        "Grade a sprite model's codec, first chunk and continuation separately.",
     ),
     "sheet": (
         "bench.quality.sheet",
@@ -65,11 +65,11 @@ VERBS = {
         "bench.caches.run",
         "Compare caches of one model: per head, latent, latent in 16, 8 and 4 bits.",
     ),
-    "serve": ("bench.serving.run", "Measure the server by its viewers."),
+    "serve": ("bench.serving.run", "Measure the server as its viewers see it."),
     "kernels": ("bench.speed.kernels", "Time the attention kernels and write every sample to a JSON file."),
     "graph": (
         "bench.speed.onnx_graph",
-        "Export a model of a named shape without its weights, and build engines of random ones.",
+        "Export a model of a named shape without weights, or build engines with random ones.",
     ),
     "study": (
         "bench.studies.study",
@@ -77,7 +77,7 @@ VERBS = {
     ),
     "conversion": (
         "bench.studies.conversion",
-        "Convert per-head models of a recipe in every way, and see how well each start does.",
+        "Convert per-head models of a recipe in every way, and compare the converted models.",
     ),
     "layouts": ("bench.studies.layouts", "Compare sprite models: grades, drift, speed, cache."),
 }
@@ -85,7 +85,7 @@ VERBS = {
 
 
 class Helped(click.Command):
-    """A verb that can only say how it is used, in the words of `verbs.json`."""
+    """Stands in for a verb whose help is asked for: `verbs.json` holds it, and the verb loads PyTorch."""
 
     def get_help(self, ctx: click.Context) -> str:
         """The help of the verb's own command, for a terminal of 80 columns."""

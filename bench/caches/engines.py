@@ -85,8 +85,8 @@ def _engine(checkpoint: Checkpoint, model: VideoMLA) -> EagerEngine:
 class StoredCache:
     """An engine that stores its cache in a `Format`, and unpacks all of it before every pass.
 
-    For one rollout of `batch` videos under one prompt, whose own cache nobody reads. A kernel that reads the
-    form itself would save the unpacking; none is written.
+    It serves one rollout of `batch` videos under one prompt, whose own cache it does not read. A kernel that
+    reads the packed form would save the unpacking; there is none.
     """
 
     def __init__(self, engine: EagerEngine, form: Format, *, batch: int) -> None:
@@ -112,7 +112,7 @@ class StoredCache:
         return self._engine.step(self._read(inputs), held=held)
 
     def entries(self, inputs: StepInputs, *, held: int | None = None) -> Tensor:
-        """See `Engine.entries`; they are put into the cache, as a clean pass's are."""
+        """See `Engine.entries`; they are also committed to the packed cache."""
         made = self._engine.entries(self._read(inputs), held=held)
         frames = inputs.latents.shape[2]
         source, target = self.cache_spec.token_indices(self._frame, frames)

@@ -2,9 +2,10 @@
 
     vmla-bench caches --checkpoint sprites --seconds 60
 
-All are the same weights in float32 on a CPU and differ only in what they cache of each token. Their videos
-are made side by side, a chunk of each in turns. The error is that of one chunk after the same past; how far
-apart two whole videos are says little of quality, for small differences grow: drift and grades say that.
+All use the same weights in float32 on a CPU and differ only in what they cache of each token. Their videos
+are made side by side, a chunk of each in turns. The error is that of one chunk after the same past. The
+distance between two whole videos says little about quality, because small differences grow; drift and grades
+measure that.
 """
 
 from __future__ import annotations

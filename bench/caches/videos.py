@@ -23,7 +23,7 @@ from vmla.config import FRAMES_PER_SECOND
 from vmla.weights.checkpoint import Checkpoint
 
 LATENT, CONTROL = "latent, float32", "latent, float32, again"
-"""The baseline of all comparisons, and the same once more, whose difference is the noise."""
+"""The baseline of all comparisons, and the same once more: how they differ is the measurement's noise."""
 PER_HEAD = "per head, float32"
 
 
@@ -98,7 +98,10 @@ def open_videos(checkpoint: Checkpoint, prompt: str, seed: int) -> list[Video]:
 
 
 def side_by_side(videos: Sequence[Video], chunks: int) -> Iterator[int]:
-    """Make `chunks` chunks of each, in an order that reverses with each; yields the number so far."""
+    """Make `chunks` chunks of each video in turns, and yield how many are made.
+
+    The order reverses with each chunk, so that a steady drift of the machine's speed affects all alike.
+    """
     clock = WaitingClock(videos[0].engine.device)
     for number in range(chunks):
         made: dict[str, Tensor] = {}
@@ -156,14 +159,14 @@ def _row(video: Video, baseline: Video, error: float, noise: float) -> dict[str,
 
 
 def paired(baseline: Video, other: Video) -> Pair:
-    """Times of the chunks whose window is full, in whole rounds of two."""
+    """Times of the chunks whose window is full: an even number, since the order reverses with each."""
     first = filling(baseline.engine.config) + 1
     count = (len(baseline.times) - first) // 2 * 2
     return Pair(baseline.times[-count:], other.times[-count:])
 
 
 def _along(video: Video) -> Iterator[dict[str, float]]:
-    """Of each chunk: the second at its end, its time, bytes of the cache in use, distance."""
+    """Yield of each chunk: the second at which it ends, its time, the bytes of cache in use, the distance."""
     spec = video.engine.cache_spec
     for number, (taken, apart) in enumerate(zip(video.times, video.apart, strict=True)):
         end = spec.chunks.start(number + 1)

@@ -1,1 +1,1 @@
-"""All that a machine with a GPU measures in one run."""
+"""The measurements that a machine with a GPU makes in one run."""

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 CHECKED = Shape(batch=2, heads=3, queries=150, keys=483, nope=96, rotary=32, value=128, content=192)
 """The published widths, with odd numbers of tokens, so that the last tile of every kernel is partly empty."""
 LIMITS = {torch.float32: 1e-4, torch.bfloat16: 1e-2, torch.float16: 2e-3, FLOAT8_TYPE: 4e-2}
-"""Largest error over largest value that the kernels' own tests allow."""
+"""The largest error allowed, over the largest value: the same as in the kernels' own tests."""
 
 
 def environment(context: Context) -> Pieces:
@@ -52,7 +52,7 @@ def _taken(context: Context) -> Iterator[tuple[str, str]]:
 
 
 def checks(context: Context) -> Pieces:
-    """Every operator, backend and type against the plain reference; a failure is a row with its reason."""
+    """Compare every operator, backend and type with the reference; a failure is a row with its reason."""
     right = True
     for dtype in _types(context):
         inputs, name = (
@@ -93,7 +93,7 @@ def _judged(call: Any, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _masked(inputs: RotatingInputs, backend: Backend) -> float:
-    """Error of attention where a third of the keys is empty and holds NaN, which must not matter."""
+    """Error of attention if a third of the keys is empty and holds huge numbers, which must not matter."""
     query, valid = inputs.query[0], torch.arange(inputs.shape.keys, device=inputs.device) % 3 > 0
     most = torch.finfo(inputs.dtype).max
     keys, values = (
@@ -109,10 +109,10 @@ def _masked(inputs: RotatingInputs, backend: Backend) -> float:
 
 
 def tests(context: Context) -> Pieces:
-    """The GPU tests of the kernels, where pytest and a checkout are at hand.
+    """Run the GPU tests of the kernels.
 
     Raises:
-        UserError: if one of them is not.
+        UserError: if pytest or a checkout is missing.
     """
     if find_spec("pytest") is None:
         raise UserError("pytest is not installed; install it with: pip install pytest")

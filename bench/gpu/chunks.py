@@ -36,8 +36,8 @@ ITEMS: dict[str, dict[str, Any]] = {
     "a full window pays no mask": {"masked": True},
     "joined products": {"joined": False},
 }
-"""What users get by default on a GPU, and the change that leaves it out; each is timed with and without. In
-order of what the arm without costs to make: the last two are compiled anew."""
+"""Features that users get by default on a GPU, each with the change that turns it off; chunks are timed with
+and without. The arms that are cheapest to build come first: the last two compile the model again."""
 
 
 class Masked(EagerEngine):
@@ -53,7 +53,7 @@ class Masked(EagerEngine):
 
 
 def items(context: Context) -> Pieces:
-    """Every item of `ITEMS`, with and without, in the order A B B A."""
+    """Chunks with and without every item of `ITEMS`, timed in the order A B B A."""
     with_all = steady(context.engine(), context.sampler)
     for name, change in ITEMS.items():
         without, refusal = failing(lambda change=change: _without(context, change))  # type: ignore[misc]
@@ -103,10 +103,10 @@ def windows(context: Context) -> Pieces:
 
 
 def three_rates(context: Context, config: ModelConfig, batch: int, **changes: Any) -> dict[str, Any]:
-    """Frames of all videos per second of three kinds, each with the samples that it comes from.
+    """Three rates in frames per second, of all videos together, each with the samples that it comes from.
 
-    `frames_out` decodes with a tiny decoder of TAEHV's size with random weights and copies pixels to main
-    memory, all one after the other; the product does both beside the next chunk.
+    For `frames_out` a decoder of TAEHV's size with random weights decodes each chunk, and its pixels are
+    copied to main memory. Here both follow the chunk; `vmla-run` does both while the next chunk is denoised.
     """
     videos = steady_rollout(context.engine(config, **changes), context.sampler, batch=batch)
     decode = _tiny_decoder(context, config)
@@ -121,7 +121,8 @@ def three_rates(context: Context, config: ModelConfig, batch: int, **changes: An
     }  # fmt: skip
     clock, found = WaitingClock(context.device), dict[str, Any]()
     for name, call in kinds.items():
-        call()
+        call()  # not timed: the first call loads kernels and allocates memory
+        # Twice the rounds, because a round A B B A of the other measurements times each arm twice.
         samples = [clock.time(call) for _ in range(2 * context.rounds)]
         frames = batch * config.chunk * FRAMES_PER_LATENT
         found[f"{name}_fps"] = frames / percentile(samples, 50) * 1e3

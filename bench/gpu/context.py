@@ -19,7 +19,7 @@ from vmla.scheduler import Sampler
 from vmla.transformer import VideoMLA
 
 Pieces = Iterator[dict[str, Any]]
-"""A measurement's results, piece by piece: each is on disk before the next is begun. Lists grow."""
+"""A measurement's results, piece by piece. Each is saved before the next is measured; lists grow."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +43,7 @@ class Context:
     folder: Path
     """Folder of engines, traces and compiled code."""
     most_streams: int = 1 << 20
-    """Caches that are allocated at most."""
+    """The most caches that are allocated."""
     sampler: Sampler = Sampler()
     """The paper's: four steps that re-noise."""
     scale: float = 1.0
@@ -102,16 +102,16 @@ class Context:
         }
 
     def model(self, layout: Layout = "mla") -> VideoMLA:
-        """Random weights in the device's precision."""
+        """A model with random weights in the device's precision."""
         return random_model(replace(self.config, layout=layout), device=self.device.type).to(self.dtype)
 
     def engine(
         self, config: ModelConfig | None = None, kind: type[EagerEngine] = EagerEngine, **changes: Any
     ) -> EagerEngine:
-        """An engine with random weights, as users get it but for `changes`.
+        """An engine with random weights, as users get it except for `changes`.
 
         Args:
-            config: another than the context's.
+            config: sizes of the model, if they are not the context's.
             kind: the class of the engine.
             changes: arguments of `EagerEngine`; `compiled` has no effect on a CPU.
         """

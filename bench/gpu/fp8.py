@@ -23,11 +23,11 @@ ARMS: dict[str, dict[str, Any]] = {
     "fp8": {"fp8": True},
     "fp8, products apart": {"fp8": True, "joined": False},
 }
-"""The query layers are in float8 only where attention's products are apart."""
+"""The query layers are in float8 only if attention's products are not joined."""
 
 
 def fp8(context: Context) -> Pieces:
-    """Chunks with float8 layers against the same without, products of a layer, both ways to accumulate."""
+    """Compare chunks with and without float8 layers, a layer's products, and both ways to accumulate."""
     yield {"fast_accumulation": FAST_ACCUMULATION}
     wide = steady(context.engine(), context.sampler)
     for name, change in ARMS.items():

@@ -60,6 +60,7 @@ def _tera(found: dict[str, Any]) -> dict[str, float]:
 
 def block(context: Context) -> Pieces:
     """One layer in each form against the per-head one: time, launches, rate."""
+    # Four times the rounds below, because a block takes a small part of a chunk's time.
     clock, baseline = WaitingClock(context.device), _block_call(context, "mha", absorbed=False)
     forms = {"mha": baseline, "mla": _block_call(context, "mla", absorbed=False)}
     forms["absorbed"] = _block_call(context, "mla", absorbed=True)

@@ -1,4 +1,4 @@
-"""The measurements of `vmla-bench gpu`, in order of worth; each gives what it finds piece by piece.
+"""The measurements of `vmla-bench gpu`, most valuable first; each yields its results piece by piece.
 
 The same code runs on a CPU at small shapes, where the tests run it.
 """
@@ -36,7 +36,7 @@ def memory(context: Context) -> Pieces:
         layout: measured_cache(replace(context.config, layout=layout), torch.bfloat16, context.device)
         for layout in LAYOUTS
     }
-    gpu = context.device.type == "cuda"
+    gpu = context.device.type == "cuda"  # tests on a CPU count as if it were an 80 GiB GPU
     total = torch.cuda.get_device_properties(context.device).total_memory if gpu else 80 << 30
     yield {
         "caches": caches,
@@ -100,5 +100,5 @@ MEASUREMENTS = (
     Measurement(name="training", seconds=150, run=training),
     Measurement(name="tests", seconds=100, run=gpu_checks.tests),
 )
-"""In their order of worth: a machine that is there for minutes makes the most important ones first."""
+"""Most valuable first, because a machine may be available for a few minutes only."""
 BY_NAME = {each.name: each for each in MEASUREMENTS}

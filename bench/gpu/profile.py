@@ -21,9 +21,9 @@ from bench.harness.subject import steady
 from bench.speed.gpu_clocks import Clocks
 
 SUSTAINED_SECONDS = 4.0
-"""Seconds of chunk after chunk: clocks take as long to settle under load."""
+"""Seconds for which chunks are made without a pause: clocks take about that long to settle under load."""
 SHOWN = 60
-"""Kernels by name that are on record, those that take the most time first."""
+"""The most kernels that are recorded, those that take the most time first."""
 PARTS = {
     "attention": r"attention|absorbed|fmha|flash|sdpa|merge",
     "products": r"gemm|nvjet|cutlass|cublas|xmma|scaled_mm|addmm|linear|matmul|\bmm\b|bmm",

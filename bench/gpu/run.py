@@ -4,9 +4,9 @@
 
 Needs torch, triton, numpy, safetensors, click and rich, and nothing else: no installation of this package, no
 network, no TensorRT, no video library; a C++ compiler for the measurement `aoti` alone. A measurement that
-takes longer than its share is stopped, one that fails is on record with its reason, and the next goes on.
-Beside the results file, in a folder of its name, lie the engines, the profile's trace and compiled code: a
-second run with the same `-o` compiles nothing again.
+takes longer than its share of the time is stopped, and one that fails is recorded with its reason; then the
+next begins. A folder named after the results file keeps the engines, the profile's trace and compiled code,
+so a second run with the same `-o` compiles nothing again.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ def run_measurements(
 ) -> None:
     """Run `measurements` in order, and save each piece that one finds at once, under its name.
 
-    A measurement is stopped when its share of the time is over; where more time is allowed than all of
-    them ask for, the shares grow alike.
+    A measurement is stopped when its share of the time is over. If more time is allowed than they need
+    together, all shares grow by the same factor.
     """
     stretch = max(1.0, budget.seconds / sum(each.seconds for each in measurements))
     for number, measurement in enumerate(measurements):
         share = min(stretch * measurement.seconds, budget.left)
-        if share < measurement.seconds / 2:
+        if share < measurement.seconds / 2:  # too short for a result that is worth its time
             record.save(**{measurement.name: {"refused": "no time was left; allow more with --minutes"}})
             continue
         line.show(f"gpu: {measurement.name}, {number + 1} of {len(measurements)}, {budget.left:.0f} s left")

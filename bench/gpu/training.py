@@ -1,8 +1,8 @@
 """Optimizer steps of a training recipe with random weights and data: seconds, operations, memory.
 
-One process that shards its weights with itself, as `torchrun --nproc-per-node 1` would: blocks are
-checkpointed, arithmetic is the training stage's (on a GPU bfloat16 from float32 weights), and what is
-measured is what a stage computes.
+One process shards its weights over itself, as under `torchrun --nproc-per-node 1`. Blocks are checkpointed
+and the arithmetic is that of the training stage (on a GPU bfloat16 from float32 weights), so a step costs
+here what it costs in training.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from vmla.train.stages.distillation import ConsistencyStage, DistributionStage
 from vmla.transformer import VideoMLA
 
 STAGES = {"forcing": 3, "consistency": 2, "distribution": 1}
-"""Steps that are measured of each training stage."""
+"""Steps that are measured of each training stage: fewer of those that take longer."""
 CLIPS = 4
 """Clips in the random data."""
 
@@ -56,7 +56,7 @@ def stage_steps(recipe: DistillationRecipe, name: str, device: torch.device, *, 
 
 
 def _planned(recipe: DistillationRecipe, name: str) -> dict[str, int]:
-    """The plan for one GPU, without the average that a run keeps and this does not."""
+    """Bytes by part in the plan for one GPU, without the average of the weights, which is not kept here."""
     parts = memory_by_part(recipe, name, gpus=1)
     average = parts.pop("average, sharded")
     return {**parts, "all": parts["all"] - average}
@@ -95,7 +95,7 @@ def _stage(recipe: DistillationRecipe, name: str, device: torch.device) -> Stage
 
 
 def _data(recipe: DistillationRecipe, chunks: int, device: torch.device) -> LatentSet:
-    """Noise in the place of clips and prompts."""
+    """Noise in place of encoded clips and prompts."""
     c, generator = recipe.model, torch.Generator(device).manual_seed(0)
 
     def normal(*shape: int) -> torch.Tensor:

@@ -64,7 +64,7 @@ def read_document(path: Path) -> dict[str, Any]:
         raise UserError(f"no results file {path}; every verb of vmla-bench prints where it writes one")
     document = read_json(path)
     if not isinstance(document.get("kind"), str) or "machine" not in document:
-        raise UserError(f"{path} is no results file of vmla-bench")
+        raise UserError(f"{path} is not a results file of vmla-bench")
     if document.get("version") != VERSION:
         found = document.get("version")
         raise UserError(f"{path} is of version {found}, this code reads {VERSION}; measure it again")
@@ -133,7 +133,7 @@ def _command(kind: str, context: click.Context) -> str:
 
 
 def _written(parameter: click.Parameter, value: Any) -> list[str]:
-    """What stands on the command line for `value`, once for each time that the option is given."""
+    """The words of the command line for `value`, one for each time that the option is given."""
     once = parameter.nargs == 1 and not getattr(parameter, "multiple", False)
     if isinstance(value, tuple) and once:
         return [",".join(map(str, value))]

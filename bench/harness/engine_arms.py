@@ -26,9 +26,9 @@ GPU_ALONE = tuple(name for name, backend in BACKENDS.items() if "cpu" not in bac
 ENGINES = ("eager-mla", "eager-mha", *ON_CPU, "compile", "absorbed", *reversed(GPU_ALONE))
 """The model in its forms and every backend, in the order in which they are measured."""
 BY_NAME = (*ENGINES, "compile-mha")
-"""All engines that can be named; the last takes long to compile and tells little."""
+"""All engines that can be named; `compile-mha` is measured only by name, since it takes long to compile."""
 PASSES = ("forward", "entries")
-"""Of a model: the step, and the clean pass where it is one of its own."""
+"""Methods of a model that are compiled: the step, and the clean pass if the model has one."""
 PRECISIONS = ("fp32", "bf16", "fp16", "fp8")
 
 
@@ -98,7 +98,7 @@ class EngineArm:
 
 
 def compile_passes(model: VideoMLA) -> None:
-    """Let `torch.compile` have every kind of pass that the model has, as on a CPU."""
+    """Compile every kind of pass that the model has as a whole, as is done on a CPU."""
     for name in PASSES:
         if (run := getattr(model, name, None)) is not None:
             setattr(model, name, torch.compile(run, fullgraph=True, dynamic=False))
@@ -115,7 +115,7 @@ def choose_arms(engines: Sequence[str] | None, precisions: Sequence[str]) -> lis
 
 
 def failing(call: Callable[[], Any]) -> tuple[Any, str | None]:
-    """The result of `call`, or the line with which it fails, so that the others are still measured."""
+    """The result of `call` and None, or None and why it failed, so that other arms are still measured."""
     try:
         return call(), None
     except UserError as error:

@@ -14,7 +14,7 @@ _RESET_PEAK = "5"
 
 
 def held(device: torch.device) -> int | None:
-    """Bytes held now: allocated on a GPU, resident of the process elsewhere; None if nobody knows."""
+    """Bytes held now: allocated on a GPU, else resident of the process; None if the system does not tell."""
     if device.type == "cuda":
         return torch.cuda.memory_allocated(device)
     return _resident("VmRSS")

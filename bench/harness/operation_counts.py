@@ -80,7 +80,7 @@ def operations(config: ModelConfig, *, absorbed: bool = False) -> Operations:
 
 
 def launches(call: Callable[[], object], device: torch.device) -> int | None:
-    """Times that `call` gives a GPU work; None elsewhere."""
+    """How often `call` launches work on a GPU; None on other devices."""
     if device.type != "cuda":
         return None
     torch.cuda.synchronize(device)
@@ -91,7 +91,7 @@ def launches(call: Callable[[], object], device: torch.device) -> int | None:
 
 
 def host_reads(call: Callable[[], object], device: torch.device) -> int | None:
-    """Times that `call` makes the host wait for a GPU; None elsewhere."""
+    """How often `call` makes the host wait for a GPU; None on other devices."""
     if device.type != "cuda":
         return None
     before = torch.cuda.get_sync_debug_mode()

@@ -1,4 +1,4 @@
-"""Two things timed against each other in one process: ABBA order, cold caches, raw samples kept."""
+"""Times two calls against each other in one process: order A B B A, cold caches, raw samples kept."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class Clock(Protocol):
 
 
 class WallClock:
-    """Times a call on a CPU by the clock on the wall."""
+    """Times a call on a CPU by wall time."""
 
     def time(self, call: Callable[[], object]) -> float:
         """How long `call` takes, in milliseconds."""
@@ -58,7 +58,11 @@ class WaitingClock:
 
 
 class DeviceClock:
-    """For a GPU: events around the call, after its second-level cache was overwritten."""
+    """A clock for short calls on a GPU: events around the call.
+
+    The second-level cache is overwritten before each call. Otherwise small inputs would be read from there,
+    which they are not in a video, where other layers run between two calls.
+    """
 
     def __init__(self) -> None:
         self._flush = torch.empty(FLUSH_BYTES, dtype=torch.int8, device="cuda")
@@ -104,7 +108,7 @@ class Pair:
 
     @property
     def spread(self) -> float:
-        """Half the distance between the first and the last tenth of the rounds' ratios."""
+        """Half the distance between the 10th and the 90th percentile of the rounds' ratios."""
         low, high = (percentile(self.by_round, percent) for percent in (10, 90))
         return (high - low) / 2
 
@@ -128,7 +132,11 @@ def percentile(samples: list[float], percent: float) -> float:
 
 
 def paired(baseline: Call, other: Call, clock: Clock, *, rounds: int, warm_up: int = 3) -> Pair:
-    """Time both in the order A B B A, `rounds` times."""
+    """Time both in the order A B B A, `rounds` times.
+
+    In that order a steady drift of the machine's speed, as when its clocks fall under load, adds the same to
+    both. The `warm_up` calls of each come first and are not timed: they compile, load and allocate.
+    """
     for turn in range(warm_up):
         baseline(turn % SETS)
         other(turn % SETS)

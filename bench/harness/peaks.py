@@ -17,8 +17,9 @@ from plugins.fp8.rows import quantize_rows
 TYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 FLOAT8 = "fp8"
 WARM_UP = 3
+"""Calls before the timed ones: the first ones choose and load kernels and allocate memory."""
 SIDES = {"cpu": 2048, "cuda": 8192}
-"""Sides of the square products that give the peak."""
+"""Sides of the square products that give the peak: large enough to keep all of a device's units busy."""
 COPIED = {"cpu": 1 << 28, "cuda": 1 << 30}
 """Bytes that are copied, far more than any cache holds."""
 

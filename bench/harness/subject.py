@@ -32,7 +32,7 @@ ENDLESS = 1 << 40
 
 @dataclass(frozen=True)
 class RandomCheckpoint(Checkpoint):
-    """A shape in a checkpoint's place: weights drawn at random, no codec, the text embeddings noise."""
+    """A named shape in place of a checkpoint: random weights, noise for text embeddings, and no codec."""
 
     config: ModelConfig
     seed: int = 0
@@ -59,7 +59,7 @@ class RandomCheckpoint(Checkpoint):
         return hashlib.sha256(drawn.encode()).hexdigest()
 
     def text(self) -> TextEncoder:
-        """Noise in the place of embeddings."""
+        """A text encoder that returns noise."""
         return RandomText(self.config)
 
     def sampler(self) -> Sampler:
@@ -138,7 +138,7 @@ def endless(
 def steady(engine: Engine, sampler: Sampler, *, batch: int = 1, graphs: bool = True) -> Callable[[], Tensor]:
     """A rollout as `steady_rollout` makes it.
 
-    Each call makes a chunk and commits it, and gives its latents [B, z, F, h, w].
+    Each call makes a chunk, commits it and returns its latents [B, z, F, h, w].
     """
     videos = steady_rollout(engine, sampler, batch=batch, graphs=graphs)
 
@@ -151,7 +151,7 @@ def steady(engine: Engine, sampler: Sampler, *, batch: int = 1, graphs: bool = T
 
 
 def steady_rollout(engine: Engine, sampler: Sampler, *, batch: int = 1, graphs: bool = True) -> Rollout:
-    """A rollout of `batch` videos in a full window, whose entries were noise two chunks ago.
+    """A rollout of `batch` videos whose window is full: of noise, and of the two chunks made after it.
 
     Without `graphs`, a GPU is given every operation by itself.
     """
@@ -162,7 +162,7 @@ def steady_rollout(engine: Engine, sampler: Sampler, *, batch: int = 1, graphs: 
     videos.frame = engine.cache_spec.chunks.start(videos.number)
     generator = torch.Generator(engine.device).manual_seed(0)
     videos.buffers.cache.normal_(generator=generator)
-    for _ in range(2):  # the prompt is encoded; graphs are captured
+    for _ in range(2):  # not timed: the prompt is encoded and graphs are captured
         videos.denoise()
         videos.update_cache()
     return videos

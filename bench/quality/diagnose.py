@@ -57,7 +57,7 @@ STILL = tuple(question for question in QUESTIONS if question != "motion")
 
 def held_out_scenes(count: int, *, seed: int, world: World) -> list[Scene]:
     """Scenes that training never rendered, as many of one object as of two."""
-    rng = np.random.default_rng([seed, 8])
+    rng = np.random.default_rng([seed, 8])  # other scenes than `held_out_prompts` draws from the same seed
     return [draw_scene(rng, held_out=True, objects=1 + i % 2, world=world) for i in range(count)]
 
 
@@ -77,7 +77,7 @@ def through_codec(
 
 @dataclass(frozen=True)
 class Opened:
-    """The loaded parts of a checkpoint."""
+    """The loaded parts of a checkpoint that a video needs."""
 
     model: VideoMLA
     codec: Codec
@@ -87,10 +87,10 @@ class Opened:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint) -> Opened:
-        """All that a video needs.
+        """Load the parts of `checkpoint`.
 
         Raises:
-            UserError: if it is of no world of moving shapes.
+            UserError: if the model was not trained on a world of moving shapes.
         """
         world = checkpoint.world()
         if world is None:
@@ -184,7 +184,7 @@ def figures(graded: list[Graded]) -> dict[str, object]:
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False),
               help="Results file to write (default: build/diagnose.json).")  # fmt: skip
 def main(checkpoint: str, count: int, chunks: tuple[int, ...], seed: int, output: Path | None) -> None:
-    """Tell a sprite model's codec, first chunk and continuation apart."""
+    """Grade a sprite model's codec, first chunk and continuation separately."""
     named = open_checkpoint(checkpoint)
     opened, record = Opened.of(named), Record("diagnose", output)
     scenes = held_out_scenes(count, seed=seed, world=opened.world)

@@ -27,7 +27,7 @@ MEASURES = ("saturation", "luma", "sharpness", "motion")
 
 
 def luma(frames: Tensor) -> Tensor:
-    """[n, 3, H, W] in [0, 1] to [n, H, W]."""
+    """Luma [n, H, W] of frames [n, 3, H, W] in [0, 1]."""
     return torch.einsum("nchw,c->nhw", frames, torch.tensor(LUMA, dtype=frames.dtype))
 
 
@@ -72,7 +72,7 @@ def curve(frames: Iterable[Tensor], reading: Reading | None, world: World = FIRS
 
 
 def drift(points: list[dict[str, Any]]) -> dict[str, float]:
-    """Each measure's mean over the last quarter of the video against that over the first, as a change."""
+    """The relative change of each measure's mean from the first quarter of the video to the last."""
     quarter = max(1, len(points) // 4)
     change: dict[str, float] = {}
     for name in MEASURES if points else ():

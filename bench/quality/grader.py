@@ -36,6 +36,7 @@ from vmla.world.worlds import FIRST, WORLDS, World
 WINDOWS = (64, 80)
 """Frames of a window, half of the cases each: four seconds, as drift is graded in, and five."""
 LATEST_START = 4096
+"""The latest frame at which a window begins: motion must be seen in any phase, not only from its start."""
 ACCURACIES = {"clean": "accuracy", "degraded": "accuracy_degraded"}
 """Names of the shares of right answers in a document."""
 BLUR, NOISE, SHIFT = 0.7, 0.03, 0.02

@@ -36,7 +36,7 @@ PROMPTS = (
 COLUMNS = 4
 """Videos side by side in a row of the clip."""
 ENLARGED = 2
-"""Pixels across and down that show one of the video, or the README would show stamps."""
+"""Pixels across and down for each pixel of a video, which would be too small in the README otherwise."""
 
 
 def film(checkpoint: str, *, start: float, seconds: float) -> Tensor:
@@ -57,7 +57,7 @@ def film(checkpoint: str, *, start: float, seconds: float) -> Tensor:
 
 
 def wall(videos: Tensor) -> Tensor:
-    """[videos, n, 3, H, W] to one picture a frame, `COLUMNS` videos to a row: [n, 3, rows H, columns W]."""
+    """Tile videos [videos, n, 3, H, W], `COLUMNS` to a row, into frames [n, 3, rows * H, columns * W]."""
     rows = [torch.cat(list(row), dim=-1) for row in videos.split(COLUMNS)]
     return torch.cat(rows, dim=-2)
 

@@ -18,7 +18,7 @@ BY_ENGINE = ("engines", "gpu")
 """Kinds whose figures begin with the name of an engine."""
 
 Pairs = Sequence[tuple[dict[str, Any], dict[str, Any] | None]]
-"""Documents, each with an older one or none."""
+"""Documents, each with the older one that it is compared with, or None."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +60,7 @@ def key(document: dict[str, Any]) -> tuple[str, str]:
 
 
 def changes(new: dict[str, Any], old: dict[str, Any]) -> list[FigureChange]:
-    """The figures that both have."""
+    """How the figures that both documents have changed."""
     now, then = figures(new), figures(old)
     return [
         FigureChange(name=name, old=then[name], new=figure)
@@ -80,13 +80,13 @@ def pair_up(new: list[dict[str, Any]], old: list[dict[str, Any]], *, across: boo
     for document, before in pairs:
         if before is not None and machine_name(document) != machine_name(before) and not across:
             names = f"{machine_name(before)} and {machine_name(document)}"
-            mend = "say --across-machines if you mean it"
+            mend = "add --across-machines to compare them all the same"
             raise UserError(f"{document['kind']}: old and new are from {names}; {mend}")
     return pairs
 
 
 def change_table(found: list[FigureChange], kind: str) -> Table:
-    """Old and new side by side."""
+    """A table of old and new figures side by side."""
     rows = [
         [c.name, f"{c.old.value:.4g}", f"{c.new.value:.4g}", f"{c.ratio - 1:+.1%}", c.verdict] for c in found
     ]

@@ -58,7 +58,7 @@ def main(
     results: tuple[Path, ...], against: tuple[Path, ...], across_machines: bool, media: tuple[Path, ...],
     output: Path,
 ) -> None:  # fmt: skip
-    """One page and one summary from RESULTS, with old results beside new ones; exits with 1 if a file was
+    """Write a page and a summary from RESULTS, with old results beside new ones; exit with 1 if a file was
     left out because it is damaged."""
     left_out: list[str] = []
     new, old = (list(_readable(paths, left_out)) for paths in (results, against))
@@ -80,7 +80,7 @@ def main(
 
 
 def _readable(paths: Sequence[Path], left_out: list[str]) -> Iterator[dict[str, Any]]:
-    """The results files that are whole; each other one goes to `left_out` with its error."""
+    """Yield the documents of whole files; the error of each other file is added to `left_out`."""
     for path in paths:
         try:
             yield read_results(path)

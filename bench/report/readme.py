@@ -52,7 +52,7 @@ class GeneratedTable:
     command: str
 
     def lines(self) -> list[str]:
-        """The table with where it was measured and by which command; or that it was not, and by which."""
+        """The table with the machine and command that measured it, or the command that would."""
         path = RESULTS / self.file
         if not path.exists():
             return [f"{MISSING}: `{self.command} -o bench/results/{self.file}`"]

@@ -1,4 +1,4 @@
-"""The time that a Ray cluster's address adds to a request: one replica, asked through it and directly."""
+"""The time that a Ray cluster's address adds to a request: one replica is asked through it and directly."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ PROMPT = "a red star bouncing on a navy background"
 
 
 def without_server(order: Order, count: int, folder: Path) -> float:
-    """Frames a second, in all, of so many videos that one session makes at once into files."""
+    """Frames per second, in all, of `count` videos that one session makes at once into files."""
     jobs = [replace(order.job, prompts=FixedPrompts(PROMPT), seed=seed) for seed in range(count)]
     orders = {folder / f"{job.seed}.mp4": replace(order, job=job) for job in jobs}
     endings = make_videos(orders, telemetry=lambda _: NoTelemetry(), stop=threading.Event())
@@ -36,7 +36,7 @@ def without_server(order: Order, count: int, folder: Path) -> float:
 
 
 def with_viewers(server: Running, count: int, frames: int) -> dict[str, Any]:
-    """So many new streams, each with its viewer, who takes chunks as soon as they are made."""
+    """Figures of `count` new streams of `frames` frames, each with a viewer who takes chunks once made."""
     starts = [{"prompt": PROMPT, "seed": seed, "num_frames": frames} for seed in range(count)]
     seen = asyncio.run(watch_all(server.port, starts))
     whole = max(came[-1] for _, came in seen) - min(began for began, _ in seen)
@@ -52,7 +52,7 @@ def with_viewers(server: Running, count: int, frames: int) -> dict[str, Any]:
 
 
 def connects(server: Running, count: int) -> dict[str, Any]:
-    """Viewers who come and go one after the other, and the memory held once all streams rest."""
+    """Figures of `count` viewers who come and go one by one, and of what the process then holds more."""
 
     async def crowd(count: int) -> None:
         for number in range(count):
@@ -84,7 +84,7 @@ def _held(server: Running) -> dict[str, int]:
 
 
 def hand_over(server: Running, other: Running, name: str) -> tuple[float, float]:
-    """Seconds until the state of a stream is at another server, and until its next chunk has come there."""
+    """Seconds until a stream's state is at another server, and until its next chunk has come from there."""
     began = perf_counter()
     state = server.http.get(f"/v1/sessions/{name}/state").raise_for_status()
     at = f"/v1/sessions/{name}/state"
@@ -98,7 +98,7 @@ def hand_over(server: Running, other: Running, name: str) -> tuple[float, float]
 
 
 def fork(server: Running, name: str) -> float:
-    """Seconds until a stream is there twice."""
+    """Seconds to fork a stream."""
     began = perf_counter()
     made = server.http.post(f"/v1/sessions/{name}/fork", json={"seed": 1}).raise_for_status()
     seconds = perf_counter() - began
@@ -115,7 +115,7 @@ def cold_return(server: Running, name: str) -> float:
 
 
 def begin(server: Running) -> str:
-    """An endless stream of which some chunks are made; its name."""
+    """Begin an endless stream, wait for its first three chunks, and return its name."""
     made = server.http.post("/v1/sessions", json={"prompt": PROMPT, "lease_seconds": 600}).raise_for_status()
     name = str(made.json()["id"])
     asyncio.run(watch(server.port, most=3, session_id=name, sequence_number=0))

@@ -2,7 +2,7 @@
 
     python -m bench.serving.run
 
-One process has the server, in a thread, and all its viewers, which makes the figures slightly worse, never
+One process runs the server, in a thread, and all its viewers, which makes the figures slightly worse, never
 better. For each number of streams, the same videos are first made without a server.
 """
 
@@ -38,9 +38,9 @@ from vmla.cli.terminal import say
               help="Numbers of streams at once.")  # fmt: skip
 @click.option("--seconds", default=10.0, show_default=True, help="Length of each stream.")
 @click.option("--connects", type=click.IntRange(min=1), default=1000, show_default=True,
-              help="Viewers who come and go.")  # fmt: skip
+              help="Number of viewers who connect and leave.")  # fmt: skip
 @click.option("--times", type=click.IntRange(min=1), default=10, show_default=True,
-              help="Hand-overs, forks and cold returns to take the median of.")  # fmt: skip
+              help="Number of hand-overs, forks and cold returns, of which the median counts.")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1), help="Number of CPU threads (default: 2).")
 @click.option("--ray/--no-ray", default=True, show_default=True,
               help="Measure what a Ray cluster adds to a request.")  # fmt: skip
@@ -50,8 +50,8 @@ def main(
     checkpoint: str, streams: tuple[int, ...], seconds: float, connects: int, times: int, threads: int | None,
     ray: bool, output: Path | None,
 ) -> None:  # fmt: skip
-    """Measure the server by its viewers."""
-    if ray and find_spec("ray") is None:  # it is measured last, which is too late to find it missing
+    """Measure the server as its viewers see it."""
+    if ray and find_spec("ray") is None:  # checked first, because it is measured last
         raise missing_extra("ray", "ray")
     named = str(Path(checkpoint).absolute()) if Path(checkpoint).exists() else checkpoint
     asked = partial(new, measurements.PROMPT, named, scale=None, seconds=seconds, threads=threads)
@@ -64,7 +64,7 @@ def main(
         with running(order.job, Path(folder) / "elsewhere") as other:
             moves = _moves(server, other, times)
     record.save(**moves)
-    if ray:
+    if ray:  # ten times as often, because one request takes only milliseconds
         record.save(ray_hop=_hop(partial(_job_of, asked), order.job, 10 * times))
     record.finish(
         first_frame_seconds=crowds[0]["first_frame_seconds"]["p50"],
@@ -95,7 +95,7 @@ def _crowds(
 
 
 def _moves(server: Running, other: Running, times: int) -> dict[str, dict[str, float]]:
-    """How fast a stream is elsewhere, there twice, or back."""
+    """Milliseconds to move a stream to another server, to fork it, and to bring it back into memory."""
     name = measurements.begin(server)
     return {
         "state_moved": measurements.repeated(lambda: measurements.hand_over(server, other, name)[0], times),

@@ -41,7 +41,7 @@ class Running:
 
 @contextmanager
 def running(job: Job, store: Path) -> Iterator[Running]:
-    """Inside, a server of the model of `job` on a free port of this machine, without limits of pace.
+    """Run a server of the model of `job` on a free port of this machine, without limits on rates.
 
     Raises:
         UserError: if it does not start.
@@ -53,13 +53,13 @@ def running(job: Job, store: Path) -> Iterator[Running]:
 
 
 def settings_for(store: Path) -> ServeSettings:
-    """Settings of a server whose streams lie in `store`, without limits of pace."""
+    """Settings of a server whose streams lie in `store`, without limits on rates."""
     return ServeSettings(store=store, name="bench", port=0, limits=LIMITS, lease_seconds=LEASE)
 
 
 @contextmanager
 def answering(app: ASGIApp, settings: ServeSettings) -> Iterator[tuple[int, httpx.Client]]:
-    """Inside, `app` answers on a free port of this machine: the port, and who asks there.
+    """Run `app` on a free port of this machine; yields the port and a client for it.
 
     Raises:
         UserError: if it does not start.

@@ -76,7 +76,7 @@ async def _half_a_request(port: int) -> None:
 def late_share(came: Sequence[float], chunk_seconds: float) -> float:
     """The share of chunks that came after all earlier ones had been played.
 
-    The first one begins the play; a player that ran dry goes on when the next one has come.
+    Playback begins with the first chunk; a player that has run dry continues when the next one has come.
     """
     due, late = came[0] + chunk_seconds, 0
     for at in came[1:]:

@@ -88,7 +88,7 @@ def cache(config: ModelConfig) -> str:
 
 
 def _after(left: int, spec: CacheSpec) -> int:
-    """Draw the chunk that is being made, right of the slots."""
+    """The x coordinate of the chunk that is being made, right of the slots."""
     return left + spec.slots * WIDE + 24
 
 

@@ -21,6 +21,6 @@ def on_files(files: Any, *, config: Any, **_: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, *, page: Any, **_: Any) -> str:
-    """Links of a page, as the site has them."""
+    """The text of a page, with links that fit the site."""
     name = page.file.src_uri
     return markdown if name == COMMANDS else relinked(markdown, home(name))

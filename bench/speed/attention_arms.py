@@ -42,7 +42,7 @@ class Shape:
 
     @property
     def flops_expanded(self) -> int:
-        """Two operations for each product of scores and sums."""
+        """Operations of scores and weighted sums, two for each multiplication."""
         return 2 * self.batch * self.heads * self.queries * self.keys * (self.width + self.value)
 
     @property

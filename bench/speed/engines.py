@@ -4,8 +4,8 @@
 
 Every engine is timed against a baseline (eager `mla` in fp32; on a GPU eager `mha` in bfloat16), chunk by
 chunk in the order A B B A in one process, on whole chunks of a rollout with a full window: noise, all passes,
-commit; no decoding. The first row times that baseline against itself, and no difference within three times
-its spread is called one.
+commit; no decoding. The first row times that baseline against itself; a difference counts only if it is more
+than three times that row's spread.
 """
 
 from __future__ import annotations
@@ -114,7 +114,7 @@ class Bench:
 
     def timed(self, arm: EngineArm, stream: Iterator[Chunk]) -> dict[str, Any]:
         """Chunk times of `stream` and the baseline, with speed-up and spread."""
-        clock = WaitingClock(self.device)
+        clock = WaitingClock(self.device)  # one chunk warms up: both streams have filled their windows before
         pair = paired(
             lambda turn: next(self.baseline), lambda turn: next(stream), clock, rounds=self.rounds, warm_up=1
         )
@@ -165,7 +165,7 @@ class Bench:
         return {f"error_{name}": error for name, error in errors.items()}
 
     def _decoder(self) -> Decoder | None:
-        """Times of decoding the first frame; random shapes have no decoder."""
+        """The decoder that makes the first frame; None for a random shape, which has no codec."""
         if isinstance(self.subject, RandomCheckpoint):
             return None
         return CodecDecoder(self.subject.codec(), self.device)
@@ -191,6 +191,7 @@ def open_bench(
             next(stream)
     row = bench.timed(arm, streams[1])
     bench.noise = row["spread"]
+    # A baseline that differs from itself shows that the machine is too busy to measure anything.
     row["differs"] = abs(row["time_over_baseline"] - 1) > row["spread"]
     return bench, {"engine": "A against A", "precision": arm.precision, "layout": arm.layout, **row}
 

@@ -48,14 +48,14 @@ RESERVE = 0.08
 
 
 def measured_cache(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> dict[str, Any]:
-    """Allocate and fill caches of as many videos as make `LEAST_BYTES`; what the device then holds more.
+    """Bytes that the device holds for filled caches of as many videos as make up `LEAST_BYTES`.
 
     Raises:
         UserError: if the system does not report the memory of a process.
     """
     spec = CacheSpec.of(config)
     videos = -(-LEAST_BYTES // spec.bytes(element_size=dtype.itemsize))
-    torch.empty(1 << 17, device=device).fill_(1)  # so that threads and code pages are not counted below
+    torch.empty(1 << 17, device=device).fill_(1)  # loads threads and code, which must not count below
     gc.collect()
     before = held(device)
     # Written, because a system counts memory of a process only once it is touched.
@@ -117,7 +117,7 @@ def _peak(engine: Any, subject: Checkpoint, batch: int, device: torch.device) ->
 def streams(
     caches: dict[str, dict[str, Any]], config: ModelConfig, total: int, itemsize: int
 ) -> list[dict[str, Any]]:
-    """How many videos' caches fit into `total` bytes beside weights, by the cache measured; no decoder."""
+    """How many videos' measured caches fit into `total` bytes beside the weights; decoders do not count."""
     rows = []
     for layout, cache in caches.items():
         model = replace(config, layout=layout)  # type: ignore[arg-type]
@@ -159,7 +159,7 @@ def count_parameters(config: ModelConfig) -> int:
 def main(
     cache_shape: str, window: str, shape: str, gib: float | None, device: str, output: Path | None
 ) -> None:
-    """Measure what the cache takes in both layouts, a pass's peak, and how many streams fit."""
+    """Measure the cache of both layouts, the peak of a pass, and how many streams fit."""
     where, dtype = choose_device(device), torch.bfloat16
     config, passes = named_config(cache_shape, window=window), open_subject(None, shape)
     tell_device(where, device)

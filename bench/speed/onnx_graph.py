@@ -4,14 +4,14 @@
     vmla-bench graph --shape wan-1.3b --target sm_89 --target sm_120 --output bench/results/graph-wan.json
     vmla-bench graph --shape wan-1.3b --precision fp8 --lint
 
-The model is traced without weights. Without a target they are holes in a file: the graph is checked and
-takes no room. With targets they are drawn at random, scaled like real ones and written to disk one at a
-time, and an engine is built for each target. It is the graph that engines are built from: it takes the slots
-that hold a frame and masks nothing, which is checked. `--attention plugin` exports the form for our plugin,
-which takes all slots with their validity. With `--lint` the graph is that for ONNX Runtime, with float32
-in the place of bfloat16, and Polygraphy looks it over, which runs it once: in fp8 even at full size, since
-its weights are then less than the 2 GB that Polygraphy can hold. Ends with one line of JSON: time, memory,
-sizes, warnings.
+The model is traced without weights. Without a target the file of weights is sparse: the graph is checked
+and takes no room on disk. With targets, weights are drawn at random, scaled like real ones and written to
+disk one at a time, and an engine is built for each target. The graph is the one that engines are built from:
+it takes the slots that hold a frame and masks nothing, which is checked. `--attention plugin` exports the
+form for our plugin, which takes all slots with their validity. With `--lint` the graph is the one for ONNX
+Runtime, with float32 in place of bfloat16, and Polygraphy's lint checks it and runs it once: in fp8 even at
+full size, because its weights are then less than the 2 GB that Polygraphy can hold. The last line is JSON:
+time, memory, sizes, warnings.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ CODES = torch.float8_e4m3fn
 LARGEST_INPUT = 8.0
 """Largest input of every quantised layer, as a calibration would find it, since inputs are normalised."""
 LARGEST_DRAWN = 5.0
-"""Standard deviations that the codes of random weights reach."""
+"""Standard deviations of the random weights that the range of their codes covers."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,7 +78,7 @@ class Graph:
     operations: dict[str, int]
     types: list[str]
     weights: int
-    """How many numbers they hold."""
+    """Number of parameters, counted without reading them."""
 
     @classmethod
     def read(cls, path: Path) -> Graph:
@@ -142,7 +142,7 @@ def _check_form(graph: Graph, attention_nodes: int, *, masked: bool) -> None:
 
 
 def holes(config: ModelConfig) -> Source:
-    """Zeros that take no room, but for the positions' frequencies."""
+    """Zeros that take no room on disk, and the real frequencies of the positions."""
     frequencies = _frequencies(config)
     return lambda name, like: frequencies.get(name)
 
@@ -245,7 +245,7 @@ def main(
     folder: Path | None,
     output: Path | None,
 ) -> None:
-    """Export a model of a named shape without its weights, and build engines of random ones."""
+    """Export a model of a named shape without weights, or build engines with random ones."""
     for each in target:
         check_targets(each)
     if target and attention == "plugin":

@@ -36,7 +36,7 @@ COMMAND = [sys.executable, "-c", "from runtime.cli.run import main; main()"]
 
 
 def first_frame_is_in(path: Path) -> bool:
-    """Whether a player would show a picture by now."""
+    """Whether a player could show a picture of the file `path` by now."""
     import av
 
     try:

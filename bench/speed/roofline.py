@@ -4,7 +4,8 @@
     vmla-bench roofline --checkpoint sprites --against bench/results/engines-sprites.json
 
 The floor of a pass is the sum over its parts of the longer of two times: its operations at the measured
-matrix peak, and its bytes at the measured copy peak. No engine is faster; the gap says how much slower.
+matrix peak, and its bytes at the measured copy peak. No engine can be faster; the gap says how many times
+longer one takes.
 """
 
 from __future__ import annotations
@@ -167,7 +168,7 @@ def main(
     device: str,
     against: Path | None, across_machines: bool, output: Path | None,
 ) -> None:  # fmt: skip
-    """Say what a pass costs, what this machine can do, and the floor that follows."""
+    """Count what a pass costs, measure this machine's peaks, and compute a chunk's least time."""
     from bench.report.schema.kinds import read_results
 
     where = choose_device(device)
@@ -201,7 +202,7 @@ def _windowed(subject: Checkpoint, window: str | None) -> ModelConfig:
 def _same_machine(here: dict[str, Any], document: dict[str, Any], across: bool) -> None:
     ours, theirs = machine_name(here), machine_name(document)
     if ours != theirs and not across:
-        mend = "say --across-machines if you mean it"
+        mend = "add --across-machines to compare them all the same"
         raise UserError(f"the results are from {theirs}, this is {ours}; {mend}")
 
 

@@ -3,7 +3,7 @@
     vmla-bench runtime
     vmla-bench runtime --engine engines/sprites
 
-Some arms make the same video from one checkpoint, in the order A B C C B A:
+All arms make the same video from one checkpoint, in the order A B C C B A:
 
     plain    the first runtime, rebuilt from today's parts: the model's own modules with nothing laid out
              or tabulated, a whole step for the clean pass, decoding on the rollout's thread, no states.
@@ -12,7 +12,7 @@ Some arms make the same video from one checkpoint, in the order A B C C B A:
     unsaved  the same without states
     compiled what `vmla-run --engine` does, if an engine is given
 
-Then a video is stopped and gone on with, and the operations of one chunk are counted.
+Then a video is stopped and resumed, and the operations of one chunk are counted.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ from vmla.transformer import StepInputs
 ARMS = ("plain", "now", "unsaved")
 COMPILED = "compiled"
 SAVE_EVERY = 5.0
-"""Seconds between two states, as `vmla-run` has it if not told otherwise."""
+"""Seconds between two states: the default of `vmla-run`."""
 STOPPED = 24
 """Chunks of the video that is stopped once the first two are shown: more than any queue holds."""
 
@@ -68,7 +68,7 @@ class Take:
     gaps: list[float]
     """Seconds from each chunk to the next."""
     shares: dict[str, float]
-    """Of the time, as `bench.speed.rollout.shares` names them; of the arm `plain`, none."""
+    """Shares of the time, named as in `bench.speed.rollout.shares`; none for the arm `plain`."""
 
 
 class Reports(NoTelemetry):
@@ -79,17 +79,17 @@ class Reports(NoTelemetry):
         self.stop, self._last = threading.Event(), last
 
     def chunk(self, report: ChunkReport) -> None:
-        """Take note of a finished chunk."""
+        """Keep the report of a finished chunk."""
         self.events.append(asdict(report))
         if report.chunk == self._last:
             self.stop.set()
 
 
 class PlainEngine(EagerEngine):
-    """The modules of the model as they are; its clean pass is a whole step."""
+    """The model's own modules, unchanged; its clean pass is a whole step."""
 
     def entries(self, inputs: StepInputs, *, held: int | None = None) -> Tensor:
-        """The entries that a whole step gives."""
+        """The entries [L, B, S, E] that a whole step returns."""
         return self.step(inputs, held=held)[1]
 
 
@@ -132,13 +132,13 @@ def _make(order: Order, output: Path, reports: Reports, *, save_every: float | N
 
 
 def _take(ends: list[float], frames: int, parts: dict[str, float]) -> Take:
-    """A take from the seconds at which its chunks of `frames` frames were done."""
+    """The take whose chunks, of `frames` frames each, were done at the seconds `ends`."""
     gaps = [b - a for a, b in zip(ends, ends[1:], strict=False)]
     return Take(frames_per_second=frames * len(gaps) / sum(gaps), gaps=gaps, shares=parts)
 
 
 def going_on(order_of: Callable[[int], Order], output: Path) -> dict[str, float]:
-    """Seconds before the first chunk of a new video and of one that is gone on with, both in this process.
+    """Seconds before the first chunk of a new video and of a resumed one, both in this process.
 
     Reading checkpoints and states, comparing hashes and loading is all in them; starting Python is not.
     """
@@ -165,7 +165,7 @@ def operations_per_chunk(order: Order, engine: Engine) -> int:
         videos.denoise()
         videos.update_cache()
 
-    for _ in range(filling(engine.config) + 1):  # until the window is full and prompts are encoded
+    for _ in range(filling(engine.config) + 1):  # fills the window and encodes the prompt
         chunk()
     launched = launches(chunk, order.job.device)
     if launched is not None:
@@ -213,9 +213,9 @@ def measure(
     told: Callable[[str], None],
     compiled: Callable[[int], Order] | None = None,
 ) -> dict[str, Any]:
-    """All arms, the stopped video and the counts; samples beside the figures."""
+    """The results of all arms, of the stopped video and of the counts, with their samples."""
     arms = ARMS if compiled is None else (*ARMS, COMPILED)
-    turns = (*arms, *reversed(arms))  # an even drift of the machine meets all arms alike
+    turns = (*arms, *reversed(arms))  # so that a steady drift of the machine's speed affects all arms alike
     takes: dict[str, list[Take]] = {arm: [] for arm in arms}
     with tempfile.TemporaryDirectory() as folder:
         for turn, arm in enumerate(turns):
@@ -224,7 +224,7 @@ def measure(
             output = Path(folder) / f"{turn}.mp4"
             made = plain(order, output) if arm == "plain" else now(order, output, saved=arm != "unsaved")
             takes[arm].append(made)
-        told("runtime: stopped and gone on with")
+        told("runtime: stopped and resumed")
         resumed = going_on(order_of, Path(folder) / "halves.mp4")
     told("runtime: operations")
     order = order_of(chunks)
@@ -255,7 +255,7 @@ def measure(
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False),
               help="Results file to write (default: build/runtime.json).")  # fmt: skip
 def main(checkpoint: str, chunks: int, engine: Path | None, device: str, output: Path | None) -> None:
-    """Measure the runtime against a plain one: speed, evenness, states on disk, going on."""
+    """Compare the runtime with a plain one: speed, evenness, cost of saving, cost of resuming."""
     device = str(say_device(device))
 
     def order_of(length: int) -> Order:

@@ -85,7 +85,7 @@ def _option(name: str, value: Any) -> str:
 def trials(
     starts: list[Start], chosen: list[ConversionVariant], heal: int, folder: Path, line: ProgressLine
 ) -> Iterator[ConversionTrial]:
-    """Model by model, so that whatever ends early has compared all variants."""
+    """Yield trials model by model, so that a run that ends early has compared all variants."""
     for start in starts:
         for variant in chosen:
             label = f"model {start.seed + 1} of {len(starts)}, {variant.name}"
@@ -154,7 +154,7 @@ def main(
     threads: int | None,
     output: Path | None,
 ) -> None:
-    """Convert per-head models of a recipe in every way, and see how well each start does."""
+    """Convert per-head models of a recipe in every way, and compare the converted models."""
     if threads is not None:
         torch.set_num_threads(threads)
     starts, rows = _starts(name, checkpoints, calibration), list[dict[str, Any]]()

@@ -47,7 +47,7 @@ class ConversionVariant:
     clips: int = CLIPS
     """Number of calibration clips."""
     noise: bool = False
-    """Calibrated on noise in the place of clips."""
+    """Whether it is calibrated on noise in place of clips."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class Start:
 
     @classmethod
     def of(cls, checkpoint: Checkpoint, clips: LatentSet, recipe: DistillationRecipe, seed: int) -> Start:
-        """`clips` are divided.
+        """A start whose `clips` are divided into those to convert with and those to judge on.
 
         Raises:
             UserError: if the model has no attention to convert.
@@ -89,7 +89,7 @@ class Start:
         return list(layers_of(self.source, self.calibration(self.held, JUDGED)))
 
     def calibration(self, clips: LatentSet, count: int) -> CalibrationBatch:
-        """Inputs from the first `count` of some clips."""
+        """Calibration inputs from the first `count` of `clips`."""
         return calibration_on(clips, self.source.config, count=count, seed=self.seed)
 
     def loss(self, model: VideoMLA) -> float:

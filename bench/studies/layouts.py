@@ -3,9 +3,9 @@
     vmla-bench layouts --model latent=sprites --model "per head=runs/per-head" -o layouts.json
 
 All make the videos of the same held-out prompts from the same noise, in float32, and all are timed in turns
-in one process: a round through the models forwards, one backwards. Interrupted, the same command goes on
-with the models that are not in its document yet. With `--prompts 0` they are only timed, which can be asked
-of models of different worlds too.
+in one process: a round through the models forwards, then one backwards, so that a steady drift of the
+machine's speed affects all alike. After an interruption the same command continues with the models that its
+document does not have yet. With `--prompts 0` models are only timed, even those of different worlds.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ MARKS = (5, 60, 180)
 EVERY = 12
 """Seconds between two points of a curve."""
 ROUNDS, CHUNKS = 6, 10
-"""Of the timing: rounds through all models, and chunks of each in one."""
+"""Rounds of timing through all models, and chunks of each model in a round."""
 NOTHING: dict[str, Any] = {"grades": {}, "curve": [], "drift": {}}
 """The results of a model that makes no videos."""
 
@@ -60,7 +60,7 @@ class Model:
         """`NAME=FOLDER`, or the name of a shipped model.
 
         Raises:
-            UserError: if the checkpoint is none.
+            UserError: if there is no such checkpoint.
         """
         name, given, folder = text.partition("=")
         return cls(name=name, checkpoint=open_checkpoint(folder if given else name))
@@ -133,7 +133,7 @@ def _seconds_of(video: Rollout, chunks: int) -> float:
 
 
 def _kept(path: Path, asked: dict[str, Any]) -> list[dict[str, Any]]:
-    """Models that an interrupted run of the same command has watched already."""
+    """The rows of models that an interrupted run of the same command has graded already."""
     if not path.is_file():
         return []
     before = read_json(path)

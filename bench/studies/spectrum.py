@@ -90,7 +90,7 @@ def medians(rows: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False),
               help="Results file to write (default: build/spectrum.json).")  # fmt: skip
 def main(checkpoints: tuple[str, ...], output: Path | None) -> None:
-    """Effective ranks of CHECKPOINTS' key and value weights (sprites if none is given)."""
+    """Report the effective ranks of CHECKPOINTS' key and value weights (default: sprites)."""
     names = checkpoints or (SHIPPED,)
     opened = [open_checkpoint(name) for name in names]
     record, found = Record("spectrum", output), []

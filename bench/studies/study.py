@@ -3,9 +3,9 @@
     vmla-bench study mini --runs runs/study -o bench/results/study-mini.json
 
 Layouts: a cache per head against the latent one, through all stages. Widths: the latent's content over
-four sizes. Splits: an entry of one size divided otherwise into content and rotary key. Inits: spectral
-against random start from the per-head model. Interrupted, the same command goes on; every trial that ends
-is in the document.
+four sizes. Splits: an entry of one size divided differently into content and rotary key. Inits: spectral
+against random start from the per-head model. After an interruption the same command continues; every trial
+that has ended is in the document.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Study:
     """Seconds of the video at which it is graded."""
 
     def arms(self) -> list[StudyArm]:
-        """All of them; the recipe's own model answers three questions."""
+        """All arms of the study; that of the recipe's own model answers three questions."""
         model = pretraining_recipe(self.recipe).model
         own = model.kv_lora_rank, model.qk_rope_head_dim
         found = [
@@ -138,7 +138,8 @@ def _spread_of(shares: list[dict[str, float]]) -> dict[str, dict[str, float]]:
 @click.option("--runs", type=click.Path(path_type=Path, file_okay=False), default=Path("runs/study"),
               show_default=True,
               help="Folder that keeps everything trained; run again to resume.")  # fmt: skip
-@click.option("--only", type=Choice(STUDIED), multiple=True, help="Repeat for several (default: all).")
+@click.option("--only", type=Choice(STUDIED), multiple=True,
+              help="Comparison to make; repeat for several (default: all).")  # fmt: skip
 @click.option("--seeds", type=click.IntRange(min=1), help="Number of seeds (default: the study's own).")
 @click.option("--threads", type=ThreadCount(), help="Number of CPU threads (default: all cores).")
 @click.option("--output", "-o", type=click.Path(path_type=Path, dir_okay=False),

@@ -1,8 +1,8 @@
 """One arm of a study with one seed: trained, distilled if it is asked for, graded; each part once.
 
-All arms share codec, text encoder and clips, which are trained and made once. What a trial has
-finished it finds again, so that a study that was stopped goes on where it was, and several processes may
-share one: each trial is made by the first that comes to it.
+All arms share codec, text encoder and clips, which are trained and made once. A trial keeps
+what it has finished, so a stopped study continues where it was, and several processes may share one study:
+each trial is made by the first process that comes to it.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ class StudyArm:
 
     name: str
     questions: tuple[str, ...]
-    """Studies that it belongs to."""
+    """Comparisons that it belongs to."""
     sizes: dict[str, Any] = field(default_factory=dict)
     """Sizes of the model that differ from the recipe's."""
     init: Init | None = None
@@ -95,7 +95,7 @@ class StudyArm:
 
 @contextmanager
 def claimed(folder: Path) -> Iterator[None]:
-    """One process at a time works on `folder`; another one waits, and then finds what was made."""
+    """Within the context one process works on `folder`; others wait, and then find what it has made."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with os.fdopen(open_own(folder.with_name(folder.name + ".lock")), "r+b") as file:
         fcntl.flock(file, fcntl.LOCK_EX)

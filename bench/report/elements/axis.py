@@ -42,7 +42,7 @@ class Axis:
         if zero and not log:
             low, high = min(low, 0.0), max(high, 0.0)
         if high - low <= 1e-12 * max(abs(low), abs(high)):
-            half = max(0.5, 1e-6 * abs(low))  # of large numbers more, or nothing would be added
+            half = max(0.5, 1e-6 * abs(low))  # relative for large numbers, to which 0.5 would add nothing
             low, high = (low / 2, high * 2) if log else (low - half, high + half)
         if margin and log:
             free = (high / low) ** margin

@@ -73,7 +73,7 @@ class Ratios:
     by_engine: bool = False
 
     def beside(self, old: object) -> Ratios:
-        """Itself: it has both runs in it."""
+        """Return this plot itself, which shows both runs already."""
         return self
 
     def text(self) -> str:

@@ -33,7 +33,7 @@ def read_results(path: Path) -> dict[str, Any]:
     """A results file whose figures are all there and of the right types.
 
     Raises:
-        UserError: as `read_document`, and naming the field that is missing or odd.
+        UserError: see `read_document`; also names a field that is missing or of the wrong type.
     """
     document = read_document(path)
     # Fields that no report shows are not checked.

@@ -120,7 +120,7 @@ class KernelFigures:
 
 
 def which(row: Any) -> str:
-    """Whether a row has figures or says why there are none."""
+    """The tag of a row: `measured`, or `refused` if it says why it has no figures."""
     return "refused" if isinstance(row, dict) and "refused" in row else "measured"
 
 

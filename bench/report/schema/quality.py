@@ -123,7 +123,7 @@ class QualityResults(Document):
 
 @dataclass(frozen=True, kw_only=True)
 class MeanGrade:
-    """Over the seeds of an arm."""
+    """Mean and deviation of the grades over the seeds of an arm."""
 
     mean: MeanDeviation
 
