@@ -58,6 +58,11 @@ class Stop(threading.Event):
         """Exit status of a command that was stopped."""
         return 128 + self.number
 
+    @property
+    def name(self) -> str:
+        """Name of the signal that stopped the command."""
+        return signal.Signals(self.number).name
+
     def parting(self, what: str) -> list[str]:
         """The last words, each preceded by `what` has happened; `what` alone if there are none."""
         return [f"{what}; {words}" for words in self.last_words()] or [what]
