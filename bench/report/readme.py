@@ -135,9 +135,6 @@ TABLES = {
     "grades": GeneratedTable(
         file="grades-sprites.json", table=grades_table, command="python -m bench.quality.grades"
     ),
-    "grades_4": GeneratedTable(
-        file="grades-sprites-4.json", table=grades_table, command="vmla-bench grades --checkpoint sprites-4"
-    ),
     "engines": GeneratedTable(file="engines-sprites.json", table=engines_table, command="vmla-bench engines"),
     "serve": GeneratedTable(file="serve-sprites.json", table=section_tables, command="vmla-bench serve"),
     "memory": GeneratedTable(file="memory-wan.json", table=memory_table, command="vmla-bench memory"),

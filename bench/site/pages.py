@@ -14,7 +14,6 @@ ADOPTED = {
     "export/README.md": "engines.md",
     "plugins/README.md": "attention-operator.md",
     "vmla/checkpoints/sprites/README.md": "model-card.md",
-    "vmla/checkpoints/sprites-4/README.md": "model-card-4.md",
 }
 """Documents that stay where they are in the repository: by their path there, their page in the site."""
 LINK = re.compile(r"(!?)\[([^\]]*)\]\(([^)\s]+)\)")

@@ -201,7 +201,7 @@ class Checkpoint:
 
 
 def open_checkpoint(name: str | Path = SHIPPED) -> Checkpoint:
-    """A checkpoint folder by path, or a shipped one by its name: `sprites`, `sprites-4`.
+    """A checkpoint folder by path, or the shipped one by its name: `sprites`.
 
     Raises:
         UserError: if there is none.

@@ -119,11 +119,6 @@ def test_grades_are_told_apart_by_the_number_of_objects(small):
     assert "spinning (" not in text
 
 
-def test_only_models_that_ship_speak_of_each_other(small):
-    _, text = write(small)
-    assert "sprites-4" not in text and "<!-- results" not in text
-
-
 def test_grades_of_another_model_and_a_grader_of_another_world_are_refused(small):
     assert_one_line(write(small, grades={"checkpoint": "other"})[0], "holds the grades of other")
     result, _ = write(small, grades={"checkpoint": "small"}, grader={"world": "sprites-2"})

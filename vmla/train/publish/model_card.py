@@ -64,17 +64,6 @@ on {grader} of rendered scenes for its worst question
 
 ORDER = ("codec", "decoder", "text", "denoiser", "refine", "forcing", "consistency", "distribution", "long")
 """The order in which stages run, and in which the card describes them."""
-TAUGHT = """
-## In four steps, in both layouts
-
-This model taught two others to do with four denoising steps: one with its own latent cache, which ships as
-`sprites-4`, and one with a cache for each head. `docs/training.md` has the commands.
-
-<!-- results: layouts -->
-<!-- end -->
-"""
-FOUR_STEPS = "sprites-4"
-"""Distilled from the model that ships, or from one before it."""
 THEN = ", then the stages of `docs/training.md`"
 PAIRS = {
     True: "Two objects never touch; pairs that could not keep apart are not asked for.",
@@ -84,15 +73,6 @@ PAIRS = {
 DISTILLED = """The paper's stages follow: `forcing` goes on with that; `consistency` learns to do in one step
 what the teacher, the model before them, does in many; in `distribution` the model rolls out videos of its
 own, and the teacher and a critic that learns what the model makes say in which direction to move them.
-"""
-SIBLING = """
-## Beside a cache for each head
-
-Both made by the same teacher, budget and seed; the second does not ship. Right is the mean share over the
-five questions, then the share of videos that are right in all of them.
-
-<!-- results: layouts -->
-<!-- end -->
 """
 
 
@@ -131,7 +111,7 @@ def write_card(folder: Path, grades: Path, grader: Path) -> None:
         prompts=graded["prompts"],
         grader=f"{min(judged['accuracy'].values()):.1%}",
         grades="\n".join(_grades(graded)),
-    ) + _relation(checkpoint.name, training)
+    )
     atomic_write_text(folder / "README.md", text)
 
 
@@ -169,19 +149,6 @@ def _passes(sampler: Sampler) -> str:
     if sampler.guidance_scale == 1:
         return ""
     return f", each of two passes (classifier-free guidance {sampler.guidance_scale:g})"
-
-
-def _relation(name: str, training: dict[str, Any]) -> str:
-    """A shipped model's card about the other one; the four-step one may be of an earlier model."""
-    from vmla.weights.checkpoint import SHIPPED, shipped_folder
-
-    path = shipped_folder() / FOUR_STEPS / TRAINING
-    if name == FOUR_STEPS:
-        return SIBLING
-    if name != SHIPPED or not path.exists():
-        return ""
-    taught = training["stages"].items() <= read_json(path)["stages"].items()
-    return TAUGHT if taught else ""
 
 
 def _grades(graded: dict[str, Any]) -> list[str]:
