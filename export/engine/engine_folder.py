@@ -10,7 +10,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from plugins.errors import UserError
@@ -39,8 +39,8 @@ def _renamed_at_the_end(folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     _sweep(folder, lambda process: not _alive(process))
     aside, old = (folder.parent / f".{folder.name}.{os.getpid()}.{end}" for end in ("building", "old"))
-    aside.mkdir()
     try:
+        aside.mkdir()
         yield aside
         # A folder cannot replace one that is not empty. Killed between the two renames, the old engine lies
         # aside under a name by which the next build brings it back.
@@ -52,18 +52,25 @@ def _renamed_at_the_end(folder: Path) -> Iterator[Path]:
 
 
 def remove_asides(folder: Path) -> None:
-    """Remove what this process has begun beside `folder`, also where it is ended at once."""
+    """Remove what this process has begun beside `folder`.
+
+    Commands do it once more at their end, because a signal may have broken it off, and from another thread
+    while they are ended at once.
+    """
     _sweep(folder, lambda process: process == os.getpid())
 
 
 def _sweep(folder: Path, over: Callable[[int], bool]) -> None:
     """Remove the folders beside `folder` whose process is `over`; an old engine that is alone comes back."""
-    ours = re.compile(rf"\.{re.escape(folder.name)}\.(\d+)\.(building|old)")
-    for left in list(folder.parent.iterdir()):
+    ours = re.compile(rf"\.{re.escape(folder.name)}\.(\d+)\.(building|old|gone)")
+    for left in list(folder.parent.iterdir()) if folder.parent.is_dir() else ():
         if not (found := ours.fullmatch(left.name)) or not over(int(found[1])):
             continue
-        if found[2] == "old" and not folder.exists():
-            left.replace(folder)
+        with suppress(OSError):  # another thread was first
+            if found[2] == "old" and not folder.exists():
+                left.replace(folder)
+            if found[2] == "building":  # so that what is half removed cannot take an engine's place
+                left = left.rename(left.with_suffix(".gone"))  # noqa: PLW2901 - the same folder
         shutil.rmtree(left, ignore_errors=True)
 
 

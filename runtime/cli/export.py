@@ -141,15 +141,30 @@ def build_engine(
     # A signal's exception unwinds through every `finally`. If a compiler swallows it, the process is ended,
     # and `last_acts` removes what those `finally` blocks would have removed.
     stop.last_acts = partial(remove_asides, folder)
-    stop.last_words = lambda: [f"{folder} is unchanged; run the same command again to build it"]
+    stop.last_words = partial(_what_is_there, folder, _identity(folder))
     given = None if calibration is None else Calibration.read(calibration)
     with PhaseBar(sys.stderr) as bar:
         told = partial(drive, told=bar.advance)
-        manifest, built = build(
-            opened, settings, folder, show, calibration=given, drive=told, begun=bar.begin
-        )
+        try:
+            manifest, built = build(
+                opened, settings, folder, show, calibration=given, drive=told, begun=bar.begin
+            )
+        finally:
+            remove_asides(folder)
     size = sum((folder / name).stat().st_size for name in manifest.files)
     say(f"{folder}: {'built' if built else 'unchanged'}, {size:,} bytes")
+
+
+def _identity(folder: Path) -> int | None:
+    """What tells this folder from one that takes its place."""
+    return folder.stat().st_ino if folder.exists() else None
+
+
+def _what_is_there(folder: Path, before: int | None) -> list[str]:
+    """What a stopped build has left: a signal may come when the new engine is in its place already."""
+    if _identity(folder) != before:
+        return [f"{folder} is built"]
+    return [f"{folder} is unchanged; run the same command again to build it"]
 
 
 def _may_be_there(output: Path | None, settings: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -198,13 +199,21 @@ def _serve(options: dict[str, Any], keys: tuple[str, ...], stop: Stop) -> None:
         say(*job.what_runs(), f"page: {url}/")
         drain = app.state.server.streams.drain if options["shared"] else None
         server = server_for(app, settings, stop, drain=drain)
+        stop.last_words = partial(kept_in, settings.store, app.state.server.streams)
         with stop.polled(), suppress(SystemExit):  # uvicorn raises it if it cannot start
             server.run(sockets=[listening])
         if not server.started:
             raise app.state.failure or UserError("the server could not start; its log says why")
     finally:
         listening.close()
+    if stop.is_set():
+        say(*stop.parting(f"stopped by {stop.name}"), err=True)
     sys.exit(stop.status)
+
+
+def kept_in(store: Path, streams: Iterable[object]) -> list[str]:
+    """Where the streams of a server that was stopped are, if it has any."""
+    return [f"streams are kept in {store}; the same command goes on with them"] if any(streams) else []
 
 
 def job_of(options: dict[str, Any]) -> Job:

@@ -61,6 +61,20 @@ def wait_for(condition, *, every=0.02):
     return found
 
 
+def assert_head_is_get_without_a_body(server, path):
+    got, head = server.http.get(path), server.http.head(path)
+    assert (head.status_code, head.content, len(got.content)) == (
+        200,
+        b"",
+        int(head.headers["content-length"]),
+    )
+    changing = ("date",)
+    assert {n: v for n, v in head.headers.items() if n not in changing} == {
+        n: v for n, v in got.headers.items() if n not in changing
+    }
+    assert head.headers["accept-ranges"] == "bytes"
+
+
 @contextmanager
 def serving(checkpoint, store, *, memory=1 << 40, threads=1, tracing=None, **changed):
     """A server of `checkpoint` on a free port of this machine."""

@@ -90,10 +90,13 @@ class OneLine(Verb):
         super().__init__(*arguments, **settings)
         self.params.append(version_option())
 
-    def main(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the command, with signals and streams taken care of."""
-        with forgiving_streams(), Stop() as stop:
-            return super().main(*args, obj=stop, **kwargs)
+    def main(self, args: Sequence[str] | None = None, *others: Any, **kwargs: Any) -> Any:
+        """Run the command, with signals and streams taken care of.
+
+        Without `args` it is the command of this process, which ends with it.
+        """
+        with forgiving_streams(), Stop(final=args is None) as stop:
+            return super().main(args, *others, obj=stop, **kwargs)
 
     def make_context(self, *arguments: Any, **options: Any) -> click.Context:
         """Read the command line; a mistake in it is reported in one line too."""

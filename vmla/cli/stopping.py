@@ -40,8 +40,10 @@ class Interrupted(KeyboardInterrupt):
 class Stop(threading.Event):
     """A context manager; set once a signal has asked the command to end."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, final: bool = False) -> None:
+        """With `final` the process ends after the block: signals that still come end it without a word."""
         super().__init__()
+        self._final = final
         self.number = 0
         """The signal's, once there was one."""
         self.last_words: Callable[[], Sequence[str]] = tuple
@@ -55,6 +57,11 @@ class Stop(threading.Event):
     def status(self) -> int:
         """Exit status of a command that was stopped."""
         return 128 + self.number
+
+    @property
+    def name(self) -> str:
+        """Name of the signal that stopped the command."""
+        return signal.Signals(self.number).name
 
     def parting(self, what: str) -> list[str]:
         """The last words, each preceded by `what` has happened; `what` alone if there are none."""
@@ -106,12 +113,12 @@ class Stop(threading.Event):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Restore the signal handlers that were there before."""
+        """Restore the signal handlers that were there before, unless the process ends here."""
         if not self._listening:
             return
         self._listening = False
         for number, former in self._former.items():
-            signal.signal(number, former)
+            signal.signal(number, _leave_silently if self._final else former)
         signal.set_wakeup_fd(self._former_pipe)
         os.write(self._write, b"\0")
         self._watcher.join()
@@ -166,6 +173,11 @@ class Stop(threading.Event):
             signal.set_wakeup_fd(-1)
             for number in self._former:
                 signal.signal(number, signal.SIG_DFL)
+
+
+def _leave_silently(number: int, frame: FrameType | None) -> None:
+    """End a process that is ending anyway: everything is saved and said, and Python would add a traceback."""
+    os._exit(128 + number)
 
 
 def _end_children() -> None:

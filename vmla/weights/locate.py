@@ -161,16 +161,19 @@ def locate(
         leave: files that need not be downloaded with a folder.
 
     Raises:
-        UserError: if there is nothing of that name; and for a repository without a text-to-video model,
-            before it is downloaded, unless some of it is left, because its other parts are wanted.
+        UserError: if there is nothing of that name, or a revision of it cannot be chosen; and for a
+            repository without a text-to-video model, before it is downloaded, unless some of it is left,
+            because its other parts are wanted.
     """
-    if source in shipped_names():
-        return open_checkpoint(source).folder
-    if Path(source).exists():
-        return Path(source)
+    if source in shipped_names() or Path(source).exists():
+        if revision is not None:
+            raise UserError(f"{source} lies here, where it has no revision {revision}; leave that out")
+        return open_checkpoint(source).folder if source in shipped_names() else Path(source)
     named = _hub_id(source)
     if named is None:
         raise UserError(f"{source} does not exist; give a folder, a file, or a hub id like owner/name")
+    if revision is not None and named["revision"] not in (None, revision):
+        raise UserError(f"{source} names another revision than {revision}; give one of them")
     hub, repo, revision = hub or Hub(), named["repo"], named["revision"] or revision
     hub.announce(repo)
     if named["file"] is None and not leave:

@@ -16,7 +16,7 @@ from plugins.errors import UserError
 from vmla.config import MODEL_CONFIGS, Layout, ModelConfig
 from vmla.transformer import VideoMLA
 from vmla.weights.formats.files import Shape, check_shapes, load_exactly, refuse_not_finite
-from vmla.weights.formats.lazy_tensors import shape_of
+from vmla.weights.formats.lazy_tensors import LazyTensors, shape_of
 from vmla.weights.formats.locate_files import weights_in
 from vmla.weights.formats.open_file import OpenFile, open_file, refuse_lora
 from vmla.weights.formats.prefixes import ANCHORS, names_of
@@ -33,6 +33,8 @@ from vmla.weights.published.families import (
 )
 from vmla.weights.uninitialised import WithoutRoom
 
+OURS = "VideoMLA"
+"""`_class_name` in the configuration of a transformer of ours."""
 WAN_HEAD = 128
 """Width of a head in every Wan model."""
 BLOCK = re.compile(r"blocks\.(\d{1,9})\.")
@@ -121,7 +123,7 @@ def open_source(
     """
     refuse_two_experts(path)
     weights, opened, values = _open(path, part, variant)
-    if values.get("_class_name") == "VideoMLA":
+    if values.get("_class_name") == OURS:
         return _open_ours(weights, opened.tensors, values)
     refuse_lora(opened.tensors, weights)
     found = names_of(opened.tensors, weights, part)
@@ -129,6 +131,8 @@ def open_source(
     tensors: Mapping[str, Tensor] = ScaledTensors(opened.tensors, found.own)
     if cuts is None:
         translate = _naming(tensors, weights, LATENT if mapping is None else read_mapping(mapping))
+        if mapping is not None and translate.layout == "mha":
+            raise UserError(f"{weights} has no latent projections that {mapping} could name; leave it out")
     else:
         translate = _Naming("mla", ANCHORS[0] in tensors, LATENT)
         tensors = MappedTensors(tensors, cuts, translate, weights)
@@ -141,17 +145,41 @@ def open_source(
     return Source(weights, tensors, names, config, (*found.beside, *opened.beside))
 
 
+def is_ours(path: Path) -> bool:
+    """Whether `path` holds a transformer whose sizes and names are known, as our checkpoints do."""
+    beside = _config_of(path)
+    return beside.is_file() and read_json(beside).get("_class_name") == OURS
+
+
+def _config_of(path: Path) -> Path:
+    """Where the configuration of the weights at `path` would be."""
+    if path.is_file():
+        return path.with_name("config.json")
+    return (path / "transformer" if (path / "transformer").is_dir() else path) / "config.json"
+
+
 def _open(path: Path, part: str | None, variant: str | None) -> tuple[Path, OpenFile, dict[str, Any]]:
     """The weights file (or its index), its tensors, and the values of the configuration beside it."""
+    beside = _config_of(path)
     if path.is_file():
-        beside = path.with_name("config.json")
-        return path, open_file(path, part), read_json(beside) if beside.exists() else {}
-    folder = path / "transformer" if (path / "transformer").is_dir() else path
-    if not (folder / "config.json").is_file():
-        raise UserError(f"{path} has no transformer: neither transformer/config.json nor config.json")
-    found = weights_in(folder, variant)
-    opened = open_file(found.path, part, found.files if found.path.suffix == ".json" else ())
-    return found.path, opened, read_json(folder / "config.json")
+        if variant is not None:
+            raise UserError(f"{path} is one file, and variant {variant} would be of a folder's; leave it out")
+        weights, opened = path, open_file(path, part)
+    else:
+        if not beside.is_file():
+            raise UserError(f"{path} has no transformer: neither transformer/config.json nor config.json")
+        found = weights_in(beside.parent, variant)
+        shards = found.files if found.path.suffix == ".json" else ()
+        weights, opened = found.path, open_file(found.path, part, shards)
+    if part is not None and not _has_part(opened, part):
+        raise UserError(f"{weights} has no part {part}; leave it out")
+    return weights, opened, read_json(beside) if beside.exists() else {}
+
+
+def _has_part(opened: OpenFile, part: str) -> bool:
+    """Whether names in a safetensors file hold `part`; a pickle was opened at it."""
+    names = opened.tensors
+    return not isinstance(names, LazyTensors) or any(part in name.split(".") for name in names)
 
 
 def _open_ours(weights: Path, tensors: Mapping[str, Tensor], values: dict[str, Any]) -> Source:

@@ -13,6 +13,7 @@ from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from runtime.serve.edge.errors import ApiError, answer
+from runtime.serve.edge.logs import log
 from runtime.serve.edge.metrics import Metrics
 from runtime.serve.edge.settings import ServeSettings
 from runtime.serve.edge.tracing import Answer, Tracing
@@ -206,6 +207,7 @@ async def _refuse(scope: Scope, receive: Receive, send: Send, error: ApiError) -
     if scope["type"] == "http":
         await answer(error)(scope, receive, _shielded(send))
         return
+    log("websocket refused", status=error.status_code, code=error.code)
     await receive()  # a WebSocket is refused in its handshake
     if "websocket.http.response" not in scope.get("extensions", {}):
         await send({"type": "websocket.close", "code": 1008, "reason": error.code})

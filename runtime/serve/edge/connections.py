@@ -81,6 +81,12 @@ class BoundedWebSocket(WebSocketsSansIOProtocol):
 
     _fragments = 0
 
+    async def send(self, message: Any) -> None:
+        """Send; a handshake that is refused is complete, which uvicorn would log as an error."""
+        await super().send(message)
+        if message["type"] == "websocket.http.response.body" and not message.get("more_body", False):
+            self.handshake_complete = True
+
     def handle_ping(self) -> None:
         """Answer, unless earlier answers are still unread: one answer may serve several pings (RFC 6455)."""
         if self.writable.is_set():

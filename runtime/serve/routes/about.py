@@ -73,12 +73,14 @@ async def metrics(server: ThisServer) -> Response:
     return Response(server.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
 
+@router.head("/", include_in_schema=False)
 @router.get("/", include_in_schema=False)
 async def page() -> Response:
     """The HTML page that plays a stream."""
     return FileResponse(PAGE / "index.html", media_type="text/html", headers={"Cache-Control": "no-cache"})
 
 
+@router.head("/page/{name}", include_in_schema=False)
 @router.get("/page/{name}", include_in_schema=False)
 async def page_file(name: str) -> Response:
     """A script or style sheet of the page."""

@@ -32,7 +32,7 @@ def _says_something(prompt: str) -> str:
 Text = Annotated[str, Field(max_length=LONGEST_PROMPT)]
 Prompt = Annotated[Text, AfterValidator(_says_something)]
 Seed = Annotated[int, Field(ge=0, le=LARGEST_SEED)]
-Seconds = Annotated[float, Field(gt=0, le=24 * 3600, allow_inf_nan=False)]
+Seconds = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 EventId = Annotated[str, Field(min_length=1, max_length=128)]
 
 

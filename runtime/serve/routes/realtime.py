@@ -19,7 +19,6 @@ from runtime.serve.routes.connection import Connection
 from runtime.serve.routes.messages import SessionStart
 from runtime.serve.routes.serving import Server, ThisServer
 from runtime.serve.streams.stream import Stream
-from vmla.config import FRAMES_PER_SECOND
 
 router = APIRouter()
 UNSAVED = 256
@@ -78,8 +77,7 @@ async def _open(server: Server, start: SessionStart) -> Stream:
     if start.session_id is None:
         if start.prompt is None:
             raise invalid("prompt: a new session needs one; describe what the video shows")
-        seconds = start.seconds if start.num_frames is None else start.num_frames / FRAMES_PER_SECOND
-        frames = server.frames_of(seconds)
+        frames = server.frames_of(start.seconds, start.num_frames)
         return await streams.begin("session", prompt=start.prompt, seed=start.seed or 0, frames=frames)
     stream = streams.get(start.session_id, "session")
     number = start.sequence_number

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 from fastapi import Depends
 from starlette.requests import HTTPConnection
 
-from runtime.serve.edge.errors import ApiError
+from runtime.serve.edge.errors import ApiError, invalid
 from runtime.serve.edge.metrics import Metrics
 from runtime.serve.edge.settings import ServeSettings
 from runtime.serve.shared.peers import Peers
@@ -38,17 +38,22 @@ class Server:
         if model not in (None, "", self.settings.name):
             raise ApiError(404, "model_not_found", f"this server only has the model {self.settings.name}")
 
-    def frames_of(self, seconds: float | None) -> int | None:
-        """The number of frames of a video of `seconds`; None for an endless one.
+    def frames_of(self, seconds: float | None, frames: int | None = None) -> int | None:
+        """The number of frames of a video of `seconds`, or of `frames` if given; None for an endless one.
 
         Raises:
-            ApiError: if that is not a length, or too long.
+            ApiError: if it is too long.
         """
+        longest = self.settings.limits.stream_seconds
+        hours = f"{longest / 3600:g} hours"
+        if frames is not None:
+            if frames > (most := int(longest * FRAMES_PER_SECOND)):
+                raise invalid(f"num_frames: at most {most} frames, which are {hours}")
+            return frames
         if seconds is None:
             return None
-        longest = self.settings.limits.stream_seconds
-        if not 0 < seconds <= longest:
-            raise ApiError(422, "invalid_request", f"seconds: more than 0 and at most {longest:g}")
+        if seconds > longest:
+            raise invalid(f"seconds: at most {longest:g} seconds, which are {hours}")
         return max(1, round(seconds * FRAMES_PER_SECOND))
 
     def describe(self, stream: Stream) -> dict[str, Any]:

@@ -56,6 +56,7 @@ async def end(name: str, server: ThisServer) -> dict[str, Any]:
     return {"id": name, "object": "session.deleted", "deleted": True}
 
 
+@router.head("/{name}/content", include_in_schema=False)
 @router.get("/{name}/content")
 async def content(name: str, server: ThisServer) -> Response:
     """The file of the video so far; ranges are supported."""

@@ -37,9 +37,7 @@ async def create(request: Request, server: ThisServer) -> dict[str, Any]:
     if asked.num_inference_steps not in (None, worker.job.sampler.steps):
         raise invalid(f"num_inference_steps: this server makes {worker.job.sampler.steps}")
     seconds = USUAL_SECONDS if asked.seconds is None else asked.seconds
-    if asked.num_frames is not None:
-        seconds = asked.num_frames / FRAMES_PER_SECOND
-    frames = server.frames_of(seconds)
+    frames = server.frames_of(seconds, asked.num_frames)
     stream = await server.streams.begin("video", prompt=asked.prompt, seed=asked.seed, frames=frames)
     return describe(server, stream)
 
@@ -76,6 +74,7 @@ async def one(name: str, server: ThisServer) -> dict[str, Any]:
     return describe(server, server.streams.get(name, "video"))
 
 
+@router.head("/{name}/content", include_in_schema=False)
 @router.get("/{name}/content")
 async def content(name: str, server: ThisServer) -> Response:
     """The file of a finished job; ranges are supported."""

@@ -20,10 +20,10 @@ from kit.models import tiny_model
 from kit.tensorrt_bindings import fetched, run_with_bindings
 
 from export.backends import torch_tensorrt as backend
-from export.backends.base import BuildOptions
 from export.backends.registry import BACKENDS
 from export.backends.torch_tensorrt import ATTENTION, OPTIONS, TorchTensorRT, named_by_place
 from export.engine.signature import STEP, contract
+from export.engine.target import NO_GPU
 from export.lowering.trace import trace_step
 from export.settings import Settings, choose_backend
 from plugins.errors import UserError
@@ -153,10 +153,18 @@ def test_each_attention_becomes_a_layer_of_our_plugin_in_its_real_python_code(tm
     assert told == {"only attention": True, "tensors": [4, 4], "names": True, "aot": [True, True]}
 
 
-def test_it_is_never_chosen_where_none_is_named():
-    assert BACKENDS["torch-tensorrt"].offer("sm_90", None) is None
-    assert choose_backend()[0] != "torch-tensorrt"
-    assert BuildOptions(precision="bf16") is not None
+@pytest.mark.parametrize("gpu", ["sm_90", "sm_100", "sm_120", NO_GPU])
+@pytest.mark.parametrize("target", [None, "sm_90"])
+def test_it_is_never_chosen_where_none_is_named(monkeypatch, gpu, target):
+    """Whatever the machine has, and even where no other backend would do."""
+    monkeypatch.setattr("export.settings.gpu_architecture", lambda: gpu)
+    monkeypatch.setattr("export.backends.base.find_spec", lambda name: name)  # every package is installed
+    assert choose_backend(target)[0] != TorchTensorRT.name
+    for other in BACKENDS.values():
+        if not isinstance(other, TorchTensorRT):
+            monkeypatch.setattr(type(other), "offer", lambda *asked: None)
+    with pytest.raises(UserError, match="no backend builds for"):
+        choose_backend(target)
 
 
 def test_the_real_package_takes_the_call_and_names_outputs_so():

@@ -35,6 +35,18 @@ Mp4Sink.write = write
 """
 
 
+ENDING = """
+import atexit, sys, time
+def ending():
+    open({there!r}, "w").close()
+    time.sleep(600)
+atexit.register(ending)
+sys.argv = ["vmla-run", *order["run"]]
+main()
+"""
+"""The command as the process's own, which takes its time to end."""
+
+
 @pytest.fixture(scope="module")
 def commands(tmp_path_factory):
     with Commands(tmp_path_factory.mktemp("commands")) as started:
@@ -80,6 +92,24 @@ def test_the_second_leaves_a_sink_that_blocks_for_ever(commands, checkpoint, tmp
     assert status == 128 + signal.SIGTERM
     assert f"stopped; resume with: vmla-run --resume {output}" in said
     assert CliRunner().invoke(main, ["--resume", str(output)]).exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("first", "second"), [(signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGINT)]
+)
+def test_the_second_ends_without_a_word_what_is_ending(commands, checkpoint, tmp_path, first, second):
+    """After the closing line: Python would die of the one and print a traceback for the other."""
+    output, there = tmp_path / "a.mp4", tmp_path / "ending"
+    started = commands.start(*asked(checkpoint, output, 4000), before=ENDING.format(there=str(there)))
+    wait_for(output, started)
+    started.send(first)
+    wait_for(there, started)
+    assert started.running()
+    started.send(second)
+    status, said = started.wait()
+    assert status == 128 + second, said
+    assert f"stopped; resume with: vmla-run --resume {output}" in said
+    assert "Traceback" not in said
 
 
 def test_training_finishes_its_step_and_goes_on(tmp_path, monkeypatch):

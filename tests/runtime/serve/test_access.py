@@ -1,12 +1,13 @@
 """Who is let in, and how those are told who are not: keys, origins, hosts, sizes, pace, errors, figures."""
 
 import base64
+import logging
 import socket
 import time
 
 import pytest
 from click.testing import CliRunner
-from kit.serving import RED, serving, wait_for
+from kit.serving import RED, assert_head_is_get_without_a_body, serving, wait_for
 from websockets.exceptions import InvalidStatus
 
 from runtime.cli.serve import main
@@ -37,6 +38,8 @@ def status_of(server, headers):
 def test_nothing_but_page_and_health_is_seen_without_a_key(locked):
     assert locked.http.get("/").status_code == 200
     assert locked.http.get("/page/page.js").status_code == 200
+    for path in ("/", "/page/page.css"):
+        assert_head_is_get_without_a_body(locked, path)
     assert locked.http.get("/health/live").status_code == 200
     for path in ("/v1/models", "/v1/sessions", "/v1/videos", "/metrics", "/openapi.json"):
         response = locked.http.get(path)
@@ -75,6 +78,29 @@ def test_pages_of_other_origins_and_other_names_of_the_server_are_refused(server
     assert (rebound.status_code, rebound.json()["error"]["code"]) == (403, "wrong_host")
     with server.watch(headers={"Origin": server.url}, prompt=RED, num_frames=4) as viewer:
         assert viewer.all().done["chunks"] == 1
+
+
+def test_a_refused_websocket_is_a_line_of_the_log_and_no_error(server, locked, caplog, monkeypatch):
+    for name, level in (("uvicorn.error", logging.WARNING), ("vmla.serve", logging.INFO)):
+        logger = logging.getLogger(name)
+        monkeypatch.setattr(logger, "propagate", False)
+        monkeypatch.setattr(logger, "handlers", [caplog.handler])
+        caplog.set_level(level, logger=name)
+    assert status_of(server, {"Origin": "https://evil.example"})[0] == 403
+    assert status_of(locked, {})[0] == 401
+    with socket.create_connection(("127.0.0.1", server.port)) as plain:  # a handshake that is none
+        head = "Host: 127.0.0.1\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n"
+        plain.sendall(f"GET /v1/realtime/video HTTP/1.1\r\n{head}".encode())
+        assert plain.recv(4096).startswith(b"HTTP/1.1 4")
+        while plain.recv(4096):
+            pass
+    for one in (server, locked):  # what came of the refusals is logged by now
+        wait_for(lambda one=one: not one.server.server_state.tasks)
+    told = [(record.levelname, record.getMessage(), record.fields) for record in caplog.records]
+    assert told == [
+        ("INFO", "websocket refused", {"status": 403, "code": "wrong_origin"}),
+        ("INFO", "websocket refused", {"status": 401, "code": "no_key"}),
+    ]
 
 
 PAGE = "https://example.org"

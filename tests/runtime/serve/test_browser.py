@@ -28,6 +28,11 @@ CORNER = """video => {
   return [...context.getImageData(1, 1, 1, 1).data].slice(0, 3);
 }"""
 """The colour of a corner of the picture: of the background."""
+WATCHED = """() => {
+  addEventListener("click", () => { window.clicked ??= performance.now(); }, true);
+  addEventListener("loadeddata", () => { window.shown ??= performance.now(); }, true);
+}"""
+"""Notes when the first click was, and when a player first had a frame to show."""
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +89,14 @@ def process(tmp_path):
     process.kill(signal.SIGTERM)
 
 
+def share_of_a_core(seconds=0.5):
+    """How much of a core a busy process gets here: all of it on a machine of its own."""
+    began, used = time.perf_counter(), time.process_time()
+    while (passed := time.perf_counter() - began) < seconds:
+        pass
+    return (time.process_time() - used) / passed
+
+
 def begin(page, prompt, seed):
     page.get_by_label("What shall it show?").fill(prompt)
     page.get_by_label("Seed").fill(str(seed))
@@ -103,12 +116,10 @@ def test_it_plays_changes_forks_and_survives_its_server(chromium, process):
     troubles = []
     page.on("pageerror", lambda error: troubles.append(str(error)))
     page.goto(process.url)
-    began = time.monotonic()
     begin(page, RED, 7)
     card = page.get_by_role("article").first
     video = card.locator("video").element_handle()
     playing(page, video, beyond=0.1)
-    assert time.monotonic() - began < 15  # three seconds on a machine of its own
     playing(page, video, beyond=2.0)
     navy = video.evaluate(CORNER)
 
@@ -149,6 +160,19 @@ def test_it_plays_changes_forks_and_survives_its_server(chromium, process):
         page.get_by_role("button", name="End").first.click()
     assert page.get_by_role("article").count() == 0
     assert not troubles
+
+
+def test_a_typed_prompt_shows_its_first_frame_soon(chromium, process, record_property):
+    """Within three seconds, or as many more as other programs take of the processor: they may take most."""
+    share = share_of_a_core()
+    page = chromium.new_page()
+    page.goto(process.url)
+    page.evaluate(WATCHED)
+    begin(page, RED, 7)
+    page.wait_for_function("() => window.shown", timeout=ENOUGH)
+    seconds = page.evaluate("() => (window.shown - window.clicked) / 1000")
+    record_property("seconds to the first frame", seconds)
+    assert 0 < seconds < 3 / share, f"{seconds:.2f} s, with {share:.0%} of a core"
 
 
 def test_it_can_be_used_with_the_keyboard_alone_and_loaded_again(chromium, process):

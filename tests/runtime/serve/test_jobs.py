@@ -1,7 +1,7 @@
 """`/v1/videos`: jobs in the shape of the public video API, queued by the memory plan."""
 
 import pytest
-from kit.serving import BLUE, RED, serving, wait_for
+from kit.serving import BLUE, RED, assert_head_is_get_without_a_body, serving, wait_for
 
 from runtime.planning.request import prepare
 
@@ -36,6 +36,7 @@ def test_a_job_is_queued_made_and_had(server):
     whole = server.http.get(f"/v1/videos/{made['id']}/content")
     assert whole.headers["content-type"] == "video/mp4"
     assert whole.content[4:8] == b"ftyp"
+    assert_head_is_get_without_a_body(server, f"/v1/videos/{made['id']}/content")
     last = server.http.get(f"/v1/videos/{made['id']}/content", headers={"Range": "bytes=-50"})
     assert (last.status_code, last.content) == (206, whole.content[-50:])
     assert last.headers["content-range"].endswith(f"/{len(whole.content)}")
@@ -99,6 +100,18 @@ def test_a_job_that_cannot_be_is_refused(server, asked):
     response = server.http.post("/v1/videos", json=asked)
     assert (response.status_code, response.json()["error"]["code"]) == (422, "invalid_request")
     assert response.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("path", ["/v1/videos", "/v1/sessions"])
+def test_a_length_beyond_the_limit_is_refused_with_its_field_the_limit_and_the_unit(server, path):
+    asked = {"prompt": RED, "seconds": 1e9}
+    refused = server.http.post(path, json=asked).json()["error"]["message"]
+    assert refused == "seconds: at most 21600 seconds, which are 6 hours"
+    if path == "/v1/videos":
+        refused = server.http.post(path, json={"prompt": RED, "num_frames": 10**400}).json()["error"][
+            "message"
+        ]
+        assert refused == "num_frames: at most 345600 frames, which are 6 hours"
 
 
 def test_the_list_comes_in_pages(server):

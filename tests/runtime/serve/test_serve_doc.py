@@ -19,7 +19,7 @@ ROUTES = {
     for route in part.router.routes
     for method in getattr(route, "methods", None) or ("WS",)
 }
-NAMED = set(re.findall(r"`(GET|POST|PUT|DELETE|WS) (/[\w/{}]+)`", TEXT))
+NAMED = set(re.findall(r"`(GET|HEAD|POST|PUT|DELETE|WS) (/[\w/{}]+)`", TEXT))
 
 
 def test_every_request_that_is_named_has_a_route():

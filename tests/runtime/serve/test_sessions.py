@@ -7,7 +7,7 @@ import threading
 from dataclasses import replace
 
 import pytest
-from kit.serving import BLUE, RED, serving
+from kit.serving import BLUE, RED, assert_head_is_get_without_a_body, serving
 from safetensors.torch import load, save
 
 from runtime.prompts.sources import PromptChange, PromptSchedule
@@ -67,6 +67,7 @@ def test_the_video_so_far_is_a_file_of_which_parts_can_be_had(server, reference)
     chunks_of(server, one["id"], 0)
     whole = server.http.get(f"/v1/sessions/{one['id']}/content")
     assert whole.content == reference(RED, seconds=3, seed=6)
+    assert_head_is_get_without_a_body(server, f"/v1/sessions/{one['id']}/content")
     part = server.http.get(f"/v1/sessions/{one['id']}/content", headers={"Range": "bytes=100-299"})
     assert (part.status_code, part.content) == (206, whole.content[100:300])
     wrong = server.http.get(f"/v1/sessions/{one['id']}/content", headers={"Range": "bytes=99999999-"})

@@ -53,7 +53,7 @@ def small(line):
     for written, instead in SMALL.items():
         line = line.replace(written, instead)
     if line.startswith("vmla-train convert") and "--from wan " in line:
-        line += " --recipe debug --clips 1"
+        line += " --recipe debug" + ("" if "--layout mha" in line else " --clips 1")
     if line.startswith("vmla-train encode"):
         line += " --frames 9"
     return shlex.split(line)

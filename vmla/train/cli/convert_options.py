@@ -11,6 +11,7 @@ import torch
 
 from plugins.errors import UserError
 from vmla.config import MODEL_CONFIGS, ModelConfig, named_config
+from vmla.train.cli.convert_checks import OF_FILES, Given, check_change, check_ours, check_together
 from vmla.train.cli.inspect_options import proposal_of
 from vmla.weights.conversion.activations import CalibrationBatch
 from vmla.weights.conversion.convert import Conversion, plan
@@ -20,7 +21,7 @@ from vmla.weights.inspection.propose import Guess
 from vmla.weights.locate import TRANSFORMER, Hub, locate
 from vmla.weights.published.pipeline_parts import PARTS, check_parts, check_pipeline, missing_parts
 from vmla.weights.published.presets import Preset, preset
-from vmla.weights.source import Source, open_source
+from vmla.weights.source import Source, is_ours, open_source
 
 if TYPE_CHECKING:
     from vmla.train.data.latents import LatentSet
@@ -30,7 +31,7 @@ AUTO = "auto"
 Say = Callable[[str], None]
 
 
-def run_conversion(options: Mapping[str, Any], report: Say, say: Say) -> None:
+def run_conversion(options: Mapping[str, Any], given: Given, report: Say, say: Say) -> None:
     """Convert as the options of the command say; `report` shows progress, `say` prints results.
 
     Raises:
@@ -38,13 +39,20 @@ def run_conversion(options: Mapping[str, Any], report: Say, say: Say) -> None:
     """
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[options["dtype"]]
     if options["dry_run"] and options["source"] in MODEL_CONFIGS:
+        given.refuse(OF_FILES, f"says how weights are read, and {options['source']} has none here")
         sizes = named_config(options["source"], layout="mha")
-        _say_plan(sizes, wanted(sizes, options), options["clips"], dtype, say)
+        config = wanted(sizes, options)
+        check_change(sizes.layout, config.layout, given)
+        _say_plan(sizes, config, options["clips"], dtype, say)
         return
+    check_together(options, given, AUTO)
     told = None if options["preset"] is None else preset(options["preset"])
     path = locate(options["source"], revision=options["revision"], hub=_hub(options))
+    if is_ours(path):
+        check_ours(path, given)
     source = _open(path, options, told)
     config = wanted(source.config, options)
+    check_change(source.config.layout, config.layout, given)
     if options["dry_run"]:
         _say_plan(source.config, config, options["clips"], dtype, say)
         return

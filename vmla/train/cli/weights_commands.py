@@ -114,13 +114,15 @@ def inspect(file: str, output: Path | None, part: str | None, **guess: Any) -> N
 @click.option("--revision", help="Revision of a hub repository.")
 @click.option("--offline", is_flag=True, help="Use only what was downloaded before.")
 @click.option("--dry-run", is_flag=True, help="Print sizes and memory; write nothing.")
-def convert(**options: Any) -> None:
+@click.pass_context
+def convert(context: click.Context, /, **options: Any) -> None:
     """Make a VideoMLA checkpoint of Wan weights, layer by layer."""
     from vmla.cli.progress import ProgressLine
+    from vmla.train.cli.convert_checks import Given
     from vmla.train.cli.convert_options import run_conversion
 
     with ProgressLine(sys.stderr) as line:
-        run_conversion(options, line.show, say)
+        run_conversion(options, Given(context), line.show, say)
 
 
 @click.command(cls=Verb, groups={
