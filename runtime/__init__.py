@@ -2,7 +2,7 @@
 
 `runtime.VideoPipeline` is the entry point from Python, and `runtime.generate` its short form for one video;
 `runtime.LivePrompts` is a prompt that may change during the video, `runtime.GeneratedVideo` a video in the
-making and `runtime.State` all that is needed to go on with one. `vmla-run` is the same from a terminal.
+making and `runtime.State` all that is needed to continue one. `vmla-run` is the same from a terminal.
 """
 
 from __future__ import annotations

@@ -212,8 +212,9 @@ def _serve(options: dict[str, Any], keys: tuple[str, ...], stop: Stop) -> None:
 
 
 def kept_in(store: Path, streams: Iterable[object]) -> list[str]:
-    """Where the streams of a server that was stopped are, if it has any."""
-    return [f"streams are kept in {store}; the same command goes on with them"] if any(streams) else []
+    """The line that says where the streams of a stopped server are kept; none if it has no streams."""
+    kept = f"streams are kept in {store}; run the same command again to continue them"
+    return [kept] if any(streams) else []
 
 
 def job_of(options: dict[str, Any]) -> Job:

@@ -53,7 +53,8 @@ def serve_ray(
             say(*job.what_runs(), f"replicas: {size.least}", f"page: {url_of(listening)}/")
             app = ingress(settings, key, service.find, service.everyone, tracing)
             server_for(app, settings, stop).run(sockets=[listening])
-    stop.last_words = lambda: [f"streams are kept in {settings.store}; the same command goes on with them"]
+    kept = f"streams are kept in {settings.store}; run the same command again to continue them"
+    stop.last_words = lambda: [kept]
     if stop.is_set():
         say(*stop.parting(f"stopped by {stop.name}"), err=True)
     sys.exit(stop.status)

@@ -66,5 +66,5 @@ def test_the_command_says_that_it_stopped_and_where_its_streams_are(checkpoint, 
     assert stopped() == ["stopped by SIGTERM"]
     with serving(checkpoint, store) as server:
         server.http.post("/v1/sessions", json={"prompt": RED, "seconds": 1})
-    kept = f"streams are kept in {store}; the same command goes on with them"
+    kept = f"streams are kept in {store}; run the same command again to continue them"
     assert stopped() == [f"stopped by SIGTERM; {kept}"]

@@ -25,7 +25,7 @@ def distil(
     name: str, data: Path, output: Path, report: Callable[[str], None], *, steps: int, clips: int,
     device: torch.device, stop_after: int | None = None, stop: Stop | None = None,
 ) -> Path | None:  # fmt: skip
-    """Distil the codec of checkpoint `name` on the clips in `data`, or go on with it.
+    """Distil the codec of checkpoint `name` on the clips in `data`, or continue that training.
 
     Args:
         name: a folder, a shipped model or a hub id.

@@ -173,7 +173,7 @@ def _train(
 
 def _way_on(stage: Stage, progress: Progress, folder: Path) -> list[str]:
     """The lines that are printed if a signal ends the run, in this stage or after it."""
-    return [f"{folder} keeps step {progress.saved} of {stage.name}; the same command goes on"]
+    return [f"{folder} keeps step {progress.saved} of {stage.name}; run the same command again to continue"]
 
 
 def _drawing_ahead(stage: Stage) -> AbstractContextManager[Any]:
