@@ -129,7 +129,9 @@ def test_training_finishes_its_step_and_goes_on(tmp_path, monkeypatch):
     assert at_once == [f"stopped; {tmp_path} keeps step 0 of codec; run the same command again to continue"]
     step = torch.load(tmp_path / "codec.pt", weights_only=True)["step"]
     assert step > 1
-    kept = f"stopped by SIGTERM; {tmp_path} keeps step {step} of codec; run the same command again to continue"
+    kept = (
+        f"stopped by SIGTERM; {tmp_path} keeps step {step} of codec; run the same command again to continue"
+    )
     assert result.output.splitlines()[-1] == kept
     assert {path.name for path in tmp_path.iterdir()} == {"codec.pt", "codec.jsonl"}
     assert CliRunner().invoke(train, [*order, "--stop-after", "1"]).exit_code == 0
