@@ -82,10 +82,9 @@ _SPRITES_DENOISER = DenoiserTraining(
     compiled=True,
 )
 
-# On two shared CPU cores 30 minutes for the codec and 10 for text and latents; by its first steps, on one,
-# the decoder takes an hour, the denoiser some ten and its refinement four, its clips one more. `sprites` was
-# made by the stages before the refinement and takes eight guided Euler steps; `sprites-4` was made by an
-# earlier recipe of this name.
+# `sprites`, the model that ships. On one or two shared CPU cores the codec takes half an hour, text and latents
+# ten minutes, the decoder one hour, the denoiser ten, the refinement's clips one and the refinement three and
+# a half.
 SPRITES = PretrainingRecipe(
     name="sprites",
     model=MODEL_CONFIGS["sprites"],
@@ -127,7 +126,7 @@ SPRITES = PretrainingRecipe(
         kind="renoise",
         steps=4,
         shift=2.0,
-        opening=Sampler(kind="renoise", steps=16, shift=2.0, guidance_scale=2.0),
+        opening=Sampler(kind="renoise", steps=24, shift=2.0, guidance_scale=2.0),
     ),
 ).in_world(SECOND.name)
 
