@@ -17,7 +17,7 @@ import pytest
 pytestmark = pytest.mark.browser
 
 ROOT = Path(__file__).parents[3]
-RED, BLUE = "a red star bouncing on a navy background", "a blue ring orbiting on a beige background"
+RED, BLUE = "a red star bouncing on a navy background", "a blue ring orbiting on a gray background"
 ENOUGH = 120_000
 """Milliseconds within which anything here happens."""
 CORNER = """video => {
