@@ -78,6 +78,7 @@ class VideoPipeline:
         *,
         engine: str | Path | None = None,
         device: str = "auto",
+        text_device: str = "auto",
         dtype: str = "auto",
         decoder: str | Path | None = None,
         threads: int | None = None,
@@ -89,6 +90,7 @@ class VideoPipeline:
                 `sprites`, if None.
             engine: a folder made by `vmla-export`; without it, the PyTorch model runs.
             device: a torch device; `auto` is the engine's, else CUDA if there is a GPU, else the CPU.
+            text_device: of the text encoder; `auto` is the model's, `cpu` saves a GPU's memory.
             dtype: `float32`, `bfloat16`, `float16`, or `auto`: float32 on a CPU, bfloat16 elsewhere.
             decoder: a file of TAEHV's weights that decodes in place of the checkpoint's own codec.
             threads: CPU threads of denoiser and decoder together; one for each if None.
@@ -100,8 +102,8 @@ class VideoPipeline:
             device = "cuda" if engine is None and torch.cuda.is_available() else "cpu"
         # Each video has its own prompt and length; this job only names the model, and is never made.
         job, _ = prepare(
-            FixedPrompts("a video"), folder_or_name, chunks=1, device=device, dtype=dtype, threads=threads,
-            engine=None if engine is None else Path(engine),
+            FixedPrompts("a video"), folder_or_name, chunks=1, device=device, text_device=text_device,
+            dtype=dtype, threads=threads, engine=None if engine is None else Path(engine),
             decoder=None if decoder is None else Path(decoder),
         )  # fmt: skip
         return cls(job)
@@ -268,6 +270,7 @@ def generate(
     checkpoint: str | Path | None = None,
     steps: int | None = None,
     device: str = "cpu",
+    text_device: str = "auto",
     dtype: str = "auto",
     engine: str | Path | None = None,
     decoder: str | Path | None = None,
@@ -277,7 +280,8 @@ def generate(
 
     Args:
         prompt, seconds, seed, steps: as of `VideoPipeline.__call__`.
-        checkpoint, device, dtype, engine, decoder, threads: as of `VideoPipeline.from_pretrained`.
+        checkpoint, device, text_device, dtype, engine, decoder, threads: as of
+            `VideoPipeline.from_pretrained`.
 
     Yields:
         Frames [H, W, 3] uint8, red green blue. Memory does not grow with their number.
@@ -287,7 +291,13 @@ def generate(
     """
     with (
         VideoPipeline.from_pretrained(
-            checkpoint, engine=engine, device=device, dtype=dtype, decoder=decoder, threads=threads
+            checkpoint,
+            engine=engine,
+            device=device,
+            text_device=text_device,
+            dtype=dtype,
+            decoder=decoder,
+            threads=threads,
         ) as pipeline,
         pipeline(prompt, seconds=seconds, seed=seed, steps=steps) as video,
     ):

@@ -17,7 +17,7 @@ from vmla.cli.command import OneLineCommand
 from vmla.cli.common_options import FiniteRange
 from vmla.cli.options.choices import Choice
 from vmla.cli.options.config_file import config_option
-from vmla.cli.options.device import device_option
+from vmla.cli.options.device import device_option, text_device_option
 from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say, warn
 
@@ -31,13 +31,13 @@ GROUPS = {
     "What is made": ("prompt", "prompts", "videos", "grid", "start", "minutes", "seconds", "chunks", "seed",
                      "steps", "dry_run"),
     "Where it goes": ("output", "overwrite", "scale", "resume", "repeat", "save_every", "events", "metrics"),
-    "What makes it": ("checkpoint", "engine", "decoder", "layout", "device", "dtype",
-                      "precision", "cache", "compiled", "build_engine", "threads", "memory"),
+    "What makes it": ("checkpoint", "engine", "decoder", "layout", "device", "text_device",
+                      "dtype", "precision", "cache", "compiled", "build_engine", "threads", "memory"),
     "On several machines": ("ray", "cpus_per_replica", "sequence_parallel"),
 }  # fmt: skip
 LENGTHS = ("minutes", "seconds", "chunks")
 AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layout", "steps", "device",
-          "compiled", "precision", "cache",
+          "text_device", "compiled", "precision", "cache",
           "dtype", "scale", "decoder", "threads", "start")  # fmt: skip
 """Options that determine the video; with --resume and --repeat they must agree with the recorded ones."""
 
@@ -82,6 +82,7 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
               help="Attention layout that the checkpoint must have.")  # fmt: skip
 @click.option("--steps", type=int, help="Number of denoising steps (default: the checkpoint's own).")
 @device_option(auto="the engine's, else a GPU if there is one, else the CPU")
+@text_device_option()
 @click.option("--dtype", type=Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
               show_default=True, help="Data type that the model computes in.")  # fmt: skip
 @click.option("--precision", type=Choice(["fp8"]),
@@ -264,8 +265,9 @@ def _order(context: click.Context, options: dict[str, Any]) -> Order:
         given["processes"] = options["processes"]
     if given.get("engine") == Path(EAGER):
         given["engine"] = None
-    if given.get("device") == "auto":
-        del given["device"]
+    for name in ("device", "text_device"):
+        if given.get(name) == "auto":
+            del given[name]
     if options["resume"] is not None:
         return resume(options["resume"], given)
     if options["repeat"] is not None:

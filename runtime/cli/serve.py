@@ -20,7 +20,7 @@ from vmla.cli.command import OneLineCommand
 from vmla.cli.common_options import FiniteRange
 from vmla.cli.options.choices import Choice
 from vmla.cli.options.config_file import config_option
-from vmla.cli.options.device import device_option
+from vmla.cli.options.device import device_option, text_device_option
 from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say
 
@@ -29,14 +29,16 @@ if TYPE_CHECKING:
     from runtime.serve.edge.settings import ServeSettings
 
 GROUPS = {
-    "What makes the videos": ("checkpoint", "engine", "decoder", "layout", "steps", "device", "dtype",
-                              "compiled", "threads", "memory"),
+    "What makes the videos": ("checkpoint", "engine", "decoder", "layout", "steps", "device",
+                              "text_device", "dtype", "compiled", "threads", "memory"),
     "Who reaches it": ("host", "port", "name", "api_key", "no_auth", "allow_origin"),
     "What becomes of streams": ("store", "sessions_per_replica", "lease", "keep", "save_every"),
     "Several servers": ("shared", "reached_at", "ray", "replicas", "cpus_per_replica"),
 }  # fmt: skip
 LEVELS = ("debug", "info", "warning", "error")
-LIKE_RUN = ("checkpoint", "layout", "steps", "device", "dtype", "compiled", "decoder", "threads")
+LIKE_RUN = (
+    "checkpoint", "layout", "steps", "device", "text_device", "dtype", "compiled", "decoder", "threads",
+)  # fmt: skip
 """Options that mean the same as for `vmla-run`, and are passed on unchanged."""
 MOST_KEYS = 2**16
 """The most bytes in a file of keys."""
@@ -54,6 +56,7 @@ MOST_KEYS = 2**16
               help="Attention layout that the checkpoint must have.")  # fmt: skip
 @click.option("--steps", type=int, help="Number of denoising steps (default: the checkpoint's own).")
 @device_option(auto="the engine's, else a GPU if there is one, else the CPU")
+@text_device_option()
 @click.option("--dtype", type=Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
               show_default=True, help="Data type that the model computes in.")  # fmt: skip
 @click.option("--compile/--no-compile", "compiled", default=None,

@@ -24,10 +24,16 @@ class Cores:
     decoder: int | None
 
     @classmethod
-    def of(cls, threads: int, device: torch.device, *, silent: bool) -> Cores:
-        """Divide `threads`. Nothing is decoded if `silent`; on a GPU the number does not matter."""
+    def of(
+        cls, threads: int, device: torch.device, *, silent: bool, text_device: torch.device | None = None
+    ) -> Cores:
+        """Divide `threads`. Nothing is decoded if `silent`.
+
+        On a GPU the number does not matter, unless prompts are encoded on a CPU (`text_device`).
+        """
         if device.type != "cpu":
-            return cls(denoiser=None, decoder=None)
+            encodes = text_device is not None and text_device.type == "cpu"
+            return cls(denoiser=threads if encodes else None, decoder=None)
         # With a single thread both get one: they then share a core, which is still right, only slower.
         decoder = 0 if silent else max(1, threads // DECODER_SHARE)
         return cls(denoiser=max(1, threads - decoder), decoder=max(1, decoder))

@@ -72,8 +72,9 @@ class EagerEngine:
         fp8_cache: bool = False,
         joined: bool = True,
         group: ProcessGroup | None = None,
+        text_device: torch.device | None = None,
     ) -> None:
-        """Move `model` and the text encoder to `device`.
+        """Move `model` to `device`, and the text encoder to `text_device`.
 
         Args:
             model, text: the denoiser and the text encoder, both in float32.
@@ -86,6 +87,7 @@ class EagerEngine:
             joined: attention's products are joined on a GPU; False is for measuring the gain.
             group: processes that make one video together: each holds the model and computes a part of a
                 chunk's tokens (`runtime.engines.sequence_parallel`). All of them must make the same calls.
+            text_device: where prompts are encoded, in float32; None is `device`.
         """
         self.config = model.config
         self.cache_spec = CacheSpec.of(model.config)
@@ -109,7 +111,7 @@ class EagerEngine:
         if absorbed and device.type == "cuda":
             time_absorbed(self.config, dtype=dtype, device=device, timer=event_timer)
         self._text = text
-        text.encoder.to(device)
+        text.encoder.to(device if text_device is None else text_device)
 
     def _optimized(self, compiled: bool, fp8: bool, joined: bool, processes: int) -> VideoMLA:
         """The model with its weights laid out for this machine and its conditioning tabled by timestep."""
@@ -130,7 +132,7 @@ class EagerEngine:
     @torch.inference_mode()
     def encode_prompt(self, prompts: Sequence[str | None]) -> Tensor:
         """Cross-attention keys and values [L, 2, B, tokens, D] of one prompt for each video."""
-        return self._model.encode_text(self._text(prompts).to(self.dtype))
+        return self._model.encode_text(self._text(prompts).to(self.device, self.dtype))
 
     @torch.inference_mode()
     def step(self, inputs: StepInputs, *, held: int | None = None) -> tuple[Tensor, Tensor]:

@@ -34,7 +34,11 @@ log = logging.getLogger(__name__)
 class CompiledEngine:
     """An engine folder's two programs, the step and the prompt step, as a `runtime.engines.base.Engine`."""
 
-    def __init__(self, manifest: Manifest, programs: dict[str, Program], text: TextEncoder) -> None:
+    def __init__(
+        self, manifest: Manifest, programs: dict[str, Program], text: TextEncoder,
+        *, text_device: torch.device | None = None,
+    ) -> None:  # fmt: skip
+        """Run `programs`, and the text encoder on `text_device`; None is the engine's own device."""
         self.manifest = manifest
         self.config = ModelConfig.from_dict(manifest.model)
         self.cache_spec = CacheSpec.of(self.config)
@@ -43,12 +47,12 @@ class CompiledEngine:
         self.device = torch.device(manifest.host.device)
         self._programs = programs
         self._text = text
-        text.encoder.to(self.device)
+        text.encoder.to(self.device if text_device is None else text_device)
 
     @torch.inference_mode()
     def encode_prompt(self, prompts: Sequence[str | None]) -> Tensor:
         """Cross-attention keys and values [L, 2, B, tokens, D] of one prompt for each video."""
-        text = self._text(prompts).float()
+        text = self._text(prompts).to(self.device, torch.float32)
         check_inputs(self.manifest.programs["prompt"], [text])
         (text_kv,) = self._run("prompt", text)
         return text_kv
@@ -109,15 +113,20 @@ def _held(slot_index: Tensor) -> int:
     return sum(held)
 
 
-def open_engine(folder: Path, checkpoint: Checkpoint, *, batch: int = 1) -> CompiledEngine:
+def open_engine(
+    folder: Path, checkpoint: Checkpoint, *, batch: int = 1, text_device: torch.device | None = None
+) -> CompiledEngine:
     """Load the engine in `folder`, with the text encoder of the `checkpoint` that it was built from.
+
+    The encoder runs on `text_device`; None is the engine's own device.
 
     Raises:
         UserError: if it does not fit this machine, the checkpoint or `batch`, or if a file is damaged.
     """
     manifest = Manifest.read(folder)
     check_engine(manifest, folder, checkpoint, batch=batch)
-    return CompiledEngine(manifest, load_programs(folder, manifest), checkpoint.text())
+    programs = load_programs(folder, manifest)
+    return CompiledEngine(manifest, programs, checkpoint.text(), text_device=text_device)
 
 
 def find_engine(checkpoint: Checkpoint, *, device: str, dtype: str, engines: Path) -> tuple[Path | None, str]:

@@ -44,6 +44,8 @@ class Job:
     seed: int = 0
     sampler: Sampler
     device: torch.device
+    text_device: torch.device
+    """Where the text encoder runs, in float32; equal to `device` unless another one was asked for."""
     dtype: torch.dtype
     engine_folder: Path | None = None
     """Folder of a compiled engine; None runs the eager model."""
@@ -75,7 +77,7 @@ class Job:
     @property
     def cores(self) -> Cores:
         """How denoiser and decoder divide the threads."""
-        return Cores.of(self.threads, self.device, silent=self.decoding.silent)
+        return Cores.of(self.threads, self.device, silent=self.decoding.silent, text_device=self.text_device)
 
     @property
     def height(self) -> int:
@@ -91,19 +93,20 @@ class Job:
         """The engine and why it was chosen, the device, a decoder that was asked for: lines for a person."""
         engine = f"engine: {self.engine_folder or EAGER} ({self.engine_reason})"
         device = device_line(self.device)
+        text = [f"text encoder: on {self.text_device}"] if self.text_device != self.device else []
         decoder = [] if self.decoder_file is None else [self.decoding.line()]
         start = [] if self.start is None else [f"start: {self.start.path} ({self.start.chunks} chunks)"]
         compiled = [compiled_line(self.compiled, self.chunks)] if self.device.type == "cuda" else []
         compiled += [fp8_line(self.dtype)] if self.fp8 else []
         compiled += ["cache: fp8, rotary keys in bfloat16"] if self.fp8_cache else []
         compiled += [f"processes: {self.processes}"] if self.processes > 1 else []
-        return [engine, device, *(compiled if self.engine_folder is None else []), *decoder, *start]
+        return [engine, device, *text, *(compiled if self.engine_folder is None else []), *decoder, *start]
 
     def plan(self) -> VideoPlan:
         """Length and memory of the video; no weights are read."""
         return VideoPlan.of(
             self.decoding, chunks=self.chunks, dtype=self.dtype, sampler=self.sampler,
-            fp8_cache=self.fp8_cache,
+            fp8_cache=self.fp8_cache, device=self.device, text_device=self.text_device,
         )  # fmt: skip
 
     def engine(self) -> Engine:
@@ -111,13 +114,14 @@ class Job:
         log.info("loading %s", self.engine_folder or self.checkpoint.folder)
         if self.engine_folder is not None:
             with using(self.cores.denoiser):
-                return open_engine(self.engine_folder, self.checkpoint)
+                return open_engine(self.engine_folder, self.checkpoint, text_device=self.text_device)
         if self.compiled:
             set_inductor_cache(code_cache())
         return EagerEngine(
             self.checkpoint.transformer(), self.checkpoint.text(), device=self.device, dtype=self.dtype,
             compiled=self.compiled, fp8=self.fp8, fp8_cache=self.fp8_cache,
             group=None if self.processes == 1 else torch.distributed.group.WORLD,
+            text_device=self.text_device,
         )  # fmt: skip
 
     def decoders(self) -> Callable[[], Decoder]:

@@ -19,6 +19,7 @@ from vmla.config import FRAMES_PER_SECOND, ModelConfig
 from vmla.scheduler import Sampler
 from vmla.vae import frames_in
 
+TEXT = "text encoder"
 ALWAYS_THERE = 2**30
 """Bytes of a cache below which the free memory is not checked."""
 
@@ -42,13 +43,19 @@ class VideoPlan:
     """Bytes by part that all videos on a device share: weights, and scratch used by one at a time."""
     own: dict[str, int]
     """Bytes by part that each video holds."""
+    elsewhere: dict[str, int]
+    """Bytes by part on another device than the model's; no other figure counts them."""
+    device: torch.device
+    """Of the model."""
 
     @classmethod
     def of(
-        cls, decoding: Decoding, *, chunks: int, dtype: torch.dtype, sampler: Sampler, fp8_cache: bool = False
-    ) -> VideoPlan:
+        cls, decoding: Decoding, *, chunks: int, dtype: torch.dtype, sampler: Sampler, device: torch.device,
+        text_device: torch.device, fp8_cache: bool = False,
+    ) -> VideoPlan:  # fmt: skip
         """Plan `chunks` chunks of one video with the model computing in `dtype`, its cache too or in fp8.
 
+        A text encoder on another device than the model's takes none of its memory.
         This takes a second: decoding is followed on the meta device, which loads a compiler.
         """
         checkpoint, codec = decoding.checkpoint, decoding.sizes()
@@ -60,6 +67,7 @@ class VideoPlan:
         picture = math.prod(picture_shape(config, config.chunk)) * single
         lengths = {spec.chunks.first, spec.chunks.following}  # each has buffers of its own
         buffered = sum(math.prod(picture_shape(config, frames)) for frames in lengths) * single
+        text, beside = checkpoint.elements("text_encoder") * single, text_device == device
         return cls(
             chunks=chunks,
             frames=frames_in(spec.chunks.start(chunks), codec),
@@ -70,7 +78,7 @@ class VideoPlan:
             cache_bytes_per_token_and_layer=entry,
             shared={
                 "transformer": checkpoint.elements("transformer") * size,
-                "text encoder": checkpoint.elements("text_encoder") * single,
+                **({TEXT: text} if beside else {}),
                 "codec": decoding.codec_bytes(),
                 "scratch of a pass": pass_scratch(config, size),
                 "scratch of decoding": decoding_scratch(codec, config) if decodes else 0,
@@ -86,6 +94,8 @@ class VideoPlan:
                 "latents of the window": Past.capacity(spec) * picture,
                 "decoder memory": decodes * codec.stream_bytes(config.sample_height, config.sample_width),
             },
+            elsewhere={} if beside else {f"{TEXT} on {text_device}": text},
+            device=device,
         )
 
     @property
@@ -99,12 +109,24 @@ class VideoPlan:
         return sum(self.own.values())
 
     def bytes_for(self, videos: int) -> int:
-        """Bytes that so many videos take at once, shared ones included."""
-        return sum(self.shared.values()) + videos * self.video_bytes
+        """Bytes that so many videos take at once, shared ones included.
+
+        On a GPU several videos leave room for one more, whose buffers are those of the graphs.
+        """
+        graphs = self.device.type == "cuda" and videos > 1
+        return sum(self.shared.values()) + (videos + graphs) * self.video_bytes
 
     def videos_in(self, memory: int) -> int:
         """How many such videos fit into `memory` bytes at once."""
-        return max(0, memory - self.bytes_for(0)) // self.video_bytes
+        fit = max(0, memory - self.bytes_for(0)) // self.video_bytes
+        return max(1, fit - 1) if fit and self.device.type == "cuda" else fit
+
+    def remedy(self, videos: int, memory: int) -> str:
+        """The end of a refusal of so many videos: the option with which they fit; "" if none would do."""
+        text = self.shared.get(TEXT, 0)
+        if self.device.type == "cpu" or self.videos_in(memory + text) < videos:
+            return ""
+        return f", or keep the text encoder ({text:,} bytes) off {self.device}: --text-device cpu"
 
     def lines(self) -> list[str]:
         """The plan for a person to read."""
@@ -116,6 +138,7 @@ class VideoPlan:
             f"cache per token and layer: {self.cache_bytes_per_token_and_layer:,} bytes",
             *(f"{part}: {counted(count)}" for part, count in parts.items()),
             f"in all: {counted(self.bytes_for(1))}, {counted(self.video_bytes)} more for each further video",
+            *(f"{part}: {counted(count)}, not counted above" for part, count in self.elsewhere.items()),
         ]
 
 

@@ -15,7 +15,7 @@ from runtime.planning.start import Start
 from runtime.prompts.schedule_file import Entry
 from runtime.prompts.sources import PromptSource
 from runtime.rollout.decoding import Decoding
-from vmla.cli.options.device import choose_device
+from vmla.cli.options.device import choose_device, choose_text_device
 from vmla.weights.checkpoint import SHIPPED, Checkpoint
 from vmla.weights.locate import find_checkpoint
 
@@ -31,6 +31,7 @@ def prepare(
     seed: int = 0,
     steps: int | None = None,
     device: str = "cpu",
+    text_device: str = "auto",
     dtype: str = "auto",
     engine: Path | None = None,
     engines: Path | None = None,
@@ -51,6 +52,7 @@ def prepare(
         minutes, seconds, chunks: the length; at most one of them, ten seconds if none is given.
         seed, steps: of the sampling; None takes the checkpoint's own number of steps.
         device, dtype: by name; `auto` is a GPU if there is one, and its own type (`choose_dtype`).
+        text_device: of the text encoder, by name; `auto` is the model's.
         engine, engines: a folder made by `vmla-export`; without it, a folder of several to choose from.
         compiled: whether to compile the model's blocks; None does so where it pays, and in fp8.
         precision, cache: `fp8` for layers in float8, on a GPU, or a cache in it; None is that of `dtype`.
@@ -74,8 +76,8 @@ def prepare(
     job = Job(
         prompts=as_source(prompts, decoding, count), checkpoint=opened, chunks=count, seed=seed,
         sampler=opened.sampler() if steps is None else opened.sampler().with_steps(steps),
-        device=where, dtype=compute, decoder_file=decoder, threads=choose_threads(threads),
-        start=as_start(start, opened, count), **vars(denoiser),
+        device=where, text_device=choose_text_device(text_device, where), dtype=compute, decoder_file=decoder,
+        threads=choose_threads(threads), start=as_start(start, opened, count), **vars(denoiser),
     )  # fmt: skip
     return job, 0 if decoding.silent else frames
 

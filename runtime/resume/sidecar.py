@@ -31,7 +31,9 @@ FRAMES = 24 * 3600 * FRAMES_PER_SECOND
 """Frames of a day, the most that a description may name; also the most chunks, of which there are fewer."""
 PACKAGES = ("numpy", "av", "transformers", "tokenizers", "ftfy")
 """Packages whose versions are recorded beside PyTorch's: they read the prompt and encode the frames."""
-DEFAULTS: Mapping[str, Any] = {**NOT_RECORDED, "compiled": False, "fp8": False, "cache": None, "processes": 1}
+DEFAULTS: Mapping[str, Any] = {
+    **NOT_RECORDED, "compiled": False, "fp8": False, "cache": None, "text_device": None, "processes": 1,
+}  # fmt: skip
 """Values of the fields that earlier versions did not record."""
 
 
@@ -82,6 +84,7 @@ class Recorded:
     compiled: bool = False
     fp8: bool = False
     cache: Literal["fp8"] | None = None
+    text_device: str | None = None
     processes: Annotated[int, Between(1, 2**31)] = 1
     start_file: str | None = None
     start_hash: str | None = None
@@ -166,6 +169,7 @@ def describe_model(job: Job) -> dict[str, Any]:
         "cache": "fp8" if job.fp8_cache else None,
         **job.decoding.describe(),
         "device": str(job.device),
+        "text_device": None if job.text_device == job.device else str(job.text_device),
         "dtype": dtype,
         "threads": job.threads,
         "processes": job.processes,

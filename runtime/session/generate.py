@@ -15,6 +15,8 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+import torch
+
 from plugins.errors import UserError
 from runtime.outputs import FrameSink
 from runtime.planning.job import Job
@@ -216,7 +218,7 @@ def check_room(plan: VideoPlan, videos: int, memory: int) -> None:
     if (fit := plan.videos_in(memory)) < videos:
         raise UserError(
             f"{videos} videos at once take {plan.bytes_for(videos):,} bytes, but {memory:,} hold {fit}; "
-            "make fewer at once, or raise --memory if there is more"
+            f"make fewer at once, or raise --memory if there is more{plan.remedy(videos, memory)}"
         )
 
 
@@ -235,7 +237,9 @@ def load_session(job: Job, memory: int | None = None) -> Session:
     try:
         return Session(job, memory=memory)
     except (MemoryError, RuntimeError) as error:
-        raise UserError(f"cannot load the model: {in_one_line(error)}") from error
+        full = isinstance(error, torch.OutOfMemoryError) and job.text_device == job.device
+        mend = f" (--text-device cpu keeps the text encoder off {job.device})" if full else ""
+        raise UserError(f"cannot load the model: {in_one_line(error)}{mend}") from error
 
 
 def sink_for(output: Path, order: Order) -> FrameSink:

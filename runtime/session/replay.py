@@ -21,8 +21,8 @@ from vmla.world.caption import warning_for
 
 DETERMINING = (
     "decoder", "decoder_hash", "prompts", "seed", "frames", "chunks", "scale", "weights", "layout", "window",
-    "sampler", "engine", "engine_hash", "compiled", "fp8", "cache", "device", "dtype", "threads", "processes",
-    "start_hash",
+    "sampler", "engine", "engine_hash", "compiled", "fp8", "cache", "device", "text_device",
+    "dtype", "threads", "processes", "start_hash",
 )  # fmt: skip
 """Fields of `describe_job` that must equal the recorded ones; an error names the first in this order."""
 OF_A_VIDEO = ("prompts", "seed", "frames", "chunks", "scale", "sampler", "start_hash")
@@ -127,6 +127,7 @@ def _as_recorded(recorded: Mapping[str, Any], given: Mapping[str, Any], path: Pa
         "decoder": told.decoder_file and Path(told.decoder_file),
         "seed": told.seed,
         "device": told.device,
+        "text_device": told.text_device or "auto",
         "compiled": told.compiled,
         "precision": "fp8" if told.fp8 else None,
         "cache": told.cache,

@@ -42,7 +42,9 @@ from runtime.telemetry.events import NoTelemetry, Telemetry
 from vmla.config import FRAMES_PER_SECOND
 from vmla.scheduler import Sampler
 
-SHARED = ("checkpoint", "device", "dtype", "engine_folder", "decoder_file", "threads", "processes")
+SHARED = (
+    "checkpoint", "device", "text_device", "dtype", "engine_folder", "decoder_file", "threads", "processes",
+)  # fmt: skip
 """Attributes that all jobs of a session have in common."""
 BLOCKED_SECONDS = 0.02
 """Seconds between two checks whether a sink has taken something, while every sink is full: a fraction of a
@@ -87,14 +89,8 @@ class Session:
 
     @cached_property
     def capacity(self) -> int | None:
-        """How many videos fit at once; None if memory is unlimited.
-
-        On a GPU several videos leave room for one more, whose buffers are those of the graphs.
-        """
-        if self._memory is None:
-            return None
-        fit = self.plan.videos_in(self._memory)
-        return fit - 1 if fit > 1 and self._job.device.type == "cuda" else fit
+        """How many videos fit at once; None if memory is unlimited."""
+        return None if self._memory is None else self.plan.videos_in(self._memory)
 
     def admit(
         self, job: Job, sink: FrameSink, *, frames: int | None, telemetry: Telemetry | None = None,
@@ -255,10 +251,11 @@ class Session:
         with self._lock:
             if self._closed.is_set():
                 raise UserError("the session is closed; begin another one")
-            if self.capacity is not None and self._held >= self.capacity:
+            if self._memory is not None and self._held >= (most := self.plan.videos_in(self._memory)):
                 raise UserError(
-                    f"{self._memory:,} bytes hold {self.capacity} videos and no more; "
+                    f"{self._memory:,} bytes hold {most} videos and no more; "
                     f"end one, or allow {self.plan.video_bytes:,} bytes for another"
+                    + self.plan.remedy(self._held + 1, self._memory)
                 )
             self._held += 1
             self._admitted += 1

@@ -27,7 +27,8 @@ CHUNKS = 60
 def served(cluster, checkpoint, store):
     """Two replicas behind one address: its port, and the service."""
     settings = settings_for(store, save_every=0.5)
-    given = {"checkpoint": str(checkpoint), "device": "cpu", "dtype": "auto", "threads": 1}
+    automatic = dict.fromkeys(("dtype", "text_device"), "auto")
+    given = {"checkpoint": str(checkpoint), "device": "cpu", "threads": 1, **automatic}
     options = dict.fromkeys(LIKE_RUN) | given | {"engine": Path("eager")}
     size = Size(least=2, most=2, cpus=1, gpus=0.0)
     service = Service(

@@ -32,7 +32,9 @@ def test_a_quarter_decodes_and_nobody_goes_without(threads, denoiser, decoder):
 
 
 def test_on_a_gpu_threads_are_left_alone():
-    assert Cores.of(8, torch.device("cuda"), silent=False) == Cores(denoiser=None, decoder=None)
+    gpu = torch.device("cuda")
+    assert Cores.of(8, gpu, silent=False, text_device=gpu) == Cores(denoiser=None, decoder=None)
+    assert Cores.of(8, gpu, silent=False, text_device=CPU) == Cores(denoiser=8, decoder=None)  # for prompts
 
 
 def test_threads_are_as_before_afterwards():

@@ -1,4 +1,4 @@
-"""`--device`, as every command has it, and the device that a name stands for."""
+"""`--device` and `--text-device`, as every command has them, and the device that a name stands for."""
 
 from __future__ import annotations
 
@@ -52,6 +52,14 @@ def device_option(
     return click.option("--device", type=taken, default=AUTO, help=f"{does}; auto: {auto}.")
 
 
+def text_device_option() -> Callable[[Any], Any]:
+    """The option `--text-device`, for commands that encode prompts beside a model."""
+    return click.option(
+        "--text-device", type=DeviceName(), default=AUTO,
+        help="Torch device of the text encoder; auto: the model's. cpu leaves a GPU's memory to the videos.",
+    )  # fmt: skip
+
+
 def without_auto(name: str) -> str:
     """`name`, or what `auto` stands for: `cuda` if there is a GPU, else `cpu`."""
     import torch
@@ -78,6 +86,21 @@ def choose_device(name: str) -> torch.device:
         near = "" if name in KINDS else meant(name, KINDS)
         raise UserError(f"no device {name!r} here; use cpu, or a device that torch sees{near}") from error
     return device
+
+
+def choose_text_device(name: str, device: torch.device) -> torch.device:
+    """The device called `name` for the text encoder of a model on `device`, which `auto` stands for.
+
+    One name of the same device, such as `cuda:0` beside `cuda`, gives `device` itself.
+
+    Raises:
+        UserError: if PyTorch cannot use it.
+    """
+    if name == AUTO:
+        return device
+    chosen = choose_device(name)
+    same = (chosen.type, chosen.index or 0) == (device.type, device.index or 0)
+    return device if same else chosen
 
 
 def say_device(name: str) -> torch.device:
