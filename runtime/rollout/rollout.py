@@ -57,7 +57,8 @@ class Rollout:
         self._frames = self._chunks.first
         """Latent frames of the chunk under way."""
         if sampler.guided:
-            negative = engine.encode_prompt([sampler.negative_prompt] * len(seeds))
+            with using(threads):  # the number of threads may change the last bits
+                negative = engine.encode_prompt([sampler.negative_prompt] * len(seeds))
             self.buffers.negative_text_kv.copy_(negative)
         self.number = 0
         """The chunk that is next, or under way."""

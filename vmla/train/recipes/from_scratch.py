@@ -82,9 +82,9 @@ _SPRITES_DENOISER = DenoiserTraining(
     compiled=True,
 )
 
-# `sprites`, the model that ships. On one or two shared CPU cores the codec takes half an hour, text and latents
-# ten minutes, the decoder one hour, the denoiser ten, the refinement's clips one and the refinement three and
-# a half.
+# `sprites`, the model that ships. On one or two shared CPU cores the codec takes half an hour, text and
+# latents ten minutes, the decoder one hour, the denoiser ten, the refinement's clips one and the refinement
+# three and a half.
 SPRITES = PretrainingRecipe(
     name="sprites",
     model=MODEL_CONFIGS["sprites"],
