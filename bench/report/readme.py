@@ -135,6 +135,12 @@ TABLES = {
     "grades": GeneratedTable(
         file="grades-sprites.json", table=grades_table, command="python -m bench.quality.grades"
     ),
+    "speed": GeneratedTable(
+        file="speed-sprites.json",
+        table=section_tables,
+        command="vmla-bench layouts --prompts 0 --model 'first world=runs/first-world' "
+        "--model 'eight guided steps=runs/unrefined' --model sprites",
+    ),
     "engines": GeneratedTable(file="engines-sprites.json", table=engines_table, command="vmla-bench engines"),
     "serve": GeneratedTable(file="serve-sprites.json", table=section_tables, command="vmla-bench serve"),
     "memory": GeneratedTable(file="memory-wan.json", table=memory_table, command="vmla-bench memory"),
