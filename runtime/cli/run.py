@@ -60,7 +60,7 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
 @click.option("--seconds", type=float, help="Length of the video in seconds (default: 10).")
 @click.option("--chunks", type=click.IntRange(min=1), help="Length of the video in chunks.")
 @click.option("-o", "--output", type=click.Path(allow_dash=True, path_type=Path),
-              help="Output: an .mp4 file, a .webm or .gif file (which cannot be resumed), a folder for "
+              help="Output: an .mp4 file, a .webm file or a .gif file (neither can be resumed), a folder for "
                    "pictures, a pipe, - for standard output, or null.")  # fmt: skip
 @click.option(
     "--resume",

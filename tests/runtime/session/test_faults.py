@@ -117,7 +117,7 @@ def test_a_decoder_that_raises_is_named_and_the_video_goes_on(order, whole, tmp_
     output, decoders = tmp_path / "a.mp4", Job.decoders
     with monkeypatch.context() as patch:
         patch.setattr(Job, "decoders", lambda job: lambda: Failing(decoders(job)()))
-        with pytest.raises(UserError, match="chunk 2 failed: out of memory; 24 frames were kept; go on"):
+        with pytest.raises(UserError, match="chunk 2 failed: out of memory; 24 frames were kept; resume"):
             make(order, open_sink(output, scale=1), output)
     assert frames_in(output) == 24
     run("--resume", output)
