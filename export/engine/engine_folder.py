@@ -66,12 +66,14 @@ def _sweep(folder: Path, over: Callable[[int], bool]) -> None:
     for left in list(folder.parent.iterdir()) if folder.parent.is_dir() else ():
         if not (found := ours.fullmatch(left.name)) or not over(int(found[1])):
             continue
+        gone = left.with_suffix(".gone")
         with suppress(OSError):  # another thread was first
             if found[2] == "old" and not folder.exists():
                 left.replace(folder)
             if found[2] == "building":  # so that what is half removed cannot take an engine's place
-                left = left.rename(left.with_suffix(".gone"))  # noqa: PLW2901 - the same folder
-        shutil.rmtree(left, ignore_errors=True)
+                left.rename(gone)
+        for remains in (left, gone):
+            shutil.rmtree(remains, ignore_errors=True)
 
 
 def _alive(process: int) -> bool:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -185,6 +184,7 @@ def _serve(options: dict[str, Any], keys: tuple[str, ...], stop: Stop) -> None:
     """Serve until a signal comes; by then the states of all streams are on disk."""
     from runtime.device.memory import allowed_bytes
     from runtime.serve.app import create_app
+    from runtime.serve.disk.store import kept_in
     from runtime.serve.edge.logs import log_to_stderr
     from runtime.serve.edge.tracing import traced_to
     from runtime.serve.listen import open_socket, server_for, url_of
@@ -200,9 +200,9 @@ def _serve(options: dict[str, Any], keys: tuple[str, ...], stop: Stop) -> None:
             settings = replace(settings, shared=_reached_at(options, url))
         app = create_app(job, settings, memory=allowed_bytes(options["memory"], job.device), tracing=tracing)
         say(*job.what_runs(), f"page: {url}/")
-        drain = app.state.server.streams.drain if options["shared"] else None
-        server = server_for(app, settings, stop, drain=drain)
-        stop.last_words = partial(kept_in, settings.store, app.state.server.streams)
+        streams = app.state.server.streams
+        server = server_for(app, settings, stop, drain=streams.drain if options["shared"] else None)
+        stop.last_words = lambda: [kept_in(settings.store)] if any(streams) else []
         with stop.polled(), suppress(SystemExit):  # uvicorn raises it if it cannot start
             server.run(sockets=[listening])
         if not server.started:
@@ -212,12 +212,6 @@ def _serve(options: dict[str, Any], keys: tuple[str, ...], stop: Stop) -> None:
     if stop.is_set():
         say(*stop.parting(f"stopped by {stop.name}"), err=True)
     sys.exit(stop.status)
-
-
-def kept_in(store: Path, streams: Iterable[object]) -> list[str]:
-    """The line that says where the streams of a stopped server are kept; none if it has no streams."""
-    kept = f"streams are kept in {store}; run the same command again to continue them"
-    return [kept] if any(streams) else []
 
 
 def job_of(options: dict[str, Any]) -> Job:

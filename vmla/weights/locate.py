@@ -165,10 +165,11 @@ def locate(
             repository without a text-to-video model, before it is downloaded, unless some of it is left,
             because its other parts are wanted.
     """
-    if source in shipped_names() or Path(source).exists():
+    here = open_checkpoint(source).folder if source in shipped_names() else Path(source)
+    if here.exists():
         if revision is not None:
             raise UserError(f"{source} lies here, where it has no revision {revision}; leave that out")
-        return open_checkpoint(source).folder if source in shipped_names() else Path(source)
+        return here
     named = _hub_id(source)
     if named is None:
         raise UserError(f"{source} does not exist; give a folder, a file, or a hub id like owner/name")

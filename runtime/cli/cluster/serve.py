@@ -15,7 +15,7 @@ from runtime.cli.cluster.videos import anywhere
 from runtime.cluster.ingress import ingress
 from runtime.cluster.service import Service, Size
 from runtime.planning.job import Job
-from runtime.serve.disk.store import read_relay_key
+from runtime.serve.disk.store import kept_in, read_relay_key
 from runtime.serve.edge.logs import log_to_stderr
 from runtime.serve.edge.settings import ServeSettings
 from runtime.serve.edge.tracing import Tracing, traced_to
@@ -53,8 +53,7 @@ def serve_ray(
             say(*job.what_runs(), f"replicas: {size.least}", f"page: {url_of(listening)}/")
             app = ingress(settings, key, service.find, service.everyone, tracing)
             server_for(app, settings, stop).run(sockets=[listening])
-    kept = f"streams are kept in {settings.store}; run the same command again to continue them"
-    stop.last_words = lambda: [kept]
+    stop.last_words = lambda: [kept_in(settings.store)]
     if stop.is_set():
         say(*stop.parting(f"stopped by {stop.name}"), err=True)
     sys.exit(stop.status)

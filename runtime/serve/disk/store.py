@@ -75,6 +75,11 @@ class Store:
         self._lock.close()
 
 
+def kept_in(store: Path) -> str:
+    """What a server that was stopped says of its streams."""
+    return f"streams are kept in {store}; run the same command again to continue them"
+
+
 def read_relay_key(store: Path) -> str:
     """The key by which servers that share `store` recognise each other; the first server creates it.
 
