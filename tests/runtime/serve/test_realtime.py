@@ -1,12 +1,14 @@
 """`/v1/realtime/video` as vLLM-Omni's clients speak it: changes of prompt, slow and lost viewers."""
 
 import time
+from contextlib import suppress
 from itertools import pairwise
 
 import av
 import numpy as np
 import pytest
 from kit.serving import BLUE, ENOUGH, RED, serving, wait_for
+from websockets.exceptions import ConnectionClosed
 
 from runtime.prompts.sources import PromptChange, PromptSchedule
 
@@ -92,8 +94,9 @@ def test_garbage_is_refused_and_does_not_end_the_video(server):
 def test_too_much_garbage_ends_the_connection_but_not_the_stream(server):
     with server.watch(prompt=RED, seconds=3600) as viewer:
         name = viewer.next()["session_id"]
-        for _ in range(30):
-            viewer.send("{")
+        with suppress(ConnectionClosed):  # the server may close while the last of them are on their way
+            for _ in range(30):
+                viewer.send("{")
         while viewer.next().get("code") != "too_many_faults":
             pass
     assert server.session(name)["status"] in ("ready", "paused")
