@@ -8,6 +8,8 @@ from runtime.serve.streams.viewer import LEAD, Viewer
 
 BACKGROUND = 1e12
 """A deadline in seconds, later than that of any viewer."""
+PATIENCE_SECONDS = 5.0
+"""Seconds after which a video's first chunk no longer gives way to videos that are being watched."""
 
 
 class LivePacing:
@@ -35,12 +37,19 @@ class LivePacing:
         return wanted
 
     def deadline(self, made: int) -> float:
-        """When the last chunk has been played by a viewer who takes each as soon as it is made."""
+        """When the last chunk has been played by a viewer who takes each as soon as it is made.
+
+        A first chunk may take many more denoising steps than the others. So before there is one, this is a
+        chunk's length from now, but never more than `PATIENCE_SECONDS` after the first question: a stream
+        that would run dry earlier goes first, and nobody waits for ever.
+        """
         now = self._clock()
         if self._made is None:
             self._made, self._due = made, now
+        if made == 0:
+            return min(now + self._seconds, self._due + PATIENCE_SECONDS)
         if made > self._made:
-            if now > max(self._due, self._asked) + self._seconds:
+            if self._made > 0 and now > max(self._due, self._asked) + self._seconds:
                 self._missed()
             self._due = max(self._due, now) + (made - self._made) * self._seconds
             self._made = made

@@ -9,7 +9,7 @@ from runtime.outputs import NullSink
 from runtime.planning.request import prepare
 from runtime.prompts.sources import LivePrompts, PromptChange
 from runtime.serve.streams.events import Events
-from runtime.serve.streams.pacing import BackgroundPacing, LivePacing
+from runtime.serve.streams.pacing import PATIENCE_SECONDS, BackgroundPacing, LivePacing
 from runtime.serve.streams.viewer import LEAD, Viewer
 from runtime.session.session import Session
 
@@ -80,7 +80,7 @@ def test_a_deadline_follows_what_is_made_and_is_missed_by_who_was_kept_waiting_a
     pacing = pacing_of(clock, lambda: missed.append(clock.now))
     viewer = viewer_of(clock)
     pacing.watch([viewer], idle=LEAD)
-    assert pacing.deadline(0) == 0.0
+    assert pacing.deadline(0) == SECONDS
     assert pacing.deadline(2) == 1.5
     assert pacing.deadline(2) == 1.5
     clock.now = 10.0  # nothing was wanted meanwhile: nobody waited
@@ -92,6 +92,40 @@ def test_a_deadline_follows_what_is_made_and_is_missed_by_who_was_kept_waiting_a
     clock.now = 13.0  # this was wanted, and came late
     assert pacing.deadline(4) == 13.75
     assert missed == [13.0]
+
+
+def served(streams, *, until, opening, chunk):
+    """When each of `streams` has its chunks, where a first chunk takes `opening` seconds and another `chunk`."""
+    clock, late = Clock(), []
+    pacings = [pacing_of(clock, lambda: late.append(clock.now)) for _ in range(streams)]
+    viewers = [viewer_of(clock, endless=True) for _ in range(streams)]
+    for pacing, viewer in zip(pacings, viewers, strict=True):
+        pacing.watch([viewer], idle=LEAD)
+    made = [[] for _ in range(streams)]
+    while clock.now < until:
+        due = [n for n in range(streams) if pacings[n].wanted(len(made[n]))]
+        if not due:
+            clock.now += 0.01
+            continue
+        first = min(due, key=lambda n: (pacings[n].deadline(len(made[n])), n))
+        clock.now += chunk if made[first] else opening
+        made[first].append(clock.now)
+        viewers[first].next = len(made[first])
+    return made, late
+
+
+def test_streams_that_play_do_not_stall_while_others_begin():
+    made, late = served(6, until=20.0, opening=0.5, chunk=0.05)
+    assert late == []
+    for times in made:
+        ready = [times[0] + SECONDS * number for number in range(len(times))]
+        assert all(time <= played for time, played in zip(times, ready, strict=True))
+    assert max(times[0] for times in made) < PATIENCE_SECONDS
+
+
+def test_a_first_chunk_is_made_even_if_there_is_never_time_for_it():
+    made, _ = served(6, until=30.0, opening=1.0, chunk=0.4)  # each second brings three seconds of work
+    assert max(times[0] for times in made) < PATIENCE_SECONDS + 6 * (1.0 + 0.4 * LEAD)
 
 
 def test_who_watches_goes_before_jobs_and_unwanted_chunks_are_not_made(checkpoint):
