@@ -312,14 +312,16 @@ def _make(order: Order, output: Path, options: dict[str, Any], stop: Stop) -> No
         stack.enter_context(stop.polled())
         spent = DenoiseTime()
 
-        def begun(_: Path) -> Several:
-            say(*order.job.what_runs())
-            return Several([*_listeners(stack, options), spent])
+        with ExitStack() as shown:
 
-        (ending,) = make_videos(
-            {output: order}, telemetry=begun, stop=stop,
-            save_every=options["save_every"], overwrite=options["overwrite"],
-        )  # fmt: skip
+            def begun(_: Path) -> Several:
+                say(*order.job.what_runs())
+                return Several([*_listeners(shown, options), spent])
+
+            (ending,) = make_videos(
+                {output: order}, telemetry=begun, stop=stop,
+                save_every=options["save_every"], overwrite=options["overwrite"],
+            )  # fmt: skip
         _tell(order, ending)
         if options["build_engine"] and ending.outcome.complete:
             build_after(order.job, options["checkpoint"] or SHIPPED, stop)

@@ -316,6 +316,11 @@ def test_a_dry_run_plans_without_weights():
     assert "parameters of the source: 14,288" in result.output
 
 
+def test_a_dry_run_reads_the_shipped_model_where_sizes_have_its_name():
+    result = CliRunner().invoke(main, ["convert", "--from", "sprites", "--layout", "mha", "--dry-run"])
+    assert "cached per token and layer: 48 numbers before, 512 after" in result.output
+
+
 @pytest.mark.parametrize(
     ("option", "value", "complaint"),
     [

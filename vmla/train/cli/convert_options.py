@@ -13,6 +13,7 @@ from plugins.errors import UserError
 from vmla.config import MODEL_CONFIGS, ModelConfig, named_config
 from vmla.train.cli.convert_checks import OF_FILES, Given, check_change, check_ours, check_together
 from vmla.train.cli.inspect_options import proposal_of
+from vmla.weights.checkpoint import shipped_names
 from vmla.weights.conversion.activations import CalibrationBatch
 from vmla.weights.conversion.convert import Conversion, plan
 from vmla.weights.conversion.spectral import Choices
@@ -38,7 +39,7 @@ def run_conversion(options: Mapping[str, Any], given: Given, report: Say, say: S
         UserError: for options or a source that do not fit together.
     """
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[options["dtype"]]
-    if options["dry_run"] and options["source"] in MODEL_CONFIGS:
+    if options["dry_run"] and options["source"] in set(MODEL_CONFIGS) - set(shipped_names()):
         given.refuse(OF_FILES, f"says how weights are read, and {options['source']} has none here")
         sizes = named_config(options["source"], layout="mha")
         config = wanted(sizes, options)
