@@ -95,7 +95,7 @@ def test_a_deadline_follows_what_is_made_and_is_missed_by_who_was_kept_waiting_a
 
 
 def served(streams, *, until, opening, chunk):
-    """When each of `streams` has its chunks, where a first chunk takes `opening` seconds and another `chunk`."""
+    """When each stream has its chunks, of which the first takes `opening` seconds and each other `chunk`."""
     clock, late = Clock(), []
     pacings = [pacing_of(clock, lambda: late.append(clock.now)) for _ in range(streams)]
     viewers = [viewer_of(clock, endless=True) for _ in range(streams)]
