@@ -89,7 +89,7 @@ def shares(events: list[dict[str, Any]], told: dict[str, Any]) -> dict[str, floa
     return {f"{name}_share": round(seconds / whole, 4) for name, seconds in parts.items()}
 
 
-def stop_and_go_on(arguments: list[str], output: Path, frames: int) -> dict[str, float] | None:
+def stop_and_resume(arguments: list[str], output: Path, frames: int) -> dict[str, float] | None:
     """Seconds that the second half of a stopped video took outside of its rollout, and the frames in all.
 
     None for a short video that was whole before it could be stopped.
@@ -134,7 +134,7 @@ def main(checkpoint: str, minutes: float, output: Path | None) -> None:
         points = drift_of(video, told["scale"], prompt=PROMPT if world else None, world=world or FIRST)
         figures["drift"] = drift(points)
         record.save(drift=figures["drift"], picture=points)
-        figures["resumed"] = stop_and_go_on(asked, Path(folder) / "halves.mp4", told["frames_written"])
+        figures["resumed"] = stop_and_resume(asked, Path(folder) / "halves.mp4", told["frames_written"])
     record.save(resumed=figures["resumed"])
     for name, value in figures.items():
         say(f"{name:>24}  {value}")

@@ -103,7 +103,7 @@ def open_reports(stack: ExitStack, options: Mapping[str, Any]) -> list[JsonLines
     return found
 
 
-def ways_on(outputs: Sequence[Path]) -> list[str]:
+def resume_hints(outputs: Sequence[Path]) -> list[str]:
     """How to resume the stopped videos, one line each."""
     stopped = [path for path in outputs if state_path(path).exists()]
     if not stopped:

@@ -292,7 +292,7 @@ def _new(prompts: str | list[Entry], options: dict[str, Any]) -> Order:
 def _make(order: Order, output: Path, options: dict[str, Any], stop: Stop) -> None:
     """Make the ordered video, print the outcome, and suggest or build an engine for later ones."""
     from runtime.cli.engine_hint import DenoiseTime, build_after, engine_hint
-    from runtime.cli.reports import check_reports, ways_on
+    from runtime.cli.reports import check_reports, resume_hints
     from runtime.outputs.stream import is_stream
     from runtime.session.destination import is_persistent, is_resumable
     from runtime.session.generate import make_videos
@@ -308,7 +308,7 @@ def _make(order: Order, output: Path, options: dict[str, Any], stop: Stop) -> No
         elif is_persistent(output) and not is_resumable(output):
             say(f"{output} is a single piece: no state is kept, and it cannot be resumed", err=True)
         warn(warnings_of([order]))
-        stop.last_words = partial(ways_on, [output])
+        stop.last_words = partial(resume_hints, [output])
         stack.enter_context(stop.polled())
         spent = DenoiseTime()
 
@@ -367,7 +367,7 @@ def _tell(order: Order, ending: Ending) -> None:
     rate, now = outcome.made / outcome.seconds, "" if order.state is None else f", {outcome.made} of them"
     say(f"{output}: {outcome.frames} frames{now} in {outcome.seconds:.1f} s, {shown(rate)} per second")
     if not outcome.complete:
-        say(ending.way_on(), err=True)
+        say(ending.closing_line(), err=True)
 
 
 def _listeners(stack: ExitStack, options: dict[str, Any]) -> list[Telemetry]:

@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from plugins.errors import UserError
-from runtime.cli.reports import check_reports, open_reports, ways_on
+from runtime.cli.reports import check_reports, open_reports, resume_hints
 from runtime.device.memory import allowed_bytes, counted
 from runtime.outputs.registry import kind_of
 from runtime.prompts.videos_file import read_videos
@@ -115,7 +115,7 @@ def _check_folder(folder: Path) -> None:
 def _make(orders: dict[Path, Order], memory: int, options: dict[str, Any], stop: Stop) -> None:
     """Make the videos and print each outcome; exit with the signal's status if stopped, 2 if one failed."""
     warn(warnings_of(list(orders.values())))
-    stop.last_words = partial(ways_on, list(orders))
+    stop.last_words = partial(resume_hints, list(orders))
     with ExitStack() as stack:
         stack.enter_context(stop.polled())
         endings = make_videos(
@@ -128,7 +128,7 @@ def _make(orders: dict[Path, Order], memory: int, options: dict[str, Any], stop:
     _say_speed(endings)
     stopped = [ending for ending in whole if not ending.outcome.complete]
     for ending in stopped:
-        say(ending.way_on(), err=True)
+        say(ending.closing_line(), err=True)
     if len(stopped) > 1:
         say(f"or resume all with: {resume_command(stopped[0].output.parent)}", err=True)
     failed = [f"{ending.output}: {ending.failure}" for ending in endings if ending.failure is not None]

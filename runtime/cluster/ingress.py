@@ -19,7 +19,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from starlette.websockets import WebSocketDisconnect
 
 from runtime.cluster.figures import figures
-from runtime.serve.edge.access import PROTOCOL, Door
+from runtime.serve.edge.access import PROTOCOL, AccessChecks
 from runtime.serve.edge.errors import ApiError, answer
 from runtime.serve.edge.metrics import Metrics
 from runtime.serve.edge.origins import CrossOrigin
@@ -111,7 +111,7 @@ def ingress(
 ) -> ASGIApp:
     """The application behind its access checks; `tracing` traces requests, and None traces nothing."""
     inner = Ingress(settings, key, find, everyone)
-    return CrossOrigin(Door(inner, settings, Metrics(), tracing or Tracing()), settings.origins)
+    return CrossOrigin(AccessChecks(inner, settings, Metrics(), tracing or Tracing()), settings.origins)
 
 
 async def _live(receive: Receive, send: Send) -> None:

@@ -186,7 +186,7 @@ def _kind(what: str, ending: str, sink: type[ContainerSink]) -> SinkKind:
         path: Path, *, scale: int, after: Mark | None = None, clear: Clear | None = None
     ) -> FrameSink:  # fmt: skip
         if after is not None:
-            raise UserError(f"{path} cannot be resumed; make it anew with --overwrite")
+            raise UserError(f"{path} cannot be resumed; make it again with --overwrite")
         return sink(path, frames_per_second=FRAMES_PER_SECOND, scale=scale, clear=clear)
 
     return SinkKind(

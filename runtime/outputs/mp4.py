@@ -94,14 +94,14 @@ class Mp4Sink:
 
     def _check(self) -> None:
         """Refuse a file that does not match the mark."""
-        with opened(self.path, mend="make it anew with --overwrite") as file:
+        with opened(self.path, mend="make it again with --overwrite") as file:
             try:
                 header = file.read(self._header)
                 whole = _checksum(file, self._bytes - self._header, zlib.crc32(header))
             except OSError as error:
                 raise UserError(f"cannot continue {self.path}: {error.strerror}") from error
         if whole is None or zlib.crc32(header) != self._header_crc32 or self._crc32 not in (None, whole):
-            raise UserError(f"{self.path} was cut or changed; make it anew with --overwrite")
+            raise UserError(f"{self.path} was cut or changed; make it again with --overwrite")
 
     def _open(self, header: bytes) -> BinaryIO:
         """A new file beside its path with only `header`, or the file at its path, cut after the mark."""
@@ -113,7 +113,7 @@ class Mp4Sink:
             self._crc32 = self._header_crc32 = zlib.crc32(header)
             return file
         if zlib.crc32(header) != self._header_crc32:
-            raise UserError(f"another encoder wrote {self.path}; make it anew with --overwrite")
+            raise UserError(f"another encoder wrote {self.path}; make it again with --overwrite")
         file = self.path.open("r+b", buffering=0)
         file.truncate(self._bytes)
         return file

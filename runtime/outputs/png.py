@@ -88,7 +88,7 @@ class PngSink:
         """The status of the folder, once every picture before the mark is found to be there."""
         for number in range(self._count):
             if not self._place(number).is_file():
-                raise UserError(f"{self._place(number)} is gone; make {self.path} anew with --overwrite")
+                raise UserError(f"{self._place(number)} is gone; make {self.path} again with --overwrite")
         return self.path.stat()
 
     def _place(self, number: int) -> Path:

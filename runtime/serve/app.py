@@ -13,7 +13,7 @@ from runtime.planning.job import Job
 from runtime.serve.disk.fence import Fence
 from runtime.serve.disk.store import Store
 from runtime.serve.edge import errors
-from runtime.serve.edge.access import Door
+from runtime.serve.edge.access import AccessChecks
 from runtime.serve.edge.logs import hush_uvicorn
 from runtime.serve.edge.metrics import Metrics
 from runtime.serve.edge.origins import CrossOrigin
@@ -69,6 +69,6 @@ def create_app(job: Job, settings: ServeSettings, *, memory: int, tracing: Traci
         app.include_router(part.router)
     if peers is not None:
         app.add_middleware(Elsewhere, peers=peers)
-    app.add_middleware(Door, settings=settings, metrics=metrics, tracing=tracing)
+    app.add_middleware(AccessChecks, settings=settings, metrics=metrics, tracing=tracing)
     app.add_middleware(CrossOrigin, origins=settings.origins)
     return app

@@ -109,7 +109,7 @@ def open_sink(path: Path, *, scale: int, after: Mark | None = None, clear: Clear
     try:
         return kind_of(path).open(path, scale=scale, after=after, clear=clear)
     except KeyError as error:
-        raise UserError(f"the state of {path} does not say its {error}; make it anew") from error
+        raise UserError(f"the state of {path} does not say its {error}; make it again") from error
 
 
 def choose_scale(height: int, wish: int | None) -> int:

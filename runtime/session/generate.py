@@ -52,7 +52,7 @@ class Ending:
     resumable: bool
     """Whether there is a state to resume from."""
 
-    def way_on(self) -> str:
+    def closing_line(self) -> str:
         """The line that is printed if it was stopped: how to resume it."""
         return f"stopped; resume with: {resume_command(self.output)}" if self.resumable else "stopped"
 

@@ -93,16 +93,16 @@ def resume(output: Path, given: Mapping[str, Any]) -> Order:
     if not is_persistent(output):
         raise UserError(f"{output} holds no video to resume; name the file or folder of one")
     if not is_resumable(output):
-        raise UserError(f"{output} is a single piece, which cannot be resumed; make it anew with --overwrite")
+        raise UserError(f"{output} is one piece, which cannot be resumed; make it again with --overwrite")
     sidecar = sidecar_path(output)
-    mend = "make it anew"
+    mend = "make it again"
     if sidecar.exists():
         mend += f" with: vmla-run --repeat {sidecar} -o {output} --overwrite"
         told = {"weights": None} if state_path(output).exists() else read_json(sidecar)
         if told.get("complete"):
             raise UserError(f"{output} is complete: there is nothing to resume")
         if told.get("weights") == {}:  # the run was killed before they were known
-            mend = "make it anew with --overwrite"
+            mend = "make it again with --overwrite"
     state, recorded = load_state(state_path(output), mend=mend)
     order = _as_recorded(recorded, given, output)
     if order.job.start is not None and state.snapshot.number < order.job.start.chunks:

@@ -36,7 +36,7 @@ def check_prompt(prompt: str) -> None:
         prompt.encode()
     except UnicodeEncodeError as error:
         place = error.start + 1
-        raise UserError(f"the prompt is not UTF-8 text: character {place} is none; write it anew") from error
+        raise UserError(f"the prompt is not UTF-8 text: character {place} is none; write it again") from error
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -63,7 +63,7 @@ class Pace:
         return None if left >= 1 else int((1 - left) * 60 / self._most) + 1
 
 
-class Door:
+class AccessChecks:
     """The layer of access checks: a request that it refuses reaches neither routes nor streams."""
 
     def __init__(self, app: ASGIApp, settings: ServeSettings, metrics: Metrics, tracing: Tracing) -> None:

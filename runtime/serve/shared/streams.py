@@ -126,7 +126,7 @@ class SharedStreams(Streams):
         ):  # a cancelled caller still waits, or the thread would claim the stream for nobody
             await asyncio.wait([coming])
             self.places.give_back(stream)
-            stream.let_go()
+            stream.release_claim()
             raise
         try:
             if stream.over:  # another server has finished it meanwhile
@@ -135,7 +135,7 @@ class SharedStreams(Streams):
                 await super()._bring(stream)
         finally:
             if not stream.resident:
-                stream.let_go()
+                stream.release_claim()
 
     async def _make_ours(self, stream: Stream) -> None:
         """Claim the stream, unless this server has it already, and read it from disk again.
@@ -172,7 +172,7 @@ class SharedStreams(Streams):
             with _refused():
                 await super().remove(stream)
         finally:
-            stream.let_go()
+            stream.release_claim()
 
     # Tasks in the background.
 

@@ -226,7 +226,7 @@ class Stream:
         }  # fmt: skip
         if state is not None:
             self._record_changes(Recorded.of(state.video, "its state").changes(), state.snapshot.number)
-            return around.worker.go_on(state, self._sink(self._mark(state)), **common)
+            return around.worker.resume(state, self._sink(self._mark(state)), **common)
         first = PromptChange(chunk=0, prompts=(self.info.prompt,))
         prompts = LivePrompts.continued([first, *(one.change for one in self.changes)])
         longest = around.settings.limits.stream_seconds
@@ -257,7 +257,7 @@ class Stream:
         task = self.task
         if task is not None:
             return task.snapshot()
-        return load_state(self.folder.state, mend="begin it anew")[0]
+        return load_state(self.folder.state, mend="begin it again")[0]
 
     def set(self, *, status: Status, error: str | None = None) -> None:
         """Set the stream's status; may be called on any thread.
@@ -272,7 +272,7 @@ class Stream:
         except OSError as failure:
             LOGGER.error("not recorded", extra={"fields": {"stream": self.id, "reason": str(failure)}})
 
-    def let_go(self) -> None:
+    def release_claim(self) -> None:
         """Release this server's claim to the stream, if it has one."""
         claim, self.claim = self.claim, None
         if claim is not None:
@@ -324,7 +324,7 @@ class Stream:
                 with suppress(OSError):
                     self.folder.state.unlink(missing_ok=True)
             self.set(status=status, error=error)
-        self.let_go()
+        self.release_claim()
         self._stay.end(status)
         self._gone.set()
         self.left_at = time.monotonic()
@@ -349,7 +349,7 @@ class Stream:
         """The state on disk, with all prompts that are recorded; None if there is none."""
         if not self.folder.state.exists():
             return None
-        state = load_state(self.folder.state, mend="begin it anew")[0]
+        state = load_state(self.folder.state, mend="begin it again")[0]
         known = Recorded.of(state.video, "its state").changes()
         later = [one.change for one in self.changes if one.chunk >= state.snapshot.number]
         if later:  # what was recorded since counts: chunks were made, and seen, under it

@@ -87,7 +87,7 @@ class Worker:
             job, sink, frames=frames, telemetry=telemetry, autosave=autosave, on_end=on_end, pacing=pacing
         )
 
-    def go_on(
+    def resume(
         self, state: State, sink: FrameSink, *, folder: StreamFolder, save_every: float,
         telemetry: Telemetry, pacing: Pacing, on_end: OnEnd, fenced: Fenced = nullcontext,
     ) -> VideoTask:  # fmt: skip

@@ -137,7 +137,7 @@ def test_a_video_that_was_killed_at_its_first_bytes_is_made_anew(checkpoint, ins
     Path("a.mp4").write_bytes(b"its first bytes")
     write_begun(Path("a.mp4"), {"prompts": [], "seed": 0, "sampler": {}})
     resumed = CliRunner().invoke(main, ["--resume", "a.mp4"])
-    assert_one_line(resumed, "nothing to resume; make it anew with --overwrite")
+    assert_one_line(resumed, "nothing to resume; make it again with --overwrite")
     made = make(checkpoint, "a.mp4", "--overwrite")
     assert made.exit_code == 0, made.output
 

@@ -29,7 +29,7 @@ def read_config(context: click.Context, option: click.Parameter, path: Path | No
     fields = [(name, kind | None, field(default=None)) for name, kind in known.items()]
     given = {key.replace("-", "_"): value for key, value in values.items()}
     if odd := [key for key, value in values.items() if isinstance(value, str) and "\0" in value]:
-        raise UserError(f"{path}: field {odd[0]} has a NUL in it; write it anew")
+        raise UserError(f"{path}: field {odd[0]} has a NUL in it; write it again")
     typed(given, make_dataclass("Options", fields, kw_only=True, frozen=True), str(path))
     context.default_map = {**(context.default_map or {}), **given}
 

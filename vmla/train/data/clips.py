@@ -75,7 +75,7 @@ def open_clips(folder: Path, config: ModelConfig, *, video: bool = True) -> Late
 def _check(folder: Path, what: str, found: tuple[int, ...], wanted: tuple[int, ...]) -> None:
     if found != wanted:
         sizes = " x ".join(map(str, found)), " x ".join(map(str, wanted))
-        raise UserError(f"{folder} holds {what} of {sizes[0]}, the model reads {sizes[1]}; encode anew")
+        raise UserError(f"{folder} holds {what} of {sizes[0]}, the model reads {sizes[1]}; encode again")
 
 
 def _encoded(folder: Path) -> LatentSet:

@@ -36,7 +36,7 @@ class Column:
 
         if path not in self._files:
             if self._name not in shapes_in(path):  # raises for a file that is cut short
-                raise UserError(f"{path} holds no {self._name}; encode the clips anew")
+                raise UserError(f"{path} holds no {self._name}; encode the clips again")
             with readable(path):
                 self._files[path] = safe_open(path, framework="pt")
         return self._files[path].get_slice(self._name)

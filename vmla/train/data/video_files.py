@@ -99,7 +99,7 @@ def text_of(path: Path) -> str:
     Raises:
         UserError: if it is not a file of UTF-8 text.
     """
-    return read_text(path, mend="write it anew")
+    return read_text(path, mend="write it again")
 
 
 SUFFIXES = (".mp4", ".mkv", ".mov", ".webm", ".avi")

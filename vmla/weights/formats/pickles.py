@@ -108,7 +108,7 @@ def _unreadable(path: Path, error: Exception) -> UserError:
             f"save its state dict alone"
         )
     return UserError(
-        f"{path} cannot be read as a file of tensors alone; copy it again, or save its state dict anew"
+        f"{path} cannot be read as a file of tensors alone; copy it again, or save its state dict again"
     )
 
 

@@ -15,7 +15,7 @@ SHARD = 2**30
 """Approximate bytes of each file that is written anew."""
 
 
-def write_anew(tensors: Mapping[str, Tensor], folder: Path, name: str) -> None:
+def write_shards(tensors: Mapping[str, Tensor], folder: Path, name: str) -> None:
     """Write tensors as safetensors shards of about `SHARD` bytes each, and the index that joins them."""
     weight_map: dict[str, str] = {}
     stem, end = name.split(".")

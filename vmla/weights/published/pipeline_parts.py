@@ -14,7 +14,7 @@ from vmla.config import ModelConfig
 from vmla.weights.formats.files import write_json
 from vmla.weights.formats.locate_files import KINDS, WeightFiles, weights_in
 from vmla.weights.formats.open_file import open_file
-from vmla.weights.published.copying import link, write_anew
+from vmla.weights.published.copying import link, write_shards
 from vmla.weights.published.wan_release import (
     carry_over_release,
     check_release,
@@ -115,4 +115,4 @@ def _carry_weights(found: WeightFiles, folder: Path, name: str) -> None:
         write_json(folder / f"{name}.index.json", read_json(found.path))
     else:
         files = found.files if found.path.suffix == ".json" else ()
-        write_anew(open_file(found.path, files=files).tensors, folder, name)
+        write_shards(open_file(found.path, files=files).tensors, folder, name)

@@ -20,7 +20,7 @@ from vmla.text.byte_tokenizer import ByteTokenizer
 from vmla.text.umt5 import UMT5Config, UMT5Encoder
 from vmla.weights.formats.files import Shape, check_shapes, write_json
 from vmla.weights.formats.pickles import open_pickle
-from vmla.weights.published.copying import link, write_anew
+from vmla.weights.published.copying import link, write_shards
 
 VAE, TEXT, TOKENIZER = "Wan2.1_VAE.pth", "models_t5_umt5-xxl-enc-bf16.pth", "google/umt5-xxl"
 VAE_OF_22 = "Wan2.2_VAE.pth"
@@ -107,7 +107,7 @@ def _write_codec(path: Path, folder: Path) -> None:
     expected = {name: tuple(tensor.shape) for name, tensor in vae.state_dict().items()}
     check_shapes(expected, _shapes(named), path, "AutoencoderKLWan")
     folder.mkdir()
-    write_anew(named, folder, "diffusion_pytorch_model.safetensors")
+    write_shards(named, folder, "diffusion_pytorch_model.safetensors")
     write_json(folder / "config.json", {**_plain(vae.config), "_class_name": "AutoencoderKLWan"})
 
 
@@ -120,7 +120,7 @@ def _write_text(path: Path, folder: Path) -> None:
     expected.pop("encoder.embed_tokens.weight", None)  # another name of shared.weight
     check_shapes(expected, _shapes(named), path, "UMT5")
     folder.mkdir()
-    write_anew(named, folder, "model.safetensors")
+    write_shards(named, folder, "model.safetensors")
     write_json(folder / "config.json", config.to_dict())
 
 

@@ -72,11 +72,11 @@ def test_an_error_in_drawing_arrives_with_its_message(tmp_path):
 
     def draw(step):
         if step == 2:
-            raise UserError("shard-2 is cut short; encode anew")
+            raise UserError("shard-2 is cut short; encode again")
         return inner(step)
 
     made.prefetcher = Prefetcher(draw)
-    with pytest.raises(UserError, match="shard-2 is cut short; encode anew"):
+    with pytest.raises(UserError, match="shard-2 is cut short; encode again"):
         run(made, tmp_path)
     assert len((tmp_path / "codec.jsonl").read_text().splitlines()) == 2
     assert not threads()
