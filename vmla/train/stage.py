@@ -23,9 +23,9 @@ from vmla.train.recipes.from_checkpoint import DistillationRecipe
 from vmla.train.stages.denoiser import DenoiserStage, narrowed
 from vmla.train.stages.distillation import ConsistencyStage, DistributionStage
 from vmla.transformer import VideoMLA
-from vmla.weights.checkpoint import INDEX, WEIGHTS, Checkpoint, open_checkpoint
+from vmla.weights.checkpoint import WEIGHTS, Checkpoint, open_checkpoint
 from vmla.weights.conversion.convert import finish_folder
-from vmla.weights.formats.files import write_json, write_tensors
+from vmla.weights.formats.files import write_tensors
 
 RESULT = "checkpoint"
 """The folder of a finished stage that the next one starts from."""
@@ -146,4 +146,3 @@ def _write(folder: Path, start: Checkpoint, tensors: dict[str, torch.Tensor], sa
         write_tensors(aside / "transformer" / WEIGHTS, tensors, {"format": "pt"})
         (aside / "transformer" / "config.json").write_text(values)
         finish_folder(aside, start.folder, sampler)
-        write_json(aside / INDEX, start.index)

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from click.testing import CliRunner
-from kit.checkpoints import debug_checkpoint
+from kit.checkpoints import as_trained_on, debug_checkpoint
 from kit.measure import assert_close
 from kit.models import draw, tiny_config
 from kit.refusals import assert_one_line
@@ -17,6 +17,7 @@ from vmla.train.cli.commands import main
 from vmla.weights.checkpoint import open_checkpoint
 from vmla.weights.conversion.spectral import channels
 from vmla.weights.conversion.to_mha import slowest_first, unfold_attention
+from vmla.world.worlds import SECOND
 
 pytestmark = pytest.mark.cpu
 
@@ -125,7 +126,8 @@ def test_content_lies_where_a_head_turns_least():
     )
 
 
-def test_the_command_unfolds_every_layer_and_keeps_the_schedule(checkpoint, tmp_path):
+def test_the_command_unfolds_every_layer_and_keeps_the_rest(checkpoint, tmp_path):
+    checkpoint = as_trained_on(SECOND.name, checkpoint, tmp_path / "of-the-second-world")
     result = CliRunner().invoke(
         main, ["convert", "--from", str(checkpoint), "--layout", "mha", "-o", str(tmp_path / "x")]
     )
@@ -133,6 +135,7 @@ def test_the_command_unfolds_every_layer_and_keeps_the_schedule(checkpoint, tmp_
     made, source = open_checkpoint(tmp_path / "x"), open_checkpoint(checkpoint)
     assert made.model_config() == replace(source.model_config(), layout="mha")
     assert made.sampler() == source.sampler()
+    assert made.world() == SECOND  # or its grades could not be compared with the source's
     before, after = source.transformer().state_dict(), made.transformer().state_dict()
     same = [name for name in after if ".attn1." not in name]
     assert same

@@ -27,6 +27,8 @@ from vmla.weights.published.pipeline_parts import carry_over
 from vmla.weights.source import Source, shapes_of
 
 REPORT = "conversion.json"
+OURS = "VideoMLAPipeline"
+"""`_class_name` in the index of a checkpoint of ours."""
 SAMPLER = Sampler(kind="euler", steps=50, shift=5.0)
 """Sampler of a model that is not distilled: Wan's 50 steps."""
 
@@ -166,8 +168,16 @@ def finish_folder(
     write_json(folder / "scheduler" / "scheduler_config.json", schedule)
     if pipeline is not None:
         carry_over(pipeline, folder)
-    index = {"_class_name": "VideoMLAPipeline", "transformer": ["vmla", "VideoMLA"]}
-    write_json(folder / INDEX, {**index, **(notes or {})})
+    index = {"_class_name": OURS, "transformer": ["vmla", "VideoMLA"]}
+    write_json(folder / INDEX, {**_index(pipeline), **index, **(notes or {})})
+
+
+def _index(pipeline: Path | None) -> dict[str, Any]:
+    """The index of a checkpoint of ours, which says what it was trained on; nothing of another's."""
+    if pipeline is None or not (pipeline / INDEX).exists():
+        return {}
+    index: dict[str, Any] = read_json(pipeline / INDEX)
+    return index if index.get("_class_name") == OURS else {}
 
 
 def plan(source: ModelConfig, config: ModelConfig, *, tokens: int, dtype: torch.dtype) -> dict[str, int]:
