@@ -149,6 +149,12 @@ TABLES = {
     "layouts": GeneratedTable(
         file="layouts-sprites.json",
         table=section_tables,
+        command="vmla-bench layouts --prompts 96 --model latent=runs/sprites-mla-forcing/checkpoint "
+        "--model 'per head=runs/sprites-mha-forcing/checkpoint'",
+    ),
+    "first_layouts": GeneratedTable(
+        file="first-world/layouts-sprites.json",
+        table=section_tables,
         command="vmla-bench layouts --prompts 32 "
         + " ".join(
             f"--model '{name}, four steps=runs/sprites-{layout}-distribution/checkpoint'"
