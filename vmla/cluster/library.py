@@ -39,7 +39,8 @@ def connect() -> Any:
         except ConnectionError as error:
             if "RAY_ADDRESS" in os.environ:
                 raise _out_of_reach(error) from error
-            ray.init(**QUIET, **OF_THIS_MACHINE)
+            # Without "local", the address that a cluster left behind when it was killed would be taken again.
+            ray.init(address="local", **QUIET, **OF_THIS_MACHINE)
         except (RuntimeError, ValueError) as error:
             raise _out_of_reach(error) from error
     return ray

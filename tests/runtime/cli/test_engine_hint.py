@@ -37,7 +37,7 @@ def job(**changes):
 
 def test_a_long_video_names_the_command_and_what_it_may_save():
     saving, command = engine_hint(job(), "my model", 147.0)
-    assert f"about 47 of the 147 s that denoising took, if it is {SPEED_UP} times" in saving
+    assert f"about 62 of the 147 s that denoising took, if it is {SPEED_UP} times" in saving
     words = command.partition("vmla-export build ")[2]
     assert words == "--checkpoint 'my model' --precision fp32 --backend aoti --device cpu"
     options = {name for option in export.commands["build"].params for name in option.opts}

@@ -5,6 +5,7 @@ import threading
 import pytest
 
 from plugins.errors import UserError
+from vmla.cluster.library import connect
 from vmla.cluster.pool import LIVES, ActorPool
 
 pytestmark = pytest.mark.cpu
@@ -122,3 +123,19 @@ def test_it_stops_though_no_actor_has_started():
     cluster = Cluster([NO_ROOM])
     assert run(cluster, "ab", workers=1, stop=stop)[1] == []
     assert cluster.killed == cluster.actors
+
+
+def test_a_dead_cluster_that_left_its_address_is_not_connected_to(monkeypatch):
+    ray = pytest.importorskip("ray")
+    asked = []
+
+    def init(address=None, **others):
+        asked.append(address)
+        if address == "auto":
+            raise ConnectionError("no answer from the address that was left behind")
+
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", init)
+    assert connect() is ray
+    assert asked == ["auto", "local"]
