@@ -48,7 +48,7 @@ def connect() -> Any:
 
 def _out_of_reach(error: Exception) -> UserError:
     why = " ".join(str(error).split())
-    if "RAY_ADDRESS" in os.environ:  # then Ray (2.60) sends its token only if asked to, and says that nobody answers
+    if "RAY_ADDRESS" in os.environ:  # then Ray (2.60) sends a token only if asked to, and hears nothing
         mend = "if it runs, set RAY_AUTH_MODE=token and copy its ~/.ray/auth_token to this machine"
     else:
         mend = "start one: ray start --head"
