@@ -25,6 +25,27 @@ class GradesResults(Document):
             raise UserError("grades answers other questions at one second than at another")
 
 
+Shares = dict[str, Number]
+"""Shares of right answers, by question."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiagnoseResults(Document):
+    """Results of `vmla-bench diagnose`: shares that pass, by stage and group of prompts."""
+
+    first_chunks: dict[str, dict[str, Shares]] = Field(default_factory=dict)
+    stages: dict[str, dict[str, Shares]] = Field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GraderResults(Document):
+    """Results of the grader's own test, on videos whose answers are known."""
+
+    scenes: Count
+    accuracy: Shares
+    accuracy_degraded: Shares
+
+
 @dataclass(frozen=True, kw_only=True)
 class Point:
     """A moment of a model's videos."""

@@ -181,6 +181,16 @@ class RolloutResults(Document):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RuntimeResults(Document):
+    """Results of `vmla-bench runtime`: the runtime beside a plain loop."""
+
+    frames_per_second: dict[str, Number]
+    saving_costs: Number
+    resume_adds_seconds: Number
+    chunk_p99_over_p50: Number
+
+
+@dataclass(frozen=True, kw_only=True)
 class KernelsResults(Document):
     """Results of `vmla-bench kernels`: kernels against the library's attention."""
 

@@ -137,6 +137,31 @@ def rollout_section(document: dict[str, Any]) -> Section:
     return Section(tables=[Table(title="a whole video", headings=["", ""], rows=rows)], plots=plots)
 
 
+RUNS = {
+    "plain": "a plain loop",
+    "unsaved": "the runtime, without saving",
+    "now": "the runtime",
+    "compiled": "the runtime, with an engine",
+}
+"""What each arm of `vmla-bench runtime` is."""
+
+
+def runtime_section(document: dict[str, Any]) -> Section:
+    """The runtime beside a plain loop over the same model, and what saving and resuming cost."""
+    rates = [
+        [RUNS[name], f"{document['frames_per_second'][name]:.1f}"]
+        for name in RUNS
+        if name in document["frames_per_second"]
+    ]
+    costs = [
+        ["saving its state", f"{document['saving_costs']:.1%} of the time"],
+        ["resuming, beside a start", f"{document['resume_adds_seconds']:.3f} s"],
+        ["slow chunks, p99 / p50", f"{document['chunk_p99_over_p50']:.2f}"],
+    ]
+    speed = Table(title="the runtime beside a plain loop", headings=["", "frames/s"], rows=rates)
+    return Section(tables=[speed, Table(title="what else it costs", headings=["", ""], rows=costs)], plots=[])
+
+
 def serve_section(document: dict[str, Any]) -> Section:
     """Delays and stalls of the server's viewers, by their number, and the time to move a stream."""
     headings = [
