@@ -46,7 +46,10 @@ class OneAfterTheOther:
         return lambda kind: SimpleNamespace(remote=lambda *told: self._actor(kind(*_sent(told))))
 
     def _actor(self, here):
-        return SimpleNamespace(make=SimpleNamespace(remote=lambda piece: _Result(here.make(*_sent([piece])))))
+        return SimpleNamespace(
+            make=SimpleNamespace(remote=lambda piece: _Result(here.make(*_sent([piece])))),
+            __ray_ready__=SimpleNamespace(remote=lambda: _Result(True)),
+        )
 
     def wait(self, results, timeout):
         return results, []

@@ -89,10 +89,12 @@ def test_the_document_says_what_can_be_done(here):
     assert (here / "minute.mp4").stat().st_size > 0
     assert (here / "runs" / "mini" / "samples" / "denoiser-0000004.png").stat().st_size > 0
     assert "inits" in (here / "report" / "report.md").read_text()
-    distilled = ("wan/distribution", "wan/long", "mini-distribution", "mini-long",
-                 "sprites-mla-distribution", "sprites-mha-distribution")  # fmt: skip
+    distilled = ("wan/distribution", "wan/long", "mini-distribution", "mini-long", "sprites-mla-distribution")
     for folder in distilled:
         assert open_checkpoint(here / "runs" / folder / "checkpoint").sampler().steps == 4
+    for layout in ("mla", "mha"):
+        sibling = open_checkpoint(here / "runs" / f"sprites-{layout}-forcing" / "checkpoint")
+        assert sibling.model_config().layout == layout
     packed = open_checkpoint(here / "runs" / "sprites-4")
     assert packed.sampler().steps == 4
     stages = json.loads((packed.folder / "training.json").read_text())["stages"]

@@ -196,7 +196,8 @@ def test_another_family_is_refused(tmp_path):
 
 def test_a_pickle_runs_no_code_and_may_hold_tensors_alone(tmp_path):
     torch.save({"generator": {"x": torch.ones(1)}, "where": Path("/")}, tmp_path / "code.pt")
-    assert "holds pathlib.PosixPath beside its tensors" in refusal(lambda: open_source(tmp_path / "code.pt"))
+    kind = f"{type(Path()).__module__}.{type(Path()).__name__}"  # its module has another name in Python 3.13
+    assert f"holds {kind} beside its tensors" in refusal(lambda: open_source(tmp_path / "code.pt"))
     torch.save({"generator_lora": {"x": torch.ones(1)}}, tmp_path / "lora.pt")
     assert "holds LoRA weights" in refusal(lambda: open_source(tmp_path / "lora.pt"))
     whole = pickled(tmp_path / "whole.pt", tiny_model(layout="mha")).read_bytes()
