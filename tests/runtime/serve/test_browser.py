@@ -178,7 +178,8 @@ def test_a_typed_prompt_shows_its_first_frame_soon(chromium, process, record_pro
 def test_it_can_be_used_with_the_keyboard_alone_and_loaded_again(chromium, process):
     page = chromium.new_page()
     page.goto(process.url)
-    page.keyboard.type(RED)  # the prompt has the focus
+    page.wait_for_function("() => document.activeElement.id === 'prompt'")  # the prompt has the focus
+    page.keyboard.type(RED)
     page.keyboard.press("Enter")
     video = page.get_by_role("article").locator("video").element_handle()
     playing(page, video, beyond=1.0)
