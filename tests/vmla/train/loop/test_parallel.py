@@ -43,7 +43,7 @@ def run(folder, **how):
     """Train until the processes end by themselves."""
     launched = launch(folder, **how)
     errors = launched.communicate()[1]
-    assert launched.returncode == 0, errors[-2000:]
+    assert launched.returncode == 0, errors
     return folder
 
 
