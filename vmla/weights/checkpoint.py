@@ -31,6 +31,7 @@ from vmla.vae import Codec
 from vmla.vae.tiny import TinyCodec, TinyCodecConfig
 from vmla.weights.formats.files import (
     INDEX,
+    PIPELINE,
     count_elements,
     hash_weights,
     load_exactly,
@@ -252,7 +253,7 @@ def save_checkpoint(
     scheduler = {"_class_name": "Sampler", **sampler.settings()}
     write_json(folder / "scheduler" / "scheduler_config.json", scheduler)
     write_json(folder / INDEX, {
-        "_class_name": "VideoMLAPipeline",
+        "_class_name": PIPELINE,
         "transformer": ["vmla", "VideoMLA"],
         "vae": ["vmla", "TinyCodec"],
         "text_encoder": ["transformers", "UMT5EncoderModel"],

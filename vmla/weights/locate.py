@@ -14,7 +14,7 @@ from typing import Any
 
 from plugins.errors import UserError
 from vmla.weights.checkpoint import SHIPPED, Checkpoint, make_one_of, open_checkpoint, shipped_names
-from vmla.weights.formats.files import INDEX, read_json
+from vmla.weights.formats.files import INDEX, PIPELINE, read_json
 from vmla.weights.published.families import refuse_pipeline, refuse_repository
 
 HUB_ID = re.compile(r"(?P<repo>[\w.-]+/[\w.-]+?)(@(?P<revision>[\w./-]+))?(:(?P<file>.+))?")
@@ -26,7 +26,6 @@ NEEDED = (
 """Patterns of the files that are downloaded when no file is named: diffusers' folders, ours and Wan's own."""
 TRANSFORMER = ("transformer*/*.safetensors", "transformer*/*.bin", "diffusion_pytorch_model*")
 """Patterns of the transformer's files, which are not downloaded where only the other parts are needed."""
-OURS = "VideoMLAPipeline"
 PATIENCE = 3.0
 """Seconds to wait for the hub's first answer; its own client would retry for half a minute."""
 log = logging.getLogger(__name__)
@@ -207,7 +206,7 @@ def find_checkpoint(name: str | Path = SHIPPED, *, hub: Hub | None = None) -> Ch
     if (files := hub.files(repo, revision)) and INDEX not in files:
         raise UserError(f"{name} is no checkpoint of VideoMLA, it has no {INDEX}; {make_one_of(str(name))}")
     kind = read_json(hub.download(repo, revision, INDEX)).get("_class_name")
-    if kind != OURS:
+    if kind != PIPELINE:
         raise UserError(f"{name} is a {kind}, not a checkpoint of VideoMLA; {make_one_of(str(name))}")
     return open_checkpoint(hub.download(repo, revision, None))
 

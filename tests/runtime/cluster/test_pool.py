@@ -1,6 +1,7 @@
 """Which actor is given which piece, on a cluster that is made up: what starts, dies and never finds room."""
 
 import threading
+from types import SimpleNamespace
 
 import pytest
 
@@ -23,8 +24,7 @@ class TaskError(Exception):
 class Cluster:
     """Ray's calls that the pool uses. References are numbers; what is done is in `results`."""
 
-    class exceptions:  # noqa: N801, as Ray names it
-        RayActorError, RayTaskError = ActorError, TaskError
+    exceptions = SimpleNamespace(RayActorError=ActorError, RayTaskError=TaskError)
 
     def __init__(self, fates):
         self.fates, self.results, self.actors, self.killed = iter(fates), {}, [], []
@@ -139,3 +139,6 @@ def test_a_dead_cluster_that_left_its_address_is_not_connected_to(monkeypatch):
     monkeypatch.setattr(ray, "init", init)
     assert connect() is ray
     assert asked == ["auto", "local"]
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")  # one that was named is never left for another
+    with pytest.raises(UserError, match="RAY_AUTH_MODE=token"):
+        connect()

@@ -22,13 +22,11 @@ from vmla.weights.checkpoint import WEIGHTS, Checkpoint
 from vmla.weights.conversion.activations import CalibrationBatch, TracedLayer, all_frames, layers_of
 from vmla.weights.conversion.spectral import AttentionInputs, Choices, convert_attention
 from vmla.weights.conversion.to_mha import unfold_attention
-from vmla.weights.formats.files import INDEX, write_json, write_tensors
+from vmla.weights.formats.files import INDEX, PIPELINE, write_json, write_tensors
 from vmla.weights.published.pipeline_parts import carry_over
 from vmla.weights.source import Source, shapes_of
 
 REPORT = "conversion.json"
-OURS = "VideoMLAPipeline"
-"""`_class_name` in the index of a checkpoint of ours."""
 SAMPLER = Sampler(kind="euler", steps=50, shift=5.0)
 """Sampler of a model that is not distilled: Wan's 50 steps."""
 
@@ -168,7 +166,7 @@ def finish_folder(
     write_json(folder / "scheduler" / "scheduler_config.json", schedule)
     if pipeline is not None:
         carry_over(pipeline, folder)
-    index = {"_class_name": OURS, "transformer": ["vmla", "VideoMLA"]}
+    index = {"_class_name": PIPELINE, "transformer": ["vmla", "VideoMLA"]}
     write_json(folder / INDEX, {**_index(pipeline), **index, **(notes or {})})
 
 
@@ -177,7 +175,7 @@ def _index(pipeline: Path | None) -> dict[str, Any]:
     if pipeline is None or not (pipeline / INDEX).exists():
         return {}
     index: dict[str, Any] = read_json(pipeline / INDEX)
-    return index if index.get("_class_name") == OURS else {}
+    return index if index.get("_class_name") == PIPELINE else {}
 
 
 def plan(source: ModelConfig, config: ModelConfig, *, tokens: int, dtype: torch.dtype) -> dict[str, int]:

@@ -24,6 +24,8 @@ from plugins.errors import UserError
 Shape = tuple[int, ...]
 INDEX = "model_index.json"
 """File of a pipeline's folder, diffusers' or ours, that names its class and its parts."""
+PIPELINE = "VideoMLAPipeline"
+"""The class that the index of a checkpoint of ours names."""
 LISTED = 10
 """Tensors that an error names at most."""
 
