@@ -26,16 +26,13 @@ def grades_section(document: dict[str, Any]) -> Section:
 
 def diagnose_section(document: dict[str, Any]) -> Section:
     """Shares of prompts that pass, for the codec, first chunks and continuations."""
-    parts = document["first_chunks"].items(), document["stages"].items()
-    titles = ("first chunks alone", "whole videos")
-    return Section(
-        tables=[
-            shares_table(title, {f"{name}, {group}": row for name, one in part for group, row in one.items()})
-            for title, part in zip(titles, parts, strict=True)
-            if part
-        ],
-        plots=[],
-    )
+    parts = {"first chunks alone": document["first_chunks"], "whole videos": document["stages"]}
+    tables = []
+    for title, part in parts.items():
+        rows = {f"{name}, {group}": row for name, groups in part.items() for group, row in groups.items()}
+        if rows:
+            tables.append(shares_table(title, rows))
+    return Section(tables=tables, plots=[])
 
 
 def grader_section(document: dict[str, Any]) -> Section:
@@ -46,7 +43,7 @@ def grader_section(document: dict[str, Any]) -> Section:
 
 def shares_table(title: str, rows: dict[str, dict[str, float]]) -> Table:
     """Shares of right answers to each question, a row for each name."""
-    questions = _in_order({question: 0 for row in rows.values() for question in row})
+    questions = _in_order({question for row in rows.values() for question in row})
     shown = [[name, *(or_dash(row.get(q), "{:.1%}") for q in questions)] for name, row in rows.items()]
     return Table(title=title, headings=["of", *questions], rows=shown)
 

@@ -39,7 +39,7 @@ def run_conversion(options: Mapping[str, Any], given: Given, report: Say, say: S
         UserError: for options or a source that do not fit together.
     """
     dtype = {"float32": torch.float32, "bfloat16": torch.bfloat16}[options["dtype"]]
-    if options["dry_run"] and options["source"] in set(MODEL_CONFIGS) - set(shipped_names()):
+    if options["dry_run"] and options["source"] in MODEL_CONFIGS.keys() - shipped_names():
         given.refuse(OF_FILES, f"says how weights are read, and {options['source']} has none here")
         sizes = named_config(options["source"], layout="mha")
         config = wanted(sizes, options)
