@@ -23,6 +23,7 @@ from typing import Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch.export import ExportedProgram
 from torch.export.graph_signature import InputKind
 from torch.fx import Node
@@ -232,4 +233,6 @@ def _is_wide(node: Node) -> bool:
 def _value(node: Node) -> Any:
     """The fake tensor that `node` returns, computed from those of its arguments."""
     args, kwargs = map_arg((node.args, node.kwargs), lambda a: a.meta["val"])
-    return node.target(*args, **kwargs)  # type: ignore[operator]
+    # A composite operator's C++ cannot read a symbolic size before PyTorch 2.13; its Python form always can.
+    with enable_python_dispatcher():
+        return node.target(*args, **kwargs)  # type: ignore[operator]

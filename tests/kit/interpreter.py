@@ -1,7 +1,9 @@
-"""Mends two things of Triton's interpreter (3.9), so that it computes as a GPU does.
+"""Mends three things of Triton's interpreter (3.7 to 3.9), so that it computes as a GPU does.
 
 It multiplies bfloat16 matrices as the integers that it stores them in, and it cuts off where a GPU
-rounds to the nearest. Both are replaced by PyTorch's own conversions. Import before a kernel runs.
+rounds to the nearest. Both are replaced by PyTorch's own conversions. PyTorch before 2.13 refuses an
+interpreted kernel inside its operators, so that kernels are called without its wrapper, which a compiler
+alone needs. Import before `plugins.triton`.
 """
 
 import numpy as np
@@ -30,5 +32,6 @@ def dot(self, a, b, total, input_precision, max_num_imprecise_acc):
     return interpreter.TensorHandle(a @ b + total.data, total.dtype.scalar)
 
 
+torch.library.wrap_triton = lambda kernel: kernel
 interpreter._convert_float = convert
 interpreter.InterpreterBuilder.create_dot = dot
