@@ -10,8 +10,10 @@ import re
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -44,11 +46,16 @@ def _bindings(version, cache):
 
 def fetched(cache, name, *packages):
     """The folder `name` of pytest's cache with `packages` in it and nothing that they depend on."""
-    folder = Path(cache.mkdir(name))
-    if not any(folder.iterdir()):
-        command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(folder)]
-        if subprocess.run([*command, *packages], capture_output=True, timeout=200).returncode:
-            pytest.skip(f"{packages[0]} cannot be fetched here")
+    folder = Path(cache.mkdir("fetched")) / name
+    if not folder.exists():
+        # Made aside: a fetch that was cut off must not pass for a whole one.
+        with TemporaryDirectory(dir=folder.parent) as aside:
+            made = Path(aside) / name
+            command = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(made)]
+            if subprocess.run([*command, *packages], capture_output=True, timeout=200).returncode:
+                pytest.skip(f"{packages[0]} cannot be fetched here")
+            with suppress(OSError):  # another process was first
+                made.rename(folder)
     return folder
 
 
