@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from plugins.errors import UserError
-from vmla.cli.machine import peak_resident_bytes
+from vmla.cli.machine import binary_size, peak_resident_bytes
 
 _STATM, _MEMINFO = Path("/proc/self/statm"), Path("/proc/meminfo")
 _GROUP = Path("/sys/fs/cgroup")
@@ -65,10 +65,8 @@ def _figures(path: Path) -> dict[str, int]:
 
 
 def counted(size: int) -> str:
-    """`size` in bytes and, where that is easier to read, in GiB or MiB."""
-    if size >= 0.1 * 2**30:
-        return f"{size:,} bytes ({size / 2**30:.2f} GiB)"
-    return f"{size:,} bytes" + (f" ({size / 2**20:.1f} MiB)" if size >= 2**20 else "")
+    """`size` in bytes and, where that is easier to read, in MiB or GiB."""
+    return f"{size:,} bytes" + (f" ({binary_size(size)})" if size >= 2**20 else "")
 
 
 def bytes_of(text: str) -> int:
