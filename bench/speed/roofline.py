@@ -25,7 +25,7 @@ from bench.harness.peaks import TYPES, machine_peaks
 from bench.harness.subject import open_subject
 from plugins.errors import UserError
 from vmla.cli.command import OneLineCommand
-from vmla.cli.options.choices import Choice, Several
+from vmla.cli.options.choices import Choice, ChoiceList
 from vmla.cli.options.device import choose_device, device_option, tell_device
 from vmla.cli.progress import ProgressLine
 from vmla.cli.terminal import say
@@ -152,7 +152,7 @@ def gaps(
     "--batch", type=click.IntRange(1), default=1, show_default=True, help="Number of videos made at once."
 )
 @click.option(
-    "--precisions", type=Several(TYPES), default="fp32,bf16", help="Precisions that passes compute in."
+    "--precisions", type=ChoiceList(TYPES), default="fp32,bf16", help="Precisions that passes compute in."
 )
 @device_option()
 @click.option(

@@ -20,7 +20,7 @@ from runtime.resume.autosave import resume_command
 from runtime.session.destination import check_output
 from runtime.session.generate import Ending, check_room, make_videos, orders_of
 from runtime.session.replay import Order, warnings_of
-from runtime.telemetry.events import JsonLines, Several, Telemetry, TogetherLine, shown
+from runtime.telemetry.events import JsonLines, Telemetry, TelemetryGroup, TogetherLine, shown
 from runtime.telemetry.metrics import PrometheusFile
 from vmla.cli.progress import ProgressLine
 from vmla.cli.stopping import Stop
@@ -159,4 +159,4 @@ def _telemetry(stack: ExitStack, options: dict[str, Any], *, videos: int) -> Cal
         reports = open_reports(stack, options)
         return [TogetherLine(stack.enter_context(ProgressLine(sys.stderr)), videos=videos), *reports]
 
-    return lambda output: Several([listener.of(output.stem) for listener in listeners()])
+    return lambda output: TelemetryGroup([listener.of(output.stem) for listener in listeners()])

@@ -13,7 +13,7 @@ from runtime.engines.layers.fp8_cache import PackedEntries
 from runtime.planning.peak_memory import decoding_scratch, pass_scratch
 from runtime.rollout.buffers import noise_draws, picture_shape
 from runtime.rollout.decoding import Decoding
-from runtime.rollout.recache import Past
+from runtime.rollout.recache import LatentHistory
 from vmla.cache import CacheSpec
 from vmla.config import FRAMES_PER_SECOND, ModelConfig
 from vmla.scheduler import Sampler
@@ -91,7 +91,7 @@ class VideoPlan:
                     texts * 2 * config.num_layers * config.text_tokens * config.inner_dim * size
                 ),
                 "noise and latents of a chunk": (noise_draws(sampler) + 1) * buffered,
-                "latents of the window": Past.capacity(spec) * picture,
+                "latents of the window": LatentHistory.capacity(spec) * picture,
                 "decoder memory": decodes * codec.stream_bytes(config.sample_height, config.sample_width),
             },
             elsewhere={} if beside else {f"{TEXT} on {text_device}": text},

@@ -22,7 +22,7 @@ LONGEST_NAME = 200
 
 
 @dataclass(frozen=True, kw_only=True)
-class Video:
+class VideoEntry:
     """One line of a file."""
 
     name: str
@@ -40,13 +40,13 @@ class Video:
         FixedPrompts(self.prompt)  # raises for an empty prompt
 
 
-def read_videos(path: Path) -> list[Video]:
+def read_videos(path: Path) -> list[VideoEntry]:
     """The videos of the file at `path`, in their order, no two of one name.
 
     Raises:
         UserError: if there is no such file, or a line of it does not describe a video.
     """
-    videos = read_listing(path, Video, key="name", example="star: a red star")
+    videos = read_listing(path, VideoEntry, key="name", example="star: a red star")
     # Some file systems treat names that differ only in case as equal.
     name, count = Counter(video.name.casefold() for video in videos).most_common(1)[0]
     if count > 1:

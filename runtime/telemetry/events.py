@@ -223,7 +223,7 @@ class JsonLines:
         self._attempt(self._file.close)
 
 
-class Several:
+class TelemetryGroup:
     """Passes every report to several listeners."""
 
     def __init__(self, listeners: Sequence[Telemetry]) -> None:

@@ -20,7 +20,7 @@ from torch import nn
 from plugins.documents.json_file import read_json
 from plugins.documents.typed import typed
 from plugins.errors import UserError
-from vmla.cli.options.names import meant
+from vmla.cli.options.names import did_you_mean
 from vmla.config import ModelConfig
 from vmla.scheduler import Sampler
 from vmla.text import PromptTokenizer, TextEncoder
@@ -212,7 +212,7 @@ def open_checkpoint(name: str | Path = SHIPPED) -> Checkpoint:
         raise UserError(f"{folder} is a file, not a checkpoint folder; {make_one_of(str(folder))}")
     if not str(name) or not folder.is_dir():
         known = " or ".join(shipped_names())
-        near = meant(str(name), shipped_names())
+        near = did_you_mean(str(name), shipped_names())
         raise UserError(f"no checkpoint {str(name)!r}; give a folder, or {known} for a shipped model{near}")
     return Checkpoint(folder, read_json(folder / INDEX, mend="is this a checkpoint folder?"))
 

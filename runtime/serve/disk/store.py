@@ -75,7 +75,7 @@ class Store:
         self._lock.close()
 
 
-def kept_in(store: Path) -> str:
+def saved_streams_notice(store: Path) -> str:
     """What a server that was stopped says of its streams."""
     return f"streams are kept in {store}; run the same command again to continue them"
 

@@ -17,7 +17,7 @@ from plugins.errors import UserError
 from runtime.cli.run import main
 from runtime.device import memory
 from runtime.engines.base import EagerEngine
-from runtime.prompts.videos_file import Video, read_videos
+from runtime.prompts.videos_file import VideoEntry, read_videos
 from runtime.resume.state import state_path
 from runtime.session import generate
 from runtime.session.generate import make_videos, orders_of
@@ -146,8 +146,8 @@ def test_both_ways_to_write_it_are_read_alike(listing, tmp_path):
     lines = [{"name": "star", "prompt": RED}, {"name": "ring", "prompt": BLUE, "seed": 3},
              {"name": "again", "prompt": RED}]  # fmt: skip
     (tmp_path / "v.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    wanted = [Video(name="star", prompt=RED), Video(name="ring", prompt=BLUE, seed=3),
-              Video(name="again", prompt=RED)]  # fmt: skip
+    wanted = [VideoEntry(name="star", prompt=RED), VideoEntry(name="ring", prompt=BLUE, seed=3),
+              VideoEntry(name="again", prompt=RED)]  # fmt: skip
     assert read_videos(listing) == read_videos(tmp_path / "v.jsonl") == wanted
 
 
@@ -218,7 +218,7 @@ def test_one_whose_prompt_fails_ends_alone(checkpoint, alone, listing, tmp_path,
 @pytest.mark.parametrize("at", [None, 1], ids=["at once", "later"])
 def test_stopped_ones_go_on_to_the_identical_files(checkpoint, alone, tmp_path, at):
     kind, stop = new(RED, checkpoint, scale=1, chunks=CHUNKS, seed=7), Event()
-    videos = [Video(name=name, prompt=prompt, seed=seed) for name, (prompt, seed) in WISHES.items()]
+    videos = [VideoEntry(name=name, prompt=prompt, seed=seed) for name, (prompt, seed) in WISHES.items()]
     orders = {tmp_path / f"{name}.mp4": order for name, order in orders_of(videos, kind).items()}
     if at is None:
         stop.set()
@@ -234,7 +234,7 @@ def test_stopped_ones_go_on_to_the_identical_files(checkpoint, alone, tmp_path, 
 
 def test_a_stopped_batch_goes_on_as_a_batch(checkpoint, alone, tmp_path):
     kind, stop = new(RED, checkpoint, scale=1, chunks=CHUNKS, seed=7), Event()
-    videos = [Video(name=name, prompt=prompt, seed=seed) for name, (prompt, seed) in WISHES.items()]
+    videos = [VideoEntry(name=name, prompt=prompt, seed=seed) for name, (prompt, seed) in WISHES.items()]
     orders = {tmp_path / f"{name}.mp4": order for name, order in orders_of(videos, kind).items()}
     make_videos(orders, telemetry=lambda output: StopAt(stop, 1), stop=stop)
     result = run("--resume", tmp_path)
@@ -247,7 +247,7 @@ def test_a_stopped_batch_goes_on_as_a_batch(checkpoint, alone, tmp_path):
 
 def test_stopped_ones_go_on_together_beside_a_new_one(checkpoint, alone, tmp_path):
     kind, stop = new(RED, checkpoint, scale=1, chunks=CHUNKS, seed=7), Event()
-    videos = [Video(name=name, prompt=prompt, seed=seed) for name, (prompt, seed) in WISHES.items()]
+    videos = [VideoEntry(name=name, prompt=prompt, seed=seed) for name, (prompt, seed) in WISHES.items()]
     orders = {tmp_path / f"{name}.mp4": order for name, order in orders_of(videos, kind).items()}
     fresh = orders.popitem()
     make_videos(orders, telemetry=lambda output: StopAt(stop, 1), stop=stop)

@@ -43,7 +43,7 @@ class Choice(click.Choice[str]):
         return str(value)
 
 
-class Several(click.ParamType):  # no generic one in click 8.2
+class ChoiceList(click.ParamType):  # no generic one in click 8.2
     """Some of several names, separated by commas, in the order in which they are given."""
 
     name = "names"
@@ -84,12 +84,12 @@ def kind_of(param: click.Parameter | None) -> str:
     if param is None:
         return "name"
     longest = max(param.opts, key=len).lstrip("-")
-    return longest.removesuffix("s") if isinstance(param.type, Several) else longest
+    return longest.removesuffix("s") if isinstance(param.type, ChoiceList) else longest
 
 
 def is_listed(kind: click.ParamType[Any], param: click.Parameter) -> bool:
     """Whether the choices of an option are listed in its help, because they are too wide for a column."""
-    wide = isinstance(kind, Choice | Several) and len("|".join(kind.choices)) > WIDEST
+    wide = isinstance(kind, Choice | ChoiceList) and len("|".join(kind.choices)) > WIDEST
     return wide and isinstance(param, click.Option)
 
 

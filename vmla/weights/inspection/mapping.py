@@ -33,7 +33,7 @@ HEADER = """\
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cut:
+class TensorSlice:
     """The rows of one tensor in the file that make one of our tensors."""
 
     tensor: str | None
@@ -62,7 +62,7 @@ class LatentMap:
 
     attention: str
     heads: Annotated[int, Between(1, 2**12)]
-    parts: Mapping[str, Cut]
+    parts: Mapping[str, TensorSlice]
     """By our tensors' names, of `TARGETS`."""
     ignore: tuple[str, ...] = ()
 
