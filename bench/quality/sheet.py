@@ -156,8 +156,8 @@ def main(
             for second, frames in seen_rollouts(engine, opened, batch, marks, fixed=fixed, line=line):
                 found += [(batch.first + i, second, frames[i]) for i in range(len(batch.items))]
     rows = rows_in_order(prompts, found, world)
-    with atomic_write(output) as aside:
-        draw_sheet(rows, marks).save(aside, "png")
+    with atomic_write(output) as temporary:
+        draw_sheet(rows, marks).save(temporary, "png")
     wrong = sum(bool(picture.failed) for _, pictures in rows for picture in pictures)
     say(f"wrote {output}: {len(rows)} videos, {wrong} of {len(rows) * len(marks)} pictures wrong")
 

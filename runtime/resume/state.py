@@ -105,7 +105,7 @@ class State:
     """Frames before the mark that nobody has taken yet, chunk by chunk [n, H, W, 3]."""
 
     def save(self, path: str | Path) -> None:
-        """Write it to the file `path`, aside first and then renamed.
+        """Write it to the file `path`, under a temporary name first, then renamed.
 
         Raises:
             OSError: if it cannot be written.
@@ -141,7 +141,7 @@ def state_path(output: Path) -> Path:
 
 
 def save_state(path: Path, state: State, video: Mapping[str, Any]) -> None:
-    """Write `state` of the `video` so described, aside first and then renamed.
+    """Write `state` of the `video` so described, under a temporary name first, then renamed.
 
     Raises:
         OSError: if it cannot be written.

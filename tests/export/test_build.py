@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from export.backends import aoti
 from export.build import build as build_in
 from export.checks import check_files
-from export.engine.engine_folder import remove_asides, replacing
+from export.engine.engine_folder import remove_temporary, replacing
 from export.engine.manifest import Manifest
 from export.lowering.calibration import Calibration
 from export.settings import Settings, choose_backend
@@ -142,13 +142,13 @@ def test_an_engine_is_there_again_if_the_new_one_does_not_take_its_place(tmp_pat
     def replace(path, target):
         if path.name.endswith(".building"):
             if at_once:  # as the thread that ends the process would
-                remove_asides(folder)
+                remove_temporary(folder)
             raise KeyboardInterrupt
         return usual(path, target)
 
     monkeypatch.setattr(Path, "replace", replace)
-    with pytest.raises(KeyboardInterrupt), replacing(folder) as aside:
-        (aside / "new").touch()
+    with pytest.raises(KeyboardInterrupt), replacing(folder) as temporary:
+        (temporary / "new").touch()
     assert [path.name for path in tmp_path.rglob("*")] == ["engine", "old"]
 
 

@@ -16,7 +16,7 @@ from runtime.serve.routes.content import file_of
 from runtime.serve.routes.messages import Fork, Interaction, NewSession
 from runtime.serve.routes.serving import ThisServer
 from runtime.serve.routes.transfers import StateResponse, one_more, packed, received
-from runtime.serve.streams import descent
+from runtime.serve.streams import from_state
 
 router = APIRouter(prefix="/v1/sessions")
 
@@ -92,7 +92,9 @@ async def fork(name: str, body: Fork, server: ThisServer) -> dict[str, Any]:
     stream = server.streams.get(name, "session")
     if stream.info.status == "completed":
         raise ApiError(409, "over", "this session is complete; there is nothing to continue")
-    other = await descent.fork(server.streams, stream, prompt=body.prompt, policy=body.policy, seed=body.seed)
+    other = await from_state.fork(
+        server.streams, stream, prompt=body.prompt, policy=body.policy, seed=body.seed
+    )
     return server.describe(other)
 
 
@@ -111,5 +113,5 @@ async def state(name: str, server: ThisServer) -> Response:
 async def take_over(name: str, request: Request, server: ThisServer) -> dict[str, Any]:
     """Continue a session of another server here, from its state in the body."""
     with one_more(server):
-        stream = await descent.adopt(server.streams, name, await received(request, server))
+        stream = await from_state.adopt(server.streams, name, await received(request, server))
     return server.describe(stream)

@@ -21,7 +21,7 @@ from runtime.serve.edge.metrics import Metrics
 from runtime.serve.edge.settings import ServeSettings
 from runtime.serve.edge.tracing import Tracing
 from runtime.serve.streams.places import Places
-from runtime.serve.streams.room import longest_unwatched, seconds_until_room
+from runtime.serve.streams.retention import longest_unwatched, seconds_until_room
 from runtime.serve.streams.stream import Stream, StreamContext
 from runtime.serve.streams.worker import Worker
 from vmla.config import FRAMES_PER_SECOND

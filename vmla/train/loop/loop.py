@@ -21,7 +21,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from plugins.atomic_files import remove_asides
+from plugins.atomic_files import remove_temporary
 from plugins.documents.lock import locked
 from vmla.cli.stopping import Interrupted, Stop
 from vmla.train.loop.log import Report, Speedometer, forget_after, record
@@ -142,7 +142,7 @@ def _train(
     """See `train`, which locks the folder meanwhile."""
     progress = _resume(stage, folder, parallel)
     stop.last_words = partial(_resume_hint, stage, progress, folder)
-    stop.last_acts = partial(remove_asides, folder)
+    stop.last_acts = partial(remove_temporary, folder)
     whole = stage.schedule.steps
     end = whole if stop_after is None else min(whole, progress.step + stop_after)
     began, before = time.monotonic(), progress.seconds

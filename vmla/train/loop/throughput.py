@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from vmla.flops import Counted, text_flops
-from vmla.packed_sequence import Unrolling
+from vmla.packed_sequence import PackedClip
 from vmla.train.loop.parallel import Calls, Passes
 from vmla.transformer import VideoMLA
 
@@ -99,12 +99,12 @@ class Meter:
                 self._add(model, text_flops(model.config, len(text)), 0)
                 return passes.encode_text(text)
 
-            def counted_clip(latents: Tensor, timestep: Tensor, text_kv: Tensor, clip: Unrolling) -> Tensor:
+            def counted_clip(latents: Tensor, timestep: Tensor, text_kv: Tensor, clip: PackedClip) -> Tensor:
                 config = replace(model.config, chunk=latents.shape[2])
                 keys = clip.visible.shape[1] * config.tokens_per_frame
                 one = Counted(config=config, batch=len(latents), keys=keys, seen=clip.share)
                 self._add(model, one.flops, len(latents) * config.chunk * config.tokens_per_frame)
-                return passes.unrolled(latents, timestep, text_kv, clip)
+                return passes.forward_packed(latents, timestep, text_kv, clip)
 
             return Passes(counted_step, counted_text, counted_clip)
 
