@@ -75,7 +75,7 @@ class PackedClip:
         return float(self.visible.float().mean())
 
     def window(self, rope: Rotary3D, device: torch.device) -> PackedWindow:
-        """The same in tokens, on `device`: FlexAttention's blocks if long and on a GPU, else a dense mask."""
+        """The window in tokens on `device`: FlexAttention's blocks if long on a GPU, else a dense mask."""
         tokens = rope.grid[0] * rope.grid[1]
         within = torch.arange(tokens)
         cos, sin = rope(self.positions.to(device))

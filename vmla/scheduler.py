@@ -119,12 +119,12 @@ class Sampler:
         return replace(self.opening, negative_prompt=self.negative_prompt), replace(self, opening=None)
 
     def with_steps(self, steps: int) -> Sampler:
-        """The same with `steps` steps for every chunk, the first of a prompt too."""
+        """This sampler with `steps` steps for every chunk, the first of a prompt included."""
         opening = None if self.opening is None else replace(self.opening, steps=steps)
         return replace(self, steps=steps, opening=opening)
 
     def with_guidance(self, weight: float) -> Sampler:
-        """The same with guidance `weight` for every chunk."""
+        """This sampler with guidance `weight` for every chunk."""
         opening = None if self.opening is None else replace(self.opening, guidance_scale=weight)
         return replace(self, guidance_scale=weight, opening=opening)
 

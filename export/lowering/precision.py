@@ -65,7 +65,7 @@ MOVES = {
 
 
 def check_precision(name: str) -> Precision:
-    """Return `name` if there is such a precision.
+    """Return `name` if it is a known precision.
 
     Raises:
         UserError: if there is none, listing those there are.

@@ -31,7 +31,7 @@ float32, the residual stream among them."""
 
 @dataclass(frozen=True, kw_only=True)
 class Regional:
-    """A program in parts."""
+    """A program in parts: what comes before the layers, one program for every layer, and what follows."""
 
     parts: dict[str, ExportedProgram]
     """By the names in `export.engine.signature.PARTS`. The layer takes its weights last, sorted by name."""
@@ -40,7 +40,7 @@ class Regional:
 
 
 class StepBegin(VideoMLA):
-    """What all layers of a step share: tokens, conditioning, and the rotations of the window."""
+    """The part of a step before its layers: tokens, conditioning, and the window's rotations."""
 
     held: bool
     """Whether every slot that is given holds a frame; otherwise their validity is a result too."""
@@ -66,7 +66,7 @@ class StepLayer(Block):
 
 
 class StepEnd(VideoMLA):
-    """What becomes of the tokens after the last layer."""
+    """The part of a step after its last layer: from tokens to the velocity."""
 
     def forward(self, tokens: Tensor, embedding: Tensor) -> Tensor:  # type: ignore[override]
         """Velocity [B, z, F, h, w]."""
@@ -76,7 +76,7 @@ class StepEnd(VideoMLA):
 
 
 class PromptBegin(VideoMLA):
-    """What all layers' text attentions read."""
+    """The part of a prompt that all layers share: the embedded text."""
 
     def forward(self, text: Tensor) -> Tensor:  # type: ignore[override]
         """[B, tokens, text width] to [B, tokens, D]."""
@@ -107,7 +107,7 @@ class _Part:
         return in_precision(program, precision, NARROWED)
 
     def inputs(self, precision: Precision) -> list[TensorSpec]:
-        """Those of the lowered program."""
+        """The inputs of the lowered program."""
         narrow = NARROW[precision]
         return [
             replace(spec, dtype=narrow) if spec.name in NARROWED else spec for spec in self.signature.inputs

@@ -63,7 +63,7 @@ def read_header(path: Path, *, mend: str = "copy it again") -> TensorHeader:
 
 
 def header_in(file: BinaryIO, where: str, *, mend: str = "copy it again") -> TensorHeader:
-    """The same of an open file, from its beginning; `where` is what it is called in an error.
+    """The header at the beginning of an open file, which errors call `where`.
 
     Raises:
         UserError: as `read_header`.

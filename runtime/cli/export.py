@@ -156,12 +156,12 @@ def build_engine(
 
 
 def _identity(folder: Path) -> int | None:
-    """What tells this folder from one that takes its place."""
+    """The inode of the folder, which tells it from one that takes its place; None if it does not exist."""
     return folder.stat().st_ino if folder.exists() else None
 
 
 def _what_is_there(folder: Path, before: int | None) -> list[str]:
-    """What a stopped build has left: a signal may come when the new engine is in its place already."""
+    """The last words of a stopped build; a signal may come when the new engine is already in place."""
     if _identity(folder) != before:
         return [f"{folder} is built"]
     return [f"{folder} is unchanged; run the same command again to build it"]

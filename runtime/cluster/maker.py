@@ -38,7 +38,7 @@ class VideoMaker:
     def __init__(
         self, order_of: Callable[[str], Order], folder: Path, *, save_every: float, overwrite: bool
     ) -> None:
-        """Nothing is loaded yet.
+        """Describe the worker; its first video loads the model.
 
         Args:
             order_of: the order of a prompt; it is called on the worker's own machine.

@@ -45,7 +45,7 @@ class Service:
         self, ray: Any, job_of: Callable[[], Job], settings: ServeSettings, size: Size, *,
         memory: str | None, log_level: str, tracing_of: Callable[[], Tracing] = Tracing,
     ) -> None:  # fmt: skip
-        """Nothing is started yet; see `Replica` for the arguments."""
+        """Describe the service, which starts when the context is entered; see `Replica` for the arguments."""
         self._ray, self._size = ray, size
         # Behind the ingress they let nobody in but each other, who have the key of the store.
         inner = replace(settings, port=0, api_keys=(secrets.token_urlsafe(32),), origins=())

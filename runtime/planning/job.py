@@ -1,4 +1,4 @@
-"""All that determines one video, as a value; its methods load the parts that make it."""
+"""The job of a video: all that determines it, as a value; its methods load the parts that make it."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ from vmla.vae import Codec, frames_in
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleEntry:
-    """One line of a file: the prompt from second `at` of the video on."""
+    """One line of a schedule: the prompt from second `at` of the video on."""
 
     at: float
     prompt: str

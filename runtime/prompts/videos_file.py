@@ -23,7 +23,7 @@ LONGEST_NAME = 200
 
 @dataclass(frozen=True, kw_only=True)
 class VideoEntry:
-    """One line of a file."""
+    """One line of a `--videos` file: a video with its name, prompt and seed."""
 
     name: str
     """Name of its file, without the suffix."""

@@ -122,7 +122,7 @@ class State:
         return load_state(Path(path), mend="save it again")[0]
 
     def in_main_memory(self) -> State:
-        """The same with every tensor in main memory and complete, so that it may leave this process."""
+        """This state with every tensor whole and in main memory, so that it may leave this process."""
         wait_for(self.snapshot.ready)
         past = {number: latents.cpu() for number, latents in self.snapshot.past.items()}
         snapshot = replace(self.snapshot, past=past, ready=0.0)

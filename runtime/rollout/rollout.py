@@ -2,7 +2,8 @@
 
 For each chunk: the prompt in force, noise that depends only on (seed, chunk, step), a few denoising
 steps that attend to the window in the cache, the frames handed on, and one clean pass at t = 0 whose
-entries are committed to the cache. The cache and every other tensor keep their size and place for ever.
+entries are committed to the cache. The steps and the clean pass themselves are in `runtime.rollout.passes`.
+The cache and every other tensor keep their size and place for ever.
 """
 
 from __future__ import annotations

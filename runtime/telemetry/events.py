@@ -182,7 +182,7 @@ class JsonLines:
         return self
 
     def of(self, video: str) -> JsonLines:
-        """The same open file for one of several videos, whose name each line carries."""
+        """A view of this open file for one of several videos, whose name each of its lines carries."""
         one = copy(self)
         one._also = {"video": video}
         return one

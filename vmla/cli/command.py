@@ -79,7 +79,7 @@ class Verb(click.Command):
 
 
 def _name(option: click.Option) -> str:
-    """Its parameter's; click gives the option for help one that changes with its version."""
+    """The name of the parameter of `option`; click's own name for `--help` changes with its version."""
     return "help" if "--help" in option.opts else str(option.name)
 
 
@@ -119,11 +119,11 @@ class OneLineErrors(OneLine, click.Group):
     command_class = Verb
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Their names."""
+        """The names of the commands, in the order in which they were added."""
         return list(self.commands)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List them."""
+        """List the commands with their short help."""
         with formatter.section("Commands"):
             formatter.write_dl([
                 (name, command.get_short_help_str(limit=LONGEST))

@@ -152,7 +152,7 @@ class TinyCodec(nn.Module):
         return video.float().clamp(0, 1), left
 
     def decode_raw(self, latents: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
-        """As `decode`, of latents as `encode_raw` gives them, before the result is clamped: for training."""
+        """Decode the latents of `encode_raw`, and do not clamp the result: for training."""
         batch = latents.shape[0]
         # Bounds a denoiser's outliers, smoothly: raw latents are trained to have deviation 1.
         bounded = torch.tanh(latents.float() / 3) * 3

@@ -273,7 +273,7 @@ def _save_part(
 
 
 def _save_text(folder: Path, encoder: Any, dtype: torch.dtype, notes: dict[str, str]) -> None:
-    """As transformers writes it, without its progress bar; the embedding's two names are saved as one."""
+    """Save the encoder as transformers does, without a progress bar; the tied embedding is saved once."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", encoder.config.to_dict())
     tensors = {name: tensor.to(dtype) for name, tensor in encoder.state_dict().items()}

@@ -192,7 +192,7 @@ def _refuse_unread(hub: Hub, repo: str, revision: str | None) -> None:
 
 
 def find_checkpoint(name: str | Path = SHIPPED, *, hub: Hub | None = None) -> Checkpoint:
-    """As `open_checkpoint`; `owner/name` and `owner/name@revision` are downloaded once, unless they lie here.
+    """Open a checkpoint; `owner/name[@revision]` is downloaded from the hub once, unless it is a folder here.
 
     Raises:
         UserError: if there is none, or the repository holds a model of another kind, of which nothing but

@@ -46,7 +46,7 @@ class Lora:
     """alpha of all layers, where the file has none for each; None means the rank, a factor of 1."""
 
     def __call__(self, name: str, weight: Tensor) -> Tensor:
-        """The float32 weight [out, in] with its change, or as it is if it has none.
+        """The float32 weight [out, in] with the adapter's change added, or unchanged if it has none.
 
         Raises:
             UserError: if the change has another shape, or is not finite.

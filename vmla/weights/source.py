@@ -262,7 +262,7 @@ def _sizes(
 
 
 def _heads(width: int, values: Mapping[str, Any], like: ModelConfig, path: Path) -> int:
-    """As `config.json` has it, or `like` where it is as wide, or as many as have the width of Wan's."""
+    """The number of heads: of `config.json`, or `like` if as wide, or as many as are as wide as Wan's."""
     given = values.get("num_attention_heads", values.get("num_heads"))
     heads = given or (like.num_attention_heads if width == like.inner_dim else width // WAN_HEAD)
     if not isinstance(heads, int) or heads < 1 or width % heads:
@@ -278,7 +278,7 @@ def shapes_of(config: ModelConfig) -> dict[str, Shape]:
 
 
 def _file_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """As `shapes_of`, with the patch embedding as the convolution that it is in a Wan file."""
+    """The shapes of a Wan file's tensors: those of `shapes_of`, but the patch embedding is a convolution."""
     convolution = (config.inner_dim, config.in_channels, 1, config.patch_size, config.patch_size)
     return {**shapes_of(config), "patch_embedding.weight": convolution}
 

@@ -27,7 +27,7 @@ class Uninitialised(TorchFunctionMode):
 
 
 class WithoutRoom(Uninitialised):
-    """As `Uninitialised`, and each weight is one number that stands for all of them.
+    """An `Uninitialised` under which each weight is one number that stands for all of its elements.
 
     A shape that a configuration asks for is compared with the file's before anything of that size is made.
     """

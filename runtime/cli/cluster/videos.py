@@ -58,7 +58,7 @@ def run_pool(
 
 
 def with_absolute_paths(options: dict[str, Any]) -> dict[str, Any]:
-    """The same options, valid in any working folder: paths that exist here are made absolute."""
+    """`options` for any working folder: paths that exist here are made absolute."""
     named = {name: options[name] for name in PATHS if options.get(name) is not None}
     whole = {name: Path(path).absolute() for name, path in named.items() if Path(path).exists()}
     return {**options, **{name: type(named[name])(path) for name, path in whole.items()}}

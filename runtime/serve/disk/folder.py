@@ -61,7 +61,7 @@ class AppliedChange:
 
     @property
     def change(self) -> PromptChange:
-        """The same for a rollout."""
+        """The change in the form that a rollout takes."""
         return PromptChange(chunk=self.chunk, prompts=(self.prompt,), policy=self.policy)
 
 

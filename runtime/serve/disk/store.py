@@ -76,7 +76,7 @@ class Store:
 
 
 def saved_streams_notice(store: Path) -> str:
-    """What a server that was stopped says of its streams."""
+    """The last words of a stopped server: where its streams are and how to continue them."""
     return f"streams are kept in {store}; run the same command again to continue them"
 
 

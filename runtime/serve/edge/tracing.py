@@ -24,7 +24,7 @@ CONTEXT = ("traceparent", "tracestate")
 
 
 class StreamSpan:
-    """The record of a stream's stay in memory; this one records nothing."""
+    """The span of a stream's time in memory; this one records nothing."""
 
     def chunk(self, report: ChunkReport) -> None:
         """Note that a chunk was made; may be called on any thread."""
@@ -34,7 +34,7 @@ class StreamSpan:
 
 
 class Answer:
-    """What the trace of a request is told about its answer."""
+    """The answer to a request, as its trace records it."""
 
     status: int | None = None
     """Status of HTTP; None while there is no answer."""

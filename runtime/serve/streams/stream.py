@@ -152,7 +152,7 @@ class Stream:
     # Who watches it.
 
     def attach(self, number: int | None, *, buffer_seconds: float | None) -> Viewer:
-        """A viewer that takes chunk `number` next, or the newest that there is."""
+        """Add a viewer that takes chunk `number` next, or the newest chunk."""
         worker = self._context.worker
         number = max(self.info.first, self.next - 1) if number is None else number
         viewer = Viewer(

@@ -247,7 +247,7 @@ class Streams:
             await stream.gone()
 
     async def activate_new(self, stream: Stream) -> None:
-        """As `activate`; if it fails, nothing of `stream` is left behind.
+        """Activate a new stream; if that fails, nothing of `stream` is left behind.
 
         Raises:
             ApiError: if there is no place, or it cannot be continued.

@@ -14,10 +14,10 @@ WIDEST = 48
 
 
 class Choice(click.Choice[str]):
-    """One of several names."""
+    """An option whose value is one of several names."""
 
     def __init__(self, choices: Iterable[str], *, kind: str | None = None, also: Sequence[str] = ()) -> None:
-        """One of `choices`.
+        """Accept one of `choices`.
 
         Args:
             choices: the names.
@@ -33,7 +33,7 @@ class Choice(click.Choice[str]):
         return "NAME" if is_listed(self, param) else shown
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The name.
+        """Return the name that was given.
 
         Raises:
             UserError: if there is none such, with what there is and what may have been meant.
@@ -80,7 +80,7 @@ class ChoiceList(click.ParamType):  # no generic one in click 8.2
 
 
 def kind_of(param: click.Parameter | None) -> str:
-    """What one value of an option or argument is, by its name: `precision` for `--precisions`."""
+    """The word for one value of an option or argument, from its name: `precision` for `--precisions`."""
     if param is None:
         return "name"
     longest = max(param.opts, key=len).lstrip("-")

@@ -34,7 +34,7 @@ class DeviceName(click.ParamType):  # no generic one in click 8.2
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[click.shell_completion.CompletionItem]:
-        """The usual ones."""
+        """The devices that a shell offers to complete."""
         return Choice(KINDS).shell_complete(ctx, param, incomplete)
 
 

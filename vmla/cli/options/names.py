@@ -17,6 +17,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a `name` that no `kind` of thing has, such as `recipe`, with those that there are."""
+    """The error for an unknown `name` of a `kind`, such as `recipe`, with a list of the known ones."""
     names = list(known)
     return UserError(f"no such {kind}: {name}; there are {', '.join(names)}{did_you_mean(name, names)}")

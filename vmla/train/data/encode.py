@@ -49,7 +49,7 @@ class Piece:
         return folder / f"clips-{self.first:07d}.safetensors"
 
     def absolute(self) -> Piece:
-        """The same with absolute paths, for a process in any working directory."""
+        """This piece with absolute paths, for a process in any working directory."""
         return Piece(self.first, [(name, path and path.absolute(), said) for name, path, said in self.items])
 
 

@@ -69,7 +69,7 @@ class LatentSet:
     """[clips, frames, places, numbers] float16 of `vmla.world.labels`, where they were asked for."""
 
     def to(self, device: torch.device) -> LatentSet:
-        """The same on `device`, so that no batch has to be copied; clips read from files stay there."""
+        """This set on `device`, so that no batch has to be copied; clips read from files stay there."""
         latents, text = (x.to(device) if isinstance(x, Tensor) else x for x in (self.latents, self.text))
         return replace(self, latents=latents, text=text)
 

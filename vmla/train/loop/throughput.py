@@ -129,7 +129,7 @@ class Speed:
 
     @classmethod
     def of(cls, work: Work, peak: float, world: int) -> Speed:
-        """Of one process's `work`, where `peak` is its device's; all `world` processes work alike."""
+        """The speed of `world` processes that all work alike, from the `work` and the `peak` of one."""
         seconds = max(work.seconds, 1e-9)
         return cls(
             tokens_per_second=round(world * work.tokens / seconds, 1),

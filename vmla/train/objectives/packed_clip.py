@@ -35,7 +35,7 @@ def remembered(spec: CacheSpec, number: int, numbers: Sequence[int]) -> Tensor:
 
 
 def predicted(numbers: Sequence[int]) -> list[int]:
-    """Of `numbers`, those that follow the chunk before them: after a jump one has lost its history."""
+    """The chunks among `numbers` that follow the one before them: after a jump a chunk has no history."""
     return [number for number in numbers if number == 0 or number - 1 in numbers]
 
 

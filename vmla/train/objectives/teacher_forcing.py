@@ -94,7 +94,7 @@ def forcing_loss_at_once(
     forcing: Forcing,
     generator: torch.Generator,
 ) -> Tensor:
-    """As `forcing_loss`, in one pass over the clip, since no committed chunk depends on a prediction.
+    """`forcing_loss` in one pass over the clip, since no committed chunk depends on a prediction.
 
     Args:
         run: one pass over a sequence, `VideoMLA.forward_packed`.

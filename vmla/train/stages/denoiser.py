@@ -52,7 +52,7 @@ class DenoiserStage:
         self.training, self.schedule, self.data = training, training.schedule, data
 
     def settings(self) -> dict[str, Any]:
-        """All that determines the result."""
+        """The settings that determine the result."""
         return {
             "model": self.model.config.to_dict(),
             "training": asdict(self.training),

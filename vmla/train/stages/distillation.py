@@ -139,7 +139,7 @@ class ConsistencyStage:
         self.negative = self.batches.negative(training.consistency.guidance != 1)
 
     def settings(self) -> dict[str, Any]:
-        """All that determines the result."""
+        """The settings that determine the result."""
         return _settings(self.model, self.training, self.batches.data)
 
     def loss(self, step: int) -> Tensor:
@@ -193,7 +193,7 @@ class DistributionStage:
         self.negative = self.batches.negative(training.guidance != 0)
 
     def settings(self) -> dict[str, Any]:
-        """All that determines the result."""
+        """The settings that determine the result."""
         return _settings(self.model, self.training, self.batches.data)
 
     def accompany(self, step: int, parallel: Parallel) -> None:
