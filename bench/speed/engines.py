@@ -39,7 +39,7 @@ from vmla.cli.options.device import choose_device, device_option, tell_device
 from vmla.cli.progress import ProgressLine
 from vmla.cli.terminal import say
 from vmla.config import FRAMES_PER_SECOND, MODEL_CONFIGS
-from vmla.flops import Counted
+from vmla.flops import PassCost
 from vmla.weights.checkpoint import Checkpoint
 
 BASELINES = {
@@ -136,7 +136,7 @@ class Bench:
 
     def _flops(self, arm: EngineArm) -> float:
         config = replace(self.subject.model_config(), layout=arm.layout)
-        counted = Counted(config=config, form=arm.form, batch=self.batch, passes=self.passes)  # type: ignore[arg-type]
+        counted = PassCost(config=config, form=arm.form, batch=self.batch, passes=self.passes)  # type: ignore[arg-type]
         return counted.flops * self.passes
 
     def _counts(self, arm: EngineArm, stream: Iterator[Chunk]) -> dict[str, Any]:

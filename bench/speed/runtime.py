@@ -215,10 +215,8 @@ def measure(
 ) -> dict[str, Any]:
     """The results of all arms, of the stopped video and of the counts, with their samples."""
     arms = ARMS if compiled is None else (*ARMS, COMPILED)
-    schedule = (
-        *arms,
-        *reversed(arms),
-    )  # so that a steady drift of the machine's speed affects all arms alike
+    # There and back, so that a steady drift of the machine's speed affects all arms alike.
+    schedule = (*arms, *reversed(arms))
     runs: dict[str, list[TimedRun]] = {arm: [] for arm in arms}
     with tempfile.TemporaryDirectory() as folder:
         for number, arm in enumerate(schedule, 1):

@@ -13,7 +13,7 @@ import click
 
 from plugins.errors import UserError
 from runtime.cli.reports import check_reports, open_reports, resume_hints
-from runtime.device.memory import allowed_bytes, counted
+from runtime.device.memory import allowed_bytes, format_bytes
 from runtime.outputs.registry import kind_of
 from runtime.prompts.videos_file import read_videos
 from runtime.resume.autosave import resume_command
@@ -48,7 +48,7 @@ def run_videos(options: dict[str, Any], order_of: Callable[[str], Order], stop: 
     whence = f"free on {job.device}" if options["memory"] is None else "allowed"
     room = (
         f"memory: {memory:,} bytes {whence} hold {plan.videos_in(memory)} such videos, "
-        f"{len(videos)} take {counted(plan.bytes_for(len(videos)))}"
+        f"{len(videos)} take {format_bytes(plan.bytes_for(len(videos)))}"
     )
     if options["dry_run"]:
         warn(warnings_of(list(orders.values())))

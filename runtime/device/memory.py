@@ -54,9 +54,9 @@ def allowed_bytes(asked: str | None, device: torch.device) -> int:
     """Bytes as a person asked for them; all that `device` has free if nobody did.
 
     Raises:
-        UserError: as `bytes_of` and `free_bytes`.
+        UserError: as `parse_bytes` and `free_bytes`.
     """
-    return free_bytes(device) if asked is None else bytes_of(asked)
+    return free_bytes(device) if asked is None else parse_bytes(asked)
 
 
 def _figures(path: Path) -> dict[str, int]:
@@ -64,12 +64,12 @@ def _figures(path: Path) -> dict[str, int]:
     return {words[0]: int(words[1]) for words in map(str.split, path.read_text().splitlines())}
 
 
-def counted(size: int) -> str:
+def format_bytes(size: int) -> str:
     """`size` in bytes and, where that is easier to read, in MiB or GiB."""
     return f"{size:,} bytes" + (f" ({binary_size(size)})" if size >= 2**20 else "")
 
 
-def bytes_of(text: str) -> int:
+def parse_bytes(text: str) -> int:
     """The number of bytes that `8GiB`, `500 MB` or `123456` stands for.
 
     Raises:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from plugins.errors import UserError
-from runtime.device.memory import counted, free_bytes
+from runtime.device.memory import format_bytes, free_bytes
 from runtime.engines.layers.fp8_cache import PackedEntries
 from runtime.planning.peak_memory import decoding_scratch, pass_scratch
 from runtime.rollout.buffers import noise_draws, picture_shape
@@ -136,9 +136,10 @@ class VideoPlan:
             f"{self.chunks} chunks, {self.frames} frames of {self.width}x{self.height}, {self.seconds:g} s",
             f"positions 0 to {self.positions - 1}, {told}",
             f"cache per token and layer: {self.cache_bytes_per_token_and_layer:,} bytes",
-            *(f"{part}: {counted(count)}" for part, count in parts.items()),
-            f"in all: {counted(self.bytes_for(1))}, {counted(self.video_bytes)} more for each further video",
-            *(f"{part}: {counted(count)}, not counted above" for part, count in self.elsewhere.items()),
+            *(f"{part}: {format_bytes(count)}" for part, count in parts.items()),
+            f"in all: {format_bytes(self.bytes_for(1))}, "
+            f"{format_bytes(self.video_bytes)} more for each further video",
+            *(f"{part}: {format_bytes(count)}, not counted above" for part, count in self.elsewhere.items()),
         ]
 
 

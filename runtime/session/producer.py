@@ -93,9 +93,8 @@ class VideoProducer:
     def _continue_from(self, state: State) -> None:
         self.earlier = state.mark["frames"]
         if self._chunks is not None and state.snapshot.number >= self._chunks:
-            self._rollout.number = (
-                state.snapshot.number
-            )  # all chunks are made; only the writer may still have to finish
+            # All chunks are made: only the writer may still have to finish, and no latents are needed for it.
+            self._rollout.number = state.snapshot.number
             return
         state.snapshot.restore(self._rollout)
         self._decoder.state = state.decoder_state_on(self.job.device)

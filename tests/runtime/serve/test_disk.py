@@ -26,7 +26,7 @@ def no_room(*arguments):
 
 def on_loop(server, coroutine):
     """What `coroutine` returns on the event loop of the server."""
-    return asyncio.run_coroutine_threadsafe(coroutine, server.streams._around.loop).result(120)
+    return asyncio.run_coroutine_threadsafe(coroutine, server.streams._context.loop).result(120)
 
 
 def folders(server):

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmla.flops import Counted, text_flops
+from vmla.flops import PassCost, text_flops
 from vmla.packed_sequence import PackedClip
 from vmla.train.loop.parallel import Calls, Passes
 from vmla.transformer import VideoMLA
@@ -91,7 +91,7 @@ class Meter:
                     -> tuple[Tensor, Tensor]:  # fmt: skip
                 config = replace(model.config, chunk=latents.shape[2])
                 queries = config.chunk * config.tokens_per_frame
-                one = Counted(config=config, batch=len(latents), keys=kept.shape[2] + queries)
+                one = PassCost(config=config, batch=len(latents), keys=kept.shape[2] + queries)
                 self._add(model, one.flops, len(latents) * queries)
                 return passes.step(latents, timestep, text_kv, kept, *window)
 
@@ -102,7 +102,7 @@ class Meter:
             def counted_clip(latents: Tensor, timestep: Tensor, text_kv: Tensor, clip: PackedClip) -> Tensor:
                 config = replace(model.config, chunk=latents.shape[2])
                 keys = clip.visible.shape[1] * config.tokens_per_frame
-                one = Counted(config=config, batch=len(latents), keys=keys, seen=clip.share)
+                one = PassCost(config=config, batch=len(latents), keys=keys, seen=clip.share)
                 self._add(model, one.flops, len(latents) * config.chunk * config.tokens_per_frame)
                 return passes.forward_packed(latents, timestep, text_kv, clip)
 

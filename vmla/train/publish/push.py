@@ -82,6 +82,7 @@ def files_of(folder: Path) -> dict[str, Path]:
         UserError: if a part is missing.
     """
     checkpoint = open_checkpoint(folder)
+    # Read, here and below, only so that a damaged folder is refused before anything is uploaded.
     checkpoint.model_config(), checkpoint.sampler()
     for part in PARTS:
         if not (folder / part).is_dir():

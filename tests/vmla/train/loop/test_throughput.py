@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vmla.cache import CacheSpec
 from vmla.config import named_config
-from vmla.flops import Counted, text_flops
+from vmla.flops import PassCost, text_flops
 from vmla.train.data.latents import LatentSet
 from vmla.train.loop.log import Speedometer, last_record, mean_speed
 from vmla.train.loop.loop import train
@@ -115,7 +115,7 @@ def test_a_clip_at_once_is_counted_but_for_what_its_mask_hides(layout):
         text_kv = encode_text(draw(2, 96, 32))
         forward_packed(draw(2, 4, frames, 8, 8), torch.ones(2, frames), text_kv, clip)
     long = dataclasses.replace(config, chunk=frames)
-    whole = Counted(config=long, batch=2, keys=columns * config.tokens_per_frame)
+    whole = PassCost(config=long, batch=2, keys=columns * config.tokens_per_frame)
     assert seen.get_total_flops() == whole.flops + text_flops(config, 2)
     [attention] = [part.flops for part in whole.parts() if part.name == "attention"]
     hidden = attention * float((~clip.visible).float().mean())
