@@ -36,7 +36,7 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class PassCost:
-    """The cost of a pass of `config` over `batch` videos, with `keys` tokens in its window, its own included."""
+    """The cost of a pass of `config` over `batch` videos; its window has `keys` tokens, its own included."""
 
     config: ModelConfig
     form: Form = "expanded"

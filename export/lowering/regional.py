@@ -34,9 +34,9 @@ class Regional:
     """A program in parts: what comes before the layers, one program for every layer, and what follows."""
 
     parts: dict[str, ExportedProgram]
-    """By the names in `export.engine.signature.PARTS`. The layer takes its weights last, sorted by name."""
+    """Programs by the names in `export.engine.signature.PARTS`. A layer's takes its weights last, sorted."""
     weights: dict[str, Tensor]
-    """Of every layer, as the layer's program takes them, under names such as `3.ffn.up.weight`."""
+    """Weights of all layers, as the layer's program takes them, under names such as `3.ffn.up.weight`."""
 
 
 class StepBegin(VideoMLA):
@@ -98,7 +98,7 @@ class _Part:
 
     module: nn.Module
     signature: Signature
-    """In float32."""
+    """The part's signature in float32."""
     dynamic: Mapping[str, dict[int, Any]] | None = None
     """Dimensions of inputs that are not static, by the input's name."""
 

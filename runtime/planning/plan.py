@@ -46,7 +46,7 @@ class VideoPlan:
     elsewhere: dict[str, int]
     """Bytes by part on another device than the model's; no other figure counts them."""
     device: torch.device
-    """Of the model."""
+    """The model's device."""
 
     @classmethod
     def of(

@@ -58,7 +58,7 @@ def prepare(
         precision, cache: `fp8` for layers in float8, on a GPU, or a cache in it; None is that of `dtype`.
         decoder: a file of TAEHV's weights in place of the checkpoint's codec, or `NOTHING`: no frames.
         threads: CPU threads of denoiser and decoder together; one for each if None. processes: see `Job`.
-        start: a video, an image or a folder of pictures to go on from; a `StartClip` was checked before.
+        start: a video, an image or a folder of pictures to continue; a `StartClip` was checked before.
 
     Raises:
         UserError: for options that are impossible, or exclude one another.

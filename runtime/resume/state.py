@@ -57,7 +57,7 @@ class Snapshot:
     """Latent frame at which that chunk begins (`Rollout.frame`)."""
     forgotten: int
     cache: Tensor
-    """In main memory; the copy is complete once `ready` has passed."""
+    """A copy in main memory, complete once `ready` has passed."""
     past: dict[int, Tensor]
     """Clean latents [B, z, F, h, w] of chunks in the window, by their number."""
     ready: Stamp = 0.0

@@ -28,7 +28,7 @@ class Figures(NamedTuple):
     chunks: int
     frames: int
     first_frame_seconds: float
-    """From the start of the rollout until the first chunk was decoded."""
+    """Seconds from the start of the rollout until the first chunk was decoded."""
     frames_per_second: float
     times_real_time: float
     chunk_p50: float

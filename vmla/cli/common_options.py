@@ -15,9 +15,9 @@ from vmla.cli.options.choices import Choice
 from vmla.cli.terminal import say
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
-"""Of click's context, for commands and those below them."""
+"""Settings of click's context, for commands and their subcommands."""
 COMMON = ("config", "verbose", "quiet", "log_level", "version", "help")
-"""Those that mean the same for every command that has them, by the names of their parameters."""
+"""Options that mean the same for every command that has them, by the names of their parameters."""
 _LEVEL = "vmla.cli.log_level"
 
 
