@@ -39,7 +39,7 @@ from vmla.weights.formats.files import (
     write_json,
     write_tensors,
 )
-from vmla.weights.uninitialised import WithoutRoom
+from vmla.weights.uninitialised import WithoutStorage
 from vmla.world.worlds import World, world_named
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -113,7 +113,7 @@ class Checkpoint:
         """The denoiser in float32, ready to run."""
         config, path = self.model_config(), self.folder / "transformer" / WEIGHTS
         tensors = read_tensors(path)
-        with WithoutRoom():
+        with WithoutStorage():
             model = VideoMLA(config)
         load_exactly(model, tensors, path)
         return model.eval().requires_grad_(False)
@@ -134,7 +134,7 @@ class Checkpoint:
         if kind != "TinyCodec":
             raise UserError(f"{folder} holds a {kind}; known are TinyCodec and AutoencoderKLWan")
         config = typed(values, TinyCodecConfig, str(folder / "config.json"))
-        with WithoutRoom():
+        with WithoutStorage():
             codec = TinyCodec(config)
         if not weights:
             return codec.to("meta")
@@ -179,7 +179,7 @@ class Checkpoint:
         values = read_json(folder / "config.json")
         config = UMT5Config.from_dict(values, str(folder / "config.json"))
         tensors = read_tensors(path)
-        with WithoutRoom():
+        with WithoutStorage():
             model = UMT5Encoder(config)
         # One matrix under two names: files hold either or both.
         embedding = tensors.pop("encoder.embed_tokens.weight", None)

@@ -31,7 +31,7 @@ from vmla.weights.published.families import (
     refuse_two_experts,
     with_own_picture,
 )
-from vmla.weights.uninitialised import WithoutRoom
+from vmla.weights.uninitialised import WithoutStorage
 
 OURS = "VideoMLA"
 """`_class_name` in the configuration of a transformer of ours."""
@@ -92,7 +92,7 @@ class Source:
 
     def model(self) -> VideoMLA:
         """The whole transformer in float32, ready to run."""
-        with WithoutRoom():
+        with WithoutStorage():
             model = VideoMLA(self.config)
         load_exactly(model, {name: self.tensor(name) for name in self.names}, self.path)
         return model.eval().requires_grad_(False)

@@ -26,7 +26,7 @@ class Uninitialised(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class WithoutRoom(Uninitialised):
+class WithoutStorage(Uninitialised):
     """An `Uninitialised` under which each weight is one number that stands for all of its elements.
 
     A shape that a configuration asks for is compared with the file's before anything of that size is made.
