@@ -260,7 +260,7 @@ def _reusable(folder: Path, wanted: Manifest, calibration: Calibration | None) -
     if not folder.exists():
         return None
     if not (folder / NAME).is_file():
-        raise UserError(f"{folder} exists and is no engine; name another folder with -o")
+        raise UserError(f"{folder} exists and is not an engine; name another folder with -o")
     try:
         existing = Manifest.read(folder)
         check_files(existing, folder)

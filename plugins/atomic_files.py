@@ -56,7 +56,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def _refuse_what_is_no_file(path: Path) -> None:
-    """Refuse to replace what is no file: who wrote a pipe's or a link's name means what is behind it."""
+    """Refuse to replace a pipe or a link: whoever named it means what is behind it."""
     try:
         kind = path.lstat().st_mode
     except FileNotFoundError:
@@ -64,7 +64,7 @@ def _refuse_what_is_no_file(path: Path) -> None:
     if stat.S_ISLNK(kind):
         raise OSError(errno.ELOOP, "a link is never replaced; name what it points to", str(path))
     if not stat.S_ISREG(kind):
-        raise OSError(errno.EEXIST, "what is no regular file is never replaced; name another", str(path))
+        raise OSError(errno.EEXIST, "only a regular file is ever replaced; name another", str(path))
 
 
 def atomic_write_text(path: Path, text: str) -> None:

@@ -86,7 +86,7 @@ def check_hardware(precision: Precision, architectures: str) -> None:
     for name in architectures.split(","):
         number = re.fullmatch(r"sm_(\d+)", name)
         if number is not None and int(number[1]) < first:
-            raise UserError(f"{name} multiplies no {precision}, sm_{first} and newer do; use bf16")
+            raise UserError(f"{name} does not multiply {precision}, sm_{first} and newer do; use bf16")
 
 
 def base_of(precision: Precision, *, gpu: bool) -> Precision:

@@ -77,5 +77,5 @@ def parse_bytes(text: str) -> int:
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if found is None or found[2] not in UNITS:
-        raise UserError(f"{text!r} is no amount of memory; write for example 8GiB, or 500MB")
+        raise UserError(f"{text!r} is not an amount of memory; write for example 8GiB, or 500MB")
     return int(float(found[1]) * UNITS[found[2]])

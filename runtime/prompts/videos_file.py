@@ -34,7 +34,7 @@ class VideoEntry:
     def __post_init__(self) -> None:
         name = self.name
         if not name.isprintable() or name != name.strip(" .") or not name or set(name) & set("/\\:"):
-            raise UserError(f"{name!r} is no name for a file; use letters, figures and dashes")
+            raise UserError(f"{name!r} is not a name for a file; use letters, figures and dashes")
         if len(name.encode()) > LONGEST_NAME:
             raise UserError(f"its name has more than {LONGEST_NAME} bytes; use a shorter one")
         FixedPrompts(self.prompt)  # raises for an empty prompt

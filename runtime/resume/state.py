@@ -220,7 +220,7 @@ def state_in(file: BinaryIO, where: str, *, mend: str) -> State:
             raise ValueError("its hash or version is not right")
         return _state(header, tensors)
     except (SafetensorError, OSError, UserError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{where} is torn or no state of a video ({error}); {mend}") from error
+        raise UserError(f"{where} is damaged or is not the state of a video ({error}); {mend}") from error
 
 
 def _state(header: StateHeader, tensors: Mapping[str, Tensor]) -> State:

@@ -112,7 +112,7 @@ class PrometheusFile(NoTelemetry):
         self._lock, self._summaries = threading.Lock(), dict[str, Summary]()
         self._attempt = BestEffort(path, warn)
         if path.exists() and not path.is_file():
-            raise UserError(f"{path} is no file that could be replaced by a newer one; name another")
+            raise UserError(f"{path} is not a file that a newer one could replace; name another")
         try:
             self._write()
         except OSError as error:

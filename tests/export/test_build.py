@@ -211,7 +211,7 @@ def test_a_folder_that_is_no_engine_is_left_alone(checkpoint, tmp_path, compiled
     (tmp_path / "letters" / "dear.txt").write_text("reader")
     result = build(checkpoint, tmp_path / "letters")
     assert result.exit_code == 2
-    assert "is no engine" in result.output
+    assert "is not an engine" in result.output
     assert (tmp_path / "letters" / "dear.txt").read_text() == "reader"
     assert compiled == []
 
@@ -237,8 +237,8 @@ def test_a_folder_that_is_no_engine_is_left_alone(checkpoint, tmp_path, compiled
         (["--backend", "tensorrt-rtx"], "tensorrt-rtx needs the GPU that it builds for: --target sm_89"),
         (["--backend", "tensorrt-rtx", "--target", "sm_90"], "builds no engines for sm_90"),
         (["--backend", "aoti", "--target", "sm_89"], "a target goes with backend tensorrt-rtx"),
-        ([*RTX, "sm_86", "--precision", "fp8"], "sm_86 multiplies no fp8, sm_89 and newer do; use bf16"),
-        ([*RTX, "sm_89", "--precision", "nvfp4"], "sm_89 multiplies no nvfp4, sm_100 and newer do"),
+        ([*RTX, "sm_86", "--precision", "fp8"], "sm_86 does not multiply fp8, sm_89 and newer do; use bf16"),
+        ([*RTX, "sm_89", "--precision", "nvfp4"], "sm_89 does not multiply nvfp4, sm_100 and newer do"),
         (["--checkpoint", "nowhere"], "no checkpoint 'nowhere'"),
     ],
 )

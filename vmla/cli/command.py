@@ -67,7 +67,7 @@ class Verb(click.Command):
             if not isinstance(each.type, click.Path) or each.type.allow_dash:
                 continue
             if Path("-") in paths:
-                raise click.BadParameter("- is no standard stream here; name a file or folder", ctx, each)
+                raise click.BadParameter("- is not a standard stream here; name a file or folder", ctx, each)
             if each.name == "output" and given is not None and (odd := _no_place(Path(given))):
                 raise click.BadParameter(odd, ctx, each)
         return left
@@ -191,7 +191,7 @@ def _no_place(output: Path) -> str | None:
         return None  # whoever writes there says what is wrong
     if output.is_dir() or stat.S_ISREG(kind):
         return None
-    return f"{output} is no regular file and no folder; name another"
+    return f"{output} is neither a regular file nor a folder; name another"
 
 
 def _with_place(said: str) -> str:

@@ -86,7 +86,7 @@ def open_lora(path: Path, weights: Iterable[str], strength: float = 1.0) -> Lora
 
     Raises:
         UserError: for a tensor that belongs to no layer of the model, a pair of which half is missing, or a
-            strength that is no number.
+            strength that is not a number.
     """
     if not math.isfinite(strength):
         raise UserError(f"the strength of {path} is {strength}; use a number, 1 as it was trained")

@@ -266,7 +266,9 @@ def _heads(width: int, values: Mapping[str, Any], like: ModelConfig, path: Path)
     given = values.get("num_attention_heads", values.get("num_heads"))
     heads = given or (like.num_attention_heads if width == like.inner_dim else width // WAN_HEAD)
     if not isinstance(heads, int) or heads < 1 or width % heads:
-        raise UserError(f"{path}: {width} is no number of heads of {WAN_HEAD}; give config.json beside it")
+        raise UserError(
+            f"{path}: a width of {width} is not a whole number of heads of {WAN_HEAD}; give config.json beside it"
+        )
     return heads
 
 

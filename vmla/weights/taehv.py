@@ -74,7 +74,7 @@ def architecture_of(codec: Taehv) -> str:
 def _open(path: Path) -> Mapping[str, Tensor]:
     if path.suffix not in (*PICKLES, SAFETENSORS):
         kinds = ", ".join(PICKLES)
-        raise UserError(f"{path} is no file of weights; name one that ends in {kinds} or {SAFETENSORS}")
+        raise UserError(f"{path} is not a file of weights; name one that ends in {kinds} or {SAFETENSORS}")
     if not path.is_file():
         raise UserError(f"there is no file {path}; name one that holds weights of TAEHV")
     return LazyTensors(path) if path.suffix == SAFETENSORS else open_pickle(path)

@@ -61,7 +61,7 @@ class Store:
             ValueError: if that cannot be the name of a stream.
         """
         if not NAME.fullmatch(name):
-            raise ValueError("this is no name of a stream")
+            raise ValueError("this is not the name of a stream")
         return StreamFolder(self.path / name)
 
     def folders(self) -> Iterator[StreamFolder]:
@@ -97,5 +97,5 @@ def read_relay_key(store: Path) -> str:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; name another --store") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no key of ours; name another --store") from error
+        raise UserError(f"{path} is not a key of ours; name another --store") from error
     return key

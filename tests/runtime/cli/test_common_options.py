@@ -213,7 +213,7 @@ def test_a_file_gives_options_and_the_command_line_wins(tmp_path):
         ("sede: 3", "field sede is unknown"),
         ("seed: three", "field seed is"),
         ("seed: true", "field seed is"),
-        ("- seed", "is no mapping of options"),
+        ("- seed", "is not a mapping of options"),
         ("config: other.yaml", "field config is unknown"),
         ('prompt: "a\\0star"', "field prompt has a NUL in it"),
     ],

@@ -249,7 +249,7 @@ def test_a_schedule_that_cannot_be_is_refused_in_one_line(checkpoint, tmp_path, 
     [
         (b"\xff\xfe", "is not UTF-8 text: byte 0"),
         (b'{"at": 0, "prompt": "a", "at": 1}', "line 1 is not valid JSON: the key at stands there twice"),
-        (b'{"at": NaN, "prompt": "a"}', "line 1 is not valid JSON: NaN is no number"),
+        (b'{"at": NaN, "prompt": "a"}', "line 1 is not valid JSON: NaN is not a number"),
         (b'{"at": 1e999, "prompt": "a"}', "line 1: at: the number is not finite"),
         (b"[" * 100_000, "line 1 is nested more than 32 deep"),
     ],
@@ -269,7 +269,7 @@ def test_a_mark_of_the_byte_order_is_no_text(tmp_path):
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "prompts.yaml")
-    with pytest.raises(UserError, match="is no regular file"):
+    with pytest.raises(UserError, match="is not a regular file"):
         read_schedule(tmp_path / "prompts.yaml")
 
 

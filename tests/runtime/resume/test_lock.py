@@ -1,4 +1,4 @@
-"""One video at a time for one place, in one process or several; what is no lock of ours stays."""
+"""One video at a time for one place, in one process or several; what is not a lock of ours stays."""
 
 import os
 import signal

@@ -192,7 +192,7 @@ def half(checkpoint, tmp_path_factory):
         (["--scale", 2], ["another scale: 1, not 2"]),
         (["--prompt", BLUE], ["another prompts"]),
         (["--checkpoint", "sprites"], ["another"]),
-        (["--engine", "nowhere"], ["nowhere is no engine"]),
+        (["--engine", "nowhere"], ["nowhere is not an engine"]),
         (["-o", "b.mp4"], ["leave out -o"]),
     ],
     ids=str,

@@ -97,10 +97,10 @@ def test_each_is_what_it_is_alone_and_its_sidecar_makes_it_again(checkpoint, alo
 @pytest.mark.parametrize(
     ("text", "fragments"),
     [
-        (f"../a: {RED}\n", ["'../a' is no name for a file"]),
-        (f"a/b: {RED}\n", ["is no name for a file"]),
-        (f"'..': {RED}\n", ["is no name for a file"]),
-        (f"'': {RED}\n", ["is no name for a file"]),
+        (f"../a: {RED}\n", ["'../a' is not a name for a file"]),
+        (f"a/b: {RED}\n", ["is not a name for a file"]),
+        (f"'..': {RED}\n", ["is not a name for a file"]),
+        (f"'': {RED}\n", ["is not a name for a file"]),
         (f"{'a' * 201}: {RED}\n", ["more than 200 bytes"]),
         (f"5: {RED}\n", ["entry 1: field name is 5; input should be a valid string"]),
         (f"a: {RED}\na: {BLUE}\n", ["line 2: the key a stands there twice"]),
@@ -131,7 +131,7 @@ def test_a_file_that_cannot_be_is_refused(checkpoint, tmp_path, text, fragments)
         (["-o", "a.mp4"], ["a.mp4 is not a folder"]),
         (["-o", "null"], ["null is not a folder"]),
         (["-o", "no/such"], ["there is no folder no"]),
-        (["--memory", "much"], ["'much' is no amount of memory"]),
+        (["--memory", "much"], ["'much' is not an amount of memory"]),
         (["--memory", "0"], ["but 0 hold 0"]),
     ],
     ids=str,

@@ -59,7 +59,7 @@ def push(
 
     named = HUB_ID.fullmatch(repo)
     if named is None or named["repo"] != repo:
-        raise UserError(f"{repo} is no name of a repository; give owner/name, and a branch with --revision")
+        raise UserError(f"{repo} is not a repository; give owner/name, and a branch with --revision")
     files = files_of(folder)
     operations = [CommitOperationAdd(name, path) for name, path in files.items()]
     if CARD not in files:
