@@ -267,7 +267,7 @@ def _heads(width: int, values: Mapping[str, Any], like: ModelConfig, path: Path)
     heads = given or (like.num_attention_heads if width == like.inner_dim else width // WAN_HEAD)
     if not isinstance(heads, int) or heads < 1 or width % heads:
         raise UserError(
-            f"{path}: a width of {width} is not a whole number of heads of {WAN_HEAD}; give config.json beside it"
+            f"{path}: width {width} is not a whole number of heads of {WAN_HEAD}; give config.json beside it"
         )
     return heads
 
