@@ -228,14 +228,14 @@ DAMAGE = {
     "no checkpoint": (lambda f: shutil.rmtree(f / "model"), ["no checkpoint"]),
     "no state": (lambda f: state_path(f / "a.mp4").unlink(), ["nothing to resume", "--repeat"]),
     "torn": (lambda f: state_path(f / "a.mp4").write_bytes(state_path(f / "a.mp4").read_bytes()[:-40]),
-             ["is torn", "--repeat"]),
-    "flipped": (lambda f: flip(state_path(f / "a.mp4"), -5), ["is torn", "hash"]),
+             ["is damaged", "--repeat"]),
+    "flipped": (lambda f: flip(state_path(f / "a.mp4"), -5), ["is damaged", "hash"]),
     "foreign": (lambda f: shutil.copy(f / "model/vae/diffusion_pytorch_model.safetensors",
-                                      state_path(f / "a.mp4")), ["no state of a video"]),
+                                      state_path(f / "a.mp4")), ["not the state of a video"]),
     "cut": (lambda f: (f / "a.mp4").write_bytes((f / "a.mp4").read_bytes()[:900]), ["was cut or changed"]),
     "changed": (lambda f: flip(f / "a.mp4", 40), ["was cut or changed"]),
     "changed further on": (lambda f: flip(f / "a.mp4", 3000), ["was cut or changed"]),
-    "another seed": (lambda f: reword(state_path(f / "a.mp4"), b'"seed": 3', b'"seed": 4'), ["is torn"]),
+    "another seed": (lambda f: reword(state_path(f / "a.mp4"), b'"seed": 3', b'"seed": 4'), ["is damaged"]),
     "gone": (lambda f: (f / "a.mp4").unlink(), ["is missing"]),
 }  # fmt: skip
 
