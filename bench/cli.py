@@ -84,7 +84,7 @@ VERBS = {
 """Each verb's module, which is loaded when the verb is used, and its one-line help."""
 
 
-class Helped(click.Command):
+class HelpOnly(click.Command):
     """Stands in for a verb whose help is asked for: `verbs.json` holds it, and the verb loads PyTorch."""
 
     def get_help(self, ctx: click.Context) -> str:
@@ -115,7 +115,7 @@ class Verbs(OneLineErrors):
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """The verb with its arguments; for its help alone, a stand-in that does not load PyTorch."""
         if len(args) == 2 and args[0] in VERBS and args[1] in ctx.help_option_names:
-            return args[0], Helped(args[0]), args[1:]
+            return args[0], HelpOnly(args[0]), args[1:]
         return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -1,4 +1,4 @@
-"""Builds an engine folder from a checkpoint folder: aside, renamed when whole, reused when unchanged.
+"""Builds an engine folder from a checkpoint folder: renamed when whole, reused when unchanged.
 
 The folder holds `manifest.json`, the two programs, and the calibration of an fp8 engine. Text encoder,
 tokenizer, codec and sampler stay in the checkpoint, which the manifest records by name and hash: they are not
@@ -100,7 +100,7 @@ def build(
     if (existing := _reusable(folder, wanted, calibration)) is not None:
         return existing, False
     settings.check_tools()
-    with replacing(folder) as aside:
+    with replacing(folder) as temporary:
         with phase("load"):
             model = checkpoint.transformer().to(settings.device)
         largest = None
@@ -110,15 +110,15 @@ def build(
                 layers = wanted.layers[settings.precision]
                 largest = calibration.of_layers(layers, wanted.model_hash)
                 current.notes = list(calibration.lines(layers))
-            calibration.write(aside / CALIBRATION)
+            calibration.write(temporary / CALIBRATION)
         programs = _programs(model, settings, wanted, largest, phase)
         for name, program in programs.items():
             with phase(f"compile {name}") as current:
-                current.warnings = _compiled(name, program, settings, wanted, aside)
+                current.warnings = _compiled(name, program, settings, wanted, temporary)
         with phase("hash"):
-            files = {path.name: hash_file(path) for path in sorted(aside.iterdir())}
+            files = {path.name: hash_file(path) for path in sorted(temporary.iterdir())}
         manifest = replace(wanted, files=files)
-        manifest.write(aside)
+        manifest.write(temporary)
     return manifest, True
 
 
@@ -260,7 +260,7 @@ def _reusable(folder: Path, wanted: Manifest, calibration: Calibration | None) -
     if not folder.exists():
         return None
     if not (folder / NAME).is_file():
-        raise UserError(f"{folder} exists and is no engine; name another folder with -o")
+        raise UserError(f"{folder} exists and is not an engine; name another folder with -o")
     try:
         existing = Manifest.read(folder)
         check_files(existing, folder)

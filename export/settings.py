@@ -13,7 +13,7 @@ from export.lowering.precision import QUANTIZED, Precision, base_of, check_preci
 from plugins.errors import UserError
 
 MOST_VIDEOS = 4_096
-"""That an engine may make at once: memory ends long before."""
+"""The most videos that an engine may make at once: memory ends long before."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,4 +1,4 @@
-"""Writes files and folders that appear whole or not at all: aside first, then renamed."""
+"""Writes files and folders that appear whole or not at all: under a temporary name first, then renamed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-ASIDE = ".vmla-tmp"
+TEMPORARY_SUFFIX = ".vmla-tmp"
 """Suffix of files and folders that are being written. Nothing else has it, so leftovers may be deleted."""
 
 
@@ -19,14 +19,14 @@ def beside(path: Path, ending: str) -> Path:
     return path.parent / (path.name + ending)
 
 
-def aside_of(path: Path) -> Path:
-    """Where `path` is written before it is renamed."""
-    return beside(path, ASIDE)
+def temporary_path(path: Path) -> Path:
+    """The path at which `path` is written before it is renamed."""
+    return beside(path, TEMPORARY_SUFFIX)
 
 
-def remove_asides(folder: Path) -> None:
-    """Remove files and folders that killed processes left aside in `folder` and one level below."""
-    for left in (*folder.glob(f"*{ASIDE}"), *folder.glob(f"*/*{ASIDE}")):
+def remove_temporary(folder: Path) -> None:
+    """Remove files and folders that killed processes left unfinished in `folder` and one level below."""
+    for left in (*folder.glob(f"*{TEMPORARY_SUFFIX}"), *folder.glob(f"*/*{TEMPORARY_SUFFIX}")):
         if left.is_dir() and not left.is_symlink():
             shutil.rmtree(left, ignore_errors=True)
         else:
@@ -35,28 +35,28 @@ def remove_asides(folder: Path) -> None:
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Inside, write to the path given, beside `path`; at the end it replaces `path`.
+    """Yield a temporary path beside `path` to write to; at the end it replaces `path`.
 
-    If writing fails, `path` stays as it was, and nothing is left beside it. Whatever has the name aside is
-    removed first, because writing would follow a link that somebody put there.
+    If writing fails, `path` stays as it was, and nothing is left beside it. Whatever has the temporary name
+    is removed first, because writing would follow a link that somebody put there.
 
     Raises:
         OSError: if it cannot be written, or if a link, a pipe or a device lies at `path`.
     """
     _refuse_what_is_no_file(path)
-    aside = aside_of(path)
-    aside.unlink(missing_ok=True)
-    os.close(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
+    temporary = temporary_path(path)
+    temporary.unlink(missing_ok=True)
+    os.close(os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666))
     try:
-        yield aside
-        aside.replace(path)
+        yield temporary
+        temporary.replace(path)
     except BaseException:
-        aside.unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
 
 
 def _refuse_what_is_no_file(path: Path) -> None:
-    """Refuse to replace what is no file: who wrote a pipe's or a link's name means what is behind it."""
+    """Refuse to replace a pipe or a link: whoever named it means what is behind it."""
     try:
         kind = path.lstat().st_mode
     except FileNotFoundError:
@@ -64,7 +64,7 @@ def _refuse_what_is_no_file(path: Path) -> None:
     if stat.S_ISLNK(kind):
         raise OSError(errno.ELOOP, "a link is never replaced; name what it points to", str(path))
     if not stat.S_ISREG(kind):
-        raise OSError(errno.EEXIST, "what is no regular file is never replaced; name another", str(path))
+        raise OSError(errno.EEXIST, "only a regular file is ever replaced; name another", str(path))
 
 
 def atomic_write_text(path: Path, text: str) -> None:
@@ -74,23 +74,23 @@ def atomic_write_text(path: Path, text: str) -> None:
 
 def atomic_write_bytes(path: Path, content: bytes) -> None:
     """Write a binary file that is never seen half-written."""
-    with atomic_write(path) as aside:
-        aside.write_bytes(content)
+    with atomic_write(path) as temporary:
+        temporary.write_bytes(content)
 
 
 @contextmanager
 def atomic_folder(folder: Path) -> Iterator[Path]:
-    """Inside, fill the new folder given, beside `folder`; at the end it is renamed to `folder`.
+    """Yield a new temporary folder beside `folder` to fill; at the end it is renamed to `folder`.
 
-    `folder` must not exist yet. A folder aside that a killed process has left is removed first, and one that
-    could not be filled is too.
+    `folder` must not exist yet. An unfinished folder that a killed process has left is removed first, and one
+    that could not be filled is too.
     """
-    aside = aside_of(folder)
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
+    temporary = temporary_path(folder)
+    shutil.rmtree(temporary, ignore_errors=True)
+    temporary.mkdir(parents=True)
     try:
-        yield aside
-        aside.rename(folder)
+        yield temporary
+        temporary.rename(folder)
     except BaseException:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
         raise

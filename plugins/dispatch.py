@@ -40,6 +40,7 @@ def choose(operator: str, wanted: str, inputs: tuple[Tensor, ...]) -> Chosen:
     Raises:
         ValueError: if `wanted` does not exist, or is a backend that cannot take the inputs.
     """
+    # Only `auto` falls back to another backend: one that is named computes, or is refused.
     if wanted == "reference":
         return "reference"
     if wanted == "sdpa":

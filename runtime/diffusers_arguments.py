@@ -71,7 +71,7 @@ class Form:
         if self.output_type == "latent":
             return torch.cat(list(latents), dim=2)[:, :, : self.latent_frames]
         if not chunks:
-            raise UserError("no frames are made (decoder none, or it was closed); latents are there alone")
+            raise UserError("no frames are made (decoder none, or it was closed); there are only latents")
         frames = np.concatenate(chunks)
         if self.output_type == "pil":
             return [_images(frames)]
@@ -89,7 +89,7 @@ def form_of(said: WanArguments, codec: Codec, frames: int) -> Form:
     if output_type not in get_args(OutputType):
         raise UserError(f"no output_type {output_type!r}; use one of {', '.join(get_args(OutputType))}")
     if other := [name for name in said.get("callback_on_step_end_tensor_inputs", ()) if name != "latents"]:
-        raise UserError(f"callback_on_step_end_tensor_inputs asks for {other[0]}; there are latents alone")
+        raise UserError(f"callback_on_step_end_tensor_inputs asks for {other[0]}; there are only latents")
     needed = 1 + max(0, -(-(frames - codec.first_frames) // codec.temporal_ratio))
     return Form(
         output_type=output_type, callback=said.get("callback_on_step_end"), latent_frames=needed

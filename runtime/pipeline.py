@@ -34,7 +34,7 @@ from runtime.outputs import Frames
 from runtime.planning.job import Job
 from runtime.planning.length import LONGEST_SECONDS
 from runtime.planning.request import prepare
-from runtime.prompts.schedule_file import Entry
+from runtime.prompts.schedule_file import ScheduleEntry
 from runtime.prompts.sources import FixedPrompts, PromptSource
 from runtime.resume.state import State
 from runtime.session.destination import choose_scale, claimed
@@ -46,7 +46,7 @@ from runtime.telemetry.events import NoTelemetry, Telemetry
 from runtime.video import GeneratedVideo
 from vmla.weights.checkpoint import Checkpoint
 
-Prompts = str | Mapping[float, str] | Sequence[Entry] | PromptSource
+Prompts = str | Mapping[float, str] | Sequence[ScheduleEntry] | PromptSource
 """One prompt, prompts by the second at which each begins, or a source of prompts (`LivePrompts`)."""
 
 
@@ -314,7 +314,7 @@ def _path(path: str | Path | None) -> Path | None:
     return None if path is None else Path(path)
 
 
-def _prompts(prompt: Prompts) -> str | PromptSource | Sequence[Entry]:
+def _prompts(prompt: Prompts) -> str | PromptSource | Sequence[ScheduleEntry]:
     if isinstance(prompt, Mapping):
-        return [Entry(at=float(at), prompt=text) for at, text in sorted(prompt.items())]
+        return [ScheduleEntry(at=float(at), prompt=text) for at, text in sorted(prompt.items())]
     return prompt

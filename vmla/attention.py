@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from plugins import dense_attention, expand, mla_attention, mla_attention_absorbed
 from vmla.config import ModelConfig
-from vmla.packed_sequence import Unrolled
+from vmla.packed_sequence import PackedWindow
 from vmla.rope import rotate
 
 
@@ -50,7 +50,7 @@ class Window(NamedTuple):
         return mla_attention(query, keys, values, self.valid)
 
 
-AnyWindow = Window | Unrolled
+AnyWindow = Window | PackedWindow
 
 
 class LatentAttention(nn.Module):

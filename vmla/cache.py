@@ -181,7 +181,7 @@ class CacheSpec:
         return cache.index_copy(2, target, entries.index_select(2, source))
 
     def commit_(self, cache: Tensor, entries: Tensor, frame: int) -> None:
-        """As `commit`, in place in `cache`."""
+        """Commit as `commit` does, in place in `cache`."""
         source, target = self._rows(cache, entries, frame)
         cache.index_copy_(2, target, entries.index_select(2, source))
 

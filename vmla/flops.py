@@ -35,8 +35,8 @@ class Part:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Counted:
-    """One pass of `config` over `batch` videos with a window of `keys` tokens, its own among them."""
+class PassCost:
+    """The cost of a pass of `config` over `batch` videos; its window has `keys` tokens, its own included."""
 
     config: ModelConfig
     form: Form = "expanded"

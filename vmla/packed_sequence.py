@@ -26,8 +26,8 @@ LONG = 4096
 """Tokens from which a GPU uses FlexAttention, which has to compile first; chosen, not measured."""
 
 
-class Unrolled(NamedTuple):
-    """As `vmla.attention.Window`, for a sequence of S tokens of which A are seen from a second place."""
+class PackedWindow(NamedTuple):
+    """The `vmla.attention.Window` of a packed sequence: S tokens, of which A are seen from a second place."""
 
     repeated: Tensor
     """[A] int64, tokens of the sequence."""
@@ -59,7 +59,7 @@ class Unrolled(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Unrolling:
+class PackedClip:
     """Says which frames of a clip see which others, and at which positions."""
 
     repeated: Tensor
@@ -74,14 +74,14 @@ class Unrolling:
         """The share of all pairs of frames in which one sees the other."""
         return float(self.visible.float().mean())
 
-    def window(self, rope: Rotary3D, device: torch.device) -> Unrolled:
-        """The same in tokens, on `device`: FlexAttention's blocks if long and on a GPU, else a dense mask."""
+    def window(self, rope: Rotary3D, device: torch.device) -> PackedWindow:
+        """The window in tokens on `device`: FlexAttention's blocks if long on a GPU, else a dense mask."""
         tokens = rope.grid[0] * rope.grid[1]
         within = torch.arange(tokens)
         cos, sin = rope(self.positions.to(device))
         long = len(self.visible) * tokens >= LONG
         mask = block_mask if long and device.type == "cuda" else dense_mask
-        return Unrolled(
+        return PackedWindow(
             (self.repeated[:, None] * tokens + within).flatten().to(device),
             torch.ones(len(cos), dtype=torch.bool, device=device), cos, sin,
             mask(self.visible.to(device), tokens),

@@ -46,7 +46,7 @@ class Rotary3D(nn.Module):
         fits = all(2 * kept <= axis for kept, axis in zip(pairs, axes, strict=True))
         if attention_head_dim % 2 or qk_rope_head_dim % 2 or not fits:
             raise UserError(
-                f"qk_rope_head_dim {qk_rope_head_dim} is no sum of pairs of the axes "
+                f"qk_rope_head_dim {qk_rope_head_dim} is not a sum of pairs of the axes "
                 f"of a head of {attention_head_dim}"
             )
         for name, axis, kept in zip(("time", "height", "width"), axes, pairs, strict=True):

@@ -18,7 +18,7 @@ from plugins.errors import UserError
 
 TIMESTEPS = 1000
 """The model's timestep is this times sigma, as in Wan and in diffusers' flow-matching schedulers."""
-YOUNG = ("timestep_list", "guidance_scale", "negative_prompt", "opening")
+NEWER_SETTINGS = ("timestep_list", "guidance_scale", "negative_prompt", "opening")
 """Settings newer than the first models' files, which are only written where they differ from the default."""
 
 
@@ -98,10 +98,10 @@ class Sampler:
             raise UserError(f"timesteps {told} do not fall from {TIMESTEPS} towards 0")
 
     def settings(self) -> dict[str, Any]:
-        """The settings as JSON values; those of `YOUNG` only where they differ from their defaults."""
+        """The settings as JSON values; of `NEWER_SETTINGS` those that differ from their defaults."""
         values = asdict(self)
-        young = {field.name: field.default for field in fields(self) if field.name in YOUNG}
-        values = {key: value for key, value in values.items() if key not in young or value != young[key]}
+        newer = {field.name: field.default for field in fields(self) if field.name in NEWER_SETTINGS}
+        values = {key: value for key, value in values.items() if key not in newer or value != newer[key]}
         if self.opening is not None:
             values["opening"] = self.opening.settings()
         return {key: list(value) if isinstance(value, tuple) else value for key, value in values.items()}
@@ -119,12 +119,12 @@ class Sampler:
         return replace(self.opening, negative_prompt=self.negative_prompt), replace(self, opening=None)
 
     def with_steps(self, steps: int) -> Sampler:
-        """The same with `steps` steps for every chunk, the first of a prompt too."""
+        """This sampler with `steps` steps for every chunk, the first of a prompt included."""
         opening = None if self.opening is None else replace(self.opening, steps=steps)
         return replace(self, steps=steps, opening=opening)
 
     def with_guidance(self, weight: float) -> Sampler:
-        """The same with guidance `weight` for every chunk."""
+        """This sampler with guidance `weight` for every chunk."""
         opening = None if self.opening is None else replace(self.opening, guidance_scale=weight)
         return replace(self, guidance_scale=weight, opening=opening)
 

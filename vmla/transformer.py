@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from vmla.attention import AnyWindow, HeadAttention, LatentAttention, TextAttention, Window
 from vmla.config import ModelConfig
-from vmla.packed_sequence import Unrolling
+from vmla.packed_sequence import PackedClip
 from vmla.rope import Rotary3D
 
 
@@ -203,7 +203,7 @@ class VideoMLA(nn.Module):
         x, entries = self._through(self.blocks, latents, modulation, text_kv, cache, window, absorbed)
         return self._velocity(x, embedding, latents.shape), torch.stack(entries)
 
-    def unrolled(self, latents: Tensor, timestep: Tensor, text_kv: Tensor, clip: Unrolling) -> Tensor:
+    def forward_packed(self, latents: Tensor, timestep: Tensor, text_kv: Tensor, clip: PackedClip) -> Tensor:
         """Several chunks in one pass, clean and noisy, each in its own window: for training alone.
 
         Args:

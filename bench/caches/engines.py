@@ -38,7 +38,7 @@ class PerHeadCache(LatentAttention):
     def forward(
         self, x: Tensor, cached: Tensor, window: AnyWindow, *, absorbed: bool = False
     ) -> tuple[Tensor, Tensor]:
-        """As `LatentAttention.forward`, with these entries.
+        """Attend as `LatentAttention.forward` does, with the stored entries.
 
         Raises:
             ValueError: if the absorbed form is asked for, which needs latents.
@@ -59,7 +59,7 @@ class PerHeadCache(LatentAttention):
 
 
 def latent_engine(checkpoint: Checkpoint) -> EagerEngine:
-    """The model as it is, in float32 on a CPU."""
+    """The engine of the model with its own latent cache, in float32 on a CPU."""
     return _engine(checkpoint, checkpoint.transformer())
 
 

@@ -28,7 +28,7 @@ PER_HEAD = "per head, float32"
 
 
 @dataclass(kw_only=True)
-class Video:
+class MeasuredVideo:
     """One of the videos that are made side by side, with its measurements."""
 
     name: str
@@ -84,7 +84,7 @@ def open_engines(checkpoint: Checkpoint) -> dict[str, Engine]:
     return engines
 
 
-def open_videos(checkpoint: Checkpoint, prompt: str, seed: int) -> list[Video]:
+def open_videos(checkpoint: Checkpoint, prompt: str, seed: int) -> list[MeasuredVideo]:
     """A video of each form, at its first chunk."""
     known = {form.name: form for form in forms(checkpoint)}
     codec, sampler, videos = checkpoint.codec(), checkpoint.sampler(), []
@@ -93,11 +93,13 @@ def open_videos(checkpoint: Checkpoint, prompt: str, seed: int) -> list[Video]:
         size = known[name].bytes_per_token(width) if name in known else width * engine.dtype.itemsize
         rollout = Rollout(engine, FixedPrompts(prompt), sampler, seeds=[seed], graphs=False)
         decoder = CodecDecoder(codec, engine.device)
-        videos.append(Video(name=name, engine=engine, bytes_per_token=size, rollout=rollout, decoder=decoder))
+        videos.append(
+            MeasuredVideo(name=name, engine=engine, bytes_per_token=size, rollout=rollout, decoder=decoder)
+        )
     return videos
 
 
-def side_by_side(videos: Sequence[Video], chunks: int) -> Iterator[int]:
+def side_by_side(videos: Sequence[MeasuredVideo], chunks: int) -> Iterator[int]:
     """Make `chunks` chunks of each video in turns, and yield how many are made.
 
     The order reverses with each chunk, so that a steady drift of the machine's speed affects all alike.
@@ -133,14 +135,14 @@ def errors(checkpoint: Checkpoint, prompt: str, seed: int) -> dict[str, float]:
     return found
 
 
-def rows(videos: Sequence[Video], wrong: dict[str, float]) -> list[dict[str, Any]]:
+def rows(videos: Sequence[MeasuredVideo], wrong: dict[str, float]) -> list[dict[str, Any]]:
     """The rows of the results document, one for each form."""
     baseline, control = videos[0], videos[1]
     noise = paired(baseline, control).spread
     return [_row(video, baseline, wrong[video.name], noise) for video in videos if video is not control]
 
 
-def _row(video: Video, baseline: Video, error: float, noise: float) -> dict[str, Any]:
+def _row(video: MeasuredVideo, baseline: MeasuredVideo, error: float, noise: float) -> dict[str, Any]:
     pair, spec = paired(baseline, video), video.engine.cache_spec
     frames = spec.chunk * 4
     return {
@@ -158,14 +160,14 @@ def _row(video: Video, baseline: Video, error: float, noise: float) -> dict[str,
     }
 
 
-def paired(baseline: Video, other: Video) -> Pair:
+def paired(baseline: MeasuredVideo, other: MeasuredVideo) -> Pair:
     """Times of the chunks whose window is full: an even number, since the order reverses with each."""
     first = filling(baseline.engine.config) + 1
     count = (len(baseline.times) - first) // 2 * 2
     return Pair(baseline.times[-count:], other.times[-count:])
 
 
-def _along(video: Video) -> Iterator[dict[str, float]]:
+def _along(video: MeasuredVideo) -> Iterator[dict[str, float]]:
     """Yield of each chunk: the second at which it ends, its time, the bytes of cache in use, the distance."""
     spec = video.engine.cache_spec
     for number, (taken, apart) in enumerate(zip(video.times, video.apart, strict=True)):

@@ -34,7 +34,7 @@ class Measurement:
 
 @dataclass(kw_only=True)
 class Context:
-    """What the measurements share, and what earlier ones found."""
+    """The model and device that measurements share, and the results of earlier ones."""
 
     config: ModelConfig
     name: str

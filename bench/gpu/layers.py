@@ -16,7 +16,7 @@ from bench.harness.peaks import FLOAT8, clock_for, machine_peaks, product
 from bench.harness.subject import random_model
 from bench.speed import kernels
 from vmla.config import Layout
-from vmla.flops import Counted
+from vmla.flops import PassCost
 
 
 def peaks(context: Context) -> Pieces:
@@ -69,7 +69,7 @@ def block(context: Context) -> Pieces:
             pair = paired(lambda _: baseline(), lambda _, c=call: c(), clock, rounds=4 * context.rounds)  # type: ignore[misc]
             form = "absorbed" if name == "absorbed" else "expanded"
             config = replace(context.config, layout="mha" if name == "mha" else "mla")
-            flops = Counted(config=config, form=form).layer_flops()  # type: ignore[arg-type]
+            flops = PassCost(config=config, form=form).layer_flops()  # type: ignore[arg-type]
             yield {"rows": [{
                 "form": name,
                 "median_ms": percentile(pair.other, 50),

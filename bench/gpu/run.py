@@ -30,7 +30,7 @@ from bench.speed.gpu_clocks import Clocks
 from plugins.errors import UserError
 from runtime.engines.block_compiler import set_inductor_cache
 from vmla.cli.command import OneLineCommand
-from vmla.cli.options.choices import Choice, Several
+from vmla.cli.options.choices import Choice, ChoiceList
 from vmla.cli.progress import ProgressLine
 from vmla.config import MODEL_CONFIGS, WINDOWS, named_config
 
@@ -93,7 +93,7 @@ def set_compiler_caches(folder: Path) -> None:
               help="Named shape, with random weights.")  # fmt: skip
 @click.option("--window", type=Choice(list(WINDOWS)), default="total-6", show_default=True,
               help="Reading of the paper's window; total-6 has 9,360 keys.")  # fmt: skip
-@click.option("--stages", type=Several(BY_NAME), help="Measurements to make (default: all).")
+@click.option("--stages", type=ChoiceList(BY_NAME), help="Measurements to make (default: all).")
 @click.option("--minutes", type=click.FloatRange(min=0, min_open=True), default=9.0, show_default=True,
               help="Time limit; the share of each measurement grows with it.")  # fmt: skip
 @click.option(

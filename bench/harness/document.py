@@ -1,8 +1,7 @@
 """The end of every benchmark: a JSON document of its results and machine, and a line on the screen.
 
-A document is saved after every part that is measured, aside and renamed, so that an interrupted benchmark
-leaves what it has measured; `complete` tells the two apart. The line on the screen leaves the raw samples
-out.
+A document is saved, whole, after every part that is measured, so that an interrupted benchmark leaves what it
+has measured; `complete` tells the two apart. The line on the screen leaves the raw samples out.
 """
 
 from __future__ import annotations

@@ -137,14 +137,14 @@ def paired(baseline: Call, other: Call, clock: Clock, *, rounds: int, warm_up: i
     In that order a steady drift of the machine's speed, as when its clocks fall under load, adds the same to
     both. The `warm_up` calls of each come first and are not timed: they compile, load and allocate.
     """
-    for turn in range(warm_up):
-        baseline(turn % SETS)
-        other(turn % SETS)
+    for index in range(warm_up):
+        baseline(index % SETS)
+        other(index % SETS)
     first: list[float] = []
     second: list[float] = []
-    turn = 0
+    index = 0
     for _ in range(rounds):
         for call, samples in ((baseline, first), (other, second), (other, second), (baseline, first)):
-            samples.append(clock.time(lambda c=call, t=turn: c(t % SETS)))  # type: ignore[misc]
-            turn += 1
+            samples.append(clock.time(lambda c=call, t=index: c(t % SETS)))  # type: ignore[misc]
+            index += 1
     return Pair(first, second)

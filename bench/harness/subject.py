@@ -84,7 +84,7 @@ class RandomText(TextEncoder):
         super().__init__(_Embeddings(config), ByteTokenizer(), tokens=config.text_tokens)
 
     def __call__(self, prompts: Sequence[str | None]) -> Tensor:
-        """The same noise [B, tokens, text width] float32 for any prompts."""
+        """Noise [B, tokens, text width] float32, the same for any prompts."""
         rows: Tensor = self.encoder.rows  # type: ignore[assignment]
         return rows.expand(len(prompts), -1, -1).contiguous()
 

@@ -76,7 +76,7 @@ def through_codec(
 
 
 @dataclass(frozen=True)
-class Opened:
+class LoadedParts:
     """The loaded parts of a checkpoint that a video needs."""
 
     model: VideoMLA
@@ -86,7 +86,7 @@ class Opened:
     world: World
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint) -> Opened:
+    def of(cls, checkpoint: Checkpoint) -> LoadedParts:
         """Load the parts of `checkpoint`.
 
         Raises:
@@ -116,7 +116,7 @@ def trained_scenes(checkpoint: Checkpoint, count: int) -> list[Scene]:
 
 
 @torch.inference_mode()
-def first_chunks(opened: Opened, scenes: Sequence[Scene], *, seed: int) -> list[Graded]:
+def first_chunks(opened: LoadedParts, scenes: Sequence[Scene], *, seed: int) -> list[Graded]:
     """Grades of the model's own first chunk of each scene, in which no motion can be told."""
     texts = [describe(scene) for scene in scenes]
     frames = opened.codec.decode(_rolled(opened, texts, chunks=1, seed=seed, given=None))[0]
@@ -136,7 +136,7 @@ def _still_shares(graded: list[Graded]) -> dict[str, float]:
 
 
 @torch.inference_mode()
-def after_true_chunks(opened: Opened, scenes: Sequence[Scene], *, true: int, seed: int) -> list[Graded]:
+def after_true_chunks(opened: LoadedParts, scenes: Sequence[Scene], *, true: int, seed: int) -> list[Graded]:
     """Grades of five seconds whose first `true` chunks are those of the scene itself."""
     codec, texts = opened.codec, [describe(scene) for scene in scenes]
     spec = CacheSpec.of(opened.model.config)
@@ -150,7 +150,9 @@ def after_true_chunks(opened: Opened, scenes: Sequence[Scene], *, true: int, see
 
 
 @torch.inference_mode()
-def _rolled(opened: Opened, texts: Sequence[str], *, chunks: int, seed: int, given: Tensor | None) -> Tensor:
+def _rolled(
+    opened: LoadedParts, texts: Sequence[str], *, chunks: int, seed: int, given: Tensor | None
+) -> Tensor:
     """Latents [B, z, F, h, w] of `chunks` chunks, the first of which may be `given`."""
     model, sampler, config = opened.model, opened.sampler, opened.model.config
     negative = opened.text([sampler.negative_prompt] * len(texts)) if sampler.guided else None
@@ -186,7 +188,7 @@ def figures(graded: list[Graded]) -> dict[str, object]:
 def main(checkpoint: str, count: int, chunks: tuple[int, ...], seed: int, output: Path | None) -> None:
     """Grade a sprite model's codec, first chunk and continuation separately."""
     named = open_checkpoint(checkpoint)
-    opened, record = Opened.of(named), Record("diagnose", output)
+    opened, record = LoadedParts.of(named), Record("diagnose", output)
     scenes = held_out_scenes(count, seed=seed, world=opened.world)
     record.save(checkpoint=named.name, world=opened.world.name, prompts=count, seed=seed)
     record.save(first_chunks=_grade_first_chunks(named, opened, scenes, seed))
@@ -206,7 +208,7 @@ def main(checkpoint: str, count: int, chunks: tuple[int, ...], seed: int, output
 
 
 def _grade_first_chunks(
-    checkpoint: Checkpoint, opened: Opened, held_out: list[Scene], seed: int
+    checkpoint: Checkpoint, opened: LoadedParts, held_out: list[Scene], seed: int
 ) -> dict[str, object]:
     """`still_figures` of prompts that training has seen, where they are known, and of others."""
     found: dict[str, object] = {}

@@ -75,7 +75,7 @@ def degrade(frames: Tensor, generator: torch.Generator) -> Tensor:
     return (blurred.reshape(frames.shape) + shift + noise).clamp(0, 1)
 
 
-def ask_wrongly(reading: Reading, question: str, rng: np.random.Generator) -> Reading:
+def wrong_reading(reading: Reading, question: str, rng: np.random.Generator) -> Reading:
     """`reading` changed so that its video answers `question` with no."""
     requests = list(reading.requests)
     which = int(rng.integers(len(requests)))
@@ -121,7 +121,7 @@ class Tally:
         own = grade(seen, reading)
         self.scenes += 1
         for question in QUESTIONS:
-            wrong = ask_wrongly(reading, question, rng)
+            wrong = wrong_reading(reading, question, rng)
             yes, no = getattr(own, question), not getattr(grade(seen, wrong), question)
             self.accepted[question] += yes
             self.rejected[question] += no

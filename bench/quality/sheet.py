@@ -50,7 +50,7 @@ class Picture(NamedTuple):
     failed: tuple[str, ...]
 
 
-def telling_prompts(world: World, *, seed: int, pairs: int) -> list[str]:
+def covering_prompts(world: World, *, seed: int, pairs: int) -> list[str]:
     """One object for every shape, colour and motion, in as few prompts as the order allows, then `pairs`."""
     missing, chosen = {*SHAPES, *COLOURS, *MOTIONS}, []
     for prompt in held_out_prompts(CANDIDATES, seed=seed, world=world, objects=1):
@@ -148,7 +148,7 @@ def main(
     world = opened.world()
     if world is None:
         raise UserError(f"{opened.name} is of no world whose truth is known; give a sprite model")
-    prompts = telling_prompts(world, seed=seed, pairs=pairs)
+    prompts = covering_prompts(world, seed=seed, pairs=pairs)
     engine, fixed = open_denoiser(opened, folder)
     found: list[tuple[int, int, Tensor]] = []
     with closing(engine), ProgressLine(sys.stderr) as line:
@@ -156,8 +156,8 @@ def main(
             for second, frames in seen_rollouts(engine, opened, batch, marks, fixed=fixed, line=line):
                 found += [(batch.first + i, second, frames[i]) for i in range(len(batch.items))]
     rows = rows_in_order(prompts, found, world)
-    with atomic_write(output) as aside:
-        draw_sheet(rows, marks).save(aside, "png")
+    with atomic_write(output) as temporary:
+        draw_sheet(rows, marks).save(temporary, "png")
     wrong = sum(bool(picture.failed) for _, pictures in rows for picture in pictures)
     say(f"wrote {output}: {len(rows)} videos, {wrong} of {len(rows) * len(marks)} pictures wrong")
 

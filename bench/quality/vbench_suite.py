@@ -29,7 +29,7 @@ from plugins.errors import UserError
 from runtime.pipeline import VideoPipeline
 from runtime.resume.sidecar import sidecar_path
 from vmla.cli.command import OneLineCommand
-from vmla.cli.options.choices import Several
+from vmla.cli.options.choices import ChoiceList
 from vmla.cli.options.device import device_option, say_device
 from vmla.cli.terminal import say
 from vmla.train.loop.state import refuse_other_settings
@@ -144,7 +144,7 @@ def chosen_dimensions(named: tuple[str, ...] | None) -> tuple[str, ...]:
 @click.option("--checkpoint", help="Checkpoint folder, shipped model or hub id (default: sprites).")
 @click.option("--prompts", type=click.Path(dir_okay=False, path_type=Path),
               help="File with a prompt on each line (default: VBench's own list).")  # fmt: skip
-@click.option("--dimensions", type=Several(["all", *ALL]), help="Dimensions (default: the paper's six).")
+@click.option("--dimensions", type=ChoiceList(["all", *ALL]), help="Dimensions (default: the paper's six).")
 @click.option("--samples", type=click.IntRange(min=1), default=5, show_default=True,
               help="Number of videos for each prompt.")  # fmt: skip
 @click.option("--seconds", type=float, default=5.0, show_default=True, help="Length of each video.")

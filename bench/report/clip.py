@@ -39,7 +39,7 @@ ENLARGED = 2
 """Pixels across and down for each pixel of a video, which would be too small in the README otherwise."""
 
 
-def film(checkpoint: str, *, start: float, seconds: float) -> Tensor:
+def roll_out_prompts(checkpoint: str, *, start: float, seconds: float) -> Tensor:
     """Frames [videos, n, 3, H, W] in [0, 1] of every prompt, from second `start` on."""
     opened, device = open_checkpoint(checkpoint), torch.device("cpu")
     engine = EagerEngine(opened.transformer(), opened.text(), device=device, dtype=torch.float32)
@@ -56,7 +56,7 @@ def film(checkpoint: str, *, start: float, seconds: float) -> Tensor:
     return torch.cat(kept, dim=1)[:, : last - first]
 
 
-def wall(videos: Tensor) -> Tensor:
+def tile_videos(videos: Tensor) -> Tensor:
     """Tile videos [videos, n, 3, H, W], `COLUMNS` to a row, into frames [n, 3, rows * H, columns * W]."""
     rows = [torch.cat(list(row), dim=-1) for row in videos.split(COLUMNS)]
     return torch.cat(rows, dim=-2)
@@ -75,7 +75,7 @@ def main(output: Path, checkpoint: str, start: float, seconds: float) -> None:
         from PIL import Image
     except ImportError as error:
         raise missing_extra("pillow", "png") from error
-    frames = to_pixels(wall(film(checkpoint, start=start, seconds=seconds)))
+    frames = to_pixels(tile_videos(roll_out_prompts(checkpoint, start=start, seconds=seconds)))
     big = np.repeat(np.repeat(frames, ENLARGED, axis=1), ENLARGED, axis=2)
     pictures = [Image.fromarray(frame) for frame in big]
     duration = round(1000 / FRAMES_PER_SECOND)

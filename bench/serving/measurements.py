@@ -15,7 +15,7 @@ from typing import Any
 import psutil
 
 from bench.serving.server import PATIENCE, Running
-from bench.serving.viewer import come_and_go, late_share, percentiles, watch, watch_all
+from bench.serving.viewer import connect_and_leave, late_share, percentiles, watch, watch_all
 from plugins.errors import UserError
 from runtime.prompts.sources import FixedPrompts
 from runtime.session.generate import make_videos
@@ -56,7 +56,7 @@ def connects(server: Running, count: int) -> dict[str, Any]:
 
     async def crowd(count: int) -> None:
         for number in range(count):
-            await come_and_go(server.port, number)
+            await connect_and_leave(server.port, number)
 
     asyncio.run(crowd(10))  # unmeasured: caches that the first visitors fill for good
     before = _held(server)

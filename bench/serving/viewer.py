@@ -49,7 +49,7 @@ async def watch_all(port: int, starts: Sequence[dict[str, Any]]) -> list[tuple[f
     return await asyncio.gather(*(watch(port, **start) for start in starts))
 
 
-async def come_and_go(port: int, number: int) -> None:
+async def connect_and_leave(port: int, number: int) -> None:
     """Connect and hang up, in one of four ways; every tenth begins an endless stream before."""
     if number % 4 == 3:
         await _half_a_request(port)

@@ -23,7 +23,7 @@ def scripts() -> dict[str, click.Command]:
 
 
 def command_reference() -> str:
-    """All commands, their arguments, options and defaults, as Markdown."""
+    """A reference of all commands, with their arguments, options and defaults, as Markdown."""
     lines = ["# Commands", "", "Generated from the commands themselves; `--help` says the same.", ""]
     for name, command in scripts().items():
         lines += _command(name, _opened(name, command), level=2)

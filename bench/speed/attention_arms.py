@@ -97,8 +97,8 @@ class RotatingInputs:
 def bare_sdpa(inputs: RotatingInputs) -> AttentionArm:
     """A library's attention on the same tensors, without validity: the baseline of all arms."""
 
-    def call(turn: int) -> Tensor:
-        return dense_attention(inputs.query[turn], inputs.keys[turn], inputs.values[turn])
+    def call(index: int) -> Tensor:
+        return dense_attention(inputs.query[index], inputs.keys[index], inputs.values[index])
 
     return AttentionArm("sdpa, no mask", inputs.shape.flops_expanded, call, lambda: _error(inputs, call(0)))
 
@@ -107,8 +107,8 @@ def expanded(inputs: RotatingInputs, backend: Backend) -> AttentionArm:
     """Expanded attention, as `plugins.mla_attention` computes it."""
     scales = inputs.scales if inputs.dtype == FLOAT8 else None
 
-    def call(turn: int) -> Tensor:
-        tensors = inputs.query[turn], inputs.keys[turn], inputs.values[turn], inputs.tables[2]
+    def call(index: int) -> Tensor:
+        tensors = inputs.query[index], inputs.keys[index], inputs.values[index], inputs.tables[2]
         return mla_attention(*tensors, scales=scales, backend=backend)
 
     return AttentionArm(
@@ -121,12 +121,12 @@ def absorbed(inputs: RotatingInputs, backend: Backend) -> AttentionArm:
     scales = inputs.scales[:2] if inputs.dtype == FLOAT8 else None
     scale = inputs.shape.width**-0.5
 
-    def run(query: Tensor, turn: int, chosen: Backend) -> Tensor:
-        window = inputs.cached[turn], inputs.own[turn], *inputs.tables
+    def run(query: Tensor, index: int, chosen: Backend) -> Tensor:
+        window = inputs.cached[index], inputs.own[index], *inputs.tables
         return mla_attention_absorbed(query, *window, scale, scales=scales, backend=chosen)
 
-    def call(turn: int) -> Tensor:
-        return run(inputs.latent_query[turn], turn, backend)
+    def call(index: int) -> Tensor:
+        return run(inputs.latent_query[index], index, backend)
 
     def error() -> float:
         rows = slice(0, CHECKED_QUERIES)
@@ -139,9 +139,9 @@ def absorbed(inputs: RotatingInputs, backend: Backend) -> AttentionArm:
 def expansion(inputs: RotatingInputs, backend: Backend) -> AttentionArm:
     """The expansion alone, as `plugins.expand` computes it."""
 
-    def run(turn: int, chosen: Backend) -> tuple[Tensor, Tensor]:
-        cached, own, (cos, sin, valid) = inputs.cached[turn], inputs.own[turn], inputs.tables
-        up_key, up_value = (weight[turn] for weight in inputs.weights)
+    def run(index: int, chosen: Backend) -> tuple[Tensor, Tensor]:
+        cached, own, (cos, sin, valid) = inputs.cached[index], inputs.own[index], inputs.tables
+        up_key, up_value = (weight[index] for weight in inputs.weights)
         heads = inputs.shape.heads
         return expand(cached, own, up_key, up_value, cos, sin, valid, heads, backend=chosen)
 
@@ -150,7 +150,7 @@ def expansion(inputs: RotatingInputs, backend: Backend) -> AttentionArm:
         return max(relative(out, wanted) for out, wanted in pairs)
 
     return AttentionArm(
-        f"expand, {backend}", inputs.shape.flops_expand, lambda turn: run(turn, backend), error
+        f"expand, {backend}", inputs.shape.flops_expand, lambda index: run(index, backend), error
     )
 
 

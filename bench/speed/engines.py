@@ -34,12 +34,12 @@ from runtime.engines.base import Engine
 from runtime.rollout.decoding import CodecDecoder, Decoder
 from runtime.rollout.rollout import Chunk
 from vmla.cli.command import OneLineCommand
-from vmla.cli.options.choices import Choice, Several
+from vmla.cli.options.choices import Choice, ChoiceList
 from vmla.cli.options.device import choose_device, device_option, tell_device
 from vmla.cli.progress import ProgressLine
 from vmla.cli.terminal import say
 from vmla.config import FRAMES_PER_SECOND, MODEL_CONFIGS
-from vmla.flops import Counted
+from vmla.flops import PassCost
 from vmla.weights.checkpoint import Checkpoint
 
 BASELINES = {
@@ -136,7 +136,7 @@ class Bench:
 
     def _flops(self, arm: EngineArm) -> float:
         config = replace(self.subject.model_config(), layout=arm.layout)
-        counted = Counted(config=config, form=arm.form, batch=self.batch, passes=self.passes)  # type: ignore[arg-type]
+        counted = PassCost(config=config, form=arm.form, batch=self.batch, passes=self.passes)  # type: ignore[arg-type]
         return counted.flops * self.passes
 
     def _counts(self, arm: EngineArm, stream: Iterator[Chunk]) -> dict[str, Any]:
@@ -202,10 +202,12 @@ def open_bench(
 })  # fmt: skip
 @click.option("--checkpoint", help="Checkpoint folder or shipped model (default: sprites).")
 @click.option("--shape", type=Choice(MODEL_CONFIGS), help="Named shape with random weights instead.")
-@click.option("--engines", type=Several(BY_NAME), help="Engines to compare (default: all but compile-mha).")
+@click.option(
+    "--engines", type=ChoiceList(BY_NAME), help="Engines to compare (default: all but compile-mha)."
+)
 @click.option(
     "--precisions",
-    type=Several(PRECISIONS),
+    type=ChoiceList(PRECISIONS),
     default="fp32,bf16",
     help="Precisions that each engine computes in.",
 )

@@ -163,7 +163,7 @@ def random_weights(config: ModelConfig) -> Source:
             return frequencies[name]
         matrix = parameters.get(name.removesuffix("_scale"))
         if matrix is None:
-            raise ValueError(f"{name} is no weight of the model")
+            raise ValueError(f"{name} is not a weight of the model")
         if name not in parameters:
             return torch.full(like.shape, _scale(matrix), dtype=like.dtype)
         if like.ndim < 2:

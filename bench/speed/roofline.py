@@ -25,12 +25,12 @@ from bench.harness.peaks import TYPES, machine_peaks
 from bench.harness.subject import open_subject
 from plugins.errors import UserError
 from vmla.cli.command import OneLineCommand
-from vmla.cli.options.choices import Choice, Several
+from vmla.cli.options.choices import Choice, ChoiceList
 from vmla.cli.options.device import choose_device, device_option, tell_device
 from vmla.cli.progress import ProgressLine
 from vmla.cli.terminal import say
 from vmla.config import MODEL_CONFIGS, WINDOWS, ModelConfig
-from vmla.flops import FORMS, Counted
+from vmla.flops import FORMS, PassCost
 from vmla.weights.checkpoint import Checkpoint
 
 FRAMES_PER_LATENT = 4
@@ -42,7 +42,7 @@ VARIANTS = (("mha", "expanded"), *(("mla", form) for form in FORMS))
 class Floor:
     """The least time of a chunk of `counted` in one precision."""
 
-    counted: Counted
+    counted: PassCost
     precision: str
     matrix: float
     """Measured peak of matrix products in this precision, in operations per second."""
@@ -79,15 +79,15 @@ class Floor:
         }
 
 
-def variants(config: ModelConfig, *, batch: int, passes: int) -> list[Counted]:
+def variants(config: ModelConfig, *, batch: int, passes: int) -> list[PassCost]:
     """The pass in every layout and form."""
     return [
-        Counted(config=replace(config, layout=layout), form=form, batch=batch, passes=passes)  # type: ignore[arg-type]
+        PassCost(config=replace(config, layout=layout), form=form, batch=batch, passes=passes)  # type: ignore[arg-type]
         for layout, form in VARIANTS
     ]
 
 
-def described(counted: Counted) -> dict[str, Any]:
+def described(counted: PassCost) -> dict[str, Any]:
     """A pass for a document."""
     parts = {part.name: {"flops": part.flops, "numbers": part.numbers} for part in counted.parts()}
     return {
@@ -101,7 +101,7 @@ def described(counted: Counted) -> dict[str, Any]:
     }
 
 
-def floors(counted: list[Counted], peaks: dict[str, Any]) -> list[Floor]:
+def floors(counted: list[PassCost], peaks: dict[str, Any]) -> list[Floor]:
     """The floor of every pass in every precision whose peak was measured."""
     copy = peaks["copy"]["per_second"]
     return [
@@ -152,7 +152,7 @@ def gaps(
     "--batch", type=click.IntRange(1), default=1, show_default=True, help="Number of videos made at once."
 )
 @click.option(
-    "--precisions", type=Several(TYPES), default="fp32,bf16", help="Precisions that passes compute in."
+    "--precisions", type=ChoiceList(TYPES), default="fp32,bf16", help="Precisions that passes compute in."
 )
 @device_option()
 @click.option(

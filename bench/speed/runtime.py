@@ -60,8 +60,8 @@ STOPPED = 24
 
 
 @dataclass(frozen=True, kw_only=True)
-class Take:
-    """One making of the video by one arm."""
+class TimedRun:
+    """One run of one arm, which makes the video once."""
 
     frames_per_second: float
     """From the first chunk to the last."""
@@ -100,7 +100,7 @@ def plain_engine(order: Order) -> Engine:
     return PlainEngine(model, text, device=job.device, dtype=job.dtype, as_it_is=True)
 
 
-def plain(order: Order, output: Path) -> Take:
+def run_plain_loop(order: Order, output: Path) -> TimedRun:
     """Make the video on one thread and write it on another."""
     job, engine = order.job, plain_engine(order)
     decoder = CodecDecoder(job.checkpoint.codec(), job.device)
@@ -110,16 +110,16 @@ def plain(order: Order, output: Path) -> Take:
             pixels = to_pixels(chunk.frames[0])
             writer.write(pixels)
             ends.append(perf_counter())
-    return _take(ends, len(pixels), {})
+    return _timed_run(ends, len(pixels), {})
 
 
-def now(order: Order, output: Path, *, saved: bool) -> Take:
+def run_session(order: Order, output: Path, *, saved: bool) -> TimedRun:
     """Make the video as `vmla-run` does."""
     reports = Reports()
     outcome = _make(order, output, reports, save_every=SAVE_EVERY if saved else None)
     events = reports.events
     ends, last = [event["seconds"] for event in events], events[-1]["frames"] - events[-2]["frames"]
-    return _take(ends, last, shares(events, {"state_seconds": outcome.state_seconds}))
+    return _timed_run(ends, last, shares(events, {"state_seconds": outcome.state_seconds}))
 
 
 def _make(order: Order, output: Path, reports: Reports, *, save_every: float | None = SAVE_EVERY) -> Outcome:
@@ -131,13 +131,13 @@ def _make(order: Order, output: Path, reports: Reports, *, save_every: float | N
     return ending.outcome
 
 
-def _take(ends: list[float], frames: int, parts: dict[str, float]) -> Take:
-    """The take whose chunks, of `frames` frames each, were done at the seconds `ends`."""
+def _timed_run(ends: list[float], frames: int, parts: dict[str, float]) -> TimedRun:
+    """The run whose chunks, of `frames` frames each, were finished at the seconds `ends`."""
     gaps = [b - a for a, b in zip(ends, ends[1:], strict=False)]
-    return Take(frames_per_second=frames * len(gaps) / sum(gaps), gaps=gaps, shares=parts)
+    return TimedRun(frames_per_second=frames * len(gaps) / sum(gaps), gaps=gaps, shares=parts)
 
 
-def going_on(order_of: Callable[[int], Order], output: Path) -> dict[str, float]:
+def seconds_to_first_chunk(order_of: Callable[[int], Order], output: Path) -> dict[str, float]:
     """Seconds before the first chunk of a new video and of a resumed one, both in this process.
 
     Reading checkpoints and states, comparing hashes and loading is all in them; starting Python is not.
@@ -175,27 +175,27 @@ def operations_per_chunk(order: Order, engine: Engine) -> int:
     return counter.launches
 
 
-def figures_of(takes: dict[str, list[Take]]) -> dict[str, Any]:
-    """The claims, checked against all takes of each arm."""
-    speed = {arm: statistics.mean(take.frames_per_second for take in takes[arm]) for arm in takes}
+def figures_of(runs: dict[str, list[TimedRun]]) -> dict[str, Any]:
+    """The claims, checked against all runs of each arm."""
+    speed = {arm: statistics.mean(run.frames_per_second for run in runs[arm]) for arm in runs}
     mean = {
-        name: round(statistics.mean(take.shares[name] for take in takes["now"]), 4)
-        for name in takes["now"][0].shares
+        name: round(statistics.mean(run.shares[name] for run in runs["now"]), 4)
+        for name in runs["now"][0].shares
     }
     figures = {
         "frames_per_second": {arm: round(value, 2) for arm, value in speed.items()},
-        **_against_plain(takes, speed, "now"),
+        **_against_plain(runs, speed, "now"),
         "outside_share": mean.pop("other_share"),
         **mean,
         "saving_costs": round(1 - speed["now"] / speed["unsaved"], 4),
     }
-    return figures if COMPILED not in takes else {**figures, COMPILED: _against_plain(takes, speed, COMPILED)}
+    return figures if COMPILED not in runs else {**figures, COMPILED: _against_plain(runs, speed, COMPILED)}
 
 
-def _against_plain(takes: dict[str, list[Take]], speed: dict[str, float], arm: str) -> dict[str, Any]:
+def _against_plain(runs: dict[str, list[TimedRun]], speed: dict[str, float], arm: str) -> dict[str, Any]:
     """Speed in terms of the plain arm's, and how even the chunks are."""
-    halves = zip(takes[arm], takes["plain"], strict=True)
-    gaps = sorted(gap for take in takes[arm] for gap in take.gaps)
+    halves = zip(runs[arm], runs["plain"], strict=True)
+    gaps = sorted(gap for run in runs[arm] for gap in run.gaps)
     p50, p95, p99 = (percentile(gaps, share) for share in (0.5, 0.95, 0.99))
     return {
         "times_plain": round(speed[arm] / speed["plain"], 3),
@@ -215,17 +215,22 @@ def measure(
 ) -> dict[str, Any]:
     """The results of all arms, of the stopped video and of the counts, with their samples."""
     arms = ARMS if compiled is None else (*ARMS, COMPILED)
-    turns = (*arms, *reversed(arms))  # so that a steady drift of the machine's speed affects all arms alike
-    takes: dict[str, list[Take]] = {arm: [] for arm in arms}
+    # There and back, so that a steady drift of the machine's speed affects all arms alike.
+    schedule = (*arms, *reversed(arms))
+    runs: dict[str, list[TimedRun]] = {arm: [] for arm in arms}
     with tempfile.TemporaryDirectory() as folder:
-        for turn, arm in enumerate(turns):
-            told(f"runtime: {arm}, {turn + 1} of {len(turns)}")
+        for number, arm in enumerate(schedule, 1):
+            told(f"runtime: {arm}, {number} of {len(schedule)}")
             order = compiled(chunks) if compiled and arm == COMPILED else order_of(chunks)
-            output = Path(folder) / f"{turn}.mp4"
-            made = plain(order, output) if arm == "plain" else now(order, output, saved=arm != "unsaved")
-            takes[arm].append(made)
+            output = Path(folder) / f"{number}.mp4"
+            made = (
+                run_plain_loop(order, output)
+                if arm == "plain"
+                else run_session(order, output, saved=arm != "unsaved")
+            )
+            runs[arm].append(made)
         told("runtime: stopped and resumed")
-        resumed = going_on(order_of, Path(folder) / "halves.mp4")
+        resumed = seconds_to_first_chunk(order_of, Path(folder) / "halves.mp4")
     told("runtime: operations")
     order = order_of(chunks)
     counts = {
@@ -234,13 +239,13 @@ def measure(
     }
     return {
         "figures": {
-            **figures_of(takes),
+            **figures_of(runs),
             "resume_adds_seconds": round(resumed["adds"], 3),
             "resume_seconds": round(resumed["resume_seconds"], 3),
             "launches_per_chunk" if order.job.device.type == "cuda" else "operations_per_chunk": counts,
         },
         "resumed": resumed,
-        "takes": {arm: [asdict(take) for take in made] for arm, made in takes.items()},
+        "takes": {arm: [asdict(run) for run in made] for arm, made in runs.items()},
     }
 
 

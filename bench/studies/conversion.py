@@ -28,7 +28,7 @@ from rich.table import Table as Printed
 from bench.harness.document import Record
 from bench.report.elements.table import Table
 from bench.report.sections.studies import conversion_section
-from bench.studies.conversion_trial import CLIPS, ConversionTrial, ConversionVariant, Start
+from bench.studies.conversion_trial import CLIPS, ConversionSource, ConversionTrial, ConversionVariant
 from bench.studies.study import spread
 from vmla.cli.command import OneLineCommand
 from vmla.cli.common_options import ThreadCount
@@ -83,7 +83,11 @@ def _option(name: str, value: Any) -> str:
 
 
 def trials(
-    starts: list[Start], chosen: list[ConversionVariant], heal: int, folder: Path, line: ProgressLine
+    starts: list[ConversionSource],
+    chosen: list[ConversionVariant],
+    heal: int,
+    folder: Path,
+    line: ProgressLine,
 ) -> Iterator[ConversionTrial]:
     """Yield trials model by model, so that a run that ends early has compared all variants."""
     for start in starts:
@@ -171,13 +175,13 @@ def main(
     record.finish(losses={one["variant"]: one[last] for one in compared(rows)})
 
 
-def _starts(name: str, checkpoints: tuple[Path, ...], calibration: Path) -> list[Start]:
+def _starts(name: str, checkpoints: tuple[Path, ...], calibration: Path) -> list[ConversionSource]:
     """The models, each with a seed of its own and all with the same clips."""
     chosen, found = distillation_recipe(name), []
     for seed, folder in enumerate(checkpoints):
         checkpoint = open_checkpoint(folder)
         clips = open_clips(calibration, checkpoint.model_config())
-        found.append(Start.of(checkpoint, clips, chosen, seed))
+        found.append(ConversionSource.of(checkpoint, clips, chosen, seed))
     return found
 
 

@@ -51,7 +51,7 @@ class ConversionVariant:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
+class ConversionSource:
     """A per-head model, the clips that its conversions are made with, and those that they are judged on."""
 
     checkpoint: Checkpoint
@@ -62,7 +62,9 @@ class Start:
     held: LatentSet
 
     @classmethod
-    def of(cls, checkpoint: Checkpoint, clips: LatentSet, recipe: DistillationRecipe, seed: int) -> Start:
+    def of(
+        cls, checkpoint: Checkpoint, clips: LatentSet, recipe: DistillationRecipe, seed: int
+    ) -> ConversionSource:
         """A start whose `clips` are divided into those to convert with and those to judge on.
 
         Raises:
@@ -121,7 +123,7 @@ def divided(clips: LatentSet) -> tuple[LatentSet, LatentSet]:
 class ConversionTrial:
     """One variant of one model, in a folder of its own."""
 
-    start: Start
+    start: ConversionSource
     variant: ConversionVariant
     heal: int
     """Steps of training after the conversion."""

@@ -73,8 +73,8 @@ class SharedParts:
         if folder.exists():
             return
         parts: dict[str, Any] = {"codec": self.codec, "text": self.text, "sampler": self.recipe.sampler}
-        with atomic_folder(folder) as aside:
-            save_checkpoint(aside, transformer=model, trained_on=self.recipe.latents.world, **parts)
+        with atomic_folder(folder) as temporary:
+            save_checkpoint(temporary, transformer=model, trained_on=self.recipe.latents.world, **parts)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -35,7 +35,7 @@ def main(request: BuildRequest) -> int:
         return 1
     if not _has_plugins(trt, network, request.attention_nodes):
         return 1
-    _take_apart_wide_attention(trt, network)
+    _decompose_wide_attention(trt, network)
     config = configure(trt, builder, request)
     _add_profiles(builder, network, config, request)
     plan = builder.build_serialized_network(network, config)
@@ -108,7 +108,7 @@ def _has_plugins(trt: Any, network: Any, expected: int) -> bool:
     return found == expected
 
 
-def _take_apart_wide_attention(trt: Any, network: Any) -> None:
+def _decompose_wide_attention(trt: Any, network: Any) -> None:
     """Allow float32 attention, which has no fused kernel, to become matrix products.
 
     In any other type the build fails where there is no fused kernel, rather than becoming slow.

@@ -76,7 +76,7 @@ class TorchTensorRT(Backend):
         import torch
 
         library, converted = COMPILER.imported(), list[str]()
-        program = taken_apart(program, whole=manifest.attention == "plugin")
+        program = decomposed_attention(program, whole=manifest.attention == "plugin")
         if nodes := sum(str(node.target) == ATTENTION for node in program.graph.nodes):
             _register_plugin(manifest)
             convert_attention(converted)
@@ -105,7 +105,7 @@ class TorchTensorRT(Backend):
         return load_plan(LIBRARY.imported(), path, named_by_place(manifest.programs[name]))
 
 
-def taken_apart(program: ExportedProgram, *, whole: bool) -> ExportedProgram:
+def decomposed_attention(program: ExportedProgram, *, whole: bool) -> ExportedProgram:
     """`program` with our operators taken apart, for Torch-TensorRT decomposes PyTorch's alone.
 
     Attention is left `whole` for the plugin. A program without our operators is returned as it is.

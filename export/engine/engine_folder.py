@@ -1,7 +1,7 @@
 """The folder of an engine, which appears whole or not at all and takes the place of an older engine.
 
 `plugins.atomic_files.atomic_folder` makes folders that must not exist yet. Engines are built anew, by several
-processes at once perhaps, so a folder aside carries the process that builds it.
+processes at once perhaps, so a temporary folder's name carries the process that builds it.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from plugins.errors import UserError
 def replacing(folder: Path) -> Iterator[Path]:
     """A new folder beside `folder` that takes its place at the end, or is removed if anything fails.
 
-    Folders that were left aside by processes which are gone are removed first.
+    Unfinished folders of processes that are gone are removed first.
 
     Raises:
         UserError: if the system refuses to write: the disk is full, or the folder is read-only.
     """
     try:
-        with _renamed_at_the_end(folder) as aside:
-            yield aside
+        with _renamed_at_the_end(folder) as temporary:
+            yield temporary
     except OSError as error:
         what = error.strerror or str(error).partition("\n")[0]
         mend = "nothing of it is left; mend that, or name another with -o"
@@ -38,20 +38,20 @@ def replacing(folder: Path) -> Iterator[Path]:
 def _renamed_at_the_end(folder: Path) -> Iterator[Path]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     _sweep(folder, lambda process: not _alive(process))
-    aside, old = (folder.parent / f".{folder.name}.{os.getpid()}.{end}" for end in ("building", "old"))
+    temporary, old = (folder.parent / f".{folder.name}.{os.getpid()}.{end}" for end in ("building", "old"))
     try:
-        aside.mkdir()
-        yield aside
+        temporary.mkdir()
+        yield temporary
         # A folder cannot replace one that is not empty. Killed between the two renames, the old engine lies
         # aside under a name by which the next build brings it back.
         if folder.exists():
             folder.replace(old)
-        aside.replace(folder)
+        temporary.replace(folder)
     finally:
-        remove_asides(folder)
+        remove_temporary(folder)
 
 
-def remove_asides(folder: Path) -> None:
+def remove_temporary(folder: Path) -> None:
     """Remove what this process has begun beside `folder`.
 
     Commands do it once more at their end, because a signal may have broken it off, and from another thread

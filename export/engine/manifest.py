@@ -148,7 +148,7 @@ class Manifest:
         path = folder / NAME
         if not path.exists():
             mend = "build one with: vmla-export build"
-            raise UserError(f"{folder} is no engine: {path} is missing; {mend}")
+            raise UserError(f"{folder} is not an engine: {path} is missing; {mend}")
         values = read_json(path, mend=AGAIN)
         if (found := values.get("schema")) not in (SCHEMA, OLDER):
             raise UserError(

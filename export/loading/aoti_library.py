@@ -74,7 +74,7 @@ def _unpacked(package: Path, folder: Path) -> Path:
                 raise RuntimeError(f"{len(libraries)} libraries and {len(calls)} lists of calls, not 1 and 0")
             return Path(archive.extract(libraries[0], folder))
     except (zipfile.BadZipFile, EOFError) as error:
-        raise RuntimeError("it is no package of AOTInductor") from error
+        raise RuntimeError("it is not a package of AOTInductor") from error
 
 
 def loaded_by_torch(package: Path) -> Callable[..., Sequence[Tensor]]:

@@ -13,7 +13,7 @@ from export.engine.signature import BEGIN, END, LAYER, PROMPT, STEP
 from vmla.weights.formats.files import read_tensors
 
 Program = Callable[..., Sequence[Tensor]]
-"""As `export.backends.base.Program`, which imports what loads one."""
+"""The type `export.backends.base.Program`, repeated here because backends import this module."""
 Layers = Sequence[Sequence[Tensor]]
 """The weights of each layer, in the order in which its program takes them."""
 

@@ -99,7 +99,7 @@ class Calibration:
             UserError: if the file is not a calibration.
         """
         mend = "make one with: vmla-export calibrate"
-        return typed(read_json(path, mend=mend), cls, f"{path} is no calibration", mend=mend)
+        return typed(read_json(path, mend=mend), cls, f"{path} is not a calibration", mend=mend)
 
     def of_layers(self, layers: Collection[str], model_hash: str) -> dict[str, float]:
         """The largest inputs of `layers`.

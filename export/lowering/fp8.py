@@ -1,5 +1,7 @@
 """fp8: e4m3 codes with scales, as operators that stay nodes in a program's graph.
 
+Which layers run in fp8, and why the others do not, is said in `export.lowering.exclusions`.
+
 A layer W x + b becomes  s_w s_x (W / s_w)_8 (x / s_x)_8 + b, where (.)_8 rounds to float8_e4m3fn and
 saturates at 448. Inputs have one scale per tensor, from the calibration; weights have one per output channel,
 from the weights. In the graph this is quantise, dequantise, linear. TensorRT fuses it into one product of

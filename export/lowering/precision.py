@@ -66,7 +66,7 @@ MOVES = {
 
 
 def check_precision(name: str) -> Precision:
-    """Return `name` if there is such a precision.
+    """Return `name` if it is a known precision.
 
     Raises:
         UserError: if there is none, listing those there are.
@@ -87,7 +87,7 @@ def check_hardware(precision: Precision, architectures: str) -> None:
     for name in architectures.split(","):
         number = re.fullmatch(r"sm_(\d+)", name)
         if number is not None and int(number[1]) < first:
-            raise UserError(f"{name} multiplies no {precision}, sm_{first} and newer do; use bf16")
+            raise UserError(f"{name} does not multiply {precision}, sm_{first} and newer do; use bf16")
 
 
 def base_of(precision: Precision, *, gpu: bool) -> Precision:

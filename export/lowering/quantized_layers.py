@@ -79,7 +79,7 @@ class _Edit:
             return values, self.call(DEQUANTIZE_ROWS, layer.weight, scales_node)
 
     def nvfp4(self, layer: Layer, reach: float) -> tuple[Node, Node]:
-        """The same with e2m1 codes and a scale for each 16; the input is quantised at run time."""
+        """Quantise to e2m1 codes with a scale for each 16 numbers; inputs are quantised at run time."""
         weight = self.state_dict[f"{layer.name}.weight"]
         scale = nvfp4.tensor_scale(float(weight.abs().max()))
         codes, scales = nvfp4.quantize(weight, scale)

@@ -31,16 +31,16 @@ float32, the residual stream among them."""
 
 @dataclass(frozen=True, kw_only=True)
 class Regional:
-    """A program in parts."""
+    """A program in parts: what comes before the layers, one program for every layer, and what follows."""
 
     parts: dict[str, ExportedProgram]
-    """By the names in `export.engine.signature.PARTS`. The layer takes its weights last, sorted by name."""
+    """Programs by the names in `export.engine.signature.PARTS`. A layer's takes its weights last, sorted."""
     weights: dict[str, Tensor]
-    """Of every layer, as the layer's program takes them, under names such as `3.ffn.up.weight`."""
+    """Weights of all layers, as the layer's program takes them, under names such as `3.ffn.up.weight`."""
 
 
 class StepBegin(VideoMLA):
-    """What all layers of a step share: tokens, conditioning, and the rotations of the window."""
+    """The part of a step before its layers: tokens, conditioning, and the window's rotations."""
 
     held: bool
     """Whether every slot that is given holds a frame; otherwise their validity is a result too."""
@@ -66,7 +66,7 @@ class StepLayer(Block):
 
 
 class StepEnd(VideoMLA):
-    """What becomes of the tokens after the last layer."""
+    """The part of a step after its last layer: from tokens to the velocity."""
 
     def forward(self, tokens: Tensor, embedding: Tensor) -> Tensor:  # type: ignore[override]
         """Velocity [B, z, F, h, w]."""
@@ -76,7 +76,7 @@ class StepEnd(VideoMLA):
 
 
 class PromptBegin(VideoMLA):
-    """What all layers' text attentions read."""
+    """The part of a prompt that all layers share: the embedded text."""
 
     def forward(self, text: Tensor) -> Tensor:  # type: ignore[override]
         """[B, tokens, text width] to [B, tokens, D]."""
@@ -98,7 +98,7 @@ class _Part:
 
     module: nn.Module
     signature: Signature
-    """In float32."""
+    """The part's signature in float32."""
     dynamic: Mapping[str, dict[int, Any]] | None = None
     """Dimensions of inputs that are not static, by the input's name."""
 
@@ -107,7 +107,7 @@ class _Part:
         return in_precision(program, precision, NARROWED)
 
     def inputs(self, precision: Precision) -> list[TensorSpec]:
-        """Those of the lowered program."""
+        """The inputs of the lowered program."""
         narrow = NARROW[precision]
         return [
             replace(spec, dtype=narrow) if spec.name in NARROWED else spec for spec in self.signature.inputs

@@ -21,13 +21,13 @@ _ATEN = torch.ops.aten
 
 
 def decomposed(program: ExportedProgram) -> ExportedProgram:
-    """The same program with the operations of `REPLACED` written out for its static shapes."""
+    """`program` with the operations of `REPLACED` written out for its static shapes."""
     made: ExportedProgram = program.run_decompositions(REPLACED)
     return made
 
 
 def decomposed_with_attention(program: ExportedProgram) -> ExportedProgram:
-    """The same as `decomposed`, with attention over the window written out too."""
+    """The program as `decomposed` makes it, with attention over the window written out too."""
     made: ExportedProgram = program.run_decompositions({**REPLACED, **WINDOW_ATTENTION})
     return made
 

@@ -62,7 +62,7 @@ def _is_ours(file: int, path: Path, output: Path) -> bool:
     regular = stat.S_ISREG(os.fstat(file).st_mode)
     found = os.pread(file, 64, 0) if regular else b""
     if not regular or (found and not found.startswith(MARK)):
-        raise UserError(f"{path} is no lock of ours, and is never removed; choose another name")
+        raise UserError(f"{path} is not a lock of ours, and is never removed; choose another name")
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

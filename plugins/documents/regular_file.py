@@ -43,7 +43,7 @@ def opened(path: Path, *, mend: str = "", links: bool = True) -> Iterator[Buffer
         raise UserError(f"cannot read {path}: {said}{mend and f'; {mend}'}") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
-        raise UserError(f"{path} is no regular file{mend and f'; {mend}'}")
+        raise UserError(f"{path} is not a regular file{mend and f'; {mend}'}")
     with open(descriptor, "rb") as file:  # noqa: PTH123 - of a descriptor
         yield file
 
@@ -62,7 +62,7 @@ def open_own(path: Path, *, private: bool = False) -> int:
     file = os.open(path, flags, 0o600 if private else 0o666)
     if not stat.S_ISREG(os.fstat(file).st_mode):
         os.close(file)
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
     return file
 
 

@@ -63,7 +63,7 @@ def read_header(path: Path, *, mend: str = "copy it again") -> TensorHeader:
 
 
 def header_in(file: BinaryIO, where: str, *, mend: str = "copy it again") -> TensorHeader:
-    """The same of an open file, from its beginning; `where` is what it is called in an error.
+    """The header at the beginning of an open file, which errors call `where`.
 
     Raises:
         UserError: as `read_header`.
@@ -75,7 +75,7 @@ def header_in(file: BinaryIO, where: str, *, mend: str = "copy it again") -> Ten
     try:
         values = parse_json(file.read(length).decode(), where, mend=mend)
     except UnicodeDecodeError as error:
-        raise UserError(f"{where} is damaged (its header is no text){mend and f'; {mend}'}") from error
+        raise UserError(f"{where} is damaged (its header is not text){mend and f'; {mend}'}") from error
     metadata = values.pop(METADATA, {}) if isinstance(values, dict) else {}
     tensors = typed(values, dict[str, TensorEntry], f"{where} is damaged", mend=mend)
     header = TensorHeader(

@@ -45,6 +45,6 @@ def reference_product(
     codes: Tensor, scales: Tensor, weight: Tensor, weight_scales: Tensor, bias: Tensor | None = None,
     *, dtype: torch.dtype = torch.bfloat16,
 ) -> Tensor:  # fmt: skip
-    """As `scaled_product`: the codes' values, multiplied in float32 and rounded once."""
+    """The reference of `scaled_product`: the codes' values, multiplied in float32 and rounded once."""
     made = (codes.float() * scales) @ (weight.float() * weight_scales[:, None]).t()
     return (made if bias is None else made + bias.float()).to(dtype)

@@ -28,7 +28,7 @@ from plugins.triton.tiles import (
 
 MERGE_ROWS = 16
 TIMED_SPLITS = TimedSplits()
-"""Of this process, as a compiler's cache is: a launch that was never timed takes the predicted number."""
+"""The splits that this process has timed; a launch that was never timed takes the predicted number."""
 
 
 def expand(

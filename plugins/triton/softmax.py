@@ -26,7 +26,7 @@ def online_softmax(scores, filled, top, total):
 
 @triton.jit
 def full_softmax(scores, factor, top, total):
-    """As `online_softmax`, where all keys count and scores are still to be multiplied by `factor` > 0.
+    """The step of `online_softmax` where all keys count and scores still lack a `factor` > 0.
 
     Only the row's largest score is scaled by itself; every other takes one fused multiply-add on the way to
     its weight.

@@ -77,8 +77,8 @@ def fastest_splits(run: Callable[[int], object], timer: Timer, counts: tuple[int
     for count in counts:
         run(count)
     samples: dict[int, list[float]] = {count: [] for count in counts}
-    for turn in range(ROUNDS):
-        for count in counts if turn % 2 == 0 else reversed(counts):
+    for number in range(ROUNDS):
+        for count in counts if number % 2 == 0 else reversed(counts):
             samples[count].append(timer(partial(run, count)))
     typical = {count: statistics.median(times) for count, times in samples.items()}
     return min(count for count in counts if typical[count] * CLEAR_TIME <= min(typical.values()))

@@ -121,7 +121,7 @@ def build_engine(
         UserError: if it cannot be built on this machine.
     """
     from export.build import BuildPhase, build
-    from export.engine.engine_folder import remove_asides
+    from export.engine.engine_folder import remove_temporary
     from export.lowering.calibration import Calibration
     from runtime.rollout.calibration import drive
     from vmla.weights.locate import find_checkpoint
@@ -140,7 +140,7 @@ def build_engine(
 
     # A signal's exception unwinds through every `finally`. If a compiler swallows it, the process is ended,
     # and `last_acts` removes what those `finally` blocks would have removed.
-    stop.last_acts = partial(remove_asides, folder)
+    stop.last_acts = partial(remove_temporary, folder)
     stop.last_words = partial(_what_is_there, folder, _identity(folder))
     given = None if calibration is None else Calibration.read(calibration)
     with PhaseBar(sys.stderr) as bar:
@@ -150,18 +150,18 @@ def build_engine(
                 opened, settings, folder, show, calibration=given, drive=told, begun=bar.begin
             )
         finally:
-            remove_asides(folder)
+            remove_temporary(folder)
     size = sum((folder / name).stat().st_size for name in manifest.files)
     say(f"{folder}: {'built' if built else 'unchanged'}, {size:,} bytes")
 
 
 def _identity(folder: Path) -> int | None:
-    """What tells this folder from one that takes its place."""
+    """The inode of the folder, which tells it from one that takes its place; None if it does not exist."""
     return folder.stat().st_ino if folder.exists() else None
 
 
 def _what_is_there(folder: Path, before: int | None) -> list[str]:
-    """What a stopped build has left: a signal may come when the new engine is in its place already."""
+    """The last words of a stopped build; a signal may come when the new engine is already in place."""
     if _identity(folder) != before:
         return [f"{folder} is built"]
     return [f"{folder} is unchanged; run the same command again to build it"]

@@ -61,7 +61,7 @@ class Mosaic:
         self._failure: OSError | None = None
         self.frames = 0
         """The number of frames that the sink has taken."""
-        self.tiles = [Tile(self, place) for place in range(rows * columns)]
+        self.tiles = [TileSink(self, place) for place in range(rows * columns)]
 
     def take(self, place: int, frames: Frames) -> None:
         """Take frames [n, H, W, 3] uint8 of the video at `place`, counted row by row.
@@ -90,7 +90,7 @@ class Mosaic:
         self._sink.close()
 
 
-class Tile:
+class TileSink:
     """The sink of one video of the grid."""
 
     def __init__(self, mosaic: Mosaic, place: int) -> None:

@@ -22,7 +22,7 @@ from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say, warn
 
 if TYPE_CHECKING:
-    from runtime.prompts.schedule_file import Entry
+    from runtime.prompts.schedule_file import ScheduleEntry
     from runtime.session.generate import Ending
     from runtime.session.replay import Order
     from runtime.telemetry.events import Telemetry
@@ -130,10 +130,10 @@ def main(context: click.Context, /, **options: Any) -> None:
         _grid(context, options)
         return
     if options["videos"] is not None:
-        from runtime.cli.cluster.videos import anywhere
+        from runtime.cli.cluster.videos import with_absolute_paths
         from runtime.cli.videos import run_videos
 
-        run_videos(options, partial(_new, options=anywhere(options)), context.ensure_object(Stop))
+        run_videos(options, partial(_new, options=with_absolute_paths(options)), context.ensure_object(Stop))
         return
     if (batch := _stopped_videos(options)) and not options["dry_run"]:
         from runtime.cli.videos import resume_videos
@@ -246,7 +246,7 @@ def _check_build_engine(options: dict[str, Any]) -> None:
 
 def _order(context: click.Context, options: dict[str, Any]) -> Order:
     """The order: a new video, an earlier one made again, or the rest of a stopped one."""
-    from runtime.prompts.schedule_file import Entry, read_schedule
+    from runtime.prompts.schedule_file import ScheduleEntry, read_schedule
     from runtime.session.replay import repeat, resume
 
     ways = [name for name in ("resume", "repeat") if options[name] is not None]
@@ -255,7 +255,7 @@ def _order(context: click.Context, options: dict[str, Any]) -> Order:
     said: dict[str, Any] = {}
     entries = [] if options["prompts"] is None else read_schedule(options["prompts"])
     if entries and options["prompt"] is not None:
-        entries = [Entry(at=0.0, prompt=options["prompt"]), *entries]
+        entries = [ScheduleEntry(at=0.0, prompt=options["prompt"]), *entries]
     if entries or options["prompt"] is not None:
         said["prompts"] = entries or options["prompt"]
     explicit = ParameterSource.COMMANDLINE, ParameterSource.DEFAULT_MAP
@@ -277,7 +277,7 @@ def _order(context: click.Context, options: dict[str, Any]) -> Order:
     return _new(said["prompts"], options)
 
 
-def _new(prompts: str | list[Entry], options: dict[str, Any]) -> Order:
+def _new(prompts: str | list[ScheduleEntry], options: dict[str, Any]) -> Order:
     """The order for a new video of `prompts`; without --engine, the user's store is searched for one."""
     from runtime.session.replay import new
 
@@ -297,7 +297,7 @@ def _make(order: Order, output: Path, options: dict[str, Any], stop: Stop) -> No
     from runtime.session.destination import is_persistent, is_resumable
     from runtime.session.generate import make_videos
     from runtime.session.replay import warnings_of
-    from runtime.telemetry.events import Several
+    from runtime.telemetry.events import TelemetryGroup
     from vmla.weights.checkpoint import SHIPPED
 
     with ExitStack() as stack:
@@ -314,9 +314,9 @@ def _make(order: Order, output: Path, options: dict[str, Any], stop: Stop) -> No
 
         with ExitStack() as shown:
 
-            def begun(_: Path) -> Several:
+            def begun(_: Path) -> TelemetryGroup:
                 say(*order.job.what_runs())
-                return Several([*_listeners(shown, options), spent])
+                return TelemetryGroup([*_listeners(shown, options), spent])
 
             (ending,) = make_videos(
                 {output: order}, telemetry=begun, stop=stop,

@@ -184,7 +184,7 @@ def _serve(options: dict[str, Any], keys: tuple[str, ...], stop: Stop) -> None:
     """Serve until a signal comes; by then the states of all streams are on disk."""
     from runtime.device.memory import allowed_bytes
     from runtime.serve.app import create_app
-    from runtime.serve.disk.store import kept_in
+    from runtime.serve.disk.store import saved_streams_notice
     from runtime.serve.edge.logs import log_to_stderr
     from runtime.serve.edge.tracing import traced_to
     from runtime.serve.listen import open_socket, server_for, url_of
@@ -202,7 +202,7 @@ def _serve(options: dict[str, Any], keys: tuple[str, ...], stop: Stop) -> None:
         say(*job.what_runs(), f"page: {url}/")
         streams = app.state.server.streams
         server = server_for(app, settings, stop, drain=streams.drain if options["shared"] else None)
-        stop.last_words = lambda: [kept_in(settings.store)] if any(streams) else []
+        stop.last_words = lambda: [saved_streams_notice(settings.store)] if any(streams) else []
         with stop.polled(), suppress(SystemExit):  # uvicorn raises it if it cannot start
             server.run(sockets=[listening])
         if not server.started:

@@ -13,14 +13,14 @@ import click
 
 from plugins.errors import UserError
 from runtime.cli.reports import check_reports, open_reports, resume_hints
-from runtime.device.memory import allowed_bytes, counted
+from runtime.device.memory import allowed_bytes, format_bytes
 from runtime.outputs.registry import kind_of
 from runtime.prompts.videos_file import read_videos
 from runtime.resume.autosave import resume_command
 from runtime.session.destination import check_output
 from runtime.session.generate import Ending, check_room, make_videos, orders_of
 from runtime.session.replay import Order, warnings_of
-from runtime.telemetry.events import JsonLines, Several, Telemetry, TogetherLine, shown
+from runtime.telemetry.events import JsonLines, Telemetry, TelemetryGroup, TogetherLine, shown
 from runtime.telemetry.metrics import PrometheusFile
 from vmla.cli.progress import ProgressLine
 from vmla.cli.stopping import Stop
@@ -48,7 +48,7 @@ def run_videos(options: dict[str, Any], order_of: Callable[[str], Order], stop: 
     whence = f"free on {job.device}" if options["memory"] is None else "allowed"
     room = (
         f"memory: {memory:,} bytes {whence} hold {plan.videos_in(memory)} such videos, "
-        f"{len(videos)} take {counted(plan.bytes_for(len(videos)))}"
+        f"{len(videos)} take {format_bytes(plan.bytes_for(len(videos)))}"
     )
     if options["dry_run"]:
         warn(warnings_of(list(orders.values())))
@@ -159,4 +159,4 @@ def _telemetry(stack: ExitStack, options: dict[str, Any], *, videos: int) -> Cal
         reports = open_reports(stack, options)
         return [TogetherLine(stack.enter_context(ProgressLine(sys.stderr)), videos=videos), *reports]
 
-    return lambda output: Several([listener.of(output.stem) for listener in listeners()])
+    return lambda output: TelemetryGroup([listener.of(output.stem) for listener in listeners()])

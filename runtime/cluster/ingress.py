@@ -36,7 +36,7 @@ TRY_SECONDS = 0.1
 
 
 class Find(Protocol):
-    """See `Table.find`."""
+    """See `ReplicaTable.find`."""
 
     def __call__(
         self, session: str | None, failed: Collection[str], *, begins: bool = True

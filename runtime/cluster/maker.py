@@ -11,7 +11,7 @@ from typing import Any
 
 from plugins.documents.json_file import read_json
 from plugins.errors import UserError
-from runtime.prompts.videos_file import Video
+from runtime.prompts.videos_file import VideoEntry
 from runtime.resume.sidecar import DEFAULTS, is_sidecar, sidecar_path
 from runtime.resume.state import load_state, state_path
 from runtime.session.generate import load_session, make_in, orders_of
@@ -38,7 +38,7 @@ class VideoMaker:
     def __init__(
         self, order_of: Callable[[str], Order], folder: Path, *, save_every: float, overwrite: bool
     ) -> None:
-        """Nothing is loaded yet.
+        """Describe the worker; its first video loads the model.
 
         Args:
             order_of: the order of a prompt; it is called on the worker's own machine.
@@ -51,14 +51,14 @@ class VideoMaker:
         self._stop = threading.Event()
         self._kind: Order | None = None
 
-    def make(self, video: Video) -> Made:
+    def make(self, video: VideoEntry) -> Made:
         """Make `video`, or its rest, or nothing if it is complete."""
         try:
             return self._make(video)
         except UserError as error:
             return Made(name=video.name, failure=str(error))
 
-    def _make(self, video: Video) -> Made:
+    def _make(self, video: VideoEntry) -> Made:
         output, order = self._folder / f"{video.name}.mp4", self._order(video)
         overwrite = self._overwrite
         if not overwrite:
@@ -77,7 +77,7 @@ class VideoMaker:
             complete=outcome.complete, failure=ending.failure,
         )  # fmt: skip
 
-    def _order(self, video: Video) -> Order:
+    def _order(self, video: VideoEntry) -> Order:
         """The order of `video`; the first one loads the model."""
         if self._kind is None:
             kind = self._order_of(video.prompt)

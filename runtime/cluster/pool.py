@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from runtime.cluster.maker import Made, VideoMaker
-from runtime.prompts.videos_file import Video
+from runtime.prompts.videos_file import VideoEntry
 from runtime.session.replay import Order
 from vmla.cluster.pool import ActorPool
 
@@ -16,7 +16,7 @@ from vmla.cluster.pool import ActorPool
 def video_pool(
     ray: Any, order_of: Callable[[str], Order], folder: Path, *, workers: int, cpus: int, gpus: float,
     save_every: float, overwrite: bool,
-) -> ActorPool[Video, Made]:  # fmt: skip
+) -> ActorPool[VideoEntry, Made]:  # fmt: skip
     """Actors that make videos in `folder`, which all machines of the cluster must see; see `VideoMaker`.
 
     Each of the `workers` counts as so many `cpus` and `gpus`.

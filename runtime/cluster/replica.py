@@ -53,7 +53,7 @@ class Replica:
         threading.Thread(target=self._tell, name="load", daemon=True).start()
 
     def address(self) -> str:
-        """Where it is reached.
+        """Return the URL at which others reach it.
 
         Raises:
             UserError: if it could not start; its log says why.

@@ -12,7 +12,7 @@ from typing import Any
 
 from plugins.errors import UserError
 from runtime.cluster.replica import Replica
-from runtime.cluster.table import Load, Table
+from runtime.cluster.table import Load, ReplicaTable
 from runtime.planning.job import Job
 from runtime.serve.edge.logs import log_to_stderr
 from runtime.serve.edge.settings import ServeSettings
@@ -45,11 +45,11 @@ class Service:
         self, ray: Any, job_of: Callable[[], Job], settings: ServeSettings, size: Size, *,
         memory: str | None, log_level: str, tracing_of: Callable[[], Tracing] = Tracing,
     ) -> None:  # fmt: skip
-        """Nothing is started yet; see `Replica` for the arguments."""
+        """Describe the service, which starts when the context is entered; see `Replica` for the arguments."""
         self._ray, self._size = ray, size
         # Behind the ingress they let nobody in but each other, who have the key of the store.
         inner = replace(settings, port=0, api_keys=(secrets.token_urlsafe(32),), origins=())
-        self._table = ray.remote(num_cpus=0, max_restarts=-1)(Table).options(name=TABLE).remote()
+        self._table = ray.remote(num_cpus=0, max_restarts=-1)(ReplicaTable).options(name=TABLE).remote()
         kind: Any = ray.remote(
             num_cpus=size.cpus, num_gpus=size.gpus, max_restarts=-1, max_concurrency=4
         )(_ReplicaHere)  # fmt: skip
@@ -89,7 +89,7 @@ class Service:
             self._ray.kill(actor)
 
     async def find(self, session: str | None, failed: Collection[str], *, begins: bool = True) -> str | None:
-        """See `Table.find`; None while the table is begun anew."""
+        """See `ReplicaTable.find`; None while the table is begun anew."""
         found: str | None = None
         with suppress(self._ray.exceptions.RayError):
             found = await self._table.find.remote(session, list(failed), begins=begins)

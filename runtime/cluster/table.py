@@ -35,7 +35,7 @@ class _Entry:
 
 
 @dataclass
-class Table:
+class ReplicaTable:
     """All replicas by their addresses; one for a cluster, as a named actor."""
 
     clock: Callable[[], float] = time.monotonic

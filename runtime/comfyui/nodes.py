@@ -30,7 +30,7 @@ SAMPLING: dict[str, Any] = {
 }
 """The inputs of both samplers, in ComfyUI's form."""
 START: dict[str, Any] = {
-    "start": ("STRING", {"default": "", "tooltip": "a video, an image or a folder of pictures to go on from"})
+    "start": ("STRING", {"default": "", "tooltip": "a video, an image or a folder of pictures to continue"})
 }
 
 

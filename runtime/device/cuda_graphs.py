@@ -51,12 +51,12 @@ def captured(
         return function
     try:
         graph = torch.cuda.CUDAGraph()
-        aside = torch.cuda.Stream(device)  # warm-ups may not run in the default stream (PyTorch's notes)
-        aside.wait_stream(torch.cuda.current_stream(device))
-        with torch.cuda.stream(aside):
+        warm_up = torch.cuda.Stream(device)  # warm-ups may not run in the default stream (PyTorch's notes)
+        warm_up.wait_stream(torch.cuda.current_stream(device))
+        with torch.cuda.stream(warm_up):
             for _ in range(WARM_UPS):
                 function()
-        torch.cuda.current_stream(device).wait_stream(aside)
+        torch.cuda.current_stream(device).wait_stream(warm_up)
         # Other threads decode meanwhile; their allocations must not become part of the graph.
         with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
             function()

@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 
 from plugins.errors import UserError
-from vmla.cli.machine import peak_resident_bytes
+from vmla.cli.machine import binary_size, peak_resident_bytes
 
 _STATM, _MEMINFO = Path("/proc/self/statm"), Path("/proc/meminfo")
 _GROUP = Path("/sys/fs/cgroup")
@@ -54,9 +54,9 @@ def allowed_bytes(asked: str | None, device: torch.device) -> int:
     """Bytes as a person asked for them; all that `device` has free if nobody did.
 
     Raises:
-        UserError: as `bytes_of` and `free_bytes`.
+        UserError: as `parse_bytes` and `free_bytes`.
     """
-    return free_bytes(device) if asked is None else bytes_of(asked)
+    return free_bytes(device) if asked is None else parse_bytes(asked)
 
 
 def _figures(path: Path) -> dict[str, int]:
@@ -64,14 +64,12 @@ def _figures(path: Path) -> dict[str, int]:
     return {words[0]: int(words[1]) for words in map(str.split, path.read_text().splitlines())}
 
 
-def counted(size: int) -> str:
-    """`size` in bytes and, where that is easier to read, in GiB or MiB."""
-    if size >= 0.1 * 2**30:
-        return f"{size:,} bytes ({size / 2**30:.2f} GiB)"
-    return f"{size:,} bytes" + (f" ({size / 2**20:.1f} MiB)" if size >= 2**20 else "")
+def format_bytes(size: int) -> str:
+    """`size` in bytes and, where that is easier to read, in MiB or GiB."""
+    return f"{size:,} bytes" + (f" ({binary_size(size)})" if size >= 2**20 else "")
 
 
-def bytes_of(text: str) -> int:
+def parse_bytes(text: str) -> int:
     """The number of bytes that `8GiB`, `500 MB` or `123456` stands for.
 
     Raises:
@@ -79,5 +77,5 @@ def bytes_of(text: str) -> int:
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([A-Za-z]*)\s*", text)
     if found is None or found[2] not in UNITS:
-        raise UserError(f"{text!r} is no amount of memory; write for example 8GiB, or 500MB")
+        raise UserError(f"{text!r} is not an amount of memory; write for example 8GiB, or 500MB")
     return int(float(found[1]) * UNITS[found[2]])

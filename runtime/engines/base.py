@@ -32,7 +32,7 @@ class Engine(Protocol):
     cache_spec: CacheSpec
     dtype: torch.dtype
     cache_dtype: torch.dtype
-    """Of the cache: `dtype`, or uint8 where entries take fewer bits. Their width is `cache_spec`'s."""
+    """Type of the cache: `dtype`, or uint8 where entries take fewer bits. Their width is `cache_spec`'s."""
     device: torch.device
 
     def encode_prompt(self, prompts: Sequence[str | None]) -> Tensor:

@@ -32,7 +32,7 @@ class Split(NamedTuple):
     tokens_per_frame: int
 
     def part(self, whole: Tensor) -> Tensor:
-        """Of [B, F * P, ...] the tokens of this process [B, F * P / processes, ...]."""
+        """The tokens of this process [B, F * P / processes, ...] among all [B, F * P, ...]."""
         # The same part of every frame, so that a modulation for each frame [B, F, D] fits every process.
         return self._framed(whole, self.tokens_per_frame)[:, :, self.group.rank()].flatten(1, 2)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from plugins.atomic_files import aside_of
+from plugins.atomic_files import temporary_path
 from plugins.errors import UserError
 from runtime.outputs import Clear, Frames, FrameSink, Mark, SinkKind
 from runtime.outputs.mp4_fragment import matrix_for, name_colours, to_yuv
@@ -44,7 +44,7 @@ class ContainerSink(ABC):
         self.path, self.rate = path, frames_per_second
         self._scale, self._clear, self._frames = scale, clear, 0
         self._file: BinaryIO | None = None
-        self._aside = aside_of(path)
+        self._temporary = temporary_path(path)
 
     @abstractmethod
     def stream(self, container: OutputContainer, width: int, height: int) -> VideoStream:
@@ -72,7 +72,7 @@ class ContainerSink(ABC):
         if begins:
             if self._clear is not None:
                 self._clear(())
-            self._aside.replace(self.path)
+            self._temporary.replace(self.path)
 
     def mark(self) -> Mark:
         """The number of frames so far; another process cannot continue after them."""
@@ -88,13 +88,13 @@ class ContainerSink(ABC):
             self._container.close()
         finally:
             self._file.close()
-            self._aside.unlink(missing_ok=True)
+            self._temporary.unlink(missing_ok=True)
 
     def _begin(self, frames: Frames) -> BinaryIO:
         import av
 
-        self._aside.unlink(missing_ok=True)
-        self._file = self._aside.open("xb", buffering=0)
+        self._temporary.unlink(missing_ok=True)
+        self._file = self._temporary.open("xb", buffering=0)
         self._container = av.open(self._file, "w", format=self.muxer, options=FLUSHED)
         height, width = (side * self._scale for side in frames.shape[1:3])
         self._stream = self.stream(self._container, width, height)

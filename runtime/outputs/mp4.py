@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 from typing import BinaryIO
 
-from plugins.atomic_files import aside_of
+from plugins.atomic_files import temporary_path
 from plugins.documents.regular_file import opened
 from plugins.errors import UserError
 from runtime.outputs import Clear, Frames, Mark, SinkKind
@@ -45,7 +45,7 @@ class Mp4Sink:
         self.path = path
         self._rate, self._scale, self._clear = frames_per_second, scale, clear
         self._file: BinaryIO | None = None
-        self._aside = aside_of(path)
+        self._temporary = temporary_path(path)
         start = after or dict.fromkeys(("frames", "bytes", "fragments", "header", "header_crc32"), 0)
         self._frames, self._bytes, self._fragments = start["frames"], start["bytes"], start["fragments"]
         self._header, self._header_crc32 = start["header"], start["header_crc32"]
@@ -106,8 +106,8 @@ class Mp4Sink:
     def _open(self, header: bytes) -> BinaryIO:
         """A new file beside its path with only `header`, or the file at its path, cut after the mark."""
         if not self._bytes:
-            self._aside.unlink(missing_ok=True)
-            file = self._aside.open("xb", buffering=0)
+            self._temporary.unlink(missing_ok=True)
+            file = self._temporary.open("xb", buffering=0)
             file.write(header)
             self._bytes = self._header = len(header)
             self._crc32 = self._header_crc32 = zlib.crc32(header)
@@ -122,7 +122,7 @@ class Mp4Sink:
         """Rename the new file, which has its first frames, to its path."""
         if self._clear is not None:
             self._clear(())
-        self._aside.replace(self.path)
+        self._temporary.replace(self.path)
 
     def _append(self, fragments: bytearray) -> None:
         assert self._file is not None
@@ -140,7 +140,7 @@ class Mp4Sink:
         if self._file is not None:
             self._file.close()
             if not self._frames:
-                self._aside.unlink(missing_ok=True)
+                self._temporary.unlink(missing_ok=True)
 
 
 MP4 = SinkKind(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
-from plugins.atomic_files import ASIDE, aside_of, atomic_write
+from plugins.atomic_files import TEMPORARY_SUFFIX, atomic_write, temporary_path
 from plugins.errors import UserError, missing_extra
 from runtime.outputs import Clear, Frames, Mark, SinkKind
 from runtime.outputs.presence import check_presence
@@ -18,7 +18,7 @@ from runtime.outputs.presence import check_presence
 if TYPE_CHECKING:
     from PIL.Image import Image as Picture
 
-PICTURE = re.compile(rf"\d{{6,}}\.png({re.escape(ASIDE)}|\.tmp)?|next\.tmp")
+PICTURE = re.compile(rf"\d{{6,}}\.png({re.escape(TEMPORARY_SUFFIX)}|\.tmp)?|next\.tmp")
 """Names of finished pictures, and of one that is being written, by this version or an earlier one."""
 
 
@@ -61,8 +61,8 @@ class PngSink:
             return
         for pixels in frames:
             try:
-                with atomic_write(self._place(self._count)) as aside:
-                    self._picture(pixels).save(aside, format="png")
+                with atomic_write(self._place(self._count)) as temporary:
+                    self._picture(pixels).save(temporary, format="png")
             except FileNotFoundError:
                 check_presence(self.path, self._known)
                 raise
@@ -71,17 +71,17 @@ class PngSink:
     def _replace(self, frames: Frames, clear: Clear) -> None:
         """Store the first frames in the place of older ones, which stay until all of these are there."""
         places = [self._place(number) for number in range(len(frames))]
-        asides = [aside_of(place) for place in places]
+        temporaries = [temporary_path(place) for place in places]
         try:
-            for aside, pixels in zip(asides, frames, strict=True):
-                self._picture(pixels).save(aside, format="png")
+            for temporary, pixels in zip(temporaries, frames, strict=True):
+                self._picture(pixels).save(temporary, format="png")
         except OSError:
-            for aside in asides:
-                aside.unlink(missing_ok=True)
+            for temporary in temporaries:
+                temporary.unlink(missing_ok=True)
             raise
-        clear(asides)
-        for aside, place in zip(asides, places, strict=True):
-            aside.replace(place)
+        clear(temporaries)
+        for temporary, place in zip(temporaries, places, strict=True):
+            temporary.replace(place)
         self._count = len(frames)
 
     def _checked(self) -> os.stat_result:

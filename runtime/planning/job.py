@@ -1,4 +1,4 @@
-"""All that determines one video, as a value; its methods load the parts that make it."""
+"""The job of a video: all that determines it, as a value; its methods load the parts that make it."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ from runtime.engines.compiled import open_engine
 from runtime.engines.layers.fp8_linear import fp8_line
 from runtime.planning.length import length_of
 from runtime.planning.plan import VideoPlan
-from runtime.planning.start import Start, open_start
-from runtime.prompts.schedule_file import Entry, to_schedule
+from runtime.planning.start import StartClip, open_start
+from runtime.prompts.schedule_file import ScheduleEntry, to_schedule
 from runtime.prompts.sources import FixedPrompts, PromptSource
 from runtime.rollout.decoding import Decoder, Decoding
 from vmla.cache import CacheSpec
@@ -63,7 +63,7 @@ class Job:
     processes: int = 1
     """Number of processes in `torch.distributed`'s default group, which share each chunk; 1 needs no
     group."""
-    start: Start | None = None
+    start: StartClip | None = None
     """Pictures or a clip that become the video's first chunks."""
 
     def __post_init__(self) -> None:
@@ -140,7 +140,7 @@ class Job:
             return self.start.encode(self.checkpoint, self.device)
 
     def another(
-        self, prompts: str | PromptSource | Sequence[Entry], *, seconds: float, seed: int,
+        self, prompts: str | PromptSource | Sequence[ScheduleEntry], *, seconds: float, seed: int,
         steps: int | None, start: Path | None = None,
     ) -> tuple[Job, int]:  # fmt: skip
         """A job of another video by the same model, and the number of its frames; see `prepare`.
@@ -156,18 +156,22 @@ class Job:
         return job, 0 if self.decoding.silent else frames
 
 
-def as_source(prompts: str | PromptSource | Sequence[Entry], decoding: Decoding, chunks: int) -> PromptSource:
+def as_source(
+    prompts: str | PromptSource | Sequence[ScheduleEntry], decoding: Decoding, chunks: int
+) -> PromptSource:
     """The prompts that `prepare` takes, as a source that is asked chunk by chunk."""
     if isinstance(prompts, str):
         return FixedPrompts(prompts)
     if isinstance(prompts, Sequence):
         lengths, codec = CacheSpec.of(decoding.checkpoint.model_config()).chunks, decoding.sizes()
-        return to_schedule(cast(Sequence[Entry], prompts), chunks=chunks, lengths=lengths, codec=codec)
+        return to_schedule(
+            cast(Sequence[ScheduleEntry], prompts), chunks=chunks, lengths=lengths, codec=codec
+        )
     return prompts
 
 
-def as_start(start: Path | Start | None, checkpoint: Checkpoint, chunks: int) -> Start | None:
-    """The `Start` that `prepare` was given, checked against a video of so many chunks.
+def as_start(start: Path | StartClip | None, checkpoint: Checkpoint, chunks: int) -> StartClip | None:
+    """The `StartClip` that `prepare` was given, checked against a video of so many chunks.
 
     Raises:
         UserError: if it does not fit the model, or leaves nothing to be made.

@@ -17,7 +17,7 @@ from vmla.config import ModelConfig
 from vmla.vae import Codec
 
 
-class Living(TorchDispatchMode):
+class LiveBytes(TorchDispatchMode):
     """Counts the bytes of tensors made inside that are still referenced, on any device including meta."""
 
     def __init__(self) -> None:
@@ -53,9 +53,9 @@ def _storages(tree: Any) -> list[torch.UntypedStorage]:
     return [tensor.untyped_storage() for tensor in dense]
 
 
-def most_alive(function: Callable[[], object]) -> int:
+def peak_live_bytes(function: Callable[[], object]) -> int:
     """The most bytes of new tensors that `function` holds at once, its result included."""
-    with torch.inference_mode(), Living() as living:
+    with torch.inference_mode(), LiveBytes() as living:
         function()
     return living.most
 
@@ -69,7 +69,7 @@ def decoding_scratch(codec: Codec, config: ModelConfig) -> int:
         1, config.in_channels, config.chunk, config.sample_height, config.sample_width, device="meta"
     )
     _, state = codec.decode(latents)
-    return most_alive(partial(codec.decode, latents, state))
+    return peak_live_bytes(partial(codec.decode, latents, state))
 
 
 def pass_scratch(config: ModelConfig, item: int) -> int:

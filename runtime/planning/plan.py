@@ -8,12 +8,12 @@ from dataclasses import dataclass, replace
 import torch
 
 from plugins.errors import UserError
-from runtime.device.memory import counted, free_bytes
+from runtime.device.memory import format_bytes, free_bytes
 from runtime.engines.layers.fp8_cache import PackedEntries
 from runtime.planning.peak_memory import decoding_scratch, pass_scratch
 from runtime.rollout.buffers import noise_draws, picture_shape
 from runtime.rollout.decoding import Decoding
-from runtime.rollout.recache import Past
+from runtime.rollout.recache import LatentHistory
 from vmla.cache import CacheSpec
 from vmla.config import FRAMES_PER_SECOND, ModelConfig
 from vmla.scheduler import Sampler
@@ -46,7 +46,7 @@ class VideoPlan:
     elsewhere: dict[str, int]
     """Bytes by part on another device than the model's; no other figure counts them."""
     device: torch.device
-    """Of the model."""
+    """The model's device."""
 
     @classmethod
     def of(
@@ -91,7 +91,7 @@ class VideoPlan:
                     texts * 2 * config.num_layers * config.text_tokens * config.inner_dim * size
                 ),
                 "noise and latents of a chunk": (noise_draws(sampler) + 1) * buffered,
-                "latents of the window": Past.capacity(spec) * picture,
+                "latents of the window": LatentHistory.capacity(spec) * picture,
                 "decoder memory": decodes * codec.stream_bytes(config.sample_height, config.sample_width),
             },
             elsewhere={} if beside else {f"{TEXT} on {text_device}": text},
@@ -136,9 +136,10 @@ class VideoPlan:
             f"{self.chunks} chunks, {self.frames} frames of {self.width}x{self.height}, {self.seconds:g} s",
             f"positions 0 to {self.positions - 1}, {told}",
             f"cache per token and layer: {self.cache_bytes_per_token_and_layer:,} bytes",
-            *(f"{part}: {counted(count)}" for part, count in parts.items()),
-            f"in all: {counted(self.bytes_for(1))}, {counted(self.video_bytes)} more for each further video",
-            *(f"{part}: {counted(count)}, not counted above" for part, count in self.elsewhere.items()),
+            *(f"{part}: {format_bytes(count)}" for part, count in parts.items()),
+            f"in all: {format_bytes(self.bytes_for(1))}, "
+            f"{format_bytes(self.video_bytes)} more for each further video",
+            *(f"{part}: {format_bytes(count)}, not counted above" for part, count in self.elsewhere.items()),
         ]
 
 

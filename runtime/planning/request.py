@@ -11,8 +11,8 @@ from runtime.planning.compute import choose_denoiser, choose_dtype, choose_threa
 from runtime.planning.job import Job, as_source, as_start, check_names
 from runtime.planning.length import length_of
 from runtime.planning.plan import check_cache
-from runtime.planning.start import Start
-from runtime.prompts.schedule_file import Entry
+from runtime.planning.start import StartClip
+from runtime.prompts.schedule_file import ScheduleEntry
 from runtime.prompts.sources import PromptSource
 from runtime.rollout.decoding import Decoding
 from vmla.cli.options.device import choose_device, choose_text_device
@@ -21,7 +21,7 @@ from vmla.weights.locate import find_checkpoint
 
 
 def prepare(
-    prompts: str | PromptSource | Sequence[Entry],
+    prompts: str | PromptSource | Sequence[ScheduleEntry],
     checkpoint: str | Path | None,
     *,
     layout: str | None = None,
@@ -41,7 +41,7 @@ def prepare(
     decoder: Path | None = None,
     threads: int | None = None,
     processes: int = 1,
-    start: Path | Start | None = None,
+    start: Path | StartClip | None = None,
 ) -> tuple[Job, int]:
     """A job and the number of its frames, with everything checked that can be checked without weights.
 
@@ -58,7 +58,7 @@ def prepare(
         precision, cache: `fp8` for layers in float8, on a GPU, or a cache in it; None is that of `dtype`.
         decoder: a file of TAEHV's weights in place of the checkpoint's codec, or `NOTHING`: no frames.
         threads: CPU threads of denoiser and decoder together; one for each if None. processes: see `Job`.
-        start: a video, an image or a folder of pictures to go on from; a `Start` was checked before.
+        start: a video, an image or a folder of pictures to continue; a `StartClip` was checked before.
 
     Raises:
         UserError: for options that are impossible, or exclude one another.

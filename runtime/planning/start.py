@@ -33,7 +33,7 @@ NOT_RECORDED: Mapping[str, Any] = {"start_file": None, "start_hash": None, "star
 
 
 @dataclass(frozen=True, kw_only=True)
-class Start:
+class StartClip:
     """A clip, an image or a folder of pictures, known to fit the model."""
 
     path: Path
@@ -74,7 +74,7 @@ class Start:
         return lengths.split(latents, range(self.chunks))
 
 
-def open_start(path: Path, checkpoint: Checkpoint) -> Start:
+def open_start(path: Path, checkpoint: Checkpoint) -> StartClip:
     """The start in `path`, for `checkpoint`; only the first picture is decoded, and no weights are read.
 
     Raises:
@@ -93,7 +93,7 @@ def open_start(path: Path, checkpoint: Checkpoint) -> Start:
     if not chunks:
         needed = frames_in(CacheSpec.of(config).chunks.length(0), codec)
         raise UserError(f"{path} has {count} frames, a first chunk {needed}; use a longer clip, or an image")
-    return Start(path=path, sha256=_hash(path), chunks=chunks)
+    return StartClip(path=path, sha256=_hash(path), chunks=chunks)
 
 
 def _check_size(path: Path, found: tuple[int, int], size: tuple[int, int]) -> None:

@@ -41,7 +41,7 @@ def read_listing(path: Path, kind: type[T], *, key: str, example: str) -> list[T
 
 
 def _from_yaml(path: Path, key: str, mend: str) -> list[Any]:
-    """A list as it is; of a mapping each pair in its order."""
+    """The items of a list in a YAML file, or the pairs of a mapping, in their order."""
     value = read_yaml(path)
     if isinstance(value, dict):
         return [_object(path, key, before, said) for before, said in value.items()]

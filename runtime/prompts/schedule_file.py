@@ -25,8 +25,8 @@ from vmla.vae import Codec, frames_in
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One line of a file: the prompt from second `at` of the video on."""
+class ScheduleEntry:
+    """One line of a schedule: the prompt from second `at` of the video on."""
 
     at: float
     prompt: str
@@ -36,17 +36,17 @@ class Entry:
         PromptChange(chunk=0, prompts=(self.prompt,), policy=self.policy)  # raises for an empty prompt
 
 
-def read_schedule(path: Path) -> list[Entry]:
+def read_schedule(path: Path) -> list[ScheduleEntry]:
     """The entries of the file at `path`, in their order.
 
     Raises:
         UserError: if there is no such file, or a line of it is not an entry.
     """
-    return read_listing(path, Entry, key="at", example="0: a red star")
+    return read_listing(path, ScheduleEntry, key="at", example="0: a red star")
 
 
 def to_schedule(
-    entries: Sequence[Entry], *, chunks: int, lengths: ChunkLengths, codec: Codec
+    entries: Sequence[ScheduleEntry], *, chunks: int, lengths: ChunkLengths, codec: Codec
 ) -> PromptSchedule:
     """The entries at the edges of chunks: each applies from the first chunk that begins at or after it.
 

@@ -118,7 +118,7 @@ class PromptSchedule:
 
 
 class FixedPrompts(PromptSchedule):
-    """The same prompts throughout the video, one for each video of a batch."""
+    """Prompts that stay throughout the video, one for each video of a batch."""
 
     def __init__(self, *prompts: str) -> None:
         super().__init__([PromptChange(chunk=0, prompts=prompts)])

@@ -22,8 +22,8 @@ LONGEST_NAME = 200
 
 
 @dataclass(frozen=True, kw_only=True)
-class Video:
-    """One line of a file."""
+class VideoEntry:
+    """One line of a `--videos` file: a video with its name, prompt and seed."""
 
     name: str
     """Name of its file, without the suffix."""
@@ -34,19 +34,19 @@ class Video:
     def __post_init__(self) -> None:
         name = self.name
         if not name.isprintable() or name != name.strip(" .") or not name or set(name) & set("/\\:"):
-            raise UserError(f"{name!r} is no name for a file; use letters, figures and dashes")
+            raise UserError(f"{name!r} is not a name for a file; use letters, figures and dashes")
         if len(name.encode()) > LONGEST_NAME:
             raise UserError(f"its name has more than {LONGEST_NAME} bytes; use a shorter one")
         FixedPrompts(self.prompt)  # raises for an empty prompt
 
 
-def read_videos(path: Path) -> list[Video]:
+def read_videos(path: Path) -> list[VideoEntry]:
     """The videos of the file at `path`, in their order, no two of one name.
 
     Raises:
         UserError: if there is no such file, or a line of it does not describe a video.
     """
-    videos = read_listing(path, Video, key="name", example="star: a red star")
+    videos = read_listing(path, VideoEntry, key="name", example="star: a red star")
     # Some file systems treat names that differ only in case as equal.
     name, count = Counter(video.name.casefold() for video in videos).most_common(1)[0]
     if count > 1:

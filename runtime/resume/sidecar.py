@@ -20,7 +20,7 @@ from plugins.documents.typed import Between, typed
 from plugins.errors import UserError
 from runtime.engines.compiled import PRECISIONS
 from runtime.planning.job import Job
-from runtime.planning.start import NOT_RECORDED, Start
+from runtime.planning.start import NOT_RECORDED, StartClip
 from runtime.prompts.sources import Policy, PromptChange
 from vmla.config import FRAMES_PER_SECOND, YOUNGER, ModelConfig
 from vmla.scheduler import Sampler
@@ -105,11 +105,11 @@ class Recorded:
         return typed(dict(values), cls, said, others="ignore")
 
     @property
-    def start(self) -> Start | None:
+    def start(self) -> StartClip | None:
         """The pictures that the video continues, if any; their file is not read."""
         if self.start_file is None or self.start_hash is None:
             return None
-        return Start(path=Path(self.start_file), sha256=self.start_hash, chunks=self.start_chunks)
+        return StartClip(path=Path(self.start_file), sha256=self.start_hash, chunks=self.start_chunks)
 
     def changes(self) -> list[PromptChange]:
         """The prompts of the video."""

@@ -57,7 +57,7 @@ class Snapshot:
     """Latent frame at which that chunk begins (`Rollout.frame`)."""
     forgotten: int
     cache: Tensor
-    """In main memory; the copy is complete once `ready` has passed."""
+    """A copy in main memory, complete once `ready` has passed."""
     past: dict[int, Tensor]
     """Clean latents [B, z, F, h, w] of chunks in the window, by their number."""
     ready: Stamp = 0.0
@@ -105,7 +105,7 @@ class State:
     """Frames before the mark that nobody has taken yet, chunk by chunk [n, H, W, 3]."""
 
     def save(self, path: str | Path) -> None:
-        """Write it to the file `path`, aside first and then renamed.
+        """Write it to the file `path`, under a temporary name first, then renamed.
 
         Raises:
             OSError: if it cannot be written.
@@ -122,7 +122,7 @@ class State:
         return load_state(Path(path), mend="save it again")[0]
 
     def in_main_memory(self) -> State:
-        """The same with every tensor in main memory and complete, so that it may leave this process."""
+        """This state with every tensor whole and in main memory, so that it may leave this process."""
         wait_for(self.snapshot.ready)
         past = {number: latents.cpu() for number, latents in self.snapshot.past.items()}
         snapshot = replace(self.snapshot, past=past, ready=0.0)
@@ -141,7 +141,7 @@ def state_path(output: Path) -> Path:
 
 
 def save_state(path: Path, state: State, video: Mapping[str, Any]) -> None:
-    """Write `state` of the `video` so described, aside first and then renamed.
+    """Write `state` of the `video` so described, under a temporary name first, then renamed.
 
     Raises:
         OSError: if it cannot be written.
@@ -220,7 +220,7 @@ def state_in(file: BinaryIO, where: str, *, mend: str) -> State:
             raise ValueError("its hash or version is not right")
         return _state(header, tensors)
     except (SafetensorError, OSError, UserError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{where} is torn or no state of a video ({error}); {mend}") from error
+        raise UserError(f"{where} is damaged or is not the state of a video ({error}); {mend}") from error
 
 
 def _state(header: StateHeader, tensors: Mapping[str, Tensor]) -> State:

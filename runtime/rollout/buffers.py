@@ -60,7 +60,7 @@ class Buffers:
         config, spec, device = engine.config, engine.cache_spec, engine.device
         self.cache_spec, self.frames, self._samplers = spec, frames, sampler
         self.sampler = sampler.of_chunk(opens=False)
-        """Of the chunk whose noise is drawn."""
+        """The sampler of the chunk whose noise is drawn."""
         self._picture = picture_shape(config, frames)
         self.noise = torch.zeros(noise_draws(sampler), batch, *self._picture, device=device)
         self.latents = torch.zeros(batch, *self._picture, device=device)

@@ -10,7 +10,7 @@ from runtime.prompts.sources import Policy
 from vmla.cache import CacheSpec
 
 
-class Past:
+class LatentHistory:
     """Clean latents of the sink's chunks and of the newest ones, by their number in the video."""
 
     def __init__(self, spec: CacheSpec) -> None:
@@ -45,7 +45,7 @@ class Past:
         return self._replay() if policy == "recache" else (frame, [])
 
     def restore(self, chunks: Mapping[int, Tensor], forgotten: int) -> None:
-        """Take over the chunks and the mark of an earlier `Past`."""
+        """Take over the chunks and the mark of an earlier `LatentHistory`."""
         self.chunks, self.forgotten = dict(chunks), forgotten
 
     def _replay(self) -> tuple[int, list[tuple[int, Tensor]]]:

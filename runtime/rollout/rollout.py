@@ -2,7 +2,8 @@
 
 For each chunk: the prompt in force, noise that depends only on (seed, chunk, step), a few denoising
 steps that attend to the window in the cache, the frames handed on, and one clean pass at t = 0 whose
-entries are committed to the cache. The cache and every other tensor keep their size and place for ever.
+entries are committed to the cache. The steps and the clean pass themselves are in `runtime.rollout.passes`.
+The cache and every other tensor keep their size and place for ever.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from runtime.rollout.buffers import Buffers, allocate
 from runtime.rollout.decoding import Decoder
 from runtime.rollout.graphs import ChunkGraphs, Kind
 from runtime.rollout.passes import ChunkPasses
-from runtime.rollout.recache import Past
+from runtime.rollout.recache import LatentHistory
 from vmla.scheduler import Sampler
 
 
@@ -52,7 +53,7 @@ class Rollout:
         """
         self._engine, self._prompts, self._sampler, self._seeds = engine, prompts, sampler, seeds
         self._threads, self._start = threads, start
-        self._chunks, self.past = engine.cache_spec.chunks, Past(engine.cache_spec)
+        self._chunks, self.past = engine.cache_spec.chunks, LatentHistory(engine.cache_spec)
         self._buffers = allocate(engine, sampler, batch=len(seeds))
         self._frames = self._chunks.first
         """Latent frames of the chunk under way."""

@@ -14,14 +14,14 @@ from runtime.serve.disk.fence import Fence
 from runtime.serve.disk.store import Store
 from runtime.serve.edge import errors
 from runtime.serve.edge.access import AccessChecks
-from runtime.serve.edge.logs import hush_uvicorn
+from runtime.serve.edge.logs import silence_uvicorn
 from runtime.serve.edge.metrics import Metrics
 from runtime.serve.edge.origins import CrossOrigin
 from runtime.serve.edge.settings import ServeSettings
 from runtime.serve.edge.tracing import Tracing
 from runtime.serve.routes import about, realtime, sessions, videos
 from runtime.serve.routes.serving import Server
-from runtime.serve.shared.peers import Elsewhere, Peers
+from runtime.serve.shared.peers import Peers, RelayMiddleware
 from runtime.serve.shared.streams import SharedStreams
 from runtime.serve.streams.table import Streams
 from runtime.serve.streams.worker import Worker
@@ -52,7 +52,7 @@ def create_app(job: Job, settings: ServeSettings, *, memory: int, tracing: Traci
             await streams.start()
         except Exception as error:
             app.state.failure = error
-            hush_uvicorn()  # whoever runs the server says what is wrong
+            silence_uvicorn()  # whoever runs the server says what is wrong
             raise
         try:
             yield
@@ -68,7 +68,7 @@ def create_app(job: Job, settings: ServeSettings, *, memory: int, tracing: Traci
     for part in (about, sessions, videos, realtime):
         app.include_router(part.router)
     if peers is not None:
-        app.add_middleware(Elsewhere, peers=peers)
+        app.add_middleware(RelayMiddleware, peers=peers)
     app.add_middleware(AccessChecks, settings=settings, metrics=metrics, tracing=tracing)
     app.add_middleware(CrossOrigin, origins=settings.origins)
     return app

@@ -13,7 +13,7 @@ import uvicorn
 from starlette.types import ASGIApp
 
 from plugins.errors import UserError
-from runtime.serve.edge.connections import BoundedWebSocket, TimelyHttp, Watch
+from runtime.serve.edge.connections import BoundedWebSocket, SlowReaderWatchdog, TimeLimitedHttp
 from runtime.serve.edge.settings import ServeSettings
 
 SEND_BUFFER = 1 << 18
@@ -56,7 +56,7 @@ class StoppableServer(uvicorn.Server):
     """uvicorn that ends when `stop` is set, handles no signals itself, and has a `watch`."""
 
     def __init__(
-        self, config: uvicorn.Config, stop: threading.Event, watch: Watch, drain: Drain | None
+        self, config: uvicorn.Config, stop: threading.Event, watch: SlowReaderWatchdog, drain: Drain | None
     ) -> None:
         super().__init__(config)
         self._stop, self._watch, self._drain = stop, watch, drain
@@ -81,9 +81,9 @@ def server_for(
 ) -> StoppableServer:
     """uvicorn for `app`, to be run on a socket of `open_socket` until `stop` is set and it has drained."""
     limits, most = settings.limits, min(CONNECTIONS, resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2)
-    # With `most` connections uvicorn answers HTTP with 503 but still accepts WebSockets, so `TimelyHttp`
+    # With `most` connections uvicorn answers HTTP with 503 but still accepts WebSockets, so `TimeLimitedHttp`
     # closes every connection beyond that number.
-    timely = type("Timely", (TimelyHttp,), {"patience": limits.request_seconds, "most": most})
+    timely = type("Timely", (TimeLimitedHttp,), {"patience": limits.request_seconds, "most": most})
     options: dict[str, Any] = {
         "http": timely,
         "ws": BoundedWebSocket,
@@ -103,4 +103,6 @@ def server_for(
         "loop": "asyncio",  # not uvloop, even if it is installed
     }
     stop = threading.Event() if stop is None else stop
-    return StoppableServer(uvicorn.Config(app, **options), stop, Watch(limits.stall_seconds), drain)
+    return StoppableServer(
+        uvicorn.Config(app, **options), stop, SlowReaderWatchdog(limits.stall_seconds), drain
+    )

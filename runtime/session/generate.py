@@ -22,7 +22,7 @@ from runtime.outputs import FrameSink
 from runtime.planning.job import Job
 from runtime.planning.plan import VideoPlan
 from runtime.prompts.sources import FixedPrompts
-from runtime.prompts.videos_file import Video
+from runtime.prompts.videos_file import VideoEntry
 from runtime.resume.autosave import Autosave, resume_command
 from runtime.resume.sidecar import describe_prompts, describe_video, sidecar_path, write_begun
 from runtime.session.destination import (
@@ -37,7 +37,7 @@ from runtime.session.outcome import Outcome, in_one_line, raise_failure, record
 from runtime.session.replay import Order
 from runtime.session.session import Session
 from runtime.session.task import VideoTask
-from runtime.telemetry.events import NoTelemetry, Several, Telemetry
+from runtime.telemetry.events import NoTelemetry, Telemetry, TelemetryGroup
 from runtime.telemetry.metrics import Summary
 
 
@@ -79,7 +79,7 @@ class VideoFile:
             order.job,
             sink,
             frames=order.frames,
-            telemetry=Several([self._summary, telemetry]),
+            telemetry=TelemetryGroup([self._summary, telemetry]),
             autosave=self._autosave,
             state=order.state,
             on_end=self._record,
@@ -194,7 +194,7 @@ def make_in(
         return video.ending()
 
 
-def orders_of(videos: Sequence[Video], kind: Order) -> dict[str, Order]:
+def orders_of(videos: Sequence[VideoEntry], kind: Order) -> dict[str, Order]:
     """Orders by name: `kind` with the prompt of each of `videos`, and with its seed if it has one."""
     return {
         video.name: replace(

@@ -79,7 +79,7 @@ class VideoProducer:
         self.writer, self.decoding = FrameWriter(asked.sink), WorkerThread("decoder")
         self._threads, self._dropped = ExitStack(), False
         if asked.state is not None:
-            self._go_on(asked.state)
+            self._continue_from(asked.state)
         self.done = self.earlier
         """Frames handed to the writer."""
         self.made = self._first = rollout.number
@@ -90,12 +90,11 @@ class VideoProducer:
         self._launched = rollout.launches
         asked.job.prompts.listen(asked.telemetry.prompt)
 
-    def _go_on(self, state: State) -> None:
+    def _continue_from(self, state: State) -> None:
         self.earlier = state.mark["frames"]
         if self._chunks is not None and state.snapshot.number >= self._chunks:
-            self._rollout.number = (
-                state.snapshot.number
-            )  # all chunks are made; only the writer may still have to finish
+            # All chunks are made: only the writer may still have to finish, and no latents are needed for it.
+            self._rollout.number = state.snapshot.number
             return
         state.snapshot.restore(self._rollout)
         self._decoder.state = state.decoder_state_on(self.job.device)

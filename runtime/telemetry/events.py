@@ -18,7 +18,7 @@ from typing import Any, Protocol
 from plugins.errors import UserError
 from runtime.outputs.stream import STANDARD_OUTPUT
 from runtime.prompts.sources import Receipt
-from runtime.telemetry.expendable import Expendable, Warn
+from runtime.telemetry.best_effort import BestEffort, Warn
 from vmla.cli.progress import ProgressLine
 
 
@@ -109,7 +109,7 @@ class LineTelemetry(NoTelemetry):
         )
 
 
-class OneOf(NoTelemetry):
+class NamedTelemetry(NoTelemetry):
     """Passes the chunks of one of several videos to `take`, with the video's name."""
 
     def __init__(self, take: Callable[[str, ChunkReport], None], video: str) -> None:
@@ -129,7 +129,7 @@ class TogetherLine:
 
     def of(self, video: str) -> Telemetry:
         """The telemetry of the video called `video`."""
-        return OneOf(self._show, video)
+        return NamedTelemetry(self._show, video)
 
     def _show(self, video: str, report: ChunkReport) -> None:
         with self._lock:
@@ -156,7 +156,7 @@ class JsonLines:
     def __init__(self, path: Path, warn: Warn) -> None:
         self._path, self._lock = path, threading.Lock()
         self._also: dict[str, Any] = {}
-        self._attempt = Expendable(path, warn)
+        self._attempt = BestEffort(path, warn)
 
     def __enter__(self) -> JsonLines:
         """Open the file.
@@ -164,9 +164,8 @@ class JsonLines:
         Raises:
             UserError: if it cannot be.
         """
-        flags = (
-            os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK
-        )  # a slow reader of a pipe must not hold up the video
+        # Not blocking: a slow reader of a pipe must not hold up the video.
+        flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NONBLOCK
         standard = self._path == STANDARD_OUTPUT
         try:
             file = os.dup(1) if standard else os.open(self._path, flags, 0o666)
@@ -182,7 +181,7 @@ class JsonLines:
         return self
 
     def of(self, video: str) -> JsonLines:
-        """The same open file for one of several videos, whose name each line carries."""
+        """A view of this open file for one of several videos, whose name each of its lines carries."""
         one = copy(self)
         one._also = {"video": video}
         return one
@@ -223,7 +222,7 @@ class JsonLines:
         self._attempt(self._file.close)
 
 
-class Several:
+class TelemetryGroup:
     """Passes every report to several listeners."""
 
     def __init__(self, listeners: Sequence[Telemetry]) -> None:

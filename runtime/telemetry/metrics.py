@@ -12,8 +12,8 @@ from typing import NamedTuple
 
 from plugins.atomic_files import atomic_write_text
 from plugins.errors import UserError
-from runtime.telemetry.events import ChunkReport, NoTelemetry, OneOf, Telemetry
-from runtime.telemetry.expendable import Expendable, Warn
+from runtime.telemetry.best_effort import BestEffort, Warn
+from runtime.telemetry.events import ChunkReport, NamedTelemetry, NoTelemetry, Telemetry
 
 RECENT = 4096
 """Chunks that percentiles are taken over: an hour of video."""
@@ -28,7 +28,7 @@ class Figures(NamedTuple):
     chunks: int
     frames: int
     first_frame_seconds: float
-    """From the start of the rollout until the first chunk was decoded."""
+    """Seconds from the start of the rollout until the first chunk was decoded."""
     frames_per_second: float
     times_real_time: float
     chunk_p50: float
@@ -110,9 +110,9 @@ class PrometheusFile(NoTelemetry):
         """
         self._path, self._seconds, self._next = path, seconds, 0.0
         self._lock, self._summaries = threading.Lock(), dict[str, Summary]()
-        self._attempt = Expendable(path, warn)
+        self._attempt = BestEffort(path, warn)
         if path.exists() and not path.is_file():
-            raise UserError(f"{path} is no file that could be replaced by a newer one; name another")
+            raise UserError(f"{path} is not a file that a newer one could replace; name another")
         try:
             self._write()
         except OSError as error:
@@ -120,7 +120,7 @@ class PrometheusFile(NoTelemetry):
 
     def of(self, video: str) -> Telemetry:
         """The telemetry of the video called `video`, whose figures carry that name."""
-        return OneOf(self._take, video)
+        return NamedTelemetry(self._take, video)
 
     def chunk(self, report: ChunkReport) -> None:
         """Note the chunk, and write the file if a second has passed or it is the last one."""

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from export.backends import aoti
 from export.build import build as build_in
 from export.checks import check_files
-from export.engine.engine_folder import remove_asides, replacing
+from export.engine.engine_folder import remove_temporary, replacing
 from export.engine.manifest import Manifest
 from export.lowering.calibration import Calibration
 from export.settings import Settings, choose_backend
@@ -142,13 +142,13 @@ def test_an_engine_is_there_again_if_the_new_one_does_not_take_its_place(tmp_pat
     def replace(path, target):
         if path.name.endswith(".building"):
             if at_once:  # as the thread that ends the process would
-                remove_asides(folder)
+                remove_temporary(folder)
             raise KeyboardInterrupt
         return usual(path, target)
 
     monkeypatch.setattr(Path, "replace", replace)
-    with pytest.raises(KeyboardInterrupt), replacing(folder) as aside:
-        (aside / "new").touch()
+    with pytest.raises(KeyboardInterrupt), replacing(folder) as temporary:
+        (temporary / "new").touch()
     assert [path.name for path in tmp_path.rglob("*")] == ["engine", "old"]
 
 
@@ -211,7 +211,7 @@ def test_a_folder_that_is_no_engine_is_left_alone(checkpoint, tmp_path, compiled
     (tmp_path / "letters" / "dear.txt").write_text("reader")
     result = build(checkpoint, tmp_path / "letters")
     assert result.exit_code == 2
-    assert "is no engine" in result.output
+    assert "is not an engine" in result.output
     assert (tmp_path / "letters" / "dear.txt").read_text() == "reader"
     assert compiled == []
 
@@ -237,8 +237,8 @@ def test_a_folder_that_is_no_engine_is_left_alone(checkpoint, tmp_path, compiled
         (["--backend", "tensorrt-rtx"], "tensorrt-rtx needs the GPU that it builds for: --target sm_89"),
         (["--backend", "tensorrt-rtx", "--target", "sm_90"], "builds no engines for sm_90"),
         (["--backend", "aoti", "--target", "sm_89"], "a target goes with backend tensorrt-rtx"),
-        ([*RTX, "sm_86", "--precision", "fp8"], "sm_86 multiplies no fp8, sm_89 and newer do; use bf16"),
-        ([*RTX, "sm_89", "--precision", "nvfp4"], "sm_89 multiplies no nvfp4, sm_100 and newer do"),
+        ([*RTX, "sm_86", "--precision", "fp8"], "sm_86 does not multiply fp8, sm_89 and newer do; use bf16"),
+        ([*RTX, "sm_89", "--precision", "nvfp4"], "sm_89 does not multiply nvfp4, sm_100 and newer do"),
         (["--checkpoint", "nowhere"], "no checkpoint 'nowhere'"),
     ],
 )

@@ -265,8 +265,8 @@ def test_a_backend_that_this_version_lacks_is_refused(manifest, folder):
 
 
 def test_what_is_no_engine_is_refused(folder, tmp_path_factory):
-    assert_refused("is no engine", Manifest.read, folder / "nowhere")
-    assert_refused("is no engine", Manifest.read, tmp_path_factory.mktemp("empty"))
+    assert_refused("is not an engine", Manifest.read, folder / "nowhere")
+    assert_refused("is not an engine", Manifest.read, tmp_path_factory.mktemp("empty"))
     (folder / NAME).write_text("{")
     assert_refused("is not valid JSON", Manifest.read, folder)
     values = {"schema": SCHEMA}

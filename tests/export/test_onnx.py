@@ -21,7 +21,7 @@ from export.onnx import attention_node as onnx_attention
 from export.onnx import graph as graphs
 from export.onnx.decompositions import decomposed
 from export.settings import Settings
-from plugins.aot.tensorrt_plugin import FACES, NAMESPACE
+from plugins.aot.tensorrt_plugin import NAMESPACE, PLUGIN_SPECS
 from plugins.errors import UserError
 from vmla.weights.checkpoint import open_checkpoint
 
@@ -104,13 +104,13 @@ def test_attention_is_a_node_that_fits_the_plugin(graph):
     ours = [node for node in graph.node if node.domain == NAMESPACE]
     assert {node.domain for node in graph.node} == {"", NAMESPACE}
     assert [node.op_type for node in graph.node].count("Attention") == 2  # to the text, of two layers
-    [face] = [face for face in FACES if face.name == "mla_attention"]
+    [spec] = [spec for spec in PLUGIN_SPECS if spec.name == "mla_attention"]
     assert len(ours) == 2
     for node in ours:
-        assert node.op_type == face.name
-        assert len(node.input) == len(face.inputs)
+        assert node.op_type == spec.name
+        assert len(node.input) == len(spec.inputs)
         found = {each.name: onnx.helper.get_attribute_value(each) for each in node.attribute}
-        assert found == {"plugin_namespace": b"vmla", "plugin_version": b"1", "aot": 1} | face.attributes
+        assert found == {"plugin_namespace": b"vmla", "plugin_version": b"1", "aot": 1} | spec.attributes
 
 
 def test_the_function_beside_it_is_what_a_native_graph_holds(model, native_graph):

@@ -3,7 +3,7 @@
 from runtime.outputs.mp4 import Mp4Sink
 from runtime.session.outcome import Outcome, raise_failure
 from runtime.session.session import Session
-from runtime.telemetry.events import NoTelemetry, Several
+from runtime.telemetry.events import NoTelemetry, TelemetryGroup
 from runtime.telemetry.metrics import Summary
 
 
@@ -12,7 +12,12 @@ def make_video(job, sink, telemetry, *, frames, stop=None, autosave=None, state=
     summary = Summary()
     with Session(job) as session:
         task = session.admit(
-            job, sink, frames=frames, telemetry=Several([summary, telemetry]), autosave=autosave, state=state
+            job,
+            sink,
+            frames=frames,
+            telemetry=TelemetryGroup([summary, telemetry]),
+            autosave=autosave,
+            state=state,
         )
         session.run(stop)
     raise_failure(task)

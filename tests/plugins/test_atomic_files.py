@@ -3,13 +3,13 @@
 import pytest
 
 from plugins.atomic_files import (
-    ASIDE,
-    aside_of,
+    TEMPORARY_SUFFIX,
     atomic_folder,
     atomic_write,
     atomic_write_bytes,
     atomic_write_text,
-    remove_asides,
+    remove_temporary,
+    temporary_path,
 )
 
 pytestmark = pytest.mark.cpu
@@ -23,15 +23,15 @@ def old(tmp_path):
 
 
 def test_the_old_file_is_there_until_the_new_one_is_whole(old):
-    with atomic_write(old) as aside:
-        aside.write_text("new")
-        assert (old.read_text(), aside.parent) == ("old", old.parent)
-    assert old.read_text() == "new" and not aside.exists()
+    with atomic_write(old) as temporary:
+        temporary.write_text("new")
+        assert (old.read_text(), temporary.parent) == ("old", old.parent)
+    assert old.read_text() == "new" and not temporary.exists()
 
 
 def test_a_failure_leaves_the_old_file(old):
-    with pytest.raises(ValueError, match="half-way"), atomic_write(old) as aside:
-        aside.write_text("ne")
+    with pytest.raises(ValueError, match="half-way"), atomic_write(old) as temporary:
+        temporary.write_text("ne")
         raise ValueError("half-way")
     assert old.read_text() == "old" and list(old.parent.iterdir()) == [old]
 
@@ -46,29 +46,29 @@ def test_text_and_bytes(old):
 def test_a_link_that_lies_aside_is_not_written_through(old):
     mine = old.with_name("mine")
     mine.write_text("mine")
-    aside_of(old).symlink_to(mine)
+    temporary_path(old).symlink_to(mine)
     atomic_write_text(old, "new")
-    assert (old.read_text(), mine.read_text()) == ("new", "mine") and not aside_of(old).is_symlink()
+    assert (old.read_text(), mine.read_text()) == ("new", "mine") and not temporary_path(old).is_symlink()
 
 
 def test_only_what_bears_our_own_ending_is_taken_for_left_over(old):
     (old.parent / "a.json.tmp").write_text("mine")
     (old.parent / "a.json.tmp.d").mkdir()
     for left in (old, old.parent / "a.json.tmp.d" / "b"):
-        aside_of(left).write_text("half")
-    aside_of(old.parent / "model").mkdir()
-    (aside_of(old.parent / "model") / "weights").touch()
+        temporary_path(left).write_text("half")
+    temporary_path(old.parent / "model").mkdir()
+    (temporary_path(old.parent / "model") / "weights").touch()
     atomic_write_text(old, "new")
-    remove_asides(old.parent)
+    remove_temporary(old.parent)
     assert {path.name for path in old.parent.rglob("*")} == {"a.json", "a.json.tmp", "a.json.tmp.d"}
 
 
 def test_a_folder_appears_at_once_and_what_was_left_aside_is_no_part_of_it(tmp_path):
-    left = tmp_path / f"model{ASIDE}"
+    left = tmp_path / f"model{TEMPORARY_SUFFIX}"
     left.mkdir()
     (left / "of-one-that-was-killed").touch()
-    with atomic_folder(tmp_path / "model") as aside:
-        (aside / "weights").touch()
+    with atomic_folder(tmp_path / "model") as temporary:
+        (temporary / "weights").touch()
         assert not (tmp_path / "model").exists()
     assert [path.name for path in (tmp_path / "model").iterdir()] == ["weights"] and not left.exists()
 
@@ -82,7 +82,7 @@ def test_a_folder_that_is_there_is_never_replaced(tmp_path):
 
 
 def test_a_folder_that_could_not_be_filled_leaves_nothing(tmp_path):
-    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "model") as aside:
-        (aside / "weights").touch()
+    with pytest.raises(KeyboardInterrupt), atomic_folder(tmp_path / "model") as temporary:
+        (temporary / "weights").touch()
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []

@@ -101,8 +101,8 @@ def test_what_mends_it_is_said():
         ("{", "is not valid JSON: Expecting"),
         ('{"a": 1, "a": 2}', "the key a stands there twice"),
         ('{"a": {"b": 1, "b": 1}}', "the key b stands there twice"),
-        ('{"a": NaN}', "NaN is no number"),
-        ('{"a": [1, -Infinity]}', "-Infinity is no number"),
+        ('{"a": NaN}', "NaN is not a number"),
+        ('{"a": [1, -Infinity]}', "-Infinity is not a number"),
         ('{"a": [1, 1e999]}', "a[1]: the number is not finite"),
         ('{"a": %s}' % ("9" * 50), "a: the number is too large"),
         ('{"a": %s}' % ("9" * 5000), "is not valid JSON"),
@@ -129,7 +129,7 @@ def test_a_document_is_a_regular_file_of_text(tmp_path):
     refused("has more than 50 bytes", read_json, path, largest=50)
     os.mkfifo(tmp_path / "pipe")
     for odd in (tmp_path / "pipe", tmp_path, "/dev/zero"):
-        refused("is no regular file", read_text, type(path)(odd))
+        refused("is not a regular file", read_text, type(path)(odd))
     refused("is missing; is this one?", read_text, tmp_path / "none", mend="is this one?")
     refused("cannot read", read_text, type(path)("a\0b"))
     (tmp_path / "loop").symlink_to("loop")
@@ -236,7 +236,7 @@ def test_a_file_that_is_cut_or_none_is_refused(tensors):
     tensors.write_bytes(b"\xff" * 8 + whole[8:])
     refused("it has no whole header", read_header, tensors)
     tensors.write_bytes((4).to_bytes(8, "little") + b"\xff\xff\xff\xff")
-    refused("its header is no text", read_header, tensors)
+    refused("its header is not text", read_header, tensors)
     refused("is missing; copy it", read_header, tensors.with_name("none"), mend="copy it")
 
 

@@ -11,7 +11,7 @@ from kit.tensorrt_bindings import OLDEST, run_with_bindings
 
 import plugins
 from plugins.aot.objects import Compiled, save
-from plugins.aot.tensorrt_plugin import FACES, NAMESPACE, register
+from plugins.aot.tensorrt_plugin import NAMESPACE, PLUGIN_SPECS, register
 from plugins.errors import UserError
 
 pytestmark = pytest.mark.cpu
@@ -85,11 +85,11 @@ def test_outputs_are_described(contract):
 
 def test_what_a_node_must_bring_is_what_tensorrt_reads_off_the_plugins(contract):
     found = contract["plugins"]
-    assert list(found) == [f"{NAMESPACE}::{face.name}" for face in FACES]
-    for face, told in zip(FACES, found.values(), strict=True):
-        assert told["names"] == [face.name, NAMESPACE, "1"]
-        assert told["inputs"] == list(face.inputs)
-        assert told["fields"] == dict.fromkeys(face.attributes, "FLOAT64")
+    assert list(found) == [f"{NAMESPACE}::{spec.name}" for spec in PLUGIN_SPECS]
+    for spec, told in zip(PLUGIN_SPECS, found.values(), strict=True):
+        assert told["names"] == [spec.name, NAMESPACE, "1"]
+        assert told["inputs"] == list(spec.inputs)
+        assert told["fields"] == dict.fromkeys(spec.attributes, "FLOAT64")
 
 
 def test_types_are_offered(contract):

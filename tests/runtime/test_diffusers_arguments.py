@@ -91,7 +91,7 @@ def test_what_the_model_cannot_do_is_refused_in_a_line(pipeline):
         ({"num_frames": 0}, "num_frames is 0"),
         ({"output_type": "gif"}, "use one of np, pil, pt, latent"),
         ({"generator": [torch.Generator(), torch.Generator()]}, "2 generators for one video"),
-        ({"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "there are latents alone"),
+        ({"callback_on_step_end_tensor_inputs": ["prompt_embeds"]}, "there are only latents"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=why):
             pipeline(RED, **said)

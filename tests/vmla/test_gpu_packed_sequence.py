@@ -6,8 +6,8 @@ from kit.measure import assert_close
 from kit.models import draw, tiny_model
 
 from vmla.cache import CacheSpec
-from vmla.packed_sequence import Unrolled, dense_mask
-from vmla.train.objectives.packed_clip import unrolling
+from vmla.packed_sequence import PackedWindow, dense_mask
+from vmla.train.objectives.packed_clip import pack_clip
 from vmla.train.objectives.teacher_forcing import Forcing, forcing_loss, forcing_loss_at_once
 
 pytestmark = [
@@ -33,7 +33,7 @@ def test_loss_and_gradients_are_those_of_a_rollout(layout, numbers):
     frames = len(numbers) * config.chunk
     latents = draw(2, config.in_channels, frames, config.sample_height, config.sample_width).cuda()
     text = draw(2, config.text_tokens, config.text_dim, seed=1).cuda()
-    passes = (rolled, forcing_loss, rolled), (at_once, forcing_loss_at_once, at_once.unrolled)
+    passes = (rolled, forcing_loss, rolled), (at_once, forcing_loss_at_once, at_once.forward_packed)
     for model, loss, run in passes:
         rest = CacheSpec.of(config), latents, model.encode_text(text), numbers, FIXED
         losses.append(loss(run, *rest, torch.Generator().manual_seed(3)))
@@ -48,11 +48,11 @@ def test_loss_and_gradients_are_those_of_a_rollout(layout, numbers):
 
 def test_on_a_gpu_blocks_are_left_out_and_pairs_hidden_alike():
     model = tiny_model(**SIZES).cuda()
-    clip = unrolling(CacheSpec.of(model.config), range(5))
+    clip = pack_clip(CacheSpec.of(model.config), range(5))
     window = clip.window(model.rope, torch.device("cuda"))
     assert not isinstance(window.mask, torch.Tensor)
     tokens = model.config.tokens_per_frame
     query, keys = (draw(2, 2, count * tokens, 32, seed=count).cuda() for count in clip.visible.shape)
     values, mask = torch.randn_like(keys), dense_mask(clip.visible.cuda(), tokens)
-    dense = Unrolled(window.repeated, window.valid, window.cos, window.sin, mask)
+    dense = PackedWindow(window.repeated, window.valid, window.cos, window.sin, mask)
     assert_close(window.attend(query, keys, values), dense.attend(query, keys, values), rtol=5e-3, atol=5e-3)

@@ -11,7 +11,7 @@ from vmla.cache import CacheSpec
 from vmla.packed_sequence import block_mask, dense_mask, masked_attention
 from vmla.train.objectives.cached_rollout import CachedRollout, clip_velocity
 from vmla.train.objectives.consistency import Consistency, Networks, consistency_loss
-from vmla.train.objectives.packed_clip import unrolling
+from vmla.train.objectives.packed_clip import pack_clip
 from vmla.train.objectives.teacher_forcing import Forcing, forcing_loss, forcing_loss_at_once
 from vmla.train.optim.optimizers import DistilSchedule
 from vmla.train.stages.denoiser_settings import DenoiserTraining
@@ -53,7 +53,7 @@ def assert_same_gradients(first, second):
 def test_teacher_forcing_at_once_has_the_loss_and_gradients_of_a_rollout(layout, window, numbers):
     rolled, at_once = (tiny_model(layout=layout, **window).requires_grad_(True) for _ in range(2))
     losses = []
-    passes = (rolled, forcing_loss, rolled), (at_once, forcing_loss_at_once, at_once.unrolled)
+    passes = (rolled, forcing_loss, rolled), (at_once, forcing_loss_at_once, at_once.forward_packed)
     for model, loss, run in passes:
         latents, text = clip_of(model, numbers)
         generator = torch.Generator().manual_seed(3)
@@ -73,8 +73,8 @@ def test_velocities_of_a_clip_at_one_noise_level(layout, numbers):
     spec, sigma = CacheSpec.of(model.config), torch.tensor([0.3, 0.9])
     with torch.no_grad():
         one, other = (
-            clip_velocity(CachedRollout(model, spec, text, numbers, unrolled=run), noisy, clean, sigma)
-            for run in (None, model.unrolled)
+            clip_velocity(CachedRollout(model, spec, text, numbers, forward_packed=run), noisy, clean, sigma)
+            for run in (None, model.forward_packed)
         )
     assert_close(other, one, rtol=1e-4, atol=1e-5)
 
@@ -89,7 +89,7 @@ def test_consistency_at_once_is_that_of_a_rollout(guidance):
         texts = [draw(BATCH, 5, 10, seed=4), draw(BATCH, 5, 10, seed=5)]
         student, target, teacher, free = (
             CachedRollout(model, CacheSpec.of(model.config), model.encode_text(texts[which]),
-                   unrolled=model.unrolled if at_once else None)
+                   forward_packed=model.forward_packed if at_once else None)
             for model, which in ((models[0], 0), (models[1], 0), (models[2], 0), (models[2], 1))
         )  # fmt: skip
         networks = Networks(student, target, teacher, None if guidance == 1 else free)
@@ -102,7 +102,7 @@ def test_consistency_at_once_is_that_of_a_rollout(guidance):
 def test_the_sink_is_seen_where_a_window_keeps_it():
     """Sink 1, history 6, chunks of 3: from chunk 3 on frame 0 is nearer than it is."""
     spec = CacheSpec(sink=1, history=6, chunk=3, tokens_per_frame=1, entry_width=1, layers=1)
-    clip = unrolling(spec, range(6))
+    clip = pack_clip(spec, range(6))
     assert clip.repeated.tolist() == [0, 0, 0]
     assert clip.positions[:3].tolist() == [2, 5, 8]
     # Each of chunk 5's frames, the last three noisy ones: the sink at 8, frames 9 to 14, itself.
@@ -116,7 +116,7 @@ def test_the_sink_is_seen_where_a_window_keeps_it():
 def seen_and_drawn():
     """Frames that see each other, and queries, keys and values of two heads, four tokens to a frame."""
     spec = CacheSpec(sink=1, history=6, chunk=3, tokens_per_frame=4, entry_width=1, layers=1)
-    visible = unrolling(spec, range(6)).visible
+    visible = pack_clip(spec, range(6)).visible
     rows, columns = (4 * frames for frames in visible.shape)
     return visible, draw(2, 2, rows, 8), draw(2, 2, columns, 8, seed=1), draw(2, 2, columns, 8, seed=2)
 
@@ -129,7 +129,7 @@ def test_flex_attention_is_the_masked_one():
 
 @pytest.mark.parametrize("tokens", [4, 60, 64, 300])
 def test_blocks_are_those_that_all_pairs_would_give(tokens):
-    visible = unrolling(CacheSpec(sink=1, history=6, chunk=3, tokens_per_frame=tokens, entry_width=1,
+    visible = pack_clip(CacheSpec(sink=1, history=6, chunk=3, tokens_per_frame=tokens, entry_width=1,
                                     layers=1), range(6)).visible  # fmt: skip
     ours = block_mask(visible, tokens)
     frames, seen = (count * tokens for count in visible.shape)

@@ -94,7 +94,7 @@ def test_a_clip_at_once_has_the_loss_and_gradient_of_a_rollout(numbers):
         c, forcing = model.config, Forcing(copies=1, own_share=0.0)
         latents = draw(BATCH, c.in_channels, len(numbers) * c.chunk, c.sample_height, c.sample_width)
         rest = CacheSpec.of(c), latents, model.encode_text(draw(BATCH, 5, 10, seed=1)), numbers, forcing
-        loss, run = (forcing_loss_at_once, model.unrolled) if at_once else (forcing_loss, model)
+        loss, run = (forcing_loss_at_once, model.forward_packed) if at_once else (forcing_loss, model)
         losses.append(loss(run, *rest, torch.Generator().manual_seed(3)))
         losses[-1].backward()
         gradients.append(model.position_embedding.grad)

@@ -67,7 +67,7 @@ class Verb(click.Command):
             if not isinstance(each.type, click.Path) or each.type.allow_dash:
                 continue
             if Path("-") in paths:
-                raise click.BadParameter("- is no standard stream here; name a file or folder", ctx, each)
+                raise click.BadParameter("- is not a standard stream here; name a file or folder", ctx, each)
             if each.name == "output" and given is not None and (odd := _no_place(Path(given))):
                 raise click.BadParameter(odd, ctx, each)
         return left
@@ -79,7 +79,7 @@ class Verb(click.Command):
 
 
 def _name(option: click.Option) -> str:
-    """Its parameter's; click gives the option for help one that changes with its version."""
+    """The name of the parameter of `option`; click's own name for `--help` changes with its version."""
     return "help" if "--help" in option.opts else str(option.name)
 
 
@@ -119,11 +119,11 @@ class OneLineErrors(OneLine, click.Group):
     command_class = Verb
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        """Their names."""
+        """The names of the commands, in the order in which they were added."""
         return list(self.commands)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """List them."""
+        """List the commands with their short help."""
         with formatter.section("Commands"):
             formatter.write_dl([
                 (name, command.get_short_help_str(limit=LONGEST))
@@ -191,7 +191,7 @@ def _no_place(output: Path) -> str | None:
         return None  # whoever writes there says what is wrong
     if output.is_dir() or stat.S_ISREG(kind):
         return None
-    return f"{output} is no regular file and no folder; name another"
+    return f"{output} is neither a regular file nor a folder; name another"
 
 
 def _with_place(said: str) -> str:

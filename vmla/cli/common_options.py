@@ -15,9 +15,9 @@ from vmla.cli.options.choices import Choice
 from vmla.cli.terminal import say
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "show_default": True}
-"""Of click's context, for commands and those below them."""
+"""Settings of click's context, for commands and their subcommands."""
 COMMON = ("config", "verbose", "quiet", "log_level", "version", "help")
-"""Those that mean the same for every command that has them, by the names of their parameters."""
+"""Options that mean the same for every command that has them, by the names of their parameters."""
 _LEVEL = "vmla.cli.log_level"
 
 
@@ -53,10 +53,10 @@ def log_level(context: click.Context) -> str:
 def log_options() -> list[click.Option]:
     """The options `-v`, `-q` and `--log-level`; each stores a level, and the last one given wins."""
     return [
-        _option(["-v", "--verbose"], _setting("debug"), is_flag=True, help="Log all there is to say."),
-        _option(["-q", "--quiet"], _setting("error"), is_flag=True, help="Log errors alone; no progress."),
+        _option(["-v", "--verbose"], _setting("debug"), is_flag=True, help="Log everything."),
+        _option(["-q", "--quiet"], _setting("error"), is_flag=True, help="Log only errors; no progress."),
         _option(["--log-level"], _setting(None), type=Choice(LEVELS),
-                help="Least that is logged (default: info on a terminal, else warning)."),
+                help="Lowest level that is logged (default: info on a terminal, else warning)."),
     ]  # fmt: skip
 
 

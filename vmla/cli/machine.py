@@ -1,4 +1,4 @@
-"""The machine and the commit, for records and results, and how many threads it may be asked for."""
+"""The machine and the commit, for records and results; its limit of threads; sizes of memory as text."""
 
 from __future__ import annotations
 
@@ -42,6 +42,11 @@ def commit() -> str:
     command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
     return found.stdout.strip() if found.returncode == 0 else "unknown"
+
+
+def binary_size(size: int) -> str:
+    """`size` bytes in GiB, or in MiB where they are less than one GiB."""
+    return f"{size / 2**30:.2f} GiB" if size >= 2**30 else f"{size / 2**20:.1f} MiB"
 
 
 def peak_resident_bytes(*, children: bool = False) -> int:

@@ -19,7 +19,7 @@ class ForgivingStream:
         """Whether the stream cannot be written to (any more)."""
 
     def __getattr__(self, name: str) -> Any:
-        """All else is the stream's own."""
+        """Every other attribute is that of the wrapped stream."""
         return getattr(self._stream, name)
 
     @property

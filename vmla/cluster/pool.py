@@ -28,7 +28,7 @@ class ActorPool(Generic[Piece, Result]):
     def __init__(
         self, ray: Any, new: Callable[[], Any], lost: Callable[[Piece, str], Result], *, workers: int
     ) -> None:
-        """Nothing is started yet.
+        """Describe the pool; `run` starts the actors.
 
         Args:
             ray: the library, connected.

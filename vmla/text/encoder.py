@@ -40,7 +40,7 @@ def check_prompt(prompt: str) -> None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cut:
+class Truncation:
     """The part of a too long prompt that an encoder does not read."""
 
     tokens: int
@@ -100,7 +100,7 @@ class PromptTokenizer:
         """Whether the whole `prompt` is read."""
         return self.cut(prompt) is None
 
-    def cut(self, prompt: str) -> Cut | None:
+    def cut(self, prompt: str) -> Truncation | None:
         """The part of `prompt` that is not read, None if all of it is."""
         cleaned = self.clean(prompt)
         count = self._count(cleaned)
@@ -109,7 +109,7 @@ class PromptTokenizer:
         # The longest beginning whose tokens fit: a longer one never has fewer.
         places = range(len(cleaned) + 1)
         end = bisect_right(places, self.tokens, key=lambda place: self._count(cleaned[:place])) - 1
-        return Cut(tokens=count, read=self.tokens, text=cleaned[: max(end, 0)].rstrip())
+        return Truncation(tokens=count, read=self.tokens, text=cleaned[: max(end, 0)].rstrip())
 
     def _count(self, text: str) -> int:
         return len(self.tokenizer.numbers(text))

@@ -29,7 +29,7 @@ class SmallTextConfig:
     def __post_init__(self) -> None:
         for word in self.words:
             if not word or word in SPECIAL or re.split(BETWEEN_WORDS, word.lower()) != [word]:
-                raise UserError(f"{word!r} is no word of a prompt in lower case")
+                raise UserError(f"{word!r} is not a word of a prompt in lower case")
         if len(set(self.words)) != len(self.words):
             raise UserError("a word is named twice")
 

@@ -38,7 +38,7 @@ class UMT5Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any], where: str = "the text encoder's config.json") -> Self:
-        """That of a `config.json`, whose other settings mean nothing to an encoder that is not trained.
+        """The configuration in a `config.json`, whose other settings concern training alone.
 
         `where` is the file's name in errors.
 

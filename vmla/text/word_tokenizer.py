@@ -29,7 +29,7 @@ class WordTokenizer:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any], contents: Mapping[str, Any]) -> WordTokenizer | None:
-        """That of a `tokenizer_config.json` and a `tokenizer.json`, None if it is another."""
+        """The tokenizer of a `tokenizer_config.json` and a `tokenizer.json`; None for another kind."""
         if settings.get("tokenizer_class") not in KINDS or not named(settings):
             return None
         model = contents.get("model")

@@ -141,8 +141,8 @@ class StageRun:
 def _write(folder: Path, start: Checkpoint, tensors: dict[str, torch.Tensor], sampler: Sampler) -> None:
     """The checkpoint that training started from, with other weights and another schedule."""
     values = (start.folder / "transformer" / "config.json").read_text()
-    with atomic_folder(folder) as aside:
-        (aside / "transformer").mkdir()
-        write_tensors(aside / "transformer" / WEIGHTS, tensors, {"format": "pt"})
-        (aside / "transformer" / "config.json").write_text(values)
-        finish_folder(aside, start.folder, sampler)
+    with atomic_folder(folder) as temporary:
+        (temporary / "transformer").mkdir()
+        write_tensors(temporary / "transformer" / WEIGHTS, tensors, {"format": "pt"})
+        (temporary / "transformer" / "config.json").write_text(values)
+        finish_folder(temporary, start.folder, sampler)

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class SeesFrameBefore(nn.Module):
+class PreviousFrameLayer(nn.Module):
     """A layer over a frame's features [n, width, h, w] and, of the same shape, the predecessor's."""
 
     def __init__(self, width: int) -> None:
@@ -45,7 +45,7 @@ class TimeGrow(nn.Module):
         return self.conv(x).reshape(self.times * x.shape[0], *x.shape[1:])
 
 
-class Double(nn.Module):
+class NearestUpsample(nn.Module):
     """Nearest-neighbour upsampling: each cell becomes 2 x 2 of the same value."""
 
     factor = 2
@@ -62,7 +62,7 @@ class FrameStream(nn.Sequential):
         """x [batch * frames, ...], batch-major; returns the result and the state for the next call."""
         left: list[Tensor] = []
         for layer in self:
-            if isinstance(layer, SeesFrameBefore):
+            if isinstance(layer, PreviousFrameLayer):
                 frames = x.reshape(batch, -1, *x.shape[1:])
                 first = torch.zeros_like(frames[:, :1]) if state is None else state[len(left)]
                 before = torch.cat([first, frames[:, :-1]], dim=1)
@@ -78,9 +78,9 @@ class FrameStream(nn.Sequential):
         for layer in self:
             if isinstance(layer, nn.PixelShuffle):
                 cells *= layer.upscale_factor**2
-            elif isinstance(layer, Double):
+            elif isinstance(layer, NearestUpsample):
                 cells *= layer.factor**2
-            elif isinstance(layer, SeesFrameBefore):
+            elif isinstance(layer, PreviousFrameLayer):
                 count += layer.width * cells
         return count
 

@@ -25,7 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vmla.vae.stream import Double, FrameStream, SeesFrameBefore, TimeGrow, TimePool, fold
+from vmla.vae.stream import FrameStream, NearestUpsample, PreviousFrameLayer, TimeGrow, TimePool, fold
 
 BLOCKS = 3
 """`MemBlock`s at each size of the picture."""
@@ -61,7 +61,7 @@ class Clamp(nn.Module):
         return BOUND * torch.tanh(x / BOUND)
 
 
-class MemBlock(SeesFrameBefore):
+class MemBlock(PreviousFrameLayer):
     """relu(x + conv(relu(conv(relu(conv([x, before])))))), each over 3 x 3 cells."""
 
     def __init__(self, width: int) -> None:
@@ -88,8 +88,8 @@ def _shrink(width: int, times: int) -> list[nn.Module]:
 def _grow(width: int, following: int, times: int) -> list[nn.Module]:
     """`MemBlock`s, then one frame to `times` of twice the size and of `following` channels."""
     grow = TimeGrow(width, times, bias=False)
-    double, last = Double(), _conv(width, following, bias=False)
-    return [*(MemBlock(width) for _ in range(BLOCKS)), double, grow, last]
+    upsample, last = NearestUpsample(), _conv(width, following, bias=False)
+    return [*(MemBlock(width) for _ in range(BLOCKS)), upsample, grow, last]
 
 
 def _encoder(config: TaehvConfig) -> FrameStream:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from plugins.errors import UserError
-from vmla.vae.stream import FrameStream, SeesFrameBefore, TimeGrow, TimePool, fold
+from vmla.vae.stream import FrameStream, PreviousFrameLayer, TimeGrow, TimePool, fold
 
 MOST = 2**12
 """Upper bound of channels and of blocks: a damaged file must not ask for more."""
@@ -48,7 +48,7 @@ class TinyCodecConfig:
             raise UserError(f"first_frames is {self.first_frames}; it is 1 to 4")
 
 
-class TemporalResBlock(SeesFrameBefore):
+class TemporalResBlock(PreviousFrameLayer):
     """Residual convolutions over a frame's features beside those of the frame before."""
 
     def __init__(self, width: int) -> None:
@@ -152,7 +152,7 @@ class TinyCodec(nn.Module):
         return video.float().clamp(0, 1), left
 
     def decode_raw(self, latents: Tensor, state: list[Tensor] | None = None) -> tuple[Tensor, list[Tensor]]:
-        """As `decode`, of latents as `encode_raw` gives them, before the result is clamped: for training."""
+        """Decode the latents of `encode_raw`, and do not clamp the result: for training."""
         batch = latents.shape[0]
         # Bounds a denoiser's outliers, smoothly: raw latents are trained to have deviation 1.
         bounded = torch.tanh(latents.float() / 3) * 3

@@ -20,7 +20,7 @@ from torch import nn
 from plugins.documents.json_file import read_json
 from plugins.documents.typed import typed
 from plugins.errors import UserError
-from vmla.cli.options.names import meant
+from vmla.cli.options.names import did_you_mean
 from vmla.config import ModelConfig
 from vmla.scheduler import Sampler
 from vmla.text import PromptTokenizer, TextEncoder
@@ -39,7 +39,7 @@ from vmla.weights.formats.files import (
     write_json,
     write_tensors,
 )
-from vmla.weights.uninitialised import WithoutRoom
+from vmla.weights.uninitialised import WithoutStorage
 from vmla.world.worlds import World, world_named
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -113,7 +113,7 @@ class Checkpoint:
         """The denoiser in float32, ready to run."""
         config, path = self.model_config(), self.folder / "transformer" / WEIGHTS
         tensors = read_tensors(path)
-        with WithoutRoom():
+        with WithoutStorage():
             model = VideoMLA(config)
         load_exactly(model, tensors, path)
         return model.eval().requires_grad_(False)
@@ -134,7 +134,7 @@ class Checkpoint:
         if kind != "TinyCodec":
             raise UserError(f"{folder} holds a {kind}; known are TinyCodec and AutoencoderKLWan")
         config = typed(values, TinyCodecConfig, str(folder / "config.json"))
-        with WithoutRoom():
+        with WithoutStorage():
             codec = TinyCodec(config)
         if not weights:
             return codec.to("meta")
@@ -179,7 +179,7 @@ class Checkpoint:
         values = read_json(folder / "config.json")
         config = UMT5Config.from_dict(values, str(folder / "config.json"))
         tensors = read_tensors(path)
-        with WithoutRoom():
+        with WithoutStorage():
             model = UMT5Encoder(config)
         # One matrix under two names: files hold either or both.
         embedding = tensors.pop("encoder.embed_tokens.weight", None)
@@ -212,7 +212,7 @@ def open_checkpoint(name: str | Path = SHIPPED) -> Checkpoint:
         raise UserError(f"{folder} is a file, not a checkpoint folder; {make_one_of(str(folder))}")
     if not str(name) or not folder.is_dir():
         known = " or ".join(shipped_names())
-        near = meant(str(name), shipped_names())
+        near = did_you_mean(str(name), shipped_names())
         raise UserError(f"no checkpoint {str(name)!r}; give a folder, or {known} for a shipped model{near}")
     return Checkpoint(folder, read_json(folder / INDEX, mend="is this a checkpoint folder?"))
 
@@ -273,7 +273,7 @@ def _save_part(
 
 
 def _save_text(folder: Path, encoder: Any, dtype: torch.dtype, notes: dict[str, str]) -> None:
-    """As transformers writes it, without its progress bar; the embedding's two names are saved as one."""
+    """Save the encoder as transformers does, without a progress bar; the tied embedding is saved once."""
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / "config.json", encoder.config.to_dict())
     tensors = {name: tensor.to(dtype) for name, tensor in encoder.state_dict().items()}

@@ -192,7 +192,7 @@ def _refuse_unread(hub: Hub, repo: str, revision: str | None) -> None:
 
 
 def find_checkpoint(name: str | Path = SHIPPED, *, hub: Hub | None = None) -> Checkpoint:
-    """As `open_checkpoint`; `owner/name` and `owner/name@revision` are downloaded once, unless they lie here.
+    """Open a checkpoint; `owner/name[@revision]` is downloaded from the hub once, unless it is a folder here.
 
     Raises:
         UserError: if there is none, or the repository holds a model of another kind, of which nothing but
@@ -204,7 +204,7 @@ def find_checkpoint(name: str | Path = SHIPPED, *, hub: Hub | None = None) -> Ch
     hub, repo, revision = hub or Hub(), named["repo"], named["revision"]
     hub.announce(repo)
     if (files := hub.files(repo, revision)) and INDEX not in files:
-        raise UserError(f"{name} is no checkpoint of VideoMLA, it has no {INDEX}; {make_one_of(str(name))}")
+        raise UserError(f"{name} is not a VideoMLA checkpoint: it has no {INDEX}; {make_one_of(str(name))}")
     kind = read_json(hub.download(repo, revision, INDEX)).get("_class_name")
     if kind != PIPELINE:
         raise UserError(f"{name} is a {kind}, not a checkpoint of VideoMLA; {make_one_of(str(name))}")

@@ -46,7 +46,7 @@ class Lora:
     """alpha of all layers, where the file has none for each; None means the rank, a factor of 1."""
 
     def __call__(self, name: str, weight: Tensor) -> Tensor:
-        """The float32 weight [out, in] with its change, or as it is if it has none.
+        """The float32 weight [out, in] with the adapter's change added, or unchanged if it has none.
 
         Raises:
             UserError: if the change has another shape, or is not finite.
@@ -86,7 +86,7 @@ def open_lora(path: Path, weights: Iterable[str], strength: float = 1.0) -> Lora
 
     Raises:
         UserError: for a tensor that belongs to no layer of the model, a pair of which half is missing, or a
-            strength that is no number.
+            strength that is not a number.
     """
     if not math.isfinite(strength):
         raise UserError(f"the strength of {path} is {strength}; use a number, 1 as it was trained")

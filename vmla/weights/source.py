@@ -31,7 +31,7 @@ from vmla.weights.published.families import (
     refuse_two_experts,
     with_own_picture,
 )
-from vmla.weights.uninitialised import WithoutRoom
+from vmla.weights.uninitialised import WithoutStorage
 
 OURS = "VideoMLA"
 """`_class_name` in the configuration of a transformer of ours."""
@@ -92,7 +92,7 @@ class Source:
 
     def model(self) -> VideoMLA:
         """The whole transformer in float32, ready to run."""
-        with WithoutRoom():
+        with WithoutStorage():
             model = VideoMLA(self.config)
         load_exactly(model, {name: self.tensor(name) for name in self.names}, self.path)
         return model.eval().requires_grad_(False)
@@ -262,11 +262,13 @@ def _sizes(
 
 
 def _heads(width: int, values: Mapping[str, Any], like: ModelConfig, path: Path) -> int:
-    """As `config.json` has it, or `like` where it is as wide, or as many as have the width of Wan's."""
+    """The number of heads: of `config.json`, or `like` if as wide, or as many as are as wide as Wan's."""
     given = values.get("num_attention_heads", values.get("num_heads"))
     heads = given or (like.num_attention_heads if width == like.inner_dim else width // WAN_HEAD)
     if not isinstance(heads, int) or heads < 1 or width % heads:
-        raise UserError(f"{path}: {width} is no number of heads of {WAN_HEAD}; give config.json beside it")
+        raise UserError(
+            f"{path}: width {width} is not a whole number of heads of {WAN_HEAD}; give config.json beside it"
+        )
     return heads
 
 
@@ -278,7 +280,7 @@ def shapes_of(config: ModelConfig) -> dict[str, Shape]:
 
 
 def _file_shapes(config: ModelConfig) -> dict[str, Shape]:
-    """As `shapes_of`, with the patch embedding as the convolution that it is in a Wan file."""
+    """The shapes of a Wan file's tensors: those of `shapes_of`, but the patch embedding is a convolution."""
     convolution = (config.inner_dim, config.in_channels, 1, config.patch_size, config.patch_size)
     return {**shapes_of(config), "patch_embedding.weight": convolution}
 

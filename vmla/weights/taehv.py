@@ -13,7 +13,7 @@ from vmla.vae.taehv import TAEHV_CONFIGS, Taehv
 from vmla.weights.formats.files import Shape, check_shapes, load_exactly
 from vmla.weights.formats.lazy_tensors import LazyTensors, shape_of
 from vmla.weights.formats.pickles import open_pickle
-from vmla.weights.uninitialised import WithoutRoom
+from vmla.weights.uninitialised import WithoutStorage
 
 PICKLES, SAFETENSORS = (".pth", ".pt"), ".safetensors"
 PUBLISHED = "taew2_1"
@@ -35,7 +35,7 @@ def load_taehv(path: Path, *, weights: bool = True) -> Taehv:
     tensors = _open(path)
     shapes = {name: shape_of(tensors, name) for name in tensors}
     name = _architecture(shapes, path)
-    with WithoutRoom():
+    with WithoutStorage():
         codec = Taehv(TAEHV_CONFIGS[name])
     expected = {name: tuple(tensor.shape) for name, tensor in codec.state_dict().items()}
     check_shapes(expected, shapes, path, name)
@@ -74,7 +74,7 @@ def architecture_of(codec: Taehv) -> str:
 def _open(path: Path) -> Mapping[str, Tensor]:
     if path.suffix not in (*PICKLES, SAFETENSORS):
         kinds = ", ".join(PICKLES)
-        raise UserError(f"{path} is no file of weights; name one that ends in {kinds} or {SAFETENSORS}")
+        raise UserError(f"{path} is not a file of weights; name one that ends in {kinds} or {SAFETENSORS}")
     if not path.is_file():
         raise UserError(f"there is no file {path}; name one that holds weights of TAEHV")
     return LazyTensors(path) if path.suffix == SAFETENSORS else open_pickle(path)

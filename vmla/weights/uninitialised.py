@@ -26,8 +26,8 @@ class Uninitialised(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-class WithoutRoom(Uninitialised):
-    """As `Uninitialised`, and each weight is one number that stands for all of them.
+class WithoutStorage(Uninitialised):
+    """An `Uninitialised` under which each weight is one number that stands for all of its elements.
 
     A shape that a configuration asks for is compared with the file's before anything of that size is made.
     """

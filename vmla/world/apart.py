@@ -10,7 +10,7 @@ from vmla.world.paths import Course
 from vmla.world.worlds import World
 
 FARTHEST = 1.1
-"""From its centre to the farthest point of a shape (of a star or a triangle), in circumradii."""
+"""Distance from a shape's centre to its farthest point (a star's or a triangle's), in circumradii."""
 
 GAP = 1.5
 """Pixels that stay free between two objects, of which one is the antialiased ramp of their edges."""

@@ -45,7 +45,7 @@ def _presence(sprite: Sprite, frames: int, start: int, grid: int, together: int)
 
 
 def _kind(sprite: Sprite, frames: int, places: int) -> Tensor:
-    """Its shape and colour, [F, grid^2, 1 + shapes + colours]: the same at all places."""
+    """The sprite's shape and colour, [F, grid^2, 1 + shapes + colours], which are the same at all places."""
     colour = list(COLOURS).index(sprite.colour)
     kind = torch.zeros(frames, places, 1 + len(SHAPES) + len(COLOURS))
     kind[..., [0, 1 + SHAPES.index(sprite.shape), 1 + len(SHAPES) + colour]] = 1

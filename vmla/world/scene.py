@@ -117,7 +117,7 @@ def _draw_sprite(rng: np.random.Generator, colour: str, world: World) -> Sprite:
 
 
 def _draw_apart(rng: np.random.Generator, one: Sprite, other: Sprite) -> tuple[Sprite, Sprite]:
-    """The same two objects on other paths, which are drawn again until the objects never touch."""
+    """Redraw the paths of the two objects until the objects never touch."""
     while not stay_apart(one.course, other.course):
         one, other = (replace(sprite, seed=int(rng.integers(2**31))) for sprite in (one, other))
     return one, other

@@ -31,7 +31,7 @@ class Bars:
     """Values of an older run, drawn as a line across the bar of the same name."""
 
     def beside(self, old: object) -> Bars:
-        """The same with the values of an `old` plot over it, if that is of the same kind."""
+        """This plot with the values of an `old` plot over it, if that is of the same kind."""
         if not isinstance(old, Bars):
             return self
         return replace(self, old={name: value for name, value, _ in old.values})
@@ -77,7 +77,7 @@ class Ratios:
         return self
 
     def text(self) -> str:
-        """As SVG: points on a logarithmic axis with one in its middle, coloured by their verdict."""
+        """The plot as SVG: points on a logarithmic axis around 1, coloured by their verdict."""
         left, right = _room_for([name for name, *_ in self.values]), WIDTH - 90
         ends = [end for _, one, spread, _ in self.values for end in (one - spread, one, one + spread)]
         reach = 1.05 * max([log(LEAST_RATIO), *(abs(log(end)) for end in ends if end > 0)])

@@ -43,7 +43,7 @@ class Lines:
     """Whether the upward axis begins at zero."""
 
     def beside(self, old: object) -> Lines:
-        """The same with the series of an `old` plot over it, if that is of the same kind."""
+        """This plot with the series of an `old` plot over it, if that is of the same kind."""
         return replace(self, old=old.series) if isinstance(old, Lines) else self
 
     @property

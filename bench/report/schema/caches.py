@@ -11,7 +11,7 @@ from bench.report.schema.parts import Count, Document, Number, Positive
 
 
 @dataclass(frozen=True, kw_only=True)
-class Window:
+class WindowFrames:
     """Latent frames that every pass attends to."""
 
     sink: Count
@@ -48,5 +48,5 @@ class CacheForm:
 class CachesResults(Document):
     """Results of `vmla-bench caches`: one video with each form of the cache."""
 
-    window: Window
+    window: WindowFrames
     rows: Annotated[tuple[CacheForm, ...], Field(min_length=1)]

@@ -181,7 +181,7 @@ class StudyResults(Document):
 
 @dataclass(frozen=True, kw_only=True)
 class Variant:
-    """One way to convert, over the models."""
+    """The results of one way to convert, over the models."""
 
     variant: str
     energy: dict[str, MeanDeviation]

@@ -93,7 +93,7 @@ class Cache:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Streams:
+class StreamCapacity:
     """How many videos of a layout fit."""
 
     layout: Layout
@@ -125,7 +125,7 @@ class MemoryResults(Document):
     """Results of `vmla-bench memory`: caches, peaks, and streams that fit."""
 
     caches: dict[Layout, Cache]
-    streams: Annotated[tuple[Streams, ...], Field(min_length=1)]
+    streams: Annotated[tuple[StreamCapacity, ...], Field(min_length=1)]
     compared: Compared
     passes: tuple[PassMemory, ...] = ()
 
@@ -135,14 +135,14 @@ class MemoryResults(Document):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Passed:
+class WindowGrades:
     """The grades of a window of a video."""
 
     all: bool
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
+class WindowMeasures:
     """A window of a video: see `bench.quality.drift.measures`."""
 
     second: Number
@@ -150,7 +150,7 @@ class Seen:
     luma: Number
     sharpness: Number
     motion: Number
-    grades: Passed | None = None
+    grades: WindowGrades | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,7 +172,7 @@ class RolloutResults(Document):
     times_real_time: Number
     peak_bytes: Number
     drift: dict[str, Number] = Field(default_factory=dict)
-    picture: tuple[Seen, ...] = ()
+    picture: tuple[WindowMeasures, ...] = ()
     chunks: tuple[ChunkFigures, ...] = ()
 
     def __post_init__(self) -> None:

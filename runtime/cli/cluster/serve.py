@@ -11,11 +11,11 @@ from typing import Any
 import click
 
 from plugins.errors import UserError
-from runtime.cli.cluster.videos import anywhere
+from runtime.cli.cluster.videos import with_absolute_paths
 from runtime.cluster.ingress import ingress
 from runtime.cluster.service import Service, Size
 from runtime.planning.job import Job
-from runtime.serve.disk.store import kept_in, read_relay_key
+from runtime.serve.disk.store import read_relay_key, saved_streams_notice
 from runtime.serve.edge.logs import log_to_stderr
 from runtime.serve.edge.settings import ServeSettings
 from runtime.serve.edge.tracing import Tracing, traced_to
@@ -37,7 +37,7 @@ def serve_ray(
         settings_of: returns the server's settings for those options and that job.
         stop: set by the signal that ends the server.
     """
-    numbers, options = _numbers(options["replicas"]), anywhere(options)
+    numbers, options = _numbers(options["replicas"]), with_absolute_paths(options)
     job, ray = job_of(options), connect()
     settings = settings_of(options, job)
     size = _size(numbers, options["cpus_per_replica"] or job.threads, job, ray.cluster_resources())
@@ -53,7 +53,7 @@ def serve_ray(
             say(*job.what_runs(), f"replicas: {size.least}", f"page: {url_of(listening)}/")
             app = ingress(settings, key, service.find, service.everyone, tracing)
             server_for(app, settings, stop).run(sockets=[listening])
-    stop.last_words = lambda: [kept_in(settings.store)]
+    stop.last_words = lambda: [saved_streams_notice(settings.store)]
     if stop.is_set():
         say(*stop.parting(f"stopped by {stop.name}"), err=True)
     sys.exit(stop.status)

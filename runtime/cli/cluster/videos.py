@@ -14,7 +14,7 @@ from plugins.errors import UserError
 from runtime.cluster.maker import Made
 from runtime.cluster.pool import video_pool
 from runtime.planning.job import Job
-from runtime.prompts.videos_file import Video
+from runtime.prompts.videos_file import VideoEntry
 from runtime.session.replay import Order
 from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say
@@ -27,7 +27,7 @@ PATHS = ("checkpoint", "engine", "decoder", "start")
 
 
 def run_pool(
-    options: dict[str, Any], videos: list[Video], job: Job, order_of: Callable[[str], Order], stop: Stop
+    options: dict[str, Any], videos: list[VideoEntry], job: Job, order_of: Callable[[str], Order], stop: Stop
 ) -> None:
     """Make `videos` on the machines of a Ray cluster.
 
@@ -57,8 +57,8 @@ def run_pool(
     _end(made, videos, stop)
 
 
-def anywhere(options: dict[str, Any]) -> dict[str, Any]:
-    """The same options, valid in any working folder: paths that exist here are made absolute."""
+def with_absolute_paths(options: dict[str, Any]) -> dict[str, Any]:
+    """`options` for any working folder: paths that exist here are made absolute."""
     named = {name: options[name] for name in PATHS if options.get(name) is not None}
     whole = {name: Path(path).absolute() for name, path in named.items() if Path(path).exists()}
     return {**options, **{name: type(named[name])(path) for name, path in whole.items()}}
@@ -74,7 +74,7 @@ def _say(one: Made, folder: Path) -> None:
         say(f"{output}: {one.frames} frames" + ("" if one.complete else ", stopped"))
 
 
-def _end(made: list[Made], videos: list[Video], stop: Stop) -> None:
+def _end(made: list[Made], videos: list[VideoEntry], stop: Stop) -> None:
     """Exit with the signal's status if stopped, and with 2 if a video failed."""
     if len(made) < len(videos) or not all(one.complete or one.failure for one in made):
         say("stopped; run the same command again to continue", err=True)

@@ -67,6 +67,7 @@ class Scaled(Format):
         content, rotary = entries.float().split([entries.shape[-1] - self._rotary, self._rotary], dim=-1)
         groups = content.unflatten(-1, (-1, gcd(content.shape[-1], GROUP)))
         scales = (groups.abs().amax(-1, keepdim=True) / self._most).clamp(min=LEAST_SCALE).half()
+        # Divided by the scale as it is stored, rounded to float16: the one that `unpack` multiplies by.
         codes = (groups / scales.float()).clamp(-self._most, self._most).flatten(-2)
         values = _fp8(codes) if self._bits == 8 else _nibbles(codes)
         return values, scales.squeeze(-1), rotary.bfloat16()

@@ -80,7 +80,7 @@ def choose_fp8(precision: str | None, device: torch.device, dtype: torch.dtype, 
         )
     if (found := torch.cuda.get_device_capability(device)) < OLDEST_GPU:
         raise UserError(
-            "sm_{}{} multiplies no fp8, sm_{}{} and newer do; leave --precision out".format(
+            "sm_{}{} does not multiply fp8, sm_{}{} and newer do; leave --precision out".format(
                 *found, *OLDEST_GPU
             )
         )

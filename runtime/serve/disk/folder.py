@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-from plugins.atomic_files import aside_of, atomic_write_text
+from plugins.atomic_files import atomic_write_text, temporary_path
 from plugins.documents.json_file import parse_json, read_json
 from plugins.documents.regular_file import read_text
 from plugins.documents.typed import typed
@@ -61,7 +61,7 @@ class AppliedChange:
 
     @property
     def change(self) -> PromptChange:
-        """The same for a rollout."""
+        """The change in the form that a rollout takes."""
         return PromptChange(chunk=self.chunk, prompts=(self.prompt,), policy=self.policy)
 
 
@@ -151,7 +151,7 @@ class StreamFolder:
         )
         for file in ours:
             file.unlink(missing_ok=True)
-            aside_of(file).unlink(missing_ok=True)
+            temporary_path(file).unlink(missing_ok=True)
         with suppress(OSError):
             self.path.rmdir()
 

@@ -61,7 +61,7 @@ class Store:
             ValueError: if that cannot be the name of a stream.
         """
         if not NAME.fullmatch(name):
-            raise ValueError("this is no name of a stream")
+            raise ValueError("this is not the name of a stream")
         return StreamFolder(self.path / name)
 
     def folders(self) -> Iterator[StreamFolder]:
@@ -75,8 +75,8 @@ class Store:
         self._lock.close()
 
 
-def kept_in(store: Path) -> str:
-    """What a server that was stopped says of its streams."""
+def saved_streams_notice(store: Path) -> str:
+    """The last words of a stopped server: where its streams are and how to continue them."""
     return f"streams are kept in {store}; run the same command again to continue them"
 
 
@@ -97,5 +97,5 @@ def read_relay_key(store: Path) -> str:
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}; name another --store") from error
     except UnicodeDecodeError as error:
-        raise UserError(f"{path} is no key of ours; name another --store") from error
+        raise UserError(f"{path} is not a key of ours; name another --store") from error
     return key

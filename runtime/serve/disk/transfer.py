@@ -21,7 +21,7 @@ LARGEST = 1 << 40
 
 
 def without_paths(state: State, *, model: str) -> State:
-    """The same state without paths of this machine in it; its checkpoint is called `model`."""
+    """`state` without this machine's paths; its checkpoint is called `model`."""
     emptied = {name: None for name in LOCAL_FIELDS if name in state.video}
     return replace(state, video={**state.video, **emptied, "checkpoint": model})
 

@@ -45,7 +45,7 @@ RELAYED = "x-vmla-relay"
 """The header that carries the key of servers that share a store."""
 
 
-class Pace:
+class RateLimiter:
     """Limits the requests of each address: so many in a minute, which may also come all at once."""
 
     def __init__(self, per_minute: int, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -68,7 +68,7 @@ class AccessChecks:
 
     def __init__(self, app: ASGIApp, settings: ServeSettings, metrics: Metrics, tracing: Tracing) -> None:
         self._app, self._settings, self._metrics, self._tracing = app, settings, metrics, tracing
-        self._pace = Pace(settings.limits.requests_per_minute)
+        self._limiter = RateLimiter(settings.limits.requests_per_minute)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Let a request in, or answer it with a refusal."""
@@ -103,7 +103,7 @@ class AccessChecks:
             raise ApiError(403, "wrong_origin", "pages of this origin may not use the server")
         if settings.api_keys and not self._is_open(scope) and not self._has_key(headers):
             raise ApiError(401, "no_key", "send an API key: Authorization: Bearer ...")
-        if changes and (wait := self._pace.take((scope.get("client") or ("?",))[0])) is not None:
+        if changes and (wait := self._limiter.take((scope.get("client") or ("?",))[0])) is not None:
             raise ApiError(429, "too_fast", f"too many requests; wait {wait} s", retry_after=wait)
         if not socket:
             self._check_length(headers, scope["path"])

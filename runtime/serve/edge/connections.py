@@ -16,7 +16,7 @@ POLICY_VIOLATION = 1008
 """The WebSocket close code of a message that breaks a server's rules (RFC 6455, section 7.4.1)."""
 
 
-class TimelyHttp(H11Protocol):
+class TimeLimitedHttp(H11Protocol):
     """HTTP/1.1 with a time limit for the head of each request, and an upper bound on connections."""
 
     patience = 30.0
@@ -121,7 +121,7 @@ class Connected(Protocol):
     transport: asyncio.Transport
 
 
-class Watch:
+class SlowReaderWatchdog:
     """Ends connections whose client reads nothing.
 
     Closing a connection is not enough: unsent data keeps it open for as long as the client does not read.

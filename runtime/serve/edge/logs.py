@@ -34,7 +34,7 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line)
 
 
-def hush_uvicorn() -> None:
+def silence_uvicorn() -> None:
     """Silence uvicorn's log until `log_to_stderr` is called again."""
     logging.getLogger(UVICORN).disabled = True
 

@@ -23,8 +23,8 @@ CONTEXT = ("traceparent", "tracestate")
 """Headers that say which span a request belongs to (W3C Trace Context)."""
 
 
-class Stay:
-    """The record of a stream's stay in memory; this one records nothing."""
+class StreamSpan:
+    """The span of a stream's time in memory; this one records nothing."""
 
     def chunk(self, report: ChunkReport) -> None:
         """Note that a chunk was made; may be called on any thread."""
@@ -34,7 +34,7 @@ class Stay:
 
 
 class Answer:
-    """What the trace of a request is told about its answer."""
+    """The answer to a request, as its trace records it."""
 
     status: int | None = None
     """Status of HTTP; None while there is no answer."""
@@ -48,9 +48,9 @@ class Tracing:
         """A context in which the request or WebSocket of the ASGI `scope` is answered."""
         yield Answer()
 
-    def stay(self, stream: str, *, kind: str, chunk: int) -> Stay:
+    def stay(self, stream: str, *, kind: str, chunk: int) -> StreamSpan:
         """Begin the record of a stream's stay in memory; its next chunk is `chunk`."""
-        return Stay()
+        return StreamSpan()
 
     def close(self) -> None:
         """Export the spans that are still waiting."""
@@ -104,7 +104,7 @@ class OpenTelemetryTracing(Tracing):
                     span.set_attribute("http.response.status_code", answer.status)
                     span.set_status(StatusCode.ERROR if answer.status >= 500 else StatusCode.UNSET)
 
-    def stay(self, stream: str, *, kind: str, chunk: int) -> Stay:
+    def stay(self, stream: str, *, kind: str, chunk: int) -> StreamSpan:
         """See `Tracing.stay`; the span links to the request that brought the stream, which ends earlier."""
         from opentelemetry import trace
         from opentelemetry.context import Context
@@ -116,7 +116,7 @@ class OpenTelemetryTracing(Tracing):
             "videomla.kind": kind,
             "videomla.first_chunk": chunk,
         }
-        return _TracedStay(
+        return _OpenTelemetrySpan(
             self._tracer, self._tracer.start_span("session", Context(), attributes=told, links=links)
         )
 
@@ -135,7 +135,7 @@ def _within_current(headers: Iterable[tuple[bytes, bytes]]) -> list[tuple[bytes,
     return [*others, *((name.encode(), value.encode()) for name, value in ours.items())]
 
 
-class _TracedStay(Stay):
+class _OpenTelemetrySpan(StreamSpan):
     """A span, whose chunks are spans within it."""
 
     def __init__(self, tracer: Tracer, span: Span) -> None:

@@ -18,10 +18,10 @@ def file_of(stream: Stream) -> Response:
     """
     if not (stream.index.bytes and stream.folder.video.exists()):
         raise ApiError(409, "no_frames", "no frames are made yet", retry_after=1)
-    return VideoFile(stream.folder.video, media_type="video/mp4", filename=f"{stream.id}.mp4")
+    return GrowingFile(stream.folder.video, media_type="video/mp4", filename=f"{stream.id}.mp4")
 
 
-class VideoFile(FileResponse):
+class GrowingFile(FileResponse):
     """A file that may grow while it is sent: the body ends where the file ended when it was asked for.
 
     A `Range` that cannot be read is ignored, as RFC 9110 (14.2) prescribes for unknown units.

@@ -36,7 +36,7 @@ async def realtime_video(socket: WebSocket, server: ThisServer) -> None:
             raise busy("too many viewers are connected")
         start = await _first(connection, server)
         peers, name = server.peers, start.session_id
-        if peers is not None and name is not None and peers.is_elsewhere(name, socket):
+        if peers is not None and name is not None and peers.is_remote(name, socket):
             await peers.watch(socket, start.model_dump_json(exclude_none=True))
             return
         began = time.perf_counter()

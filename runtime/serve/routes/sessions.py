@@ -15,8 +15,8 @@ from runtime.serve.edge.errors import ApiError, invalid
 from runtime.serve.routes.content import file_of
 from runtime.serve.routes.messages import Fork, Interaction, NewSession
 from runtime.serve.routes.serving import ThisServer
-from runtime.serve.routes.transfers import StateResponse, one_more, packed, received
-from runtime.serve.streams import descent
+from runtime.serve.routes.transfers import StateResponse, packed, received, transfer_slot
+from runtime.serve.streams import from_state
 
 router = APIRouter(prefix="/v1/sessions")
 
@@ -92,7 +92,9 @@ async def fork(name: str, body: Fork, server: ThisServer) -> dict[str, Any]:
     stream = server.streams.get(name, "session")
     if stream.info.status == "completed":
         raise ApiError(409, "over", "this session is complete; there is nothing to continue")
-    other = await descent.fork(server.streams, stream, prompt=body.prompt, policy=body.policy, seed=body.seed)
+    other = await from_state.fork(
+        server.streams, stream, prompt=body.prompt, policy=body.policy, seed=body.seed
+    )
     return server.describe(other)
 
 
@@ -101,7 +103,7 @@ async def state(name: str, server: ThisServer) -> Response:
     """The session's state, from which another server can continue it; the session itself continues."""
     stream = server.streams.get(name, "session")
     with ExitStack() as stack:
-        stack.enter_context(one_more(server))
+        stack.enter_context(transfer_slot(server))
         found = without_paths(await server.streams.snapshot(stream), model=server.settings.name)
         data = await anyio.to_thread.run_sync(packed, found)
         return StateResponse(data, stack.pop_all(), name=name, number=found.snapshot.number)
@@ -110,6 +112,6 @@ async def state(name: str, server: ThisServer) -> Response:
 @router.put("/{name}/state", status_code=201)
 async def take_over(name: str, request: Request, server: ThisServer) -> dict[str, Any]:
     """Continue a session of another server here, from its state in the body."""
-    with one_more(server):
-        stream = await descent.adopt(server.streams, name, await received(request, server))
+    with transfer_slot(server):
+        stream = await from_state.adopt(server.streams, name, await received(request, server))
     return server.describe(stream)

@@ -26,7 +26,7 @@ SPARE = 4 << 20
 
 
 @contextmanager
-def one_more(server: Server) -> Iterator[None]:
+def transfer_slot(server: Server) -> Iterator[None]:
     """A context that counts one state as under way.
 
     Raises:

@@ -30,7 +30,7 @@ class Peers:
         self._here, self._key = settings.shared, settings.relay_key
         self.relay = Relay(self._key)
 
-    def is_elsewhere(self, name: str, connection: HTTPConnection) -> bool:
+    def is_remote(self, name: str, connection: HTTPConnection) -> bool:
         """Whether another server makes the stream; a request passed on once is not passed on again."""
         if not was_relayed(connection.headers, self.settings) and self.streams.holder(name) is not None:
             return True
@@ -55,7 +55,7 @@ class Peers:
         return self.settings.limits.stall_seconds
 
 
-class Elsewhere:
+class RelayMiddleware:
     """The layer of the application between its access checks and its routes."""
 
     def __init__(self, app: ASGIApp, peers: Peers) -> None:

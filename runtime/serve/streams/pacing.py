@@ -37,7 +37,7 @@ class LivePacing:
         return wanted
 
     def deadline(self, made: int) -> float:
-        """When the last chunk has been played by a viewer who takes each as soon as it is made.
+        """The time at which a viewer who takes each chunk as soon as it is made has played the last one.
 
         A first chunk may take many more denoising steps than the others. So before there is one, this is a
         chunk's length from now, but never more than `PATIENCE_SECONDS` after the first question: a stream

@@ -76,7 +76,7 @@ class Places:
         return max(jobs, key=lambda one: one.info.created, default=None)
 
     def next_job(self, is_live: Callable[[Stream], bool]) -> Stream | None:
-        """The job whose turn it is, if there is a place for it."""
+        """The next job of the queue, if there is a place for it."""
         while self.queue and self.free > self._wanting:
             if is_live(job := self.queue.popleft()):
                 return job

@@ -23,7 +23,7 @@ from runtime.serve.disk.index import ChunkIndex
 from runtime.serve.disk.sink import IndexedSink, elsewhere
 from runtime.serve.edge.metrics import Metrics
 from runtime.serve.edge.settings import ServeSettings
-from runtime.serve.edge.tracing import Stay, Tracing
+from runtime.serve.edge.tracing import StreamSpan, Tracing
 from runtime.serve.streams.events import Events
 from runtime.serve.streams.pacing import BackgroundPacing, LivePacing
 from runtime.serve.streams.viewer import LEAD, Viewer
@@ -37,7 +37,7 @@ LOGGER = logging.getLogger("vmla.serve")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Surroundings:
+class StreamContext:
     """Objects that all streams of a server share."""
 
     worker: Worker
@@ -51,10 +51,10 @@ class Stream:
     """A video with its file and viewers; its methods run on the event loop unless they say otherwise."""
 
     def __init__(
-        self, folder: StreamFolder, info: StreamInfo, around: Surroundings, ended: Callable[[Stream], None]
+        self, folder: StreamFolder, info: StreamInfo, context: StreamContext, ended: Callable[[Stream], None]
     ) -> None:
         """The stream in `folder`; `ended` is called, on the event loop, when it has left memory."""
-        self.folder, self.info, self._around, self._tell_ended = folder, info, around, ended
+        self.folder, self.info, self._context, self._tell_ended = folder, info, context, ended
         self.index = ChunkIndex(folder.chunks, info.first)
         self.changes = folder.changes()
         self.viewers: set[Viewer] = set()
@@ -72,7 +72,7 @@ class Stream:
         self._goal: Status = "paused"
         self._leaving = False
         self._events = Events()
-        self._stay = Stay()
+        self._span = StreamSpan()
         self.claim: Claim | None = None
         """The right to make it, while it is in memory, where several servers share the store."""
         self._seen = folder.stamp()
@@ -112,7 +112,7 @@ class Stream:
         if report is None:
             return 0.0
         worked = report.denoise_seconds + report.clean_seconds + report.decode_seconds
-        return self._around.worker.chunk_frames / max(worked, 1e-9)
+        return self._context.worker.chunk_frames / max(worked, 1e-9)
 
     @property
     def expires(self) -> int | None:
@@ -152,8 +152,8 @@ class Stream:
     # Who watches it.
 
     def attach(self, number: int | None, *, buffer_seconds: float | None) -> Viewer:
-        """A viewer that takes chunk `number` next, or the newest that there is."""
-        worker = self._around.worker
+        """Add a viewer that takes chunk `number` next, or the newest chunk."""
+        worker = self._context.worker
         number = max(self.info.first, self.next - 1) if number is None else number
         viewer = Viewer(
             next=number, endless=self.info.frames is None, chunk_seconds=worker.chunk_seconds,
@@ -207,31 +207,31 @@ class Stream:
         state = self._state()
         self._goal, self._leaving = "paused", False
         with self._coming:
-            self._stay = self._around.tracing.stay(self.id, kind=self.info.kind, chunk=self.next)
+            self._span = self._context.tracing.stay(self.id, kind=self.info.kind, chunk=self.next)
             try:
                 self.task = self._admitted(state)
             except BaseException:
-                self._stay.end("failed")
+                self._span.end("failed")
                 raise
             self._gone.clear()
             self.set(status="ready")
 
     def _admitted(self, state: State | None) -> VideoTask:
         """Admit the video to the session, from its start or from `state`."""
-        around = self._around
+        context = self._context
         common: dict[str, Any] = {
-            "folder": self.folder, "save_every": around.settings.save_every,
+            "folder": self.folder, "save_every": context.settings.save_every,
             "telemetry": self, "pacing": self._pacing, "on_end": self._on_end,
             "fenced": self._fenced,
         }  # fmt: skip
         if state is not None:
             self._record_changes(Recorded.of(state.video, "its state").changes(), state.snapshot.number)
-            return around.worker.resume(state, self._sink(self._mark(state)), **common)
+            return context.worker.resume(state, self._sink(self._mark(state)), **common)
         first = PromptChange(chunk=0, prompts=(self.info.prompt,))
         prompts = LivePrompts.continued([first, *(one.change for one in self.changes)])
-        longest = around.settings.limits.stream_seconds
-        job = around.worker.order(prompts, frames=self.info.frames, seed=self.info.seed, longest=longest)
-        return around.worker.begin(job, self._sink(None), frames=self.info.frames, **common)
+        longest = context.settings.limits.stream_seconds
+        job = context.worker.order(prompts, frames=self.info.frames, seed=self.info.seed, longest=longest)
+        return context.worker.begin(job, self._sink(None), frames=self.info.frames, **common)
 
     def leave(self, goal: Status = "paused") -> None:
         """Leave memory after the chunk under way, with the state saved; `goal` is the status from then on."""
@@ -288,13 +288,13 @@ class Stream:
         """See `Telemetry.chunk`."""
         before = 0 if self.report is None else self.report.frames
         self.report = report
-        self._around.metrics.chunk(report)
-        self._stay.chunk(report)
-        self._around.metrics.frames.inc(report.frames - max(before, report.earlier))
+        self._context.metrics.chunk(report)
+        self._span.chunk(report)
+        self._context.metrics.frames.inc(report.frames - max(before, report.earlier))
 
     def prompt(self, state: str, receipt: Receipt) -> None:
         """See `Telemetry.prompt`: a change that is applied is on disk before a chunk is made under it."""
-        self._around.metrics.prompt(state, receipt)
+        self._context.metrics.prompt(state, receipt)
         with self._events.lock:
             if state == "superseded":
                 self._events.supersede(receipt)
@@ -303,12 +303,12 @@ class Stream:
                 self._record(receipt.chunk, receipt.prompt, receipt.policy, ids)
 
     def _heard(self) -> None:
-        self._around.loop.call_soon_threadsafe(self.wake)
+        self._context.loop.call_soon_threadsafe(self.wake)
 
     def _on_end(self, task: VideoTask) -> None:
         with self._coming:  # a video of one chunk may end before `begin` has returned
             pass
-        self._around.loop.call_soon_threadsafe(self._ended, task)
+        self._context.loop.call_soon_threadsafe(self._ended, task)
 
     def _ended(self, task: VideoTask) -> None:
         status, error = self._goal, None
@@ -325,7 +325,7 @@ class Stream:
                     self.folder.state.unlink(missing_ok=True)
             self.set(status=status, error=error)
         self.release_claim()
-        self._stay.end(status)
+        self._span.end(status)
         self._gone.set()
         self.left_at = time.monotonic()
         self.wake()
@@ -367,7 +367,7 @@ class Stream:
         file = Mp4Sink(
             self.folder.video,
             frames_per_second=FRAMES_PER_SECOND,
-            scale=self._around.worker.scale,
+            scale=self._context.worker.scale,
             after=mark,
         )
         return IndexedSink(file, self.index, self._heard, self._fenced)
@@ -388,9 +388,9 @@ class Stream:
         self.changes = [*self.changes, change]
 
     def _new_pacing(self) -> LivePacing | BackgroundPacing:
-        seconds = self._around.worker.chunk_seconds
+        seconds = self._context.worker.chunk_seconds
         if self.info.kind == "video":
             return BackgroundPacing(chunk_seconds=seconds)
         return LivePacing(
-            chunk_seconds=seconds, clock=self._around.worker.clock, missed=self._around.metrics.misses.inc
+            chunk_seconds=seconds, clock=self._context.worker.clock, missed=self._context.metrics.misses.inc
         )

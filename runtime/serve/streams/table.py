@@ -21,8 +21,8 @@ from runtime.serve.edge.metrics import Metrics
 from runtime.serve.edge.settings import ServeSettings
 from runtime.serve.edge.tracing import Tracing
 from runtime.serve.streams.places import Places
-from runtime.serve.streams.room import left_first, seconds_until_room
-from runtime.serve.streams.stream import Stream, Surroundings
+from runtime.serve.streams.retention import longest_unwatched, seconds_until_room
+from runtime.serve.streams.stream import Stream, StreamContext
 from runtime.serve.streams.worker import Worker
 from vmla.config import FRAMES_PER_SECOND
 
@@ -43,7 +43,7 @@ class Streams:
         self._streams: dict[str, Stream] = {}
         self._new: set[str] = set()
         """Names of streams whose folders are being written."""
-        self._around: Surroundings | None = None
+        self._context: StreamContext | None = None
         self._jobs: set[asyncio.Task[None]] = set()
         self._looking: asyncio.Task[None] | None = None
         self.ready = False
@@ -55,7 +55,7 @@ class Streams:
     async def start(self) -> None:
         """Load the streams on disk and begin to make chunks."""
         loop = asyncio.get_running_loop()
-        self._around = Surroundings(
+        self._context = StreamContext(
             worker=self.worker,
             settings=self.settings,
             metrics=self._metrics,
@@ -190,7 +190,7 @@ class Streams:
         if kind == "video" and len(self.places.queue) >= limits.waiting:
             raise busy(f"{limits.waiting} jobs wait already; try again later", retry_after=30)
         while len(self._streams) + len(self._new) >= limits.stored:
-            if (oldest := left_first(self, self.settings)) is None:
+            if (oldest := longest_unwatched(self, self.settings)) is None:
                 why = f"{limits.stored} streams are stored, each made, watched, recently used or a job"
                 wait = seconds_until_room(self, self.settings)
                 raise busy(f"{why}; delete one, or try again later", retry_after=wait)
@@ -247,7 +247,7 @@ class Streams:
             await stream.gone()
 
     async def activate_new(self, stream: Stream) -> None:
-        """As `activate`; if it fails, nothing of `stream` is left behind.
+        """Activate a new stream; if that fails, nothing of `stream` is left behind.
 
         Raises:
             ApiError: if there is no place, or it cannot be continued.
@@ -294,8 +294,8 @@ class Streams:
 
     def add(self, folder: StreamFolder, info: StreamInfo) -> Stream:
         """Add the stream in `folder` to the table, and return it."""
-        assert self._around is not None
-        stream = Stream(folder, info, self._around, self._ended)
+        assert self._context is not None
+        stream = Stream(folder, info, self._context, self._ended)
         self._streams[stream.id] = stream
         return stream
 

@@ -51,7 +51,7 @@ class Worker:
         """Begin to make chunks; returns once the first ones have been made and dropped."""
         self._thread.start()
         job, _ = self.job.another("a video", seconds=1.0, seed=0, steps=None)
-        task = self.session.admit(job, NullSink(), frames=None, pacing=_Few())
+        task = self.session.admit(job, NullSink(), frames=None, pacing=_WarmUpPacing())
         while task.made < WARMING and not task.over:
             time.sleep(0.005)
         self.template = task.snapshot()
@@ -123,7 +123,7 @@ class Worker:
             raise
 
 
-class _Few:
+class _WarmUpPacing:
     """The pacing of the warm-up video, which is `WARMING` chunks long."""
 
     def wanted(self, made: int) -> bool:

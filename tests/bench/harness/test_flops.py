@@ -9,7 +9,7 @@ from bench.harness.operation_counts import flops_by_dispatch, operations
 from bench.harness.subject import random_model
 from vmla.cache import CacheSpec
 from vmla.config import named_config
-from vmla.flops import Counted
+from vmla.flops import PassCost
 
 pytestmark = pytest.mark.cpu
 
@@ -35,18 +35,18 @@ TABLE = {
 def test_chunks_cost_what_the_arithmetic_by_hand_says(row):
     layout, form, content, rotary = row
     config = replace(WAN, layout=layout, kv_lora_rank=content, qk_rope_head_dim=rotary)
-    costs = [Counted(config=config, form=form, keys=keys).layer_flops() * LAYER_PASSES for keys in WINDOWS]
+    costs = [PassCost(config=config, form=form, keys=keys).layer_flops() * LAYER_PASSES for keys in WINDOWS]
     assert tuple(round(cost / 1e12, 1) for cost in costs) == TABLE[row]
 
 
 def test_the_parts_of_a_layer_are_those_of_the_table():
-    parts = {p.name: round(p.flops / 30 / 1e9, 1) for p in Counted(config=WAN, keys=9360).parts()}
+    parts = {p.name: round(p.flops / 30 / 1e9, 1) for p in PassCost(config=WAN, keys=9360).parts()}
     assert parts.pop("patches and time") < 2
     assert parts == {
         "projections": 47.4, "expansion": 9.7, "attention": 269.1, "text projections": 44.2,
         "text attention": 14.7, "feed-forward": 257.6,
     }  # fmt: skip
-    heads = Counted(config=replace(WAN, layout="mha"), keys=9360).parts()
+    heads = PassCost(config=replace(WAN, layout="mha"), keys=9360).parts()
     assert round(heads[0].flops / 30 / 1e9, 1) == 88.3
 
 
@@ -55,7 +55,7 @@ def test_the_parts_of_a_layer_are_those_of_the_table():
 def test_the_formula_counts_what_runs(layout, batch):
     config = named_config("debug", layout=layout)
     seen = flops_by_dispatch(random_model(config), batch=batch)
-    assert seen == Counted(config=config, batch=batch).flops
+    assert seen == PassCost(config=config, batch=batch).flops
 
 
 def test_absorbed_attention_without_a_kernel_sums_the_rotary_part_too():
@@ -65,11 +65,11 @@ def test_absorbed_attention_without_a_kernel_sums_the_rotary_part_too():
     window = CacheSpec.of(config).positions * config.tokens_per_frame
     dropped = 2 * config.num_layers * config.num_attention_heads * queries * window * config.qk_rope_head_dim
     seen = flops_by_dispatch(random_model(config), absorbed=True)
-    assert seen - dropped == Counted(config=config, form="absorbed").flops
+    assert seen - dropped == PassCost(config=config, form="absorbed").flops
 
 
 def test_weights_are_read_once_however_many_videos():
-    one, four = (Counted(config=WAN, batch=batch) for batch in (1, 4))
+    one, four = (PassCost(config=WAN, batch=batch) for batch in (1, 4))
     assert four.flops == pytest.approx(4 * one.flops)
     with torch.device("meta"):
         weights = sum(layer.weight.numel() for layer in _matrices(WAN))

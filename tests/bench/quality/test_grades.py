@@ -103,7 +103,7 @@ def test_an_interrupted_run_keeps_what_was_graded(checkpoint, monkeypatch, tmp_p
 def test_what_is_no_engine_is_refused_in_one_line(tmp_path):
     result = CliRunner().invoke(vmla_bench, ["grades", "--engine", str(tmp_path)])
     assert result.exit_code == 2
-    assert "is no engine" in result.output.splitlines()[-1]
+    assert "is not an engine" in result.output.splitlines()[-1]
 
 
 def test_the_command_lists_its_verbs():

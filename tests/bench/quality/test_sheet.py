@@ -8,7 +8,7 @@ from kit.checkpoints import as_trained_on
 from PIL import Image
 
 from bench.cli import main as vmla_bench
-from bench.quality.sheet import WRONG, broken, draw_sheet, failed_questions, rows_in_order, telling_prompts
+from bench.quality.sheet import WRONG, broken, covering_prompts, draw_sheet, failed_questions, rows_in_order
 from vmla.world.caption import describe, read
 from vmla.world.render import render
 from vmla.world.scene import COLOURS, MOTIONS, SHAPES, draw_scene
@@ -24,7 +24,7 @@ def truth(seed=0):
 
 
 def test_every_word_is_shown_and_pairs_follow():
-    prompts = telling_prompts(SECOND, seed=0, pairs=3)
+    prompts = covering_prompts(SECOND, seed=0, pairs=3)
     requests = [read(prompt).requests for prompt in prompts]
     assert [len(asked) for asked in requests] == [1] * (len(prompts) - 3) + [2] * 3
     single = [asked[0] for asked in requests[:-3]]

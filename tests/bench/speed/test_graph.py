@@ -64,7 +64,7 @@ def test_random_weights_are_those_of_the_model_and_no_others(tmp_path):
     assert np.fromfile(path.with_name("step.onnx.data"), np.uint8).astype(bool).sum() > 10_000
     graph = Graph.read(path)
     assert (graph.attention_nodes, graph.masks) == (0, [])
-    with pytest.raises(ValueError, match="is no weight of the model"):
+    with pytest.raises(ValueError, match="is not a weight of the model"):
         random_weights(config)("abacus", torch.empty(1))
 
 

@@ -16,7 +16,7 @@ from bench.speed import memory, roofline
 from bench.speed.memory import compared, count_parameters, measured_cache, streams
 from bench.speed.roofline import Floor
 from vmla.config import named_config
-from vmla.flops import Counted
+from vmla.flops import PassCost
 from vmla.transformer import VideoMLA
 
 pytestmark = pytest.mark.cpu
@@ -77,7 +77,7 @@ def test_memory_writes_caches_streams_and_passes(tmp_path, monkeypatch):
 
 
 def test_each_part_of_the_floor_is_bound_by_one_of_two_peaks():
-    counted = Counted(config=named_config("debug"))
+    counted = PassCost(config=named_config("debug"))
     compute = Floor(counted=counted, precision="fp32", matrix=1.0, copy=1e30)
     traffic = Floor(counted=counted, precision="fp32", matrix=1e30, copy=1.0)
     assert compute.seconds == pytest.approx(5 * counted.flops)

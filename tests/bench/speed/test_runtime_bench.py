@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from bench.cli import main as vmla_bench
 from bench.harness.document import read_document
-from bench.speed.runtime import Take, figures_of, now, operations_per_chunk, plain_engine
+from bench.speed.runtime import TimedRun, figures_of, operations_per_chunk, plain_engine, run_session
 from runtime.cli.export import main as vmla_export
 from runtime.rollout.rollout import rollout
 from runtime.session.replay import new
@@ -22,7 +22,7 @@ def frames_of(job, engine):
 
 
 def take(speed, gaps, outside=0.0):
-    return Take(frames_per_second=speed, gaps=gaps, shares={"other_share": outside, "engine_share": 0.9})
+    return TimedRun(frames_per_second=speed, gaps=gaps, shares={"other_share": outside, "engine_share": 0.9})
 
 
 def test_the_figures_are_those_of_the_takes():
@@ -55,7 +55,7 @@ def test_the_plain_engine_gives_what_the_other_gives_and_does_more(checkpoint):
 
 
 def test_a_take_is_timed_after_its_first_chunk(checkpoint, tmp_path):
-    made = now(new(RED, checkpoint, scale=1, chunks=5), tmp_path / "a.mp4", saved=True)
+    made = run_session(new(RED, checkpoint, scale=1, chunks=5), tmp_path / "a.mp4", saved=True)
     assert len(made.gaps) == 4
     assert made.frames_per_second == pytest.approx(12 * 4 / sum(made.gaps))
     assert made.shares["state_share"] > 0

@@ -9,7 +9,7 @@ import sys
 
 import tensorrt_rtx as trt
 
-from plugins.aot.tensorrt_plugin import FACES, NAMESPACE
+from plugins.aot.tensorrt_plugin import NAMESPACE, PLUGIN_SPECS
 
 
 def say(kind, value):
@@ -29,10 +29,10 @@ class Log(trt.ILogger):
 class Creator(trt.IPluginCreatorV3One):
     """As TensorRT's own creator of a quickly deployable plugin announces itself, without the plugin."""
 
-    def __init__(self, face):
+    def __init__(self, spec):
         trt.IPluginCreatorV3One.__init__(self)
-        self.name, self.plugin_namespace, self.plugin_version = face.name, NAMESPACE, "1"
-        fields = [trt.PluginField(name, b"", trt.PluginFieldType.FLOAT32) for name in face.attributes]
+        self.name, self.plugin_namespace, self.plugin_version = spec.name, NAMESPACE, "1"
+        fields = [trt.PluginField(name, b"", trt.PluginFieldType.FLOAT32) for name in spec.attributes]
         self.field_names = trt.PluginFieldCollection(fields)
 
     def create_plugin(self, name, fields, phase):
@@ -43,7 +43,7 @@ class Creator(trt.IPluginCreatorV3One):
 def main(graph, registered):
     log = Log()
     builder = trt.Builder(log)
-    creators = [Creator(face) for face in FACES if face.name == registered]
+    creators = [Creator(spec) for spec in PLUGIN_SPECS if spec.name == registered]
     for creator in creators:
         say("registered", bool(builder.get_plugin_registry().register_creator(creator, NAMESPACE)))
     network = builder.create_network(1 << int(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED))

@@ -21,7 +21,7 @@ from tensorrt import plugin  # noqa: E402
 from torch_tensorrt.dynamo.conversion._ConverterRegistry import DYNAMO_CONVERTERS  # noqa: E402
 from torch_tensorrt.dynamo.lowering import get_decompositions  # noqa: E402
 
-from export.backends.torch_tensorrt import ATTENTION, convert_attention, taken_apart  # noqa: E402
+from export.backends.torch_tensorrt import ATTENTION, convert_attention, decomposed_attention  # noqa: E402
 from export.lowering.precision import in_precision  # noqa: E402
 from export.lowering.trace import trace_step  # noqa: E402
 
@@ -40,7 +40,7 @@ class Network:
 
 def main():
     program = in_precision(trace_step(tiny_model(), batch=1), "bf16", ("text_kv", "cache", "entries"))
-    lowered = taken_apart(program, whole=True).run_decompositions(get_decompositions())
+    lowered = decomposed_attention(program, whole=True).run_decompositions(get_decompositions())
     ours = [node for node in lowered.graph.nodes if str(node.target).startswith("vmla.")]
     converted, network, given = [], Network(), []
     convert_attention(converted)

@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 
 from plugins.errors import UserError
-from runtime.cli.cluster.videos import anywhere
+from runtime.cli.cluster.videos import with_absolute_paths
 from runtime.cli.run import main as run
 from runtime.cli.serve import main as serve
 from vmla.cluster.library import room_for
@@ -53,8 +53,8 @@ def test_paths_mean_the_same_in_every_folder_and_names_stay_names(tmp_path, monk
     (tmp_path / "mine").mkdir()
     monkeypatch.chdir(tmp_path)
     options = {"checkpoint": "mine", "engine": None, "seed": 3}
-    assert anywhere(options) == {**options, "checkpoint": str(tmp_path / "mine")}
-    assert anywhere({"checkpoint": "sprites"}) == {"checkpoint": "sprites"}
+    assert with_absolute_paths(options) == {**options, "checkpoint": str(tmp_path / "mine")}
+    assert with_absolute_paths({"checkpoint": "sprites"}) == {"checkpoint": "sprites"}
 
 
 def test_a_cluster_without_room_is_refused():

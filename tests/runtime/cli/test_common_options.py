@@ -23,7 +23,7 @@ from runtime.cli.export import main as vmla_export
 from runtime.cli.run import main as vmla_run
 from vmla.cli.command import OneLineCommand
 from vmla.cli.logs import logging_to_stderr
-from vmla.cli.options.choices import Choice, Several
+from vmla.cli.options.choices import Choice, ChoiceList
 from vmla.cli.options.config_file import config_option
 from vmla.cli.progress import PhaseBar, ProgressLine
 from vmla.train.cli.commands import main as vmla_train
@@ -125,7 +125,7 @@ def test_names_are_shown_as_choices_and_listed_where_they_are_many():
     }
     assert len(shown) > 40
     for choices, metavar, option in shown.values():
-        assert isinstance(option.type, Choice | Several)
+        assert isinstance(option.type, Choice | ChoiceList)
         between = "|".join(choices)
         assert between in metavar or f"One of: {', '.join(choices)}." in option.help
 
@@ -156,7 +156,7 @@ def test_a_name_that_there_is_not_is_refused_in_one_line_with_the_nearest(main, 
 
 
 def test_a_list_of_names_is_read_in_its_order_and_completed_at_its_end():
-    kind = Several(["fp32", "bf16", "fp8"])
+    kind = ChoiceList(["fp32", "bf16", "fp8"])
     assert kind.convert("fp8, fp32,fp8", None, None) == ("fp8", "fp32")
     context, option = click.Context(vmla_run), click.Option(["--precisions"], type=kind)
     assert [item.value for item in kind.shell_complete(context, option, "bf16,fp")] == [
@@ -213,7 +213,7 @@ def test_a_file_gives_options_and_the_command_line_wins(tmp_path):
         ("sede: 3", "field sede is unknown"),
         ("seed: three", "field seed is"),
         ("seed: true", "field seed is"),
-        ("- seed", "is no mapping of options"),
+        ("- seed", "is not a mapping of options"),
         ("config: other.yaml", "field config is unknown"),
         ('prompt: "a\\0star"', "field prompt has a NUL in it"),
     ],

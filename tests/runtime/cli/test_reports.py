@@ -122,7 +122,9 @@ def test_a_video_and_events_do_not_share_standard_output(checkpoint, events):
 )
 def test_nowhere_else_is_a_dash_the_name_of_a_file(tmp_path, monkeypatch, command, given):
     monkeypatch.chdir(tmp_path)
-    assert_one_line(CliRunner().invoke(command, given), "- is no standard stream here; name a file or folder")
+    assert_one_line(
+        CliRunner().invoke(command, given), "- is not a standard stream here; name a file or folder"
+    )
     assert not list(tmp_path.iterdir())
 
 
@@ -211,7 +213,7 @@ def test_a_video_is_not_sent_to_a_standard_output_that_is_closed(checkpoint, tmp
 
 
 def test_what_is_no_file_is_never_replaced_by_metrics(checkpoint, tmp_path):
-    assert_one_line(run(checkpoint, tmp_path / "a.mp4", "--metrics", "/dev/null"), "/dev/null is no file")
+    assert_one_line(run(checkpoint, tmp_path / "a.mp4", "--metrics", "/dev/null"), "/dev/null is not a file")
 
 
 @pytest.mark.parametrize("error", [OSError(errno.ENOSPC, "full"), BrokenPipeError(), ValueError("closed")])

@@ -6,14 +6,14 @@ from functools import partial
 import pytest
 
 from runtime.cluster.maker import VideoMaker
-from runtime.prompts.videos_file import Video
+from runtime.prompts.videos_file import VideoEntry
 from runtime.resume.sidecar import describe_video, write_begun
 from runtime.session.generate import make_videos, orders_of
 from runtime.session.replay import new
 from runtime.telemetry.events import NoTelemetry
 
 pytestmark = pytest.mark.cpu
-STAR = Video(name="star", prompt="a red star", seed=3)
+STAR = VideoEntry(name="star", prompt="a red star", seed=3)
 
 
 def order(prompt, *, checkpoint, chunks=8):
@@ -61,7 +61,7 @@ def test_a_worker_makes_goes_on_with_and_leaves_what_is_done(checkpoint, tmp_pat
     again = second.make(STAR)
     assert (again.complete, again.made, again.frames) == (True, 0, rest.frames)
     assert output.stat().st_mtime_ns == written
-    other = second.make(Video(name="star", prompt="a blue ring", seed=3))
+    other = second.make(VideoEntry(name="star", prompt="a blue ring", seed=3))
     assert "prompt" in other.failure
     assert output.read_bytes() == alone
 
@@ -76,7 +76,7 @@ def test_a_worker_begins_anew_what_another_left_without_a_state_and_leaves_the_r
     asked = order(STAR.prompt, checkpoint=checkpoint)
     begun = describe_video(asked.job, frames=asked.frames, scale=asked.scale)
     write_begun(output, {**begun, "seed": 3})
-    assert "another prompt" in worker.make(Video(name="star", prompt="a blue ring", seed=3)).failure
+    assert "another prompt" in worker.make(VideoEntry(name="star", prompt="a blue ring", seed=3)).failure
     assert output.read_bytes() == alone[:5_000]
     assert worker.make(STAR).complete
     assert output.read_bytes() == alone

@@ -12,13 +12,16 @@ from kit.serving import wait_for
 from plugins.errors import UserError
 from runtime.cli.run import main
 from runtime.cluster.pool import video_pool
-from runtime.prompts.videos_file import Video
+from runtime.prompts.videos_file import VideoEntry
 from runtime.resume.state import load_state, state_path
 from runtime.session.replay import new
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.ray
-VIDEOS = [Video(name="star", prompt="a red star", seed=3), Video(name="ring", prompt="a blue ring", seed=4)]
+VIDEOS = [
+    VideoEntry(name="star", prompt="a red star", seed=3),
+    VideoEntry(name="ring", prompt="a blue ring", seed=4),
+]
 
 
 def run(*arguments):

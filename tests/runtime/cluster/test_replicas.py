@@ -12,7 +12,7 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from runtime.cluster.figures import together
 from runtime.cluster.ingress import ingress
 from runtime.cluster.replica import Replica
-from runtime.cluster.table import SILENT_SECONDS, Load, Table
+from runtime.cluster.table import SILENT_SECONDS, Load, ReplicaTable
 from runtime.planning.request import prepare
 from runtime.serve.disk.store import read_relay_key
 from runtime.serve.edge.tracing import OpenTelemetryTracing, Tracing
@@ -28,7 +28,7 @@ def job_of(checkpoint):
 @contextmanager
 def replicas(checkpoint, store, count, *, traced_at=None, traced_in=Tracing):
     """The table, so many replicas, and the address of all; traced at the address and in each replica."""
-    settings, table = settings_for(store, save_every=0.0, api_keys=("k" * 16,)), Table()
+    settings, table = settings_for(store, save_every=0.0, api_keys=("k" * 16,)), ReplicaTable()
     made = partial(Replica, partial(job_of, checkpoint), settings, table.report, memory=None)
     there = [made(tracing_of=traced_in) for _ in range(count)]
     for one in there:
@@ -111,7 +111,7 @@ def test_a_trace_goes_on_from_the_caller_through_the_address_to_the_replica(chec
 
 def test_a_table_sends_new_sessions_where_there_is_room_and_forgets_who_is_silent():
     now = [0.0]
-    table = Table(clock=lambda: now[0])
+    table = ReplicaTable(clock=lambda: now[0])
     assert table.find(None) is None
     table.report("a", Load(sessions=frozenset({"one"}), places=2, ready=True))
     table.report("b", Load(sessions=frozenset(), places=3, ready=True))

@@ -107,7 +107,7 @@ def test_a_gpu_from_ada_on_takes_it_and_an_older_one_is_refused(monkeypatch):
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 9))
     assert choose_fp8("fp8", GPU, torch.bfloat16, None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
-    with pytest.raises(UserError, match="sm_86 multiplies no fp8, sm_89 and newer do"):
+    with pytest.raises(UserError, match="sm_86 does not multiply fp8, sm_89 and newer do"):
         choose_fp8("fp8", GPU, torch.bfloat16, None)
 
 

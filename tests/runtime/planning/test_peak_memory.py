@@ -15,7 +15,7 @@ from kit.taehv import random_taehv
 
 from runtime.engines.base import EagerEngine
 from runtime.outputs import NullSink
-from runtime.planning.peak_memory import Living, decoding_scratch, most_alive, pass_scratch
+from runtime.planning.peak_memory import LiveBytes, decoding_scratch, pass_scratch, peak_live_bytes
 from runtime.planning.request import prepare
 from runtime.prompts.sources import FixedPrompts
 from runtime.rollout.passes import ChunkPasses
@@ -48,8 +48,8 @@ def test_the_most_that_lives_at_once_is_counted(device):
         del view, second
         return third + 1
 
-    assert most_alive(work) == 16004
-    with Living() as living:
+    assert peak_live_bytes(work) == 16004
+    with LiveBytes() as living:
         kept = work()
     assert living.now == kept.nbytes == 4000
 
@@ -74,7 +74,7 @@ def test_a_pass_takes_about_what_the_plan_says(changes):
         videos.denoise()
         videos.update_cache()
     taken, planned = (
-        most_alive(partial(ChunkPasses(engine).denoise, videos.buffers)),
+        peak_live_bytes(partial(ChunkPasses(engine).denoise, videos.buffers)),
         pass_scratch(config, 4),
     )
     assert 0.83 * taken < planned < 1.17 * taken
@@ -92,7 +92,7 @@ def test_decoding_takes_what_the_plan_says(checkpoint):
     for codec, empty in codecs(checkpoint):
         latents = torch.randn(1, config.in_channels, config.chunk, config.sample_height, config.sample_width)
         _, memory = codec.decode(latents)
-        taken = most_alive(partial(codec.decode, latents, memory))
+        taken = peak_live_bytes(partial(codec.decode, latents, memory))
         assert taken == decoding_scratch(empty(), config) > 0
 
 
@@ -105,7 +105,7 @@ def test_wan_s_decoder_takes_what_the_plan_says():
         empty = WanCodec(AutoencoderKLWan(**sizes, **more))
     latents = torch.randn(1, config.in_channels, config.chunk, config.sample_height, config.sample_width)
     _, memory = codec.decode(latents)
-    assert most_alive(partial(codec.decode, latents, memory)) == decoding_scratch(empty, config) > 0
+    assert peak_live_bytes(partial(codec.decode, latents, memory)) == decoding_scratch(empty, config) > 0
 
 
 def test_streams_decode_one_at_a_time(checkpoint, monkeypatch):

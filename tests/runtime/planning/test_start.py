@@ -173,7 +173,8 @@ def test_what_does_not_fit_is_refused_in_a_line_and_leaves_nothing(checkpoint, o
     for name, *said in (
         ("wide.mp4", "96 x 64", "64 x 64"), ("fast.mp4", "24 frames a second"), ("short.mp4", "11 frames"),
         ("text.mp4", "cannot read"), ("empty", "no .png"), ("nothing.mp4", "nothing.mp4"),
-        ("pipe.mp4", "is no regular file"), ("list.mp4", "cannot read"), ("folder", "is no regular file"),
+        ("pipe.mp4", "is not a regular file"), ("list.mp4", "cannot read"),
+        ("folder", "is not a regular file"),
     ):  # fmt: skip
         assert_one_line(run(*asked, "--chunks", 4, "--start", tmp_path / name), name, *said)
     assert_one_line(run(*asked, "--chunks", 1, "--start", tmp_path / "long.mp4"), "make it longer")

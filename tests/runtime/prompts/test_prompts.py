@@ -12,7 +12,7 @@ from kit.measure import assert_close, seconds
 from plugins.errors import UserError
 from runtime.cli.run import main
 from runtime.engines.base import EagerEngine
-from runtime.prompts.schedule_file import Entry, read_schedule, to_schedule
+from runtime.prompts.schedule_file import ScheduleEntry, read_schedule, to_schedule
 from runtime.prompts.sources import FixedPrompts, LivePrompts, PromptChange, PromptSchedule
 from runtime.rollout.decoding import NoDecoder
 from runtime.rollout.rollout import Rollout, rollout
@@ -190,7 +190,7 @@ FILES = {
 def test_every_way_to_write_a_schedule_is_read_alike(tmp_path, checkpoint, name):
     (tmp_path / name).write_text(FILES[name])
     entries = read_schedule(tmp_path / name)
-    assert entries == [Entry(at=0.0, prompt=RED), Entry(at=1.5, prompt=BLUE, policy="reset")]
+    assert entries == [ScheduleEntry(at=0.0, prompt=RED), ScheduleEntry(at=1.5, prompt=BLUE, policy="reset")]
     codec = open_checkpoint(checkpoint).codec(weights=False)
     lengths = ChunkLengths(first=3, following=3)
     # Chunks of twelve frames: at 0, 0.75 and 1.5 s, and so on.
@@ -249,7 +249,7 @@ def test_a_schedule_that_cannot_be_is_refused_in_one_line(checkpoint, tmp_path, 
     [
         (b"\xff\xfe", "is not UTF-8 text: byte 0"),
         (b'{"at": 0, "prompt": "a", "at": 1}', "line 1 is not valid JSON: the key at stands there twice"),
-        (b'{"at": NaN, "prompt": "a"}', "line 1 is not valid JSON: NaN is no number"),
+        (b'{"at": NaN, "prompt": "a"}', "line 1 is not valid JSON: NaN is not a number"),
         (b'{"at": 1e999, "prompt": "a"}', "line 1: at: the number is not finite"),
         (b"[" * 100_000, "line 1 is nested more than 32 deep"),
     ],
@@ -264,12 +264,12 @@ def test_json_lines_that_cannot_be_are_refused(tmp_path, content, said):
 
 def test_a_mark_of_the_byte_order_is_no_text(tmp_path):
     (tmp_path / "prompts.yaml").write_bytes(b"\xef\xbb\xbf0: a red star\n")
-    assert read_schedule(tmp_path / "prompts.yaml") == [Entry(at=0.0, prompt="a red star")]
+    assert read_schedule(tmp_path / "prompts.yaml") == [ScheduleEntry(at=0.0, prompt="a red star")]
 
 
 def test_a_pipe_is_not_waited_for(tmp_path):
     os.mkfifo(tmp_path / "prompts.yaml")
-    with pytest.raises(UserError, match="is no regular file"):
+    with pytest.raises(UserError, match="is not a regular file"):
         read_schedule(tmp_path / "prompts.yaml")
 
 

@@ -1,4 +1,4 @@
-"""One video at a time for one place, in one process or several; what is no lock of ours stays."""
+"""One video at a time for one place, in one process or several; what is not a lock of ours stays."""
 
 import os
 import signal
@@ -48,7 +48,7 @@ def test_what_is_no_lock_stays(tmp_path):
     lock_path(output).write_text("mine")
     os.mkfifo(lock_path(pipe))
     for place in output, pipe:
-        with pytest.raises(UserError, match="no lock of ours"), locked(place):
+        with pytest.raises(UserError, match="not a lock of ours"), locked(place):
             pass
     assert lock_path(output).read_text() == "mine" and lock_path(pipe).is_fifo()
 

@@ -18,7 +18,7 @@ from plugins.errors import UserError
 from runtime.cli.export import main as vmla_export
 from runtime.outputs import NullSink
 from runtime.planning.request import prepare
-from runtime.prompts.schedule_file import Entry, to_schedule
+from runtime.prompts.schedule_file import ScheduleEntry, to_schedule
 from runtime.prompts.sources import FixedPrompts, PromptChange, PromptSchedule
 from runtime.resume.state import Snapshot
 from runtime.rollout.rollout import Rollout
@@ -144,12 +144,18 @@ def test_with_wans_codec_a_first_chunk_of_one_frame_is_one_picture(short_first):
     codec = prepare(RED, short_first, chunks=1)[0].decoding.sizes()
     codec.config = replace(codec.config, first_frames=1)
     lengths = ChunkLengths(first=1, following=3)
-    entries = [Entry(at=0.0, prompt=RED), Entry(at=0.05, prompt=BLUE), Entry(at=1.0, prompt=RED)]
+    entries = [
+        ScheduleEntry(at=0.0, prompt=RED),
+        ScheduleEntry(at=0.05, prompt=BLUE),
+        ScheduleEntry(at=1.0, prompt=RED),
+    ]
     schedule = to_schedule(entries, chunks=5, lengths=lengths, codec=codec)
     # Chunks begin at frames 0, 1, 13 and 25.
     assert [change.chunk for change in schedule.changes] == [0, 1, 3]
     with pytest.raises(UserError, match="keep them 0.75 s apart"):
-        to_schedule([*entries[:2], Entry(at=0.06, prompt=RED)], chunks=5, lengths=lengths, codec=codec)
+        to_schedule(
+            [*entries[:2], ScheduleEntry(at=0.06, prompt=RED)], chunks=5, lengths=lengths, codec=codec
+        )
 
 
 def test_no_engine_is_built_for_chunks_of_two_lengths(short_first, tmp_path):

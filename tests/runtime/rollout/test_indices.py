@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit.frames import FrameList, frames_of, specs
 
-from runtime.rollout.recache import Past
+from runtime.rollout.recache import LatentHistory
 
 pytestmark = pytest.mark.cpu
 
@@ -47,7 +47,7 @@ class Slots:
 @settings(deadline=None, max_examples=200)
 @given(LAYOUTS, TURNS)
 def test_whatever_prompts_do_a_chunk_attends_to_the_sink_and_the_newest_frames(spec, turns):
-    window, slots, past, frame = FrameList(spec), Slots(spec), Past(spec), 0
+    window, slots, past, frame = FrameList(spec), Slots(spec), LatentHistory(spec), 0
     for number, policy in enumerate(turns):
         own = frames_of(spec, number)
         if number and policy:
@@ -63,7 +63,7 @@ def test_whatever_prompts_do_a_chunk_attends_to_the_sink_and_the_newest_frames(s
         slots.commit(own, frame)
         window.add(number)
         past.add(number, own)
-        assert len(past.chunks) <= Past.capacity(spec)
+        assert len(past.chunks) <= LatentHistory.capacity(spec)
         frame += len(own)
 
 

@@ -11,7 +11,7 @@ from kit.serving import RED, assert_head_is_get_without_a_body, serving, wait_fo
 from websockets.exceptions import InvalidStatus
 
 from runtime.cli.serve import main
-from runtime.serve.edge.access import Pace
+from runtime.serve.edge.access import RateLimiter
 
 pytestmark = pytest.mark.cpu
 
@@ -202,7 +202,7 @@ def test_too_many_requests_are_told_when_to_come_again(locked):
 
 def test_pace_is_given_back_with_time():
     now = [0.0]
-    pace = Pace(2, clock=lambda: now[0])
+    pace = RateLimiter(2, clock=lambda: now[0])
     assert [pace.take("a"), pace.take("a"), pace.take("b")] == [None, None, None]
     assert pace.take("a") == 31
     now[0] = 31.0

@@ -12,7 +12,7 @@ import pytest
 from kit.serving import BLUE, RED, serving, wait_for
 from websockets.exceptions import ConnectionClosed
 
-from runtime.serve.edge.connections import FRAGMENTS, Watch
+from runtime.serve.edge.connections import FRAGMENTS, SlowReaderWatchdog
 
 pytestmark = pytest.mark.cpu
 
@@ -299,7 +299,10 @@ def test_a_watch_ends_who_takes_nothing_and_nobody_else():
             self.aborted = True
 
     now = [0.0]
-    watch, idle, slow, deaf, closing = Watch(5.0, clock=lambda: now[0]), *(Connection() for _ in range(4))
+    watch, idle, slow, deaf, closing = (
+        SlowReaderWatchdog(5.0, clock=lambda: now[0]),
+        *(Connection() for _ in range(4)),
+    )
     deaf.left, slow.left, closing.closing = 100, 100, True
     for second in range(8):
         now[0], slow.left, closing.left = float(second), 100 - second, 50 - second

@@ -10,9 +10,9 @@ import psutil
 import pytest
 from kit.serving import BLUE, RED, serving, wait_for
 
-from plugins.atomic_files import ASIDE
+from plugins.atomic_files import TEMPORARY_SUFFIX
 from runtime.serve.disk import folder
-from runtime.serve.streams import descent
+from runtime.serve.streams import from_state
 from runtime.serve.streams.stream import Stream
 
 pytestmark = pytest.mark.cpu
@@ -26,7 +26,7 @@ def no_room(*arguments):
 
 def on_loop(server, coroutine):
     """What `coroutine` returns on the event loop of the server."""
-    return asyncio.run_coroutine_threadsafe(coroutine, server.streams._around.loop).result(120)
+    return asyncio.run_coroutine_threadsafe(coroutine, server.streams._context.loop).result(120)
 
 
 def folders(server):
@@ -57,7 +57,7 @@ def test_with_a_full_disk_nothing_begins_and_nothing_is_left(server, monkeypatch
         with server.watch(prompt=RED) as viewer:
             assert viewer.next()["code"] == "disk_full"
     with monkeypatch.context() as patch:
-        patch.setattr(descent, "save_state", no_room)
+        patch.setattr(from_state, "save_state", no_room)
         assert is_full(server.http.post(f"/v1/sessions/{name}/fork", json={}))
         assert is_full(server.http.put(f"/v1/sessions/{moved}/state", content=data))
     assert folders(server) == there | {name}
@@ -112,7 +112,7 @@ def torn(checkpoint, tmp_path_factory):
         another(number)
     tails = {
         "video.mp4": b"\0\0\1\0moof" + b"x" * 40, "chunks.txt": b"99", "prompts.jsonl": b'{"chunk": 9, "pro',
-        f"video.mp4.state{ASIDE}": b"half a state", f"stream.json{ASIDE}": b"{",
+        f"video.mp4.state{TEMPORARY_SUFFIX}": b"half a state", f"stream.json{TEMPORARY_SUFFIX}": b"{",
     }  # fmt: skip
     sound = another(MANY)
     for file, tail in tails.items():

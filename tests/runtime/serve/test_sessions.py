@@ -11,7 +11,7 @@ from kit.serving import BLUE, RED, assert_head_is_get_without_a_body, serving
 from safetensors.torch import load, save
 
 from runtime.prompts.sources import PromptChange, PromptSchedule
-from runtime.serve.routes.content import VideoFile
+from runtime.serve.routes.content import GrowingFile
 
 pytestmark = pytest.mark.cpu
 
@@ -88,7 +88,7 @@ def test_a_file_that_grows_while_it_is_sent_ends_where_it_was_said_to(tmp_path):
             file.write(bytes(90_000))
 
     scope = {"type": "http", "method": "GET", "headers": [], "asgi": {"spec_version": "2.4"}}
-    asyncio.run(VideoFile(path)(scope, None, send))
+    asyncio.run(GrowingFile(path)(scope, None, send))
     assert dict(sent[0]["headers"])[b"content-length"] == b"100000"
     assert sum(len(message["body"]) for message in sent[1:]) == 100_000
     assert [message["more_body"] for message in sent[1:]] == [True, False]

@@ -66,7 +66,7 @@ def kill(server):
         for connection in list(server.server.server_state.connections):
             connection.transport.abort()
 
-    streams._around.loop.call_soon_threadsafe(die)
+    streams._context.loop.call_soon_threadsafe(die)
 
 
 def test_a_stream_is_shown_by_the_other_server_and_taken_over_when_its_own_dies(checkpoint, tmp_path, whole):
@@ -254,7 +254,7 @@ def test_a_store_is_shared_by_those_that_say_so_alone(tmp_path):
 
 def on_loop(server, coroutine):
     """What `coroutine` returns on the event loop of the server."""
-    return asyncio.run_coroutine_threadsafe(coroutine, server.streams._around.loop).result(120)
+    return asyncio.run_coroutine_threadsafe(coroutine, server.streams._context.loop).result(120)
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from plugins.errors import UserError
 from runtime.cli.run import main
 from runtime.device import memory
 from runtime.engines.base import EagerEngine
-from runtime.prompts.videos_file import Video, read_videos
+from runtime.prompts.videos_file import VideoEntry, read_videos
 from runtime.resume.state import state_path
 from runtime.session import generate
 from runtime.session.generate import make_videos, orders_of
@@ -97,10 +97,10 @@ def test_each_is_what_it_is_alone_and_its_sidecar_makes_it_again(checkpoint, alo
 @pytest.mark.parametrize(
     ("text", "fragments"),
     [
-        (f"../a: {RED}\n", ["'../a' is no name for a file"]),
-        (f"a/b: {RED}\n", ["is no name for a file"]),
-        (f"'..': {RED}\n", ["is no name for a file"]),
-        (f"'': {RED}\n", ["is no name for a file"]),
+        (f"../a: {RED}\n", ["'../a' is not a name for a file"]),
+        (f"a/b: {RED}\n", ["is not a name for a file"]),
+        (f"'..': {RED}\n", ["is not a name for a file"]),
+        (f"'': {RED}\n", ["is not a name for a file"]),
         (f"{'a' * 201}: {RED}\n", ["more than 200 bytes"]),
         (f"5: {RED}\n", ["entry 1: field name is 5; input should be a valid string"]),
         (f"a: {RED}\na: {BLUE}\n", ["line 2: the key a stands there twice"]),
@@ -131,7 +131,7 @@ def test_a_file_that_cannot_be_is_refused(checkpoint, tmp_path, text, fragments)
         (["-o", "a.mp4"], ["a.mp4 is not a folder"]),
         (["-o", "null"], ["null is not a folder"]),
         (["-o", "no/such"], ["there is no folder no"]),
-        (["--memory", "much"], ["'much' is no amount of memory"]),
+        (["--memory", "much"], ["'much' is not an amount of memory"]),
         (["--memory", "0"], ["but 0 hold 0"]),
     ],
     ids=str,
@@ -146,8 +146,8 @@ def test_both_ways_to_write_it_are_read_alike(listing, tmp_path):
     lines = [{"name": "star", "prompt": RED}, {"name": "ring", "prompt": BLUE, "seed": 3},
              {"name": "again", "prompt": RED}]  # fmt: skip
     (tmp_path / "v.jsonl").write_text("\n".join(map(json.dumps, lines)))
-    wanted = [Video(name="star", prompt=RED), Video(name="ring", prompt=BLUE, seed=3),
-              Video(name="again", prompt=RED)]  # fmt: skip
+    wanted = [VideoEntry(name="star", prompt=RED), VideoEntry(name="ring", prompt=BLUE, seed=3),
+              VideoEntry(name="again", prompt=RED)]  # fmt: skip
     assert read_videos(listing) == read_videos(tmp_path / "v.jsonl") == wanted
 
 
@@ -167,10 +167,10 @@ def test_more_than_fit_are_refused_before_anything_is_written(checkpoint, listin
 
 def test_amounts_of_memory(tmp_path, monkeypatch):
     amounts = {"8GiB": 8 << 30, "1.5 MB": 1_500_000, "12": 12, "3B": 3, "2KiB": 2048, "1kB": 1000}
-    assert {text: memory.bytes_of(text) for text in amounts} == amounts
+    assert {text: memory.parse_bytes(text) for text in amounts} == amounts
     for text in ("", "GiB", "-1", "1 XB", "1e9"):
-        with pytest.raises(UserError, match="no amount of memory"):
-            memory.bytes_of(text)
+        with pytest.raises(UserError, match="not an amount of memory"):
+            memory.parse_bytes(text)
     group = {"memory.max": "9000", "memory.current": "5000", "memory.stat": "inactive_file 700"}
     for name, said in group.items():
         (tmp_path / name).write_text(said + "\n")
@@ -218,7 +218,7 @@ def test_one_whose_prompt_fails_ends_alone(checkpoint, alone, listing, tmp_path,
 @pytest.mark.parametrize("at", [None, 1], ids=["at once", "later"])
 def test_stopped_ones_go_on_to_the_identical_files(checkpoint, alone, tmp_path, at):
     kind, stop = new(RED, checkpoint, scale=1, chunks=CHUNKS, seed=7), Event()
-    videos = [Video(name=name, prompt=prompt, seed=seed) for name, (prompt, seed) in WISHES.items()]
+    videos = [VideoEntry(name=name, prompt=prompt, seed=seed) for name, (prompt, seed) in WISHES.items()]
     orders = {tmp_path / f"{name}.mp4": order for name, order in orders_of(videos, kind).items()}
     if at is None:
         stop.set()
@@ -234,7 +234,7 @@ def test_stopped_ones_go_on_to_the_identical_files(checkpoint, alone, tmp_path, 
 
 def test_a_stopped_batch_goes_on_as_a_batch(checkpoint, alone, tmp_path):
     kind, stop = new(RED, checkpoint, scale=1, chunks=CHUNKS, seed=7), Event()
-    videos = [Video(name=name, prompt=prompt, seed=seed) for name, (prompt, seed) in WISHES.items()]
+    videos = [VideoEntry(name=name, prompt=prompt, seed=seed) for name, (prompt, seed) in WISHES.items()]
     orders = {tmp_path / f"{name}.mp4": order for name, order in orders_of(videos, kind).items()}
     make_videos(orders, telemetry=lambda output: StopAt(stop, 1), stop=stop)
     result = run("--resume", tmp_path)
@@ -247,7 +247,7 @@ def test_a_stopped_batch_goes_on_as_a_batch(checkpoint, alone, tmp_path):
 
 def test_stopped_ones_go_on_together_beside_a_new_one(checkpoint, alone, tmp_path):
     kind, stop = new(RED, checkpoint, scale=1, chunks=CHUNKS, seed=7), Event()
-    videos = [Video(name=name, prompt=prompt, seed=seed) for name, (prompt, seed) in WISHES.items()]
+    videos = [VideoEntry(name=name, prompt=prompt, seed=seed) for name, (prompt, seed) in WISHES.items()]
     orders = {tmp_path / f"{name}.mp4": order for name, order in orders_of(videos, kind).items()}
     fresh = orders.popitem()
     make_videos(orders, telemetry=lambda output: StopAt(stop, 1), stop=stop)

@@ -21,7 +21,7 @@ from runtime.session.replay import new, repeat
 from vmla.config import ModelConfig, named_config
 from vmla.transformer import VideoMLA
 from vmla.weights.checkpoint import open_checkpoint
-from vmla.weights.uninitialised import WithoutRoom
+from vmla.weights.uninitialised import WithoutStorage
 
 pytestmark = pytest.mark.cpu
 
@@ -98,7 +98,7 @@ def test_a_manifest_whose_hash_is_made_to_fit(mine, tmp_path, precision):
 
 
 def test_a_model_has_its_shapes_before_it_takes_any_room():
-    with WithoutRoom():
+    with WithoutStorage():
         model = VideoMLA(named_config("wan-14b"))
     held = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in
             model.state_dict().values()}  # fmt: skip

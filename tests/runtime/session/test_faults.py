@@ -12,7 +12,7 @@ from kit.galleries import Stalling
 from kit.sessions import FullDisk, make_video
 from PIL import Image
 
-from plugins.atomic_files import aside_of
+from plugins.atomic_files import temporary_path
 from plugins.errors import UserError
 from runtime.cli.run import main
 from runtime.device.worker_thread import WorkerThread
@@ -167,7 +167,7 @@ def test_a_folder_that_is_taken_away_is_noticed_and_its_pictures_are_whole(order
 
 def test_a_state_that_cannot_be_written_stops_the_video(order, tmp_path):
     output = tmp_path / "a.mp4"
-    aside_of(state_path(output)).mkdir()
+    temporary_path(state_path(output)).mkdir()
     with pytest.raises(UserError, match="its state, beside it"):
         make(order, open_sink(output, scale=1), output)
 

@@ -13,7 +13,7 @@ from runtime.outputs import NullSink
 from runtime.planning.request import prepare
 from runtime.prompts.sources import FixedPrompts, PromptChange, PromptSchedule
 from runtime.rollout.buffers import Buffers
-from runtime.rollout.recache import Past
+from runtime.rollout.recache import LatentHistory
 from runtime.session.session import Session
 from runtime.telemetry.events import NoTelemetry
 from vmla.vae.wan import state_bytes
@@ -125,7 +125,7 @@ def test_the_plan_of_a_stream_is_what_it_takes(job):
     assert own["latent cache"] == buffers.cache.nbytes
     assert own["text keys and values"] == buffers.text_kv.nbytes
     assert own["noise and latents of a chunk"] == buffers.noise.nbytes + buffers.latents.nbytes
-    assert own["latents of the window"] == Past.capacity(engine.cache_spec) * buffers.latents.nbytes
+    assert own["latents of the window"] == LatentHistory.capacity(engine.cache_spec) * buffers.latents.nbytes
     assert own["decoder memory"] == state_bytes(decoder.state)
     held = [tensor.untyped_storage() for tensor in decoder.state]
     assert sum(storage.nbytes() for storage in held) == own["decoder memory"]

@@ -104,7 +104,7 @@ def test_without_words_bytes_are_read():
 
 @pytest.mark.parametrize("word", ["", "Red", "two words", "red,", "<pad>"])
 def test_what_no_prompt_can_say_is_no_word(word):
-    with pytest.raises(UserError, match="is no word of a prompt in lower case"):
+    with pytest.raises(UserError, match="is not a word of a prompt in lower case"):
         SmallTextConfig(words=("red", word))
 
 

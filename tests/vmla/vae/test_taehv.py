@@ -225,7 +225,7 @@ def test_what_is_no_file_of_weights_is_refused(tmp_path):
         path.write_bytes(path.read_bytes()[:-3000])
         assert_refused(path, fragment)
     torch.save({"decoder.1.weight": torch.ones(1), "step": 3}, tmp_path / "more.pth")
-    assert_refused(tmp_path / "more.pth", "step is no tensor")
+    assert_refused(tmp_path / "more.pth", "step is not a tensor")
 
 
 def test_in_a_narrow_type_memory_halves_and_frames_stay():

@@ -12,7 +12,7 @@ from kit.passes import window_at
 from kit.refusals import assert_one_line
 from safetensors.torch import save_file
 
-from plugins.atomic_files import ASIDE
+from plugins.atomic_files import TEMPORARY_SUFFIX
 from vmla.attention import LatentAttention
 from vmla.cache import CacheSpec
 from vmla.config import named_config
@@ -284,7 +284,7 @@ def test_the_command_writes_a_checkpoint_and_a_report(wan_folder, tmp_path):
     for layer in report["layers"]:
         assert layer["output error"]["spectral"] < layer["output error"]["random"]
         assert 0.3 < layer["energy"]["keys and values"] < 1
-    assert not list(tmp_path.rglob(f"*{ASIDE}"))
+    assert not list(tmp_path.rglob(f"*{TEMPORARY_SUFFIX}"))
 
 
 def test_wider_latents_lose_less(wan_folder, tmp_path):

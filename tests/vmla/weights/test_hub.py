@@ -125,7 +125,7 @@ def test_what_no_video_is_made_of_is_refused_before_it_is_downloaded(server, hub
         ("bounded", "two-expert model (boundary_ratio)"), ("release", "two-expert model (high_noise_model)"),
         ("pictures", "another family, image-to-video (it has image_encoder/config.json); use"),
         ("vace", "them/vace is of another family (WanVACEPipeline); use a text-to-video model"),
-        ("files", "them/files is no folder of a model; name a file of it: them/files:checkpoints/x.pt"),
+        ("files", "them/files is not the folder of a model; name a file of it: them/files:checkpoints/x.pt"),
         ("words", "it has no file of weights either"),
     ):  # fmt: skip
         with pytest.raises(UserError, match=re.escape(complaint)):
@@ -174,7 +174,7 @@ def test_a_folder_keeps_its_own_card_and_what_is_not_whole_stays(server, hub, ch
     push = ("push", str(whole), "me/part")
     assert_one_line(CliRunner().invoke(vmla.train.cli.commands.main, push), "no folder vae")
     bad = ("push", str(checkpoint), "me")
-    assert_one_line(CliRunner().invoke(vmla.train.cli.commands.main, bad), "no name of a repository")
+    assert_one_line(CliRunner().invoke(vmla.train.cli.commands.main, bad), "is not a repository")
     assert "me/part" not in server.repos
 
 

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel
 
-from plugins.atomic_files import ASIDE
+from plugins.atomic_files import TEMPORARY_SUFFIX
 from plugins.documents.json_file import read_json
 from plugins.documents.typed import typed
 from runtime.resume.sidecar import reference
@@ -120,7 +120,7 @@ def test_saving_leaves_what_is_saved_alone(tmp_path, checkpoint):
     save_checkpoint(tmp_path / "saved", **parts, sampler=Sampler(), metadata={"recipe": "debug"})
     assert all(torch.equal(before[name], now) for name, now in parts["transformer"].state_dict().items())
     assert all(torch.equal(encoder[name], now) for name, now in parts["text"].encoder.state_dict().items())
-    assert not list((tmp_path / "saved").rglob(f"*{ASIDE}"))
+    assert not list((tmp_path / "saved").rglob(f"*{TEMPORARY_SUFFIX}"))
 
 
 def test_sizes_are_known_without_reading_weights(checkpoint):

@@ -14,10 +14,10 @@ WIDEST = 48
 
 
 class Choice(click.Choice[str]):
-    """One of several names."""
+    """An option whose value is one of several names."""
 
     def __init__(self, choices: Iterable[str], *, kind: str | None = None, also: Sequence[str] = ()) -> None:
-        """One of `choices`.
+        """Accept one of `choices`.
 
         Args:
             choices: the names.
@@ -33,7 +33,7 @@ class Choice(click.Choice[str]):
         return "NAME" if is_listed(self, param) else shown
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
-        """The name.
+        """Return the name that was given.
 
         Raises:
             UserError: if there is none such, with what there is and what may have been meant.
@@ -43,7 +43,7 @@ class Choice(click.Choice[str]):
         return str(value)
 
 
-class Several(click.ParamType):  # no generic one in click 8.2
+class ChoiceList(click.ParamType):  # no generic one in click 8.2
     """Some of several names, separated by commas, in the order in which they are given."""
 
     name = "names"
@@ -80,16 +80,16 @@ class Several(click.ParamType):  # no generic one in click 8.2
 
 
 def kind_of(param: click.Parameter | None) -> str:
-    """What one value of an option or argument is, by its name: `precision` for `--precisions`."""
+    """The word for one value of an option or argument, from its name: `precision` for `--precisions`."""
     if param is None:
         return "name"
     longest = max(param.opts, key=len).lstrip("-")
-    return longest.removesuffix("s") if isinstance(param.type, Several) else longest
+    return longest.removesuffix("s") if isinstance(param.type, ChoiceList) else longest
 
 
 def is_listed(kind: click.ParamType[Any], param: click.Parameter) -> bool:
     """Whether the choices of an option are listed in its help, because they are too wide for a column."""
-    wide = isinstance(kind, Choice | Several) and len("|".join(kind.choices)) > WIDEST
+    wide = isinstance(kind, Choice | ChoiceList) and len("|".join(kind.choices)) > WIDEST
     return wide and isinstance(param, click.Option)
 
 

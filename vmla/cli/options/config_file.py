@@ -24,7 +24,7 @@ def read_config(context: click.Context, option: click.Parameter, path: Path | No
 
     values = read_yaml(path)
     if not isinstance(values, dict) or not all(isinstance(key, str) for key in values):
-        raise UserError(f"{path} is no mapping of options; write for example: seconds: 5")
+        raise UserError(f"{path} is not a mapping of options; write for example: seconds: 5")
     known = {each.name: _kind(each) for each in context.command.params if _may_be_given(each)}
     fields = [(name, kind | None, field(default=None)) for name, kind in known.items()]
     given = {key.replace("-", "_"): value for key, value in values.items()}

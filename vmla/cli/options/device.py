@@ -11,7 +11,7 @@ import click
 
 from plugins.errors import UserError
 from vmla.cli.options.choices import Choice
-from vmla.cli.options.names import meant
+from vmla.cli.options.names import did_you_mean
 
 if TYPE_CHECKING:
     import torch
@@ -34,7 +34,7 @@ class DeviceName(click.ParamType):  # no generic one in click 8.2
     def shell_complete(
         self, ctx: click.Context, param: click.Parameter, incomplete: str
     ) -> list[click.shell_completion.CompletionItem]:
-        """The usual ones."""
+        """The devices that a shell offers to complete."""
         return Choice(KINDS).shell_complete(ctx, param, incomplete)
 
 
@@ -83,7 +83,7 @@ def choose_device(name: str) -> torch.device:
         if device.type == "meta" or (device.type == "cuda" and not torch.cuda.is_available()):
             raise NotImplementedError("it holds no numbers, or is not there")
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        near = "" if name in KINDS else meant(name, KINDS)
+        near = "" if name in KINDS else did_you_mean(name, KINDS)
         raise UserError(f"no device {name!r} here; use cpu, or a device that torch sees{near}") from error
     return device
 

@@ -1,4 +1,4 @@
-"""Names that there are, and the one that was meant where another was given."""
+"""Errors for unknown names, which suggest the closest name that exists."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from collections.abc import Iterable
 from plugins.errors import UserError
 
 
-def meant(name: str, known: Iterable[str]) -> str:
-    """The question whether a name near `name` was meant, to follow what is wrong; empty if none is."""
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A question that suggests the known name closest to `name`, to end an error with; empty if none is."""
     from difflib import get_close_matches
 
     written = {each.lower(): each for each in known}
@@ -17,6 +17,6 @@ def meant(name: str, known: Iterable[str]) -> str:
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UserError:
-    """The error for a `name` that no `kind` of thing has, such as `recipe`, with those that there are."""
+    """The error for an unknown `name` of a `kind`, such as `recipe`, with a list of the known ones."""
     names = list(known)
-    return UserError(f"no such {kind}: {name}; there are {', '.join(names)}{meant(name, names)}")
+    return UserError(f"no such {kind}: {name}; there are {', '.join(names)}{did_you_mean(name, names)}")

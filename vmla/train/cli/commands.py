@@ -23,7 +23,7 @@ FOLDER = click.Path(file_okay=False, path_type=Path)
 VARIED = ("layout", "kv_lora_rank", "qk_rope_head_dim", "seed")
 """The options of `varied`."""
 WATCHED = ("samples", "log")
-"""Those of `watched`."""
+"""The options of `watched`."""
 
 
 @click.group(cls=OneLineErrors)

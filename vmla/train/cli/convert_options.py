@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from plugins.errors import UserError
+from vmla.cli.machine import binary_size
 from vmla.config import MODEL_CONFIGS, ModelConfig, named_config
 from vmla.train.cli.convert_checks import OF_FILES, Given, check_change, check_ours, check_together
 from vmla.train.cli.inspect_options import proposal_of
@@ -172,6 +173,6 @@ def calibration_on(clips: LatentSet, config: ModelConfig, *, count: int, seed: i
 def _say_plan(source: ModelConfig, config: ModelConfig, clips: int, dtype: torch.dtype, say: Say) -> None:
     tokens = clips * source.chunk * source.tokens_per_frame
     for name, number in plan(source, config, tokens=tokens, dtype=dtype).items():
-        size = f"{number / 2**30:.2f} GiB" if name.startswith("bytes") else f"{number:,}"
+        size = binary_size(number) if name.startswith("bytes") else f"{number:,}"
         say(f"{name.replace('bytes ', '')}: {size}")
     say(f"cached per token and layer: {source.entry_width} numbers before, {config.entry_width} after")

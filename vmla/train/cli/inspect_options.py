@@ -54,7 +54,7 @@ def proposal_of(path: Path, part: str | None, guess: Guess) -> Proposal:
 def _proposal(path: Path, opened: OpenFile, part: str | None, guess: Guess) -> Proposal:
     own = names_of(opened.tensors, path, part).own
     if "patch_embedding.weight" not in own:
-        raise UserError(f"{path} is no Wan transformer: there is no attention to map")
+        raise UserError(f"{path} is not a Wan transformer: there is no attention to map")
     shapes = {name: shape_of(opened.tensors, original) for name, original in own.items()}
     return propose(shapes, shapes["patch_embedding.weight"][0], guess, path)
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from plugins.errors import UserError
+from vmla.cli.machine import binary_size
 from vmla.cli.options.device import tell_device
 from vmla.cli.stopping import Stop
 from vmla.train.loop.parallel import processes
@@ -32,7 +33,7 @@ def start_stage(options: Mapping[str, Any], report: Say, say: Say, stop: Stop) -
     chosen = distillation_recipe(options["recipe"])
     if options["dry_run"]:
         for part, size in memory_by_part(chosen, options["name"], gpus=options["gpus"]).items():
-            say(f"{part}: {size / 2**30:.2f} GiB")
+            say(f"{part}: {binary_size(size)}")
         return
     for key, option in NEEDED.items():
         if options[key] is None:

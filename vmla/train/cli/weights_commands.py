@@ -28,7 +28,7 @@ CONVERT_GROUPS = {
                                     "biases", "latent_gains", "calibration", "clips", "seed"),
 }  # fmt: skip
 PARTS = ("generator_ema", "generator", "model", "critic", "state_dict", "module")
-"""As `vmla.weights.formats.pickles.PARTS`, which needs PyTorch."""
+"""The same names as in `vmla.weights.formats.pickles.PARTS`, a module that needs PyTorch."""
 
 
 @click.command(cls=Verb)

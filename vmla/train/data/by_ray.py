@@ -66,7 +66,7 @@ def make_shards(
             report(line)
 
 
-def anywhere(checkpoint: str) -> str:
+def absolute_if_local(checkpoint: str) -> str:
     """The name of a checkpoint for a process in any folder."""
     return str(Path(checkpoint).absolute()) if Path(checkpoint).exists() else checkpoint
 

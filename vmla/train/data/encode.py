@@ -18,7 +18,7 @@ from plugins.documents.tensor_header import read_header
 from plugins.documents.typed import typed
 from plugins.errors import UserError
 from vmla.text import TextEncoder
-from vmla.train.data.by_ray import anywhere, make_shards
+from vmla.train.data.by_ray import absolute_if_local, make_shards
 from vmla.train.data.clips import INDEX, NEGATIVE, read_index
 from vmla.train.data.video_files import Unusable, captioned, read_video, text_of
 from vmla.train.loop.state import refuse_other_settings
@@ -48,8 +48,8 @@ class Piece:
         """Path of the shard's file in `folder`, which has the number of its first item."""
         return folder / f"clips-{self.first:07d}.safetensors"
 
-    def anywhere(self) -> Piece:
-        """The same with absolute paths, for a process in any working directory."""
+    def absolute(self) -> Piece:
+        """This piece with absolute paths, for a process in any working directory."""
         return Piece(self.first, [(name, path and path.absolute(), said) for name, path, said in self.items])
 
 
@@ -121,8 +121,10 @@ def encode(
     shards: list[dict[str, Any]] = []
     with locked(folder):
         if ray:
-            begin = partial(_begin, anywhere(checkpoint), frames, source.is_dir(), device, folder.absolute())
-            missing = [piece.anywhere() for piece in pieces if _made(piece, folder) is None]
+            begin = partial(
+                _begin, absolute_if_local(checkpoint), frames, source.is_dir(), device, folder.absolute()
+            )
+            missing = [piece.absolute() for piece in pieces if _made(piece, folder) is None]
             make_shards(begin, missing, report, processors=0, device=device)
         for piece in pieces:
             report(f"encode: {piece.first} of {len(items)}")

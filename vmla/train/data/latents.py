@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 from plugins.documents.lock import locked
 from plugins.errors import UserError
 from vmla.text import TextEncoder
-from vmla.train.data.by_ray import anywhere, make_shards
+from vmla.train.data.by_ray import absolute_if_local, make_shards
 from vmla.train.data.shard_column import Column
 from vmla.train.loop.state import load_state, save_state
 from vmla.vae.tiny import TinyCodec
@@ -69,7 +69,7 @@ class LatentSet:
     """[clips, frames, places, numbers] float16 of `vmla.world.labels`, where they were asked for."""
 
     def to(self, device: torch.device) -> LatentSet:
-        """The same on `device`, so that no batch has to be copied; clips read from files stay there."""
+        """This set on `device`, so that no batch has to be copied; clips read from files stay there."""
         latents, text = (x.to(device) if isinstance(x, Tensor) else x for x in (self.latents, self.text))
         return replace(self, latents=latents, text=text)
 
@@ -213,7 +213,9 @@ def _make_by_ray(
     """Make the clips that are not yet in `folder`, over the machines of a cluster."""
     folder.mkdir(parents=True, exist_ok=True)
     missing = [part for part in _parts(settings) if load_state(_place(folder, part), known) is None]
-    begin = partial(_begin, settings, anywhere(checkpoint), known, folder.absolute(), workers, device)
+    begin = partial(
+        _begin, settings, absolute_if_local(checkpoint), known, folder.absolute(), workers, device
+    )
     with locked(folder):
         make_shards(begin, missing, report, processors=workers, device=device)
 

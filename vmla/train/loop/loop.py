@@ -21,7 +21,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
-from plugins.atomic_files import remove_asides
+from plugins.atomic_files import remove_temporary
 from plugins.documents.lock import locked
 from vmla.cli.stopping import Interrupted, Stop
 from vmla.train.loop.log import Report, Speedometer, forget_after, record
@@ -86,7 +86,7 @@ class Drawing(Protocol):
 
 
 @dataclass
-class Progress:
+class TrainState:
     """A stage under way: the contents of its state file."""
 
     step: int
@@ -141,8 +141,8 @@ def _train(
 ) -> dict[str, Tensor] | None:  # fmt: skip
     """See `train`, which locks the folder meanwhile."""
     progress = _resume(stage, folder, parallel)
-    stop.last_words = partial(_way_on, stage, progress, folder)
-    stop.last_acts = partial(remove_asides, folder)
+    stop.last_words = partial(_resume_hint, stage, progress, folder)
+    stop.last_acts = partial(remove_temporary, folder)
     whole = stage.schedule.steps
     end = whole if stop_after is None else min(whole, progress.step + stop_after)
     began, before = time.monotonic(), progress.seconds
@@ -171,7 +171,7 @@ def _train(
     return progress.average if progress.step == whole else None
 
 
-def _way_on(stage: Stage, progress: Progress, folder: Path) -> list[str]:
+def _resume_hint(stage: Stage, progress: TrainState, folder: Path) -> list[str]:
     """The lines that are printed if a signal ends the run, in this stage or after it."""
     return [f"{folder} keeps step {progress.saved} of {stage.name}; run the same command again to continue"]
 
@@ -181,7 +181,7 @@ def _drawing_ahead(stage: Stage) -> AbstractContextManager[Any]:
     return stage.prefetcher if isinstance(stage, Drawing) else nullcontext()
 
 
-def _advance(stage: Stage, progress: Progress, parallel: Parallel) -> float:
+def _advance(stage: Stage, progress: TrainState, parallel: Parallel) -> float:
     """One optimizer step; the averages follow."""
     if isinstance(stage, Accompanied):
         stage.accompany(progress.step, parallel)
@@ -197,7 +197,7 @@ def _advance(stage: Stage, progress: Progress, parallel: Parallel) -> float:
     return loss
 
 
-def _shown(stage: Stage, progress: Progress, loss: float, speeds: Speedometer) -> str:
+def _shown(stage: Stage, progress: TrainState, loss: float, speeds: Speedometer) -> str:
     """The progress line: step, type, loss, and the speed of the latest steps (of all, after the last)."""
     whole = stage.schedule.steps
     speed = speeds.whole if progress.step == whole else speeds.recent
@@ -208,9 +208,9 @@ def _shown(stage: Stage, progress: Progress, loss: float, speeds: Speedometer) -
     )
 
 
-def _resume(stage: Stage, folder: Path, parallel: Parallel) -> Progress:
+def _resume(stage: Stage, folder: Path, parallel: Parallel) -> TrainState:
     optimizers = Optimizers(stage.model, stage.schedule, stage.meter.dtype)
-    progress = Progress(step=0, average=_average(stage), optimizers=optimizers)
+    progress = TrainState(step=0, average=_average(stage), optimizers=optimizers)
     parts, movers = _parts(stage, progress)
     if parallel.sharded:
         state = load_shards(folder, stage.name, parts, movers, _settings(stage, parallel))
@@ -233,7 +233,7 @@ def _average(stage: Stage) -> dict[str, Tensor]:
     return {name: p.detach().float().clone() for name, p in stage.model.named_parameters()}
 
 
-def _parts(stage: Stage, progress: Progress) -> tuple[dict[str, dict[str, Tensor]], dict[str, Optimizers]]:
+def _parts(stage: Stage, progress: TrainState) -> tuple[dict[str, dict[str, Tensor]], dict[str, Optimizers]]:
     """All tensors of the state, by name, and the optimizers; both are written to when a run resumes."""
     parts, movers = {"model": stage.model.state_dict(), "average": progress.average}, {}
     movers["optimizers"] = progress.optimizers
@@ -258,7 +258,7 @@ def _settings(stage: Stage, parallel: Parallel) -> dict[str, Any]:
     return stage.settings() | ({} if parallel.group == 1 else {"group": parallel.group})
 
 
-def _save(stage: Stage, progress: Progress, folder: Path, parallel: Parallel) -> None:
+def _save(stage: Stage, progress: TrainState, folder: Path, parallel: Parallel) -> None:
     parts, movers = _parts(stage, progress)
     record = {
         "settings": _settings(stage, parallel),

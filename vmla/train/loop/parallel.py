@@ -18,17 +18,17 @@ from torch import Tensor
 
 from plugins.errors import UserError
 from vmla.cli.options.device import choose_device, without_auto
-from vmla.packed_sequence import Unrolling
+from vmla.packed_sequence import PackedClip
 from vmla.train.objectives.packed_clip import Pass, Step
 from vmla.transformer import Block, VideoMLA
 
 
 class Passes(NamedTuple):
-    """A model's `forward`, `encode_text` and `unrolled`, computed in a type."""
+    """A model's `forward`, `encode_text` and `forward_packed`, computed in a type."""
 
     step: Step
     encode_text: Callable[[Tensor], Tensor]
-    unrolled: Pass
+    forward_packed: Pass
 
 
 Calls = Callable[[VideoMLA, torch.dtype], Passes]
@@ -125,7 +125,7 @@ def shard(model: VideoMLA, dtype: torch.dtype) -> VideoMLA:
     # Else the outermost weights would stay gathered until a backward pass: a network that has none, the
     # moving average, would for ever be what it was at its first pass.
     fully_shard(model, mp_policy=policy, reshard_after_forward=True)
-    for name in ("encode_text", "unrolled"):
+    for name in ("encode_text", "forward_packed"):
         register_fsdp_forward_method(model, name)
     return model
 
@@ -152,10 +152,10 @@ def direct(model: VideoMLA, dtype: torch.dtype) -> Passes:
     def encode_text(text: Tensor) -> Tensor:
         return model.encode_text(text.to(dtype))
 
-    def unrolled(latents: Tensor, timestep: Tensor, text_kv: Tensor, clip: Unrolling) -> Tensor:
-        return model.unrolled(latents.to(dtype), timestep, text_kv, clip)
+    def forward_packed(latents: Tensor, timestep: Tensor, text_kv: Tensor, clip: PackedClip) -> Tensor:
+        return model.forward_packed(latents.to(dtype), timestep, text_kv, clip)
 
-    return Passes(step, encode_text, unrolled)
+    return Passes(step, encode_text, forward_packed)
 
 
 def whole(tensors: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -1,4 +1,4 @@
-"""A stage's state on disk: written aside and renamed, refused if it belongs to another recipe."""
+"""A stage's state on disk: written whole or not at all, refused if it belongs to another recipe."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from vmla.weights.formats.pickles import UNREADABLE, load_plain
 
 def save_state(path: Path, state: dict[str, Any]) -> None:
     """Write `state` so that `path` is at every moment either the old state or the new one, whole."""
-    with atomic_write(path) as aside:
-        torch.save(state, aside)
+    with atomic_write(path) as temporary:
+        torch.save(state, temporary)
 
 
 def load_state(path: Path, settings: dict[str, Any]) -> dict[str, Any] | None:

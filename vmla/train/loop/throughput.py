@@ -17,8 +17,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from vmla.flops import Counted, text_flops
-from vmla.packed_sequence import Unrolling
+from vmla.flops import PassCost, text_flops
+from vmla.packed_sequence import PackedClip
 from vmla.train.loop.parallel import Calls, Passes
 from vmla.transformer import VideoMLA
 
@@ -91,7 +91,7 @@ class Meter:
                     -> tuple[Tensor, Tensor]:  # fmt: skip
                 config = replace(model.config, chunk=latents.shape[2])
                 queries = config.chunk * config.tokens_per_frame
-                one = Counted(config=config, batch=len(latents), keys=kept.shape[2] + queries)
+                one = PassCost(config=config, batch=len(latents), keys=kept.shape[2] + queries)
                 self._add(model, one.flops, len(latents) * queries)
                 return passes.step(latents, timestep, text_kv, kept, *window)
 
@@ -99,12 +99,12 @@ class Meter:
                 self._add(model, text_flops(model.config, len(text)), 0)
                 return passes.encode_text(text)
 
-            def counted_clip(latents: Tensor, timestep: Tensor, text_kv: Tensor, clip: Unrolling) -> Tensor:
+            def counted_clip(latents: Tensor, timestep: Tensor, text_kv: Tensor, clip: PackedClip) -> Tensor:
                 config = replace(model.config, chunk=latents.shape[2])
                 keys = clip.visible.shape[1] * config.tokens_per_frame
-                one = Counted(config=config, batch=len(latents), keys=keys, seen=clip.share)
+                one = PassCost(config=config, batch=len(latents), keys=keys, seen=clip.share)
                 self._add(model, one.flops, len(latents) * config.chunk * config.tokens_per_frame)
-                return passes.unrolled(latents, timestep, text_kv, clip)
+                return passes.forward_packed(latents, timestep, text_kv, clip)
 
             return Passes(counted_step, counted_text, counted_clip)
 
@@ -129,7 +129,7 @@ class Speed:
 
     @classmethod
     def of(cls, work: Work, peak: float, world: int) -> Speed:
-        """Of one process's `work`, where `peak` is its device's; all `world` processes work alike."""
+        """The speed of `world` processes that all work alike, from the `work` and the `peak` of one."""
         seconds = max(work.seconds, 1e-9)
         return cls(
             tokens_per_second=round(world * work.tokens / seconds, 1),

@@ -23,7 +23,7 @@ def strip(frames: Tensor) -> Tensor:
 
 
 def write_strip(frames: Tensor, path: Path) -> None:
-    """Write frames [B, n, 3, H, W] in [0, 1] to the PNG at `path`, aside and renamed."""
+    """Write frames [B, n, 3, H, W] in [0, 1] to the PNG at `path`, which appears whole."""
     import av
 
     picture = strip(frames)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from vmla.cache import CacheSpec
 from vmla.scheduler import TIMESTEPS
-from vmla.train.objectives.packed_clip import Pass, Step, predicted, remembered, unrolled_velocity
+from vmla.train.objectives.packed_clip import Pass, Step, packed_velocity, predicted, remembered
 
 
 class CachedRollout:
@@ -26,7 +26,7 @@ class CachedRollout:
         text_kv: Tensor,
         numbers: Sequence[int] | None = None,
         *,
-        unrolled: Pass | None = None,
+        forward_packed: Pass | None = None,
     ) -> None:
         """Start with an empty cache.
 
@@ -35,9 +35,9 @@ class CachedRollout:
             spec: geometry of its cache.
             text_kv: [L, 2, B, tokens, D].
             numbers: the chunks that will be committed, where they are not all from 0 on.
-            unrolled: `VideoMLA.unrolled`, for clips that take one pass as a whole.
+            forward_packed: `VideoMLA.forward_packed`, for clips that take one pass as a whole.
         """
-        self.unrolled = unrolled
+        self.forward_packed = forward_packed
         self.step, self.cache_spec, self.text_kv, self.numbers = step, spec, text_kv, numbers
         self.cache = spec.allocate(text_kv.shape[2], dtype=text_kv.dtype, device=text_kv.device)
 
@@ -75,19 +75,19 @@ def clip_velocity(rollout: CachedRollout, noisy: Tensor, clean: Tensor, sigma: T
     """Velocities of a whole clip [B, z, frames, h, w] at one sigma [B], each chunk after clean ones.
 
     A network whose chunk is the whole clip sees all of it in both directions. Chunks that have lost
-    their history (`predicted`) are committed and left out of the result. A rollout with `unrolled`
+    their history (`predicted`) are committed and left out of the result. A rollout with `forward_packed`
     takes one pass for all.
     """
     chunks = rollout.cache_spec.chunks
     numbers = rollout.numbers or range(chunks.count(clean.shape[2]))
     wanted, velocities = predicted(numbers), []
     loud, quiet = chunks.split(noisy, numbers), chunks.split(clean, numbers)
-    if rollout.unrolled is not None:
+    if rollout.forward_packed is not None:
         chosen = torch.cat([x for number, x in zip(numbers, loud, strict=True) if number in wanted], dim=2)
         timestep = (sigma * TIMESTEPS)[:, None].expand(-1, chosen.shape[2])
         before = torch.cat([clean[:, :, :0], *quiet[:-1]], dim=2)
-        return unrolled_velocity(
-            rollout.unrolled, rollout.cache_spec, rollout.text_kv, numbers, chosen, before, timestep
+        return packed_velocity(
+            rollout.forward_packed, rollout.cache_spec, rollout.text_kv, numbers, chosen, before, timestep
         )
     for number, x, before in zip(numbers, loud, quiet, strict=True):
         if number in wanted:

@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 
 from vmla.cache import CacheSpec
-from vmla.packed_sequence import Unrolling
+from vmla.packed_sequence import PackedClip
 
 Step = Callable[..., tuple[Tensor, Tensor]]
 """`VideoMLA.forward`, or the same computed in a narrower type."""
-Pass = Callable[[Tensor, Tensor, Tensor, Unrolling], Tensor]
-"""`VideoMLA.unrolled`, or the same computed in a narrower type."""
+Pass = Callable[[Tensor, Tensor, Tensor, PackedClip], Tensor]
+"""`VideoMLA.forward_packed`, or the same computed in a narrower type."""
 
 
 def remembered(spec: CacheSpec, number: int, numbers: Sequence[int]) -> Tensor:
@@ -35,12 +35,12 @@ def remembered(spec: CacheSpec, number: int, numbers: Sequence[int]) -> Tensor:
 
 
 def predicted(numbers: Sequence[int]) -> list[int]:
-    """Of `numbers`, those that follow the chunk before them: after a jump one has lost its history."""
+    """The chunks among `numbers` that follow the one before them: after a jump a chunk has no history."""
     return [number for number in numbers if number == 0 or number - 1 in numbers]
 
 
 @lru_cache(maxsize=64)
-def unrolling(spec: CacheSpec, numbers: tuple[int, ...] | range) -> Unrolling:
+def pack_clip(spec: CacheSpec, numbers: tuple[int, ...] | range) -> PackedClip:
     """The sequence of all chunks in `numbers` but the last, clean, then the predicted ones, noisy."""
     chunks = spec.chunks
     rows = [(n, frame) for n in (*numbers[:-1], *predicted(numbers)) for frame in chunks.frames_of([n])]
@@ -56,7 +56,7 @@ def unrolling(spec: CacheSpec, numbers: tuple[int, ...] | range) -> Unrolling:
             visible[row, again.get((number, frame), len(nearer) + clean[frame])] = True
     positions = [place for _, _, place in nearer] + [frame for _, frame in rows]
     repeated = [clean[frame] for _, frame, _ in nearer]
-    return Unrolling(torch.tensor(repeated, dtype=torch.int64), torch.tensor(positions), visible)
+    return PackedClip(torch.tensor(repeated, dtype=torch.int64), torch.tensor(positions), visible)
 
 
 def _seen(spec: CacheSpec, number: int, numbers: Sequence[int]) -> list[tuple[int, int]]:
@@ -67,7 +67,7 @@ def _seen(spec: CacheSpec, number: int, numbers: Sequence[int]) -> list[tuple[in
     return [(frame, slot + shift) for frame, slot in zip(frames, slots, strict=True) if slot >= 0]
 
 
-def unrolled_velocity(
+def packed_velocity(
     run: Pass, spec: CacheSpec, text_kv: Tensor, numbers: Sequence[int], noisy: Tensor, clean: Tensor,
     timestep: Tensor,
 ) -> Tensor:  # fmt: skip
@@ -84,5 +84,5 @@ def unrolled_velocity(
     """
     still = timestep.new_zeros(len(timestep), clean.shape[2])
     sequence, times = torch.cat([clean, noisy], dim=2), torch.cat([still, timestep], dim=1)
-    velocity = run(sequence, times, text_kv, unrolling(spec, tuple(numbers)))
+    velocity = run(sequence, times, text_kv, pack_clip(spec, tuple(numbers)))
     return velocity[:, :, clean.shape[2] :].float()

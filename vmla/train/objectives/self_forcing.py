@@ -92,7 +92,7 @@ def _velocity(
     sampler: Sampler,
     negative: Tensor | None,
 ) -> Tensor:
-    """As `runtime.rollout.rollout` has it: guidance's second pass looks at the same cache."""
+    """The velocity as in inference: the second pass, for guidance, attends to the same cache."""
     velocity = rollout.velocity(latents, sigma, number)
     if sampler.guidance_scale == 1:
         return velocity

@@ -17,7 +17,7 @@ from torch import Tensor
 from vmla.cache import CacheSpec
 from vmla.scheduler import TIMESTEPS, add_noise, shifted
 from vmla.train.objectives.noise import normal, uniform
-from vmla.train.objectives.packed_clip import Pass, Step, predicted, remembered, unrolled_velocity
+from vmla.train.objectives.packed_clip import Pass, Step, packed_velocity, predicted, remembered
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,10 +94,10 @@ def forcing_loss_at_once(
     forcing: Forcing,
     generator: torch.Generator,
 ) -> Tensor:
-    """As `forcing_loss`, in one pass over the clip, since no committed chunk depends on a prediction.
+    """`forcing_loss` in one pass over the clip, since no committed chunk depends on a prediction.
 
     Args:
-        run: one pass over a sequence, `VideoMLA.unrolled`.
+        run: one pass over a sequence, `VideoMLA.forward_packed`.
         spec: geometry of the cache, which decides the windows.
         latents, text_kv, numbers, generator: see `forcing_loss`, which draws the same noise.
         forcing: with one copy and no estimates (`Forcing.fixed`).
@@ -115,7 +115,7 @@ def forcing_loss_at_once(
     _, noise, noisy = zip(*drawn, strict=True)
     timestep = torch.cat(levels, dim=1) * TIMESTEPS
     context = torch.cat([latents[:, :, :0], *contexts], dim=2)
-    velocity = unrolled_velocity(run, spec, text_kv, numbers, torch.cat(noisy, dim=2), context, timestep)
+    velocity = packed_velocity(run, spec, text_kv, numbers, torch.cat(noisy, dim=2), context, timestep)
     return (velocity - (torch.cat(noise, dim=2) - torch.cat(targets, dim=2))).square().mean()
 
 

@@ -36,9 +36,9 @@ def pack_run(recipe: PretrainingRecipe, folder: Path, output: Path, report: Call
         raise UserError(f"{output} exists already; remove it or choose another folder")
     stages = {name: _finished(folder, name, steps) for name, steps in recipe.steps().items()}
     run = TrainingRun(recipe, folder, report, stop_after=0)
-    with atomic_folder(output) as aside:
+    with atomic_folder(output) as temporary:
         save_checkpoint(
-            aside,
+            temporary,
             transformer=run.refine(),
             codec=run.decoder(),
             text=run.text(),
@@ -46,7 +46,7 @@ def pack_run(recipe: PretrainingRecipe, folder: Path, output: Path, report: Call
             trained_on=recipe.latents.world,
             metadata={"recipe": recipe.name},
         )
-        write_json(aside / TRAINING, {
+        write_json(temporary / TRAINING, {
             "recipe": recipe.name,
             "commit": commit(),
             "seed": recipe.denoiser_training.seed,
@@ -80,9 +80,9 @@ def pack_stages(start: str, folders: Sequence[Path], output: Path, report: Calla
     made = open_checkpoint(folders[-1] / RESULT)
     hours = round(sum(stage["seconds"] for stage in record["stages"].values()) / 3600, 2)
     versions = {"commit": commit(), "hardware": hardware(), "torch": torch.__version__}
-    with atomic_folder(output) as aside:
+    with atomic_folder(output) as temporary:
         save_checkpoint(
-            aside,
+            temporary,
             transformer=made.transformer(),
             codec=_tiny(made),
             text=made.text(),
@@ -90,7 +90,7 @@ def pack_stages(start: str, folders: Sequence[Path], output: Path, report: Calla
             trained_on=made.index.get("trained_on"),
             metadata={"recipe": record["recipe"]},
         )
-        write_json(aside / TRAINING, {**record, **versions, "hours": hours})
+        write_json(temporary / TRAINING, {**record, **versions, "hours": hours})
     report(f"wrote {output}")
 
 

@@ -59,7 +59,7 @@ def push(
 
     named = HUB_ID.fullmatch(repo)
     if named is None or named["repo"] != repo:
-        raise UserError(f"{repo} is no name of a repository; give owner/name, and a branch with --revision")
+        raise UserError(f"{repo} is not a repository; give owner/name, and a branch with --revision")
     files = files_of(folder)
     operations = [CommitOperationAdd(name, path) for name, path in files.items()]
     if CARD not in files:
@@ -82,6 +82,7 @@ def files_of(folder: Path) -> dict[str, Path]:
         UserError: if a part is missing.
     """
     checkpoint = open_checkpoint(folder)
+    # Read, here and below, only so that a damaged folder is refused before anything is uploaded.
     checkpoint.model_config(), checkpoint.sampler()
     for part in PARTS:
         if not (folder / part).is_dir():

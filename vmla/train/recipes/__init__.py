@@ -3,4 +3,4 @@
 FROM_SCRATCH = ("debug", "mini", "sprites")
 """The names in `from_scratch.PRETRAINING_RECIPES`, which needs PyTorch."""
 FROM_CHECKPOINT = ("debug", "mini", "sprites", "sprites-gpu", "wan-1.3b")
-"""Those in `from_checkpoint.DISTILLATION_RECIPES`."""
+"""The names in `from_checkpoint.DISTILLATION_RECIPES`, which needs PyTorch."""

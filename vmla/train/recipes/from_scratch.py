@@ -53,7 +53,7 @@ class PretrainingRecipe:
         return steps if self.refinement is None else {**steps, "refine": self.refinement.schedule.steps}
 
     def in_world(self, world: str) -> PretrainingRecipe:
-        """The same recipe, with `world` as the world of every stage that renders."""
+        """This recipe, with `world` as the world of every stage that renders."""
         decoder, fresh = self.decoder_training, self.refinement_latents
         return replace(
             self,

@@ -27,9 +27,8 @@ def memory_by_part(recipe: DistillationRecipe, name: str, *, gpus: int) -> dict[
     frozen = {"forcing": [], "consistency": [config, config]}.get(name, trained[-1:])
     learning = sum(_parameters(each) for each in trained)
     still = sum(_parameters(each) for each in frozen)
-    averaged = (
-        0 if name == "consistency" else _parameters(config)
-    )  # there the average is a network of its own
+    # In the consistency stage the average is a network of its own, counted among the frozen ones.
+    averaged = 0 if name == "consistency" else _parameters(config)
     parts = {
         "weights, sharded": FULL * (learning + still) // gpus,
         "gradients, sharded": FULL * learning // gpus,

@@ -63,7 +63,7 @@ class CodecStage:
         self.prefetcher = Prefetcher(self.draw)
 
     def settings(self) -> dict[str, Any]:
-        """All that determines the result."""
+        """The settings that determine the result."""
         return {"codec": asdict(self.model.config), "training": asdict(self.training)}
 
     def loss(self, step: int) -> Tensor:

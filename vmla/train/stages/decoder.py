@@ -65,7 +65,7 @@ class DecoderStage:
         return self.codec.decoder
 
     def settings(self) -> dict[str, Any]:
-        """All that determines the result."""
+        """The settings that determine the result."""
         # The latents' statistics differ in their last digits between machines, and nothing here reads them.
         codec = replace(self.codec.config, latents_mean=(), latents_std=())
         return {"codec": asdict(codec), "training": asdict(self.training)}

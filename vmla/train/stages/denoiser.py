@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
-from vmla.packed_sequence import Unrolling
+from vmla.packed_sequence import PackedClip
 from vmla.train.data.latents import LatentSet
 from vmla.train.loop.parallel import CPU, Calls, Passes
 from vmla.train.loop.throughput import Meter
@@ -52,7 +52,7 @@ class DenoiserStage:
         self.training, self.schedule, self.data = training, training.schedule, data
 
     def settings(self) -> dict[str, Any]:
-        """All that determines the result."""
+        """The settings that determine the result."""
         return {
             "model": self.model.config.to_dict(),
             "training": asdict(self.training),
@@ -69,7 +69,7 @@ class DenoiserStage:
         text_kv = passes.encode_text(batch.text.to(device))
         rest = self.cache_spec, batch.latents.to(device), text_kv, batch.numbers, training.forcing, generator
         if training.at_once and len(batch.numbers) > 1:  # one chunk is one pass anyway
-            return forcing_loss_at_once(passes.unrolled, *rest)
+            return forcing_loss_at_once(passes.forward_packed, *rest)
         if not training.alignment:
             return forcing_loss(passes.step, *rest)
         with watched(self.model, training.alignment_layer) as seen:
@@ -95,11 +95,11 @@ def narrowed(model: VideoMLA, dtype: torch.dtype) -> Passes:
     def encode_text(text: Tensor) -> Tensor:
         return functional_call(_Method(model, "encode_text"), prefixed, (text.to(dtype),))
 
-    def unrolled(latents: Tensor, timestep: Tensor, text_kv: Tensor, clip: Unrolling) -> Tensor:
+    def forward_packed(latents: Tensor, timestep: Tensor, text_kv: Tensor, clip: PackedClip) -> Tensor:
         inputs = (latents.to(dtype), timestep, text_kv, clip)
-        return functional_call(_Method(model, "unrolled"), prefixed, inputs)
+        return functional_call(_Method(model, "forward_packed"), prefixed, inputs)
 
-    return Passes(step, encode_text, unrolled)
+    return Passes(step, encode_text, forward_packed)
 
 
 class _Method(torch.nn.Module):

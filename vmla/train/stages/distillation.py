@@ -139,7 +139,7 @@ class ConsistencyStage:
         self.negative = self.batches.negative(training.consistency.guidance != 1)
 
     def settings(self) -> dict[str, Any]:
-        """All that determines the result."""
+        """The settings that determine the result."""
         return _settings(self.model, self.training, self.batches.data)
 
     def loss(self, step: int) -> Tensor:
@@ -156,9 +156,9 @@ class ConsistencyStage:
 
     def _rollout(self, model: VideoMLA, text: Tensor) -> CachedRollout:
         passes = self.calls(model, self.meter.dtype)
-        unrolled = passes.unrolled if self.training.at_once else None
+        forward_packed = passes.forward_packed if self.training.at_once else None
         return CachedRollout(
-            passes.step, CacheSpec.of(model.config), passes.encode_text(text), unrolled=unrolled
+            passes.step, CacheSpec.of(model.config), passes.encode_text(text), forward_packed=forward_packed
         )
 
 
@@ -193,7 +193,7 @@ class DistributionStage:
         self.negative = self.batches.negative(training.guidance != 0)
 
     def settings(self) -> dict[str, Any]:
-        """All that determines the result."""
+        """The settings that determine the result."""
         return _settings(self.model, self.training, self.batches.data)
 
     def accompany(self, step: int, parallel: Parallel) -> None:
@@ -268,14 +268,16 @@ class DistributionStage:
         """Starts a rollout of a score network over the chunks of given numbers."""
         passes = self.calls(model, self.meter.dtype)
         text_kv, config = passes.encode_text(text), model.config
-        unrolled = passes.unrolled if self.training.at_once else None
+        forward_packed = passes.forward_packed if self.training.at_once else None
 
         def new_rollout(numbers: list[int]) -> CachedRollout:
             if self.training.whole_scores:
                 frames = CacheSpec.of(self.model.config).chunks.start(len(numbers))
                 spec = CacheSpec.of(replace(config, chunk=frames, first_chunk=0, sink=0, history=0))
                 return CachedRollout(passes.step, spec, text_kv)
-            return CachedRollout(passes.step, CacheSpec.of(config), text_kv, numbers, unrolled=unrolled)
+            return CachedRollout(
+                passes.step, CacheSpec.of(config), text_kv, numbers, forward_packed=forward_packed
+            )
 
         return new_rollout
 

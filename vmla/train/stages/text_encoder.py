@@ -74,7 +74,7 @@ class TextStage:
         self.device = device
 
     def settings(self) -> dict[str, Any]:
-        """All that determines the result."""
+        """The settings that determine the result."""
         return {"text": asdict(self.text), "tokens": self.encoder.tokens, "training": asdict(self.training)}
 
     def loss(self, step: int) -> Tensor:

@@ -70,7 +70,7 @@ class TinyDecoderStage:
         return self.tiny
 
     def settings(self) -> dict[str, Any]:
-        """All that determines the result."""
+        """The settings that determine the result."""
         return {"tiny": asdict(self.tiny.config), "training": asdict(self.training), "source": self.source}
 
     def loss(self, step: int) -> Tensor:

@@ -55,13 +55,13 @@ class Conversion:
         if folder.exists():
             raise UserError(f"{folder} exists already; remove it or choose another folder")
         records: list[dict[str, Any]] = []
-        with atomic_folder(folder) as aside:
-            part = aside / "transformer"
+        with atomic_folder(folder) as temporary:
+            part = temporary / "transformer"
             part.mkdir()
             _write_shards(part, self._shards(records, report), self.config.num_layers + 1)
             write_json(part / "config.json", {"_class_name": "VideoMLA", **self.config.to_dict()})
-            write_json(aside / REPORT, self._record(records))
-            finish_folder(aside, pipeline, self.sampler or _schedule(pipeline), self.notes)
+            write_json(temporary / REPORT, self._record(records))
+            finish_folder(temporary, pipeline, self.sampler or _schedule(pipeline), self.notes)
         report(f"wrote {folder}")
 
     def _record(self, layers: list[dict[str, Any]]) -> dict[str, Any]:

@@ -257,7 +257,7 @@ def _queries(
 
 
 def _of_heads(rows: Tensor, kept: list[int], config: ModelConfig) -> Tensor:
-    """Of rows [N * head width, n] those of the `kept` channels of each head: [N * kept, n]."""
+    """The `kept` channels of each head among rows [N * head width, n]: [N * kept, n]."""
     return rows.unflatten(0, (config.num_attention_heads, -1))[:, kept].flatten(0, 1)
 
 

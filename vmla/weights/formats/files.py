@@ -120,8 +120,8 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[s
     from safetensors.torch import save_file
 
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    with atomic_write(path) as aside:
-        save_file(contiguous, aside, dict(metadata))
+    with atomic_write(path) as temporary:
+        save_file(contiguous, temporary, dict(metadata))
 
 
 def load_exactly(module: nn.Module, tensors: Mapping[str, Tensor], path: Path) -> None:

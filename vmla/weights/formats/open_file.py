@@ -62,7 +62,7 @@ def _refuse_kind(path: Path) -> None:
         raise UserError(f"{path} is a Git LFS pointer, not the file itself; fetch it with git lfs pull")
     if path.suffix not in (*PICKLES, SAFETENSORS):
         kinds = ", ".join((SAFETENSORS, *PICKLES))
-        raise UserError(f"{path} is no file of weights; name one that ends in {kinds}")
+        raise UserError(f"{path} is not a file of weights; name one that ends in {kinds}")
 
 
 def refuse_lora(names: Iterable[str], path: Path) -> None:

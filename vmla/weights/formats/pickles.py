@@ -87,7 +87,7 @@ def _dense(tensor: Tensor) -> bool:
 
 
 def _no_tensor(path: Path, name: str) -> UserError:
-    return UserError(f"{path}: {name} is no tensor; save its state dict alone, or name its part")
+    return UserError(f"{path}: {name} is not a tensor; save its state dict alone, or name its part")
 
 
 def _load(path: Path) -> Any:

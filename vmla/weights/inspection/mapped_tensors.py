@@ -12,7 +12,7 @@ from torch import Tensor
 from plugins.errors import UserError
 from vmla.weights.formats.files import LISTED, Shape
 from vmla.weights.formats.lazy_tensors import shape_of
-from vmla.weights.inspection.mapping import Cut, LatentMap
+from vmla.weights.inspection.mapping import LatentMap, TensorSlice
 
 Translate = Callable[[str], str]
 
@@ -38,7 +38,7 @@ class MappedTensors(Mapping[str, Tensor]):
         layers = _layers(tensors, mapping)
         if not layers:
             raise UserError(f"{path} has no tensor named {mapping.attention}...; mend attention")
-        self._cuts: dict[str, tuple[str | None, Cut]] = {}
+        self._cuts: dict[str, tuple[str | None, TensorSlice]] = {}
         used: set[str] = set()
         for layer in layers:
             prefix = mapping.attention.format(layer=layer)
@@ -91,14 +91,14 @@ def _layers(tensors: Mapping[str, Tensor], mapping: LatentMap) -> list[int]:
     return sorted({int(match[1]) for match in found if match is not None})
 
 
-def _flat(shape: Shape, cut: Cut) -> Shape:
+def _flat(shape: Shape, cut: TensorSlice) -> Shape:
     """The tensor as a matrix, outputs first."""
     if len(shape) > 2:
         shape = torch.Size(shape[:-1]).numel(), shape[-1]
     return shape[::-1] if cut.transposed else shape
 
 
-def _indices(rows: int, cut: Cut, heads: int) -> Tensor:
+def _indices(rows: int, cut: TensorSlice, heads: int) -> Tensor:
     """The rows of the tensor that a cut takes, in our order [rows of the result]."""
     index = torch.arange(rows).view(heads if cut.per_head else 1, -1)
     if cut.rows is not None:

@@ -33,11 +33,11 @@ HEADER = """\
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cut:
+class TensorSlice:
     """The rows of one tensor in the file that make one of our tensors."""
 
     tensor: str | None
-    """Its name behind `Mapping.attention`, None for zeros."""
+    """The tensor's name behind `LatentMap.attention`; None stands for zeros."""
     rows: tuple[int, int] | None = None
     per_head: bool = False
     pairs: Pairs | None = None
@@ -51,7 +51,7 @@ class Cut:
             )
 
     def settings(self) -> dict[str, Any]:
-        """The cut as YAML values; fields that have their default are left out."""
+        """The slice as YAML values; fields that have their default are left out."""
         values = {key: value for key, value in asdict(self).items() if value not in (None, False)}
         return {"tensor": self.tensor, **values, **({"rows": list(self.rows)} if self.rows else {})}
 
@@ -62,8 +62,8 @@ class LatentMap:
 
     attention: str
     heads: Annotated[int, Between(1, 2**12)]
-    parts: Mapping[str, Cut]
-    """By our tensors' names, of `TARGETS`."""
+    parts: Mapping[str, TensorSlice]
+    """The slice for each of our tensors, by its name in `TARGETS`."""
     ignore: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:

@@ -24,7 +24,7 @@ KINDS = {
     "a text encoder (T5 of Wan's release)": ("token_embedding.weight", "blocks.N.ffn.gate."),
     "an autoencoder of TAEHV's kind": ("decoder.1.weight", "encoder.0.weight"),
 }
-"""By beginnings of names that only they have, all of which must be there."""
+"""Kinds of models, by beginnings of names that only they have, all of which must be there."""
 
 
 @dataclass(frozen=True)

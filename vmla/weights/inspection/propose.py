@@ -10,7 +10,7 @@ from pathlib import Path
 from plugins.errors import UserError
 from vmla.weights.formats.files import Shape
 from vmla.weights.inspection.conventions import ATTENTIONS, role_of, rotary_first
-from vmla.weights.inspection.mapping import TARGETS, Cut, LatentMap, Pairs
+from vmla.weights.inspection.mapping import TARGETS, LatentMap, Pairs, TensorSlice
 
 NEEDED = ("kv_down", "q_down", "q_up")
 
@@ -119,7 +119,7 @@ class _Modules:
             raise UserError(f"{path}: nothing says how wide the latent of keys and values is; map it by hand")
         return latent, down - latent
 
-    def parts(self) -> dict[str, Cut]:
+    def parts(self) -> dict[str, TensorSlice]:
         """All of `TARGETS` that were found."""
         made = {**self._down(), **self._up(), **self._queries(), **self._norms(), **self._out()}
         return {target: made[target] for target in TARGETS if target in made}
@@ -127,10 +127,10 @@ class _Modules:
     def _cut(
         self, role: str, inputs: int, rows: tuple[int, int] | None = None,
         *, per_head: bool = False, pairs: Pairs | None = None,
-    ) -> Cut:  # fmt: skip
+    ) -> TensorSlice:  # fmt: skip
         shape, tensor = self._shape(role), self._tensors[role]
         turned = shape[-1] != inputs and shape[0] == inputs
-        return Cut(tensor=tensor, rows=rows, transposed=turned, per_head=per_head, pairs=pairs)
+        return TensorSlice(tensor=tensor, rows=rows, transposed=turned, per_head=per_head, pairs=pairs)
 
     def _order(self, role: str, content: int) -> tuple[tuple[int, int], tuple[int, int]]:
         """Rows of content and of rotary channels within a fused projection."""
@@ -139,7 +139,7 @@ class _Modules:
             return (self._rotary, self._rotary + content), (0, self._rotary)
         return (0, content), (content, content + self._rotary)
 
-    def _down(self) -> dict[str, Cut]:
+    def _down(self) -> dict[str, TensorSlice]:
         width, pairs = self._width, self._guess.pairs
         if "k_rope" in self._tensors:
             key = self._cut("k_rope", width, pairs=pairs)
@@ -151,7 +151,7 @@ class _Modules:
             "rotary_k.weight": self._cut("kv_down", width, rotary, pairs=pairs),
         }
 
-    def _up(self) -> dict[str, Cut]:
+    def _up(self) -> dict[str, TensorSlice]:
         content = self._head - self._rotary
         if "kv_up" in self._tensors:
             rows = {"up_k.weight": (0, content), "up_v.weight": (content, content + self._head)}
@@ -162,7 +162,7 @@ class _Modules:
         names = {"up_k.weight": "k_up", "up_v.weight": "v_up"}
         return {t: self._cut(role, self._latent) for t, role in names.items() if role in self._tensors}
 
-    def _queries(self) -> dict[str, Cut]:
+    def _queries(self) -> dict[str, TensorSlice]:
         latent, pairs = self._query_width, self._guess.pairs
         made = {"down_q.weight": self._cut("q_down", self._width)}
         if "q_rope" in self._tensors:
@@ -176,11 +176,13 @@ class _Modules:
         made["rotary_q.weight"] = self._cut("q_up", latent, rotary, per_head=True, pairs=pairs)
         return made
 
-    def _norms(self) -> dict[str, Cut]:
+    def _norms(self) -> dict[str, TensorSlice]:
         names = {"norm_kv.weight": "kv_norm", "norm_q.weight": "q_norm"}
-        return {t: Cut(tensor=self._tensors[role]) for t, role in names.items() if role in self._tensors}
+        return {
+            t: TensorSlice(tensor=self._tensors[role]) for t, role in names.items() if role in self._tensors
+        }
 
-    def _out(self) -> dict[str, Cut]:
+    def _out(self) -> dict[str, TensorSlice]:
         if "out" not in self._tensors:
             return {}
         name = self._tensors["out"]
@@ -189,5 +191,5 @@ class _Modules:
             self.remarks.append(f"{name} has no bias: zeros")
         return {
             "to_out.weight": self._cut("out", self._width),
-            "to_out.bias": Cut(tensor=bias if bias in self._own else None),
+            "to_out.bias": TensorSlice(tensor=bias if bias in self._own else None),
         }

@@ -94,7 +94,7 @@ def refuse_repository(files: Collection[str], name: str) -> None:
     if not {"transformer/config.json", "config.json", INDEX} & set(files):
         weights = sorted(file for file in files if file.endswith((SAFETENSORS, *PICKLES)))
         told = f"name a file of it: {name}:{weights[0]}" if weights else "it has no file of weights either"
-        raise UserError(f"{name} is no folder of a model; {told}")
+        raise UserError(f"{name} is not the folder of a model; {told}")
 
 
 def _set(values: Mapping[str, Any], key: str) -> bool:

@@ -99,7 +99,7 @@ def _write_codec(path: Path, folder: Path) -> None:
     tensors = open_pickle(path)
     first = tensors.get("decoder.head.2.weight")
     if first is None:
-        raise UserError(f"{path} is no codec of Wan2.1; copy it again")
+        raise UserError(f"{path} is not a codec of Wan2.1; copy it again")
     # All else, statistics of the latents among it, is as in diffusers' defaults, which are Wan2.1's.
     with torch.device("meta"):
         vae = AutoencoderKLWan(base_dim=first.shape[1])
@@ -141,7 +141,7 @@ def _text_sizes(shapes: Mapping[str, Shape], path: Path) -> dict[str, int]:
         inner = shapes[block + TEXT_INNER["attn.q"] + ".weight"][0]
         ffn = shapes[block + TEXT_INNER["ffn.fc1"] + ".weight"][0]
     except (KeyError, ValueError) as error:
-        raise UserError(f"{path} is no text encoder of Wan's release; copy it again") from error
+        raise UserError(f"{path} is not a text encoder of Wan's release; copy it again") from error
     layers = len({name.split(".")[2] for name in shapes if name.startswith("encoder.block.")})
     return {
         "vocab_size": vocabulary, "d_model": width, "d_kv": inner // heads, "num_heads": heads, "d_ff": ffn,

@@ -66,7 +66,7 @@ QUESTIONS = tuple(field.name for field in fields(Grade))
 
 
 def look(frames: Tensor, world: World = FIRST) -> Observation:
-    """What `frames` show of `world`: [F, 3, 64, 64] at 16 frames/s, uint8 or floating in [0, 1].
+    """Observe the objects of `world` in frames [F, 3, 64, 64] at 16 frames/s, uint8 or floats in [0, 1].
 
     Windows of three to five seconds are meant; in less than three a slow drifter is hard to tell from
     one that rests, and in less than `motion.FEWEST` frames nothing has a motion.

@@ -14,13 +14,13 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vmla.cache import CacheSpec
 from vmla.config import named_config
-from vmla.flops import Counted, text_flops
+from vmla.flops import PassCost, text_flops
 from vmla.train.data.latents import LatentSet
 from vmla.train.loop.log import Speedometer, last_record, mean_speed
 from vmla.train.loop.loop import train
 from vmla.train.loop.throughput import Meter, Speed, Work, matrix_peak
 from vmla.train.objectives.cached_rollout import CachedRollout
-from vmla.train.objectives.packed_clip import unrolling
+from vmla.train.objectives.packed_clip import pack_clip
 from vmla.train.recipes.from_checkpoint import DISTILLATION_RECIPES
 from vmla.train.recipes.from_scratch import PRETRAINING_RECIPES
 from vmla.train.stages.codec import CodecStage
@@ -108,14 +108,14 @@ def test_a_pass_with_a_full_window_is_counted_to_the_last_operation(layout):
 @pytest.mark.parametrize("layout", ["mla", "mha"])
 def test_a_clip_at_once_is_counted_but_for_what_its_mask_hides(layout):
     config, meter = named_config("debug", layout=layout), Meter(torch.float32)
-    _, encode_text, unrolled = meter.passes(narrowed)(network(config), torch.float32)
-    clip = unrolling(CacheSpec.of(config), range(4))
+    _, encode_text, forward_packed = meter.passes(narrowed)(network(config), torch.float32)
+    clip = pack_clip(CacheSpec.of(config), range(4))
     frames, columns = clip.visible.shape
     with torch.no_grad(), counter() as seen:
         text_kv = encode_text(draw(2, 96, 32))
-        unrolled(draw(2, 4, frames, 8, 8), torch.ones(2, frames), text_kv, clip)
+        forward_packed(draw(2, 4, frames, 8, 8), torch.ones(2, frames), text_kv, clip)
     long = dataclasses.replace(config, chunk=frames)
-    whole = Counted(config=long, batch=2, keys=columns * config.tokens_per_frame)
+    whole = PassCost(config=long, batch=2, keys=columns * config.tokens_per_frame)
     assert seen.get_total_flops() == whole.flops + text_flops(config, 2)
     [attention] = [part.flops for part in whole.parts() if part.name == "attention"]
     hidden = attention * float((~clip.visible).float().mean())

@@ -145,7 +145,7 @@ def test_no_code_is_run(tmp_path, tensors, how):
     [
         ({"blocks.0.ffn.0.weight": torch.zeros(64, 32).to_sparse()}, "blocks.0.ffn.0.weight is sparse"),
         ({"blocks.0.ffn.0.weight": torch.zeros(64, 32, device="meta")}, "is sparse, quantized or without"),
-        ({7: torch.zeros(3)}, "7 is no tensor; save its state dict alone"),
+        ({7: torch.zeros(3)}, "7 is not a tensor; save its state dict alone"),
         ({"blocks.0.ffn.0.weight": torch.zeros(1, 1).expand(2**33, 32)}, "x.pt: ffn_dim is 8589934592"),
         ({"blocks.99999999.norm3.bias": torch.zeros(32)}, "x.pt: num_layers is 100000000; it is"),
         ({"text_embedding.0.weight": torch.zeros(32)}, "has shape [32], which no Wan model has"),
@@ -246,7 +246,7 @@ def test_gguf_pointers_and_other_files_are_refused_by_name(tmp_path):
         "wan.gguf": (b"GGUF" + bytes(60), "is a GGUF file, coded for ggml; give the safetensors"),
         "renamed.safetensors": (b"GGUF" + bytes(60), "is a GGUF file"),
         "x.safetensors": (b"version https://git-lfs.github.com/spec/v1\n", "is a Git LFS pointer"),
-        "x.onnx": (bytes(60), "is no file of weights; name one that ends in .safetensors, .pt"),
+        "x.onnx": (bytes(60), "is not a file of weights; name one that ends in .safetensors, .pt"),
         "cut.safetensors": (bytes(3), "is damaged"),
         "cut.ckpt": (bytes(3), "cannot be read as a file of tensors alone"),
     }

@@ -27,7 +27,7 @@ from vmla.scheduler import Sampler, keyed_noise
 from vmla.train.cli.commands import main
 from vmla.train.data.clips import open_clips
 from vmla.train.data.encode import encode
-from vmla.train.objectives.packed_clip import unrolling
+from vmla.train.objectives.packed_clip import pack_clip
 from vmla.weights.checkpoint import open_checkpoint
 from vmla.weights.published.presets import PRESETS
 from vmla.weights.source import published
@@ -185,7 +185,7 @@ def test_with_a_sink_absolute_positions_are_those_of_the_video_and_end_where_tra
 
 def test_training_sees_absolute_positions_as_the_rollout_does():
     spec = CacheSpec(sink=1, history=3, chunk=3, tokens_per_frame=1, entry_width=1, layers=1, absolute=True)
-    clip = unrolling(spec, range(4))
+    clip = pack_clip(spec, range(4))
     assert clip.positions.tolist() == [*range(9), *range(12)]
     assert len(clip.repeated) == 0
 

@@ -44,7 +44,7 @@ def test_what_is_missing_or_of_another_model_is_refused(tmp_path):
     assert "has 16 latent channels, the transformer 48" in said
     torch.save({"x": torch.ones(1)}, folder / "models_t5_umt5-xxl-enc-bf16.pth")
     (tmp_path / "out").mkdir()
-    assert "is no text encoder of Wan's release" in refusal(
+    assert "is not a text encoder of Wan's release" in refusal(
         lambda: carry_over_release(folder, tmp_path / "out")
     )
     (folder / "Wan2.1_VAE.pth").rename(folder / "Wan2.2_VAE.pth")

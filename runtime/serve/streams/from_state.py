@@ -60,7 +60,7 @@ async def adopt(streams: Streams, name: str, state: State) -> Stream:
     """
     await streams.make_room("session")
     if not name.startswith("session_"):
-        raise invalid("this is no name of a session")
+        raise invalid("this is not the name of a session")
     try:
         streams.store.folder(name)
     except ValueError as error:

@@ -13,7 +13,7 @@ LATER_SECONDS = 60.0
 """Seconds after which to try again, if all streams are watched."""
 
 
-def left_first(streams: Iterable[Stream], settings: ServeSettings) -> Stream | None:
+def longest_unwatched(streams: Iterable[Stream], settings: ServeSettings) -> Stream | None:
     """The session at rest that nobody has watched or asked for the longest, if that is long enough.
 
     Jobs are never removed to make room: their videos were ordered, and may not have been fetched yet.

@@ -8,7 +8,7 @@ from pathlib import Path
 Warn = Callable[[str], None]
 
 
-class Expendable:
+class BestEffort:
     """Runs the work it is given; at the first OSError it warns, and from then on runs nothing."""
 
     def __init__(self, path: Path, warn: Warn) -> None:
