@@ -32,18 +32,20 @@ class Item:
     """The class of an engine without it."""
     graphs: bool = True
     """Whether chunks without it are replayed as CUDA graphs."""
+    part_of: str | None = None
+    """The name of the item that this one is a part of."""
 
 
 NOISE = Item(name="A against A")
 """The same engine twice: a gain within its spread is none."""
+JOINED = "joined products"
 ITEMS = (
     Item(name="graphs", graphs=False),
     Item(name="compiled blocks", without={"compiled": False}),
     Item(name="a full window pays no mask", kind=Masked),
-    Item(name="joined products", without={"joined": False}),
-    Item(name="expansion as one product", without={"attention": SeparateExpansion}),
-    Item(name="projections as one product", without={"attention": SeparateProjections}),
-    Item(name="heads stay in place", without={"attention": HeadsFirst}),
+    Item(name=JOINED, without={"joined": False}),
+    Item(name="expansion as one product", without={"attention": SeparateExpansion}, part_of=JOINED),
+    Item(name="projections as one product", without={"attention": SeparateProjections}, part_of=JOINED),
+    Item(name="heads stay in place", without={"attention": HeadsFirst}, part_of=JOINED),
 )
-"""The arms that are cheapest to build come first: from the third on, each compiles the model again. The last
-three are the parts of "joined products"."""
+"""The arms that are cheapest to build come first: from the third on, each compiles the model again."""
