@@ -18,6 +18,7 @@ from bench.harness.subject import steady
 from plugins.fp8.product import FAST_ACCUMULATION
 from runtime.cli.verify.engine import latents_of, prompts, relative_error, second_chunk, single_pass
 from runtime.engines.base import EagerEngine
+from vmla.cache import CacheSpec
 
 ARMS: dict[str, dict[str, Any]] = {
     "fp8": {"fp8": True},
@@ -72,6 +73,15 @@ def _chunks(context: Context, wide: Any, change: dict[str, Any]) -> dict[str, An
         "samples_ms": pair.other,
         "baseline_samples_ms": pair.baseline,
     }
+
+
+def long_window(context: Context) -> Pieces:
+    """Three rates in float8 at the window of 21 latent frames."""
+    config = context.windows[1]
+    keys = CacheSpec.of(config).positions * config.tokens_per_frame
+    rates, refusal = failing(lambda: three_rates(context, config, 1, fp8=True))
+    row = {"keys": keys, "batch": 1, "precision": FLOAT8}
+    yield {"rows": [{**row, **({"refused": refusal} if refusal else rates)}]}
 
 
 def _pass_errors(engine: EagerEngine, reference: EagerEngine) -> dict[str, float]:

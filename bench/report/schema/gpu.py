@@ -268,4 +268,5 @@ class GpuResults(Document):
     items: ItemResults = ItemResults()
     windows: WindowResults = WindowResults()
     fp8: Float8Results = Float8Results()
+    fp8_long: WindowResults = WindowResults()
     drift: DriftResults = DriftResults()

@@ -81,6 +81,11 @@ def test_attention_reads_contiguous_memory_only_where_heads_come_first(monkeypat
     assert seen == [copied] * 3
 
 
+def engine(kind=EagerEngine, **settings):
+    model = random_model(named_config("debug"))
+    return kind(model, RandomText(model.config), device=torch.device("cpu"), dtype=torch.float32, **settings)
+
+
 def test_names_are_different_and_every_arm_changes_something():
     names = [item.name for item in (NOISE, *ITEMS)]
     assert len({*names}) == len(names)
@@ -90,20 +95,23 @@ def test_names_are_different_and_every_arm_changes_something():
 
 def test_an_arm_is_made_of_arguments_that_an_engine_has(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    model = random_model(named_config("debug"))
     arms = [*(item.without for item in ITEMS), *ARMS.values(), *DRIFTING.values()]
     for settings in arms:
-        EagerEngine(
-            model, RandomText(model.config), device=torch.device("cpu"), dtype=torch.float32, **settings
-        )
+        made = engine(**settings)
+        assert (made._full is made._model) is not settings.get("compiled", False)
+        assert (made.cache_dtype == torch.uint8) is settings.get("fp8_cache", False)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_an_engine_on_a_gpu_takes_the_form_that_it_is_given(form):
+    made = engine(as_it_is=True)
+    made.device = torch.device("cuda")  # where products are joined; nothing is computed
+    assert all(isinstance(block.attn1, form) for block in made._optimized(False, form, 1).blocks)
 
 
 def test_a_masked_engine_runs_the_compiled_form_with_a_mask(monkeypatch):
     monkeypatch.setattr(torch, "compile", lambda function, **_: function)
-    model = random_model(named_config("debug"))
-    engine = Masked(
-        model, RandomText(model.config), device=torch.device("cpu"), dtype=torch.float32, compiled=True
-    )
-    for held in (None, 0, engine.cache_spec.slots):
-        assert engine._form(held) == (engine._full, False)
-    assert engine._full is not engine._model
+    made = engine(Masked, compiled=True)
+    for held in (None, 0, made.cache_spec.slots):
+        assert made._form(held) == (made._full, False)
+    assert made._full is not made._model
