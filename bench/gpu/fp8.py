@@ -87,6 +87,7 @@ def long_window(context: Context) -> Pieces:
 def _pass_errors(engine: EagerEngine, reference: EagerEngine) -> dict[str, float]:
     """Errors in one pass of a half-filled window, as `single_pass` finds them.
 
+    Nothing compiled runs in such a window; `drift` shows what compiling changes.
     A cache in float8 is packed from the same entries; those that the pass returns are packed too, so only the
     velocity can be compared.
     """
