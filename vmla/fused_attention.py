@@ -14,6 +14,7 @@ A product with the identity is exact, so results differ only by how a library or
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from typing import cast
 
 import torch
@@ -62,7 +63,7 @@ class FusedLatentAttention(nn.Module):
 
     def entries(self, x: Tensor) -> Tensor:
         """See `LatentAttention.entries`."""
-        return self._entries(F.linear(x, self.down[: -self.latent]))
+        return self._entries(*self._down(x, [*self._widths[:2]]))
 
     def forward(
         self, x: Tensor, cached: Tensor, window: AnyWindow, *, absorbed: bool = False
@@ -74,32 +75,46 @@ class FusedLatentAttention(nn.Module):
         """
         if absorbed:
             raise ValueError("fused attention has no absorbed form; use the plain model")
-        own, latent = F.linear(x, self.down).split([self.down.shape[0] - self.latent, self.latent], dim=-1)
-        own = window.gathered(self._entries(own))
+        content, rotary, latent = self._down(x, self._widths)
+        own = window.gathered(self._entries(content, rotary))
         query = self._queries(latent, window)
         keys, values = self._keys_values(window.before(cached, own), own, window)
-        parts = [part.transpose(1, 2) for part in (query, keys, values)]
-        if not getattr(window, "full", False):  # the masked kernel reads contiguous memory only
-            parts = [part.contiguous() for part in parts]
-        out = window.attend(*parts)
+        out = window.attend(*(self._as_read(part.transpose(1, 2), window) for part in (query, keys, values)))
         return self.to_out(out.transpose(1, 2).flatten(2)), own
 
-    def _entries(self, raw: Tensor) -> Tensor:
+    @property
+    def _widths(self) -> list[int]:
+        """The widths C, R and Q of the parts of `down`."""
+        return [self.down.shape[0] - self.rotary - self.latent, self.rotary, self.latent]
+
+    def _down(self, x: Tensor, widths: list[int]) -> Sequence[Tensor]:
+        """The first parts of `down`, of these `widths`, times x [B, S, D], each [B, S, width]."""
+        return F.linear(x, self.down[: sum(widths)]).split(widths, dim=-1)
+
+    def _entries(self, content: Tensor, rotary: Tensor) -> Tensor:
         """Content and rotary key side by side [B, S, E], the content normalised."""
-        content, rotary = raw.split([raw.shape[-1] - self.rotary, self.rotary], dim=-1)
         return torch.cat([self.norm_kv(content), rotary], dim=-1)
+
+    def _as_read(self, part: Tensor, window: AnyWindow) -> Tensor:
+        """Queries, keys or values [B, N, tokens, width] in memory as attention reads them."""
+        # The masked kernel reads contiguous memory only.
+        return part if getattr(window, "full", False) else part.contiguous()
 
     def _queries(self, latent: Tensor, window: AnyWindow) -> Tensor:
         """[B, S, N, dn + R] from the query latent [B, S, Q]; the rotary part is rotated where it lies."""
         query = F.linear(self.norm_q(latent), self.up_q).unflatten(-1, (self.heads, -1))
-        cos, sin = window.own(latent.shape[1])
         rotary = query[..., self.nope :]
-        turned = rotate(rotary, cos[:, None], sin[:, None])
+        turned = self._turned(rotary, window)
         # In place where possible: concatenating would copy all of the query to change its rotary part.
         if torch.compiler.is_exporting():  # an exported graph changes nothing in place
             return torch.cat([query[..., : self.nope], turned], dim=-1)
         rotary.copy_(turned)
         return query
+
+    def _turned(self, rotary: Tensor, window: AnyWindow) -> Tensor:
+        """The rotary part of the queries [B, S, N, R], rotated to the places of the chunk's own tokens."""
+        cos, sin = window.own(rotary.shape[1])
+        return rotate(rotary, cos[:, None], sin[:, None])
 
     def _keys_values(self, cached: Tensor, own: Tensor, window: AnyWindow) -> tuple[Tensor, Tensor]:
         """Views [B, K, N, dn + R] and [B, K, N, dv] of one product with the entries of the whole window."""
@@ -117,11 +132,11 @@ def _fixed(weight: Tensor) -> nn.Parameter:
     return nn.Parameter(weight, requires_grad=False)
 
 
-def fused(module: nn.Module) -> nn.Module:
+def fused(module: nn.Module, attention: type[FusedLatentAttention] = FusedLatentAttention) -> nn.Module:
     """A shallow copy of `module`, sharing all else, whose latent attention has joined products."""
     if isinstance(module, LatentAttention):
-        return FusedLatentAttention(module)
+        return attention(module)
     shared = copy.copy(module)
-    parts = {name: fused(part) for name, part in module._modules.items() if part is not None}
+    parts = {name: fused(part, attention) for name, part in module._modules.items() if part is not None}
     shared.__dict__["_modules"] = cast(dict[str, nn.Module | None], parts)
     return shared

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bench.gpu.arms.items import ITEMS, NOISE, Item
 from bench.gpu.context import Context, Pieces
 from bench.harness import operation_counts as counting
 from bench.harness.engine_arms import EngineArm, failing
@@ -17,61 +18,35 @@ from bench.harness.subject import steady, steady_rollout
 from bench.speed.memory import LAYOUTS
 from export.backends.aoti import AOTI
 from plugins.errors import UserError
-from runtime.engines.base import EagerEngine
 from runtime.outputs.writer import to_pixels
 from runtime.rollout.decoding import CodecDecoder
 from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
-from vmla.transformer import StepInputs
 from vmla.vae.taehv import TAEHV_CONFIGS, Taehv
 
 FRAMES_PER_LATENT = 4
 """Pixel frames of a latent frame, in every codec."""
 BATCHES = (1, 2)
 """Videos that are made at once."""
-ITEMS: dict[str, dict[str, Any]] = {
-    "A against A": {},
-    "graphs": {"graphs": False},
-    "compiled blocks": {"compiled": False},
-    "a full window pays no mask": {"masked": True},
-    "joined products": {"joined": False},
-}
-"""Features that users get by default on a GPU, each with the change that turns it off; chunks are timed with
-and without. The arms that are cheapest to build come first: the last two compile the model again."""
-
-
-class Masked(EagerEngine):
-    """An engine that is never told that the window is full."""
-
-    def step(self, inputs: StepInputs, *, held: int | None = None) -> tuple[Tensor, Tensor]:
-        """See `EagerEngine.step`; `held` is dropped."""
-        return super().step(inputs)
-
-    def entries(self, inputs: StepInputs, *, held: int | None = None) -> Tensor:
-        """See `EagerEngine.entries`; `held` is dropped."""
-        return super().entries(inputs)
 
 
 def items(context: Context) -> Pieces:
     """Chunks with and without every item of `ITEMS`, timed in the order A B B A."""
     with_all = steady(context.engine(), context.sampler)
-    for name, change in ITEMS.items():
-        without, refusal = failing(lambda change=change: _without(context, change))  # type: ignore[misc]
+    for item in (NOISE, *ITEMS):
+        without, refusal = failing(lambda one=item: _without(context, one))  # type: ignore[misc]
         if refusal is None:
             pair, refusal = failing(lambda chunk=without: _pair(context, with_all, chunk))  # type: ignore[misc]
-        row = {"item": name}
+        row = {"item": item.name}
         yield {"rows": [{**row, "refused": refusal} if refusal else {**row, **_gain(pair)}]}
+        _free(context)
 
 
-def _without(context: Context, change: dict[str, Any]) -> Callable[[], Tensor]:
-    """A steady chunk with `change`, one of the values of `ITEMS`."""
-    if "compiled" in change and not context.compiles:
+def _without(context: Context, item: Item) -> Callable[[], Tensor]:
+    """A steady chunk that lacks `item`."""
+    if "compiled" in item.without and not context.compiles:
         raise UserError("blocks are compiled on a GPU alone")
-    if "masked" in change:
-        return steady(context.engine(kind=Masked), context.sampler)
-    graphs = change.get("graphs", True)
-    settings = {name: value for name, value in change.items() if name != "graphs"}
-    return steady(context.engine(**settings), context.sampler, graphs=graphs)
+    return steady(context.engine(kind=item.kind, **item.without), context.sampler, graphs=item.graphs)
 
 
 def _pair(context: Context, first: Callable[[], object], second: Callable[[], object]) -> Pair:

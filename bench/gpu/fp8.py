@@ -16,14 +16,28 @@ from bench.harness.paired_timing import WaitingClock, paired, percentile
 from bench.harness.peaks import FLOAT8, clock_for, measured, scaled_product
 from bench.harness.subject import steady
 from plugins.fp8.product import FAST_ACCUMULATION
-from runtime.cli.verify.engine import latents_of, relative_error, single_pass
+from runtime.cli.verify.engine import latents_of, prompts, relative_error, second_chunk, single_pass
 from runtime.engines.base import EagerEngine
+from vmla.cache import CacheSpec
 
 ARMS: dict[str, dict[str, Any]] = {
     "fp8": {"fp8": True},
+    "fp8, cache in fp8": {"fp8": True, "fp8_cache": True},
+    "cache in fp8": {"fp8_cache": True},
     "fp8, products apart": {"fp8": True, "joined": False},
 }
-"""The query layers are in float8 only if attention's products are not joined."""
+"""Arguments of an engine by its name in tables; a new arm is one entry. The query layers are in float8 only
+if attention's products are not joined."""
+DRIFTING: dict[str, dict[str, Any]] = {
+    "{wide}": {"compiled": False},
+    "{wide}, compiled": {"compiled": True},
+    "{wide}, cache in fp8": {"compiled": False, "fp8_cache": True},
+    "fp8": {"compiled": False, "fp8": True},
+    "fp8, compiled": {"compiled": True, "fp8": True},
+    "fp8, cache in fp8, compiled": {"compiled": True, "fp8": True, "fp8_cache": True},
+}
+"""The same for rollouts, where {wide} stands for the device's own type. Compiled arms are left out on a CPU,
+where nothing is compiled."""
 
 
 def fp8(context: Context) -> Pieces:
@@ -49,7 +63,7 @@ def _chunks(context: Context, wide: Any, change: dict[str, Any]) -> dict[str, An
     chunk, clock = steady(engine, context.sampler), WaitingClock(context.device)
     pair = paired(lambda _: wide(), lambda _: chunk(), clock, rounds=context.rounds, warm_up=1)
     reference = context.engine(compiled=False, dtype=torch.float32)
-    errors = single_pass(engine, reference, 1)
+    errors = _pass_errors(engine, reference)
     return {
         "median_ms": percentile(pair.other, 50),
         "wide_median_ms": percentile(pair.baseline, 50),
@@ -59,6 +73,32 @@ def _chunks(context: Context, wide: Any, change: dict[str, Any]) -> dict[str, An
         "samples_ms": pair.other,
         "baseline_samples_ms": pair.baseline,
     }
+
+
+def long_window(context: Context) -> Pieces:
+    """Three rates in float8 at the window of 21 latent frames."""
+    config = context.windows[1]
+    keys = CacheSpec.of(config).positions * config.tokens_per_frame
+    rates, refusal = failing(lambda: three_rates(context, config, 1, fp8=True))
+    row = {"keys": keys, "batch": 1, "precision": FLOAT8}
+    yield {"rows": [{**row, **({"refused": refusal} if refusal else rates)}]}
+
+
+def _pass_errors(engine: EagerEngine, reference: EagerEngine) -> dict[str, float]:
+    """Errors in one pass of a half-filled window, as `single_pass` finds them.
+
+    Nothing compiled runs in such a window; `drift` shows what compiling changes.
+    A cache in float8 is packed from the same entries; those that the pass returns are packed too, so only the
+    velocity can be compared.
+    """
+    if engine.cache_dtype == engine.dtype:
+        return single_pass(engine, reference, 1)
+    wanted, inputs = (
+        second_chunk(reference, 1, one.encode_prompt(prompts(1)), dtype=one.dtype)
+        for one in (reference, engine)
+    )
+    velocity, _ = engine.step(inputs._replace(cache=engine.as_cached(inputs.cache)))
+    return {"velocity": relative_error(velocity, reference.step(wanted)[0])}
 
 
 def _accumulated(context: Context, name: str, fast: bool) -> dict[str, Any]:
@@ -76,8 +116,9 @@ def _accumulated(context: Context, name: str, fast: bool) -> dict[str, Any]:
 def drift(context: Context) -> Pieces:
     """How far rollouts of the same noise come apart from float32, chunk by chunk, on random weights."""
     engines = {
-        context.narrow: context.engine(compiled=False),
-        "fp8": context.engine(compiled=False, fp8=True),
+        name.format(wide=context.narrow): context.engine(**settings)
+        for name, settings in DRIFTING.items()
+        if context.compiles or not settings["compiled"]
     }
     reference = _rollout(context, context.engine(compiled=False, dtype=torch.float32))
     rollouts = {name: _rollout(context, engine) for name, engine in engines.items()}

@@ -16,7 +16,7 @@ from torch import Tensor
 from bench.gpu import checks as gpu_checks
 from bench.gpu import chunks, layers
 from bench.gpu.context import Context, Measurement, Pieces
-from bench.gpu.fp8 import drift, fp8
+from bench.gpu.fp8 import drift, fp8, long_window
 from bench.gpu.profile import profile
 from bench.gpu.training import STAGES as TRAINED
 from bench.gpu.training import stage_steps
@@ -85,11 +85,12 @@ MEASUREMENTS = (
     Measurement(name="environment", seconds=5, run=gpu_checks.environment),
     Measurement(name="profile", seconds=60, run=profile),
     Measurement(name="peaks", seconds=10, run=layers.peaks),
-    Measurement(name="items", seconds=80, run=chunks.items),
+    Measurement(name="items", seconds=110, run=chunks.items),
     Measurement(name="windows", seconds=110, run=chunks.windows),
-    Measurement(name="fp8", seconds=75, run=fp8),
+    Measurement(name="fp8", seconds=95, run=fp8),
     Measurement(name="aoti", seconds=90, run=chunks.packaged),
-    Measurement(name="drift", seconds=60, run=drift),
+    Measurement(name="fp8_long", seconds=30, run=long_window),
+    Measurement(name="drift", seconds=90, run=drift),
     Measurement(name="checks", seconds=30, run=gpu_checks.checks),
     Measurement(name="chunk", seconds=45, run=chunks.chunk),
     Measurement(name="kernels", seconds=25, run=layers.attention_kernels),

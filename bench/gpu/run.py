@@ -21,6 +21,7 @@ from typing import Any
 import click
 import torch
 
+from bench.gpu.arms.items import ITEMS
 from bench.gpu.context import Context, Measurement
 from bench.gpu.measurements import BY_NAME
 from bench.harness.document import Record
@@ -117,6 +118,7 @@ def main(
     device = torch.device("cuda")
     record = Record("gpu", output, device=device)
     folder = record.path.with_suffix("")
+    record.save(features=[item.name for item in ITEMS])
     set_compiler_caches(folder.absolute())
     context = Context(config=config, name=shape, device=device, rounds=rounds, folder=folder)
     with ProgressLine(sys.stderr) as line:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from plugins.errors import UserError
-from runtime.engines.base import Engine
+from runtime.engines.base import EagerEngine, Engine
 from runtime.prompts.sources import FixedPrompts
 from runtime.rollout.decoding import Decoder, NoDecoder
 from runtime.rollout.rollout import Chunk, Rollout, rollout
@@ -160,12 +160,23 @@ def steady_rollout(engine: Engine, sampler: Sampler, *, batch: int = 1, graphs: 
     # Filling chunk by chunk would take as long as the measurement; a full window is only data.
     videos.number = filling(engine.config)
     videos.frame = engine.cache_spec.chunks.start(videos.number)
-    generator = torch.Generator(engine.device).manual_seed(0)
-    videos.buffers.cache.normal_(generator=generator)
+    _draw(videos.buffers.cache, engine)
     for _ in range(2):  # not timed: the prompt is encoded and graphs are captured
         videos.denoise()
         videos.update_cache()
     return videos
+
+
+def _draw(cache: Tensor, engine: Engine) -> None:
+    """Fill `cache` with entries of noise, in the form in which `engine` caches them."""
+    generator = torch.Generator(engine.device).manual_seed(0)
+    if engine.cache_dtype == engine.dtype:
+        cache.normal_(generator=generator)
+        return
+    assert isinstance(engine, EagerEngine)  # no other one has a cache of another type
+    shape = CacheSpec.of(engine.config).shape(cache.shape[1])
+    entries = torch.randn(shape, generator=generator, dtype=engine.dtype, device=engine.device)
+    cache.copy_(engine.as_cached(entries))
 
 
 def filling(config: ModelConfig) -> int:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from bench.report.elements.engines_table import or_dash, ratio
 from bench.report.elements.table import Table
-from bench.report.sections import gpu_measurements
+from bench.report.gpu_files import gpu_documents, lacking, where
+from bench.report.sections import gpu_measurements, ladder
 
 Rows = list[dict[str, Any]]
 
@@ -83,6 +85,24 @@ def windows_lines(result: dict[str, Any]) -> list[str]:
 def fp8_lines(result: dict[str, Any]) -> list[str]:
     """Chunks in float8, both ways to add up, and drift against float32."""
     return titled([*gpu_measurements.fp8_tables(result), gpu_measurements.drift_table(result)])
+
+
+def ladder_lines(results: Path) -> list[str]:
+    """The ladder from all runs in the folder `results`, with each run that a figure comes from."""
+    documents = gpu_documents(results)
+    tables, runs = zip(*(make(documents) for make in (ladder.speed_ups, ladder.other_rungs)), strict=True)
+    used = [run for run in documents if any(run in each for each in runs)]
+    said = [f"{where(run)}: {_lacked(run)} `{run['command']}`" for run in used]
+    return [*titled(tables), "", *(line for run in said for line in (run, ""))][:-1]
+
+
+def _lacked(run: dict[str, Any]) -> str:
+    missing = lacking(run)
+    if missing is None:
+        return "it is not recorded which features the measured code had."
+    if not missing:
+        return "the measured code had every feature that is there today."
+    return f"the measured code lacked {', '.join(missing)}."
 
 
 def titled(tables: Sequence[Table]) -> list[str]:

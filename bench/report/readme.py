@@ -15,9 +15,9 @@ from typing import Any
 
 import click
 
-from bench.harness.document import machine_name
 from bench.report import gpu_tables
 from bench.report.elements.engines_table import or_dash, ratio
+from bench.report.gpu_files import COMMAND, NEWEST, gpu_documents, newest_with, where
 from bench.report.sections.kinds import SECTIONS
 from bench.report.summary import summary_table
 from bench.site.commands import verbs_help
@@ -39,8 +39,10 @@ PLOTS = {
 }
 """Files in `docs` of the first plots of a results file's section."""
 MISSING = "not measured yet"
-SUMMARY = "summary"
-"""The block of the README that is made from several results files."""
+JOINT: dict[str, Callable[[Path], list[str]]] = {
+    "summary": summary_table, "gpu_ladder": gpu_tables.ladder_lines
+}  # fmt: skip
+"""Blocks that are made from several results files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,17 +52,24 @@ class GeneratedTable:
     file: str
     table: Callable[[dict[str, Any]], list[str]]
     command: str
+    measurement: str | None = None
+    """What it shows of a run on a GPU; where `file` has no figures of it, those of an earlier run serve."""
 
     def lines(self) -> list[str]:
         """The table with the machine and command that measured it, or the command that would."""
-        path = RESULTS / self.file
-        if not path.exists():
+        if (result := self._result()) is None:
             return [f"{MISSING}: `{self.command} -o bench/results/{self.file}`"]
-        result = read_json(path)
         whole = "" if result.get("complete", True) else " Interrupted: not all was measured."
         whole += f" {result['note']}" if "note" in result else ""
         command = result.get("command", self.command)
-        return [*self.table(result), "", f"{_where(result)}{whole} `{command}` repeats this."]
+        return [*self.table(result), "", f"{where(result)}.{whole} `{command}` repeats this."]
+
+    def _result(self) -> dict[str, Any] | None:
+        path = RESULTS / self.file
+        own = read_json(path) if path.exists() else None
+        if self.measurement is None:
+            return own
+        return newest_with(gpu_documents(RESULTS), self.measurement) or own
 
 
 def rollout_table(result: dict[str, Any]) -> list[str]:
@@ -124,10 +133,6 @@ def section_tables(result: dict[str, Any]) -> list[str]:
     return gpu_tables.titled(SECTIONS[result["kind"]](result).tables)
 
 
-def _where(result: dict[str, Any]) -> str:
-    return f"{machine_name(result)}, torch {result['versions']['torch']}, {result['date']}."
-
-
 TABLES = {
     "rollout": GeneratedTable(
         file="rollout-sprites.json", table=rollout_table, command="python -m bench.speed.rollout"
@@ -178,31 +183,18 @@ TABLES = {
         + " ".join(f"--from runs/study/mini/mha-{seed}/denoiser/checkpoint" for seed in range(3))
         + " --calibration runs/study/mini/world/latents",
     ),
-    "gpu": GeneratedTable(file="gpu-wan.json", table=gpu_tables.chunk_table, command="vmla-bench gpu"),
-    "gpu_kernels": GeneratedTable(
-        file="gpu-wan.json", table=gpu_tables.kernel_table, command="vmla-bench gpu"
-    ),
     **{
-        f"gpu_{name}": GeneratedTable(
-            file="gpu-chunks.json",
-            table=table,
-            command="vmla-bench gpu --stages environment,profile,items",
+        name: GeneratedTable(file=NEWEST, table=table, command=COMMAND, measurement=measurement)
+        for name, measurement, table in (
+            ("gpu", "chunk", gpu_tables.chunk_table),
+            ("gpu_kernels", "kernels", gpu_tables.kernel_table),
+            ("gpu_profile", "profile", gpu_tables.profile_lines),
+            ("gpu_items", "items", gpu_tables.items_lines),
+            ("gpu_windows", "windows", gpu_tables.windows_lines),
+            ("gpu_fp8", "fp8", gpu_tables.fp8_lines),
+            ("gpu_training", "training", gpu_tables.training_table),
         )
-        for name, table in (("profile", gpu_tables.profile_lines), ("items", gpu_tables.items_lines))
     },
-    "gpu_windows": GeneratedTable(
-        file="gpu-windows.json",
-        table=gpu_tables.windows_lines,
-        command="vmla-bench gpu --stages environment,windows",
-    ),
-    "gpu_fp8": GeneratedTable(
-        file="gpu-fp8.json",
-        table=gpu_tables.fp8_lines,
-        command="vmla-bench gpu --stages environment,fp8,drift",
-    ),
-    "gpu_training": GeneratedTable(
-        file="gpu-training.json", table=gpu_tables.training_table, command="vmla-bench gpu --stages training"
-    ),
 }
 """How each marked block of a document is made."""
 
@@ -216,10 +208,10 @@ def render(text: str) -> str:
 
     def block(found: re.Match[str]) -> str:
         name = found[1]
-        if name == SUMMARY:
-            return "\n".join([f"<!-- results: {name} -->", *summary_table(RESULTS), "<!-- end -->"])
+        if name in JOINT:
+            return "\n".join([f"<!-- results: {name} -->", *JOINT[name](RESULTS), "<!-- end -->"])
         if name not in TABLES:
-            raise UserError(f"a document has a block {name!r}; known are {', '.join(TABLES)}")
+            raise UserError(f"a document has a block {name!r}; known are {', '.join((*TABLES, *JOINT))}")
         return "\n".join([f"<!-- results: {name} -->", *TABLES[name].lines(), "<!-- end -->"])
 
     return re.sub(r"<!-- results: (\w+) -->\n.*?<!-- end -->", block, text, flags=re.DOTALL)

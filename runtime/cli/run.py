@@ -18,6 +18,7 @@ from vmla.cli.common_options import FiniteRange
 from vmla.cli.options.choices import Choice
 from vmla.cli.options.config_file import config_option
 from vmla.cli.options.device import device_option, text_device_option
+from vmla.cli.options.float8 import cache_option, precision_option
 from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say, warn
 
@@ -85,10 +86,8 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
 @text_device_option()
 @click.option("--dtype", type=Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
               show_default=True, help="Data type that the model computes in.")  # fmt: skip
-@click.option("--precision", type=Choice(["fp8"]),
-              help="Compute most linear layers in float8, on a GPU (default: as --dtype).")  # fmt: skip
-@click.option("--cache", type=Choice(["fp8"]),
-              help="Keep the cache in float8, rotary keys in bfloat16 (default: as --dtype).")  # fmt: skip
+@precision_option()
+@cache_option()
 @click.option("--compile/--no-compile", "compiled", default=None,
               help="Compile the blocks on a GPU (default: if the video is long enough for it).")  # fmt: skip
 @click.option("--build-engine", is_flag=True,

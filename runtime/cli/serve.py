@@ -20,6 +20,7 @@ from vmla.cli.common_options import FiniteRange
 from vmla.cli.options.choices import Choice
 from vmla.cli.options.config_file import config_option
 from vmla.cli.options.device import device_option, text_device_option
+from vmla.cli.options.float8 import cache_option, precision_option
 from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say
 
@@ -29,14 +30,16 @@ if TYPE_CHECKING:
 
 GROUPS = {
     "What makes the videos": ("checkpoint", "engine", "decoder", "layout", "steps", "device",
-                              "text_device", "dtype", "compiled", "threads", "memory"),
+                              "text_device", "dtype", "precision", "cache", "compiled", "threads",
+                              "memory"),
     "Who reaches it": ("host", "port", "name", "api_key", "no_auth", "allow_origin"),
     "What becomes of streams": ("store", "sessions_per_replica", "lease", "keep", "save_every"),
     "Several servers": ("shared", "reached_at", "ray", "replicas", "cpus_per_replica"),
 }  # fmt: skip
 LEVELS = ("debug", "info", "warning", "error")
 LIKE_RUN = (
-    "checkpoint", "layout", "steps", "device", "text_device", "dtype", "compiled", "decoder", "threads",
+    "checkpoint", "layout", "steps", "device", "text_device", "dtype", "precision", "cache", "compiled",
+    "decoder", "threads",
 )  # fmt: skip
 """Options that mean the same as for `vmla-run`, and are passed on unchanged."""
 MOST_KEYS = 2**16
@@ -58,6 +61,8 @@ MOST_KEYS = 2**16
 @text_device_option()
 @click.option("--dtype", type=Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
               show_default=True, help="Data type that the model computes in.")  # fmt: skip
+@precision_option()
+@cache_option()
 @click.option("--compile/--no-compile", "compiled", default=None,
               help="Compile the blocks on a GPU (default: if the longest stream repays it).")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1),

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 import torch
 from torch import Tensor
 
+from runtime.engines.block_compiler import compiled_twin
 from runtime.engines.key_splits import event_timer, time_absorbed
 from runtime.engines.layers.fp8_cache import PackedEntries, unpacking
 from runtime.engines.layers.fp8_linear import in_fp8
@@ -17,9 +18,9 @@ from runtime.engines.layers.packed_linear import packable, packed
 from runtime.engines.layers.timestep_tables import tabled
 from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
-from vmla.fused_attention import fused
+from vmla.fused_attention import FusedLatentAttention, fused
 from vmla.text import TextEncoder
-from vmla.transformer import StepInputs, VideoMLA, compile_blocks
+from vmla.transformer import StepInputs, VideoMLA
 
 if TYPE_CHECKING:
     from torch.distributed import ProcessGroup
@@ -71,6 +72,7 @@ class EagerEngine:
         fp8: bool = False,
         fp8_cache: bool = False,
         joined: bool = True,
+        attention: type[FusedLatentAttention] = FusedLatentAttention,
         group: ProcessGroup | None = None,
         text_device: torch.device | None = None,
     ) -> None:
@@ -81,10 +83,13 @@ class EagerEngine:
             device, dtype: where the engine computes, and in which type.
             absorbed: whether attention runs in latent space.
             as_it_is: the modules of `model` run themselves, so that hooks on them fire; that is slower.
-            compiled: `torch.compile` gets the blocks, one at a time, when they are first called.
+            compiled: `torch.compile` gets the blocks, one at a time, when they are first called with a full
+                window. Passes in a window that fills run the same weights uncompiled: a video's first frames
+                wait for no compiler. Which form runs depends on the window alone, so a seed's video does too.
             fp8: layers that float8 is for compute in it (`runtime.engines.layers.fp8_linear`).
             fp8_cache: the cache keeps entries in float8 (`runtime.engines.layers.fp8_cache`).
             joined: attention's products are joined on a GPU; False is for measuring the gain.
+            attention: the form of attention with joined products; others are for measuring a part of it.
             group: processes that make one video together: each holds the model and computes a part of a
                 chunk's tokens (`runtime.engines.sequence_parallel`). All of them must make the same calls.
             text_device: where prompts are encoded, in float32; None is `device`.
@@ -107,17 +112,19 @@ class EagerEngine:
                 "a cache in float8 is read by one process, by modules that are not the model's own"
             )
         if not as_it_is:
-            self._model = self._optimized(compiled, fp8, joined, 1 if group is None else group.size())
+            form = attention if joined else None
+            self._model = self._optimized(fp8, form, 1 if group is None else group.size())
+        self._full = compiled_twin(self._model) if compiled and not as_it_is else self._model
         if absorbed and device.type == "cuda":
             time_absorbed(self.config, dtype=dtype, device=device, timer=event_timer)
         self._text = text
         text.encoder.to(device if text_device is None else text_device)
 
-    def _optimized(self, compiled: bool, fp8: bool, joined: bool, processes: int) -> VideoMLA:
+    def _optimized(self, fp8: bool, form: type[FusedLatentAttention] | None, processes: int) -> VideoMLA:
         """The model with its weights laid out for this machine and its conditioning tabled by timestep."""
         model = self._model
-        if joined and self.device.type == "cuda" and not self.absorbed:
-            model = cast(VideoMLA, fused(model))
+        if form is not None and self.device.type == "cuda" and not self.absorbed:
+            model = cast(VideoMLA, fused(model, form))
         if fp8:
             model = in_fp8(model)
         if packable(self.device, self.dtype):
@@ -125,8 +132,6 @@ class EagerEngine:
             model = cast(VideoMLA, packed(model, rows))
         if self._entry_form is not None:
             model = cast(VideoMLA, unpacking(model, self._entry_form, self.dtype))
-        if compiled:
-            compile_blocks(model)
         return tabled(model)
 
     @torch.inference_mode()
@@ -137,21 +142,27 @@ class EagerEngine:
     @torch.inference_mode()
     def step(self, inputs: StepInputs, *, held: int | None = None) -> tuple[Tensor, Tensor]:
         """Velocity and entries: see `VideoMLA.forward`. A window that is not known to be full has a mask."""
-        full = held == self.cache_spec.slots
-        velocity, entries = self._model(*self._cast(inputs), absorbed=self.absorbed, full=full)
-        return velocity, self._as_cached(entries)
+        model, full = self._form(held)
+        velocity, entries = model(*self._cast(inputs), absorbed=self.absorbed, full=full)
+        return velocity, self.as_cached(entries)
 
     @torch.inference_mode()
     def entries(self, inputs: StepInputs, *, held: int | None = None) -> Tensor:
         """The entries alone: see `VideoMLA.entries`."""
+        model, full = self._form(held)
+        return self.as_cached(model.entries(*self._cast(inputs), absorbed=self.absorbed, full=full))
+
+    def _form(self, held: int | None) -> tuple[VideoMLA, bool]:
+        """The model that runs a window of `held` slots, and whether the window is known to be full."""
         full = held == self.cache_spec.slots
-        return self._as_cached(self._model.entries(*self._cast(inputs), absorbed=self.absorbed, full=full))
+        return (self._full if full else self._model), full
 
     def computation(self, held: int) -> int:
         """One computation, with a mask, for all windows that are filling, and one without for full ones."""
         return held == self.cache_spec.slots
 
-    def _as_cached(self, entries: Tensor) -> Tensor:
+    def as_cached(self, entries: Tensor) -> Tensor:
+        """Entries [..., E] in the engine's type as its cache holds them, [..., width] in `cache_dtype`."""
         return entries if self._entry_form is None else self._entry_form.pack(entries)
 
     def _cast(self, inputs: StepInputs) -> StepInputs:

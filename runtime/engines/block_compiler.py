@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from plugins.errors import UserError
+from vmla.transformer import VideoMLA, compile_blocks
 
 REPAYING_CHUNKS = 1100
 """Chunks from which compiling repays itself: 22 s once against 21 ms a chunk (one H200, `wan-1.3b`, before
@@ -38,6 +41,17 @@ def compiled_line(compiled: bool, chunks: int) -> str:
     if compiled:
         return f"blocks: compiled ({chunks} chunks; --no-compile leaves them as they are)"
     return f"blocks: not compiled ({chunks} chunks; from {REPAYING_CHUNKS} on by default, or with --compile)"
+
+
+def compiled_twin(model: VideoMLA) -> VideoMLA:
+    """A copy of `model` that shares all but its blocks' `forward`, which `torch.compile` gets.
+
+    The blocks of `model` itself stay as they are. Compiling begins with the twin's first pass.
+    """
+    twin = copy.copy(model)
+    twin.__dict__["_modules"] = {**model._modules, "blocks": nn.ModuleList(map(copy.copy, model.blocks))}
+    compile_blocks(twin)
+    return twin
 
 
 def code_cache() -> Path | None:

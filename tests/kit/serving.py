@@ -76,9 +76,9 @@ def assert_head_is_get_without_a_body(server, path):
 
 
 @contextmanager
-def serving(checkpoint, store, *, memory=1 << 40, threads=1, tracing=None, **changed):
+def serving(checkpoint, store, *, memory=1 << 40, threads=1, cache=None, tracing=None, **changed):
     """A server of `checkpoint` on a free port of this machine."""
-    job, _ = prepare("a video", checkpoint, threads=threads)
+    job, _ = prepare("a video", checkpoint, threads=threads, cache=cache)
     settings = settings_for(store, **changed)
     listening = open_socket(settings)
     if settings.shared is not None:

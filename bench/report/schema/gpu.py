@@ -256,6 +256,8 @@ class DriftResults(MeasurementResults):
 class GpuResults(Document):
     """`vmla-bench gpu`; measurements that no report shows are not checked."""
 
+    features: tuple[str, ...] | None = None
+    """Names of the features (`bench.gpu.arms.items`) that the measured code had."""
     chunk: EngineResults = EngineResults()
     compile: EngineResults = EngineResults()
     aoti: EngineResults = EngineResults()
@@ -266,4 +268,5 @@ class GpuResults(Document):
     items: ItemResults = ItemResults()
     windows: WindowResults = WindowResults()
     fp8: Float8Results = Float8Results()
+    fp8_long: WindowResults = WindowResults()
     drift: DriftResults = DriftResults()

@@ -79,7 +79,7 @@ def _rates(row: dict[str, Any]) -> list[str]:
 
 
 def fp8_tables(document: Document) -> list[Table]:
-    """Chunks in float8 over those without, its three rates, and both ways to add up in a product."""
+    """Chunks in float8 over those without, its rates, and both ways to add up in a product."""
     found = document.get("fp8") or {}
     chunks = _rows_table(
         document, "fp8", "chunks in fp8", ["engine", "ms", "ms without", "times as fast", "error of a pass"],
@@ -95,6 +95,13 @@ def fp8_tables(document: Document) -> list[Table]:
     return [
         chunks,
         Table(title="frames per second in fp8", headings=headings, rows=[["fp8", *cells]]),
+        _rows_table(
+            document,
+            "fp8_long",
+            "frames per second in fp8 in a longer window",
+            ["keys, videos", *headings[1:]],
+            _rates,
+        ),
         _accumulation(found),
     ]
 

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from bench.harness.subject import PROMPT, RandomText, random_model
 from plugins.errors import UserError
+from runtime.engines.base import EagerEngine
 from runtime.engines.block_compiler import (
     REPAYING_CHUNKS,
     choose_compiled,
@@ -15,6 +17,10 @@ from runtime.engines.block_compiler import (
     set_inductor_cache,
 )
 from runtime.planning.request import prepare
+from runtime.prompts.sources import FixedPrompts
+from runtime.rollout.rollout import Rollout
+from vmla.config import named_config
+from vmla.scheduler import Sampler
 
 pytestmark = pytest.mark.cpu
 
@@ -62,3 +68,74 @@ def test_a_job_on_a_cpu_is_never_compiled_and_says_nothing_of_it():
     assert not any("blocks" in line for line in job.what_runs())
     with pytest.raises(UserError, match="--compile is for a GPU"):
         prepare("a red star", None, chunks=1, compiled=True)
+
+
+@pytest.fixture
+def compiler(monkeypatch):
+    """In place of `torch.compile`: what it is given runs as it is, and calls of it are counted."""
+    calls = []
+
+    def compiled(function, **_):
+        def run(*arguments, **named):
+            calls.append(function)
+            return function(*arguments, **named)
+
+        return run
+
+    monkeypatch.setattr(torch, "compile", compiled)
+    return calls
+
+
+def engine(**settings):
+    model = random_model(named_config("debug"))
+    return EagerEngine(model, RandomText(model.config), device=CPU, dtype=torch.float32, **settings)
+
+
+def videos(engine):
+    return Rollout(engine, FixedPrompts(PROMPT), Sampler(steps=2), seeds=[0])
+
+
+def chunks(rollout, count):
+    """Each chunk's latents, and the slots held when it was made."""
+    for _ in range(count):
+        made = rollout.denoise().clone()
+        yield made, rollout.buffers.held
+        rollout.update_cache()
+
+
+@pytest.mark.parametrize("fp8", [False, True])
+@pytest.mark.parametrize("fp8_cache", [False, True])
+def test_nothing_is_compiled_until_the_window_is_full_and_all_that_follows_is(compiler, fp8, fp8_cache):
+    settings = {"fp8": fp8, "fp8_cache": fp8_cache}
+    one = engine(compiled=True, **settings)
+    plain = [made for made, _ in chunks(videos(engine(**settings)), 6)]
+    windows = []
+    for number, (made, held) in enumerate(chunks(videos(one), 6)):
+        windows.append(held == one.cache_spec.slots)
+        assert bool(compiler) is windows[-1]
+        assert made.equal(plain[number])  # the same weights, and here the same operations
+        compiler.clear()
+    assert windows == sorted(windows) and {*windows} == {False, True}
+
+
+def test_the_form_depends_on_the_window_alone_whatever_ran_before(compiler):
+    one = engine(compiled=True)
+    slots = one.cache_spec.slots
+    wanted = [one._model, one._full]
+    for held in (slots, 0, slots, 1, None, slots, slots - 1):
+        assert one._form(held) == (wanted[held == slots], held == slots)
+    assert one._full is not one._model
+
+
+def test_both_forms_share_every_weight_and_the_table_of_timesteps(compiler):
+    one = engine(compiled=True)
+    pairs = zip(one._model.named_parameters(), one._full.named_parameters(), strict=True)
+    assert all(left == right and a is b for (left, a), (right, b) in pairs)
+    assert one._model.condition_embedder is one._full.condition_embedder
+    assert all("forward" not in vars(block) for block in one._model.blocks)
+    assert all("forward" in vars(block) for block in one._full.blocks)
+
+
+def test_what_is_not_compiled_has_one_form(compiler):
+    one = engine()
+    assert one._full is one._model and not compiler
