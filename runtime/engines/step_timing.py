@@ -45,10 +45,10 @@ def full_window(config: ModelConfig, dtype: torch.dtype) -> StepInputs:
     """The inputs of a step of one video in a full window, on a CPU: noise, the same at each call.
 
     Latents [1, C, F, h, w] and timestep [1, F] are float32, text [L, 2, 1, tokens, D] and cache [L, 1, T, E]
-    are in `dtype`. The first chunk must be as long as the others.
+    are in `dtype`.
     """
     spec, drawn = CacheSpec.of(config), torch.Generator().manual_seed(0)
-    frame = spec.chunk * (1 + -(-spec.slots // spec.chunk))  # the first of a chunk that finds no slot empty
+    frame = spec.chunks.start(2 + spec.slots // spec.chunk)  # the first of a chunk that finds no slot empty
 
     def draw(*shape: int) -> torch.Tensor:
         return torch.randn(*shape, generator=drawn)

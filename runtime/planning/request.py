@@ -70,9 +70,8 @@ def prepare(
     opened, device, dtype = _open(checkpoint, layout, engine, device=device, dtype=dtype)
     check_names(opened.folder, engine, decoder)
     where = choose_device(device)
-    compute, reason = choose_dtype(dtype, where, partial(_measured, opened, engines, threads))
+    compute, reason = _type(dtype, where, opened, engines=engines, threads=threads)
     decoding = Decoding(checkpoint=opened, file=decoder, dtype=compute)
-    check_cache(opened.model_config(), compute, where)
     count, frames = length_of(decoding, minutes=minutes, seconds=seconds, chunks=chunks)
     denoiser = choose_denoiser(
         opened, where, compute, chunks=count, engine=engine, engines=engines, compiled=compiled,
@@ -80,18 +79,25 @@ def prepare(
     )  # fmt: skip
     job = Job(
         prompts=as_source(prompts, decoding, count), checkpoint=opened, chunks=count, seed=seed,
-        sampler=opened.sampler() if steps is None else opened.sampler().with_steps(steps),
         device=where, text_device=choose_text_device(text_device, where), dtype=compute, dtype_reason=reason,
         decoder_file=decoder, threads=choose_threads(threads), start=as_start(start, opened, count),
-        **vars(denoiser),
+        sampler=opened.sampler() if steps is None else opened.sampler().with_steps(steps), **vars(denoiser),
     )  # fmt: skip
     return job, 0 if decoding.silent else frames
 
 
-def _measured(checkpoint: Checkpoint, engines: Path | None, threads: int | None) -> tuple[torch.dtype, str]:
-    """The fastest type of `checkpoint` on this CPU, on as many threads as will denoise."""
-    cores = Cores.of(choose_threads(threads), torch.device("cpu"), silent=False)
-    return fastest_dtype(checkpoint, engines, cores.denoiser or 1)
+def _type(
+    name: str, where: torch.device, checkpoint: Checkpoint, *, engines: Path | None, threads: int | None
+) -> tuple[torch.dtype, str]:
+    """The type that the model computes in, and why, where that was measured on as many threads as denoise.
+
+    Raises:
+        UserError: if a cache in that type does not fit into memory.
+    """
+    denoiser = Cores.of(choose_threads(threads), where, silent=False).denoiser or 1
+    found, reason = choose_dtype(name, where, partial(fastest_dtype, checkpoint, engines, denoiser))
+    check_cache(checkpoint.model_config(), found, where)
+    return found, reason
 
 
 def _open(

@@ -42,7 +42,7 @@ class Builds:
 
     model_hash: str
     versions: dict[str, str]
-    begun: int = 0
+    begun: Annotated[int, Between(0, 2**31)] = 0
     failure: str | None = None
 
     @classmethod
