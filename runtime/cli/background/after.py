@@ -20,7 +20,7 @@ from plugins.errors import UserError
 from runtime.cli.background.process import Starter
 from runtime.cli.background.records import Builds, log_path, place_of, weight_bytes
 from runtime.cli.background.worth import DenoiseTime, Estimate
-from vmla.cli.terminal import say
+from vmla.cli.terminal import say, warn
 from vmla.config import FRAMES_PER_SECOND
 
 if TYPE_CHECKING:
@@ -78,10 +78,13 @@ def after_video(video: Finished, wish: bool | None, start: Starter) -> None:
         say(*_begin(video, store, estimate, start))
         return
     pays = estimate.repaid(video.spent.seconds) and size <= LARGEST and video.complete
-    if wish is None and store is not None and pays:
-        say(*_unless_in_vain(video, store, estimate, start))
+    if wish is not None or store is None or not pays:
+        say(*_hint(video, estimate))
         return
-    say(*_hint(video, estimate))
+    try:
+        say(*_unless_in_vain(video, store, estimate, start))
+    except UserError as error:  # nobody asked for it, and the video is there
+        warn([str(error)])
 
 
 def is_faster(job: Job) -> bool:
@@ -124,7 +127,7 @@ def _begin(video: Finished, store: Path, estimate: Estimate, start: Starter) -> 
         store.mkdir(parents=True, exist_ok=True)
         process = start(MODULE, [str(video.job.checkpoint.folder.resolve()), str(folder)], log)
     except OSError as error:
-        raise UserError(f"the video is finished, but no engine is built: {error}") from error
+        raise UserError(f"the video is finished, but no engine is built for later ones: {error}") from error
     return [
         f"building an engine for later videos in the background (process {process}, log: {log}); "
         "--no-build-engine leaves it out",

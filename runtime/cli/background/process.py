@@ -22,7 +22,8 @@ def start_detached(module: str, arguments: Sequence[str], log: Path) -> int:
         OSError: if `log` cannot be opened, or the system starts no process.
     """
     places = os.pathsep.join(place for place in sys.path if Path(place).is_absolute())
-    with log.open("ab") as output:
+    flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK  # a pipe is refused
+    with os.fdopen(os.open(log, flags, 0o666), "ab") as output:
         started = subprocess.Popen(
             [sys.executable, "-P", "-m", module, *arguments],
             stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,

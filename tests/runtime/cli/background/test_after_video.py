@@ -169,6 +169,20 @@ def test_none_is_begun_where_one_is_there_by_now(ended, starts, monkeypatch):
     assert ended(10_000.0) == [] and starts == []
 
 
+def test_a_store_that_cannot_be_written_to_is_a_warning_unless_one_was_asked_for(
+    checkpoint, store, monkeypatch
+):
+    def refusing(*what):
+        raise PermissionError(13, "Permission denied", str(store))
+
+    monkeypatch.setattr(process, "start_detached", refusing)
+    monkeypatch.setattr(Estimate, "repaid", lambda self, seconds: True)
+    done = asked(checkpoint)
+    assert done.exit_code == 0 and "warning: the video is finished, but no engine is built" in done.output
+    asked_for = asked(checkpoint, "--build-engine")
+    assert asked_for.exit_code == 2 and "Permission denied" in asked_for.output
+
+
 def asked(checkpoint, *more):
     words = ["--prompt", "a red star", "--checkpoint", str(checkpoint), "--chunks", "1", "-o", "null", *more]
     return CliRunner().invoke(main, words)
