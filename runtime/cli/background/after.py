@@ -33,7 +33,7 @@ LONG_SECONDS = 60.0
 LARGEST = 2**28
 """Bytes of weights of a model whose engine is built unasked, sixteen times those of `sprites`. That of a much
 larger one was never built on a CPU, and may take memory and hours that nobody has agreed to."""
-MODULE = "runtime.cli.background.build"
+MODULE = "runtime.cli.background_build"
 
 
 @dataclass(frozen=True, kw_only=True)

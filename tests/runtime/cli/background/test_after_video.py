@@ -72,7 +72,7 @@ def test_a_video_that_repays_a_build_has_one_begun_and_says_so(ended, starts, st
     first, second = ended(LONG + 1)
     ((module, arguments, log),) = starts
     folder = store / f"{checkpoint.name}-aoti-fp32"
-    assert module == "runtime.cli.background.build"
+    assert module == "runtime.cli.background_build"
     assert arguments == [str(checkpoint.resolve()), str(folder)] and log == log_path(folder)
     assert "in the background (process 4711" in first and str(log) in first and "--no-build-engine" in first
     assert f"{SPEED_UP} times as fast (not measured on this machine)" in second

@@ -13,9 +13,10 @@ from export.backends import aoti
 from export.backends.aoti import AOTI, find_compiler
 from plugins.documents.lock import lock_path, locked
 from plugins.errors import UserError
-from runtime.cli.background import build, process
-from runtime.cli.background.build import build_and_measure
+from runtime.cli import background_build as build
+from runtime.cli.background import process
 from runtime.cli.background.records import SPEED, Builds, log_path, nearest_measured
+from runtime.cli.background_build import build_and_measure
 from runtime.cli.run import main as vmla_run
 from runtime.engines.base import EagerEngine
 from vmla.cli.stopping import Interrupted, Stop

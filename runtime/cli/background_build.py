@@ -1,4 +1,4 @@
-"""The process that builds one engine: `python -m runtime.cli.background.build CHECKPOINT FOLDER`.
+"""The process that builds one engine: `python -m runtime.cli.background_build CHECKPOINT FOLDER`.
 
 The engine's folder appears whole or not at all (`export.engine.engine_folder`), so this process may be ended
 at any moment. What it prints is the log. Afterwards it compares the engine with the model: in its results,
