@@ -95,7 +95,6 @@ def _keep_if_good(checkpoint: Checkpoint, folder: Path, build_seconds: float) ->
     say(f"it is {gain}: {1e3 * measured.engine_seconds:.1f} ms a pass")
 
 
-@torch.inference_mode()
 def measure(checkpoint: Checkpoint, folder: Path, build_seconds: float) -> Measured:
     """Time passes of the engine in `folder` and of the model, on as many threads as a video has by default.
 

@@ -13,7 +13,8 @@ from vmla.transformer import VideoMLA
 pytestmark = pytest.mark.cpu
 
 
-def test_steps_take_turns_forwards_and_backwards_and_the_fewest_seconds_count(monkeypatch):
+@pytest.mark.parametrize("threads, clock", [(1, "process_time"), (2, "perf_counter")])
+def test_steps_take_turns_forwards_and_backwards_and_the_fewest_seconds_count(threads, clock, monkeypatch):
     now, calls, costs = [0.0], [], {"a": [9, 3, 4], "b": [9, 5, 2]}
 
     def step(name):
@@ -23,7 +24,10 @@ def test_steps_take_turns_forwards_and_backwards_and_the_fewest_seconds_count(mo
 
         return run
 
-    monkeypatch.setattr(step_timing.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(step_timing.torch, "get_num_threads", lambda: threads)
+    monkeypatch.setattr(step_timing.time, "process_time", lambda: 0.0)
+    monkeypatch.setattr(step_timing.time, "perf_counter", lambda: 10 * now[0])  # of the wall
+    monkeypatch.setattr(step_timing.time, clock, lambda: now[0])
     assert fewest_seconds({name: step(name) for name in costs}, budget=1.0) == {"a": 3, "b": 2}
     assert "".join(calls) == "ab" + "abba"
 
