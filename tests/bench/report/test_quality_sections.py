@@ -52,7 +52,9 @@ def test_a_diagnosis_has_a_row_for_each_part_and_group():
 
 def test_a_question_that_one_row_alone_answers_is_empty_in_the_other():
     accuracy, degraded = shares("colour", "shape"), shares("colour")
-    (table,) = grader_section({"scenes": 7, "accuracy": accuracy, "accuracy_degraded": degraded}).tables
+    (table,) = grader_section(
+        {"scenes": 7, "accuracy": accuracy, "accuracy_degraded": degraded}
+    ).tables
     assert cells(table)["rendered"] == shown(accuracy)
     assert cells(table)["degraded"] == {**shown(degraded), "shape": "-"}
 
