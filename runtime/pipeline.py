@@ -91,7 +91,8 @@ class VideoPipeline:
             engine: a folder made by `vmla-export`; without it, the PyTorch model runs.
             device: a torch device; `auto` is the engine's, else CUDA if there is a GPU, else the CPU.
             text_device: of the text encoder; `auto` is the model's, `cpu` saves a GPU's memory.
-            dtype: `float32`, `bfloat16`, `float16`, or `auto`: float32 on a CPU, bfloat16 elsewhere.
+            dtype: `float32`, `bfloat16`, `float16`, or `auto`: float32 on a CPU, bfloat16 elsewhere;
+                `fastest` is one of these two on a CPU, measured.
             decoder: a file of TAEHV's weights that decodes in place of the checkpoint's own codec.
             threads: CPU threads of denoiser and decoder together; one for each if None.
 

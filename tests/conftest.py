@@ -56,3 +56,15 @@ def own_data(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_DATA_HOME", str(tmp_path_factory.mktemp("data")))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def no_process_outlives_a_test():
+    """No test has an engine built in the background, unless it says so by a starter of its own."""
+
+    def refuse(module, arguments, log):
+        raise AssertionError(f"{module} would have been started, and have outlived this test")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("runtime.cli.background.process.start_detached", refuse)
+        yield

@@ -104,18 +104,21 @@ def build(
     build_engine(checkpoint, settings, calibration, output, context.ensure_object(Stop))
 
 
-def build_for_cpu(checkpoint: str, stop: Stop) -> None:
-    """Build the float32 engine for this CPU in the user's store. Raises as `build_engine` does."""
+def build_for_cpu(checkpoint: str, folder: Path, stop: Stop) -> bool:
+    """Build the float32 engine for this CPU in `folder`. Returns and raises as `build_engine` does."""
     from export.settings import Settings
 
     settings = Settings(precision="fp32", backend=ON_CPU["backend"], device=ON_CPU["device"])
-    build_engine(checkpoint, settings, None, None, stop)
+    return build_engine(checkpoint, settings, None, folder, stop)
 
 
 def build_engine(
     checkpoint: str, settings: Settings, calibration: Path | None, output: Path | None, stop: Stop
-) -> None:
+) -> bool:
     """Build an engine of `checkpoint` in `output`, or in the user's store, and print each phase.
+
+    Returns:
+        Whether anything had to be built.
 
     Raises:
         UserError: if it cannot be built on this machine.
@@ -153,6 +156,7 @@ def build_engine(
             remove_temporary(folder)
     size = sum((folder / name).stat().st_size for name in manifest.files)
     say(f"{folder}: {'built' if built else 'unchanged'}, {size:,} bytes")
+    return built
 
 
 def _identity(folder: Path) -> int | None:

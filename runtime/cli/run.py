@@ -23,6 +23,7 @@ from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say, warn
 
 if TYPE_CHECKING:
+    from runtime.cli.background.worth import DenoiseTime
     from runtime.prompts.schedule_file import ScheduleEntry
     from runtime.session.generate import Ending
     from runtime.session.replay import Order
@@ -84,14 +85,16 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
 @click.option("--steps", type=int, help="Number of denoising steps (default: the checkpoint's own).")
 @device_option(auto="the engine's, else a GPU if there is one, else the CPU")
 @text_device_option()
-@click.option("--dtype", type=Choice(["auto", "float32", "bfloat16", "float16"]), default="auto",
-              show_default=True, help="Data type that the model computes in.")  # fmt: skip
+@click.option("--dtype", type=Choice(["auto", "float32", "bfloat16", "float16", "fastest"]), default="auto",
+              show_default=True,
+              help="Data type that the model computes in; fastest is measured on a CPU.")  # fmt: skip
 @precision_option()
 @cache_option()
 @click.option("--compile/--no-compile", "compiled", default=None,
               help="Compile the blocks on a GPU (default: if the video is long enough for it).")  # fmt: skip
-@click.option("--build-engine", is_flag=True,
-              help="After this video, build an engine for later ones, if it would be faster.")  # fmt: skip
+@click.option("--build-engine/--no-build-engine", default=None,
+              help="After a CPU's video, build an engine for later ones in the background (default: if this "
+                   "video alone would have repaid it).")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1),
               help="Number of CPU threads, a quarter of which decode (default: 2, so that a seed's video "
               "does not depend on the machine's cores).")  # fmt: skip
@@ -289,15 +292,14 @@ def _new(prompts: str | list[ScheduleEntry], options: dict[str, Any]) -> Order:
 
 
 def _make(order: Order, output: Path, options: dict[str, Any], stop: Stop) -> None:
-    """Make the ordered video, print the outcome, and suggest or build an engine for later ones."""
-    from runtime.cli.engine_hint import DenoiseTime, build_after, engine_hint
+    """Make the ordered video, print the outcome, and suggest an engine for later ones or have it built."""
+    from runtime.cli.background.worth import DenoiseTime
     from runtime.cli.reports import check_reports, resume_hints
     from runtime.outputs.stream import is_stream
     from runtime.session.destination import is_persistent, is_resumable
     from runtime.session.generate import make_videos
     from runtime.session.replay import warnings_of
     from runtime.telemetry.events import TelemetryGroup
-    from vmla.weights.checkpoint import SHIPPED
 
     with ExitStack() as stack:
         output = _checked(stack, order, output, overwrite=options["overwrite"])
@@ -322,12 +324,21 @@ def _make(order: Order, output: Path, options: dict[str, Any], stop: Stop) -> No
                 save_every=options["save_every"], overwrite=options["overwrite"],
             )  # fmt: skip
         _tell(order, ending)
-        if options["build_engine"] and ending.outcome.complete:
-            build_after(order.job, options["checkpoint"] or SHIPPED, stop)
-        elif all(options[name] is None for name in ("engine", "resume", "repeat")):
-            say(*engine_hint(order.job, options["checkpoint"] or SHIPPED, spent.seconds))
+        if all(options[name] is None for name in ("engine", "resume", "repeat")):
+            _engine_for_later(order, ending, options, spent)
     if not ending.outcome.complete:
         sys.exit(stop.status)
+
+
+def _engine_for_later(order: Order, ending: Ending, options: dict[str, Any], spent: DenoiseTime) -> None:
+    """Have an engine built in the background where that pays, or say how to build one."""
+    from runtime.cli.background.after import Finished, after_video
+    from runtime.cli.background.process import start_detached
+    from vmla.weights.checkpoint import SHIPPED
+
+    name, complete = options["checkpoint"] or SHIPPED, ending.outcome.complete
+    video = Finished(job=order.job, checkpoint=name, complete=complete, spent=spent)
+    after_video(video, options["build_engine"], start_detached)
 
 
 def _checked(stack: ExitStack, order: Order, output: Path, *, overwrite: bool) -> Path:

@@ -2,21 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from plugins.errors import UserError
+from runtime.device.threads import using
 from runtime.engines.block_compiler import choose_compiled
 from runtime.engines.compiled import find_engine
 from runtime.engines.layers.fp8_cache import choose_fp8_cache
 from runtime.engines.layers.fp8_linear import choose_fp8
 from runtime.engines.sequence_parallel import check_divisible
+from runtime.engines.step_timing import seconds_by_type
 from vmla.cli.machine import check_threads
+from vmla.config import ModelConfig
 from vmla.weights.checkpoint import Checkpoint
 
+Measure = Callable[[ModelConfig, tuple[torch.dtype, ...]], dict[torch.dtype, float]]
+"""Gives the seconds of a step in each of some types."""
+
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+FASTEST = "fastest"
+"""In place of a type's name: the fastest on this processor, which is measured."""
+CLEARLY = 1.2
+"""How many times as fast as float32 bfloat16 has to be: its videos drift away from those of float32, by 0.14
+of a chunk after twenty (`runtime.cli.verify.engine.ROLLOUT`), and timings repeat to a few per cent."""
 THREADS = 2
 """The default: one denoises, one decodes. It is not the number of cores, because an operation that is split
 among more threads rounds differently, and a seed would give another video on another machine."""
@@ -69,11 +81,46 @@ def look_up(
     return find_engine(checkpoint, device=device.type, dtype=name, engines=engines)
 
 
-def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The type called `name`; `auto` is float32 on a CPU and bfloat16 elsewhere."""
-    if name == "auto":
-        return torch.float32 if device.type == "cpu" else torch.bfloat16
-    return DTYPES[name]
+def choose_dtype(
+    name: str, device: torch.device, measured: Callable[[], tuple[torch.dtype, str]]
+) -> tuple[torch.dtype, str]:
+    """The type called `name`, and why, in words, where it was `measured`.
+
+    `auto` is float32 on a CPU and bfloat16 elsewhere. It is never measured: the same seed gives the same
+    video on all processors of one instruction set, and would not if a stopwatch chose the type, which may
+    choose differently on a busy day. `fastest` asks for that. The sidecar records the type that came of it,
+    and `--repeat` takes it from there.
+    """
+    if name == FASTEST and device.type == "cpu":
+        return measured()
+    if name in ("auto", FASTEST):
+        return (torch.float32 if device.type == "cpu" else torch.bfloat16), ""
+    return DTYPES[name], ""
+
+
+def fastest_dtype(
+    checkpoint: Checkpoint, engines: Path | None, threads: int, measure: Measure = seconds_by_type
+) -> tuple[torch.dtype, str]:
+    """The type in which the model denoises fastest on this CPU, float32 or bfloat16, and why, in words.
+
+    Whole steps are timed, by `measure`, and not one product as for training: on a Zen 5 a large product takes
+    a quarter of the time in bfloat16, but a chunk of `sprites` 1.02 of it (both in
+    `bench/results/engines-sprites.json`), because float32 layers are laid out for the processor once and
+    those of bfloat16 are not. float16 is not tried: its numbers end at 65,504, and that product took four
+    times as long.
+
+    Raises:
+        UserError: if the checkpoint's config is not that of a model.
+    """
+    if engines is not None:
+        engine, _ = find_engine(checkpoint, device="cpu", dtype="float32", engines=engines)
+        if engine is not None:
+            return torch.float32, "an engine computes in it"
+    with using(threads):
+        seconds = measure(checkpoint.model_config(), (torch.float32, torch.bfloat16))
+    wide, narrow = seconds[torch.float32], seconds[torch.bfloat16]
+    told = f"a step of two blocks took {1e3 * wide:.1f} ms in float32, {1e3 * narrow:.1f} ms in bfloat16"
+    return (torch.bfloat16 if narrow * CLEARLY <= wide else torch.float32), told
 
 
 def choose_threads(wish: int | None) -> int:

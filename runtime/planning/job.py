@@ -47,6 +47,8 @@ class Job:
     text_device: torch.device
     """Where the text encoder runs, in float32; equal to `device` unless another one was asked for."""
     dtype: torch.dtype
+    dtype_reason: str = ""
+    """Why it computes in that type, where that was measured."""
     engine_folder: Path | None = None
     """Folder of a compiled engine; None runs the eager model."""
     engine_reason: str = "as asked for"
@@ -93,6 +95,7 @@ class Job:
         """The engine and why it was chosen, the device, a decoder that was asked for: lines for a person."""
         engine = f"engine: {self.engine_folder or EAGER} ({self.engine_reason})"
         device = device_line(self.device)
+        dtype = [f"type: {str(self.dtype).removeprefix('torch.')} ({self.dtype_reason})"]
         text = [f"text encoder: on {self.text_device}"] if self.text_device != self.device else []
         decoder = [] if self.decoder_file is None else [self.decoding.line()]
         start = [] if self.start is None else [f"start: {self.start.path} ({self.start.chunks} chunks)"]
@@ -100,7 +103,16 @@ class Job:
         compiled += [fp8_line(self.dtype)] if self.fp8 else []
         compiled += ["cache: fp8, rotary keys in bfloat16"] if self.fp8_cache else []
         compiled += [f"processes: {self.processes}"] if self.processes > 1 else []
-        return [engine, device, *text, *(compiled if self.engine_folder is None else []), *decoder, *start]
+        measured = dtype if self.dtype_reason else []
+        return [
+            engine,
+            device,
+            *measured,
+            *text,
+            *(compiled if self.engine_folder is None else []),
+            *decoder,
+            *start,
+        ]
 
     def plan(self) -> VideoPlan:
         """Length and memory of the video; no weights are read."""

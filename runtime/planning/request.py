@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
+import torch
+
 from plugins.errors import UserError
+from runtime.device.threads import Cores
 from runtime.engines.compiled import fit
-from runtime.planning.compute import choose_denoiser, choose_dtype, choose_threads
+from runtime.planning.compute import choose_denoiser, choose_dtype, choose_threads, fastest_dtype
 from runtime.planning.job import Job, as_source, as_start, check_names
 from runtime.planning.length import length_of
 from runtime.planning.plan import check_cache
@@ -43,7 +47,7 @@ def prepare(
     processes: int = 1,
     start: Path | StartClip | None = None,
 ) -> tuple[Job, int]:
-    """A job and the number of its frames, with everything checked that can be checked without weights.
+    """A job and the number of its frames, with all checked that can be checked without weights.
 
     Args:
         prompts: one for the whole video, those of a schedule in seconds, or a source of them.
@@ -51,7 +55,7 @@ def prepare(
         layout: the layout that the checkpoint must have.
         minutes, seconds, chunks: the length; at most one of them, ten seconds if none is given.
         seed, steps: of the sampling; None takes the checkpoint's own number of steps.
-        device, dtype: by name; `auto` is a GPU if there is one, and its own type (`choose_dtype`).
+        device, dtype: by name; `auto` is a GPU if there is one, and its own type (`choose_dtype`, `fastest`).
         text_device: of the text encoder, by name; `auto` is the model's.
         engine, engines: a folder made by `vmla-export`; without it, a folder of several to choose from.
         compiled: whether to compile the model's blocks; None does so where it pays, and in fp8.
@@ -66,7 +70,7 @@ def prepare(
     opened, device, dtype = _open(checkpoint, layout, engine, device=device, dtype=dtype)
     check_names(opened.folder, engine, decoder)
     where = choose_device(device)
-    check_cache(opened.model_config(), compute := choose_dtype(dtype, where), where)
+    compute, reason = _type(dtype, where, opened, engines=engines, threads=threads)
     decoding = Decoding(checkpoint=opened, file=decoder, dtype=compute)
     count, frames = length_of(decoding, minutes=minutes, seconds=seconds, chunks=chunks)
     denoiser = choose_denoiser(
@@ -75,11 +79,25 @@ def prepare(
     )  # fmt: skip
     job = Job(
         prompts=as_source(prompts, decoding, count), checkpoint=opened, chunks=count, seed=seed,
-        sampler=opened.sampler() if steps is None else opened.sampler().with_steps(steps),
-        device=where, text_device=choose_text_device(text_device, where), dtype=compute, decoder_file=decoder,
-        threads=choose_threads(threads), start=as_start(start, opened, count), **vars(denoiser),
+        device=where, text_device=choose_text_device(text_device, where), dtype=compute, dtype_reason=reason,
+        decoder_file=decoder, threads=choose_threads(threads), start=as_start(start, opened, count),
+        sampler=opened.sampler() if steps is None else opened.sampler().with_steps(steps), **vars(denoiser),
     )  # fmt: skip
     return job, 0 if decoding.silent else frames
+
+
+def _type(
+    name: str, where: torch.device, checkpoint: Checkpoint, *, engines: Path | None, threads: int | None
+) -> tuple[torch.dtype, str]:
+    """The type that the model computes in, and why, where that was measured on as many threads as denoise.
+
+    Raises:
+        UserError: if a cache in that type does not fit into memory.
+    """
+    denoiser = Cores.of(choose_threads(threads), where, silent=False).denoiser or 1
+    found, reason = choose_dtype(name, where, partial(fastest_dtype, checkpoint, engines, denoiser))
+    check_cache(checkpoint.model_config(), found, where)
+    return found, reason
 
 
 def _open(
