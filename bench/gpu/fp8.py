@@ -20,7 +20,8 @@ from runtime.cli.verify.engine import latents_of, relative_error, single_pass
 from runtime.engines.base import EagerEngine
 
 ARMS: dict[str, dict[str, Any]] = {
-    "fp8": {"fp8": True},
+    "fp8": {"fp8": True, "fp8_attention": False},
+    "fp8, attention too if cuDNN's is taken": {"fp8": True},
     "fp8, products apart": {"fp8": True, "joined": False},
 }
 """The query layers are in float8 only if attention's products are not joined."""

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from runtime.engines.key_splits import event_timer, time_absorbed
+from runtime.engines.layers.fp8_attention import with_fp8_attention
 from runtime.engines.layers.fp8_cache import PackedEntries, unpacking
 from runtime.engines.layers.fp8_linear import in_fp8
 from runtime.engines.layers.packed_linear import packable, packed
@@ -69,6 +70,7 @@ class EagerEngine:
         as_it_is: bool = False,
         compiled: bool = False,
         fp8: bool = False,
+        fp8_attention: bool = True,
         fp8_cache: bool = False,
         joined: bool = True,
         group: ProcessGroup | None = None,
@@ -83,6 +85,8 @@ class EagerEngine:
             as_it_is: the modules of `model` run themselves, so that hooks on them fire; that is slower.
             compiled: `torch.compile` gets the blocks, one at a time, when they are first called.
             fp8: layers that float8 is for compute in it (`runtime.engines.layers.fp8_linear`).
+            fp8_attention: with `fp8`, full windows attend in float8 too, where cuDNN's frontend is there and
+                is right and faster (`runtime.engines.layers.fp8_attention`).
             fp8_cache: the cache keeps entries in float8 (`runtime.engines.layers.fp8_cache`).
             joined: attention's products are joined on a GPU; False is for measuring the gain.
             group: processes that make one video together: each holds the model and computes a part of a
@@ -107,17 +111,25 @@ class EagerEngine:
                 "a cache in float8 is read by one process, by modules that are not the model's own"
             )
         if not as_it_is:
-            self._model = self._optimized(compiled, fp8, joined, 1 if group is None else group.size())
+            processes = 1 if group is None else group.size()
+            self._model = self._optimized(compiled, fp8, fp8 and fp8_attention, joined, processes)
         if absorbed and device.type == "cuda":
             time_absorbed(self.config, dtype=dtype, device=device, timer=event_timer)
         self._text = text
         text.encoder.to(device if text_device is None else text_device)
 
-    def _optimized(self, compiled: bool, fp8: bool, joined: bool, processes: int) -> VideoMLA:
+    def _optimized(
+        self, compiled: bool, fp8: bool, fp8_attention: bool, joined: bool, processes: int
+    ) -> VideoMLA:
         """The model with its weights laid out for this machine and its conditioning tabled by timestep."""
         model = self._model
         if joined and self.device.type == "cuda" and not self.absorbed:
             model = cast(VideoMLA, fused(model))
+            if fp8_attention:
+                model = with_fp8_attention(
+                    model, dtype=self.dtype, device=self.device, compiled=compiled, processes=processes,
+                    timer=event_timer,
+                )  # fmt: skip
         if fp8:
             model = in_fp8(model)
         if packable(self.device, self.dtype):
