@@ -67,8 +67,8 @@ def packages_of(*extras):
 
 COME_WITH = {"starlette": "fastapi", "anyio": "fastapi", "onnx_ir": "onnxscript"}
 """What others say that they bring, in their documents too."""
-ANYWHERE = {"tensorrt": "tensorrt"}
-"""Packages whose modules have another owner here than where they run."""
+ANYWHERE = {"tensorrt": "tensorrt", "cudnn": "nvidia-cudnn-frontend"}
+"""Packages whose modules have another owner here than where they run, or none."""
 
 
 def strangers(folders, asked):

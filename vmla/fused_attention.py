@@ -14,7 +14,7 @@ A product with the identity is exact, so results differ only by how a library or
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import cast
 
 import torch
@@ -24,6 +24,14 @@ from torch import Tensor, nn
 from plugins.reference import window_entries
 from vmla.attention import AnyWindow, LatentAttention
 from vmla.rope import rotate
+
+Attend = Callable[[AnyWindow, Tensor, Tensor, Tensor], Tensor]
+"""Attends within a window: see `Window.attend`."""
+
+
+def attend_to(window: AnyWindow, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """As the window itself attends, in the type of the model."""
+    return window.attend(query, keys, values)
 
 
 class FusedLatentAttention(nn.Module):
@@ -35,11 +43,13 @@ class FusedLatentAttention(nn.Module):
     """[N * (dn + R), Q]: each head's unrotated part, then its rotary part."""
     expansion: nn.Parameter
     """[N * (dn + R) + N * dv, C + R]: all keys, then all values."""
+    attend: Attend
+    """How queries attend; an engine may have another form than `attend_to`."""
 
     def __init__(self, plain: LatentAttention) -> None:
         """Join the weights of `plain`; norms and output projection are shared with it."""
         super().__init__()
-        self.heads = plain.heads
+        self.heads, self.attend = plain.heads, attend_to
         self.rotary, self.latent = plain.rotary_k.out_features, plain.down_q.out_features
         self.nope = plain.up_k.out_features // self.heads
         self.norm_kv, self.norm_q, self.to_out = plain.norm_kv, plain.norm_q, plain.to_out
@@ -79,7 +89,8 @@ class FusedLatentAttention(nn.Module):
         own = window.gathered(self._entries(content, rotary))
         query = self._queries(latent, window)
         keys, values = self._keys_values(window.before(cached, own), own, window)
-        out = window.attend(*(self._as_read(part.transpose(1, 2), window) for part in (query, keys, values)))
+        parts = (self._as_read(part.transpose(1, 2), window) for part in (query, keys, values))
+        out = self.attend(window, *parts)
         return self.to_out(out.transpose(1, 2).flatten(2)), own
 
     @property

@@ -21,8 +21,9 @@ from runtime.engines.base import EagerEngine
 from vmla.cache import CacheSpec
 
 ARMS: dict[str, dict[str, Any]] = {
-    "fp8": {"fp8": True},
-    "fp8, cache in fp8": {"fp8": True, "fp8_cache": True},
+    "fp8": {"fp8": True, "fp8_attention": False},
+    "fp8, attention too if cuDNN's is taken": {"fp8": True},
+    "fp8, cache in fp8": {"fp8": True, "fp8_attention": False, "fp8_cache": True},
     "cache in fp8": {"fp8_cache": True},
     "fp8, products apart": {"fp8": True, "joined": False},
 }

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from runtime.engines.block_compiler import compiled_twin
 from runtime.engines.key_splits import event_timer, time_absorbed
+from runtime.engines.layers.fp8_attention import with_fp8_attention
 from runtime.engines.layers.fp8_cache import PackedEntries, unpacking
 from runtime.engines.layers.fp8_linear import in_fp8
 from runtime.engines.layers.packed_linear import packable, packed
@@ -70,6 +71,7 @@ class EagerEngine:
         as_it_is: bool = False,
         compiled: bool = False,
         fp8: bool = False,
+        fp8_attention: bool = True,
         fp8_cache: bool = False,
         joined: bool = True,
         attention: type[FusedLatentAttention] = FusedLatentAttention,
@@ -87,6 +89,8 @@ class EagerEngine:
                 window. Passes in a window that fills run the same weights uncompiled: a video's first frames
                 wait for no compiler. Which form runs depends on the window alone, so a seed's video does too.
             fp8: layers that float8 is for compute in it (`runtime.engines.layers.fp8_linear`).
+            fp8_attention: with `fp8`, full windows attend in float8 too, where cuDNN's frontend is there and
+                is right and faster (`runtime.engines.layers.fp8_attention`).
             fp8_cache: the cache keeps entries in float8 (`runtime.engines.layers.fp8_cache`).
             joined: attention's products are joined on a GPU; False is for measuring the gain.
             attention: the form of attention with joined products; others are for measuring a part of it.
@@ -113,18 +117,31 @@ class EagerEngine:
             )
         if not as_it_is:
             form = attention if joined else None
-            self._model = self._optimized(fp8, form, 1 if group is None else group.size())
+            processes = 1 if group is None else group.size()
+            self._model = self._optimized(compiled, fp8, fp8 and fp8_attention, form, processes)
         self._full = compiled_twin(self._model) if compiled and not as_it_is else self._model
         if absorbed and device.type == "cuda":
             time_absorbed(self.config, dtype=dtype, device=device, timer=event_timer)
         self._text = text
         text.encoder.to(device if text_device is None else text_device)
 
-    def _optimized(self, fp8: bool, form: type[FusedLatentAttention] | None, processes: int) -> VideoMLA:
+    def _optimized(
+        self,
+        compiled: bool,
+        fp8: bool,
+        fp8_attention: bool,
+        form: type[FusedLatentAttention] | None,
+        processes: int,
+    ) -> VideoMLA:
         """The model with its weights laid out for this machine and its conditioning tabled by timestep."""
         model = self._model
         if form is not None and self.device.type == "cuda" and not self.absorbed:
             model = cast(VideoMLA, fused(model, form))
+            if fp8_attention:
+                model = with_fp8_attention(
+                    model, dtype=self.dtype, device=self.device, compiled=compiled, processes=processes,
+                    timer=event_timer,
+                )  # fmt: skip
         if fp8:
             model = in_fp8(model)
         if packable(self.device, self.dtype):

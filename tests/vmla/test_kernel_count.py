@@ -7,6 +7,8 @@ import pytest
 import torch
 from kit.fake_cuda import generated, hopper, launches
 
+from plugins.fp8 import cudnn_attention
+from runtime.engines.layers.fp8_attention import Fp8Attention, attending, full_window
 from vmla.attention import Window
 from vmla.config import named_config
 from vmla.fused_attention import fused
@@ -60,3 +62,13 @@ def test_joined_products_are_fewer_kernels(monkeypatch):
     assert plain["products"] - joined["products"] == 4
     assert joined["other"] == 2  # attention to the window, and to the text
     assert sum(joined.values()) + 4 <= sum(plain.values()) <= 27  # 22 and 27 with torch 2.13
+
+
+def test_attention_in_fp8_is_one_call_and_quantising_for_it_a_few_kernels(monkeypatch):
+    def narrow(model):
+        return attending(fused(model), Fp8Attention(full_window(model.config, 1), cudnn_attention.attend))
+
+    wide, made = (kernels(monkeypatch, form) for form in (fused, narrow))
+    assert (made["products"], made["other"]) == (wide["products"], 2)
+    # For each of three tensors the largest magnitude, in two stages, and the codes; the output in bfloat16.
+    assert made["triton"] <= wide["triton"] + 10

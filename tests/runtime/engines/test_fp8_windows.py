@@ -1,0 +1,132 @@
+"""Attention in float8 in an engine: for which windows, in which modules, and when it is not taken."""
+
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from kit.passes import pass_inputs
+
+from bench.harness.subject import RandomText, random_model
+from plugins.fp8.attention import fp8_attention, reference_attend
+from plugins.fp8.cudnn_attention import Sizes
+from runtime.engines import base
+from runtime.engines.base import EagerEngine
+from runtime.engines.layers import fp8_attention as layer
+from runtime.engines.layers.fp8_attention import Fp8Attention, attending, full_window, with_fp8_attention
+from vmla.attention import Window
+from vmla.config import MODEL_CONFIGS, named_config
+from vmla.fused_attention import FusedLatentAttention, attend_to, fused
+from vmla.transformer import StepInputs
+
+pytestmark = pytest.mark.cpu
+
+CPU = torch.device("cpu")
+CONFIG = replace(MODEL_CONFIGS["debug"], num_layers=2)
+
+
+def attentions(model):
+    return [part for part in model.modules() if isinstance(part, FusedLatentAttention)]
+
+
+def chosen(model, monkeypatch, *, attend=reference_attend, faster=True, reason=None):
+    """What an engine's start makes of `model` where `attend` stands for cuDNN's form."""
+    monkeypatch.setattr(layer, "attend", attend)
+    monkeypatch.setattr(layer, "unfit", lambda *_: reason)
+    monkeypatch.setattr(layer, "is_faster", lambda *_: faster)
+    return with_fp8_attention(
+        model, dtype=torch.float32, device=CPU, compiled=False, processes=1, timer=lambda call: 1.0
+    )
+
+
+def test_a_full_window_of_the_published_model_has_the_sizes_that_the_kernels_get():
+    assert full_window(named_config("wan-1.3b"), 1) == Sizes(1, 12, 4680, 15600, 128, 128)
+    assert full_window(named_config("wan-1.3b"), 2).queries == 2340
+
+
+def test_full_windows_attend_in_float8_and_all_others_as_before(monkeypatch):
+    sizes, seen = full_window(CONFIG, 1), []
+    form = Fp8Attention(sizes, lambda *codes: seen.append(1) or reference_attend(*codes))
+    batch, heads, queries, keys, width, deep = sizes
+
+    def inputs(batch, keys):
+        shapes = (queries, width), (keys, width), (keys, deep)
+        return [torch.randn(batch, heads, *shape) for shape in shapes]
+
+    angles = torch.zeros(keys, 1)
+    full, masked = Window(None, angles, angles), Window(torch.ones(keys, dtype=torch.bool), angles, angles)
+    tensors = inputs(batch, keys)
+    assert torch.equal(form(full, *tensors), fp8_attention(*tensors, reference_attend))
+    assert len(seen) == 1
+    for window, other in ((masked, tensors), (full, inputs(2, keys)), (full, inputs(batch, keys - 1))):
+        assert torch.equal(form(window, *other), window.attend(*other))
+    assert len(seen) == 1
+
+
+def test_an_engine_comes_close_and_the_model_stays_as_it_was(monkeypatch):
+    plain = fused(random_model(CONFIG))
+    narrow = chosen(plain, monkeypatch)
+    assert all(isinstance(part.attend, Fp8Attention) for part in attentions(narrow))
+    assert all(part.attend is attend_to for part in attentions(plain))
+    inputs = StepInputs(**pass_inputs(CONFIG, 3, batch=1))
+    with torch.inference_mode():
+        for wanted, got in zip(plain(*inputs, full=True), narrow(*inputs, full=True), strict=True):
+            assert 1e-5 < (got - wanted).norm() / wanted.norm() < 0.1
+        for wanted, got in zip(plain(*inputs, full=False), narrow(*inputs, full=False), strict=True):
+            assert torch.equal(got, wanted)
+
+
+def refusing(*codes):
+    raise RuntimeError("no engine\nand much more")
+
+
+def reversing(query, *others):
+    return reference_attend(query, *others).flip(2).contiguous()
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"reason": "not installed"}, "not installed"),
+        ({"attend": refusing}, "cuDNN cannot in fp8: no engine"),
+        ({"attend": reversing}, "is wrong here"),
+        ({"faster": False}, "no faster here"),
+    ],
+)
+def test_what_is_not_taken_is_one_line(monkeypatch, caplog, how, said):
+    plain = fused(random_model(CONFIG))
+    with caplog.at_level(logging.WARNING):
+        assert chosen(plain, monkeypatch, **how) is plain
+    (line,) = [record.getMessage() for record in caplog.records if record.name == layer.__name__]
+    assert line.startswith("attention stays in float32: ") and said in line and "\n" not in line
+
+
+def test_a_compiled_block_keeps_its_graph_whole(monkeypatch):
+    graphs = []
+
+    def counted(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    narrow = attending(fused(random_model(CONFIG)), Fp8Attention(full_window(CONFIG, 1), reference_attend))
+    attention, spec = attentions(narrow)[0], full_window(CONFIG, 1)
+    x = torch.randn(1, spec.queries, CONFIG.inner_dim)
+    cached = torch.randn(1, spec.keys - spec.queries, CONFIG.entry_width)
+    angles = torch.rand(spec.keys, CONFIG.qk_rope_head_dim // 2)
+    with torch.inference_mode():
+        window = Window(None, angles.cos(), angles.sin())
+        made, _ = torch.compile(attention, backend=counted, fullgraph=True)(x, cached, window)
+        assert torch.allclose(made, attention(x, cached, window)[0], atol=1e-5)
+    assert len(graphs) == 1
+
+
+def test_only_an_engine_in_float8_on_a_gpu_asks_for_it(monkeypatch):
+    asked = []
+    monkeypatch.setattr(base, "with_fp8_attention", lambda model, **_: asked.append(1) or model)
+
+    def engine(**how):
+        return EagerEngine(random_model(CONFIG), RandomText(CONFIG), device=CPU, dtype=torch.float32, **how)
+
+    engine(fp8=True)
+    engine()
+    assert not asked
