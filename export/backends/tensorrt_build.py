@@ -24,8 +24,8 @@ LEVEL = 3
 PRODUCTS = "left to TensorRT, which multiplies codes where it fuses quantising into a product"
 """How TensorRT multiplies codes, in words."""
 
-BY_SLOT = ("cache", "slot_index")
-"""Inputs with a row for each slot, or for each token of one."""
+BY_SLOT = {"cache": 2, "slot_index": 0}
+"""The inputs with a row for each slot, or for each token of one, and the dimension of these rows."""
 
 NAMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 

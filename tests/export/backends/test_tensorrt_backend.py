@@ -115,6 +115,17 @@ def test_a_plan_takes_the_profile_of_its_window_once_a_change(contract):
     assert all(contract["sizes"]["held"])
 
 
+def test_a_plan_with_one_profile_for_all_windows_takes_that_one(contract):
+    assert contract["one profile"]["chosen"] == [0, 0, 0, 0]
+    assert contract["one profile"]["stated"] == [[2, 3], [2, 1], [2, 0], [2, 3]]
+    assert all(contract["one profile"]["held"])
+
+
+def test_a_size_that_a_plan_was_not_built_for_is_refused(contract):
+    assert contract["no profile"] == "the plan has no profile for x of [2, 0]"
+    assert contract["static"] == "the plan takes x of [2, 3] alone, not [2, 2]"
+
+
 def test_what_the_library_refuses_silently_is_an_error(contract):
     assert contract["no plan"] == "the plan does not load"
     assert contract["another table"].endswith("than its manifest says: n, x, y")
