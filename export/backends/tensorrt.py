@@ -14,7 +14,7 @@ from export.backends.tensorrt_build import (
     BuildRequest,
     build,
     compile_kernels,
-    timing_cache_name,
+    timing_cache,
     window_of,
 )
 from export.engine.manifest import Manifest
@@ -84,8 +84,6 @@ class TensorRT(Backend):
 
     def request(self, name: str, graph: Path, manifest: Manifest, scratch: Path) -> BuildRequest:
         """The request to build `name` from `graph`; the plugin's kernels are compiled into `scratch`."""
-        import torch
-
         from export.onnx.attention_node import attention_nodes
 
         folder, version = graph.parent, manifest.host.versions["tensorrt"]
@@ -94,7 +92,7 @@ class TensorRT(Backend):
             head = manifest.model["attention_head_dim"]
             dtype: Any = "fp16" if manifest.precision == "fp16" else "bf16"
             compile_kernels(scratch, architecture=target, dtype=dtype, head=head)
-        times = timing_cache_name(version=version, gpu=torch.cuda.get_device_name())
+        times = timing_cache(folder, version)
         return BuildRequest(
             library="tensorrt",
             graph=str(graph),
@@ -103,7 +101,7 @@ class TensorRT(Backend):
             attention_nodes=nodes,
             kernels=str(scratch) if nodes else None,
             layers=str(graph.with_suffix(".layers.json")),
-            timing_cache=str(folder.parent / ".timing" / times),
+            timing_cache=None if times is None else str(times),
             window=window_of(manifest, name),
         )
 

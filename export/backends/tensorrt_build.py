@@ -7,6 +7,7 @@ on some errors, keep state between builds, and hold the weights several times ov
 from __future__ import annotations
 
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -15,8 +16,11 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from export.engine.manifest import Manifest, Signature
+from export.engine.target import driver_version
 from plugins.errors import UserError
 from plugins.triton.tiles import Family, halves
+
+log = logging.getLogger(__name__)
 
 LEVEL = 3
 """TensorRT's default optimization level, of 0 to 5. From 4 on it compiles every candidate kernel."""
@@ -94,9 +98,26 @@ def compile_kernels(folder: Path, *, architecture: str, dtype: Literal["bf16", "
     save(folder, [compile_variant(variant)], {})
 
 
-def timing_cache_name(*, version: str, gpu: str, level: int = LEVEL) -> str:
-    """Name of the file with kernel times measured by one version on one GPU at one level."""
-    return f"tensorrt-{version}-{re.sub(r'[^A-Za-z0-9]+', '-', gpu)}-level{level}.cache"
+def timing_cache(folder: Path, version: str) -> Path | None:
+    """The file with kernel times for engines beside the folder `folder`, built by a version of TensorRT here.
+
+    None where the driver's version cannot be told, because times of another driver are then taken for this
+    one's.
+    """
+    import torch
+
+    driver = driver_version()
+    if driver is None:
+        log.warning("nvidia-smi does not tell the driver's version, so kernel times are not kept")
+        return None
+    name = timing_cache_name(version=version, gpu=torch.cuda.get_device_name(), driver=driver)
+    return folder.parent / ".timing" / name
+
+
+def timing_cache_name(*, version: str, gpu: str, driver: str, level: int = LEVEL) -> str:
+    """Name of the file with kernel times measured by one version and driver on one GPU at one level."""
+    gpu, driver = (re.sub(r"[^A-Za-z0-9.]+", "-", text) for text in (gpu, driver))
+    return f"tensorrt-{version}-{gpu}-driver{driver}-level{level}.cache"
 
 
 def build(request: BuildRequest) -> list[str]:

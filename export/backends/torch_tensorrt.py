@@ -15,7 +15,14 @@ from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from export.backends.base import Backend, BuildOptions, Program, Requirement
-from export.backends.tensorrt_build import BY_SLOT, LEVEL, compile_kernels, kernel_family, window_of
+from export.backends.tensorrt_build import (
+    BY_SLOT,
+    LEVEL,
+    compile_kernels,
+    kernel_family,
+    timing_cache,
+    window_of,
+)
 from export.engine.manifest import Manifest, Signature, TensorSpec
 from export.engine.target import NO_GPU, gpu_architecture
 from plugins.errors import UserError
@@ -86,13 +93,17 @@ class TorchTensorRT(Backend):
             library.Input(**sizes(spec, held), dtype=getattr(torch, spec.dtype))
             for spec in manifest.programs[name].inputs
         ]
-        try:
-            plan = library.dynamo.convert_exported_program_to_serialized_trt_engine(
-                program, arg_inputs=inputs, device=torch.device("cuda"), **manifest.compiler
-            )
-        except Exception as error:  # noqa: BLE001 - its converters and passes raise of every kind
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(f"Torch-TensorRT cannot build {name}: {said}") from error
+        given = {"arg_inputs": inputs, "device": torch.device("cuda"), **manifest.compiler}
+        with TemporaryDirectory() as scratch:
+            # By default it keeps kernel times of all GPUs and drivers in one file, which all users may write.
+            times = timing_cache(folder, manifest.host.versions["tensorrt"]) or Path(scratch) / "times"
+            try:
+                plan = library.dynamo.convert_exported_program_to_serialized_trt_engine(
+                    program, timing_cache_path=str(times), **given
+                )
+            except Exception as error:  # noqa: BLE001 - its converters and passes raise of every kind
+                said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise UserError(f"Torch-TensorRT cannot build {name}: {said}") from error
         if len(converted) != nodes:
             said = f"it made {len(converted)} layers of the plugin for {nodes} attentions"
             raise UserError(f"Torch-TensorRT cannot build {name}: {said}")

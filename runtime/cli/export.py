@@ -45,7 +45,7 @@ def main() -> None:
 @click.option("--checkpoint", default="sprites", show_default=True,
               help="Checkpoint folder or shipped model.")  # fmt: skip
 @click.option("--backend", type=Choice(sorted(BACKENDS)),
-              help="Compiler and library (default: the fastest that this machine has).")  # fmt: skip
+              help="Compiler and library (default: the first that fits this machine).")  # fmt: skip
 @click.option("--precision", type=Choice(PRECISIONS), default="fp32", show_default=True,
               help="Precision of matrix products; everything else is float32.")  # fmt: skip
 @click.option("--batch", type=int, default=1, show_default=True, help="Number of videos made at once.")

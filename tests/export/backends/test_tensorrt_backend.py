@@ -10,12 +10,13 @@ from pathlib import Path
 import pytest
 from kit.tensorrt_bindings import OLDEST, run_with_bindings
 
+from export.backends import tensorrt_build
 from export.backends.tensorrt import TensorRT
 from export.backends.tensorrt_build import BuildRequest, compile_kernels, window_of
 from export.build import describe
 from export.checks import check_host
 from export.engine.manifest import Manifest
-from export.engine.target import Host
+from export.engine.target import Host, driver_version
 from export.inspect import layers
 from export.settings import Settings
 from plugins.aot.objects import load
@@ -138,6 +139,7 @@ def test_a_request_names_everything_that_the_process_needs(checkpoint, tmp_path,
     here = Host(device="cuda", architecture="sm_90", versions=versions)
     monkeypatch.setattr(Host, "here", lambda device, packages: here)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(tensorrt_build, "driver_version", lambda: "580.95.05")
     monkeypatch.setattr("export.onnx.attention_node.attention_nodes", lambda graph: 2)
     settings = Settings(backend="tensorrt", precision="bf16", attention="plugin")
     wanted = describe(open_checkpoint(checkpoint), settings)
@@ -148,7 +150,9 @@ def test_a_request_names_everything_that_the_process_needs(checkpoint, tmp_path,
         library="tensorrt", graph=str(folder / "step.onnx"), engine=str(folder / "step.engine"),
         target="sm_90", attention_nodes=2, kernels=str(tmp_path / "scratch"),
         layers=str(folder / "step.layers.json"),
-        timing_cache=str(tmp_path / ".timing" / "tensorrt-11.4.0.106-NVIDIA-H100-80GB-HBM3-level3.cache"),
+        timing_cache=str(
+            tmp_path / ".timing" / "tensorrt-11.4.0.106-NVIDIA-H100-80GB-HBM3-driver580.95.05-level3.cache"
+        ),
     )  # fmt: skip
     [kernel] = load(tmp_path / "scratch")
     assert (kernel.dtype, kernel.arch, kernel.widths) == ("bf16", 90, {"D": 32, "DV": 32})
@@ -159,6 +163,22 @@ def test_a_request_names_everything_that_the_process_needs(checkpoint, tmp_path,
     assert native.window == "held"
     assert window_of(native, "step") == {"cache": [2, 1, 4 * 16, 24], "slot_index": [4]}
     assert window_of(native, "prompt") == window_of(wanted, "step") == {}
+
+
+@pytest.mark.parametrize(
+    ("does", "version"),
+    [("echo 580.95.05; echo 580.95.05", "580.95.05"), ("echo failed; exit 9", None), ("true", None)],
+)
+def test_kernel_times_are_kept_for_a_driver_that_is_known(does, version, tmp_path, monkeypatch, caplog):
+    told = driver_version(["sh", "-c", does])
+    assert told == version
+    assert driver_version(["no-such-program"]) is None
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "GPU")
+    monkeypatch.setattr(tensorrt_build, "driver_version", lambda: told)
+    kept = tensorrt_build.timing_cache(tmp_path / "engine", "11")
+    assert (kept is None) == ("kernel times are not kept" in caplog.text) == (version is None)
+    if kept is not None:
+        assert kept == tmp_path / ".timing" / "tensorrt-11-GPU-driver580.95.05-level3.cache"
 
 
 def test_layers_are_counted_by_kind_and_type(checkpoint, tmp_path):

@@ -11,6 +11,7 @@ import torch
 from click.testing import CliRunner
 
 from export.engine.manifest import Manifest
+from export.engine.target import driver_version
 from runtime.cli.export import main
 from runtime.cli.run import main as run_main
 
@@ -55,4 +56,5 @@ def test_a_video_is_made_of_it(engine, tmp_path):
 def test_times_are_kept_beside_the_engines(engine):
     [kept] = (engine.parent / ".timing").iterdir()
     assert kept.name.startswith(f"tensorrt-{Manifest.read(engine).host.versions['tensorrt']}-")
+    assert f"-driver{driver_version()}-" in kept.name
     assert kept.stat().st_size > 100

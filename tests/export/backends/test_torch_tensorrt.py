@@ -26,13 +26,14 @@ from export.backends import torch_tensorrt as backend
 from export.backends.registry import BACKENDS
 from export.backends.torch_tensorrt import ATTENTION, OPTIONS, TorchTensorRT, named_by_place
 from export.engine.signature import STEP, contract
-from export.engine.target import NO_GPU
+from export.engine.target import NO_GPU, Host
 from export.lowering.trace import trace_step
 from export.settings import Settings, choose_backend
 from plugins.errors import UserError
 
 pytestmark = pytest.mark.cpu
 
+HOST = Host(device="cuda", architecture="sm_90", versions={"tensorrt": "11.0.0.114"})
 CALLED = "convert_exported_program_to_serialized_trt_engine"
 
 
@@ -63,7 +64,9 @@ def standing(monkeypatch):
 
 def described(model, attention):
     programs, window = contract(model.config, batch=1), "all" if attention == "plugin" else "held"
-    return SimpleNamespace(programs=programs, compiler=OPTIONS, attention=attention, window=window)
+    return SimpleNamespace(
+        programs=programs, compiler=OPTIONS, attention=attention, window=window, host=HOST
+    )  # fmt: skip
 
 
 def compiled(tmp_path):
@@ -90,8 +93,18 @@ def test_the_whole_program_is_handed_over_with_its_inputs_in_order(tmp_path, sta
     types = [getattr(torch, spec.dtype) for spec in manifest.programs[STEP].inputs]
     assert given.pop("arg_inputs") == list(zip(wanted.values(), types, strict=True))
     assert given.pop("device") == torch.device("cuda")
+    times = given.pop("timing_cache_path")
+    assert not Path(times).is_relative_to(tmp_path)
+    assert not Path(times).exists()  # no driver is known here, so none are kept
     assert given == OPTIONS
     assert (tmp_path / f"{STEP}.engine").read_bytes() == b"plan"
+
+
+def test_times_are_kept_beside_the_engines_for_one_driver(tmp_path, standing, monkeypatch):
+    kept = tmp_path / ".timing" / "tensorrt.cache"
+    monkeypatch.setattr(backend, "timing_cache", lambda folder, version: kept)
+    compiled(tmp_path)
+    assert standing.calls[0][1]["timing_cache_path"] == str(kept)
 
 
 def test_a_failure_is_one_line(tmp_path, standing):
@@ -221,7 +234,9 @@ def test_the_real_package_takes_the_call_and_names_outputs_so():
     sources = Path(found.origin).parent / "dynamo"
     tree = ast.parse((sources / "_compiler.py").read_text())
     (function,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == CALLED)
-    assert {*OPTIONS, "arg_inputs", "device"} <= {argument.arg for argument in function.args.kwonlyargs}
+    assert {*OPTIONS, "arg_inputs", "device", "timing_cache_path"} <= {
+        argument.arg for argument in function.args.kwonlyargs
+    }
     interpreter = (sources / "conversion" / "_TRTInterpreter.py").read_text()
     assert 'name = f"output{i}"' in interpreter
     assert "self._input_names.append(target)" in interpreter

@@ -24,6 +24,7 @@ from torch_tensorrt.dynamo.conversion import _TRTInterpreter as interpreter  # n
 
 from export.backends.torch_tensorrt import OPTIONS, TorchTensorRT  # noqa: E402
 from export.engine.signature import contract  # noqa: E402
+from export.engine.target import Host  # noqa: E402
 from export.lowering.precision import in_precision  # noqa: E402
 from export.lowering.trace import trace  # noqa: E402
 
@@ -74,7 +75,10 @@ def main(folder):
     model, networks = tiny_model(), []
     watch(networks)
     programs = contract(model.config, batch=1, narrow="bfloat16")
-    manifest = SimpleNamespace(programs=programs, compiler=OPTIONS, attention="native", window="held")
+    host = Host(device="cuda", architecture="sm_89", versions={"tensorrt": trt.__version__})
+    manifest = SimpleNamespace(
+        programs=programs, compiler=OPTIONS, attention="native", window="held", host=host
+    )  # fmt: skip
     for name, program in trace(model, batch=1, window="held", joined=True).items():
         specs = (*programs[name].inputs, *programs[name].outputs)
         held = [spec.name for spec in specs if spec.dtype == "bfloat16"]
