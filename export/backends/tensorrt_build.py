@@ -18,7 +18,7 @@ from typing import Literal, get_args
 from export.engine.manifest import Manifest, Signature
 from export.engine.target import driver_version
 from plugins.errors import UserError
-from plugins.triton.tiles import Family, halves
+from plugins.triton.tiles import Family, Size, halves
 
 log = logging.getLogger(__name__)
 
@@ -48,6 +48,8 @@ class BuildRequest:
     """Number of nodes of the graph that must become layers of our plugin."""
     kernels: str | None = None
     """Folder of the plugin's kernels (`plugins.aot.compile`); None registers no plugin."""
+    size: Size = "compact"
+    """Of the plugin's kernel; a `fast` one may take more shared memory than a launch gets unasked."""
     layers: str | None = None
     """File for the record of the engine's layers, which takes a GPU; None writes none."""
     timing_cache: str | None = None
@@ -80,8 +82,10 @@ def kernel_family(architecture: str) -> Family:
     raise UserError(f"the attention plugin has no kernels for {architecture}; use --attention native")
 
 
-def compile_kernels(folder: Path, *, architecture: str, dtype: Literal["bf16", "fp16"], head: int) -> None:
-    """Compile the attention plugin's kernel for heads of `head` channels into `folder`.
+def compile_kernels(
+    folder: Path, *, architecture: str, dtype: Literal["bf16", "fp16"], head: int, size: Size = "compact"
+) -> None:
+    """Compile the attention plugin's kernel of one size, for heads of `head` channels, into `folder`.
 
     Raises:
         UserError: if there is none for such heads or such a GPU, or Triton is missing.
@@ -94,7 +98,7 @@ def compile_kernels(folder: Path, *, architecture: str, dtype: Literal["bf16", "
         raise UserError(f"the attention plugin has no kernels for heads of {head}; use --attention native")
     family = kernel_family(architecture)
     widths = Widths(nope=head // 2, rotary=head - head // 2, value=head)  # keys are as wide as values
-    variant = KernelVariant(operator="mla_attention", dtype=dtype, size="compact", arch=family, widths=widths)
+    variant = KernelVariant(operator="mla_attention", dtype=dtype, size=size, arch=family, widths=widths)
     save(folder, [compile_variant(variant)], {})
 
 

@@ -10,17 +10,18 @@ from pathlib import Path
 import pytest
 from kit.tensorrt_bindings import OLDEST, run_with_bindings
 
-from export.backends import tensorrt_build
+from export.backends import tensorrt_build, tensorrt_process
 from export.backends.tensorrt import TensorRT
 from export.backends.tensorrt_build import BuildRequest, compile_kernels, window_of
 from export.build import describe
-from export.checks import check_host
+from export.checks import build_command, check_host
 from export.engine.manifest import Manifest
 from export.engine.target import Host, driver_version
 from export.inspect import layers
 from export.settings import Settings
 from plugins.aot.objects import load
 from plugins.errors import UserError
+from plugins.triton.tiles import COMPACT_MEMORY
 from vmla.weights.checkpoint import open_checkpoint
 
 pytestmark = pytest.mark.cpu
@@ -195,6 +196,55 @@ def test_layers_are_counted_by_kind_and_type(checkpoint, tmp_path):
     assert list(layers(tmp_path, manifest)) == [
         "layers of step:", "  1 NoOp", "  1 PluginV3 BFloat16", "  2 gemm BFloat16", "  1 gemm FP32"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", ["sm_90", "sm_100", "sm_120"])
+def test_the_fast_tile_of_the_published_heads_takes_more_than_is_given_unasked(architecture, tmp_path):
+    for size, asks in (("compact", False), ("fast", True)):
+        compile_kernels(tmp_path / size, architecture=architecture, dtype="bf16", head=128, size=size)
+        [kernel] = load(tmp_path / size)
+        assert (kernel.size, kernel.shared > COMPACT_MEMORY) == (size, asks)
+
+
+def test_a_fast_tile_is_asked_for_recorded_and_registered_alone(checkpoint, tmp_path, monkeypatch):
+    here = Host(device="cuda", architecture="sm_90", versions={"tensorrt": "11.4.0.106"})
+    monkeypatch.setattr(Host, "here", lambda device, packages: here)
+    monkeypatch.setattr(tensorrt_build, "driver_version", lambda: None)
+    monkeypatch.setattr("export.onnx.attention_node.attention_nodes", lambda graph: 2)
+    settings = Settings(backend="tensorrt", precision="bf16", attention="plugin", tile="fast")
+    assert settings.name == "tensorrt-bf16-plugin-fast"
+    wanted = describe(open_checkpoint(checkpoint), settings)
+    assert wanted.compiler == {"tile": "fast"}
+    assert "--attention plugin --tile fast" in build_command(wanted, tmp_path)
+    usual = describe(open_checkpoint(checkpoint), replace(settings, tile="compact"))
+    assert usual.compiler == {}
+    assert "--tile" not in build_command(usual, tmp_path)
+    (tmp_path / "scratch").mkdir()
+    request = TensorRT().request("step", tmp_path / "aside" / "step.onnx", wanted, tmp_path / "scratch")
+    [kernel] = load(tmp_path / "scratch")
+    assert (request.size, kernel.size) == ("fast", "fast")
+    registered = []
+    monkeypatch.setattr(
+        "plugins.aot.tensorrt_plugin.register", lambda *given, **named: registered.append((given, named))
+    )
+    tensorrt_process._register(request)
+    assert registered == [((tmp_path / "scratch", 90), {"large": True, "only": ("mla_attention",)})]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"backend": "tensorrt"}, "a tile goes with --backend tensorrt --attention plugin alone"),
+        (
+            {"backend": "onnx", "attention": "plugin"},
+            "a tile goes with --backend tensorrt --attention plugin",
+        ),
+        ({"backend": "tensorrt", "attention": "plugin", "tile": "large"}, "no such tile: large"),
+    ],
+)
+def test_a_tile_without_the_plugin_is_refused(options, said):
+    with pytest.raises(UserError, match=said):
+        Settings(precision="bf16", **{"tile": "fast", **options})
 
 
 @pytest.mark.parametrize(
