@@ -50,14 +50,15 @@ def build_command(manifest: Manifest, folder: Path, **changes: str | int) -> str
         "backend": backend_of(manifest, folder).name,
         "precision": manifest.precision,
         "attention": manifest.attention,
+        "tile": str(manifest.compiler.get("tile", "")),
         "batch": manifest.batch,
         "device": manifest.host.device,
         "target": manifest.host.architecture,
         **changes,
     }
     taken = BACKENDS[str(options["backend"])].takes
-    for name in ("attention", "device", "target"):
-        if name not in taken:
+    for name in ("attention", "tile", "device", "target"):
+        if name not in taken or options[name] == "":
             del options[name]
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     usual = BACKENDS[manifest.backend].usually_regional(manifest.host.device, manifest.precision)

@@ -11,6 +11,7 @@ from export.engine.manifest import Attention
 from export.engine.target import gpu_architecture
 from export.lowering.precision import QUANTIZED, Precision, base_of, check_precision
 from plugins.errors import UserError
+from plugins.triton.tiles import Size
 
 MOST_VIDEOS = 4_096
 """The most videos that an engine may make at once: memory ends long before."""
@@ -40,6 +41,11 @@ class Settings(BuildOptions):
             raise UserError(f"no such attention: {self.attention}; use plugin or native")
         if self.attention == "plugin" and "attention" not in takes:
             raise UserError(f"backend {self.backend} takes no plugin; leave --attention out")
+        if self.tile not in (None, *get_args(Size)):
+            raise UserError(f"no such tile: {self.tile}; use compact or fast")
+        if self.tile is not None and ("tile" not in takes or self.attention != "plugin"):
+            takers = " or ".join(name for name, backend in BACKENDS.items() if "tile" in backend.takes)
+            raise UserError(f"a tile goes with --backend {takers} --attention plugin alone; leave --tile out")
         if self.regional and "regional" not in takes:
             raise UserError(f"backend {self.backend} compiles whole programs; leave --regional out")
         self.builder.check(self)
@@ -75,8 +81,9 @@ class Settings(BuildOptions):
         batch = f"b{self.batch}" if self.batch != 1 else None
         device = self.device if self.device != "cpu" else None
         attention = "plugin" if self.attention == "plugin" else None
+        tile = self.tile if self.tile == "fast" else None
         form = {True: "regional", False: "whole", None: None}[self.regional]
-        parts = (self.backend, self.precision, attention, batch, device, self.target, form)
+        parts = (self.backend, self.precision, attention, tile, batch, device, self.target, form)
         return "-".join(part for part in parts if part)
 
     def check_tools(self) -> None:

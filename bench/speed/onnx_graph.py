@@ -38,7 +38,7 @@ from export.backends.tensorrt_build import BuildRequest, full_window
 from export.backends.tensorrt_build import build as build_plan
 from export.backends.tensorrt_rtx import check_targets
 from export.build import joins_products, lower, step_window
-from export.engine.manifest import Attention
+from export.engine.manifest import Attention, Signature
 from export.engine.signature import STEP, contract
 from export.layers import by_precision
 from export.lowering.fp8 import input_scale, quantize
@@ -187,8 +187,11 @@ def _frequencies(config: ModelConfig) -> dict[str, Tensor]:
 POLYGRAPHY = "import sys; from polygraphy.tools import main; sys.exit(main())"
 
 
-def faults(path: Path) -> dict[str, Any]:
-    """The warnings and errors of Polygraphy's lint about the graph in `path`.
+def faults(path: Path, signature: Signature) -> dict[str, Any]:
+    """The warnings and errors of Polygraphy's lint about the graph in `path`, in a full window.
+
+    `signature` has the sizes of the graph's inputs: Polygraphy takes 1 for a size that is not static, and
+    one slot is not as many as one token.
 
     Raises:
         UserError: if Polygraphy ends without a report.
@@ -196,7 +199,9 @@ def faults(path: Path) -> dict[str, Any]:
     began = perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "lint.json"
+        shapes = [f"{spec.name}:{json.dumps(spec.shape, separators=(',', ':'))}" for spec in signature.inputs]
         command = [sys.executable, "-c", POLYGRAPHY, "check", "lint", str(path), "-o", str(report)]
+        command += ["--input-shapes", *shapes]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if not report.is_file():
             last = (done.stderr or done.stdout).strip().rpartition("\n")[2]
@@ -262,7 +267,7 @@ def main(
         for found in measure(config, kind, target, place, backend, attention):
             record.save(**found)
         if lint:
-            record.save(lint=faults(place / "step.onnx"))
+            record.save(lint=faults(place / "step.onnx", contract(config, batch=1)[STEP]))
     told = ("graph", "engines", "lint")
     record.finish(**{name: record.document[name] for name in told if name in record.document})
 

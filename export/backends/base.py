@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from export.lowering.precision import Precision
     from export.lowering.regional import Regional
+    from plugins.triton.tiles import Size
 
 Program = Callable[..., Sequence["Tensor"]]
 """Maps dense tensors in the order of the signature's inputs to those of its outputs."""
@@ -74,6 +75,8 @@ class BuildOptions:
     `target`."""
     attention: Attention | None = None
     """The form asked for; `Backend.attention` decides if None."""
+    tile: Size | None = None
+    """The size of the plugin's kernel, for a backend that takes `tile`; `compact` if None."""
     regional: bool | None = None
     """Whether one layer is compiled for all of them; `Backend.usually_regional` decides if None."""
 
@@ -107,7 +110,7 @@ class Backend(ABC):
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
     """Torch device types that engines run on; `--device` chooses among several."""
     takes: ClassVar[frozenset[str]] = frozenset()
-    """Which of the options `device`, `target`, `attention` and `regional` the backend accepts."""
+    """Which of the options `device`, `target`, `attention`, `tile` and `regional` the backend accepts."""
     nvfp4: ClassVar[bool] = False
     """Whether it can build engines in nvfp4."""
 

@@ -1,4 +1,9 @@
-"""The backends by name, fastest first; where several would do, they are chosen in this order."""
+"""The backends by name; where several would do, they are chosen in this order.
+
+It is not an order of speed. Those that compile for one kind of GPU come first, because whoever installs one
+wants it; none of them has been timed. On a CPU AOTInductor comes before ONNX Runtime: what was measured of
+the two (`engines` in docs/results.md) overlaps in float32, and only AOTInductor has bfloat16 there.
+"""
 
 from __future__ import annotations
 

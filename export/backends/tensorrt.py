@@ -14,7 +14,7 @@ from export.backends.tensorrt_build import (
     BuildRequest,
     build,
     compile_kernels,
-    timing_cache_name,
+    timing_cache,
     window_of,
 )
 from export.engine.manifest import Manifest
@@ -37,7 +37,7 @@ class TensorRT(Backend):
     requires = (replace(EXPORTER, extra=LIBRARY.extra), LIBRARY, KERNELS)
     pinned = ("tensorrt",)
     devices = ("cuda",)
-    takes = frozenset({"attention"})
+    takes = frozenset({"attention", "tile"})
     nvfp4 = True
 
     def check(self, options: BuildOptions) -> None:
@@ -70,6 +70,10 @@ class TensorRT(Backend):
             return None
         return f"attention: {self.attention(options)} (--attention plugin takes our kernel, which is slower)"
 
+    def compiler(self, options: BuildOptions) -> dict[str, Any]:
+        """The size of the plugin's kernel, where it is not the usual one."""
+        return {"tile": options.tile} if options.tile == "fast" else {}
+
     def products(self, options: BuildOptions) -> str:
         """How engines multiply codes, in words."""
         return PRODUCTS
@@ -84,17 +88,16 @@ class TensorRT(Backend):
 
     def request(self, name: str, graph: Path, manifest: Manifest, scratch: Path) -> BuildRequest:
         """The request to build `name` from `graph`; the plugin's kernels are compiled into `scratch`."""
-        import torch
-
         from export.onnx.attention_node import attention_nodes
 
         folder, version = graph.parent, manifest.host.versions["tensorrt"]
         nodes, target = attention_nodes(graph), manifest.host.architecture
+        size = manifest.compiler.get("tile", "compact")
         if nodes:
             head = manifest.model["attention_head_dim"]
             dtype: Any = "fp16" if manifest.precision == "fp16" else "bf16"
-            compile_kernels(scratch, architecture=target, dtype=dtype, head=head)
-        times = timing_cache_name(version=version, gpu=torch.cuda.get_device_name())
+            compile_kernels(scratch, architecture=target, dtype=dtype, head=head, size=size)
+        times = timing_cache(folder, version)
         return BuildRequest(
             library="tensorrt",
             graph=str(graph),
@@ -102,8 +105,9 @@ class TensorRT(Backend):
             target=target,
             attention_nodes=nodes,
             kernels=str(scratch) if nodes else None,
+            size=size,
             layers=str(graph.with_suffix(".layers.json")),
-            timing_cache=str(folder.parent / ".timing" / times),
+            timing_cache=None if times is None else str(times),
             window=window_of(manifest, name),
         )
 

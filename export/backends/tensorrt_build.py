@@ -7,6 +7,7 @@ on some errors, keep state between builds, and hold the weights several times ov
 from __future__ import annotations
 
 import json
+import logging
 import re
 import subprocess
 import sys
@@ -15,8 +16,11 @@ from pathlib import Path
 from typing import Literal, get_args
 
 from export.engine.manifest import Manifest, Signature
+from export.engine.target import driver_version
 from plugins.errors import UserError
-from plugins.triton.tiles import Family, halves
+from plugins.triton.tiles import Family, Size, halves
+
+log = logging.getLogger(__name__)
 
 LEVEL = 3
 """TensorRT's default optimization level, of 0 to 5. From 4 on it compiles every candidate kernel."""
@@ -24,8 +28,8 @@ LEVEL = 3
 PRODUCTS = "left to TensorRT, which multiplies codes where it fuses quantising into a product"
 """How TensorRT multiplies codes, in words."""
 
-BY_SLOT = ("cache", "slot_index")
-"""Inputs with a row for each slot, or for each token of one."""
+BY_SLOT = {"cache": 2, "slot_index": 0}
+"""The inputs with a row for each slot, or for each token of one, and the dimension of these rows."""
 
 NAMES = {"tensorrt": "TensorRT", "tensorrt_rtx": "TensorRT-RTX"}
 
@@ -44,6 +48,8 @@ class BuildRequest:
     """Number of nodes of the graph that must become layers of our plugin."""
     kernels: str | None = None
     """Folder of the plugin's kernels (`plugins.aot.compile`); None registers no plugin."""
+    size: Size = "compact"
+    """Of the plugin's kernel; a `fast` one may take more shared memory than a launch gets unasked."""
     layers: str | None = None
     """File for the record of the engine's layers, which takes a GPU; None writes none."""
     timing_cache: str | None = None
@@ -76,8 +82,10 @@ def kernel_family(architecture: str) -> Family:
     raise UserError(f"the attention plugin has no kernels for {architecture}; use --attention native")
 
 
-def compile_kernels(folder: Path, *, architecture: str, dtype: Literal["bf16", "fp16"], head: int) -> None:
-    """Compile the attention plugin's kernel for heads of `head` channels into `folder`.
+def compile_kernels(
+    folder: Path, *, architecture: str, dtype: Literal["bf16", "fp16"], head: int, size: Size = "compact"
+) -> None:
+    """Compile the attention plugin's kernel of one size, for heads of `head` channels, into `folder`.
 
     Raises:
         UserError: if there is none for such heads or such a GPU, or Triton is missing.
@@ -90,13 +98,30 @@ def compile_kernels(folder: Path, *, architecture: str, dtype: Literal["bf16", "
         raise UserError(f"the attention plugin has no kernels for heads of {head}; use --attention native")
     family = kernel_family(architecture)
     widths = Widths(nope=head // 2, rotary=head - head // 2, value=head)  # keys are as wide as values
-    variant = KernelVariant(operator="mla_attention", dtype=dtype, size="compact", arch=family, widths=widths)
+    variant = KernelVariant(operator="mla_attention", dtype=dtype, size=size, arch=family, widths=widths)
     save(folder, [compile_variant(variant)], {})
 
 
-def timing_cache_name(*, version: str, gpu: str, level: int = LEVEL) -> str:
-    """Name of the file with kernel times measured by one version on one GPU at one level."""
-    return f"tensorrt-{version}-{re.sub(r'[^A-Za-z0-9]+', '-', gpu)}-level{level}.cache"
+def timing_cache(folder: Path, version: str) -> Path | None:
+    """The file with kernel times for engines beside the folder `folder`, built by a version of TensorRT here.
+
+    None where the driver's version cannot be told, because times of another driver are then taken for this
+    one's.
+    """
+    import torch
+
+    driver = driver_version()
+    if driver is None:
+        log.warning("nvidia-smi does not tell the driver's version, so kernel times are not kept")
+        return None
+    name = timing_cache_name(version=version, gpu=torch.cuda.get_device_name(), driver=driver)
+    return folder.parent / ".timing" / name
+
+
+def timing_cache_name(*, version: str, gpu: str, driver: str, level: int = LEVEL) -> str:
+    """Name of the file with kernel times measured by one version and driver on one GPU at one level."""
+    gpu, driver = (re.sub(r"[^A-Za-z0-9.]+", "-", text) for text in (gpu, driver))
+    return f"tensorrt-{version}-{gpu}-driver{driver}-level{level}.cache"
 
 
 def build(request: BuildRequest) -> list[str]:

@@ -96,7 +96,8 @@ def _register(request: BuildRequest) -> None:
     """Register the attention plugin with the kernels compiled for this engine."""
     from plugins.aot.tensorrt_plugin import register
 
-    register(Path(str(request.kernels)), kernel_family(request.target), only=("mla_attention",))
+    family, large = kernel_family(request.target), request.size == "fast"
+    register(Path(str(request.kernels)), family, large=large, only=("mla_attention",))
 
 
 def _has_plugins(trt: Any, network: Any, expected: int) -> bool:

@@ -8,14 +8,22 @@ yet: what is called and with what is checked against its real Python code and a 
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import TYPE_CHECKING, Any
 
 from export.backends.base import Backend, BuildOptions, Program, Requirement
-from export.backends.tensorrt_build import LEVEL, compile_kernels, kernel_family
-from export.engine.manifest import Manifest, Signature
+from export.backends.tensorrt_build import (
+    BY_SLOT,
+    LEVEL,
+    compile_kernels,
+    kernel_family,
+    timing_cache,
+    window_of,
+)
+from export.engine.manifest import Manifest, Signature, TensorSpec
 from export.engine.target import NO_GPU, gpu_architecture
 from plugins.errors import UserError
 
@@ -80,17 +88,22 @@ class TorchTensorRT(Backend):
         if nodes := sum(str(node.target) == ATTENTION for node in program.graph.nodes):
             _register_plugin(manifest)
             convert_attention(converted)
+        held = window_of(manifest, name)
         inputs = [
-            library.Input(shape=spec.shape, dtype=getattr(torch, spec.dtype))
+            library.Input(**sizes(spec, held), dtype=getattr(torch, spec.dtype))
             for spec in manifest.programs[name].inputs
         ]
-        try:
-            plan = library.dynamo.convert_exported_program_to_serialized_trt_engine(
-                program, arg_inputs=inputs, device=torch.device("cuda"), **manifest.compiler
-            )
-        except Exception as error:  # noqa: BLE001 - its converters and passes raise of every kind
-            said = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            raise UserError(f"Torch-TensorRT cannot build {name}: {said}") from error
+        given = {"arg_inputs": inputs, "device": torch.device("cuda"), **manifest.compiler}
+        with TemporaryDirectory() as scratch:
+            # By default it keeps kernel times of all GPUs and drivers in one file, which all users may write.
+            times = timing_cache(folder, manifest.host.versions["tensorrt"]) or Path(scratch) / "times"
+            try:
+                plan = library.dynamo.convert_exported_program_to_serialized_trt_engine(
+                    program, timing_cache_path=str(times), **given
+                )
+            except Exception as error:  # noqa: BLE001 - its converters and passes raise of every kind
+                said = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                raise UserError(f"Torch-TensorRT cannot build {name}: {said}") from error
         if len(converted) != nodes:
             said = f"it made {len(converted)} layers of the plugin for {nodes} attentions"
             raise UserError(f"Torch-TensorRT cannot build {name}: {said}")
@@ -103,6 +116,18 @@ class TorchTensorRT(Backend):
 
         path = folder / f"{name}{self.ending}"
         return load_plan(LIBRARY.imported(), path, named_by_place(manifest.programs[name]))
+
+
+def sizes(spec: TensorSpec, held: Collection[str]) -> dict[str, tuple[int, ...]]:
+    """The sizes of an input as Torch-TensorRT's `Input` takes them: fixed, or a range for those in `held`.
+
+    The range is from no slot to all of them, and kernels are chosen for all, as in all but a video's first
+    chunks. Torch-TensorRT makes one profile, so a full window has none of its own here.
+    """
+    if spec.name not in held:
+        return {"shape": spec.shape}
+    none = tuple(0 if axis == BY_SLOT[spec.name] else size for axis, size in enumerate(spec.shape))
+    return {"min_shape": none, "opt_shape": spec.shape, "max_shape": spec.shape}
 
 
 def decomposed_attention(program: ExportedProgram, *, whole: bool) -> ExportedProgram:

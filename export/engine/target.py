@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import platform
 import re
-from collections.abc import Iterable
+import subprocess
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
@@ -66,3 +67,17 @@ def gpu_architecture() -> str:
         return NO_GPU
     major, minor = torch.cuda.get_device_capability()
     return f"sm_{major}{minor}"
+
+
+def driver_version(program: Sequence[str] = ("nvidia-smi",)) -> str | None:
+    """Version of this machine's NVIDIA driver, such as `580.95.05`; None if it cannot be told.
+
+    `program` is nvidia-smi, or a stand-in with the same output.
+    """
+    command = [*program, "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = done.stdout.split()  # one line for each GPU; there is one driver
+    return lines[0] if done.returncode == 0 and lines else None

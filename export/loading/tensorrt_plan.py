@@ -43,8 +43,13 @@ class PlanProgram:
         self._stream = torch.cuda.Stream()
 
     def __call__(self, *tensors: Tensor) -> Sequence[Tensor]:
-        """Run the plan; results are copies that the next run does not overwrite."""
+        """Run the plan; results are copies that the next run does not overwrite.
+
+        Raises:
+            RuntimeError: if an input has a size that the plan was not built for, or the plan does not run.
+        """
         given = dict(zip(self._inputs, tensors, strict=True))
+        self._check_sizes(given)
         for name, tensor in given.items():
             self._inputs[name].view(-1)[: tensor.numel()].copy_(tensor.reshape(-1))
         # TensorRT synchronises by itself on the default stream, so the plan has a stream of its own, which
@@ -56,17 +61,39 @@ class PlanProgram:
         caller.wait_stream(self._stream)
         return [buffer.clone() for buffer in self._outputs.values()]
 
+    def _check_sizes(self, given: dict[str, Tensor]) -> None:
+        """Refuse an input that is not of its full size, unless the plan leaves its sizes open.
+
+        A smaller one would fill the front of its buffer, and the plan would read what an earlier run left
+        behind it.
+        """
+        for name, tensor in given.items():
+            full = self._inputs[name].shape
+            if name not in self._sized and tensor.shape != full:
+                raise RuntimeError(f"the plan takes {name} of {list(full)} alone, not {list(tensor.shape)}")
+
     def _fit(self, sizes: dict[str, torch.Size]) -> None:
-        """Choose the profile (`export.backends.tensorrt_process`) for inputs of these sizes; state them."""
+        """Choose the first of the plan's profiles that admits inputs of these sizes; state the sizes."""
         if list(sizes.values()) == self._sizes:
             return  # stating shapes costs a recomputation inside TensorRT
-        fills = any(size != self._inputs[name].shape for name, size in sizes.items())
-        chosen = self._context.set_optimization_profile_async(int(fills), self._stream.cuda_stream)
-        _given(chosen or None, "the plan has no profile for such a window")
+        profiles = range(self._engine.num_optimization_profiles)
+        place = next((number for number in profiles if self._admits(number, sizes)), None)
+        place = _given(place, f"the plan has no profile for {', '.join(map(_sized, sizes.items()))}")
+        chosen = self._context.set_optimization_profile_async(place, self._stream.cuda_stream)
+        _given(chosen or None, f"the plan does not take its profile {place}")
         for name, size in sizes.items():
             stated = self._context.set_input_shape(name, tuple(size))
-            _given(stated or None, f"the plan takes no {name} of {list(size)}")
+            _given(stated or None, f"the plan takes no {_sized((name, size))}")
         self._sizes = list(sizes.values())
+
+    def _admits(self, profile: int, sizes: dict[str, torch.Size]) -> bool:
+        """Whether the ranges of a profile hold inputs of these sizes."""
+        for name, size in sizes.items():
+            least, _, most = map(tuple, self._engine.get_tensor_profile_shape(name, profile))
+            within = (low <= one <= high for low, one, high in zip(least, size, most, strict=True))
+            if not all(within):
+                return False
+        return True
 
     def _bound(self, spec: TensorSpec) -> Tensor:
         """A buffer that the plan reads or writes under its name."""
@@ -121,6 +148,11 @@ def _filled(shape: Any, full: tuple[int, ...] | None) -> tuple[int, ...]:
     if full is None or len(full) != len(given):
         return given
     return tuple(size if one == -1 else one for one, size in zip(given, full, strict=True))
+
+
+def _sized(named: tuple[str, torch.Size]) -> str:
+    """An input's name and size, in words."""
+    return f"{named[0]} of {list(named[1])}"
 
 
 def _given(value: Any, otherwise: str) -> Any:

@@ -95,7 +95,23 @@ def _graph(program: ExportedProgram, inputs: list[str], outputs: list[str]) -> A
         )
     assert made is not None
     _forget_sources(made.model)
+    _name_types(made.model)
     return made.model
+
+
+def _name_types(model: Any) -> None:
+    """Let casts name their type: ONNX Runtime folds no cast to the type of another tensor."""
+    import onnx_ir
+    from onnx_ir.convenience import get_const_tensor
+
+    for node in model.graph.all_nodes():
+        if node.op_type != "CastLike":
+            continue
+        like = node.inputs[1]
+        kind = like.dtype or getattr(get_const_tensor(like), "dtype", None)
+        if kind is not None:
+            node.op_type, node.attributes["to"] = "Cast", onnx_ir.AttrInt64("to", int(kind))
+            node.resize_inputs(1)
 
 
 def _forget_sources(model: Any) -> None:

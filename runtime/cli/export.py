@@ -18,6 +18,7 @@ from export.checks import ON_CPU
 from export.engine.manifest import NAME as MANIFEST
 from export.engine.manifest import Attention, engine_store
 from plugins.errors import UserError
+from plugins.triton.tiles import Size
 from vmla.cli.command import OneLineErrors
 from vmla.cli.options.choices import Choice
 from vmla.cli.options.device import AUTO, device_option, say_device, without_auto
@@ -38,14 +39,14 @@ def main() -> None:
 
 
 @main.command(groups={
-    "What is built": ("checkpoint", "precision", "batch", "attention", "regional", "calibration",
+    "What is built": ("checkpoint", "precision", "batch", "attention", "tile", "regional", "calibration",
                       "output"),
     "What it runs on": ("backend", "device", "target"),
 })  # fmt: skip
 @click.option("--checkpoint", default="sprites", show_default=True,
               help="Checkpoint folder or shipped model.")  # fmt: skip
 @click.option("--backend", type=Choice(sorted(BACKENDS)),
-              help="Compiler and library (default: the fastest that this machine has).")  # fmt: skip
+              help="Compiler and library (default: the first that fits this machine).")  # fmt: skip
 @click.option("--precision", type=Choice(PRECISIONS), default="fp32", show_default=True,
               help="Precision of matrix products; everything else is float32.")  # fmt: skip
 @click.option("--batch", type=int, default=1, show_default=True, help="Number of videos made at once.")
@@ -58,6 +59,8 @@ def main() -> None:
 )
 @click.option("--attention", type=Choice(get_args(Attention)),
               help="Attention by our TensorRT plugin or the backend (default: native).")  # fmt: skip
+@click.option("--tile", type=Choice(get_args(Size)),
+              help="Size of the plugin's kernel; fast may not launch (default: compact).")  # fmt: skip
 @click.option("--regional/--no-regional", default=None,
               help="Compile one layer for all layers, not the whole (default: aoti on cuda).")  # fmt: skip
 @click.option("-o", "--output", type=click.Path(path_type=Path),
@@ -74,6 +77,7 @@ def build(
     target: str | None,
     calibration: Path | None,
     attention: Any,
+    tile: Any,
     regional: bool | None,
     output: Path | None,
 ) -> None:
@@ -95,6 +99,7 @@ def build(
         device=device,
         target=target,
         attention=attention,
+        tile=tile,
         regional=regional,
     )
     if calibration is not None and not settings.quantized:
@@ -248,7 +253,7 @@ def _store() -> Path:
 @click.option("--chunks", type=click.IntRange(min=1), default=20, show_default=True,
               help="Number of chunks of the rollout.")  # fmt: skip
 @click.option("--layers", is_flag=True,
-              help="Compare an onnx engine's matrix products one by one (extra: polygraphy).")  # fmt: skip
+              help="Compare matrix products one by one in ONNX Runtime (extra: polygraphy).")  # fmt: skip
 def verify(engine: Path, checkpoint: str | None, chunks: int, layers: bool) -> None:
     """Compare ENGINE with the eager model in float32; exit with 1 if an error exceeds its bound."""
     from export.engine.manifest import Manifest

@@ -49,7 +49,7 @@ def found(shelf, checkpoint, *, device="cpu", dtype="float32"):
     return path and path.name
 
 
-def test_the_fastest_backend_that_fits_is_taken(shelf, opened):
+def test_the_first_backend_that_fits_is_taken(shelf, opened):
     assert found(shelf, opened) == "b-aoti"
     shutil.rmtree(shelf / "b-aoti")
     assert found(shelf, opened) == "a-onnx"

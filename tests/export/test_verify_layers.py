@@ -120,17 +120,69 @@ def test_a_damaged_layer_is_the_first_above_the_limit(damaged, sound):
     assert any(line.startswith(DAMAGED) and "first above" in line for line in said)
 
 
-def test_a_backend_that_onnx_runtime_cannot_run_is_refused_with_the_command_to_build_another(
-    onnx_engine, tmp_path
+@pytest.mark.parametrize("backend", ["aoti", "torch-tensorrt"])
+def test_a_backend_without_a_graph_is_refused_with_the_command_to_build_another(
+    backend, onnx_engine, tmp_path
 ):
     folder = shutil.copytree(onnx_engine, tmp_path / "plan")
-    replace(Manifest.read(folder), backend="tensorrt").write(folder)
+    replace(Manifest.read(folder), backend=backend).write(folder)
     result = verify(folder)
     assert result.exit_code == 2
     [line] = result.output.splitlines()
-    assert "cannot run a tensorrt engine layer by layer" in line
+    assert f"cannot run a {backend} engine in fp32 layer by layer" in line
     assert "--backend onnx --precision fp32" in line
     assert f"{folder}-onnx" in line
+
+
+@pytest.fixture(scope="module")
+def rtx_engine(build_engine):
+    """An engine of TensorRT-RTX, which does not run here."""
+    return build_engine("--backend", "tensorrt-rtx", "--target", "sm_89", "--precision", "fp16")
+
+
+def test_the_graph_that_an_engine_was_built_from_is_compared_with_its_products_joined(rtx_engine, checkpoint):
+    result = verify(rtx_engine)
+    assert result.exit_code == 0, result.output
+    told = json.loads(result.output.splitlines()[-1])
+    config = open_checkpoint(checkpoint).model_config()
+    first = {name.removeprefix("blocks.0.attn1.") for name in told["layers"] if "blocks.0.attn1." in name}
+    assert first == {"down", "up_q", "expansion", "to_out"}
+    assert len(told["layers"]) == len(layers_of(config)) - 4 * config.num_layers  # three products for seven
+    assert 1e-5 < max(told["layers"].values()) < told["limit"] == 1e-2
+
+
+def test_a_narrow_layer_of_that_graph_that_is_wrong_is_found(rtx_engine, checkpoint, monkeypatch):
+    """The expansion of the second layer, of the graph in float16 alone."""
+    made, name = layerwise.write_graph, "blocks.1.attn1.expansion"
+
+    def write(program_name, program, wanted, folder):
+        path = made(program_name, program, wanted, folder)
+        model = onnx.load(path)
+        for each in model.graph.initializer:
+            if each.name == name and wanted.precision == "fp16":
+                each.CopyFrom(onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(each), name))
+        onnx.save(model, path)
+        return path
+
+    monkeypatch.setattr(layerwise, "write_graph", write)
+    found = verify_layers(Manifest.read(rtx_engine), rtx_engine, open_checkpoint(checkpoint))
+    assert found.first_above == name
+    assert found.errors[name] == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [({"precision": "bf16"}, "has no bf16 on a CPU"),
+     ({"precision": "fp8"}, "--backend onnx --precision fp8"),
+     ({"code": "0" * 64}, "other code built it; run: vmla-export build")],
+)  # fmt: skip
+def test_a_graph_that_cannot_be_run_or_written_again_is_refused(change, said, rtx_engine, tmp_path):
+    folder = shutil.copytree(rtx_engine, tmp_path / "plan")
+    replace(Manifest.read(folder), **change).write(folder)
+    result = verify(folder)
+    assert result.exit_code == 2
+    assert said in result.output
+    assert len(result.output.splitlines()) == 1
 
 
 def test_without_polygraphy_the_extra_is_named(onnx_engine, monkeypatch):

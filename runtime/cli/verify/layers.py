@@ -1,7 +1,9 @@
 """`vmla-export verify --layers`: compares an engine's matrix products with those of the float32 graph.
 
 Both graphs run in ONNX Runtime, driven by Polygraphy's Comparator, on the pass that `verify` measures. They
-run once for each group of layers, so that at most `HELD` bytes of each graph's products are in memory.
+run once for each group of layers, so that at most `HELD` bytes of each graph's products are in memory. An
+engine of TensorRT or TensorRT-RTX does not keep the graph that it was built from, so that is written anew;
+what it shows is that graph in ONNX Runtime, not what TensorRT makes of it.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,19 +25,24 @@ from torch import Tensor
 
 from export.backends.base import Requirement
 from export.backends.onnx import EXPORTER, ONNX, RUNTIME, write_graph
-from export.build import describe, lower
-from export.checks import build_command, check_engine, sound_copy
+from export.backends.registry import BACKENDS
+from export.backends.tensorrt import TensorRT
+from export.backends.tensorrt_rtx import TensorRTRTX
+from export.build import describe, joins_products, lower
+from export.checks import build_command, check_claims, check_engine, check_model, sound_copy
 from export.engine.manifest import Manifest
 from export.layers import layers_of
 from export.loading.onnx_session import check_types, inference_session
-from export.lowering.trace import trace
-from export.onnx.products import products
+from export.lowering.precision import Precision, check_precision
+from export.lowering.trace import fake_mode_of, fake_model, trace
+from export.onnx.products import JOINED, products
 from export.settings import Settings
 from plugins.errors import UserError
 from runtime.cli.verify.engine import prompts, second_chunk
 from runtime.engines.base import EagerEngine
 from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
+from vmla.fused_attention import fused
 from vmla.weights.checkpoint import Checkpoint
 
 COMPARATOR = Requirement(modules=("polygraphy",), extra="polygraphy")
@@ -43,13 +51,18 @@ PROGRAMS = ("prompt", "step")
 
 HELD = 2**30
 """The most bytes of one graph's products in memory at once."""
-OVER_THE_WINDOW = (".attn1.up_k", ".attn1.up_v")
+OVER_THE_WINDOW = (".attn1.up_k", ".attn1.up_v", ".attn1.expansion")
 """Layers whose input is the whole window; that of all others is the chunk or the text."""
 
 LIMITS = {"fp32": 1e-4, "fp16": 1e-2, "fp8": 4e-1}
 """Limits on the relative error of a product, where the errors of all products before it add up. The limit of
 fp8 is twice the largest error of the shipped model (0.183 in `blocks.3.attn1.up_q`); that of fp16 is ten
 times the largest of the `debug` model (0.0009)."""
+
+FROM_A_GRAPH = (TensorRT.name, TensorRTRTX.name)
+"""Backends that build from an ONNX graph and do not keep it."""
+RUN_UNQUANTIZED = ("fp32", "fp16")
+"""The precisions in which ONNX Runtime runs their graphs; those in fp8 have bfloat16 for the rest."""
 
 Feeds = Mapping[str, NDArray[Any]]
 
@@ -107,41 +120,85 @@ def verify_layers(
         UserError: if ONNX Runtime cannot run the engine, if the engine does not fit the checkpoint or is
             damaged, or if a package is missing.
     """
-    if manifest.backend != ONNX.name:
-        mend = build_command(
-            manifest, folder.with_name(f"{folder.name}-onnx"), backend=ONNX.name, device="cpu"
-        )
-        raise UserError(
-            f"ONNX Runtime cannot run a {manifest.backend} engine layer by layer; "
-            f"verify an engine of the same precision instead, built with: {mend}"
-        )
-    if manifest.precision not in LIMITS:
-        raise UserError(
-            f"ONNX Runtime has no {manifest.precision} on a CPU; build with --precision fp16 or fp8"
-        )
+    _check_runs(manifest, folder)
     for requirement in (COMPARATOR, EXPORTER, RUNTIME):
         requirement.check()
-    check_engine(manifest, folder, checkpoint, batch=manifest.batch)
     for name in PROGRAMS:
         check_types(manifest.programs[name])
     errors: dict[str, float] = {}
     feeds, sizes = feeds_of(manifest, checkpoint), bytes_of_products(manifest)
-    with sound_copy(manifest, folder) as own, TemporaryDirectory(prefix="videomla-float32-") as place:
-        write_float32(manifest, checkpoint, Path(place))
+    with _own_graphs(manifest, folder, checkpoint) as own, TemporaryDirectory(prefix="videomla-") as place:
+        write_graphs(manifest, checkpoint, "fp32", Path(place))
         for name in PROGRAMS:
             graphs = Path(place) / f"{name}.onnx", own / f"{name}.onnx"
             errors |= compare(*graphs, feeds[name], partial(groups, sizes=sizes, held=held))
     return LayerErrors(precision=manifest.precision, errors=errors)
 
 
-def write_float32(manifest: Manifest, checkpoint: Checkpoint, folder: Path) -> None:
-    """Write the float32 graphs of `checkpoint`, with the inputs and outputs of the engine of `manifest`."""
+def _check_runs(manifest: Manifest, folder: Path) -> None:
+    """Refuse an engine that has no graph that ONNX Runtime runs."""
+    if manifest.precision not in LIMITS:
+        raise UserError(
+            f"ONNX Runtime has no {manifest.precision} on a CPU; build with --precision fp16 or fp8"
+        )
+    remade = manifest.backend in FROM_A_GRAPH and manifest.precision in RUN_UNQUANTIZED
+    if manifest.backend != ONNX.name and not remade:
+        mend = build_command(
+            manifest, folder.with_name(f"{folder.name}-onnx"), backend=ONNX.name, device="cpu"
+        )
+        raise UserError(
+            f"ONNX Runtime cannot run a {manifest.backend} engine in {manifest.precision} layer by layer; "
+            f"verify an engine of the same precision instead, built with: {mend}"
+        )
+
+
+@contextmanager
+def _own_graphs(manifest: Manifest, folder: Path, checkpoint: Checkpoint) -> Iterator[Path]:
+    """A private folder with the graphs of the engine: its own files, or those that it was built from again.
+
+    Raises:
+        UserError: if the engine does not fit the checkpoint, is damaged, or was built by other code.
+    """
+    if manifest.backend == ONNX.name:
+        check_engine(manifest, folder, checkpoint, batch=manifest.batch)
+        with sound_copy(manifest, folder) as own:
+            yield own
+        return
+    check_model(manifest, folder, checkpoint)  # the engine itself does not run, so any machine will do
+    check_claims(manifest, folder)
+    if describe(checkpoint, _settings(manifest)).code != manifest.code:
+        mend = build_command(manifest, folder)
+        raise UserError(f"{folder}: its graph cannot be written again: other code built it; run: {mend}")
+    with TemporaryDirectory(prefix="videomla-graphs-") as place:
+        write_graphs(manifest, checkpoint, check_precision(manifest.precision), Path(place))
+        yield Path(place)
+
+
+def _settings(manifest: Manifest) -> Settings:
+    """The settings that the engine was built with."""
+    takes = BACKENDS[manifest.backend].takes
+    return Settings(
+        backend=manifest.backend,
+        precision=check_precision(manifest.precision),
+        batch=manifest.batch,
+        attention=manifest.attention if "attention" in takes else None,
+        target=manifest.host.architecture if "target" in takes else None,
+    )
+
+
+def _joined(manifest: Manifest) -> bool:
+    """Whether latent attention's products are joined in the graphs of the engine."""
+    return manifest.backend in FROM_A_GRAPH and joins_products(_settings(manifest))
+
+
+def write_graphs(manifest: Manifest, checkpoint: Checkpoint, precision: Precision, folder: Path) -> None:
+    """Write the graphs of the engine of `manifest` in a precision that has no scales."""
     settings = Settings(
-        backend=ONNX.name, precision="fp32", batch=manifest.batch, attention=manifest.attention
+        backend=ONNX.name, precision=precision, batch=manifest.batch, attention=manifest.attention
     )
     wanted = replace(describe(checkpoint, settings), window=manifest.window)
     for name, program in trace(
-        checkpoint.transformer(), batch=manifest.batch, window=manifest.window, joined=False
+        checkpoint.transformer(), batch=manifest.batch, window=manifest.window, joined=_joined(manifest)
     ).items():
         write_graph(name, lower(program, wanted.programs[name], settings), wanted, folder)
 
@@ -183,9 +240,15 @@ def bytes_of_products(manifest: Manifest) -> dict[str, int]:
     spec = CacheSpec.of(config)
     window = spec.positions * spec.tokens_per_frame
     others = max(spec.chunk * spec.tokens_per_frame, config.text_tokens)
+    outputs = {name: shape[0] for name, shape in layers_of(config).items()}
+    if _joined(manifest):
+        model = fake_model(config)
+        with fake_mode_of(model):
+            weights = fused(model).named_parameters()
+            outputs |= {name: each.shape[0] for name, each in weights if name.endswith(JOINED)}
     return {
-        name: 4 * manifest.batch * outputs * (window if name.endswith(OVER_THE_WINDOW) else others)
-        for name, (outputs, _) in layers_of(config).items()
+        name: 4 * manifest.batch * count * (window if name.endswith(OVER_THE_WINDOW) else others)
+        for name, count in outputs.items()
     }
 
 

@@ -10,16 +10,18 @@ from pathlib import Path
 import pytest
 from kit.tensorrt_bindings import OLDEST, run_with_bindings
 
+from export.backends import tensorrt_build, tensorrt_process
 from export.backends.tensorrt import TensorRT
 from export.backends.tensorrt_build import BuildRequest, compile_kernels, window_of
 from export.build import describe
-from export.checks import check_host
+from export.checks import build_command, check_host
 from export.engine.manifest import Manifest
-from export.engine.target import Host
+from export.engine.target import Host, driver_version
 from export.inspect import layers
 from export.settings import Settings
 from plugins.aot.objects import load
 from plugins.errors import UserError
+from plugins.triton.tiles import COMPACT_MEMORY
 from vmla.weights.checkpoint import open_checkpoint
 
 pytestmark = pytest.mark.cpu
@@ -115,6 +117,17 @@ def test_a_plan_takes_the_profile_of_its_window_once_a_change(contract):
     assert all(contract["sizes"]["held"])
 
 
+def test_a_plan_with_one_profile_for_all_windows_takes_that_one(contract):
+    assert contract["one profile"]["chosen"] == [0, 0, 0, 0]
+    assert contract["one profile"]["stated"] == [[2, 3], [2, 1], [2, 0], [2, 3]]
+    assert all(contract["one profile"]["held"])
+
+
+def test_a_size_that_a_plan_was_not_built_for_is_refused(contract):
+    assert contract["no profile"] == "the plan has no profile for x of [2, 0]"
+    assert contract["static"] == "the plan takes x of [2, 3] alone, not [2, 2]"
+
+
 def test_what_the_library_refuses_silently_is_an_error(contract):
     assert contract["no plan"] == "the plan does not load"
     assert contract["another table"].endswith("than its manifest says: n, x, y")
@@ -127,6 +140,7 @@ def test_a_request_names_everything_that_the_process_needs(checkpoint, tmp_path,
     here = Host(device="cuda", architecture="sm_90", versions=versions)
     monkeypatch.setattr(Host, "here", lambda device, packages: here)
     monkeypatch.setattr("torch.cuda.get_device_name", lambda: "NVIDIA H100 80GB HBM3")
+    monkeypatch.setattr(tensorrt_build, "driver_version", lambda: "580.95.05")
     monkeypatch.setattr("export.onnx.attention_node.attention_nodes", lambda graph: 2)
     settings = Settings(backend="tensorrt", precision="bf16", attention="plugin")
     wanted = describe(open_checkpoint(checkpoint), settings)
@@ -137,7 +151,9 @@ def test_a_request_names_everything_that_the_process_needs(checkpoint, tmp_path,
         library="tensorrt", graph=str(folder / "step.onnx"), engine=str(folder / "step.engine"),
         target="sm_90", attention_nodes=2, kernels=str(tmp_path / "scratch"),
         layers=str(folder / "step.layers.json"),
-        timing_cache=str(tmp_path / ".timing" / "tensorrt-11.4.0.106-NVIDIA-H100-80GB-HBM3-level3.cache"),
+        timing_cache=str(
+            tmp_path / ".timing" / "tensorrt-11.4.0.106-NVIDIA-H100-80GB-HBM3-driver580.95.05-level3.cache"
+        ),
     )  # fmt: skip
     [kernel] = load(tmp_path / "scratch")
     assert (kernel.dtype, kernel.arch, kernel.widths) == ("bf16", 90, {"D": 32, "DV": 32})
@@ -148,6 +164,22 @@ def test_a_request_names_everything_that_the_process_needs(checkpoint, tmp_path,
     assert native.window == "held"
     assert window_of(native, "step") == {"cache": [2, 1, 4 * 16, 24], "slot_index": [4]}
     assert window_of(native, "prompt") == window_of(wanted, "step") == {}
+
+
+@pytest.mark.parametrize(
+    ("does", "version"),
+    [("echo 580.95.05; echo 580.95.05", "580.95.05"), ("echo failed; exit 9", None), ("true", None)],
+)
+def test_kernel_times_are_kept_for_a_driver_that_is_known(does, version, tmp_path, monkeypatch, caplog):
+    told = driver_version(["sh", "-c", does])
+    assert told == version
+    assert driver_version(["no-such-program"]) is None
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "GPU")
+    monkeypatch.setattr(tensorrt_build, "driver_version", lambda: told)
+    kept = tensorrt_build.timing_cache(tmp_path / "engine", "11")
+    assert (kept is None) == ("kernel times are not kept" in caplog.text) == (version is None)
+    if kept is not None:
+        assert kept == tmp_path / ".timing" / "tensorrt-11-GPU-driver580.95.05-level3.cache"
 
 
 def test_layers_are_counted_by_kind_and_type(checkpoint, tmp_path):
@@ -164,6 +196,55 @@ def test_layers_are_counted_by_kind_and_type(checkpoint, tmp_path):
     assert list(layers(tmp_path, manifest)) == [
         "layers of step:", "  1 NoOp", "  1 PluginV3 BFloat16", "  2 gemm BFloat16", "  1 gemm FP32"
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("architecture", ["sm_90", "sm_100", "sm_120"])
+def test_the_fast_tile_of_the_published_heads_takes_more_than_is_given_unasked(architecture, tmp_path):
+    for size, asks in (("compact", False), ("fast", True)):
+        compile_kernels(tmp_path / size, architecture=architecture, dtype="bf16", head=128, size=size)
+        [kernel] = load(tmp_path / size)
+        assert (kernel.size, kernel.shared > COMPACT_MEMORY) == (size, asks)
+
+
+def test_a_fast_tile_is_asked_for_recorded_and_registered_alone(checkpoint, tmp_path, monkeypatch):
+    here = Host(device="cuda", architecture="sm_90", versions={"tensorrt": "11.4.0.106"})
+    monkeypatch.setattr(Host, "here", lambda device, packages: here)
+    monkeypatch.setattr(tensorrt_build, "driver_version", lambda: None)
+    monkeypatch.setattr("export.onnx.attention_node.attention_nodes", lambda graph: 2)
+    settings = Settings(backend="tensorrt", precision="bf16", attention="plugin", tile="fast")
+    assert settings.name == "tensorrt-bf16-plugin-fast"
+    wanted = describe(open_checkpoint(checkpoint), settings)
+    assert wanted.compiler == {"tile": "fast"}
+    assert "--attention plugin --tile fast" in build_command(wanted, tmp_path)
+    usual = describe(open_checkpoint(checkpoint), replace(settings, tile="compact"))
+    assert usual.compiler == {}
+    assert "--tile" not in build_command(usual, tmp_path)
+    (tmp_path / "scratch").mkdir()
+    request = TensorRT().request("step", tmp_path / "aside" / "step.onnx", wanted, tmp_path / "scratch")
+    [kernel] = load(tmp_path / "scratch")
+    assert (request.size, kernel.size) == ("fast", "fast")
+    registered = []
+    monkeypatch.setattr(
+        "plugins.aot.tensorrt_plugin.register", lambda *given, **named: registered.append((given, named))
+    )
+    tensorrt_process._register(request)
+    assert registered == [((tmp_path / "scratch", 90), {"large": True, "only": ("mla_attention",)})]
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ({"backend": "tensorrt"}, "a tile goes with --backend tensorrt --attention plugin alone"),
+        (
+            {"backend": "onnx", "attention": "plugin"},
+            "a tile goes with --backend tensorrt --attention plugin",
+        ),
+        ({"backend": "tensorrt", "attention": "plugin", "tile": "large"}, "no such tile: large"),
+    ],
+)
+def test_a_tile_without_the_plugin_is_refused(options, said):
+    with pytest.raises(UserError, match=said):
+        Settings(precision="bf16", **{"tile": "fast", **options})
 
 
 @pytest.mark.parametrize(

@@ -1,14 +1,17 @@
 """The backend of Torch-TensorRT: what it refuses, what it calls, and whether the real package takes that.
 
-Nothing is built here: TensorRT's libraries do not install on this machine. `Standing` takes Torch-TensorRT's
-place and checks what it is called with; where the real package lies on the path, its sources are read, and
-the same call is checked against its own signature. Our converter runs in the package's real Python code, on
-empty libraries (`torch_trt_contract.py`).
+TensorRT's libraries do not install on this machine. `Standing` takes Torch-TensorRT's place and checks what
+it is called with; where the real package lies on the path, its sources are read, and the same call is checked
+against its own signature. Our converter runs in the package's real Python code, on empty libraries
+(`torch_trt_contract.py`). The package's flavour for TensorRT-RTX, the same code, builds real plans here, in
+`torch_trt_rtx.py`; none is run.
 """
 
 import ast
 import json
+import os
 import shutil
+import subprocess
 import sys
 from importlib.machinery import PathFinder
 from pathlib import Path
@@ -17,19 +20,20 @@ from types import SimpleNamespace
 import pytest
 import torch
 from kit.models import tiny_model
-from kit.tensorrt_bindings import fetched, run_with_bindings
+from kit.tensorrt_bindings import ROOT, fetched, run_with_bindings
 
 from export.backends import torch_tensorrt as backend
 from export.backends.registry import BACKENDS
 from export.backends.torch_tensorrt import ATTENTION, OPTIONS, TorchTensorRT, named_by_place
 from export.engine.signature import STEP, contract
-from export.engine.target import NO_GPU
+from export.engine.target import NO_GPU, Host
 from export.lowering.trace import trace_step
 from export.settings import Settings, choose_backend
 from plugins.errors import UserError
 
 pytestmark = pytest.mark.cpu
 
+HOST = Host(device="cuda", architecture="sm_90", versions={"tensorrt": "11.0.0.114"})
 CALLED = "convert_exported_program_to_serialized_trt_engine"
 
 
@@ -41,8 +45,8 @@ class Standing:
         self.dynamo = SimpleNamespace(**{CALLED: self.convert})
 
     @staticmethod
-    def Input(*, shape, dtype):  # noqa: N802 - its name there
-        return shape, dtype
+    def Input(*, dtype, **sizes):  # noqa: N802 - its name there
+        return sizes, dtype
 
     def convert(self, program, **given):
         self.calls.append((program, given))
@@ -59,8 +63,10 @@ def standing(monkeypatch):
 
 
 def described(model, attention):
-    programs = contract(model.config, batch=1)
-    return SimpleNamespace(programs=programs, compiler=OPTIONS, attention=attention)
+    programs, window = contract(model.config, batch=1), "all" if attention == "plugin" else "held"
+    return SimpleNamespace(
+        programs=programs, compiler=OPTIONS, attention=attention, window=window, host=HOST
+    )  # fmt: skip
 
 
 def compiled(tmp_path):
@@ -75,11 +81,30 @@ def test_the_whole_program_is_handed_over_with_its_inputs_in_order(tmp_path, sta
     program, manifest = compiled(tmp_path)
     ((handed, given),) = standing.calls
     assert handed is program
-    wanted = [(spec.shape, getattr(torch, spec.dtype)) for spec in manifest.programs[STEP].inputs]
-    assert given.pop("arg_inputs") == wanted
+    full = {spec.name: spec.shape for spec in manifest.programs[STEP].inputs}
+    (layers, videos, tokens, width), (slots,) = full["cache"], full["slot_index"]
+    assert tokens > slots > 1
+    wanted = {name: {"shape": shape} for name, shape in full.items()} | {
+        "cache": {
+            "min_shape": (layers, videos, 0, width), "opt_shape": full["cache"], "max_shape": full["cache"]
+        },
+        "slot_index": {"min_shape": (0,), "opt_shape": (slots,), "max_shape": (slots,)},
+    }  # fmt: skip
+    types = [getattr(torch, spec.dtype) for spec in manifest.programs[STEP].inputs]
+    assert given.pop("arg_inputs") == list(zip(wanted.values(), types, strict=True))
     assert given.pop("device") == torch.device("cuda")
+    times = given.pop("timing_cache_path")
+    assert not Path(times).is_relative_to(tmp_path)
+    assert not Path(times).exists()  # no driver is known here, so none are kept
     assert given == OPTIONS
     assert (tmp_path / f"{STEP}.engine").read_bytes() == b"plan"
+
+
+def test_times_are_kept_beside_the_engines_for_one_driver(tmp_path, standing, monkeypatch):
+    kept = tmp_path / ".timing" / "tensorrt.cache"
+    monkeypatch.setattr(backend, "timing_cache", lambda folder, version: kept)
+    compiled(tmp_path)
+    assert standing.calls[0][1]["timing_cache_path"] == str(kept)
 
 
 def test_a_failure_is_one_line(tmp_path, standing):
@@ -136,7 +161,9 @@ def test_a_plan_without_as_many_layers_of_the_plugin_as_attentions_is_refused(
     with pytest.raises(UserError, match="made 1 layers of the plugin for 2 attentions"):
         TorchTensorRT().compile(STEP, program, manifest, tmp_path)
     assert not list(tmp_path.iterdir())
-    names = [str(node.target) for node in standing.calls[0][0].graph.nodes]
+    ((handed, given),) = standing.calls
+    assert all(set(sizes) == {"shape"} for sizes, _ in given["arg_inputs"])  # it takes all slots
+    names = [str(node.target) for node in handed.graph.nodes]
     assert names.count(ATTENTION) == 2
     assert not any("expand.default" in name and "vmla" in name for name in names)
 
@@ -151,6 +178,39 @@ def test_each_attention_becomes_a_layer_of_our_plugin_in_its_real_python_code(tm
     script = Path(__file__).parent / "torch_trt_contract.py"
     told = json.loads(run_with_bindings(None, root, request.config.cache, script).splitlines()[-1])
     assert told == {"only attention": True, "tensors": [4, 4], "names": True, "aot": [True, True]}
+
+
+def test_real_converters_and_a_real_builder_take_any_number_of_slots_without_a_mask(tmp_path, request):
+    package = "torch-tensorrt-rtx==2.13.0"
+    folder = fetched(request.config.cache, "torch-tensorrt-rtx-2.13.0", package, "dllist")
+    root = tmp_path / "root"
+    # Its metadata stays: by the name of the distribution the package knows which library it is for.
+    shutil.copytree(folder, root, ignore=shutil.ignore_patterns("lib", "*.so", "bin", "include"))
+    path = os.pathsep.join([str(root), str(ROOT), str(ROOT / "tests")])
+    script = Path(__file__).with_name("torch_trt_rtx.py")
+    done = subprocess.run(
+        [sys.executable, str(script), str(tmp_path)], env=os.environ | {"PYTHONPATH": path},
+        capture_output=True, text=True, timeout=300, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    told = json.loads(done.stdout.splitlines()[-1])
+    model = tiny_model()
+    programs = contract(model.config, batch=1, narrow="bfloat16")
+    types = {"float32": "FLOAT", "bfloat16": "BF16", "int32": "INT32"}
+    for name, network in told.items():
+        signature = named_by_place(programs[name])
+        table = {spec.name: [types[spec.dtype], *spec.shape] for spec in signature.inputs}
+        if name == STEP:
+            table["cache"][3] = table["slot_index"][1] = -1
+        assert network["inputs"] == table
+        assert network["outputs"] == [spec.name for spec in signature.outputs]
+        assert (tmp_path / f"{name}.engine").stat().st_size > 10_000
+    full = {spec.name: list(spec.shape) for spec in programs[STEP].inputs}
+    none = {"cache": [*full["cache"][:2], 0, full["cache"][3]], "slot_index": [0]}
+    ranges = {name: [none[name], full[name], full[name]] for name in none}
+    assert told[STEP]["profiles"] == [ranges]
+    assert told["prompt"]["profiles"] == []
+    assert (told[STEP]["attention"], told[STEP]["masked"]) == (2 * model.config.num_layers, 0)
 
 
 @pytest.mark.parametrize("gpu", ["sm_90", "sm_100", "sm_120", NO_GPU])
@@ -174,7 +234,9 @@ def test_the_real_package_takes_the_call_and_names_outputs_so():
     sources = Path(found.origin).parent / "dynamo"
     tree = ast.parse((sources / "_compiler.py").read_text())
     (function,) = (n for n in tree.body if isinstance(n, ast.FunctionDef) and n.name == CALLED)
-    assert {*OPTIONS, "arg_inputs", "device"} <= {argument.arg for argument in function.args.kwonlyargs}
+    assert {*OPTIONS, "arg_inputs", "device", "timing_cache_path"} <= {
+        argument.arg for argument in function.args.kwonlyargs
+    }
     interpreter = (sources / "conversion" / "_TRTInterpreter.py").read_text()
     assert 'name = f"output{i}"' in interpreter
     assert "self._input_names.append(target)" in interpreter

@@ -98,14 +98,14 @@ def layers_of(plugins):
     return json.dumps({"Layers": layers})
 
 
-def run(**script):
-    """One program of a plan, run once."""
+def run(columns=3, **script):
+    """One program of a plan, run once, with that many columns in its first input."""
     journal, stream = [], SimpleNamespace(cuda_stream=7, wait_stream=lambda other: None)
     torch.cuda.Stream, torch.cuda.current_stream = lambda: stream, lambda: stream
     with scripted(journal, ENGINE | script):
         try:
             program = PlanProgram(trt, b"plan", SIGNATURE, device="cpu")
-            results = program(torch.ones(2, 3, dtype=torch.bfloat16), torch.ones(1, dtype=torch.int32))
+            results = program(torch.ones(2, columns, dtype=torch.bfloat16), torch.ones(1, dtype=torch.int32))
         except RuntimeError as error:
             return str(error)
     bound = [values[0] for key, values in journal if key == "IExecutionContext.set_tensor_address"]
@@ -113,11 +113,15 @@ def run(**script):
     return {"bound": bound, "streams": streams, "results": [list(result.shape) for result in results]}
 
 
-def sizes(*rows):
+def sizes(*rows, profiles=(((2, 3), (2, 3), (2, 3)), ((2, 0), (2, 1), (2, 3)))):
     """One plan with a size of its own in each run: profiles chosen, shapes stated, results."""
     journal, stream = [], SimpleNamespace(cuda_stream=7, wait_stream=lambda other: None)
     torch.cuda.Stream, torch.cuda.current_stream = lambda: stream, lambda: stream
-    open_ended = {"ICudaEngine.get_tensor_shape": lambda name: (2, -1) if name == "x" else TABLE[name][1]}
+    open_ended = {
+        "ICudaEngine.get_tensor_shape": lambda name: (2, -1) if name == "x" else TABLE[name][1],
+        "ICudaEngine.num_optimization_profiles": len(profiles),
+        "ICudaEngine.get_tensor_profile_shape": lambda name, place: profiles[place],
+    }
     taken = {
         "IExecutionContext.set_optimization_profile_async": True,
         "IExecutionContext.set_input_shape": True,
@@ -127,7 +131,10 @@ def sizes(*rows):
         held = []
         for count in rows:
             given = torch.arange(2 * count).reshape(2, count).bfloat16()
-            program(given, torch.ones(1, dtype=torch.int32))
+            try:
+                program(given, torch.ones(1, dtype=torch.int32))
+            except RuntimeError as error:
+                return str(error)
             held.append(torch.equal(program._inputs["x"].view(-1)[: given.numel()], given.view(-1)))
     chosen = [values[0] for key, values in journal if key.endswith(".set_optimization_profile_async")]
     stated = [list(values[1]) for key, values in journal if key.endswith(".set_input_shape")]
@@ -164,6 +171,9 @@ def main(folder):
         ),
         "run": run(),
         "sizes": sizes(3, 3, 1, 0, 3),
+        "one profile": sizes(3, 1, 0, 3, profiles=[((2, 0), (2, 3), (2, 3))]),
+        "no profile": sizes(0, profiles=[((2, 1), (2, 3), (2, 3))]),
+        "static": run(columns=2),
         "no plan": run(**{"Runtime.deserialize_cuda_engine": None}),
         "another table": run(**{"ICudaEngine.get_tensor_shape": lambda name: (9,)}),
         "no address": run(**{"IExecutionContext.set_tensor_address": False}),
