@@ -84,7 +84,7 @@ class AOTI(Backend):
 
     def compile(self, name: str, program: ExportedProgram, manifest: Manifest, folder: Path) -> list[str]:
         """Compile the program into `NAME.pt2`."""
-        package(program, folder / f"{name}{self.ending}", manifest.compiler)
+        package(program, folder / f"{name}{self.ending}", manifest.host.device, manifest.compiler)
         return []
 
     def compile_regional(self, name: str, program: Regional, manifest: Manifest, folder: Path) -> list[str]:
@@ -92,7 +92,7 @@ class AOTI(Backend):
         from vmla.weights.formats.files import write_tensors
 
         for part, one in program.parts.items():
-            package(one, folder / f"{name}-{part}{self.ending}", manifest.compiler)
+            package(one, folder / f"{name}-{part}{self.ending}", manifest.host.device, manifest.compiler)
         write_tensors(folder / f"{name}{WEIGHTS}", program.weights, {})
         return []
 
@@ -137,12 +137,16 @@ def find_compiler() -> str | None:
     return next((found for name in ("g++", "clang++") if (found := shutil.which(name))), None)
 
 
-def package(program: ExportedProgram, path: Path, options: Mapping[str, Any]) -> None:
-    """Compile `program` for the device on which its weights are, into the file `path`.
+def package(program: ExportedProgram, path: Path, device: str, options: Mapping[str, Any]) -> None:
+    """Compile `program` into the file `path`.
+
+    Attention becomes a call of the library that eager attention prefers on this machine, so an engine and
+    the eager model run the same one.
 
     Args:
         program: already lowered to its precision.
         path: must end in `.pt2`.
+        device: type of the device on which the program was traced.
         options: Inductor's, as in `OPTIONS`.
 
     Raises:
@@ -152,7 +156,9 @@ def package(program: ExportedProgram, path: Path, options: Mapping[str, Any]) ->
     from torch._inductor import aoti_compile_and_package
     from torch._inductor.exc import CppCompileError
 
-    with torch.no_grad(), warnings.catch_warnings():
+    from plugins.sdpa import preferred_on
+
+    with torch.no_grad(), preferred_on(torch.device(device)), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of deprecations inside torch itself
         try:
             aoti_compile_and_package(program, package_path=str(path), inductor_configs=dict(options))
