@@ -14,6 +14,7 @@ A product with the identity is exact, so results differ only by how a library or
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 from typing import cast
 
 import torch
@@ -25,13 +26,11 @@ from vmla.attention import AnyWindow, LatentAttention
 from vmla.rope import rotate
 
 
-class FusedLatentAttention(nn.Module):
-    """Replaces the given `LatentAttention` in its expanded form, without gradients."""
+class JoinedAttention(nn.Module):
+    """Base of both fused forms, in the expanded form and without gradients; they differ in their queries."""
 
     down: nn.Parameter
-    """[C + R + Q, D]: content, rotary key and query latent."""
-    up_q: nn.Parameter
-    """[N * (dn + R), Q]: each head's unrotated part, then its rotary part."""
+    """[C + R, D] or more rows: content and rotary key first."""
     expansion: nn.Parameter
     """[N * (dn + R) + N * dv, C + R]: all keys, then all values."""
 
@@ -39,13 +38,9 @@ class FusedLatentAttention(nn.Module):
         """Join the weights of `plain`; norms and output projection are shared with it."""
         super().__init__()
         self.heads = plain.heads
-        self.rotary, self.latent = plain.rotary_k.out_features, plain.down_q.out_features
+        self.rotary, self.entry = plain.rotary_k.out_features, _rows(plain.down_kv, plain.rotary_k)
         self.nope = plain.up_k.out_features // self.heads
         self.norm_kv, self.norm_q, self.to_out = plain.norm_kv, plain.norm_q, plain.to_out
-        layers = (plain.down_kv, plain.rotary_k, plain.down_q)
-        self.down = _fixed(torch.cat([layer.weight.detach() for layer in layers]))
-        halves = (self._by_head(layer.weight) for layer in (plain.up_q, plain.rotary_q))
-        self.up_q = _fixed(torch.cat([*halves], dim=1).flatten(0, 1))
         self.expansion = _fixed(self._expansion(plain))
 
     def _by_head(self, weight: Tensor) -> Tensor:
@@ -62,7 +57,7 @@ class FusedLatentAttention(nn.Module):
 
     def entries(self, x: Tensor) -> Tensor:
         """See `LatentAttention.entries`."""
-        return self._entries(F.linear(x, self.down[: -self.latent]))
+        return self._entries(F.linear(x, self.down[: self.entry]))
 
     def forward(
         self, x: Tensor, cached: Tensor, window: AnyWindow, *, absorbed: bool = False
@@ -74,9 +69,9 @@ class FusedLatentAttention(nn.Module):
         """
         if absorbed:
             raise ValueError("fused attention has no absorbed form; use the plain model")
-        own, latent = F.linear(x, self.down).split([self.down.shape[0] - self.latent, self.latent], dim=-1)
+        own, latent = self._lowered(x)
         own = window.gathered(self._entries(own))
-        query = self._queries(latent, window)
+        query = self._queries(self.norm_q(latent), window)
         keys, values = self._keys_values(window.before(cached, own), own, window)
         parts = [part.transpose(1, 2) for part in (query, keys, values)]
         if not getattr(window, "full", False):  # the masked kernel reads contiguous memory only
@@ -84,22 +79,18 @@ class FusedLatentAttention(nn.Module):
         out = window.attend(*parts)
         return self.to_out(out.transpose(1, 2).flatten(2)), own
 
+    def _lowered(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Entries before their norm [B, S, C + R], and the query latent [B, S, Q] before its own."""
+        raise NotImplementedError
+
+    def _queries(self, latent: Tensor, window: AnyWindow) -> Tensor:
+        """[B, S, N, dn + R], the rotary part rotated, from the normalised query latent [B, S, Q]."""
+        raise NotImplementedError
+
     def _entries(self, raw: Tensor) -> Tensor:
         """Content and rotary key side by side [B, S, E], the content normalised."""
         content, rotary = raw.split([raw.shape[-1] - self.rotary, self.rotary], dim=-1)
         return torch.cat([self.norm_kv(content), rotary], dim=-1)
-
-    def _queries(self, latent: Tensor, window: AnyWindow) -> Tensor:
-        """[B, S, N, dn + R] from the query latent [B, S, Q]; the rotary part is rotated where it lies."""
-        query = F.linear(self.norm_q(latent), self.up_q).unflatten(-1, (self.heads, -1))
-        cos, sin = window.own(latent.shape[1])
-        rotary = query[..., self.nope :]
-        turned = rotate(rotary, cos[:, None], sin[:, None])
-        # In place where possible: concatenating would copy all of the query to change its rotary part.
-        if torch.compiler.is_exporting():  # an exported graph changes nothing in place
-            return torch.cat([query[..., : self.nope], turned], dim=-1)
-        rotary.copy_(turned)
-        return query
 
     def _keys_values(self, cached: Tensor, own: Tensor, window: AnyWindow) -> tuple[Tensor, Tensor]:
         """Views [B, K, N, dn + R] and [B, K, N, dv] of one product with the entries of the whole window."""
@@ -113,15 +104,87 @@ class FusedLatentAttention(nn.Module):
         return keys.unflatten(-1, (self.heads, -1)), values.unflatten(-1, (self.heads, -1))
 
 
+class FusedLatentAttention(JoinedAttention):
+    """Replaces the given `LatentAttention` by three products."""
+
+    down: nn.Parameter
+    """[C + R + Q, D]: content, rotary key and query latent."""
+    up_q: nn.Parameter
+    """[N * (dn + R), Q]: each head's unrotated part, then its rotary part."""
+
+    def __init__(self, plain: LatentAttention) -> None:
+        """See `JoinedAttention`."""
+        super().__init__(plain)
+        self.down = _joined(plain.down_kv, plain.rotary_k, plain.down_q)
+        halves = (self._by_head(layer.weight) for layer in (plain.up_q, plain.rotary_q))
+        self.up_q = _fixed(torch.cat([*halves], dim=1).flatten(0, 1))
+
+    def _lowered(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        own, latent = F.linear(x, self.down).split([self.entry, self.down.shape[0] - self.entry], dim=-1)
+        return own, latent
+
+    def _queries(self, latent: Tensor, window: AnyWindow) -> Tensor:
+        query = F.linear(latent, self.up_q).unflatten(-1, (self.heads, -1))
+        cos, sin = window.own(latent.shape[1])
+        rotary = query[..., self.nope :]
+        turned = rotate(rotary, cos[:, None], sin[:, None])
+        # In place where possible: concatenating would copy all of the query to change its rotary part.
+        if torch.compiler.is_exporting():  # an exported graph changes nothing in place
+            return torch.cat([query[..., : self.nope], turned], dim=-1)
+        rotary.copy_(turned)
+        return query
+
+
+class QueriesApart(JoinedAttention):
+    """Replaces the given `LatentAttention` by five products, two of them layers that may be quantised.
+
+    What is cached and what is rotated has no layer that fp8 is for (`export.lowering.exclusions`), the rest
+    of the queries has: a product of both could be in neither precision.
+    """
+
+    def __init__(self, plain: LatentAttention) -> None:
+        """See `JoinedAttention`; the layers of the queries are shared with `plain` too."""
+        super().__init__(plain)
+        self.down = _joined(plain.down_kv, plain.rotary_k)
+        self.down_q, self.up_q, self.rotary_q = plain.down_q, plain.up_q, plain.rotary_q
+
+    def _lowered(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return F.linear(x, self.down), self.down_q(x)
+
+    def _queries(self, latent: Tensor, window: AnyWindow) -> Tensor:
+        nope, rotary = (up(latent).unflatten(-1, (self.heads, -1)) for up in (self.up_q, self.rotary_q))
+        cos, sin = window.own(latent.shape[1])
+        return torch.cat([nope, rotate(rotary, cos[:, None], sin[:, None])], dim=-1)
+
+
 def _fixed(weight: Tensor) -> nn.Parameter:
     return nn.Parameter(weight, requires_grad=False)
 
 
-def fused(module: nn.Module) -> nn.Module:
-    """A shallow copy of `module`, sharing all else, whose latent attention has joined products."""
+def _joined(*layers: nn.Linear) -> nn.Parameter:
+    return _fixed(torch.cat([layer.weight.detach() for layer in layers]))
+
+
+def _rows(*layers: nn.Linear) -> int:
+    return sum(layer.out_features for layer in layers)
+
+
+def fused(module: nn.Module, apart: Collection[str] = (), name: str = "") -> nn.Module:
+    """A shallow copy of `module`, sharing all else, whose latent attention has joined products.
+
+    Args:
+        module: a model, or a part of one.
+        apart: names of layers that shall stay layers of their own, such as `blocks.1.attn1.up_q`. Only the
+            layers `down_q` and `up_q` can; where one of them is named, both are left apart.
+        name: of `module`, if it is a part.
+    """
+    inside = f"{name}." if name else ""
     if isinstance(module, LatentAttention):
-        return FusedLatentAttention(module)
+        named = {f"{inside}down_q", f"{inside}up_q"}
+        return FusedLatentAttention(module) if named.isdisjoint(apart) else QueriesApart(module)
     shared = copy.copy(module)
-    parts = {name: fused(part) for name, part in module._modules.items() if part is not None}
+    parts = {
+        own: fused(part, apart, f"{inside}{own}") for own, part in module._modules.items() if part is not None
+    }
     shared.__dict__["_modules"] = cast(dict[str, nn.Module | None], parts)
     return shared

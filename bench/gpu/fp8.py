@@ -21,9 +21,11 @@ from runtime.engines.base import EagerEngine
 
 ARMS: dict[str, dict[str, Any]] = {
     "fp8": {"fp8": True},
+    "fp8, queries wide": {"fp8": True, "fp8_queries": False},
     "fp8, products apart": {"fp8": True, "joined": False},
 }
-"""The query layers are in float8 only if attention's products are not joined."""
+"""Queries in the wide type have two kernels a layer fewer, because all of attention's products are joined then;
+products apart have two more."""
 
 
 def fp8(context: Context) -> Pieces:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from runtime.engines.key_splits import event_timer, time_absorbed
 from runtime.engines.layers.fp8_cache import PackedEntries, unpacking
-from runtime.engines.layers.fp8_linear import in_fp8
+from runtime.engines.layers.fp8_linear import in_fp8, quantisable
 from runtime.engines.layers.packed_linear import packable, packed
 from runtime.engines.layers.timestep_tables import tabled
 from vmla.cache import CacheSpec
@@ -70,6 +70,7 @@ class EagerEngine:
         compiled: bool = False,
         fp8: bool = False,
         fp8_cache: bool = False,
+        fp8_queries: bool = True,
         joined: bool = True,
         group: ProcessGroup | None = None,
         text_device: torch.device | None = None,
@@ -84,6 +85,8 @@ class EagerEngine:
             compiled: `torch.compile` gets the blocks, one at a time, when they are first called.
             fp8: layers that float8 is for compute in it (`runtime.engines.layers.fp8_linear`).
             fp8_cache: the cache keeps entries in float8 (`runtime.engines.layers.fp8_cache`).
+            fp8_queries: the query layers of attention are among them, and so not in a product with layers
+                that float8 is not for; False is for measuring the gain.
             joined: attention's products are joined on a GPU; False is for measuring the gain.
             group: processes that make one video together: each holds the model and computes a part of a
                 chunk's tokens (`runtime.engines.sequence_parallel`). All of them must make the same calls.
@@ -107,17 +110,18 @@ class EagerEngine:
                 "a cache in float8 is read by one process, by modules that are not the model's own"
             )
         if not as_it_is:
-            self._model = self._optimized(compiled, fp8, joined, 1 if group is None else group.size())
+            if joined and device.type == "cuda" and not absorbed:
+                apart = [name for name, _ in quantisable(self._model)] if fp8 and fp8_queries else ()
+                self._model = cast(VideoMLA, fused(self._model, apart))
+            self._model = self._optimized(compiled, fp8, 1 if group is None else group.size())
         if absorbed and device.type == "cuda":
             time_absorbed(self.config, dtype=dtype, device=device, timer=event_timer)
         self._text = text
         text.encoder.to(device if text_device is None else text_device)
 
-    def _optimized(self, compiled: bool, fp8: bool, joined: bool, processes: int) -> VideoMLA:
+    def _optimized(self, compiled: bool, fp8: bool, processes: int) -> VideoMLA:
         """The model with its weights laid out for this machine and its conditioning tabled by timestep."""
         model = self._model
-        if joined and self.device.type == "cuda" and not self.absorbed:
-            model = cast(VideoMLA, fused(model))
         if fp8:
             model = in_fp8(model)
         if packable(self.device, self.dtype):
