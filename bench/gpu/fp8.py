@@ -24,8 +24,8 @@ ARMS: dict[str, dict[str, Any]] = {
     "fp8, queries wide": {"fp8": True, "fp8_queries": False},
     "fp8, products apart": {"fp8": True, "joined": False},
 }
-"""Queries in the wide type have two kernels a layer fewer, because all of attention's products are joined then;
-products apart have two more."""
+"""Queries in the wide type have two kernels a layer fewer, because all of attention's products are joined
+then; products apart have two more."""
 
 
 def fp8(context: Context) -> Pieces:

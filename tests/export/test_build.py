@@ -33,7 +33,7 @@ def compiled(monkeypatch):
     """The names of the programs that were compiled, by a compiler that writes its input's graph."""
     names = []
 
-    def package(program, path, options):
+    def package(program, path, device, options):
         names.append(path.stem)
         path.write_text(str(program.graph))
 
@@ -171,7 +171,7 @@ from export.backends import aoti
 from export.build import build as build_in
 from export.lowering.calibration import Calibration
 from runtime.cli.export import main
-def package(program, path, options):
+def package(program, path, device, options):
     path.write_text("half")
     print("stuck", flush=True)
     while "swallowed" in sys.argv[-1]:
@@ -302,12 +302,12 @@ def test_one_layer_is_compiled_for_all_on_a_gpu_unless_something_else_is_said():
 
     assert form() == (False, "aoti-bf16")
     assert form(device="cuda") == (True, "aoti-bf16-cuda")
-    assert form(device="cuda", precision="fp8") == (False, "aoti-fp8-cuda")
+    assert form(device="cuda", precision="fp8") == (True, "aoti-fp8-cuda")
+    assert form(precision="fp8") == (False, "aoti-fp8")
+    assert form(precision="fp8", regional=True) == (True, "aoti-fp8-regional")
     assert form(regional=True) == (True, "aoti-bf16-regional")
     assert form(device="cuda", regional=False) == (False, "aoti-bf16-cuda-whole")
     assert form(backend="onnx") == (False, "onnx-bf16")
-    with pytest.raises(UserError, match="leave --regional out"):
-        form(precision="fp8", regional=True)
     with pytest.raises(UserError, match="compiles whole programs; leave --regional out"):
         form(backend="onnx", precision="fp32", regional=True)
 

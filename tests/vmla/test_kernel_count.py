@@ -79,10 +79,8 @@ def test_joined_products_are_fewer_kernels(monkeypatch):
 
 
 def test_float8_adds_products_of_codes_but_few_kernels_that_make_them(monkeypatch):
-    """Codes are made where a norm, an activation or attention's output is written, not by kernels of their own.
-
-    The last layers of attention and text, whose inputs a library has made, need one each.
-    """
+    # Codes are made by the kernel that makes the numbers: a norm, an activation. Only those of the two
+    # attentions' results, which a library has made, take a kernel of their own.
     wide = kernels(monkeypatch, fused)
     narrow, queries = (kernels(monkeypatch, form) for form in (queries_in_bfloat16, queries_in_float8))
     assert narrow["products"] == wide["products"]

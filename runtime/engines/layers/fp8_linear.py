@@ -2,8 +2,7 @@
 
 Weights are quantised once, inputs at every call (`plugins.fp8.rows`), so no calibration is needed.
 `export.lowering.exclusions` decides which layers stay as they are, as for compiled engines. Where attention's
-products are joined (`vmla.fused_attention`), the layers of `quantisable` are named to `fused`, which leaves them
-apart.
+products are joined (`vmla.fused_attention`), those of `quantisable` have to be left apart.
 """
 
 from __future__ import annotations
