@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,15 +79,17 @@ class AOTI(Backend):
 
     def compile(self, name: str, program: ExportedProgram, manifest: Manifest, folder: Path) -> list[str]:
         """Compile the program into `NAME.pt2`."""
-        package(program, folder / f"{name}{self.ending}", manifest.host.device, manifest.compiler)
+        with _eager_attention(manifest):
+            package(program, folder / f"{name}{self.ending}", manifest.compiler)
         return []
 
     def compile_regional(self, name: str, program: Regional, manifest: Manifest, folder: Path) -> list[str]:
         """Compile each part into `NAME-PART.pt2`; the weights go to `NAME-weights.safetensors`."""
         from vmla.weights.formats.files import write_tensors
 
-        for part, one in program.parts.items():
-            package(one, folder / f"{name}-{part}{self.ending}", manifest.host.device, manifest.compiler)
+        with _eager_attention(manifest):
+            for part, one in program.parts.items():
+                package(one, folder / f"{name}-{part}{self.ending}", manifest.compiler)
         write_tensors(folder / f"{name}{WEIGHTS}", program.weights, {})
         return []
 
@@ -141,16 +144,21 @@ def find_compiler() -> str | None:
     return next((found for name in ("g++", "clang++") if (found := shutil.which(name))), None)
 
 
-def package(program: ExportedProgram, path: Path, device: str, options: Mapping[str, Any]) -> None:
-    """Compile `program` into the file `path`.
+def _eager_attention(manifest: Manifest) -> AbstractContextManager[None]:
+    """Inside, attention is compiled to a call of the library that the eager engine prefers on this machine."""
+    import torch
 
-    Attention becomes a call of the library that eager attention prefers on this machine, so an engine and
-    the eager model run the same one.
+    from plugins.sdpa import preferred_on
+
+    return preferred_on(torch.device(manifest.host.device))
+
+
+def package(program: ExportedProgram, path: Path, options: Mapping[str, Any]) -> None:
+    """Compile `program` for the device on which it was traced, into the file `path`.
 
     Args:
         program: already lowered to its precision.
         path: must end in `.pt2`.
-        device: type of the device on which the program was traced.
         options: Inductor's, as in `OPTIONS`.
 
     Raises:
@@ -160,9 +168,7 @@ def package(program: ExportedProgram, path: Path, device: str, options: Mapping[
     from torch._inductor import aoti_compile_and_package
     from torch._inductor.exc import CppCompileError
 
-    from plugins.sdpa import preferred_on
-
-    with torch.no_grad(), preferred_on(torch.device(device)), warnings.catch_warnings():
+    with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # of deprecations inside torch itself
         try:
             aoti_compile_and_package(program, package_path=str(path), inductor_configs=dict(options))

@@ -33,7 +33,7 @@ def compiled(monkeypatch):
     """The names of the programs that were compiled, by a compiler that writes its input's graph."""
     names = []
 
-    def package(program, path, device, options):
+    def package(program, path, options):
         names.append(path.stem)
         path.write_text(str(program.graph))
 
@@ -171,7 +171,7 @@ from export.backends import aoti
 from export.build import build as build_in
 from export.lowering.calibration import Calibration
 from runtime.cli.export import main
-def package(program, path, device, options):
+def package(program, path, options):
     path.write_text("half")
     print("stuck", flush=True)
     while "swallowed" in sys.argv[-1]:

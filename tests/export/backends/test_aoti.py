@@ -1,5 +1,7 @@
 """AOTInductor's packages take the attention that eager attention prefers, which no exported graph records."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 import torch._inductor
@@ -8,6 +10,7 @@ from torch._inductor.decomposition import select_decomp_table
 from torch.nn.attention import SDPBackend
 
 from export.backends import aoti
+from export.lowering.regional import Regional
 from plugins import dense_attention, sdpa
 
 pytestmark = pytest.mark.cpu
@@ -29,8 +32,8 @@ def program():
         return torch.export.export(Attention(), given, strict=False)
 
 
-@pytest.fixture
-def compiled(monkeypatch, program, tmp_path):
+@pytest.fixture(params=["whole", "by layer"])
+def compiled(request, monkeypatch, program, tmp_path):
     """What Inductor would compile for a device of some capability: its operations, and the preference."""
 
     def package(device, capability):
@@ -43,7 +46,12 @@ def compiled(monkeypatch, program, tmp_path):
 
         monkeypatch.setattr(torch._inductor, "aoti_compile_and_package", inductor)
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device=None: capability)
-        aoti.package(program, tmp_path / "attention.pt2", device, {})
+        manifest = SimpleNamespace(host=SimpleNamespace(device=device), compiler={})
+        if request.param == "whole":
+            aoti.AOTI().compile("step", program, manifest, tmp_path)
+        else:
+            parts = Regional(parts={"layer": program}, weights={"0.scale": torch.ones(1)})
+            aoti.AOTI().compile_regional("step", parts, manifest, tmp_path)
         return seen
 
     return package

@@ -232,7 +232,7 @@ def small():
 def test_it_compiles_to_the_same_numbers(small, tmp_path):
     program, x = small
     wanted = program.module()(x)
-    aoti.package(program, tmp_path / "small.pt2", "cpu", aoti.OPTIONS["cpu"])
+    aoti.package(program, tmp_path / "small.pt2", aoti.OPTIONS["cpu"])
     made = torch._inductor.aoti_load_package(str(tmp_path / "small.pt2"))(x)
     assert wanted.abs().max() > 0.1
     assert_close(made, wanted, rtol=1e-5, atol=1e-5)
