@@ -145,7 +145,7 @@ def find_compiler() -> str | None:
 
 
 def _eager_attention(manifest: Manifest) -> AbstractContextManager[None]:
-    """Inside, attention is compiled to a call of the library that the eager engine prefers on this machine."""
+    """Inside, attention becomes a call of the library that the eager engine prefers on this machine."""
     import torch
 
     from plugins.sdpa import preferred_on

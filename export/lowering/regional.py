@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 
 from export.engine.manifest import Signature, StepWindow, TensorSpec
 from export.engine.signature import BEGIN, END, LAYER, NARROW, PROMPT, STEP, contract, layer_parts, zeros
-from export.lowering.fp8_matmul import scaled
+from export.lowering.fp8_matmul import scaled, with_inputs
 from export.lowering.precision import Precision, in_precision
 from export.lowering.quantized_layers import HEADROOM, fp8_weights, quantized
 from export.lowering.trace import acting_as, drop_type_checks, exported, fake_mode_of, held_sizes
@@ -191,19 +191,24 @@ def _regional(
     weights = {
         f"{number}.{weight}": value
         for number, layer in enumerate(layers)
-        for weight, value in _weights(layer, programs[of_layers[number]], quantised[number]).items()
+        for weight, value in _weights(layer, programs[of_layers[number]], quantised[number], float8).items()
     }
     for part in set(of_layers):
         programs[part] = _taking_weights(programs[part], parts[part], precision)
     return Regional(parts=programs, weights=weights)
 
 
-def _weights(layer: nn.Module, program: ExportedProgram, largest: Mapping[str, float]) -> dict[str, Tensor]:
+def _weights(
+    layer: nn.Module, program: ExportedProgram, largest: Mapping[str, float], float8: Float8 | None
+) -> dict[str, Tensor]:
     """What `program`, lowered for a layer of the same form, takes as the weights of `layer`."""
     made: dict[str, Tensor] = {}
     with fake_mode_of(layer):
         for name, value in largest.items():
             made |= fp8_weights(name, layer.get_parameter(f"{name}.weight").detach(), HEADROOM * value)
+            if float8 is not None and float8.multiplied:
+                scales, scale = (made[f"{name}.{kind}_scale"] for kind in ("weight", "input"))
+                made[f"{name}.weight_scale"] = with_inputs(scales, scale)
     return {
         name: (made[name] if name in made else layer.get_parameter(name).detach()).to(stored.dtype)
         for name, stored in program.state_dict.items()
