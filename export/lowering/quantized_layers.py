@@ -61,7 +61,7 @@ def quantized(
         shared: the scales of inputs are parameters too, as in `fp8_weights`, so that the program serves other
             layers of the same shapes; for fp8 alone.
     """
-    edit = _Edit(program, shared)
+    edit = ProgramEdit(program, shared)
     for layer in linear_layers(program):
         if layer.name in largest:
             reach = HEADROOM * largest[layer.name]
@@ -88,7 +88,7 @@ def fp8_weights(name: str, weight: Tensor, reach: float) -> dict[str, Tensor]:
     }
 
 
-class _Edit:
+class ProgramEdit:
     """Edits a program: replaces weights by codes and adds parameters."""
 
     def __init__(self, program: ExportedProgram, shared: bool = False) -> None:

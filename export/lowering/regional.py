@@ -20,7 +20,7 @@ from torch.export import ExportedProgram
 
 from export.engine.manifest import Signature, StepWindow, TensorSpec
 from export.engine.signature import BEGIN, END, LAYER, NARROW, PROMPT, STEP, contract, layer_parts, zeros
-from export.lowering.fp8_matmul import scaled, with_inputs
+from export.lowering.fp8_matmul import ROWS, scaled, with_inputs
 from export.lowering.precision import Precision, in_precision
 from export.lowering.quantized_layers import HEADROOM, fp8_weights, quantized
 from export.lowering.trace import acting_as, drop_type_checks, exported, fake_mode_of, held_sizes
@@ -202,7 +202,8 @@ def _weights(
     layer: nn.Module, program: ExportedProgram, largest: Mapping[str, float], float8: Float8 | None
 ) -> dict[str, Tensor]:
     """What `program`, lowered for a layer of the same form, takes as the weights of `layer`."""
-    made: dict[str, Tensor] = {}
+    # The scales of rows are the same for all layers; each has a copy, since a file's tensors share no memory.
+    made = {name: stored.detach().clone() for name, stored in program.state_dict.items() if name == ROWS}
     with fake_mode_of(layer):
         for name, value in largest.items():
             made |= fp8_weights(name, layer.get_parameter(f"{name}.weight").detach(), HEADROOM * value)

@@ -190,7 +190,7 @@ def test_a_product_of_codes_is_that_of_what_they_stand_for(bias):
     scales = row_scales(weight)
     codes = quantize(x, 2.0**-6), quantize(weight / scales[:, None], 1.0)
     narrow = None if bias is None else bias.bfloat16()
-    made = scaled_linear(codes[0], codes[1], with_inputs(scales, 2.0**-6), narrow)
+    made = scaled_linear(codes[0], torch.ones(10, 1), codes[1], with_inputs(scales, 2.0**-6), narrow)
     exact = nearest(x * 64, E4M3) / 64 @ fp8_rows(weight).T + (0 if bias is None else bias)
     assert made.dtype == torch.float32
     assert_relative(made, exact, 2**-7)  # it is rounded to bfloat16, and so is the bias
