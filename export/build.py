@@ -30,7 +30,7 @@ from export.lowering.calibration import Calibration, Drive, calibrate, draw_roll
 from export.lowering.fp8_matmul import scaled
 from export.lowering.precision import in_precision
 from export.lowering.quantized_layers import quantized
-from export.lowering.regional import Regional, trace_regional
+from export.lowering.regional import Float8, Regional, trace_regional
 from export.lowering.trace import trace
 from export.settings import Settings
 from plugins.errors import UserError
@@ -157,10 +157,10 @@ def step_window(config: ModelConfig, attention: Attention) -> StepWindow:
 def joins_products(settings: Settings) -> bool:
     """Whether latent attention's products are joined: fewer and larger ones are faster, on a CPU too.
 
-    Layers that have scales of their own are left apart, as is what the plugin's kernel reads. A portable
-    graph keeps the weights of the checkpoint under their names.
+    Layers that have scales of their own stay layers, and only what lies beside them is joined. What the
+    plugin's kernel reads is left apart. A portable graph keeps the checkpoint's weights under their names.
     """
-    return settings.attention_form == "native" and not settings.quantized and not settings.builder.portable
+    return settings.attention_form == "native" and not settings.builder.portable
 
 
 def _quantization(
@@ -205,14 +205,15 @@ def _programs(
     phase: Callable[[str], AbstractContextManager[BuildPhase]],
 ) -> dict[str, ExportedProgram] | dict[str, Regional]:
     """Trace the model and lower its programs to the precision of `settings`, on their device."""
-    joined = joins_products(settings)
+    batch, window, joined = settings.batch, wanted.window, joins_products(settings)
     if wanted.regional:
+        float8 = None if largest is None else Float8(largest=largest, multiplied=_multiplies_codes(settings))
         with phase(f"trace one layer in {settings.precision}"):
             return trace_regional(
-                model, batch=settings.batch, window=wanted.window, joined=joined, precision=settings.precision
+                model, batch=batch, window=window, joined=joined, precision=settings.base, float8=float8
             )
     with phase("trace"):
-        programs = trace(model, batch=settings.batch, window=wanted.window, joined=joined)
+        programs = trace(model, batch=batch, window=window, joined=joined, apart=largest or ())
     with phase(f"lower to {settings.precision}"):
         return {
             name: lower(program, wanted.programs[name], settings, largest)
@@ -244,11 +245,16 @@ def lower(
     """
     if largest:
         program = quantized(program, largest, settings.precision)
-        if settings.device == "cuda":
+        if _multiplies_codes(settings):
             program = scaled(program)
     narrow = NARROW[settings.base]
     held = [spec.name for spec in (*signature.inputs, *signature.outputs) if spec.dtype == narrow]
     return in_precision(program, settings.base, held)
+
+
+def _multiplies_codes(settings: Settings) -> bool:
+    """Whether PyTorch's own product multiplies codes in the engine, which takes a GPU."""
+    return settings.device == "cuda"
 
 
 def _reusable(folder: Path, wanted: Manifest, calibration: Calibration | None) -> Manifest | None:

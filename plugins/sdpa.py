@@ -98,6 +98,15 @@ def without_empty(keys: Tensor, values: Tensor, valid: Tensor) -> tuple[Tensor, 
 
 def preferred(query: Tensor) -> AbstractContextManager[None]:
     """Inside, PyTorch prefers cuDNN where that is fastest."""
-    if query.device.type == "cuda" and torch.cuda.get_device_capability(query.device) >= HOPPER:
+    return preferred_on(query.device)
+
+
+def preferred_on(device: torch.device) -> AbstractContextManager[None]:
+    """`preferred` for tensors on `device`; an exported program is to be decomposed inside.
+
+    Such a program has no backend yet: the preference that held while it was traced is not part of its graph,
+    and PyTorch chooses anew when attention is decomposed into a library's call.
+    """
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= HOPPER:
         return sdpa_kernel(ORDER, set_priority=True)
     return nullcontext()

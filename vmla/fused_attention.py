@@ -14,7 +14,7 @@ A product with the identity is exact, so results differ only by how a library or
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection
 from typing import cast
 
 import torch
@@ -34,13 +34,11 @@ def attend_to(window: AnyWindow, query: Tensor, keys: Tensor, values: Tensor) ->
     return window.attend(query, keys, values)
 
 
-class FusedLatentAttention(nn.Module):
-    """Replaces the given `LatentAttention` in its expanded form, without gradients."""
+class JoinedAttention(nn.Module):
+    """Base of both fused forms, in the expanded form and without gradients; they differ in their queries."""
 
     down: nn.Parameter
-    """[C + R + Q, D]: content, rotary key and query latent."""
-    up_q: nn.Parameter
-    """[N * (dn + R), Q]: each head's unrotated part, then its rotary part."""
+    """[C + R, D] or more rows: content and rotary key first."""
     expansion: nn.Parameter
     """[N * (dn + R) + N * dv, C + R]: all keys, then all values."""
     attend: Attend
@@ -50,13 +48,9 @@ class FusedLatentAttention(nn.Module):
         """Join the weights of `plain`; norms and output projection are shared with it."""
         super().__init__()
         self.heads, self.attend = plain.heads, attend_to
-        self.rotary, self.latent = plain.rotary_k.out_features, plain.down_q.out_features
+        self.content, self.rotary = plain.down_kv.out_features, plain.rotary_k.out_features
         self.nope = plain.up_k.out_features // self.heads
         self.norm_kv, self.norm_q, self.to_out = plain.norm_kv, plain.norm_q, plain.to_out
-        layers = (plain.down_kv, plain.rotary_k, plain.down_q)
-        self.down = _fixed(torch.cat([layer.weight.detach() for layer in layers]))
-        halves = (self._by_head(layer.weight) for layer in (plain.up_q, plain.rotary_q))
-        self.up_q = _fixed(torch.cat([*halves], dim=1).flatten(0, 1))
         self.expansion = _fixed(self._expansion(plain))
 
     def _by_head(self, weight: Tensor) -> Tensor:
@@ -73,7 +67,7 @@ class FusedLatentAttention(nn.Module):
 
     def entries(self, x: Tensor) -> Tensor:
         """See `LatentAttention.entries`."""
-        return self._entries(*self._down(x, [*self._widths[:2]]))
+        return self._entries(*F.linear(x, self.down[: self.content + self.rotary]).split(self.widths, dim=-1))
 
     def forward(
         self, x: Tensor, cached: Tensor, window: AnyWindow, *, absorbed: bool = False
@@ -85,22 +79,26 @@ class FusedLatentAttention(nn.Module):
         """
         if absorbed:
             raise ValueError("fused attention has no absorbed form; use the plain model")
-        content, rotary, latent = self._down(x, self._widths)
+        content, rotary, latent = self._down(x)
         own = window.gathered(self._entries(content, rotary))
-        query = self._queries(latent, window)
+        query = self._queries(self.norm_q(latent), window)
         keys, values = self._keys_values(window.before(cached, own), own, window)
         parts = (self._as_read(part.transpose(1, 2), window) for part in (query, keys, values))
         out = self.attend(window, *parts)
         return self.to_out(out.transpose(1, 2).flatten(2)), own
 
     @property
-    def _widths(self) -> list[int]:
-        """The widths C, R and Q of the parts of `down`."""
-        return [self.down.shape[0] - self.rotary - self.latent, self.rotary, self.latent]
+    def widths(self) -> list[int]:
+        """The widths C and R of an entry's content and rotary key."""
+        return [self.content, self.rotary]
 
-    def _down(self, x: Tensor, widths: list[int]) -> Sequence[Tensor]:
-        """The first parts of `down`, of these `widths`, times x [B, S, D], each [B, S, width]."""
-        return F.linear(x, self.down[: sum(widths)]).split(widths, dim=-1)
+    def _down(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Content [B, S, C] and query latent [B, S, Q] before their norms, rotary key [B, S, R] between."""
+        raise NotImplementedError
+
+    def _queries(self, latent: Tensor, window: AnyWindow) -> Tensor:
+        """[B, S, N, dn + R], the rotary part rotated, from the normalised query latent [B, S, Q]."""
+        raise NotImplementedError
 
     def _entries(self, content: Tensor, rotary: Tensor) -> Tensor:
         """Content and rotary key side by side [B, S, E], the content normalised."""
@@ -111,18 +109,7 @@ class FusedLatentAttention(nn.Module):
         # The masked kernel reads contiguous memory only.
         return part if getattr(window, "full", False) else part.contiguous()
 
-    def _queries(self, latent: Tensor, window: AnyWindow) -> Tensor:
-        """[B, S, N, dn + R] from the query latent [B, S, Q]; the rotary part is rotated where it lies."""
-        query = F.linear(self.norm_q(latent), self.up_q).unflatten(-1, (self.heads, -1))
-        rotary = query[..., self.nope :]
-        turned = self._turned(rotary, window)
-        # In place where possible: concatenating would copy all of the query to change its rotary part.
-        if torch.compiler.is_exporting():  # an exported graph changes nothing in place
-            return torch.cat([query[..., : self.nope], turned], dim=-1)
-        rotary.copy_(turned)
-        return query
-
-    def _turned(self, rotary: Tensor, window: AnyWindow) -> Tensor:
+    def _rotated(self, rotary: Tensor, window: AnyWindow) -> Tensor:
         """The rotary part of the queries [B, S, N, R], rotated to the places of the chunk's own tokens."""
         cos, sin = window.own(rotary.shape[1])
         return rotate(rotary, cos[:, None], sin[:, None])
@@ -132,22 +119,110 @@ class FusedLatentAttention(nn.Module):
         full = getattr(window, "full", False)
         entries = torch.cat([cached, own], dim=1) if full else window_entries(cached, own, window.valid)
         content, rotary = entries.split([entries.shape[-1] - self.rotary, self.rotary], dim=-1)
-        turned = torch.cat([content, rotate(rotary, window.cos, window.sin)], dim=-1)
-        made = F.linear(turned, self.expansion)
+        rotated = torch.cat([content, rotate(rotary, window.cos, window.sin)], dim=-1)
+        made = F.linear(rotated, self.expansion)
         width = self.heads * (self.nope + self.rotary)
         keys, values = made.split([width, made.shape[-1] - width], dim=-1)
         return keys.unflatten(-1, (self.heads, -1)), values.unflatten(-1, (self.heads, -1))
+
+
+class FusedLatentAttention(JoinedAttention):
+    """Replaces the given `LatentAttention` by three products."""
+
+    down: nn.Parameter
+    """[C + R + Q, D]: content, rotary key and query latent."""
+    up_q: nn.Parameter
+    """[N * (dn + R), Q]: each head's unrotated part, then its rotary part."""
+
+    def __init__(self, plain: LatentAttention) -> None:
+        """See `JoinedAttention`."""
+        super().__init__(plain)
+        self.latent = plain.down_q.out_features
+        self.down = _joined(plain.down_kv, plain.rotary_k, plain.down_q)
+        halves = (self._by_head(layer.weight) for layer in (plain.up_q, plain.rotary_q))
+        self.up_q = _fixed(torch.cat([*halves], dim=1).flatten(0, 1))
+
+    def _down(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        content, rotary, latent = F.linear(x, self.down).split([*self.widths, self.latent], dim=-1)
+        return content, rotary, latent
+
+    def _queries(self, latent: Tensor, window: AnyWindow) -> Tensor:
+        query = F.linear(latent, self.up_q).unflatten(-1, (self.heads, -1))
+        rotary = query[..., self.nope :]
+        rotated = self._rotated(rotary, window)
+        # In place where possible: concatenating would copy all of the query to change its rotary part.
+        if torch.compiler.is_exporting():  # an exported graph changes nothing in place
+            return torch.cat([query[..., : self.nope], rotated], dim=-1)
+        rotary.copy_(rotated)
+        return query
+
+
+class QueriesApart(JoinedAttention):
+    """Replaces the given `LatentAttention` by five products, two of them layers that may be quantised.
+
+    What is cached and what is rotated has no layer that fp8 is for (`export.lowering.exclusions`), the rest
+    of the queries has: a product of both could be in neither precision.
+    """
+
+    def __init__(self, plain: LatentAttention) -> None:
+        """See `JoinedAttention`; the layers of the queries are shared with `plain` too."""
+        super().__init__(plain)
+        self.down = _joined(plain.down_kv, plain.rotary_k)
+        self.down_q, self.up_q, self.rotary_q = plain.down_q, plain.up_q, plain.rotary_q
+
+    def _down(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        content, rotary = F.linear(x, self.down).split(self.widths, dim=-1)
+        return content, rotary, self.down_q(x)
+
+    def _queries(self, latent: Tensor, window: AnyWindow) -> Tensor:
+        nope, rotary = (up(latent).unflatten(-1, (self.heads, -1)) for up in (self.up_q, self.rotary_q))
+        return torch.cat([nope, self._rotated(rotary, window)], dim=-1)
 
 
 def _fixed(weight: Tensor) -> nn.Parameter:
     return nn.Parameter(weight, requires_grad=False)
 
 
-def fused(module: nn.Module, attention: type[FusedLatentAttention] = FusedLatentAttention) -> nn.Module:
-    """A shallow copy of `module`, sharing all else, whose latent attention has joined products."""
+def _joined(*layers: nn.Linear) -> nn.Parameter:
+    return _fixed(torch.cat([layer.weight.detach() for layer in layers]))
+
+
+def fused(
+    module: nn.Module,
+    apart: Collection[str] = (),
+    *,
+    form: type[FusedLatentAttention] = FusedLatentAttention,
+    name: str = "",
+) -> nn.Module:
+    """A shallow copy of `module`, sharing all else, whose latent attention has joined products.
+
+    Args:
+        module: a model, or a part of one.
+        apart: names of layers that shall stay layers of their own, such as `blocks.1.attn1.up_q`. Only the
+            layers `down_q` and `up_q` can; where one of them is named, both are left apart.
+        form: of attention that has none of these; others than the usual one are for measuring a part of it.
+        name: of `module`, if it is a part.
+    """
+    inside = f"{name}." if name else ""
     if isinstance(module, LatentAttention):
-        return attention(module)
+        named = {f"{inside}down_q", f"{inside}up_q"}
+        return form(module) if named.isdisjoint(apart) else QueriesApart(module)
     shared = copy.copy(module)
-    parts = {name: fused(part, attention) for name, part in module._modules.items() if part is not None}
+    parts = {
+        own: fused(part, apart, form=form, name=f"{inside}{own}")
+        for own, part in module._modules.items()
+        if part is not None
+    }
+    shared.__dict__["_modules"] = cast(dict[str, nn.Module | None], parts)
+    return shared
+
+
+def attending(module: nn.Module, attend: Attend) -> nn.Module:
+    """A shallow copy of `module`, sharing all else, whose joined latent attention attends by `attend`."""
+    shared = copy.copy(module)
+    if isinstance(module, JoinedAttention):
+        cast(JoinedAttention, shared).attend = attend
+        return shared
+    parts = {name: attending(part, attend) for name, part in module._modules.items() if part is not None}
     shared.__dict__["_modules"] = cast(dict[str, nn.Module | None], parts)
     return shared

@@ -125,7 +125,7 @@ def export_graph(
     layers = by_precision(config, settings)[precision] if settings.quantized else ()
     largest = dict.fromkeys(layers, LARGEST_INPUT)
     window, joined = step_window(config, attention), joins_products(settings)
-    program = trace_step(fake_model(config), batch=1, window=window, joined=joined)
+    program = trace_step(fake_model(config), batch=1, window=window, joined=joined, apart=layers)
     program = lower(program, signature, settings, largest)
     onnx.save(program, signature, path, attention_nodes=attention == "plugin", weights=weights)
     graph = Graph.read(path)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,18 +46,12 @@ class AOTI(Backend):
     devices = ("cpu", "cuda")
     takes = frozenset({"device", "regional"})
 
-    def check(self, options: BuildOptions) -> None:
-        """Refuse, besides what every backend refuses, one program for layers that have scales in it."""
-        super().check(options)
-        if options.regional and options.precision == "fp8":
-            raise UserError("in fp8 each layer has scales of its own in its program; leave --regional out")
-
     def usually_regional(self, device: str, precision: str) -> bool:
         """On a GPU, for which a whole large model compiles for minutes.
 
         On a CPU weights are laid out when they are compiled, which those of a layer that all share cannot be.
         """
-        return device == "cuda" and precision != "fp8"
+        return device == "cuda"
 
     def check_tools(self, options: BuildOptions) -> None:
         """Refuse a machine without a C++ compiler, or without the GPU that is asked for."""
@@ -84,29 +79,32 @@ class AOTI(Backend):
 
     def compile(self, name: str, program: ExportedProgram, manifest: Manifest, folder: Path) -> list[str]:
         """Compile the program into `NAME.pt2`."""
-        package(program, folder / f"{name}{self.ending}", manifest.compiler)
+        with _eager_attention(manifest):
+            package(program, folder / f"{name}{self.ending}", manifest.compiler)
         return []
 
     def compile_regional(self, name: str, program: Regional, manifest: Manifest, folder: Path) -> list[str]:
         """Compile each part into `NAME-PART.pt2`; the weights go to `NAME-weights.safetensors`."""
         from vmla.weights.formats.files import write_tensors
 
-        for part, one in program.parts.items():
-            package(one, folder / f"{name}-{part}{self.ending}", manifest.compiler)
+        with _eager_attention(manifest):
+            for part, one in program.parts.items():
+                package(one, folder / f"{name}-{part}{self.ending}", manifest.compiler)
         write_tensors(folder / f"{name}{WEIGHTS}", program.weights, {})
         return []
 
     def files(self, name: str, manifest: Manifest) -> tuple[str, ...]:
         """One package, or one for each part and the weights."""
-        from export.engine.signature import PARTS
+        from export.engine.signature import PROMPT, STEP, parts_of
 
         if not manifest.regional:
             return super().files(name, manifest)
-        return (*(f"{name}-{part}{self.ending}" for part in PARTS.get(name, ())), f"{name}{WEIGHTS}")
+        parts = parts_of(name, _layers(name, manifest)) if name in (STEP, PROMPT) else ()
+        return (*(f"{name}-{part}{self.ending}" for part in parts), f"{name}{WEIGHTS}")
 
     def load(self, folder: Path, name: str, manifest: Manifest) -> Program:
         """Load its packages; on a GPU with PyTorch's loader, whose calls launch kernels and return."""
-        from export.engine.signature import PARTS
+        from export.engine.signature import parts_of
         from export.loading import aoti_library
         from export.loading.regional import RUN, read_layers
 
@@ -114,8 +112,17 @@ class AOTI(Backend):
         load: Callable[[Path], Program] = aoti_library.Library if on_cpu else aoti_library.loaded_by_torch
         if not manifest.regional:
             return load(folder / f"{name}{self.ending}")
-        parts = {part: load(folder / f"{name}-{part}{self.ending}") for part in PARTS[name]}
-        return RUN[name](parts, read_layers(folder / f"{name}{WEIGHTS}", manifest.host.device))
+        layers = _layers(name, manifest)
+        parts = {part: load(folder / f"{name}-{part}{self.ending}") for part in parts_of(name, layers)}
+        return RUN[name](parts, read_layers(folder / f"{name}{WEIGHTS}", manifest.host.device, layers))
+
+
+def _layers(name: str, manifest: Manifest) -> tuple[str, ...]:
+    """The part that runs each layer of the program called `name`."""
+    from export.engine.signature import layer_parts
+
+    quantised = manifest.layers.get(manifest.precision, ()) if manifest.quantization is not None else ()
+    return layer_parts(name, manifest.model["num_layers"], quantised)
 
 
 def check_compiler(device: str) -> None:
@@ -137,8 +144,17 @@ def find_compiler() -> str | None:
     return next((found for name in ("g++", "clang++") if (found := shutil.which(name))), None)
 
 
+def _eager_attention(manifest: Manifest) -> AbstractContextManager[None]:
+    """Inside, attention becomes a call of the library that the eager engine prefers on this machine."""
+    import torch
+
+    from plugins.sdpa import preferred_on
+
+    return preferred_on(torch.device(manifest.host.device))
+
+
 def package(program: ExportedProgram, path: Path, options: Mapping[str, Any]) -> None:
-    """Compile `program` for the device on which its weights are, into the file `path`.
+    """Compile `program` for the device on which it was traced, into the file `path`.
 
     Args:
         program: already lowered to its precision.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -17,11 +17,30 @@ from vmla.transformer import StepInputs
 
 STEP, PROMPT = "step", "prompt"
 """The two programs of an engine."""
-BEGIN, LAYER, END = "begin", "layer", "end"
-PARTS = {STEP: (BEGIN, LAYER, END), PROMPT: (BEGIN, LAYER)}
-"""The parts of a program that is compiled in parts, as they run: the second one once for each layer."""
+BEGIN, LAYER, PLAIN, END = "begin", "layer", "plain", "end"
+"""The parts of a program that is compiled in parts. Each layer is run by the part `layer`, but in a step with
+quantised layers those without any by the part `plain`."""
 NARROW = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 """The type of cache and text, by the precision of what is not quantised."""
+
+
+def layer_parts(name: str, layers: int, quantised: Collection[str]) -> tuple[str, ...]:
+    """The part that runs each of the `layers` layers of the program called `name`.
+
+    Args:
+        name: `step` or `prompt`; no layer of the prompt step is ever quantised.
+        layers: blocks of the model.
+        quantised: names of the layers within blocks that have codes, such as `blocks.1.ffn.up`.
+    """
+    if name == PROMPT or not quantised:
+        return (LAYER,) * layers
+    starts = [f"blocks.{number}." for number in range(layers)]
+    return tuple(LAYER if any(own.startswith(start) for own in quantised) else PLAIN for start in starts)
+
+
+def parts_of(name: str, of_layers: Sequence[str]) -> tuple[str, ...]:
+    """The parts of the program called `name`, given those that run its layers (`layer_parts`)."""
+    return (BEGIN, *sorted(set(of_layers)), *((END,) if name == STEP else ()))
 
 
 def cache_of(config: ModelConfig, narrow: str) -> dict[str, Any]:

@@ -11,6 +11,10 @@ of codes.
 Scales are powers of two. In a floating-point format that costs no precision, only range; on the shipped model
 no difference from the exact maximum was measured. In return, dividing by a scale is exact and every scale is
 exact in float32, bfloat16 and float16, so every backend produces the same codes.
+
+The scale of an input is a number in the graph. A program that several layers share
+(`export.lowering.regional`) has the scales of none of them, so there it is a tensor [] float32: the overloads
+`Tensor` take one and compute the same.
 """
 
 from __future__ import annotations
@@ -25,21 +29,23 @@ LARGEST = torch.finfo(torch.float8_e4m3fn).max
 
 _LIBRARY = torch.library.Library("vmla", "FRAGMENT")
 _LIBRARY.define("quantize(Tensor x, float scale) -> Tensor")
+_LIBRARY.define("quantize.Tensor(Tensor x, Tensor scale) -> Tensor")
 _LIBRARY.define("dequantize(Tensor codes, float scale, ScalarType dtype) -> Tensor")
+_LIBRARY.define("dequantize.Tensor(Tensor codes, Tensor scale, ScalarType dtype) -> Tensor")
 _LIBRARY.define("dequantize_rows(Tensor codes, Tensor scales) -> Tensor")
 
-QUANTIZE = torch.ops.vmla.quantize.default
-DEQUANTIZE = torch.ops.vmla.dequantize.default
+QUANTIZE, QUANTIZE_BY = torch.ops.vmla.quantize.default, torch.ops.vmla.quantize.Tensor
+DEQUANTIZE, DEQUANTIZE_BY = torch.ops.vmla.dequantize.default, torch.ops.vmla.dequantize.Tensor
 DEQUANTIZE_ROWS = torch.ops.vmla.dequantize_rows.default
 
 
-def quantize(x: Tensor, scale: float) -> Tensor:
+def quantize(x: Tensor, scale: float | Tensor) -> Tensor:
     """The float8_e4m3fn codes of x / scale, rounded to nearest even and saturated at 448."""
     # PyTorch's cast of values beyond 448 depends on version and device, so they are clamped first.
     return (x / scale).clamp(-LARGEST, LARGEST).to(torch.float8_e4m3fn)
 
 
-def dequantize(codes: Tensor, scale: float, dtype: torch.dtype) -> Tensor:
+def dequantize(codes: Tensor, scale: float | Tensor, dtype: torch.dtype) -> Tensor:
     """The values of `codes` in `dtype`."""
     return codes.to(dtype) * scale
 
@@ -52,7 +58,9 @@ def dequantize_rows(codes: Tensor, scales: Tensor) -> Tensor:
 # Compositions, as in `plugins.operator`: nodes in a traced graph, transparent to a compiler.
 for _name, _composition in (
     ("quantize", quantize),
+    ("quantize.Tensor", quantize),
     ("dequantize", dequantize),
+    ("dequantize.Tensor", dequantize),
     ("dequantize_rows", dequantize_rows),
 ):
     _LIBRARY.impl(_name, _composition, "CompositeImplicitAutograd")

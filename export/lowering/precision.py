@@ -29,7 +29,7 @@ from torch.export.graph_signature import InputKind
 from torch.fx import Node
 from torch.fx.node import map_arg
 
-from export.lowering.fp8 import DEQUANTIZE, DEQUANTIZE_ROWS
+from export.lowering.fp8 import DEQUANTIZE, DEQUANTIZE_BY, DEQUANTIZE_ROWS
 from export.lowering.trace import rebuilt
 from plugins.errors import UserError
 from vmla.cli.options.names import unknown_name
@@ -183,13 +183,13 @@ class _Narrowing:
             return self.narrow_of[node]
         if node in self.weights:
             return self._store_narrow(node)
-        if node.target is DEQUANTIZE:
-            narrow = self._call(DEQUANTIZE, (*node.args[:2], self.dtype), {})  # exact: see fp8
-        elif node.target is DEQUANTIZE_ROWS:
+        target: Any = node.target
+        if target in (DEQUANTIZE, DEQUANTIZE_BY):
+            narrow = self._call(target, (*node.args[:2], self.dtype), {})  # exact: see fp8
+        elif target is DEQUANTIZE_ROWS:
             narrow = self._call(DEQUANTIZE_ROWS, (node.args[0], self.narrowed(node.args[1])), {})  # type: ignore[arg-type]
         elif _moves(node):
             moved = map_arg(node.args, lambda a: self.narrowed(a) if _is_wide(a) else a)
-            target: Any = node.target
             narrow = self._call(target, moved, node.kwargs)
         else:
             narrow = self._call(_TO, (node, self.dtype), {})

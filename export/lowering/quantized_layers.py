@@ -12,7 +12,16 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind, InputS
 from torch.fx import Node
 
 from export.lowering import nvfp4
-from export.lowering.fp8 import DEQUANTIZE, DEQUANTIZE_ROWS, QUANTIZE, input_scale, quantize, row_scales
+from export.lowering.fp8 import (
+    DEQUANTIZE,
+    DEQUANTIZE_BY,
+    DEQUANTIZE_ROWS,
+    QUANTIZE,
+    QUANTIZE_BY,
+    input_scale,
+    quantize,
+    row_scales,
+)
 from export.lowering.trace import rebuilt
 
 HEADROOM = 1.1
@@ -40,15 +49,19 @@ def linear_layers(program: ExportedProgram) -> list[Layer]:
     ]
 
 
-def quantized(program: ExportedProgram, largest: Mapping[str, float], precision: str) -> ExportedProgram:
+def quantized(
+    program: ExportedProgram, largest: Mapping[str, float], precision: str, *, shared: bool = False
+) -> ExportedProgram:
     """Quantise the layers named in `largest` to `precision`; all others are left as they are.
 
     Args:
         program: traced in float32, as by `export.lowering.trace`; it is consumed.
         largest: the largest magnitude of the inputs of each layer, by its name.
         precision: `fp8` or `nvfp4`.
+        shared: the scales of inputs are parameters too, as in `fp8_weights`, so that the program serves other
+            layers of the same shapes; for fp8 alone.
     """
-    edit = _Edit(program)
+    edit = ProgramEdit(program, shared)
     for layer in linear_layers(program):
         if layer.name in largest:
             reach = HEADROOM * largest[layer.name]
@@ -57,26 +70,49 @@ def quantized(program: ExportedProgram, largest: Mapping[str, float], precision:
     return edit.done()
 
 
-class _Edit:
+def fp8_weights(name: str, weight: Tensor, reach: float) -> dict[str, Tensor]:
+    """What the program of the layer called `name` computes with: codes, their scales, and that of its inputs.
+
+    The last one is a parameter of programs that are `shared` alone.
+
+    Args:
+        name: of the layer.
+        weight: [out, in] float32.
+        reach: `HEADROOM` times the largest magnitude of the layer's inputs.
+    """
+    scales = row_scales(weight)
+    return {
+        f"{name}.weight": quantize(weight / scales[:, None], 1.0),
+        f"{name}.weight_scale": scales,
+        f"{name}.input_scale": weight.new_full((), input_scale(reach)),
+    }
+
+
+class ProgramEdit:
     """Edits a program: replaces weights by codes and adds parameters."""
 
-    def __init__(self, program: ExportedProgram) -> None:
-        self.program, self.graph = program, program.graph
+    def __init__(self, program: ExportedProgram, shared: bool = False) -> None:
+        self.program, self.graph, self.shared = program, program.graph, shared
         self.state_dict = dict(program.state_dict)
         self.specs: list[InputSpec] = list(program.graph_signature.input_specs)
-        self.codes: dict[tuple[Node, float], Node] = {}
+        self.codes: dict[tuple[Node, float | Node], Node] = {}
         """The quantised form of each input at each scale, which layers that read the same input share."""
 
     def fp8(self, layer: Layer, reach: float) -> tuple[Node, Node]:
         """Quantise input and weight to e4m3 codes that are dequantised before the product."""
-        weight, scale = self.state_dict[f"{layer.name}.weight"], input_scale(reach)
-        scales = row_scales(weight)
-        self.replace(layer.weight, quantize(weight / scales[:, None], 1.0))
-        scales_node = self.parameter(f"{layer.name}.weight_scale", scales, before=layer.weight)
+        made = fp8_weights(layer.name, self.state_dict[f"{layer.name}.weight"], reach)
+        weight, *scales = made
+        self.replace(layer.weight, made[weight])
+        of_weight, *of_input = (
+            self.parameter(name, made[name], before=layer.weight)
+            for name in (scales if self.shared else scales[:1])
+        )
+        scale: float | Node = of_input[0] if self.shared else input_scale(reach)
         codes = self.codes_of(layer.node.args[0], scale)  # type: ignore[arg-type]
         with self.graph.inserting_before(layer.node):
-            values = self.call(DEQUANTIZE, codes, scale, torch.float32)
-            return values, self.call(DEQUANTIZE_ROWS, layer.weight, scales_node)
+            dequantize = DEQUANTIZE_BY if self.shared else DEQUANTIZE
+            values = self.call(dequantize, codes, scale, torch.float32)
+            return values, self.call(DEQUANTIZE_ROWS, layer.weight, of_weight)
 
     def nvfp4(self, layer: Layer, reach: float) -> tuple[Node, Node]:
         """Quantise to e2m1 codes with a scale for each 16 numbers; inputs are quantised at run time."""
@@ -95,12 +131,12 @@ class _Edit:
         self.state_dict[name] = nn.Parameter(codes, requires_grad=False)
         weight.meta["val"] = weight.meta["val"].new_empty(codes.shape, dtype=codes.dtype)
 
-    def codes_of(self, x: Node, scale: float) -> Node:
+    def codes_of(self, x: Node, scale: float | Node) -> Node:
         """The codes of `x`, computed once for all layers that read it with this scale."""
         if (x, scale) not in self.codes:
             with self.graph.inserting_after(x):
                 # Behind x itself, so that every layer that reads x comes after it.
-                self.codes[x, scale] = self.call(QUANTIZE, x, scale)
+                self.codes[x, scale] = self.call(QUANTIZE_BY if self.shared else QUANTIZE, x, scale)
         return self.codes[x, scale]
 
     def parameter(self, name: str, value: Tensor, *, before: Node) -> Node:

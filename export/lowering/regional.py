@@ -3,6 +3,9 @@
 All layers compute alike, so one of them is traced, with its weights as inputs, and a compiler sees it once
 however many there are. The weights of all layers are data beside it; `export.loading.regional` calls the
 parts in turn. Each part is traced and lowered as a whole program is.
+
+In fp8 there are two such layers: one that takes codes and scales, and a plain one for the blocks at the ends,
+which are not quantised.
 """
 
 from __future__ import annotations
@@ -16,8 +19,10 @@ from torch import Tensor, nn
 from torch.export import ExportedProgram
 
 from export.engine.manifest import Signature, StepWindow, TensorSpec
-from export.engine.signature import BEGIN, END, LAYER, NARROW, PROMPT, STEP, contract, zeros
+from export.engine.signature import BEGIN, END, LAYER, NARROW, PROMPT, STEP, contract, layer_parts, zeros
+from export.lowering.fp8_matmul import ROWS, scaled, with_inputs
 from export.lowering.precision import Precision, in_precision
+from export.lowering.quantized_layers import HEADROOM, fp8_weights, quantized
 from export.lowering.trace import acting_as, drop_type_checks, exported, fake_mode_of, held_sizes
 from vmla.attention import TextAttention, Window
 from vmla.config import ModelConfig
@@ -34,7 +39,7 @@ class Regional:
     """A program in parts: what comes before the layers, one program for every layer, and what follows."""
 
     parts: dict[str, ExportedProgram]
-    """Programs by the names in `export.engine.signature.PARTS`. A layer's takes its weights last, sorted."""
+    """By the names of `export.engine.signature.parts_of`. Layers take their weights last, sorted by name."""
     weights: dict[str, Tensor]
     """Weights of all layers, as the layer's program takes them, under names such as `3.ffn.up.weight`."""
 
@@ -93,6 +98,23 @@ class PromptLayer(TextAttention):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Float8:
+    """How the step's layers are quantised."""
+
+    largest: Mapping[str, float]
+    """The largest magnitude of the inputs of each quantised layer, by its name in the model."""
+    multiplied: bool
+    """Whether codes are multiplied (`export.lowering.fp8_matmul`), or what they stand for."""
+
+    def of_block(self, number: int) -> dict[str, float]:
+        """`largest` of one block, by names within it; empty if it is not quantised."""
+        start = f"blocks.{number}."
+        return {
+            name.removeprefix(start): value for name, value in self.largest.items() if name.startswith(start)
+        }
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Part:
     """A part before it is traced."""
 
@@ -102,8 +124,14 @@ class _Part:
     dynamic: Mapping[str, dict[int, Any]] | None = None
     """Dimensions of inputs that are not static, by the input's name."""
 
-    def lowered(self, precision: Precision) -> ExportedProgram:
+    def lowered(
+        self, precision: Precision, float8: Float8 | None, largest: Mapping[str, float]
+    ) -> ExportedProgram:
+        """The program in `precision`; the layers named in `largest` are quantised as `float8` says."""
         program = exported(self.module, self.signature, self.dynamic)
+        if float8 is not None and largest:
+            program = quantized(program, largest, "fp8", shared=True)
+            program = scaled(program) if float8.multiplied else program
         return in_precision(program, precision, NARROWED)
 
     def inputs(self, precision: Precision) -> list[TensorSpec]:
@@ -115,53 +143,109 @@ class _Part:
 
 
 def trace_regional(
-    model: VideoMLA, *, batch: int, window: StepWindow, joined: bool, precision: Precision
-) -> dict[str, Regional]:
+    model: VideoMLA, *, batch: int, window: StepWindow, joined: bool, precision: Precision,
+    float8: Float8 | None = None,
+) -> dict[str, Regional]:  # fmt: skip
     """Trace both programs of `model`, which may be fake, in parts, and lower them to `precision`.
 
-    The arguments are those of `export.lowering.trace.trace`; `precision` is one without scales.
+    Args:
+        model, batch, window, joined: see `export.lowering.trace.trace`.
+        precision: of all that is not quantised.
+        float8: which layers of the step are quantised, and how; None for none.
     """
-    with fake_mode_of(model):
-        blocks = cast(list[Block], [fused(block) if joined else block for block in model.blocks])
+    blocks = _blocks(model, joined, float8)
     texts = [block.attn2 for block in blocks]
-    step, prompt = _step_parts(model, blocks[0], batch, window), _prompt_parts(model, batch)
-    return {STEP: _regional(step, blocks, precision), PROMPT: _regional(prompt, texts, precision)}
-
-
-def _regional(parts: dict[str, _Part], layers: Sequence[nn.Module], precision: Precision) -> Regional:
-    programs = {name: part.lowered(precision) for name, part in parts.items()}
-    stored = programs[LAYER].state_dict
-    weights = {
-        f"{number}.{name}": layer.get_parameter(name).detach().to(stored[name].dtype)
-        for number, layer in enumerate(layers)
-        for name in stored
+    step = _step_parts(model, blocks, batch, window, float8)
+    return {
+        STEP: _regional(STEP, step, blocks, precision, float8),
+        PROMPT: _regional(PROMPT, _prompt_parts(model, batch), texts, precision, None),
     }
-    programs[LAYER] = _taking_weights(programs[LAYER], parts[LAYER], precision)
+
+
+def _blocks(model: VideoMLA, joined: bool, float8: Float8 | None) -> list[Block]:
+    if not joined:
+        return cast(list[Block], list(model.blocks))
+    apart = () if float8 is None else float8.largest
+    with fake_mode_of(model):
+        made = [fused(block, apart, name=f"blocks.{number}") for number, block in enumerate(model.blocks)]
+    return cast(list[Block], made)
+
+
+def _layer_parts(name: str, layers: int, float8: Float8 | None) -> tuple[str, ...]:
+    return layer_parts(name, layers, () if float8 is None else float8.largest)
+
+
+def _regional(
+    name: str,
+    parts: dict[str, _Part],
+    layers: Sequence[nn.Module],
+    precision: Precision,
+    float8: Float8 | None,
+) -> Regional:
+    of_layers = _layer_parts(name, len(layers), float8)
+    quantised = [{} if float8 is None else float8.of_block(number) for number in range(len(layers))]
+    programs = {
+        part: own.lowered(precision, float8, quantised[of_layers.index(part)] if part in of_layers else {})
+        for part, own in parts.items()
+    }
+    weights = {
+        f"{number}.{weight}": value
+        for number, layer in enumerate(layers)
+        for weight, value in _weights(layer, programs[of_layers[number]], quantised[number], float8).items()
+    }
+    for part in set(of_layers):
+        programs[part] = _taking_weights(programs[part], parts[part], precision)
     return Regional(parts=programs, weights=weights)
 
 
-def _step_parts(model: VideoMLA, block: Block, batch: int, window: StepWindow) -> dict[str, _Part]:
+def _weights(
+    layer: nn.Module, program: ExportedProgram, largest: Mapping[str, float], float8: Float8 | None
+) -> dict[str, Tensor]:
+    """What `program`, lowered for a layer of the same form, takes as the weights of `layer`."""
+    # The scales of rows are the same for all layers; each has a copy, since a file's tensors share no memory.
+    made = {name: stored.detach().clone() for name, stored in program.state_dict.items() if name == ROWS}
+    with fake_mode_of(layer):
+        for name, value in largest.items():
+            made |= fp8_weights(name, layer.get_parameter(f"{name}.weight").detach(), HEADROOM * value)
+            if float8 is not None and float8.multiplied:
+                scales, scale = (made[f"{name}.{kind}_scale"] for kind in ("weight", "input"))
+                made[f"{name}.weight_scale"] = with_inputs(scales, scale)
+    return {
+        name: (made[name] if name in made else layer.get_parameter(name).detach()).to(stored.dtype)
+        for name, stored in program.state_dict.items()
+    }
+
+
+def _step_parts(
+    model: VideoMLA, blocks: Sequence[Block], batch: int, window: StepWindow, float8: Float8 | None
+) -> dict[str, _Part]:
     begin = acting_as(StepBegin, model, without="blocks")
     begin.held = window == "held"
     signature = _step_signature(model.config, batch, begin.held)
-    if not begin.held:
-        dynamic: dict[str, Any] = {}
-    else:
-        held, cached = held_sizes(model.config)
-        tokens = cached + model.config.chunk * model.config.tokens_per_frame
-        dynamic = {
-            BEGIN: {"slot_index": {0: held}},
-            LAYER: {"cached": {1: cached}, "cosines": {0: tokens}, "sines": {0: tokens}},
-        }
-    modules = {
-        BEGIN: begin,
-        LAYER: acting_as(StepLayer, block),
-        END: acting_as(StepEnd, model, without="blocks"),
+    of_begin, of_layer = _held_dimensions(model.config) if begin.held else (None, None)
+    of_layers = _layer_parts(STEP, len(blocks), float8)
+    layers = {
+        part: _Part(
+            module=acting_as(StepLayer, blocks[of_layers.index(part)]),
+            signature=signature[LAYER],
+            dynamic=of_layer,
+        )
+        for part in set(of_layers)
     }
+    end = acting_as(StepEnd, model, without="blocks")
     return {
-        name: _Part(module=module, signature=signature[name], dynamic=dynamic.get(name))
-        for name, module in modules.items()
+        BEGIN: _Part(module=begin, signature=signature[BEGIN], dynamic=of_begin),
+        **layers,
+        END: _Part(module=end, signature=signature[END]),
     }
+
+
+def _held_dimensions(config: ModelConfig) -> tuple[dict[str, dict[int, Any]], dict[str, dict[int, Any]]]:
+    """The dimensions of the first part and of a layer that depend on how many slots hold a frame."""
+    held, cached = held_sizes(config)
+    tokens = cached + config.chunk * config.tokens_per_frame
+    layer = {"cached": {1: cached}, "cosines": {0: tokens}, "sines": {0: tokens}}
+    return {"slot_index": {0: held}}, layer
 
 
 def _prompt_parts(model: VideoMLA, batch: int) -> dict[str, _Part]:

@@ -10,7 +10,7 @@ checkpoint, the names of inputs and outputs those of `export.engine.signature`.
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, TypeVar, cast
 
@@ -78,25 +78,35 @@ def fake_model(config: ModelConfig) -> VideoMLA:
 
 
 def trace(
-    model: VideoMLA, *, batch: int, window: StepWindow = "all", joined: bool = False
+    model: VideoMLA,
+    *,
+    batch: int,
+    window: StepWindow = "all",
+    joined: bool = False,
+    apart: Collection[str] = (),
 ) -> dict[str, ExportedProgram]:
     """Trace both programs of `model`, which may be fake, for `batch` videos on its own device."""
-    step = trace_step(model, batch=batch, window=window, joined=joined)
+    step = trace_step(model, batch=batch, window=window, joined=joined, apart=apart)
     return {STEP: step, PROMPT: trace_prompt(model, batch=batch)}
 
 
 def trace_step(
-    model: VideoMLA, *, batch: int, window: StepWindow = "all", joined: bool = False
+    model: VideoMLA,
+    *,
+    batch: int,
+    window: StepWindow = "all",
+    joined: bool = False,
+    apart: Collection[str] = (),
 ) -> ExportedProgram:
     """`VideoMLA.forward` with exactly the signature of `export.engine.signature`.
 
     With the window `held`, the number of slots is a dimension of the program: any from none to all of them.
     With `joined`, latent attention has three products where it has seven (`vmla.fused_attention`), and its
-    weights are not the checkpoint's.
+    weights are not the checkpoint's. Query layers named in `apart`, which are to be quantised, stay layers.
     """
     if joined:
         with fake_mode_of(model):
-            model = cast(VideoMLA, fused(model))
+            model = cast(VideoMLA, fused(model, apart))
     signature = contract(model.config, batch=batch)[STEP]
     if window == "all":
         return exported(model, signature)

@@ -12,14 +12,11 @@ from torch import Tensor
 
 from runtime.engines.block_compiler import compiled_twin
 from runtime.engines.key_splits import event_timer, time_absorbed
-from runtime.engines.layers.fp8_attention import with_fp8_attention
 from runtime.engines.layers.fp8_cache import PackedEntries, unpacking
-from runtime.engines.layers.fp8_linear import in_fp8
-from runtime.engines.layers.packed_linear import packable, packed
 from runtime.engines.layers.timestep_tables import tabled
+from runtime.engines.optimizations import ALL, Optimizations, Place, optimized
 from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
-from vmla.fused_attention import FusedLatentAttention, fused
 from vmla.text import TextEncoder
 from vmla.transformer import StepInputs, VideoMLA
 
@@ -71,10 +68,8 @@ class EagerEngine:
         as_it_is: bool = False,
         compiled: bool = False,
         fp8: bool = False,
-        fp8_attention: bool = True,
         fp8_cache: bool = False,
-        joined: bool = True,
-        attention: type[FusedLatentAttention] = FusedLatentAttention,
+        optimizations: Optimizations = ALL,
         group: ProcessGroup | None = None,
         text_device: torch.device | None = None,
     ) -> None:
@@ -89,11 +84,8 @@ class EagerEngine:
                 window. Passes in a window that fills run the same weights uncompiled: a video's first frames
                 wait for no compiler. Which form runs depends on the window alone, so a seed's video does too.
             fp8: layers that float8 is for compute in it (`runtime.engines.layers.fp8_linear`).
-            fp8_attention: with `fp8`, full windows attend in float8 too, where cuDNN's frontend is there and
-                is right and faster (`runtime.engines.layers.fp8_attention`).
             fp8_cache: the cache keeps entries in float8 (`runtime.engines.layers.fp8_cache`).
-            joined: attention's products are joined on a GPU; False is for measuring the gain.
-            attention: the form of attention with joined products; others are for measuring a part of it.
+            optimizations: what is done to be faster on a GPU; all of it, unless a gain is measured.
             group: processes that make one video together: each holds the model and computes a part of a
                 chunk's tokens (`runtime.engines.sequence_parallel`). All of them must make the same calls.
             text_device: where prompts are encoded, in float32; None is `device`.
@@ -116,40 +108,19 @@ class EagerEngine:
                 "a cache in float8 is read by one process, by modules that are not the model's own"
             )
         if not as_it_is:
-            form = attention if joined else None
-            processes = 1 if group is None else group.size()
-            self._model = self._optimized(compiled, fp8, fp8 and fp8_attention, form, processes)
+            place = Place(
+                device=device, dtype=dtype, absorbed=absorbed, compiled=compiled, fp8=fp8,
+                processes=1 if group is None else group.size(),
+            )  # fmt: skip
+            self._model = optimized(self._model, place, optimizations)
+            if self._entry_form is not None:
+                self._model = cast(VideoMLA, unpacking(self._model, self._entry_form, dtype))
+            self._model = tabled(self._model)
         self._full = compiled_twin(self._model) if compiled and not as_it_is else self._model
         if absorbed and device.type == "cuda":
             time_absorbed(self.config, dtype=dtype, device=device, timer=event_timer)
         self._text = text
         text.encoder.to(device if text_device is None else text_device)
-
-    def _optimized(
-        self,
-        compiled: bool,
-        fp8: bool,
-        fp8_attention: bool,
-        form: type[FusedLatentAttention] | None,
-        processes: int,
-    ) -> VideoMLA:
-        """The model with its weights laid out for this machine and its conditioning tabled by timestep."""
-        model = self._model
-        if form is not None and self.device.type == "cuda" and not self.absorbed:
-            model = cast(VideoMLA, fused(model, form))
-            if fp8_attention:
-                model = with_fp8_attention(
-                    model, dtype=self.dtype, device=self.device, compiled=compiled, processes=processes,
-                    timer=event_timer,
-                )  # fmt: skip
-        if fp8:
-            model = in_fp8(model)
-        if packable(self.device, self.dtype):
-            rows = self.config.chunk * self.config.tokens_per_frame // processes
-            model = cast(VideoMLA, packed(model, rows))
-        if self._entry_form is not None:
-            model = cast(VideoMLA, unpacking(model, self._entry_form, self.dtype))
-        return tabled(model)
 
     @torch.inference_mode()
     def encode_prompt(self, prompts: Sequence[str | None]) -> Tensor:

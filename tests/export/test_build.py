@@ -302,12 +302,12 @@ def test_one_layer_is_compiled_for_all_on_a_gpu_unless_something_else_is_said():
 
     assert form() == (False, "aoti-bf16")
     assert form(device="cuda") == (True, "aoti-bf16-cuda")
-    assert form(device="cuda", precision="fp8") == (False, "aoti-fp8-cuda")
+    assert form(device="cuda", precision="fp8") == (True, "aoti-fp8-cuda")
+    assert form(precision="fp8") == (False, "aoti-fp8")
+    assert form(precision="fp8", regional=True) == (True, "aoti-fp8-regional")
     assert form(regional=True) == (True, "aoti-bf16-regional")
     assert form(device="cuda", regional=False) == (False, "aoti-bf16-cuda-whole")
     assert form(backend="onnx") == (False, "onnx-bf16")
-    with pytest.raises(UserError, match="leave --regional out"):
-        form(precision="fp8", regional=True)
     with pytest.raises(UserError, match="compiles whole programs; leave --regional out"):
         form(backend="onnx", precision="fp32", regional=True)
 

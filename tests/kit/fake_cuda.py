@@ -55,7 +55,8 @@ def generated(mode, function, *arguments):
         traced = make_fx(function, decomposition_table=select_decomp_table())(*arguments)
         traced.graph.set_codegen(CodeGen())  # flat arguments and results, as Inductor expects
         for node in traced.graph.nodes:
-            assert "device" not in node.kwargs
+            if "device" in node.kwargs:
+                node.kwargs = {**node.kwargs, "device": torch.device("cuda")}
             node.meta["val"] = tree_map_only(torch.Tensor, on_gpu, node.meta.get("val"))
         flat = [on_gpu(tensor) for tensor in tree_leaves(arguments)]
     graph = GraphLowering(traced)

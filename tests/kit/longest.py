@@ -6,6 +6,8 @@ Begun last, one of two processes would work on such a file while the other has n
 LONGEST = (
     "tests/export/backends/test_tensorrt_rtx.py",
     "tests/export/test_engines.py",
+    "tests/export/lowering/test_fp8_engine.py",
+    "tests/export/lowering/test_regional.py",
     "tests/vmla/world/test_grade.py",
     "tests/bench/gpu/test_gpu_bench.py",
     "tests/vmla/train/test_training_doc.py",

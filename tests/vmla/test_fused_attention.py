@@ -10,7 +10,7 @@ from kit.passes import pass_inputs
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vmla.attention import LatentAttention
-from vmla.fused_attention import FusedLatentAttention, fused
+from vmla.fused_attention import FusedLatentAttention, QueriesApart, fused
 from vmla.transformer import Block
 
 pytestmark = pytest.mark.cpu
@@ -37,13 +37,20 @@ class Counted(TorchDispatchMode):
         return out
 
 
+APART = ("blocks.0.attn1.up_q", "blocks.1.attn1.down_q")
+"""Query layers of both blocks of the tiny models."""
+
+
 @pytest.mark.parametrize("full", [False, True], ids=["masked", "full"])
 @pytest.mark.parametrize("number", range(5))
-def test_it_equals_the_plain_form_at_every_fill_level(number, full):
+@pytest.mark.parametrize("apart", [(), APART], ids=["joined", "queries apart"])
+def test_it_equals_the_plain_form_at_every_fill_level(number, full, apart):
     model = tiny_model()
     inputs = pass_inputs(model.config, number, batch=2, seed=number)
     full = full and bool((inputs["slot_index"] >= 0).all())
-    again = fused(model)
+    again = fused(model, apart)
+    kind = QueriesApart if apart else FusedLatentAttention
+    assert {type(block.attn1) for block in again.blocks} == {kind}
     for made, wanted in zip(again(**inputs, full=full), model(**inputs, full=full), strict=True):
         assert_close(made, wanted, rtol=1e-4, atol=1e-5)
     assert_close(again.entries(**inputs, full=full), model.entries(**inputs, full=full), rtol=1e-4, atol=1e-5)
@@ -110,6 +117,14 @@ def test_a_block_has_fewer_products_and_copies_less():
     assert products[0] - products[1] == 4  # 3 down, 2 of queries and 2 of the expansion become 3
     assert joined.copied < plain.copied
     assert sum(joined.seen.values()) < sum(plain.seen.values())
+
+
+def test_only_the_named_query_layers_stay_apart_and_they_are_the_model_s():
+    model = tiny_model()
+    first, second = (block.attn1 for block in fused(model, ["blocks.1.attn1.up_q", "blocks.0.ffn.up"]).blocks)
+    assert (type(first), type(second)) == (FusedLatentAttention, QueriesApart)
+    assert second.up_q is model.blocks[1].attn1.up_q
+    assert type(fused(model.blocks[1], ["blocks.1.attn1.up_q"], name="blocks.1").attn1) is QueriesApart
 
 
 def test_a_block_is_traced_in_one_piece():

@@ -5,8 +5,6 @@ Results are those of `vmla.fused_attention.FusedLatentAttention` but for the ord
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -39,25 +37,25 @@ class SeparateProjections(FusedLatentAttention):
         super().__init__(plain)
         self.up_nope, self.up_rotary = plain.up_q.weight, plain.rotary_q.weight
 
-    def _down(self, x: Tensor, widths: list[int]) -> Sequence[Tensor]:
-        return [F.linear(x, rows) for rows in self.down[: sum(widths)].split(widths)]
+    def _down(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        content, rotary, latent = (F.linear(x, rows) for rows in self.down.split([*self.widths, self.latent]))
+        return content, rotary, latent
 
     def _queries(self, latent: Tensor, window: AnyWindow) -> Tensor:
-        latent = self.norm_q(latent)
         nope, rotary = (
             F.linear(latent, weight).unflatten(-1, (self.heads, -1))
             for weight in (self.up_nope, self.up_rotary)
         )
-        return torch.cat([nope, self._turned(rotary, window)], dim=-1)
+        return torch.cat([nope, self._rotated(rotary, window)], dim=-1)
 
 
 class HeadsFirst(FusedLatentAttention):
     """Queries, keys, values and output lie in memory as [B, N, tokens, width], where they are copied to."""
 
     def _queries(self, latent: Tensor, window: AnyWindow) -> Tensor:
-        query = F.linear(self.norm_q(latent), self.up_q).unflatten(-1, (self.heads, -1))
+        query = F.linear(latent, self.up_q).unflatten(-1, (self.heads, -1))
         nope, rotary = query.split([self.nope, self.rotary], dim=-1)
-        halves = nope.transpose(1, 2), self._turned(rotary, window).transpose(1, 2)
+        halves = nope.transpose(1, 2), self._rotated(rotary, window).transpose(1, 2)
         return torch.cat(halves, dim=-1).transpose(1, 2)
 
     def _as_read(self, part: Tensor, window: AnyWindow) -> Tensor:

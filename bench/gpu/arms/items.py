@@ -11,6 +11,7 @@ from typing import Any
 
 from bench.gpu.arms.attention import HeadsFirst, SeparateExpansion, SeparateProjections
 from runtime.engines.base import EagerEngine
+from runtime.engines.optimizations import Optimizations
 from vmla.transformer import VideoMLA
 
 
@@ -36,6 +37,11 @@ class Item:
     """The name of the item that this one is a part of."""
 
 
+def but(**off: Any) -> dict[str, Any]:
+    """Arguments of an engine with all optimisations but some, which are fields of `Optimizations`."""
+    return {"optimizations": Optimizations(**off)}
+
+
 NOISE = Item(name="A against A")
 """The same engine twice: a gain within its spread is none."""
 JOINED = "joined products"
@@ -43,9 +49,21 @@ ITEMS = (
     Item(name="graphs", graphs=False),
     Item(name="compiled blocks", without={"compiled": False}),
     Item(name="a full window pays no mask", kind=Masked),
-    Item(name=JOINED, without={"joined": False}),
-    Item(name="expansion as one product", without={"attention": SeparateExpansion}, part_of=JOINED),
-    Item(name="projections as one product", without={"attention": SeparateProjections}, part_of=JOINED),
-    Item(name="heads stay in place", without={"attention": HeadsFirst}, part_of=JOINED),
+    Item(name=JOINED, without=but(joined=False)),
+    Item(
+        name="expansion as one product",
+        without=but(attention=SeparateExpansion),
+        part_of=JOINED,
+    ),
+    Item(
+        name="projections as one product",
+        without=but(attention=SeparateProjections),
+        part_of=JOINED,
+    ),
+    Item(
+        name="heads stay in place",
+        without=but(attention=HeadsFirst),
+        part_of=JOINED,
+    ),
 )
 """The arms that are cheapest to build come first: from the third on, each compiles the model again."""

@@ -8,13 +8,12 @@ goes on with other roundings.
 
 from __future__ import annotations
 
-import copy
 import logging
 from dataclasses import dataclass
 from typing import cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from plugins.fp8.attention import Attend, fp8_attention
 from plugins.fp8.attention_choice import checked, is_faster, random_inputs
@@ -24,7 +23,7 @@ from plugins.triton.split_kv import Timer
 from vmla.attention import AnyWindow
 from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
-from vmla.fused_attention import FusedLatentAttention
+from vmla.fused_attention import attending
 from vmla.transformer import VideoMLA
 
 FAILURES = (ImportError, RuntimeError, ValueError, NotImplementedError, TypeError, AttributeError, KeyError)
@@ -84,17 +83,6 @@ def full_window(config: ModelConfig, processes: int) -> Sizes:
         width=width,
         deep=config.inner_dim // config.num_attention_heads,
     )
-
-
-def attending(module: nn.Module, form: Fp8Attention) -> nn.Module:
-    """A shallow copy of `module`, sharing all else, whose joined latent attention attends by `form`."""
-    shared = copy.copy(module)
-    if isinstance(module, FusedLatentAttention):
-        cast(FusedLatentAttention, shared).attend = form
-        return shared
-    parts = {name: attending(part, form) for name, part in module._modules.items() if part is not None}
-    shared.__dict__["_modules"] = cast(dict[str, nn.Module | None], parts)
-    return shared
 
 
 @torch.inference_mode()

@@ -20,7 +20,7 @@ from plugins.errors import UserError
 from runtime.engines.layers.cache_formats import GROUP, Scaled
 from vmla.attention import AnyWindow, LatentAttention
 from vmla.config import ModelConfig
-from vmla.fused_attention import FusedLatentAttention
+from vmla.fused_attention import JoinedAttention
 
 
 class PackedEntries:
@@ -68,7 +68,7 @@ class UnpackingAttention(nn.Module):
 
 def unpacking(module: nn.Module, form: PackedEntries, dtype: torch.dtype) -> nn.Module:
     """A shallow copy of `module`, sharing all else, whose latent attention reads packed entries."""
-    if isinstance(module, LatentAttention | FusedLatentAttention):
+    if isinstance(module, LatentAttention | JoinedAttention):
         return UnpackingAttention(module, form, dtype)
     shared = copy.copy(module)
     parts = {n: unpacking(part, form, dtype) for n, part in module._modules.items() if part is not None}

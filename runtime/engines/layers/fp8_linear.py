@@ -2,8 +2,7 @@
 
 Weights are quantised once, inputs at every call (`plugins.fp8.rows`), so no calibration is needed.
 `export.lowering.exclusions` decides which layers stay as they are, as for compiled engines. Where attention's
-products are joined (`vmla.fused_attention`), those of the queries stay too: they share a product with layers
-that are excluded.
+products are joined (`vmla.fused_attention`), those of `quantisable` have to be left apart.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ from bench.gpu.arms.items import ITEMS, NOISE, Masked
 from bench.gpu.fp8 import ARMS, DRIFTING
 from bench.harness.subject import RandomText, random_model
 from runtime.engines.base import EagerEngine
+from runtime.engines.optimizations import Optimizations, Place, optimized
 from vmla.attention import Window
 from vmla.config import named_config
 from vmla.fused_attention import FusedLatentAttention, fused
@@ -31,7 +32,7 @@ def test_a_form_that_lacks_one_feature_equals_the_plain_model_at_every_fill_leve
     model = tiny_model()
     inputs = pass_inputs(model.config, number, batch=2, seed=number)
     full = bool((inputs["slot_index"] >= 0).all())
-    again = fused(model, form)
+    again = fused(model, form=form)
     for made, wanted in zip(again(**inputs, full=full), model(**inputs, full=full), strict=True):
         assert_close(made, wanted, rtol=1e-4, atol=1e-5)
     assert_close(again.entries(**inputs, full=full), model.entries(**inputs, full=full), rtol=1e-4, atol=1e-5)
@@ -54,7 +55,7 @@ class Products(TorchDispatchMode):
 
 
 def counted(attention):
-    model = fused(tiny_model(num_layers=1), attention)
+    model = fused(tiny_model(num_layers=1), form=attention)
     with torch.inference_mode(), Products() as found:
         model(**pass_inputs(model.config, FULL), full=True)
     return found
@@ -76,7 +77,7 @@ def test_attention_reads_contiguous_memory_only_where_heads_come_first(monkeypat
         return query
 
     monkeypatch.setattr(Window, "attend", attend)
-    model = fused(tiny_model(num_layers=1), form)
+    model = fused(tiny_model(num_layers=1), form=form)
     model(**pass_inputs(model.config, FULL), full=True)
     assert seen == [copied] * 3
 
@@ -104,9 +105,10 @@ def test_an_arm_is_made_of_arguments_that_an_engine_has(monkeypatch):
 
 @pytest.mark.parametrize("form", FORMS)
 def test_an_engine_on_a_gpu_takes_the_form_that_it_is_given(form):
-    made = engine(as_it_is=True)
-    made.device = torch.device("cuda")  # where products are joined; nothing is computed
-    assert all(isinstance(block.attn1, form) for block in made._optimized(False, form, 1).blocks)
+    # Where products are joined; nothing is computed.
+    place = Place(device=torch.device("cuda"), dtype=torch.bfloat16)
+    made = optimized(tiny_model(), place, Optimizations(attention=form))
+    assert all(isinstance(block.attn1, form) for block in made.blocks)
 
 
 def test_a_masked_engine_runs_the_compiled_form_with_a_mask(monkeypatch):

@@ -13,7 +13,7 @@ from export.lowering import nvfp4
 from export.lowering.calibration import observed
 from export.lowering.exclusions import reason_to_exclude
 from export.lowering.fp8 import dequantize_rows, input_scale, quantize, row_scales
-from export.lowering.fp8_matmul import SCALED, scaled, scaled_linear
+from export.lowering.fp8_matmul import SCALED, scaled, scaled_linear, with_inputs
 from export.lowering.precision import in_precision
 from export.lowering.quantized_layers import HEADROOM, linear_layers, quantized
 from export.lowering.trace import fake_model, trace_step
@@ -189,7 +189,8 @@ def test_a_product_of_codes_is_that_of_what_they_stand_for(bias):
     x, weight = draw(2, 5, 32, seed=10), draw(48, 32, seed=11) * torch.exp2(draw(48, 1, seed=13))
     scales = row_scales(weight)
     codes = quantize(x, 2.0**-6), quantize(weight / scales[:, None], 1.0)
-    made = scaled_linear(codes[0], 2.0**-6, codes[1], scales, bias)
+    narrow = None if bias is None else bias.bfloat16()
+    made = scaled_linear(codes[0], torch.ones(10, 1), codes[1], with_inputs(scales, 2.0**-6), narrow)
     exact = nearest(x * 64, E4M3) / 64 @ fp8_rows(weight).T + (0 if bias is None else bias)
     assert made.dtype == torch.float32
     assert_relative(made, exact, 2**-7)  # it is rounded to bfloat16, and so is the bias

@@ -1,20 +1,30 @@
 """Programs in parts: chained they are the model, in every window, and no layer adds a program or a node."""
 
 from dataclasses import replace
+from importlib.util import find_spec
 
 import pytest
 import torch
+from kit.fake_cuda import generated, hopper, launches
 from kit.measure import assert_close
-from kit.models import draw, tiny_model
+from kit.models import draw, randomise, tiny_model
 from kit.passes import pass_inputs
 from torch._subclasses.fake_tensor import FakeTensor
 
-from export.engine.signature import PARTS
+from export.engine.signature import layer_parts, parts_of
+from export.layers import by_precision
 from export.loading.regional import RUN, read_layers
-from export.lowering.regional import trace_regional
-from export.lowering.trace import fake_model
+from export.lowering.calibration import observed
+from export.lowering.exclusions import reason_to_exclude
+from export.lowering.fp8_matmul import SCALED, scaled
+from export.lowering.precision import in_precision
+from export.lowering.quantized_layers import quantized
+from export.lowering.regional import Float8, trace_regional
+from export.lowering.trace import fake_model, trace_step
+from export.settings import Settings
 from vmla.cache import CacheSpec
 from vmla.config import named_config
+from vmla.transformer import VideoMLA
 from vmla.weights.formats.files import write_tensors
 
 pytestmark = pytest.mark.cpu
@@ -22,18 +32,21 @@ pytestmark = pytest.mark.cpu
 BATCH = 2
 
 
-def traced(model, window="held", precision="fp32"):
-    return trace_regional(model, batch=BATCH, window=window, joined=True, precision=precision)
+def traced(model, window="held", precision="fp32", **settings):
+    return trace_regional(
+        model, batch=BATCH, window=window, precision=precision, **{"joined": True, **settings}
+    )
 
 
 def runs(model, folder, **settings):
     """Both programs in parts, run by PyTorch, their weights read from files."""
-    made = {}
+    made, float8 = {}, settings.get("float8")
     for name, program in traced(model, **settings).items():
         path = folder / f"{name}.safetensors"
         write_tensors(path, program.weights, {})
         parts = {part: several(one.module(check_guards=False)) for part, one in program.parts.items()}
-        made[name] = RUN[name](parts, read_layers(path, "cpu"))
+        of_layers = layer_parts(name, model.config.num_layers, float8.largest if float8 else ())
+        made[name] = RUN[name](parts, read_layers(path, "cpu", of_layers))
     return made
 
 
@@ -94,9 +107,9 @@ def test_a_narrow_precision_is_that_of_the_weights_and_of_the_cache(tmp_path):
 
 def test_layers_add_weights_and_nothing_else():
     few, many = (traced(fake_model(replace(named_config("debug"), num_layers=layers))) for layers in (2, 5))
-    for name, parts in PARTS.items():
-        assert few[name].parts.keys() == many[name].parts.keys() == set(parts)
-        for part in parts:
+    for name in ("step", "prompt"):
+        assert few[name].parts.keys() == many[name].parts.keys() == set(parts_of(name, ["layer"]))
+        for part in few[name].parts:
             nodes = [len(made[name].parts[part].graph.nodes) for made in (few, many)]
             assert nodes[0] == nodes[1]
         assert 2 * len(many[name].weights) == 5 * len(few[name].weights)
@@ -111,3 +124,105 @@ def test_the_full_model_is_traced_without_its_weights():
     assert all(not one.state_dict for program in made.values() for one in [program.parts["layer"]])
     assert made["step"].weights["29.ffn.up.weight"].shape == (8960, 1536)
     assert made["prompt"].weights["29.to_k.weight"].shape == (1536, 1536)
+
+
+@pytest.fixture(scope="module")
+def four_layers():
+    """A model of which the two middle layers are quantised, and the largest inputs of their layers."""
+    model = randomise(VideoMLA(replace(named_config("debug"), num_layers=4)))
+    with observed(model) as seen:
+        for number in (0, 3):
+            model(**pass_inputs(model.config, number, seed=number))
+    shapes = {name: model.get_submodule(name).weight.shape for name in seen}
+    largest = {
+        # Each layer has a range of its own, so that the scales of no layer fit another.
+        name: float(value) * 4 ** int(name.split(".")[1])
+        for name, (_, value) in seen.items()
+        if reason_to_exclude(name, shapes[name], 4) is None
+    }
+    return model, largest
+
+
+@pytest.mark.parametrize("multiplied", [False, True], ids=["simulated", "multiplied"])
+@pytest.mark.parametrize("joined", [False, True], ids=["apart", "joined"])
+def test_in_fp8_the_parts_are_the_whole_program(four_layers, tmp_path, joined, multiplied):
+    model, largest = four_layers
+    float8 = Float8(largest=largest, multiplied=multiplied)
+    step = runs(model, tmp_path, joined=joined, precision="bf16", float8=float8)["step"]
+    whole = trace_step(model, batch=BATCH, window="held", joined=joined, apart=largest)
+    whole = quantized(whole, largest, "fp8")
+    whole = in_precision(scaled(whole) if multiplied else whole, "bf16", ("text_kv", "cache", "entries"))
+    exact = trace_step(model, batch=BATCH, window="held", joined=joined).module(check_guards=False)
+    whole = whole.module(check_guards=False)
+    for module in (whole, exact):
+        module._forward_pre_hooks.clear()
+    for number in (4, 9):
+        inputs = pass_inputs(model.config, number, batch=BATCH, seed=number)
+        narrow = {name: x.bfloat16() if name in ("text_kv", "cache") else x for name, x in inputs.items()}
+        made = step(*narrow.values()), whole(*narrow.values()), exact(*inputs.values())
+        for got, want, without in zip(*made, strict=True):
+            assert got.dtype == want.dtype
+            assert torch.equal(got, want)
+            assert 0.003 < (got.float() - without).norm() / without.norm() < 0.2
+
+
+def test_in_fp8_layers_take_codes_and_scales_and_those_at_the_ends_take_neither(four_layers):
+    model, largest = four_layers
+    made = traced(model, precision="bf16", float8=Float8(largest=largest, multiplied=True))
+    step = made["step"]
+    assert step.parts.keys() == {"begin", "layer", "plain", "end"}
+    assert made["prompt"].parts.keys() == {"begin", "layer"}
+    assert layer_parts("step", 4, largest) == ("plain", "layer", "layer", "plain")
+    assert {name for name, value in step.weights.items() if value.dtype is torch.float8_e4m3fn} == {
+        name.removeprefix("blocks.") + ".weight" for name in largest
+    }
+    scales = {name: float(value) for name, value in step.weights.items() if name.endswith("input_scale")}
+    assert len(scales) == len(largest)
+    assert scales["2.ffn.up.input_scale"] >= 2 * scales["1.ffn.up.input_scale"]
+    products = [node for node in step.parts["layer"].graph.nodes if node.target is SCALED]
+    assert 2 * len(products) == len(largest)
+    assert not any(node.target is SCALED for node in step.parts["plain"].graph.nodes)
+    assert all(not program.state_dict for part, program in step.parts.items() if part in ("layer", "plain"))
+
+
+@pytest.fixture(scope="module")
+def full_in_fp8():
+    """The step of the published model in fp8, with fake weights."""
+    config = named_config("wan-1.3b")
+    settings = Settings(backend="aoti", precision="fp8", device="cuda")
+    largest = dict.fromkeys(by_precision(config, settings)["fp8"], 8.0)
+    return trace_regional(
+        fake_model(config), batch=1, window="held", joined=True, precision="bf16",
+        float8=Float8(largest=largest, multiplied=True),
+    )["step"]  # fmt: skip
+
+
+@pytest.mark.skipif(find_spec("triton") is None, reason="Inductor writes Triton, which is not installed")
+def test_no_kernel_of_a_layer_in_fp8_prepares_its_weights(full_in_fp8):
+    """Counted in Inductor's code for an H100, in a full window."""
+    config, layer = named_config("wan-1.3b"), full_in_fp8.parts["layer"]
+    slots = (config.sink + config.history) * config.tokens_per_frame
+    window = slots + config.chunk * config.tokens_per_frame
+    pairs = config.qk_rope_head_dim // 2
+    static = {"cached": (1, slots, config.entry_width), "cosines": (window, pairs), "sines": (window, pairs)}
+    names = ("tokens", "modulation", "text_kv", *static)
+    values = [node.meta["val"] for node in layer.graph.nodes if node.op == "placeholder"]
+    shapes = dict(enumerate(static.values(), start=names.index("cached")))
+    module = several(layer.module(check_guards=False))
+    with hopper() as mode:
+        with mode:
+            given = [torch.empty(shapes.get(at, x.shape), dtype=x.dtype) for at, x in enumerate(values)]
+        made = launches(generated(mode, lambda *tensors: module(*tensors), *given))
+    assert made["products"] == 10  # two more than in bfloat16: those of the queries stand alone
+    assert made["other"] == 2
+    # 16 with torch 2.13, where bfloat16 has 14: two make codes of what an attention has written. A weight, a
+    # bias or a scale that is converted would be one more each.
+    assert made["triton"] <= 16
+
+
+def test_in_fp8_the_full_model_is_traced_without_its_weights(full_in_fp8):
+    weights = full_in_fp8.weights
+    assert all(isinstance(tensor, FakeTensor) for tensor in weights.values())
+    assert weights["15.ffn.up.weight"].dtype is torch.float8_e4m3fn
+    assert weights["0.ffn.up.weight"].dtype is torch.bfloat16
+    assert 1.1e9 < sum(tensor.nbytes for tensor in weights.values()) < 1.5e9

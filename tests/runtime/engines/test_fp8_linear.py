@@ -13,10 +13,11 @@ from plugins.errors import UserError
 from plugins.fp8.product import reference_product
 from runtime.engines.base import EagerEngine
 from runtime.engines.layers.fp8_linear import Fp8Linear, choose_fp8, in_fp8, quantisable
+from runtime.engines.optimizations import Optimizations, Place, optimized
 from runtime.planning.request import prepare
 from runtime.resume.sidecar import describe_model
 from vmla.config import MODEL_CONFIGS
-from vmla.fused_attention import fused
+from vmla.fused_attention import FusedLatentAttention, QueriesApart, fused
 from vmla.transformer import StepInputs
 
 pytestmark = pytest.mark.cpu
@@ -39,8 +40,35 @@ def test_the_layers_are_those_that_compiled_engines_quantise():
     assert {name.split(".")[1] for name in names} == {"1", "2"}
     replaced = [name for name, part in in_fp8(plain).named_modules() if isinstance(part, Fp8Linear)]
     assert replaced == names
-    joined = {name.split(".", 2)[2] for name, _ in quantisable(fused(plain))}
-    assert joined == kinds - {"attn1.down_q", "attn1.up_q"}
+
+
+def test_layers_of_joined_attention_are_the_same_if_they_are_left_apart():
+    plain = model()
+    names = [name for name, _ in quantisable(plain)]
+    assert sorted(name for name, _ in quantisable(fused(plain, names))) == sorted(names)
+    joined = {name for name, _ in quantisable(fused(plain))}
+    assert joined == {name for name in names if not name.endswith(("down_q", "up_q"))}
+
+
+def test_joined_attention_in_float8_computes_what_the_plain_form_computes():
+    plain = model()
+    inputs = pass_inputs(plain.config, 3, batch=1)
+    joined = in_fp8(fused(plain, [name for name, _ in quantisable(plain)]))
+    names = {name for name, part in joined.named_modules() if isinstance(part, Fp8Linear)}
+    assert names == {name for name, _ in quantisable(plain)}
+    for got, wanted in zip(joined(**inputs), in_fp8(plain)(**inputs), strict=True):
+        # The same codes, but for numbers between two of them that another order of sums sends the other way.
+        assert (got - wanted).norm() < 0.02 * wanted.norm()
+
+
+@pytest.mark.parametrize("fp8_queries", [True, False])
+def test_an_engine_leaves_the_query_layers_apart_if_they_are_in_float8(fp8_queries):
+    place = Place(device=GPU, dtype=torch.bfloat16, fp8=True)
+    how = Optimizations(fp8_queries=fp8_queries, fp8_attention=False)
+    # The blocks at both ends have no layer in float8, and so nothing to leave apart.
+    kinds = [type(block.attn1) for block in optimized(model(), place, how).blocks]
+    between = QueriesApart if fp8_queries else FusedLatentAttention
+    assert kinds == [FusedLatentAttention, *[between] * (len(kinds) - 2), FusedLatentAttention]
 
 
 def test_a_layer_computes_what_its_codes_stand_for_with_any_leading_shape():

@@ -7,17 +7,16 @@ import pytest
 import torch
 from kit.passes import pass_inputs
 
-from bench.harness.subject import RandomText, random_model
+from bench.harness.subject import random_model
 from plugins.fp8.attention import fp8_attention, reference_attend
 from plugins.fp8.cudnn_attention import Sizes
-from runtime.engines import base
-from runtime.engines.base import EagerEngine
+from runtime.engines import optimizations
 from runtime.engines.layers import fp8_attention as layer
-from runtime.engines.layers.fp8_attention import Fp8Attention, attending, full_window, with_fp8_attention
+from runtime.engines.layers.fp8_attention import Fp8Attention, full_window, with_fp8_attention
+from runtime.engines.optimizations import ALL, Optimizations, Place, optimized
 from vmla.attention import Window
 from vmla.config import MODEL_CONFIGS, named_config
-from vmla.fused_attention import FusedLatentAttention, attend_to, fused
-from vmla.transformer import StepInputs
+from vmla.fused_attention import FusedLatentAttention, attend_to, attending, fused
 
 pytestmark = pytest.mark.cpu
 
@@ -120,13 +119,14 @@ def test_a_compiled_block_keeps_its_graph_whole(monkeypatch):
     assert len(graphs) == 1
 
 
-def test_only_an_engine_in_float8_on_a_gpu_asks_for_it(monkeypatch):
+def test_only_float8_on_a_gpu_asks_for_it(monkeypatch):
     asked = []
-    monkeypatch.setattr(base, "with_fp8_attention", lambda model, **_: asked.append(1) or model)
+    monkeypatch.setattr(optimizations, "with_fp8_attention", lambda model, **_: asked.append(1) or model)
 
-    def engine(**how):
-        return EagerEngine(random_model(CONFIG), RandomText(CONFIG), device=CPU, dtype=torch.float32, **how)
+    def ask(device, how=ALL, **settings):
+        place = Place(device=torch.device(device), dtype=torch.float32, **settings)
+        optimized(random_model(CONFIG), place, how)
+        return len(asked)
 
-    engine(fp8=True)
-    engine()
-    assert not asked
+    assert ask("cpu", fp8=True) == ask("cuda") == ask("cuda", Optimizations(fp8_attention=False), fp8=True) == 0
+    assert ask("cuda", fp8=True) == 1

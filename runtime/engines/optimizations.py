@@ -1,0 +1,78 @@
+"""How an engine in PyTorch lays out a model for the machine it runs on, and what of that can be left out.
+
+Engines do all of it by default. Benchmarks leave one part out to measure what it gains.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+
+from runtime.engines.key_splits import event_timer
+from runtime.engines.layers.fp8_attention import with_fp8_attention
+from runtime.engines.layers.fp8_linear import in_fp8, quantisable
+from runtime.engines.layers.packed_linear import packable, packed
+from vmla.fused_attention import FusedLatentAttention, fused
+from vmla.transformer import VideoMLA
+
+
+@dataclass(frozen=True, kw_only=True)
+class Optimizations:
+    """What is done on a GPU to be faster; the model's results change by rounding alone."""
+
+    joined: bool = True
+    """Attention's products are joined (`vmla.fused_attention`)."""
+    attention: type[FusedLatentAttention] = FusedLatentAttention
+    """The form of attention with joined products; others are for measuring a part of it."""
+    fp8_queries: bool = True
+    """In float8, the query layers of attention are among those that compute in it, and so not in a product
+    with layers that float8 is not for."""
+    fp8_attention: bool = True
+    """In float8, full windows attend in it too, where cuDNN's frontend is there and is right and faster
+    (`runtime.engines.layers.fp8_attention`)."""
+
+
+ALL = Optimizations()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Where and how an engine computes."""
+
+    device: torch.device
+    dtype: torch.dtype
+    absorbed: bool = False
+    compiled: bool = False
+    """Whether the blocks will be compiled."""
+    fp8: bool = False
+    processes: int = 1
+    """Number of processes that share a chunk's tokens."""
+
+
+def optimized(model: VideoMLA, place: Place, how: Optimizations) -> VideoMLA:
+    """A shallow copy of `model`, sharing what it can, with its weights laid out for `place`."""
+    on_gpu = place.device.type == "cuda"
+    if on_gpu and how.joined and not place.absorbed:
+        apart = [name for name, _ in quantisable(model)] if place.fp8 and how.fp8_queries else ()
+        model = cast(VideoMLA, fused(model, apart, form=how.attention))
+        model = _with_attention(model, place, how)
+    if place.fp8:
+        model = in_fp8(model)
+    if packable(place.device, place.dtype):
+        rows = model.config.chunk * model.config.tokens_per_frame // place.processes
+        model = cast(VideoMLA, packed(model, rows))
+    return model
+
+
+def _with_attention(model: VideoMLA, place: Place, how: Optimizations) -> VideoMLA:
+    """`model`, whose products are joined, with the attention to full windows that is fastest here."""
+    if place.fp8 and how.fp8_attention:
+        narrow = with_fp8_attention(
+            model, dtype=place.dtype, device=place.device, compiled=place.compiled,
+            processes=place.processes, timer=event_timer,
+        )  # fmt: skip
+        if narrow is not model:
+            return narrow
+    return model
