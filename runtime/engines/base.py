@@ -13,6 +13,7 @@ from torch import Tensor
 from runtime.engines.key_splits import event_timer, time_absorbed
 from runtime.engines.layers.fp8_cache import PackedEntries, unpacking
 from runtime.engines.layers.fp8_linear import in_fp8
+from runtime.engines.layers.gelu_epilogue import gelu_in_products
 from runtime.engines.layers.packed_linear import packable, packed
 from runtime.engines.layers.timestep_tables import tabled
 from vmla.cache import CacheSpec
@@ -71,6 +72,7 @@ class EagerEngine:
         fp8: bool = False,
         fp8_cache: bool = False,
         joined: bool = True,
+        gelu_in_product: bool = True,
         group: ProcessGroup | None = None,
         text_device: torch.device | None = None,
     ) -> None:
@@ -85,6 +87,8 @@ class EagerEngine:
             fp8: layers that float8 is for compute in it (`runtime.engines.layers.fp8_linear`).
             fp8_cache: the cache keeps entries in float8 (`runtime.engines.layers.fp8_cache`).
             joined: attention's products are joined on a GPU; False is for measuring the gain.
+            gelu_in_product: on a GPU the feed-forward's first product applies GELU itself; False is for
+                measuring the gain.
             group: processes that make one video together: each holds the model and computes a part of a
                 chunk's tokens (`runtime.engines.sequence_parallel`). All of them must make the same calls.
             text_device: where prompts are encoded, in float32; None is `device`.
@@ -107,19 +111,24 @@ class EagerEngine:
                 "a cache in float8 is read by one process, by modules that are not the model's own"
             )
         if not as_it_is:
-            self._model = self._optimized(compiled, fp8, joined, 1 if group is None else group.size())
+            processes = 1 if group is None else group.size()
+            self._model = self._optimized(compiled, fp8, joined, gelu_in_product, processes)
         if absorbed and device.type == "cuda":
             time_absorbed(self.config, dtype=dtype, device=device, timer=event_timer)
         self._text = text
         text.encoder.to(device if text_device is None else text_device)
 
-    def _optimized(self, compiled: bool, fp8: bool, joined: bool, processes: int) -> VideoMLA:
+    def _optimized(
+        self, compiled: bool, fp8: bool, joined: bool, gelu_in_product: bool, processes: int
+    ) -> VideoMLA:
         """The model with its weights laid out for this machine and its conditioning tabled by timestep."""
         model = self._model
         if joined and self.device.type == "cuda" and not self.absorbed:
             model = cast(VideoMLA, fused(model))
         if fp8:
             model = in_fp8(model)
+        if gelu_in_product and self.device.type == "cuda":
+            model = cast(VideoMLA, gelu_in_products(model))
         if packable(self.device, self.dtype):
             rows = self.config.chunk * self.config.tokens_per_frame // processes
             model = cast(VideoMLA, packed(model, rows))

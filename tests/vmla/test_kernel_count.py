@@ -7,6 +7,7 @@ import pytest
 import torch
 from kit.fake_cuda import generated, hopper, launches
 
+from runtime.engines.layers.gelu_epilogue import gelu_in_products
 from vmla.attention import Window
 from vmla.config import named_config
 from vmla.fused_attention import fused
@@ -60,3 +61,10 @@ def test_joined_products_are_fewer_kernels(monkeypatch):
     assert plain["products"] - joined["products"] == 4
     assert joined["other"] == 2  # attention to the window, and to the text
     assert sum(joined.values()) + 4 <= sum(plain.values()) <= 27  # 22 and 27 with torch 2.13
+
+
+def test_gelu_in_its_product_is_a_kernel_less(monkeypatch):
+    apart, inside = (kernels(monkeypatch, form) for form in (fused, lambda m: gelu_in_products(fused(m))))
+    assert apart["products"] - inside["products"] == 1
+    assert inside["other"] - apart["other"] == 1  # the product, with bias and GELU, as one call of a library
+    assert apart["triton"] - inside["triton"] == 1
