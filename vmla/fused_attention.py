@@ -14,6 +14,7 @@ A product with the identity is exact, so results differ only by how a library or
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -23,6 +24,9 @@ from torch import Tensor, nn
 from plugins.reference import window_entries
 from vmla.attention import AnyWindow, LatentAttention
 from vmla.rope import rotate
+
+Attend = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""Attention of query, keys and values, as `plugins.dense_attention`."""
 
 
 class FusedLatentAttention(nn.Module):
@@ -35,9 +39,13 @@ class FusedLatentAttention(nn.Module):
     expansion: nn.Parameter
     """[N * (dn + R) + N * dv, C + R]: all keys, then all values."""
 
-    def __init__(self, plain: LatentAttention) -> None:
-        """Join the weights of `plain`; norms and output projection are shared with it."""
+    def __init__(self, plain: LatentAttention, attend: Attend | None = None) -> None:
+        """Join the weights of `plain`; norms and output projection are shared with it.
+
+        `attend` takes the place of the window's own attention where all tokens are valid.
+        """
         super().__init__()
+        self._attend = attend
         self.heads = plain.heads
         self.rotary, self.latent = plain.rotary_k.out_features, plain.down_q.out_features
         self.nope = plain.up_k.out_features // self.heads
@@ -79,9 +87,11 @@ class FusedLatentAttention(nn.Module):
         query = self._queries(latent, window)
         keys, values = self._keys_values(window.before(cached, own), own, window)
         parts = [part.transpose(1, 2) for part in (query, keys, values)]
-        if not getattr(window, "full", False):  # the masked kernel reads contiguous memory only
+        full = getattr(window, "full", False)
+        if not full:  # the masked kernel reads contiguous memory only
             parts = [part.contiguous() for part in parts]
-        out = window.attend(*parts)
+        attend = window.attend if not full or self._attend is None else self._attend
+        out = attend(*parts)
         return self.to_out(out.transpose(1, 2).flatten(2)), own
 
     def _entries(self, raw: Tensor) -> Tensor:
@@ -117,11 +127,14 @@ def _fixed(weight: Tensor) -> nn.Parameter:
     return nn.Parameter(weight, requires_grad=False)
 
 
-def fused(module: nn.Module) -> nn.Module:
-    """A shallow copy of `module`, sharing all else, whose latent attention has joined products."""
+def fused(module: nn.Module, attend: Attend | None = None) -> nn.Module:
+    """A shallow copy of `module`, sharing all else, whose latent attention has joined products.
+
+    `attend` is that of `FusedLatentAttention`.
+    """
     if isinstance(module, LatentAttention):
-        return FusedLatentAttention(module)
+        return FusedLatentAttention(module, attend)
     shared = copy.copy(module)
-    parts = {name: fused(part) for name, part in module._modules.items() if part is not None}
+    parts = {name: fused(part, attend) for name, part in module._modules.items() if part is not None}
     shared.__dict__["_modules"] = cast(dict[str, nn.Module | None], parts)
     return shared

@@ -36,9 +36,10 @@ ITEMS: dict[str, dict[str, Any]] = {
     "a full window pays no mask": {"masked": True},
     "joined products": {"joined": False},
     "GELU in its product": {"gelu_in_product": False},
+    "attention in waves": {"waves": False},
 }
 """Features that users get by default on a GPU, each with the change that turns it off; chunks are timed with
-and without. The arms that are cheapest to build come first: the last three compile the model again."""
+and without. The arms that are cheapest to build come first: the last four compile the model again."""
 
 
 class Masked(EagerEngine):

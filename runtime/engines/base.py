@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Protocol, cast
 
 import torch
 from torch import Tensor
 
+from runtime.engines.attention_waves import time_waves
 from runtime.engines.key_splits import event_timer, time_absorbed
 from runtime.engines.layers.fp8_cache import PackedEntries, unpacking
 from runtime.engines.layers.fp8_linear import in_fp8
@@ -18,7 +20,7 @@ from runtime.engines.layers.packed_linear import packable, packed
 from runtime.engines.layers.timestep_tables import tabled
 from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
-from vmla.fused_attention import fused
+from vmla.fused_attention import Attend, fused
 from vmla.text import TextEncoder
 from vmla.transformer import StepInputs, VideoMLA, compile_blocks
 
@@ -73,6 +75,7 @@ class EagerEngine:
         fp8_cache: bool = False,
         joined: bool = True,
         gelu_in_product: bool = True,
+        waves: bool | Path = True,
         group: ProcessGroup | None = None,
         text_device: torch.device | None = None,
     ) -> None:
@@ -86,9 +89,10 @@ class EagerEngine:
             compiled: `torch.compile` gets the blocks, one at a time, when they are first called.
             fp8: layers that float8 is for compute in it (`runtime.engines.layers.fp8_linear`).
             fp8_cache: the cache keeps entries in float8 (`runtime.engines.layers.fp8_cache`).
-            joined: attention's products are joined on a GPU; False is for measuring the gain.
-            gelu_in_product: on a GPU the feed-forward's first product applies GELU itself; False is for
-                measuring the gain.
+            joined, gelu_in_product: on a GPU attention's products are joined, and the feed-forward's first
+                product applies GELU itself; False is for measuring the gain.
+            waves: with compiled blocks on a GPU, attention is cut into whole waves if a clock says so;
+                False is for measuring the gain. A path is of the file that keeps what was chosen.
             group: processes that make one video together: each holds the model and computes a part of a
                 chunk's tokens (`runtime.engines.sequence_parallel`). All of them must make the same calls.
             text_device: where prompts are encoded, in float32; None is `device`.
@@ -107,24 +111,31 @@ class EagerEngine:
 
             self._model = split_over(self._model, group)
         if fp8_cache and (as_it_is or group is not None):
-            raise ValueError(
-                "a cache in float8 is read by one process, by modules that are not the model's own"
-            )
+            raise ValueError("a float8 cache is read by one process, with modules not the model's own")
         if not as_it_is:
             processes = 1 if group is None else group.size()
-            self._model = self._optimized(compiled, fp8, joined, gelu_in_product, processes)
+            attend = self._timed_attention(waves) if compiled and joined and processes == 1 else None
+            self._model = self._optimized(compiled, fp8, joined, gelu_in_product, attend, processes)
         if absorbed and device.type == "cuda":
             time_absorbed(self.config, dtype=dtype, device=device, timer=event_timer)
         self._text = text
         text.encoder.to(device if text_device is None else text_device)
 
+    def _timed_attention(self, waves: bool | Path) -> Attend | None:
+        """The attention to a full window that is fastest on this GPU; None for the library's."""
+        if not waves or self.device.type != "cuda" or self.absorbed or self.config.layout != "mla":
+            return None
+        kept = waves if isinstance(waves, Path) else None
+        return time_waves(self.config, dtype=self.dtype, device=self.device, timer=event_timer, kept=kept)
+
     def _optimized(
-        self, compiled: bool, fp8: bool, joined: bool, gelu_in_product: bool, processes: int
-    ) -> VideoMLA:
+        self, compiled: bool, fp8: bool, joined: bool, gelu_in_product: bool, attend: Attend | None,
+        processes: int,
+    ) -> VideoMLA:  # fmt: skip
         """The model with its weights laid out for this machine and its conditioning tabled by timestep."""
         model = self._model
         if joined and self.device.type == "cuda" and not self.absorbed:
-            model = cast(VideoMLA, fused(model))
+            model = cast(VideoMLA, fused(model, attend))
         if fp8:
             model = in_fp8(model)
         if gelu_in_product and self.device.type == "cuda":

@@ -1,4 +1,4 @@
-"""A feed-forward whose first product adds its bias and applies GELU as it writes, for the eager model on a GPU.
+"""A feed-forward whose first product adds its bias and applies GELU, for the eager model on a GPU.
 
 The plain form, `vmla.transformer.FeedForward`, is the reference; in it GELU reads and writes all of
 [B, S, hidden] once more. `torch._addmm_activation` hands bias and GELU to cuBLASLt as the product's epilogue,
@@ -59,8 +59,8 @@ class GeluInProduct(nn.Module):
 def gelu_in_products(module: nn.Module) -> nn.Module:
     """A shallow copy of `module`, sharing all else, whose feed-forwards are `GeluInProduct`.
 
-    One whose first layer is no longer an `nn.Linear`, as in float8, stays as it is: there a compiler joins GELU
-    with the quantisation that follows.
+    One whose first layer is no longer an `nn.Linear`, as in float8, stays as it is: there a compiler joins
+    GELU with the quantisation that follows.
     """
     if isinstance(module, FeedForward):
         return GeluInProduct(module) if type(module.up) is nn.Linear else module
