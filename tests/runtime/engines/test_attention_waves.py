@@ -11,11 +11,13 @@ from kit.measure import assert_close
 from kit.models import draw, tiny_model
 from kit.passes import pass_inputs
 
+from bench.harness.subject import RandomText
 from plugins.errors import UserError
 from plugins.operator import dense_attention
 from plugins.triton import launch
-from runtime.engines import attention_waves
+from runtime.engines import attention_waves, base
 from runtime.engines.attention_waves import time_waves
+from runtime.engines.base import EagerEngine
 from runtime.engines.layers.wave_attention import Sizes, WaveAttention, candidates, rows_of_whole_waves
 from vmla.cache import CacheSpec
 from vmla.config import named_config
@@ -173,3 +175,19 @@ def test_the_operator_promises_what_it_returns(monkeypatch):
     found = torch.library.opcheck(operator, (*given, 4, 2), test_utils=checks)
     assert found == dict.fromkeys(checks, "SUCCESS")
     assert_close(operator(*given, 4, 2), dense_attention(*given), rtol=1e-5, atol=1e-6)
+
+
+def test_an_engine_times_it_on_a_gpu_unless_it_is_told_not_to(monkeypatch, tmp_path):
+    asked = []
+    monkeypatch.setattr(base, "time_waves", lambda config, **given: asked.append(given["kept"]) or "cut")
+    model = tiny_model()
+    engine = EagerEngine(model, RandomText(model.config), device=CPU, dtype=torch.float32)
+    assert engine._timed_attention(True) is None and not asked  # a CPU
+    engine.device = torch.device("cuda")
+    assert engine._timed_attention(True) == engine._timed_attention(tmp_path) == "cut"
+    assert asked == [None, tmp_path]
+    assert engine._timed_attention(False) is None
+    engine.absorbed = True
+    assert engine._timed_attention(True) is None
+    engine.absorbed, engine.config = False, replace(model.config, layout="mha")
+    assert engine._timed_attention(True) is None and len(asked) == 2
