@@ -8,6 +8,7 @@ import torch
 from kit.fake_cuda import generated, hopper, launches
 
 from runtime.engines.layers.gelu_epilogue import gelu_in_products
+from runtime.engines.layers.wave_attention import Sizes, WaveAttention
 from vmla.attention import Window
 from vmla.config import named_config
 from vmla.fused_attention import fused
@@ -68,3 +69,10 @@ def test_gelu_in_its_product_is_a_kernel_less(monkeypatch):
     assert apart["products"] - inside["products"] == 1
     assert inside["other"] - apart["other"] == 1  # the product, with bias and GELU, as one call of a library
     assert apart["triton"] - inside["triton"] == 1
+
+
+def test_attention_in_waves_copies_nothing_into_place(monkeypatch):
+    """Its queries, keys and values are views of products, as the library's are."""
+    cut = WaveAttention(Sizes(1, 12, 4680, 15600), rows=4224, splits=2)
+    whole, in_waves = (kernels(monkeypatch, lambda model, a=a: fused(model, a)) for a in (None, cut))
+    assert in_waves == whole
