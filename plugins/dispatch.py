@@ -68,8 +68,8 @@ def choose(operator: str, wanted: str, inputs: tuple[Tensor, ...]) -> Chosen:
     return "triton"
 
 
-def unfit(operator: str, inputs: tuple[Tensor, ...]) -> str | None:
-    """Why Triton cannot compute this, or None if it can."""
+def unfit(operator: str, inputs: tuple[Tensor, ...], *, strided: bool = False) -> str | None:
+    """Why Triton cannot compute this, or None if it can; `strided` for a kernel that reads any strides."""
     first = inputs[0]
     if not _installed():
         return 'triton is not installed; install it with: pip install "videomla[gpu]"'
@@ -80,7 +80,7 @@ def unfit(operator: str, inputs: tuple[Tensor, ...]) -> str | None:
         return f"its kernels compute in {known}, and not in {str(first.dtype).removeprefix('torch.')}"
     if torch.is_grad_enabled() and any(x.requires_grad for x in inputs):
         return "its kernels have no backward, and a gradient is needed"
-    if not all(x.is_contiguous() for x in inputs):
+    if not strided and not all(x.is_contiguous() for x in inputs):
         return "its kernels read contiguous memory only"
     return _unfit_widths(operator, inputs)
 

@@ -109,7 +109,7 @@ def _masked(inputs: RotatingInputs, backend: Backend) -> float:
 
 
 def tests(context: Context) -> Pieces:
-    """Run the GPU tests of the kernels.
+    """Run the GPU tests of the kernels and of the layers that engines put in place of the model's.
 
     Raises:
         UserError: if pytest or a checkout is missing.
@@ -118,6 +118,7 @@ def tests(context: Context) -> Pieces:
         raise UserError("pytest is not installed; install it with: pip install pytest")
     if not (ROOT / "tests" / "plugins").is_dir():
         raise UserError("no tests here; run this from a checkout")
-    command = [sys.executable, "-m", "pytest", "tests/plugins", "-m", "gpu", "-q", "-p", "no:cacheprovider"]
+    folders = ["tests/plugins", "tests/runtime/engines"]
+    command = [sys.executable, "-m", "pytest", *folders, "-m", "gpu", "-q", "-p", "no:cacheprovider"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     yield {"passed": done.returncode == 0, "said": done.stdout.splitlines()[-20:]}

@@ -93,7 +93,7 @@ MEASUREMENTS = (
     Measurement(name="drift", seconds=90, run=drift),
     Measurement(name="checks", seconds=30, run=gpu_checks.checks),
     Measurement(name="chunk", seconds=45, run=chunks.chunk),
-    Measurement(name="kernels", seconds=25, run=layers.attention_kernels),
+    Measurement(name="kernels", seconds=40, run=layers.attention_kernels),
     Measurement(name="block", seconds=10, run=layers.block),
     Measurement(name="graphs", seconds=30, run=chunks.graphs),
     Measurement(name="compile", seconds=40, run=chunks.compiled),

@@ -12,6 +12,7 @@ from bench.harness.paired_timing import SETS, Call
 from plugins import Backend, expand, mla_attention, mla_attention_absorbed
 from plugins.checks import FLOAT8
 from plugins.operator import dense_attention
+from runtime.engines.layers.wave_attention import Sizes, WaveAttention, candidates, rows_of_whole_waves
 
 CHECKED_QUERIES = 64
 """Rows of the result that are compared with the reference: all of them would not fit in memory."""
@@ -116,6 +117,37 @@ def expanded(inputs: RotatingInputs, backend: Backend) -> AttentionArm:
     )
 
 
+def split(inputs: RotatingInputs, splits: int) -> AttentionArm:
+    """Expanded attention by our kernel with a mask, which cuts the keys into `splits`."""
+
+    def call(turn: int) -> Tensor:
+        from plugins.triton import launch
+
+        tensors = inputs.query[turn], inputs.keys[turn], inputs.values[turn], inputs.tables[2]
+        return launch.attention(*tensors, None, splits=splits)
+
+    name = f"expanded, triton, splits: {splits}"
+    return AttentionArm(name, inputs.shape.flops_expanded, call, lambda: _error(inputs, call(0)))
+
+
+def in_waves(inputs: RotatingInputs, splits: int) -> AttentionArm | None:
+    """Attention in whole waves, the rest with `splits`; None where whole waves leave nothing or are none."""
+    sizes = Sizes.of(inputs.query[0], inputs.keys[0])
+    processors = torch.cuda.get_device_properties(inputs.device).multi_processor_count
+    if splits not in candidates(sizes, processors):
+        return None
+    attend = WaveAttention(sizes, rows_of_whole_waves(sizes, processors), splits)
+
+    def call(turn: int) -> Tensor:
+        return attend.cut(inputs.query[turn], inputs.keys[turn], inputs.values[turn])
+
+    def error() -> float:
+        out = call(0)
+        return max(_error(inputs, out), _error(inputs, out, slice(-CHECKED_QUERIES, None)))
+
+    return AttentionArm(f"in waves, splits: {splits}", inputs.shape.flops_expanded, call, error)
+
+
 def absorbed(inputs: RotatingInputs, backend: Backend) -> AttentionArm:
     """Absorbed attention, as `plugins.mla_attention_absorbed` computes it."""
     scales = inputs.scales[:2] if inputs.dtype == FLOAT8 else None
@@ -159,8 +191,8 @@ def relative(out: Tensor, wanted: Tensor) -> float:
     return float((out.float() - wanted.float()).abs().max() / wanted.float().abs().max())
 
 
-def _error(inputs: RotatingInputs, out: Tensor) -> float:
-    rows = slice(0, CHECKED_QUERIES)
+def _error(inputs: RotatingInputs, out: Tensor, rows: slice = slice(0, CHECKED_QUERIES)) -> float:
+    """The largest error of some `rows` of `out`, which has those of all queries."""
     scales = inputs.scales if inputs.dtype == FLOAT8 else None
     tensors = inputs.query[0][:, :, rows].contiguous(), inputs.keys[0], inputs.values[0], inputs.tables[2]
     return relative(out[:, :, rows], mla_attention(*tensors, scales=scales, backend="reference"))

@@ -29,9 +29,12 @@ from bench.speed.attention_arms import (
     bare_sdpa,
     expanded,
     expansion,
+    in_waves,
+    split,
 )
 from plugins import sdpa
 from plugins.checks import FLOAT8
+from plugins.triton.split_kv import TIMED
 from vmla.cli.command import OneLineCommand
 from vmla.cli.options.device import device_option, say_device
 
@@ -93,6 +96,8 @@ def groups(
         baseline = bare_sdpa(wide)
         arms = [expanded(wide, "sdpa"), expanded(wide, "triton")]
         arms += [absorbed(wide, "triton"), expansion(wide, "sdpa"), expansion(wide, "triton")]
+        arms += [split(wide, count) for count in TIMED]
+        arms += [arm for count in TIMED if (arm := in_waves(wide, count)) is not None]
         yield wide, arms, baseline
         narrow = RotatingInputs(shape, dtype=FLOAT8, device=device)
         yield narrow, [expanded(narrow, "triton"), absorbed(narrow, "triton")], baseline

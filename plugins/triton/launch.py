@@ -12,6 +12,7 @@ from torch.library import triton_op, wrap_triton
 
 from plugins.triton.absorbed import absorbed as absorbed_kernel
 from plugins.triton.attention import attention as attention_kernel
+from plugins.triton.attention import attention_strided as strided_kernel
 from plugins.triton.attention import merge as merge_kernel
 from plugins.triton.expand import expand as expand_kernel
 from plugins.triton.split_kv import Launch, TimedSplits, Timer, best_splits
@@ -60,6 +61,32 @@ def attention(
         splits = _splits("mla_attention", query, rows, batch * heads, valid.shape[0])
     out: Tensor = _attention(query, keys, values, valid, scales, splits)
     return out
+
+
+def attention_strided(query: Tensor, keys: Tensor, values: Tensor, splits: int) -> Tensor:
+    """softmax(q k^T / sqrt(d)) v for inputs of any strides, channels side by side, in bfloat16 or float16.
+
+    Not for graphs: compilers see none of its kernels.
+
+    Args:
+        query: [B, N, S, d].
+        keys, values: [B, N, K, d] and [B, N, K, dv].
+        splits: into how many parts the keys are cut.
+
+    Returns:
+        [B, S, N, dv], contiguous.
+    """
+    batch, heads, rows, width = query.shape
+    deep, size = values.shape[-1], _tile("mla_attention", query)
+    out, parts, sums = _outputs(query.transpose(1, 2), deep, splits)
+    strides = [length for tensor in (query, keys, values) for length in tensor.stride()[:2]]
+    strided_kernel[(-(-rows // size.rows), batch * heads, splits)](
+        query, keys, values, rows, keys.shape[2], heads, *strides, parts, sums,
+        QUERY=query.stride(2), KEY=keys.stride(2), VALUE=values.stride(2), SCALE=width**-0.5 * LOG2_E,
+        D=width, DV=deep, BLOCK_Q=size.rows, BLOCK_K=size.columns, SPLITS=splits,
+        num_warps=size.num_warps, num_stages=size.num_stages,
+    )  # fmt: skip
+    return _merged(out, parts, sums, splits)
 
 
 def absorbed(
@@ -169,7 +196,7 @@ def _absorbed(
 
 
 def _outputs(query: Tensor, deep: int, splits: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    """The result [B, N, S, deep], where the kernel writes, and its log-sums if the keys are split."""
+    """The result [..., deep] of a query [..., d], where the kernel writes, and log-sums if keys are split."""
     # Float8 has three bits of mantissa and no scale here; the product that follows takes bfloat16.
     kind = torch.bfloat16 if query.dtype == torch.float8_e4m3fn else query.dtype
     out = query.new_empty(*query.shape[:-1], deep, dtype=kind)

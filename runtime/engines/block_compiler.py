@@ -64,6 +64,12 @@ def code_cache() -> Path | None:
     return own / "videomla" / "inductor"
 
 
+def waves_file() -> Path | None:
+    """The file beside compiled code that keeps how attention is cut; None for a user without a home."""
+    cache = code_cache()
+    return None if cache is None else cache.with_name("attention-waves.json")
+
+
 def set_inductor_cache(folder: Path | None) -> None:
     """Let Inductor cache its code in `folder`, unless the user set another one or `folder` is None.
 

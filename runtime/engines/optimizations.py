@@ -6,15 +6,18 @@ Engines do all of it by default. Benchmarks leave one part out to measure what i
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import torch
 
+from runtime.engines.attention_waves import time_waves
 from runtime.engines.key_splits import event_timer
 from runtime.engines.layers.fp8_attention import with_fp8_attention
 from runtime.engines.layers.fp8_linear import in_fp8, quantisable
+from runtime.engines.layers.gelu_epilogue import gelu_in_products
 from runtime.engines.layers.packed_linear import packable, packed
-from vmla.fused_attention import FusedLatentAttention, fused
+from vmla.fused_attention import FusedLatentAttention, attending, fused
 from vmla.transformer import VideoMLA
 
 
@@ -26,6 +29,12 @@ class Optimizations:
     """Attention's products are joined (`vmla.fused_attention`)."""
     attention: type[FusedLatentAttention] = FusedLatentAttention
     """The form of attention with joined products; others are for measuring a part of it."""
+    gelu_in_product: bool = True
+    """The feed-forward's first product applies bias and GELU itself
+    (`runtime.engines.layers.gelu_epilogue`)."""
+    waves: bool | Path = True
+    """Attention to full windows is cut into whole waves where the blocks are compiled and a clock says that
+    it is faster (`runtime.engines.attention_waves`). A path is of the file that keeps what was chosen."""
     fp8_queries: bool = True
     """In float8, the query layers of attention are among those that compute in it, and so not in a product
     with layers that float8 is not for."""
@@ -60,6 +69,8 @@ def optimized(model: VideoMLA, place: Place, how: Optimizations) -> VideoMLA:
         model = _with_attention(model, place, how)
     if place.fp8:
         model = in_fp8(model)
+    if on_gpu and how.gelu_in_product:
+        model = cast(VideoMLA, gelu_in_products(model))
     if packable(place.device, place.dtype):
         rows = model.config.chunk * model.config.tokens_per_frame // place.processes
         model = cast(VideoMLA, packed(model, rows))
@@ -75,4 +86,8 @@ def _with_attention(model: VideoMLA, place: Place, how: Optimizations) -> VideoM
         )  # fmt: skip
         if narrow is not model:
             return narrow
-    return model
+    if not how.waves or not place.compiled or place.processes > 1 or model.config.layout != "mla":
+        return model
+    kept = how.waves if isinstance(how.waves, Path) else None
+    cut = time_waves(model.config, dtype=place.dtype, device=place.device, timer=event_timer, kept=kept)
+    return model if cut is None else cast(VideoMLA, attending(model, cut))

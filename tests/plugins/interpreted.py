@@ -3,16 +3,20 @@
 Run with TRITON_INTERPRET=1; prints what is wrong with each, as JSON.
 """
 
+import itertools
 import json
 import sys
+from dataclasses import replace
 
 import kit.interpreter  # noqa: F401
 import torch
 from kit.measure import assert_relative
-from kit.windows import Case, head_window, latent_query, latent_window, projections, scales_of
+from kit.windows import Case, draw, head_window, latent_query, latent_window, projections, scales_of
 
 from plugins import expand, mla_attention, mla_attention_absorbed
+from plugins.operator import dense_attention
 from plugins.triton import launch
+from runtime.engines.layers.wave_attention import Sizes, WaveAttention
 
 CASES = [
     Case(),
@@ -43,6 +47,28 @@ def check_attention():
             expected = mla_attention(*inputs, backend="reference")
             assert_relative(mla_attention(*inputs, backend="triton"), expected, limit)
             assert_relative(launch.attention(*inputs, None, splits=3), expected, limit)
+
+
+def check_waves():
+    for case, (dtype, limit) in itertools.product(CASES, LIMITS.items()):
+        case = replace(widths_of_powers(case), empty=())
+        for inputs in (views(case, dtype), head_window(case, seed=3, dtype=dtype)[:3]):
+            sizes = Sizes.of(*inputs[:2])
+            expected = dense_attention(*(tensor.float() for tensor in inputs))
+            for rows, splits in ((1, 1), (case.own // 2, 2), (case.own - 1, 3)):
+                if 0 < rows < case.own:
+                    out = WaveAttention(sizes, rows, splits).cut(*inputs)
+                    assert_relative(out, expected.to(dtype), limit)
+
+
+def views(case, dtype):
+    """Query, keys and values that lie in memory as [B, tokens, N, width], the last two of one product."""
+    width = case.nope + case.rotary
+    query = draw(case.batch, case.own, case.heads, width, seed=11, dtype=dtype)
+    made = draw(case.batch, case.keys, case.heads * (width + case.values), seed=12, dtype=dtype)
+    keys, values = made.split([case.heads * width, case.heads * case.values], dim=-1)
+    parts = (query, keys.unflatten(-1, (case.heads, -1)), values.unflatten(-1, (case.heads, -1)))
+    return [part.transpose(1, 2) for part in parts]
 
 
 def check_absorbed():

@@ -15,7 +15,7 @@ from plugins.triton.tiles import divisor, halves, power_of_two
 pytestmark = pytest.mark.cpu
 
 HERE = Path(__file__).parent
-CHECKS = ["expand", "attention", "absorbed", "float8", "float8_absorbed", "nothing_valid"]
+CHECKS = ["expand", "attention", "waves", "absorbed", "float8", "float8_absorbed", "nothing_valid"]
 
 
 @pytest.fixture(scope="module")

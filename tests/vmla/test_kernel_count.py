@@ -10,6 +10,8 @@ from kit.fake_cuda import generated, hopper, launches
 from plugins.fp8 import cudnn_attention
 from runtime.engines.layers.fp8_attention import Fp8Attention, full_window
 from runtime.engines.layers.fp8_linear import in_fp8, quantisable
+from runtime.engines.layers.gelu_epilogue import gelu_in_products
+from runtime.engines.layers.wave_attention import Sizes, WaveAttention
 from vmla.attention import Window
 from vmla.config import named_config
 from vmla.fused_attention import attending, fused
@@ -103,3 +105,17 @@ def test_float8_adds_products_of_codes_but_few_kernels_that_make_them(monkeypatc
     apart = kernels(monkeypatch, in_fp8)
     assert apart["products"] - queries["products"] == 2
     assert sum(queries.values()) + 2 <= sum(apart.values()) <= 28  # 26 and 28 with torch 2.13
+
+
+def test_gelu_in_its_product_is_a_kernel_less(monkeypatch):
+    apart, inside = (kernels(monkeypatch, form) for form in (fused, lambda m: gelu_in_products(fused(m))))
+    assert apart["products"] - inside["products"] == 1
+    assert inside["other"] - apart["other"] == 1  # the product, with bias and GELU, as one call of a library
+    assert apart["triton"] - inside["triton"] == 1
+
+
+def test_attention_in_waves_copies_nothing_into_place(monkeypatch):
+    """Its queries, keys and values are views of products, as the library's are."""
+    cut = WaveAttention(Sizes(1, 12, 4680, 15600), rows=4224, splits=2)
+    whole, in_waves = (kernels(monkeypatch, form) for form in (fused, lambda m: attending(fused(m), cut)))
+    assert in_waves == whole

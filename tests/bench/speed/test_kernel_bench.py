@@ -2,14 +2,17 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 from click.testing import CliRunner
 
 from bench.harness.paired_timing import Pair, paired
-from bench.speed.attention_arms import RotatingInputs, bare_sdpa, expanded
+from bench.speed.attention_arms import RotatingInputs, bare_sdpa, expanded, in_waves
 from bench.speed.kernels import MOST_OVERHEAD, PUBLISHED, SMALL, main
+from plugins.operator import dense_attention
+from plugins.triton import launch
 
 pytestmark = pytest.mark.cpu
 
@@ -57,6 +60,19 @@ def test_the_operator_costs_at_most_a_twentieth_over_sdpa():
         torch.set_num_threads(threads)
     # What else runs on the machine only ever adds, to caches and clock too: the least of each is compared.
     assert pair.best_ratio <= MOST_OVERHEAD
+
+
+def test_attention_in_waves_is_an_arm_where_waves_leave_something(monkeypatch):
+    """The library stands in for the kernel, which would need a GPU."""
+    monkeypatch.setattr(launch, "attention_strided", lambda *x: dense_attention(*x[:3]).transpose(1, 2))
+    inputs = RotatingInputs(SMALL, dtype=torch.float32, device=torch.device("cpu"))  # 8 tiles
+    arms = []
+    for processors in (4, 5, 9):
+        found = SimpleNamespace(multi_processor_count=processors)
+        monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device, found=found: found)
+        arms.append(in_waves(inputs, 2))
+    assert [arm is None for arm in arms] == [True, False, True]
+    assert arms[1].name == "in waves, splits: 2" and arms[1].error() < 1e-5
 
 
 def test_turns_are_taken_in_the_order_abba():
