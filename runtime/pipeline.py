@@ -38,7 +38,7 @@ from runtime.prompts.schedule_file import Entry
 from runtime.prompts.sources import FixedPrompts, PromptSource
 from runtime.resume.state import State
 from runtime.session.destination import choose_scale, claimed
-from runtime.session.generate import VideoFile, sink_for
+from runtime.session.generate import VideoFile, load_session, sink_for
 from runtime.session.outcome import Outcome
 from runtime.session.replay import Order
 from runtime.session.session import Session
@@ -60,7 +60,7 @@ class VideoPipeline:
     def __init__(self, job: Job) -> None:
         """Load the models that `job` needs; see `from_pretrained`."""
         began = perf_counter()
-        self._job, self._session = job, Session(job)
+        self._job, self._session = job, load_session(job)
         self._load_seconds = perf_counter() - began
         self._interrupt = False
         """Set by a callback, as diffusers' users do, to end the video that it was called for."""

@@ -85,6 +85,8 @@ class Sampler:
             raise UserError(f"guidance_scale is {self.guidance_scale}; use 1 for none, or more")
         if self.timestep_list:
             self._check_list()
+        if self.negative_prompt is not None and not self.negative_prompt.strip():
+            raise UserError("the negative prompt is empty; leave it out for none")
         if self.opening is not None and (self.opening.opening or self.opening.negative_prompt is not None):
             raise UserError("an opening's sampler has neither an opening nor a negative prompt of its own")
 

@@ -75,15 +75,20 @@ class VideoFile:
         self._announced = order.state is None and is_persistent(output) and not self._has_older
         if self._announced:
             write_begun(output, _begun(order))
-        self.task: VideoTask = session.admit(
-            order.job,
-            sink,
-            frames=order.frames,
-            telemetry=Several([self._summary, telemetry]),
-            autosave=self._autosave,
-            state=order.state,
-            on_end=self._record,
-        )
+        try:
+            self.task: VideoTask = session.admit(
+                order.job,
+                sink,
+                frames=order.frames,
+                telemetry=Several([self._summary, telemetry]),
+                autosave=self._autosave,
+                state=order.state,
+                on_end=self._record,
+            )
+        except BaseException:
+            if self._announced:
+                sidecar_path(output).unlink(missing_ok=True)
+            raise
 
     def _autosaved(self, every: float | None) -> Autosave | None:
         if every is None or not is_persistent(self._output) or not is_resumable(self._output):
