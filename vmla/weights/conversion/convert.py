@@ -140,7 +140,7 @@ def output_error(attention: LatentAttention | HeadAttention, seen: TracedLayer, 
             out, _ = attention(x[None], x.new_empty(1, 0, config.entry_width), window)
             lost += float((out[0] - expected).square().sum())
             size += float(expected.square().sum())
-    return float((lost / size) ** 0.5)
+    return float((lost / size) ** 0.5) if size else float(lost > 0)
 
 
 def _line(record: dict[str, Any], layers: int) -> str:
