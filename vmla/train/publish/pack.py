@@ -15,7 +15,7 @@ from plugins.errors import UserError
 from vmla.cli.machine import commit, hardware
 from vmla.train.loop.log import last_record, mean_speed
 from vmla.train.loop.state import read_state
-from vmla.train.publish.record import TRAINING, StageSettings, TrainingRecord, read_checked
+from vmla.train.publish.record import TRAINING, Begun, StageSettings, read_checked
 from vmla.train.recipes.from_scratch import PretrainingRecipe
 from vmla.train.run import TrainingRun
 from vmla.train.stage import RESULT
@@ -71,7 +71,7 @@ def pack_stages(start: str, folders: Sequence[Path], output: Path, report: Calla
     """
     if output.exists():
         raise UserError(f"{output} exists already; remove it or choose another folder")
-    record = read_checked(open_checkpoint(start).folder / TRAINING, TrainingRecord)
+    record = read_checked(open_checkpoint(start).folder / TRAINING, Begun)
     for folder in folders:
         name, stage = _stage(folder)
         record["stages"][name] = stage

@@ -18,11 +18,25 @@ Share = Annotated[float, Between(0, 1)]
 
 
 @dataclass(frozen=True, kw_only=True)
-class StageRecord:
+class StageTime:
+    """The field of a stage's record that is added up."""
+
+    seconds: Annotated[float, Between(0, 2**53)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Begun:
+    """The fields of a training's record that later stages are added to."""
+
+    recipe: str
+    stages: dict[str, StageTime]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageRecord(StageTime):
     """The fields that are read of what one stage took."""
 
     steps: Count
-    seconds: Annotated[float, Between(0, 2**53)]
     loss: float
 
 
