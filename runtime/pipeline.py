@@ -315,6 +315,9 @@ def _path(path: str | Path | None) -> Path | None:
 
 
 def _prompts(prompt: Prompts) -> str | PromptSource | Sequence[Entry]:
-    if isinstance(prompt, Mapping):
-        return [Entry(at=float(at), prompt=text) for at, text in sorted(prompt.items())]
-    return prompt
+    if not isinstance(prompt, Mapping):
+        return prompt
+    for at, text in prompt.items():
+        if not isinstance(at, int | float) or not isinstance(text, str):
+            raise UserError(f"{at!r}: {text!r} is no prompt of a schedule; give texts by their seconds")
+    return [Entry(at=float(at), prompt=text) for at, text in sorted(prompt.items())]

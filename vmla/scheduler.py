@@ -77,7 +77,7 @@ class Sampler:
         object.__setattr__(self, "timestep_list", tuple(self.timestep_list))  # of JSON, it is a list
         if self.kind not in ("euler", "renoise"):
             raise UserError(f"no such sampler: {self.kind}; use euler or renoise")
-        if not 1 <= self.steps <= TIMESTEPS:
+        if type(self.steps) is not int or not 1 <= self.steps <= TIMESTEPS:
             raise UserError(f"{self.steps} denoising steps; use 1 to {TIMESTEPS}")
         if not 0 < self.shift < math.inf:
             raise UserError(f"the shift is {self.shift}; use a positive number, 1 for an even schedule")

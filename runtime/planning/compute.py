@@ -14,6 +14,7 @@ from runtime.engines.layers.fp8_cache import choose_fp8_cache
 from runtime.engines.layers.fp8_linear import choose_fp8
 from runtime.engines.sequence_parallel import check_divisible
 from vmla.cli.machine import check_threads
+from vmla.cli.options.names import unknown_name
 from vmla.weights.checkpoint import Checkpoint
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -70,9 +71,15 @@ def look_up(
 
 
 def choose_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The type called `name`; `auto` is float32 on a CPU and bfloat16 elsewhere."""
+    """The type called `name`; `auto` is float32 on a CPU and bfloat16 elsewhere.
+
+    Raises:
+        UserError: for another name.
+    """
     if name == "auto":
         return torch.float32 if device.type == "cpu" else torch.bfloat16
+    if name not in DTYPES:
+        raise unknown_name("dtype", name, ("auto", *DTYPES))
     return DTYPES[name]
 
 
@@ -80,8 +87,11 @@ def choose_threads(wish: int | None) -> int:
     """The number of CPU threads: `wish`, or the same on every machine.
 
     Raises:
-        UserError: for more than a machine has use for; tens of thousands would end the process.
+        UserError: for less than one, or more than a machine has use for; tens of thousands would end the
+            process.
     """
+    if wish is not None and (type(wish) is not int or wish < 1):
+        raise UserError(f"threads is {wish!r}; use a whole number, 1 or more")
     if wish is not None:
         check_threads(wish)
     return wish or THREADS

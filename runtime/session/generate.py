@@ -6,6 +6,7 @@ others continue. All can be stopped, and resumed one by one or together.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -91,6 +92,8 @@ class VideoFile:
             raise
 
     def _autosaved(self, every: float | None) -> Autosave | None:
+        if every is not None and not 0 <= every < math.inf:
+            raise UserError(f"save_every is {every}; use a number of seconds, 0 or more")
         if every is None or not is_persistent(self._output) or not is_resumable(self._output):
             return None
         saved = self._order.state is not None
