@@ -38,7 +38,7 @@ from runtime.prompts.schedule_file import ScheduleEntry
 from runtime.prompts.sources import FixedPrompts, PromptSource
 from runtime.resume.state import State
 from runtime.session.destination import choose_scale, claimed
-from runtime.session.generate import VideoFile, sink_for
+from runtime.session.generate import VideoFile, load_session, sink_for
 from runtime.session.outcome import Outcome
 from runtime.session.replay import Order
 from runtime.session.session import Session
@@ -60,7 +60,7 @@ class VideoPipeline:
     def __init__(self, job: Job) -> None:
         """Load the models that `job` needs; see `from_pretrained`."""
         began = perf_counter()
-        self._job, self._session = job, Session(job)
+        self._job, self._session = job, load_session(job)
         self._load_seconds = perf_counter() - began
         self._interrupt = False
         """Set by a callback, as diffusers' users do, to end the video that it was called for."""
@@ -316,6 +316,9 @@ def _path(path: str | Path | None) -> Path | None:
 
 
 def _prompts(prompt: Prompts) -> str | PromptSource | Sequence[ScheduleEntry]:
-    if isinstance(prompt, Mapping):
-        return [ScheduleEntry(at=float(at), prompt=text) for at, text in sorted(prompt.items())]
-    return prompt
+    if not isinstance(prompt, Mapping):
+        return prompt
+    for at, text in prompt.items():
+        if not isinstance(at, int | float) or not isinstance(text, str):
+            raise UserError(f"{at!r}: {text!r} is not a prompt of a schedule; give texts by their seconds")
+    return [ScheduleEntry(at=float(at), prompt=text) for at, text in sorted(prompt.items())]

@@ -77,7 +77,7 @@ class Sampler:
         object.__setattr__(self, "timestep_list", tuple(self.timestep_list))  # of JSON, it is a list
         if self.kind not in ("euler", "renoise"):
             raise UserError(f"no such sampler: {self.kind}; use euler or renoise")
-        if not 1 <= self.steps <= TIMESTEPS:
+        if type(self.steps) is not int or not 1 <= self.steps <= TIMESTEPS:
             raise UserError(f"{self.steps} denoising steps; use 1 to {TIMESTEPS}")
         if not 0 < self.shift < math.inf:
             raise UserError(f"the shift is {self.shift}; use a positive number, 1 for an even schedule")
@@ -85,6 +85,8 @@ class Sampler:
             raise UserError(f"guidance_scale is {self.guidance_scale}; use 1 for none, or more")
         if self.timestep_list:
             self._check_list()
+        if self.negative_prompt is not None and not self.negative_prompt.strip():
+            raise UserError("the negative prompt is empty; leave it out for none")
         if self.opening is not None and (self.opening.opening or self.opening.negative_prompt is not None):
             raise UserError("an opening's sampler has neither an opening nor a negative prompt of its own")
 

@@ -25,7 +25,6 @@ from bench.harness.document import Record
 from bench.harness.whole_numbers import WholeNumbers
 from bench.quality.grades import Graded, grade_windows, grouped, shares, show
 from bench.quality.rollouts import BATCH, WINDOW, as_bytes, batches
-from plugins.documents.json_file import read_json
 from plugins.errors import UserError
 from vmla.cache import CacheSpec
 from vmla.cli.command import OneLineCommand
@@ -37,7 +36,7 @@ from vmla.text import TextEncoder
 from vmla.train.data.latents import drawn_clip
 from vmla.train.objectives.cached_rollout import CachedRollout
 from vmla.train.objectives.self_forcing import self_rollout
-from vmla.train.publish.pack import TRAINING
+from vmla.train.publish.record import TRAINING, Trained, read_checked
 from vmla.transformer import VideoMLA
 from vmla.vae import Codec, frames_in
 from vmla.weights.checkpoint import SHIPPED, Checkpoint, open_checkpoint
@@ -103,7 +102,7 @@ class LoadedParts:
 def trained_scenes(checkpoint: Checkpoint, count: int) -> list[Scene]:
     """Scenes of its training, as many of one object as of two; none if its record names no clips."""
     path, world = checkpoint.folder / TRAINING, checkpoint.world()
-    settings = read_json(path)["settings"].get("latents") if path.exists() else None
+    settings = read_checked(path, Trained)["settings"].get("latents") if path.exists() else None
     if settings is None or world is None:
         return []
     chosen: dict[int, list[Scene]] = {1: [], 2: []}

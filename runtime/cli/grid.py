@@ -21,10 +21,9 @@ from runtime.outputs import Frames, FrameSink, Mark
 from runtime.outputs.registry import kind_of
 from runtime.outputs.stream import is_stream
 from runtime.session.destination import check_output, claimed, open_sink
-from runtime.session.generate import check_room
+from runtime.session.generate import check_room, load_session
 from runtime.session.outcome import raise_failure
 from runtime.session.replay import Order, warnings_of
-from runtime.session.session import Session
 from runtime.telemetry.events import TogetherLine
 from vmla.cli.progress import ProgressLine
 from vmla.cli.stopping import Stop
@@ -156,7 +155,7 @@ def _make(order: Order, output: Path, rows: int, columns: int, memory: int, stop
     mosaic = Mosaic(open_sink(output, scale=order.scale), rows, columns)
     try:
         with ExitStack() as stack:
-            session = stack.enter_context(Session(order.job, memory=memory))
+            session = stack.enter_context(load_session(order.job, memory))
             stack.enter_context(stop.polled())
             line = TogetherLine(stack.enter_context(ProgressLine(sys.stderr)), videos=count)
             tasks = [

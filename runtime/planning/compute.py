@@ -17,6 +17,7 @@ from runtime.engines.layers.fp8_linear import choose_fp8
 from runtime.engines.sequence_parallel import check_divisible
 from runtime.engines.step_timing import seconds_by_type
 from vmla.cli.machine import check_threads
+from vmla.cli.options.names import unknown_name
 from vmla.config import ModelConfig
 from vmla.weights.checkpoint import Checkpoint
 
@@ -90,11 +91,16 @@ def choose_dtype(
     video on all processors of one instruction set, and would not if a stopwatch chose the type, which may
     choose differently on a busy day. `fastest` asks for that. The sidecar records the type that came of it,
     and `--repeat` takes it from there.
+
+    Raises:
+        UserError: for another name.
     """
     if name == FASTEST and device.type == "cpu":
         return measured()
     if name in ("auto", FASTEST):
         return (torch.float32 if device.type == "cpu" else torch.bfloat16), ""
+    if name not in DTYPES:
+        raise unknown_name("dtype", name, ("auto", FASTEST, *DTYPES))
     return DTYPES[name], ""
 
 
@@ -127,8 +133,11 @@ def choose_threads(wish: int | None) -> int:
     """The number of CPU threads: `wish`, or the same on every machine.
 
     Raises:
-        UserError: for more than a machine has use for; tens of thousands would end the process.
+        UserError: for less than one, or more than a machine has use for; tens of thousands would end the
+            process.
     """
+    if wish is not None and (type(wish) is not int or wish < 1):
+        raise UserError(f"threads is {wish!r}; use a whole number, 1 or more")
     if wish is not None:
         check_threads(wish)
     return wish or THREADS

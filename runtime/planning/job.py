@@ -173,9 +173,17 @@ class Job:
 def as_source(
     prompts: str | PromptSource | Sequence[ScheduleEntry], decoding: Decoding, chunks: int
 ) -> PromptSource:
-    """The prompts that `prepare` takes, as a source that is asked chunk by chunk."""
+    """The prompts that `prepare` takes, as a source that is asked chunk by chunk.
+
+    Raises:
+        UserError: for anything else, or a schedule that does not fit the video.
+    """
     if isinstance(prompts, str):
         return FixedPrompts(prompts)
+    schedule = isinstance(prompts, Sequence) and all(isinstance(each, ScheduleEntry) for each in prompts)
+    if not schedule and not hasattr(prompts, "listen"):
+        kind = type(prompts).__name__
+        raise UserError(f"{kind} is not a kind of prompt; give text, or texts by their seconds")
     if isinstance(prompts, Sequence):
         lengths, codec = CacheSpec.of(decoding.checkpoint.model_config()).chunks, decoding.sizes()
         return to_schedule(
@@ -215,10 +223,12 @@ def check_names(*paths: Path | None) -> None:
 
 
 def check_seed(seed: int) -> None:
-    """Refuse a seed too large for a sidecar, which could not be read again.
+    """Refuse a seed that a sidecar could not record, or that could not be read again.
 
     Raises:
-        UserError: if it has more digits than a document may hold.
+        UserError: if it is no whole number, or has more digits than a document may hold.
     """
+    if type(seed) is not int:
+        raise UserError(f"the seed is {seed!r}; use a whole number")
     if abs(seed) >= LARGEST_NUMBER:
         raise UserError(f"a seed has {len(str(LARGEST_NUMBER)) - 1} digits at most; take a smaller one")

@@ -16,6 +16,8 @@ from runtime.resume.autosave import resume_command
 from runtime.resume.sidecar import is_sidecar, sidecar_path, write_begun
 from runtime.resume.state import is_state, state_path
 
+LARGEST_SCALE = 16
+"""The most by which frames are enlarged."""
 WANTED_HEIGHT = 256
 """Pixels of height to which small frames are enlarged by default, at least."""
 
@@ -113,5 +115,11 @@ def open_sink(path: Path, *, scale: int, after: Mark | None = None, clear: Clear
 
 
 def choose_scale(height: int, wish: int | None) -> int:
-    """The factor by which frames of `height` pixels are enlarged: `wish`, or enough for `WANTED_HEIGHT`."""
+    """The factor by which frames of `height` pixels are enlarged: `wish`, or enough for `WANTED_HEIGHT`.
+
+    Raises:
+        UserError: for a factor that is none.
+    """
+    if wish is not None and (type(wish) is not int or not 1 <= wish <= LARGEST_SCALE):
+        raise UserError(f"scale is {wish!r}; use a whole number from 1 to {LARGEST_SCALE}")
     return wish or max(1, -(-WANTED_HEIGHT // height))

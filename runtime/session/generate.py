@@ -6,6 +6,7 @@ others continue. All can be stopped, and resumed one by one or together.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -75,17 +76,24 @@ class VideoFile:
         self._announced = order.state is None and is_persistent(output) and not self._has_older
         if self._announced:
             write_begun(output, _begun(order))
-        self.task: VideoTask = session.admit(
-            order.job,
-            sink,
-            frames=order.frames,
-            telemetry=TelemetryGroup([self._summary, telemetry]),
-            autosave=self._autosave,
-            state=order.state,
-            on_end=self._record,
-        )
+        try:
+            self.task: VideoTask = session.admit(
+                order.job,
+                sink,
+                frames=order.frames,
+                telemetry=TelemetryGroup([self._summary, telemetry]),
+                autosave=self._autosave,
+                state=order.state,
+                on_end=self._record,
+            )
+        except BaseException:
+            if self._announced:
+                sidecar_path(output).unlink(missing_ok=True)
+            raise
 
     def _autosaved(self, every: float | None) -> Autosave | None:
+        if every is not None and not 0 <= every < math.inf:
+            raise UserError(f"save_every is {every}; use a number of seconds, 0 or more")
         if every is None or not is_persistent(self._output) or not is_resumable(self._output):
             return None
         saved = self._order.state is not None

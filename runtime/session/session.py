@@ -34,6 +34,7 @@ from runtime.resume.state import State
 from runtime.rollout.graphs import ChunkGraphs
 from runtime.rollout.rollout import Rollout
 from runtime.session.commands import CommandQueue
+from runtime.session.outcome import in_one_line
 from runtime.session.pacing import Pacing
 from runtime.session.producer import Admission, VideoProducer
 from runtime.session.replay import OF_A_MODEL, OF_A_VIDEO, refuse_another
@@ -112,7 +113,8 @@ class Session:
             pacing: says when chunks are wanted; without it, as soon as the sink takes them.
 
         Raises:
-            UserError: if memory does not suffice for another video, or `job` is not of the session's kind.
+            UserError: if memory does not suffice for another video, `job` is not of the session's kind, or
+                the model fails at its negative prompt.
         """
         self._check_kind(job)
         asked = Admission(
@@ -125,9 +127,11 @@ class Session:
                 number, self._producer(asked), self._commands, clock=self._clock,
                 describe=partial(self.describe, job, frames=frames), on_end=partial(self._release, on_end),
             )  # fmt: skip
-        except BaseException:
+        except BaseException as error:
             self._give_back()
-            raise
+            if isinstance(error, UserError) or not isinstance(error, Exception):
+                raise
+            raise UserError(f"cannot begin the video: {in_one_line(error)}") from error
         self._commands.post(lambda: self._tasks.append(task))
         return task
 

@@ -196,6 +196,34 @@ def test_nonsense_is_refused_when_it_is_said(pipeline, checkpoint):
             refused()
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"seed": 1.5}, "the seed is 1.5; use a whole number"),
+        ({"steps": 1.5}, "1.5 denoising steps"),
+        ({"steps": True}, "True denoising steps"),
+        ({"scale": -1}, "scale is -1; use a whole number from 1 to 16"),
+        ({"scale": 99999}, "scale is 99999"),
+        ({"save_every": float("nan")}, "save_every is nan"),
+        ({"prompt": None}, "NoneType is not a kind of prompt"),
+        ({"prompt": b"a red star"}, "bytes is not a kind of prompt"),
+        ({"prompt": {0: None}}, "0: None is not a prompt of a schedule"),
+        ({"prompt": {"soon": RED}}, "not a prompt of a schedule; give texts by their seconds"),
+    ],
+    ids=str,
+)
+def test_values_of_another_kind_are_refused_before_anything_is_written(pipeline, tmp_path, asked, said):
+    with pytest.raises(UserError, match=said):
+        pipeline.save(**{"prompt": RED, "path": tmp_path / "a.mp4", "seconds": 1, **asked})
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("asked", [{"dtype": "int8"}, {"threads": -3}, {"threads": "2"}], ids=str)
+def test_a_model_is_not_loaded_as_what_there_is_not(checkpoint, asked):
+    with pytest.raises(UserError):
+        VideoPipeline.from_pretrained(checkpoint, **asked)
+
+
 def test_importing_it_is_lean_and_its_names_can_be_seen():
     names = ["GeneratedVideo", "LivePrompts", "State", "VideoPipeline", "generate"]
     assert dir(runtime) == names == sorted(runtime.__all__)

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-from vmla.cli.terminal import printable
+from vmla.cli.terminal import one_line, printable
 
 
 class ProgressLine:
@@ -47,7 +47,7 @@ class ProgressLine:
 
     def show(self, message: str, *, done: float | None = None) -> None:
         """Make `message` the current one; `done` in [0, 1] is the finished share of the work, if known."""
-        message = printable(message)
+        message = one_line(message)
         if self._quiet:
             return
         if self._live is not None:

@@ -13,7 +13,8 @@ import click
 
 JOINERS = "\u200c\u200d"
 LONGEST = 1500
-"""Characters of a message that is shown whole; one that quotes a damaged file may have millions."""
+"""Characters of a message that is shown whole; one that quotes a prompt or a damaged file may have
+millions."""
 SHOWN = 1000, 400
 """Characters shown of the start and of the end of a longer message."""
 
@@ -39,8 +40,8 @@ def say(*lines: str, err: bool = False) -> None:
 
 
 def warn(warnings: Iterable[str]) -> None:
-    """Print each of `warnings` to standard error, with `warning:` before it."""
-    say(*(f"warning: {warning}" for warning in warnings), err=True)
+    """Print each of `warnings` to standard error, in one line with `warning:` before it."""
+    say(*(one_line(f"warning: {warning}") for warning in warnings), err=True)
 
 
 def _is_harmless(character: str) -> bool:

@@ -66,10 +66,14 @@ ENDING = 40
 class PromptTokenizer:
     """Cleans a prompt and cuts it into tokens, of which at most as many as an encoder reads are left."""
 
-    def __init__(self, tokenizer: Tokenizer, *, tokens: int, lower_case: bool = False) -> None:
-        """An encoder reads `tokens` tokens; `lower_case` is for those trained on lower case alone."""
+    def __init__(
+        self, tokenizer: Tokenizer, *, tokens: int, lower_case: bool = False, vocabulary: int | None = None
+    ) -> None:
+        """An encoder reads `tokens` tokens, whose numbers lie below `vocabulary`, if given; `lower_case` is
+        for those trained on lower case alone."""
         self.tokenizer = tokenizer
         self.tokens = tokens
+        self._vocabulary = vocabulary
         self._lower_case = lower_case
 
     def clean(self, prompt: str) -> str:
@@ -81,7 +85,8 @@ class PromptTokenizer:
         """Token numbers and mask, each [B, tokens] int64, of the cleaned prompts; the rest is cut off.
 
         Raises:
-            UserError: for an empty prompt, or one that is not valid Unicode.
+            UserError: for an empty prompt, or one that is not valid Unicode; if the encoder does not know
+                the tokens.
         """
         for prompt in prompts:
             check_prompt(prompt)
@@ -91,10 +96,19 @@ class PromptTokenizer:
         numbers = torch.full((len(cleaned), self.tokens), self.tokenizer.pad)
         mask = torch.zeros_like(numbers)
         for row, prompt in enumerate(cleaned):
-            kept = torch.tensor(self.tokenizer.numbers(prompt, limit=self.tokens))
-            numbers[row, : len(kept)] = kept
+            kept = self._numbers(prompt, limit=self.tokens)
+            numbers[row, : len(kept)] = torch.tensor(kept)
             mask[row, : len(kept)] = 1
         return numbers, mask
+
+    def _numbers(self, text: str, limit: int | None = None) -> list[int]:
+        """Token numbers of a cleaned text that the encoder knows, at most `limit` of them."""
+        numbers = self.tokenizer.numbers(text, limit=limit)
+        known = self._vocabulary
+        odd = known is not None and not all(0 <= number < known for number in (*numbers, self.tokenizer.pad))
+        if odd or (text and not numbers) or (limit is not None and len(numbers) > limit):
+            raise UserError("the tokenizer and the text encoder are not of one model; copy both again")
+        return numbers
 
     def fits(self, prompt: str) -> bool:
         """Whether the whole `prompt` is read."""
@@ -112,17 +126,18 @@ class PromptTokenizer:
         return Truncation(tokens=count, read=self.tokens, text=cleaned[: max(end, 0)].rstrip())
 
     def _count(self, text: str) -> int:
-        return len(self.tokenizer.numbers(text))
+        return len(self._numbers(text))
 
 
 class TextEncoder(PromptTokenizer):
     """A UMT5 encoder with its tokenizer, giving embeddings of a fixed number of tokens."""
 
     def __init__(
-        self, encoder: nn.Module, tokenizer: Tokenizer, *, tokens: int, lower_case: bool = False
-    ) -> None:
-        """Read prompts of at most `tokens` tokens; `lower_case` is passed to `PromptTokenizer`."""
-        super().__init__(tokenizer, tokens=tokens, lower_case=lower_case)
+        self, encoder: nn.Module, tokenizer: Tokenizer, *, tokens: int, lower_case: bool = False,
+        vocabulary: int | None = None,
+    ) -> None:  # fmt: skip
+        """Read prompts of at most `tokens` tokens; the rest is passed to `PromptTokenizer`."""
+        super().__init__(tokenizer, tokens=tokens, lower_case=lower_case, vocabulary=vocabulary)
         self.encoder = encoder
 
     def __call__(self, prompts: Sequence[str | None]) -> Tensor:

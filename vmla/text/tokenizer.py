@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 from plugins.documents.json_file import read_json
 from plugins.documents.regular_file import check_size
-from plugins.documents.typed import typed
+from plugins.documents.typed import Between, typed
 from plugins.errors import UserError
 from vmla.text.byte_tokenizer import ByteTokenizer
+from vmla.text.published import PublishedTokenizer
 from vmla.text.word_tokenizer import KINDS, WordTokenizer
 
 PIECES = "tokenizer.json"
@@ -22,9 +23,11 @@ SMALL = ("added_tokens.json", "special_tokens_map.json")
 
 @dataclass(frozen=True, kw_only=True)
 class Kind:
-    """The fields of `tokenizer_config.json` that decide who reads the rest."""
+    """The fields of `tokenizer_config.json` that decide who reads the rest, and for how long."""
 
     tokenizer_class: str | None = None
+    extra_ids: Annotated[int, Between(0, 1000)] | None = None
+    """Tokens that T5's classes make up one by one; there are 100, 125 or 300 of them."""
 
 
 class Tokenizer(Protocol):
@@ -46,35 +49,6 @@ class Tokenizer(Protocol):
 
     def save(self, folder: Path) -> None:
         """Write its files into `folder`."""
-
-
-class PublishedTokenizer:
-    """The tokenizer of a published model, through transformers."""
-
-    def __init__(self, inner: Any) -> None:
-        self._inner = inner
-
-    @property
-    def kind(self) -> str:
-        """The class of transformers that reads its files."""
-        return type(self._inner).__name__
-
-    @property
-    def pad(self) -> int:
-        """The token number that fills the places behind a prompt's end."""
-        return self._inner.pad_token_id
-
-    def __len__(self) -> int:
-        """How many token numbers there are."""
-        return len(self._inner)
-
-    def numbers(self, text: str, *, limit: int | None = None) -> list[int]:
-        """Token numbers of `text`, then of its end; with a `limit`, the text is cut to fit."""
-        return self._inner(text, truncation=limit is not None, max_length=limit)["input_ids"]
-
-    def save(self, folder: Path) -> None:
-        """Write its files into `folder`."""
-        self._inner.save_pretrained(folder)
 
 
 def read_tokenizer(folder: Path) -> Tokenizer:
@@ -102,25 +76,10 @@ def _read_published(folder: Path, kind: str | None) -> PublishedTokenizer:
     """The tokenizer in `folder`, by transformers, which parses `PIECES` four times as fast as we would."""
     if (folder / PIECES).exists():
         check_size(folder / PIECES, largest=LARGEST)
-    published = _published(kind)
     try:
-        inner = published.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        return PublishedTokenizer.of(folder, kind)
+    except UserError:
+        raise
     except Exception as error:  # noqa: BLE001 - the reader of tokenizer.json raises the bare class
         _read(folder / PIECES)  # names the byte at which the JSON is damaged
         raise UserError(f"cannot load the tokenizer in {folder}; copy it again") from error
-    return PublishedTokenizer(inner)
-
-
-def _published(kind: str | None) -> Any:
-    """transformers' class for a tokenizer saved as `kind`; `AutoTokenizer` needs a model beside some."""
-    if kind == ByteTokenizer.kind:
-        from transformers.models.byt5.tokenization_byt5 import ByT5Tokenizer
-
-        return ByT5Tokenizer
-    if kind in KINDS:
-        from transformers import PreTrainedTokenizerFast
-
-        return PreTrainedTokenizerFast
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer

@@ -68,6 +68,10 @@ class Index:
     preset: AppliedPreset | None = None
     """The preset of published weights that it was converted with."""
 
+    def __post_init__(self) -> None:
+        if self.trained_on is not None:
+            world_named(self.trained_on)
+
 
 @dataclass(frozen=True)
 class Checkpoint:
@@ -164,8 +168,11 @@ class Checkpoint:
         return PromptTokenizer(read_tokenizer(self.folder / "tokenizer"), **self._reading())
 
     def _reading(self) -> dict[str, Any]:
-        # captions of the world of moving shapes have no capitals
-        return {"tokens": self._text_tokens(), "lower_case": self.world() is not None}
+        return {
+            "tokens": self._text_tokens(),
+            "lower_case": self.world() is not None,  # captions of the world of moving shapes have no capitals
+            "vocabulary": self._text_config().vocab_size,
+        }
 
     def _text_tokens(self) -> int:
         """Text tokens that the denoiser reads: 512 for a Wan pipeline, which no file of it states."""
@@ -173,11 +180,12 @@ class Checkpoint:
         wan = not path.exists() or read_json(path).get("_class_name") == "WanTransformer3DModel"
         return WAN_TEXT_TOKENS if wan else self.model_config().text_tokens
 
+    def _text_config(self) -> UMT5Config:
+        path = self.folder / "text_encoder" / "config.json"
+        return UMT5Config.from_dict(read_json(path), str(path))
+
     def _text_model(self) -> UMT5Encoder:
-        folder = self.folder / "text_encoder"
-        path = folder / "model.safetensors"
-        values = read_json(folder / "config.json")
-        config = UMT5Config.from_dict(values, str(folder / "config.json"))
+        config, path = self._text_config(), self.weights_path("text_encoder")
         tensors = read_tensors(path)
         with WithoutStorage():
             model = UMT5Encoder(config)

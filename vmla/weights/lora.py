@@ -29,6 +29,8 @@ ENDS = {
     "up": re.compile(r"\.(lora_B(\.default)?|lora_up|lora\.up)\.weight$"),
     "alpha": re.compile(r"\.alpha$"),
 }
+PARTS = 8
+"""Parts that a layer's name has at most: `blocks.0.attn1.to_out.0` has five."""
 UNDERSCORED = "lora_unet_"
 """Prefix of kohya-ss's names, in which underscores replace the dots."""
 
@@ -49,7 +51,7 @@ class Lora:
         """The float32 weight [out, in] with the adapter's change added, or unchanged if it has none.
 
         Raises:
-            UserError: if the change has another shape, or is not finite.
+            UserError: if the change has another shape, or it or its result is not finite.
         """
         pair = self.pairs.get(name)
         if pair is None:
@@ -60,18 +62,24 @@ class Lora:
         if not rank or up.shape != (weight.shape[0], rank) or down.shape != (rank, weight.shape[1]):
             shapes = f"{list(up.shape)} times {list(down.shape)}"
             raise UserError(f"{self.path}: {pair['up']} is {shapes}; its layer is {list(weight.shape)}")
-        return weight + self.strength * self._alpha_of(pair, rank) / rank * (up @ down)
+        changed = weight + self.strength * self._alpha_of(pair, rank) / rank * (up @ down)
+        refuse_not_finite(f"{name} with {pair['up']}", changed, self.path)
+        return changed
 
     def _alpha_of(self, pair: Mapping[str, str], rank: int) -> float:
         if "alpha" not in pair:
-            return self.alpha or rank
+            return rank if self.alpha is None else self.alpha
         alpha = self._finite(pair["alpha"])
         if alpha.numel() != 1:
             raise UserError(f"{self.path}: {pair['alpha']} is {list(alpha.shape)}, not one number")
         return float(alpha)
 
     def _finite(self, name: str) -> Tensor:
-        tensor = self.tensors[name].to(torch.float32)
+        held = self.tensors[name]
+        if not (held.is_floating_point() or held.numel() == 1) or held.is_complex():
+            kind = str(held.dtype).removeprefix("torch.")
+            raise UserError(f"{self.path}: {name} holds codes ({kind}); give weights in 16 bits")
+        tensor = held.to(torch.float32)
         refuse_not_finite(name, tensor, self.path)
         return tensor
 
@@ -132,11 +140,9 @@ def _split(name: str) -> tuple[str | None, str]:
 
 
 def _tails(module: str) -> Iterator[str]:
-    """The name, and its rest after each dot."""
-    yield module
-    while "." in module:
-        module = module.split(".", 1)[1]
-        yield module
+    """The last parts of the name, the longest first; no layer's name has more than `PARTS`."""
+    parts = module.split(".")[-PARTS:]
+    yield from (".".join(parts[start:]) for start in range(len(parts)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,8 +17,10 @@ from runtime.resume.state import State
 from runtime.serve.disk.folder import StreamFolder
 from runtime.serve.disk.sink import Fenced
 from runtime.session.destination import choose_scale
+from runtime.session.generate import load_session
+from runtime.session.outcome import raise_failure
 from runtime.session.pacing import Pacing
-from runtime.session.session import OnEnd, Session
+from runtime.session.session import OnEnd
 from runtime.session.task import VideoTask
 from runtime.telemetry.events import Telemetry
 from vmla.config import FRAMES_PER_SECOND
@@ -35,7 +37,7 @@ class Worker:
     def __init__(self, job: Job, *, memory: int, most: int) -> None:
         """Load the engine of `job`; hold as many streams as `memory` bytes do, and at most so many."""
         self.job = job
-        self.session = Session(job, memory=memory)
+        self.session = load_session(job, memory)
         self.places = min(self.session.capacity or 0, most)
         self.scale = choose_scale(job.height, None)
         self.clock = perf_counter
@@ -48,12 +50,17 @@ class Worker:
         """A state of this model, with which received ones are compared; set once `start` has returned."""
 
     def start(self) -> None:
-        """Begin to make chunks; returns once the first ones have been made and dropped."""
+        """Begin to make chunks; returns once the first ones have been made and dropped.
+
+        Raises:
+            UserError: if the model makes none.
+        """
         self._thread.start()
         job, _ = self.job.another("a video", seconds=1.0, seed=0, steps=None)
         task = self.session.admit(job, NullSink(), frames=None, pacing=_WarmUpPacing())
         while task.made < WARMING and not task.over:
             time.sleep(0.005)
+        raise_failure(task)
         self.template = task.snapshot()
         task.cancel()
         task.wait()

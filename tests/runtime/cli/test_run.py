@@ -23,6 +23,7 @@ from runtime.outputs.mp4 import Mp4Sink
 from runtime.planning.compute import THREADS
 from runtime.planning.request import prepare
 from vmla.cache import CacheSpec
+from vmla.cli.terminal import LONGEST
 from vmla.config import named_config
 from vmla.weights.formats.files import write_tensors
 
@@ -223,6 +224,16 @@ def test_nothing_that_a_terminal_obeys_is_printed(checkpoint, tmp_path, odd):
     for done in said:
         assert "".join(done.output.splitlines()).isprintable(), done.output
     assert "\\" in said[1].output
+
+
+def test_a_prompt_of_a_book_s_length_is_shown_in_part(checkpoint, tmp_path):
+    folder = as_trained_on("sprites", checkpoint, tmp_path / "sprites")
+    book = "a cat playing the piano " * 5000
+    for option in ("--chunks=1", "--dry-run"):
+        done = make(folder, "null", option, prompt=book)
+        assert done.exit_code == 0
+        assert "a cat playing" in done.output
+        assert max(map(len, done.output.splitlines())) < 2 * LONGEST
 
 
 def test_a_prompt_that_is_no_text_is_refused_in_one_line(checkpoint):

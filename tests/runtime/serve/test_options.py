@@ -1,6 +1,8 @@
 """`vmla-serve` means by its options what `vmla-run` means by them."""
 
+import json
 import os
+import shutil
 
 import pytest
 from click.testing import CliRunner
@@ -74,3 +76,14 @@ def test_a_store_whose_files_are_something_else_is_refused_and_nothing_changed(
     asked = ("--checkpoint", checkpoint, "--port", 0, "--store", store, "--shared")
     assert_one_line(CliRunner().invoke(serve, [str(each) for each in asked]), f"{name}")
     assert mine.read_text() == "mine"
+
+
+def test_a_model_that_makes_no_chunk_is_named_at_the_start(checkpoint, tmp_path):
+    folder = shutil.copytree(checkpoint, tmp_path / "model")
+    path = folder / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "guidance_scale": 1e300}))
+    words = ["--checkpoint", str(folder), "--store", str(tmp_path / "streams"), "--port", "0"]
+    result = CliRunner().invoke(serve, words)
+    assert result.exit_code == 2
+    assert "decoding chunk 0 failed: it is not finite" in result.output.splitlines()[-1]
+    assert "Traceback" not in result.output

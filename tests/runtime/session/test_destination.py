@@ -247,6 +247,26 @@ def test_a_chunk_that_is_not_finite_ends_the_video_by_its_number(checkpoint, ins
     assert "decoding chunk 2 failed: it is not finite" in last and "24 frames were kept" in last
 
 
+@pytest.mark.parametrize("together", [False, True], ids=["one video", "several"])
+def test_a_video_that_cannot_begin_leaves_nothing(checkpoint, inside, monkeypatch, together):
+    begun = []
+
+    def fails(*arguments, **more):
+        begun.append(arguments)
+        if len(begun) > together:
+            raise RuntimeError("no such token\nand more")
+        return Rollout(*arguments, **more)
+
+    monkeypatch.setattr(session, "Rollout", fails)
+    (inside / "videos.yaml").write_text("a: a red star\nb: a blue star\n")
+    what = ["--videos", "videos.yaml"] if together else ["--prompt", "a red star"]
+    options = ["--checkpoint", str(checkpoint), "--chunks", "2", "-o", "out" if together else "a.mp4"]
+    result = CliRunner().invoke(main, [*what, *options])
+    assert result.exit_code == 2
+    assert result.output.splitlines()[-1].endswith("cannot begin the video: RuntimeError: no such token")
+    assert not [path for path in inside.rglob("*") if path.is_file() and path.name != "videos.yaml"]
+
+
 def test_weights_that_are_not_finite_are_refused_by_name(checkpoint, inside):
     shutil.copytree(checkpoint, inside / "model")
     path = inside / "model" / "transformer" / "diffusion_pytorch_model.safetensors"

@@ -119,6 +119,32 @@ def test_grades_are_told_apart_by_the_number_of_objects(small):
     assert "spinning (" not in text
 
 
+@pytest.mark.parametrize(
+    ("changed", "complaint"),
+    [
+        ({"record": {"stages": {"codec": {}}}}, "training.json: field stages.codec.steps is missing"),
+        ({"record": {"hours": "many"}}, "training.json: field hours is 'many'"),
+        ({"record": {"settings": {"text": None}}}, "training.json: field settings.text is None"),
+        ({"grades": {"grades": {"5": {"shape": 1.0}}}}, "grades.json: field grades.5."),
+        ({"grades": {"grades": {"soon": RIGHT}}}, "grades.json: field grades has a row 'soon'"),
+        ({"grades": {"sampler": {"steps": 0}}}, "grades.json: 0 denoising steps"),
+        ({"grader": {"accuracy": {}}}, "grader.json: field accuracy is empty"),
+        ({"grader": {"scenes": 10**30}}, "grader.json: field scenes is 1000000000000000000000000000000"),
+    ],
+    ids=str,
+)
+def test_a_record_or_results_with_damaged_values_are_refused(small, changed, complaint):
+    assert_one_line(write(small, **changed)[0], complaint)
+    assert not (small / "README.md").exists()
+
+
+def test_stages_are_not_packed_without_the_start_s_whole_record(small, tmp_path):
+    (small / "training.json").write_text("{}")
+    words = ["pack-stages", str(tmp_path), "--start", str(small), "-o", str(tmp_path / "packed")]
+    assert_one_line(CliRunner().invoke(main, words), "training.json: field", "is missing")
+    assert not (tmp_path / "packed").exists()
+
+
 def test_grades_of_another_model_and_a_grader_of_another_world_are_refused(small):
     assert_one_line(write(small, grades={"checkpoint": "other"})[0], "holds the grades of other")
     result, _ = write(small, grades={"checkpoint": "small"}, grader={"world": "sprites-2"})

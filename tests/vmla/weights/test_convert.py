@@ -10,7 +10,7 @@ from kit.measure import assert_close
 from kit.models import draw, tiny_config, tiny_model
 from kit.passes import window_at
 from kit.refusals import assert_one_line
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from plugins.atomic_files import TEMPORARY_SUFFIX
 from vmla.attention import LatentAttention
@@ -18,6 +18,7 @@ from vmla.cache import CacheSpec
 from vmla.config import named_config
 from vmla.train.cli.commands import main
 from vmla.weights.checkpoint import WEIGHTS, open_checkpoint
+from vmla.weights.conversion import convert
 from vmla.weights.conversion.activations import CalibrationBatch, all_frames, layers_of
 from vmla.weights.conversion.convert import Conversion
 from vmla.weights.conversion.spectral import (
@@ -285,6 +286,33 @@ def test_the_command_writes_a_checkpoint_and_a_report(wan_folder, tmp_path):
         assert layer["output error"]["spectral"] < layer["output error"]["random"]
         assert 0.3 < layer["energy"]["keys and values"] < 1
     assert not list(tmp_path.rglob(f"*{TEMPORARY_SUFFIX}"))
+
+
+@pytest.mark.parametrize(
+    ("factor", "complaint"),
+    [
+        (1e20, "what layer 1 computes is not finite"),
+        (0.0, "norm_kv.weight of the result is not finite"),
+    ],
+)
+def test_weights_that_lead_to_what_is_not_finite_are_refused(wan_folder, tmp_path, factor, complaint):
+    tensors = load_file(wan_folder / WEIGHTS)
+    spoilt = {name: t * factor if ".0.self_attn." in name else t for name, t in tensors.items()}
+    save_file(spoilt, tmp_path / "wan.safetensors")
+    result = command("--from", tmp_path / "wan.safetensors", "-o", tmp_path / "mla")
+    assert result.exit_code == 2
+    assert complaint in result.output.splitlines()[-1]
+    assert [path.name for path in tmp_path.iterdir()] == ["wan.safetensors"]
+
+
+def test_a_layer_that_cannot_be_decomposed_is_named(wan_folder, tmp_path, monkeypatch):
+    def fails(*_):
+        raise torch.linalg.LinAlgError("linalg.svd: failed to converge")
+
+    monkeypatch.setattr(convert, "convert_attention", fails)
+    result = command("--from", wan_folder, "-o", tmp_path / "mla")
+    assert result.exit_code == 2
+    assert "layer 1 cannot be decomposed" in result.output.splitlines()[-1]
 
 
 def test_wider_latents_lose_less(wan_folder, tmp_path):

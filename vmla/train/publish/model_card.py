@@ -6,11 +6,10 @@ from pathlib import Path
 from typing import Any
 
 from plugins.atomic_files import atomic_write_text
-from plugins.documents.json_file import read_json
 from plugins.documents.typed import typed
 from plugins.errors import UserError
 from vmla.scheduler import Sampler
-from vmla.train.publish.pack import TRAINING
+from vmla.train.publish.record import TRAINING, Grades, Judged, TrainingRecord, read_checked
 from vmla.world.worlds import FIRST
 
 HEADER = """---
@@ -80,13 +79,14 @@ def write_card(folder: Path, grades: Path, grader: Path) -> None:
     """Write `README.md` into the checkpoint `folder` from its record and two results files.
 
     Raises:
-        UserError: if a file is missing, or the grades are those of another checkpoint.
+        UserError: if a file is missing or damaged, or the grades are those of another checkpoint.
     """
     from vmla.weights.checkpoint import SHIPPED, open_checkpoint
 
     checkpoint = open_checkpoint(folder)
-    config, training, graded = checkpoint.model_config(), read_json(folder / TRAINING), read_json(grades)
-    world, judged = checkpoint.world() or FIRST, read_json(grader)
+    config, training = checkpoint.model_config(), read_checked(folder / TRAINING, TrainingRecord)
+    graded, judged = read_checked(grades, Grades), read_checked(grader, Judged)
+    world = checkpoint.world() or FIRST
     if graded["checkpoint"] != checkpoint.name:
         raise UserError(f"{grades} holds the grades of {graded['checkpoint']}, not of {checkpoint.name}")
     if (of := judged.get("world", FIRST.name)) != world.name:

@@ -10,20 +10,18 @@ from typing import Any
 import torch
 
 from plugins.atomic_files import atomic_folder
-from plugins.documents.json_file import read_json
+from plugins.documents.typed import typed
 from plugins.errors import UserError
 from vmla.cli.machine import commit, hardware
 from vmla.train.loop.log import last_record, mean_speed
 from vmla.train.loop.state import read_state
+from vmla.train.publish.record import TRAINING, Begun, StageSettings, read_checked
 from vmla.train.recipes.from_scratch import PretrainingRecipe
 from vmla.train.run import TrainingRun
 from vmla.train.stage import RESULT
 from vmla.vae.tiny import TinyCodec
 from vmla.weights.checkpoint import INDEX, Checkpoint, open_checkpoint, save_checkpoint
 from vmla.weights.formats.files import write_json
-
-TRAINING = "training.json"
-"""The record's file name in a checkpoint folder."""
 
 
 def pack_run(recipe: PretrainingRecipe, folder: Path, output: Path, report: Callable[[str], None]) -> None:
@@ -73,7 +71,7 @@ def pack_stages(start: str, folders: Sequence[Path], output: Path, report: Calla
     """
     if output.exists():
         raise UserError(f"{output} exists already; remove it or choose another folder")
-    record = read_json(open_checkpoint(start).folder / TRAINING)
+    record = read_checked(open_checkpoint(start).folder / TRAINING, Begun)
     for folder in folders:
         name, stage = _stage(folder)
         record["stages"][name] = stage
@@ -111,9 +109,10 @@ def _stage(folder: Path) -> tuple[str, dict[str, Any]]:
     logs = [log for log in sorted(folder.glob("*.jsonl")) if (folder / RESULT / INDEX).exists()]
     if len(logs) != 1:
         raise UserError(f"{folder} holds no finished stage; run it to its end first")
-    name, state = logs[0].stem, read_state(logs[0].with_suffix(".pt"))
-    how = {key: state["settings"][key] for key in ("training", "data")}
-    return name, {**_finished(folder, name, how["training"]["schedule"]["steps"]), **how}
+    name, path = logs[0].stem, logs[0].with_suffix(".pt")
+    settings = read_state(path)["settings"]
+    steps = typed(settings, StageSettings, str(path), others="ignore").training.schedule.steps
+    return name, {**_finished(folder, name, steps), **{key: settings[key] for key in ("training", "data")}}
 
 
 def _finished(folder: Path, name: str, steps: int) -> dict[str, Any]:

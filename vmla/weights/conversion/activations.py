@@ -9,6 +9,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from plugins.errors import UserError
 from vmla.attention import Window
 from vmla.config import ModelConfig
 from vmla.rope import Rotary3D
@@ -16,6 +17,9 @@ from vmla.scheduler import TIMESTEPS, add_noise, shifted
 from vmla.transformer import Block, VideoMLA
 from vmla.weights.source import Source
 from vmla.weights.uninitialised import Uninitialised
+
+MEND = "its weights are damaged, or too large for float32; copy it again"
+"""The error's advice for a source whose weights are finite, and what they compute is not."""
 
 
 @dataclass(frozen=True)
@@ -62,6 +66,9 @@ def layers_of(source: Source, calibration: CalibrationBatch) -> Iterator[TracedL
     """Each layer in turn; never more than one layer's weights are in memory.
 
     Attention is among the frames of a clip in both directions, as in a rollout's first chunk.
+
+    Raises:
+        UserError: if a layer computes something that is not finite.
     """
     with Uninitialised():
         model = VideoMLA(replace(source.config, num_layers=1)).eval().requires_grad_(False)
@@ -83,6 +90,8 @@ def layers_of(source: Source, calibration: CalibrationBatch) -> Iterator[TracedL
             states[clip] = block(x, modulation, block.attn2.keys_values(text), empty, window, False)[0]
         hook.remove()
         inputs, outputs = (torch.cat(parts) for parts in zip(*seen, strict=True))
+        if not (torch.isfinite(inputs).all() and torch.isfinite(outputs).all()):
+            raise UserError(f"{source.path}: what layer {layer + 1} computes is not finite; {MEND}")
         yield TracedLayer(layer, weights, inputs, outputs)
 
 

@@ -19,7 +19,13 @@ from vmla.config import ModelConfig
 from vmla.scheduler import Sampler
 from vmla.transformer import VideoMLA
 from vmla.weights.checkpoint import WEIGHTS, Checkpoint
-from vmla.weights.conversion.activations import CalibrationBatch, TracedLayer, all_frames, layers_of
+from vmla.weights.conversion.activations import (
+    MEND,
+    CalibrationBatch,
+    TracedLayer,
+    all_frames,
+    layers_of,
+)
 from vmla.weights.conversion.spectral import AttentionInputs, Choices, convert_attention
 from vmla.weights.conversion.to_mha import unfold_attention
 from vmla.weights.formats.files import INDEX, PIPELINE, write_json, write_tensors
@@ -50,7 +56,7 @@ class Conversion:
         """Write the checkpoint to `folder`; a pipeline folder's other parts join it.
 
         Raises:
-            UserError: if `folder` exists.
+            UserError: if `folder` exists, or the weights lead to numbers that are not finite.
         """
         if folder.exists():
             raise UserError(f"{folder} exists already; remove it or choose another folder")
@@ -80,7 +86,11 @@ class Conversion:
                 yield self._cast(self.source.part(f"blocks.{layer}."), layer)
             return
         for seen in layers_of(self.source, self.calibration):
-            attention, record = (self.attention if self.config.layout == "mla" else self.unfolded)(seen)
+            try:
+                attention, record = (self.attention if self.config.layout == "mla" else self.unfolded)(seen)
+            except torch.linalg.LinAlgError as error:
+                said = f"layer {seen.layer + 1} cannot be decomposed; {MEND}"
+                raise UserError(f"{self.source.path}: {said}") from error
             records.append(record)
             report(_line(record, self.config.num_layers))
             others = {name: t for name, t in seen.weights.items() if not name.startswith("attn1.")}
@@ -114,7 +124,11 @@ class Conversion:
 
     def _cast(self, tensors: dict[str, Tensor], layer: int | None = None) -> dict[str, Tensor]:
         prefix = "" if layer is None else f"blocks.{layer}."
-        return {prefix + name: tensor.to(self.dtype) for name, tensor in tensors.items()}
+        made = {prefix + name: tensor.to(self.dtype) for name, tensor in tensors.items()}
+        for name, tensor in made.items():
+            if not torch.isfinite(tensor).all():
+                raise UserError(f"{self.source.path}: {name} of the result is not finite; {MEND}")
+        return made
 
 
 def output_error(attention: LatentAttention | HeadAttention, seen: TracedLayer, config: ModelConfig) -> float:
@@ -126,7 +140,7 @@ def output_error(attention: LatentAttention | HeadAttention, seen: TracedLayer, 
             out, _ = attention(x[None], x.new_empty(1, 0, config.entry_width), window)
             lost += float((out[0] - expected).square().sum())
             size += float(expected.square().sum())
-    return float((lost / size) ** 0.5)
+    return float((lost / size) ** 0.5) if size else float(lost > 0)
 
 
 def _line(record: dict[str, Any], layers: int) -> str:

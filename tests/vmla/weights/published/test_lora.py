@@ -82,6 +82,21 @@ def test_pefts_configuration_has_the_alpha(tmp_path, source):
     assert_close(after, before[CHANGED[0]] + 4 * (high @ low), rtol=1e-6, atol=1e-6)
 
 
+def test_an_alpha_of_nothing_changes_nothing(tmp_path, source):
+    before = source.tensor(CHANGED[0])
+    module = to_wan(CHANGED[0]).removesuffix(".weight")
+    halves = {f"{module}.lora_A.weight": draw(RANK, 32), f"{module}.lora_B.weight": draw(32, RANK)}
+    save_file(halves, tmp_path / "lora.safetensors")
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"lora_alpha": 0}))
+    assert torch.equal(source.with_lora(tmp_path / "lora.safetensors").tensor(CHANGED[0]), before)
+
+
+def test_a_name_of_very_many_parts_takes_no_time(tmp_path, source):
+    save_file({"a." * 1_000_000 + "lora_A.weight": draw(1)}, tmp_path / "lora.safetensors")
+    with pytest.raises(UserError, match="which is no LoRA of a linear layer"):
+        source.with_lora(tmp_path / "lora.safetensors")
+
+
 def test_what_fits_no_layer_is_refused(tmp_path, source):
     name = "diffusion_model.blocks.0.self_attn.q"
     pair = {f"{name}.lora_A.weight": draw(3, 32), f"{name}.lora_B.weight": draw(32, 3)}
@@ -97,6 +112,12 @@ def test_what_fits_no_layer_is_refused(tmp_path, source):
         "is [32, 3] times [3]": {**pair, f"{name}.lora_A.weight": draw(3)},
         "lora_B.weight is not finite": {**pair, f"{name}.lora_B.weight": draw(32, 3) / 0},
         "alpha is not finite": {**pair, f"{name}.alpha": torch.tensor(float("nan"))},
+        "to_q.weight with diffusion_model.blocks.0.self_attn.q.lora_B.weight is not finite": {
+            **pair, f"{name}.lora_B.weight": draw(32, 3) * 1e30, f"{name}.alpha": torch.tensor(1e30)},
+        "lora_A.weight holds codes (int8)": {
+            **pair, f"{name}.lora_A.weight": torch.ones(3, 32, dtype=torch.int8)},
+        "lora_B.weight holds codes (complex64)": {
+            **pair, f"{name}.lora_B.weight": torch.ones(32, 3, dtype=torch.complex64)},
         "alpha is [2], not one number": {**pair, f"{name}.alpha": torch.ones(2)},
     }  # fmt: skip
     for complaint, held in spoilt.items():
