@@ -55,12 +55,16 @@ def measured_cache(config: ModelConfig, dtype: torch.dtype, device: torch.device
     """
     spec = CacheSpec.of(config)
     videos = -(-LEAST_BYTES // spec.bytes(element_size=dtype.itemsize))
-    torch.empty(1 << 17, device=device).fill_(1)  # loads threads and code, which must not count below
     gc.collect()
+    # Loads threads and code, which must not count below. On a CPU it also takes up what this process has
+    # freed, which its allocator would hand out again, although the system has never stopped counting it.
+    size = 1 << 17 if device.type == "cuda" else videos * spec.bytes(element_size=dtype.itemsize)
+    ballast = torch.empty(size, dtype=torch.uint8, device=device).fill_(1)
     before = held(device)
     # Written, because a system counts memory of a process only once it is touched.
     cache = spec.allocate(videos, dtype=dtype, device=device).fill_(1)
     after = held(device)
+    del ballast
     if before is None or after is None:
         raise UserError("this system does not say what a process holds in memory; measure on Linux or a GPU")
     layers, _, tokens, _ = cache.shape

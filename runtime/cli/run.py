@@ -17,7 +17,7 @@ from vmla.cli.command import OneLineCommand
 from vmla.cli.common_options import FiniteRange
 from vmla.cli.options.choices import Choice
 from vmla.cli.options.config_file import config_option
-from vmla.cli.options.device import device_option, text_device_option
+from vmla.cli.options.device import device_option, dtype_option, text_device_option
 from vmla.cli.options.float8 import cache_option, precision_option
 from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say, warn
@@ -85,9 +85,7 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
 @click.option("--steps", type=int, help="Number of denoising steps (default: the checkpoint's own).")
 @device_option(auto="the engine's, else a GPU if there is one, else the CPU")
 @text_device_option()
-@click.option("--dtype", type=Choice(["auto", "float32", "bfloat16", "float16", "fastest"]), default="auto",
-              show_default=True,
-              help="Data type that the model computes in; fastest is measured on a CPU.")  # fmt: skip
+@dtype_option()
 @precision_option()
 @cache_option()
 @click.option("--compile/--no-compile", "compiled", default=None,

@@ -104,23 +104,25 @@ class EagerEngine:
 
             self._model = split_over(self._model, group)
         if fp8_cache and (as_it_is or group is not None):
-            raise ValueError(
-                "a cache in float8 is read by one process, by modules that are not the model's own"
-            )
+            raise ValueError("a float8 cache is read by one process, with modules not the model's own")
         if not as_it_is:
             place = Place(
                 device=device, dtype=dtype, absorbed=absorbed, compiled=compiled, fp8=fp8,
                 processes=1 if group is None else group.size(),
             )  # fmt: skip
-            self._model = optimized(self._model, place, optimizations)
-            if self._entry_form is not None:
-                self._model = cast(VideoMLA, unpacking(self._model, self._entry_form, dtype))
-            self._model = tabled(self._model)
+            self._model = self._laid_out(place, optimizations)
         self._full = compiled_twin(self._model) if compiled and not as_it_is else self._model
         if absorbed and device.type == "cuda":
             time_absorbed(self.config, dtype=dtype, device=device, timer=event_timer)
         self._text = text
         text.encoder.to(device if text_device is None else text_device)
+
+    def _laid_out(self, place: Place, how: Optimizations) -> VideoMLA:
+        """The model laid out for `place`, with conditioning tabled by timestep and its cache unpacked."""
+        model = optimized(self._model, place, how)
+        if self._entry_form is not None:
+            model = cast(VideoMLA, unpacking(model, self._entry_form, place.dtype))
+        return tabled(model)
 
     @torch.inference_mode()
     def encode_prompt(self, prompts: Sequence[str | None]) -> Tensor:

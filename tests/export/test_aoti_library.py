@@ -91,7 +91,7 @@ def test_what_is_no_such_package_is_refused(tmp_path, content):
             if content == "calls":
                 archive.writestr("step/model/a.wrapper.so", "")
                 archive.writestr("step/model/a.wrapper.json", "{}")
-    with pytest.raises(RuntimeError, match="no package|0 libraries|1 lists of calls"):
+    with pytest.raises(RuntimeError, match="not a package|0 libraries|1 lists of calls"):
         Library(package)
 
 

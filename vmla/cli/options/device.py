@@ -1,4 +1,4 @@
-"""`--device` and `--text-device`, as every command has them, and the device that a name stands for."""
+"""`--device`, `--text-device` and `--dtype`, as every command has them, and the device of a name."""
 
 from __future__ import annotations
 
@@ -50,6 +50,14 @@ def device_option(
     """
     taken: click.ParamType[str] = DeviceName() if kinds is None else Choice((AUTO, *kinds))
     return click.option("--device", type=taken, default=AUTO, help=f"{does}; auto: {auto}.")
+
+
+def dtype_option() -> Callable[[Any], Any]:
+    """The option `--dtype`, for commands that make videos."""
+    return click.option(
+        "--dtype", type=Choice(("auto", "float32", "bfloat16", "float16", "fastest")), default="auto",
+        show_default=True, help="Data type that the model computes in; fastest is measured on a CPU.",
+    )  # fmt: skip
 
 
 def text_device_option() -> Callable[[Any], Any]:
