@@ -9,7 +9,7 @@ from kit.passes import pass_inputs
 
 from bench.harness.subject import random_model
 from plugins.fp8.attention import fp8_attention, reference_attend
-from plugins.fp8.cudnn_attention import Sizes
+from plugins.fp8.cudnn_attention import AttentionSizes
 from runtime.engines import optimizations
 from runtime.engines.layers import fp8_attention as layer
 from runtime.engines.layers.fp8_attention import Fp8Attention, full_window, with_fp8_attention
@@ -40,7 +40,7 @@ def chosen(model, monkeypatch, *, attend=reference_attend, faster=True, reason=N
 
 
 def test_a_full_window_of_the_published_model_has_the_sizes_that_the_kernels_get():
-    assert full_window(named_config("wan-1.3b"), 1) == Sizes(1, 12, 4680, 15600, 128, 128)
+    assert full_window(named_config("wan-1.3b"), 1) == AttentionSizes(1, 12, 4680, 15600, 128, 128)
     assert full_window(named_config("wan-1.3b"), 2).queries == 2340
 
 
@@ -88,9 +88,9 @@ def reversing(query, *others):
     ("how", "said"),
     [
         ({"reason": "not installed"}, "not installed"),
-        ({"attend": refusing}, "cuDNN cannot in fp8: no engine"),
+        ({"attend": refusing}, "cuDNN's attention in fp8 failed: no engine"),
         ({"attend": reversing}, "is wrong here"),
-        ({"faster": False}, "no faster here"),
+        ({"faster": False}, "not clearly faster here"),
     ],
 )
 def test_what_is_not_taken_is_one_line(monkeypatch, caplog, how, said):
