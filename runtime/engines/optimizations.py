@@ -78,7 +78,12 @@ def optimized(model: VideoMLA, place: Place, how: Optimizations) -> VideoMLA:
 
 
 def _with_attention(model: VideoMLA, place: Place, how: Optimizations) -> VideoMLA:
-    """`model`, whose products are joined, with the attention to full windows that is fastest here."""
+    """`model`, whose products are joined, with the attention to full windows that is fastest here.
+
+    A model of whole heads has no joined products, and attends as it does.
+    """
+    if model.config.layout != "mla":
+        return model
     if place.fp8 and how.fp8_attention:
         narrow = with_fp8_attention(
             model, dtype=place.dtype, device=place.device, compiled=place.compiled,
@@ -86,7 +91,7 @@ def _with_attention(model: VideoMLA, place: Place, how: Optimizations) -> VideoM
         )  # fmt: skip
         if narrow is not model:
             return narrow
-    if not how.waves or not place.compiled or place.processes > 1 or model.config.layout != "mla":
+    if not how.waves or not place.compiled or place.processes > 1:
         return model
     kept = how.waves if isinstance(how.waves, Path) else None
     cut = time_waves(model.config, dtype=place.dtype, device=place.device, timer=event_timer, kept=kept)
