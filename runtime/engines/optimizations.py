@@ -23,7 +23,7 @@ from vmla.transformer import VideoMLA
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizations:
-    """What is done on a GPU to be faster; the model's results change by rounding alone."""
+    """What is done on a GPU to be faster; results change by rounding alone, in float8 to its codes."""
 
     joined: bool = True
     """Attention's products are joined (`vmla.fused_attention`)."""
