@@ -122,7 +122,7 @@ def test_grades_are_told_apart_by_the_number_of_objects(small):
 @pytest.mark.parametrize(
     ("changed", "complaint"),
     [
-        ({"record": {"stages": {"codec": {}}}}, "training.json: field stages.codec.steps is missing"),
+        ({"record": {"stages": {"codec": {}}}}, "training.json: field stages.codec.seconds is missing"),
         ({"record": {"hours": "many"}}, "training.json: field hours is 'many'"),
         ({"record": {"settings": {"text": None}}}, "training.json: field settings.text is None"),
         ({"grades": {"grades": {"5": {"shape": 1.0}}}}, "grades.json: field grades.5."),
