@@ -2,8 +2,8 @@
 
 Taken where cuDNN's frontend is installed, if it was right on random inputs and faster than attention in the
 model's type when the engine started, on this device and for windows of this size; all other windows attend as
-they did. What was decided is one line in the log. A video that is resumed where the decision is another one
-goes on with other roundings.
+they did. What was decided is one line in the log. It is not recorded: a video that is resumed or repeated
+by a process that decides otherwise has other roundings.
 """
 
 from __future__ import annotations
