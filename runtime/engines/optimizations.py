@@ -36,7 +36,7 @@ class Optimizations:
     """Attention to full windows is cut into whole waves where the blocks are compiled and a clock says that
     it is faster (`runtime.engines.attention_waves`). A path is of the file that keeps what was chosen."""
     fp8_queries: bool = True
-    """In float8, attention's query layers compute in it too, so they are not joined with layers that do not."""
+    """In float8, attention's query layers compute in it too; they are not joined with layers that do not."""
     fp8_attention: bool = True
     """In float8, full windows attend in it too, where cuDNN's frontend is there and is right and faster
     (`runtime.engines.layers.fp8_attention`)."""
