@@ -1,4 +1,4 @@
-"""Builds an engine folder from a checkpoint folder: renamed when whole, reused when unchanged.
+"""Builds an engine folder from a checkpoint folder: under a temporary name, and not anew if unchanged.
 
 The folder holds `manifest.json`, the two programs, and the calibration of an fp8 engine. Text encoder,
 tokenizer, codec and sampler stay in the checkpoint, which the manifest records by name and hash: they are not

@@ -1,9 +1,10 @@
 """Latent attention with its products joined: three matrix products where the plain form has seven.
 
-The eager engine uses it on a GPU, compiled engines use it everywhere.
+There are five where the query layers are quantised (`QueriesApart`). The eager engine uses it on a GPU; of
+compiled engines, all do but ONNX graphs and those with our plugin (`export.build.joins_products`).
 
 The plain form, `vmla.attention.LatentAttention`, is the reference. Here the three down-projections are one
-product, as are the two of the queries. Keys and values of all heads come from one product as well:
+product, as are the two that make the queries. Keys and values of all heads come from one product as well:
 [content, rotated key] times [[W_k, I], [W_v, 0]], where the identity hands the rotated key to each head.
 Queries, keys, values and output stay in the layout [B, tokens, N, width]: the views that attention reads are
 strided, and no half of a head is concatenated or transposed into place.
@@ -26,11 +27,11 @@ from vmla.attention import AnyWindow, LatentAttention
 from vmla.rope import rotate
 
 Attend = Callable[[AnyWindow, Tensor, Tensor, Tensor], Tensor]
-"""Attends within a window: see `Window.attend`."""
+"""Attends within a window, as `Window.attend` does: query, keys and values [B, N, tokens, width]."""
 
 
 def attend_to(window: AnyWindow, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """As the window itself attends, in the type of the model."""
+    """Attend as the window itself does, in the type of the model: the default of `JoinedAttention.attend`."""
     return window.attend(query, keys, values)
 
 
@@ -42,7 +43,7 @@ class JoinedAttention(nn.Module):
     expansion: nn.Parameter
     """[N * (dn + R) + N * dv, C + R]: all keys, then all values."""
     attend: Attend
-    """How queries attend; an engine may have another form than `attend_to`."""
+    """How queries attend; an engine may replace the default, `attend_to`, by a faster form."""
 
     def __init__(self, plain: LatentAttention) -> None:
         """Join the weights of `plain`; norms and output projection are shared with it."""
@@ -160,8 +161,8 @@ class FusedLatentAttention(JoinedAttention):
 class QueriesApart(JoinedAttention):
     """Replaces the given `LatentAttention` by five products, two of them layers that may be quantised.
 
-    What is cached and what is rotated has no layer that fp8 is for (`export.lowering.exclusions`), the rest
-    of the queries has: a product of both could be in neither precision.
+    fp8 is for `down_q` and `up_q`, and not for the layers that make cached entries or rotated queries
+    (`export.lowering.exclusions`). A joined product has one precision, so these two stay on their own.
     """
 
     def __init__(self, plain: LatentAttention) -> None:

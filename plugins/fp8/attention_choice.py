@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from plugins.fp8.attention import Attend, fp8_attention, reference_attend
-from plugins.fp8.cudnn_attention import Sizes
+from plugins.fp8.cudnn_attention import AttentionSizes
 from plugins.operator import dense_attention
 from plugins.triton.split_kv import Timer, fastest_splits
 
@@ -48,7 +48,9 @@ class Check(NamedTuple):
         return None
 
 
-def random_inputs(sizes: Sizes, *, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def random_inputs(
+    sizes: AttentionSizes, *, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
     """Query, keys and values [B, N, tokens, ...], with the memory of [B, tokens, N, ...], of one seed.
 
     Heads have flatter and sharper softmaxes, from scores of deviation 1 to 3.

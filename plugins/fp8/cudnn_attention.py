@@ -29,8 +29,8 @@ WIDTHS = 16
 """Widths of heads must be multiples of this."""
 
 
-class Sizes(NamedTuple):
-    """What a graph is built for."""
+class AttentionSizes(NamedTuple):
+    """The sizes of attention that a graph is built for."""
 
     batch: int
     heads: int
@@ -41,7 +41,7 @@ class Sizes(NamedTuple):
     """Width of the values."""
 
     @classmethod
-    def of(cls, query: Tensor, keys: Tensor, values: Tensor) -> Sizes:
+    def of(cls, query: Tensor, keys: Tensor, values: Tensor) -> AttentionSizes:
         """Of codes [B, S, N, d], [B, K, N, d] and [B, K, N, dv]."""
         batch, queries, heads, width = query.shape
         return cls(batch, heads, queries, keys.shape[1], width, values.shape[3])
@@ -57,7 +57,7 @@ class Definition(NamedTuple):
     """The output, and the largest weight and output, which cuDNN writes anyway."""
 
 
-def define(sizes: Sizes, **target: Any) -> Definition:
+def define(sizes: AttentionSizes, **target: Any) -> Definition:
     """Describe attention of `sizes` to cuDNN; `target` is its handle, or the properties of a device."""
     import cudnn
 
@@ -87,7 +87,7 @@ def define(sizes: Sizes, **target: Any) -> Definition:
     return Definition(graph, (*rows, *scales), (out, *largest))
 
 
-def _layout(sizes: Sizes, tokens: int, width: int) -> tuple[list[int], list[int]]:
+def _layout(sizes: AttentionSizes, tokens: int, width: int) -> tuple[list[int], list[int]]:
     """Dimensions in cuDNN's order [B, N, tokens, width], and strides of contiguous [B, tokens, N, width]."""
     row = sizes.heads * width
     return [sizes.batch, sizes.heads, tokens, width], [tokens * row, width, row, 1]
@@ -96,7 +96,7 @@ def _layout(sizes: Sizes, tokens: int, width: int) -> tuple[list[int], list[int]
 class Plan:
     """A graph built for one size and device, with the memory that it works in."""
 
-    def __init__(self, sizes: Sizes, device: torch.device, handle: Any) -> None:
+    def __init__(self, sizes: AttentionSizes, device: torch.device, handle: Any) -> None:
         """Build it.
 
         Raises:
@@ -129,14 +129,14 @@ class Plans:
     """The plans of a process, and a handle of cuDNN's for each device."""
 
     def __init__(self) -> None:
-        self._plans: dict[tuple[Sizes, torch.device], Plan] = {}
+        self._plans: dict[tuple[AttentionSizes, torch.device], Plan] = {}
         self._handles: dict[torch.device, Any] = {}
 
     def attend(self, codes: Sequence[Tensor], scales: Sequence[Tensor], out: Tensor) -> None:
         """Run the plan for `codes`, after building it if there is none yet."""
         import cudnn
 
-        sizes, device = Sizes.of(codes[0], codes[1], codes[2]), out.device
+        sizes, device = AttentionSizes.of(codes[0], codes[1], codes[2]), out.device
         with torch.cuda.device(device):
             handle = self._handles.get(device)
             if handle is None:
@@ -149,7 +149,7 @@ class Plans:
 
 
 PLANS = Plans()
-"""Of this process, as a compiler's cache is."""
+"""The plans that this process has built; every engine in it shares them."""
 
 
 @torch.library.custom_op("vmla::cudnn_fp8_attention", mutates_args=(), device_types="cuda")

@@ -29,7 +29,7 @@ from vmla.config import ModelConfig
 
 
 @dataclass(frozen=True)
-class Choices:
+class TimedChoices:
     """What was chosen on a machine."""
 
     splits: dict[str, Annotated[int, Between(0, max(TIMED))]]
@@ -63,7 +63,7 @@ def time_waves(
             known[name] = fastest_splits(run, timer, candidates(sizes, processors))
         if kept is not None:
             kept.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write_text(kept, json.dumps(asdict(Choices(known)), indent=1) + "\n")
+            atomic_write_text(kept, json.dumps(asdict(TimedChoices(known)), indent=1) + "\n")
     return WaveAttention(sizes, rows, known[name]) if known[name] else None
 
 
@@ -72,7 +72,7 @@ def _read(kept: Path) -> dict[str, int]:
     if not kept.exists():
         return {}
     mend = "remove it, and attention is timed again"
-    return typed(read_json(kept, mend=mend), Choices, str(kept), mend=mend).splits
+    return typed(read_json(kept, mend=mend), TimedChoices, str(kept), mend=mend).splits
 
 
 def _drawn(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:

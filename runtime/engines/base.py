@@ -90,8 +90,9 @@ class EagerEngine:
                 chunk's tokens (`runtime.engines.sequence_parallel`). All of them must make the same calls.
             text_device: where prompts are encoded, in float32; None is `device`.
         """
-        self.config = model.config
-        self.cache_spec = CacheSpec.of(model.config)
+        if fp8_cache and (as_it_is or group is not None):
+            raise ValueError("a float8 cache is read by one process, by modules that are not the model's own")
+        self.config, self.cache_spec = model.config, CacheSpec.of(model.config)
         self.device, self.dtype, self.cache_dtype, self.absorbed = device, dtype, dtype, absorbed
         self._entry_form = PackedEntries(model.config) if fp8_cache else None
         if self._entry_form is not None:
@@ -103,26 +104,25 @@ class EagerEngine:
             from runtime.engines.sequence_parallel import split_over
 
             self._model = split_over(self._model, group)
-        if fp8_cache and (as_it_is or group is not None):
-            raise ValueError("a float8 cache is read by one process, with modules not the model's own")
+        self._full = self._model
         if not as_it_is:
             place = Place(
                 device=device, dtype=dtype, absorbed=absorbed, compiled=compiled, fp8=fp8,
                 processes=1 if group is None else group.size(),
             )  # fmt: skip
-            self._model = self._laid_out(place, optimizations)
-        self._full = compiled_twin(self._model) if compiled and not as_it_is else self._model
+            self._model, self._full = self._forms(place, optimizations)
         if absorbed and device.type == "cuda":
             time_absorbed(self.config, dtype=dtype, device=device, timer=event_timer)
         self._text = text
         text.encoder.to(device if text_device is None else text_device)
 
-    def _laid_out(self, place: Place, how: Optimizations) -> VideoMLA:
-        """The model laid out for `place`, with conditioning tabled by timestep and its cache unpacked."""
+    def _forms(self, place: Place, how: Optimizations) -> tuple[VideoMLA, VideoMLA]:
+        """The model laid out for `place`, in the form for a window that fills and in that for a full one."""
         model = optimized(self._model, place, how)
         if self._entry_form is not None:
-            model = cast(VideoMLA, unpacking(model, self._entry_form, place.dtype))
-        return tabled(model)
+            model = cast(VideoMLA, unpacking(model, self._entry_form, self.dtype))
+        model = tabled(model)
+        return model, compiled_twin(model) if place.compiled else model
 
     @torch.inference_mode()
     def encode_prompt(self, prompts: Sequence[str | None]) -> Tensor:

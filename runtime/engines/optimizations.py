@@ -23,7 +23,7 @@ from vmla.transformer import VideoMLA
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizations:
-    """What is done on a GPU to be faster; the model's results change by rounding alone."""
+    """What is done on a GPU to be faster; results change by rounding alone, in float8 to its codes."""
 
     joined: bool = True
     """Attention's products are joined (`vmla.fused_attention`)."""
@@ -36,8 +36,7 @@ class Optimizations:
     """Attention to full windows is cut into whole waves where the blocks are compiled and a clock says that
     it is faster (`runtime.engines.attention_waves`). A path is of the file that keeps what was chosen."""
     fp8_queries: bool = True
-    """In float8, the query layers of attention are among those that compute in it, and so not in a product
-    with layers that float8 is not for."""
+    """In float8, attention's query layers compute in it too; they are not joined with layers that do not."""
     fp8_attention: bool = True
     """In float8, full windows attend in it too, where cuDNN's frontend is there and is right and faster
     (`runtime.engines.layers.fp8_attention`)."""
@@ -78,7 +77,12 @@ def optimized(model: VideoMLA, place: Place, how: Optimizations) -> VideoMLA:
 
 
 def _with_attention(model: VideoMLA, place: Place, how: Optimizations) -> VideoMLA:
-    """`model`, whose products are joined, with the attention to full windows that is fastest here."""
+    """`model`, whose products are joined, with the attention to full windows that is fastest here.
+
+    A model of whole heads has no joined products, and attends as it does.
+    """
+    if model.config.layout != "mla":
+        return model
     if place.fp8 and how.fp8_attention:
         narrow = with_fp8_attention(
             model, dtype=place.dtype, device=place.device, compiled=place.compiled,
@@ -86,7 +90,7 @@ def _with_attention(model: VideoMLA, place: Place, how: Optimizations) -> VideoM
         )  # fmt: skip
         if narrow is not model:
             return narrow
-    if not how.waves or not place.compiled or place.processes > 1 or model.config.layout != "mla":
+    if not how.waves or not place.compiled or place.processes > 1:
         return model
     kept = how.waves if isinstance(how.waves, Path) else None
     cut = time_waves(model.config, dtype=place.dtype, device=place.device, timer=event_timer, kept=kept)

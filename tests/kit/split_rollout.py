@@ -8,12 +8,15 @@ from kit.models import tiny_model
 from runtime.engines.base import EagerEngine
 from runtime.prompts.sources import PromptChange, PromptSchedule
 from runtime.rollout.rollout import Rollout
+from vmla.fused_attention import fused
 from vmla.scheduler import Sampler
 
 CASES = [
     ("mla", {}, {}), ("mla", {"absorbed": True}, {}), ("mla", {"as_it_is": True}, {}), ("mha", {}, {}),
-    ("mla", {}, {"guidance_scale": 2.0, "negative_prompt": "less"}),
+    ("mla", {}, {"guidance_scale": 2.0, "negative_prompt": "less"}), ("joined", {}, {}), ("apart", {}, {}),
 ]  # fmt: skip
+FUSED = {"joined": (), "apart": ("blocks.0.attn1.up_q", "blocks.1.attn1.up_q")}
+"""Query layers that stay apart, by the name of a case whose other products are joined, as on a GPU."""
 CHUNKS = 5
 PROMPTS = PromptSchedule(
     [PromptChange(chunk=0, prompts=("one",)), PromptChange(chunk=3, prompts=("another",), policy="recache")]
@@ -23,7 +26,9 @@ PROMPTS = PromptSchedule(
 def rolled_out(case, group=None):
     """The latents of a rollout, and what it leaves in the cache."""
     layout, how, sampling = case
-    model = tiny_model(layout=layout)
+    model = tiny_model(layout="mla" if layout in FUSED else layout)
+    if layout in FUSED:
+        model = fused(model, FUSED[layout])
     engine = EagerEngine(
         model, Words(model.config), device=torch.device("cpu"), dtype=torch.float32, group=group, **how
     )

@@ -8,9 +8,9 @@ import sys
 
 import cudnn
 
-from plugins.fp8.cudnn_attention import Sizes, define
+from plugins.fp8.cudnn_attention import AttentionSizes, define
 
-SMALL = Sizes(batch=1, heads=12, queries=468, keys=936, width=128, deep=128)
+SMALL = AttentionSizes(batch=1, heads=12, queries=468, keys=936, width=128, deep=128)
 H200 = {
     "deviceName": "NVIDIA H200", "deviceVer": 900, "driverVer": 13000, "cudaDeviceId": 0, "pciDeviceId": 0,
     "isTccDriver": 0, "supportCoopLaunch": 1, "totalGlobalMem": 150754820096, "multiProcessorCount": 132,

@@ -10,14 +10,14 @@ import torch
 from plugins.fp8 import cudnn_attention
 from plugins.fp8.attention import fp8_attention, quantize_tensor, reference_attend
 from plugins.fp8.attention_choice import Check, checked, is_faster, random_inputs
-from plugins.fp8.cudnn_attention import Plans, Sizes, unfit
+from plugins.fp8.cudnn_attention import AttentionSizes, Plans, unfit
 
 pytestmark = pytest.mark.cpu
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 FLOAT8 = torch.float8_e4m3fn
-SIZES = Sizes(batch=2, heads=3, queries=24, keys=80, width=32, deep=16)
-HEAVY = Sizes(batch=1, heads=2, queries=16, keys=2048, width=128, deep=128)
+SIZES = AttentionSizes(batch=2, heads=3, queries=24, keys=80, width=32, deep=16)
+HEAVY = AttentionSizes(batch=1, heads=2, queries=16, keys=2048, width=128, deep=128)
 
 
 def drawn(sizes=SIZES, dtype=torch.float32):
@@ -242,7 +242,7 @@ def test_what_cudnn_refuses_is_one_kind_of_error(library):
 
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("sizes", [SIZES, Sizes(1, 12, 4680, 9360, 128, 128)])
+@pytest.mark.parametrize("sizes", [SIZES, AttentionSizes(1, 12, 4680, 9360, 128, 128)])
 def test_on_a_gpu_cudnn_is_the_reference_alone_compiled_and_in_a_graph(sizes):
     if (reason := unfit(sizes.width, sizes.deep, GPU)) is not None:
         pytest.skip(reason)

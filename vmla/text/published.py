@@ -1,7 +1,8 @@
 """The tokenizer of a published model, through transformers, which does whatever its files say.
 
-Those files hold small programs: replacements that a text grows by, and regular expressions. Here only such
-are taken as end soon and need little memory, whatever the prompt; published models have no others.
+Those files hold small programs: replacements that a text grows by, and regular expressions. Only those are
+taken that end soon and need little memory, whatever the prompt. Those of T5's tokenizers do; expressions that
+repeat around groups, as some language models have them, are refused.
 """
 
 from __future__ import annotations

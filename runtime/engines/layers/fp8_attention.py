@@ -2,8 +2,8 @@
 
 Taken where cuDNN's frontend is installed, if it was right on random inputs and faster than attention in the
 model's type when the engine started, on this device and for windows of this size; all other windows attend as
-they did. What was decided is one line in the log. A video that is resumed where the decision is another one
-goes on with other roundings.
+they did. What was decided is one line in the log. It is not recorded: a video that is resumed or repeated
+by a process that decides otherwise has other roundings.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from plugins.fp8.attention import Attend, fp8_attention
 from plugins.fp8.attention_choice import checked, is_faster, random_inputs
-from plugins.fp8.cudnn_attention import Sizes, attend, unfit
+from plugins.fp8.cudnn_attention import AttentionSizes, attend, unfit
 from plugins.operator import dense_attention
 from plugins.triton.split_kv import Timer
 from vmla.attention import AnyWindow
@@ -27,7 +27,7 @@ from vmla.fused_attention import attending
 from vmla.transformer import VideoMLA
 
 FAILURES = (ImportError, RuntimeError, ValueError, NotImplementedError, TypeError, AttributeError, KeyError)
-"""What trying may raise: cuDNN refuses a graph, or its frontend is another one than those that we know."""
+"""What the trial may raise: cuDNN refuses a graph, or its frontend has another interface than we know."""
 
 log = logging.getLogger(__name__)
 
@@ -36,13 +36,13 @@ log = logging.getLogger(__name__)
 class Fp8Attention:
     """Attends in float8 to full windows of `sizes`, and to others as the window itself does."""
 
-    sizes: Sizes
+    sizes: AttentionSizes
     form: Attend
 
     def __call__(self, window: AnyWindow, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """See `Window.attend`."""
         rows = (x.transpose(1, 2) for x in (query, keys, values))
-        if getattr(window, "full", False) and Sizes.of(*rows) == self.sizes:
+        if getattr(window, "full", False) and AttentionSizes.of(*rows) == self.sizes:
             return fp8_attention(query, keys, values, self.form)
         return window.attend(query, keys, values)
 
@@ -70,12 +70,12 @@ def with_fp8_attention(
     return cast(VideoMLA, attending(model, Fp8Attention(sizes, attend)))
 
 
-def full_window(config: ModelConfig, processes: int) -> Sizes:
+def full_window(config: ModelConfig, processes: int) -> AttentionSizes:
     """The sizes of attention to a full window of one video, in one of `processes`."""
     spec = CacheSpec.of(config)
     own = spec.chunk * spec.tokens_per_frame
     width = config.qk_nope_head_dim + config.qk_rope_head_dim
-    return Sizes(
+    return AttentionSizes(
         batch=1,
         heads=config.num_attention_heads,
         queries=own // processes,
@@ -87,8 +87,9 @@ def full_window(config: ModelConfig, processes: int) -> Sizes:
 
 @torch.inference_mode()
 def _objection(
-    sizes: Sizes, form: Attend, *, dtype: torch.dtype, device: torch.device, compiled: bool, timer: Timer
-) -> str | None:
+    sizes: AttentionSizes, form: Attend, *, dtype: torch.dtype, device: torch.device, compiled: bool,
+    timer: Timer,
+) -> str | None:  # fmt: skip
     """Why `form` is not taken after it was tried, or None if it is right and faster."""
     inputs = random_inputs(sizes, dtype=dtype, device=device)
 
@@ -98,12 +99,12 @@ def _objection(
     try:
         fault = checked(*inputs, form).fault()
         if fault is not None:
-            return f"cuDNN's in fp8 is wrong here: {fault}"
+            return f"cuDNN's attention in fp8 is wrong here: {fault}"
         narrow = torch.compile(in_fp8) if compiled else in_fp8
         faster = is_faster(narrow, dense_attention, inputs, timer)
     except FAILURES as error:
-        return f"cuDNN cannot in fp8: {_first_line(error)}"
-    return None if faster else "cuDNN's in fp8 is no faster here"
+        return f"cuDNN's attention in fp8 failed: {_first_line(error)}"
+    return None if faster else "cuDNN's attention in fp8 is not clearly faster here"
 
 
 def _first_line(error: Exception) -> str:

@@ -2,31 +2,36 @@
 
 import logging
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
 from kit.passes import pass_inputs
 
-from bench.harness.subject import random_model
+from bench.harness.subject import RandomText, random_model
 from plugins.fp8.attention import fp8_attention, reference_attend
-from plugins.fp8.cudnn_attention import Sizes
-from runtime.engines import optimizations
+from plugins.fp8.cudnn_attention import AttentionSizes
+from runtime.engines import base, optimizations
+from runtime.engines.base import EagerEngine
 from runtime.engines.layers import fp8_attention as layer
 from runtime.engines.layers.fp8_attention import Fp8Attention, full_window, with_fp8_attention
 from runtime.engines.optimizations import ALL, Optimizations, Place, optimized
+from runtime.prompts.sources import FixedPrompts
+from runtime.rollout.rollout import Rollout
 from vmla.attention import Window
 from vmla.config import MODEL_CONFIGS, named_config
-from vmla.fused_attention import FusedLatentAttention, attend_to, attending, fused
+from vmla.fused_attention import JoinedAttention, QueriesApart, attend_to, attending, fused
+from vmla.scheduler import Sampler
 from vmla.transformer import StepInputs
 
 pytestmark = pytest.mark.cpu
 
-CPU = torch.device("cpu")
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
 CONFIG = replace(MODEL_CONFIGS["debug"], num_layers=2)
 
 
 def attentions(model):
-    return [part for part in model.modules() if isinstance(part, FusedLatentAttention)]
+    return [part for part in model.modules() if isinstance(part, JoinedAttention)]
 
 
 def chosen(model, monkeypatch, *, attend=reference_attend, faster=True, reason=None):
@@ -40,7 +45,7 @@ def chosen(model, monkeypatch, *, attend=reference_attend, faster=True, reason=N
 
 
 def test_a_full_window_of_the_published_model_has_the_sizes_that_the_kernels_get():
-    assert full_window(named_config("wan-1.3b"), 1) == Sizes(1, 12, 4680, 15600, 128, 128)
+    assert full_window(named_config("wan-1.3b"), 1) == AttentionSizes(1, 12, 4680, 15600, 128, 128)
     assert full_window(named_config("wan-1.3b"), 2).queries == 2340
 
 
@@ -88,9 +93,9 @@ def reversing(query, *others):
     ("how", "said"),
     [
         ({"reason": "not installed"}, "not installed"),
-        ({"attend": refusing}, "cuDNN cannot in fp8: no engine"),
+        ({"attend": refusing}, "cuDNN's attention in fp8 failed: no engine"),
         ({"attend": reversing}, "is wrong here"),
-        ({"faster": False}, "no faster here"),
+        ({"faster": False}, "not clearly faster here"),
     ],
 )
 def test_what_is_not_taken_is_one_line(monkeypatch, caplog, how, said):
@@ -124,11 +129,48 @@ def test_only_float8_on_a_gpu_asks_for_it(monkeypatch):
     asked = []
     monkeypatch.setattr(optimizations, "with_fp8_attention", lambda model, **_: asked.append(1) or model)
 
-    def ask(device, how=ALL, **settings):
+    def ask(device, how=ALL, config=CONFIG, **settings):
         place = Place(device=torch.device(device), dtype=torch.float32, **settings)
-        optimized(random_model(CONFIG), place, how)
+        optimized(random_model(config), place, how)
         return len(asked)
 
     assert ask("cpu", fp8=True) == ask("cuda") == 0
     assert ask("cuda", Optimizations(fp8_attention=False), fp8=True) == 0
+    assert ask("cuda", config=replace(CONFIG, layout="mha"), fp8=True) == 0
     assert ask("cuda", fp8=True) == 1
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Engines on this CPU get the layout of weights, the attention and the compiled blocks of a GPU's."""
+    monkeypatch.setattr(
+        base, "optimized", lambda model, place, how: optimized(model, replace(place, device=GPU), how)
+    )
+    monkeypatch.setattr(layer, "attend", reference_attend)
+    monkeypatch.setattr(layer, "unfit", lambda *_: None)
+    monkeypatch.setattr(layer, "_objection", lambda *_, **__: None)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager", fullgraph=True))
+
+
+@pytest.mark.parametrize("fp8_cache", [False, True])
+def test_all_that_float8_does_goes_together_in_a_video(as_on_a_gpu, fp8_cache):
+    """Query layers apart, float8 attention, a float8 cache and blocks that are compiled for full windows."""
+    model = random_model(replace(CONFIG, num_layers=3))
+
+    def video(**settings):
+        one = EagerEngine(model, RandomText(CONFIG), device=CPU, dtype=torch.float32, **settings)
+        rollout, made = Rollout(one, FixedPrompts("a star"), Sampler(steps=2), seeds=[0]), []
+        for _ in range(5):
+            made.append(rollout.denoise().clone())
+            rollout.update_cache()
+        assert rollout.buffers.held == one.cache_spec.slots
+        return one, torch.cat(made, dim=2)
+
+    settings = {"fp8": True, "fp8_cache": fp8_cache}
+    one, compiled = video(compiled=True, **settings)
+    eager, plain = video(**settings)[1], video(optimizations=Optimizations(joined=False))[1]
+    for form in (one._model, one._full):
+        assert [type(part) is QueriesApart for part in attentions(form)] == [False, True, False]
+        assert all(isinstance(part.attend, Fp8Attention) for part in attentions(form))
+    assert (compiled - eager).norm() < 0.05 * eager.norm()
+    assert 1e-3 < (eager - plain).norm() / plain.norm() < 0.3

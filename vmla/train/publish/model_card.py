@@ -9,7 +9,7 @@ from plugins.atomic_files import atomic_write_text
 from plugins.documents.typed import typed
 from plugins.errors import UserError
 from vmla.scheduler import Sampler
-from vmla.train.publish.record import TRAINING, Grades, Judged, TrainingRecord, read_checked
+from vmla.train.publish.record import TRAINING, GradesRecord, Judged, TrainingRecord, read_checked
 from vmla.world.worlds import FIRST
 
 HEADER = """---
@@ -85,7 +85,7 @@ def write_card(folder: Path, grades: Path, grader: Path) -> None:
 
     checkpoint = open_checkpoint(folder)
     config, training = checkpoint.model_config(), read_checked(folder / TRAINING, TrainingRecord)
-    graded, judged = read_checked(grades, Grades), read_checked(grader, Judged)
+    graded, judged = read_checked(grades, GradesRecord), read_checked(grader, Judged)
     world = checkpoint.world() or FIRST
     if graded["checkpoint"] != checkpoint.name:
         raise UserError(f"{grades} holds the grades of {graded['checkpoint']}, not of {checkpoint.name}")

@@ -118,7 +118,7 @@ class Group:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Grades:
+class GradesRecord:
     """The fields that are read of the results of `vmla-bench grades`."""
 
     checkpoint: str
