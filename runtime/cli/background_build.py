@@ -28,7 +28,7 @@ from runtime.cli.verify.engine import SINGLE, relative_error
 from runtime.device.threads import Cores, using
 from runtime.engines.base import EagerEngine
 from runtime.engines.compiled import open_engine
-from runtime.engines.step_timing import fewest_seconds, full_window
+from runtime.engines.timing.step_timing import fewest_seconds, full_window
 from runtime.planning.compute import THREADS
 from vmla.cli.command import OneLineCommand
 from vmla.cli.machine import hardware

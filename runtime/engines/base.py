@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from runtime.engines.block_compiler import compiled_twin
-from runtime.engines.key_splits import event_timer, time_absorbed
 from runtime.engines.layers.fp8_cache import PackedEntries, unpacking
 from runtime.engines.layers.timestep_tables import tabled
 from runtime.engines.optimizations import ALL, Optimizations, Place, optimized
+from runtime.engines.timing.key_splits import event_timer, time_absorbed
 from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
 from vmla.text import TextEncoder

@@ -64,10 +64,10 @@ def code_cache() -> Path | None:
     return own / "videomla" / "inductor"
 
 
-def waves_file() -> Path | None:
+def choices_file() -> Path | None:
     """The file beside compiled code that keeps how attention is cut; None for a user without a home."""
     cache = code_cache()
-    return None if cache is None else cache.with_name("attention-waves.json")
+    return None if cache is None else cache.with_name("timed-choices.json")
 
 
 def set_inductor_cache(folder: Path | None) -> None:

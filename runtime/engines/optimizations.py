@@ -11,12 +11,12 @@ from typing import cast
 
 import torch
 
-from runtime.engines.attention_waves import time_waves
-from runtime.engines.key_splits import event_timer
 from runtime.engines.layers.fp8_attention import with_fp8_attention
 from runtime.engines.layers.fp8_linear import in_fp8, quantisable
 from runtime.engines.layers.gelu_epilogue import gelu_in_products
 from runtime.engines.layers.packed_linear import packable, packed
+from runtime.engines.timing.attention_waves import time_waves
+from runtime.engines.timing.key_splits import event_timer
 from vmla.fused_attention import FusedLatentAttention, attending, fused
 from vmla.transformer import VideoMLA
 
@@ -32,14 +32,16 @@ class Optimizations:
     gelu_in_product: bool = True
     """The feed-forward's first product applies bias and GELU itself
     (`runtime.engines.layers.gelu_epilogue`)."""
-    waves: bool | Path = True
+    waves: bool = True
     """Attention to full windows is cut into whole waves where the blocks are compiled and a clock says that
-    it is faster (`runtime.engines.attention_waves`). A path is of the file that keeps what was chosen."""
+    it is faster (`runtime.engines.timing.attention_waves`)."""
     fp8_queries: bool = True
     """In float8, attention's query layers compute in it too; they are not joined with layers that do not."""
     fp8_attention: bool = True
     """In float8, full windows attend in it too, where cuDNN's frontend is there and is right and faster
     (`runtime.engines.layers.fp8_attention`)."""
+    kept: Path | None = None
+    """The file that keeps what clocks decided (`runtime.device.timed_choices`)."""
 
 
 ALL = Optimizations()
@@ -79,19 +81,18 @@ def optimized(model: VideoMLA, place: Place, how: Optimizations) -> VideoMLA:
 def _with_attention(model: VideoMLA, place: Place, how: Optimizations) -> VideoMLA:
     """`model`, whose products are joined, with the attention to full windows that is fastest here.
 
-    A model of whole heads has no joined products, and attends as it does.
+    A model of whole heads has no joined products, and attends as it does; so does one of several processes.
     """
-    if model.config.layout != "mla":
+    if model.config.layout != "mla" or place.processes > 1:  # processes with a clock each could disagree
         return model
     if place.fp8 and how.fp8_attention:
         narrow = with_fp8_attention(
-            model, dtype=place.dtype, device=place.device, compiled=place.compiled,
-            processes=place.processes, timer=event_timer,
+            model, dtype=place.dtype, device=place.device, compiled=place.compiled, timer=event_timer,
+            kept=how.kept,
         )  # fmt: skip
         if narrow is not model:
             return narrow
-    if not how.waves or not place.compiled or place.processes > 1:
+    if not how.waves or not place.compiled:
         return model
-    kept = how.waves if isinstance(how.waves, Path) else None
-    cut = time_waves(model.config, dtype=place.dtype, device=place.device, timer=event_timer, kept=kept)
+    cut = time_waves(model.config, dtype=place.dtype, device=place.device, timer=event_timer, kept=how.kept)
     return model if cut is None else cast(VideoMLA, attending(model, cut))

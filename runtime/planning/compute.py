@@ -15,7 +15,7 @@ from runtime.engines.compiled import find_engine
 from runtime.engines.layers.fp8_cache import choose_fp8_cache
 from runtime.engines.layers.fp8_linear import choose_fp8
 from runtime.engines.sequence_parallel import check_divisible
-from runtime.engines.step_timing import seconds_by_type
+from runtime.engines.timing.step_timing import seconds_by_type
 from vmla.cli.machine import check_threads
 from vmla.cli.options.names import unknown_name
 from vmla.config import ModelConfig

@@ -17,7 +17,7 @@ from plugins.documents.json_file import LARGEST_NUMBER
 from plugins.errors import UserError
 from runtime.device.threads import Cores, using
 from runtime.engines.base import EagerEngine, Engine
-from runtime.engines.block_compiler import code_cache, compiled_line, set_inductor_cache, waves_file
+from runtime.engines.block_compiler import choices_file, code_cache, compiled_line, set_inductor_cache
 from runtime.engines.compiled import open_engine
 from runtime.engines.layers.fp8_linear import fp8_line
 from runtime.engines.optimizations import ALL
@@ -133,7 +133,7 @@ class Job:
         return EagerEngine(
             self.checkpoint.transformer(), self.checkpoint.text(), device=self.device, dtype=self.dtype,
             compiled=self.compiled, fp8=self.fp8, fp8_cache=self.fp8_cache,
-            optimizations=replace(ALL, waves=waves_file() or True),
+            optimizations=replace(ALL, kept=choices_file()),
             group=None if self.processes == 1 else torch.distributed.group.WORLD,
             text_device=self.text_device,
         )  # fmt: skip

@@ -84,7 +84,7 @@ def test_joined_products_are_fewer_kernels(monkeypatch):
 
 def test_attention_in_fp8_is_one_call_and_quantising_for_it_a_few_kernels(monkeypatch):
     def narrow(model):
-        return attending(fused(model), Fp8Attention(full_window(model.config, 1), cudnn_attention.attend))
+        return attending(fused(model), Fp8Attention(full_window(model.config), cudnn_attention.attend))
 
     wide, made = (kernels(monkeypatch, form) for form in (fused, narrow))
     assert (made["products"], made["other"]) == (wide["products"], 2)

@@ -2,14 +2,15 @@
 
 Taken where cuDNN's frontend is installed, if it was right on random inputs and faster than attention in the
 model's type when the engine started, on this device and for windows of this size; all other windows attend as
-they did. What was decided is one line in the log. It is not recorded: a video that is resumed or repeated
-by a process that decides otherwise has other roundings.
+they did. What was decided is one line in the log, and which form was faster is kept for the processes that
+follow (`runtime.device.timed_choices`).
 """
 
 from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import cast
 
 import torch
@@ -20,6 +21,7 @@ from plugins.fp8.attention_choice import checked, is_faster, random_inputs
 from plugins.fp8.cudnn_attention import AttentionSizes, attend, unfit
 from plugins.operator import dense_attention
 from plugins.triton.split_kv import Timer
+from runtime.device.timed_choices import kept_fp8_attention, machine
 from vmla.attention import AnyWindow
 from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
@@ -48,21 +50,26 @@ class Fp8Attention:
 
 
 def with_fp8_attention(
-    model: VideoMLA, *, dtype: torch.dtype, device: torch.device, compiled: bool, processes: int, timer: Timer
-) -> VideoMLA:
+    model: VideoMLA, *, dtype: torch.dtype, device: torch.device, compiled: bool, timer: Timer,
+    kept: Path | None = None,
+) -> VideoMLA:  # fmt: skip
     """A shallow copy of `model`, sharing all else, whose full windows attend in float8; or `model` itself.
 
     Args:
         model: with joined products (`vmla.fused_attention`); windows of one video, full, are checked.
         dtype, device: what it computes in, and where.
         compiled: whether its blocks will be compiled, so that compiled forms are what is timed.
-        processes: how many of them share a chunk's queries.
         timer: of calls on `device`.
+        kept: the file that keeps which form was faster (`runtime.device.timed_choices`).
+
+    Raises:
+        UserError: if `kept` is damaged.
     """
-    sizes = full_window(model.config, processes)
+    sizes = full_window(model.config)
     reason = unfit(sizes.width, sizes.deep, device)
     if reason is None:
-        reason = _objection(sizes, attend, dtype=dtype, device=device, compiled=compiled, timer=timer)
+        reason = _objection(sizes, attend, dtype=dtype, device=device, compiled=compiled, timer=timer,
+                            kept=kept)  # fmt: skip
     if reason is not None:
         log.warning("attention stays in %s: %s", str(dtype).removeprefix("torch."), reason)
         return model
@@ -70,15 +77,15 @@ def with_fp8_attention(
     return cast(VideoMLA, attending(model, Fp8Attention(sizes, attend)))
 
 
-def full_window(config: ModelConfig, processes: int) -> AttentionSizes:
-    """The sizes of attention to a full window of one video, in one of `processes`."""
+def full_window(config: ModelConfig) -> AttentionSizes:
+    """The sizes of attention to a full window of one video."""
     spec = CacheSpec.of(config)
     own = spec.chunk * spec.tokens_per_frame
     width = config.qk_nope_head_dim + config.qk_rope_head_dim
     return AttentionSizes(
         batch=1,
         heads=config.num_attention_heads,
-        queries=own // processes,
+        queries=own,
         keys=own + spec.slots * spec.tokens_per_frame,
         width=width,
         deep=config.inner_dim // config.num_attention_heads,
@@ -88,7 +95,7 @@ def full_window(config: ModelConfig, processes: int) -> AttentionSizes:
 @torch.inference_mode()
 def _objection(
     sizes: AttentionSizes, form: Attend, *, dtype: torch.dtype, device: torch.device, compiled: bool,
-    timer: Timer,
+    timer: Timer, kept: Path | None,
 ) -> str | None:  # fmt: skip
     """Why `form` is not taken after it was tried, or None if it is right and faster."""
     inputs = random_inputs(sizes, dtype=dtype, device=device)
@@ -101,7 +108,8 @@ def _objection(
         if fault is not None:
             return f"cuDNN's attention in fp8 is wrong here: {fault}"
         narrow = torch.compile(in_fp8) if compiled else in_fp8
-        faster = is_faster(narrow, dense_attention, inputs, timer)
+        name = f"{machine(device)}, {dtype}, {tuple(sizes)}"
+        faster = kept_fp8_attention(kept, name, lambda: is_faster(narrow, dense_attention, inputs, timer))
     except FAILURES as error:
         return f"cuDNN's attention in fp8 failed: {_first_line(error)}"
     return None if faster else "cuDNN's attention in fp8 is not clearly faster here"

@@ -4,7 +4,7 @@ A library gives each multiprocessor one tile of queries of one head at a time. A
 are 444 tiles on the 132 multiprocessors of an H200: three waves of 132, and a fourth of 48 in which most
 idle. Here the library gets the queries of the whole waves only, and our kernel cuts the keys of the others
 into splits, so that these fill the machine as well. Whether it gains, and with how many splits, is for a
-clock to say on the GPU at hand (`runtime.engines.attention_waves`).
+clock to say on the GPU at hand (`runtime.engines.timing.attention_waves`).
 
 Scope: bfloat16 and float16, d and dv powers of two of at least 16, no mask; any strides, channels side by
 side. The plain form of the same meaning is `plugins.dense_attention`. For engines in PyTorch: the operator is

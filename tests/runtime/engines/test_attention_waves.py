@@ -15,10 +15,11 @@ from bench.harness.subject import random_model
 from plugins.errors import UserError
 from plugins.operator import dense_attention
 from plugins.triton import launch
-from runtime.engines import attention_waves, optimizations
-from runtime.engines.attention_waves import time_waves
+from runtime.engines import optimizations
 from runtime.engines.layers.wave_attention import Sizes, WaveAttention, candidates, rows_of_whole_waves
 from runtime.engines.optimizations import ALL, Optimizations, Place, optimized
+from runtime.engines.timing import attention_waves
+from runtime.engines.timing.attention_waves import time_waves
 from vmla.cache import CacheSpec
 from vmla.config import MODEL_CONFIGS, named_config
 from vmla.fused_attention import attend_to, attending, fused
@@ -54,7 +55,8 @@ def gpu(monkeypatch):
     """A GPU of 5 multiprocessors that is not there; what runs on it, as a list of splits."""
     ran = []
     monkeypatch.setattr(attention_waves, "unfit", lambda *_, **__: None)
-    monkeypatch.setattr(attention_waves, "_machine", lambda device: ("H5", 5))
+    monkeypatch.setattr(attention_waves, "_processors", lambda device: 5)
+    monkeypatch.setattr(attention_waves, "machine", lambda device: "H5")
     monkeypatch.setattr(WaveAttention, "cut", lambda self, *_: ran.append(self.splits))
     monkeypatch.setattr(attention_waves, "dense_attention", lambda *_: ran.append(0))
     return ran
@@ -90,7 +92,7 @@ def test_what_is_clearly_faster_is_taken_on_tensors_as_the_model_has_them(monkey
 
 
 def test_what_was_chosen_is_kept_for_the_processes_that_follow(gpu, tmp_path):
-    kept = tmp_path / "new" / "attention-waves.json"
+    kept = tmp_path / "new" / "timed-choices.json"
 
     def timer(call):
         call()
@@ -104,7 +106,7 @@ def test_what_was_chosen_is_kept_for_the_processes_that_follow(gpu, tmp_path):
     assert choose(dtype=torch.float16) == first and gpu  # timed by itself
     assert set(json.loads(kept.read_text())["splits"].values()) == {2}
     kept.write_text('{"splits": {"H5": 99}}')
-    with pytest.raises(UserError, match="attention-waves.json: .*99.*remove it"):
+    with pytest.raises(UserError, match="timed-choices.json: .*99.*remove it"):
         choose(dtype=torch.bfloat16)
 
 
@@ -193,7 +195,7 @@ def test_it_is_timed_for_compiled_blocks_on_a_gpu_unless_that_is_left_out(monkey
             for block in optimized(model or tiny_model(), place, how).blocks
         }
 
-    assert forms() == forms(Optimizations(waves=tmp_path)) == {cut}
+    assert forms() == forms(Optimizations(kept=tmp_path)) == {cut}
     assert asked == [None, tmp_path]
     assert forms(Optimizations(waves=False)) == forms(compiled=False) == forms(processes=2) == {attend_to}
     none = forms(device="cpu"), forms(absorbed=True), forms(Optimizations(joined=False))

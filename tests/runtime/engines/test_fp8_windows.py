@@ -9,6 +9,7 @@ import torch
 from kit.passes import pass_inputs
 
 from bench.harness.subject import RandomText, random_model
+from plugins.errors import UserError
 from plugins.fp8.attention import fp8_attention, reference_attend
 from plugins.fp8.cudnn_attention import AttentionSizes
 from runtime.engines import base, optimizations
@@ -34,23 +35,23 @@ def attentions(model):
     return [part for part in model.modules() if isinstance(part, JoinedAttention)]
 
 
-def chosen(model, monkeypatch, *, attend=reference_attend, faster=True, reason=None):
+def chosen(model, monkeypatch, *, attend=reference_attend, faster=True, reason=None, kept=None):
     """What an engine's start makes of `model` where `attend` stands for cuDNN's form."""
     monkeypatch.setattr(layer, "attend", attend)
     monkeypatch.setattr(layer, "unfit", lambda *_: reason)
     monkeypatch.setattr(layer, "is_faster", lambda *_: faster)
+    monkeypatch.setattr(layer, "machine", lambda device: "H5")
     return with_fp8_attention(
-        model, dtype=torch.float32, device=CPU, compiled=False, processes=1, timer=lambda call: 1.0
+        model, dtype=torch.float32, device=CPU, compiled=False, timer=lambda call: 1.0, kept=kept
     )
 
 
 def test_a_full_window_of_the_published_model_has_the_sizes_that_the_kernels_get():
-    assert full_window(named_config("wan-1.3b"), 1) == AttentionSizes(1, 12, 4680, 15600, 128, 128)
-    assert full_window(named_config("wan-1.3b"), 2).queries == 2340
+    assert full_window(named_config("wan-1.3b")) == AttentionSizes(1, 12, 4680, 15600, 128, 128)
 
 
 def test_full_windows_attend_in_float8_and_all_others_as_before(monkeypatch):
-    sizes, seen = full_window(CONFIG, 1), []
+    sizes, seen = full_window(CONFIG), []
     form = Fp8Attention(sizes, lambda *codes: seen.append(1) or reference_attend(*codes))
     batch, heads, queries, keys, width, deep = sizes
 
@@ -113,8 +114,8 @@ def test_a_compiled_block_keeps_its_graph_whole(monkeypatch):
         graphs.append(graph)
         return graph.forward
 
-    narrow = attending(fused(random_model(CONFIG)), Fp8Attention(full_window(CONFIG, 1), reference_attend))
-    attention, spec = attentions(narrow)[0], full_window(CONFIG, 1)
+    narrow = attending(fused(random_model(CONFIG)), Fp8Attention(full_window(CONFIG), reference_attend))
+    attention, spec = attentions(narrow)[0], full_window(CONFIG)
     x = torch.randn(1, spec.queries, CONFIG.inner_dim)
     cached = torch.randn(1, spec.keys - spec.queries, CONFIG.entry_width)
     angles = torch.rand(spec.keys, CONFIG.qk_rope_head_dim // 2)
@@ -123,6 +124,17 @@ def test_a_compiled_block_keeps_its_graph_whole(monkeypatch):
         made, _ = torch.compile(attention, backend=counted, fullgraph=True)(x, cached, window)
         assert torch.allclose(made, attention(x, cached, window)[0], atol=1e-5)
     assert len(graphs) == 1
+
+
+def test_which_form_was_faster_is_kept_for_the_processes_that_follow(monkeypatch, tmp_path):
+    kept, plain = tmp_path / "new" / "timed-choices.json", fused(random_model(CONFIG))
+    first = chosen(plain, monkeypatch, faster=True, kept=kept)
+    assert first is not plain
+    assert chosen(plain, monkeypatch, faster=False, kept=kept) is not plain
+    assert chosen(plain, monkeypatch, faster=False) is plain
+    kept.write_text('{"fp8_attention": {"H5": "often"}}')
+    with pytest.raises(UserError, match="timed-choices.json: .*often.*remove it"):
+        chosen(plain, monkeypatch, kept=kept)
 
 
 def test_only_float8_on_a_gpu_asks_for_it(monkeypatch):
@@ -137,6 +149,7 @@ def test_only_float8_on_a_gpu_asks_for_it(monkeypatch):
     assert ask("cpu", fp8=True) == ask("cuda") == 0
     assert ask("cuda", Optimizations(fp8_attention=False), fp8=True) == 0
     assert ask("cuda", config=replace(CONFIG, layout="mha"), fp8=True) == 0
+    assert ask("cuda", fp8=True, processes=2) == 0
     assert ask("cuda", fp8=True) == 1
 
 

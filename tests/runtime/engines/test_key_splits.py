@@ -7,8 +7,8 @@ import torch
 
 from plugins.triton import launch
 from plugins.triton.split_kv import TimedSplits
-from runtime.engines import key_splits
-from runtime.engines.key_splits import time_absorbed
+from runtime.engines.timing import key_splits
+from runtime.engines.timing.key_splits import time_absorbed
 from vmla.cache import CacheSpec
 from vmla.config import named_config
 

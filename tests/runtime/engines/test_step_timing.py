@@ -5,8 +5,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from runtime.engines import step_timing
-from runtime.engines.step_timing import fewest_seconds, full_window, seconds_by_type
+from runtime.engines.timing import step_timing
+from runtime.engines.timing.step_timing import fewest_seconds, full_window, seconds_by_type
 from vmla.config import named_config
 from vmla.transformer import VideoMLA
 

@@ -3,37 +3,23 @@
 The library alone, and with the last queries left to our kernel with one, two and three splits of the keys
 (`runtime.engines.layers.wave_attention`), are timed on tensors of the model's own sizes and strides; the
 library alone is taken unless another is clearly faster. With compiled blocks only, which is for long videos:
-compiling our kernel three times takes seconds. Forms round differently, so the choice is kept in a file
-beside the compiled code: a process that continues a video on this machine makes the same frames.
+compiling our kernel three times takes seconds.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from plugins.atomic_files import atomic_write_text
 from plugins.dispatch import unfit
-from plugins.documents.json_file import read_json
-from plugins.documents.typed import Between, typed
 from plugins.operator import dense_attention
-from plugins.triton.split_kv import TIMED, Timer, fastest_splits
+from plugins.triton.split_kv import Timer, fastest_splits
+from runtime.device.timed_choices import kept_splits, machine
 from runtime.engines.layers.wave_attention import Sizes, WaveAttention, candidates, rows_of_whole_waves
 from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
-
-
-@dataclass(frozen=True)
-class TimedChoices:
-    """What was chosen on a machine."""
-
-    splits: dict[str, Annotated[int, Between(0, max(TIMED))]]
-    """Splits of our kernel by what was timed; 0 is the library alone."""
 
 
 def time_waves(
@@ -51,28 +37,18 @@ def time_waves(
     valid = torch.ones(keys.shape[2], dtype=torch.bool, device=device)
     if unfit("mla_attention", (*window, valid), strided=True) is not None:
         return None
-    sizes, (machine, processors) = Sizes.of(query, keys), _machine(device)
-    rows, name = rows_of_whole_waves(sizes, processors), f"{machine}, {dtype}, {tuple(sizes)}"
-    known = {} if kept is None else _read(kept)
-    if name not in known:
+    sizes, processors = Sizes.of(query, keys), _processors(device)
+    rows = rows_of_whole_waves(sizes, processors)
 
-        def run(splits: int) -> Tensor:
-            return (WaveAttention(sizes, rows, splits).cut if splits else dense_attention)(*window)
+    def run(splits: int) -> Tensor:
+        return (WaveAttention(sizes, rows, splits).cut if splits else dense_attention)(*window)
 
+    def choose() -> int:
         with torch.inference_mode():
-            known[name] = fastest_splits(run, timer, candidates(sizes, processors))
-        if kept is not None:
-            kept.parent.mkdir(parents=True, exist_ok=True)
-            atomic_write_text(kept, json.dumps(asdict(TimedChoices(known)), indent=1) + "\n")
-    return WaveAttention(sizes, rows, known[name]) if known[name] else None
+            return fastest_splits(run, timer, candidates(sizes, processors))
 
-
-def _read(kept: Path) -> dict[str, int]:
-    """The choices that a file has; none if it is not there."""
-    if not kept.exists():
-        return {}
-    mend = "remove it, and attention is timed again"
-    return typed(read_json(kept, mend=mend), TimedChoices, str(kept), mend=mend).splits
+    splits = kept_splits(kept, f"{machine(device)}, {dtype}, {tuple(sizes)}", choose)
+    return WaveAttention(sizes, rows, splits) if splits else None
 
 
 def _drawn(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
@@ -87,8 +63,6 @@ def _drawn(config: ModelConfig, dtype: torch.dtype, device: torch.device) -> tup
     return query, keys, values
 
 
-def _machine(device: torch.device) -> tuple[str, int]:
-    """All that times depend on besides sizes, and the number of the GPU's multiprocessors."""
-    found = torch.cuda.get_device_properties(device)
-    versions = f"torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}"
-    return f"{found.name}, {versions}", int(found.multi_processor_count)
+def _processors(device: torch.device) -> int:
+    """The number of the GPU's multiprocessors."""
+    return int(torch.cuda.get_device_properties(device).multi_processor_count)

@@ -1,0 +1,1 @@
+"""What an engine times when it starts."""
