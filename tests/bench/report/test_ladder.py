@@ -15,7 +15,7 @@ from bench.report.summary import summary_table
 
 pytestmark = pytest.mark.cpu
 
-OLD_FEATURES = ["graphs", "compiled blocks", "a full window pays no mask"]
+OLD_FEATURES = [item.name for item in ITEMS if JOINED not in (item.name, item.part_of)]
 
 
 def run(date, gpu="NVIDIA H200", **parts):
