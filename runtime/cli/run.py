@@ -248,6 +248,7 @@ def _check_build_engine(options: dict[str, Any]) -> None:
 
 def _order(context: click.Context, options: dict[str, Any]) -> Order:
     """The order: a new video, an earlier one made again, or the rest of a stopped one."""
+    from runtime.planning.compute import FASTEST
     from runtime.prompts.schedule_file import ScheduleEntry, read_schedule
     from runtime.session.replay import repeat, resume
 
@@ -270,6 +271,8 @@ def _order(context: click.Context, options: dict[str, Any]) -> Order:
     for name in ("device", "text_device"):
         if given.get(name) == "auto":
             del given[name]
+    if given.get("dtype") == FASTEST:  # what was measured for an earlier video is recorded with it
+        del given["dtype"]
     if options["resume"] is not None:
         return resume(options["resume"], given)
     if options["repeat"] is not None:
