@@ -80,9 +80,7 @@ class EagerEngine:
             device, dtype: where the engine computes, and in which type.
             absorbed: whether attention runs in latent space.
             as_it_is: the modules of `model` run themselves, so that hooks on them fire; that is slower.
-            compiled: `torch.compile` gets the blocks, one at a time, when they are first called with a full
-                window. Passes in a window that fills run the same weights uncompiled: a video's first frames
-                wait for no compiler. Which form runs depends on the window alone, so a seed's video does too.
+            compiled: `torch.compile` gets the blocks, for full windows alone; see `_form`.
             fp8: layers that float8 is for compute in it (`runtime.engines.layers.fp8_linear`).
             fp8_cache: the cache keeps entries in float8 (`runtime.engines.layers.fp8_cache`).
             optimizations: what is done to be faster on a GPU; all of it, unless a gain is measured.
@@ -104,9 +102,7 @@ class EagerEngine:
 
             self._model = split_over(self._model, group)
         if fp8_cache and (as_it_is or group is not None):
-            raise ValueError(
-                "a cache in float8 is read by one process, by modules that are not the model's own"
-            )
+            raise ValueError("a cache in float8 takes one process, and modules that are not the model's own")
         if not as_it_is:
             place = Place(
                 device=device, dtype=dtype, absorbed=absorbed, compiled=compiled, fp8=fp8,
@@ -141,7 +137,12 @@ class EagerEngine:
         return self.as_cached(model.entries(*self._cast(inputs), absorbed=self.absorbed, full=full))
 
     def _form(self, held: int | None) -> tuple[VideoMLA, bool]:
-        """The model that runs a window of `held` slots, and whether the window is known to be full."""
+        """The model that runs a window of `held` slots, and whether the window is known to be full.
+
+        Blocks are compiled one at a time, when they are first called with a full window. A window that fills
+        runs the same weights uncompiled: a video's first frames wait for no compiler. The window alone
+        decides which form runs, so a seed's video does not depend on how fast the compiler is.
+        """
         full = held == self.cache_spec.slots
         return (self._full if full else self._model), full
 
