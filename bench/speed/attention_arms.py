@@ -120,10 +120,10 @@ def expanded(inputs: RotatingInputs, backend: Backend) -> AttentionArm:
 def split(inputs: RotatingInputs, splits: int) -> AttentionArm:
     """Expanded attention by our kernel with a mask, which cuts the keys into `splits`."""
 
-    def call(turn: int) -> Tensor:
+    def call(index: int) -> Tensor:
         from plugins.triton import launch
 
-        tensors = inputs.query[turn], inputs.keys[turn], inputs.values[turn], inputs.tables[2]
+        tensors = inputs.query[index], inputs.keys[index], inputs.values[index], inputs.tables[2]
         return launch.attention(*tensors, None, splits=splits)
 
     name = f"expanded, triton, splits: {splits}"
@@ -138,8 +138,8 @@ def in_waves(inputs: RotatingInputs, splits: int) -> AttentionArm | None:
         return None
     attend = WaveAttention(sizes, rows_of_whole_waves(sizes, processors), splits)
 
-    def call(turn: int) -> Tensor:
-        return attend.cut(inputs.query[turn], inputs.keys[turn], inputs.values[turn])
+    def call(index: int) -> Tensor:
+        return attend.cut(inputs.query[index], inputs.keys[index], inputs.values[index])
 
     def error() -> float:
         out = call(0)

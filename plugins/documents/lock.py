@@ -42,6 +42,21 @@ def locked(output: Path) -> Iterator[None]:
         os.close(file)
 
 
+def is_locked(output: Path) -> bool:
+    """Whether somebody makes `output` now, as far as can be seen; nothing is written."""
+    try:
+        file = os.open(lock_path(output), os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:  # not there, or not ours to open
+        return False
+    try:
+        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return isinstance(error, BlockingIOError)
+    finally:
+        os.close(file)
+    return False
+
+
 def _held(path: Path, output: Path) -> int:
     """The open lock file at `path`, locked."""
     while True:

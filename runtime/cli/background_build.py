@@ -13,6 +13,7 @@ import shutil
 import stat
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -51,7 +52,8 @@ def main(context: click.Context, /, checkpoint: Path, folder: Path) -> None:
     """Build the float32 engine of CHECKPOINT in FOLDER for this CPU."""
     os.nice(NICENESS)
     if (score := Path("/proc/self/oom_score_adj")).exists():
-        score.write_text(FIRST_TO_GO)
+        with suppress(OSError):  # a sandbox may refuse it, and the engine is the same without
+            score.write_text(FIRST_TO_GO)
     with locked(folder):
         if stat.S_ISREG(os.fstat(sys.stdout.fileno()).st_mode):
             os.truncate(sys.stdout.fileno(), 0)  # of earlier builds; now no other one writes there

@@ -85,7 +85,7 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
 @click.option("--steps", type=int, help="Number of denoising steps (default: the checkpoint's own).")
 @device_option(auto="the engine's, else a GPU if there is one, else the CPU")
 @text_device_option()
-@dtype_option()
+@dtype_option(fastest=True)
 @precision_option()
 @cache_option()
 @click.option("--compile/--no-compile", "compiled", default=None,
@@ -246,6 +246,7 @@ def _check_build_engine(options: dict[str, Any]) -> None:
 
 def _order(context: click.Context, options: dict[str, Any]) -> Order:
     """The order: a new video, an earlier one made again, or the rest of a stopped one."""
+    from runtime.planning.compute import FASTEST
     from runtime.prompts.schedule_file import ScheduleEntry, read_schedule
     from runtime.session.replay import repeat, resume
 
@@ -268,6 +269,8 @@ def _order(context: click.Context, options: dict[str, Any]) -> Order:
     for name in ("device", "text_device"):
         if given.get(name) == "auto":
             del given[name]
+    if given.get("dtype") == FASTEST:  # what was measured for an earlier video is recorded with it
+        del given["dtype"]
     if options["resume"] is not None:
         return resume(options["resume"], given)
     if options["repeat"] is not None:

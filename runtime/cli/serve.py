@@ -59,7 +59,7 @@ MOST_KEYS = 2**16
 @click.option("--steps", type=int, help="Number of denoising steps (default: the checkpoint's own).")
 @device_option(auto="the engine's, else a GPU if there is one, else the CPU")
 @text_device_option()
-@dtype_option()
+@dtype_option(fastest=False)
 @precision_option()
 @cache_option()
 @click.option("--compile/--no-compile", "compiled", default=None,

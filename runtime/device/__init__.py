@@ -1,1 +1,1 @@
-"""The parts that depend on the machine: CUDA graphs, CPU threads, memory, worker threads, what clocks decided."""
+"""The parts that depend on the machine: CUDA graphs, threads, memory, and choices by a clock."""

@@ -53,12 +53,12 @@ def choose_denoiser(
 ) -> Denoiser:  # fmt: skip
     """The denoiser for a video of so many `chunks`; see `runtime.planning.request.prepare` for the options.
 
+    In `engines` an engine is looked for that does as the other options ask; see `searchable`.
+
     Raises:
         UserError: for options that exclude one another, or that the device cannot fulfil.
     """
     fp8 = choose_fp8(precision, device, dtype, engine)
-    # No engine does as these options ask, so none is looked for where one of them is given.
-    engines = None if fp8 or cache or processes > 1 else engines
     folder, reason = look_up(checkpoint, device, dtype, engine, engines)
     return Denoiser(
         engine_folder=folder,
@@ -69,6 +69,13 @@ def choose_denoiser(
         fp8_cache=choose_fp8_cache(cache, checkpoint.model_config(), folder),
         processes=choose_processes(processes, checkpoint, folder, cache),
     )
+
+
+def searchable(
+    engines: Path | None, *, precision: str | None, cache: str | None, processes: int
+) -> Path | None:
+    """The folder `engines`, or None where no engine does as these options ask, so that none is looked for."""
+    return None if precision or cache or processes > 1 else engines
 
 
 def look_up(

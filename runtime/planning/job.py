@@ -96,7 +96,8 @@ class Job:
         """The engine and why it was chosen, the device, a decoder that was asked for: lines for a person."""
         engine = f"engine: {self.engine_folder or EAGER} ({self.engine_reason})"
         device = device_line(self.device)
-        dtype = [f"type: {str(self.dtype).removeprefix('torch.')} ({self.dtype_reason})"]
+        name = str(self.dtype).removeprefix("torch.")
+        dtype = [f"type: {name} ({self.dtype_reason})"] if self.dtype_reason else []
         text = [f"text encoder: on {self.text_device}"] if self.text_device != self.device else []
         decoder = [] if self.decoder_file is None else [self.decoding.line()]
         start = [] if self.start is None else [f"start: {self.start.path} ({self.start.chunks} chunks)"]
@@ -104,16 +105,8 @@ class Job:
         compiled += [fp8_line(self.dtype)] if self.fp8 else []
         compiled += ["cache: fp8, rotary keys in bfloat16"] if self.fp8_cache else []
         compiled += [f"processes: {self.processes}"] if self.processes > 1 else []
-        measured = dtype if self.dtype_reason else []
-        return [
-            engine,
-            device,
-            *measured,
-            *text,
-            *(compiled if self.engine_folder is None else []),
-            *decoder,
-            *start,
-        ]
+        compiled = compiled if self.engine_folder is None else []
+        return [engine, device, *dtype, *text, *compiled, *decoder, *start]
 
     def plan(self) -> VideoPlan:
         """Length and memory of the video; no weights are read."""

@@ -11,7 +11,13 @@ import torch
 from plugins.errors import UserError
 from runtime.device.threads import Cores
 from runtime.engines.compiled import fit
-from runtime.planning.compute import choose_denoiser, choose_dtype, choose_threads, fastest_dtype
+from runtime.planning.compute import (
+    choose_denoiser,
+    choose_dtype,
+    choose_threads,
+    fastest_dtype,
+    searchable,
+)
 from runtime.planning.job import Job, as_source, as_start, check_names
 from runtime.planning.length import length_of
 from runtime.planning.plan import check_cache
@@ -55,7 +61,7 @@ def prepare(
         layout: the layout that the checkpoint must have.
         minutes, seconds, chunks: the length; at most one of them, ten seconds if none is given.
         seed, steps: of the sampling; None takes the checkpoint's own number of steps.
-        device, dtype: by name; `auto` is a GPU if there is one, and its own type (`choose_dtype`, `fastest`).
+        device, dtype: by name; `auto` is a GPU if there is one, and its own type; see also `choose_dtype`.
         text_device: of the text encoder, by name; `auto` is the model's.
         engine, engines: a folder made by `vmla-export`; without it, a folder of several to choose from.
         compiled: whether to compile the model's blocks; None does so where it pays, and in fp8.
@@ -67,9 +73,9 @@ def prepare(
     Raises:
         UserError: for options that are impossible, or exclude one another.
     """
-    opened, device, dtype = _open(checkpoint, layout, engine, device=device, dtype=dtype)
+    opened, where, dtype = _open(checkpoint, layout, engine, device=device, dtype=dtype)
     check_names(opened.folder, engine, decoder)
-    where = choose_device(device)
+    engines = searchable(engines, precision=precision, cache=cache, processes=processes)
     compute, reason = _type(dtype, where, opened, engines=engines, threads=threads)
     decoding = Decoding(checkpoint=opened, file=decoder, dtype=compute)
     count, frames = length_of(decoding, minutes=minutes, seconds=seconds, chunks=chunks)
@@ -102,11 +108,11 @@ def _type(
 
 def _open(
     checkpoint: str | Path | None, layout: str | None, engine: Path | None, *, device: str, dtype: str
-) -> tuple[Checkpoint, str, str]:
-    """The checkpoint, device and type that are named, or those that the engine needs.
+) -> tuple[Checkpoint, torch.device, str]:
+    """The checkpoint, the device and the name of the type that are asked for, or those that the engine needs.
 
     Raises:
-        UserError: if there is no such checkpoint, or it has another layout than the one asked for.
+        UserError: if there is no such checkpoint or device, or its layout is not the one asked for.
     """
     if engine is None:
         opened = find_checkpoint(SHIPPED if checkpoint is None else checkpoint)
@@ -115,4 +121,4 @@ def _open(
     own = opened.model_config().layout
     if layout not in (None, own):
         raise UserError(f"checkpoint {opened.folder} has layout {own}; name one with {layout}")
-    return opened, device, dtype
+    return opened, choose_device(device), dtype

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from export.backends.registry import BACKENDS
 from export.checks import ON_CPU
 from export.engine.manifest import EAGER, engine_store
+from plugins.documents.lock import is_locked
 from plugins.errors import UserError
 from runtime.cli.background.process import Starter
 from runtime.cli.background.records import Builds, log_path, place_of, weight_bytes
@@ -77,6 +78,8 @@ def after_video(video: Finished, wish: bool | None, start: Starter) -> None:
             raise UserError("there is no home folder to keep engines in; set XDG_DATA_HOME")
         say(*_begin(video, store, estimate, start))
         return
+    if wish:
+        say("no engine is built, because the video was stopped")
     pays = estimate.repaid(video.spent.seconds) and size <= LARGEST and video.complete
     if wish is not None or store is None or not pays:
         say(*_hint(video, estimate))
@@ -116,13 +119,15 @@ def _unless_in_vain(video: Finished, store: Path, estimate: Estimate, start: Sta
 
 
 def _begin(video: Finished, store: Path, estimate: Estimate, start: Starter) -> list[str]:
-    """Begin the build.
+    """Begin the build, unless an earlier video's is under way.
 
     Raises:
         UserError: if the store cannot be written to, or the system starts no process.
     """
     folder = _place(video.job, store)
     log = log_path(folder)
+    if is_locked(folder):
+        return [f"an engine for later videos is being built already (log: {log})"]
     try:
         store.mkdir(parents=True, exist_ok=True)
         process = start(MODULE, [str(video.job.checkpoint.folder.resolve()), str(folder)], log)
@@ -130,9 +135,9 @@ def _begin(video: Finished, store: Path, estimate: Estimate, start: Starter) -> 
         raise UserError(f"the video is finished, but no engine is built for later ones: {error}") from error
     return [
         f"building an engine for later videos in the background (process {process}, log: {log}); "
-        "--no-build-engine leaves it out",
-        f"it makes them about {estimate.times_as_fast:.2f} times as fast ({estimate.source}), and a seed's "
-        f"video differs from this one's in the last bits; --engine {EAGER} keeps these",
+        "--no-build-engine turns this off",
+        f"it denoises about {estimate.times_as_fast:.2f} times as fast ({estimate.source}); with it a seed's "
+        f"video differs in the last bits from this one, which --engine {EAGER} makes again",
     ]
 
 

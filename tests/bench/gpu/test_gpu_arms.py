@@ -1,6 +1,7 @@
 """Arms of the GPU benchmark: each lacks exactly one feature, and computes the same."""
 
 from collections import Counter
+from dataclasses import fields
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from bench.gpu.arms.items import ITEMS, NOISE, Masked
 from bench.gpu.fp8 import ARMS, DRIFTING
 from bench.harness.subject import RandomText, random_model
 from runtime.engines.base import EagerEngine
-from runtime.engines.optimizations import Optimizations, Place, optimized
+from runtime.engines.optimizations import ALL, Optimizations, Place, optimized
 from vmla.attention import Window
 from vmla.config import named_config
 from vmla.fused_attention import FusedLatentAttention, fused
@@ -92,6 +93,12 @@ def test_names_are_different_and_every_arm_changes_something():
     assert len({*names}) == len(names)
     assert all(item.without or item.kind is not EagerEngine or not item.graphs for item in ITEMS)
     assert not NOISE.without and NOISE.kind is EagerEngine and NOISE.graphs
+
+
+def test_each_optimization_is_left_out_by_some_arm():
+    made = [arm.get("optimizations", ALL) for arm in (*(item.without for item in ITEMS), *ARMS.values())]
+    for field in fields(Optimizations):
+        assert any(getattr(how, field.name) != getattr(ALL, field.name) for how in made), field.name
 
 
 def test_an_arm_is_made_of_arguments_that_an_engine_has(monkeypatch):

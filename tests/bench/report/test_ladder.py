@@ -15,13 +15,14 @@ from bench.report.summary import summary_table
 
 pytestmark = pytest.mark.cpu
 
-OLD_FEATURES = ["graphs", "compiled blocks", "a full window pays no mask"]
+OLD_FEATURES = [item.name for item in ITEMS if JOINED not in (item.name, item.part_of)]
 
 
 def run(date, gpu="NVIDIA H200", **parts):
     return {
         "kind": "gpu", "date": date, "machine": {"gpu": gpu, "hardware": "x"}, "versions": {"torch": "2"},
-        "command": f"vmla-bench gpu --minutes {date}", "arguments": {"window": "total-6"}, **parts,
+        "command": f"vmla-bench gpu --minutes {date}",
+        "arguments": {"shape": "wan-1.3b", "window": "total-6", "rounds": 3}, **parts,
     }  # fmt: skip
 
 
@@ -75,6 +76,15 @@ def test_figures_of_another_gpu_fill_no_rung_that_is_not_its_own():
     found = cells(other_rungs([run("1", gpu="NVIDIA B200", **windows)])[0])
     assert found["frames/s on a B200, 9,360 keys, compiled"] == ["140.0", "1"]
     assert found["frames/s, 9,360 keys, compiled"] == [NOT_MEASURED, "-"]
+
+
+@pytest.mark.parametrize("other", [{"shape": "debug"}, {"window": "total-9"}])
+def test_figures_of_another_model_or_window_fill_no_rung(other):
+    document = run("1", **chunks())
+    document["arguments"] |= other
+    for make in (speed_ups, other_rungs):
+        table, used = make([document])
+        assert all(NOT_MEASURED in row for row in table.rows) and used == []
 
 
 def test_without_any_run_every_rung_is_there_and_empty(tmp_path):

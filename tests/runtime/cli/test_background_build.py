@@ -160,7 +160,8 @@ def test_a_process_of_its_own_builds_the_engine_that_the_next_video_takes(checkp
     assert "engine: eager" in asked(checkpoint, "--dry-run") and begun(folder, checkpoint).begun == 1
 
     with locked(folder):
-        _, status = os.waitpid(started(checkpoint), 0)
+        words = [str(checkpoint), str(folder)]
+        _, status = os.waitpid(STARTER(build.__name__, words, log_path(folder)), 0)
     assert os.waitstatus_to_exitcode(status) == 2
     assert "is being made already" in log_path(folder).read_text()
 

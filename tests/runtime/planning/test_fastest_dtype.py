@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from runtime.cli.run import main
 from runtime.planning import compute, request
 from runtime.planning.compute import CLEARLY, choose_dtype, fastest_dtype
+from runtime.planning.request import prepare
 from vmla.weights.checkpoint import open_checkpoint
 
 pytestmark = pytest.mark.cpu
@@ -63,6 +64,14 @@ def test_an_engine_in_float32_is_taken_without_measuring(checkpoint, monkeypatch
     assert fastest_dtype(open_checkpoint(checkpoint), tmp_path, 1, lambda *what: never())[0] == WIDE
 
 
+def test_an_engine_that_cannot_do_as_asked_decides_nothing(checkpoint, monkeypatch, tmp_path):
+    """A cache in float8 is read by no engine, so the type is measured even where an engine is there."""
+    monkeypatch.setattr(compute, "find_engine", lambda *what, **how: never())
+    monkeypatch.setattr(request, "fastest_dtype", lambda opened, engines, threads: (NARROW, str(engines)))
+    job, _ = prepare("a red star", checkpoint, chunks=1, dtype="fastest", cache="fp8", engines=tmp_path)
+    assert (job.dtype, job.dtype_reason) == (NARROW, "None")
+
+
 def test_the_command_says_what_it_measured_and_a_repeated_video_takes_the_type(
     checkpoint, monkeypatch, tmp_path
 ):
@@ -74,6 +83,7 @@ def test_the_command_says_what_it_measured_and_a_repeated_video_takes_the_type(
     assert "type: bfloat16 (it was fast)" in done.output
     assert json.loads(Path(f"{first}.json").read_text())["dtype"] == "bfloat16"
     monkeypatch.setattr(request, "fastest_dtype", lambda *what: never())
-    done = CliRunner().invoke(main, ["--repeat", f"{first}.json", "-o", str(again)])
-    assert done.exit_code == 0, done.output
-    assert first.read_bytes() == again.read_bytes()
+    for more in ([], ["--dtype", "fastest", "--overwrite"]):  # as it may stand in a file of options
+        done = CliRunner().invoke(main, ["--repeat", f"{first}.json", "-o", str(again), *more])
+        assert done.exit_code == 0, done.output
+        assert first.read_bytes() == again.read_bytes()

@@ -7,7 +7,7 @@ import pytest
 from click.testing import CliRunner
 from kit.refusals import assert_one_line
 
-from plugins.documents.lock import lock_path, locked
+from plugins.documents.lock import is_locked, lock_path, locked
 from plugins.errors import UserError
 from runtime.cli.run import main
 from vmla.train.cli.commands import main as train
@@ -23,6 +23,16 @@ def test_a_second_one_is_refused_while_the_first_runs(tmp_path):
     with locked(output):
         assert lock_path(output).exists()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_whether_somebody_holds_a_lock_is_seen_without_a_trace(tmp_path):
+    output = tmp_path / "a.mp4"
+    assert not is_locked(output) and list(tmp_path.iterdir()) == []
+    with locked(output):
+        assert is_locked(output)
+    assert not is_locked(output)
+    lock_path(output).write_text("videomla 1")  # left by a process that was killed
+    assert not is_locked(output) and lock_path(output).read_text() == "videomla 1"
 
 
 def test_a_lock_dies_with_its_process_and_its_file_is_no_obstacle(tmp_path):

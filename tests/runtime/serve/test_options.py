@@ -11,6 +11,7 @@ from kit.refusals import assert_one_line
 from runtime.cli.run import main as run
 from runtime.cli.serve import LIKE_RUN
 from runtime.cli.serve import main as serve
+from runtime.planning.compute import FASTEST
 from runtime.planning.request import prepare
 from runtime.serve.edge.settings import Limits
 
@@ -26,7 +27,10 @@ def test_options_that_both_have_are_called_alike_and_default_to_the_same(name):
     ours, theirs = option(serve, name), option(run, name)
     assert (ours.opts, ours.secondary_opts) == (theirs.opts, theirs.secondary_opts)
     assert ours.default == theirs.default
-    assert ours.type.to_info_dict() == theirs.type.to_info_dict()
+    wanted = theirs.type.to_info_dict()
+    if name == "dtype":  # measured at each start, the type might not be that of the streams that were kept
+        wanted["choices"] = tuple(choice for choice in wanted["choices"] if choice != FASTEST)
+    assert ours.type.to_info_dict() == wanted
 
 
 @pytest.mark.parametrize(

@@ -52,11 +52,13 @@ def device_option(
     return click.option("--device", type=taken, default=AUTO, help=f"{does}; auto: {auto}.")
 
 
-def dtype_option() -> Callable[[Any], Any]:
-    """The option `--dtype`, for commands that make videos."""
+def dtype_option(*, fastest: bool) -> Callable[[Any], Any]:
+    """The option `--dtype`, for commands that make videos; `fastest` is for those that may measure."""
+    kinds = (AUTO, "float32", "bfloat16", "float16", *(("fastest",) if fastest else ()))
+    measured = "; fastest is measured on a CPU" if fastest else ""
     return click.option(
-        "--dtype", type=Choice(("auto", "float32", "bfloat16", "float16", "fastest")), default="auto",
-        show_default=True, help="Data type that the model computes in; fastest is measured on a CPU.",
+        "--dtype", type=Choice(kinds), default=AUTO, show_default=True,
+        help=f"Data type that the model computes in{measured}.",
     )  # fmt: skip
 
 

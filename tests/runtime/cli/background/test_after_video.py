@@ -9,6 +9,7 @@ from click.testing import CliRunner
 
 from export.backends.aoti import AOTI
 from export.backends.base import Offer
+from plugins.documents.lock import lock_path, locked
 from runtime.cli.background import after, process
 from runtime.cli.background.after import LARGEST, Finished, after_video
 from runtime.cli.background.records import Builds, Measured, log_path
@@ -103,7 +104,8 @@ def test_one_that_was_asked_for_is_begun_after_any_video_and_one_that_was_not_wa
 
 def test_a_stopped_video_has_none_built(ended, starts):
     assert "vmla-export build" in ended(10 * LONG, complete=False)[-1]
-    assert "vmla-export build" in ended(10 * LONG, True, complete=False)[-1]
+    told = ended(10 * LONG, True, complete=False)
+    assert "no engine is built, because the video was stopped" in told[0] and "vmla-export build" in told[-1]
     assert starts == []
 
 
@@ -167,6 +169,17 @@ def test_a_large_model_s_engine_is_not_built_unasked(ended, starts, monkeypatch)
 def test_none_is_begun_where_one_is_there_by_now(ended, starts, monkeypatch):
     monkeypatch.setattr(compiled, "find_engine", lambda *what, **how: (Path("there"), "found"))
     assert ended(10_000.0) == [] and starts == []
+
+
+@pytest.mark.parametrize("wish", [None, True])
+def test_none_is_begun_beside_a_build_that_is_under_way(wish, ended, starts, store, checkpoint):
+    store.mkdir(parents=True)
+    folder = store / f"{checkpoint.name}-aoti-fp32"
+    with locked(folder):
+        (told,) = ended(LONG + 1, wish)
+        assert lock_path(folder).exists()
+    assert "is being built already" in told and str(log_path(folder)) in told and starts == []
+    assert "in the background" in ended(LONG + 1, wish)[0] and len(starts) == 1
 
 
 def test_a_store_that_cannot_be_written_to_is_a_warning_unless_one_was_asked_for(
