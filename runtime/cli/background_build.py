@@ -2,8 +2,8 @@
 
 The engine's folder appears whole or not at all (`export.engine.engine_folder`), so this process may be ended
 at any moment. What it prints is the log. Afterwards it compares the engine with the model: in its results,
-because nobody asked for this engine, and in speed, for the hints about later models too. One that is wrong or
-gains nothing is removed.
+because nobody asked for this engine, and in speed, for the hints about later models too. Until then it lies
+aside, where no video finds it; one that is wrong or gains nothing is removed.
 """
 
 from __future__ import annotations
@@ -66,34 +66,31 @@ def build_and_measure(checkpoint: Checkpoint, folder: Path, stop: Stop) -> None:
     Raises:
         UserError: if it cannot be built, or is no faster than the model. Neither is tried again unasked.
     """
-    builds = Builds.of(folder, checkpoint.model_hash())
-    builds = replace(builds, begun=builds.begun + 1)
-    builds.write(folder)  # so that builds that are killed are counted
+    builds, aside = Builds.of(folder, checkpoint.model_hash()), folder.with_name(f".{folder.name}.unchecked")
     try:
+        if folder.exists():
+            raise UserError(f"{folder} is there already")
         say(f"building {folder} since {time.strftime('%Y-%m-%d %H:%M:%S')}")
+        shutil.rmtree(aside, ignore_errors=True)  # of a process that was killed; no other one holds the lock
         began = time.perf_counter()
-        built = build_for_cpu(str(checkpoint.folder), folder, stop)
-        seconds = time.perf_counter() - began
-        if built:
-            _keep_if_good(checkpoint, folder, seconds)
+        build_for_cpu(str(checkpoint.folder), aside, stop)
+        _keep_if_good(checkpoint, aside, folder, time.perf_counter() - began)
     except Exception as error:
         replace(builds, failure=one_line(str(error) or type(error).__name__)).write(folder)
         raise
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
     Builds.path(folder).unlink(missing_ok=True)
 
 
-def _keep_if_good(checkpoint: Checkpoint, folder: Path, build_seconds: float) -> None:
-    """Remove the engine unless it runs, computes what the model does, and is faster."""
-    try:
-        measured = measure(checkpoint, folder, build_seconds)
-        measured.write(folder)
-        gain = f"{measured.times_as_fast:.2f} times as fast as the PyTorch model"
-        if measured.times_as_fast <= 1:
-            raise UserError(f"the engine is {gain}")
-    except Exception:
-        say(f"{folder} is removed")
-        shutil.rmtree(folder)
-        raise
+def _keep_if_good(checkpoint: Checkpoint, aside: Path, folder: Path, build_seconds: float) -> None:
+    """Move the engine to `folder` if it runs, computes what the model does, and is faster."""
+    measured = measure(checkpoint, aside, build_seconds)
+    measured.write(folder)
+    gain = f"{measured.times_as_fast:.2f} times as fast as the PyTorch model"
+    if measured.times_as_fast <= 1:
+        raise UserError(f"the engine is {gain}")
+    aside.rename(folder)
     say(f"it is {gain}: {1e3 * measured.engine_seconds:.1f} ms a pass")
 
 

@@ -9,7 +9,7 @@ to wait for it has `vmla-export build`.
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -76,7 +76,8 @@ def after_video(video: Finished, wish: bool | None, start: Starter) -> None:
     if wish and video.complete:
         if store is None:
             raise UserError("there is no home folder to keep engines in; set XDG_DATA_HOME")
-        say(*_begin(video, store, estimate, start))
+        there = _engine_there(video.job, store)
+        say(*_begin(video, store, estimate, start)) if there is None else say(f"{there} is there already")
         return
     if wish:
         say("no engine is built, because the video was stopped")
@@ -104,18 +105,22 @@ def is_faster(job: Job) -> bool:
 
 def _unless_in_vain(video: Finished, store: Path, estimate: Estimate, start: Starter) -> list[str]:
     """Begin a build that nobody asked for, unless earlier ones gave nothing or the engine is there by now."""
-    from runtime.engines.compiled import find_engine
-
-    checkpoint = video.job.checkpoint
-    if find_engine(checkpoint, device="cpu", dtype="float32", engines=store)[0] is not None:
+    if _engine_there(video.job, store) is not None:
         return []
     folder = _place(video.job, store)
-    if (why := Builds.of(folder, checkpoint.model_hash()).why_no_more()) is None:
+    if (why := Builds.of(folder, video.job.checkpoint.model_hash()).why_no_more()) is None:
         return _begin(video, store, estimate, start)
     return [
         f"no engine is built for later videos, because {why} (log: {log_path(folder)}); to try again: "
         f"{_command(video)}"
     ]
+
+
+def _engine_there(job: Job, store: Path) -> Path | None:
+    """The engine in `store` that later videos take by themselves, if there is one."""
+    from runtime.engines.compiled import find_engine
+
+    return find_engine(job.checkpoint, device="cpu", dtype="float32", engines=store)[0]
 
 
 def _begin(video: Finished, store: Path, estimate: Estimate, start: Starter) -> list[str]:
@@ -130,6 +135,9 @@ def _begin(video: Finished, store: Path, estimate: Estimate, start: Starter) -> 
         return [f"an engine for later videos is being built already (log: {log})"]
     try:
         store.mkdir(parents=True, exist_ok=True)
+        builds = Builds.of(folder, video.job.checkpoint.model_hash())
+        # Counted here: a process that ends in its first seconds could not say so.
+        replace(builds, begun=builds.begun + 1).write(folder)
         process = start(MODULE, [str(video.job.checkpoint.folder.resolve()), str(folder)], log)
     except OSError as error:
         raise UserError(f"the video is finished, but no engine is built for later ones: {error}") from error

@@ -6,6 +6,7 @@ part of an engine; whoever removes them loses what was measured, and builds that
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import math
 from dataclasses import asdict, dataclass, replace
@@ -13,7 +14,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated
 
-from export.engine.manifest import Manifest
 from plugins.atomic_files import beside
 from plugins.documents.json_file import read_json
 from plugins.documents.typed import Between, typed
@@ -122,15 +122,13 @@ def weight_bytes(checkpoint: Checkpoint) -> int:
 
 
 def place_of(store: Path, name: str, model_hash: str) -> Path:
-    """The folder in `store` called `name`; with a part of the hash in its name if another model's is there.
+    """The folder in `store` called `name`; if that is there, one named by weights, version and processor too.
 
-    So an engine built unasked never takes the place of another model's.
+    So an engine built unasked takes the place of no other, which may be another model's, or one that fits on
+    another machine with the same home.
     """
     folder = store / name
     if not folder.exists():
         return folder
-    try:
-        same = Manifest.read(folder).model_hash == model_hash
-    except (UserError, OSError):
-        same = False
-    return folder if same else store / f"{name}-{model_hash[:8]}"
+    made_for = f"{model_hash}, {version('torch')}, {hardware()}"
+    return store / f"{name}-{hashlib.sha256(made_for.encode()).hexdigest()[:8]}"

@@ -3,7 +3,6 @@
 import os
 import signal
 import time
-from dataclasses import replace
 
 import pytest
 import torch
@@ -19,6 +18,7 @@ from runtime.cli.background.records import SPEED, Builds, log_path, nearest_meas
 from runtime.cli.background_build import build_and_measure
 from runtime.cli.run import main as vmla_run
 from runtime.engines.base import EagerEngine
+from runtime.engines.compiled import find_engine
 from vmla.cli.stopping import Interrupted, Stop
 from vmla.weights.checkpoint import open_checkpoint
 
@@ -104,17 +104,32 @@ def test_a_signal_is_counted_and_leaves_nothing(folder, checkpoint, monkeypatch)
     with pytest.raises(Interrupted):
         build_and_measure(open_checkpoint(checkpoint), folder, Stop())
     found = begun(folder, checkpoint)
-    assert (found.begun, found.failure) == (1, None)
-    assert [path.name for path in folder.parent.iterdir()] == [Builds.path(folder).name]
+    assert found.failure is None  # it was counted when it was begun
+    assert list(folder.parent.iterdir()) == []
 
 
-def test_an_engine_that_is_there_is_left_as_it_is(folder, checkpoint, monkeypatch):
-    timed(monkeypatch, eager=0.03, engine=0.02)
+def test_what_is_there_is_left_as_it_is(folder, checkpoint):
+    folder.mkdir()
+    (folder / "of somebody").touch()
+    with pytest.raises(UserError, match="is there already"):
+        build_and_measure(open_checkpoint(checkpoint), folder, Stop())
+    assert [path.name for path in folder.iterdir()] == ["of somebody"]
+    assert begun(folder, checkpoint).why_no_more().startswith("it failed: ")
+
+
+def test_no_video_finds_an_engine_before_it_is_checked(folder, checkpoint, monkeypatch):
+    found = []
+
+    def look(steps):
+        engine, _ = find_engine(
+            open_checkpoint(checkpoint), device="cpu", dtype="float32", engines=folder.parent
+        )
+        found.append(engine)
+        return {"eager": 0.03, "engine": 0.02}
+
+    monkeypatch.setattr(build, "fewest_seconds", look)
     build_and_measure(open_checkpoint(checkpoint), folder, Stop())
-    replace(begun(folder, checkpoint), begun=1).write(folder)
-    timed(monkeypatch, eager=0.02, engine=0.03)
-    build_and_measure(open_checkpoint(checkpoint), folder, Stop())
-    assert (folder / "manifest.json").exists() and not Builds.path(folder).exists()
+    assert found == [None] and (folder / "manifest.json").exists()
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from export.backends.base import Offer
 from plugins.documents.lock import lock_path, locked
 from runtime.cli.background import after, process
 from runtime.cli.background.after import LARGEST, Finished, after_video
-from runtime.cli.background.records import Builds, Measured, log_path
+from runtime.cli.background.records import MOST_BUILDS, Builds, Measured, log_path
 from runtime.cli.background.worth import BUILD_SECONDS, SPEED_UP, DenoiseTime, Estimate
 from runtime.cli.export import main as export
 from runtime.cli.run import main
@@ -169,6 +169,16 @@ def test_a_large_model_s_engine_is_not_built_unasked(ended, starts, monkeypatch)
 def test_none_is_begun_where_one_is_there_by_now(ended, starts, monkeypatch):
     monkeypatch.setattr(compiled, "find_engine", lambda *what, **how: (Path("there"), "found"))
     assert ended(10_000.0) == [] and starts == []
+    assert ended(0.1, True) == ["there is there already"] and starts == []
+
+
+def test_builds_that_end_before_they_can_say_so_are_counted(ended, starts, store, checkpoint):
+    for _ in range(MOST_BUILDS):
+        ended(LONG + 1)
+    assert "did not come to their end" in ended(LONG + 1)[0]
+    assert len(starts) == MOST_BUILDS
+    folder = store / f"{checkpoint.name}-aoti-fp32"
+    assert Builds.of(folder, open_checkpoint(checkpoint).model_hash()).begun == MOST_BUILDS
 
 
 @pytest.mark.parametrize("wish", [None, True])

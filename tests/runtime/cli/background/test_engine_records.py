@@ -4,8 +4,6 @@ from dataclasses import replace
 
 import pytest
 
-from export.engine.manifest import Manifest
-from plugins.errors import UserError
 from runtime.cli.background import records
 from runtime.cli.background.records import MOST_BUILDS, Builds, place_of
 
@@ -39,13 +37,12 @@ def test_a_damaged_record_counts_as_none(folder, content):
     assert Builds.of(folder, "a") == replace(Builds.of(folder, "a"), begun=0, failure=None)
 
 
-def test_the_engine_of_another_model_keeps_its_place(tmp_path, folder, monkeypatch):
-    def read(found):
-        raise UserError("no engine")
-
+def test_what_is_there_keeps_its_place(tmp_path, folder, monkeypatch):
     assert place_of(tmp_path, folder.name, "0123456789") == folder
     folder.mkdir()
-    assert place_of(tmp_path, folder.name, "0123456789") == tmp_path / f"{folder.name}-01234567"
-    monkeypatch.setattr(Manifest, "read", lambda found: type("Told", (), {"model_hash": "0123456789"}))
-    assert place_of(tmp_path, folder.name, "0123456789") == folder
-    assert place_of(tmp_path, folder.name, "9876543210") == tmp_path / f"{folder.name}-98765432"
+    places = [place_of(tmp_path, folder.name, model) for model in ("0123456789", "9876543210")]
+    monkeypatch.setattr(records, "hardware", lambda: "a processor of another kind")
+    places.append(place_of(tmp_path, folder.name, "9876543210"))
+    assert len({folder, *places}) == 4
+    assert all(place.parent == tmp_path and place.name.startswith(f"{folder.name}-") for place in places)
+    assert place_of(tmp_path, folder.name, "9876543210") == places[-1]
