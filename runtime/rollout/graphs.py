@@ -11,12 +11,11 @@ from __future__ import annotations
 import weakref
 from collections.abc import Callable
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from runtime.device.cuda_graphs import Replay, captured, graph_pool
 from runtime.engines.base import Engine
 from runtime.rollout.buffers import Buffers, BuffersByLength, allocate
-from runtime.rollout.passes import ChunkPasses
 from vmla.scheduler import Sampler
 
 Kind = tuple[int, int, Sampler]
@@ -35,6 +34,18 @@ class Graphs(NamedTuple):
         return all(isinstance(graph, Replay) for graph in self)
 
 
+class Passes(Protocol):
+    """The passes of `engine` over a chunk: `runtime.rollout.rollout.ChunkPasses`."""
+
+    engine: Engine
+
+    def denoise(self, buffers: Buffers) -> None:
+        """Go from noise to clean latents."""
+
+    def update_cache(self, buffers: Buffers) -> None:
+        """Write the entries of the clean pass to the cache."""
+
+
 class ChunkGraphs:
     """Runs the passes of chunks, as CUDA graphs where these exist or are worth capturing.
 
@@ -43,8 +54,8 @@ class ChunkGraphs:
     and are of one batch size; one thread runs their chunks, one at a time.
     """
 
-    def __init__(self, engine: Engine, sampler: Sampler) -> None:
-        self._passes, self._sampler, self._pool = ChunkPasses(engine), sampler, graph_pool(engine.device)
+    def __init__(self, passes: Passes, sampler: Sampler) -> None:
+        self._passes, self._sampler, self._pool = passes, sampler, graph_pool(passes.engine.device)
         self._seen: set[Kind] = set()
         self._graphs: dict[Kind, Graphs] = {}
         self._buffers: BuffersByLength | None = None

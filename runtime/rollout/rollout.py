@@ -2,8 +2,7 @@
 
 For each chunk: the prompt in force, noise that depends only on (seed, chunk, step), a few denoising
 steps that attend to the window in the cache, the frames handed on, and one clean pass at t = 0 whose
-entries are committed to the cache. The steps and the clean pass themselves are in `runtime.rollout.passes`.
-The cache and every other tensor keep their size and place for ever.
+entries are committed to the cache. The cache and every other tensor keep their size and place for ever.
 """
 
 from __future__ import annotations
@@ -21,9 +20,9 @@ from runtime.prompts.sources import PromptChange, PromptSource
 from runtime.rollout.buffers import Buffers, allocate
 from runtime.rollout.decoding import Decoder
 from runtime.rollout.graphs import ChunkGraphs, Kind
-from runtime.rollout.passes import ChunkPasses
 from runtime.rollout.recache import LatentHistory
-from vmla.scheduler import Sampler
+from vmla.scheduler import Sampler, guided
+from vmla.transformer import StepInputs
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,38 @@ class Chunk:
     """[B, frames, 3, H, W] in [0, 1]."""
     denoise_seconds: float
     decode_seconds: float
+
+
+class ChunkPasses:
+    """The passes of an engine over a chunk, as the sampler of its buffers orders them."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+
+    @torch.inference_mode()
+    def denoise(self, buffers: Buffers) -> None:
+        """Go from noise to clean latents, level by level."""
+        latents = buffers.noise[0]
+        for step, timestep in enumerate(buffers.timesteps):
+            velocity = self._velocity(StepInputs(latents, timestep, *buffers.window), buffers)
+            latents = buffers.sampler.step(latents, velocity, step, buffers.renoise(step))
+        buffers.latents.copy_(latents)
+
+    @torch.inference_mode()
+    def update_cache(self, buffers: Buffers) -> None:
+        """Run the clean pass at t = 0 and write its entries to the cache."""
+        inputs = StepInputs(buffers.latents, buffers.clean, *buffers.window)
+        buffers.commit(self.engine.entries(inputs, held=buffers.held))
+
+    def _velocity(self, inputs: StepInputs, buffers: Buffers) -> Tensor:
+        """The velocity of a step; with guidance, from a second pass under the negative prompt too."""
+        weight = buffers.sampler.guidance_scale
+        velocity = self.engine.step(inputs, held=buffers.held)[0]
+        if weight == 1:
+            return velocity
+        against = inputs._replace(text_kv=buffers.negative_text_kv)
+        negative = self.engine.step(against, held=buffers.held)[0]
+        return guided(velocity.float(), negative.float(), weight)
 
 
 class Rollout:
@@ -67,7 +98,7 @@ class Rollout:
         """Its first latent frame, counted from where the history was dropped last (`vmla.cache`)."""
         self.change: PromptChange | None = None
         self._passes = ChunkPasses(engine)
-        self._graphs = ChunkGraphs(engine, sampler) if graphs is True else graphs or None
+        self._graphs = ChunkGraphs(self._passes, sampler) if graphs is True else graphs or None
         self._replays = 0
 
     @property

@@ -32,7 +32,7 @@ from runtime.resume.autosave import Autosave
 from runtime.resume.sidecar import DEFAULTS, Recorded, describe_model, describe_video
 from runtime.resume.state import State
 from runtime.rollout.graphs import ChunkGraphs
-from runtime.rollout.rollout import Rollout
+from runtime.rollout.rollout import ChunkPasses, Rollout
 from runtime.session.commands import CommandQueue
 from runtime.session.outcome import in_one_line
 from runtime.session.pacing import Pacing
@@ -279,7 +279,7 @@ class Session:
         job = asked.job
         with self._lock:
             if job.sampler not in self._graphs:
-                self._graphs[job.sampler] = ChunkGraphs(self._engine, job.sampler)
+                self._graphs[job.sampler] = ChunkGraphs(ChunkPasses(self._engine), job.sampler)
         rollout = Rollout(
             self._engine, job.prompts, job.sampler,
             seeds=[job.seed], threads=job.cores.denoiser, graphs=self._graphs[job.sampler],

@@ -18,8 +18,7 @@ from runtime.outputs import NullSink
 from runtime.planning.peak_memory import LiveBytes, decoding_scratch, pass_scratch, peak_live_bytes
 from runtime.planning.request import prepare
 from runtime.prompts.sources import FixedPrompts
-from runtime.rollout.passes import ChunkPasses
-from runtime.rollout.rollout import Rollout
+from runtime.rollout.rollout import ChunkPasses, Rollout
 from runtime.session.session import Session
 from vmla.cache import CacheSpec
 from vmla.config import MODEL_CONFIGS

@@ -9,7 +9,7 @@ from kit.engines import tiny_engine
 from runtime.device.cuda_graphs import Replay
 from runtime.prompts.sources import PromptChange, PromptSchedule
 from runtime.rollout.graphs import ChunkGraphs
-from runtime.rollout.rollout import Rollout
+from runtime.rollout.rollout import ChunkPasses, Rollout
 from vmla.scheduler import Sampler
 
 pytestmark = pytest.mark.cpu
@@ -70,7 +70,7 @@ def alone(engine, sampler, number, chunks=9):
 def test_videos_that_take_turns_share_their_graphs_and_are_what_each_is_alone(sampler, window):
     engine, captures = tiny_engine(**window), {}
     for count in (2, 5):
-        Graph.made, shared = 0, ChunkGraphs(engine, sampler)
+        Graph.made, shared = 0, ChunkGraphs(ChunkPasses(engine), sampler)
         videos = [Rollout(engine, prompts(n), sampler, seeds=[n], graphs=shared) for n in range(count)]
         made = [[] for _ in videos]
         for _ in range(9):
@@ -90,7 +90,7 @@ def test_videos_that_take_turns_share_their_graphs_and_are_what_each_is_alone(sa
 
 def test_one_video_runs_in_place_and_moves_out_when_another_comes():
     engine, sampler = tiny_engine(), SAMPLERS["renoise"]
-    shared = ChunkGraphs(engine, sampler)
+    shared = ChunkGraphs(ChunkPasses(engine), sampler)
     first = Rollout(engine, prompts(0), sampler, seeds=[0], graphs=shared)
     places = {first.buffers.cache.data_ptr()}
     made = [advance(first) for _ in range(4)]
@@ -105,7 +105,7 @@ def test_one_video_runs_in_place_and_moves_out_when_another_comes():
 
 def test_the_graphs_of_a_video_that_has_ended_serve_the_next():
     engine, sampler = tiny_engine(), SAMPLERS["euler"]
-    shared = ChunkGraphs(engine, sampler)
+    shared = ChunkGraphs(ChunkPasses(engine), sampler)
     first = Rollout(engine, prompts(0), sampler, seeds=[0], graphs=shared)
     for _ in range(9):
         advance(first)
@@ -122,7 +122,7 @@ def test_windows_that_an_engine_computes_apart_have_graphs_apart():
     """An engine that takes held slots alone has a computation for each number of them."""
     engine, sampler = tiny_engine(), SAMPLERS["euler"]
     engine.computation = lambda held: held
-    shared = ChunkGraphs(engine, sampler)
+    shared = ChunkGraphs(ChunkPasses(engine), sampler)
     first, second = (Rollout(engine, prompts(n), sampler, seeds=[n], graphs=shared) for n in range(2))
     made = [advance(first) for _ in range(4)]
     assert Graph.made == 2  # a window that fills comes once, a full one again and again
