@@ -6,19 +6,19 @@ a video on this machine makes the same frames.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal, TypeVar
 
 import torch
 
-from plugins.atomic_files import atomic_write_text
 from plugins.documents.json_file import read_json
 from plugins.documents.typed import Between, typed
 from plugins.triton.split_kv import TIMED
+from vmla.weights.formats.files import write_json
 
+T = TypeVar("T")
 MEND = "remove it, and attention is timed again"
 
 
@@ -32,45 +32,27 @@ class TimedChoices:
     """Whether full windows attend in float8."""
 
 
-def kept_splits(kept: Path | None, name: str, choose: Callable[[], int]) -> int:
-    """The number of splits that the file `kept` has under `name`; what `choose` gives is added to it.
+def kept_choice(
+    kept: Path | None, table: Literal["splits", "fp8_attention"], name: str, choose: Callable[[], T]
+) -> T:
+    """What the file `kept` has under `name` in a field of `TimedChoices`; what `choose` gives is added to it.
 
     Raises:
         UserError: if `kept` is damaged.
     """
-    found = _read(kept)
-    if name not in found.splits:
-        found.splits[name] = choose()
-        _write(kept, found)
-    return found.splits[name]
-
-
-def kept_fp8_attention(kept: Path | None, name: str, choose: Callable[[], bool]) -> bool:
-    """Whether attention runs in float8, by the file `kept` under `name` or else by `choose`.
-
-    Raises:
-        UserError: if `kept` is damaged.
-    """
-    found = _read(kept)
-    if name not in found.fp8_attention:
-        found.fp8_attention[name] = choose()
-        _write(kept, found)
-    return found.fp8_attention[name]
+    found = TimedChoices()
+    if kept is not None and kept.exists():
+        found = typed(read_json(kept, mend=MEND), TimedChoices, str(kept), mend=MEND)
+    known: dict[str, T] = getattr(found, table)
+    if name not in known:
+        known[name] = choose()
+        if kept is not None:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            write_json(kept, asdict(found))
+    return known[name]
 
 
 def machine(device: torch.device) -> str:
     """All that times on a GPU depend on besides sizes."""
     name = torch.cuda.get_device_properties(device).name
     return f"{name}, torch {torch.__version__}, cuDNN {torch.backends.cudnn.version()}"
-
-
-def _read(kept: Path | None) -> TimedChoices:
-    if kept is None or not kept.exists():
-        return TimedChoices()
-    return typed(read_json(kept, mend=MEND), TimedChoices, str(kept), mend=MEND)
-
-
-def _write(kept: Path | None, choices: TimedChoices) -> None:
-    if kept is not None:
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        atomic_write_text(kept, json.dumps(asdict(choices), indent=1) + "\n")

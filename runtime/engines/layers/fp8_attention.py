@@ -21,7 +21,7 @@ from plugins.fp8.attention_choice import checked, is_faster, random_inputs
 from plugins.fp8.cudnn_attention import AttentionSizes, attend, unfit
 from plugins.operator import dense_attention
 from plugins.triton.split_kv import Timer
-from runtime.device.timed_choices import kept_fp8_attention, machine
+from runtime.device.timed_choices import kept_choice, machine
 from vmla.attention import AnyWindow
 from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
@@ -108,8 +108,10 @@ def _objection(
         if fault is not None:
             return f"cuDNN's attention in fp8 is wrong here: {fault}"
         narrow = torch.compile(in_fp8) if compiled else in_fp8
-        name = f"{machine(device)}, {dtype}, {tuple(sizes)}"
-        faster = kept_fp8_attention(kept, name, lambda: is_faster(narrow, dense_attention, inputs, timer))
+        name = f"{machine(device)}, {dtype}, {tuple(sizes)}, {'compiled' if compiled else 'eager'}"
+        faster = kept_choice(
+            kept, "fp8_attention", name, lambda: is_faster(narrow, dense_attention, inputs, timer)
+        )
     except FAILURES as error:
         return f"cuDNN's attention in fp8 failed: {_first_line(error)}"
     return None if faster else "cuDNN's attention in fp8 is not clearly faster here"

@@ -16,7 +16,7 @@ from torch import Tensor
 from plugins.dispatch import unfit
 from plugins.operator import dense_attention
 from plugins.triton.split_kv import Timer, fastest_splits
-from runtime.device.timed_choices import kept_splits, machine
+from runtime.device.timed_choices import kept_choice, machine
 from runtime.engines.layers.wave_attention import Sizes, WaveAttention, candidates, rows_of_whole_waves
 from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
@@ -47,7 +47,7 @@ def time_waves(
         with torch.inference_mode():
             return fastest_splits(run, timer, candidates(sizes, processors))
 
-    splits = kept_splits(kept, f"{machine(device)}, {dtype}, {tuple(sizes)}", choose)
+    splits = kept_choice(kept, "splits", f"{machine(device)}, {dtype}, {tuple(sizes)}", choose)
     return WaveAttention(sizes, rows, splits) if splits else None
 
 
