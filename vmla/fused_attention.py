@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Collection
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -204,26 +203,45 @@ def fused(
         form: of attention that has none of these; others than the usual one are for measuring a part of it.
         name: of `module`, if it is a part.
     """
-    inside = f"{name}." if name else ""
-    if isinstance(module, LatentAttention):
-        named = {f"{inside}down_q", f"{inside}up_q"}
-        return form(module) if named.isdisjoint(apart) else QueriesApart(module)
-    shared = copy.copy(module)
-    parts = {
-        own: fused(part, apart, form=form, name=f"{inside}{own}")
-        for own, part in module._modules.items()
-        if part is not None
-    }
-    shared.__dict__["_modules"] = cast(dict[str, nn.Module | None], parts)
-    return shared
+
+    def replace(named: str, part: nn.Module) -> nn.Module | None:
+        if not isinstance(part, LatentAttention):
+            return None
+        own = {f"{named}.{layer}".lstrip(".") for layer in ("down_q", "up_q")}
+        return form(part) if own.isdisjoint(apart) else QueriesApart(part)
+
+    return replaced(module, replace, name)
 
 
 def attending(module: nn.Module, attend: Attend) -> nn.Module:
     """A shallow copy of `module`, sharing all else, whose joined latent attention attends by `attend`."""
+
+    def replace(_: str, part: nn.Module) -> nn.Module | None:
+        if not isinstance(part, JoinedAttention):
+            return None
+        other = copy.copy(part)
+        other.attend = attend
+        return other
+
+    return replaced(module, replace)
+
+
+def replaced(
+    module: nn.Module, replace: Callable[[str, nn.Module], nn.Module | None], name: str = ""
+) -> nn.Module:
+    """A shallow copy of `module`, sharing all else, with other modules in the place of some of its parts.
+
+    Args:
+        module: called `name`; it is itself the first that may be replaced.
+        replace: gives what takes the place of a part, by its full name and itself; None looks into the part.
+    """
+    if (made := replace(name, module)) is not None:
+        return made
     shared = copy.copy(module)
-    if isinstance(module, JoinedAttention):
-        cast(JoinedAttention, shared).attend = attend
-        return shared
-    parts = {name: attending(part, attend) for name, part in module._modules.items() if part is not None}
-    shared.__dict__["_modules"] = cast(dict[str, nn.Module | None], parts)
+    parts: dict[str, nn.Module | None] = {
+        own: replaced(part, replace, f"{name}.{own}" if name else own)
+        for own, part in module._modules.items()
+        if part is not None
+    }
+    shared.__dict__["_modules"] = parts
     return shared

@@ -8,7 +8,6 @@ than one layer's window is ever there in the model's type. A chunk attends to it
 
 from __future__ import annotations
 
-import copy
 from math import gcd
 from pathlib import Path
 from typing import cast
@@ -20,7 +19,7 @@ from plugins.errors import UserError
 from runtime.engines.layers.cache_formats import GROUP, Scaled
 from vmla.attention import AnyWindow, LatentAttention
 from vmla.config import ModelConfig
-from vmla.fused_attention import JoinedAttention
+from vmla.fused_attention import JoinedAttention, replaced
 
 
 class PackedEntries:
@@ -68,12 +67,12 @@ class UnpackingAttention(nn.Module):
 
 def unpacking(module: nn.Module, form: PackedEntries, dtype: torch.dtype) -> nn.Module:
     """A shallow copy of `module`, sharing all else, whose latent attention reads packed entries."""
-    if isinstance(module, LatentAttention | JoinedAttention):
-        return UnpackingAttention(module, form, dtype)
-    shared = copy.copy(module)
-    parts = {n: unpacking(part, form, dtype) for n, part in module._modules.items() if part is not None}
-    shared.__dict__["_modules"] = cast(dict[str, nn.Module | None], parts)
-    return shared
+
+    def replace(_: str, part: nn.Module) -> nn.Module | None:
+        attends = isinstance(part, LatentAttention | JoinedAttention)
+        return UnpackingAttention(part, form, dtype) if attends else None
+
+    return replaced(module, replace)
 
 
 def choose_fp8_cache(wish: str | None, config: ModelConfig, engine: Path | None) -> bool:

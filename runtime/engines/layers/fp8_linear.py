@@ -7,7 +7,6 @@ products are joined (`vmla.fused_attention`), those of `quantisable` have to be 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import cast
@@ -19,6 +18,7 @@ from export.lowering.exclusions import reason_to_exclude
 from plugins.errors import UserError
 from plugins.fp8.product import OLDEST_GPU, scaled_product
 from plugins.fp8.rows import quantize_rows
+from vmla.fused_attention import replaced
 from vmla.transformer import VideoMLA
 
 
@@ -51,7 +51,8 @@ class Fp8Linear(nn.Module):
 def in_fp8(model: VideoMLA) -> VideoMLA:
     """A shallow copy of `model`, sharing all else, whose layers that fp8 is for are `Fp8Linear`."""
     chosen = dict(quantisable(model))
-    return cast(VideoMLA, _replaced(model, {name: Fp8Linear(layer) for name, layer in chosen.items()}, ""))
+    layers = {name: Fp8Linear(layer) for name, layer in chosen.items()}
+    return cast(VideoMLA, replaced(model, lambda name, _: layers.get(name)))
 
 
 def quantisable(model: VideoMLA) -> Iterator[tuple[str, nn.Linear]]:
@@ -91,16 +92,3 @@ def choose_fp8(precision: str | None, device: torch.device, dtype: torch.dtype, 
 def fp8_line(dtype: torch.dtype) -> str:
     """A line that tells the user whether layers compute in float8."""
     return f"precision: fp8 in most linear layers, {str(dtype).removeprefix('torch.')} elsewhere"
-
-
-def _replaced(module: nn.Module, layers: dict[str, nn.Module], name: str) -> nn.Module:
-    """A shallow copy of the module called `name` with `layers` in the place of those of their names."""
-    if name in layers:
-        return layers[name]
-    shared = copy.copy(module)
-    shared.__dict__["_modules"] = {
-        part: _replaced(inner, layers, f"{name}.{part}" if name else part)
-        for part, inner in module._modules.items()
-        if inner is not None
-    }
-    return shared

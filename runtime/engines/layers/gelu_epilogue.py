@@ -9,13 +9,11 @@ Inductor takes that function apart into a product and a kernel again; an operato
 
 from __future__ import annotations
 
-import copy
-from typing import cast
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from vmla.fused_attention import replaced
 from vmla.transformer import FeedForward
 
 _LIBRARY = torch.library.Library("vmla", "FRAGMENT")
@@ -62,9 +60,10 @@ def gelu_in_products(module: nn.Module) -> nn.Module:
     One whose first layer is no longer an `nn.Linear`, as in float8, stays as it is: there a compiler joins
     GELU with the quantisation that follows.
     """
-    if isinstance(module, FeedForward):
-        return GeluInProduct(module) if type(module.up) is nn.Linear else module
-    shared = copy.copy(module)
-    parts = {name: gelu_in_products(part) for name, part in module._modules.items() if part is not None}
-    shared.__dict__["_modules"] = cast(dict[str, nn.Module | None], parts)
-    return shared
+
+    def replace(_: str, part: nn.Module) -> nn.Module | None:
+        if isinstance(part, FeedForward) and type(part.up) is nn.Linear:
+            return GeluInProduct(part)
+        return None
+
+    return replaced(module, replace)

@@ -6,10 +6,10 @@ the processor has. At the sizes of `sprites` (48 rows, 256 x 1024) that is twice
 
 from __future__ import annotations
 
-import copy
-
 import torch
 from torch import Tensor, nn
+
+from vmla.fused_attention import replaced
 
 READ_BY_WEIGHT = ("up_k", "up_v")
 """Layers that attention never calls: it reads their weights (`vmla.attention.LatentAttention`)."""
@@ -35,10 +35,12 @@ def packable(device: torch.device, dtype: torch.dtype) -> bool:
     return device.type == "cpu" and dtype == torch.float32 and torch.backends.mkldnn.is_available()
 
 
-def packed(module: nn.Module, rows: int, name: str = "") -> nn.Module:
+def packed(module: nn.Module, rows: int) -> nn.Module:
     """A shallow copy of `module`, sharing its parameters, whose linear layers are packed."""
-    if isinstance(module, nn.Linear):
-        return module if name in READ_BY_WEIGHT else PackedLinear(module, rows)
-    shared = copy.copy(module)
-    shared.__dict__["_modules"] = {n: packed(m, rows, n) for n, m in module._modules.items() if m is not None}
-    return shared
+
+    def replace(name: str, part: nn.Module) -> nn.Module | None:
+        if not isinstance(part, nn.Linear):
+            return None
+        return part if name.rpartition(".")[2] in READ_BY_WEIGHT else PackedLinear(part, rows)
+
+    return replaced(module, replace)
