@@ -262,9 +262,9 @@ def test_the_first_chunk_is_handed_on_before_anything_is_captured(monkeypatch):
 
 
 class Watch(NoTelemetry):
-    """Main memory after some chunks, and the calls that Python makes between every fiftieth chunk and its next.
+    """Main memory after every fiftieth chunk, and the calls that Python makes for the chunk after it.
 
-    Calls are counted because they are the same on every machine; a time also depends on what else runs there.
+    Calls are counted because they are the same on every machine; a time depends on what else runs there.
     """
 
     def __init__(self):
