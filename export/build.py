@@ -24,7 +24,7 @@ from export.checks import check_files
 from export.engine.engine_folder import replacing
 from export.engine.manifest import NAME, Attention, Manifest, Quantization, Signature, StepWindow
 from export.engine.signature import NARROW, cache_of, contract
-from export.layers import by_precision
+from export.layers import attention_inputs, by_precision
 from export.lowering.calibration import NAME as CALIBRATION
 from export.lowering.calibration import Calibration, Drive, calibrate, draw_rollouts
 from export.lowering.fp8_matmul import scaled
@@ -108,7 +108,8 @@ def build(
             with phase("calibrate") as current:
                 calibration = calibration or _calibrate(model, checkpoint, wanted, drive)
                 layers = wanted.layers[settings.precision]
-                largest = calibration.of_layers(layers, wanted.model_hash)
+                names = (*layers, *attention_inputs(checkpoint.model_config(), settings))
+                largest = calibration.of_layers(names, wanted.model_hash)
                 current.notes = list(calibration.lines(layers))
             calibration.write(temporary / CALIBRATION)
         programs = _programs(model, settings, wanted, largest, phase)
@@ -151,7 +152,7 @@ def step_window(config: ModelConfig, attention: Attention) -> StepWindow:
 
     A cache of one slot is taken whole too: PyTorch's exporter has no dimension that is 0 or 1.
     """
-    return "held" if attention == "native" and CacheSpec.of(config).slots > 1 else "all"
+    return "held" if attention != "plugin" and CacheSpec.of(config).slots > 1 else "all"
 
 
 def joins_products(settings: Settings) -> bool:
@@ -160,7 +161,7 @@ def joins_products(settings: Settings) -> bool:
     Layers that have scales of their own stay layers, and only what lies beside them is joined. What the
     plugin's kernel reads is left apart. A portable graph keeps the checkpoint's weights under their names.
     """
-    return settings.attention_form == "native" and not settings.builder.portable
+    return settings.attention_form != "plugin" and not settings.builder.portable
 
 
 def _quantization(

@@ -56,10 +56,12 @@ def build_command(manifest: Manifest, folder: Path, **changes: str | int) -> str
         "target": manifest.host.architecture,
         **changes,
     }
-    taken = BACKENDS[str(options["backend"])].takes
-    for name in ("attention", "tile", "device", "target"):
-        if name not in taken or options[name] == "":
+    builder = BACKENDS[str(options["backend"])]
+    for name in ("tile", "device", "target"):
+        if name not in builder.takes or options[name] == "":
             del options[name]
+    if len(builder.attentions) == 1 or options["attention"] not in builder.attentions:
+        del options["attention"]
     words = [word for name, value in options.items() for word in (f"--{name}", str(value))]
     usual = BACKENDS[manifest.backend].usually_regional(manifest.host.device, manifest.precision)
     if not changes.keys() & {"backend", "device"} and manifest.regional != usual:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from export.lowering.exclusions import reason_to_exclude
+from export.lowering.calibration import attention_input_names
+from export.lowering.exclusions import ends, reason_to_exclude
 from export.lowering.precision import FLOAT32_PREFIXES
 from export.lowering.trace import fake_model
 from export.settings import Settings
@@ -16,6 +17,18 @@ def layers_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Outputs and inputs of every linear layer, by its name in the model."""
     modules = fake_model(config).named_modules()
     return {name: tuple(part.weight.shape) for name, part in modules if isinstance(part, nn.Linear)}
+
+
+def attention_inputs(config: ModelConfig, settings: Settings) -> tuple[str, ...]:
+    """The names in a calibration of queries, keys and values that `settings` quantise, of all blocks.
+
+    None are in the first and last blocks, whose linear layers are not quantised either.
+    """
+    if settings.attention_form != "fp8":
+        return ()
+    edge = ends(config.num_layers)
+    blocks = range(edge, config.num_layers - edge)
+    return tuple(name for block in blocks for name in attention_input_names(f"blocks.{block}.attn1"))
 
 
 def by_precision(config: ModelConfig, settings: Settings) -> dict[str, tuple[str, ...]]:

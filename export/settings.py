@@ -38,9 +38,11 @@ class Settings(BuildOptions):
             takers = " or ".join(name for name, backend in BACKENDS.items() if "target" in backend.takes)
             raise UserError(f"a target goes with backend {takers} alone; leave --target out")
         if self.attention not in (None, *get_args(Attention)):
-            raise UserError(f"no such attention: {self.attention}; use plugin or native")
-        if self.attention == "plugin" and "attention" not in takes:
-            raise UserError(f"backend {self.backend} takes no plugin; leave --attention out")
+            raise UserError(f"no such attention: {self.attention}; use native, plugin or fp8")
+        if self.attention is not None and self.attention not in self.builder.attentions:
+            raise UserError(f"backend {self.backend} builds no attention {self.attention}; leave it out")
+        if self.attention == "fp8" and not self.quantized:
+            raise UserError("attention in fp8 needs a precision with scales; use --precision fp8 with it")
         if self.tile not in (None, *get_args(Size)):
             raise UserError(f"no such tile: {self.tile}; use compact or fast")
         if self.tile is not None and ("tile" not in takes or self.attention != "plugin"):
@@ -80,7 +82,7 @@ class Settings(BuildOptions):
         """The settings as part of a folder name, without those that are defaults."""
         batch = f"b{self.batch}" if self.batch != 1 else None
         device = self.device if self.device != "cpu" else None
-        attention = "plugin" if self.attention == "plugin" else None
+        attention = {"plugin": "plugin", "fp8": "fp8-attention"}.get(self.attention or "native")
         tile = self.tile if self.tile == "fast" else None
         form = {True: "regional", False: "whole", None: None}[self.regional]
         parts = (self.backend, self.precision, attention, tile, batch, device, self.target, form)

@@ -40,12 +40,14 @@ from export.backends.tensorrt_rtx import check_targets
 from export.build import joins_products, lower, step_window
 from export.engine.manifest import Attention, Signature
 from export.engine.signature import STEP, contract
-from export.layers import by_precision
+from export.layers import attention_inputs, by_precision
+from export.lowering.calibration import ATTENDED
 from export.lowering.fp8 import input_scale, quantize
 from export.lowering.precision import DTYPES, Precision, check_precision
 from export.lowering.trace import fake_model, trace_step
 from export.onnx import graph as onnx
 from export.onnx.attention_node import attention_nodes as count_attention_nodes
+from export.onnx.attention_node import quantized_attentions
 from export.onnx.external_weights import Source
 from export.onnx.masks import masks
 from export.settings import Settings
@@ -116,20 +118,23 @@ def export_graph(
     The base of a quantised graph is bfloat16, and float32 for the backend `onnx`.
 
     Raises:
-        UserError: if the graph is not in the form asked for: an attention node a layer for `plugin`, and
-            neither nodes nor masks for `native`.
+        UserError: if the graph is not in the form asked for: an attention node a layer for `plugin`, neither
+            nodes nor masks for `native`, and codes in the quantised blocks for `fp8`.
     """
     settings = Settings(backend=backend, precision=precision, attention=attention)
     narrow = str(DTYPES[settings.base]).removeprefix("torch.")
     signature = contract(config, batch=1, narrow=narrow)[STEP]
     layers = by_precision(config, settings)[precision] if settings.quantized else ()
-    largest = dict.fromkeys(layers, LARGEST_INPUT)
+    attended = attention_inputs(config, settings)
+    largest = dict.fromkeys((*layers, *attended), LARGEST_INPUT)
     window, joined = step_window(config, attention), joins_products(settings)
     program = trace_step(fake_model(config), batch=1, window=window, joined=joined, apart=layers)
     program = lower(program, signature, settings, largest)
     onnx.save(program, signature, path, attention_nodes=attention == "plugin", weights=weights)
     graph = Graph.read(path)
     _check_form(graph, config.num_layers if attention == "plugin" else 0, masked=window == "all")
+    if (found := quantized_attentions(path)) != len(attended) // len(ATTENDED):
+        raise UserError(f"the graph has {found} attentions on codes, not {len(attended) // len(ATTENDED)}")
     return graph
 
 
@@ -234,7 +239,8 @@ def faults(path: Path, signature: Signature) -> dict[str, Any]:
               help="Precision of the matrix products.")  # fmt: skip
 @click.option("--target", multiple=True, help="Build a TensorRT-RTX engine for this GPU, as sm_89.")
 @click.option("--attention", type=Choice(get_args(Attention)), default="native", show_default=True,
-              help="Form of self-attention: operations of the backend, or nodes for our plugin.")  # fmt: skip
+              help="Form of self-attention: an operation, a node for our plugin, or an operation on "
+              "float8 codes.")  # fmt: skip
 @click.option("--lint", is_flag=True, help="Have Polygraphy look for faults; needs the extra dev.")
 @click.option("--folder", type=click.Path(path_type=Path, file_okay=False),
               help="Folder that keeps graph and engines (default: they are removed).")  # fmt: skip
@@ -302,7 +308,7 @@ def _engine(graph: Path, target: str, window: dict[str, list[int]]) -> dict[str,
     """Build one engine, whose full window has these sizes; the peak is that of the largest build so far."""
     began, engine = perf_counter(), graph.with_name(f"step-{target}.engine")
     request = BuildRequest(library="tensorrt_rtx", graph=str(graph), engine=str(engine), target=target,
-                           window=window)  # fmt: skip
+                           fp8_attentions=quantized_attentions(graph), window=window)  # fmt: skip
     warnings = build_plan(request)
     told = {
         "target": target,

@@ -110,7 +110,9 @@ class Backend(ABC):
     devices: ClassVar[tuple[str, ...]] = ("cpu",)
     """Torch device types that engines run on; `--device` chooses among several."""
     takes: ClassVar[frozenset[str]] = frozenset()
-    """Which of the options `device`, `target`, `attention`, `tile` and `regional` the backend accepts."""
+    """Which of the options `device`, `target`, `tile` and `regional` the backend accepts."""
+    attentions: ClassVar[tuple[Attention, ...]] = ("native",)
+    """The forms of attention that it builds; the first is the default."""
     nvfp4: ClassVar[bool] = False
     """Whether it can build engines in nvfp4."""
 
@@ -150,8 +152,8 @@ class Backend(ABC):
         return options.device if "device" in self.takes else self.devices[0]
 
     def attention(self, options: BuildOptions) -> Attention:
-        """The form asked for; by default operations that the backend has itself."""
-        return options.attention or "native"
+        """The form asked for, or the backend's default."""
+        return options.attention or self.attentions[0]
 
     def regional(self, options: BuildOptions) -> bool:
         """Whether one layer is compiled for all of them: what was asked for, or what is usual."""

@@ -22,7 +22,7 @@ class ONNX(Backend):
     ending = ".onnx"
     requires = (EXPORTER,)
     portable = True
-    takes = frozenset({"attention"})
+    attentions = ("native", "plugin", "fp8")
 
     def offer(self, gpu: str, target: str | None) -> Offer | None:
         """Offer to build where nothing can be compiled."""

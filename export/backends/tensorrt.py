@@ -37,7 +37,8 @@ class TensorRT(Backend):
     requires = (replace(EXPORTER, extra=LIBRARY.extra), LIBRARY, KERNELS)
     pinned = ("tensorrt",)
     devices = ("cuda",)
-    takes = frozenset({"attention", "tile"})
+    takes = frozenset({"tile"})
+    attentions = ("native", "plugin", "fp8")
     nvfp4 = True
 
     def check(self, options: BuildOptions) -> None:
@@ -88,7 +89,7 @@ class TensorRT(Backend):
 
     def request(self, name: str, graph: Path, manifest: Manifest, scratch: Path) -> BuildRequest:
         """The request to build `name` from `graph`; the plugin's kernels are compiled into `scratch`."""
-        from export.onnx.attention_node import attention_nodes
+        from export.onnx.attention_node import attention_nodes, quantized_attentions
 
         folder, version = graph.parent, manifest.host.versions["tensorrt"]
         nodes, target = attention_nodes(graph), manifest.host.architecture
@@ -104,6 +105,7 @@ class TensorRT(Backend):
             engine=str(graph.with_suffix(self.ending)),
             target=target,
             attention_nodes=nodes,
+            fp8_attentions=quantized_attentions(graph) if manifest.attention == "fp8" else 0,
             kernels=str(scratch) if nodes else None,
             size=size,
             layers=str(graph.with_suffix(".layers.json")),

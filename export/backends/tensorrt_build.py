@@ -46,6 +46,8 @@ class BuildRequest:
     """The GPU architecture, such as `sm_90`; for TensorRT-RTX also several, such as `sm_89,sm_120`."""
     attention_nodes: int = 0
     """Number of nodes of the graph that must become layers of our plugin."""
+    fp8_attentions: int = 0
+    """Number of attentions of the graph whose softmax must become codes too."""
     kernels: str | None = None
     """Folder of the plugin's kernels (`plugins.aot.compile`); None registers no plugin."""
     size: Size = "compact"

@@ -14,9 +14,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from export.backends.tensorrt_build import BuildRequest, kernel_family
 from plugins.atomic_files import atomic_write_bytes
 from plugins.errors import UserError
+
+SOFTMAX_SCALE = 1 / 448
+"""Of the codes of a softmax: its largest weight, 1, becomes the largest number of float8_e4m3fn."""
 
 
 def main(request: BuildRequest) -> int:
@@ -36,6 +41,10 @@ def main(request: BuildRequest) -> int:
     if not _has_plugins(trt, network, request.attention_nodes):
         return 1
     _decompose_wide_attention(trt, network)
+    scale = np.array(SOFTMAX_SCALE, np.float32)  # the network reads it until the engine is built
+    wanted = request.fp8_attentions
+    if wanted and not _quantize_softmax(trt, network, trt.Weights(scale), wanted):
+        return 1
     config = configure(trt, builder, request)
     _add_profiles(builder, network, config, request)
     plan = builder.build_serialized_network(network, config)
@@ -118,6 +127,34 @@ def _decompose_wide_attention(trt: Any, network: Any) -> None:
         if layer.type == trt.LayerType.ATTENTION_INPUT and layer.get_input(0).dtype == trt.float32:
             layer.__class__ = trt.IAttentionInputLayer  # the network returns every layer as an ILayer
             layer.attention.decomposable = True
+
+
+def _quantize_softmax(trt: Any, network: Any, scale: Any, expected: int) -> bool:
+    """Have the softmax of every attention on codes rounded to codes too, with a fixed `scale`.
+
+    Without this the library multiplies what the codes stand for in the base type, and says nothing. ONNX has
+    no attribute for it.
+    """
+    layers = [network.get_layer(place) for place in range(network.num_layers)]
+    makers = {layer.get_output(0).name: layer for layer in layers if layer.num_outputs == 1}
+    found = 0
+    for layer in layers:
+        if layer.type == trt.LayerType.ATTENTION_INPUT and _reads_codes(trt, layer, makers):
+            layer.__class__ = trt.IAttentionInputLayer  # the network returns every layer as an ILayer
+            layer.attention.normalization_quantize_to_type = trt.fp8
+            layer.attention.normalization_quantize_scale = network.add_constant((), scale).get_output(0)
+            found += 1
+    if found != expected:
+        _say("error", f"{found} of {expected} attentions on codes were found")
+    return found == expected
+
+
+def _reads_codes(trt: Any, attention: Any, makers: dict[str, Any]) -> bool:
+    """Whether queries come from codes, but for the factor by which the parser scales them: here 1."""
+    maker = makers.get(attention.get_input(0).name)
+    while maker is not None and maker.type == trt.LayerType.ELEMENTWISE:
+        maker = makers.get(maker.get_input(0).name)
+    return maker is not None and maker.type == trt.LayerType.DEQUANTIZE
 
 
 def _record_layers(trt: Any, logger: Any, plan: bytes, request: BuildRequest) -> bool:

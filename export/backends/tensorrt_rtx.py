@@ -32,6 +32,7 @@ class TensorRTRTX(Backend):
     pinned = ("tensorrt_rtx",)
     devices = ("cuda",)
     takes = frozenset({"target"})
+    attentions = ("native", "fp8")
     nvfp4 = True
 
     def check(self, options: BuildOptions) -> None:
@@ -62,6 +63,8 @@ class TensorRTRTX(Backend):
 
     def compile(self, name: str, program: ExportedProgram, manifest: Manifest, folder: Path) -> list[str]:
         """Build `NAME.engine` for all target architectures, in a process of its own."""
+        from export.onnx.attention_node import quantized_attentions
+
         graph = write_graph(name, program, manifest, folder)
         warned = build(
             BuildRequest(
@@ -69,6 +72,7 @@ class TensorRTRTX(Backend):
                 graph=str(graph),
                 engine=str(graph.with_suffix(self.ending)),
                 target=manifest.host.architecture,
+                fp8_attentions=quantized_attentions(graph) if manifest.attention == "fp8" else 0,
                 window=window_of(manifest, name),
             )
         )

@@ -54,7 +54,7 @@ class TorchTensorRT(Backend):
     requires = (COMPILER, LIBRARY)
     pinned = ("tensorrt",)
     devices = ("cuda",)
-    takes = frozenset({"attention"})
+    attentions = ("native", "plugin")
 
     def check(self, options: BuildOptions) -> None:
         """Refuse, besides what every backend refuses, codes with scales, and the plugin in fp32."""

@@ -31,8 +31,9 @@ AGAIN = "build the engine again"
 EAGER = "eager"
 """Stands for the PyTorch model where an engine's folder or backend is named."""
 
-Attention = Literal["plugin", "native"]
-"""Self-attention as one node for our TensorRT plugin, or as operations that every backend supports."""
+Attention = Literal["plugin", "native", "fp8"]
+"""Self-attention as one node for our TensorRT plugin, as an operation that every backend has, or as that
+operation on float8 codes of queries, keys and values."""
 
 StepWindow = Literal["held", "all"]
 """Which slots of the cache the step takes: those that hold a frame, so that nothing is masked, or all, with a

@@ -1,4 +1,4 @@
-"""The largest inputs of linear layers, observed on rollouts and stored as JSON beside the engine.
+"""The largest inputs of linear layers and of attention, observed on rollouts, as JSON beside the engine.
 
 The rollouts are those of inference: same sampler, noise and cache, every denoising step and the clean pass,
 from the empty cache until the window has moved on. The largest magnitude is recorded. A percentile was tried
@@ -10,9 +10,10 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -25,12 +26,16 @@ from plugins.atomic_files import atomic_write_text
 from plugins.documents.json_file import read_json
 from plugins.documents.typed import typed
 from plugins.errors import UserError
+from vmla.attention import HeadAttention, LatentAttention, Window
 from vmla.transformer import VideoMLA
 from vmla.weights.checkpoint import Checkpoint
 from vmla.world.caption import describe
 from vmla.world.scene import draw_scene
 
 NAME = "calibration.json"
+
+ATTENDED = ("query", "keys", "values")
+"""The inputs of self-attention, in the order in which it takes them."""
 
 PROMPTS = (
     "A cat walks across a sunlit kitchen floor",
@@ -65,14 +70,15 @@ class Drive(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Calibration:
-    """The largest inputs of linear layers, and the rollouts they were observed on."""
+    """The largest inputs of linear layers and of self-attention, and the rollouts they were observed on."""
 
     model_hash: str
     rollouts: Rollouts
     passes: int
     """Passes of the denoiser, each over all videos at once."""
     largest: dict[str, float]
-    """The largest magnitude of the inputs of each layer, by its name."""
+    """The largest magnitude of the inputs of each layer, by its name, and of those of each self-attention, by
+    `attention_input_names`."""
 
     def __post_init__(self) -> None:
         if odd := [name for name, value in self.largest.items() if value < 0]:
@@ -127,8 +133,13 @@ class Calibration:
             yield f"  {kind}: {min(values):.3g} to {max(values):.3g} in {len(values)} layers"
 
 
+def attention_input_names(attention: str) -> tuple[str, ...]:
+    """The names in a calibration of what the self-attention called `attention` takes, in order."""
+    return tuple(f"{attention}.{part}" for part in ATTENDED)
+
+
 def calibrate(model: VideoMLA, checkpoint: Checkpoint, rollouts: Rollouts, drive: Drive) -> Calibration:
-    """Observe the inputs of all linear layers of `model`, which is `checkpoint`'s, on `rollouts`.
+    """Observe all linear layers and self-attentions of `model`, which is `checkpoint`'s, on `rollouts`.
 
     Raises:
         UserError: if an input is not finite.
@@ -146,24 +157,61 @@ def calibrate(model: VideoMLA, checkpoint: Checkpoint, rollouts: Rollouts, drive
 
 @contextmanager
 def observed(model: nn.Module) -> Iterator[dict[str, tuple[int, Tensor]]]:
-    """Inside, a dictionary collects the calls and the largest |input| of each linear layer.
+    """Inside, a dictionary collects the calls and largest |inputs| of linear layers and self-attentions.
 
-    Nothing is read from the device; NaN stays NaN. A layer that is never called has no entry.
+    Nothing is read from the device; NaN stays NaN. What is never called has no entry.
     """
     seen: dict[str, tuple[int, Tensor]] = {}
 
-    def watch(name: str) -> Any:
-        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            largest = inputs[0].abs().amax()
-            count, before = seen.get(name, (0, largest))
-            seen[name] = count + 1, torch.maximum(before, largest)
+    def see(name: str, x: Tensor) -> None:
+        largest = x.abs().amax()
+        count, before = seen.get(name, (0, largest))
+        seen[name] = count + 1, torch.maximum(before, largest)
 
-        return hook
-
-    layers = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
-    handles = [part.register_forward_pre_hook(watch(name)) for name, part in layers.items()]
+    handles = []
+    for name, part in model.named_modules():
+        if isinstance(part, nn.Linear):
+            handles.append(part.register_forward_pre_hook(partial(_watch_layer, see, name)))
+        elif isinstance(part, LatentAttention | HeadAttention):
+            handles.append(part.register_forward_pre_hook(partial(_watch_attention, see, name)))
     try:
         yield seen
     finally:
         for handle in handles:
             handle.remove()
+
+
+See = Callable[[str, Tensor], None]
+"""Takes the name of an input and its values."""
+
+
+def _watch_layer(see: See, name: str, layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    see(name, inputs[0])
+
+
+def _watch_attention(see: See, name: str, attention: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Give the attention called `name` a window that shows what is attended to."""
+    x, cached, window = inputs
+    watched = _WatchedWindow(*window)
+    watched.watch = partial(_see_attended, see, name, window.valid)
+    return x, cached, watched
+
+
+def _see_attended(
+    see: See, name: str, valid: Tensor | None, query: Tensor, keys: Tensor, values: Tensor
+) -> None:
+    """Show queries, keys and values to `see`, without those of empty slots."""
+    if valid is not None:
+        keys, values = (torch.where(valid[:, None], part, 0) for part in (keys, values))
+    for part, x in zip(attention_input_names(name), (query, keys, values), strict=True):
+        see(part, x)
+
+
+class _WatchedWindow(Window):
+    """A window that shows what is attended to before it attends."""
+
+    watch: Callable[[Tensor, Tensor, Tensor], None]
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        self.watch(query, keys, values)
+        return super().attend(query, keys, values)

@@ -1,9 +1,10 @@
-"""The pass that quantises linear layers in a traced program's graph."""
+"""The pass that quantises linear layers, and the inputs of self-attention, in a traced program's graph."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.export.graph_signature import ExportGraphSignature, InputKind, InputS
 from torch.fx import Node
 
 from export.lowering import nvfp4
+from export.lowering.calibration import attention_input_names
 from export.lowering.fp8 import (
     DEQUANTIZE,
     DEQUANTIZE_BY,
@@ -23,11 +25,15 @@ from export.lowering.fp8 import (
     row_scales,
 )
 from export.lowering.trace import rebuilt
+from plugins.errors import UserError
 
 HEADROOM = 1.1
 """Factor by which inputs may exceed the largest in calibration before they saturate."""
 
 LINEAR = torch.ops.aten.linear.default
+ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
+HEAD_WIDTHS = 16
+"""A head's width must be a multiple of this for TensorRT's attention on float8 codes."""
 
 
 @dataclass(frozen=True)
@@ -52,11 +58,12 @@ def linear_layers(program: ExportedProgram) -> list[Layer]:
 def quantized(
     program: ExportedProgram, largest: Mapping[str, float], precision: str, *, shared: bool = False
 ) -> ExportedProgram:
-    """Quantise the layers named in `largest` to `precision`; all others are left as they are.
+    """Quantise what is named in `largest`: layers to `precision`, self-attention to fp8. All else stays.
 
     Args:
         program: traced in float32, as by `export.lowering.trace`; it is consumed.
-        largest: the largest magnitude of the inputs of each layer, by its name.
+        largest: the largest magnitude of the inputs of each layer, by its name, and of those of each
+            self-attention, by `export.lowering.calibration.attention_input_names`.
         precision: `fp8` or `nvfp4`.
         shared: the scales of inputs are parameters too, as in `fp8_weights`, so that the program serves other
             layers of the same shapes; for fp8 alone.
@@ -67,7 +74,16 @@ def quantized(
             reach = HEADROOM * largest[layer.name]
             read = edit.fp8(layer, reach) if precision == "fp8" else edit.nvfp4(layer, reach)
             layer.node.args = (*read, *layer.node.args[2:])
+    for name, node in attentions(program).items():
+        if all(part in largest for part in attention_input_names(name)):
+            edit.attention(node, [HEADROOM * largest[part] for part in attention_input_names(name)])
     return edit.done()
+
+
+def attentions(program: ExportedProgram) -> dict[str, Node]:
+    """The attentions of `program` without a mask, by the name of the module that calls each."""
+    calls = [node for node in program.graph.nodes if node.target is ATTENTION and len(node.args) == 3]
+    return {list(node.meta["nn_module_stack"].values())[-1][0]: node for node in calls}
 
 
 def fp8_weights(name: str, weight: Tensor, reach: float) -> dict[str, Tensor]:
@@ -113,6 +129,26 @@ class ProgramEdit:
             dequantize = DEQUANTIZE_BY if self.shared else DEQUANTIZE
             values = self.call(dequantize, codes, scale, torch.float32)
             return values, self.call(DEQUANTIZE_ROWS, layer.weight, of_weight)
+
+    def attention(self, node: Node, reaches: Sequence[float]) -> None:
+        """Let the attention `node` read codes of queries, keys and values, which reach as far as `reaches`.
+
+        TensorRT fuses attention on codes if queries are scaled before they are rounded, and the softmax is
+        rounded too. No operation of a graph does the latter: `export.backends.tensorrt_process` asks for it.
+        """
+        query, keys, values = cast(tuple[Node, Node, Node], node.args)
+        widths = {part.meta["val"].shape[-1] for part in (query, keys, values)}
+        if odd := [width for width in widths if width % HEAD_WIDTHS]:
+            raise UserError(f"attention in fp8 takes heads of multiples of {HEAD_WIDTHS}, not {odd[0]}")
+        scale = query.meta["val"].shape[-1] ** -0.5
+        with self.graph.inserting_before(node):
+            scaled = self.call(torch.ops.aten.mul.Tensor, query, scale)
+            scales = [input_scale(reach) for reach in (reaches[0] * scale, *reaches[1:])]
+            node.args = tuple(
+                self.call(DEQUANTIZE, self.call(QUANTIZE, part, own), own, torch.float32)
+                for part, own in zip((scaled, keys, values), scales, strict=True)
+            )
+        node.kwargs = {**node.kwargs, "scale": 1.0}
 
     def nvfp4(self, layer: Layer, reach: float) -> tuple[Node, Node]:
         """Quantise to e2m1 codes with a scale for each 16 numbers; inputs are quantised at run time."""

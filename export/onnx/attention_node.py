@@ -90,6 +90,15 @@ def attention_nodes(graph: Path) -> int:
     return sum((node.domain, node.op_type) == (NAMESPACE, NAME) for node in nodes)
 
 
+def quantized_attentions(graph: Path) -> int:
+    """Number of attentions in the ONNX file `graph` whose queries, keys and values are all codes."""
+    import onnx
+
+    nodes = onnx.load(str(graph), load_external_data=False).graph.node
+    codes = {name for node in nodes if node.op_type == "DequantizeLinear" for name in node.output}
+    return sum(node.op_type == "Attention" and codes.issuperset(node.input[:3]) for node in nodes)
+
+
 def _schema() -> Any:
     """The schema of the node, without which the exporter does not emit it."""
     from onnx import defs

@@ -58,7 +58,7 @@ def main() -> None:
     help="Calibration for fp8 or nvfp4, by vmla-export calibrate (default: calibrate now).",
 )
 @click.option("--attention", type=Choice(get_args(Attention)),
-              help="Attention by our TensorRT plugin or the backend (default: native).")  # fmt: skip
+              help="Attention by the backend, our TensorRT plugin, or in fp8 (default: native).")  # fmt: skip
 @click.option("--tile", type=Choice(get_args(Size)),
               help="Size of the plugin's kernel; fast may not launch (default: compact).")  # fmt: skip
 @click.option("--regional/--no-regional", default=None,

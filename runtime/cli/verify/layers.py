@@ -181,7 +181,7 @@ def _settings(manifest: Manifest) -> Settings:
         backend=manifest.backend,
         precision=check_precision(manifest.precision),
         batch=manifest.batch,
-        attention=manifest.attention if "attention" in takes else None,
+        attention=manifest.attention,
         target=manifest.host.architecture if "target" in takes else None,
     )
 
@@ -193,9 +193,8 @@ def _joined(manifest: Manifest) -> bool:
 
 def write_graphs(manifest: Manifest, checkpoint: Checkpoint, precision: Precision, folder: Path) -> None:
     """Write the graphs of the engine of `manifest` in a precision that has no scales."""
-    settings = Settings(
-        backend=ONNX.name, precision=precision, batch=manifest.batch, attention=manifest.attention
-    )
+    attention = "native" if manifest.attention == "fp8" else manifest.attention  # codes need scales
+    settings = Settings(backend=ONNX.name, precision=precision, batch=manifest.batch, attention=attention)
     wanted = replace(describe(checkpoint, settings), window=manifest.window)
     for name, program in trace(
         checkpoint.transformer(), batch=manifest.batch, window=manifest.window, joined=_joined(manifest)

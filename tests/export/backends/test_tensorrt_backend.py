@@ -92,6 +92,16 @@ def test_attention_is_taken_apart_in_single_precision_alone(contract):
     assert taken_apart not in contract["narrow attention"]["calls"]
 
 
+def test_the_softmax_of_attention_on_codes_becomes_codes(contract):
+    done = contract["attention on codes"]
+    assert done["status"] == 0
+    assert ["IAttention.normalization_quantize_to_type=", ["FP8"]] in done["calls"]
+    assert ["IAttention.normalization_quantize_scale=", ["StandIn"]] in done["calls"]
+    assert any(key == "INetworkDefinition.add_constant" for key, _ in done["calls"])
+    assert contract["codes elsewhere"]["status"] == 1
+    assert ["error", "0 of 1 attentions on codes were found"] in contract["said"]
+
+
 def test_a_plan_runs_in_static_buffers(contract):
     assert contract["run"] == {"bound": ["x", "n", "y"], "streams": [7], "results": [[2]]}
 

@@ -83,11 +83,13 @@ def built(folder, **script):
     journal = []
     request = BuildRequest(
         library="tensorrt", graph="step.onnx", engine=str(folder / "step.engine"), target="sm_90",
-        attention_nodes=script.pop("nodes", 3), layers=str(folder / "layers.json"),
+        attention_nodes=script.pop("nodes", 3), fp8_attentions=script.pop("codes", 0),
+        layers=str(folder / "layers.json"),
         timing_cache=str(folder / "times" / "a.cache"), window=script.pop("window", {}),
     )  # fmt: skip
     with scripted(journal, SCRIPT | {"EngineInspector.get_engine_information": layers_of(3)} | script):
         status = tensorrt_process.main(BuildRequest(**json.loads(json.dumps(asdict(request)))))
+    journal += script.get("journal", [])
     files = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
     calls = [[key, [plain(value) for value in values]] for key, values in journal]
     return {"status": status, "calls": calls, "files": files}
@@ -141,6 +143,26 @@ def sizes(*rows, profiles=(((2, 3), (2, 3), (2, 3)), ((2, 0), (2, 1), (2, 3)))):
     return {"chosen": chosen, "stated": stated, "held": held}
 
 
+def codes_of(first):
+    """A network whose queries come from a layer of that type, by way of the parser's factor, which is 1."""
+
+    def layer(kind, reads, makes):
+        said = {"ILayer.type": kind, "ILayer.num_outputs": 1, "ITensor.dtype": trt.bfloat16}
+        tensors = {"ILayer.get_input": lambda _: tensor(reads), "ILayer.get_output": lambda _: tensor(makes)}
+        return StandIn(trt, trt.ILayer, SCRIPT | said | tensors, journal)
+
+    def tensor(name):
+        return SimpleNamespace(name=name, dtype=trt.bfloat16)
+
+    journal = []
+    layers = [
+        layer(first, "codes", "values"),
+        layer(trt.LayerType.ELEMENTWISE, "values", "scaled"),
+        layer(trt.LayerType.ATTENTION_INPUT, "scaled", "attended"),
+    ]
+    return {"INetworkDefinition.get_layer": layers.__getitem__, "codes": 1, "journal": journal}
+
+
 INPUTS = [
     SimpleNamespace(name="timestep", shape=(1, 3)),
     SimpleNamespace(name="cache", shape=(2, 1, -1, 20)),
@@ -163,6 +185,8 @@ def main(folder):
         "stale times": built(folder / "stale", **{"IBuilderConfig.set_timing_cache": False}),
         "wide attention": built(folder / "wide", **attention),
         "narrow attention": built(folder / "narrow", **attention | {"ITensor.dtype": trt.bfloat16}),
+        "attention on codes": built(folder / "codes", **attention | codes_of(trt.LayerType.DEQUANTIZE)),
+        "codes elsewhere": built(folder / "elsewhere", **attention | codes_of(trt.LayerType.CAST)),
         "held slots": built(
             folder / "held",
             window=WINDOW,

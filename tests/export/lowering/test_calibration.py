@@ -50,9 +50,8 @@ def test_the_largest_input_of_each_layer_is_seen(layout, monkeypatch):
     with observed(model) as seen:
         for number in (0, 4):
             model(**pass_inputs(model.config, number, seed=number))
-    assert {name: (n, float(value)) for name, (n, value) in seen.items()} == {
-        name: (2, max(values)) for name, values in wanted.items()
-    }
+    layers = {name: (n, float(value)) for name, (n, value) in seen.items() if name in names.values()}
+    assert layers == {name: (2, max(values)) for name, values in wanted.items()}
     model(**pass_inputs(model.config, 1))  # nobody watches any more
     assert {count for count, _ in seen.values()} == {2}
 

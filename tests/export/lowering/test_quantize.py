@@ -6,6 +6,7 @@ import torch.nn.functional as F
 from kit.measure import assert_close, assert_relative
 from kit.models import draw, randomise
 from kit.passes import pass_inputs
+from torch import nn
 from torch.overrides import TorchFunctionMode
 
 from export.backends import aoti
@@ -92,11 +93,12 @@ def chosen(model):
     with observed(model) as seen:
         for number in (0, 3):
             model(**pass_inputs(model.config, number, seed=number))
-    shapes = {name: model.get_submodule(name).weight.shape for name in seen}
+    layers = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+    shapes = {name: part.weight.shape for name, part in layers.items()}
     return {
         name: float(value)
         for name, (_, value) in seen.items()
-        if reason_to_exclude(name, shapes[name], model.config.num_layers) is None
+        if name in layers and reason_to_exclude(name, shapes[name], model.config.num_layers) is None
     }
 
 

@@ -9,6 +9,7 @@ from kit.fake_cuda import generated, hopper, launches
 from kit.measure import assert_close
 from kit.models import draw, randomise, tiny_model
 from kit.passes import pass_inputs
+from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from export.engine.signature import layer_parts, parts_of
@@ -133,12 +134,13 @@ def four_layers():
     with observed(model) as seen:
         for number in (0, 3):
             model(**pass_inputs(model.config, number, seed=number))
-    shapes = {name: model.get_submodule(name).weight.shape for name in seen}
+    layers = {name: part for name, part in model.named_modules() if isinstance(part, nn.Linear)}
+    shapes = {name: part.weight.shape for name, part in layers.items()}
     largest = {
         # Each layer has a range of its own, so that the scales of no layer fit another.
         name: float(value) * 4 ** int(name.split(".")[1])
         for name, (_, value) in seen.items()
-        if reason_to_exclude(name, shapes[name], 4) is None
+        if name in layers and reason_to_exclude(name, shapes[name], 4) is None
     }
     return model, largest
 
