@@ -40,7 +40,7 @@ class Settings(BuildOptions):
         if self.attention not in (None, *get_args(Attention)):
             raise UserError(f"no such attention: {self.attention}; use native, plugin or fp8")
         if self.attention is not None and self.attention not in self.builder.attentions:
-            raise UserError(f"backend {self.backend} builds no attention {self.attention}; leave it out")
+            raise UserError(f"backend {self.backend} takes no --attention {self.attention}; leave it out")
         if self.attention == "fp8" and not self.quantized:
             raise UserError("attention in fp8 needs a precision with scales; use --precision fp8 with it")
         if self.tile not in (None, *get_args(Size)):

@@ -222,7 +222,7 @@ def test_a_folder_that_is_no_engine_is_left_alone(checkpoint, tmp_path, compiled
         (["--backend", "tensorrt", "--precision", "bf16"], "videomla[trt]"),
         (["--backend", "tensorrt", "--attention", "plugin"], "computes in bf16 and fp16"),
         (["--backend", "onnx", "--attention", "loud"], "no such attention: loud"),
-        (["--backend", "aoti", "--attention", "plugin"], "backend aoti takes no plugin"),
+        (["--backend", "aoti", "--attention", "plugin"], "backend aoti takes no --attention plugin"),
         (["--backend", "abacus"], "no such backend: abacus; there are aoti, onnx, tensorrt, tensorrt-rtx"),
         (["--precision", "int3"], "no such precision: int3"),
         (["--precision", "nvfp4", "--backend", "aoti"], "nvfp4 is for TensorRT engines of Blackwell GPUs"),

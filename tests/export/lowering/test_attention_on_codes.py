@@ -212,7 +212,7 @@ def test_a_graph_without_codes_is_refused_where_they_are_wanted(onnx_engine, tmp
             {"backend": "onnx", "precision": "fp32"},
             "needs a precision with scales; use --precision fp8 with it",
         ),
-        ({"backend": "aoti", "precision": "fp8"}, "backend aoti builds no attention fp8; leave it out"),
+        ({"backend": "aoti", "precision": "fp8"}, "backend aoti takes no --attention fp8; leave it out"),
     ],
 )
 def test_what_it_does_not_go_with_is_refused(options, said):
