@@ -90,8 +90,8 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
 @click.option("--compile/--no-compile", "compiled", default=None,
               help="Compile the blocks on a GPU (default: if the video is long enough for it).")  # fmt: skip
 @click.option("--build-engine/--no-build-engine", default=None,
-              help="After a CPU's video, build an engine for later ones in the background (default: if this "
-                   "video alone would have repaid it).")  # fmt: skip
+              help="After a CPU's videos, build an engine for later ones in the background (default: if "
+                   "these alone would have repaid it).")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1),
               help="Number of CPU threads, a quarter of which decode (default: 2, so that a seed's video "
               "does not depend on the machine's cores).")  # fmt: skip

@@ -158,7 +158,7 @@ def _begin(video: Finished, store: Path, estimate: Estimate, start: Starter) -> 
     folder = _place(video.job, store)
     log = log_path(folder)
     if is_locked(folder):
-        return [f"an engine for later videos is being built already (if in the background, log: {log})"]
+        return [f"an engine for later videos is being built already; if in the background, it logs to {log}"]
     try:
         store.mkdir(parents=True, exist_ok=True)
         builds = Builds.of(folder, video.job.checkpoint.model_hash())
@@ -172,7 +172,7 @@ def _begin(video: Finished, store: Path, estimate: Estimate, start: Starter) -> 
         f"building an engine for later videos in the background (process {number}, log: {log}); "
         "--no-build-engine turns this off",
         f"it denoises about {estimate.times_as_fast:.2f} times as fast ({estimate.source}); with it a seed's "
-        f"video differs in the last bits from today's, which --engine {EAGER} makes again",
+        f"video differs in its last bits from one without, which --engine {EAGER} still makes",
     ]
 
 

@@ -113,6 +113,7 @@ def test_a_process_that_was_forked_meanwhile_does_not_keep_it(tmp_path):
     with locked(tmp_path / "engine"):
         if (child := os.fork()) == 0:
             signal.pause()
+    assert os.waitpid(child, os.WNOHANG) == (0, 0)
     with locked(tmp_path / "engine"):
         pass
     os.kill(child, signal.SIGKILL)
