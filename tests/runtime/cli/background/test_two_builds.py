@@ -92,6 +92,9 @@ def test_the_second_waits_and_takes_what_the_first_has_built(start, go, tmp_path
     assert (one, other) == (0, 0), (built, taken)
     assert f"{folder}: built" in built and f"{folder}: unchanged" in taken and "waiting" not in built
     assert list(folder.parent.iterdir()) == [folder]
+    with locked(folder):  # what is there is taken without a lock, so in a read-only folder too
+        status, said = start().wait()
+    assert status == 0 and f"{folder}: unchanged" in said and "waiting" not in said, said
 
 
 def test_one_that_is_killed_leaves_the_build_to_whoever_waits(start, go, tmp_path):
