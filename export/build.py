@@ -21,7 +21,7 @@ from time import perf_counter
 from torch.export import ExportedProgram
 
 from export.checks import check_files
-from export.engine.engine_folder import replacing
+from export.engine.engine_folder import make_parent, replacing
 from export.engine.manifest import NAME, Attention, Manifest, Quantization, Signature, StepWindow
 from export.engine.signature import NARROW, cache_of, contract
 from export.layers import attention_inputs, by_precision
@@ -33,6 +33,7 @@ from export.lowering.quantized_layers import quantized
 from export.lowering.regional import Float8, Regional, trace_regional
 from export.lowering.trace import trace
 from export.settings import Settings
+from plugins.documents.lock import Lock
 from plugins.errors import UserError
 from vmla.cache import CacheSpec
 from vmla.cli.machine import peak_resident_bytes
@@ -58,6 +59,7 @@ class BuildPhase:
 
 Report = Callable[[BuildPhase], None]
 Begun = Callable[[str], None]
+Phases = Callable[[str], AbstractContextManager[BuildPhase]]
 log = logging.getLogger(__name__)
 
 SOURCES = (
@@ -76,8 +78,9 @@ def build(
     calibration: Calibration | None = None,
     drive: Drive | None = None,
     begun: Begun = lambda name: None,
+    lock: Lock | None = None,
 ) -> tuple[Manifest, bool]:
-    """Build the engine of `checkpoint` in `folder`.
+    """Build the engine of `checkpoint` in `folder`, where nobody else builds one meanwhile.
 
     Args:
         checkpoint: the model to build from.
@@ -87,12 +90,15 @@ def build(
         calibration: for an fp8 or nvfp4 engine; None calibrates.
         drive: rolls out the model to calibrate it.
         begun: called with the name of each phase when it begins.
+        lock: that of `folder`, which may wait for its turn; None refuses if somebody else builds there. It is
+            taken only if something has to be built, so an engine in a folder that is read-only is reused.
 
     Returns:
         The manifest, and whether anything had to be built.
 
     Raises:
-        UserError: if tools or a calibration are missing, or `folder` exists and is not an engine.
+        UserError: if tools or a calibration are missing, `folder` exists and is not an engine, or somebody
+            else builds there.
     """
     phase = partial(_phase, report=report, begun=begun)
     with phase("read the checkpoint"):
@@ -100,6 +106,23 @@ def build(
     if (existing := _reusable(folder, wanted, calibration)) is not None:
         return existing, False
     settings.check_tools()
+    make_parent(folder)
+    with lock or Lock(folder):
+        if (existing := _reusable(folder, wanted, calibration)) is not None:  # built while this one waited
+            return existing, False
+        return _built(checkpoint, settings, wanted, folder, calibration, drive, phase), True
+
+
+def _built(
+    checkpoint: Checkpoint,
+    settings: Settings,
+    wanted: Manifest,
+    folder: Path,
+    calibration: Calibration | None,
+    drive: Drive | None,
+    phase: Phases,
+) -> Manifest:
+    """Build the engine that `wanted` describes, and put it in `folder`; see `build`."""
     with replacing(folder) as temporary:
         with phase("load"):
             model = checkpoint.transformer().to(settings.device)
@@ -120,7 +143,7 @@ def build(
             files = {path.name: hash_file(path) for path in sorted(temporary.iterdir())}
         manifest = replace(wanted, files=files)
         manifest.write(temporary)
-    return manifest, True
+    return manifest
 
 
 def describe(checkpoint: Checkpoint, settings: Settings, calibration: Calibration | None = None) -> Manifest:
@@ -203,7 +226,7 @@ def _programs(
     settings: Settings,
     wanted: Manifest,
     largest: Mapping[str, float] | None,
-    phase: Callable[[str], AbstractContextManager[BuildPhase]],
+    phase: Phases,
 ) -> dict[str, ExportedProgram] | dict[str, Regional]:
     """Trace the model and lower its programs to the precision of `settings`, on their device."""
     batch, window, joined = settings.batch, wanted.window, joins_products(settings)

@@ -29,9 +29,25 @@ def replacing(folder: Path) -> Iterator[Path]:
         with _renamed_at_the_end(folder) as temporary:
             yield temporary
     except OSError as error:
-        what = error.strerror or str(error).partition("\n")[0]
-        mend = "nothing of it is left; mend that, or name another with -o"
-        raise UserError(f"cannot make {folder}: {what}; {mend}") from error
+        raise _refusal(folder, error) from error
+
+
+def make_parent(folder: Path) -> None:
+    """Make the folder that `folder` lies in.
+
+    Raises:
+        UserError: if the system refuses to.
+    """
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _refusal(folder, error) from error
+
+
+def _refusal(folder: Path, error: OSError) -> UserError:
+    what = error.strerror or str(error).partition("\n")[0]
+    mend = "nothing of it is left; mend that, or name another with -o"
+    return UserError(f"cannot make {folder}: {what}; {mend}")
 
 
 @contextmanager

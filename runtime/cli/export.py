@@ -6,6 +6,7 @@ not to `export`, which knows no rollout.
 
 from __future__ import annotations
 
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
@@ -17,6 +18,7 @@ from export.backends.registry import BACKENDS
 from export.checks import ON_CPU
 from export.engine.manifest import NAME as MANIFEST
 from export.engine.manifest import Attention, engine_store
+from plugins.documents.lock import Lock
 from plugins.errors import UserError
 from plugins.triton.tiles import Size
 from vmla.cli.command import OneLineErrors
@@ -28,6 +30,7 @@ from vmla.cli.terminal import say
 
 if TYPE_CHECKING:
     from export.settings import Settings
+    from vmla.weights.checkpoint import Checkpoint
 
 PRECISIONS = ("fp32", "bf16", "fp16", "fp8", "nvfp4")
 """The values of `export.lowering.precision.Precision`, repeated because importing it loads PyTorch."""
@@ -85,6 +88,7 @@ def build(
     from export.backends.tensorrt_rtx import check_targets
     from export.lowering.precision import check_precision
     from export.settings import Settings, choose_backend
+    from vmla.weights.locate import find_checkpoint
 
     target = None if target is None else check_targets(target)
     if backend is None:
@@ -106,62 +110,105 @@ def build(
         raise UserError(f"precision {precision} takes no calibration; leave --calibration out")
     if (remark := settings.builder.remark(settings)) is not None:
         say(remark)
-    build_engine(checkpoint, settings, calibration, output, context.ensure_object(Stop))
+    if not _may_be_there(output, settings):
+        settings.check_tools()
+    opened = find_checkpoint(checkpoint)
+    folder = output or _store() / f"{opened.name}-{settings.name}"
+    seconds = build_engine(opened, settings, calibration, folder, context.ensure_object(Stop))
+    if seconds is not None and output is None and settings.name == for_cpu().name:
+        _record_speed(opened, folder, seconds)
 
 
-def build_for_cpu(checkpoint: str, folder: Path, stop: Stop) -> bool:
-    """Build the float32 engine for this CPU in `folder`. Returns and raises as `build_engine` does."""
+def for_cpu() -> Settings:
+    """The settings of the engine that a video on this CPU takes without being told to."""
     from export.settings import Settings
 
-    settings = Settings(precision="fp32", backend=ON_CPU["backend"], device=ON_CPU["device"])
-    return build_engine(checkpoint, settings, None, folder, stop)
+    return Settings(precision="fp32", backend=ON_CPU["backend"], device=ON_CPU["device"])
 
 
 def build_engine(
-    checkpoint: str, settings: Settings, calibration: Path | None, output: Path | None, stop: Stop
-) -> bool:
-    """Build an engine of `checkpoint` in `output`, or in the user's store, and print each phase.
+    opened: Checkpoint, settings: Settings, calibration: Path | None, folder: Path, stop: Stop
+) -> float | None:
+    """Build an engine of `opened` in `folder`, and print each phase; wait if somebody else builds one there.
 
     Returns:
-        Whether anything had to be built.
+        The seconds that its phases took, without waiting; None if nothing had to be built.
 
     Raises:
         UserError: if it cannot be built on this machine.
     """
     from export.build import BuildPhase, build
-    from export.engine.engine_folder import remove_temporary
     from export.lowering.calibration import Calibration
     from runtime.rollout.calibration import drive
-    from vmla.weights.locate import find_checkpoint
 
-    if not _may_be_there(output, settings):
-        settings.check_tools()
-    opened = find_checkpoint(checkpoint)
-    folder = output or _store() / f"{opened.name}-{settings.name}"
+    seconds = 0.0
 
     def show(phase: BuildPhase) -> None:
+        nonlocal seconds
+        seconds += phase.seconds
         say(f"{phase.name}: {phase.seconds:.1f} s, peak {phase.peak_bytes / 2**20:,.0f} MiB")
         for note in phase.notes:
             say(f"  {note}")
         for warning in phase.warnings:
             say(f"warning: {warning}", err=True)
 
+    def begin(phase: str) -> None:
+        # Anew in each phase: while this process waited, another one may have put its engine there.
+        stop.last_words = partial(_what_is_there, folder, _identity(folder))
+        bar.begin(phase)
+
+    def waits(line: str) -> None:
+        stop.last_words = lambda: [f"the other process goes on with {folder}"]
+        say(line)
+
     # A signal's exception unwinds through every `finally`. If a compiler swallows it, the process is ended,
     # and `last_acts` removes what those `finally` blocks would have removed.
-    stop.last_acts = partial(remove_temporary, folder)
-    stop.last_words = partial(_what_is_there, folder, _identity(folder))
+    lock = Lock(folder, waits)
+    stop.last_acts = partial(_remove_what_was_begun, folder, lock)
     given = None if calibration is None else Calibration.read(calibration)
     with PhaseBar(sys.stderr) as bar:
         told = partial(drive, told=bar.advance)
         try:
             manifest, built = build(
-                opened, settings, folder, show, calibration=given, drive=told, begun=bar.begin
+                opened, settings, folder, show, calibration=given, drive=told, begun=begin, lock=lock
             )
         finally:
-            remove_temporary(folder)
+            _remove_what_was_begun(folder, lock)
     size = sum((folder / name).stat().st_size for name in manifest.files)
     say(f"{folder}: {'built' if built else 'unchanged'}, {size:,} bytes")
-    return built
+    return seconds if built else None
+
+
+def _remove_what_was_begun(folder: Path, lock: Lock) -> None:
+    from export.engine.engine_folder import remove_temporary
+
+    remove_temporary(folder)
+    lock.release()
+
+
+def _record_speed(opened: Checkpoint, folder: Path, build_seconds: float) -> None:
+    """Time the engine beside the model, as a build in the background does, for later decisions.
+
+    Raises:
+        UserError: if its results are not the model's: later videos would take it by themselves.
+    """
+    from runtime.cli.background.after import LARGEST
+    from runtime.cli.background.measure import measure
+    from runtime.cli.background.records import weight_bytes
+
+    if weight_bytes(opened) > LARGEST:
+        return
+    with PhaseBar(sys.stderr) as bar:
+        bar.begin("time")
+        try:
+            measured = measure(opened, folder, build_seconds)
+        except UserError as error:
+            mend = f"look closer with vmla-export verify {shlex.quote(str(folder))}, or remove it"
+            raise UserError(f"later videos would use {folder}, but {error}; {mend}") from error
+    measured.write(folder)
+    say(measured.line())
+    if measured.times_as_fast <= 1:
+        say("later videos use it all the same; remove it, or give them --engine eager")
 
 
 def _identity(folder: Path) -> int | None:

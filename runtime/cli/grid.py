@@ -16,6 +16,8 @@ import click
 import numpy as np
 
 from plugins.errors import UserError
+from runtime.cli.background.after import after_run
+from runtime.cli.background.worth import DenoiseTime
 from runtime.device.memory import free_bytes
 from runtime.outputs import Frames, FrameSink, Mark
 from runtime.outputs.registry import kind_of
@@ -24,7 +26,7 @@ from runtime.session.destination import check_output, claimed, open_sink
 from runtime.session.generate import check_room, load_session
 from runtime.session.outcome import raise_failure
 from runtime.session.replay import Order, warnings_of
-from runtime.telemetry.events import TogetherLine
+from runtime.telemetry.events import TelemetryGroup, TogetherLine
 from vmla.cli.progress import ProgressLine
 from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say, warn
@@ -145,12 +147,18 @@ def run_grid(options: Mapping[str, Any], order: Order, stop: Stop) -> None:
     memory = free_bytes(order.job.device)
     check_room(order.job.plan(), count, memory)
     say(*order.job.what_runs(), seeds)
+    spent = DenoiseTime()
     with claimed(output, fresh=True, overwrite=False):
-        _make(order, output, rows, columns, memory, stop)
+        complete = _make(order, output, rows, columns, memory, spent, stop)
+    after_run(options, order.job, spent, complete=complete)
+    if not complete:
+        sys.exit(stop.status)
 
 
-def _make(order: Order, output: Path, rows: int, columns: int, memory: int, stop: Stop) -> None:
-    """Roll out all videos in one session; exit with the signal's status if stopped."""
+def _make(
+    order: Order, output: Path, rows: int, columns: int, memory: int, spent: DenoiseTime, stop: Stop
+) -> bool:
+    """Roll out all videos in one session; whether they have their whole length."""
     count, began = rows * columns, perf_counter()
     mosaic = Mosaic(open_sink(output, scale=order.scale), rows, columns)
     try:
@@ -161,7 +169,7 @@ def _make(order: Order, output: Path, rows: int, columns: int, memory: int, stop
             tasks = [
                 session.admit(
                     replace(order.job, seed=order.job.seed + number), tile,
-                    frames=order.frames, telemetry=line.of(str(number)),
+                    frames=order.frames, telemetry=TelemetryGroup([line.of(str(number)), spent]),
                 )
                 for number, tile in enumerate(mosaic.tiles)
             ]  # fmt: skip
@@ -173,6 +181,7 @@ def _make(order: Order, output: Path, rows: int, columns: int, memory: int, stop
     for task in tasks:
         raise_failure(task)
     say(f"{output}: {mosaic.frames} frames of {count} videos in {perf_counter() - began:.1f} s")
-    if not all(task.producer.complete for task in tasks):
+    complete = all(task.producer.complete for task in tasks)
+    if not complete:
         say(f"stopped; {kind_of(output).what} of a grid cannot be resumed", err=True)
-        sys.exit(stop.status)
+    return complete

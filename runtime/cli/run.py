@@ -23,7 +23,6 @@ from vmla.cli.stopping import Stop
 from vmla.cli.terminal import say, warn
 
 if TYPE_CHECKING:
-    from runtime.cli.background.worth import DenoiseTime
     from runtime.prompts.schedule_file import ScheduleEntry
     from runtime.session.generate import Ending
     from runtime.session.replay import Order
@@ -91,8 +90,8 @@ AFRESH = ("minutes", "seconds", "chunks", "seed", "checkpoint", "engine", "layou
 @click.option("--compile/--no-compile", "compiled", default=None,
               help="Compile the blocks on a GPU (default: if the video is long enough for it).")  # fmt: skip
 @click.option("--build-engine/--no-build-engine", default=None,
-              help="After a CPU's video, build an engine for later ones in the background (default: if this "
-                   "video alone would have repaid it).")  # fmt: skip
+              help="After a CPU's videos, build an engine for later ones in the background (default: if "
+                   "these alone would have repaid it).")  # fmt: skip
 @click.option("--threads", type=click.IntRange(min=1),
               help="Number of CPU threads, a quarter of which decode (default: 2, so that a seed's video "
               "does not depend on the machine's cores).")  # fmt: skip
@@ -237,11 +236,11 @@ def _check_ray(options: dict[str, Any]) -> None:
 
 
 def _check_build_engine(options: dict[str, Any]) -> None:
-    """Refuse --build-engine unless a single new video is made, by the model itself."""
-    others = ("engine", "resume", "repeat", "videos", "grid", "sequence_parallel")
+    """Refuse --build-engine unless new videos are made, in this process, by the model itself."""
+    others = ("engine", "resume", "repeat", "ray", "sequence_parallel")
     if options["build_engine"] and (given := [name for name in others if options[name]]):
         named = given[0].replace("_", "-")
-        raise click.UsageError(f"--build-engine goes with one new video; leave out --{named}")
+        raise click.UsageError(f"--build-engine goes with new videos on this machine; leave out --{named}")
 
 
 def _order(context: click.Context, options: dict[str, Any]) -> Order:
@@ -294,6 +293,7 @@ def _new(prompts: str | list[ScheduleEntry], options: dict[str, Any]) -> Order:
 
 def _make(order: Order, output: Path, options: dict[str, Any], stop: Stop) -> None:
     """Make the ordered video, print the outcome, and suggest an engine for later ones or have it built."""
+    from runtime.cli.background.after import after_run
     from runtime.cli.background.worth import DenoiseTime
     from runtime.cli.reports import check_reports, resume_hints
     from runtime.outputs.stream import is_stream
@@ -325,21 +325,9 @@ def _make(order: Order, output: Path, options: dict[str, Any], stop: Stop) -> No
                 save_every=options["save_every"], overwrite=options["overwrite"],
             )  # fmt: skip
         _tell(order, ending)
-        if all(options[name] is None for name in ("engine", "resume", "repeat")):
-            _engine_for_later(order, ending, options, spent)
+        after_run(options, order.job, spent, complete=ending.outcome.complete)
     if not ending.outcome.complete:
         sys.exit(stop.status)
-
-
-def _engine_for_later(order: Order, ending: Ending, options: dict[str, Any], spent: DenoiseTime) -> None:
-    """Have an engine built in the background where that pays, or say how to build one."""
-    from runtime.cli.background.after import Finished, after_video
-    from runtime.cli.background.process import start_detached
-    from vmla.weights.checkpoint import SHIPPED
-
-    name, complete = options["checkpoint"] or SHIPPED, ending.outcome.complete
-    video = Finished(job=order.job, checkpoint=name, complete=complete, spent=spent)
-    after_video(video, options["build_engine"], start_detached)
 
 
 def _checked(stack: ExitStack, order: Order, output: Path, *, overwrite: bool) -> Path:

@@ -12,6 +12,8 @@ from typing import Any
 import click
 
 from plugins.errors import UserError
+from runtime.cli.background.after import after_run
+from runtime.cli.background.worth import DenoiseTime
 from runtime.cli.reports import check_reports, open_reports, resume_hints
 from runtime.device.memory import allowed_bytes, format_bytes
 from runtime.outputs.registry import kind_of
@@ -116,10 +118,11 @@ def _make(orders: dict[Path, Order], memory: int, options: dict[str, Any], stop:
     """Make the videos and print each outcome; exit with the signal's status if stopped, 2 if one failed."""
     warn(warnings_of(list(orders.values())))
     stop.last_words = partial(resume_hints, list(orders))
+    spent = DenoiseTime()
     with ExitStack() as stack:
         stack.enter_context(stop.polled())
         endings = make_videos(
-            orders, telemetry=_telemetry(stack, options, videos=len(orders)), stop=stop, memory=memory,
+            orders, telemetry=_telemetry(stack, options, spent, videos=len(orders)), stop=stop, memory=memory,
             save_every=options["save_every"], overwrite=options["overwrite"],
         )  # fmt: skip
     whole = [ending for ending in endings if ending.failure is None]
@@ -132,6 +135,8 @@ def _make(orders: dict[Path, Order], memory: int, options: dict[str, Any], stop:
     if len(stopped) > 1:
         say(f"or resume all with: {resume_command(stopped[0].output.parent)}", err=True)
     failed = [f"{ending.output}: {ending.failure}" for ending in endings if ending.failure is not None]
+    job = next(iter(orders.values())).job
+    after_run(options, job, spent, complete=not stopped and not failed)
     if stopped:
         for failure in failed:
             say(failure, err=True)
@@ -151,7 +156,9 @@ def _say_speed(endings: list[Ending]) -> None:
     )
 
 
-def _telemetry(stack: ExitStack, options: dict[str, Any], *, videos: int) -> Callable[[Path], Telemetry]:
+def _telemetry(
+    stack: ExitStack, options: dict[str, Any], spent: DenoiseTime, *, videos: int
+) -> Callable[[Path], Telemetry]:
     """Returns a function that makes an output's listeners; report files are opened at its first call."""
 
     @cache
@@ -159,4 +166,4 @@ def _telemetry(stack: ExitStack, options: dict[str, Any], *, videos: int) -> Cal
         reports = open_reports(stack, options)
         return [TogetherLine(stack.enter_context(ProgressLine(sys.stderr)), videos=videos), *reports]
 
-    return lambda output: TelemetryGroup([listener.of(output.stem) for listener in listeners()])
+    return lambda output: TelemetryGroup([spent, *(listener.of(output.stem) for listener in listeners())])

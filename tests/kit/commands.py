@@ -79,10 +79,14 @@ class Run:
         """Whether it has not ended; one that has is a zombie until `wait`."""
         return Path(f"/proc/{self.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
+    def said(self):
+        """All that it has said so far."""
+        return self._said.read_text()
+
     def send(self, number=signal.SIGKILL):
         """Send a signal."""
         os.kill(self.pid, number)
 
     def wait(self):
         """Exit status, negative for a signal, and all it said."""
-        return self._commands.ask({"wait": self.pid}), self._said.read_text()
+        return self._commands.ask({"wait": self.pid}), self.said()

@@ -1,4 +1,7 @@
-"""After a video made without an engine: has one built in the background where that pays, or says how.
+"""After videos made without an engine: has one built in the background where that pays, or says how.
+
+Videos that are made at once, by `--videos` or `--grid`, take turns at an engine for one video, so theirs is
+the same engine.
 
 An engine is never built while a video is being made: compiling would take the cores that make it. Nor may a
 video switch to another engine midway: its frames would no longer be the same to the last bit. The build is
@@ -9,20 +12,23 @@ to wait for it has `vmla-export build`.
 from __future__ import annotations
 
 import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from export.backends.registry import BACKENDS
 from export.checks import ON_CPU
 from export.engine.manifest import EAGER, engine_store
 from plugins.documents.lock import is_locked
 from plugins.errors import UserError
+from runtime.cli.background import process
 from runtime.cli.background.process import Starter
 from runtime.cli.background.records import Builds, log_path, place_of, weight_bytes
 from runtime.cli.background.worth import DenoiseTime, Estimate
 from vmla.cli.terminal import say, warn
 from vmla.config import FRAMES_PER_SECOND
+from vmla.weights.checkpoint import SHIPPED
 
 if TYPE_CHECKING:
     from runtime.planning.job import Job
@@ -39,19 +45,39 @@ MODULE = "runtime.cli.background_build"
 
 @dataclass(frozen=True, kw_only=True)
 class Finished:
-    """A video that has just been made, and how."""
+    """What a run has just made, one video or several, and how."""
 
     job: Job
+    """Of the first of them."""
     checkpoint: str
     """The name by which the user chose the checkpoint."""
     complete: bool
+    """Whether all of them have their whole length."""
     spent: DenoiseTime
+    """By all of them."""
 
     @property
     def seconds(self) -> float:
-        """Seconds of video that were made, of whole chunks."""
+        """Seconds of video that were made, all together, of whole chunks."""
         latent = self.spent.chunks * self.job.checkpoint.model_config().chunk
         return latent * self.job.decoding.sizes().temporal_ratio / FRAMES_PER_SECOND
+
+
+def after_run(options: Mapping[str, Any], job: Job, spent: DenoiseTime, *, complete: bool) -> None:
+    """Do what `after_video` does if `vmla-run` chose what computed the videos, new ones; else nothing.
+
+    Args:
+        options: of `vmla-run`, by name.
+        job, spent, complete: see `Finished`.
+
+    Raises:
+        UserError: as `after_video`.
+    """
+    if any(options[name] is not None for name in ("engine", "resume", "repeat")):
+        return
+    name = options["checkpoint"] or SHIPPED
+    video = Finished(job=job, checkpoint=name, complete=complete, spent=spent)
+    after_video(video, options["build_engine"], process.start_detached)
 
 
 def after_video(video: Finished, wish: bool | None, start: Starter) -> None:
@@ -59,7 +85,7 @@ def after_video(video: Finished, wish: bool | None, start: Starter) -> None:
 
     Args:
         video: made by the PyTorch model, which the user did not ask for by name.
-        wish: `--build-engine`, `--no-build-engine`, or None for neither: if this video would have repaid it.
+        wish: `--build-engine`, `--no-build-engine`, or None for neither: if this run would have repaid it.
         start: `runtime.cli.background.process.start_detached`.
 
     Raises:
@@ -80,14 +106,14 @@ def after_video(video: Finished, wish: bool | None, start: Starter) -> None:
         say(*_begin(video, store, estimate, start)) if there is None else say(f"{there} is there already")
         return
     if wish:
-        say("no engine is built, because the video was stopped")
+        say("no engine is built after a run that was stopped or failed")
     pays = estimate.repaid(video.spent.seconds) and size <= LARGEST and video.complete
     if wish is not None or store is None or not pays:
         say(*_hint(video, estimate))
         return
     try:
         say(*_unless_in_vain(video, store, estimate, start))
-    except UserError as error:  # nobody asked for it, and the video is there
+    except UserError as error:  # nobody asked for it, and the videos are there
         warn([str(error)])
 
 
@@ -132,20 +158,21 @@ def _begin(video: Finished, store: Path, estimate: Estimate, start: Starter) -> 
     folder = _place(video.job, store)
     log = log_path(folder)
     if is_locked(folder):
-        return [f"an engine for later videos is being built already (log: {log})"]
+        return [f"an engine for later videos is being built already; if in the background, it logs to {log}"]
     try:
         store.mkdir(parents=True, exist_ok=True)
         builds = Builds.of(folder, video.job.checkpoint.model_hash())
         # Counted here: a process that ends in its first seconds could not say so.
         replace(builds, begun=builds.begun + 1).write(folder)
-        process = start(MODULE, [str(video.job.checkpoint.folder.resolve()), str(folder)], log)
+        number = start(MODULE, [str(video.job.checkpoint.folder.resolve()), str(folder)], log)
     except OSError as error:
-        raise UserError(f"the video is finished, but no engine is built for later ones: {error}") from error
+        told = "the output is finished, but no engine is built for later videos"
+        raise UserError(f"{told}: {error}") from error
     return [
-        f"building an engine for later videos in the background (process {process}, log: {log}); "
+        f"building an engine for later videos in the background (process {number}, log: {log}); "
         "--no-build-engine turns this off",
         f"it denoises about {estimate.times_as_fast:.2f} times as fast ({estimate.source}); with it a seed's "
-        f"video differs in the last bits from this one, which --engine {EAGER} makes again",
+        f"video differs in its last bits from one without, which --engine {EAGER} still makes",
     ]
 
 

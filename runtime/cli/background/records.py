@@ -97,6 +97,15 @@ class Measured:
         """The engine's speed over the model's."""
         return self.eager_seconds / self.engine_seconds
 
+    @property
+    def gain(self) -> str:
+        """How the engine's speed compares, in words."""
+        return f"{self.times_as_fast:.2f} times as fast as the PyTorch model"
+
+    def line(self) -> str:
+        """What was measured, for a person."""
+        return f"it is {self.gain}: {1e3 * self.engine_seconds:.1f} ms a pass"
+
     def write(self, folder: Path) -> None:
         """Record it beside the engine in `folder`."""
         write_json(beside(folder, SPEED), asdict(self))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,16 +16,21 @@ They stand in for what was not yet measured on this machine."""
 
 
 class DenoiseTime(NoTelemetry):
-    """Adds up the seconds that chunks spent in denoising steps and clean passes, and counts the chunks."""
+    """Adds up the seconds that chunks spent in denoising steps and clean passes, and counts the chunks.
+
+    Videos that are made at once may share one: each reports from a thread of its own.
+    """
 
     def __init__(self) -> None:
+        self._lock = threading.Lock()
         self.seconds = 0.0
         self.chunks = 0
 
     def chunk(self, report: ChunkReport) -> None:
         """Add one chunk."""
-        self.seconds += report.denoise_seconds + report.clean_seconds
-        self.chunks += 1
+        with self._lock:
+            self.seconds += report.denoise_seconds + report.clean_seconds
+            self.chunks += 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from export.backends.aoti import AOTI, find_compiler
 from plugins.documents.lock import lock_path, locked
 from plugins.errors import UserError
 from runtime.cli import background_build as build
-from runtime.cli.background import process
+from runtime.cli.background import measure, process
 from runtime.cli.background.records import SPEED, Builds, log_path, nearest_measured
 from runtime.cli.background_build import build_and_measure
 from runtime.cli.run import main as vmla_run
@@ -33,7 +33,7 @@ def folder(tmp_path, monkeypatch):
     """Where the engine goes; compilers write a word, and the model itself stands in for the engine."""
     monkeypatch.setattr(aoti, "package", lambda program, path, options: path.write_text("compiled"))
     monkeypatch.setattr(AOTI, "check_tools", lambda self, options: None)
-    monkeypatch.setattr(build, "open_engine", lambda folder, checkpoint: eager(checkpoint))
+    monkeypatch.setattr(measure, "open_engine", lambda folder, checkpoint: eager(checkpoint))
     return tmp_path / "debug-aoti-fp32"
 
 
@@ -44,7 +44,7 @@ def eager(checkpoint):
 
 
 def timed(monkeypatch, **seconds):
-    monkeypatch.setattr(build, "fewest_seconds", lambda steps: {name: seconds[name] for name in steps})
+    monkeypatch.setattr(measure, "fewest_seconds", lambda steps: {name: seconds[name] for name in steps})
 
 
 def begun(folder, checkpoint):
@@ -70,17 +70,19 @@ def test_an_engine_that_is_slower_is_removed_and_not_built_again_unasked(folder,
     assert nearest_measured(folder.parent, 1).times_as_fast < 1  # so that it is not suggested either
 
 
-def test_an_engine_that_computes_something_else_is_removed(folder, checkpoint, monkeypatch):
+@pytest.mark.parametrize(("factor", "error"), [(1.01, r"1\.0e-02"), (float("nan"), "nan")])
+def test_an_engine_that_computes_something_else_is_removed(folder, checkpoint, monkeypatch, factor, error):
     class Wrong(EagerEngine):
         def step(self, inputs, *, held=None):
-            return tuple(1.01 * each for each in super().step(inputs, held=held))
+            velocity, entries = super().step(inputs, held=held)
+            return velocity, factor * entries
 
     def opened(folder, checkpoint):
         cpu = torch.device("cpu")
         return Wrong(checkpoint.transformer(), checkpoint.text(), device=cpu, dtype=torch.float32)
 
-    monkeypatch.setattr(build, "open_engine", opened)
-    with pytest.raises(UserError, match=r"differ from the model's by 1\.0e-02"):
+    monkeypatch.setattr(measure, "open_engine", opened)
+    with pytest.raises(UserError, match=f"differ from the model's by {error}"):
         build_and_measure(open_checkpoint(checkpoint), folder, Stop())
     assert not folder.exists() and not list(folder.parent.glob(f"*{SPEED}"))
 
@@ -127,7 +129,7 @@ def test_no_video_finds_an_engine_before_it_is_checked(folder, checkpoint, monke
         found.append(engine)
         return {"eager": 0.03, "engine": 0.02}
 
-    monkeypatch.setattr(build, "fewest_seconds", look)
+    monkeypatch.setattr(measure, "fewest_seconds", look)
     build_and_measure(open_checkpoint(checkpoint), folder, Stop())
     assert found == [None] and (folder / "manifest.json").exists()
 

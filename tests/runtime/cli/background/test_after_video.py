@@ -17,6 +17,7 @@ from runtime.cli.background.worth import BUILD_SECONDS, SPEED_UP, DenoiseTime, E
 from runtime.cli.export import main as export
 from runtime.cli.run import main
 from runtime.engines import compiled
+from runtime.outputs.mp4 import Mp4Sink
 from vmla.cli.machine import hardware
 from vmla.weights.checkpoint import open_checkpoint
 
@@ -105,7 +106,7 @@ def test_one_that_was_asked_for_is_begun_after_any_video_and_one_that_was_not_wa
 def test_a_stopped_video_has_none_built(ended, starts):
     assert "vmla-export build" in ended(10 * LONG, complete=False)[-1]
     told = ended(10 * LONG, True, complete=False)
-    assert "no engine is built, because the video was stopped" in told[0] and "vmla-export build" in told[-1]
+    assert "no engine is built after a run that was stopped" in told[0] and "vmla-export build" in told[-1]
     assert starts == []
 
 
@@ -201,7 +202,7 @@ def test_a_store_that_cannot_be_written_to_is_a_warning_unless_one_was_asked_for
     monkeypatch.setattr(process, "start_detached", refusing)
     monkeypatch.setattr(Estimate, "repaid", lambda self, seconds: True)
     done = asked(checkpoint)
-    assert done.exit_code == 0 and "warning: the video is finished, but no engine is built" in done.output
+    assert done.exit_code == 0 and "warning: the output is finished, but no engine is built" in done.output
     asked_for = asked(checkpoint, "--build-engine")
     assert asked_for.exit_code == 2 and "Permission denied" in asked_for.output
 
@@ -233,7 +234,56 @@ def test_a_video_that_is_repeated_has_none_built(checkpoint, starts, monkeypatch
     assert first.read_bytes() == again.read_bytes() and starts == []
 
 
-def test_the_option_goes_with_one_new_video_alone(checkpoint):
-    refused = asked(checkpoint, "--build-engine", "--engine", "eager")
+@pytest.mark.parametrize("several", ["--videos", "--grid"])
+def test_videos_made_at_once_count_together(checkpoint, starts, several, monkeypatch, tmp_path):
+    monkeypatch.setattr(process, "start_detached", lambda *what: starts.append(what) or 1)
+    videos, usual = [], after.after_video
+    monkeypatch.setattr(
+        after, "after_video", lambda video, *rest: videos.append(video) or usual(video, *rest)
+    )
+    (tmp_path / "two.yaml").write_text("a: a red star\nb: a blue ring\n")
+    what = {
+        "--videos": ["--videos", str(tmp_path / "two.yaml")],
+        "--grid": ["--grid", "1x2", "--prompt", "x"],
+    }
+    words = [*what[several], "--checkpoint", str(checkpoint), "--chunks", "2"]
+
+    def ran(output, *more):
+        done = CliRunner().invoke(main, [*words, "-o", str(tmp_path / output), *more])
+        assert done.exit_code == 0, done.output
+        return done.output.splitlines()
+
+    ran("one")
+    assert starts == [] and "in the background" in ran("two", "--build-engine")[-2]
+    monkeypatch.setattr(Estimate, "repaid", lambda self, seconds: seconds > 0)
+    ran("three", "--no-build-engine")
+    ran("four", "--engine", "eager")
+    assert len(starts) == 1 and "in the background" in ran("five")[-2] and len(starts) == 2
+    assert [video.spent.chunks for video in videos] == [2 * 2] * 4
+    assert all(video.complete and video.seconds == 4 * 12 / 16 for video in videos)
+
+
+def test_of_videos_that_were_stopped_or_failed_none_has_one_built(checkpoint, starts, monkeypatch, tmp_path):
+    monkeypatch.setattr(process, "start_detached", lambda *what: starts.append(what) or 1)
+    monkeypatch.setattr(Estimate, "repaid", lambda self, seconds: True)
+    usual, videos = Mp4Sink.write, tmp_path / "two.yaml"
+    videos.write_text("a: a red star\nb: a blue ring\n")
+
+    def failing(sink, frames):
+        if sink.path.name == "b.mp4":
+            raise OSError(28, "No space left on device")
+        usual(sink, frames)
+
+    monkeypatch.setattr(Mp4Sink, "write", failing)
+    words = ["--videos", str(videos), "--checkpoint", str(checkpoint), "--chunks", "1", "--build-engine"]
+    done = CliRunner().invoke(main, [*words, "-o", str(tmp_path / "out")])
+    assert done.exit_code == 2 and "1 of 2 videos failed" in done.output.splitlines()[-1]
+    assert "no engine is built after a run that was stopped or failed" in done.output and starts == []
+
+
+@pytest.mark.parametrize("other", [("--engine", "eager"), ("--ray",), ("--sequence-parallel",)])
+def test_the_option_goes_with_new_videos_alone(checkpoint, other, tmp_path):
+    refused = CliRunner().invoke(main, ["--videos", "x.yaml", "--build-engine", *other])
     assert refused.exit_code == 2
-    assert "--build-engine goes with one new video; leave out --engine" in refused.output
+    said = f"--build-engine goes with new videos on this machine; leave out {other[0]}"
+    assert said in refused.output.splitlines()[-1]
