@@ -115,7 +115,7 @@ def test_a_video_is_made_of_it_and_verify_measures_it(folder, checkpoint, tmp_pa
         (["--precision", "bf16"], "backend saved is for fp32 alone"),
         (["--device", "cuda"], "backend saved takes no device"),
         (["--target", "sm_89"], "a target goes with backend tensorrt-rtx"),
-        (["--attention", "plugin"], "backend saved takes no plugin"),
+        (["--attention", "plugin"], "backend saved takes no --attention plugin"),
         (["--backend", "abacus"], "there are aoti, onnx, saved, tensorrt"),
     ],
 )
