@@ -234,8 +234,9 @@ def _programs(
         float8 = None if largest is None else Float8(largest=largest, multiplied=_multiplies_codes(settings))
         with phase(f"trace one layer in {settings.precision}"):
             return trace_regional(
-                model, batch=batch, window=window, joined=joined, precision=settings.base, float8=float8
-            )
+                model, batch=batch, window=window, joined=joined, precision=settings.base, float8=float8,
+                between_blocks=settings.between_blocks,
+            )  # fmt: skip
     with phase("trace"):
         programs = trace(model, batch=batch, window=window, joined=joined, apart=largest or ())
     with phase(f"lower to {settings.precision}"):
@@ -273,7 +274,7 @@ def lower(
             program = scaled(program)
     narrow = NARROW[settings.base]
     held = [spec.name for spec in (*signature.inputs, *signature.outputs) if spec.dtype == narrow]
-    return in_precision(program, settings.base, held)
+    return in_precision(program, settings.base, held, between_blocks=settings.between_blocks)
 
 
 def _multiplies_codes(settings: Settings) -> bool:

@@ -9,7 +9,13 @@ from export.backends.base import Backend, BuildOptions
 from export.backends.registry import BACKENDS, backend_named
 from export.engine.manifest import Attention
 from export.engine.target import gpu_architecture
-from export.lowering.precision import QUANTIZED, Precision, base_of, check_precision
+from export.lowering.precision import (
+    QUANTIZED,
+    Precision,
+    base_of,
+    check_precision,
+    narrow_between_blocks,
+)
 from plugins.errors import UserError
 from plugins.triton.tiles import Size
 
@@ -61,6 +67,11 @@ class Settings(BuildOptions):
     def base(self) -> Precision:
         """The precision of layers that are not quantised."""
         return base_of(self.precision, gpu=self.builder.device(self) == "cuda")
+
+    @property
+    def between_blocks(self) -> bool:
+        """Whether the residual stream has that precision too from one block to the next."""
+        return narrow_between_blocks(self.base, gpu=self.builder.device(self) == "cuda")
 
     @property
     def quantized(self) -> bool:

@@ -10,7 +10,7 @@ which are not quantised.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -31,7 +31,9 @@ from vmla.transformer import Block, VideoMLA
 
 NARROWED = ("text_kv", "cached", "entries", "embedded")
 """Inputs and outputs of parts in the precision of what is not quantised; all others that are numbers are
-float32, the residual stream among them."""
+float32."""
+STREAM = ("tokens", "after")
+"""The residual stream as a layer takes it and as it leaves it: float32, or in that precision too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,6 +125,8 @@ class _Part:
     """The part's signature in float32."""
     dynamic: Mapping[str, dict[int, Any]] | None = None
     """Dimensions of inputs that are not static, by the input's name."""
+    narrowed: Collection[str] = NARROWED
+    """Inputs and outputs that will not be float32."""
 
     def lowered(
         self, precision: Precision, float8: Float8 | None, largest: Mapping[str, float]
@@ -132,19 +136,17 @@ class _Part:
         if float8 is not None and largest:
             program = quantized(program, largest, "fp8", shared=True)
             program = scaled(program) if float8.multiplied else program
-        return in_precision(program, precision, NARROWED)
+        return in_precision(program, precision, self.narrowed)
 
     def inputs(self, precision: Precision) -> list[TensorSpec]:
         """The inputs of the lowered program."""
-        narrow = NARROW[precision]
-        return [
-            replace(spec, dtype=narrow) if spec.name in NARROWED else spec for spec in self.signature.inputs
-        ]
+        narrow, given = NARROW[precision], self.signature.inputs
+        return [replace(spec, dtype=narrow) if spec.name in self.narrowed else spec for spec in given]
 
 
 def trace_regional(
     model: VideoMLA, *, batch: int, window: StepWindow, joined: bool, precision: Precision,
-    float8: Float8 | None = None,
+    float8: Float8 | None = None, between_blocks: bool = False,
 ) -> dict[str, Regional]:  # fmt: skip
     """Trace both programs of `model`, which may be fake, in parts, and lower them to `precision`.
 
@@ -152,10 +154,13 @@ def trace_regional(
         model, batch, window, joined: see `export.lowering.trace.trace`.
         precision: of all that is not quantised.
         float8: which layers of the step are quantised, and how; None for none.
+        between_blocks: whether layers of the step hand on the residual stream in `precision` too.
     """
     blocks = _blocks(model, joined, float8)
     texts = [block.attn2 for block in blocks]
     step = _step_parts(model, blocks, batch, window, float8)
+    if between_blocks:
+        step = {name: replace(part, narrowed=(*NARROWED, *STREAM)) for name, part in step.items()}
     return {
         STEP: _regional(STEP, step, blocks, precision, float8),
         PROMPT: _regional(PROMPT, _prompt_parts(model, batch), texts, precision, None),

@@ -49,8 +49,8 @@ def on_gpu(tensor):
     return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="cuda")
 
 
-def generated(mode, function, *arguments):
-    """The Python module that Inductor would run on the GPU for `function` of fake tensors on the CPU."""
+def lowered(mode, function, *arguments):
+    """Inductor's graph and the Python module that it would run on the GPU for `function` of fake tensors."""
     with mode, torch.no_grad():
         traced = make_fx(function, decomposition_table=select_decomp_table())(*arguments)
         traced.graph.set_codegen(CodeGen())  # flat arguments and results, as Inductor expects
@@ -63,7 +63,19 @@ def generated(mode, function, *arguments):
     with V.set_graph_handler(graph), V.set_fake_mode(mode), V.set_debug_handler(DebugContext()):
         graph.run(*flat)
         code, _ = graph.codegen()
-    return code.value
+    return graph, code.value
+
+
+def generated(mode, function, *arguments):
+    """The Python module that Inductor would run on the GPU for `function` of fake tensors on the CPU."""
+    return lowered(mode, function, *arguments)[1]
+
+
+def moved(mode, function, *arguments):
+    """Bytes that all kernels of `generated` read and write, as Inductor counts them."""
+    graph, _ = lowered(mode, function, *arguments)
+    with V.set_graph_handler(graph), V.set_fake_mode(mode):
+        return graph.count_bytes()[0]
 
 
 def launches(code):

@@ -39,7 +39,9 @@ class Network:
 
 
 def main():
-    program = in_precision(trace_step(tiny_model(), batch=1), "bf16", ("text_kv", "cache", "entries"))
+    program = in_precision(
+        trace_step(tiny_model(), batch=1), "bf16", ("text_kv", "cache", "entries"), between_blocks=True
+    )
     lowered = decomposed_attention(program, whole=True).run_decompositions(get_decompositions())
     ours = [node for node in lowered.graph.nodes if str(node.target).startswith("vmla.")]
     converted, network, given = [], Network(), []

@@ -82,7 +82,9 @@ def main(folder):
     for name, program in trace(model, batch=1, window="held", joined=True).items():
         specs = (*programs[name].inputs, *programs[name].outputs)
         held = [spec.name for spec in specs if spec.dtype == "bfloat16"]
-        TorchTensorRT().compile(name, in_precision(program, "bf16", held), manifest, Path(folder))
+        TorchTensorRT().compile(
+            name, in_precision(program, "bf16", held, between_blocks=True), manifest, Path(folder)
+        )
     sys.stdout.write("\n" + json.dumps(dict(zip(programs, networks, strict=True))) + "\n")
 
 

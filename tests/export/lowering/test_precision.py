@@ -24,6 +24,7 @@ from export.lowering.precision import (
 from export.lowering.trace import trace
 from plugins.errors import UserError
 from vmla import attention
+from vmla.transformer import Block, VideoMLA
 
 pytestmark = pytest.mark.cpu
 
@@ -64,20 +65,40 @@ def held(inputs, dtype):
     return {name: value.to(dtype) if name in HELD else value for name, value in inputs.items()}
 
 
-@pytest.fixture(scope="module", params=[(p, layout) for p in BOUNDS for layout in ("mla", "mha")], ids=str)
-def narrowed(request):
+FORMS = [("bf16", False), ("bf16", True), ("fp16", False)]
+"""Precisions, and whether the residual stream is narrow between blocks."""
+
+
+@pytest.fixture(
+    scope="module", params=[(*form, layout) for form in FORMS for layout in ("mla", "mha")], ids=str
+)
+def form(request):
+    """A precision, whether the residual stream is narrow between blocks, and a layout."""
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def narrowed(form):
     """A model and its programs in a narrow precision."""
-    precision, layout = request.param
+    precision, between, layout = form
     model = tiny_model(layout=layout)
     programs = {
-        name: in_precision(program, precision, HELD) for name, program in trace(model, batch=1).items()
+        name: in_precision(program, precision, HELD, between_blocks=between)
+        for name, program in trace(model, batch=1).items()
     }
     return model, programs, precision
 
 
+def rounding(method, dtype):
+    """`method`, which gets what it takes of the residual stream in `dtype`, widened."""
+    return lambda self, x, *more: method(self, x.to(dtype).float(), *more)
+
+
 @pytest.mark.parametrize("number", [0, 1, 6])
-def test_it_rounds_where_the_policy_says_and_nowhere_else(narrowed, number, monkeypatch):
+def test_it_rounds_where_the_policy_says_and_nowhere_else(narrowed, form, number, monkeypatch):
     model, programs, precision = narrowed
+    for taker, name in ((Block, "forward"), (VideoMLA, "head")) if form[1] else ():
+        monkeypatch.setattr(taker, name, rounding(getattr(taker, name), DTYPES[precision]))
     dtype = DTYPES[precision]
     inputs = held(pass_inputs(model.config, number, seed=number), dtype)
     wide = [weight for name, weight in model.named_parameters() if name.startswith(FLOAT32_PREFIXES)]
@@ -146,6 +167,17 @@ def test_nothing_is_widened_only_to_be_narrowed(narrowed):
             while str(source.target) in MOVES | {str(operator.getitem)} and len(source.all_input_nodes) == 1:
                 source = source.all_input_nodes[0]
             assert source not in casts or node.args[1] == torch.float32, node
+
+
+def test_the_stream_is_rounded_once_for_each_block_and_for_the_head(narrowed, form):
+    model, programs, precision = narrowed
+    casts = [node for node in programs["step"].graph.nodes if node.target is torch.ops.aten.to.dtype]
+    # All else that is narrowed goes into products; the stream's narrow form is read to be widened alone.
+    stream = [node for node in casts if node.users and all(user in casts for user in node.users)]
+    assert {node.args[1] for node in stream} <= {DTYPES[precision]}
+    assert len(stream) == (model.config.num_layers + 1 if form[1] else 0)
+    for node in stream:  # a wide form for each reader, of which a compiler need store none
+        assert all(len(wide.users) == 1 for wide in node.users)
 
 
 def test_single_precision_changes_nothing():
