@@ -23,7 +23,10 @@ from vmla.transformer import VideoMLA
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizations:
-    """What is done on a GPU to be faster; results change by rounding alone, in float8 to its codes."""
+    """What is done to be faster; results change by rounding alone, in float8 to its codes.
+
+    Products are joined on a CPU too; the rest is for a GPU.
+    """
 
     joined: bool = True
     """Attention's products are joined (`vmla.fused_attention`)."""
@@ -64,10 +67,11 @@ class Place:
 def optimized(model: VideoMLA, place: Place, how: Optimizations) -> VideoMLA:
     """A shallow copy of `model`, sharing what it can, with its weights laid out for `place`."""
     on_gpu = place.device.type == "cuda"
-    if on_gpu and how.joined and not place.absorbed:
+    if how.joined and not place.absorbed:
         apart = [name for name, _ in quantisable(model)] if place.fp8 and how.fp8_queries else ()
         model = cast(VideoMLA, fused(model, apart, form=how.attention))
-        model = _with_attention(model, place, how)
+        if on_gpu:
+            model = _with_attention(model, place, how)
     if place.fp8:
         model = in_fp8(model)
     if on_gpu and how.gelu_in_product:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import torch
 
-from runtime.engines.layers.packed_linear import packable, packed
+from runtime.engines.optimizations import ALL, Place, optimized
 from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
 from vmla.scheduler import TIMESTEPS
@@ -82,8 +82,7 @@ def _step(config: ModelConfig, dtype: torch.dtype) -> Step:
     with torch.random.fork_rng(devices=[]):
         model = VideoMLA(config).eval().to(dtype)
     model.rope.float()
-    if packable(torch.device("cpu"), dtype):
-        model = packed(model, config.chunk * config.tokens_per_frame)  # type: ignore[assignment]
+    model = optimized(model, Place(device=torch.device("cpu"), dtype=dtype), ALL)
     inputs = full_window(config, dtype)
     inputs = inputs._replace(latents=inputs.latents.to(dtype))
     return lambda: model(*inputs, full=True)
