@@ -128,8 +128,9 @@ class JoinedAttention(nn.Module):
 
     def _as_read(self, part: Tensor, window: AnyWindow) -> Tensor:
         """Queries, keys or values [B, N, tokens, width] in memory as attention reads them."""
-        # The masked kernel reads contiguous memory only.
-        return part if getattr(window, "full", False) else part.contiguous()
+        # The masked kernel of a GPU reads contiguous memory only.
+        as_it_is = part.device.type == "cpu" or getattr(window, "full", False)
+        return part if as_it_is else part.contiguous()
 
     def _rotated(self, rotary: Tensor, window: AnyWindow) -> Tensor:
         """The rotary part of the queries [B, S, N, R], rotated to the places of the chunk's own tokens."""
@@ -209,7 +210,7 @@ def fused(
     module: nn.Module,
     apart: Collection[str] = (),
     *,
-    form: type[FusedLatentAttention] = FusedLatentAttention,
+    form: Callable[[LatentAttention], nn.Module] = FusedLatentAttention,
     name: str = "",
 ) -> nn.Module:
     """A shallow copy of `module`, sharing all else, whose latent attention has joined products.
@@ -218,7 +219,8 @@ def fused(
         module: a model, or a part of one.
         apart: names of layers that shall stay layers of their own, such as `blocks.1.attn1.up_q`. Only the
             layers `down_q` and `up_q` can; where one of them is named, both are left apart.
-        form: of attention that has none of these; others than the usual one are for measuring a part of it.
+        form: makes the attention of those that have none of these; others than the usual one lay out its
+            weights as they are joined, or are for measuring a part of it.
         name: of `module`, if it is a part.
     """
 

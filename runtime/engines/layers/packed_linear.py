@@ -1,4 +1,4 @@
-"""Linear layers and joined products whose weights are laid out for oneDNN once, for float32 inference on a CPU.
+"""Linear layers and joined products with weights laid out for oneDNN once: float32 inference on a CPU.
 
 PyTorch's own float32 `linear` calls MKL, which uses no more than AVX2 on AMD processors; oneDNN uses whatever
 the processor has. At the sizes of `sprites` (48 rows, 256 x 1024) that is twice as fast on a Zen 5.

@@ -1,4 +1,4 @@
-"""How an engine on a CPU lays out a model: products joined and packed, equal to the model at every fill level."""
+"""How an engine on a CPU lays out a model: products joined and packed, equal to the model in any window."""
 
 import pytest
 import torch
@@ -11,6 +11,7 @@ from torch import nn
 from runtime.engines.base import EagerEngine
 from runtime.engines.layers.packed_linear import PackedLinear, packed
 from runtime.engines.optimizations import Optimizations, Place, optimized
+from runtime.planning.peak_memory import peak_live_bytes
 from vmla.attention import LatentAttention
 from vmla.fused_attention import FusedLatentAttention, JoinedProduct, fused
 from vmla.transformer import StepInputs
@@ -77,3 +78,11 @@ def test_an_engine_keeps_no_weight_that_was_joined_beside_the_one_that_it_was_jo
     assert names == {"", "norm_kv", "norm_q", "to_out", "down", "up_q", "expansion"}
     kept = {weight.data_ptr() for weight in made.parameters()}
     assert not kept & {part.weight.data_ptr() for part in model.modules() if isinstance(part, nn.Linear)}
+
+
+@pytest.mark.parametrize("number", range(CHUNKS))
+def test_a_pass_holds_no_more_than_the_model_s_own_at_once(number):
+    model = tiny_model(num_attention_heads=4)
+    inputs = pass_inputs(model.config, number)
+    made = optimized(model, Place(device=CPU, dtype=torch.float32), Optimizations())
+    assert peak_live_bytes(lambda: made(**inputs)) <= peak_live_bytes(lambda: model(**inputs))
