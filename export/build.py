@@ -182,7 +182,8 @@ def joins_products(settings: Settings) -> bool:
     """Whether latent attention's products are joined: fewer and larger ones are faster, on a CPU too.
 
     Layers that have scales of their own stay layers, and only what lies beside them is joined. What the
-    plugin's kernel reads is left apart. A portable graph keeps the checkpoint's weights under their names.
+    plugin's kernel reads is left apart. A portable graph keeps the checkpoint's weights under their names:
+    joined, it has more nodes, and ONNX Runtime gains nothing (`export/README.md`).
     """
     return settings.attention_form != "plugin" and not settings.builder.portable
 

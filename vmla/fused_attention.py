@@ -1,7 +1,8 @@
 """Latent attention with its products joined: three matrix products where the plain form has seven.
 
-There are five where the query layers are quantised (`QueriesApart`). The eager engine uses it on a GPU; of
-compiled engines, all do but ONNX graphs and those with our plugin (`export.build.joins_products`).
+There are five where the query layers are quantised (`QueriesApart`). The eager engine uses it unless it is to
+attend in latent space; of compiled engines, all do but ONNX graphs and those with our plugin
+(`export.build.joins_products`).
 
 The plain form, `vmla.attention.LatentAttention`, is the reference. Here the three down-projections are one
 product, as are the two that make the queries. Keys and values of all heads come from one product as well:
@@ -34,13 +35,32 @@ def attend_to(window: AnyWindow, query: Tensor, keys: Tensor, values: Tensor) ->
     return window.attend(query, keys, values)
 
 
+class JoinedProduct(nn.Module):
+    """The product with a weight that several layers' were joined to, without bias and gradients.
+
+    It is no `nn.Linear`, because what quantises linear layers chooses among those of the checkpoint.
+    """
+
+    weight: nn.Parameter
+    """[outputs, inputs]."""
+    bias: None = None
+
+    def __init__(self, weight: Tensor) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(weight, requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., inputs] to [..., outputs]."""
+        return F.linear(x, self.weight)
+
+
 class JoinedAttention(nn.Module):
     """Base of both fused forms, in the expanded form and without gradients; they differ in their queries."""
 
-    down: nn.Parameter
-    """[C + R, D] or more rows: content and rotary key first."""
-    expansion: nn.Parameter
-    """[N * (dn + R) + N * dv, C + R]: all keys, then all values."""
+    down: JoinedProduct
+    """Weight [C + R, D] or more rows: content and rotary key first."""
+    expansion: JoinedProduct
+    """Weight [N * (dn + R) + N * dv, C + R]: all keys, then all values."""
     attend: Attend
     """How queries attend; an engine may replace the default, `attend_to`, by a faster form."""
 
@@ -51,7 +71,7 @@ class JoinedAttention(nn.Module):
         self.content, self.rotary = plain.down_kv.out_features, plain.rotary_k.out_features
         self.nope = plain.up_k.out_features // self.heads
         self.norm_kv, self.norm_q, self.to_out = plain.norm_kv, plain.norm_q, plain.to_out
-        self.expansion = _fixed(self._expansion(plain))
+        self.expansion = JoinedProduct(self._expansion(plain))
 
     def _by_head(self, weight: Tensor) -> Tensor:
         return weight.detach().unflatten(0, (self.heads, -1))
@@ -67,7 +87,9 @@ class JoinedAttention(nn.Module):
 
     def entries(self, x: Tensor) -> Tensor:
         """See `LatentAttention.entries`."""
-        return self._entries(*F.linear(x, self.down[: self.content + self.rotary]).split(self.widths, dim=-1))
+        # The whole product, of which the queries' part is dropped: a weight may be packed and have no rows.
+        made = self.down(x)[..., : self.content + self.rotary]
+        return self._entries(*made.split(self.widths, dim=-1))
 
     def forward(
         self, x: Tensor, cached: Tensor, window: AnyWindow, *, absorbed: bool = False
@@ -106,8 +128,9 @@ class JoinedAttention(nn.Module):
 
     def _as_read(self, part: Tensor, window: AnyWindow) -> Tensor:
         """Queries, keys or values [B, N, tokens, width] in memory as attention reads them."""
-        # The masked kernel reads contiguous memory only.
-        return part if getattr(window, "full", False) else part.contiguous()
+        # The masked kernel of a GPU reads contiguous memory only.
+        as_it_is = part.device.type == "cpu" or getattr(window, "full", False)
+        return part if as_it_is else part.contiguous()
 
     def _rotated(self, rotary: Tensor, window: AnyWindow) -> Tensor:
         """The rotary part of the queries [B, S, N, R], rotated to the places of the chunk's own tokens."""
@@ -120,7 +143,7 @@ class JoinedAttention(nn.Module):
         entries = torch.cat([cached, own], dim=1) if full else window_entries(cached, own, window.valid)
         content, rotary = entries.split([entries.shape[-1] - self.rotary, self.rotary], dim=-1)
         rotated = torch.cat([content, rotate(rotary, window.cos, window.sin)], dim=-1)
-        made = F.linear(rotated, self.expansion)
+        made = self.expansion(rotated)
         width = self.heads * (self.nope + self.rotary)
         keys, values = made.split([width, made.shape[-1] - width], dim=-1)
         return keys.unflatten(-1, (self.heads, -1)), values.unflatten(-1, (self.heads, -1))
@@ -129,10 +152,10 @@ class JoinedAttention(nn.Module):
 class FusedLatentAttention(JoinedAttention):
     """Replaces the given `LatentAttention` by three products."""
 
-    down: nn.Parameter
-    """[C + R + Q, D]: content, rotary key and query latent."""
-    up_q: nn.Parameter
-    """[N * (dn + R), Q]: each head's unrotated part, then its rotary part."""
+    down: JoinedProduct
+    """Weight [C + R + Q, D]: content, rotary key and query latent."""
+    up_q: JoinedProduct
+    """Weight [N * (dn + R), Q]: each head's unrotated part, then its rotary part."""
 
     def __init__(self, plain: LatentAttention) -> None:
         """See `JoinedAttention`."""
@@ -140,14 +163,14 @@ class FusedLatentAttention(JoinedAttention):
         self.latent = plain.down_q.out_features
         self.down = _joined(plain.down_kv, plain.rotary_k, plain.down_q)
         halves = (self._by_head(layer.weight) for layer in (plain.up_q, plain.rotary_q))
-        self.up_q = _fixed(torch.cat([*halves], dim=1).flatten(0, 1))
+        self.up_q = JoinedProduct(torch.cat([*halves], dim=1).flatten(0, 1))
 
     def _down(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        content, rotary, latent = F.linear(x, self.down).split([*self.widths, self.latent], dim=-1)
+        content, rotary, latent = self.down(x).split([*self.widths, self.latent], dim=-1)
         return content, rotary, latent
 
     def _queries(self, latent: Tensor, window: AnyWindow) -> Tensor:
-        query = F.linear(latent, self.up_q).unflatten(-1, (self.heads, -1))
+        query = self.up_q(latent).unflatten(-1, (self.heads, -1))
         rotary = query[..., self.nope :]
         rotated = self._rotated(rotary, window)
         # In place where possible: concatenating would copy all of the query to change its rotary part.
@@ -171,7 +194,7 @@ class QueriesApart(JoinedAttention):
         self.down_q, self.up_q, self.rotary_q = plain.down_q, plain.up_q, plain.rotary_q
 
     def _down(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        content, rotary = F.linear(x, self.down).split(self.widths, dim=-1)
+        content, rotary = self.down(x).split(self.widths, dim=-1)
         return content, rotary, self.down_q(x)
 
     def _queries(self, latent: Tensor, window: AnyWindow) -> Tensor:
@@ -179,19 +202,15 @@ class QueriesApart(JoinedAttention):
         return torch.cat([nope, self._rotated(rotary, window)], dim=-1)
 
 
-def _fixed(weight: Tensor) -> nn.Parameter:
-    return nn.Parameter(weight, requires_grad=False)
-
-
-def _joined(*layers: nn.Linear) -> nn.Parameter:
-    return _fixed(torch.cat([layer.weight.detach() for layer in layers]))
+def _joined(*layers: nn.Linear) -> JoinedProduct:
+    return JoinedProduct(torch.cat([layer.weight.detach() for layer in layers]))
 
 
 def fused(
     module: nn.Module,
     apart: Collection[str] = (),
     *,
-    form: type[FusedLatentAttention] = FusedLatentAttention,
+    form: Callable[[LatentAttention], nn.Module] = FusedLatentAttention,
     name: str = "",
 ) -> nn.Module:
     """A shallow copy of `module`, sharing all else, whose latent attention has joined products.
@@ -200,7 +219,8 @@ def fused(
         module: a model, or a part of one.
         apart: names of layers that shall stay layers of their own, such as `blocks.1.attn1.up_q`. Only the
             layers `down_q` and `up_q` can; where one of them is named, both are left apart.
-        form: of attention that has none of these; others than the usual one are for measuring a part of it.
+        form: makes the attention of those that have none of these; others than the usual one lay out its
+            weights as they are joined, or are for measuring a part of it.
         name: of `module`, if it is a part.
     """
 

@@ -12,8 +12,6 @@ PRODUCTS = frozenset({"MatMul", "Gemm"})
 MOVES = frozenset({"Cast", "DequantizeLinear", "Identity", "Reshape", "Transpose"})
 """What may stand between a weight and its product; each reads the weight as its first input."""
 ENDING = ".weight"
-JOINED = (".attn1.down", ".attn1.up_q", ".attn1.expansion")
-"""How the names of weights end that latent attention has where its products are joined."""
 
 
 def products(model: ModelProto) -> dict[str, str]:
@@ -22,7 +20,7 @@ def products(model: ModelProto) -> dict[str, str]:
     Node and tensor names change with the lowering; the names of weights do not. A layer that is multiplied
     several times is counted: `blocks.0.attn1.up_k` and `blocks.0.attn1.up_k (2)`.
     """
-    weights = {tensor.name for tensor in model.graph.initializer if tensor.name.endswith((ENDING, *JOINED))}
+    weights = {tensor.name for tensor in model.graph.initializer if tensor.name.endswith(ENDING)}
     makers = {name: node for node in model.graph.node for name in node.output}
     found: dict[str, str] = {}
     times: dict[str, int] = {}

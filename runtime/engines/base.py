@@ -85,7 +85,7 @@ class EagerEngine:
                 wait for no compiler. Which form runs depends on the window alone, so a seed's video does too.
             fp8: layers that float8 is for compute in it (`runtime.engines.layers.fp8_linear`).
             fp8_cache: the cache keeps entries in float8 (`runtime.engines.layers.fp8_cache`).
-            optimizations: what is done to be faster on a GPU; all of it, unless a gain is measured.
+            optimizations: what is done to be faster; all of it, unless a gain is measured.
             group: processes that make one video together: each holds the model and computes a part of a
                 chunk's tokens (`runtime.engines.sequence_parallel`). All of them must make the same calls.
             text_device: where prompts are encoded, in float32; None is `device`.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import cast
 
 import torch
+from torch import nn
 
 from runtime.engines.layers.fp8_attention import with_fp8_attention
 from runtime.engines.layers.fp8_linear import in_fp8, quantisable
@@ -17,13 +18,17 @@ from runtime.engines.layers.gelu_epilogue import gelu_in_products
 from runtime.engines.layers.packed_linear import packable, packed
 from runtime.engines.timing.attention_waves import time_waves
 from runtime.engines.timing.key_splits import event_timer
+from vmla.attention import LatentAttention
 from vmla.fused_attention import FusedLatentAttention, attending, fused
 from vmla.transformer import VideoMLA
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimizations:
-    """What is done on a GPU to be faster; results change by rounding alone, in float8 to its codes."""
+    """What is done to be faster; results change by rounding alone, in float8 to its codes.
+
+    Products are joined on a CPU too; the rest is for a GPU.
+    """
 
     joined: bool = True
     """Attention's products are joined (`vmla.fused_attention`)."""
@@ -63,19 +68,24 @@ class Place:
 
 def optimized(model: VideoMLA, place: Place, how: Optimizations) -> VideoMLA:
     """A shallow copy of `model`, sharing what it can, with its weights laid out for `place`."""
-    on_gpu = place.device.type == "cuda"
-    if on_gpu and how.joined and not place.absorbed:
+    on_gpu, packs = place.device.type == "cuda", packable(place.device, place.dtype)
+    rows = model.config.chunk * model.config.tokens_per_frame // place.processes
+
+    def joined(plain: LatentAttention) -> nn.Module:
+        # Packed layer by layer: the joined weights of one alone are in memory beside the packed ones.
+        made = how.attention(plain)
+        return packed(made, rows) if packs else made
+
+    if how.joined and not place.absorbed:
         apart = [name for name, _ in quantisable(model)] if place.fp8 and how.fp8_queries else ()
-        model = cast(VideoMLA, fused(model, apart, form=how.attention))
-        model = _with_attention(model, place, how)
+        model = cast(VideoMLA, fused(model, apart, form=joined))
+        if on_gpu:
+            model = _with_attention(model, place, how)
     if place.fp8:
         model = in_fp8(model)
     if on_gpu and how.gelu_in_product:
         model = cast(VideoMLA, gelu_in_products(model))
-    if packable(place.device, place.dtype):
-        rows = model.config.chunk * model.config.tokens_per_frame // place.processes
-        model = cast(VideoMLA, packed(model, rows))
-    return model
+    return cast(VideoMLA, packed(model, rows)) if packs else model
 
 
 def _with_attention(model: VideoMLA, place: Place, how: Optimizations) -> VideoMLA:

@@ -159,8 +159,8 @@ def test_a_narrow_layer_of_that_graph_that_is_wrong_is_found(rtx_engine, checkpo
         path = made(program_name, program, wanted, folder)
         model = onnx.load(path)
         for each in model.graph.initializer:
-            if each.name == name and wanted.precision == "fp16":
-                each.CopyFrom(onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(each), name))
+            if each.name == f"{name}.weight" and wanted.precision == "fp16":
+                each.CopyFrom(onnx.numpy_helper.from_array(2 * onnx.numpy_helper.to_array(each), each.name))
         onnx.save(model, path)
         return path
 

@@ -38,7 +38,9 @@ class SeparateProjections(FusedLatentAttention):
         self.up_nope, self.up_rotary = plain.up_q.weight, plain.rotary_q.weight
 
     def _down(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        content, rotary, latent = (F.linear(x, rows) for rows in self.down.split([*self.widths, self.latent]))
+        content, rotary, latent = (
+            F.linear(x, rows) for rows in self.down.weight.split([*self.widths, self.latent])
+        )
         return content, rotary, latent
 
     def _queries(self, latent: Tensor, window: AnyWindow) -> Tensor:
@@ -53,7 +55,7 @@ class HeadsFirst(FusedLatentAttention):
     """Queries, keys, values and output lie in memory as [B, N, tokens, width], where they are copied to."""
 
     def _queries(self, latent: Tensor, window: AnyWindow) -> Tensor:
-        query = F.linear(latent, self.up_q).unflatten(-1, (self.heads, -1))
+        query = self.up_q(latent).unflatten(-1, (self.heads, -1))
         nope, rotary = query.split([self.nope, self.rotary], dim=-1)
         halves = nope.transpose(1, 2), self._rotated(rotary, window).transpose(1, 2)
         return torch.cat(halves, dim=-1).transpose(1, 2)

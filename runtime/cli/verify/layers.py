@@ -35,14 +35,14 @@ from export.layers import layers_of
 from export.loading.onnx_session import check_types, inference_session
 from export.lowering.precision import Precision, check_precision
 from export.lowering.trace import fake_mode_of, fake_model, trace
-from export.onnx.products import JOINED, products
+from export.onnx.products import products
 from export.settings import Settings
 from plugins.errors import UserError
 from runtime.cli.verify.engine import prompts, second_chunk
 from runtime.engines.base import EagerEngine
 from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
-from vmla.fused_attention import fused
+from vmla.fused_attention import JoinedProduct, fused
 from vmla.weights.checkpoint import Checkpoint
 
 COMPARATOR = Requirement(modules=("polygraphy",), extra="polygraphy")
@@ -243,8 +243,8 @@ def bytes_of_products(manifest: Manifest) -> dict[str, int]:
     if _joined(manifest):
         model = fake_model(config)
         with fake_mode_of(model):
-            weights = fused(model).named_parameters()
-            outputs |= {name: each.shape[0] for name, each in weights if name.endswith(JOINED)}
+            parts = fused(model).named_modules()
+            outputs |= {name: len(part.weight) for name, part in parts if isinstance(part, JoinedProduct)}
     return {
         name: 4 * manifest.batch * count * (window if name.endswith(OVER_THE_WINDOW) else others)
         for name, count in outputs.items()

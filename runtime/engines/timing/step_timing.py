@@ -11,6 +11,7 @@ import torch
 from runtime.engines.layers.packed_linear import packable, packed
 from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
+from vmla.fused_attention import fused
 from vmla.scheduler import TIMESTEPS
 from vmla.transformer import StepInputs, VideoMLA
 
@@ -80,10 +81,11 @@ def seconds_by_type(config: ModelConfig, types: tuple[torch.dtype, ...]) -> dict
 
 def _step(config: ModelConfig, dtype: torch.dtype) -> Step:
     with torch.random.fork_rng(devices=[]):
-        model = VideoMLA(config).eval().to(dtype)
-    model.rope.float()
+        drawn = VideoMLA(config).eval().to(dtype)
+    drawn.rope.float()
+    model = fused(drawn)
     if packable(torch.device("cpu"), dtype):
-        model = packed(model, config.chunk * config.tokens_per_frame)  # type: ignore[assignment]
+        model = packed(model, config.chunk * config.tokens_per_frame)
     inputs = full_window(config, dtype)
     inputs = inputs._replace(latents=inputs.latents.to(dtype))
     return lambda: model(*inputs, full=True)

@@ -104,7 +104,7 @@ def test_a_narrow_precision_is_that_of_the_weights_and_of_the_cache(tmp_path, be
     for got, want in zip((velocity, entries), model(**inputs), strict=True):
         assert (got.float() - want).norm() < 2e-2 * want.norm()
     weights = traced(model, precision="bf16")["step"].weights
-    assert weights["1.attn1.down"].dtype is torch.bfloat16
+    assert weights["1.attn1.down.weight"].dtype is torch.bfloat16
     assert weights["1.norm2.weight"].dtype is torch.float32
 
 
