@@ -6,8 +6,8 @@ from tempfile import mkdtemp
 
 import pytest
 import torch
-from kit.checkpoints import debug_checkpoint
 from kit.longest import LONGEST
+from kit.tiny.checkpoints import debug_checkpoint
 
 
 def pytest_configure(config):

@@ -239,7 +239,7 @@ def _profiled(watch: Watch) -> Iterator[None]:
 def ways(root: Path) -> dict[str, Way | None]:
     """How far it is to the attention: from the command, the generator, and a rollout's `denoise`."""
     sys.path[:0] = [str(root), str(root / "tests")]
-    from kit.checkpoints import debug_checkpoint
+    from kit.tiny.checkpoints import debug_checkpoint
 
     import runtime
 

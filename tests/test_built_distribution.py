@@ -4,7 +4,7 @@ import tarfile
 import zipfile
 
 import pytest
-from kit.distributions import built, tracked
+from kit.files.distributions import built, tracked
 from twine.commands.check import check
 
 pytestmark = pytest.mark.cpu

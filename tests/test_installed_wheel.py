@@ -9,7 +9,7 @@ from pathlib import Path
 
 import av
 import pytest
-from kit.distributions import ROOT, built
+from kit.files.distributions import ROOT, built
 
 pytestmark = pytest.mark.slow
 

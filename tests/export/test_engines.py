@@ -8,9 +8,9 @@ from dataclasses import replace
 import pytest
 import torch
 from click.testing import CliRunner
-from kit.checkpoints import debug_checkpoint
 from kit.measure import assert_close
-from kit.passes import pass_inputs
+from kit.tiny.checkpoints import debug_checkpoint
+from kit.tiny.passes import pass_inputs
 
 from export.backends.registry import BACKENDS
 from export.engine.manifest import NAME, Manifest

@@ -2,7 +2,7 @@
 
 import pytest
 from kit.measure import assert_close
-from kit.passes import pass_inputs
+from kit.tiny.passes import pass_inputs
 
 from runtime.prompts.sources import PromptChange, PromptSchedule
 from runtime.rollout.rollout import Rollout

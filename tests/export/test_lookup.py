@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import pytest
 from click.testing import CliRunner
-from kit.checkpoints import debug_checkpoint
+from kit.tiny.checkpoints import debug_checkpoint
 
 from export.build import describe
 from export.engine.manifest import NAME

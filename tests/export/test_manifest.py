@@ -10,8 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from kit.checkpoints import debug_checkpoint
-from kit.passes import pass_inputs
+from kit.tiny.checkpoints import debug_checkpoint
+from kit.tiny.passes import pass_inputs
 
 from export.backends.registry import BACKENDS
 from export.build import describe

@@ -8,8 +8,8 @@ import onnxruntime
 import pytest
 import torch
 from kit.measure import assert_close
-from kit.models import tiny_model
-from kit.passes import pass_inputs
+from kit.tiny.models import tiny_model
+from kit.tiny.passes import pass_inputs
 from onnx.reference import ReferenceEvaluator
 
 from bench.speed.onnx_graph import faults

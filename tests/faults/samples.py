@@ -30,7 +30,7 @@ ignore: [rope.freqs]
 
 def write_samples(folder: Path) -> None:
     """Write all of them; takes some seconds, and computes."""
-    from kit.checkpoints import debug_checkpoint
+    from kit.tiny.checkpoints import debug_checkpoint
 
     from vmla.world.caption import vocabulary
 
@@ -50,7 +50,7 @@ def write_samples(folder: Path) -> None:
 
 def _videos(folder: Path) -> None:
     """`stopped.mp4` with its sidecar and its state, in the beginning of twelve chunks."""
-    from kit.sessions import StopAt
+    from kit.processes.sessions import StopAt
 
     from runtime.session.generate import make_videos
     from runtime.session.replay import new
@@ -80,8 +80,8 @@ def _engine(folder: Path, checkpoint: Path) -> None:
 def _published(folder: Path) -> None:
     """Weights as others publish them: `wan.safetensors`, `wan.pt`."""
     import torch
-    from kit.wan import wan_transformer
-    from kit.wan_folder import small_wan
+    from kit.references.wan import wan_transformer
+    from kit.references.wan_folder import small_wan
     from safetensors.torch import load_file
 
     wan_transformer(small_wan()).save_pretrained(folder / "wan")

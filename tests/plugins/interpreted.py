@@ -8,10 +8,10 @@ import json
 import sys
 from dataclasses import replace
 
-import kit.interpreter  # noqa: F401
+import kit.stand_ins.interpreter  # noqa: F401
 import torch
 from kit.measure import assert_relative
-from kit.windows import Case, draw, head_window, latent_query, latent_window, projections, scales_of
+from kit.tiny.windows import Case, draw, head_window, latent_query, latent_window, projections, scales_of
 
 from plugins import expand, mla_attention, mla_attention_absorbed
 from plugins.operator import dense_attention

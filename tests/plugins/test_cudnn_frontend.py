@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from kit.cudnn_frontend import run_with_cudnn, run_with_frontend
+from kit.stand_ins.cudnn_frontend import run_with_cudnn, run_with_frontend
 
 pytestmark = pytest.mark.cpu
 

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from kit import cuda_driver
 from kit.measure import assert_relative
-from kit.windows import Case, head_window, latent_query, latent_window, projections, scales_of
+from kit.stand_ins import cuda_driver
+from kit.tiny.windows import Case, head_window, latent_query, latent_window, projections, scales_of
 
 from plugins import expand, mla_attention, mla_attention_absorbed, sdpa
 from plugins.aot import compile as aot

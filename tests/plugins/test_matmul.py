@@ -3,7 +3,7 @@
 import pytest
 import torch
 from kit.measure import assert_relative
-from kit.windows import Case, head_window
+from kit.tiny.windows import Case, head_window
 
 from plugins import dense_attention, expand, mla_attention, reference
 from plugins.dispatch import choose

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from kit.measure import assert_close, assert_relative
-from kit.windows import Case, head_window, latent_query, latent_window, projections
+from kit.tiny.windows import Case, head_window, latent_query, latent_window, projections
 
 from plugins import expand, mla_attention, mla_attention_absorbed
 

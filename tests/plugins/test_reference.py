@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from kit.measure import assert_close, assert_relative
-from kit.windows import Case, draw, head_window, latent_query, latent_window, projections
+from kit.tiny.windows import Case, draw, head_window, latent_query, latent_window, projections
 
 from plugins import expand, mla_attention, mla_attention_absorbed
 from vmla.config import named_config

@@ -6,7 +6,7 @@ import sys
 
 import pytest
 import torch
-from kit.windows import Case, head_window, latent_query, latent_window, projections
+from kit.tiny.windows import Case, head_window, latent_query, latent_window, projections
 
 from plugins import dispatch as backends
 from plugins import expand, mla_attention, mla_attention_absorbed

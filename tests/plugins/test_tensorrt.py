@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from kit.tensorrt_bindings import OLDEST, run_with_bindings
+from kit.stand_ins.tensorrt_bindings import OLDEST, run_with_bindings
 
 import plugins
 from plugins.aot.objects import Compiled, save

@@ -4,9 +4,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kit.frames import FrameList, frames_of, specs
 from kit.measure import assert_close
-from kit.models import draw
+from kit.tiny.frames import FrameList, frames_of, specs
+from kit.tiny.models import draw
 
 from vmla.cache import CacheSpec, ChunkLengths
 from vmla.config import named_config

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 from diffusers import WanTransformer3DModel
-from kit.models import tiny_config
+from kit.tiny.models import tiny_config
 
 from plugins.errors import UserError
 from vmla.attention import LatentAttention

@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 import torch
 from kit.measure import assert_close, assert_relative
-from kit.models import draw, tiny_config, tiny_model
-from kit.passes import pass_inputs
+from kit.tiny.models import draw, tiny_config, tiny_model
+from kit.tiny.passes import pass_inputs
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from vmla.attention import LatentAttention

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from kit.measure import assert_close
-from kit.models import draw, tiny_model
+from kit.tiny.models import draw, tiny_model
 
 from vmla.cache import CacheSpec
 from vmla.packed_sequence import PackedWindow, dense_mask

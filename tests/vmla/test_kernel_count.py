@@ -5,7 +5,7 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from kit.fake_cuda import generated, hopper, launches
+from kit.stand_ins.fake_cuda import generated, hopper, launches
 
 from plugins.fp8 import cudnn_attention
 from runtime.engines.layers.fp8_attention import Fp8Attention, full_window

@@ -3,7 +3,7 @@
 import pytest
 import torch
 from kit.measure import assert_close
-from kit.models import draw, tiny_model
+from kit.tiny.models import draw, tiny_model
 from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
 from plugins.errors import UserError

@@ -6,11 +6,11 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 from click.testing import CliRunner
-from kit.checkpoints import debug_checkpoint
-from kit.equations import Equations
 from kit.measure import assert_close
-from kit.models import draw, tiny_config, tiny_model
-from kit.passes import pass_inputs, window_at
+from kit.references.equations import Equations
+from kit.tiny.checkpoints import debug_checkpoint
+from kit.tiny.models import draw, tiny_config, tiny_model
+from kit.tiny.passes import pass_inputs, window_at
 
 from export.lowering.trace import trace_step
 from export.onnx.decompositions import decomposed

@@ -4,7 +4,7 @@ import pytest
 import torch
 from diffusers.models.transformers.transformer_wan import WanRotaryPosEmbed
 from kit.measure import assert_close
-from kit.models import draw
+from kit.tiny.models import draw
 
 from vmla.rope import Rotary3D, rotate, split_pairs
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kit.measure import assert_close
-from kit.models import draw
+from kit.tiny.models import draw
 
 from plugins.errors import UserError
 from vmla.scheduler import Sampler, add_noise, keyed_noise, shifted

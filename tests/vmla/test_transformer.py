@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from kit.equations import Equations, window_of
-from kit.frames import frames_of
 from kit.measure import assert_close
-from kit.models import draw, tiny_model
-from kit.passes import window_at
+from kit.references.equations import Equations, window_of
+from kit.tiny.frames import frames_of
+from kit.tiny.models import draw, tiny_model
+from kit.tiny.passes import window_at
 
 from vmla.cache import CacheSpec
 

@@ -5,10 +5,10 @@ import json
 import pytest
 import torch
 from click.testing import CliRunner
-from kit.checkpoints import debug_checkpoint
 from kit.measure import assert_close
-from kit.models import draw
 from kit.refusals import assert_one_line
+from kit.tiny.checkpoints import debug_checkpoint
+from kit.tiny.models import draw
 
 from bench.caches.videos import CONTROL, LATENT, PER_HEAD, errors
 from bench.cli import main

@@ -6,8 +6,8 @@ from dataclasses import fields
 import pytest
 import torch
 from kit.measure import assert_close
-from kit.models import tiny_model
-from kit.passes import pass_inputs
+from kit.tiny.models import tiny_model
+from kit.tiny.passes import pass_inputs
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from bench.gpu.arms.attention import HeadsFirst, SeparateExpansion, SeparateProjections

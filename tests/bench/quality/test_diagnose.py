@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from click.testing import CliRunner
-from kit.checkpoints import as_trained_on
+from kit.tiny.checkpoints import as_trained_on
 
 from bench.cli import main as vmla_bench
 from bench.quality.diagnose import figures, held_out_scenes, still_figures, through_codec, trained_scenes

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from kit.checkpoints import as_trained_on
+from kit.tiny.checkpoints import as_trained_on
 from PIL import Image
 
 from bench.cli import main as vmla_bench

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from kit.damage import damaged
-from kit.results import documents
+from kit.files.damage import damaged
+from kit.files.results import documents
 
 from bench.cli import main as vmla_bench
 from bench.report.comparison import verdicts

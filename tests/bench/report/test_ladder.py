@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from kit.results import engine_row
+from kit.files.results import engine_row
 
 from bench.gpu.arms.items import ITEMS, JOINED
 from bench.report import gpu_files

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from kit.checkpoints import debug_checkpoint
+from kit.files.results import documents
 from kit.refusals import assert_one_line
-from kit.results import documents
+from kit.tiny.checkpoints import debug_checkpoint
 
 from bench.cli import main as vmla_bench
 from bench.harness.document import read_document

@@ -6,8 +6,8 @@ from dataclasses import asdict, fields
 import pytest
 import torch
 from click.testing import CliRunner
-from kit.checkpoints import debug_checkpoint
-from kit.models import draw
+from kit.tiny.checkpoints import debug_checkpoint
+from kit.tiny.models import draw
 
 from bench.cli import main as vmla_bench
 from bench.harness.document import read_document

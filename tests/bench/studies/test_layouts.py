@@ -4,8 +4,8 @@ import json
 
 import pytest
 from click.testing import CliRunner
-from kit.checkpoints import as_trained_on, debug_checkpoint
 from kit.refusals import assert_one_line
+from kit.tiny.checkpoints import as_trained_on, debug_checkpoint
 
 from bench.cli import main as vmla_bench
 from bench.harness.document import read_document

@@ -6,7 +6,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from kit.measure import assert_close
-from kit.passes import pass_inputs
+from kit.tiny.passes import pass_inputs
 
 from export.backends.base import Backend, Requirement
 from export.backends.registry import BACKENDS

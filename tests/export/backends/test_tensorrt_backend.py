@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from kit.tensorrt_bindings import OLDEST, run_with_bindings
+from kit.stand_ins.tensorrt_bindings import OLDEST, run_with_bindings
 
 from export.backends import tensorrt_build, tensorrt_process
 from export.backends.tensorrt import TensorRT

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 import pytest
 import torch
 from click.testing import CliRunner
-from kit.checkpoints import debug_checkpoint
+from kit.tiny.checkpoints import debug_checkpoint
 
 from export.backends.tensorrt_build import compile_kernels
 from export.engine.manifest import Manifest

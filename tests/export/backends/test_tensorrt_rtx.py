@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 from click.testing import CliRunner
-from kit.checkpoints import first_layers
+from kit.tiny.checkpoints import first_layers
 
 from export.backends import tensorrt_build as tensorrt
 from export.checks import check_files

@@ -19,8 +19,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from kit.models import tiny_model
-from kit.tensorrt_bindings import ROOT, fetched, run_with_bindings
+from kit.stand_ins.tensorrt_bindings import ROOT, fetched, run_with_bindings
+from kit.tiny.models import tiny_model
 
 from export.backends import torch_tensorrt as backend
 from export.backends.registry import BACKENDS

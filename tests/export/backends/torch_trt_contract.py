@@ -16,7 +16,7 @@ torch.cuda.get_device_capability = lambda device=None: (9, 0)
 torch.cuda.get_device_name = lambda device=None: "H100"
 
 import tensorrt as trt  # noqa: E402
-from kit.models import tiny_model  # noqa: E402
+from kit.tiny.models import tiny_model  # noqa: E402
 from tensorrt import plugin  # noqa: E402
 from torch_tensorrt.dynamo.conversion._ConverterRegistry import DYNAMO_CONVERTERS  # noqa: E402
 from torch_tensorrt.dynamo.lowering import get_decompositions  # noqa: E402

@@ -19,7 +19,7 @@ torch.cuda.get_device_name = lambda device=None: "L4"
 torch.cuda.mem_get_info = lambda device=None: (2**34, 2**34)
 
 import tensorrt_rtx as trt  # noqa: E402
-from kit.models import tiny_model  # noqa: E402
+from kit.tiny.models import tiny_model  # noqa: E402
 from torch_tensorrt.dynamo.conversion import _TRTInterpreter as interpreter  # noqa: E402
 
 from export.backends.torch_tensorrt import OPTIONS, TorchTensorRT  # noqa: E402

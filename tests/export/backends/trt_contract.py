@@ -1,7 +1,7 @@
 """Drives the building process and the runtime's loader through TensorRT's real bindings; prints it all.
 
-Run with the real bindings on the path and empty libraries loaded (`kit.tensorrt_bindings`). Builder,
-parser and runtime are stand-ins that know the real classes; everything else is real. What this shows
+Run with the real bindings on the path and empty libraries loaded (`kit.stand_ins.tensorrt_bindings`).
+Builder, parser and runtime are stand-ins that know the real classes; everything else is real. What this shows
 is that the code speaks the interface; no engine is built.
 """
 
@@ -14,7 +14,7 @@ from types import SimpleNamespace
 
 import tensorrt as trt
 import torch
-from kit.tensorrt_bindings import StandIn, maker
+from kit.stand_ins.tensorrt_bindings import StandIn, maker
 
 from export.backends import tensorrt_process
 from export.backends.tensorrt_build import BuildRequest

@@ -9,8 +9,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 from kit.measure import assert_relative
-from kit.models import randomise, tiny_config
-from kit.passes import pass_inputs
+from kit.tiny.models import randomise, tiny_config
+from kit.tiny.passes import pass_inputs
 
 from export.backends import tensorrt_build
 from export.engine.manifest import Manifest

@@ -6,8 +6,8 @@ from dataclasses import replace
 import pytest
 import torch
 from click.testing import CliRunner
-from kit.models import tiny_config, tiny_model
-from kit.passes import pass_inputs
+from kit.tiny.models import tiny_config, tiny_model
+from kit.tiny.passes import pass_inputs
 from torch import nn
 
 from export.layers import by_precision, layers_of

@@ -3,9 +3,9 @@
 import onnx
 import pytest
 from click.testing import CliRunner
-from kit.checkpoints import debug_checkpoint
 from kit.measure import assert_close
-from kit.passes import pass_inputs
+from kit.tiny.checkpoints import debug_checkpoint
+from kit.tiny.passes import pass_inputs
 
 from export.backends.aoti import AOTI
 from export.build import describe, lower

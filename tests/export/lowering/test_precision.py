@@ -6,8 +6,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from kit.measure import assert_close
-from kit.models import draw, tiny_model
-from kit.passes import pass_inputs
+from kit.tiny.models import draw, tiny_model
+from kit.tiny.passes import pass_inputs
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 

@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from kit.measure import assert_close, assert_relative
-from kit.models import draw, randomise
-from kit.passes import pass_inputs
+from kit.tiny.models import draw, randomise
+from kit.tiny.passes import pass_inputs
 from torch import nn
 from torch.overrides import TorchFunctionMode
 

@@ -5,10 +5,10 @@ from importlib.util import find_spec
 
 import pytest
 import torch
-from kit.fake_cuda import generated, hopper, launches, moved
 from kit.measure import assert_close
-from kit.models import draw, randomise, tiny_model
-from kit.passes import pass_inputs
+from kit.stand_ins.fake_cuda import generated, hopper, launches, moved
+from kit.tiny.models import draw, randomise, tiny_model
+from kit.tiny.passes import pass_inputs
 from torch import nn
 from torch._subclasses.fake_tensor import FakeTensor
 
@@ -205,7 +205,7 @@ def full_in_fp8():
 
 
 def on_hopper(layer, count):
-    """`count`, of `kit.fake_cuda`, for a layer's program of `wan-1.3b` in a full window on an H100."""
+    """`count`, of `kit.stand_ins.fake_cuda`, for a layer of `wan-1.3b` in a full window on an H100."""
     config = named_config("wan-1.3b")
     slots = (config.sink + config.history) * config.tokens_per_frame
     window = slots + config.chunk * config.tokens_per_frame

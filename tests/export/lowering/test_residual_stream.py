@@ -3,8 +3,8 @@
 import onnx
 import pytest
 import torch
-from kit.models import tiny_model
-from kit.passes import pass_inputs
+from kit.tiny.models import tiny_model
+from kit.tiny.passes import pass_inputs
 
 from export.build import lower
 from export.engine.signature import NARROW, contract

@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 from kit.measure import assert_close
-from kit.models import draw, tiny_model
-from kit.passes import pass_inputs
+from kit.tiny.models import draw, tiny_model
+from kit.tiny.passes import pass_inputs
 
 from export.lowering.precision import in_precision
 from export.lowering.trace import trace, trace_step

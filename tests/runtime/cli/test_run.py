@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from kit.checkpoints import as_trained_on
+from kit.tiny.checkpoints import as_trained_on
 from safetensors.torch import load_file
 
 from runtime import generate

@@ -9,7 +9,7 @@ import click
 import pytest
 import torch
 from click.testing import CliRunner
-from kit.commands import Commands
+from kit.processes.commands import Commands
 from kit.refusals import assert_one_line
 
 from runtime.cli.run import main

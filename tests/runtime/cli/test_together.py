@@ -7,7 +7,7 @@ from contextlib import ExitStack, closing
 import pytest
 import torch.multiprocessing
 from click.testing import CliRunner
-from kit.together import CHUNKS, process
+from kit.processes.together import CHUNKS, process
 
 from runtime.cli.run import main
 

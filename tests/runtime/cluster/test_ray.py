@@ -7,7 +7,7 @@ from functools import partial
 
 import pytest
 from click.testing import CliRunner
-from kit.serving import wait_for
+from kit.processes.serving import wait_for
 
 from plugins.errors import UserError
 from runtime.cli.run import main

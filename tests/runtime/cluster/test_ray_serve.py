@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from kit.serving import RED, Watching, serving, settings_for, wait_for
+from kit.processes.serving import RED, Watching, serving, settings_for, wait_for
 from websockets.exceptions import ConnectionClosedOK
 
 from runtime.cli.serve import LIKE_RUN, job_of

@@ -6,7 +6,7 @@ from functools import partial
 
 import httpx
 import pytest
-from kit.serving import RED, Watching, serving, settings_for, wait_for
+from kit.processes.serving import RED, Watching, serving, settings_for, wait_for
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
 from runtime.cluster.figures import together

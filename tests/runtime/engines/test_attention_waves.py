@@ -8,8 +8,8 @@ from types import MethodType
 import pytest
 import torch
 from kit.measure import assert_close
-from kit.models import draw, tiny_model
-from kit.passes import pass_inputs
+from kit.tiny.models import draw, tiny_model
+from kit.tiny.passes import pass_inputs
 
 from bench.harness.subject import random_model
 from plugins.errors import UserError

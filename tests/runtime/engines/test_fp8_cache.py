@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from kit.models import draw
+from kit.tiny.models import draw
 
 from bench.caches.engines import StoredCache
 from bench.harness.subject import RandomText, random_model

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from kit.passes import pass_inputs
+from kit.tiny.passes import pass_inputs
 
 from bench.harness.subject import RandomText, random_model
 from export.lowering.exclusions import reason_to_exclude

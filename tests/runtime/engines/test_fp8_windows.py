@@ -6,7 +6,7 @@ from functools import partial
 
 import pytest
 import torch
-from kit.passes import pass_inputs
+from kit.tiny.passes import pass_inputs
 
 from bench.harness.subject import RandomText, random_model
 from plugins.errors import UserError

@@ -2,10 +2,10 @@
 
 import pytest
 import torch
-from kit.engines import Words
 from kit.measure import assert_close, assert_relative
-from kit.models import tiny_model
-from kit.passes import pass_inputs
+from kit.tiny.engines import Words
+from kit.tiny.models import tiny_model
+from kit.tiny.passes import pass_inputs
 from torch import nn
 
 from runtime.engines.base import EagerEngine

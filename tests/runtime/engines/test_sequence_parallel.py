@@ -4,8 +4,8 @@ import pytest
 import torch
 import torch.multiprocessing
 from kit.measure import assert_close
-from kit.models import tiny_model
-from kit.split_rollout import CASES, process, rolled_out
+from kit.processes.split_rollout import CASES, process, rolled_out
+from kit.tiny.models import tiny_model
 
 from plugins.errors import UserError
 from runtime.engines.sequence_parallel import Split, split_over

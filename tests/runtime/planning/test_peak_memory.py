@@ -10,8 +10,8 @@ from functools import partial
 import pytest
 import torch
 from diffusers import AutoencoderKLWan
-from kit.engines import Words
-from kit.taehv import random_taehv
+from kit.references.taehv import random_taehv
+from kit.tiny.engines import Words
 
 from runtime.engines.base import EagerEngine
 from runtime.outputs import NullSink

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from kit.engines import tiny_engine
+from kit.files.videos import write_picture, write_video
 from kit.refusals import assert_one_line
-from kit.videos import write_picture, write_video
+from kit.tiny.engines import tiny_engine
 
 from plugins.errors import UserError
 from runtime import VideoPipeline

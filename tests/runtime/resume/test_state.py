@@ -11,9 +11,9 @@ import av
 import pytest
 import torch
 from click.testing import CliRunner
-from kit.commands import Commands
+from kit.processes.commands import Commands
+from kit.processes.sessions import StopAt, make_video
 from kit.refusals import assert_one_line
-from kit.sessions import StopAt, make_video
 from safetensors import safe_open
 from safetensors.torch import load_file
 

@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 import torch
 from click.testing import CliRunner
-from kit.checkpoints import debug_checkpoint
-from kit.engines import Words, tiny_engine
-from kit.equations import Equations
-from kit.frames import frames_of
 from kit.measure import assert_close
-from kit.models import tiny_model
+from kit.processes.sessions import make_video
+from kit.references.equations import Equations
 from kit.refusals import assert_one_line
-from kit.sessions import make_video
+from kit.tiny.checkpoints import debug_checkpoint
+from kit.tiny.engines import Words, tiny_engine
+from kit.tiny.frames import frames_of
+from kit.tiny.models import tiny_model
 
 from plugins.errors import UserError
 from runtime.cli.export import main as vmla_export

@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from kit.models import draw
+from kit.processes.sessions import StopAt, make_video
+from kit.references.taehv import random_taehv
 from kit.refusals import assert_one_line
-from kit.sessions import StopAt, make_video
-from kit.taehv import random_taehv
+from kit.tiny.models import draw
 
 from runtime.cli.run import main
 from runtime.outputs import NullSink

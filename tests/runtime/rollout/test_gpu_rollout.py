@@ -4,7 +4,7 @@ import warnings
 
 import pytest
 import torch
-from kit.engines import tiny_engine
+from kit.tiny.engines import tiny_engine
 
 from runtime.prompts.sources import PromptChange, PromptSchedule
 from runtime.resume.state import Snapshot

@@ -4,7 +4,7 @@ import gc
 
 import pytest
 import torch
-from kit.engines import tiny_engine
+from kit.tiny.engines import tiny_engine
 
 from runtime.device.cuda_graphs import Replay
 from runtime.prompts.sources import PromptChange, PromptSchedule

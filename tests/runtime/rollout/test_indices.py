@@ -4,7 +4,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kit.frames import FrameList, frames_of, specs
+from kit.tiny.frames import FrameList, frames_of, specs
 
 from runtime.rollout.recache import LatentHistory
 

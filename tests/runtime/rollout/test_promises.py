@@ -7,12 +7,12 @@ import time
 import psutil
 import pytest
 import torch
-from kit.engines import tiny_engine
-from kit.frames import frames_of
 from kit.measure import assert_close
-from kit.models import tiny_model
-from kit.passes import pass_inputs, window_at
-from kit.sessions import make_video
+from kit.processes.sessions import make_video
+from kit.tiny.engines import tiny_engine
+from kit.tiny.frames import frames_of
+from kit.tiny.models import tiny_model
+from kit.tiny.passes import pass_inputs, window_at
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from runtime.device.cuda_graphs import Replay, captured

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from kit.engines import tiny_engine
 from kit.measure import assert_close
-from kit.passes import window_at
+from kit.tiny.engines import tiny_engine
+from kit.tiny.passes import window_at
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from runtime.engines.base import EagerEngine

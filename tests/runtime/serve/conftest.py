@@ -1,7 +1,7 @@
 """One server for all tests that leave it as it was, and what it is compared with."""
 
 import pytest
-from kit.serving import serving
+from kit.processes.serving import serving
 
 from runtime.pipeline import VideoPipeline
 

@@ -7,7 +7,7 @@ import time
 
 import pytest
 from click.testing import CliRunner
-from kit.serving import RED, assert_head_is_get_without_a_body, serving, wait_for
+from kit.processes.serving import RED, assert_head_is_get_without_a_body, serving, wait_for
 from websockets.exceptions import InvalidStatus
 
 from runtime.cli.serve import main

@@ -9,7 +9,7 @@ from contextlib import suppress
 
 import psutil
 import pytest
-from kit.serving import BLUE, RED, serving, wait_for
+from kit.processes.serving import BLUE, RED, serving, wait_for
 from websockets.exceptions import ConnectionClosed
 
 from runtime.serve.edge.connections import FRAGMENTS, SlowReaderWatchdog

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import psutil
 import pytest
-from kit.serving import BLUE, RED, serving, wait_for
+from kit.processes.serving import BLUE, RED, serving, wait_for
 
 from plugins.atomic_files import TEMPORARY_SUFFIX
 from runtime.serve.disk import folder

@@ -7,7 +7,7 @@ import threading
 import pytest
 from click.testing import CliRunner
 from fastapi import FastAPI
-from kit.serving import RED, serving, settings_for, wait_for
+from kit.processes.serving import RED, serving, settings_for, wait_for
 
 from runtime.cli.serve import main
 from runtime.serve.listen import StoppableServer, open_socket, server_for

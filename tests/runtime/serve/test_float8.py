@@ -3,8 +3,8 @@
 import pytest
 import torch
 from click.testing import CliRunner
+from kit.processes.serving import RED, serving
 from kit.refusals import assert_one_line
-from kit.serving import RED, serving
 from safetensors.torch import load
 
 from runtime.cli.serve import job_of

@@ -1,7 +1,7 @@
 """`/v1/videos`: jobs in the shape of the public video API, queued by the memory plan."""
 
 import pytest
-from kit.serving import BLUE, RED, assert_head_is_get_without_a_body, serving, wait_for
+from kit.processes.serving import BLUE, RED, assert_head_is_get_without_a_body, serving, wait_for
 
 from runtime.planning.request import prepare
 

@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from kit.serving import BLUE, RED
+from kit.processes.serving import BLUE, RED
 
 from runtime.outputs import NullSink
 from runtime.planning.request import prepare

@@ -7,7 +7,7 @@ from itertools import pairwise
 import av
 import numpy as np
 import pytest
-from kit.serving import BLUE, ENOUGH, RED, serving, wait_for
+from kit.processes.serving import BLUE, ENOUGH, RED, serving, wait_for
 from websockets.exceptions import ConnectionClosed
 
 from runtime.prompts.sources import PromptChange, PromptSchedule
@@ -245,7 +245,7 @@ def test_times_in_the_stream_go_on_without_a_gap(server, tmp_path):
 
 
 def test_silence_at_the_start_is_not_waited_for(checkpoint, tmp_path):
-    from kit.serving import serving
+    from kit.processes.serving import serving
 
     with serving(checkpoint, tmp_path / "streams", start_seconds=0.2) as server, server.watch() as viewer:
         began = time.monotonic()

@@ -7,7 +7,7 @@ import threading
 from dataclasses import replace
 
 import pytest
-from kit.serving import BLUE, RED, assert_head_is_get_without_a_body, serving
+from kit.processes.serving import BLUE, RED, assert_head_is_get_without_a_body, serving
 from safetensors.torch import load, save
 
 from runtime.prompts.sources import PromptChange, PromptSchedule

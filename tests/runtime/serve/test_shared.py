@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from kit.serving import BLUE, RED, serving, wait_for
+from kit.processes.serving import BLUE, RED, serving, wait_for
 
 from plugins.errors import UserError
 from runtime.serve.disk.fence import ClaimLostError, Fence, locks_stay_here

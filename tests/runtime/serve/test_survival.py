@@ -7,7 +7,7 @@ import time
 
 import psutil
 import pytest
-from kit.serving import BLUE, RED, serving, wait_for
+from kit.processes.serving import BLUE, RED, serving, wait_for
 
 from plugins.errors import UserError
 from runtime.serve.disk.index import ChunkIndex

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from kit.serving import RED, serving, wait_for
+from kit.processes.serving import RED, serving, wait_for
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import StatusCode
 

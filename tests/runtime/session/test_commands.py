@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from kit.galleries import Gallery, Stalling
+from kit.processes.galleries import Gallery, Stalling
 
 from plugins.errors import UserError
 from runtime.outputs import NullSink
@@ -303,7 +303,7 @@ GO_ON = """
 import sys
 import numpy as np
 sys.path.insert(0, {tests!r})
-from kit.galleries import Gallery
+from kit.processes.galleries import Gallery
 from runtime.planning.request import prepare
 from runtime.resume.state import State
 from runtime.session.session import Session

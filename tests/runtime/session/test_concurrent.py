@@ -9,9 +9,9 @@ import av
 import pytest
 import torch
 from click.testing import CliRunner
-from kit.commands import Commands
+from kit.processes.commands import Commands
+from kit.processes.sessions import FullDisk, StopAt
 from kit.refusals import assert_one_line
-from kit.sessions import FullDisk, StopAt
 
 from plugins.errors import UserError
 from runtime.cli.run import main

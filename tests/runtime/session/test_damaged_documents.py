@@ -6,8 +6,8 @@ import shutil
 from dataclasses import replace
 
 import pytest
-from kit.checkpoints import debug_checkpoint
-from kit.damage import damaged
+from kit.files.damage import damaged
+from kit.tiny.checkpoints import debug_checkpoint
 
 from export.build import describe
 from export.checks import check_engine

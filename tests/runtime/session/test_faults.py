@@ -8,8 +8,8 @@ from pathlib import Path
 import av
 import pytest
 from click.testing import CliRunner
-from kit.galleries import Stalling
-from kit.sessions import FullDisk, make_video
+from kit.processes.galleries import Stalling
+from kit.processes.sessions import FullDisk, make_video
 from PIL import Image
 
 from plugins.atomic_files import temporary_path

@@ -6,7 +6,7 @@ import numpy as np
 import psutil
 import pytest
 import torch
-from kit.galleries import Gallery
+from kit.processes.galleries import Gallery
 
 from plugins.errors import UserError
 from runtime.outputs import NullSink

@@ -4,8 +4,8 @@ import base64
 import json
 
 import pytest
+from kit.references.wan_folder import small_tokenizer
 from kit.refusals import refusal
-from kit.wan_folder import small_tokenizer
 
 from vmla.text import PromptTokenizer
 from vmla.text.published import LONGEST, PublishedTokenizer, ends_soon

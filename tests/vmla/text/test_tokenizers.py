@@ -5,7 +5,7 @@ import json
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kit.wan_folder import small_tokenizer
+from kit.references.wan_folder import small_tokenizer
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
 from plugins.documents.json_file import read_json

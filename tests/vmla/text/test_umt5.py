@@ -5,7 +5,7 @@ import json
 
 import pytest
 import torch
-from kit.models import randomise
+from kit.tiny.models import randomise
 from transformers import UMT5Config as TheirConfig
 from transformers import UMT5EncoderModel
 from transformers.models.umt5 import modeling_umt5

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from click.testing import CliRunner
-from kit.videos import write_video
+from kit.files.videos import write_video
 from safetensors.torch import load_file
 
 from plugins.documents.tensor_header import read_header

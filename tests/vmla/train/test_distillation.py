@@ -8,8 +8,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 from kit.measure import assert_close
-from kit.models import draw, randomise, tiny_config, tiny_model
 from kit.refusals import assert_one_line, said
+from kit.tiny.models import draw, randomise, tiny_config, tiny_model
 
 from plugins.errors import UserError
 from vmla.cache import CacheSpec

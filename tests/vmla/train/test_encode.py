@@ -6,9 +6,9 @@ import os
 import pytest
 import torch
 from click.testing import CliRunner
+from kit.files.videos import write_video
 from kit.measure import assert_close
 from kit.refusals import said
-from kit.videos import write_video
 
 from plugins.errors import UserError
 from vmla.train.cli.commands import main

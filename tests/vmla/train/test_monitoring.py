@@ -7,7 +7,7 @@ import pytest
 import torch
 from click.testing import CliRunner
 from kit.measure import assert_close
-from kit.models import draw
+from kit.tiny.models import draw
 
 from vmla.train.cli.commands import main
 from vmla.train.monitoring.contact_sheet import COLUMNS, strip, write_strip

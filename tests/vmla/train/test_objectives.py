@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 import torch
-from kit.equations import Equations
 from kit.measure import assert_close
-from kit.models import draw, randomise, tiny_config, tiny_model
+from kit.references.equations import Equations
+from kit.tiny.models import draw, randomise, tiny_config, tiny_model
 
 from runtime.prompts.sources import FixedPrompts
 from runtime.rollout.decoding import NoDecoder

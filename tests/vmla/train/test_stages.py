@@ -9,8 +9,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 from kit.measure import assert_close
-from kit.models import draw, tiny_model
-from kit.passes import window_at
+from kit.tiny.models import draw, tiny_model
+from kit.tiny.passes import window_at
 
 from plugins.errors import UserError
 from vmla.cache import CacheSpec

@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from kit.equations import Equations
 from kit.measure import assert_close
-from kit.models import draw, tiny_config, tiny_model
+from kit.references.equations import Equations
+from kit.tiny.models import draw, tiny_config, tiny_model
 
 from runtime.prompts.sources import FixedPrompts
 from runtime.rollout.decoding import NoDecoder

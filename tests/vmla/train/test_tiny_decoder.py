@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from kit.models import draw
-from kit.taehv import random_taehv
-from kit.wan_folder import small_vae
+from kit.references.taehv import random_taehv
+from kit.references.wan_folder import small_vae
+from kit.tiny.models import draw
 
 from plugins.errors import UserError
 from vmla.train.cli.codec_options import RESULT, distil

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from kit.models import randomise
-from kit.videos import write_video
-from kit.wan import wan_transformer
+from kit.files.videos import write_video
+from kit.references.wan import wan_transformer
+from kit.tiny.models import randomise
 
 import bench.cli
 import runtime.cli.run

@@ -6,9 +6,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from kit.measure import assert_close
-from kit.models import draw
-from kit.taehv import random_taehv
-from kit.wan_folder import small_vae
+from kit.references.taehv import random_taehv
+from kit.references.wan_folder import small_vae
+from kit.tiny.models import draw
 from safetensors.torch import save_file
 
 from plugins.errors import UserError

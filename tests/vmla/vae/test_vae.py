@@ -7,7 +7,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 from kit.measure import assert_close
-from kit.taehv import random_taehv
+from kit.references.taehv import random_taehv
 from safetensors.torch import load_file
 
 from plugins.errors import UserError

@@ -7,9 +7,9 @@ import pytest
 import torch
 from click.testing import CliRunner
 from kit.measure import assert_close
-from kit.models import draw, tiny_config, tiny_model
-from kit.passes import window_at
 from kit.refusals import assert_one_line
+from kit.tiny.models import draw, tiny_config, tiny_model
+from kit.tiny.passes import window_at
 from safetensors.torch import load_file, save_file
 
 from plugins.atomic_files import TEMPORARY_SUFFIX
@@ -255,7 +255,7 @@ def wan_source(folder, model):
 @pytest.fixture(scope="module")
 def wan_folder(tmp_path_factory):
     """A `debug` Wan model in Wan's own naming."""
-    from kit.models import randomise
+    from kit.tiny.models import randomise
 
     from vmla.transformer import VideoMLA
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 from click.testing import CliRunner
-from kit.models import tiny_model
 from kit.refusals import assert_one_line
+from kit.tiny.models import tiny_model
 from safetensors.torch import save_file
 
 from vmla.train.cli.commands import main

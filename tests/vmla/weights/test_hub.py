@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from click.testing import CliRunner
-from kit.hub import StandInHub
 from kit.refusals import assert_one_line
+from kit.stand_ins.hub import StandInHub
 
 import runtime.cli.run
 import vmla.train.cli.commands

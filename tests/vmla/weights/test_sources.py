@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from kit.equations import Equations
 from kit.measure import assert_close
-from kit.models import draw, randomise, tiny_config, tiny_model
-from kit.passes import window_at
+from kit.references.equations import Equations
+from kit.references.wan import wan_transformer
 from kit.refusals import refusal
-from kit.wan import wan_transformer
+from kit.tiny.models import draw, randomise, tiny_config, tiny_model
+from kit.tiny.passes import window_at
 from safetensors.torch import save_file
 
 from vmla.cache import CacheSpec

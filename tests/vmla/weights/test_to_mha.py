@@ -6,10 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 from click.testing import CliRunner
-from kit.checkpoints import as_trained_on, debug_checkpoint
 from kit.measure import assert_close
-from kit.models import draw, tiny_config
 from kit.refusals import assert_one_line
+from kit.tiny.checkpoints import as_trained_on, debug_checkpoint
+from kit.tiny.models import draw, tiny_config
 
 from vmla.attention import HeadAttention, LatentAttention, Window
 from vmla.rope import Rotary3D

@@ -2,11 +2,11 @@
 
 import pytest
 import torch
-from kit.equations import Equations
 from kit.measure import assert_close
-from kit.models import draw, randomise, tiny_config
-from kit.passes import window_at
-from kit.wan import from_diffusers, wan_transformer
+from kit.references.equations import Equations
+from kit.references.wan import from_diffusers, wan_transformer
+from kit.tiny.models import draw, randomise, tiny_config
+from kit.tiny.passes import window_at
 
 from vmla.cache import CacheSpec
 from vmla.transformer import VideoMLA

@@ -7,11 +7,11 @@ import shutil
 import pytest
 import torch
 from diffusers import AutoencoderKLWan, UniPCMultistepScheduler
-from kit.checkpoints import debug_checkpoint
 from kit.measure import assert_close
-from kit.models import draw, randomise
-from kit.passes import window_at
 from kit.refusals import refusal
+from kit.tiny.checkpoints import debug_checkpoint
+from kit.tiny.models import draw, randomise
+from kit.tiny.passes import window_at
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import T5TokenizerFast, UMT5Config, UMT5EncoderModel

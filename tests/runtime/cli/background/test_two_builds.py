@@ -5,7 +5,7 @@ import time
 from contextlib import ExitStack, suppress
 
 import pytest
-from kit.commands import Commands
+from kit.processes.commands import Commands
 
 from plugins.documents.lock import lock_path, locked
 

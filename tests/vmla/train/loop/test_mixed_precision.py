@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from kit.measure import assert_close
-from kit.models import draw, randomise
+from kit.tiny.models import draw, randomise
 
 from vmla.train.data.latents import LatentSet
 from vmla.train.loop.loop import train

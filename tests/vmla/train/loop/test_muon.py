@@ -3,7 +3,7 @@
 import pytest
 import torch
 from kit.measure import assert_close
-from kit.models import draw
+from kit.tiny.models import draw
 
 from vmla.train.optim.muon import Muon, orthogonal
 

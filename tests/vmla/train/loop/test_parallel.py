@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from kit import train_shard
 from kit.measure import assert_close
+from kit.processes import train_shard
 
 from plugins.errors import UserError
 from vmla.train.cli.commands import main
@@ -30,7 +30,7 @@ def launch(folder, *, count=2, accumulate=1, stop_after=0, hang=0):
     folder.mkdir(exist_ok=True)
     command = [
         sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(count),
-        str(ROOT / "tests" / "kit" / "train_shard.py"), str(folder), str(accumulate), str(stop_after),
+        str(ROOT / "tests/kit/processes/train_shard.py"), str(folder), str(accumulate), str(stop_after),
         str(hang),
     ]  # fmt: skip
     paths = {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")]), "OMP_NUM_THREADS": "1"}

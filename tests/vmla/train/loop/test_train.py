@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 from kit.measure import assert_close
-from kit.models import draw
+from kit.tiny.models import draw
 
 from plugins.errors import UserError
 from vmla.train.data.latents import LatentSet, LatentSettings, make_latents

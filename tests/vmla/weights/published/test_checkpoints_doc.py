@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from click.testing import CliRunner
-from kit.hub import StandInHub
-from kit.models import draw, randomise
-from kit.videos import write_picture, write_video
-from kit.wan_folder import distilled, small_denoiser, small_wan, wan_folder
+from kit.files.videos import write_picture, write_video
+from kit.references.wan_folder import distilled, small_denoiser, small_wan, wan_folder
+from kit.stand_ins.hub import StandInHub
+from kit.tiny.models import draw, randomise
 from safetensors.torch import save_file
 
 import bench.cli

@@ -7,9 +7,9 @@ import pytest
 import torch
 from diffusers import AutoencoderKLWan
 from kit.measure import assert_close
-from kit.models import draw, randomise, tiny_config, tiny_model
+from kit.references.wan import wan_transformer
 from kit.refusals import refusal
-from kit.wan import wan_transformer
+from kit.tiny.models import draw, randomise, tiny_config, tiny_model
 from safetensors.torch import save_file
 
 from vmla.cache import CacheSpec

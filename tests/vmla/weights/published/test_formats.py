@@ -6,9 +6,9 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from kit.models import draw, randomise, tiny_config, tiny_model
+from kit.references.wan import wan_transformer
 from kit.refusals import refusal
-from kit.wan import wan_transformer
+from kit.tiny.models import draw, randomise, tiny_config, tiny_model
 from safetensors.torch import save_file
 
 from vmla.weights.formats.locate_files import weights_in

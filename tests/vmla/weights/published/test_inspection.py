@@ -4,8 +4,8 @@ import pytest
 import torch
 import yaml
 from click.testing import CliRunner
-from kit.models import draw, tiny_config, tiny_model
 from kit.refusals import refusal
+from kit.tiny.models import draw, tiny_config, tiny_model
 from safetensors.torch import save_file
 
 from vmla.train.cli.commands import main

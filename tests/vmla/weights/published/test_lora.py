@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 from kit.measure import assert_close
-from kit.models import draw, tiny_config, tiny_model
+from kit.tiny.models import draw, tiny_config, tiny_model
 from safetensors.torch import save_file
 
 from plugins.errors import UserError

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 import torch
 from click.testing import CliRunner
-from kit.equations import Equations
 from kit.measure import assert_close
-from kit.models import draw
+from kit.references.equations import Equations
+from kit.references.wan_folder import distilled, small_denoiser, small_wan, wan_folder
 from kit.refusals import assert_one_line
-from kit.wan_folder import distilled, small_denoiser, small_wan, wan_folder
+from kit.tiny.models import draw
 
 from plugins.errors import UserError
 from runtime import VideoPipeline
@@ -146,7 +146,7 @@ def test_past_the_window_relative_positions_are_absolute_ones_where_there_is_no_
             range(made, made + config.chunk)
         )
 
-    monkeypatch.setattr("kit.equations.window_of", absolute)
+    monkeypatch.setattr("kit.references.equations.window_of", absolute)
     model = small_denoiser(chunk=3, sink=0, history=3)
     theirs = theirs_of(model, folder, "self-forcing", chunks=4, seed=3)
     assert_close(latents_of(folder, chunks=4, seed=3), theirs, rtol=1e-4, atol=1e-4)
@@ -167,7 +167,7 @@ def test_with_a_sink_absolute_positions_are_those_of_the_video_and_end_where_tra
 
     model = small_denoiser(chunk=3, sink=1, history=3)
     relative = theirs_of(model, tmp_path / "absolute", "longlive", chunks=4, seed=3)
-    monkeypatch.setattr("kit.equations.window_of", absolute)
+    monkeypatch.setattr("kit.references.equations.window_of", absolute)
     theirs = theirs_of(model, tmp_path / "absolute", "longlive", chunks=4, seed=3)
     ours = latents_of(tmp_path / "absolute", chunks=4, seed=3)
     assert_close(ours, theirs, rtol=1e-4, atol=1e-4)

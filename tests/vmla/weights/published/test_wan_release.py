@@ -4,8 +4,8 @@ import pytest
 import torch
 from click.testing import CliRunner
 from kit.measure import assert_close
-from kit.models import draw
-from kit.wan_folder import distilled, release_folder, small_denoiser
+from kit.references.wan_folder import distilled, release_folder, small_denoiser
+from kit.tiny.models import draw
 
 from plugins.errors import UserError
 from vmla.train.cli.commands import main

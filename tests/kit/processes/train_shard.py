@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import torch
-from kit.models import draw, randomise
+from kit.tiny.models import draw, randomise
 
 from vmla.config import named_config
 from vmla.train.data.latents import LatentSet

@@ -1,6 +1,6 @@
 """TAEHV's architecture with weights drawn at random, whose pictures are neither black nor white."""
 
-from kit.models import draw, randomise
+from kit.tiny.models import draw, randomise
 
 from vmla.vae.taehv import TAEHV_CONFIGS, Taehv
 

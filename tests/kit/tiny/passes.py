@@ -1,7 +1,7 @@
 """Random inputs of one pass of the denoiser, at any place of a rollout."""
 
 import torch
-from kit.models import draw
+from kit.tiny.models import draw
 
 from vmla.cache import CacheSpec
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from kit.models import randomise
+from kit.tiny.models import randomise
 from safetensors.torch import load_file, save_file
 
 from vmla.config import Layout, named_config

@@ -5,7 +5,7 @@ come from the definition of the window, every product is written out. Slow, and 
 """
 
 import torch
-from kit.frames import frames_of
+from kit.tiny.frames import frames_of
 
 
 def window_of(config, number):

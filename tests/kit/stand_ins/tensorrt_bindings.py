@@ -17,7 +17,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NULL = ROOT / "tests" / "plugins" / "null_tensorrt.cpp"
 OLDEST = "10.16.1.11"
 LIBRARIES = ("nvinfer", "nvinfer_plugin", "nvonnxparser")

@@ -4,8 +4,8 @@ import json
 from dataclasses import replace
 
 import torch
-from kit.models import randomise
-from kit.wan import wan_transformer
+from kit.references.wan import wan_transformer
+from kit.tiny.models import randomise
 
 from vmla.config import named_config
 from vmla.transformer import VideoMLA

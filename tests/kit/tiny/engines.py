@@ -1,7 +1,7 @@
 """Engines of tiny models, without a text encoder."""
 
 import torch
-from kit.models import tiny_model
+from kit.tiny.models import tiny_model
 
 from runtime.engines.base import EagerEngine
 from vmla.scheduler import keyed_noise
@@ -21,7 +21,7 @@ class Words:
 
 
 def tiny_engine(device="cpu", dtype=torch.float32, **changes):
-    """An eager engine of `kit.models.tiny_model`."""
+    """An eager engine of `kit.tiny.models.tiny_model`."""
     model = tiny_model(**changes)
     words = Words(model.config, device)
     return EagerEngine(model, words, device=torch.device(device), dtype=dtype)

@@ -2,8 +2,8 @@
 
 import torch
 import torch.distributed
-from kit.engines import Words
-from kit.models import tiny_model
+from kit.tiny.engines import Words
+from kit.tiny.models import tiny_model
 
 from runtime.engines.base import EagerEngine
 from runtime.prompts.sources import PromptChange, PromptSchedule

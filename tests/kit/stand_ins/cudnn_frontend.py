@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from kit.tensorrt_bindings import ROOT, fetched
+from kit.stand_ins.tensorrt_bindings import ROOT, fetched
 
 FRONTEND = "nvidia-cudnn-frontend==1.32.0"
 LIBRARIES = ("nvidia-cudnn-cu13==9.20.0.48", "nvidia-cublas==13.1.0.3", "nvidia-cuda-nvrtc==13.0.88")
