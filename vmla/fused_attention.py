@@ -225,7 +225,7 @@ def fused(
     """
 
     def replace(named: str, part: nn.Module) -> nn.Module | None:
-        if not isinstance(part, LatentAttention):
+        if type(part) is not LatentAttention:  # a subclass may attend otherwise
             return None
         own = {f"{named}.{layer}".lstrip(".") for layer in ("down_q", "up_q")}
         return form(part) if own.isdisjoint(apart) else QueriesApart(part)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from runtime.engines.base import EagerEngine
 from runtime.engines.layers.cache_formats import Format
+from runtime.engines.optimizations import Optimizations
 from vmla.attention import AnyWindow, LatentAttention
 from vmla.config import ModelConfig
 from vmla.rope import rotate
@@ -79,7 +80,10 @@ def per_head_engine(checkpoint: Checkpoint) -> EagerEngine:
 
 def _engine(checkpoint: Checkpoint, model: VideoMLA) -> EagerEngine:
     model.eval().requires_grad_(False)
-    return EagerEngine(model, checkpoint.text(), device=torch.device("cpu"), dtype=torch.float32)
+    apart = Optimizations(joined=False)  # as per-head entries require, so that caches alone differ
+    return EagerEngine(
+        model, checkpoint.text(), device=torch.device("cpu"), dtype=torch.float32, optimizations=apart
+    )
 
 
 class StoredCache:

@@ -157,3 +157,14 @@ def test_the_layout_of_whole_heads_is_left_alone():
 def test_it_has_no_absorbed_form():
     with pytest.raises(ValueError, match="no absorbed form"):
         fused(tiny_model())(**pass_inputs(tiny_config(), FULL), absorbed=True)
+
+
+def test_attention_of_another_class_is_left_as_it_is():
+    class Other(LatentAttention):
+        """May attend otherwise."""
+
+    model = tiny_model()
+    model.blocks[1].attn1 = Other(model.config)
+    made = fused(model)
+    assert isinstance(made.blocks[0].attn1, FusedLatentAttention)
+    assert type(made.blocks[1].attn1) is Other

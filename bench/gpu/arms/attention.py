@@ -6,12 +6,11 @@ Results are those of `vmla.fused_attention.FusedLatentAttention` but for the ord
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
 from plugins import expand
 from vmla.attention import AnyWindow, LatentAttention
-from vmla.fused_attention import FusedLatentAttention
+from vmla.fused_attention import FusedLatentAttention, JoinedProduct
 
 
 class SeparateExpansion(FusedLatentAttention):
@@ -33,21 +32,18 @@ class SeparateProjections(FusedLatentAttention):
     """Three products lead down and two lead up to the queries, whose halves are then concatenated."""
 
     def __init__(self, plain: LatentAttention) -> None:
-        """Share the weights of the queries with `plain`."""
+        """Share the layers of the queries with `plain`."""
         super().__init__(plain)
-        self.up_nope, self.up_rotary = plain.up_q.weight, plain.rotary_q.weight
+        rows = self.down.weight.split([*self.widths, self.latent])
+        self.each_down = nn.ModuleList(map(JoinedProduct, rows))
+        self.up_nope, self.up_rotary = plain.up_q, plain.rotary_q
 
     def _down(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        content, rotary, latent = (
-            F.linear(x, rows) for rows in self.down.weight.split([*self.widths, self.latent])
-        )
+        content, rotary, latent = (down(x) for down in self.each_down)
         return content, rotary, latent
 
     def _queries(self, latent: Tensor, window: AnyWindow) -> Tensor:
-        nope, rotary = (
-            F.linear(latent, weight).unflatten(-1, (self.heads, -1))
-            for weight in (self.up_nope, self.up_rotary)
-        )
+        nope, rotary = (up(latent).unflatten(-1, (self.heads, -1)) for up in (self.up_nope, self.up_rotary))
         return torch.cat([nope, self._rotated(rotary, window)], dim=-1)
 
 
