@@ -20,11 +20,11 @@ from plugins.fp8.rows import LARGEST, LEAST_SCALE
 SOFTMAX_SCALE = LARGEST
 """What a weight of the softmax is multiplied by before it is rounded; the largest weight of a row is 1."""
 
-Attend = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
+AttendToCodes = Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor], Tensor]
 """See `reference_attend`."""
 
 
-def fp8_attention(query: Tensor, keys: Tensor, values: Tensor, attend: Attend) -> Tensor:
+def fp8_attention(query: Tensor, keys: Tensor, values: Tensor, attend: AttendToCodes) -> Tensor:
     """As `plugins.dense_attention`, from float8 codes.
 
     Args:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from plugins.fp8.attention import Attend, fp8_attention, reference_attend
+from plugins.fp8.attention import AttendToCodes, fp8_attention, reference_attend
 from plugins.fp8.cudnn_attention import AttentionSizes
 from plugins.operator import dense_attention
 from plugins.triton.split_kv import Timer, fastest_splits
@@ -70,7 +70,7 @@ def random_inputs(
     )
 
 
-def checked(query: Tensor, keys: Tensor, values: Tensor, attend: Attend) -> Check:
+def checked(query: Tensor, keys: Tensor, values: Tensor, attend: AttendToCodes) -> Check:
     """Compare `attend` with its reference and with attention in the wide type, on some of the queries."""
     made = fp8_attention(query, keys, values, attend)
     picked = torch.linspace(0, query.shape[2] - 1, min(ROWS, query.shape[2]), device=query.device).long()

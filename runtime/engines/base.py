@@ -92,6 +92,8 @@ class EagerEngine:
         """
         if fp8_cache and (as_it_is or group is not None):
             raise ValueError("a float8 cache is read by one process, by modules that are not the model's own")
+        if as_it_is and (compiled or fp8):
+            raise ValueError("the modules of the model itself are neither compiled nor in float8")
         self.config, self.cache_spec = model.config, CacheSpec.of(model.config)
         self.device, self.dtype, self.cache_dtype, self.absorbed = device, dtype, dtype, absorbed
         self._entry_form = PackedEntries(model.config) if fp8_cache else None

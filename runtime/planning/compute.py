@@ -17,6 +17,7 @@ from runtime.engines.layers.fp8_linear import choose_fp8
 from runtime.engines.sequence_parallel import check_divisible
 from runtime.engines.timing.step_timing import seconds_by_type
 from vmla.cli.machine import check_threads
+from vmla.cli.options.device import FASTEST
 from vmla.cli.options.names import unknown_name
 from vmla.config import ModelConfig
 from vmla.weights.checkpoint import Checkpoint
@@ -25,8 +26,6 @@ Measure = Callable[[ModelConfig, tuple[torch.dtype, ...]], dict[torch.dtype, flo
 """Gives the seconds of a step in each of some types."""
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-FASTEST = "fastest"
-"""In place of a type's name: the fastest on this processor, which is measured."""
 CLEARLY = 1.2
 """How many times as fast as float32 bfloat16 has to be: its videos drift away from those of float32, by 0.14
 of a chunk after twenty (`runtime.cli.verify.engine.ROLLOUT`), and timings repeat to a few per cent."""

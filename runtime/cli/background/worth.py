@@ -9,11 +9,10 @@ from pathlib import Path
 from runtime.cli.background.records import nearest_measured
 from runtime.telemetry.events import ChunkReport, NoTelemetry
 
-SPEED_UP, BUILD_SECONDS = 1.73, 32.0
+SPEED_UP, BUILD_SECONDS = 1.61, 32.0
 """How many times as fast as the PyTorch model an AOTInductor engine in float32 denoises `sprites`, and the
 seconds that it takes to build, on two cores of an AMD EPYC (`bench/results/engines-sprites.json`, LOG.md).
-They stand in for what was not yet measured on this machine. PyTorch's model had the products of its attention
-apart when they were measured; joined, it takes 0.93 of the time."""
+They stand in for what was not yet measured on this machine."""
 
 
 class DenoiseTime(NoTelemetry):

@@ -16,7 +16,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from plugins.fp8.attention import Attend, fp8_attention
+from plugins.fp8.attention import AttendToCodes, fp8_attention
 from plugins.fp8.attention_choice import checked, is_faster, random_inputs
 from plugins.fp8.cudnn_attention import AttentionSizes, attend, unfit
 from plugins.operator import dense_attention
@@ -39,7 +39,7 @@ class Fp8Attention:
     """Attends in float8 to full windows of `sizes`, and to others as the window itself does."""
 
     sizes: AttentionSizes
-    form: Attend
+    form: AttendToCodes
 
     def __call__(self, window: AnyWindow, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """See `Window.attend`."""
@@ -94,7 +94,7 @@ def full_window(config: ModelConfig) -> AttentionSizes:
 
 @torch.inference_mode()
 def _objection(
-    sizes: AttentionSizes, form: Attend, *, dtype: torch.dtype, device: torch.device, compiled: bool,
+    sizes: AttentionSizes, form: AttendToCodes, *, dtype: torch.dtype, device: torch.device, compiled: bool,
     timer: Timer, kept: Path | None,
 ) -> str | None:  # fmt: skip
     """Why `form` is not taken after it was tried, or None if it is right and faster."""

@@ -16,6 +16,8 @@ from vmla.cli.options.names import did_you_mean
 if TYPE_CHECKING:
     import torch
 
+FASTEST = "fastest"
+"""In place of a type's name: the fastest on this processor, which is measured."""
 AUTO = "auto"
 KINDS = (AUTO, "cpu", "cuda")
 """The usual names; torch knows more."""
@@ -54,7 +56,7 @@ def device_option(
 
 def dtype_option(*, fastest: bool) -> Callable[[Any], Any]:
     """The option `--dtype`, for commands that make videos; `fastest` is for those that may measure."""
-    kinds = (AUTO, "float32", "bfloat16", "float16", *(("fastest",) if fastest else ()))
+    kinds = (AUTO, "float32", "bfloat16", "float16", *((FASTEST,) if fastest else ()))
     measured = "; fastest is measured on a CPU" if fastest else ""
     return click.option(
         "--dtype", type=Choice(kinds), default=AUTO, show_default=True,
