@@ -20,7 +20,7 @@ from plugins.errors import UserError
 def describe(manifest: Manifest) -> Iterator[str]:
     """The contents of a manifest, line by line."""
     host, sizes = manifest.host, manifest.model
-    yield f"backend: {manifest.backend}, precision {manifest.precision}, batch {manifest.batch}"
+    yield f"backend: {manifest.backend}, precision {_arithmetic(manifest)}, batch {manifest.batch}"
     yield f"checkpoint: {manifest.checkpoint}, model {manifest.model_hash}"
     yield f"model: {sizes['layout']}, " + ", ".join(
         f"{name.replace('_', ' ')} {sizes[name]}"
@@ -119,12 +119,18 @@ def _summary(place: Path) -> str:
         manifest = Manifest.read(place)
     except UserError as refusal:
         return f"no engine that can be read: {refusal}"
-    what = f"{manifest.backend} {manifest.precision}, batch {manifest.batch}, {manifest.checkpoint}"
+    what = f"{manifest.backend} {_arithmetic(manifest)}, batch {manifest.batch}, {manifest.checkpoint}"
     try:
         check_host(manifest, place)
     except UserError as refusal:
         return f"{what}; does not run here: {refusal}"
     return what
+
+
+def _arithmetic(manifest: Manifest) -> str:
+    """The precision, and the form of attention if it is not the usual one."""
+    form = "" if manifest.attention == "native" else f", attention {manifest.attention}"
+    return f"{manifest.precision}{form}"
 
 
 def _tensor(spec: TensorSpec) -> str:

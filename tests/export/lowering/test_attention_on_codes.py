@@ -176,6 +176,15 @@ def settings(manifest):
     return Settings(backend=manifest.backend, precision=manifest.precision, attention=manifest.attention)
 
 
+def test_it_is_told_apart_from_others(onnx_folder):
+    assert (
+        "precision fp8, attention fp8, batch 1"
+        in CliRunner().invoke(main, ["inspect", str(onnx_folder)]).output
+    )
+    listed = CliRunner().invoke(main, ["list", str(onnx_folder.parent)]).output
+    assert "onnx fp8, attention fp8, batch 1" in listed
+
+
 def test_rollouts_of_it_stay_within_the_bounds_of_fp8(onnx_folder):
     result = CliRunner().invoke(main, ["verify", str(onnx_folder), "--chunks", "4"])
     assert result.exit_code == 0, result.output
