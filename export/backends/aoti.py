@@ -37,6 +37,10 @@ WEIGHTS = "-weights.safetensors"
 """Ending of the file with the weights of a program's layers, after the program's name."""
 
 
+FLOAT8_INPUTS = (2, 13)
+"""The first PyTorch whose C++ for a CPU may have inputs in float8, as the codes of a shared layer are."""
+
+
 class AOTI(Backend):
     """Compiles to machine code for one processor or GPU and one version of PyTorch."""
 
@@ -54,10 +58,12 @@ class AOTI(Backend):
         return device == "cuda"
 
     def check_tools(self, options: BuildOptions) -> None:
-        """Refuse a machine without a C++ compiler, or without the GPU that is asked for."""
+        """Refuse a machine without a C++ compiler or the GPU that is asked for, or too old a PyTorch."""
         from export.lowering.precision import check_hardware
 
         check_compiler(options.device)
+        if options.device == "cpu" and options.precision == "fp8" and self.regional(options):
+            check_float8_inputs()
         if options.device == "cuda":
             check_hardware(options.precision, gpu_architecture())
 
@@ -123,6 +129,19 @@ def _layers(name: str, manifest: Manifest) -> tuple[str, ...]:
 
     quantised = manifest.layers.get(manifest.precision, ()) if manifest.quantization is not None else ()
     return layer_parts(name, manifest.model["num_layers"], quantised)
+
+
+def check_float8_inputs() -> None:
+    """Refuse a PyTorch that cannot compile a layer in fp8 for a CPU, given its codes.
+
+    Raises:
+        UserError: with what to ask for instead.
+    """
+    import torch
+
+    if tuple(int(part) for part in torch.__version__.split(".")[:2]) < FLOAT8_INPUTS:
+        wanted = ".".join(map(str, FLOAT8_INPUTS))
+        raise UserError(f"fp8 by layer on a CPU takes PyTorch {wanted} or later; leave --regional out")
 
 
 def check_compiler(device: str) -> None:

@@ -47,7 +47,7 @@ def inference_session(graph: Path) -> InferenceSession:
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3  # errors only: it warns about every constant that it does not fold
     options.intra_op_num_threads = torch.get_num_threads()
-    # Its fusions of quantised layers are for integers; before 1.32 they break those in fp8.
+    # Its fusions of quantised layers are for integers.
     options.add_session_config_entry("session.disable_quant_qdq", "1")
     try:
         return onnxruntime.InferenceSession(str(graph), options, providers=["CPUExecutionProvider"])

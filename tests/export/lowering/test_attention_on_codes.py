@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import onnx
-import onnxruntime
 import pytest
 import torch
 from click.testing import CliRunner
@@ -15,6 +14,7 @@ from kit.tiny.passes import pass_inputs
 from export.backends import tensorrt_build
 from export.engine.manifest import Manifest
 from export.layers import attention_inputs
+from export.loading.onnx_session import inference_session
 from export.lowering.calibration import ATTENDED, Calibration, attention_input_names, observed
 from export.lowering.quantized_layers import HEADROOM, attentions, quantized
 from export.lowering.trace import trace_step
@@ -158,7 +158,7 @@ def test_onnx_runtime_computes_the_program(onnx_folder, fp8_engine, checkpoint, 
         for name in (*manifest.layers["fp8"], *attention_inputs(model.config, settings(manifest)))
     }
     program = quantized(trace_step(model, batch=1, window="held"), chosen, "fp8").module()
-    session = onnxruntime.InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    session = inference_session(graph)
     for number in (0, 2, 5):
         inputs = full_inputs(model, number)
         got = session.run(None, {name: np.asarray(value) for name, value in inputs.items()})

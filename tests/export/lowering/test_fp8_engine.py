@@ -2,6 +2,7 @@
 
 import onnx
 import pytest
+import torch
 from click.testing import CliRunner
 from kit.measure import assert_close
 from kit.tiny.checkpoints import debug_checkpoint
@@ -14,6 +15,7 @@ from export.lowering.calibration import Calibration
 from export.lowering.trace import trace_step
 from export.onnx import graph as graphs
 from export.settings import Settings
+from plugins.errors import UserError
 from runtime.cli.export import main
 from runtime.engines.compiled import open_engine
 from vmla.transformer import StepInputs
@@ -82,6 +84,21 @@ def test_quantising_stands_where_tensorrt_fuses_it(folder):
     assert products == len(layers) == 14
 
 
+OLD = torch.__version__ < "2.13"
+"""Whether this PyTorch is refused for layers in fp8 on a CPU."""
+
+
+def test_a_pytorch_without_float8_inputs_is_refused_by_layer(monkeypatch):
+    by_layer = Settings(backend="aoti", precision="fp8", regional=True)
+    monkeypatch.setattr(torch, "__version__", "2.12.1+cpu")
+    with pytest.raises(UserError, match="takes PyTorch 2.13 or later; leave --regional out"):
+        by_layer.check_tools()
+    Settings(backend="aoti", precision="fp8").check_tools()
+    monkeypatch.setattr(torch, "__version__", "2.13.0a0+gitabc")
+    by_layer.check_tools()
+
+
+@pytest.mark.skipif(OLD, reason="refused, as the test before this one shows")
 def test_compiled_by_layer_it_is_the_whole_program(tmp_path):
     """By AOTInductor for this CPU, from four layers, so that there are some at the ends that stay plain."""
     folder, opened = tmp_path / "engine", open_checkpoint(debug_checkpoint(tmp_path / "four", num_layers=4))
