@@ -24,7 +24,7 @@ from export.checks import check_files
 from export.engine.engine_folder import make_parent, replacing
 from export.engine.manifest import NAME, Attention, Manifest, Quantization, Signature, StepWindow
 from export.engine.signature import NARROW, cache_of, contract
-from export.layers import attention_inputs, by_precision
+from export.layers import attention_inputs, by_precision, check_attention
 from export.lowering.calibration import NAME as CALIBRATION
 from export.lowering.calibration import Calibration, Drive, calibrate, draw_rollouts
 from export.lowering.fp8_matmul import scaled
@@ -147,8 +147,13 @@ def _built(
 
 
 def describe(checkpoint: Checkpoint, settings: Settings, calibration: Calibration | None = None) -> Manifest:
-    """The manifest that a build will have, without its files. Weights are read only to hash them."""
+    """The manifest that a build will have, without its files. Weights are read only to hash them.
+
+    Raises:
+        UserError: if the model cannot have the precision or the attention of `settings`.
+    """
     config = checkpoint.model_config()
+    check_attention(config, settings)
     narrow = NARROW[settings.base]
     return Manifest(
         backend=settings.backend,

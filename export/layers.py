@@ -1,4 +1,4 @@
-"""The linear layers of a model, by the precision in which an engine multiplies them."""
+"""The linear layers of a model, by the precision in which an engine multiplies them; attention on codes."""
 
 from __future__ import annotations
 
@@ -10,13 +10,37 @@ from export.lowering.precision import FLOAT32_PREFIXES
 from export.lowering.trace import fake_model
 from export.settings import Settings
 from plugins.errors import UserError
+from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
+
+HEAD_WIDTHS = 16
+"""A head's width must be a multiple of this for TensorRT's attention on float8 codes."""
 
 
 def layers_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     """Outputs and inputs of every linear layer, by its name in the model."""
     modules = fake_model(config).named_modules()
     return {name: tuple(part.weight.shape) for name, part in modules if isinstance(part, nn.Linear)}
+
+
+def check_attention(config: ModelConfig, settings: Settings) -> None:
+    """Refuse attention on float8 codes for a model of `config` that would not have it.
+
+    Raises:
+        UserError: if its heads have a width that tensor cores do not take, or if its step masks slots:
+            masked attention has no codes, and a cache of one slot is masked (`export.build.step_window`).
+    """
+    if settings.attention_form != "fp8":
+        return
+    if (width := config.attention_head_dim) % HEAD_WIDTHS:
+        raise UserError(
+            f"attention in fp8 needs heads whose width is a multiple of {HEAD_WIDTHS}, and this model's is "
+            f"{width}; leave --attention out"
+        )
+    if CacheSpec.of(config).slots == 1:
+        raise UserError(
+            "attention in fp8 takes no mask, which a cache of one slot needs; leave --attention out"
+        )
 
 
 def attention_inputs(config: ModelConfig, settings: Settings) -> tuple[str, ...]:

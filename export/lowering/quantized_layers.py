@@ -25,15 +25,12 @@ from export.lowering.fp8 import (
     row_scales,
 )
 from export.lowering.trace import rebuilt
-from plugins.errors import UserError
 
 HEADROOM = 1.1
 """Factor by which inputs may exceed the largest in calibration before they saturate."""
 
 LINEAR = torch.ops.aten.linear.default
 ATTENTION = torch.ops.aten.scaled_dot_product_attention.default
-HEAD_WIDTHS = 16
-"""A head's width must be a multiple of this for TensorRT's attention on float8 codes."""
 
 
 @dataclass(frozen=True)
@@ -137,9 +134,6 @@ class ProgramEdit:
         rounded too. No operation of a graph does the latter: `export.backends.tensorrt_process` asks for it.
         """
         query, keys, values = cast(tuple[Node, Node, Node], node.args)
-        widths = {part.meta["val"].shape[-1] for part in (query, keys, values)}
-        if odd := [width for width in widths if width % HEAD_WIDTHS]:
-            raise UserError(f"attention in fp8 takes heads of multiples of {HEAD_WIDTHS}, not {odd[0]}")
         scale = query.meta["val"].shape[-1] ** -0.5
         with self.graph.inserting_before(node):
             scaled = self.call(torch.ops.aten.mul.Tensor, query, scale)

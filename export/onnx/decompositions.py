@@ -41,6 +41,11 @@ def _split_with_sizes(x: Tensor, sizes: Sequence[int], dim: int = 0) -> list[Ten
     return [_ATEN.slice.Tensor(x, dim, end - size, end) for size, end in zip(sizes, ends, strict=True)]
 
 
+def _split(x: Tensor, size: int, dim: int = 0) -> list[Tensor]:
+    whole = x.shape[dim]
+    return [_ATEN.slice.Tensor(x, dim, start, min(start + size, whole)) for start in range(0, whole, size)]
+
+
 def _unflatten(x: Tensor, dim: int, sizes: Sequence[int]) -> Tensor:
     dim %= x.ndim
     known = math.prod(size for size in sizes if size != -1)
@@ -100,6 +105,7 @@ def _layer_norm(
 REPLACED: dict[Any, Callable[..., Any]] = {
     _ATEN.unbind.int: _unbind,
     _ATEN.split_with_sizes.default: _split_with_sizes,
+    _ATEN.split.Tensor: _split,
     _ATEN.unflatten.int: _unflatten,
     _ATEN.flatten.using_ints: _flatten,
     _ATEN.numpy_T.default: lambda x: x.transpose(0, 1),

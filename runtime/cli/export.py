@@ -243,7 +243,7 @@ def _may_be_there(output: Path | None, settings: Any) -> bool:
 @click.option("-o", "--output", type=click.Path(path_type=Path, dir_okay=False), required=True,
               help="JSON file to write, for vmla-export build --calibration.")  # fmt: skip
 def calibrate(checkpoint: str, prompts: int, chunks: int, seed: int, device: str, output: Path) -> None:
-    """Measure how large the inputs of every linear layer grow during rollouts."""
+    """Measure how large the inputs of linear layers and attention grow during rollouts."""
     from export.lowering.calibration import calibrate, draw_rollouts
     from runtime.rollout.calibration import drive
     from vmla.weights.locate import find_checkpoint

@@ -156,6 +156,7 @@ def test_one_function_serves_calls_of_one_shape_only():
 def test_plain_operations_compute_the_same(layout):
     model = tiny_model(layout=layout)
     program = decomposed(trace(model, batch=1)["step"])
+    assert not [node for node in program.graph.nodes if "aten.split" in str(node.target)]  # sequences in ONNX
     inputs = pass_inputs(model.config, 1, seed=3)
     for got, want in zip(program.module()(*inputs.values()), model(**inputs), strict=True):
         assert torch.allclose(got, want, rtol=1e-5, atol=1e-5)

@@ -129,7 +129,7 @@ def test_a_backend_without_a_graph_is_refused_with_the_command_to_build_another(
     result = verify(folder)
     assert result.exit_code == 2
     [line] = result.output.splitlines()
-    assert f"cannot run a {backend} engine in fp32 layer by layer" in line
+    assert f"cannot run an engine of {backend} in fp32 layer by layer" in line
     assert "--backend onnx --precision fp32" in line
     assert f"{folder}-onnx" in line
 

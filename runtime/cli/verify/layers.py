@@ -147,8 +147,8 @@ def _check_runs(manifest: Manifest, folder: Path) -> None:
             manifest, folder.with_name(f"{folder.name}-onnx"), backend=ONNX.name, device="cpu"
         )
         raise UserError(
-            f"ONNX Runtime cannot run a {manifest.backend} engine in {manifest.precision} layer by layer; "
-            f"verify an engine of the same precision instead, built with: {mend}"
+            f"ONNX Runtime cannot run an engine of {manifest.backend} in {manifest.precision} layer by "
+            f"layer; verify an engine of the same precision instead, built with: {mend}"
         )
 
 

@@ -1,6 +1,7 @@
 """Attention on float8 codes: what is observed for it, its program, and what TensorRT-RTX makes of it."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import onnx
@@ -8,10 +9,12 @@ import pytest
 import torch
 from click.testing import CliRunner
 from kit.measure import assert_relative
+from kit.tiny.checkpoints import debug_checkpoint
 from kit.tiny.models import randomise, tiny_config
 from kit.tiny.passes import pass_inputs
 
 from export.backends import tensorrt_build
+from export.build import describe
 from export.engine.manifest import Manifest
 from export.layers import attention_inputs
 from export.loading.onnx_session import inference_session
@@ -123,12 +126,30 @@ def test_a_masked_attention_has_no_codes():
     assert whole == names_of(model)
 
 
-def test_heads_that_tensor_cores_do_not_take_are_refused():
-    config = tiny_config(attention_head_dim=20, kv_lora_rank=12)
-    model = VideoMLA(config)
-    names = dict.fromkeys(attention_input_names("blocks.0.attn1"), 1.0)
-    with pytest.raises(UserError, match="attention in fp8 takes heads of multiples of 16, not 20"):
-        quantized(trace_step(model, batch=1, window="held"), names, "fp8")
+@pytest.mark.parametrize(
+    ("sizes", "said"),
+    [
+        ({"attention_head_dim": 24}, "heads whose width is a multiple of 16, and this model's is 24"),
+        ({"sink": 0, "history": 1}, "takes no mask, which a cache of one slot needs"),
+    ],
+)
+def test_models_whose_attention_would_have_no_codes_are_refused_before_they_are_calibrated(
+    sizes, said, tmp_path
+):
+    place = debug_checkpoint(tmp_path / "model", **sizes)
+    asked = Settings(backend="onnx", precision="fp8", attention="fp8")
+    with pytest.raises(UserError, match=f"{said}.*; leave --attention out"):
+        describe(open_checkpoint(place), asked)
+    assert describe(open_checkpoint(place), replace(asked, attention=None)).attention == "native"
+
+
+def test_heads_of_their_own_keys_have_codes_in_tensorrt_rtx_too(tmp_path):
+    """Halves of a cache's entries are cut without sequences, which its parser does not know."""
+    place, engine = debug_checkpoint(tmp_path / "model", layout="mha"), tmp_path / "engine"
+    options = ("--backend", "tensorrt-rtx", "--target", "sm120", "-o", str(engine))
+    result = CliRunner().invoke(main, ["build", "--checkpoint", str(place), *options, *FP8])
+    assert result.exit_code == 0, result.output
+    assert KERNEL in (engine / "step.engine").read_bytes()
 
 
 def test_the_blocks_at_the_ends_attend_in_the_base_type():
