@@ -5,16 +5,13 @@ from __future__ import annotations
 from torch import nn
 
 from export.lowering.calibration import attention_input_names
-from export.lowering.exclusions import ends, reason_to_exclude
+from export.lowering.exclusions import WIDTHS, ends, reason_to_exclude
 from export.lowering.precision import FLOAT32_PREFIXES
 from export.lowering.trace import fake_model
 from export.settings import Settings
 from plugins.errors import UserError
 from vmla.cache import CacheSpec
 from vmla.config import ModelConfig
-
-HEAD_WIDTHS = 16
-"""A head's width must be a multiple of this for TensorRT's attention on float8 codes."""
 
 
 def layers_of(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -32,9 +29,9 @@ def check_attention(config: ModelConfig, settings: Settings) -> None:
     """
     if settings.attention_form != "fp8":
         return
-    if (width := config.attention_head_dim) % HEAD_WIDTHS:
+    if (width := config.attention_head_dim) % WIDTHS:
         raise UserError(
-            f"attention in fp8 needs heads whose width is a multiple of {HEAD_WIDTHS}, and this model's is "
+            f"attention in fp8 needs heads whose width is a multiple of {WIDTHS}, and this model's is "
             f"{width}; leave --attention out"
         )
     if CacheSpec.of(config).slots == 1:

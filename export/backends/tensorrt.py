@@ -14,6 +14,7 @@ from export.backends.tensorrt_build import (
     BuildRequest,
     build,
     compile_kernels,
+    fp8_attentions_of,
     timing_cache,
     window_of,
 )
@@ -89,7 +90,7 @@ class TensorRT(Backend):
 
     def request(self, name: str, graph: Path, manifest: Manifest, scratch: Path) -> BuildRequest:
         """The request to build `name` from `graph`; the plugin's kernels are compiled into `scratch`."""
-        from export.onnx.attention_node import attention_nodes, quantized_attentions
+        from export.onnx.attention_node import attention_nodes
 
         folder, version = graph.parent, manifest.host.versions["tensorrt"]
         nodes, target = attention_nodes(graph), manifest.host.architecture
@@ -105,7 +106,7 @@ class TensorRT(Backend):
             engine=str(graph.with_suffix(self.ending)),
             target=target,
             attention_nodes=nodes,
-            fp8_attentions=quantized_attentions(graph) if manifest.attention == "fp8" else 0,
+            fp8_attentions=fp8_attentions_of(manifest, name),
             kernels=str(scratch) if nodes else None,
             size=size,
             layers=str(graph.with_suffix(".layers.json")),

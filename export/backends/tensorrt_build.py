@@ -17,6 +17,7 @@ from typing import Literal, get_args
 
 from export.engine.manifest import Manifest, Signature
 from export.engine.target import driver_version
+from export.lowering.exclusions import ends
 from plugins.errors import UserError
 from plugins.triton.tiles import Family, Size, halves
 
@@ -65,6 +66,16 @@ class BuildRequest:
 def window_of(manifest: Manifest, program: str) -> dict[str, list[int]]:
     """`BuildRequest.window` of the program called `program`."""
     return {} if manifest.window == "all" else full_window(manifest.programs[program])
+
+
+def fp8_attentions_of(manifest: Manifest, program: str) -> int:
+    """`BuildRequest.fp8_attentions` of the program called `program`: one a quantised block of the step."""
+    from export.engine.signature import STEP
+
+    if manifest.attention != "fp8" or program != STEP:
+        return 0
+    blocks = int(manifest.model["num_layers"])
+    return blocks - 2 * ends(blocks)
 
 
 def full_window(signature: Signature) -> dict[str, list[int]]:

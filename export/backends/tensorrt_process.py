@@ -20,8 +20,9 @@ from export.backends.tensorrt_build import BuildRequest, kernel_family
 from plugins.atomic_files import atomic_write_bytes
 from plugins.errors import UserError
 
-SOFTMAX_SCALE = 1 / 448
-"""Of the codes of a softmax: its largest weight, 1, becomes the largest number of float8_e4m3fn."""
+SOFTMAX_UNIT = 1 / 448
+"""What a unit of the softmax's codes stands for: its largest weight, 1, becomes 448, the largest number of
+float8_e4m3fn, which `export.lowering.fp8.LARGEST` tells those who load PyTorch anyway."""
 
 
 def main(request: BuildRequest) -> int:
@@ -41,7 +42,7 @@ def main(request: BuildRequest) -> int:
     if not _has_plugins(trt, network, request.attention_nodes):
         return 1
     _decompose_wide_attention(trt, network)
-    scale = np.array(SOFTMAX_SCALE, np.float32)  # the network reads it until the engine is built
+    scale = np.array(SOFTMAX_UNIT, np.float32)  # the network reads it until the engine is built
     wanted = request.fp8_attentions
     if wanted and not _quantize_softmax(trt, network, trt.Weights(scale), wanted):
         return 1

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from export.backends.base import Backend, BuildOptions, Offer, Program, Requirement
 from export.backends.onnx import EXPORTER, remove_graph, write_graph
-from export.backends.tensorrt_build import PRODUCTS, BuildRequest, build, window_of
+from export.backends.tensorrt_build import PRODUCTS, BuildRequest, build, fp8_attentions_of, window_of
 from export.engine.manifest import Manifest
 from export.engine.target import Host
 from plugins.errors import UserError
@@ -63,8 +63,6 @@ class TensorRTRTX(Backend):
 
     def compile(self, name: str, program: ExportedProgram, manifest: Manifest, folder: Path) -> list[str]:
         """Build `NAME.engine` for all target architectures, in a process of its own."""
-        from export.onnx.attention_node import quantized_attentions
-
         graph = write_graph(name, program, manifest, folder)
         warned = build(
             BuildRequest(
@@ -72,7 +70,7 @@ class TensorRTRTX(Backend):
                 graph=str(graph),
                 engine=str(graph.with_suffix(self.ending)),
                 target=manifest.host.architecture,
-                fp8_attentions=quantized_attentions(graph) if manifest.attention == "fp8" else 0,
+                fp8_attentions=fp8_attentions_of(manifest, name),
                 window=window_of(manifest, name),
             )
         )
